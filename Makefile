@@ -1,0 +1,96 @@
+# docker-fw. `make help` lists what there is to do.
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKER  ?= docker
+IMAGE   ?= docker-fw:$(VERSION)
+PLUGIN  ?= fw:latest
+ENGINE  ?= 28.5.2
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+# What the demo and the tests need of Debian; engines come in roots of their own, nothing of Docker is installed here.
+DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
+          debian-archive-keyring busybox-static ca-certificates procps tcpdump
+
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine bench lint lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+image: ## build the image (DOCKER, IMAGE)
+	$(DOCKER) build -t $(IMAGE) .
+
+plugin: image ## build/plugin: config.json and rootfs, as `docker plugin create` takes them
+	@$(MAKE) --no-print-directory build/plugin
+
+# The image's files, flattened: a plugin's rootfs is one tree.
+.PHONY: build/plugin
+build/plugin:
+	rm -rf build/plugin
+	mkdir -p build/plugin/rootfs
+	id=$$($(DOCKER) create $(IMAGE)) && $(DOCKER) export $$id | tar -x -C build/plugin/rootfs; \
+	    status=$$?; $(DOCKER) rm $$id >/dev/null; exit $$status
+	cp config.json build/plugin/
+
+install: plugin ## image, plugin create, enable, on the Docker at hand (PLUGIN)
+	@$(MAKE) --no-print-directory install-built
+
+# Without building: what is in build/plugin becomes the plugin.
+.PHONY: install-built
+install-built:
+	@! $(DOCKER) plugin inspect $(PLUGIN) >/dev/null 2>&1 || \
+	    { echo "$(PLUGIN) is installed already; 'make uninstall' first" >&2; exit 1; }
+	$(DOCKER) plugin create $(PLUGIN) build/plugin
+	$(DOCKER) plugin enable $(PLUGIN)
+	@echo "ready: docker network create -d $(PLUGIN) --ipv6 --subnet 2001:db8:1::/64 NAME"
+
+uninstall: ## remove the plugin, its rules, its links and its image from the Docker at hand
+	@used=$$($(DOCKER) network ls -q --filter driver=$(PLUGIN) | xargs -r $(DOCKER) network inspect -f '{{.Name}}'); \
+	    [ -z "$$used" ] || { echo "remove these networks first (docker network rm):" $$used >&2; exit 1; }
+	-$(DOCKER) plugin disable -f $(PLUGIN)
+	$(DOCKER) run --rm --network host --cap-add NET_ADMIN $(IMAGE) cleanup
+	-$(DOCKER) plugin rm -f $(PLUGIN)
+	-$(DOCKER) rmi $(IMAGE)
+
+$(VENV)/ready: requirements-dev.lock
+	@command -v apt-get >/dev/null || { echo "make $(MAKECMDGOALS) needs Debian" >&2; exit 1; }
+	@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(DEBIAN) 2>/dev/null | sed -n 's/^ii //p' | sort > /tmp/docker-fw.have; \
+	    printf '%s\n' $(DEBIAN) | sort | comm -23 - /tmp/docker-fw.have; rm -f /tmp/docker-fw.have); \
+	    [ -z "$$missing" ] || { echo "installing" $$missing; apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+	/usr/bin/python3 -m venv --system-site-packages --clear $(VENV)
+	$(PYTHON) -m pip install -q --require-hashes -r requirements-dev.lock
+	@touch $@
+
+demo: $(VENV)/ready ## an isolated engine, the plugin, a compose stack, probes from outside, a table (ENGINE)
+	$(PYTHON) -m tests.demo --engine $(ENGINE)
+
+test: $(VENV)/ready lint ## all tests: pure, kernel, engine
+	$(PYTHON) -m pytest -n 3 --dist loadgroup
+
+test-pure: $(VENV)/ready
+	$(PYTHON) -m pytest -m "not kernel and not engine"
+
+test-kernel: $(VENV)/ready
+	$(PYTHON) -m pytest -m kernel
+
+test-engine: $(VENV)/ready
+	$(PYTHON) -m pytest -m engine
+
+bench: $(VENV)/ready ## speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
+	$(PYTHON) -m tests.bench --engine $(ENGINE)
+
+lint: $(VENV)/ready ## ruff and mypy
+	$(PYTHON) -m ruff check plugin tests
+	$(PYTHON) -m mypy
+
+lock: $(VENV)/ready ## new versions of the dependencies, with hashes
+	$(PYTHON) -m pip install -q pip-tools
+	for extra in "" "--extra=dev"; do \
+	    $(PYTHON) -m piptools compile -q --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	        --no-emit-index-url --no-emit-find-links --no-emit-options $$extra \
+	        -o requirements$${extra:+-dev}.lock pyproject.toml; \
+	done
+
+clean: ## what was built and made here (not the lab's cache under /var/cache/docker-fw-lab)
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis docker_fw.egg-info

@@ -1,0 +1,89 @@
+"""Cuts the flows of addresses and published ports: conntrack entries outlive the rule that let them in.
+
+A closed port must be closed for those, too, who talked to the address's last owner: `established` comes before every
+rule. So the flows are found in a dump and deleted one by one, which every kernel does. A filter in the kernel would
+be quicker, and is not there before 6.12 for deleting, and the wrong way round for IPv6 addresses until at least 6.18
+(ctnetlink_filter_match_tuple).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+
+from plugin import netlink as nl
+from plugin.model import PROTO_NUMBER, Address, Published
+
+_GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
+_TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_DST_PORT = 1, 2, 1, 3
+_IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
+_AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+log = logging.getLogger(__name__)
+_Flow = dict[int, bytes]
+
+
+def cut_addresses(addresses: Collection[Address]) -> None:
+    """Forgets every flow from or to the addresses, so that their next owners inherit none. Never raises."""
+    for version in (4, 6):
+        packed = {address.packed for address in addresses if address.version == version}
+        if packed:
+            _cut(version, packed, partial(_touches, version=version, packed=packed))
+
+
+def cut_published(ports: Collection[Published]) -> None:
+    """Forgets flows to published host ports, begun before the DNAT stood or while it led elsewhere. Never raises."""
+    for version in (4, 6):
+        wanted = {
+            (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big"))
+            for port in ports
+            if port.host_ip.version == version
+        }
+        if wanted:
+            marks = {nl.attr(_PROTO_DST_PORT, port)[:6] for _, port in wanted}
+            _cut(version, marks, partial(_aims_at, wanted=wanted))
+
+
+def _cut(version: int, marks: set[bytes], chosen: Callable[[_Flow], bool]) -> None:
+    """`marks`: bytes of which each flow that may be chosen holds one; to take all flows apart would cost seconds."""
+    try:
+        with nl.open_socket() as sock:
+            for flow in [flow for flow in _flows(sock, _AF[version], marks) if chosen(flow)]:
+                wanted = nl.nested(_TUPLE_ORIG, flow[_TUPLE_ORIG])
+                wanted += b"".join(nl.attr(kind, flow[kind]) for kind in (_ID, _ZONE) if kind in flow)
+                try:
+                    nl.request(sock, _DELETE, nl.NLM_F_ACK, nl.nfgen(_AF[version]) + wanted)
+                except FileNotFoundError:
+                    continue  # it has ended meanwhile
+    except OSError as error:
+        log.error("could not cut flows of an address that changes hands: %s", error)
+
+
+def _flows(sock: socket.socket, family: int, marks: set[bytes]) -> Iterator[_Flow]:
+    """The kernel's flows of one family, out of a dump that is not kept."""
+    asked = int.from_bytes(os.urandom(3), "little") + 1
+    sock.send(nl.message(_GET, nl.NLM_F_DUMP, asked, nl.nfgen(family)))
+    for kind, number, body in nl.replies(sock):
+        if number != asked:
+            continue
+        if kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
+            return
+        flow = nl.attributes(body[4:]) if any(mark in body for mark in marks) else {}
+        if _TUPLE_ORIG in flow and _TUPLE_REPLY in flow:
+            yield flow
+
+
+def _touches(flow: _Flow, version: int, packed: set[bytes]) -> bool:
+    for where in (_TUPLE_ORIG, _TUPLE_REPLY):
+        ends = nl.attributes(nl.attributes(flow[where]).get(_TUPLE_IP, b""))
+        if any(ends.get(part) in packed for part in _IP[version]):
+            return True
+    return False
+
+
+def _aims_at(flow: _Flow, wanted: set[tuple[int, bytes]]) -> bool:
+    proto = nl.attributes(nl.attributes(flow[_TUPLE_ORIG]).get(_TUPLE_PROTO, b""))
+    return (int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")) in wanted

@@ -1,0 +1,199 @@
+"""Docker's API, read only: the look-up in a hook, the look at everything, the events.
+
+Docker holds a container's lock through its whole start, so inspecting it inside a hook blocks; listing does not.
+While dockerd boots, its socket accepts and answers nobody until every restart-policy container has been started,
+which waits for our hooks. So a hook's look-up is bounded in time, and after one failure no hook asks again until the
+API has answered once.
+
+Calls made (for those behind a socket proxy): GET /version, /events, /networks, /networks/ID, /containers/json,
+/images/ID/json.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import docker
+from docker.constants import DEFAULT_DOCKER_API_VERSION
+from docker.errors import APIError, DockerException, NotFound
+from requests.exceptions import RequestException
+
+from plugin import labels
+from plugin.model import Container, Problem
+
+#: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
+HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
+#: A call outside hooks, in seconds.
+LOOK_TIMEOUT = 10.0
+#: requests takes None and fractions of seconds as time-outs; docker-py's stubs say int.
+_NEVER: Any = None
+log = logging.getLogger(__name__)
+
+
+class ApiSilent(Exception):
+    """Docker's API did not answer (in time). What is not known stays closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Everything that Docker told at one moment: containers by endpoint ID, and the bridges that are its own."""
+
+    containers: Mapping[str, Container] = field(default_factory=dict)
+    bridges: frozenset[str] = frozenset()
+
+
+class DockerApi:
+    """`path` is the API's unix socket. Thread-safe; connects when first used, never when made."""
+
+    def __init__(self, path: str) -> None:
+        self._url = f"unix://{path}"
+        self._local = threading.local()
+        self._version = ""
+        self._images: dict[str, Mapping[str, str]] = {}
+        self._answering = True
+        # Hooks ask in threads of these, for a time-out of a socket's is for each read: an answer that comes in drops
+        # would hold a hook for ever.
+        self._hooks = ThreadPoolExecutor(16, "look-up")
+
+    def find(self, network_id: str, endpoint_id: str) -> Container | None:
+        """The container behind an endpoint that is just being joined; None if Docker does not know it (yet).
+
+        Bounded by HOOK_LIMIT. Raises ApiSilent, at once if the API was silent the last time.
+        """
+        if not self._answering:
+            raise ApiSilent("Docker's API has not answered since the last time it was asked")
+        try:
+            return self._hooks.submit(self._find, network_id, endpoint_id).result(HOOK_LIMIT)
+        except NotFound:
+            return None
+        except (DockerException, RequestException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._answering = False
+            self._version = ""
+            raise ApiSilent(f"Docker's API did not tell whose endpoint {endpoint_id[:12]} is: {error}") from error
+
+    def _find(self, network_id: str, endpoint_id: str) -> Container | None:
+        client = self._client(HOOK_TIMEOUT)
+        name = _endpoint_name(client.inspect_network(network_id), endpoint_id)
+        if name is None:
+            return None
+        pattern = f"^/{re.escape(name)}$"
+        for listed in client.containers(all=True, filters={"name": [pattern]}):
+            if f"/{name}" in (listed.get("Names") or []):
+                return self._container(client, listed)
+        return None
+
+    def look(self) -> Look:
+        """Asks for everything. Raises ApiSilent."""
+        try:
+            client = self._client(LOOK_TIMEOUT)
+            bridges = frozenset(
+                str((network.get("Options") or {}).get("com.docker.network.bridge.name") or f"br-{network['Id'][:12]}")
+                for network in client.networks()
+                if network.get("Driver") == "bridge"
+            )
+            containers: dict[str, Container] = {}
+            for listed in client.containers():
+                attached = ((listed.get("NetworkSettings") or {}).get("Networks") or {}).values()
+                endpoints = [a["EndpointID"] for a in attached if isinstance(a, dict) and a.get("EndpointID")]
+                if endpoints:
+                    container = self._container(client, listed)
+                    containers.update(dict.fromkeys(endpoints, container))
+        except (DockerException, RequestException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._version = ""
+            raise ApiSilent(f"Docker's API did not answer: {error}") from error
+        self._answering = True
+        return Look(containers, bridges)
+
+    def events(self) -> Iterator[str]:
+        """What happens, as "container start" or "network create"; ends when the stream ends. Raises ApiSilent.
+
+        The first word is "subscribed": look at everything after it, for what came before is not told again.
+        """
+        try:
+            # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
+            client = docker.APIClient(base_url=self._url, version=self._negotiated(_NEVER), timeout=_NEVER)
+            stream = client.events(decode=True, filters={"type": ["container", "network"]})
+        except (DockerException, RequestException, OSError) as error:
+            raise ApiSilent(f"Docker's API did not answer: {error}") from error
+        self._answering = True
+        try:
+            yield "subscribed"
+            for event in stream:
+                if isinstance(event, dict):
+                    yield f"{event.get('Type')} {event.get('Action')}"
+        except (DockerException, RequestException, OSError, ValueError) as error:
+            log.debug("the event stream ended: %s", error)
+        finally:
+            self._version = ""  # the next daemon may be of another version
+            client.close()
+
+    def _negotiated(self, timeout: Any) -> str:
+        if not self._version:
+            client = docker.APIClient(base_url=self._url, version="1.41", timeout=timeout)
+            try:
+                told = client.version(api_version=False)
+            finally:
+                client.close()
+            # docker-py speaks up to a version of its own; 20.10 tops out at 1.41, 29 starts at 1.44.
+            ours = tuple(map(int, DEFAULT_DOCKER_API_VERSION.split(".")))
+            theirs = tuple(map(int, str(told["ApiVersion"]).split(".")))
+            self._version = ".".join(map(str, min(ours, theirs)))
+        return self._version
+
+    def _client(self, timeout: Any) -> docker.APIClient:
+        version = self._negotiated(timeout)
+        kept: dict[tuple[str, Any], docker.APIClient] = self._local.__dict__.setdefault("clients", {})
+        key = (version, timeout)
+        if key not in kept:
+            for client in kept.values():
+                client.close()
+            kept.clear()
+            kept[key] = docker.APIClient(base_url=self._url, version=version, timeout=timeout)
+        return kept[key]
+
+    def _container(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Container:
+        names = listed.get("Names") or []
+        # A linked container has several names; its own is the one without a second slash.
+        name = next((n[1:] for n in names if n.count("/") == 1), listed["Id"][:12])
+        said: dict[str, str] = {
+            key: value
+            for key, value in (listed.get("Labels") or {}).items()
+            if key.lower().startswith(labels.PREFIX)
+        }
+        if said:
+            try:
+                brought = self._image_labels(client, listed["ImageID"])
+            except (NotFound, APIError) as error:
+                problem = Problem(
+                    "label " + min(said),
+                    said[min(said)],
+                    f"the image is gone ({error.explanation}), so it cannot be told whether the image brought "
+                    "this label; pull the image again",
+                )
+                return Container(listed["Id"], name, (), (problem,))
+            said = {key: value for key, value in said.items() if brought.get(key) != value}
+        parsed = labels.parse(said)
+        return Container(listed["Id"], name, parsed.allow, parsed.problems)
+
+    def _image_labels(self, client: docker.APIClient, image_id: str) -> Mapping[str, str]:
+        """What the image brings: an image must not open its own ports. An image never changes, so it is kept."""
+        if image_id not in self._images:
+            config = client.inspect_image(image_id).get("Config") or {}  # type: ignore[no-untyped-call]
+            if len(self._images) > 1000:
+                self._images.clear()
+            self._images[image_id] = config.get("Labels") or {}
+        return self._images[image_id]
+
+
+def _endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
+    """The container's name: `ep-<EndpointID>` before the sandbox is told, the container's ID after."""
+    for key, value in (network.get("Containers") or {}).items():
+        if key == f"ep-{endpoint_id}" or value.get("EndpointID") == endpoint_id:
+            return str(value["Name"]) or None
+    return None

@@ -1,0 +1,100 @@
+"""The one rule in Docker's DOCKER-USER chain that lets through what our table accepted, told by a mark.
+
+Docker's FORWARD chain ends in a drop, and an accept of ours does not overrule it. The rule stands last of what
+others put there (fail2ban, CrowdSec), before a closing RETURN, in the variant of iptables that dockerd uses. It
+opens nothing by itself: only our table sets the mark, and clears it on everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+CHAIN = "DOCKER-USER"
+#: Families as netfilter spells them under /proc/net, with the stem of their commands.
+_STEMS = {"ip": "iptables", "ip6": "ip6tables"}
+
+
+class DockerUser:
+    """`mark` is our bit. `proc` is where the kernel lists the legacy tables in use."""
+
+    def __init__(self, mark: int, proc: str = "/proc/net") -> None:
+        self._mark = f"{mark:#x}/{mark:#x}"
+        self._proc = Path(proc)
+
+    def ensure(self) -> list[str]:
+        """Puts the rule where DOCKER-USER stands without it; returns the commands for which it stands now."""
+        standing = []
+        for command in self._commands():
+            rules = self._rules(command)
+            if rules is None:
+                continue
+            if self._at(rules) != self._want(rules) and not self._place(command, rules):
+                continue
+            standing.append(command)
+        return standing
+
+    def remove(self) -> None:
+        """Takes the rule away again, wherever it stands."""
+        for command in self._commands():
+            while (rules := self._rules(command)) and self._at(rules):
+                if _run(command, "-D", CHAIN, str(self._at(rules))) is None:
+                    break
+
+    def _place(self, command: str, rules: list[str]) -> bool:
+        # First in at its place, then out where it stood: a moment with two is harmless, one without is not.
+        old = self._at(rules)
+        position = self._want(rules) if not old else self._want(rules) + 1
+        done = _run(command, "-I", CHAIN, str(position), *self._rule()) is not None
+        if done and old:
+            _run(command, "-D", CHAIN, str(old))
+        if done:
+            log.info("%s: %s lets through what docker-fw accepted", command, CHAIN)
+        return done
+
+    def _rule(self) -> list[str]:
+        return ["-m", "mark", "--mark", self._mark, "-m", "comment", "--comment", "docker-fw", "-j", "ACCEPT"]
+
+    def _at(self, rules: list[str]) -> int:
+        """The rule's number, from 1; 0 if it is not there."""
+        return next((n for n, rule in enumerate(rules, 1) if self._mark in rule and "docker-fw" in rule), 0)
+
+    def _want(self, rules: list[str]) -> int:
+        """Where it belongs: last, but for a RETURN that ends the chain (20.10-27 put one there)."""
+        others = [rule for rule in rules if not (self._mark in rule and "docker-fw" in rule)]
+        if others and others[-1] == f"-A {CHAIN} -j RETURN":
+            return len(others)
+        return len(others) + 1
+
+    def _rules(self, command: str) -> list[str] | None:
+        listed = _run(command, "-S", CHAIN)
+        if listed is None:
+            return None
+        return [line for line in listed.splitlines() if line.startswith(f"-A {CHAIN}")]
+
+    def _commands(self) -> list[str]:
+        # Asking iptables-legacy about a table brings the table into being, so only where it is in use already.
+        commands = [f"{stem}-nft" for stem in _STEMS.values()]
+        for family, stem in _STEMS.items():
+            try:
+                if "filter" in (self._proc / f"{family}_tables_names").read_text().split():
+                    commands.append(f"{stem}-legacy")
+            except OSError:
+                continue
+        return commands
+
+
+def _run(command: str, *arguments: str) -> str | None:
+    """stdout, or None when the command failed (no such chain, no such command)."""
+    try:
+        done = subprocess.run(
+            [command, "-w", "5", *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("%s %s: %s", command, " ".join(arguments), error)
+        return None
+    if done.returncode and arguments[0] != "-S":
+        log.warning("%s %s: %s", command, " ".join(arguments), done.stderr.strip())
+    return None if done.returncode else done.stdout

@@ -1,0 +1,80 @@
+"""gunicorn's configuration: one worker with threads on the plugin's socket. `gunicorn -c python:plugin.gunicorn_conf`.
+
+The master binds the socket before anything else, for dockerd dials it at once and disables a plugin that is not
+there; when the worker dies the master starts another on the same socket.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+
+from plugin.model import FwError
+from plugin.settings import Settings, read
+
+
+def _settings() -> Settings:
+    try:
+        return read(os.environ)
+    except FwError as error:
+        sys.exit(f"docker-fw: wrong settings: {error}")
+
+
+_read = _settings()
+_running: list[Any] = []
+
+wsgi_app = "plugin.gunicorn_conf:load()"
+bind = f"unix:{_read.socket}"
+umask = 0o177  # the socket is root's alone
+workers = 1
+worker_class = "gthread"
+threads = 16
+# Docker keeps its connections; one that we close under its hands costs it a retry after a second.
+keepalive = 3600
+timeout = 60
+graceful_timeout = 8  # Docker kills a plugin after 10 s
+worker_tmp_dir = "/dev/shm"  # noqa: S108
+control_socket_disable = True
+preload_app = False
+# One stream: dockerd writes a plugin's stdout down as information and its stderr as errors.
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}},
+    "root": {"level": _read.log_level.upper(), "handlers": ["stdout"]},
+    "loggers": {
+        "gunicorn.error": {"level": "WARNING", "handlers": [], "propagate": True},
+        "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
+        # At debug these describe every byte, which nobody looks for here.
+        **{name: {"level": "WARNING"} for name in ("urllib3", "pyroute2", "asyncio")},
+    },
+}
+proc_name = "docker-fw"
+
+
+def load() -> Any:
+    """Makes the plugin in the worker: what must be closed is closed before the first call is taken."""
+    from plugin.main import Plugin  # noqa: PLC0415
+
+    try:
+        plugin = Plugin(_read)
+    except FwError as error:
+        print(f"docker-fw: {error}", file=sys.stderr, flush=True)
+        # By this status gunicorn's master knows that trying again is of no use, and ends too.
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)
+    _running.append(plugin)
+    return plugin.app()
+
+
+def post_worker_init(worker: Any) -> None:
+    for plugin in _running:
+        plugin.start()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    for plugin in _running:
+        plugin.stop()

@@ -1,0 +1,162 @@
+"""The composition root: builds the rooms, takes over what stands, starts and stops the loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from pyroute2.netlink.exceptions import NetlinkError
+
+from plugin import __version__, conntrack
+from plugin.app import create_app
+from plugin.dockerapi import DockerApi
+from plugin.dockeruser import DockerUser
+from plugin.driver import Driver
+from plugin.hostsocket import raise_fd_limit
+from plugin.links import Links, host_side, lives
+from plugin.model import Address, Endpoint, FwError, Published
+from plugin.neighbours import Neighbours
+from plugin.nft import Nft
+from plugin.policy import accepted
+from plugin.ports import HostPorts
+from plugin.reconcile import Reconciler
+from plugin.relay import Relay
+from plugin.settings import Settings
+from plugin.single import claim
+from plugin.store import State, Store
+from plugin.sysctl import Sysctl
+from plugin.watch import DOCKERS, Watcher, others
+
+log = logging.getLogger(__name__)
+
+
+def _without(lost: Collection[Published]) -> Callable[[Endpoint], Endpoint]:
+    return lambda e: dataclasses.replace(e, published=tuple(p for p in e.published if p not in lost))
+
+
+class Plugin:
+    """Everything that runs in one process. Making it closes what must be closed; `start` adds the loops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._claim = claim(settings.docker_socket)
+        # libnftables' socket first: libnftables aborts if its number is 1024 or more.
+        nft = Nft(settings.mark)
+        raise_fd_limit()
+        self._everywhere = settings.allow
+        sysctl = Sysctl(settings.sysctl)
+        self._links = Links(sysctl)
+        store = Store(settings.state)
+        self._state = Reconciler(nft, store, settings.allow)
+        self._orphaned: list[Address] = []
+        dockers = frozenset(name for name in others(self._links) if DOCKERS.fullmatch(name))
+        self._state.start(self._survivors(store.load()), dockers)
+        conntrack.cut_addresses(self._orphaned)
+        self._relay = Relay()
+        self._ports = HostPorts(self._relay)
+        api = DockerApi(settings.docker_socket)
+        self._driver = Driver(
+            self._state, self._links, sysctl, self._ports, api,
+            wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
+        )  # fmt: skip
+        docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
+        self._watcher = Watcher(api, self._state, self._links, docker_user, neighbours, self._driver.forget)
+
+    def app(self) -> Flask:
+        return create_app(self._driver, self)
+
+    def start(self) -> None:
+        """Puts links and ports back as they were, then watches."""
+        self._relay.start()
+        self._rebuild()
+        self._watcher.start()
+        self._watcher.wake()
+        self._watcher.changed()
+        log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
+
+    def stop(self) -> None:
+        """Ends the loops. Rules, links and published ports' rules stay: closed is closed without us too."""
+        self._watcher.stop()
+        self._relay.stop()
+
+    def _survivors(self, state: State) -> State:
+        """What of the kept state is still true. After a boot no endpoint is: Docker makes new ones.
+
+        An endpoint that was joined lives as long as its link: with the container's network namespace both ends go.
+        """
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        if state.boot != boot:
+            return State(state.networks, {}, boot)
+        alive = {e.id: e for e in state.endpoints.values() if not e.joined or lives(e.id)}
+        # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
+        self._orphaned = [
+            address
+            for e in state.endpoints.values()
+            if e.id not in alive
+            for address in (e.addr4, e.addr6)
+            if address
+        ]
+        return dataclasses.replace(state, endpoints=alive)
+
+    def _rebuild(self) -> None:
+        """Bridges that are gone (a reboot), ports of bridges, host ports. One failure never stops the others."""
+        for network in self._state.networks.values():
+            try:
+                if self._links.make_bridge(network):
+                    log.info("made bridge %s again", network.bridge)
+                    self._links.reattach(
+                        network, [e for e in self._state.endpoints.values() if e.network_id == network.id]
+                    )
+            except (FwError, NetlinkError, OSError) as error:
+                log.error("network %s: %s", network.id[:12], error)
+        try:
+            self._links.sweep({host_side(e.id) for e in self._state.endpoints.values()})
+        except (NetlinkError, OSError) as error:
+            log.error("links left behind by a crash stay: %s", error)
+        for endpoint in self._state.endpoints.values():
+            if endpoint.joined and endpoint.published:
+                lost = self._ports.restore(
+                    endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6
+                )
+                if lost:
+                    log.error("host ports that another program took meanwhile: %s", ", ".join(map(str, lost)))
+                    self._state.edit_endpoint(endpoint.id, _without(lost))
+
+    def status(self) -> dict[str, Any]:
+        """What there is and what it answers on, for people and programs."""
+        return {
+            "version": __version__,
+            "networks": [
+                {
+                    "id": network.id,
+                    "bridge": network.bridge,
+                    "subnets": [str(g.network) for g in (network.gateway4, network.gateway6) if g],
+                    "internal": network.internal,
+                    "endpoints": [
+                        {
+                            "id": endpoint.id,
+                            "container": endpoint.container.name if endpoint.container else None,
+                            "addresses": [str(a) for a in (endpoint.addr4, endpoint.addr6) if a],
+                            "known": endpoint.container is not None,
+                            "accepts": [str(rule) for rule in accepted(network, endpoint, self._everywhere)],
+                            "published": [
+                                {
+                                    "proto": port.proto,
+                                    "host_ip": str(port.host_ip),
+                                    "host_port": port.host_port,
+                                    "container_port": port.container_port,
+                                }
+                                for port in endpoint.published
+                            ],
+                            "problems": [str(p) for p in endpoint.container.problems] if endpoint.container else [],
+                        }
+                        for endpoint in self._state.endpoints.values()
+                        if endpoint.network_id == network.id
+                    ],
+                }
+                for network in self._state.networks.values()
+            ],
+        }

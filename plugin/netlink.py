@@ -1,0 +1,90 @@
+"""Netlink messages as bytes: the few that docker-fw sends by itself, where a library would cost milliseconds.
+
+Layout: RFC 3549 section 2.3 (headers) and linux/netlink.h (attributes: 16-bit length and type, padded to 4).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+_NESTED = 0x8000
+
+
+def attr(kind: int, payload: bytes) -> bytes:
+    """One attribute. Raises struct.error when the payload exceeds 64 KiB, the format's own limit."""
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    return attr(kind | _NESTED, b"".join(attributes))
+
+
+def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, seq, 0) + body
+
+
+def nfgen(family: int, resource: int = 0) -> bytes:
+    """struct nfgenmsg (linux/netfilter/nfnetlink.h): family, version 0, resource id in network order."""
+    return struct.pack("!BBH", family, 0, resource)
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes of a message body, by type, without the nested flag."""
+    found: dict[int, bytes] = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[4:length]
+        data = data[(length + 3) & ~3 :]
+    return found
+
+
+def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
+    """A netlink socket that never waits for ever: a read gives up after 5 s (TimeoutError)."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    sock.bind((0, 0))
+    sock.settimeout(5)
+    return sock
+
+
+def replies(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+    """(type, sequence number, body) of each message that arrives; the caller stops when it has its answer."""
+    while True:
+        data = sock.recv(1 << 18)
+        at = 0
+        while at + 16 <= len(data):
+            length, kind, _, seq, _ = struct.unpack_from("=IHHII", data, at)
+            yield kind, seq, data[at + 16 : at + length]
+            at += max(16, (length + 3) & ~3)
+
+
+def error_of(body: bytes) -> int:
+    """The errno (positive, 0 is an acknowledgement) of an NLMSG_ERROR message."""
+    return -int(struct.unpack_from("=i", body)[0])
+
+
+def request(sock: socket.socket, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
+    """Sends one message and returns the (type, body) of its answers. Raises OSError with the kernel's errno."""
+    seq = int.from_bytes(os.urandom(3), "little") + 1
+    sock.send(message(kind, flags, seq, body))
+    answers: list[tuple[int, bytes]] = []
+    for answer, number, payload in replies(sock):
+        if number != seq:
+            continue
+        if answer == NLMSG_DONE:
+            break
+        if answer == NLMSG_ERROR:
+            if code := error_of(payload):
+                raise OSError(code, os.strerror(code))
+            break
+        answers.append((answer, payload))
+        if not flags & (NLM_F_DUMP | NLM_F_ACK):
+            break
+    return answers

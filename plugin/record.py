@@ -1,0 +1,106 @@
+"""Typed reads from JSON that somebody else wrote. Each raises ValueError that names the key and what was there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from typing import Any, TypeVar
+
+from plugin.model import PROTO_NUMBER, Address, Proto
+
+T = TypeVar("T")
+#: Linux's own rule for interface names (dev_valid_name), narrowed to what needs no quoting anywhere.
+INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+
+
+def text(raw: Any, key: str) -> str:
+    value = _get(raw, key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be text, not {_shown(value)}")
+    return value
+
+
+def integer(raw: Any, key: str) -> int:
+    value = _get(raw, key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
+    return value
+
+
+def port(raw: Any, key: str) -> int:
+    value = integer(raw, key)
+    if not 1 <= value <= 65535:
+        raise ValueError(f"{key} must be a port (1-65535), not {_shown(value)}")
+    return value
+
+
+def boolean(raw: Any, key: str) -> bool:
+    value = _get(raw, key)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, not {_shown(value)}")
+    return value
+
+
+def items(raw: Any, key: str) -> list[Any]:
+    value = _get(raw, key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list, not {_shown(value)}")
+    return value
+
+
+def protocol(raw: Any, key: str) -> Proto:
+    value = _get(raw, key)
+    for name in PROTO_NUMBER:
+        if value == name:
+            return name
+    raise ValueError(f"{key} must be tcp, udp or sctp, not {_shown(value)}")
+
+
+def interface_name(raw: Any, key: str) -> str:
+    value = text(raw, key)
+    if not INTERFACE_NAME.fullmatch(value):
+        raise ValueError(f"{key} must be an interface's name, not {_shown(value)}")
+    return value
+
+
+def address(value: Any) -> Address:
+    if not isinstance(value, str) or "%" in value:
+        raise ValueError(f"{_shown(value)} is not an address")
+    return ip_address(value)
+
+
+def interface(value: Any) -> IPv4Interface | IPv6Interface:
+    if not isinstance(value, str) or "/" not in value or "%" in value:
+        raise ValueError(f"{_shown(value)} is not an address with a prefix length, like 172.18.0.1/16")
+    return ip_interface(value)
+
+
+def only(kind: type[T], read: Callable[[Any], object]) -> Callable[[Any], T]:
+    """`read`, for what must be of one kind, such as the IPv4 ones among the addresses."""
+
+    def checked(value: Any) -> T:
+        found = read(value)
+        if not isinstance(found, kind):
+            raise ValueError(f"{_shown(value)} is of the wrong kind")
+        return found
+
+    return checked
+
+
+def optional(raw: Any, key: str, read: Callable[[Any], T]) -> T | None:
+    value = _get(raw, key)
+    return None if value is None else read(value)
+
+
+def _get(raw: Any, key: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected an object with {key}, not {_shown(raw)}")
+    if key not in raw:
+        raise ValueError(f"{key} is missing")
+    return raw[key]
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:60] + "…"

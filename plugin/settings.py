@@ -1,0 +1,67 @@
+"""Environment → Settings, with every mistake at once. Pure: reads the mapping it is given, nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plugin.labels import parse_allow
+from plugin.model import FwError, Rule
+
+#: Every setting: default, meaning. `config.json` and the README are checked against it.
+SETTINGS: dict[str, tuple[str, str]] = {
+    "FW_SOCKET": ("/run/docker/plugins/fw.sock", "the socket on which Docker finds the driver"),
+    "FW_DOCKER_SOCKET": ("/host/run/docker.sock", "Docker's API socket, as seen inside the plugin"),
+    "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
+    "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
+    "FW_ALLOW": ("", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow"),
+    "FW_MARK": ("0x08000000", "the packet mark (one bit) that lets accepted packets pass Docker's own firewall"),
+    "FW_LOG_LEVEL": ("info", "debug, info, warning or error"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    socket: str
+    docker_socket: str
+    state: str
+    sysctl: str
+    allow: tuple[Rule, ...]
+    mark: int
+    log_level: str
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """Raises FwError that names every setting at fault. An unknown FW_ name is a fault too: it may be a typo."""
+    values = {name: environ.get(name, "").strip() or default for name, (default, _) in SETTINGS.items()}
+    faults = [
+        f"{name} is not a setting (known: {', '.join(SETTINGS)})"
+        for name in sorted(environ)
+        if name.startswith("FW_") and name not in SETTINGS
+    ]
+    rules: list[Rule] = []
+    if values["FW_ALLOW"]:
+        rules, mistakes = parse_allow(values["FW_ALLOW"])
+        faults += [f'FW_ALLOW="{values["FW_ALLOW"]}": {mistake}' for mistake in mistakes]
+    mark = 0
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", values["FW_MARK"]):
+        mark = int(values["FW_MARK"], 0 if values["FW_MARK"][:2].lower() == "0x" else 10)
+    if mark.bit_count() != 1 or mark >= 1 << 32:
+        faults.append(f'FW_MARK="{values["FW_MARK"]}": must be one bit of 32, like 0x08000000')
+    if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
+        faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
+    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL"):
+        if not values[name].startswith("/"):
+            faults.append(f'{name}="{values[name]}": must be an absolute path')
+    if faults:
+        raise FwError("; ".join(faults))
+    return Settings(
+        socket=values["FW_SOCKET"],
+        docker_socket=values["FW_DOCKER_SOCKET"],
+        state=values["FW_STATE"],
+        sysctl=values["FW_SYSCTL"],
+        allow=tuple(sorted(set(rules))),
+        mark=mark,
+        log_level=values["FW_LOG_LEVEL"].lower(),
+    )

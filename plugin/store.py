@@ -1,0 +1,215 @@
+"""What must survive a restart and Docker will not tell again: networks and endpoints, in one atomic JSON file.
+
+Format: {"version": 1, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
+Written to a temporary file and renamed. A change of networks is flushed to the disk (fsync), for they must survive
+a power cut; endpoints die with the host, so theirs need to survive only our own process. Before the first unflushed
+write after a flushed one, the flushed file is kept as `FILE~`, to fall back to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from pathlib import Path
+from typing import Any
+
+from plugin.model import Container, Endpoint, FwError, Network, Problem, Published, Rule
+from plugin.record import (
+    address,
+    boolean,
+    integer,
+    interface,
+    interface_name,
+    items,
+    only,
+    optional,
+    port,
+    protocol,
+    text,
+)
+
+VERSION = 1
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class State:
+    """networks and endpoints by their Docker IDs; `boot` is the kernel's boot id of when it was written."""
+
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
+    boot: str = ""
+    #: Families (AF_) whose forwarding docker-fw switched on since `boot`.
+    switched: frozenset[int] = frozenset()
+
+
+class Store:
+    """The file at `path`; its directory is made (0700) when missing."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._backup = Path(path + "~")
+        self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
+        self._flushed = False
+
+    def load(self) -> State:
+        """The last state. Nothing there: an empty one. A corrupt file is kept aside, and the fallback is read.
+
+        Raises FwError for a file of a newer version: what it means is not ours to guess.
+        """
+        for path in (self._path, self._backup):
+            try:
+                state = _decode(json.loads(path.read_text()))
+            except FileNotFoundError:
+                continue
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+                aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+                log.error("state file %s is not readable (%s); kept as %s, going on without it", path, error, aside)
+                with contextlib.suppress(OSError):
+                    path.replace(aside)
+                continue
+            if path == self._backup:
+                log.warning("read the last flushed state from %s", path)
+            self._flushed = path == self._path  # it holds every network, so the next write keeps it aside
+            return state
+        return State()
+
+    def save(self, state: State, *, flush: bool) -> None:
+        """Replaces the file. Raises FwError when the disk does not take it: then the old one stands."""
+        # A record is frozen, so the line it became once serves until another record takes its place.
+        self._lines = {
+            (key := (type(item), item.id)): kept
+            if (kept := self._lines.get(key)) and kept[0] is item
+            else (item, _line(item))
+            for item in _records(state)
+        }
+        head = {"version": VERSION, "boot": state.boot, "switched": sorted(state.switched)}
+        document = (
+            json.dumps(head)[:-1]
+            + ',\n"networks": {\n'
+            + ",\n".join(self._lines[Network, key][1] for key in state.networks)
+            + '\n},\n"endpoints": {\n'
+            + ",\n".join(self._lines[Endpoint, key][1] for key in state.endpoints)
+            + "\n}}\n"
+        )
+        new = self._path.with_name(self._path.name + ".new")
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(document)
+                if flush:
+                    file.flush()
+                    os.fsync(fd)
+            if self._flushed and not flush:
+                # A second name for it, so that at no moment there is no file.
+                with contextlib.suppress(FileNotFoundError):
+                    self._backup.unlink()
+                with contextlib.suppress(FileNotFoundError):  # somebody removed it
+                    os.link(self._path, self._backup)
+            new.replace(self._path)
+            if flush:
+                self._sync_directory()
+        except OSError as error:
+            raise FwError(f"could not write the state file {self._path}: {error.strerror}") from error
+        self._flushed = flush
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _records(state: State) -> list[Network | Endpoint]:
+    return [*state.networks.values(), *state.endpoints.values()]
+
+
+def _line(item: Network | Endpoint) -> str:
+    return f"{json.dumps(item.id)}: {json.dumps(_plain(item), separators=(',', ':'))}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Rule | Published | Problem | Container | Network | Endpoint):
+        return {name: _plain(getattr(value, name)) for name in value.__slots__}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _decode(document: Any) -> State:
+    version = integer(document, "version")
+    if version > VERSION:
+        raise FwError(
+            f"the state file is of version {version}, newer than this docker-fw (version {VERSION}); "
+            "install the newer docker-fw again, or move the file away"
+        )
+    networks = {key: _network(value) for key, value in document["networks"].items()}
+    endpoints = {key: _endpoint(value) for key, value in document["endpoints"].items()}
+    state = State(networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))))
+    if [*networks, *endpoints] != [item.id for item in _records(state)]:
+        raise ValueError("a record stands under another ID than its own")
+    return state
+
+
+def _family(value: Any) -> int:
+    if value not in (2, 10):
+        raise ValueError("switched must hold address families (2, 10)")
+    return int(value)
+
+
+def _network(raw: Any) -> Network:
+    return Network(
+        id=text(raw, "id"),
+        bridge=interface_name(raw, "bridge"),
+        gateway4=optional(raw, "gateway4", only(IPv4Interface, interface)),
+        gateway6=optional(raw, "gateway6", only(IPv6Interface, interface)),
+        internal=boolean(raw, "internal"),
+        mtu=integer(raw, "mtu"),
+        masquerade=boolean(raw, "masquerade"),
+        host_ip=optional(raw, "host_ip", address),
+        iface_prefix=text(raw, "iface_prefix"),
+        allow=tuple(map(_rule, items(raw, "allow"))),
+    )
+
+
+def _endpoint(raw: Any) -> Endpoint:
+    return Endpoint(
+        id=text(raw, "id"),
+        network_id=text(raw, "network_id"),
+        addr4=optional(raw, "addr4", only(IPv4Address, address)),
+        addr6=optional(raw, "addr6", only(IPv6Address, address)),
+        mac=text(raw, "mac"),
+        joined=boolean(raw, "joined"),
+        allow=tuple(map(_rule, items(raw, "allow"))),
+        container=None if raw["container"] is None else _container(raw["container"]),
+        published=tuple(map(_published, items(raw, "published"))),
+    )
+
+
+def _container(raw: Any) -> Container:
+    problems = tuple(Problem(text(p, "where"), text(p, "value"), text(p, "text")) for p in items(raw, "problems"))
+    return Container(text(raw, "id"), text(raw, "name"), tuple(map(_rule, items(raw, "allow"))), problems)
+
+
+def _rule(raw: Any) -> Rule:
+    rule = Rule(protocol(raw, "proto"), port(raw, "first"), port(raw, "last"))
+    if rule.first > rule.last:
+        raise ValueError(f"{rule} is not a range of ports")
+    return rule
+
+
+def _published(raw: Any) -> Published:
+    return Published(
+        protocol(raw, "proto"),
+        address(raw["host_ip"]),
+        port(raw, "host_port"),
+        port(raw, "container_port"),
+    )

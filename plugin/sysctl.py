@@ -1,0 +1,87 @@
+"""Forwarding and the bridges' own switches, written through the host's /proc/sys/net.
+
+/proc/sys is read-only in a managed plugin, so the host's is mounted elsewhere; which network namespace it shows is
+decided by the process that opens it, and that is the host's.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from plugin.model import FwError, Network
+
+log = logging.getLogger(__name__)
+
+
+class Sysctl:
+    """`root` is /proc/sys/net or a mount of it."""
+
+    def __init__(self, root: str) -> None:
+        self._root = Path(root)
+
+    def prepare_bridge(self, network: Network) -> None:
+        """Before a bridge is up: IPv6 on or off as the network says, and no router's word believed on it.
+
+        moby: libnetwork/drivers/bridge/setup_device_linux.go, setup_ipv6_linux.go.
+        """
+        conf = f"ipv6/conf/{network.bridge}"
+        if not (self._root / conf).exists():  # IPv6 is compiled out, or off by ipv6.disable=1
+            if network.gateway6:
+                raise FwError("this host has no IPv6 (ipv6.disable=1?); create the network without --ipv6")
+            return
+        self._write(f"{conf}/accept_ra", "0")
+        self._write(f"{conf}/accept_redirects", "0", must=False)
+        self._write(f"{conf}/disable_ipv6", "0" if network.gateway6 else "1")
+
+    def prepare_port(self, name: str) -> None:
+        """The host's side of a veth pair is a port of the bridge and nothing else: no address of its own."""
+        if (self._root / f"ipv6/conf/{name}").exists():
+            self._write(f"ipv6/conf/{name}/disable_ipv6", "1", must=False)
+
+    def proxy_ndp(self, interface: str) -> None:
+        """Lets the host answer neighbour solicitations on an interface for the proxied addresses."""
+        self._write(f"ipv6/conf/{interface}/proxy_ndp", "1")
+
+    def missing(self, network: Network) -> set[int]:
+        """The families (AF_) that the network needs forwarded and the host does not forward."""
+        missing: set[int] = set()
+        if network.gateway4 and not network.internal and self._read("ipv4/ip_forward") == "0":
+            missing.add(2)
+        if network.gateway6 and not network.internal and self._read("ipv6/conf/all/forwarding") == "0":
+            missing.add(10)
+        return missing
+
+    def forward(self, families: set[int]) -> None:
+        """Switches forwarding on for the families.
+
+        IPv6 forwarding makes interfaces with accept_ra=1 deaf to routers (Documentation/networking/ip-sysctl.rst):
+        a host that lives on a router-advertised default route would lose it, so those are told to listen on (2).
+        """
+        if 2 in families:
+            self._write("ipv4/ip_forward", "1")
+        if 10 in families:
+            for path in sorted((self._root / "ipv6/conf").glob("*/accept_ra")):
+                interface = path.parent.name
+                if interface != "all" and self._read(f"ipv6/conf/{interface}/accept_ra") == "1":
+                    self._write(f"ipv6/conf/{interface}/accept_ra", "2")
+            self._write("ipv6/conf/all/forwarding", "1")
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self._root / name).read_text().strip()
+        except OSError:
+            return ""
+
+    def _write(self, name: str, value: str, *, must: bool = True) -> None:
+        if self._read(name) == value:
+            return
+        try:
+            (self._root / name).write_text(value)
+        except OSError as error:
+            if must:
+                raise FwError(
+                    f"could not set net.{name.replace('/', '.')}={value}: {error.strerror}; "
+                    f"docker-fw needs the host's /proc/sys/net writable at {self._root}"
+                ) from error
+            log.info("left %s as it is: %s", name, error)

@@ -1,0 +1,86 @@
+"""`python -m tests.bench`: measures, prints the table, writes build/bench.json."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import hooks, rules, starts
+from tests.bench.bed import FULL, QUICK, Bed
+from tests.bench.memory import Memory
+from tests.bench.packets import Packets
+from tests.bench.table import Table, say
+from tests.lab import DEFAULT, ENGINES, LabError
+
+GROUPS = {
+    "hooks": "time inside the plugin of each hook, with few endpoints and with many",
+    "run": "docker run and rm -f, and the first answer to an outsider, against Docker's bridge",
+    "memory": "the plugin's processes idle, with many containers, with many endpoints; the kernel's sets",
+    "packets": "established, new flows, connects, bulk: against a rule-free path and Docker's bridge",
+    "rules": "one element in or out of the table, against libnftables",
+}
+#: A group, and what it does in turn: first on an empty engine, then with the crowd, then with all its endpoints.
+Step = tuple[str, Callable[[Bed, Table], None]]
+OUTPUT = Path(__file__).resolve().parents[2] / "build/bench.json"
+
+
+def steps(bed: Bed) -> list[Step]:
+    memory, packets, scale = Memory(), Packets(), bed.scale
+
+    def crowd(bed: Bed, table: Table) -> None:
+        bed.containers()
+        memory.measure(bed, table, f"{scale.containers} containers")
+
+    def endpoints(bed: Bed, table: Table) -> None:
+        bed.endpoints()
+        memory.measure(bed, table, f"{scale.endpoints:,} endpoints of {scale.containers} containers")
+
+    return [
+        ("memory", lambda bed, table: memory.measure(bed, table, "idle")),
+        ("packets", packets.one),
+        ("run", starts.measure),
+        ("rules", rules.measure),
+        ("memory", crowd),
+        ("packets", packets.many),
+        ("memory", endpoints),
+        ("hooks", hooks.measure),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description="Speed and memory of docker-fw against Docker's bridge, on one engine, in one run. Needs root.",
+        epilog="groups: " + "; ".join(f"{name}: {text}" for name, text in GROUPS.items()),
+    )
+    parser.add_argument("--engine", default=DEFAULT, choices=list(ENGINES), help="Docker's version (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes, and rougher")
+    parser.add_argument("--only", action="append", choices=list(GROUPS), metavar="GROUP",
+                        help="only this group (again for more): %(choices)s")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes (%(default)s)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated; what was measured until then follows"))
+    table = Table()
+    try:
+        say(f"starting Docker {options.engine} with the plugin…")
+        with Bed(options.engine, QUICK if options.quick else FULL) as bed:
+            for group, step in steps(bed):
+                if not options.only or group in options.only:
+                    step(bed, table)
+            say("done; taking the engine away")
+    except (LabError, RuntimeError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if table.rows:
+            table.write(options.output)
+            print(table)
+    say(f"written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

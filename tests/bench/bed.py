@@ -1,0 +1,181 @@
+"""What is measured on: one engine with the managed plugin, networks of both drivers alike, and a crowd that grows."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from tests.bench.table import say
+from tests.bench.traffic import PORT
+from tests.bench.wire import Client, Recorder
+from tests.lab import Engine
+from tests.product import Fw
+
+#: A container that nobody talks to, with a label of ours on it.
+LABEL = f"8080, {PORT}/tcp, {PORT}/udp"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    #: calls of each hook, in each of the two states
+    hooks: int
+    #: pairs of `docker run` for each variant
+    runs: int
+    #: the crowd: containers on one network, and the endpoints they have when they are on `endpoints / containers`
+    containers: int
+    endpoints: int
+    #: rounds of each kind of packets, on each path
+    rounds: int
+    #: elements in the large sets
+    elements: int
+    #: families that packets are counted in
+    families: tuple[int, ...]
+
+
+FULL = Scale(hooks=300, runs=20, containers=200, endpoints=1000, rounds=40, elements=50000, families=(6, 4))
+QUICK = Scale(hooks=40, runs=3, containers=20, endpoints=100, rounds=8, elements=10000, families=(6,))
+
+
+class Bed:
+    """An engine with the plugin; the crowd is made when first asked for."""
+
+    def __init__(self, version: str, scale: Scale) -> None:
+        self.scale = scale
+        self.engine = Engine(version)
+        self._numbers = itertools.count(1)
+        self._crowd: list[str] = []
+        self._connected = False
+
+    def __enter__(self) -> Bed:
+        self.engine.__enter__()
+        try:
+            self.fw = Fw.install(self.engine)
+            self.docker = Client(self.engine.socket)
+            #: The plugin once more, as the driver `bench`: what Docker asks it by that name is timed.
+            self.recorder = Recorder(self.fw.host.inside / "run/docker/plugins/bench.sock", self.fw.socket())
+        except BaseException:
+            self.engine.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.engine.close()
+
+    def plugin(self) -> Client:
+        """A connection of one's own to the plugin."""
+        return Client(self.fw.socket())
+
+    def plugin_pids(self) -> list[int]:
+        """The plugin's processes, gunicorn's master first."""
+        client = self.plugin()
+        # Who listens is who called listen(2): the master.
+        raw = client.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        client.close()
+        master: int = struct.unpack("iII", raw)[0]
+        children = [pid for pid, parent in _parents() if parent == master]
+        return [master, *children]
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The plugin asleep for a moment, as if it were not there: Docker's own networks do not ask it."""
+        pids = self.plugin_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def network(self, driver: str, name: str, *options: str) -> str:
+        """A network with subnets of its own, IPv4 and IPv6; returns its ID."""
+        number = next(self._numbers)
+        subnets = ("--ipv6", "--subnet", f"2001:db8:b:{number:x}::/64", "--subnet", f"10.77.{number}.0/24")
+        return self.engine.docker("network", "create", "-d", driver, *subnets, *options, name)
+
+    def start(self, name: str, network: str, client: Client | None = None) -> None:
+        """A container that sleeps and has a label, by the API."""
+        client = client or self.docker
+        made = {
+            "Image": "busybox",
+            "Cmd": ["sleep", "inf"],
+            "Labels": {"fw.allow": LABEL},
+            "HostConfig": {"NetworkMode": network},
+        }
+        client.must("POST", f"/containers/create?name={name}", made)
+        client.must("POST", f"/containers/{name}/start")
+
+    def containers(self) -> list[str]:
+        """The crowd: `scale.containers` containers on the network `crowd`."""
+        if not self._crowd:
+            say(f"starting {self.scale.containers} containers on one network…")
+            self.network("bench", "crowd")
+            names = [f"crowd{n}" for n in range(self.scale.containers)]
+            self._all(names, lambda client, name: self.start(name, "crowd", client))
+            self._crowd = names
+        return self._crowd
+
+    def endpoints(self) -> None:
+        """The crowd's containers on further networks, all of them, until there are `scale.endpoints`."""
+        crowd = self.containers()
+        if not self._connected:
+            say(f"connecting them to further networks, to {self.scale.endpoints} endpoints…")
+            for n in range(1, self.scale.endpoints // self.scale.containers):
+                self.network("bench", f"crowd-{n}")
+                self._all(crowd, lambda client, name, n=n: connect(client, f"crowd-{n}", name))
+            self._connected = True
+
+    def _all(self, names: list[str], do: Any, threads: int = 2) -> None:
+        queue: SimpleQueue[str] = SimpleQueue()
+        failed: list[Exception] = []
+        for name in names:
+            queue.put(name)
+
+        def work() -> None:
+            client = Client(self.engine.socket)
+            try:
+                while not failed:
+                    do(client, queue.get_nowait())
+            except Empty:
+                pass
+            except Exception as error:
+                failed.append(error)
+            client.close()
+
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if failed:
+            raise failed[0]
+
+
+def connect(client: Client, network: str, container: str) -> None:
+    client.must("POST", f"/networks/{network}/connect", {"Container": container})
+
+
+def disconnect(client: Client, network: str, container: str) -> None:
+    client.must("POST", f"/networks/{network}/disconnect", {"Container": container})
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        yield int(stat.parent.name), int(fields[1])

@@ -1,0 +1,194 @@
+"""Packets from outside to a container: through our network, through Docker's bridge, through a host without any rule.
+
+The paths are alike: outsider, veth, a host that forwards, bridge, veth, container. Established: small datagrams of one
+answered UDP flow. Rates are per second of one CPU, see `traffic`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from plugin import netlink as nl
+from tests.bench.bed import LABEL, Bed
+from tests.bench.table import Table, percentile, say
+from tests.bench.traffic import PORT, Datagrams, Path, new_flows, within
+from tests.lab.claims import Claim
+from tests.lab.netns import NamedNetns, Netns
+
+_KINDS = {
+    "established UDP in": "packets/s",
+    "established UDP out": "packets/s",
+    "new UDP flows": "flows/s",
+    "TCP connects": "connects/s",
+    "bulk TCP": "Gbit/s",
+}
+_FREE, _DOCKER, _FW = "rule-free", "Docker's bridge", "docker-fw"
+_DELETE = (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
+#: Datagrams, connections and bytes in one go: some 50 ms each, so that what else is going on hits all paths alike.
+_DATAGRAMS, _FLOWS, _CONNECTS, _BYTES = 8000, 6000, 400, 1 << 28
+#: Docker's own figures for comparison are those of 28.5.2 (NFTABLES: .57/.70/.62 of the rule-free path).
+_AIM = "ratio > 0.95"
+Rates = dict[tuple[str, str], float]
+
+
+class Packets:
+    """Measures in two states: with one container on our network, and with the crowd. They share the other paths."""
+
+    def __init__(self) -> None:
+        self._alone: dict[int, Rates] = {}
+
+    def one(self, bed: Bed, table: Table) -> None:
+        with _free(bed) as free, _docker(bed) as docker, _ours(bed) as ours:
+            for family in bed.scale.families:
+                self._alone[family] = _measure(bed, table, family, "1 container", free, docker, ours)
+
+    def many(self, bed: Bed, table: Table) -> None:
+        crowd, count = bed.containers(), bed.scale.containers
+        ours = (bed.engine.netns(crowd[count // 2]).path, _addresses(bed, crowd[count // 2], "crowd"))
+        with _free(bed) as free, _docker(bed) as docker:
+            rates = _measure(bed, table, 6, f"{count} containers", free, docker, ours)
+        alone = self._alone.get(6)
+        if alone is None:
+            return
+        for kind, unit in _KINDS.items():
+            drift = rates[kind, _FREE] / alone[kind, _FREE]
+            name = f"packets: {kind}, IPv6, {count} containers vs 1 (by the rule-free path's own drift)"
+            table.add(name, rates[kind, _FW], unit, alone[kind, _FW] * drift, _AIM)
+
+
+#: A container: the path of its network namespace, its addresses by family.
+Target = tuple[str, dict[int, str]]
+
+
+def _measure(bed: Bed, table: Table, family: int, state: str, free: Target, docker: Target, ours: Target) -> Rates:
+    say(f"packets: IPv{family}, {state}…")
+    wan = bed.engine.host.wan.path
+
+    def flush() -> None:
+        within(bed.engine.host.netns.path, _flush)
+
+    paths = [
+        Path(_FREE, wan, free[0], free[1][family], lambda: None),
+        Path(_DOCKER, wan, docker[0], docker[1][family], flush),
+        Path(_FW, wan, ours[0], ours[1][family], flush),
+    ]
+    small, fresh = Datagrams(_DATAGRAMS, bytes(18), 18), new_flows(_FLOWS)
+    costs: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for turn in range(bed.scale.rounds + 1):
+        for path in paths if turn % 2 else reversed(paths):
+            inward, outward = path.established(small)
+            found = (inward, outward, path.new_flows(fresh), path.connects(_CONNECTS), path.bulk(_BYTES))
+            for kind, cost in zip(_KINDS, found, strict=True):
+                if turn:  # the first finds neighbours and fills caches
+                    costs[kind, path.name].append(cost)
+    # The lower quartile: what else runs on the CPU's other thread only ever adds to a cost.
+    quartiles = {key: percentile(values, 25) for key, values in costs.items()}
+    rates = {key: (8 if key[0] == "bulk TCP" else 1e9) / cost for key, cost in quartiles.items()}
+    for kind, unit in _KINDS.items():
+        where = f"packets: {kind}, IPv{family}, {state}"
+        table.add(f"{where} vs rule-free", rates[kind, _FW], unit, rates[kind, _FREE])
+        table.add(f"{where} vs Docker's bridge", rates[kind, _FW], unit, rates[kind, _DOCKER], _AIM)
+        if state == "1 container":
+            table.add(f"{where}: Docker's bridge vs rule-free", rates[kind, _DOCKER], unit, rates[kind, _FREE])
+    table.note("packets: rates are per second of one CPU (the sender's thread, which carries the whole path)")
+    return rates
+
+
+@contextmanager
+def _free(bed: Bed) -> Iterator[Target]:
+    """A host and a container without Docker: two namespaces that no table and no connection tracking ever saw."""
+    claim = Claim("p")
+    host, container = NamedNetns(claim.name), NamedNetns(f"{claim.name}c")
+    claim.record.netns += [host.name, container.name]
+    claim.save()
+    try:
+        host.make()
+        container.make()
+        _cable(bed, host, 2)
+        addresses = {4: "10.79.0.2", 6: "2001:db8:d::2"}
+        host.ip(
+            "link add bridge0 type bridge nf_call_iptables 0 nf_call_ip6tables 0",
+            "addr add 10.79.0.1/24 dev bridge0", "addr add 2001:db8:d::1/64 dev bridge0 nodad",
+            "link set bridge0 up",
+            f"link add port0 type veth peer name eth0 netns {container.name}",
+            "link set port0 master bridge0 up",
+        )  # fmt: skip
+        container.ip(
+            "addr add 10.79.0.2/24 dev eth0", "addr add 2001:db8:d::2/64 dev eth0 nodad", "link set eth0 up",
+            "route add default via 10.79.0.1", "route add ::/0 via 2001:db8:d::1",
+        )  # fmt: skip
+        off = {f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")}
+        host.sysctl({"net/ipv4/conf/all/forwarding": 1, "net/ipv6/conf/all/forwarding": 1, **off})
+        _route(bed, 2, addresses)
+        yield container.path, addresses
+    finally:
+        claim.release()
+
+
+@contextmanager
+def _docker(bed: Bed) -> Iterator[Target]:
+    """A container on a bridge of Docker's, its port open to packets that are routed to it."""
+    mode = "com.docker.network.bridge.gateway_mode_"
+    # From 28 on only this mode lets routed packets in; before, every mode did.
+    recent = int(bed.engine.version.partition(".")[0]) >= 28
+    routed = ("-o", f"{mode}ipv4=routed", "-o", f"{mode}ipv6=routed") if recent else ()
+    ports = ("-p", f"{PORT}:{PORT}/tcp", "-p", f"{PORT}:{PORT}/udp")
+    with _container(bed, "bridge", "packets-bridge", routed, ports) as target:
+        yield target
+
+
+@contextmanager
+def _ours(bed: Bed) -> Iterator[Target]:
+    """The only container on a network of ours."""
+    with _container(bed, bed.fw.driver, "packets-fw", (), ("--label", f"fw.allow={LABEL}")) as target:
+        yield target
+
+
+@contextmanager
+def _container(
+    bed: Bed, driver: str, name: str, network: tuple[str, ...], options: tuple[str, ...]
+) -> Iterator[Target]:
+    host, docker = bed.engine.host, bed.engine.docker
+    bed.network(driver, name, *network)
+    docker("run", "-d", "--name", name, "--network", name, *options, "busybox", "sleep", "inf")
+    addresses = _addresses(bed, name, name)
+    if "bench0" not in host.netns.run(["ip", "-o", "link"]).stdout:
+        _cable(bed, host.netns, 1)
+    _route(bed, 1, addresses)
+    try:
+        yield bed.engine.netns(name).path, addresses
+    finally:
+        docker("rm", "-f", name)
+        docker("network", "rm", name)
+
+
+def _addresses(bed: Bed, container: str, network: str) -> dict[int, str]:
+    return dict(zip((4, 6), bed.engine.address(container, network), strict=True))
+
+
+def _cable(bed: Bed, host: Netns, number: int) -> None:
+    """A veth from the outsider straight to a host: the lab's own goes through a bridge, which costs all paths alike."""
+    wan, name = bed.engine.host.wan, f"bench{number}"
+    host.ip("link add bench0 type veth peer name peer0")
+    host.run(["ip", "link", "set", "peer0", "name", name, "netns", wan.name])
+    for netns, link, end in ((host, "bench0", 1), (wan, name, 2)):
+        netns.ip(
+            f"addr add 192.0.2.{4 * number + end}/30 dev {link}",
+            f"addr add 2001:db8:e:{number}::{end}/64 dev {link} nodad",
+            f"link set {link} up",
+        )
+
+
+def _route(bed: Bed, number: int, addresses: dict[int, str]) -> None:
+    wan = bed.engine.host.wan
+    wan.ip(f"route replace {addresses[4]}/32 via 192.0.2.{4 * number + 1}")
+    wan.ip(f"route replace {addresses[6]}/128 via 2001:db8:e:{number}::1")
+    # With what has gone, ports are free again at once: connections are reset, none waits.
+    wan.sysctl({"net/ipv4/ip_local_port_range": "1024 65535"})
+
+
+def _flush() -> None:
+    with nl.open_socket() as sock:
+        nl.request(sock, _DELETE, nl.NLM_F_ACK, nl.nfgen(0))

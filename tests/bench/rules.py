@@ -1,0 +1,128 @@
+"""One element of the table in and out: as docker-fw does it, against libnftables' text for the same change.
+
+Runs in a network namespace of its own (`unshare --net`), in a process of its own: `measure` starts it, the last
+lines are it. Nothing here needs Docker.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Address
+from typing import Any
+
+from plugin.nft import Nft, remove_table
+from plugin.ruleset import TABLE, Change, Element, element_text
+from tests.bench.bed import Bed
+from tests.bench.table import Table, median, say
+
+_NET = int(IPv6Address("2001:db8:b::"))
+
+
+def measure(bed: Bed, table: Table) -> None:
+    many = bed.scale.elements
+    say(f"rules: one change at 10 and {many} elements, and beside a blocklist of {many}")
+    done = subprocess.run(
+        ["unshare", "--net", "--", sys.executable, "-m", "tests.bench.rules", str(many)],
+        check=False, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"tests.bench.rules failed:\n{done.stderr[-2000:]}")
+    told: dict[str, Any] = json.loads(done.stdout)
+    for state in ("10", f"{many:,}", f"{many:,}, beside a blocklist of {many:,}"):
+        own, text = told["changes"].pop(0)
+        table.add(f"rules: one element in or out of {state} vs libnftables", own * 1e3, "ms", text * 1e3, "value < 1")
+    table.add("rules: is our table intact?", told["intact"] * 1e3, "ms")
+    table.add(f"rules: the whole table anew, {many:,} elements", told["replace"] * 1e3, "ms")
+    table.add("memory: kernel, the empty table", told["empty"] / 1e6, "MB")
+    table.add(f"memory: kernel, {many:,} elements in it", told["full"] / 1e6, "MB")
+
+
+def _child(many: int) -> dict[str, Any]:
+    nft, elements = Nft(0x08000000), _elements(many)
+    empty = _weight(lambda: nft.replace([]), remove_table)
+    changes = [_pair(nft, 10)]
+    began = time.perf_counter()
+    nft.replace(elements)
+    replace = time.perf_counter() - began
+    changes.append(_pair(nft, many))
+    _blocklist(many)
+    changes.append(_pair(nft, many))
+    subprocess.run(["nft", "delete", "table", "inet", "blocklist"], check=True)
+    intact = median([_timed(nft.intact) for _ in range(50)])
+    full = _weight(lambda: nft.replace(elements), lambda: nft.replace([]))
+    return {"changes": changes, "replace": replace, "intact": intact, "empty": empty, "full": full}
+
+
+def _pair(nft: Nft, count: int) -> tuple[float, float]:
+    """Seconds for one element in or out, by docker-fw's own messages and by libnftables' text, alternately."""
+    if count == 10:
+        nft.replace(_elements(count))
+    own: list[float] = []
+    text: list[float] = []
+    for turn in range(20):
+        # Several in a row, for what libnftables reads leaves the CPU's caches full of other things.
+        for n in range(10):
+            element = Element("allow6", (IPv6Address(_NET + (1 << 40) + 10 * turn + n), 6, 8080))
+            own.append(_timed(lambda e=element: nft.change(Change(add=(e,)))))  # type: ignore[misc]
+            own.append(_timed(lambda e=element: nft.change(Change(remove=(e,)))))  # type: ignore[misc]
+        for verb in ("add", "delete"):
+            command = f"{verb} element inet {TABLE} allow6 {{ {element_text(element)} }}"
+            text.append(_timed(lambda c=command: _must(nft, c)))  # type: ignore[misc]
+    return median(own), median(text)
+
+
+def _must(nft: Nft, command: str) -> None:
+    # Its own context: a table with an owner obeys no other socket.
+    code, _, error = nft._nft.cmd(command)
+    if code:
+        raise RuntimeError(f"{command}: {error}")
+
+
+def _elements(count: int) -> list[Element]:
+    """What many containers with three ports have, or so."""
+    return [Element("allow6", (IPv6Address(_NET + n // 3), 6, (22, 80, 443)[n % 3])) for n in range(count)]
+
+
+def _blocklist(count: int) -> None:
+    """What CrowdSec or fail2ban leave on a host."""
+    addresses = ", ".join(f"100.{n >> 15}.{n >> 7 & 255}.{(n & 127) * 2}" for n in range(count))
+    text = (
+        "table inet blocklist {\nset banned {\ntypeof ip saddr\nflags interval\n"
+        f"elements = {{ {addresses} }}\n}}\n}}\n"
+    )
+    done = subprocess.run(["nft", "-f", "-"], check=False, input=text, text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"nft: {done.stderr[:300]}")
+
+
+def _weight(put: Callable[[], object], take: Callable[[], object]) -> float:
+    """Bytes of kernel memory for what `put` makes: the median of a few times, for others allocate, too."""
+    deltas = []
+    for _ in range(7):
+        take()
+        time.sleep(0.3)  # the kernel frees later
+        before = _kernel_memory()
+        put()
+        deltas.append(_kernel_memory() - before)
+    return median(deltas)
+
+
+def _kernel_memory() -> float:
+    """Bytes that the kernel took for itself, on the whole machine."""
+    with open("/proc/meminfo") as lines:
+        sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return 1024.0 * (sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"])
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(int(sys.argv[1]))))

@@ -1,0 +1,136 @@
+"""A whole `docker run` and `rm -f`, and the time until an outsider has an answer: docker-fw and Docker's bridge."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+import socket
+import subprocess
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from pathlib import Path
+
+from tests.bench.bed import LABEL, Bed
+from tests.bench.table import Table, median, say
+from tests.bench.traffic import within
+
+_VARIANTS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "-p 80 and a label": ("-p", "80", "--label", f"fw.allow={LABEL}"),
+}
+_FW, _BRIDGE = "run-fw", "run-bridge"
+#: Our network; Docker's bridge as if we were not there; Docker's bridge while we watch what Docker does.
+_KINDS = ("fw", "bridge", "watched bridge")
+#: A difference that only noise makes is no miss.
+_AIM = "ratio < 1.05"
+#: Seconds after which what the last command left behind in the background is done.
+_SETTLE = 0.4
+_PATIENCE = 15.0
+_numbers = itertools.count(1)
+Times = dict[tuple[str, str, str], list[float]]
+
+
+def measure(bed: Bed, table: Table) -> None:
+    bed.network(bed.fw.driver, _FW)
+    bed.network("bridge", _BRIDGE)
+    times: Times = defaultdict(list)
+    cpu: list[float] = []
+    for turn in range(bed.scale.runs + 1):
+        if turn % 5 == 0:
+            say(f"run: round {turn} of {bed.scale.runs}…")
+        if turn == 1:  # the first warmed up
+            times.clear()
+            cpu.clear()
+        for kind in _KINDS if turn % 2 else reversed(_KINDS):
+            before = _cpu(bed)
+            for variant, options in _VARIANTS.items():
+                if kind != "watched bridge" or variant == "plain":
+                    _run(bed, times, kind, variant, options)
+            if kind == "fw":
+                cpu.append((_cpu(bed) - before) / len(_VARIANTS))
+            if kind != "watched bridge":
+                times["first answer", "on a published port", kind].append(_first_answer(bed, kind))
+    for (what, variant, kind), values in times.items():
+        base = 1e3 * median(times[what, variant, "bridge"])
+        if kind == "fw":
+            table.add(f"run: {what}, {variant} vs Docker's bridge", 1e3 * median(values), "ms", base, _AIM)
+        if kind == "watched bridge":
+            name = f"run: {what}, {variant}, on Docker's bridge beside docker-fw vs without"
+            table.add(name, 1e3 * median(values), "ms", base, _AIM)
+    table.add("run: the plugin's CPU time for one run and rm", 1e3 * median(cpu), "ms")
+    table.note("run: for Docker's bridge without docker-fw the plugin's processes are stopped meanwhile")
+    for network in (_FW, _BRIDGE):
+        bed.engine.docker("network", "rm", network)
+
+
+def _run(bed: Bed, times: Times, kind: str, variant: str, options: tuple[str, ...]) -> None:
+    name = f"run{next(_numbers)}"
+    network = _FW if kind == "fw" else _BRIDGE
+    with bed.stopped() if kind == "bridge" else nullcontext():
+        command = ("run", "-d", "--name", name, "--network", network, *options, "busybox", "sleep", "inf")
+        times["run -d", variant, kind].append(_timed(bed, *command))
+        times["rm -f", variant, kind].append(_timed(bed, "rm", "-f", name))
+    time.sleep(_SETTLE)
+
+
+def _timed(bed: Bed, *command: str) -> float:
+    began = time.perf_counter()
+    bed.engine.docker(*command)
+    return time.perf_counter() - began
+
+
+def _first_answer(bed: Bed, kind: str) -> float:
+    """Seconds from `docker run` to an outsider's first answer from the server in it, by way of a published port."""
+    network = _FW if kind == "fw" else _BRIDGE
+    name, port = f"run{next(_numbers)}", 20000 + next(_numbers)
+    server = ("busybox", "nc", "-ll", "-p", "80", "-e", "echo", "hello")
+    command = bed.engine.host.command(
+        ["docker", "run", "-d", "--name", name, "--network", network, "-p", f"{port}:80", *server]
+    )
+    address = bed.engine.host.v4
+
+    def outsider() -> float:
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            end = began + _PATIENCE
+            while time.perf_counter() < end:
+                if _answers(address, port):
+                    took = time.perf_counter() - began
+                    process.wait(30)
+                    return took
+        raise RuntimeError(f"{name} has not answered on {address} port {port} within {_PATIENCE:g} s")
+
+    try:
+        with bed.stopped() if kind == "bridge" else nullcontext():
+            return within(bed.engine.host.wan.path, outsider)
+    finally:
+        bed.engine.try_docker("rm", "-f", name)
+        time.sleep(_SETTLE)
+
+
+def _answers(address: str, port: int, patience: float = 0.01) -> bool:
+    """One try. A SYN that is dropped is not repeated for a second, so silence ends the try."""
+    with socket.socket() as sock, selectors.DefaultSelector() as selector:
+        sock.setblocking(False)
+        sock.connect_ex((address, port))
+        selector.register(sock, selectors.EVENT_READ)
+        if not selector.select(patience):
+            return False
+        try:
+            answered = bool(sock.recv(1))
+        except OSError:
+            answered = False
+    if not answered:
+        time.sleep(0.002)  # refused: leave the CPU to Docker
+    return answered
+
+
+def _cpu(bed: Bed) -> float:
+    """Seconds of CPU time of the plugin's processes, and of those that they started and saw end."""
+    ticks = 0
+    for pid in bed.plugin_pids():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")

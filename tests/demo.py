@@ -1,0 +1,111 @@
+"""`make demo`: an isolated engine, the image built, the plugin installed, a compose stack up, probes from outside.
+
+Prints who answers on what, each line right or wrong, and exits with 0 only if all are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+from tests.lab import ENGINES, Engine
+from tests.lab.images import Rootfs, rootfs_image
+from tests.product import PLUGIN, ROOT, Fw, until
+
+#: What is tried on each address of each service, and whether it should answer.
+SERVICES = {
+    "web": {"tcp": {80: True, 443: None, 2019: False}},
+    "app": {"tcp": {8080: False, 80: None, 5432: False}},
+    "proxy": {"tcp": {80: True, 443: True, 2019: False}},
+    "metrics": {"tcp": {9100: True, 9101: False}},
+}
+WORDS = {"open": "answers", "refused": "refused", "silent": "silence", "unsent": "unreachable"}
+
+
+@dataclass(frozen=True)
+class Line:
+    who: str
+    where: str
+    verdict: str
+    right: bool
+
+
+def stand_in() -> Rootfs:
+    """caddy:2 of Debian's package: the lab reaches no registry."""
+    return rootfs_image("caddy:2", ("caddy", "ca-certificates"), changes=('WORKDIR /srv', 'CMD ["caddy", "version"]'))
+
+
+def say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def up(fw: Fw) -> None:
+    """The stack of compose-examples/shop.yml, as a user brings it up, and waits until its servers listen."""
+    fw.engine.load(stand_in())
+    shutil.copy(ROOT / "compose-examples/shop.yml", fw.host.share)
+    fw.engine.docker("compose", "-f", "/lab/shop.yml", "up", "-d", timeout=120)
+    for service, port in (("web", 80), ("app", 8080), ("proxy", 80), ("proxy", 443), ("metrics", 9100)):
+        address = fw.engine.address(f"shop-{service}-1", "shop_front")[1]
+        until(lambda a=address, p=port: fw.host.probe.tcp(a, p) == "open", f"{service} listens on {port}")
+
+
+def probes(fw: Fw) -> list[Line]:
+    """Everything an outsider tries, from another host."""
+    wan, wanted = fw.wan, {}
+    for service, tried in SERVICES.items():
+        for address in reversed(fw.engine.address(f"shop-{service}-1", "shop_front")):
+            wanted[service, ("ping", address)] = True
+            for port, right in tried["tcp"].items():
+                if right is not None:
+                    wanted[service, ("tcp", address, port)] = right
+    for host in (fw.host.v6, fw.host.v4):
+        wanted |= {("host, -p 80", ("tcp", host, 80)): True, ("host, -p 443", ("tcp", host, 443)): True}
+        wanted |= {("host, app's port", ("tcp", host, 8080)): False}
+    seen = wan.probe([target for _, target in wanted], timeout=1.0)
+    lines = []
+    for (who, target), right in wanted.items():
+        verdict = seen[target]
+        where = f"{target[1]} ping" if target[0] == "ping" else f"{target[1]} {target[2]}/{target[0]}"
+        lines.append(Line(who, where, verdict, (verdict == "open") == right and (right or verdict != "unsent")))
+    for host in (fw.host.v6, fw.host.v4):
+        url = f"http://[{host}]/" if ":" in host else f"http://{host}/"
+        code = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
+        said = wan.run([sys.executable, "-c", code], check=False).stdout.strip()
+        lines.append(Line("the app through the proxy", f"GET {url}", said or "no answer", said == "the app, unguarded"))
+    return lines
+
+
+def show(lines: list[Line]) -> None:
+    width = max(len(line.where) for line in lines)
+    for line in lines:
+        mark = "right" if line.right else "WRONG"
+        print(f"{mark}  {line.who:<26} {line.where:<{width}}  {WORDS.get(line.verdict, line.verdict)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--engine", default="28.5.2", choices=ENGINES, help="which Docker (default: %(default)s)")
+    options = parser.parse_args()
+    began = time.monotonic()
+    say(f"starting Docker {options.engine} in namespaces of its own (nothing of this machine's network is touched)")
+    with Engine(options.engine) as engine:
+        say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
+        fw = Fw.install(engine)
+        say(f"{PLUGIN} is enabled; bringing up compose-examples/shop.yml")
+        up(fw)
+        say("probing from another host")
+        lines = probes(fw)
+        show(lines)
+        print()
+        print(fw.fwctl("status"), end="")
+        engine.docker("compose", "-f", "/lab/shop.yml", "down", "-t", "0", timeout=120)
+    wrong = [line for line in lines if not line.right]
+    print(f"\n{len(lines) - len(wrong)} of {len(lines)} right, in {time.monotonic() - began:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

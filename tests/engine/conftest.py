@@ -1,0 +1,61 @@
+"""Engines with docker-fw installed, one of each version for the whole session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Engine
+from tests.product import NEWEST, VERSIONS, Fw
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _root() -> None:
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("the engine tests need root")
+        pytest.skip("needs root: engines run in namespaces")
+
+
+class Engines:
+    """Engines by version, each started and given the plugin when first asked for."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Fw] = {}
+
+    def get(self, version: str) -> Fw:
+        if version not in self._running:
+            engine = Engine(version).__enter__()
+            try:
+                self._running[version] = Fw.install(engine)
+            except BaseException:
+                engine.close()
+                raise
+        return self._running[version]
+
+    def close(self) -> None:
+        for fw in self._running.values():
+            fw.engine.close()
+
+
+@pytest.fixture(scope="session")
+def engines(_root: None) -> Iterator[Engines]:
+    kept = Engines()
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def each(request: pytest.FixtureRequest, engines: Engines) -> Fw:
+    """docker-fw on every engine: for the core promises."""
+    return engines.get(request.param)
+
+
+@pytest.fixture(scope="session")
+def fw(engines: Engines) -> Fw:
+    """docker-fw on one engine: for what does not depend on its version."""
+    return engines.get(NEWEST)

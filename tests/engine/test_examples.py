@@ -1,0 +1,54 @@
+"""The examples that people copy: the compose stack and the README's first commands."""
+
+from __future__ import annotations
+
+import re
+
+from tests.demo import probes, up
+from tests.product import IMAGE, ROOT, Fw, image_tar
+
+
+def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:
+    """compose-examples/shop.yml: the insecure app is closed, the proxy answers for it, one label opens one port."""
+    up(fw)
+    try:
+        wrong = [line for line in probes(fw) if not line.right]
+    finally:
+        fw.engine.docker("compose", "-f", "/lab/shop.yml", "down", "-t", "0", timeout=120)
+    assert not wrong
+
+
+def test_the_readmes_first_commands_work(fw: Fw) -> None:
+    """After `make install`: create a network, run a labelled container, and it answers on its label's port."""
+    readme = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^docker (?:network create|run -d) .*$", readme, re.MULTILINE)
+    assert len(lines) == 2
+    fw.engine.docker("tag", "busybox", "nginx")
+    try:
+        for line in lines:
+            name = "--name first " if " run " in line else ""
+            tail = " sleep inf" if name else ""
+            fw.engine.host.run(["sh", "-ec", line.replace("run -d ", f"run -d {name}") + tail])
+        with fw.engine.serve("first", tcp=[8080, 9090]):
+            v6 = fw.engine.address("first", "front")[1]
+            assert list(fw.wan.probe([("tcp", v6, 8080), ("tcp", v6, 9090)]).values()) == ["open", "silent"]
+    finally:
+        fw.remove("first")
+        fw.engine.try_docker("network", "rm", "front")
+        fw.engine.try_docker("rmi", "nginx")
+
+
+def test_fwctl_runs_from_the_image(fw: Fw) -> None:
+    """The README's `docker run … ports`, `status`, `--help` and `--version` work with the image alone."""
+    fw.engine.load(image_tar())
+    mount = "/run/docker/plugins:/run/docker/plugins"
+    with fw.network() as net:
+        app = fw.run(net, "-p", "18600:80", "-p", "18601:5432")
+        told = fw.engine.docker("run", "--rm", "-v", mount, IMAGE, "ports")
+        assert f"{app:<30} 0.0.0.0:18600->80/tcp" in told
+        assert "18601->5432/tcp  (closed to the outside: fw.allow does not open 5432/tcp)" in told
+        assert app in fw.engine.docker("run", "--rm", "-v", mount, IMAGE, "status")
+    assert "cleanup" in fw.engine.docker("run", "--rm", IMAGE, "--help")
+    lost = fw.engine.try_docker("run", "--rm", IMAGE, "status")
+    assert lost.returncode == 1
+    assert "is the plugin enabled?" in lost.stderr

@@ -1,0 +1,195 @@
+"""What a restart, a crash, a boot leaves as it was, and that it is closed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from tests.lab import Engine
+from tests.product import Fw, Net, until
+
+
+@pytest.fixture
+def live(fw: Fw) -> Iterator[Fw]:
+    """The engine with live-restore: its containers outlive dockerd."""
+    fw.engine.stop()
+    fw.engine.live_restore = True
+    fw.engine.start()
+    yield fw
+    fw.engine.stop()
+    fw.engine.live_restore = False
+    fw.engine.start()
+
+
+@contextmanager
+def labelled(fw: Fw, net: Net) -> Iterator[str]:
+    """A container that comes back by itself, with port 8080 opened and 9090 not, both published."""
+    app = fw.run(
+        net, "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080",
+        "-p", "18080:8080", "-p", "19090:9090",
+        command=("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080"),
+    )  # fmt: skip
+    yield app
+
+
+def served(fw: Fw, app: str, net: Net) -> None:
+    """Waits until the container answers as its label says, directly and by its published port."""
+    until(lambda: fw.engine.inspect(app)["State"]["Running"], f"{app} runs")
+    until(lambda: fw.known(app), f"{app}'s labels are known")
+    for address in (*fw.addresses(app, net), fw.host.v4, fw.host.v6):
+        port = 18080 if address in (fw.host.v4, fw.host.v6) else 8080
+        until(partial(answers_at, fw, address, port), f"{address} {port} is open")
+
+
+def answers_at(fw: Fw, address: str, port: int) -> bool:
+    return fw.wan.probe.tcp(address, port) == "open"
+
+
+def targets(fw: Fw, app: str, net: Net) -> list[tuple[str, str, int]]:
+    """What must never answer."""
+    return [("tcp", a, 9090) for a in fw.addresses(app, net)] + [("tcp", h, 19090) for h in (fw.host.v4, fw.host.v6)]
+
+
+def survives(fw: Fw, restart: Callable[[], None]) -> None:
+    """Ends as it began, and what is closed never answered meanwhile."""
+    with fw.network() as net, labelled(fw, net) as app:
+        served(fw, app, net)
+        with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
+            restart()
+            served(fw, app, net)
+        assert len([shot for shot in hammer.result.shots if shot.verdict == "silent"]) > 50
+        assert not hammer.result.opened
+
+
+def killed(fw: Fw) -> None:
+    fw.engine.kill()
+    fw.engine.start()
+
+
+def test_a_restart_of_dockerd_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
+    """After `systemctl restart docker` labelled ports answer again; a closed port never did."""
+    survives(each, each.engine.restart)
+
+
+def test_a_killed_dockerd_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
+    """After a crash of dockerd labelled ports answer again; a closed port never did."""
+    survives(each, lambda: killed(each))
+
+
+def test_live_restore_keeps_everything_over_a_restart_and_a_crash_of_dockerd(live: Fw) -> None:
+    """With live-restore containers keep running and answering; a closed port never does."""
+    survives(live, live.engine.restart)
+    survives(live, lambda: killed(live))
+
+
+def test_a_reboot_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
+    """After a boot, with every link and rule gone, labelled ports answer again; a closed port never does."""
+    survives(each, each.engine.reboot)
+
+
+def test_a_killed_plugin_changes_nothing_for_anybody(each: Fw) -> None:
+    """The plugin's processes killed: open stays open, closed stays closed, and new containers start again at once."""
+    with each.network() as net, labelled(each, net) as app:
+        served(each, app, net)
+        opened = [("tcp", a, 8080) for a in each.addresses(app, net)]
+        with (
+            each.wan.probe.hammer(*targets(each, app, net), every=0.005) as closed,
+            each.wan.probe.hammer(*opened, every=0.02, timeout=2) as hammer,
+        ):
+            for pattern in ("worker", "master"):
+                before = pids(each.engine)
+                victim = before[-1] if pattern == "worker" else before[0]
+                each.host.run(["kill", "-9", victim])
+                until(lambda victim=victim: victim not in pids(each.engine), f"the {pattern} is gone")
+                until(lambda: answers(each), "the plugin answers again")
+            served(each, app, net)
+        assert not closed.result.opened
+        assert not hammer.result.failed
+        other = each.run(net, "--label", "fw.allow=8081")
+        with each.engine.serve(other, tcp=[8081]):
+            assert each.wan.probe.tcp(each.addresses(other, net)[1], 8081) == "open"
+        assert each.host.probe.tcp("127.0.0.1", 18080) == "open"
+
+
+def test_disabling_and_enabling_the_plugin_keeps_what_is_closed_closed(fw: Fw) -> None:
+    """While the plugin is disabled its rules stand; enabled again it knows its networks and containers."""
+    with fw.network() as net, labelled(fw, net) as app:
+        served(fw, app, net)
+        with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
+            fw.engine.docker("plugin", "disable", "-f", fw.driver)
+            assert fw.wan.probe.tcp(fw.addresses(app, net)[1], 8080) == "open"
+            fw.engine.docker("plugin", "enable", fw.driver)
+            served(fw, app, net)
+        assert not hammer.result.opened
+
+
+def test_a_container_that_went_while_the_plugin_was_away_leaves_nothing_open(fw: Fw) -> None:
+    """Removed while the plugin was disabled: the next owner of its address inherits neither ports nor flows."""
+    with fw.network() as net, labelled(fw, net) as app:
+        served(fw, app, net)
+        v4, v6 = fw.addresses(app, net)
+        fw.engine.docker("plugin", "disable", "-f", fw.driver)
+        fw.remove(app)
+        fw.engine.docker("plugin", "enable", fw.driver)
+        until(lambda: answers(fw), "the plugin answers again")
+        heir = fw.run(net, "--ip", v4, "--ip6", v6, "-p", "18080:80")
+        with fw.engine.serve(heir, tcp=[80, 8080, 9090]):
+            seen = fw.wan.probe([("tcp", a, p) for a in (v4, v6) for p in (80, 8080, 9090)])
+            assert list(seen.values()) == ["open", "silent", "silent"] * 2
+            assert fw.wan.probe.tcp(fw.host.v4, 18080) == "open"
+            assert fw.wan.probe.tcp(fw.host.v4, 19090) != "open"
+
+
+def test_a_lost_state_file_can_be_recovered_from(fw: Fw) -> None:
+    """With its state gone the plugin says what to do, and that works: remove the network, create it again."""
+    with fw.network() as net:
+        fw.engine.docker("plugin", "disable", "-f", fw.driver)
+        for path in (fw.host.inside / "var/lib/docker/plugins").glob("*/propagated-mount/state.json*"):
+            path.unlink()
+        fw.engine.docker("plugin", "enable", fw.driver)
+        assert "does not know network" in fw.refuse(net)
+        fw.engine.docker("network", "rm", net.name)
+        create = ("network", "create", "-d", fw.driver, "--subnet", net.v4, "--ipv6", "--subnet", net.v6, net.name)
+        fw.engine.docker(*create)
+        app = fw.run(net)
+        with fw.engine.serve(app, tcp=[80, 8080]):
+            v6 = fw.addresses(app, net)[1]
+            assert list(fw.wan.probe([("tcp", v6, 80), ("tcp", v6, 8080)]).values()) == ["open", "silent"]
+
+
+def test_a_bridge_that_vanished_is_made_again(fw: Fw) -> None:
+    """Somebody deletes the bridge: the next container that starts brings it back, for its neighbours too."""
+    with fw.network("-o", "com.docker.network.bridge.name=mine1") as net:
+        first = fw.run(net)
+        fw.host.run(["ip", "link", "del", "mine1"])
+        second = fw.run(net)
+        for container in (first, second):
+            with fw.engine.serve(container, tcp=[80, 8080]):
+                v6 = fw.addresses(container, net)[1]
+                assert list(fw.wan.probe([("tcp", v6, 80), ("tcp", v6, 8080)]).values()) == ["open", "silent"]
+
+
+def test_another_tools_flush_is_mended(fw: Fw) -> None:
+    """After `nft flush ruleset` by another tool the policy stands again within a second, exceptions and all."""
+    with fw.network() as net, labelled(fw, net) as app:
+        served(fw, app, net)
+        fw.host.run(["nft", "flush", "ruleset"])
+        v6 = fw.addresses(app, net)[1]
+        until(lambda: fw.wan.probe.tcp(v6, 9090) == "silent", "closed again", timeout=1.5)
+        fw.engine.restart()  # Docker's own rules come back only with it
+        served(fw, app, net)
+
+
+def pids(engine: Engine) -> list[str]:
+    """The plugin's processes, the master first."""
+    return engine.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
+
+
+def answers(fw: Fw) -> bool:
+    try:
+        return bool(fw.status())
+    except (OSError, ValueError):
+        return False

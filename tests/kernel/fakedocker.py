@@ -1,0 +1,171 @@
+"""Docker's API as far as the plugin asks it, on a unix socket; it can also hang, hang up, talk nonsense, or drip.
+
+    docker = FakeDocker(path)
+    docker.container("web", endpoint_id, network_id, {"fw.allow": "8080"})
+    docker.mode = "hang"
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+Mode = Literal["answer", "hang", "hang up", "garbage", "wrong JSON", "error 500", "drip"]
+
+
+class FakeDocker:
+    """`mode` says how it treats requests from now on; `asked` is every path that was asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mode: Mode = "answer"
+        self.asked: list[str] = []
+        self.containers: dict[str, dict[str, Any]] = {}  # by endpoint ID
+        self.networks: dict[str, dict[str, Any]] = {}
+        self.images: dict[str, dict[str, str]] = {"sha256:plain": {}}
+        self.before: Callable[[str], None] = lambda _: None
+        self._streams: set[socket.socket] = set()
+        self._closed = threading.Event()
+        docker = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                docker._get(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def address_string(self) -> str:
+                return "unix"
+
+        class Server(ThreadingMixIn, UnixStreamServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, *_: object) -> None:
+                pass  # the plugin hung up
+
+        self._server = Server(str(path), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self.end_streams()
+        self.path.unlink(missing_ok=True)
+
+    def container(
+        self, name: str, endpoint_id: str, network_id: str, labels: dict[str, str] | None = None,
+        image: str = "sha256:plain",
+    ) -> None:
+        """A container that Docker is starting, and its endpoint."""
+        self.containers[endpoint_id] = {
+            "Id": f"{len(self.containers):064x}", "Names": [f"/{name}"], "ImageID": image, "Labels": labels or {},
+            "State": "created",
+            "NetworkSettings": {"Networks": {"net": {"EndpointID": endpoint_id, "NetworkID": network_id}}},
+        }  # fmt: skip
+        known = self.networks.setdefault(network_id, {"Id": network_id, "Driver": "fw:latest", "Containers": {}})
+        known["Containers"][f"ep-{endpoint_id}"] = {"Name": name, "EndpointID": endpoint_id}
+
+    def event(self, kind: str, action: str) -> None:
+        """Tells every subscriber."""
+        line = json.dumps({"Type": kind, "Action": action}).encode() + b"\n"
+        for stream in list(self._streams):
+            try:
+                stream.sendall(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            except OSError:
+                self._streams.discard(stream)
+
+    def end_streams(self) -> None:
+        """As a daemon that ends: the event streams end."""
+        for stream in list(self._streams):
+            self._streams.discard(stream)
+            try:
+                stream.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def _get(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append(request.path)
+        self.before(request.path)
+        if self.mode == "hang":
+            while self.mode == "hang" and not self._closed.wait(0.01):
+                pass
+            request.close_connection = True
+        elif self.mode == "hang up":
+            request.close_connection = True
+        elif self.mode == "garbage":
+            request.wfile.write(b"\x00\xff not HTTP at all\r\n\r\n")
+            request.close_connection = True
+        elif self.mode == "drip":
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+            while self.mode == "drip" and not self._closed.is_set():
+                request.wfile.write(b" ")
+                request.wfile.flush()
+                time.sleep(0.05)
+            request.close_connection = True
+        elif self.mode == "error 500":
+            self._reply(request, {"message": "daemon is shutting down"}, 500)
+        elif self.mode == "wrong JSON":
+            self._reply(request, [None, {"ApiVersion": [1]}])
+        else:
+            self._answer(request)
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(request.path)
+        path = re.sub(r"^/v1\.\d+", "", url.path)
+        query = parse_qs(url.query)
+        if path == "/version":
+            self._reply(request, {"ApiVersion": "1.44", "MinAPIVersion": "1.24"})
+        elif path == "/events":
+            self._stream(request)
+        elif path == "/networks":
+            self._reply(request, list(self.networks.values()))
+        elif path == "/containers/json":
+            patterns = json.loads(query.get("filters", ["{}"])[0]).get("name") or [""]
+            listed = [c for c in self.containers.values() if any(re.search(p, c["Names"][0]) for p in patterns)]
+            self._reply(request, listed)
+        elif match := re.fullmatch(r"/networks/(\w+)", path):
+            found = self.networks.get(match[1])
+            self._reply(request, found or {"message": "no such network"}, 200 if found else 404)
+        elif match := re.fullmatch(r"/images/(.+)/json", path):
+            labels = self.images.get(match[1])
+            if labels is None:
+                self._reply(request, {"message": f"No such image: {match[1]}"}, 404)
+            else:
+                self._reply(request, {"Id": match[1], "Config": {"Labels": labels}})
+        else:
+            self._reply(request, {"message": f"page not found: {path}"}, 404)
+
+    def _stream(self, request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.flush()
+        stream = request.connection
+        self._streams.add(stream)
+        while stream in self._streams and not self._closed.wait(0.05):
+            pass
+        request.close_connection = True
+
+    @staticmethod
+    def _reply(request: BaseHTTPRequestHandler, value: Any, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)

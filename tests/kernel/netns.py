@@ -1,0 +1,73 @@
+"""Entering network namespaces with the test's own thread.
+
+A socket belongs to the namespace it was made in, so `with inside(path): nft = Nft(mark)` is a firewall of that
+namespace, to be used from anywhere; what opens sockets or /proc/sys/net later must be used inside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import TypeVar
+
+CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """This thread, and the threads and processes it starts meanwhile, are in the namespace of that file."""
+    home, there = (os.open(p, os.O_RDONLY | os.O_CLOEXEC) for p in ("/proc/thread-self/ns/net", path))
+    try:
+        _enter(there)
+        try:
+            yield
+        finally:
+            _enter(home)
+    finally:
+        os.close(home)
+        os.close(there)
+
+
+@contextmanager
+def nowhere() -> Iterator[None]:
+    """This thread is in a new, empty network namespace."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        try:
+            yield
+        finally:
+            _enter(home)
+    finally:
+        os.close(home)
+
+
+def in_thread(path: str, work: Callable[[], T]) -> T:
+    """Runs `work` in a thread of its own inside the namespace: for what keeps a socket a thread."""
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with inside(path):
+                found.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]

@@ -1,0 +1,218 @@
+"""Packets by hand: made, sent raw, and recognised where they arrive.
+
+A packet is recognised by its addresses and everything above the IP header, which nothing on the way changes (but
+NAT). So each packet that must be told apart has a source port or a payload of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address
+
+from plugin.model import Address
+from tests.kernel.netns import inside
+from tests.lab.agent.probes import checksum
+from tests.lab.agent.sctp import sctp_packet
+
+ICMP, ICMP6 = 1, 58
+_ETH_ALL = 3
+_number = itertools.count(1)
+
+
+@lru_cache(4096)
+def packed(address: str | Address) -> bytes:
+    """An address as it stands in a header."""
+    return ip_address(address).packed
+
+
+@lru_cache(4096)
+def written(address: bytes) -> str:
+    """The other way round."""
+    return str(ip_address(address))
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An IP packet: `data` is what follows the (fixed) IP header; `proto` what that header says it is."""
+
+    src: bytes
+    dst: bytes
+    proto: int
+    data: bytes
+
+    def __bytes__(self) -> bytes:
+        """With hop limit 64, and for IPv4 an identification of its own."""
+        if len(self.dst) == 16:
+            return struct.pack("!IHBB", 6 << 28, len(self.data), self.proto, 64) + self.src + self.dst + self.data
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(self.data), next(_number) & 0xFFFF or 1, 0, 64, self.proto, 0)
+        head += self.src + self.dst
+        return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + self.data
+
+    @classmethod
+    def read(cls, raw: bytes) -> Packet | None:
+        """What arrived; None if it is not IP."""
+        if len(raw) >= 40 and raw[0] >> 4 == 6:
+            length = struct.unpack_from("!H", raw, 4)[0]
+            return cls(raw[8:24], raw[24:40], raw[6], raw[40 : 40 + length])
+        if len(raw) >= 20 and raw[0] >> 4 == 4:
+            head, length = (raw[0] & 15) * 4, struct.unpack_from("!H", raw, 2)[0]
+            return cls(raw[12:16], raw[16:20], raw[9], raw[head:length])
+        return None
+
+
+class Fragment(Packet):
+    """A part of an IPv4 packet; `place` is its offset in units of 8 bytes, with 0x2000 if more follow."""
+
+    __slots__ = ("ident", "place")
+
+    def __init__(self, whole: Packet, place: int, ident: int, data: bytes) -> None:
+        super().__init__(whole.src, whole.dst, whole.proto, data)
+        object.__setattr__(self, "place", place)
+        object.__setattr__(self, "ident", ident)
+
+    def __bytes__(self) -> bytes:
+        raw = super().__bytes__()
+        head = raw[:4] + struct.pack("!HH", self.ident, self.place) + raw[8:10] + b"\0\0" + raw[12:20]
+        return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + self.data
+
+
+def _sum(src: bytes, dst: bytes, proto: int, data: bytes) -> int:
+    """The checksum with the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
+    return checksum(src + dst + struct.pack("!II" if len(src) == 16 else "!HH", len(data), proto) + data)
+
+
+def tcp(src: str | Address, dst: str | Address, port: int, sport: int, flags: int = 0x02, ack: int = 0) -> Packet:
+    """A TCP segment, by default a SYN."""
+    here, there = packed(src), packed(dst)
+    head = struct.pack("!HHIIBBHHH", sport, port, 1000, ack, 5 << 4, flags, 65535, 0, 0)
+    return Packet(here, there, 6, head[:16] + struct.pack("!H", _sum(here, there, 6, head)) + head[18:])
+
+
+def udp(src: str | Address, dst: str | Address, port: int, sport: int, body: bytes = b"fw") -> Packet:
+    """A datagram."""
+    here, there = packed(src), packed(dst)
+    head = struct.pack("!HHHH", sport, port, 8 + len(body), 0) + body
+    return Packet(here, there, 17, head[:6] + struct.pack("!H", _sum(here, there, 17, head) or 0xFFFF) + head[8:])
+
+
+def sctp(src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
+    """An INIT."""
+    init = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
+    return Packet(packed(src), packed(dst), 132, sctp_packet(sport, port, 0, 1, 0, init))
+
+
+def new_flow(proto: str, src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
+    """The first packet of a flow of a protocol with ports."""
+    return {"tcp": tcp, "udp": udp, "sctp": sctp}[proto](src, dst, port, sport)
+
+
+def icmp(src: str | Address, dst: str | Address, kind: int, code: int = 0, body: bytes = b"") -> Packet:
+    """An ICMP or ICMPv6 message, as the addresses say; `body` is what follows the checksum (its own by default)."""
+    here, there = packed(src), packed(dst)
+    body = body or struct.pack("!HH", next(_number) & 0xFFFF, 1) + os.urandom(8)
+    six = len(here) == 16
+    head = struct.pack("!BBH", kind, code, 0) + body
+    total = _sum(here, there, ICMP6, head) if six else checksum(head)
+    return Packet(here, there, ICMP6 if six else ICMP, head[:2] + struct.pack("!H", total) + body)
+
+
+def ping(src: str | Address, dst: str | Address) -> Packet:
+    """An echo request of its own."""
+    return icmp(src, dst, 128 if len(packed(dst)) == 16 else 8)
+
+
+def icmp_error(src: str | Address, about: Packet, kind: int, code: int = 0, word: int = 0) -> Packet:
+    """An ICMP error about a packet, sent to who sent that; `word` is the error's own field (MTU, pointer)."""
+    quoted = bytes(about)[: 512 if len(about.src) == 16 else 28]
+    return icmp(src, written(about.src), kind, code, struct.pack("!I", word) + quoted)
+
+
+def extended(packet: Packet, header: int, body: bytes) -> Packet:
+    """An IPv6 packet with an extension header in front; `body` is that header after its next-header byte."""
+    return Packet(packet.src, packet.dst, header, bytes([packet.proto]) + body + packet.data)
+
+
+class Sender:
+    """Sends packets as they are, from a network namespace."""
+
+    def __init__(self, netns: str) -> None:
+        with inside(netns):
+            self._four = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            self._six = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        for sock in (self._four, self._six):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+
+    def __call__(self, packets: Iterable[Packet]) -> None:
+        """One processor for all: the kernel then handles packets on it in the order in which they are sent."""
+        mine = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(mine)})
+        try:
+            for packet in packets:
+                (self._six if len(packet.dst) == 16 else self._four).sendto(bytes(packet), (written(packet.dst), 0))
+        finally:
+            os.sched_setaffinity(0, mine)
+
+    def close(self) -> None:
+        self._four.close()
+        self._six.close()
+
+
+class Sniffer:
+    """Sees every IP packet that comes in by a link of a network namespace, before any rule there."""
+
+    def __init__(self, netns: str, link: str) -> None:
+        with inside(netns):
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_ALL))
+            self._sock.bind((link, _ETH_ALL))
+        self._sock.setblocking(False)
+        self._sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
+        self.fd = self._sock.fileno()
+
+    def read(self) -> Iterator[Packet]:
+        """What has come since the last time."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    raw, address = self._sock.recvfrom(65536)
+                except OSError as error:
+                    if error.errno == errno.ENETDOWN:  # told once, of a link that was down when we came
+                        continue
+                    raise
+                packet = Packet.read(raw)
+                if packet is not None and address[2] != socket.PACKET_OUTGOING:
+                    yield packet
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def arrived(sniffers: Collection[Sniffer], last: Packet, seconds: float = 5) -> list[set[Packet]]:
+    """What each sniffer has seen by the time that one of them sees `last`, which was sent last."""
+    seen: list[set[Packet]] = [set() for _ in sniffers]
+    end = time.monotonic() + seconds
+    while True:
+        for sniffer, packets in zip(sniffers, seen, strict=True):
+            packets.update(sniffer.read())
+        if any(last in packets for packets in seen):
+            return seen
+        left = end - time.monotonic()
+        assert left > 0, f"the last packet, to {written(last.dst)}, which must always pass, did not arrive"
+        select.select([s.fd for s in sniffers], [], [], left)
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
+    """Waits for a condition; fails with `what` did not come to be."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"after {seconds} s still not: {what}"
+        select.select([], [], [], 0.002)

@@ -1,0 +1,264 @@
+"""The whole plugin as a process: the real gunicorn, worker and sockets, in a host's network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from plugin.links import bridge_name, container_side, host_side
+from tests.kernel.fakedocker import FakeDocker
+from tests.kernel.packets import until
+from tests.kernel.site import MARK, Site
+from tests.lab import NamedNetns
+
+ROOT = Path(__file__).parents[2]
+PORTMAP = "com.docker.network.portmap"
+GENERIC = "com.docker.network.generic"
+Body = dict[str, Any]
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket, as dockerd speaks to a plugin."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("plugin", timeout=timeout)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Running:
+    """docker-fw on a site's host, beside a fake Docker. `call` is what dockerd would do."""
+
+    def __init__(self, site: Site, **environ: str) -> None:
+        self.site = site
+        self.directory = Path(tempfile.mkdtemp(prefix="fw-"))
+        self.docker = FakeDocker(self.directory / "docker.sock")
+        self.socket = self.directory / "fw.sock"
+        self.state = self.directory / "state" / "state.json"
+        self.log = self.directory / "log"
+        self.environ = {
+            "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            "PYTHONUNBUFFERED": "1",
+            "FW_SOCKET": str(self.socket),
+            "FW_DOCKER_SOCKET": str(self.docker.path),
+            "FW_STATE": str(self.state),
+            "FW_SYSCTL": "/proc/sys/net",
+            "FW_MARK": hex(MARK),
+            **environ,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def spawn(self) -> None:
+        """Starts it and does not wait."""
+        with self.log.open("ab") as log:
+            self.process = self.site.host.popen(
+                [sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf"],
+                cwd=ROOT, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def start(self) -> Running:
+        """Starts it, and returns when it answers."""
+        self.spawn()
+        until(self.answers, "the plugin answers", 15)
+        return self
+
+    def answers(self) -> bool:
+        assert self.process
+        assert self.process.poll() is None, f"the plugin ended:\n{self.log.read_text()[-3000:]}"
+        try:
+            return self.call("Plugin.Activate", timeout=5) == {"Implements": ["NetworkDriver"]}
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """As Docker stops a plugin: SIGTERM, and it is gone."""
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(15)
+            self.process = None
+
+    def worker(self) -> int:
+        """The worker's process ID."""
+        assert self.process
+        master = self.process.pid
+        children = Path(f"/proc/{master}/task/{master}/children")
+        until(lambda: len(children.read_text().split()) == 1, "gunicorn has its worker")
+        return int(children.read_text().split()[0])
+
+    def kill_worker(self) -> None:
+        """SIGKILL for the worker; returns when another one answers."""
+        worker = self.worker()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{worker}").exists() or self.worker() != worker, "the worker is dead")
+        until(self.answers, "a new worker answers", 15)
+
+    def close(self) -> None:
+        try:
+            self.stop()
+        finally:
+            self.docker.close()
+            for path in sorted(self.directory.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            self.directory.rmdir()
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    def raw(
+        self, method: str, path: str, data: bytes = b"", timeout: float = 10, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """One request, as bytes, and its status and reply."""
+        connection = UnixConnection(self.socket, timeout)
+        try:
+            accept = {"Accept": "application/vnd.docker.plugins.v1.2+json"}
+            with contextlib.suppress(BrokenPipeError):  # refused before all was said; the answer is there
+                connection.request(method, path, data, {**accept, **(headers or {})})
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+        finally:
+            connection.close()
+
+    def call(self, name: str, body: Any = None, timeout: float = 10) -> Any:
+        """A call as dockerd makes it: no Content-Type, the reply's JSON."""
+        data = b"" if body is None else json.dumps(body).encode()
+        status, reply = self.raw("POST", f"/{name}", data, timeout)
+        assert status == 200, (status, reply)
+        return json.loads(reply)
+
+    def driver(self, name: str, body: Any = None, timeout: float = 10) -> Any:
+        return self.call(f"NetworkDriver.{name}", body, timeout)
+
+    def well(self, name: str, body: Any = None) -> Any:
+        """A call that must succeed."""
+        reply = self.driver(name, body)
+        assert "Err" not in reply, reply["Err"]
+        return reply
+
+    def status(self) -> Any:
+        status, reply = self.raw("GET", "/status")
+        assert status == 200
+        return json.loads(reply)
+
+    # --- networks and containers, as dockerd makes them -----------------------------------------------------------
+
+    def network(self, number: int, options: Body | None = None, **more: Any) -> Body:
+        """CreateNetwork's body for 10.NUMBER.0.0/24 and 2001:db8:NUMBER::/64."""
+        return {
+            "NetworkID": f"{number:012x}".ljust(64, "0"),
+            "Options": {GENERIC: options or {}, "com.docker.network.enable_ipv6": True},
+            "IPv4Data": [{"Pool": f"10.{number}.0.0/24", "Gateway": f"10.{number}.0.1/24"}],
+            "IPv6Data": [{"Pool": f"2001:db8:{number}::/64", "Gateway": f"2001:db8:{number}::1/64"}],
+            **more,
+        }
+
+    def endpoint(self, network: Body, number: int, **options: Any) -> Body:
+        """CreateEndpoint's body for the network's address .NUMBER; its other calls take it as well."""
+        of = network["NetworkID"]
+        net = int(of[:12], 16)
+        return {
+            "NetworkID": of,
+            "EndpointID": f"{net:04x}{number:08x}".ljust(64, "e"),
+            "Interface": {"Address": f"10.{net}.0.{number}/24", "AddressIPv6": f"2001:db8:{net}::{number:x}/64"},
+            "Options": options,
+            "SandboxKey": "/var/run/docker/netns/x",
+        }
+
+    def begin(self, network: Body, number: int, labels: dict[str, str] | None = None, **options: Any) -> Body:
+        """A container's start up to Join, and Join's reply under "Joined"."""
+        endpoint = self.endpoint(network, number, **options)
+        self.docker.container(f"c{number}", endpoint["EndpointID"], endpoint["NetworkID"], labels)
+        self.well("CreateEndpoint", endpoint)
+        return {**endpoint, "Joined": self.well("Join", endpoint)}
+
+    def end(self, endpoint: Body) -> None:
+        """A container's stop."""
+        for name in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
+            self.well(name, endpoint)
+
+    def publish(self, endpoint: Body, host_port: int, port: int) -> None:
+        """`-p HOST_PORT:PORT`."""
+        self.well(
+            "ProgramExternalConnectivity",
+            {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": port, "HostPort": host_port}]}},
+        )
+
+    def move(self, endpoint: Body, bridge: str = "") -> NamedNetns:
+        """What Docker does after Join: the link goes to the container, with its addresses and routes."""
+        joined, given = endpoint["Joined"], endpoint["Interface"]
+        return self.site.settle(
+            joined["InterfaceName"]["SrcName"], bridge or bridge_name(endpoint["NetworkID"]),
+            (given["Address"], given["AddressIPv6"]), (joined["Gateway"], joined["GatewayIPv6"]),
+        )  # fmt: skip
+
+    # --- what stands ----------------------------------------------------------------------------------------------
+
+    def links(self) -> set[str]:
+        """The host's links but for its own."""
+        lines = self.site.run("ip", "-o", "link").stdout.splitlines()
+        return {line.split()[1].split(":")[0].split("@")[0] for line in lines} - {"lo", "eth0"}
+
+    def table(self) -> str:
+        """The table as nft lists it."""
+        return self.site.run("nft", "-nn", "list", "table", "inet", "fw", check=False).stdout
+
+    def elements(self) -> str:
+        """The sets of the table that hold elements, but for those about the host and not about containers."""
+        blocks = self.table().split("\n\t}\n")
+        hosts = re.compile("set (no_transit|foreign|dockers) ")
+        return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
+
+    def opens(self, address: str) -> set[str]:
+        """`port/protocol number` of the exact ports that the table opens for an address."""
+        found = set()
+        for block in self.table().split("\n\t}\n"):
+            if "set allow" in block and "elements = " in block:
+                for part in block.partition("elements = {")[2].partition("}")[0].split(","):
+                    words = part.split()
+                    if words[0] == address:
+                        found.add(f"{words[4]}/{words[2]}")
+        return found
+
+    def kept(self) -> Any:
+        """The state file."""
+        return json.loads(self.state.read_text())
+
+    def nothing_left(self) -> None:
+        """No link, no element, no record: as if nothing had been."""
+        assert self.links() == set()
+        assert self.elements() == ""
+        assert (self.kept()["networks"], self.kept()["endpoints"]) == ({}, {}) if self.state.exists() else True
+        assert self.status()["networks"] == []
+
+    def clean(self) -> None:
+        """Deletes every network that is known, as Docker would."""
+        for network in self.status()["networks"]:
+            self.well("DeleteNetwork", {"NetworkID": network["id"]})
+
+
+BASE = {"22/6", "80/6", "443/6"}
+
+
+def names_of(network: Body, *endpoints: Body) -> set[str]:
+    """The links that these make."""
+    made = {bridge_name(network["NetworkID"])}
+    for endpoint in endpoints:
+        made |= {host_side(endpoint["EndpointID"]), container_side(endpoint["EndpointID"])}
+    return made
+
+
+def took(began: float) -> float:
+    return time.monotonic() - began

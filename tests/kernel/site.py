@@ -1,0 +1,255 @@
+"""An outsider, a host, and containers on the host's bridges, made by the plugin's own rooms.
+
+    with Site() as site:
+        net = site.network(1)                         # a bridge of ours: 10.1.0.1/24, 2001:db8:1::1/64
+        web = site.box(net, 2)                        # a container on it: 10.1.0.2, 2001:db8:1::2
+        site.load(site.known(web, Rule("tcp", 8080, 8080)))
+        site.deliver([tcp(site.OUT4, web.v4, 8080, 1)])  # → the packets that arrived
+        site.wan.probe.tcp(str(web.v4), 8080)         # or the lab's probes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Any
+
+from plugin.links import Links, bridge_name, container_side, mac_of
+from plugin.model import Container, Endpoint, Network, Rule
+from plugin.nft import Nft
+from plugin.ruleset import Element, endpoint_elements, network_elements
+from plugin.sysctl import Sysctl
+from tests.kernel.netns import inside
+from tests.kernel.packets import Packet, Sender, Sniffer, arrived, ping, written
+from tests.lab import NamedNetns, Wan
+from tests.lab.claims import Claim
+
+MARK = 0x08000000
+_names = itertools.count(1)
+
+
+class Box(NamedNetns):
+    """A container: a network namespace with `eth0` on a bridge of the host."""
+
+    def __init__(self, name: str, network: Network | None, endpoint: Endpoint) -> None:
+        super().__init__(name)
+        self.network = network
+        self.endpoint = endpoint
+
+    @property
+    def v4(self) -> IPv4Address:
+        assert self.endpoint.addr4
+        return self.endpoint.addr4
+
+    @property
+    def v6(self) -> IPv6Address:
+        assert self.endpoint.addr6
+        return self.endpoint.addr6
+
+
+class Site:
+    """One host (`host`, eth0: 198.51.100.1, 2001:db8:ffff::1) and an outsider on the wan (`wan`)."""
+
+    HOST4, HOST6 = IPv4Address("198.51.100.1"), IPv6Address("2001:db8:ffff::1")
+    #: the outsider's addresses that the host sends to by its default route
+    OUT4, OUT6 = IPv4Address(Wan.FAR_V4), IPv6Address(Wan.FAR_V6)
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._claim = Claim("k")
+        self._stack.callback(self._claim.release)
+        self.wan = self._stack.enter_context(Wan())
+        self.host = NamedNetns(self._name("h"))
+        self.host.make()
+        self.wan.wire(self.wan.attach(), self.host)
+        self.networks: dict[str, Network] = {}
+        self.boxes: list[Box] = []
+        with self.inside():
+            self.nft = Nft(MARK)
+            self.sysctl = Sysctl("/proc/sys/net")
+            self.links = Links(self.sysctl)
+        self._senders: dict[str, Sender] = {}
+        self._sniffers: dict[str, Sniffer] = {}
+        self._neighbours(self.host, "eth0", self.wan, "lan", Wan.V4, Wan.V6)
+        self._neighbours(self.wan, "lan", self.host, "eth0", str(self.HOST4), str(self.HOST6))
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for thing in (*self._senders.values(), *self._sniffers.values()):
+            thing.close()
+        self._stack.close()
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread is in the host's network namespace."""
+        with inside(self.host.path):
+            yield
+
+    def run(self, *argv: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        """A program of this machine on the host."""
+        return self.host.run(argv, check=check, input=input)
+
+    # --- networks and containers ----------------------------------------------------------------------------------
+
+    def network(self, number: int, *, forward: bool = True, **fields: Any) -> Network:
+        """A network 10.NUMBER.0.0/24, 2001:db8:NUMBER::/64 (unless `fields` say otherwise), and its bridge."""
+        network_id = f"{number:012x}".ljust(64, "0")
+        network = dataclasses.replace(
+            Network(
+                network_id, bridge_name(network_id),
+                IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64"), masquerade=False,
+            ),
+            **fields,
+        )  # fmt: skip
+        with self.inside():
+            self.links.make_bridge(network)
+            if forward:
+                self.sysctl.forward(self.sysctl.missing(dataclasses.replace(network, internal=False)))
+        self.networks[network.id] = network
+        return network
+
+    def box(self, network: Network, number: int) -> Box:
+        """A container on a network of ours, by the plugin's own veth pair; its labels are not known."""
+        four = network.gateway4.network[number] if network.gateway4 else None
+        six = network.gateway6.network[number] if network.gateway6 else None
+        assert isinstance(four, IPv4Address | None)
+        assert isinstance(six, IPv6Address | None)
+        endpoint = Endpoint(
+            f"{next(_names):012x}".ljust(64, "0"), network.id, four, six, mac_of(four, six), joined=True
+        )
+        box = Box(self._name("c"), network, endpoint)
+        box.make()
+        with self.inside():
+            self.links.attach(network, endpoint)
+        self._settle(box, container_side(endpoint.id), network.bridge, network.gateway4, network.gateway6)
+        return box
+
+    def docker_box(self, bridge: str, number: int) -> Box:
+        """A container on a bridge that is not ours, which is made if it is not there."""
+        gateway4, gateway6 = IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
+        if self.run("ip", "link", "show", bridge, check=False).returncode:
+            self.host.ip(
+                f"link add {bridge} type bridge", f"addr add {gateway4} dev {bridge}",
+                f"addr add {gateway6} dev {bridge} nodad", f"link set {bridge} up",
+            )  # fmt: skip
+        endpoint = Endpoint(
+            f"{next(_names):012x}".ljust(64, "0"), "", gateway4.network[2], gateway6.network[2], joined=True
+        )
+        box = Box(self._name("d"), None, endpoint)
+        box.make()
+        inner = container_side(endpoint.id)
+        self.host.ip(f"link add d{number} type veth peer name {inner}", f"link set d{number} master {bridge} up")
+        self._settle(box, inner, bridge, gateway4, gateway6)
+        return box
+
+    def lan_box(self, number: int) -> Box:
+        """A machine on a further link of the host's, 192.168.NUMBER.2 and 2001:db8:NUMBER::2; no bridge."""
+        gateway4, gateway6 = IPv4Interface(f"192.168.{number}.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
+        endpoint = Endpoint("f" * 64, "", gateway4.network[2], gateway6.network[2])
+        box = Box(self._name("l"), None, endpoint)
+        box.make()
+        link, inner = f"lan{number}", f"inner{number}"
+        self.host.ip(
+            f"link add {link} type veth peer name {inner}", f"addr add {gateway4} dev {link}",
+            f"addr add {gateway6} dev {link} nodad", f"link set {link} up",
+        )  # fmt: skip
+        self._settle(box, inner, link, gateway4, gateway6)
+        return box
+
+    def settle(self, inner: str, bridge: str, addresses: tuple[str, str], gateways: tuple[str, str]) -> Box:
+        """A container whose link somebody else (the running plugin) has made; addresses with their prefix length."""
+        four, six = IPv4Interface(addresses[0]), IPv6Interface(addresses[1])
+        box = Box(self._name("m"), None, Endpoint("f" * 64, "", four.ip, six.ip, joined=True))
+        box.make()
+        self._settle(
+            box, inner, bridge, IPv4Interface((gateways[0], four.network.prefixlen)),
+            IPv6Interface((gateways[1], six.network.prefixlen)),
+        )  # fmt: skip
+        return box
+
+    def _settle(
+        self, box: Box, inner: str, bridge: str, gateway4: IPv4Interface | None, gateway6: IPv6Interface | None
+    ) -> None:
+        """What Docker does after Join: the link moved, named, addressed, with the default routes."""
+        self.host.ip(f"link set {inner} netns {box.name} name eth0")
+        lines = []
+        for address, gateway in ((box.endpoint.addr4, gateway4), (box.endpoint.addr6, gateway6)):
+            if address and gateway:
+                nodad = "nodad" if address.version == 6 else ""
+                lines.append(f"addr add {address}/{gateway.network.prefixlen} dev eth0 {nodad}")
+        box.ip(*lines, "link set eth0 up", *(f"route add default via {g.ip}" for g in (gateway4, gateway6) if g))
+        gateways = [str(g.ip) for g in (gateway4, gateway6) if g]
+        self._neighbours(box, "eth0", self.host, bridge, *gateways)
+        addresses = [str(a) for a in (box.endpoint.addr4, box.endpoint.addr6) if a]
+        self._neighbours(self.host, bridge, box, "eth0", *addresses)
+        self.boxes.append(box)
+
+    def _neighbours(self, here: NamedNetns, link: str, there: NamedNetns, its_link: str, *addresses: str) -> None:
+        """Known for good, so that no packet waits for an answer, and none is judged as neighbour discovery."""
+        mac = there.run(["ip", "-o", "link", "show", its_link]).stdout.split("link/ether ")[1].split()[0]
+        here.ip(*(f"neigh replace {a} lladdr {mac} dev {link} nud permanent" for a in addresses))
+
+    def _name(self, kind: str) -> str:
+        name = f"{self._claim.name}{kind}{next(_names)}"
+        self._claim.record.netns.append(name)
+        self._claim.save()
+        return name
+
+    # --- policy ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def known(box: Box, *allow: Rule, **fields: Any) -> Endpoint:
+        """The box's endpoint with its labels known."""
+        container = Container("c" * 64, "web", allow)
+        return dataclasses.replace(box.endpoint, container=container, **fields)
+
+    def elements(self, *endpoints: Endpoint, everywhere: tuple[Rule, ...] = ()) -> set[Element]:
+        """Every network's elements and those of the endpoints."""
+        found = {element for network in self.networks.values() for element in network_elements(network)}
+        for endpoint in endpoints:
+            found |= endpoint_elements(self.networks[endpoint.network_id], endpoint, everywhere)
+        return found
+
+    def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), everywhere: tuple[Rule, ...] = ()) -> None:
+        """Puts the table there, with these endpoints and nothing else known."""
+        self.nft.replace({*self.elements(*endpoints, everywhere=everywhere), *more})
+
+    # --- packets --------------------------------------------------------------------------------------------------
+
+    def send(self, packets: Iterable[Packet], source: NamedNetns | None = None) -> None:
+        """Sends packets from the outsider, or from `source`."""
+        netns = (source or self.wan).path
+        if netns not in self._senders:
+            self._senders[netns] = Sender(netns)
+        self._senders[netns](packets)
+
+    def sniffer(self, netns: NamedNetns) -> Sniffer:
+        if netns.path not in self._sniffers:
+            self._sniffers[netns.path] = Sniffer(netns.path, "lan" if netns is self.wan else "eth0")
+        return self._sniffers[netns.path]
+
+    def deliver(
+        self, packets: Iterable[Packet], to: NamedNetns, source: NamedNetns | None = None, last: Packet | None = None
+    ) -> set[Packet]:
+        """Sends packets from the outsider (or `source`) and returns which of them arrived at `to`.
+
+        No time-out decides: behind them goes a last packet on the same way, an echo request by default.
+        """
+        packets = list(packets)
+        if last is None:
+            last = ping(written(packets[-1].src), written(packets[-1].dst))
+        sniffer = self.sniffer(to)
+        for _ in sniffer.read():
+            pass  # what came before
+        self.send([*packets, last], source)
+        (seen,) = arrived([sniffer], last)
+        return seen & set(packets)

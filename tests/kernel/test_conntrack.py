@@ -1,0 +1,157 @@
+"""Flows outlive the rule that let them in; what we cut is really cut, and nothing else is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from plugin import conntrack
+from plugin.model import Address, Published, Rule
+from tests.kernel.packets import Packet, new_flow, ping, udp
+from tests.kernel.site import Box, Site
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Iterator[tuple[Box, Box]]:
+    """Two containers with servers, so that no reset ends a flow at once."""
+    network = site.network(1)
+    one, two = site.box(network, 2), site.box(network, 3)
+    with one.probe.serve(tcp=[53, 80]), two.probe.serve(tcp=[53, 80]), site.wan.probe.serve(tcp=[80]):
+        yield one, two
+
+
+@pytest.fixture(autouse=True)
+def _fresh(site: Site, boxes: tuple[Box, Box]) -> None:
+    """No flows, and a table that lets through what the tests send."""
+    site.load(*(site.known(box, Rule("udp", 53, 53), Rule("sctp", 9, 9)) for box in boxes))
+    site.run("conntrack", "-F", check=False)
+    site.run("conntrack", "-F", "-f", "ipv6", check=False)
+
+
+Flow = tuple[str, str, str, str, str]
+
+
+def flows(site: Site) -> set[Flow]:
+    """(protocol, source, destination, destination port, source port) of every flow that the host's kernel tracks."""
+    found = set()
+    for family in ("ipv4", "ipv6"):
+        for line in site.run("conntrack", "-L", "-f", family, check=False).stdout.splitlines():
+            proto, src, dst = line.split()[0], *re.findall(r"(?:src|dst)=(\S+)", line)[:2]
+            dport, sport = (re.search(rf"{which}port=(\d+)", line) for which in "ds")
+            if proto != "unknown":  # the kernel's own IGMP
+                found.add((proto, src, dst, dport[1] if dport else "", sport[1] if sport else ""))
+    return found
+
+
+def involving(site: Site, address: Address) -> set[Flow]:
+    return {flow for flow in flows(site) if str(address) in flow[1:3]}
+
+
+def make_flows(site: Site, box: Box) -> None:
+    """Flows of every kind, to the box and from it, in both families."""
+    for out, address in ((Site.OUT4, box.v4), (Site.OUT6, box.v6)):
+        inward: list[Packet] = [new_flow(p, out, address, n, 1000) for p, n in (("tcp", 80), ("udp", 53), ("sctp", 9))]
+        site.deliver([*inward, ping(out, address)], box)
+        outward = [new_flow(p, address, out, n, 2000) for p, n in (("tcp", 80), ("udp", 53))]
+        site.deliver([*outward, ping(address, out)], site.wan, box)
+
+
+def test_every_flow_of_an_address_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+    """When an address is given back, no flow from or to it stays, of any protocol; its neighbour's flows all do."""
+    gone, stays = boxes
+    make_flows(site, gone)
+    make_flows(site, stays)
+    kept = {address: involving(site, address) for address in (stays.v4, stays.v6)}
+    assert len(kept[stays.v4]) >= 7
+    assert len(kept[stays.v6]) >= 7
+    for address in (gone.v4, gone.v6):
+        assert len(involving(site, address)) >= 7
+        with site.inside():
+            conntrack.cut_addresses([address])
+        assert involving(site, address) == set()
+    assert {address: involving(site, address) for address in kept} == kept
+
+
+def test_the_next_owner_of_an_address_inherits_nothing(site: Site, boxes: tuple[Box, Box]) -> None:
+    """A connection that was open to the last owner of an address is closed to the next, from its first packet."""
+    gone, _ = boxes
+    site.deliver([udp(Site.OUT6, gone.v6, 53, 4000)], gone)
+    site.send([udp(gone.v6, Site.OUT6, 4000, 53)], gone)  # an answer: established
+    site.load()  # the next owner of the address is not known yet
+    still = udp(Site.OUT6, gone.v6, 53, 4000, b"still")
+    assert site.deliver([still], gone) == {still}, "an established flow outlives its rule"
+    with site.inside():
+        conntrack.cut_addresses([gone.v6])
+    assert site.deliver([udp(Site.OUT6, gone.v6, 53, 4000, b"again")], gone) == set()
+
+
+def test_a_translated_flow_is_cut_by_the_containers_address(site: Site, boxes: tuple[Box, Box]) -> None:
+    """A flow to a published port has the container's address in its answers only; it is cut all the same."""
+    box, _ = boxes
+    port = Published("udp", IPv4Address("0.0.0.0"), 5353, 53)
+    six = Published("udp", IPv6Address("::"), 5353, 53)
+    site.load(site.known(box, Rule("udp", 53, 53), published=(port, six)))
+    for out, host, address in ((Site.OUT4, Site.HOST4, box.v4), (Site.OUT6, Site.HOST6, box.v6)):
+        site.deliver([udp(out, host, 5353, 6000)], box, last=ping(out, address))
+        (flow,) = flows(site) - {f for f in flows(site) if f[0].startswith("icmp")}
+        assert flow == ("udp", str(out), str(host), "5353", "6000")
+        with site.inside():
+            conntrack.cut_addresses([address])
+        assert flows(site) == set()
+
+
+def test_a_published_ports_old_flows_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+    """UDP that came before its port was published keeps going to the host until its flow is cut: then it is not."""
+    box, _ = boxes
+    site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
+    for out, host in ((Site.OUT4, Site.HOST4), (Site.OUT6, Site.HOST6)):
+        site.send([udp(out, host, port, 6001) for port in (5353, 5354)])
+        site.wan.probe.ping(str(host))
+        before = {f for f in flows(site) if f[0] == "udp" and f[2] == str(host)}
+        assert {f[3] for f in before} == {"5353", "5354"}
+        any_ = IPv4Address("0.0.0.0") if host.version == 4 else IPv6Address("::")
+        with site.inside():
+            conntrack.cut_published([Published("udp", any_, 5353, 53)])
+        assert {f for f in flows(site) if f[0] == "udp" and f[2] == str(host)} == {f for f in before if f[3] == "5354"}
+    del box
+
+
+def test_only_its_own_protocol_and_family(site: Site, boxes: tuple[Box, Box]) -> None:
+    """Cutting udp/53 of IPv4 leaves tcp, and IPv6, alone."""
+    box, _ = boxes
+    site.load(site.known(box, Rule("udp", 53, 53), Rule("tcp", 53, 53)))
+    for out, address in ((Site.OUT4, box.v4), (Site.OUT6, box.v6)):
+        site.deliver([new_flow(proto, out, address, 53, 7000) for proto in ("tcp", "udp")], box)
+    with site.inside():
+        conntrack.cut_published([Published("udp", IPv4Address("0.0.0.0"), 53, 53)])
+    left = {(proto, dst) for proto, _, dst, port, _ in flows(site) if port == "53"}
+    assert left == {("tcp", str(box.v4)), ("tcp", str(box.v6)), ("udp", str(box.v6))}
+
+
+def test_nothing_to_cut_is_well(site: Site) -> None:
+    """An address without flows is cut without an error."""
+    with site.inside():
+        conntrack.cut_addresses([IPv4Address("203.0.113.99")])
+        conntrack.cut_addresses([IPv6Address("2001:db8::99")])
+        conntrack.cut_published([Published("udp", IPv6Address("::"), 1, 1)])
+
+
+def test_thousands_of_flows(site: Site, boxes: tuple[Box, Box]) -> None:
+    """The kernel finds them itself: one address's thousands go, and the other's stay."""
+    gone, stays = boxes
+    for box in boxes:
+        site.deliver([udp(Site.OUT6, box.v6, 53, port) for port in range(10000, 12000)], box)
+    assert len(involving(site, gone.v6)) >= 2000
+    with site.inside():
+        conntrack.cut_addresses([gone.v6])
+    assert involving(site, gone.v6) == set()
+    assert len(involving(site, stays.v6)) >= 2000

@@ -1,0 +1,498 @@
+"""The table in the kernel: replaced whole, changed by elements, noticed when somebody touched it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plugin import netlink
+from plugin.model import PROTO_NAME, Rule
+from plugin.nft import Nft, NftError
+from plugin.ruleset import SETS, Change, Element, SetSpec, document, element_text, rule_elements, skeleton
+from tests.kernel.netns import inside
+from tests.kernel.packets import until
+from tests.kernel.site import MARK
+from tests.lab import NamedNetns
+from tests.lab.claims import Claim
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[NamedNetns]:
+    """A network namespace with nothing in it."""
+    claim = Claim("n")
+    claim.record.netns.append(claim.name)
+    claim.save()
+    made = NamedNetns(claim.name)
+    made.make()
+    yield made
+    claim.release()
+
+
+@pytest.fixture
+def nft(host: NamedNetns) -> Iterator[Nft]:
+    """The plugin's firewall in an empty ruleset."""
+    host.run(["nft", "flush", "ruleset"])
+    with inside(host.path):
+        yield Nft(MARK)
+
+
+def listed(host: NamedNetns) -> str:
+    """The table as this host's own nft shows it, without the counters' numbers."""
+    shown = host.run(["nft", "-nn", "list", "table", "inet", "fw"]).stdout
+    return re.sub(r"packets \d+ bytes \d+", "", shown)
+
+
+def standing(host: NamedNetns) -> set[str]:
+    """The elements of all our sets as nft lists them, as `SET: element`."""
+    found: set[str] = set()
+    for name, body in re.findall(r"\t(?:set|map) (\w+) \{\n(.*?)\n\t\}", listed(host), re.DOTALL):
+        match = re.search(r"elements = \{(.*?)\}", body, re.DOTALL)
+        if match:
+            found |= {f"{name}: {' '.join(part.split())}" for part in match[1].split(",")}
+    return found
+
+
+# --- any elements -------------------------------------------------------------------------------------------------
+
+_WORDS: dict[str, st.SearchStrategy[Any]] = {
+    "ip daddr": st.integers(1 << 24, (224 << 24) - 1).map(IPv4Address),
+    "ip6 daddr": st.integers(0, 2**64 - 1).map(lambda n: IPv6Address((0x20010DB8 << 96) + n)),
+    "meta l4proto": st.sampled_from(sorted(PROTO_NAME)),
+    "th dport": st.integers(0, 65535),
+    "meta nfproto": st.sampled_from([2, 10]),
+    "iifname": st.sampled_from(["br0", "fw-0123456789ab", "a", "fifteen-letters", "x.1", "B_2"]),
+}
+_WORDS |= {"ip saddr": _WORDS["ip daddr"], "ip6 saddr": _WORDS["ip6 daddr"], "oifname": _WORDS["iifname"]}
+
+
+def elements_of(name: str, spec: SetSpec) -> st.SearchStrategy[Element]:
+    def words(expressions: tuple[str, ...]) -> st.SearchStrategy[tuple[Any, ...]]:
+        return st.tuples(*(_WORDS[e] for e in expressions))
+
+    return st.builds(Element, st.just(name), words(spec.key), words(spec.data))
+
+
+def distinct(elements: Iterable[Element]) -> list[Element]:
+    """One for each key: a map holds no two."""
+    return list({(e.set, e.key): e for e in elements}.values())
+
+
+any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in SETS.items())), max_size=40).map(distinct)
+bounded = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft) -> None:
+    """An element put there over netlink is, in each of our sets and maps, the one that the text means."""
+    one = {
+        name: Element(name, *(tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data)))
+        for name, spec in SETS.items()
+    }
+    nft.replace(one.values())
+    by_text = listed(host)
+    nft.replace(())
+    assert standing(host) == set()
+    nft.change(Change(add=tuple(one.values())))
+    assert listed(host) == by_text
+    nft.change(Change(remove=tuple(one.values())))
+    assert standing(host) == set()
+
+
+_EXAMPLE: dict[str, Any] = {
+    "ip daddr": IPv4Address("10.1.2.3"), "ip6 daddr": IPv6Address("2001:db8::1:2"), "ip saddr": IPv4Address("10.3.2.1"),
+    "ip6 saddr": IPv6Address("2001:db8::2:1"), "meta l4proto": 132, "th dport": 0x1234, "meta nfproto": 10,
+    "iifname": "fw-0123456789ab", "oifname": "a",
+}  # fmt: skip
+
+
+@given(before=any_elements, after=any_elements)
+@bounded
+def test_a_change_makes_what_a_replacement_makes(
+    host: NamedNetns, nft: Nft, before: list[Element], after: list[Element]
+) -> None:
+    """Between any two states the difference over netlink leads to the very table that the whole text would make."""
+    nft.replace(before)
+    nft.change(Change(tuple(set(before) - set(after)), tuple(set(after) - set(before))))
+    by_change = listed(host)
+    assert len(standing(host)) == len(after)
+    assert nft.intact()
+    nft.replace(after)
+    assert listed(host) == by_change
+
+
+def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: Nft) -> None:
+    """A restart with thousands of containers' elements, and their going, are one transaction each."""
+    nft.replace(())
+    many = tuple(
+        element
+        for number in range(2000)
+        for element in rule_elements(IPv6Address((0x20010DB8 << 96) + number), [Rule("tcp", 22, 22), Rule("udp", 1, 2)])
+    )
+    generation = nft.generation()
+    nft.change(Change(add=many))
+    assert nft.generation() == generation + 1
+    assert len(standing(host)) == 6000
+    nft.change(Change(remove=many[1:]))
+    assert nft.generation() == generation + 2
+    assert standing(host) == {"allow6: 2001:db8:: . 6 . 22"}
+
+
+# --- all of it or nothing -----------------------------------------------------------------------------------------
+
+HERE = Element("allow4", (IPv4Address("10.0.0.2"), 6, 80))
+THERE = Element("allow4", (IPv4Address("10.0.0.3"), 6, 80))
+ABSENT = Element("allow4", (IPv4Address("10.0.0.4"), 6, 80))
+MAPPED = Element("publish4_any", (6, 80), (IPv4Address("10.0.0.2"), 80))
+CLASHING = Element("publish4_any", (6, 80), (IPv4Address("10.0.0.3"), 80))
+
+REFUSED = {
+    "removes what is not there": Change(remove=(ABSENT,), add=(THERE,)),
+    "removes what is not there, last": Change(remove=(HERE, ABSENT), add=(THERE,)),
+    "maps one key twice": Change(add=(THERE, CLASHING)),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Change) -> None:
+    """A transaction that the kernel refuses leaves everything as it was, says why, and harms no later one."""
+    nft.replace([HERE, MAPPED])
+    before, generation = listed(host), nft.generation()
+    for _ in range(3):
+        with pytest.raises(NftError, match=r"No such file|File exists"):
+            nft.change(change)
+    assert (listed(host), nft.generation()) == (before, generation)
+    nft.change(Change(remove=(HERE,), add=(THERE,)))
+    assert "10.0.0.3" in listed(host)
+    assert "10.0.0.2 . 6 . 80" not in listed(host)
+
+
+def test_adding_what_stands_already_is_well(host: NamedNetns, nft: Nft) -> None:
+    """A repeated add is no error: what is wanted stands."""
+    nft.replace([HERE, MAPPED])
+    before = listed(host)
+    nft.change(Change(add=(HERE, MAPPED)))
+    assert listed(host) == before
+
+
+def test_nothing_to_change_costs_no_transaction(nft: Nft) -> None:
+    """An empty change does not touch the ruleset: other watchers are not woken."""
+    nft.replace([HERE])
+    generation = nft.generation()
+    nft.change(Change())
+    assert nft.generation() == generation
+
+
+def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nft) -> None:
+    """If the kernel does not take the whole table, the one before still stands."""
+    nft.replace([HERE])
+    before = listed(host)
+    with pytest.raises(NftError):
+        nft.replace([MAPPED, CLASHING])
+    assert listed(host) == before
+    assert nft.intact()
+
+
+def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
+    """The table is never gone or half there in between: its end and its beginning are one transaction."""
+    nft.replace([HERE])
+    generation = nft.generation()
+    nft.replace([THERE])
+    assert nft.generation() == generation + 1
+
+
+def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
+    """Whatever we do, another tool's table stays as it is."""
+    other = "table inet fw2 {\n\tset allow4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.9 }\n\t}\n}\n"
+    host.run(["nft", "-f", "-"], input=other)
+    before = host.run(["nft", "list", "table", "inet", "fw2"]).stdout
+    nft.replace([HERE])
+    nft.change(Change(remove=(HERE,), add=(THERE,)))
+    nft.replace([])
+    assert host.run(["nft", "list", "table", "inet", "fw2"]).stdout == before
+
+
+# --- somebody else's hands ----------------------------------------------------------------------------------------
+
+TOUCHES = {
+    "flush ruleset": "flush ruleset",
+    "delete the table": "delete table inet fw",
+    "flush the table's rules": "flush table inet fw",
+    "flush one chain": "flush chain inet fw inbound",
+    "add a rule": "add rule inet fw inbound accept",
+    "insert a rule": "insert rule inet fw forward accept",
+    "delete and add again": "delete table inet fw; add table inet fw",
+    "make the table dormant": "add table inet fw { flags dormant; }",
+}
+
+
+@pytest.mark.parametrize("command", TOUCHES.values(), ids=TOUCHES)
+def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, command: str) -> None:
+    """What another tool does to our rules raises the generation, is seen, and one replacement mends it."""
+    nft.replace([HERE])
+    whole, generation = listed(host), nft.generation()
+    host.run(["nft", command])
+    assert nft.generation() != generation
+    assert not nft.intact()
+    nft.replace([HERE])
+    assert nft.intact()
+    assert listed(host) == whole
+
+
+def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
+    """A rule that another tool exchanged in its place is seen too."""
+    nft.replace([HERE])
+    shown = host.run(["nft", "-a", "list", "chain", "inet", "fw", "deny"]).stdout
+    handle = re.search(r"drop # handle (\d+)", shown)
+    assert handle
+    host.run(["nft", f"replace rule inet fw deny handle {handle[1]} accept"])
+    assert not nft.intact()
+
+
+def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> None:
+    """A reload of /etc/nftables.conf that holds our table as it once was does not leave old ports open."""
+    nft.replace([HERE])
+    saved = "flush ruleset\n" + host.run(["nft", "list", "ruleset"]).stdout
+    nft.change(Change(remove=(HERE,), add=(THERE,)))
+    host.run(["nft", "-f", "-"], input=saved)
+    assert "10.0.0.2" in listed(host)
+    assert not nft.intact()
+    nft.replace([THERE])
+    assert "10.0.0.2" not in listed(host)
+    assert nft.intact()
+
+
+def test_our_own_changes_are_no_touch(nft: Nft) -> None:
+    """What we do ourselves is never taken for somebody else's doing."""
+    nft.replace([HERE])
+    nft.change(Change(remove=(HERE,), add=(THERE,)))
+    assert nft.intact()
+    nft.replace([])
+    assert nft.intact()
+
+
+def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nft) -> None:
+    """Another table's change raises the generation too; ours stays intact."""
+    nft.replace([HERE])
+    generation = nft.generation()
+    assert nft.generation() == generation
+    host.run(["nft", "add table inet elsewhere"])
+    assert nft.generation() > generation
+    assert nft.intact()
+
+
+def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNetns, nft: Nft) -> None:
+    """When the table is gone, adding to it is an error, not a silent nothing."""
+    nft.replace([HERE])
+    host.run(["nft", "flush ruleset"])
+    with pytest.raises(NftError, match="No such file"):
+        nft.change(Change(add=(THERE,)))
+    nft.replace([HERE, THERE])
+    assert len(standing(host)) == 2
+
+
+# --- what others have does not slow us ----------------------------------------------------------------------------
+
+
+class Recorder:
+    """A netlink socket that notes the kinds of the messages which pass, and hands them on."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.sent: list[int] = []
+        self.received = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes) -> int:
+        offset = 0
+        while offset < len(data):
+            length, kind = struct.unpack_from("=IH", data, offset)
+            self.sent.append(kind)
+            offset += (length + 3) & ~3
+        return self._sock.send(data)
+
+    def recv(self, size: int) -> bytes:
+        data = self._sock.recv(size)
+        self.received += len(data)
+        return data
+
+
+def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -> None:
+    """With 20,000 ranges in somebody's interval set a change sends its own few messages and reads one answer.
+
+    libnftables would read that whole set before each transaction (200 ms).
+    """
+    ranges = ", ".join(f"10.{n >> 8}.{n & 255}.0-10.{n >> 8}.{n & 255}.9" for n in range(20000))
+    text = f"table ip bans {{\n set s {{\n type ipv4_addr\n flags interval\n elements = {{ {ranges} }}\n }}\n}}\n"
+    host.run(["nft", "-f", "-"], input=text)
+    nft.replace([HERE])
+    recorder = Recorder(nft._sock)
+    nft._sock = recorder  # type: ignore[assignment]
+    nft.change(Change(remove=(HERE,), add=(THERE,)))
+    # begin, one removal, one addition, end; and back comes one acknowledgement
+    assert recorder.sent == [16, (10 << 8) | 14, (10 << 8) | 12, 17]
+    assert recorder.received < 200
+    host.run(["nft", "delete table ip bans"])
+
+
+def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
+    """Whether the table is intact costs the same with one container and with ten thousand."""
+
+    def read(elements: Iterable[Element]) -> int:
+        nft.replace(elements)
+        recorder, kept = Recorder(nft._read), nft._read
+        nft._read = recorder  # type: ignore[assignment]
+        assert nft.intact()
+        nft.generation()
+        nft._read = kept
+        return recorder.received
+
+    many = [Element("allow4", (IPv4Address((10 << 24) + n), 6, 80)) for n in range(10000)]
+    assert read(many) == read([HERE])
+
+
+# --- many threads, many sockets -----------------------------------------------------------------------------------
+
+
+def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
+    """Hooks and loops use it at the same time: no answer goes to the wrong one, nobody waits in vain."""
+    nft.replace([])
+    stop, failures = threading.Event(), []
+
+    def guarded(work: Any) -> Any:
+        def run() -> None:
+            try:
+                while not stop.is_set():
+                    work()
+            except Exception as error:
+                failures.append(error)
+                stop.set()
+
+        return run
+
+    def changes(number: int) -> Any:
+        mine = Element("allow4", (IPv4Address((10 << 24) + number), 6, 80))
+
+        def work() -> None:
+            nft.change(Change(add=(mine,)))
+            nft.change(Change(remove=(mine,)))
+
+        return work
+
+    def replaced() -> None:
+        before = nft.generation()
+        nft.replace([])
+        assert nft.generation() > before
+
+    threads = [threading.Thread(target=guarded(work)) for work in (nft.generation, nft.generation, nft.intact)]
+    done: list[int] = []
+
+    def bounded_changes() -> None:
+        for round_ in range(150):
+            for number in range(3):
+                changes(number)()
+            if round_ % 10 == 0:
+                replaced()
+        done.append(1)
+        stop.set()
+
+    threads.append(threading.Thread(target=guarded(bounded_changes)))
+    for thread in threads:
+        thread.start()
+    until(stop.is_set, "the threads are done", 30)
+    for thread in threads:
+        thread.join(10)
+    assert not failures
+    assert done
+
+
+def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
+    """Its socket is found among whatever else the process has open."""
+    with inside(host.path):
+        others = [netlink.open_socket() for _ in range(3)]
+        made = Nft(MARK)
+    made.replace([HERE])
+    assert made.intact()
+    for sock in others:
+        sock.close()
+
+
+def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
+    """Without CAP_NET_ADMIN the start fails with the kernel's own words, and nothing else happens."""
+    script = (
+        "from plugin.nft import Nft, NftError\n"
+        "import ctypes\n"
+        "nft = Nft(0x08000000)\n"
+        "import os\n"
+        "os.setresuid(65534, 65534, 65534)\n"
+        "try:\n    nft.replace([])\nexcept NftError as error:\n    print('refused:', error)\n"
+    )
+    import sys
+
+    done = host.run([sys.executable, "-c", script], check=False)
+    assert "refused:" in done.stdout, done.stderr
+    assert "Operation not permitted" in done.stdout
+
+
+# --- this host's own nft ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.nft")), ids=lambda p: p.stem)
+def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
+    """Each golden file is one that `nft -f` takes, and what nft lists of it can be loaded again."""
+    host.run(["nft", "-f", str(path)])
+    shown = host.run(["nft", "list", "table", "inet", "fw"]).stdout
+    host.run(["nft", "flush ruleset"])
+    host.run(["nft", "-f", "-"], input=shown)
+    assert host.run(["nft", "list", "table", "inet", "fw"]).stdout == shown
+
+
+def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: Nft) -> None:
+    """The policy can be saved as a file, checked and applied by hand, as the article asks."""
+    text = document(MARK, [HERE, MAPPED])
+    assert host.run(["nft", "-c", "-f", "-"], input=text).returncode == 0
+    host.run(["nft", "-f", "-"], input=text)
+    by_hand = listed(host)
+    nft.replace([HERE, MAPPED])
+    assert listed(host) == by_hand
+    assert element_text(HERE) in text
+    assert skeleton(MARK) in text
+
+
+def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
+    """`nft list ruleset`, in words and in JSON, shows it on this host's version of nft."""
+    nft.replace([HERE, MAPPED])
+    assert "chain inbound" in host.run(["nft", "list", "ruleset"]).stdout
+    shown = json.loads(host.run(["nft", "-j", "list", "ruleset"]).stdout)
+    assert any(item.get("chain", {}).get("name") == "inbound" for item in shown["nftables"])
+
+
+def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> None:
+    """A process with thousands of open files (published ports) goes on changing and replacing."""
+    nft.replace([HERE])
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
+    try:
+        nft.change(Change(add=(THERE,)))
+        nft.replace([HERE])
+        assert nft.intact()
+    finally:
+        for fd in held:
+            os.close(fd)
+    assert subprocess.run(["true"], check=False).returncode == 0

@@ -1,0 +1,774 @@
+"""What the kernel does with real packets is what the policy says, and what PURPOSE asks.
+
+Nothing here waits for silence: behind the packets of a test goes one that always passes, on the same way; what has
+not arrived before it never will.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugin.model import Container, Endpoint, Network, Problem, Proto, Published, Rule
+from plugin.policy import verdict
+from plugin.ruleset import Element
+from tests.kernel import packets as pk
+from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping, until
+from tests.kernel.site import MARK, Box, Site
+from tests.pure.strategies import some_rules
+
+PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
+_ports = itertools.cycle(range(20000, 60000))
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        yield made
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """One host's containers: two on one network, one on another, one with a chosen bridge name, one inside."""
+
+    web: Box
+    db: Box
+    other: Box
+    chosen: Box
+    inner: Box
+    four: Box
+    six: Box
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Boxes:
+    one, two = site.network(1), site.network(2)
+    chosen = site.network(3, bridge="front0")
+    inner = site.network(4, internal=True)
+    four, six = site.network(5, gateway6=None), site.network(6, gateway4=None)
+    return Boxes(
+        site.box(one, 2), site.box(one, 3), site.box(two, 2), site.box(chosen, 2), site.box(inner, 2),
+        site.box(four, 2), site.box(six, 2),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def docker(site: Site) -> Box:
+    """A container on one of Docker's own bridges."""
+    return site.docker_box("br-0123456789ab", 100)
+
+
+@pytest.fixture(scope="module")
+def foreign(site: Site) -> Box:
+    """A machine on a bridge that is neither ours nor Docker's."""
+    return site.docker_box("virbr0", 101)
+
+
+@pytest.fixture(scope="module")
+def by_hand(site: Site) -> Box:
+    """A container on a bridge that is called fw-… and that docker-fw did not make."""
+    return site.docker_box("fw-by-hand", 103)
+
+
+@pytest.fixture(scope="module")
+def inner_two(site: Site, boxes: Boxes) -> Box:
+    """A second container on the internal network."""
+    return site.box(_of(boxes.inner), 3)
+
+
+@pytest.fixture(scope="module")
+def lan(site: Site) -> Box:
+    """A machine on another link of the host's that is no bridge."""
+    return site.lan_box(102)
+
+
+@pytest.fixture
+def web(site: Site, boxes: Boxes) -> Box:
+    """A container whose labels are known and say nothing; its neighbours are not known."""
+    site.load(site.known(boxes.web))
+    return boxes.web
+
+
+def outside(box: Box) -> list[tuple[Any, Any]]:
+    """(source, destination) for a packet from outside to the box, in each of its families."""
+    pairs: list[tuple[Any, Any]] = [(Site.OUT4, box.endpoint.addr4), (Site.OUT6, box.endpoint.addr6)]
+    return [(src, dst) for src, dst in pairs if dst]
+
+
+def between(source: Box, box: Box) -> list[tuple[Any, Any]]:
+    return [(source.v4, box.v4), (source.v6, box.v6)]
+
+
+def arriving_ports(site: Site, pairs: Iterable[tuple[Any, Any]], to: Box, source: Box | None = None) -> set[str]:
+    """Of the well-known and some other ports of each protocol, those on which a new flow reaches the box."""
+    sent = {
+        new_flow(proto, src, dst, port, next(_ports)): f"{port}/{proto}"
+        for src, dst in pairs
+        for proto in PROTOS
+        for port in (21, 22, 23, 53, 80, 81, 443, 444, 8080)
+    }
+    return {sent[packet] for packet in site.deliver(sent, to, source)}
+
+
+BASE = {"22/tcp", "80/tcp", "443/tcp"}
+
+
+# --- the reference ------------------------------------------------------------------------------------------------
+
+
+def _probed(rules: Iterable[Rule], drawn: list[int]) -> list[int]:
+    edges = {p for rule in rules for p in (rule.first - 1, rule.first, rule.last, rule.last + 1)}
+    edges |= {
+        p for r in rules for n in (16, 256, 4096) for p in (r.first // n * n, r.last // n * n - 1, r.last // n * n)
+    }
+    return sorted(p for p in {*edges, *drawn, 22, 23, 80, 443} if 1 <= p <= 65535)
+
+
+_containers = st.one_of(
+    st.builds(Container, st.just("c"), st.just("web"), some_rules),
+    st.builds(Container, st.just("c"), st.just("web"), some_rules),
+    st.builds(Container, st.just("c"), st.just("web"), some_rules, st.just((Problem("a", "b", "c"),))),
+    st.none(),
+)
+_policies = st.fixed_dictionaries(
+    {
+        "joined": st.sampled_from([True, True, True, False]),
+        "container": _containers,
+        "allow": some_rules,
+    }
+)
+
+
+@given(
+    policies=st.tuples(_policies, _policies, _policies),
+    network_allow=some_rules,
+    internal=st.booleans(),
+    everywhere=some_rules,
+    drawn=st.lists(st.integers(1, 65535), max_size=3),
+    random=st.randoms(use_true_random=False),
+)
+@settings(max_examples=120, deadline=None, derandomize=True)
+def test_the_kernels_verdict_is_the_references(
+    site: Site, boxes: Boxes, policies: tuple[dict[str, Any], ...], network_allow: tuple[Rule, ...], internal: bool,
+    everywhere: tuple[Rule, ...], drawn: list[int], random: Random,
+) -> None:  # fmt: skip
+    """For any policy: a new flow from outside reaches a container exactly if `policy.verdict` says so.
+
+    Several containers at once, with their own policies, in both families and all three protocols; what one may
+    opens nothing for another.
+    """
+    first = boxes.web
+    assert first.network
+    changed = dataclasses.replace(first.network, allow=network_allow)
+    inner = dataclasses.replace(site.networks[_of(boxes.other).id], internal=internal)
+    kept = dict(site.networks)
+    site.networks.update({changed.id: changed, inner.id: inner})
+    try:
+        ends: list[tuple[Box, Endpoint]] = [
+            (box, dataclasses.replace(box.endpoint, **policy))
+            for box, policy in zip((boxes.web, boxes.db, boxes.other), policies, strict=True)
+        ]
+        site.load(*(endpoint for _, endpoint in ends), everywhere=everywhere)
+        asked = [*everywhere, *network_allow]
+        for _, end in ends:
+            asked += [*end.allow, *(end.container.allow if end.container else ())]
+        ports = _probed(asked, drawn)
+        ports = sorted({*random.sample(ports, min(len(ports), 25)), *drawn, 22, 8080})
+        wanted: dict[Packet, bool] = {}
+        for box, end in ends:
+            for src, dst in outside(box):
+                for proto, port in itertools.product(PROTOS, ports):
+                    packet = new_flow(proto, src, dst, port, next(_ports))
+                    net = site.networks[end.network_id]
+                    wanted[packet] = verdict(net, end, dst, proto, port, everywhere)
+        last = icmp(Site.OUT4, boxes.chosen.v4, 8)
+        sniffers = [site.sniffer(box) for box in (boxes.web, boxes.db, boxes.other, boxes.chosen)]
+        site.send([*wanted, last])
+        seen = set().union(*arrived(sniffers, last))
+        wrong = {packet: expected for packet, expected in wanted.items() if (packet in seen) is not expected}
+        assert not wrong
+    finally:
+        site.networks = kept
+
+
+def _of(box: Box) -> Network:
+    assert box.network
+    return box.network
+
+
+# --- the floor ----------------------------------------------------------------------------------------------------
+
+
+def test_without_configuration_22_80_443_and_nothing_else(site: Site, web: Box) -> None:
+    """A container without labels answers on TCP 22, 80 and 443, in both families."""
+    for pair in outside(web):
+        assert arriving_ports(site, [pair], web) == BASE
+
+
+def test_every_port_of_every_protocol(site: Site, web: Box) -> None:
+    """All 65,535 ports are tried on IPv6: the three are open, and no other."""
+    sent = {new_flow("tcp", Site.OUT6, web.v6, port, 30000): port for port in range(1, 65536)}
+    assert {sent[packet] for packet in site.deliver(sent, web)} == {22, 80, 443}
+
+
+def test_a_label_opens_its_port_on_its_container_only(site: Site, boxes: Boxes) -> None:
+    """8080 opened for one container stays closed on its neighbour."""
+    site.load(site.known(boxes.web, Rule("tcp", 8080, 8080)), site.known(boxes.db))
+    assert arriving_ports(site, outside(boxes.web), boxes.web) == {*BASE, "8080/tcp"}
+    assert arriving_ports(site, outside(boxes.db), boxes.db) == BASE
+
+
+def test_an_address_is_closed_until_it_is_known(site: Site, boxes: Boxes) -> None:
+    """A network's containers answer on ICMP only until their labels are known: not even on the base."""
+    site.load()
+    for box in (boxes.web, boxes.chosen):
+        assert arriving_ports(site, outside(box), box) == set()
+        for src, dst in outside(box):
+            echo = ping(src, dst)
+            assert site.deliver([echo], box) == {echo}
+
+
+def test_an_address_that_a_container_gives_itself_is_closed(site: Site, boxes: Boxes) -> None:
+    """An address that nobody registered (self-given, SLAAC) accepts nothing, whatever its owner's labels say."""
+    site.load(site.known(boxes.web, Rule("tcp", 1, 65535)))
+    extra = IPv6Address("2001:db8:1::99")
+    boxes.web.ip(f"addr add {extra}/64 dev eth0 nodad")
+    mac = boxes.web.endpoint.mac
+    site.host.ip(f"neigh replace {extra} lladdr {mac} dev {_of(boxes.web).bridge} nud permanent")
+    try:
+        assert arriving_ports(site, [(Site.OUT6, extra)], boxes.web) == set()
+    finally:
+        boxes.web.ip(f"addr del {extra}/64 dev eth0")
+
+
+def test_single_stack_networks(site: Site, boxes: Boxes) -> None:
+    """A network of one family only has the same floor."""
+    site.load(site.known(boxes.four), site.known(boxes.six))
+    assert arriving_ports(site, outside(boxes.four), boxes.four) == BASE
+    assert arriving_ports(site, outside(boxes.six), boxes.six) == BASE
+
+
+def test_a_chosen_bridge_name_is_closed_too(site: Site, boxes: Boxes) -> None:
+    """A bridge that is not called fw-… is recognised by its device group, from its first packet, known or not."""
+    site.load(site.known(boxes.chosen))
+    assert arriving_ports(site, outside(boxes.chosen), boxes.chosen) == BASE
+    site.nft.replace(())
+    assert arriving_ports(site, outside(boxes.chosen), boxes.chosen) == set()
+
+
+def test_a_network_is_closed_before_it_is_known(site: Site, boxes: Boxes, by_hand: Box) -> None:
+    """With an empty table (a restart without its state) every container network is closed but for ICMP."""
+    site.nft.replace(())
+    for box in (boxes.web, boxes.other, boxes.chosen, boxes.four, boxes.six, by_hand):
+        assert arriving_ports(site, outside(box), box) == set()
+
+
+def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
+    """Protocols without ports, and those whose header is cut short, do not pass."""
+    sent = [
+        Packet(packed(src), packed(dst), proto, data)
+        for src, dst in outside(web)
+        for proto, data in ((47, b"\0" * 8), (50, b"\0" * 16), (51, b"\0" * 24), (4, b"\0" * 20), (41, b"\0" * 40),
+                            (33, b"\0\x50\0\x50" * 5), (136, b"\0\x50\0\x50\0\x08\0\0"), (253, b"x"), (6, b"\0\x50"),
+                            (17, b"\0"), (132, b"\0\x50\0\x50"))
+    ]  # fmt: skip
+    assert site.deliver(sent, web) == set()
+
+
+# --- ICMP ---------------------------------------------------------------------------------------------------------
+
+ACCEPTED = {
+    4: {3: "destination-unreachable", 8: "echo-request", 11: "time-exceeded", 12: "parameter-problem"},
+    6: {1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem",
+        128: "echo-request", 134: "nd-router-advert", 135: "nd-neighbor-solicit", 136: "nd-neighbor-advert"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_just_the_listed_icmp_passes(site: Site, web: Box, version: int) -> None:
+    """Of all 256 types, unsolicited, exactly those of the list arrive; errors are about no flow that anybody knows."""
+    (src, dst) = outside(web)[version == 6]
+    stranger = new_flow("udp", dst, src, 9, 9)
+    sent = {}
+    for kind in range(256):
+        errors = kind in ((3, 4, 5, 11, 12) if version == 4 else range(1, 128))
+        packet = icmp_error(src, stranger, kind) if errors else icmp(src, dst, kind)
+        sent[packet] = kind
+    assert {sent[packet] for packet in site.deliver(sent, web)} == set(ACCEPTED[version])
+
+
+def test_icmp_of_the_other_family_is_no_way_in(site: Site, web: Box) -> None:
+    """ICMP over IPv6 and ICMPv6 over IPv4 (which no host sends) are dropped, whatever their type."""
+    four, six = (tuple(map(packed, pair)) for pair in outside(web))
+    sent = [Packet(*six, 1, bytes([kind, 0, 0, 0] + [0] * 8)) for kind in (3, 8, 128)]
+    sent += [Packet(*four, 58, bytes([kind, 0, 0, 0] + [0] * 8)) for kind in (1, 8, 128)]
+    assert site.deliver(sent, web) == set()
+
+
+def test_ping_is_answered(site: Site, web: Box) -> None:
+    """Ping works from outside, in both families, and back."""
+    for _, dst in outside(web):
+        assert site.wan.probe.ping(str(dst)) == "open"
+    for out in (Site.OUT4, Site.OUT6):
+        assert web.probe.ping(str(out)) == "open"
+
+
+def test_path_mtu_discovery_works(site: Site, web: Box) -> None:
+    """A too-big message about a flow of the container's reaches it: PMTU discovery works in both directions."""
+    for src, dst, kind, code in ((Site.OUT4, web.v4, 3, 4), (Site.OUT6, web.v6, 2, 0)):
+        flow = new_flow("tcp", dst, src, 80, next(_ports))
+        site.send([flow], web)
+        error = icmp_error(src, flow, kind, code, 1300)
+        assert site.deliver([error], web) == {error}
+
+
+@pytest.mark.parametrize("to", ["outside", "host", "other network"])
+def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes: Boxes, to: str) -> None:
+    """What a container says about routes is dropped, to wherever it says it (CVE-2020-13401)."""
+    site.load(site.known(boxes.web), site.known(boxes.other))
+    web = boxes.web
+    target6 = {"outside": Site.OUT6, "host": IPv6Address("2001:db8:1::1"), "other network": boxes.other.v6}[to]
+    target4 = {"outside": Site.OUT4, "host": IPv4Address("10.1.0.1"), "other network": boxes.other.v4}[to]
+    # About a flow that there is, so that connection tracking calls the redirect related.
+    flow6, flow4 = (new_flow("tcp", t, w, 80, next(_ports)) for w, t in ((web.v6, target6), (web.v4, target4)))
+    site.send([flow4, flow6], {"outside": None, "host": site.host, "other network": boxes.other}[to])
+    advert = icmp(web.v6, target6, 134, body=struct.pack("!BBHII", 64, 0, 1800, 0, 0))
+    redirect6 = icmp(web.v6, target6, 137, body=bytes(4) + bytes(32) + bytes(flow6)[:100])
+    redirect4 = icmp_error(web.v4, flow4, 5, 1)
+    sent = [advert, redirect6, redirect4]
+    if to == "host":
+        watch_input(site, "icmpv6 type { nd-router-advert, nd-redirect } counter", "icmp type redirect counter")
+        site.send([*sent, icmp(web.v6, target6, 128), icmp(web.v4, target4, 8)], web)
+        until(lambda: counted(site)[2:] == [1, 1], "both pings arrived")
+        assert counted(site) == [0, 0, 1, 1]
+        site.run("nft", "delete", "table", "inet", "watch")
+    elif to == "outside":
+        assert delivered_outside(site, sent, web) == set()
+    else:
+        assert site.deliver(sent, boxes.other, web, icmp(web.v6, target6, 128)) == set()
+
+
+@pytest.mark.parametrize("name", ["chosen name", "fw- by hand"])
+def test_no_router_advertisement_from_any_bridge_of_ours(
+    site: Site, boxes: Boxes, by_hand: Box, name: str
+) -> None:
+    """A bridge is ours by its device group or by its name; either is enough to tell a container's advertisement."""
+    site.load(site.known(boxes.other))
+    source = boxes.chosen if name == "chosen name" else by_hand
+    advert = icmp(source.v6, boxes.other.v6, 134, body=struct.pack("!BBHII", 64, 0, 1800, 0, 0))
+    assert site.deliver([advert], boxes.other, source, ping(source.v6, boxes.other.v6)) == set()
+
+
+def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
+    """What connection tracking calls related to a container's own flow is accepted, also what is not on the list."""
+    flow = new_flow("udp", web.v4, Site.OUT4, 9, next(_ports))
+    site.send([flow], web)
+    quench = icmp_error(Site.OUT4, flow, 4)
+    assert site.deliver([quench], web) == {quench}
+    stranger = icmp_error(Site.OUT4, new_flow("udp", web.v4, Site.OUT4, 9, next(_ports)), 4)
+    assert site.deliver([stranger], web) == set()
+
+
+def watch_input(site: Site, *rules: str) -> None:
+    """Counts on the host, after our table: the rules' packets, and pings of both families."""
+    lines = "\n".join([*rules, "icmpv6 type echo-request counter", "icmp type echo-request counter"])
+    text = f"table inet watch {{\nchain i {{\ntype filter hook input priority 10;\n{lines}\n}}\n}}\n"
+    site.run("nft", "-f", "-", input=text)
+
+
+def counted(site: Site) -> list[int]:
+    shown = site.run("nft", "list", "table", "inet", "watch").stdout
+    return [int(line.split("packets ")[1].split()[0]) for line in shown.splitlines() if "packets " in line]
+
+
+def delivered_outside(site: Site, sent: list[Packet], source: Box) -> set[Packet]:
+    """What of the box's packets arrives at the outsider's, an echo request behind them."""
+    return site.deliver(sent, site.wan, source, icmp(source.v6, Site.OUT6, 128))
+
+
+# --- connection states --------------------------------------------------------------------------------------------
+
+
+def test_what_belongs_to_no_flow_is_dropped(site: Site, boxes: Boxes) -> None:
+    """A segment that connection tracking calls invalid, or a bad checksum, passes on no port, not even an open one."""
+    site.load(site.known(boxes.web, Rule("udp", 53, 53)))
+    web = boxes.web
+    sent = []
+    for src, dst in outside(web):
+        # SYN+RST, SYN+FIN, no flags at all, all flags: no TCP sends them
+        sent += [pk.tcp(src, dst, 80, next(_ports), flags) for flags in (0x06, 0x03, 0x00, 0x3F, 0x29)]
+        bad = new_flow("tcp", src, dst, 80, next(_ports))
+        sent.append(dataclasses.replace(bad, data=bad.data[:16] + b"\xba\xad" + bad.data[18:]))
+        bad = new_flow("udp", src, dst, 53, next(_ports))
+        sent.append(dataclasses.replace(bad, data=bad.data[:6] + b"\xba\xad" + bad.data[8:]))
+    assert site.deliver(sent, web) == set()
+
+
+def test_connections_work_both_ways(site: Site, web: Box) -> None:
+    """A connection to an open port, and one that the container opens, work whole; a closed port is silent."""
+    with web.probe.serve(tcp=[80, 8080], udp=[53]), site.wan.probe.serve(tcp=[9000], udp=[9000]):
+        for _, dst in outside(web):
+            assert site.wan.probe.tcp(str(dst), 80) == "open"
+            assert site.wan.probe([("tcp", str(dst), 8080), ("udp", str(dst), 53)], timeout=0.2) == {
+                ("tcp", str(dst), 8080): "silent",
+                ("udp", str(dst), 53): "silent",
+            }
+        for out in (Site.OUT4, Site.OUT6):
+            assert web.probe([("tcp", str(out), 9000), ("udp", str(out), 9000)]) == {
+                ("tcp", str(out), 9000): "open",
+                ("udp", str(out), 9000): "open",
+            }
+
+
+def test_an_icmp_error_about_a_containers_flow_arrives(site: Site, web: Box) -> None:
+    """A container that sends to a closed port outside learns so at once."""
+    for out in (Site.OUT4, Site.OUT6):
+        assert web.probe.udp(str(out), 9) == "refused"
+
+
+@pytest.mark.parametrize("inner", ["tcp", "echo", "udp"])
+def test_a_routing_header_0_is_dropped(site: Site, boxes: Boxes, inner: str) -> None:
+    """Source routing (RFC 5095) passes with no payload: not to an open port, not with a ping."""
+    site.load(site.known(boxes.web, Rule("udp", 53, 53)))
+    src, dst = outside(boxes.web)[1]
+
+    def fresh() -> Packet:
+        if inner == "echo":
+            return ping(src, dst)
+        return new_flow(inner, src, dst, {"tcp": 80, "udp": 53}[inner], next(_ports))
+
+    plain = fresh()
+    assert site.deliver([plain], boxes.web) == {plain}
+    # next header, length 2 (×8 bytes), type 0, segments left, reserved, one address
+    routed = [pk.extended(fresh(), 43, bytes([2, 0, left]) + bytes(4) + dst.packed) for left in (0, 1)]
+    assert site.deliver(routed, boxes.web) == set()
+
+
+def test_other_extension_headers_hide_nothing(site: Site, web: Box) -> None:
+    """Behind hop-by-hop or destination options a port is judged as without."""
+    src, dst = outside(web)[1]
+    sent = {}
+    for header in (0, 60):
+        for port in (80, 8080):
+            packet = pk.extended(new_flow("tcp", src, dst, port, next(_ports)), header, bytes([0, 1, 4, 0, 0, 0, 0]))
+            sent[packet] = port
+    assert {sent[packet] for packet in site.deliver(sent, web)} <= {80}
+
+
+def test_fragments_are_judged_as_wholes(site: Site, web: Box) -> None:
+    """A flow in fragments passes on an open port, and on a closed one not a fragment of it does."""
+    src, dst = outside(web)[0]
+    with web.probe.serve(udp=[53]):
+        site.load(site.known(web, Rule("udp", 53, 53)))
+        host_side = site.sniffer(web)
+        for port, passes in ((53, True), (54, False)):
+            whole = pk.udp(src, dst, port, next(_ports), b"x" * 64)
+            first, rest = whole.data[:32], whole.data[32:]
+            for _ in host_side.read():
+                pass
+            last = icmp(src, dst, 8)
+            ident = next(_ports)
+            site.send([Fragment(whole, 0x2000, ident, first), Fragment(whole, 4, ident, rest), last])
+            (seen,) = arrived([host_side], last)
+            assert bool([p for p in seen if p.proto == 17]) is passes
+
+
+# --- within and between networks ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0, 1], ids=["br_netfilter off", "br_netfilter on"])
+def br_netfilter(request: pytest.FixtureRequest, site: Site) -> Iterator[int]:
+    """Whether packets inside a bridge cross the host's rules too."""
+    names = [f"net/bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables")]
+    site.host.sysctl(dict.fromkeys(names, request.param))
+    yield request.param
+    site.host.sysctl(dict.fromkeys(names, 0))
+
+
+def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, br_netfilter: int) -> None:
+    """On any port, whether their labels are known or not, also where the bridge hands packets to the rules."""
+    site.load()
+    sent = [
+        new_flow(proto, src, dst, port, next(_ports))
+        for src, dst in between(boxes.web, boxes.db)
+        for proto in PROTOS
+        for port in (22, 53, 8080)
+    ]
+    assert site.deliver(sent, boxes.db, boxes.web) == set(sent)
+
+
+def test_neighbours_find_each_other(site: Site, boxes: Boxes, br_netfilter: int) -> None:
+    """Address resolution within a network works from scratch, IPv6's too, which br_netfilter would show the rules."""
+    site.load()
+    for one, two in ((boxes.web, boxes.db), (boxes.db, boxes.web)):
+        one.ip(*(f"neigh flush to {a}" for a in (two.v4, two.v6)))
+        for address in (two.v4, two.v6):
+            assert one.probe.ping(str(address)) == "open"
+
+
+def test_inside_an_internal_network_containers_talk(
+    site: Site, boxes: Boxes, inner_two: Box, br_netfilter: int
+) -> None:
+    """An internal network is closed to all others, not to its own containers."""
+    site.load()
+    sent = [new_flow("tcp", src, dst, 5432, next(_ports)) for src, dst in between(inner_two, boxes.inner)]
+    assert site.deliver(sent, boxes.inner, inner_two) == set(sent)
+
+
+def test_a_router_on_the_same_bridge_is_no_way_round(site: Site, boxes: Boxes, br_netfilter: int) -> None:
+    """From another network the neighbour's closed port stays closed, with br_netfilter too."""
+    site.load(site.known(boxes.web), site.known(boxes.other))
+    assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == BASE
+
+
+def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None:
+    """A container is an outsider to containers of other networks: the base, and what labels open."""
+    site.load(site.known(boxes.web, Rule("tcp", 8080, 8080)), site.known(boxes.other))
+    assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == {*BASE, "8080/tcp"}
+    assert arriving_ports(site, between(boxes.web, boxes.other), boxes.other, boxes.web) == BASE
+    assert arriving_ports(site, between(boxes.chosen, boxes.web), boxes.web, boxes.chosen) == {*BASE, "8080/tcp"}
+
+
+def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker: Box) -> None:
+    """A container on one of Docker's own bridges is an outsider, too."""
+    site.load(site.known(boxes.web))
+    assert arriving_ports(site, between(docker, boxes.web), boxes.web, docker) == BASE
+
+
+def any_flow(src: Any, dst: Any) -> list[Packet]:
+    return [*(new_flow(proto, src, dst, 80, next(_ports)) for proto in PROTOS), ping(src, dst)]
+
+
+@pytest.mark.parametrize("source", ["outside", "another network", "Docker's bridge"])
+def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
+    """Not from outside, not from other networks, whatever labels open; ping neither."""
+    inner = boxes.inner
+    everything = Rule("tcp", 1, 65535)
+    site.load(site.known(inner, everything), site.known(boxes.web, everything))
+    start = {"outside": None, "another network": boxes.web, "Docker's bridge": docker}[source]
+    pairs = outside(inner) if start is None else between(start, inner)
+    sent = [packet for pair in pairs for packet in any_flow(*pair)]
+    last = ping(pairs[1][0], boxes.other.v6)
+    sniffers = [site.sniffer(inner), site.sniffer(boxes.other)]
+    for sniffer in sniffers:
+        list(sniffer.read())
+    site.send([*sent, last], start)
+    seen, _ = arrived(sniffers, last)
+    assert not seen & set(sent)
+
+
+@pytest.mark.parametrize("target", ["outside", "another network", "Docker's bridge"])
+def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
+    """Its containers reach nobody but one another; ping neither."""
+    inner = boxes.inner
+    everything = Rule("tcp", 1, 65535)
+    site.load(site.known(inner, everything), site.known(boxes.web, everything))
+    end = {"outside": None, "another network": boxes.web, "Docker's bridge": docker}[target]
+    pairs = [(inner.v4, Site.OUT4), (inner.v6, Site.OUT6)] if end is None else between(inner, end)
+    sent = [packet for pair in pairs for packet in any_flow(*pair)]
+    # Not one of them may arrive, so the last packet is another container's, sent after.
+    last = ping(boxes.other.v6, pairs[1][1])
+    sniffer = site.sniffer(end or site.wan)
+    list(sniffer.read())
+    site.send(sent, inner)
+    site.send([last], boxes.other)
+    (seen,) = arrived([sniffer], last)
+    assert not seen & set(sent)
+
+
+# --- the mark -----------------------------------------------------------------------------------------------------
+
+
+class Marks:
+    """A table of somebody else's, after ours at the forward hook, that counts packets with and without our mark."""
+
+    def __init__(self, site: Site, four: object, six: object, forge: bool = False) -> None:
+        """Of packets to these two addresses."""
+        self._site = site
+        forged = "meta mark set 0xffffffff" if forge else ""
+        text = f"""
+table inet marks {{
+  chain early {{ type filter hook prerouting priority -300; {forged}
+  }}
+  chain late {{ type filter hook forward priority 10;
+    ip daddr {four} goto count
+    ip6 daddr {six} goto count
+  }}
+  chain count {{
+    meta mark & {MARK:#x} == {MARK:#x} counter
+    meta mark & {MARK:#x} == 0 counter
+    meta mark & {0xFFFFFFFF ^ MARK:#x} == {0xFFFFFFFF ^ MARK if forge else 0:#x} counter
+  }}
+}}
+"""
+        site.run("nft", "-f", "-", input=text)
+
+    def __enter__(self) -> Marks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._site.run("nft", "delete", "table", "inet", "marks")
+
+    def seen(self) -> tuple[int, int, int]:
+        """Packets that had our mark, that had not, and whose other 31 bits were as they had come."""
+        shown = self._site.run("nft", "list", "table", "inet", "marks").stdout
+        marked, not_marked, others = (
+            int(line.split("packets ")[1].split()[0]) for line in shown.splitlines() if "packets " in line
+        )
+        return marked, not_marked, others
+
+
+@pytest.mark.parametrize("forge", [False, True], ids=["plain", "forged"])
+@pytest.mark.parametrize(
+    ("way", "marked"),
+    [
+        ("outside → ours, accepted", True),
+        ("outside → ours, ping", True),
+        ("ours → outside", True),
+        ("ours → ours", True),
+        ("ours → foreign bridge", True),
+        ("ours → Docker's bridge", False),
+        ("Docker's bridge → outside", False),
+        ("outside → Docker's bridge", False),
+        ("Docker's bridge → foreign bridge", False),
+        ("foreign bridge → outside", False),
+    ],
+)
+def test_the_mark_is_exact(
+    site: Site, boxes: Boxes, docker: Box, foreign: Box, way: str, marked: bool, forge: bool
+) -> None:
+    """Our mark is on what our table accepted and on nothing else, whatever mark a packet came with.
+
+    The mark lets a packet pass Docker's own firewall; so nothing that goes to one of Docker's bridges has it.
+    """
+    site.load(site.known(boxes.web), site.known(boxes.other), more=[Element("foreign", ("virbr0",))])
+    places: dict[str, tuple[Any, Any]] = {
+        "outside": (None, (Site.OUT4, Site.OUT6)),
+        "ours": (boxes.web, (boxes.web.v4, boxes.web.v6)),
+        "Docker's bridge": (docker, (docker.v4, docker.v6)),
+        "foreign bridge": (foreign, (foreign.v4, foreign.v6)),
+    }
+    path, _, what = way.partition(", ")
+    start, _, end = path.partition(" → ")
+    source, froms = places[start]
+    if path == "ours → ours":
+        tos, target = (boxes.other.v4, boxes.other.v6), boxes.other
+    else:
+        target, tos = places[end]
+    packets = [new_flow("tcp", src, dst, 80, next(_ports)) for src, dst in zip(froms, tos, strict=True)]
+    if what == "ping":
+        packets = [ping(src, dst) for src, dst in zip(froms, tos, strict=True)]
+    with Marks(site, *tos, forge=forge) as marks:
+        last = packets.pop()
+        site.deliver(packets, target or site.wan, source, last)
+        assert marks.seen() == ((2, 0, 2) if marked else (0, 2, 2))
+
+
+def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Boxes, docker: Box) -> None:
+    """What goes to our bridges and was accepted has the mark, replies as well: Docker's DROP does not stop them."""
+    site.load(site.known(boxes.web))
+    web = boxes.web
+    with docker.probe.serve(tcp=[80]), Marks(site, web.v4, web.v6) as marks:
+        assert web.probe.tcp(str(docker.v6), 80) == "open"
+        marked, not_marked, _ = marks.seen()
+    assert marked >= 2  # SYN+ACK, data
+    assert not_marked == 0
+
+
+# --- forwarding that docker-fw switched on ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_was_never_forwarded_stays_so(
+    site: Site, boxes: Boxes, docker: Box, foreign: Box, lan: Box, family: int
+) -> None:
+    """A host that was no router before does not become one between its other links, in the families we switched on."""
+    number = {4: 2, 6: 10}[family]
+    index = family == 6
+    pair = [(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][index]
+    known = (site.known(boxes.web), site.known(boxes.other))
+    sent = [new_flow("tcp", *pair, 80, next(_ports))]
+    site.load(*known)
+    assert site.deliver(sent, lan) == set(sent), "the way is there"
+    site.load(*known, more=[Element("no_transit", (number,)), Element("dockers", ("br-0123456789ab",))])
+    sent = [new_flow(proto, *pair, 80, next(_ports)) for proto in PROTOS] + [ping(*pair)]
+    # The family that was forwarded before goes on: its packet is the last.
+    last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])
+    assert site.deliver(sent, lan, None, last) == set()
+    # Nor by way of a bridge that is nobody's known; containers, ours and Docker's, are reached as before.
+    sent = [new_flow("udp", [foreign.v4, foreign.v6][index], [lan.v4, lan.v6][index], 80, next(_ports))]
+    site.send(sent, foreign)
+    assert site.deliver(sent, lan, None, ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])) == set()
+    assert arriving_ports(site, [outside(boxes.web)[index]], boxes.web) == BASE
+    packet = new_flow("tcp", [Site.OUT4, Site.OUT6][index], [docker.v4, docker.v6][index], 8080, next(_ports))
+    assert site.deliver([packet], docker) == {packet}
+    packet = new_flow("tcp", [docker.v4, docker.v6][index], [Site.OUT4, Site.OUT6][index], 80, next(_ports))
+    assert delivered_outside(site, [packet], docker) == {packet}
+    packet = new_flow("tcp", [boxes.web.v4, boxes.web.v6][index], [Site.OUT4, Site.OUT6][index], 80, next(_ports))
+    assert delivered_outside(site, [packet], boxes.web) == {packet}
+
+
+# --- published ports ----------------------------------------------------------------------------------------------
+
+
+def test_a_published_port_obeys_the_policy(site: Site, boxes: Boxes) -> None:
+    """`-p 8081:80` leads to an open port; `-p 8082:8080` to a closed one is closed, though it is published."""
+    published = tuple(
+        Published(proto, any_, host, port)  # type: ignore[arg-type]
+        for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::"))
+        for proto, host, port in (("tcp", 8081, 80), ("tcp", 8082, 8080), ("udp", 5353, 53))
+    )
+    web = boxes.web
+    with web.probe.serve(tcp=[80, 8080], udp=[53]):
+        site.load(site.known(web, published=published))
+        for host in (str(Site.HOST4), str(Site.HOST6)):
+            found = site.wan.probe([("tcp", host, 8081), ("tcp", host, 8082), ("udp", host, 5353)], timeout=0.3)
+            assert list(found.values()) == ["open", "silent", "silent"]
+        site.load(site.known(web, Rule("udp", 53, 53), Rule("tcp", 8080, 8080), published=published))
+        for host in (str(Site.HOST4), str(Site.HOST6)):
+            found = site.wan.probe([("tcp", host, 8081), ("tcp", host, 8082), ("udp", host, 5353)], timeout=0.5)
+            assert list(found.values()) == ["open"] * 3
+        site.load(dataclasses.replace(web.endpoint, container=None, published=published))
+        assert site.wan.probe.tcp(str(Site.HOST6), 8081, timeout=0.2) == "silent"
+
+
+# --- addresses as they leave --------------------------------------------------------------------------------------
+
+
+def test_ipv4_leaves_with_the_hosts_address_and_ipv6_with_its_own(site: Site) -> None:
+    """IPv4 is masqueraded where the network says so, IPv6 never."""
+    network = site.network(7, masquerade=True)
+    box = site.box(network, 2)
+    site.load(site.known(box))
+    with site.wan.probe.serve(tcp=[9001]):
+        assert box.probe.one(("tcp", str(Site.OUT4), 9001)).peer == str(Site.HOST4)
+        assert box.probe.one(("tcp", str(Site.OUT6), 9001)).peer == str(box.v6)
+
+
+def test_without_masquerading_ipv4_keeps_its_address(site: Site, web: Box) -> None:
+    """A routed IPv4 network is seen by its own addresses."""
+    with site.wan.probe.serve(tcp=[9002]):
+        assert web.probe.one(("tcp", str(Site.OUT4), 9002)).peer == str(web.v4)
+
+
+def test_between_networks_nothing_is_masqueraded(site: Site, boxes: Boxes) -> None:
+    """A container of another network sees who calls."""
+    network = site.networks.get(f"{7:012x}".ljust(64, "0")) or site.network(7, masquerade=True)
+    box = site.box(network, 9)
+    site.load(site.known(boxes.web), site.known(box))
+    with boxes.web.probe.serve(tcp=[80]):
+        assert box.probe.one(("tcp", str(boxes.web.v4), 80)).peer == str(box.v4)
+
+
+def test_an_on_link_prefix_of_documentation() -> None:
+    """The lab's addresses are the ones that the tests name."""
+    assert IPv6Interface(f"{Site.HOST6}/64").network == IPv6Interface("2001:db8:ffff::2/64").network

@@ -1,0 +1,140 @@
+"""Echo servers in any network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .namespaces import inside
+from .sctp import sctp_packet
+
+PKTINFO, RECVPKTINFO = 50, 49  # IPV6_PKTINFO, IPV6_RECVPKTINFO
+
+
+def intro(name: str, peer: tuple[Any, ...], **more: Any) -> bytes:
+    """What the lab's servers say to a client: who they are, and whom they see."""
+    address = peer[0].removeprefix("::ffff:")
+    return json.dumps({"server": name, "peer": address, "peer_port": peer[1], **more}).encode() + b"\n"
+
+
+class Servers:
+    """Echo servers in one namespace; closed at request, or when the watched process ends."""
+
+    def __init__(self, netns: str, name: str, tcp: list[int], udp: list[int], sctp: list[int],
+                 watch: int) -> None:
+        self.name, self.sctp = name, sctp
+        self.seen: list[dict[str, Any]] = []  # what arrived: proto, port, peer, time
+        self.loop = asyncio.get_running_loop()
+        self.sockets: list[socket.socket] = []
+        self.pidfd = os.pidfd_open(watch) if watch else -1
+        if watch:
+            self.loop.add_reader(self.pidfd, self.close)
+        try:
+            with inside(netns):
+                for port in tcp:
+                    self.listen(socket.SOCK_STREAM, port, self.accept)
+                for port in udp:
+                    self.listen(socket.SOCK_DGRAM, port, self.echo)
+                if sctp:
+                    for fam in (socket.AF_INET, socket.AF_INET6):
+                        self.add(socket.socket(fam, socket.SOCK_RAW, 132), self.init_ack)
+        except OSError:
+            self.close()
+            raise
+
+    def add(self, sock: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+        """Have `handle` called whenever there is something to read."""
+        sock.setblocking(False)
+        self.sockets.append(sock)
+        self.loop.add_reader(sock, self.safely, handle, sock)
+
+    def safely(self, handle: Callable[[socket.socket], None], sock: socket.socket) -> None:
+        """Handle, unless there is nothing to read after all, or the peer is gone."""
+        with contextlib.suppress(OSError):
+            handle(sock)
+
+    def listen(self, kind: socket.SocketKind, port: int, handle: Callable[[socket.socket], None]) -> None:
+        """Both families on one socket."""
+        sock = socket.socket(socket.AF_INET6, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if kind == socket.SOCK_DGRAM:  # to answer from the address that was asked
+            sock.setsockopt(socket.IPPROTO_IPV6, RECVPKTINFO, 1)
+        self.sockets.append(sock)
+        try:
+            sock.bind(("::", port))
+        except OSError as error:
+            raise OSError(error.errno, f"port {port}: {error.strerror}") from error
+        if kind == socket.SOCK_STREAM:
+            sock.listen(1024)
+        self.sockets.pop()
+        self.add(sock, handle)
+
+    def note(self, proto: str, port: int, peer: tuple[Any, ...]) -> None:
+        """Remember what arrived."""
+        if len(self.seen) < 100_000:
+            self.seen.append({"proto": proto, "port": port, "peer": peer[0].removeprefix("::ffff:"),
+                              "at": time.monotonic()})
+
+    def accept(self, sock: socket.socket) -> None:
+        """Introduce ourselves, then echo."""
+        client, peer = sock.accept()
+        self.note("tcp", sock.getsockname()[1], peer)
+        client.send(intro(self.name, peer))
+        self.add(client, self.echo_tcp)
+
+    def echo_tcp(self, client: socket.socket) -> None:
+        """Echo until the client hangs up."""
+        try:
+            said = client.recv(65536)
+            if said:
+                client.send(said)
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.loop.remove_reader(client)
+        self.sockets.remove(client)
+        client.close()
+
+    def echo(self, sock: socket.socket) -> None:
+        """Answer a datagram."""
+        said, info, _, peer = sock.recvmsg(65536, 256)
+        self.note("udp", sock.getsockname()[1], peer)
+        # From the address that was asked, but by whatever interface leads back.
+        info = [(level, kind, data[:16] + b"\0\0\0\0") for level, kind, data in info if kind == PKTINFO]
+        sock.sendmsg([intro(self.name, peer, said=said.decode(errors="replace"))], info, 0, peer)
+
+    def init_ack(self, sock: socket.socket) -> None:
+        """Answer INIT on our ports with INIT-ACK, on others with ABORT."""
+        said, peer = sock.recvfrom(65536)
+        said = said if sock.family == socket.AF_INET6 else said[(said[0] & 15) * 4:]
+        if len(said) < 20 or said[12] != 1:
+            return
+        theirs, ours, _ = struct.unpack("!HHI", said[:8])
+        self.note("sctp", ours, peer)
+        tag = struct.unpack("!I", said[16:20])[0]
+        if ours in self.sctp:
+            body = struct.pack("!IIHHI", 2, 65536, 1, 1, 2) + struct.pack("!HH4s", 7, 8, b"lab!")
+            sock.sendto(sctp_packet(ours, theirs, tag, 2, 0, body), (peer[0], 0, *peer[2:]))
+        else:
+            sock.sendto(sctp_packet(ours, theirs, tag, 6, 0, b""), (peer[0], 0, *peer[2:]))
+
+    def close(self) -> None:
+        """Close everything; harmless twice."""
+        for sock in self.sockets:
+            self.loop.remove_reader(sock)
+            sock.close()
+        self.sockets.clear()
+        if self.pidfd >= 0:
+            self.loop.remove_reader(self.pidfd)
+            os.close(self.pidfd)
+            self.pidfd = -1

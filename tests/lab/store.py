@@ -1,0 +1,90 @@
+"""Where the lab keeps what it makes: the cache (roots, images), locks, and progress lines.
+
+Everything lives outside the repository, below ``$FW_LAB_CACHE`` (default
+``/var/cache/docker-fw-lab``).  Things in the cache are named after a hash of their recipe, so a
+changed recipe makes a new one and two checkouts can share a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class LabError(Exception):
+    """Anything the lab could not do; the text is meant for a person."""
+
+
+def cache() -> Path:
+    """The cache's directory (made if needed)."""
+    path = Path(os.environ.get("FW_LAB_CACHE", "/var/cache/docker-fw-lab"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def say(text: str) -> None:
+    """Print one progress line on stderr."""
+    print(f"lab: {text}", file=sys.stderr, flush=True)
+
+
+def digest(*parts: object) -> str:
+    """A short stable hash of `parts` (their repr), for names in the cache."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def locked(name: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold the machine-wide lock `name`; waits for another process that holds it, or BlockingIOError."""
+    locks = cache() / "locks"
+    locks.mkdir(exist_ok=True)
+    with open(locks / f"{name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            say(f"waiting for another process that is at {name}…")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def cached(kind: str, name: str, title: str, make: Callable[[Path], None]) -> Path:
+    """The cached file or directory ``<cache>/<kind>/<name>``, made by `make` if it is not there.
+
+    `make` gets a path to create in a temporary directory on the same file system; the result is
+    renamed into place, so what is in the cache is always whole.  `title` is shown while it runs.
+    """
+    target = cache() / kind / name
+    if target.exists():
+        return target
+    with locked(f"{kind}-{name}"):
+        if target.exists():  # the process we waited for made it
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        say(f"making {title}…")
+        began = time.monotonic()
+        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+        try:
+            make(scratch / "it")
+            (scratch / "it").rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        say(f"  done in {time.monotonic() - began:.0f} s: {target}")
+    return target
+
+
+def call(argv: list[str], **more: object) -> str:
+    """Run a program of this machine and return its stdout; LabError with its stderr if it fails."""
+    done = subprocess.run(argv, check=False, text=True, capture_output=True, **more)  # type: ignore[call-overload]
+    if done.returncode:
+        raise LabError(f"{' '.join(argv[:6])} … failed ({done.returncode}):\n{done.stderr[-3000:]}")
+    return str(done.stdout)

@@ -1,0 +1,148 @@
+"""docker-fw on an engine of the lab: installed as its users install it, with networks and containers to try it on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugin.cli import ask
+from tests.lab import ENGINES, Engine
+from tests.lab.builder import build_image
+from tests.lab.store import cached
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE = "docker-fw:latest"
+PLUGIN = "fw:latest"
+#: `FW_ENGINES="26.1.5 28.5.2"` selects; without it the core promises are tried on all.
+VERSIONS = os.environ.get("FW_ENGINES", " ".join(ENGINES)).split()
+#: What does not depend on Docker's version is tried on this one.
+NEWEST = VERSIONS[-1]
+#: What every container answers on without a word of configuration.
+BASE = (22, 80, 443)
+_numbers = itertools.count(1)
+
+
+def image_tar() -> Path:
+    """The image, built from the Dockerfile (from the cache when nothing changed), as `docker save` writes it."""
+    return build_image(ROOT, IMAGE)
+
+
+def plugin_dir(engine: Engine) -> str:
+    """build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+    tar = image_tar()
+
+    def unpack(target: Path) -> None:
+        engine.load(tar)
+        script = (
+            f"mkdir -p /lab/unpacked; id=$(docker create {IMAGE}); "
+            "docker export $id | tar -x -C /lab/unpacked; docker rm $id"
+        )
+        engine.host.run(["sh", "-ec", script], timeout=300)
+        shutil.move(engine.host.share / "unpacked", target)
+
+    rootfs = cached("plugins", tar.stem, "the plugin's root file system", unpack)
+    target = engine.host.share / "plugin"
+    if not target.exists():
+        target.mkdir()
+        subprocess.run(["cp", "-al", str(rootfs), str(target / "rootfs")], check=True)
+        shutil.copy(ROOT / "config.json", target)
+    return "/lab/plugin"
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network of docker-fw's that a test made."""
+
+    name: str
+    v4: str
+    v6: str
+
+
+class Fw:
+    """An engine with docker-fw as its managed plugin."""
+
+    def __init__(self, engine: Engine, driver: str = PLUGIN) -> None:
+        self.engine = engine
+        self.driver = driver
+        self.host = engine.host
+        self.wan = engine.host.wan
+
+    @classmethod
+    def install(cls, engine: Engine) -> Fw:
+        engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
+        engine.docker("plugin", "enable", PLUGIN)
+        return cls(engine)
+
+    @contextmanager
+    def network(self, *options: str, v4: bool = True, v6: bool = True) -> Iterator[Net]:
+        """A network with subnets of its own; it and the containers on it are gone afterwards."""
+        number = next(_numbers)
+        net = Net(f"net{number}", f"10.88.{number}.0/24" if v4 else "", f"2001:db8:88:{number}::/64" if v6 else "")
+        arguments = [*(("--subnet", net.v4) if v4 else ()), *(("--ipv6", "--subnet", net.v6) if v6 else ())]
+        self.engine.docker("network", "create", "-d", self.driver, *arguments, *options, net.name)
+        try:
+            yield net
+        finally:
+            self.remove(*self.engine.docker("ps", "-aq", "--filter", f"network={net.name}").split())
+            self.engine.docker("network", "rm", net.name)
+
+    def run(
+        self, net: Net | str, *options: str, image: str = "busybox", command: Sequence[str] = ("sleep", "inf")
+    ) -> str:
+        """Starts a container on a network and returns its name. Raises DockerError with what Docker printed."""
+        name = f"c{next(_numbers)}"
+        where = net if isinstance(net, str) else net.name
+        self.engine.docker("run", "-d", "--name", name, "--network", where, *options, image, *command)
+        return name
+
+    def refuse(self, net: Net, *options: str) -> str:
+        """Starts a container that must not start; returns what Docker printed. It is removed again."""
+        name = f"c{next(_numbers)}"
+        where = ("--name", name, "--network", net.name)
+        done = self.engine.try_docker("run", "-d", *where, *options, "busybox", "sleep", "inf")
+        self.remove(name)
+        assert done.returncode != 0, f"{name} started with {options}"
+        return done.stderr
+
+    def remove(self, *containers: str) -> None:
+        if containers:
+            self.engine.try_docker("rm", "-f", *containers)
+
+    def addresses(self, container: str, net: Net) -> list[str]:
+        return [address for address in self.engine.address(container, net.name) if address]
+
+    def socket(self) -> Path:
+        """The plugin's own socket, as seen from this machine."""
+        (path,) = (self.host.inside / "run/docker/plugins").glob("*/fw.sock")
+        return path
+
+    def status(self) -> dict[str, Any]:
+        """What the plugin says of itself."""
+        return ask(str(self.socket()), "/status")
+
+    def fwctl(self, *arguments: str) -> str:
+        """What fwctl prints when it asks this plugin. Raises CalledProcessError."""
+        command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.socket())]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
+
+    def known(self, container: str) -> bool:
+        """True once the plugin knows the container's labels."""
+        endpoints = [e for network in self.status()["networks"] for e in network["endpoints"]]
+        return any(e["container"] == container and e["known"] for e in endpoints)
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> None:
+    """Waits for a condition. Raises AssertionError that says what did not come about within `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        time.sleep(0.02)

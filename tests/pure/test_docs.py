@@ -1,0 +1,62 @@
+"""What the documentation says is what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from plugin.labels import KEYS, parse_allow
+from plugin.settings import SETTINGS, read
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The table under a heading of the README, without its head."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_label_is_documented_and_its_example_is_right() -> None:
+    """The README has one row a label key, with the code's own meaning, and examples that parse."""
+    table = {row[0]: row for row in rows("Labels")}
+    assert set(table) == set(KEYS)
+    for key, (meaning, example) in KEYS.items():
+        assert table[key][1] == example
+        assert table[key][2] == meaning
+        assert parse_allow(example)[1] == []
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    """The README and config.json name the code's own settings, meanings and defaults, and those are valid."""
+    table = {row[0]: row[1:] for row in rows("Settings")}
+    assert table == {name: [default, meaning] for name, (default, meaning) in SETTINGS.items()}
+    config = json.loads((ROOT / "config.json").read_text())
+    settable = {entry["name"]: entry for entry in config["env"] if entry["name"].startswith("FW_")}
+    for name, entry in settable.items():
+        assert (entry["value"], entry["description"]) == SETTINGS[name]
+    assert read({}).mark == 0x08000000
+
+
+def test_every_make_target_that_the_readme_names_is_there() -> None:
+    """`make WORD` in the README works."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", README, re.MULTILINE))
+    assert {first or second for first, second in named} <= targets
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    """Links in the README lead somewhere."""
+    for name in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_version_is_one() -> None:
+    """pyproject.toml, the package and the README say the same version."""
+    from plugin import __version__
+
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert set(re.findall(r"docker-fw:(\d[\d.]*)", README)) == {__version__}

@@ -1,0 +1,368 @@
+"""Docker's requests: what the engines really send is understood; whatever else comes is an error that names it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin import protocol
+from plugin.model import Endpoint, FwError, Network, PortBinding, Rule
+from tests.pure.strategies import examples, json_values
+
+NETWORK_ID = "4b4b1cd3b7a0c9a0b0a5c1c3e3b0e4a2f2b8d6f1a9f0e7c6d5b4a3928170f6e5"
+ENDPOINT_ID = "9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c5b4a39281706f5e4d3c2b1a0"
+GENERIC = "com.docker.network.generic"
+BRIDGE = "com.docker.network.bridge."
+
+#: `docker network create -d fw:latest --ipv6 --subnet … --subnet …` on 28.5.2, as recorded.
+CREATE_NETWORK: dict[str, Any] = {
+    "NetworkID": NETWORK_ID,
+    "Options": {
+        "com.docker.network.enable_ipv4": True,
+        "com.docker.network.enable_ipv6": True,
+        GENERIC: {},
+    },
+    "IPv4Data": [
+        {"AddressSpace": "LocalDefault", "Gateway": "172.18.0.1/16", "Pool": "172.18.0.0/16", "AuxAddresses": {}}
+    ],
+    "IPv6Data": [
+        {"AddressSpace": "LocalDefault", "Gateway": "2001:db8:1::1/64", "Pool": "2001:db8:1::/64", "AuxAddresses": {}}
+    ],
+}
+#: A container's start: `docker run -p … --network …`.
+CREATE_ENDPOINT: dict[str, Any] = {
+    "NetworkID": NETWORK_ID,
+    "EndpointID": ENDPOINT_ID,
+    "Interface": {"Address": "172.18.0.2/16", "AddressIPv6": "2001:db8:1::2/64", "MacAddress": ""},
+    "Options": {
+        "com.docker.network.endpoint.exposedports": [{"Proto": 6, "Port": 80}],
+        "com.docker.network.portmap": [
+            {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8081, "HostPortEnd": 8081}
+        ],
+    },
+}
+PORTMAP = "com.docker.network.portmap"
+Body = dict[str, Any]
+
+
+def network(change: Callable[[Body], object] = lambda _: None) -> Network:
+    """The network of the recorded request, after a change of it."""
+    body = copy.deepcopy(CREATE_NETWORK)
+    change(body)
+    return protocol.create_network(body, lambda network_id: "fw-" + network_id[:12])
+
+
+def option(**options: object) -> Network:
+    """The network with `-o` options; dots are written as double underscores."""
+    return network(lambda b: b["Options"][GENERIC].update({k.replace("__", "."): v for k, v in options.items()}))
+
+
+def endpoint(change: Callable[[Body], object] = lambda _: None) -> Endpoint:
+    body = copy.deepcopy(CREATE_ENDPOINT)
+    change(body)
+    return protocol.create_endpoint(body)
+
+
+def bindings(*portmap: object) -> tuple[PortBinding, ...]:
+    return protocol.port_bindings({"Options": {PORTMAP: list(portmap)}})
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_dual_stack_network() -> None:
+    """What Docker sends for a plain network becomes one with its gateways, masqueraded, with Docker's defaults."""
+    assert network() == Network(
+        id=NETWORK_ID,
+        bridge="fw-4b4b1cd3b7a0",
+        gateway4=IPv4Interface("172.18.0.1/16"),
+        gateway6=IPv6Interface("2001:db8:1::1/64"),
+    )
+
+
+def test_an_engine_without_ipv4_options() -> None:
+    """20.10 sends no enable_ipv4 and a null IPv6Data: an IPv4 network."""
+
+    def older(body: Body) -> None:
+        del body["Options"]["com.docker.network.enable_ipv4"]
+        body["Options"]["com.docker.network.enable_ipv6"] = False
+        body["IPv6Data"] = None
+
+    assert network(older) == dataclasses.replace(network(), gateway6=None)
+
+
+def test_ipv6_only() -> None:
+    """`--ipv4=false --ipv6` (28 and later) is a network with IPv6 addresses alone."""
+    for nothing in (None, []):
+        only6 = network(lambda b, nothing=nothing: b.update(IPv4Data=nothing))  # type: ignore[misc]
+        assert only6 == dataclasses.replace(network(), gateway4=None)
+
+
+def test_internal() -> None:
+    """`--internal` arrives among the options, as a boolean or as text."""
+    for value in (True, "true", "1"):
+        assert network(lambda b, v=value: b["Options"].update({"com.docker.network.internal": v})).internal  # type: ignore[misc]
+    assert not network(lambda b: b["Options"].update({"com.docker.network.internal": False})).internal
+
+
+def test_options_are_spelled_as_dockers_bridge_driver_spells_them() -> None:
+    """MTU, bridge name, interface prefix, masquerading and host address are the bridge driver's own options."""
+    assert option(com__docker__network__driver__mtu="9000").mtu == 9000
+    assert option(com__docker__network__bridge__name="front0").bridge == "front0"
+    assert option(com__docker__network__container_iface_prefix="net").iface_prefix == "net"
+    assert not option(com__docker__network__bridge__enable_ip_masquerade="false").masquerade
+    assert not option(com__docker__network__bridge__gateway_mode_ipv4="routed").masquerade
+    assert option(com__docker__network__bridge__gateway_mode_ipv4="nat").masquerade
+    assert option(com__docker__network__bridge__host_binding_ipv4="127.0.0.1").host_ip == IPv4Address("127.0.0.1")
+    assert option(some__other__drivers__option="x") == network()
+
+
+def test_allow_as_a_networks_option() -> None:
+    """`-o fw.allow=…` opens ports for every container on the network, in whatever case the CLI left the key."""
+    assert option(fw__allow="8080, 53/udp").allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
+    assert option(FW__Allow="8080").allow == (Rule("tcp", 8080, 8080),)
+
+
+WRONG_NETWORKS: dict[str, tuple[Callable[[Body], object], str]] = {
+    "no ID": (lambda b: b.pop("NetworkID"), "NetworkID is missing"),
+    "an ID that is none": (lambda b: b.update(NetworkID="../etc"), "NetworkID '../etc' is not an ID"),
+    "no address": (lambda b: b.update(IPv4Data=[], IPv6Data=None), "no addresses at all"),
+    "two subnets": (lambda b: b["IPv4Data"].append({}), "IPv4Data has 2 subnets"),
+    "no gateway": (lambda b: b["IPv4Data"][0].pop("Gateway"), "IPv4Data has no gateway"),
+    "a gateway without its prefix": (lambda b: b["IPv4Data"][0].update(Gateway="10.0.0.1"), "prefix length"),
+    "families exchanged": (lambda b: b["IPv4Data"][0].update(Gateway="fd00::1/64"), "wrong family"),
+    "a zone": (lambda b: b["IPv6Data"][0].update(Gateway="fe80::1%eth0/64"), "Gateway"),
+    "data of a wrong type": (lambda b: b.update(IPv4Data="x"), "IPv4Data must be a list"),
+    "options of a wrong type": (lambda b: b.update(Options=[1]), "Options must be an object"),
+    "internal of a wrong type": (
+        lambda b: b["Options"].update({"com.docker.network.internal": "yes"}), "must be true or false"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_NETWORKS.values(), ids=WRONG_NETWORKS)
+def test_a_wrong_network_is_refused_by_name(change: Callable[[Body], object], words: str) -> None:
+    """What is missing or of a wrong kind is named."""
+    with pytest.raises(FwError, match=words):
+        network(change)
+
+
+WRONG_OPTIONS: dict[str, object] = {
+    "com.docker.network.driver.mtu": ["0", "67", "65536", "big", "1500.0", "-1", [1500], True],
+    BRIDGE + "name": ["sixteen-letters-", "a b", "a/b", "..", "", " ", 'a"b', "fw-*", ["a"], 7],
+    BRIDGE + "host_binding_ipv4": ["x", "1.2.3", "fe80::1%eth0", 7],
+    BRIDGE + "enable_ip_masquerade": ["maybe", 7],
+    BRIDGE + "enable_icc": ["false"],
+    BRIDGE + "gateway_mode_ipv4": ["nat-unprotected", "isolated", "x", ["nat"]],
+    BRIDGE + "gateway_mode_ipv6": ["nat"],
+    "com.docker.network.container_iface_prefix": ["0eth", "a" * 13, "a b", 7],
+    "fw.allow": ["808O", "", 8080, None],
+    "fw.alow": ["8080"],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(k, v) for k, values in WRONG_OPTIONS.items() for v in values if v != ""] + [("fw.allow", "")],  # type: ignore[attr-defined]
+    ids=repr,
+)  # fmt: skip
+def test_a_wrong_option_is_refused_by_name(key: str, value: object) -> None:
+    """A wrong `-o` is refused, and the message holds its key."""
+    with pytest.raises(FwError) as caught:
+        network(lambda b: b["Options"][GENERIC].update({key: value}))
+    assert key in str(caught.value)
+
+
+def test_a_network_with_ipv6_has_room_for_ipv6() -> None:
+    """IPv6 needs an MTU of 1280 (RFC 8200 section 5): less is refused with that reason."""
+    mtu = "com.docker.network.driver.mtu"
+    with pytest.raises(FwError, match=r"mtu.*1280"):
+        network(lambda b: b["Options"][GENERIC].update({mtu: "1279"}))
+    assert network(lambda b: b["Options"][GENERIC].update({mtu: "1280"})).mtu == 1280
+
+    def four(body: Body) -> None:
+        body["IPv6Data"] = None
+        body["Options"][GENERIC][mtu] = "576"
+
+    assert network(four).mtu == 576
+
+
+def test_every_mistake_in_a_networks_labels_at_once() -> None:
+    """All wrong fw. options of a network are told in one message."""
+    with pytest.raises(FwError) as caught:
+        option(fw__allow="808O, 0", fw__alow="1")
+    assert str(caught.value).count("network option fw.") == 3
+
+
+# --- endpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_a_containers_endpoint() -> None:
+    """What Docker sends for a container becomes an endpoint with both addresses, not joined, its labels unknown."""
+    assert endpoint() == Endpoint(
+        id=ENDPOINT_ID, network_id=NETWORK_ID, addr4=IPv4Address("172.18.0.2"), addr6=IPv6Address("2001:db8:1::2")
+    )
+
+
+def test_addresses_of_one_family_and_a_chosen_mac() -> None:
+    """A missing family is empty or absent; a chosen MAC is kept, in lower case."""
+
+    def only6(body: Body) -> None:
+        body["Interface"] = {"Address": "", "AddressIPv6": "2001:db8:1::2/64", "MacAddress": "02:42:AC:12:00:99"}
+
+    assert endpoint(only6) == dataclasses.replace(endpoint(), addr4=None, mac="02:42:ac:12:00:99")
+    assert endpoint(lambda b: b["Interface"].pop("AddressIPv6")).addr6 is None
+
+
+def test_allow_as_an_attachments_option() -> None:
+    """`driver_opts` of a service's attachment arrive flat, those of `docker network connect` nested; both open."""
+    rule = (Rule("tcp", 8080, 8080),)
+    assert endpoint(lambda b: b["Options"].update({"fw.allow": "8080"})).allow == rule
+    assert endpoint(lambda b: b["Options"].update({GENERIC: {"fw.allow": "8080"}})).allow == rule
+
+
+WRONG_ENDPOINTS: dict[str, tuple[Callable[[Body], object], str]] = {
+    "no ID": (lambda b: b.pop("EndpointID"), "EndpointID is missing"),
+    "no address": (lambda b: b.pop("Interface"), "no address"),
+    "a wrong address": (lambda b: b["Interface"].update(Address="172.18.0.300/16"), "Address"),
+    "no prefix": (lambda b: b["Interface"].update(Address="172.18.0.2"), "prefix length"),
+    "families exchanged": (lambda b: b["Interface"].update(AddressIPv6="172.18.0.2/16"), "wrong family"),
+    "a wrong MAC": (lambda b: b["Interface"].update(MacAddress="02:42"), "not a MAC address"),
+    "a MAC of a wrong type": (lambda b: b["Interface"].update(MacAddress=[1]), "not a MAC address"),
+    "a wrong label": (lambda b: b["Options"].update({"fw.allow": "x"}), 'driver option fw.allow="x"'),
+    "a wrong interface": (lambda b: b.update(Interface="x"), "Interface must be an object"),
+    "wrong options": (lambda b: b.update(Options="x"), "Options must be an object"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG_ENDPOINTS.values(), ids=WRONG_ENDPOINTS)
+def test_a_wrong_endpoint_is_refused_by_name(change: Callable[[Body], object], words: str) -> None:
+    """What is missing or of a wrong kind is named."""
+    with pytest.raises(FwError, match=words):
+        endpoint(change)
+
+
+# --- published ports ----------------------------------------------------------------------------------------------
+
+
+def test_the_recorded_port_map() -> None:
+    """`-p 8081:80` as Docker sends it."""
+    assert protocol.port_bindings(CREATE_ENDPOINT) == (PortBinding("tcp", 80, None, 8081, 8081),)
+
+
+def test_each_way_to_publish() -> None:
+    """Ephemeral ports, ranges, host addresses of both families, and the three protocols."""
+    assert bindings(
+        {"Proto": 6, "Port": 80, "HostIP": "", "HostPort": 0, "HostPortEnd": 0},
+        {"Proto": 17, "Port": 53, "HostIP": "127.0.0.1", "HostPort": 5353, "HostPortEnd": 5353},
+        {"Proto": 132, "Port": 3868, "HostIP": "::1", "HostPort": 3868},
+        {"Proto": 6, "Port": 80, "HostIP": "0.0.0.0", "HostPort": 8000, "HostPortEnd": 8010},
+    ) == (
+        PortBinding("tcp", 80),
+        PortBinding("udp", 53, IPv4Address("127.0.0.1"), 5353, 5353),
+        PortBinding("sctp", 3868, IPv6Address("::1"), 3868, 3868),
+        PortBinding("tcp", 80, IPv4Address("0.0.0.0"), 8000, 8010),
+    )
+
+
+@pytest.mark.parametrize("nothing", [{}, {"Options": None}, {"Options": {PORTMAP: None}}, {"Options": {PORTMAP: []}}])
+def test_no_port_map_is_no_port(nothing: Body) -> None:
+    """A container that publishes nothing has no bindings, however Docker spells that."""
+    assert protocol.port_bindings(nothing) == ()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"Proto": 1, "Port": 80},
+        {"Proto": "tcp", "Port": 80},
+        {"Proto": 6},
+        {"Proto": 6, "Port": 0},
+        {"Proto": 6, "Port": 65536},
+        {"Proto": 6, "Port": True},
+        {"Proto": 6, "Port": 80, "HostPort": 65536},
+        {"Proto": 6, "Port": 80, "HostPort": -1},
+        {"Proto": 6, "Port": 80, "HostPort": True},
+        {"Proto": 6, "Port": 80, "HostPort": "8080"},
+        {"Proto": 6, "Port": 80, "HostPort": 8080.0},
+        {"Proto": 6, "Port": 80, "HostPort": 8080, "HostPortEnd": 8000},
+        {"Proto": 6, "Port": 80, "HostIP": "localhost"},
+        {"Proto": 6, "Port": 80, "HostIP": "fe80::1%eth0"},
+        {"Proto": 6, "Port": 80, "HostIP": 7},
+        {"Proto": True, "Port": 80},
+        "80:80",
+        None,
+    ],
+    ids=str,
+)
+def test_a_wrong_publication_is_refused(raw: object) -> None:
+    """What is no port, no protocol with ports or no address is refused with a text."""
+    with pytest.raises(FwError) as caught:
+        bindings(raw)
+    assert str(caught.value)
+
+
+# --- anything at all ----------------------------------------------------------------------------------------------
+
+PARSERS: dict[str, Callable[[Any], object]] = {
+    "create_network": lambda body: protocol.create_network(body, lambda i: "fw-" + i[:12]),
+    "create_endpoint": protocol.create_endpoint,
+    "port_bindings": protocol.port_bindings,
+    "identifier": lambda body: protocol.identifier(body, "NetworkID"),
+}
+
+
+def shapes(value: Any) -> st.SearchStrategy[Any]:
+    """JSON that has a request's shape in most places and anything at all in the others."""
+    if isinstance(value, dict):
+        inner: st.SearchStrategy[Any] = st.fixed_dictionaries({}, optional={k: shapes(v) for k, v in value.items()})
+        full: st.SearchStrategy[Any] = st.fixed_dictionaries({k: shapes(v) for k, v in value.items()})
+        return st.one_of(full, full, inner, json_values)
+    if isinstance(value, list):
+        return st.one_of(st.just(value), st.lists(shapes(value[0]), max_size=3) if value else st.just([]), json_values)
+    return st.one_of(st.just(value), st.just(value), st.just(value), json_values)
+
+
+_OPTIONS = dict.fromkeys([*WRONG_OPTIONS, "com.docker.network.internal"], "true")
+_WITH_OPTIONS = {**CREATE_NETWORK, "Options": {**CREATE_NETWORK["Options"], GENERIC: _OPTIONS}}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@given(data=st.data())
+@examples(70)
+def test_any_json_is_understood_or_refused(name: str, data: st.DataObject) -> None:
+    """Every parser answers any JSON value with a noun or with an FwError that has a text, and with nothing else."""
+    like = _WITH_OPTIONS if name == "create_network" else CREATE_ENDPOINT
+    body = data.draw(shapes(like) if name != "identifier" else shapes({"NetworkID": NETWORK_ID}))
+    json.loads(json.dumps(body))
+    try:
+        found = PARSERS[name](body)
+    except FwError as refused:
+        found = str(refused)
+        assert 0 < len(found) < 5000
+    assert isinstance(found, Network | Endpoint | tuple | str)
+    if isinstance(found, Network):
+        assert found.gateway4 or found.gateway6
+        assert isinstance(found.gateway4, IPv4Interface | None)
+        assert isinstance(found.gateway6, IPv6Interface | None)
+        assert isinstance(found.mtu, int)
+        assert isinstance(found.bridge, str)
+        assert isinstance(found.internal, bool)
+        assert isinstance(found.masquerade, bool)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize("body", [None, [], "", 0, 1.5, True, {}, [{}], {"NetworkID": {}}, {"NetworkID": "\ud800"}])
+def test_what_is_no_request_is_refused(name: str, body: Any) -> None:
+    """A body that is no object, or an empty one, is an error and never a default."""
+    if name == "port_bindings" and isinstance(body, dict):
+        assert protocol.port_bindings(body) == ()
+        return
+    with pytest.raises(FwError):
+        PARSERS[name](body)

@@ -1,0 +1,338 @@
+"""The one writer: whatever happens to the disk and the kernel, what is open is what is known, and closing never waits.
+
+The kernel is a set of elements here, and the disk a state; both may fail at any step, as the real ones do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from plugin import conntrack
+from plugin.model import Container, Endpoint, FwError, Network, Problem, Published, Rule
+from plugin.nft import NftError
+from plugin.reconcile import Reconciler
+from plugin.ruleset import Change, Element, endpoint_elements, network_elements
+from plugin.store import State
+
+EVERYWHERE = (Rule("udp", 161, 161),)
+
+
+@pytest.fixture(autouse=True)
+def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The addresses whose flows were cut; the real kernel's are none of ours here."""
+    addresses: list[Any] = []
+    monkeypatch.setattr(conntrack, "cut_addresses", addresses.extend)
+    return addresses
+
+
+class Kernel:
+    """A table as the kernel holds it: a change is refused whole when it removes what is not there."""
+
+    def __init__(self) -> None:
+        self.table: set[Element] | None = None
+        self.refuses = 0  # so many transactions from now on
+
+    def replace(self, elements: Iterable[Element]) -> None:
+        wanted = set(elements)
+        self._may_refuse()
+        self.table = wanted
+
+    def change(self, change: Change) -> None:
+        if not change:
+            return
+        self._may_refuse()
+        if self.table is None or set(change.remove) - self.table:
+            raise NftError("No such file or directory")
+        assert not set(change.add) & self.table, "added twice"
+        self.table = (self.table - set(change.remove)) | set(change.add)
+
+    def intact(self) -> bool:
+        return self.table is not None
+
+    def _may_refuse(self) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise NftError("refused")
+
+
+class Disk:
+    """A store that may be full."""
+
+    def __init__(self) -> None:
+        self.kept = State()
+        self.full = False
+
+    def save(self, state: State, *, flush: bool) -> None:
+        if self.full:
+            raise FwError("could not write the state file: No space left on device")
+        self.kept = dataclasses.replace(state)
+
+
+def reconciler() -> tuple[Reconciler, Kernel, Disk]:
+    kernel, disk = Kernel(), Disk()
+    made = Reconciler(kernel, disk, EVERYWHERE)  # type: ignore[arg-type]
+    made.start(State())
+    return made, kernel, disk
+
+
+def network(number: int, *, internal: bool = False) -> Network:
+    return Network(f"{number}" * 64, f"fw-{number}", IPv4Interface(f"10.{number}.0.1/24"), internal=internal)
+
+
+def endpoint(number: int, on: int, address: int) -> Endpoint:
+    return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
+
+
+def desired(state: Reconciler, bridges: dict[str, frozenset[str]] | None = None) -> set[Element]:
+    wanted = {Element("no_transit", (n,)) for n in state.switched}
+    wanted |= {Element(kind, (name,)) for kind, names in (bridges or {}).items() for name in names}
+    for each in state.networks.values():
+        wanted |= network_elements(each)
+    for each_end in state.endpoints.values():
+        if each_end.network_id in state.networks:
+            wanted |= endpoint_elements(state.networks[each_end.network_id], each_end, EVERYWHERE)
+    return wanted
+
+
+_containers = st.builds(
+    Container, st.just("c" * 64), st.just("web"),
+    st.sampled_from([(), (Rule("tcp", 8080, 8080),), (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))]),
+    st.sampled_from([(), (Problem("label fw.allow", "x", "wrong"),)]),
+)  # fmt: skip
+_published = st.sampled_from([(), (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)])
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Calls in any order, with a disk that fills and a kernel that refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.kernel, self.disk = reconciler()
+        self.bridges: dict[str, frozenset[str]] = {}
+
+    def attempt(self, call: Callable[[], object]) -> None:
+        """The call stands, or it is refused as an FwError and then nothing is known of it."""
+        before = (dict(self.state.networks), dict(self.state.endpoints), self.state.switched)
+        try:
+            call()
+        except FwError:
+            assert (dict(self.state.networks), dict(self.state.endpoints), self.state.switched) == before
+
+    @rule(n=st.integers(1, 3), internal=st.booleans())
+    def put_network(self, n: int, internal: bool) -> None:
+        self.attempt(lambda: self.state.put_network(network(n, internal=internal)))
+
+    @rule(n=st.integers(1, 3))
+    def drop_network(self, n: int) -> None:
+        self.attempt(lambda: self.state.drop_network(network(n).id))
+
+    @rule(n=st.integers(1, 4), on=st.integers(1, 3), address=st.integers(2, 3))
+    def put_endpoint(self, n: int, on: int, address: int) -> None:
+        self.attempt(lambda: self.state.put_endpoint(endpoint(n, on, address)))
+
+    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published)
+    def join(self, n: int, container: Container | None, published: tuple[Published, ...]) -> None:
+        joined = dict[str, Any](joined=True, container=container, published=published)
+        self.attempt(
+            lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined))
+        )
+
+    @rule(n=st.integers(1, 4))
+    def leave(self, n: int) -> None:
+        left = dict[str, Any](joined=False, container=None, published=())
+        self.attempt(lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **left)))
+
+    @rule(n=st.integers(1, 4))
+    def drop_endpoint(self, n: int) -> None:
+        self.attempt(lambda: self.state.drop_endpoint(endpoint(n, 1, 2).id))
+
+    @rule(families=st.sets(st.sampled_from([2, 10])))
+    def note_switched(self, families: set[int]) -> None:
+        self.attempt(lambda: self.state.note_switched(families))
+
+    @rule(names=st.frozensets(st.sampled_from(["br0", "virbr0"])), kind=st.sampled_from(["foreign", "dockers"]))
+    def note_bridges(self, names: frozenset[str], kind: str) -> None:
+        with contextlib.suppress(NftError):
+            getattr(self.state, f"note_{kind}")(names)
+            self.bridges[kind] = names
+
+    @rule(full=st.booleans())
+    def fill_disk(self, full: bool) -> None:
+        self.disk.full = full
+
+    @rule(times=st.integers(0, 3))
+    def refuse(self, times: int) -> None:
+        self.kernel.refuses = times
+
+    @rule()
+    def flush_ruleset(self) -> None:
+        self.kernel.table = None
+
+    @precondition(lambda self: not self.kernel.refuses)
+    @rule()
+    def repair(self) -> None:
+        gone = self.kernel.table is None
+        assert self.state.repair() is gone
+        assert self.kernel.table == desired(self.state, self.bridges)
+
+    @invariant()
+    def what_stands_is_what_is_known(self) -> None:
+        if self.kernel.table is not None:
+            assert self.kernel.table == desired(self.state, self.bridges)
+
+    @invariant()
+    def the_next_start_finds_it(self) -> None:
+        if not self.disk.full and not self.kernel.refuses:
+            self.state.put_network(network(9))
+            self.state.drop_network(network(9).id)
+            kept = self.disk.kept
+            assert dict(kept.networks) == dict(self.state.networks)
+            assert dict(kept.endpoints) == dict(self.state.endpoints)
+
+
+AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
+
+
+class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
+    """Whatever the order and the failures: what the kernel holds is what is known; what is refused leaves no trace."""
+
+
+# --- closing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web() -> tuple[Reconciler, Kernel, Disk]:
+    """One network, and on it a container that answers on 22, 80, 443 and 8080, published too."""
+    state, kernel, disk = reconciler()
+    state.put_network(network(1))
+    state.put_endpoint(
+        dataclasses.replace(
+            endpoint(1, 1, 2), joined=True, container=Container("c", "web", (Rule("tcp", 8080, 8080),)),
+            published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
+        )
+    )  # fmt: skip
+    assert len(opened(kernel)) == 7
+    return state, kernel, disk
+
+
+def opened(kernel: Kernel) -> set[Element]:
+    return {e for e in kernel.table or () if e.set.startswith(("allow", "publish", "self"))}
+
+
+_CLOSINGS: dict[str, Callable[[Reconciler], object]] = {
+    "Leave": lambda s: s.edit_endpoint(
+        endpoint(1, 1, 2).id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
+    ),
+    "DeleteEndpoint": lambda s: s.drop_endpoint(endpoint(1, 1, 2).id),
+    "DeleteNetwork": lambda s: s.drop_network(network(1).id),
+    "a label that turned out wrong": lambda s: s.edit_endpoint(
+        endpoint(1, 1, 2).id,
+        lambda e: dataclasses.replace(e, published=(), container=Container("c", "web", (), (Problem("", "", ""),))),
+    ),
+}
+
+
+@pytest.mark.parametrize("close", _CLOSINGS.values(), ids=_CLOSINGS)
+def test_a_full_disk_keeps_nothing_open(
+    web: tuple[Reconciler, Kernel, Disk], close: Callable[[Reconciler], object]
+) -> None:
+    """What closes an address closes it even when the disk is full: the address's next owner inherits no open port."""
+    state, kernel, disk = web
+    disk.full = True
+    close(state)
+    assert opened(kernel) == set()
+    kernel.table = None
+    assert state.repair()
+    assert opened(kernel) == set()
+    disk.full = False
+    state.put_network(network(2))
+    assert not [e for e in disk.kept.endpoints.values() if e.joined and e.container and not e.container.problems]
+
+
+def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
+    """After somebody flushed the rules, flows that began meanwhile do not live on as established."""
+    state, kernel, _ = web
+    assert not state.repair()
+    assert cut == []
+    kernel.table = None
+    assert state.repair()
+    assert cut == [IPv4Address("10.1.0.2")]
+
+
+def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """What opens must be on the disk first: a Join on a full disk is refused, and nothing of it stands."""
+    state, kernel, disk = web
+    before = set(kernel.table or ())
+    state.put_endpoint(endpoint(2, 1, 3))
+    disk.full = True
+    with pytest.raises(FwError, match="No space left"):
+        state.edit_endpoint(
+            endpoint(2, 1, 3).id, lambda e: dataclasses.replace(e, joined=True, container=Container("d", "db"))
+        )
+    assert kernel.table == before
+    assert not state.endpoints[endpoint(2, 1, 3).id].joined
+
+
+def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """Even when taking a change back fails too, what is known and what stands in the kernel agree."""
+    state, kernel, disk = web
+    before = set(kernel.table or ())
+    state.put_endpoint(endpoint(2, 1, 3))
+    kernel.refuses = 2
+    save = disk.save
+
+    def full_after_the_first(kept: State, *, flush: bool) -> None:
+        save(kept, flush=flush)
+        disk.full = True
+
+    disk.save = full_after_the_first  # type: ignore[method-assign]
+    with pytest.raises(FwError):
+        state.edit_endpoint(
+            endpoint(2, 1, 3).id, lambda e: dataclasses.replace(e, joined=True, container=Container("d", "db"))
+        )
+    assert kernel.table == before
+    assert not state.endpoints[endpoint(2, 1, 3).id].joined
+
+
+# --- one address, two endpoints; many calls at once ---------------------------------------------------------------
+
+
+def test_two_endpoints_with_one_address_do_not_close_each_other(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """Docker may give an address again before the old endpoint is deleted: the new one keeps its ports."""
+    state, kernel, _ = web
+    again = dataclasses.replace(endpoint(2, 1, 2), joined=True, container=Container("d", "next"))
+    state.put_endpoint(again)
+    state.drop_endpoint(endpoint(1, 1, 2).id)
+    assert {e.key[2] for e in opened(kernel)} == {22, 80, 443, 161}
+
+
+def test_calls_at_once_lose_nothing() -> None:
+    """Compose makes its networks and starts its containers at once: each of them is known afterwards."""
+    state, kernel, _ = reconciler()
+    barrier = threading.Barrier(8)
+
+    def work(worker: int) -> None:
+        barrier.wait()
+        for round_ in range(20):
+            number = 100 + worker * 20 + round_
+            net = dataclasses.replace(network(1), id=f"{number:064}", bridge=f"fw-{number}")
+            state.put_network(net)
+            end = dataclasses.replace(endpoint(1, 1, 2), id=f"{number:064x}", network_id=net.id, joined=True)
+            state.put_endpoint(end)
+            state.edit_endpoint(end.id, lambda e: dataclasses.replace(e, container=Container("c", "web")))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert len(state.networks) == len(state.endpoints) == 160
+    assert kernel.table == desired(state)

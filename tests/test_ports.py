@@ -1,0 +1,789 @@
+"""Published ports: what a user of `docker run -p` may rely on, with real sockets in network namespaces of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import resource
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plugin.hostsocket import raise_fd_limit
+from plugin.model import FwError, PortBinding, Proto, Published
+from plugin.ports import HostPorts
+from plugin.relay import Relay
+
+pytestmark = pytest.mark.kernel
+
+CLONE_NEWNET = 0x40000000
+HOST4, HOST6 = "198.51.100.1", "2001:db8:ffff::1"
+BOX4, BOX6 = IPv4Address("10.88.0.2"), IPv6Address("fd88::2")
+NOBODY = IPv4Address("10.88.0.99")  # swallows everything, and nobody ever tells
+LOOPBACKS = ("127.0.0.1", "::1")
+WAIT = 5.0  # s: how long a condition may take before a test fails
+
+
+# --- a host, an outsider and a container, each a network namespace ----------------------------------------------
+
+
+@contextmanager
+def inside(netns: str) -> Iterator[None]:
+    """Run this thread in a network namespace; sockets and threads made meanwhile stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{netns}") as there:
+        if libc.setns(there.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            if libc.setns(home.fileno(), CLONE_NEWNET):
+                os._exit(70)  # never go on in a namespace that is not known
+
+
+@dataclass(frozen=True)
+class Lab:
+    host: str
+    outsider: str
+    box: str
+
+    def sysctl(self, netns: str, name: str, value: str) -> None:
+        with inside(netns), open(f"/proc/sys/net/{name}", "w") as file:
+            file.write(value)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("the kernel tests need root")
+        pytest.skip("needs root, to make network namespaces")
+    tag = uuid.uuid4().hex[:6]
+    lab = Lab(*(f"fwports-{tag}-{name}" for name in ("host", "out", "box")))
+    with ExitStack() as stack:
+        for netns in (lab.host, lab.outsider, lab.box):
+            ip("netns", "add", netns)
+            stack.callback(ip, "netns", "del", netns)
+        wire(lab.host, "wan", (f"{HOST4}/24", f"{HOST6}/64"), lab.outsider, ("198.51.100.2/24", "2001:db8:ffff::2/64"))
+        wire(lab.host, "lan", ("10.88.0.1/24", "fd88::1/64"), lab.box, (f"{BOX4}/24", f"{BOX6}/64"))
+        ip("-n", lab.host, "link", "set", "lo", "up")
+        ip("-n", lab.host, "neigh", "add", str(NOBODY), "lladdr", "02:00:00:00:00:99", "dev", "lan", "nud", "permanent")
+        # lo stays down at the outsider, so that 127.0.0.1 can be a place far away
+        ip("-n", lab.outsider, "route", "add", "127.0.0.1/32", "via", HOST4)
+        yield lab
+
+
+def ip(*args: str) -> None:
+    subprocess.run(("ip", *args), check=True, capture_output=True, text=True)
+
+
+def wire(one: str, name: str, addresses: tuple[str, str], other: str, peers: tuple[str, str]) -> None:
+    ip("-n", one, "link", "add", "name", name, "type", "veth", "peer", "name", "eth0", "netns", other)
+    for netns, dev, (addr4, addr6) in ((one, name, addresses), (other, "eth0", peers)):
+        ip("-n", netns, "addr", "add", addr4, "dev", dev)
+        ip("-n", netns, "addr", "add", addr6, "dev", dev, "nodad")
+        ip("-n", netns, "link", "set", dev, "up")
+
+
+@pytest.fixture
+def relay(lab: Lab) -> Iterator[Relay]:
+    with inside(lab.host):
+        relay = Relay(connect_timeout=1)
+        relay.start()
+    yield relay
+    relay.stop()
+
+
+class Host:
+    """HostPorts on the lab's host, for a container that has both of the lab's addresses if not told otherwise."""
+
+    def __init__(self, lab: Lab, relay: Relay | None) -> None:
+        self.lab, self.ports = lab, HostPorts(relay)
+
+    def publish(
+        self,
+        endpoint: str,
+        *bindings: PortBinding,
+        default: str | None = None,
+        addr4: IPv4Address | None = BOX4,
+        addr6: IPv6Address | None = BOX6,
+    ) -> tuple[Published, ...]:
+        host_ip = ip_address(default) if default else None
+        with inside(self.lab.host):
+            return self.ports.publish(endpoint, bindings, default_host_ip=host_ip, addr4=addr4, addr6=addr6)
+
+    def restore(self, endpoint: str, published: tuple[Published, ...]) -> tuple[Published, ...]:
+        with inside(self.lab.host):
+            return self.ports.restore(endpoint, published, BOX4, BOX6)
+
+    def release_all(self) -> None:
+        for endpoint in self.ports.held():
+            self.ports.release(endpoint)
+
+
+@pytest.fixture
+def host(lab: Lab, relay: Relay) -> Iterator[Host]:
+    host = Host(lab, relay)
+    yield host
+    host.release_all()
+
+
+@pytest.fixture
+def plain(lab: Lab) -> Iterator[Host]:
+    """The same without a relay: only who holds what."""
+    host = Host(lab, None)
+    yield host
+    host.release_all()
+
+
+def want(
+    host_port: int = 0, container_port: int = 80, proto: Proto = "tcp", host_ip: str | None = None, end: int = 0
+) -> PortBinding:
+    return PortBinding(proto, container_port, ip_address(host_ip) if host_ip else None, host_port, end)
+
+
+def shown(published: tuple[Published, ...]) -> list[str]:
+    return [f"{one.host_ip}|{one.host_port}|{one.container_port}/{one.proto}" for one in published]
+
+
+def bound(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Another process' socket, as far as HostPorts can know."""
+    with inside(netns):
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
+        sock.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        return sock
+
+
+def connect(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    with inside(netns):
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    sock.settimeout(WAIT)
+    sock.connect((address, port))
+    return sock
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, f"not within {WAIT} s: {what}"
+        threading.Event().wait(0.002)
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    parts = []
+    while part := sock.recv(1 << 18):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@contextmanager
+def container(lab: Lab, port: int, handle: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A TCP server in the container, on all its addresses; each connection has a thread that runs `handle`."""
+    with inside(lab.box):
+        server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=100)
+
+    def one(sock: socket.socket) -> None:
+        sock.settimeout(WAIT)
+        with sock, suppress(OSError):
+            handle(sock)
+
+    done = threading.Event()
+
+    def serve() -> None:
+        while not done.is_set():
+            with suppress(OSError):
+                threading.Thread(target=one, args=(server.accept()[0],), daemon=True).start()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(WAIT)
+        server.close()
+
+
+def hash_and_return(sock: socket.socket) -> None:
+    """Hear out the client to its end of data, then answer: works with half-close only."""
+    data = receive_all(sock)
+    sock.sendall(hashlib.sha256(data).digest() + data)
+
+
+def echo(sock: socket.socket) -> None:
+    while data := sock.recv(1 << 16):
+        sock.sendall(data)
+
+
+@contextmanager
+def udp_container(lab: Lab, port: int) -> Iterator[None]:
+    """A UDP server in the container, on all its addresses, that answers "echo " and what it was sent."""
+    with inside(lab.box):
+        server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    server.bind(("::", port))
+    server.settimeout(0.02)
+    done = threading.Event()
+
+    def serve() -> None:
+        while not done.is_set():
+            with suppress(TimeoutError):
+                data, client = server.recvfrom(65535)
+                server.sendto(b"echo " + data, client)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(WAIT)
+        server.close()
+
+
+def try_port(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> bytes:
+    """What one gets who connects and sends something; how it is refused is an OSError."""
+    with connect(netns, address, port, kind) as sock:
+        sock.sendall(b"?")
+        return receive_all(sock) if kind == socket.SOCK_STREAM else sock.recv(65535)
+
+
+def ask(sock: socket.socket, text: bytes) -> bytes:
+    """One UDP question and its answer."""
+    sock.send(text)
+    return sock.recv(65535)
+
+
+# --- from outside ------------------------------------------------------------------------------------------------
+
+
+def silent(lab: Lab, address: str, port: int, kind: int, closed: str) -> bool:
+    """Whether the outsider's packet got no answer at all.
+
+    Instead of a guess at how long to wait: packets sent later, to a port of the host that is closed, were refused.
+    """
+    with inside(lab.outsider):
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    with sock:
+        sock.setblocking(False)
+        with suppress(BlockingIOError):
+            sock.connect((address, port))
+        if kind == socket.SOCK_DGRAM:
+            sock.send(b"?")
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError):
+                try_port(lab.outsider, closed, 9, kind)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN | select.POLLOUT if kind == socket.SOCK_STREAM else select.POLLIN)
+        return not poll.poll(0)  # neither connected, nor refused (RST, ICMP unreachable), nor answered
+
+
+@pytest.mark.parametrize("host_ip", [None, "specific"])
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+def test_outsider_sees_silence(lab: Lab, host: Host, address: str, host_ip: str | None) -> None:
+    """Without DNAT rules a published port answers nothing to the outside: no SYN-ACK, RST, reply or ICMP error."""
+    on = address if host_ip else None
+    with container(lab, 80, echo), udp_container(lab, 53):
+        host.publish("e", want(8080, host_ip=on), want(5353, 53, "udp", host_ip=on))
+        assert silent(lab, address, 8080, socket.SOCK_STREAM, closed=address)
+        assert silent(lab, address, 5353, socket.SOCK_DGRAM, closed=address)
+    host.ports.release("e")
+    with bound(lab.host, address, 8080), bound(lab.host, address, 5353, socket.SOCK_DGRAM) as udp:
+        assert not silent(lab, address, 8080, socket.SOCK_STREAM, closed=address)
+        with connect(lab.outsider, address, 5353, socket.SOCK_DGRAM) as sock:
+            sock.send(b"?")
+            assert udp.recv(9) == b"?"  # so it was the reservation that was silent, not the way there
+
+
+def test_neighbour_cannot_use_loopback(lab: Lab, host: Host) -> None:
+    """With route_localnet on (kube-proxy and old Docker set it) a neighbour's packets to 127.0.0.1 meet silence too."""
+    for netns in (lab.host, lab.outsider):
+        lab.sysctl(netns, "ipv4/conf/all/route_localnet", "1")
+    try:
+        with container(lab, 80, echo), bound(lab.host, "127.0.0.1", 8081):
+            host.publish("e", want(8080), want(8082, host_ip="127.0.0.1"))
+            connect(lab.outsider, "127.0.0.1", 8081).close()  # an ordinary server is reached
+            assert silent(lab, "127.0.0.1", 8080, socket.SOCK_STREAM, closed=HOST4)
+            assert silent(lab, "127.0.0.1", 8082, socket.SOCK_STREAM, closed=HOST4)
+            connect(lab.host, "127.0.0.1", 8080).close()
+    finally:
+        for netns in (lab.host, lab.outsider):
+            lab.sysctl(netns, "ipv4/conf/all/route_localnet", "0")
+
+
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+def test_host_to_own_address_is_left_to_dnat(lab: Lab, host: Host, address: str) -> None:
+    """The relay carries loopback only: the host's packets to its own other addresses are for the DNAT rules."""
+    host.publish("e", want(8080))
+    with inside(lab.host):
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock.settimeout(0.05)
+    with sock, pytest.raises(TimeoutError):
+        sock.connect((address, 8080))
+
+
+# --- from the host, by loopback ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", LOOPBACKS)
+def test_tcp_by_loopback(lab: Lab, host: Host, address: str) -> None:
+    """10 MB pass through localhost:8080 both ways unharmed, also after the client's end of data (half-close)."""
+    data = os.urandom(10 << 20)
+    with container(lab, 80, hash_and_return):
+        host.publish("e", want(8080))
+        with connect(lab.host, address, 8080) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            answer = receive_all(sock)
+    assert answer[:32] == hashlib.sha256(data).digest()
+    assert answer[32:] == data
+
+
+@pytest.mark.parametrize("address", LOOPBACKS)
+@pytest.mark.parametrize(("addr4", "addr6"), [(BOX4, None), (None, BOX6)])
+def test_either_family_serves_localhost(
+    lab: Lab, host: Host, address: str, addr4: IPv4Address | None, addr6: IPv6Address | None
+) -> None:
+    """localhost answers in both families when the container has one only, also where loopback alone is published."""
+    with container(lab, 80, echo):
+        host.publish("e", want(8080), want(8081, host_ip=address), addr4=addr4, addr6=addr6)
+        for port in (8080, 8081):
+            with connect(lab.host, address, port) as sock:
+                sock.sendall(b"hello")
+                assert sock.recv(5) == b"hello"
+
+
+@pytest.mark.parametrize("address", [*LOOPBACKS, "127.0.0.2"])
+def test_udp_by_loopback(lab: Lab, host: Host, address: str) -> None:
+    """Each UDP client at localhost gets its own answers, from the address it asked."""
+    with udp_container(lab, 53):
+        host.publish("e", want(5353, 53, "udp"))
+        with (
+            connect(lab.host, address, 5353, socket.SOCK_DGRAM) as one,
+            connect(lab.host, address, 5353, socket.SOCK_DGRAM) as two,
+        ):
+            one.send(b"1")
+            two.send(b"2")
+            assert (one.recv(99), two.recv(99)) == (b"echo 1", b"echo 2")
+            assert ask(one, b"x" * 60000) == b"echo " + b"x" * 60000
+
+
+def test_backpressure(lab: Lab, host: Host) -> None:
+    """A client that does not read stops the container's sending, instead of filling the plugin's memory."""
+    sent: list[int] = []
+
+    def flood(sock: socket.socket) -> None:
+        sock.settimeout(0.3)
+        total = 0
+        try:
+            while total < 256 << 20:
+                total += sock.send(bytes(1 << 20))
+        except TimeoutError:
+            sent.append(total)
+
+    with container(lab, 80, flood):
+        host.publish("e", want(8080))
+        with connect(lab.host, "127.0.0.1", 8080) as sock:
+            wait_until(lambda: sent, "the container is held back")
+            assert sum(len(part) for part in iter(lambda: sock.recv(1 << 20), b"")) == sent[0]
+
+
+def test_reset_is_not_an_end(lab: Lab, host: Host) -> None:
+    """A connection that breaks at the container breaks at the client too: it never looks like a complete answer."""
+
+    def break_off(sock: socket.socket) -> None:
+        sock.recv(1)
+        sock.sendall(b"half an ans")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with container(lab, 80, break_off):
+        host.publish("e", want(8080))
+        with pytest.raises(ConnectionResetError):
+            try_port(lab.host, "127.0.0.1", 8080)
+
+
+def test_one_dead_container_harms_no_other(lab: Lab, host: Host, relay: Relay) -> None:
+    """Ports of containers that refuse, or do not exist, end in a reset; the others go on working meanwhile."""
+    with container(lab, 80, echo):
+        host.publish("good", want(8080))
+        host.publish("refuses", want(8081, 81))
+        host.publish("absent", want(8082), addr4=NOBODY, addr6=None)
+        with connect(lab.host, "127.0.0.1", 8082) as waits, connect(lab.host, "127.0.0.1", 8080) as good:
+            with pytest.raises(OSError, match=r"reset|Broken pipe"):
+                try_port(lab.host, "::1", 8081)
+            good.sendall(b"still here")
+            assert good.recv(99) == b"still here"
+            with pytest.raises(ConnectionResetError):
+                waits.recv(1)  # after the relay's connect_timeout
+        wait_until(lambda: relay.connections == 0, "no connection is left")
+
+
+def test_limits(lab: Lab) -> None:
+    """Connections past the limit are reset; the UDP client idle longest gives way; idle ones are forgotten."""
+    with inside(lab.host):
+        relay = Relay(max_connections=2, max_associations=2, udp_idle=0.2)
+        relay.start()
+    host = Host(lab, relay)
+    try:
+        with container(lab, 80, echo), udp_container(lab, 53), ExitStack() as stack:
+            host.publish("e", want(8080), want(5353, 53, "udp"))
+            for _ in range(2):
+                sock = stack.enter_context(connect(lab.host, "127.0.0.1", 8080))
+                sock.sendall(b"?")
+                assert sock.recv(1) == b"?"
+            with pytest.raises(OSError, match=r"reset|Broken pipe"):
+                try_port(lab.host, "127.0.0.1", 8080)
+            for _ in range(5):
+                sock = stack.enter_context(connect(lab.host, "127.0.0.1", 5353, socket.SOCK_DGRAM))
+                assert ask(sock, b"?") == b"echo ?"
+                assert relay.associations <= 2
+            wait_until(lambda: relay.associations == 0, "idle UDP clients are forgotten")
+            assert ask(sock, b"again") == b"echo again"
+    finally:
+        relay.stop()
+
+
+def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """With no file left a connection waits, and is served when there are files again."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with container(lab, 80, echo):
+        host.publish("e", want(8080))
+        with inside(lab.host):
+            sock = socket.socket()
+        sock.settimeout(WAIT)
+        with sock:
+            os.close(lowest := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+            try:
+                sock.connect(("127.0.0.1", 8080))
+                sock.sendall(b"?")
+                wait_until(lambda: "takes no connection" in caplog.text, "the relay is out of files")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert sock.recv(1) == b"?"
+
+
+# --- who holds what ----------------------------------------------------------------------------------------------
+
+
+def test_both_families_get_the_same_port(lab: Lab, plain: Host) -> None:
+    """`-p 80` gives one port that is free in IPv4 and IPv6, though others hold it in one of them."""
+    lab.sysctl(lab.host, "ipv4/ip_local_port_range", "40000 40003")
+    lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "40001")
+    try:
+        with bound(lab.host, "0.0.0.0", 40000), bound(lab.host, "::", 40002):
+            assert shown(plain.publish("e", want())) == ["0.0.0.0|40003|80/tcp", "::|40003|80/tcp"]
+            with pytest.raises(FwError, match=r"^failed to bind host port 0\.0\.0\.0:0 .*: all ports are allocated$"):
+                plain.publish("f", want())
+    finally:
+        lab.sysctl(lab.host, "ipv4/ip_local_port_range", "32768 60999")
+        lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "host_ip", "default", "expected"),
+    [
+        ((BOX4, BOX6), None, None, ["0.0.0.0", "::"]),
+        ((BOX4, BOX6), None, "0.0.0.0", ["0.0.0.0", "::"]),
+        ((BOX4, None), None, None, ["0.0.0.0"]),
+        ((None, BOX6), None, None, ["::"]),
+        ((BOX4, BOX6), None, HOST4, [HOST4]),
+        ((BOX4, BOX6), None, "::", ["::"]),
+        ((BOX4, BOX6), "0.0.0.0", HOST6, ["0.0.0.0"]),
+        ((BOX4, BOX6), HOST6, None, [HOST6]),
+        ((BOX4, None), f"::ffff:{HOST4}", None, [HOST4]),
+    ],
+)
+def test_host_addresses(
+    plain: Host,
+    addresses: tuple[IPv4Address | None, IPv6Address | None],
+    host_ip: str | None,
+    default: str | None,
+    expected: list[str],
+) -> None:
+    """A port is published on the host address asked for, else on the network's default, else on every address."""
+    got = plain.publish("e", want(8080, host_ip=host_ip), default=default, addr4=addresses[0], addr6=addresses[1])
+    assert [str(one.host_ip) for one in got] == expected
+    assert {one.host_port for one in got} == {8080}
+
+
+@pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
+def test_conflict_between_containers(plain: Host, proto: Proto) -> None:
+    """A host port belongs to one container; another's start fails with Docker's words and takes nothing."""
+    plain.publish("e", want(8080, proto=proto))
+    for host_ip in (None, "0.0.0.0", HOST4, "127.0.0.1"):
+        where = host_ip or "0.0.0.0"
+        with pytest.raises(FwError, match=f"^Bind for {where}:8080 failed: port is already allocated$"):
+            plain.publish("f", want(8079, proto=proto), want(8080, proto=proto, host_ip=host_ip))
+    assert list(plain.ports.held()) == ["e"]
+    plain.publish("f", want(8079, proto=proto), want(8080, proto="udp" if proto == "tcp" else "tcp"))
+
+
+def test_specific_addresses_do_not_conflict(plain: Host) -> None:
+    """Two containers may have one port on two addresses of the host; a third cannot have it on every address."""
+    plain.publish("e", want(80, host_ip=HOST4))
+    plain.publish("f", want(80, host_ip="127.0.0.1"), want(80, host_ip=HOST6))
+    with pytest.raises(FwError, match=r"^Bind for 0\.0\.0\.0:80 failed"):
+        plain.publish("g", want(80))
+    with pytest.raises(FwError, match=r"^Bind for \[::\]:80 failed"):
+        plain.publish("g", want(80, host_ip="::"))
+
+
+@pytest.mark.parametrize(("proto", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
+def test_conflict_with_the_host(lab: Lab, plain: Host, proto: Proto, kind: int) -> None:
+    """A port that a process of the host listens on is refused with Docker's words, and free when it has ended."""
+    with bound(lab.host, "127.0.0.1", 8080, kind):
+        message = rf"^failed to bind host port 0\.0\.0\.0:8080/{proto}: address already in use$"
+        with pytest.raises(FwError, match=message):
+            plain.publish("e", want(8079, proto=proto), want(8080, proto=proto))
+        assert plain.ports.held() == {}
+    assert len(plain.publish("e", want(8079, proto=proto), want(8080, proto=proto))) == 4
+
+
+def test_the_host_cannot_take_a_published_port(lab: Lab, plain: Host) -> None:
+    """A published port is really taken: another process of the host gets "address already in use"."""
+    plain.publish("e", want(8080), want(5353, 53, "udp"))
+    for port, kind in ((8080, socket.SOCK_STREAM), (5353, socket.SOCK_DGRAM)):
+        with pytest.raises(OSError, match="already in use"):
+            bound(lab.host, HOST4, port, kind)
+
+
+def test_range(lab: Lab, plain: Host) -> None:
+    """`-p 8000-8002:80` takes the first free port of the range, and an exact wish comes before it."""
+    with bound(lab.host, "::", 8001):
+        got = plain.publish("e", want(8000, end=8002), want(8000, 81))
+        assert {(one.host_port, one.container_port) for one in got} == {(8002, 80), (8000, 81)}
+        with pytest.raises(FwError, match=r"^failed to bind host ports 0\.0\.0\.0:8000-8002/tcp: all ports"):
+            plain.publish("f", want(8000, end=8002))
+
+
+def test_ephemeral_ports_of_one_service_agree(plain: Host) -> None:
+    """`-p 127.0.0.1::80 -p [::1]::80` is one port, as with Docker; `-p 80 -p 80` are two."""
+    got = plain.publish("e", want(host_ip="127.0.0.1"), want(host_ip="::1"))
+    assert len({one.host_port for one in got}) == 1
+    got = plain.publish("f", want(), want())
+    assert len({one.host_port for one in got}) == 2
+
+
+def test_ephemeral_port_is_not_given_again_at_once(plain: Host) -> None:
+    """A client of a container that is gone does not meet the next one on the same port."""
+    first = plain.publish("e", want())
+    plain.ports.release("e")
+    assert plain.publish("f", want())[0].host_port != first[0].host_port
+
+
+def test_repeated_and_changed(plain: Host) -> None:
+    """Publishing again gives what stands; other ports replace it; a replacement that fails leaves what stood."""
+    first = plain.publish("e", want(8080), want(9000, end=9010), want())
+    assert plain.publish("e", want(8080), want(9000, end=9010), want()) == first
+    second = plain.publish("e", want(8081), want(8080, host_ip="127.0.0.1"))
+    assert {one.host_port for one in second} == {8080, 8081}
+    plain.publish("f", want(8082))
+    with pytest.raises(FwError):
+        plain.publish("e", want(8083), want(8082))
+    assert plain.ports.held()["e"] == second
+    assert plain.publish("e") == ()
+    assert list(plain.ports.held()) == ["f"]
+
+
+def test_restore(lab: Lab, plain: Host) -> None:
+    """After a restart a container has the same host ports again; a lost one is told, and taken when it is free."""
+    published = plain.publish("e", want(8080), want(), want(9999, 99, "sctp"))
+    plain.release_all()
+    again = Host(lab, None)
+    with bound(lab.host, "::", 8080):
+        lost = again.restore("e", published)
+        assert shown(lost) == ["::|8080|80/tcp"]
+        assert set(again.ports.held()["e"]) == set(published) - set(lost)
+    assert again.restore("e", published) == ()
+    assert set(again.publish("e", want(8080), want(), want(9999, 99, "sctp"))) == set(published)
+    again.release_all()
+
+
+def test_release(lab: Lab, host: Host, relay: Relay) -> None:
+    """When a container is gone its connections end, its ports are free at once, and nothing of it is left."""
+    files = len(os.listdir("/proc/self/fd"))
+    with container(lab, 80, echo), udp_container(lab, 53):
+        host.publish("other", want(8090))
+        for _ in range(2):  # the second time over what the first left behind
+            host.publish("e", want(8080), want(5353, 53, "udp"))
+            with ExitStack() as stack:
+                socks = [stack.enter_context(connect(lab.host, address, 8080)) for address in LOOPBACKS]
+                other = stack.enter_context(connect(lab.host, "::1", 8090))
+                for sock in (*socks, other):
+                    sock.sendall(b"?")
+                    assert sock.recv(1) == b"?"
+                with connect(lab.host, "::1", 5353, socket.SOCK_DGRAM) as udp:
+                    assert ask(udp, b"?") == b"echo ?"
+                host.ports.release("e")
+                host.ports.release("e")
+                assert (relay.connections, relay.associations) == (1, 0)
+                for sock in socks:
+                    with pytest.raises(ConnectionResetError):
+                        sock.recv(1)
+                with pytest.raises(ConnectionRefusedError):
+                    connect(lab.host, "127.0.0.1", 8080)
+                other.sendall(b"!")
+                assert other.recv(1) == b"!"
+                bound(lab.host, "0.0.0.0", 5353, socket.SOCK_DGRAM).close()
+        host.ports.release("other")
+        wait_until(lambda: relay.connections == 0, "no connection is left")
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == files, "every file is closed")
+
+
+def test_restart_over_time_wait(lab: Lab, host: Host) -> None:
+    """Old connections in TIME_WAIT do not keep a container from starting again on its port."""
+    with container(lab, 80, lambda sock: None):  # closes first, so that the relay's side waits
+        for _ in range(3):
+            host.publish("e", want(8080))
+            with connect(lab.host, "127.0.0.1", 8080) as sock:
+                assert sock.recv(1) == b""
+            host.ports.release("e")
+
+
+def test_relay_stops_and_starts(lab: Lab, host: Host, relay: Relay) -> None:
+    """A stopped relay has closed everything, and can be started again."""
+    host.publish("e", want(8080))
+    relay.stop()
+    relay.stop()
+    with pytest.raises(ConnectionRefusedError):
+        connect(lab.host, "127.0.0.1", 8080)
+    host.ports.release("e")
+    with inside(lab.host):
+        relay.start()
+        relay.start()
+    with container(lab, 80, echo):
+        host.publish("e", want(8080))
+        with connect(lab.host, "127.0.0.1", 8080) as sock:
+            sock.sendall(b"?")
+            assert sock.recv(1) == b"?"
+
+
+def test_threads(plain: Host) -> None:
+    """Containers that start at the same time get different ports."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda i: plain.publish(f"e{i}", want(), want(proto="sctp")), range(64)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({(one.proto, one.host_port) for published in got for one in published}) == 128
+    assert dict(plain.ports.held()) == {f"e{i}": published for i, published in enumerate(got)}
+
+
+# --- what a user did wrong ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        (want(8080, host_ip="192.0.2.9"), r"192\.0\.2\.9:8080/tcp: this host has no address 192\.0\.2\.9"),
+        (want(8080, host_ip="2001:db8::9"), r"\[2001:db8::9\]:8080/tcp: this host has no address 2001:db8::9"),
+    ],
+)
+def test_foreign_host_address(plain: Host, binding: PortBinding, message: str) -> None:
+    """A host address that this host does not have is named."""
+    with pytest.raises(FwError, match=message):
+        plain.publish("e", binding)
+
+
+@pytest.mark.parametrize(
+    ("binding", "addr4", "addr6", "message"),
+    [
+        (want(70000), BOX4, None, "host ports 70000-70000 .* a port is 1-65535"),
+        (want(90, end=80), BOX4, None, "host ports 90-80 .* a range goes upwards"),
+        (want(0, end=80), BOX4, None, "host ports 0-80 "),
+        (want(80, 0), BOX4, None, "container port 0/tcp: a port is 1-65535"),
+        (want(80), None, None, "cannot publish 80/tcp: the container has no address"),
+        (want(80, host_ip=HOST6), BOX4, None, "has no IPv6 address; give an IPv4 host address, or .* an IPv6 subnet"),
+        (want(80, host_ip=HOST4), None, BOX6, "has no IPv4 address; give an IPv6 host address, or .* an IPv4 subnet"),
+    ],
+)
+def test_impossible_bindings(
+    binding: PortBinding, addr4: IPv4Address | None, addr6: IPv6Address | None, message: str
+) -> None:
+    """What cannot be published is refused with its value and what would be right."""
+    with pytest.raises(FwError, match=message):
+        HostPorts().publish("e", [binding], default_host_ip=None, addr4=addr4, addr6=addr6)
+
+
+def test_out_of_files(plain: Host) -> None:
+    """A range too wide for the limit of open files fails with that limit and the way out, and takes nothing."""
+    files = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files + 20, limits[1]))
+    try:
+        with pytest.raises(FwError, match=f"its limit is {files + 20}.*LimitNOFILE"):
+            plain.publish("e", *(want(port, port) for port in range(8000, 8100)))
+        assert len(os.listdir("/proc/self/fd")) == files
+        assert raise_fd_limit() == limits[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# --- any order of calls ------------------------------------------------------------------------------------------
+
+ENDPOINTS = st.sampled_from("abc")
+HOST_IPS = st.sampled_from([None, "0.0.0.0", "::", HOST4, HOST6, "127.0.0.1"])
+PROTOS: st.SearchStrategy[Proto] = st.sampled_from(["tcp", "udp", "sctp"])
+RANGES = st.sampled_from([(0, 0), (7000, 0), (7001, 0), (7000, 7002)])
+BINDINGS = st.builds(lambda ip, proto, ports: want(ports[0], 80, proto, ip, ports[1]), HOST_IPS, PROTOS, RANGES)
+STEPS = st.lists(st.tuples(ENDPOINTS, st.lists(BINDINGS, max_size=3), st.booleans()), max_size=8)
+
+
+def overlap(one: Published, other: Published) -> bool:
+    a, b = one.host_ip, other.host_ip
+    same_port = (one.proto, one.host_port, a.version) == (other.proto, other.host_port, b.version)
+    return same_port and (a == b or a.is_unspecified or b.is_unspecified)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]) -> None:
+    """Whatever is published and released: no two hold one port, a failure changes nothing, a release frees all."""
+    files = len(os.listdir("/proc/self/fd"))
+    for endpoint, bindings, release in steps:
+        before = dict(plain.ports.held())
+        if release:
+            plain.ports.release(endpoint)
+            before.pop(endpoint, None)
+            assert plain.ports.held() == before
+            continue
+        try:
+            got = plain.publish(endpoint, *bindings)
+        except FwError:
+            assert {key: set(value) for key, value in plain.ports.held().items()} == {
+                key: set(value) for key, value in before.items()
+            }
+        else:
+            assert plain.ports.held() == {key: value for key, value in before.items() if key != endpoint} | (
+                {endpoint: got} if got else {}
+            )
+            assert plain.publish(endpoint, *bindings) == got
+        every = [one for published in plain.ports.held().values() for one in published]
+        assert not any(overlap(one, other) for i, one in enumerate(every) for other in every[:i])
+    plain.release_all()
+    assert plain.ports.held() == {}
+    assert len(os.listdir("/proc/self/fd")) == files
