@@ -24,6 +24,6 @@ def _group(item: pytest.Item) -> str:
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if "each" in parameters:
         return str(parameters["each"])
-    if where.name == "test_packaging.py":  # each makes an engine of its own
+    if where.name in ("test_packaging.py", "test_hosts.py"):  # each makes an engine of its own
         return item.name
     return NEWEST if where.parts[0] == "engine" else str(where)

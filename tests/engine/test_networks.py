@@ -81,6 +81,53 @@ def test_network_and_attachment_options_open_ports(fw: Fw) -> None:
                     assert list(seen.values()) == verdicts
 
 
+COMPOSE = """
+services:
+  app:
+    image: busybox
+    command: sleep inf
+    networks:
+      front:
+        driver_opts: {fw.allow: "7002, 53/udp"}
+networks:
+  front: {name: front, external: true}
+"""
+
+
+def test_a_compose_services_attachment_opens_ports(fw: Fw) -> None:
+    """`networks.NAME.driver_opts` of a compose service opens ports of that attachment (Docker Compose ≥ 2.40)."""
+    with fw.network() as net:
+        fw.host.write("/lab/attachment.yml", COMPOSE.replace("name: front", f"name: {net.name}"))
+        compose = ("compose", "-f", "/lab/attachment.yml", "-p", "attachment")
+        fw.engine.docker(*compose, "up", "-d", timeout=60)
+        with fw.engine.serve("attachment-app-1", tcp=[80, 7002, 7003], udp=[53]):
+            for address in fw.addresses("attachment-app-1", net):
+                seen = fw.wan.probe([*(("tcp", address, port) for port in (80, 7002, 7003)), ("udp", address, 53)])
+                assert list(seen.values()) == ["open", "open", "silent", "open"]
+        fw.engine.docker(*compose, "down", "-t", "0", timeout=60)
+
+
+def test_a_setting_opens_a_port_of_every_container(fw: Fw) -> None:
+    """`docker plugin set fw:latest FW_ALLOW=…` while the plugin is disabled, as the README has it, and back."""
+    try:
+        with fw.network() as net:
+            app = fw.run(net)
+            configure(fw, "FW_ALLOW=9100")
+            with fw.engine.serve(app, tcp=[80, 9100, 9101]):
+                for address in fw.addresses(app, net):
+                    until(lambda a=address: fw.wan.probe.tcp(a, 9100) == "open", "the setting counts")
+                    assert list(fw.wan.probe([("tcp", address, p) for p in (80, 9101)]).values()) == ["open", "silent"]
+    finally:
+        configure(fw, "FW_ALLOW=")
+
+
+def configure(fw: Fw, setting: str) -> None:
+    """What the README tells people who want another setting."""
+    fw.engine.docker("plugin", "disable", "-f", fw.driver)
+    fw.engine.docker("plugin", "set", fw.driver, setting)
+    fw.engine.docker("plugin", "enable", fw.driver)
+
+
 def test_a_label_that_the_image_brought_opens_nothing(each: Fw) -> None:
     """An image must not open its own ports: a label equal to the image's own counts for nothing, wrong or right."""
     done = each.engine.host.run(

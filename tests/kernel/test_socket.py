@@ -58,6 +58,7 @@ def running() -> Iterator[Running]:
 def fw(running: Running) -> Iterator[Running]:
     """The running plugin, with nothing known before and after; a test that leaves something fails."""
     running.docker.mode = "answer"
+    running.clean()  # what fuzzing made
     running.docker.containers.clear()
     running.docker.networks.clear()
     running.docker.images = {"sha256:plain": {}}
@@ -718,6 +719,32 @@ def test_many_at_once(fw: Running) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(stop, range(1, 7)))
     fw.nothing_left()
+
+
+def test_several_hundred_on_one_network(fw: Running) -> None:
+    """The three-hundredth container of a network starts as the first did, answers by its own label, and goes again."""
+    network = fw.network(1, IPv4Data=[{"Gateway": "10.1.0.1/16"}])
+    fw.well("CreateNetwork", network)
+
+    def begin(number: int) -> Body:
+        endpoint = fw.endpoint(network, number)
+        endpoint["Interface"]["Address"] = f"10.1.{number >> 8}.{number & 255}/16"
+        fw.docker.container(f"c{number}", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": str(number)})
+        fw.well("CreateEndpoint", endpoint)
+        fw.well("Join", endpoint)
+        return endpoint
+
+    with ThreadPoolExecutor(4) as pool:
+        endpoints = list(pool.map(begin, range(2, 302)))
+    until(lambda: all(e["known"] for e in fw.status()["networks"][0]["endpoints"]), "all labels are known", 15)
+    assert len(fw.links()) == 1 + 2 * 300
+    opened = fw.table()
+    for number in range(2, 302):
+        assert f"10.1.{number >> 8}.{number & 255} . 6 . {number}" in opened
+        assert f"2001:db8:1::{number:x} . 6 . {number}" in opened
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fw.end, endpoints))
+    assert fw.links() == names_of(network)
 
 
 def test_two_networks_that_want_the_same(fw: Running) -> None:
