@@ -11,17 +11,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
 from plugin import netlink as nl
-from plugin.model import PROTO_NUMBER, Address, Published
+from plugin.model import PROTO_NAME, PROTO_NUMBER, Address, Published, Rule
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
-_TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_DST_PORT = 1, 2, 1, 3
+_TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 1, 2, 3
 _IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ICMP = (1, 58)
+_FEW = 8
 log = logging.getLogger(__name__)
 _Flow = dict[int, bytes]
 
@@ -47,8 +49,19 @@ def cut_published(ports: Collection[Published]) -> None:
             _cut(version, marks, partial(_aims_at, wanted=wanted))
 
 
+def cut_closed(accepts: Mapping[Address, Collection[Rule]]) -> None:
+    """Forgets flows that others began to these addresses and that are not accepted there. Never raises.
+
+    For when the rules were gone for a while, or accept less than before. ICMP is accepted everywhere.
+    """
+    for version in (4, 6):
+        packed = {address.packed: rules for address, rules in accepts.items() if address.version == version}
+        if packed:
+            _cut(version, set(packed), partial(_is_closed, version=version, accepts=packed))
+
+
 def _cut(version: int, marks: set[bytes], chosen: Callable[[_Flow], bool]) -> None:
-    """`marks`: bytes of which each flow that may be chosen holds one; to take all flows apart would cost seconds."""
+    """`marks`: bytes of which each flow that may be chosen holds one; a few are sooner looked for than a flow read."""
     try:
         with nl.open_socket() as sock:
             for flow in [flow for flow in _flows(sock, _AF[version], marks) if chosen(flow)]:
@@ -71,7 +84,8 @@ def _flows(sock: socket.socket, family: int, marks: set[bytes]) -> Iterator[_Flo
             continue
         if kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
             return
-        flow = nl.attributes(body[4:]) if any(mark in body for mark in marks) else {}
+        likely = len(marks) > _FEW or any(mark in body for mark in marks)
+        flow = nl.attributes(body[4:]) if likely else {}
         if _TUPLE_ORIG in flow and _TUPLE_REPLY in flow:
             yield flow
 
@@ -87,3 +101,17 @@ def _touches(flow: _Flow, version: int, packed: set[bytes]) -> bool:
 def _aims_at(flow: _Flow, wanted: set[tuple[int, bytes]]) -> bool:
     proto = nl.attributes(nl.attributes(flow[_TUPLE_ORIG]).get(_TUPLE_PROTO, b""))
     return (int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")) in wanted
+
+
+def _is_closed(flow: _Flow, version: int, accepts: Mapping[bytes, Collection[Rule]]) -> bool:
+    # Who answers is the container also where a published port led there.
+    answer = nl.attributes(flow[_TUPLE_REPLY])
+    rules = accepts.get(nl.attributes(answer.get(_TUPLE_IP, b"")).get(_IP[version][0], b""))
+    if rules is None:
+        return False
+    told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
+    number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
+    if number in _ICMP:
+        return False
+    proto, port = PROTO_NAME.get(number), int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big")
+    return not any(rule.proto == proto and rule.first <= port <= rule.last for rule in rules)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from plugin import conntrack
 from plugin.model import Endpoint, FwError, Network, Rule
 from plugin.nft import Nft, NftError
+from plugin.policy import accepted
 from plugin.ruleset import Change, Element, endpoint_elements, network_elements
 from plugin.store import State, Store
 
@@ -57,6 +58,7 @@ class Reconciler:
             self._owned = {owner: self._elements(owner, state) for owner in self._owners(state)}
             self._count = Counter(element for elements in self._owned.values() for element in elements)
             self._nft.replace(self._count)
+            self._cut_closed()
 
     def put_network(self, network: Network) -> None:
         with self._lock:
@@ -135,10 +137,7 @@ class Reconciler:
             if self._nft.intact():
                 return False
             self._nft.replace(self._count)
-            # What came in while nothing was there would stay, as established.
-            conntrack.cut_addresses(
-                {a for e in self._state.endpoints.values() for a in (e.addr4, e.addr6) if a is not None}
-            )
+            self._cut_closed()
             return True
 
     def generation(self) -> int:
@@ -199,6 +198,7 @@ class Reconciler:
             # Somebody flushed or deleted under our hands: the whole table again, from what should be.
             log.warning("the firewall's change was refused (%s); putting the whole table there", error)
             self._nft.replace(e for e, n in _sum(self._count, count).items() if n > 0)
+            self._cut_closed()
         for element, n in count.items():
             self._count[element] += n
             if not self._count[element]:
@@ -206,6 +206,17 @@ class Reconciler:
         self._owned.update(new)
         for owner in [owner for owner, elements in new.items() if not elements]:
             del self._owned[owner]
+
+    def _cut_closed(self) -> None:
+        """What came in while the rules were not there, or accepted more, would stay, as established."""
+        accepts = {
+            address: accepted(self._state.networks[e.network_id], e, self._everywhere)
+            for e in self._state.endpoints.values()
+            if e.network_id in self._state.networks
+            for address in (e.addr4, e.addr6)
+            if address is not None
+        }
+        conntrack.cut_closed(accepts)
 
     def _apply_whole(self, owners: Iterable[Owner]) -> None:
         for owner in owners:

@@ -36,7 +36,6 @@ _ALLOW6 = ("ip6 daddr", "meta l4proto", "th dport")
 
 class SetSpec(NamedTuple):
     """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by."""
-
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     comment: str = ""
@@ -46,6 +45,7 @@ SETS: dict[str, SetSpec] = {
     **{f"allow4{suffix}": SetSpec(_ALLOW4, comment=f"what IPv4 accepts, in blocks of {n}") for n, suffix in _TIERS},
     **{f"allow6{suffix}": SetSpec(_ALLOW6, comment=f"what IPv6 accepts, in blocks of {n}") for n, suffix in _TIERS},
     "same_bridge": SetSpec(("iifname", "oifname"), comment="within one network, seen here with br_netfilter"),
+    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge of ours, whatever its name"),
     "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves"),
     "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
     "self4": SetSpec(("ip saddr", "ip daddr"), comment="who publishes ports, and may come back to itself by them"),
@@ -71,7 +71,6 @@ class Element(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Change:
     """One transaction: what goes and what comes."""
-
     remove: tuple[Element, ...] = ()
     add: tuple[Element, ...] = ()
 
@@ -100,7 +99,7 @@ def rule_elements(address: Address, rules: Iterable[Rule]) -> Iterator[Element]:
 
 def network_elements(network: Network) -> frozenset[Element]:
     """What a network needs besides its endpoints."""
-    elements = {Element("same_bridge", (network.bridge, network.bridge))}
+    elements = {Element("same_bridge", (network.bridge, network.bridge)), Element("bridges", (network.bridge,))}
     if network.internal:
         elements.add(Element("internal", (network.bridge,)))
     elif network.masquerade and network.gateway4 is not None:
@@ -147,9 +146,12 @@ def skeleton(mark: int) -> str:
 	}}
 
 	# Going out to a container network by name: closed before anybody knows the network.
+	# And who begins a flow in a container's name must be where it is: else the answer finds closed ports open.
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		ct state new fib saddr oifname "{BRIDGE_PREFIX}*" fib saddr . iif oif missing goto deny
+		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
 		oifname "{BRIDGE_PREFIX}*" goto inbound
 		oifgroup {GROUP:#x} goto inbound
 		iifname "{BRIDGE_PREFIX}*" goto outbound
@@ -187,7 +189,9 @@ def skeleton(mark: int) -> str:
 	}}
 
 	# Docker's own bridges decide for themselves: what goes there gets no mark.
+	# Without a SYN (nf_conntrack_tcp_loose) a connection that was cut would be the container's own, and back.
 	chain outbound {{
+		ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		iifname @internal goto deny
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
@@ -259,9 +263,8 @@ def skeleton(mark: int) -> str:
 
 
 def _set_text(name: str, spec: SetSpec) -> str:
-    kind = "map" if spec.data else "set"
     typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
-    return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n\t}}\n"
+    return f"\t# {spec.comment}\n\t{'map' if spec.data else 'set'} {name} {{\n\t\ttypeof {typed}\n\t}}\n"
 
 
 def replace(mark: int, elements: Iterable[Element]) -> str:

@@ -1099,6 +1099,70 @@ def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
         until(silent, "the connection is cut")
 
 
+@pytest.mark.parametrize("mended", ["by the watch", "by a start"])
+def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, mended: str) -> None:
+    """After a flush, a connection to a closed port stays cut though its server goes on sending.
+
+    One that the container itself began lives on, both ways.
+    """
+    fw = own.start()
+    network = fw.network(1)
+    fw.well("CreateNetwork", network)
+    box = fw.move(fw.begin(network, 2))
+    fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
+                       "add rule inet other f ct state new counter")  # fmt: skip
+    with contextlib.ExitStack() as stack:
+
+        def socket_at(path: str) -> socket.socket:
+            with inside(path):
+                made = stack.enter_context(socket.socket(socket.AF_INET6))
+            made.settimeout(5)
+            return made
+
+        inner, outer = socket_at(box.path), socket_at(fw.site.wan.path)
+        inner.bind(("::", 8080))
+        outer.bind(("::", 9000))
+        inner.listen()
+        outer.listen()
+        calls = socket_at(box.path)
+        calls.connect((str(Site.OUT6), 9000))
+        called = stack.enter_context(outer.accept()[0])
+        worker = fw.worker()
+        if mended == "by a start":
+            fw.stop()
+        else:
+            os.kill(worker, signal.SIGSTOP)
+        try:
+            fw.site.run("nft", "delete table inet fw")
+            intruder = socket_at(fw.site.wan.path)
+            intruder.connect(("2001:db8:1::2", 8080))
+            served = stack.enter_context(inner.accept()[0])
+        finally:
+            if mended == "by a start":
+                fw.start()
+            else:
+                os.kill(worker, signal.SIGCONT)
+        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules stand again")
+        drops = re.compile(r"packets (\d+)")
+
+        def dropped() -> int:
+            shown = fw.site.run("nft", "list", "counter", "inet", "fw", "drops").stdout
+            return int(drops.findall(shown)[0])
+
+        until(lambda: "8080" not in fw.site.run("conntrack", "-L", "-f", "ipv6", check=False).stdout, "it is cut")
+        before = dropped()
+        served.sendall(b"secret")
+        until(lambda: dropped() > before, "what the server says is dropped")
+        intruder.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            intruder.recv(4096)
+        called.settimeout(5)
+        calls.sendall(b"out")
+        assert called.recv(10) == b"out"
+        called.sendall(b"and back")
+        assert calls.recv(10) == b"and back"
+
+
 def test_a_change_after_a_flush_heals_at_once(own: Running) -> None:
     """A container that starts just after a flush gets its rules and everybody else's, by its own Join."""
     fw = own.start()

@@ -544,6 +544,22 @@ def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker:
     assert arriving_ports(site, between(docker, boxes.web), boxes.web, docker) == BASE
 
 
+@pytest.mark.parametrize("forger", ["another network", "Docker's bridge", "another link"])
+def test_a_forged_packet_opens_no_way_back(site: Site, boxes: Boxes, docker: Box, lan: Box, forger: str) -> None:
+    """Who sends in a container's name from elsewhere does not make its closed ports answer to an accomplice."""
+    site.load(site.known(boxes.web), site.known(boxes.other), site.known(boxes.chosen))
+    where = {"another network": boxes.other, "Docker's bridge": docker, "another link": lan}[forger]
+    for victim in (boxes.web, boxes.chosen):
+        forged, back = [], []
+        for proto in ("tcp", "udp"):
+            for out, target in outside(victim):
+                port = next(_ports)
+                forged.append(new_flow(proto, target, out, port, 8080))
+                back.append(new_flow(proto, out, target, 8080, port))
+        assert not site.deliver(forged, site.wan, where, last=ping(where.v6, Site.OUT6)) & set(forged)
+        assert not site.deliver(back, victim) & set(back)
+
+
 def any_flow(src: Any, dst: Any) -> list[Packet]:
     return [*(new_flow(proto, src, dst, 80, next(_ports)) for proto in PROTOS), ping(src, dst)]
 

@@ -30,10 +30,10 @@ EVERYWHERE = (Rule("udp", 161, 161),)
 
 @pytest.fixture(autouse=True)
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The addresses whose flows were cut; the real kernel's are none of ours here."""
-    addresses: list[Any] = []
-    monkeypatch.setattr(conntrack, "cut_addresses", addresses.extend)
-    return addresses
+    """What closed ports' flows were cut by: what each address accepts; the real kernel's are none of ours here."""
+    calls: list[Any] = []
+    monkeypatch.setattr(conntrack, "cut_closed", calls.append)
+    return calls
 
 
 class Kernel:
@@ -261,13 +261,24 @@ def test_a_full_disk_keeps_nothing_open(
 
 
 def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
-    """After somebody flushed the rules, flows that began meanwhile do not live on as established."""
+    """After somebody flushed the rules, flows to closed ports that began meanwhile do not live on as established.
+
+    Whether the watch mends it, or a hook that comes first, or a start.
+    """
     state, kernel, _ = web
+    cut.clear()  # the start's
     assert not state.repair()
     assert cut == []
     kernel.table = None
     assert state.repair()
-    assert cut == [IPv4Address("10.1.0.2")]
+    (accepts,) = cut
+    assert accepts.keys() == {IPv4Address("10.1.0.2")}
+    assert Rule("tcp", 22, 22) in accepts[IPv4Address("10.1.0.2")]
+    kernel.table = None
+    state.put_network(network(2))
+    assert len(cut) == 2
+    state.start(State(state.networks, state.endpoints))
+    assert len(cut) == 3
 
 
 def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:

@@ -202,7 +202,9 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     """A packet to one of our bridges is judged as inbound, wherever it comes from, known network or not."""
     first, *rest = chains(skeleton(MARK))["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"  # nobody else's mark is believed
-    assert rest[:2] == ['oifname "fw-*" goto inbound', "oifgroup 0x66770001 goto inbound"]
+    forged, verdicts = rest[:2], rest[2:]
+    assert all(line.startswith("ct state new fib saddr oifname") and line.endswith("goto deny") for line in forged)
+    assert verdicts[:2] == ['oifname "fw-*" goto inbound', "oifgroup 0x66770001 goto inbound"]
 
 
 def test_foreign_traffic_is_left_alone() -> None:
