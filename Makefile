@@ -18,7 +18,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 image: ## build the image (DOCKER, IMAGE)
-	$(DOCKER) build -t $(IMAGE) .
+	$(DOCKER) build -t $(IMAGE) -t docker-fw:latest .
 
 plugin: image ## build/plugin: config.json and rootfs, as `docker plugin create` takes them
 	@$(MAKE) --no-print-directory build/plugin
@@ -50,7 +50,7 @@ uninstall: ## remove the plugin, its rules, its links and its image from the Doc
 	-$(DOCKER) plugin disable -f $(PLUGIN)
 	$(DOCKER) run --rm --network host --cap-add NET_ADMIN $(IMAGE) cleanup
 	-$(DOCKER) plugin rm -f $(PLUGIN)
-	-$(DOCKER) rmi $(IMAGE)
+	-$(DOCKER) rmi $(IMAGE) docker-fw:latest
 
 $(VENV)/ready: requirements-dev.lock
 	@command -v apt-get >/dev/null || { echo "make $(MAKECMDGOALS) needs Debian" >&2; exit 1; }

@@ -21,7 +21,7 @@ from typing import Any
 
 import docker
 from docker.constants import DEFAULT_DOCKER_API_VERSION
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import DockerException, NotFound
 from requests.exceptions import RequestException
 
 from plugin import labels
@@ -169,7 +169,7 @@ class DockerApi:
         if said:
             try:
                 brought = self._image_labels(client, listed["ImageID"])
-            except (NotFound, APIError) as error:
+            except NotFound as error:
                 problem = Problem(
                     "label " + min(said),
                     said[min(said)],

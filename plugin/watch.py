@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from plugin.dockerapi import ApiSilent, Look
-from plugin.links import Links
+from plugin.links import Links, lives
 from plugin.model import Container, Endpoint, Network
 from plugin.nft import NftError
 from plugin.reconcile import Reconciler
@@ -153,13 +153,13 @@ class Watcher:
     def bury(self, containers: Mapping[str, Container]) -> None:
         """Forgets joined endpoints that Docker has not had for GONE seconds: their Leave never came.
 
-        Not at once: a container that is just starting has joined and is not listed yet.
+        Not at once, and not while a container has its link: one that is just starting has joined and is not listed yet.
         """
         now = time.monotonic()
         joined = {e.id: e for e in list(self._state.endpoints.values()) if e.joined and e.id not in containers}
         self._missing = {endpoint_id: self._missing.get(endpoint_id, now) for endpoint_id in joined}
         for endpoint_id, since in self._missing.items():
-            if now - since >= GONE:
+            if now - since >= GONE and not lives(endpoint_id):
                 self._forget(joined[endpoint_id])
 
     def _keep(self) -> None:
