@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin import netlink as nl
-from plugin.ruleset import SETS, TABLE, Change, Element, Value, replace
+from plugin.ruleset import SETS, TABLE, Change, Element, Value
+from plugin.table import replace
 
 _NFPROTO_INET = 1
 _SUBSYS = 10 << 8

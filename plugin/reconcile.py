@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from plugin import conntrack
-from plugin.model import Endpoint, FwError, Network, Rule
+from plugin.model import Address, Endpoint, FwError, Network, Rule
 from plugin.nft import Nft, NftError
 from plugin.policy import accepted
 from plugin.ruleset import Change, Element, endpoint_elements, network_elements
@@ -209,14 +209,14 @@ class Reconciler:
 
     def _cut_closed(self) -> None:
         """What came in while the rules were not there, or accepted more, would stay, as established."""
-        accepts = {
-            address: accepted(self._state.networks[e.network_id], e, self._everywhere)
-            for e in self._state.endpoints.values()
-            if e.network_id in self._state.networks
-            for address in (e.addr4, e.addr6)
-            if address is not None
-        }
-        conntrack.cut_closed(accepts)
+        guarded: dict[Address, conntrack.Guarded] = {}
+        for endpoint in self._state.endpoints.values():
+            if network := self._state.networks.get(endpoint.network_id):
+                rules = accepted(network, endpoint, self._everywhere)
+                for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
+                    if address and gateway:
+                        guarded[address] = conntrack.Guarded(gateway.network, rules)
+        conntrack.cut_closed(guarded)
 
     def _apply_whole(self, owners: Iterable[Owner]) -> None:
         for owner in owners:

@@ -64,19 +64,21 @@ class Watcher:
         self._stop = threading.Event()
         self._look = threading.Event()
         self._check = threading.Event()
+        self._touched = threading.Event()
         self._foreign: frozenset[str] | None = None
         self._told: frozenset[str] = frozenset()
         self._missing: dict[str, float] = {}
         self._noting = threading.Lock()
 
     def start(self) -> None:
-        for loop in (self._listen, self._look_loop, self._keep, self._answer_neighbours):
+        for loop in (self._listen, self._look_loop, self._keep, self._keep_dockers, self._answer_neighbours):
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:
         self._stop.set()
         self._look.set()
         self._check.set()
+        self._touched.set()
         self._changed.set()
 
     def changed(self) -> None:
@@ -163,23 +165,26 @@ class Watcher:
                 self._forget(joined[endpoint_id])
 
     def _keep(self) -> None:
-        generation, ticks = -1, 0
+        # Nothing else in this loop: while the rules are gone, everything is open.
+        generation = -1
         while not self._stop.is_set():
-            self._check.wait(TICK)
-            asked = self._check.is_set()
+            asked = self._check.wait(TICK)
             self._check.clear()
-            ticks += 1
             now = self._state.generation()
+            if asked or now != generation:
+                generation = now
+                self._mend()
+                self._touched.set()
+
+    def _keep_dockers(self) -> None:
+        while not self._stop.is_set():
             # iptables-legacy does not raise the generation, so now and then a look without any sign.
-            if now == generation and not asked and ticks * TICK < INTERVAL / 6:
-                continue
-            ticks = 0
-            self._mend()
+            self._touched.wait(INTERVAL / 6)
+            self._touched.clear()
+            if self._stop.is_set():
+                return
             self._docker_user.ensure()
             self._note_foreign()
-            # Our own changes are no reason to look again; somebody else's meanwhile are seen here, or the next time.
-            generation = self._state.generation()
-            self._mend()
 
     def _mend(self) -> None:
         try:

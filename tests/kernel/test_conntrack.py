@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from plugin import conntrack
 from plugin.model import Address, Published, Rule
+from plugin.policy import BASE
 from tests.kernel.packets import Packet, new_flow, ping, udp
 from tests.kernel.site import Box, Site
 
@@ -135,6 +136,22 @@ def test_only_its_own_protocol_and_family(site: Site, boxes: tuple[Box, Box]) ->
         conntrack.cut_published([Published("udp", IPv4Address("0.0.0.0"), 53, 53)])
     left = {(proto, dst) for proto, _, dst, port, _ in flows(site) if port == "53"}
     assert left == {("tcp", str(box.v4)), ("tcp", str(box.v6)), ("udp", str(box.v6))}
+
+
+def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+    """When the rules stand again: what is accepted, the container's own, its host's and ping live on, the rest not."""
+    box, _ = boxes
+    make_flows(site, box)
+    site.send([new_flow("udp", "10.1.0.1", box.v4, 5353, 3000), ping("10.1.0.1", box.v4)], site.host)
+    site.send([new_flow("udp", "2001:db8:1::1", box.v6, 5353, 3000)], site.host)
+    subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
+    before = flows(site)
+    closed = {flow for flow in before if flow[0] in ("udp", "sctp") and flow[3] in ("53", "9") and flow[4] == "1000"}
+    assert len(closed) == 4
+    assert len([flow for flow in before if flow[3] == "5353"]) == 2
+    with site.inside():
+        conntrack.cut_closed({address: conntrack.Guarded(subnet, BASE) for address, subnet in subnets})
+    assert flows(site) == before - closed
 
 
 def test_nothing_to_cut_is_well(site: Site) -> None:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from plugin import netlink
 from plugin.model import PROTO_NAME, Rule
 from plugin.nft import Nft, NftError
-from plugin.ruleset import SETS, Change, Element, SetSpec, document, element_text, rule_elements, skeleton
+from plugin.ruleset import SETS, Change, Element, SetSpec, rule_elements
+from plugin.table import document, element_text, skeleton
 from tests.kernel.netns import inside
 from tests.kernel.packets import until
 from tests.kernel.site import MARK

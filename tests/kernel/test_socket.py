@@ -1066,15 +1066,19 @@ def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
     assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
 
 
+def tracked(fw: Running) -> None:
+    """Somebody else (Docker) has rules about states, so flows are tracked also while our table is gone."""
+    fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
+                       "add rule inet other f ct state new counter")  # fmt: skip
+
+
 def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
     """A connection to a closed port that began while the rules were gone does not live on when they stand again."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     box = fw.move(fw.begin(network, 2))
-    # Somebody else (Docker) has rules about states, so flows are tracked also while our table is gone.
-    fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
-                       "add rule inet other f ct state new counter")  # fmt: skip
+    tracked(fw)
     worker = fw.worker()
     with box.probe.serve(tcp=[8080]), inside(fw.site.wan.path), socket.socket(socket.AF_INET6) as sock:
         sock.settimeout(5)
@@ -1109,8 +1113,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     box = fw.move(fw.begin(network, 2))
-    fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
-                       "add rule inet other f ct state new counter")  # fmt: skip
+    tracked(fw)
     with contextlib.ExitStack() as stack:
 
         def socket_at(path: str) -> socket.socket:

@@ -30,7 +30,7 @@ EVERYWHERE = (Rule("udp", 161, 161),)
 
 @pytest.fixture(autouse=True)
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What closed ports' flows were cut by: what each address accepts; the real kernel's are none of ours here."""
+    """Each time that closed ports' flows were cut: what was guarded. The real kernel's are none of ours here."""
     calls: list[Any] = []
     monkeypatch.setattr(conntrack, "cut_closed", calls.append)
     return calls
@@ -271,9 +271,9 @@ def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kern
     assert cut == []
     kernel.table = None
     assert state.repair()
-    (accepts,) = cut
-    assert accepts.keys() == {IPv4Address("10.1.0.2")}
-    assert Rule("tcp", 22, 22) in accepts[IPv4Address("10.1.0.2")]
+    (guarded,) = cut
+    assert guarded.keys() == {IPv4Address("10.1.0.2")}
+    assert Rule("tcp", 22, 22) in guarded[IPv4Address("10.1.0.2")].accepts
     kernel.table = None
     state.put_network(network(2))
     assert len(cut) == 2

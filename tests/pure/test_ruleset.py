@@ -24,14 +24,11 @@ from plugin.ruleset import (
     SETS,
     Element,
     blocks,
-    document,
-    element_text,
     endpoint_elements,
     network_elements,
-    replace,
     rule_elements,
-    skeleton,
 )
+from plugin.table import document, element_text, replace, skeleton
 from tests.pure.strategies import ELEMENT_TEXT, endpoints, examples, networks, ports, protos, rules, some_rules
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.model import Container, Endpoint, FwError, Network, Published, Rule
-from plugin.ruleset import Element, element_text, endpoint_elements, network_elements
+from plugin.ruleset import Element, endpoint_elements, network_elements
 from plugin.store import VERSION, State, Store
+from plugin.table import element_text
 from tests.pure.strategies import ELEMENT_TEXT, endpoints, examples, json_values, networks
 
 NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), allow=(Rule("tcp", 8080, 8080),))

@@ -161,6 +161,26 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
     until(lambda: world.repaired, 1)
 
 
+def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Watcher) -> None:
+    """Docker's chain cannot be looked at (another tool holds iptables' lock): ours is mended all the same."""
+    until(lambda: world.ensured)
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def locked() -> None:
+        waiting.set()
+        assert go_on.wait(5)
+
+    world.at_ensure = locked
+    watcher.wake()
+    assert waiting.wait(5)
+    try:
+        world.flushed, world.number = 1, world.number + 1
+        until(lambda: world.repaired, 1)
+    finally:
+        world.at_ensure = lambda: None
+        go_on.set()
+
+
 def noted(world: World, watcher: Watcher, expected: set[str]) -> None:
     watcher.wake()
     until(lambda: world.foreign == expected)

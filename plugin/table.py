@@ -1,0 +1,188 @@
+"""The table as text, as `nft -f` reads it: the static rules, and elements in nft's words. Pure.
+
+Written so that a host's nft 1.0.6 can list it: `typeof` sets, no anonymous verdict maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+
+from plugin.model import PROTO_NAME
+from plugin.ruleset import BRIDGE_PREFIX, GROUP, SETS, TABLE, TIERS, Element, SetSpec, Value
+
+#: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
+_ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+_ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
+
+
+def skeleton(mark: int) -> str:
+    """The table without elements, as `nft -f` reads it. `mark` is one bit."""
+    sets = "\n".join(_set_text(name, spec) for name, spec in SETS.items())
+    allows = "\n".join(
+        f"\t\t{f'{ip} daddr'} . meta l4proto . th dport{'' if n == 1 else f' & {0x10000 - n:#x}'} "
+        f"@allow{ip[2:] or '4'}{suffix} goto pass"
+        for ip in ("ip6", "ip")
+        for n, suffix in TIERS
+    )
+    return f"""table inet {TABLE} {{
+{sets}
+	counter drops {{
+	}}
+
+	# Going out to a container network by name: closed before anybody knows the network.
+	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
+	# way back of a forged packet would be an established flow to the container's closed ports.
+	chain forward {{
+		type filter hook forward priority filter - 1; policy accept;
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		ct state new fib saddr oifname "{BRIDGE_PREFIX}*" fib saddr . iif oif missing goto deny
+		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		oifname "{BRIDGE_PREFIX}*" goto inbound
+		oifgroup {GROUP:#x} goto inbound
+		iifname "{BRIDGE_PREFIX}*" goto outbound
+		iifgroup {GROUP:#x} goto outbound
+		meta nfproto @no_transit goto transit
+	}}
+
+	# A redirect counts as related to its flow, but none that is forwarded is right (RFC 1812 section 5.2.7.2).
+	chain inbound {{
+		ct state established goto pass
+		iifname . oifname @same_bridge goto pass
+		icmp type redirect goto deny
+		ct state related goto pass
+		oifname @internal goto deny
+		iifname @internal goto deny
+		rt type 0 goto deny
+		meta l4proto icmp goto icmp_in
+		meta l4proto ipv6-icmp goto icmp6_in
+		ct state invalid goto deny
+{allows}
+		goto deny
+	}}
+
+	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
+	chain icmp_in {{
+		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto pass
+		goto deny
+	}}
+
+	chain icmp6_in {{
+		iifname "{BRIDGE_PREFIX}*" icmpv6 type nd-router-advert goto deny
+		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
+		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} goto pass
+		goto deny
+	}}
+
+	# Docker's own bridges decide for themselves: what goes there gets no mark.
+	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
+	# container's own (nf_conntrack_tcp_loose).
+	chain outbound {{
+		ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
+		iifname @internal goto deny
+		icmp type redirect goto deny
+		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
+		meta oifkind "bridge" oifname != @foreign accept
+		goto pass
+	}}
+
+	# What was never forwarded before docker-fw switched forwarding on stays so.
+	chain transit {{
+		iifname @dockers accept
+		oifname @dockers accept
+		goto deny
+	}}
+
+	# The mark is honoured by one rule in DOCKER-USER, or by Docker's --bridge-accept-fwmark.
+	chain pass {{
+		meta mark set meta mark | {mark:#010x} accept
+	}}
+
+	chain deny {{
+		counter name "drops" drop
+	}}
+
+	# A container is no router for its host.
+	chain input {{
+		type filter hook input priority filter - 1; policy accept;
+		iifname "{BRIDGE_PREFIX}*" goto to_host
+		iifgroup {GROUP:#x} goto to_host
+	}}
+
+	chain to_host {{
+		icmp type redirect goto deny
+		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority -101; policy accept;
+		fib daddr type local goto publish
+	}}
+
+	chain output {{
+		type nat hook output priority -101; policy accept;
+		fib daddr type local goto publish
+	}}
+
+	chain publish {{
+		ip daddr 127.0.0.0/8 return
+		ip6 daddr ::1 return
+		meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @publish4
+		meta nfproto ipv6 dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish6
+		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @publish4_any
+		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @publish6_any
+	}}
+
+	# Hairpin: a container that reaches its own network by a published port must see the answers come back
+	# through the host (self: with br_netfilter the bridge hands the packet on, and there is no iifname here).
+	# Otherwise only IPv4 is masqueraded; IPv6 leaves as it is.
+	chain postrouting {{
+		type nat hook postrouting priority srcnat - 1; policy accept;
+		ct status dnat iifname . oifname @same_bridge masquerade
+		ct status dnat ip saddr . ip daddr @self4 masquerade
+		ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
+		oifname "{BRIDGE_PREFIX}*" return
+		oifgroup {GROUP:#x} return
+		meta nfproto ipv4 iifname @masqueraded masquerade
+	}}
+}}
+"""
+
+
+def _set_text(name: str, spec: SetSpec) -> str:
+    kind = "map" if spec.data else "set"
+    typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
+    return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n\t}}\n"
+
+
+def replace(mark: int, elements: Iterable[Element]) -> str:
+    """One transaction that puts the table there whole, whatever stood before."""
+    return f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{document(mark, elements)}"
+
+
+def document(mark: int, elements: Iterable[Element]) -> str:
+    """The table with its elements, sorted, as a file for `nft -f`."""
+    by_set: dict[str, list[str]] = {}
+    for element in sorted(elements, key=lambda e: (e.set, e.key, e.data)):
+        by_set.setdefault(element.set, []).append(element_text(element))
+    text = skeleton(mark)
+    for name, texts in by_set.items():
+        text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"
+    return text
+
+
+def element_text(element: Element) -> str:
+    """An element in nft's words. Only numbers, addresses and checked interface names can get here."""
+    spec = SETS[element.set]
+    key = " . ".join(map(_value_text, spec.key, element.key))
+    return f"{key} : {' . '.join(map(_value_text, spec.data, element.data))}" if spec.data else key
+
+
+def _value_text(expression: str, value: Value) -> str:
+    if isinstance(value, IPv4Address | IPv6Address):
+        return str(value)
+    if isinstance(value, int):
+        if expression == "meta l4proto":
+            return PROTO_NAME[value]
+        return {2: "ipv4", 10: "ipv6"}[value] if expression == "meta nfproto" else str(value)
+    return f'"{value}"'
