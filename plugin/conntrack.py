@@ -52,14 +52,14 @@ def cut_published(ports: Collection[Published]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
+class Answers:
     """What an address accepts from outside its subnet; within, the neighbours and the host talk freely."""
 
     subnet: IPv4Network | IPv6Network
     accepts: Collection[Rule]
 
 
-def cut_closed(guarded: Mapping[Address, Guarded]) -> None:
+def cut_closed(guarded: Mapping[Address, Answers]) -> None:
     """Forgets flows that outsiders began to these addresses and that are not accepted there. Never raises.
 
     For when the rules were gone for a while, or accept less than before. ICMP is left alone.
@@ -117,7 +117,7 @@ def _aims_at(flow: _Flow, wanted: set[tuple[int, bytes]]) -> bool:
     return (int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")) in wanted
 
 
-def _is_closed(flow: _Flow, version: int, guarded: Mapping[bytes, Guarded]) -> bool:
+def _is_closed(flow: _Flow, version: int, guarded: Mapping[bytes, Answers]) -> bool:
     # Who answers is the container also where a published port led there.
     answer = nl.attributes(flow[_TUPLE_REPLY])
     what = guarded.get(nl.attributes(answer.get(_TUPLE_IP, b"")).get(_IP[version][0], b""))

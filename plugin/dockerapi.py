@@ -14,18 +14,20 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import docker
 from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import DockerException, NotFound
 from requests.exceptions import RequestException
 
-from plugin import labels
-from plugin.model import Container, Problem
+from plugin import labels, listing
+from plugin.model import Container, Endpoint, Guarded, Problem
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
 HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
@@ -34,6 +36,7 @@ LOOK_TIMEOUT = 10.0
 #: requests takes None and fractions of seconds as time-outs; docker-py's stubs say int.
 _NEVER: Any = None
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ApiSilent(Exception):
@@ -42,10 +45,26 @@ class ApiSilent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Everything that Docker told at one moment: containers by endpoint ID, and the bridges that are its own."""
+    """Everything that Docker told at one moment.
+
+    `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
+    running containers' places on them; `apart`: containers that no network of their own has, with the reason.
+    """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
-    bridges: frozenset[str] = frozenset()
+    networks: tuple[Guarded, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    apart: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened: `what` is "network connect", `id` the network's (or the container's), `container` who it was."""
+
+    what: str
+    id: str = ""
+    container: str = ""
+    kind: str = ""
 
 
 class DockerApi:
@@ -90,30 +109,53 @@ class DockerApi:
 
     def look(self) -> Look:
         """Asks for everything. Raises ApiSilent."""
-        try:
+        with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            bridges = frozenset(
-                str((network.get("Options") or {}).get("com.docker.network.bridge.name") or f"br-{network['Id'][:12]}")
-                for network in client.networks()
-                if network.get("Driver") == "bridge"
-            )
+            networks = tuple(found for raw in client.networks() if (found := _read(listing.network, raw)))
             containers: dict[str, Container] = {}
+            endpoints: dict[str, Endpoint] = {}
+            apart: dict[str, str] = {}
+            running: list[Container] = []
             for listed in client.containers():
-                attached = ((listed.get("NetworkSettings") or {}).get("Networks") or {}).values()
-                endpoints = [a["EndpointID"] for a in attached if isinstance(a, dict) and a.get("EndpointID")]
-                if endpoints:
-                    container = self._container(client, listed)
-                    containers.update(dict.fromkeys(endpoints, container))
-        except (DockerException, RequestException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._version = ""
-            raise ApiSilent(f"Docker's API did not answer: {error}") from error
+                container = self._container(client, listed)
+                if why := _apart(listed):
+                    apart[container.name] = why
+                running.append(container)
+                for endpoint in _read(partial(_endpoints, container), listed) or ():
+                    containers[endpoint.id] = container
+                    endpoints[endpoint.id] = endpoint
+            # Swarm's containers have a second place there, which is in no container's own list.
+            if gwbridge := next((n for n in networks if n.name == "docker_gwbridge"), None):
+                inspected = client.inspect_network(gwbridge.id)
+                for container in running:
+                    if place := _read(partial(_attached, container), inspected):
+                        endpoints.setdefault(place.id, place)
         self._answering = True
-        return Look(containers, bridges)
+        return Look(containers, networks, tuple(endpoints.values()), apart)
 
-    def events(self) -> Iterator[str]:
-        """What happens, as "container start" or "network create"; ends when the stream ends. Raises ApiSilent.
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None:
+        """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent."""
+        with self._asking():
+            client = self._client(LOOK_TIMEOUT)
+            inspected = client.inspect_network(network_id)
+            network = listing.network(inspected)
+            listed = client.containers(all=True, filters={"id": container_id}) if network else []
+            if network and listed:
+                endpoint = listing.attached(inspected, self._container(client, listed[0]))
+                return (network, endpoint) if endpoint else None
+        return None
 
-        The first word is "subscribed": look at everything after it, for what came before is not told again.
+    def running(self, container_id: str) -> list[Endpoint]:
+        """A running container's endpoints, with its published ports. Raises ApiSilent."""
+        with self._asking():
+            client = self._client(LOOK_TIMEOUT)
+            listed = client.containers(filters={"id": container_id})
+            return list(listing.endpoints(listed[0], self._container(client, listed[0]))) if listed else []
+
+    def events(self) -> Iterator[Event]:
+        """What happens; ends when the stream ends. Raises ApiSilent.
+
+        The first is "subscribed": look at everything after it, for what came before is not told again.
         """
         try:
             # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
@@ -123,15 +165,23 @@ class DockerApi:
             raise ApiSilent(f"Docker's API did not answer: {error}") from error
         self._answering = True
         try:
-            yield "subscribed"
+            yield Event("subscribed")
             for event in stream:
                 if isinstance(event, dict):
-                    yield f"{event.get('Type')} {event.get('Action')}"
+                    yield _event(event)
         except (DockerException, RequestException, OSError, ValueError) as error:
             log.debug("the event stream ended: %s", error)
         finally:
             self._version = ""  # the next daemon may be of another version
             client.close()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except (DockerException, RequestException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._version = ""
+            raise ApiSilent(f"Docker's API did not answer: {error}") from error
 
     def _negotiated(self, timeout: Any) -> str:
         if not self._version:
@@ -170,11 +220,13 @@ class DockerApi:
             try:
                 brought = self._image_labels(client, listed["ImageID"])
             except NotFound as error:
+                closes = any(key.lower() != "fw.allow" for key in said)
                 problem = Problem(
                     "label " + min(said),
                     said[min(said)],
                     f"the image is gone ({error.explanation}), so it cannot be told whether the image brought "
                     "this label; pull the image again",
+                    closes,
                 )
                 return Container(listed["Id"], name, (), (problem,))
             said = {key: value for key, value in said.items() if brought.get(key) != value}
@@ -197,3 +249,40 @@ def _endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
         if key == f"ep-{endpoint_id}" or value.get("EndpointID") == endpoint_id:
             return str(value["Name"]) or None
     return None
+
+
+def _read(read: Callable[[Any], T], raw: Any) -> T | None:
+    """One of many: what is not as it should be is told and left out, so closed, and the others are read."""
+    try:
+        return read(raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.error("Docker listed something that docker-fw does not understand; it stays closed: %s", error)
+        return None
+
+
+def _endpoints(container: Container, raw: Any) -> list[Endpoint]:
+    return list(listing.endpoints(raw, container))
+
+
+def _attached(container: Container, raw: Any) -> Endpoint | None:
+    return listing.attached(raw, container)
+
+
+def _event(raw: Mapping[str, Any]) -> Event:
+    actor: Any = raw.get("Actor") or {}
+    told: Any = actor.get("Attributes") or {} if isinstance(actor, dict) else {}
+    told = told if isinstance(told, dict) else {}
+    actor = actor if isinstance(actor, dict) else {}
+    return Event(
+        f"{raw.get('Type')} {raw.get('Action')}", str(actor.get("ID") or ""), str(told.get("container") or ""),
+        str(told.get("type") or ""),
+    )  # fmt: skip
+
+
+def _apart(listed: Mapping[str, Any]) -> str:
+    mode = str((listed.get("HostConfig") or {}).get("NetworkMode") or "")
+    if mode == "host":
+        return "has the host's network: it answers like any program of the host"
+    if mode.startswith("container:"):
+        return f"shares the network of {mode[10:22]}: that container's labels count, not its own"
+    return ""

@@ -54,11 +54,11 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> Parsed:
         if key.lower() not in KEYS:
             problems.append(Problem(where + key, text, _unknown(key)))
         elif not isinstance(value, str):
-            problems.append(Problem(where + key, text, 'must be text, like "8080"'))
+            problems.append(Problem(where + key, text, 'must be text, like "8080"', closes=False))
         else:
             found, wrong = parse_allow(value)
             rules += found
-            problems += [Problem(where + key, text, message) for message in wrong]
+            problems += [Problem(where + key, text, message, closes=False) for message in wrong]
     return Parsed((), tuple(problems)) if problems else Parsed(tuple(sorted(set(rules))))
 
 

@@ -11,11 +11,14 @@ from typing import Any
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin import __version__, conntrack
+from plugin import __version__, conntrack, hostlinks
 from plugin.app import create_app
+from plugin.bridges import Bridges
 from plugin.dockerapi import DockerApi
 from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
+from plugin.follow import Follower
+from plugin.guard import Guard
 from plugin.hostsocket import raise_fd_limit
 from plugin.links import Links, host_side, lives
 from plugin.model import Address, Endpoint, FwError, Published
@@ -29,7 +32,7 @@ from plugin.settings import Settings
 from plugin.single import claim
 from plugin.store import State, Store
 from plugin.sysctl import Sysctl
-from plugin.watch import DOCKERS, Watcher, others
+from plugin.watch import Later, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +53,12 @@ class Plugin:
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
         store = Store(settings.state)
-        self._state = Reconciler(nft, store, settings.allow)
+        self._state = Reconciler(nft, store, settings.allow, settings.published)
         self._orphaned: list[Address] = []
-        dockers = frozenset(name for name in others(self._links) if DOCKERS.fullmatch(name))
-        self._state.start(self._survivors(store.load()), dockers)
+        state = self._survivors(store.load())
+        self._bridges = Bridges(self._links.default_route_links, state.foreign)
+        self._bridges.see(hostlinks.links().values())
+        self._state.start(state, {"links": self._bridges.noted()})
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -63,7 +68,14 @@ class Plugin:
             wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
         )  # fmt: skip
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
-        self._watcher = Watcher(api, self._state, self._links, docker_user, neighbours, self._driver.forget)
+        later = Later()
+        self._guard = Guard(self._state, settings.allow, settings.published, later)
+        self._follower = Follower(
+            api, self._state, self._guard, self._bridges, note=lambda: self._watcher.note(), forget=self._driver.forget  # noqa: PLW0108
+        )  # fmt: skip
+        self._watcher = Watcher(
+            self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later
+        )
 
     def app(self) -> Flask:
         return create_app(self._driver, self)
@@ -78,8 +90,12 @@ class Plugin:
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
 
     def stop(self) -> None:
-        """Ends the loops. Rules, links and published ports' rules stay: closed is closed without us too."""
+        """Ends the loops. Rules, links and published ports' rules stay: closed is closed without us too.
+
+        What containers on Docker's own networks accept goes: Docker gives their addresses to others without telling us.
+        """
         self._watcher.stop()
+        self._guard.doubt()
         self._relay.stop()
 
     def _survivors(self, state: State) -> State:
@@ -89,7 +105,7 @@ class Plugin:
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         if state.boot != boot:
-            return State(state.networks, {}, boot)
+            return State(state.networks, {}, boot, foreign=state.foreign)
         alive = {e.id: e for e in state.endpoints.values() if not e.joined or lives(e.id)}
         # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
         self._orphaned = [

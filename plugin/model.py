@@ -7,7 +7,7 @@ Names follow Docker's (network, endpoint, container, published port) and nftable
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
 Address = IPv4Address | IPv6Address
@@ -37,11 +37,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in what a user wrote: where it stands (`label fw.allow`), its value, and what would be right."""
+    """One mistake in what a user wrote: where it stands (`label fw.allow`), its value, and what would be right.
+
+    `closes`: it may have been meant to close, so on a guarded network the container answers on ICMP only; a mistake
+    in `fw.allow` just opens nothing. (On a network of docker-fw's own every mistake closes.)
+    """
 
     where: str
     value: str
     text: str
+    closes: bool = True
 
     def __str__(self) -> str:
         where, value = (text if len(text) <= 200 else text[:200] + "…" for text in (self.where, self.value))
@@ -65,10 +70,28 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Guarded:
+    """A network of Docker's own bridge driver, as its API lists it: docker-fw guards it, and did not make it.
+
+    `mode4`, `mode6`: Docker's gateway modes (nat, nat-unprotected, routed, isolated).
+    """
+
+    id: str
+    name: str
+    bridge: str
+    subnets: tuple[IPv4Network | IPv6Network, ...] = ()
+    internal: bool = False
+    mode4: str = "nat"
+    mode6: str = "nat"
+    allow: tuple[Rule, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """What Docker told about the container behind an endpoint, as far as the policy needs it.
 
-    `problems` not empty means: its labels are wrong, and it answers on ICMP only.
+    `problems` not empty means: its labels are wrong.
     """
 
     id: str

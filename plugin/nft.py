@@ -30,6 +30,8 @@ _BATCH_BEGIN, _BATCH_END = 16, 17
 #: linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_{TABLE,SET,ELEMENTS}, NFTA_LIST_ELEM, NFTA_SET_ELEM_{KEY,DATA}, …
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _VALUE = 1, 2, 3, 1, 1, 2, 1
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
+#: How a number stands in a key, where it takes more than a byte.
+_FORMATS = {"th dport": "!H", "oif": "=I"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
 
@@ -47,7 +49,7 @@ class Nft:
         before = _netlink_fds()
         self._nft = nftables.Nftables()
         self._nft.set_numeric_proto_output(True)
-        (fd,) = _netlink_fds() - before
+        ((fd, _),) = _netlink_fds() - before
         self._sock = socket.socket(fileno=os.dup(fd))
         self._sock.settimeout(30)  # which leaves the socket non-blocking, as libnftables made it and needs it
         self._read = nl.open_socket()
@@ -187,17 +189,18 @@ def _field(expression: str, value: Value) -> bytes:
         return value.packed
     if isinstance(value, str):
         return value.encode().ljust(16, b"\0")
-    return struct.pack("!H", value) if expression == "th dport" else struct.pack("=B", value)
+    return struct.pack(_FORMATS.get(expression, "=B"), value)
 
 
-def _netlink_fds() -> set[int]:
+def _netlink_fds() -> set[tuple[int, str]]:
+    """The open sockets to nfnetlink, each with what tells it from another one of its number."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+            if (what := os.readlink(f"/proc/self/fd/{name}")).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(name))) as sock:
                     if sock.family == socket.AF_NETLINK and sock.proto == nl.NETLINK_NETFILTER:
-                        found.add(int(name))
+                        found.add((int(name), what))
         except OSError:
             continue  # the directory's own descriptor, closed by now
     return found

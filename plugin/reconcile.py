@@ -12,32 +12,45 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from plugin import conntrack
 from plugin.model import Address, Endpoint, FwError, Network, Rule
 from plugin.nft import Nft, NftError
-from plugin.policy import accepted
+from plugin.policy import reachable
 from plugin.ruleset import Change, Element, endpoint_elements, network_elements
 from plugin.store import State, Store
 
 log = logging.getLogger(__name__)
-#: What an element stands for: a network's or an endpoint's ID, or "host".
+#: What an element stands for: a network's or an endpoint's ID, "host", or what somebody noted under a name.
 Owner = str
 
 
-class Reconciler:
-    """Networks and endpoints as they should be, and the kernel made so. Thread-safe."""
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What holds while docker-fw runs and is not kept: found anew from Docker and the kernel at each start."""
 
-    def __init__(self, nft: Nft, store: Store, everywhere: tuple[Rule, ...]) -> None:
+    elements: frozenset[Element] = frozenset()
+    #: Addresses that are guarded, and what they accept: their other flows are cut when the table had been gone.
+    accepts: Mapping[Address, conntrack.Answers] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Networks and endpoints as they should be, and the kernel made so. Thread-safe.
+
+    `published`: `-p` itself opens a port.
+    """
+
+    def __init__(self, nft: Nft, store: Store, everywhere: tuple[Rule, ...], published: bool = False) -> None:
         self._nft = nft
         self._store = store
         self._everywhere = everywhere
+        self._published = published
         self._lock = threading.RLock()
         self._state = State()
         self._owned: dict[Owner, frozenset[Element]] = {}
         self._count: Counter[Element] = Counter()
-        self._foreign: frozenset[str] = frozenset()
-        self._dockers: frozenset[str] = frozenset()
+        self._noted: dict[Owner, Noted] = {}
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -51,10 +64,14 @@ class Reconciler:
     def switched(self) -> frozenset[int]:
         return self._state.switched
 
-    def start(self, state: State, dockers: frozenset[str] = frozenset()) -> None:
+    @property
+    def foreign(self) -> frozenset[str]:
+        return self._state.foreign
+
+    def start(self, state: State, noted: Mapping[Owner, Noted] | None = None) -> None:
         """Takes over the kept state and puts the table there whole. Raises NftError: then nothing may go on."""
         with self._lock:
-            self._state, self._dockers = state, dockers
+            self._state, self._noted = state, dict(noted or {})
             self._owned = {owner: self._elements(owner, state) for owner in self._owners(state)}
             self._count = Counter(element for elements in self._owned.values() for element in elements)
             self._nft.replace(self._count)
@@ -107,29 +124,31 @@ class Reconciler:
         if families - self._state.switched:
             self._commit(lambda s: dataclasses.replace(s, switched=s.switched | families), ["host"], flush=True)
 
-    def note_dockers(self, bridges: frozenset[str]) -> None:
-        """Docker's own bridges: forwarded as Docker says even where docker-fw switched forwarding on."""
-        with self._lock:
-            before = self._dockers
-            if bridges != before:
-                self._dockers = bridges
-                try:
-                    self._apply(["host"])
-                except NftError:
-                    self._dockers = before  # so that the next call tries again
-                    raise
+    def remember_foreign(self, bridges: frozenset[str]) -> None:
+        """Keeps the names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
+        if bridges != self._state.foreign:
+            self._commit(lambda s: dataclasses.replace(s, foreign=bridges), [])
 
-    def note_foreign(self, bridges: frozenset[str]) -> None:
-        """Bridges that are neither ours nor Docker's: what our containers send there is marked as ours."""
+    def note(self, noted: Mapping[Owner, Noted | None]) -> None:
+        """Changes what is noted under these names (None: nothing any more), in one transaction. Raises NftError."""
         with self._lock:
-            before = self._foreign
-            if bridges != before:
-                self._foreign = bridges
-                try:
-                    self._apply(["host"])
-                except NftError:
-                    self._foreign = before  # so that the next call tries again
-                    raise
+            before = dict(self._noted)
+            for owner, what in noted.items():
+                if what is None:
+                    self._noted.pop(owner, None)
+                else:
+                    self._noted[owner] = what
+            try:
+                self._apply(noted)
+            except NftError:
+                self._noted = before  # so that the next call tries again
+                raise
+
+    def cut_closed(self, owners: Iterable[Owner]) -> None:
+        """Cuts the flows to what is noted under these names that outsiders began and that are not accepted."""
+        with self._lock:
+            noted = [self._noted[owner] for owner in owners if owner in self._noted]
+        conntrack.cut_closed({address: what for each in noted for address, what in each.accepts.items()})
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
@@ -209,13 +228,15 @@ class Reconciler:
 
     def _cut_closed(self) -> None:
         """What came in while the rules were not there, or accepted more, would stay, as established."""
-        guarded: dict[Address, conntrack.Guarded] = {}
+        guarded: dict[Address, conntrack.Answers] = {}
+        for noted in self._noted.values():
+            guarded.update(noted.accepts)
         for endpoint in self._state.endpoints.values():
             if network := self._state.networks.get(endpoint.network_id):
-                rules = accepted(network, endpoint, self._everywhere)
+                rules = reachable(network, endpoint, self._everywhere, self._published)
                 for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
                     if address and gateway:
-                        guarded[address] = conntrack.Guarded(gateway.network, rules)
+                        guarded[address] = conntrack.Answers(gateway.network, rules)
         conntrack.cut_closed(guarded)
 
     def _apply_whole(self, owners: Iterable[Owner]) -> None:
@@ -228,19 +249,19 @@ class Reconciler:
             log.exception("could not put the table there; what stands in the kernel stays")
 
     def _owners(self, state: State) -> list[Owner]:
-        return ["host", *state.networks, *state.endpoints]
+        return ["host", *self._noted, *state.networks, *state.endpoints]
 
     def _elements(self, owner: Owner, state: State) -> frozenset[Element]:
         if owner == "host":
-            switched = {Element("no_transit", (family,)) for family in state.switched}
-            foreign = {Element("foreign", (name,)) for name in self._foreign}
-            return frozenset(switched | foreign | {Element("dockers", (name,)) for name in self._dockers})
+            return frozenset(Element("no_transit", (family,)) for family in state.switched)
+        if owner in self._noted:
+            return self._noted[owner].elements
         if network := state.networks.get(owner):
             return network_elements(network)
         endpoint = state.endpoints.get(owner)
         if endpoint is None or endpoint.network_id not in state.networks:
             return frozenset()
-        return endpoint_elements(state.networks[endpoint.network_id], endpoint, self._everywhere)
+        return endpoint_elements(state.networks[endpoint.network_id], endpoint, self._everywhere, self._published)
 
 
 def _sum(a: Counter[Element], b: Counter[Element]) -> Counter[Element]:

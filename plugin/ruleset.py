@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from plugin.model import PROTO_NUMBER, Address, Endpoint, Network, Rule
-from plugin.policy import accepted
+from plugin.model import PROTO_NUMBER, Address, Endpoint, Guarded, Network, Published, Rule
+from plugin.policy import accepted, in_order, opens
 
 TABLE = "fw"
 #: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
@@ -27,6 +27,8 @@ Value = Address | int | str
 TIERS = ((1, ""), (16, "_16"), (256, "_256"), (4096, "_4096"))
 _ALLOW4 = ("ip daddr", "meta l4proto", "th dport")
 _ALLOW6 = ("ip6 daddr", "meta l4proto", "th dport")
+#: A published port on every address of a family.
+_ANY = ("meta nfproto", "meta l4proto", "th dport")
 
 
 class SetSpec(NamedTuple):
@@ -41,13 +43,20 @@ SETS: dict[str, SetSpec] = {
     **{f"allow4{suffix}": SetSpec(_ALLOW4, comment=f"what IPv4 accepts, in blocks of {n}") for n, suffix in TIERS},
     **{f"allow6{suffix}": SetSpec(_ALLOW6, comment=f"what IPv6 accepts, in blocks of {n}") for n, suffix in TIERS},
     "same_bridge": SetSpec(("iifname", "oifname"), comment="within one network, seen here with br_netfilter"),
-    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge of ours, whatever its name"),
+    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge of ours and of Docker's, whatever its name"),
     "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves"),
     "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
     "self4": SetSpec(("ip saddr", "ip daddr"), comment="who publishes ports, and may come back to itself by them"),
     "self6": SetSpec(("ip6 saddr", "ip6 daddr"), comment="the same for IPv6"),
-    "foreign": SetSpec(("oifname",), comment="bridges that are neither ours nor Docker's"),
-    "dockers": SetSpec(("oifname",), comment="Docker's own bridges, which Docker guards"),
+    "foreign": SetSpec(("oif",), comment="bridges that are neither ours nor Docker's, and are left alone"),
+    "dockers": SetSpec(("iifname",), comment="Docker's own bridges by name; they are guarded before that is known"),
+    "routed": SetSpec(("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses"),
+    "dnat4": SetSpec(_ALLOW4, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)"),
+    "dnat6": SetSpec(_ALLOW6, comment="the same for IPv6"),
+    "proxied": SetSpec(_ANY, comment="published ports of the host behind which the container's port is closed"),
+    "proxied4": SetSpec(_ALLOW4, comment="the same, published on one address"),
+    "proxied6": SetSpec(_ALLOW6, comment="the same for IPv6"),
+    "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "publish4": SetSpec(("ip daddr", "meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p HOSTIP:…"),
     "publish6": SetSpec(("ip6 daddr", "meta l4proto", "th dport"), ("ip6 daddr", "th dport"), "-p [HOSTIP]:…"),
@@ -104,13 +113,67 @@ def network_elements(network: Network) -> frozenset[Element]:
     return frozenset(elements)
 
 
-def endpoint_elements(network: Network, endpoint: Endpoint, everywhere: tuple[Rule, ...]) -> frozenset[Element]:
-    """What an endpoint's addresses accept, and where its published ports lead."""
-    elements: set[Element] = set()
+def guarded_elements(network: Guarded) -> frozenset[Element]:
+    """What a network of Docker's needs besides its endpoints: the mark overrules Docker's drop where it is routed."""
+    modes = ((2, network.mode4), (10, network.mode6))
+    return frozenset(
+        Element("routed", (family, network.bridge))
+        for family, mode in modes
+        if mode in ("routed", "nat-unprotected") and not network.internal
+    )
+
+
+def guest_elements(
+    network: Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool
+) -> frozenset[Element]:
+    """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve."""
+    elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
     rules = accepted(network, endpoint, everywhere)
-    for address in (endpoint.addr4, endpoint.addr6):
-        if address is not None:
-            elements.update(rule_elements(address, rules))
+    for port in endpoint.published:
+        if port.host_ip.is_loopback or opens(rules, port.proto, port.container_port):
+            continue
+        if published and in_order(network, endpoint):
+            continue
+        elements.add(_proxied(port))
+        elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
+    return frozenset(elements)
+
+
+def _proxied(port: Published) -> Element:
+    key: tuple[Value, ...] = (PROTO_NUMBER[port.proto], port.host_port)
+    version = port.host_ip.version
+    if port.host_ip.is_unspecified:
+        return Element("proxied", (2 if version == 4 else 10, *key))
+    return Element(f"proxied{version}", (port.host_ip, *key))
+
+
+def _accepting(network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...]) -> set[Element]:
+    rules = accepted(network, endpoint, everywhere)
+    return {
+        element
+        for address in (endpoint.addr4, endpoint.addr6)
+        if address is not None
+        for element in rule_elements(address, rules)
+    }
+
+
+def _dnat(network: Network | Guarded, endpoint: Endpoint, published: bool) -> set[Element]:
+    """What the published ports themselves open, to who comes by them."""
+    if not published or not in_order(network, endpoint):
+        return set()
+    return {
+        Element(f"dnat{address.version}", (address, PROTO_NUMBER[port.proto], port.container_port))
+        for port in endpoint.published
+        for address in (endpoint.addr4, endpoint.addr6)
+        if address is not None and address.version == port.host_ip.version and not port.host_ip.is_loopback
+    }
+
+
+def endpoint_elements(
+    network: Network, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool = False
+) -> frozenset[Element]:
+    """What an endpoint's addresses accept, and where its published ports lead."""
+    elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
     for port in endpoint.published if endpoint.joined else ():
         # Loopback is served by the relay: a packet to 127.0.0.1 or ::1 cannot be sent on to a container.
         v4 = isinstance(port.host_ip, IPv4Address)

@@ -16,6 +16,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
     "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
     "FW_ALLOW": ("", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow"),
+    "FW_PUBLISHED": ("policy", "policy: a published port needs fw.allow like any other; allow: -p itself opens it"),
     "FW_MARK": ("0x08000000", "the packet mark (one bit) that lets accepted packets pass Docker's own firewall"),
     "FW_LOG_LEVEL": ("info", "debug, info, warning or error"),
 }
@@ -28,6 +29,7 @@ class Settings:
     state: str
     sysctl: str
     allow: tuple[Rule, ...]
+    published: bool
     mark: int
     log_level: str
 
@@ -49,6 +51,8 @@ def read(environ: Mapping[str, str]) -> Settings:
         mark = int(values["FW_MARK"], 0 if values["FW_MARK"][:2].lower() == "0x" else 10)
     if mark.bit_count() != 1 or mark >= 1 << 32:
         faults.append(f'FW_MARK="{values["FW_MARK"]}": must be one bit of 32, like 0x08000000')
+    if values["FW_PUBLISHED"].lower() not in ("policy", "allow"):
+        faults.append(f'FW_PUBLISHED="{values["FW_PUBLISHED"]}": must be policy or allow')
     if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
         faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
     for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL"):
@@ -62,6 +66,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         state=values["FW_STATE"],
         sysctl=values["FW_SYSCTL"],
         allow=tuple(sorted(set(rules))),
+        published=values["FW_PUBLISHED"].lower() == "allow",
         mark=mark,
         log_level=values["FW_LOG_LEVEL"].lower(),
     )

@@ -47,6 +47,8 @@ class State:
     boot: str = ""
     #: Families (AF_) whose forwarding docker-fw switched on since `boot`.
     switched: frozenset[int] = frozenset()
+    #: Bridges that were nobody's of ours and not Docker's, by name.
+    foreign: frozenset[str] = frozenset()
 
 
 class Store:
@@ -90,6 +92,7 @@ class Store:
             for item in _records(state)
         }
         head = {"version": VERSION, "boot": state.boot, "switched": sorted(state.switched)}
+        head["foreign"] = sorted(state.foreign)
         document = (
             json.dumps(head)[:-1]
             + ',\n"networks": {\n'
@@ -153,7 +156,10 @@ def _decode(document: Any) -> State:
         )
     networks = {key: _network(value) for key, value in document["networks"].items()}
     endpoints = {key: _endpoint(value) for key, value in document["endpoints"].items()}
-    state = State(networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))))
+    state = State(
+        networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))),
+        frozenset(interface_name({"foreign": name}, "foreign") for name in document.get("foreign", [])),
+    )  # fmt: skip
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")
     return state
@@ -195,8 +201,14 @@ def _endpoint(raw: Any) -> Endpoint:
 
 
 def _container(raw: Any) -> Container:
-    problems = tuple(Problem(text(p, "where"), text(p, "value"), text(p, "text")) for p in items(raw, "problems"))
+    problems = tuple(map(_problem, items(raw, "problems")))
     return Container(text(raw, "id"), text(raw, "name"), tuple(map(_rule, items(raw, "allow"))), problems)
+
+
+def _problem(raw: Any) -> Problem:
+    # Files of before there was a guard have no `closes`.
+    closes = boolean(raw, "closes") if "closes" in raw else True
+    return Problem(text(raw, "where"), text(raw, "value"), text(raw, "text"), closes)
 
 
 def _rule(raw: Any) -> Rule:

@@ -33,6 +33,7 @@ def skeleton(mark: int) -> str:
 	# Going out to a container network by name: closed before anybody knows the network.
 	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
 	# way back of a forged packet would be an established flow to the container's closed ports.
+	# So is every bridge of Docker's; one counts as such until it is known to be somebody else's.
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
@@ -42,6 +43,8 @@ def skeleton(mark: int) -> str:
 		oifgroup {GROUP:#x} goto inbound
 		iifname "{BRIDGE_PREFIX}*" goto outbound
 		iifgroup {GROUP:#x} goto outbound
+		iifname @dockers jump from_container
+		meta oifkind "bridge" oif != @foreign goto inbound
 		meta nfproto @no_transit goto transit
 	}}
 
@@ -58,6 +61,8 @@ def skeleton(mark: int) -> str:
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
 {allows}
+		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto pass
+		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto pass
 		goto deny
 	}}
 
@@ -74,27 +79,44 @@ def skeleton(mark: int) -> str:
 		goto deny
 	}}
 
-	# Docker's own bridges decide for themselves: what goes there gets no mark.
 	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
 	# container's own (nf_conntrack_tcp_loose).
 	chain outbound {{
-		ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		iifname @internal goto deny
+		jump from_container
+		meta oifkind "bridge" oif != @foreign goto inbound
+		goto pass
+	}}
+
+	chain from_container {{
+		ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
-		meta oifkind "bridge" oifname != @foreign accept
-		goto pass
 	}}
 
 	# What was never forwarded before docker-fw switched forwarding on stays so.
 	chain transit {{
 		iifname @dockers accept
-		oifname @dockers accept
 		goto deny
 	}}
 
-	# The mark is honoured by one rule in DOCKER-USER, or by Docker's --bridge-accept-fwmark.
+	# The mark is honoured by one rule in DOCKER-USER, or by Docker's --bridge-accept-fwmark. It is for our networks;
+	# Docker's own decide for themselves what else to drop.
 	chain pass {{
+		oifname "{BRIDGE_PREFIX}*" goto marked
+		oifgroup {GROUP:#x} goto marked
+		meta oifkind "bridge" oif != @foreign goto pass_to_docker
+		goto marked
+	}}
+
+	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
+	chain pass_to_docker {{
+		meta iifkind "bridge" iif != @foreign accept
+		meta nfproto . oifname @routed goto marked
+		accept
+	}}
+
+	chain marked {{
 		meta mark set meta mark | {mark:#010x} accept
 	}}
 
@@ -102,16 +124,28 @@ def skeleton(mark: int) -> str:
 		counter name "drops" drop
 	}}
 
-	# A container is no router for its host.
+	# A container is no router for its host. And docker-proxy listens on published ports: what is not sent on by DNAT
+	# arrives here, and is as closed as the container's port.
 	chain input {{
 		type filter hook input priority filter - 1; policy accept;
-		iifname "{BRIDGE_PREFIX}*" goto to_host
-		iifgroup {GROUP:#x} goto to_host
+		iifname "lo" accept
+		iifname "{BRIDGE_PREFIX}*" jump to_host
+		iifgroup {GROUP:#x} jump to_host
+		iifname @dockers jump to_host
+		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
+		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
+		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
 	}}
 
 	chain to_host {{
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
+	}}
+
+	chain to_proxy {{
+		ct state established,related accept
+		iifname . meta l4proto . th dport @neighbour accept
+		goto deny
 	}}
 
 	chain prerouting {{

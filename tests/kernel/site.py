@@ -19,9 +19,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
 from plugin.links import Links, bridge_name, container_side, mac_of
-from plugin.model import Container, Endpoint, Network, Rule
+from plugin.model import Container, Endpoint, Guarded, Network, Rule
 from plugin.nft import Nft
-from plugin.ruleset import Element, endpoint_elements, network_elements
+from plugin.ruleset import Element, endpoint_elements, guarded_elements, guest_elements, network_elements
 from plugin.sysctl import Sysctl
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, Sender, Sniffer, arrived, ping, written
@@ -150,6 +150,19 @@ class Site:
         self.host.ip(f"link add d{number} type veth peer name {inner}", f"link set d{number} master {bridge} up")
         self._settle(box, inner, bridge, gateway4, gateway6)
         return box
+
+    def guarded(self, box: Box, bridge: str, *allow: Rule, known: bool = True, **fields: Any) -> set[Element]:
+        """What the table holds of a container on one of Docker's bridges (of this name, so not ours)."""
+        network = Guarded("d" * 64, "app_default", bridge, **fields)
+        container = Container("c" * 64, "web", allow) if known else None
+        endpoint = dataclasses.replace(box.endpoint, container=container)
+        elements = {*guarded_elements(network), *guest_elements(network, endpoint, (), False)}
+        return elements | {Element("dockers", (bridge,)), Element("bridges", (bridge,)),
+                           Element("same_bridge", (bridge, bridge))}  # fmt: skip
+
+    def index(self, link: str) -> int:
+        """A link of the host's, as the kernel numbers it."""
+        return int(self.run("ip", "-o", "link", "show", link).stdout.split(":")[0])
 
     def lan_box(self, number: int) -> Box:
         """A machine on a further link of the host's, 192.168.NUMBER.2 and 2001:db8:NUMBER::2; no bridge."""

@@ -666,7 +666,10 @@ def test_the_mark_is_exact(
 
     The mark lets a packet pass Docker's own firewall; so nothing that goes to one of Docker's bridges has it.
     """
-    site.load(site.known(boxes.web), site.known(boxes.other), more=[Element("foreign", ("virbr0",))])
+    guest = site.guarded(docker, "br-0123456789ab")
+    site.load(
+        site.known(boxes.web), site.known(boxes.other), more=[Element("foreign", (site.index("virbr0"),)), *guest]
+    )
     places: dict[str, tuple[Any, Any]] = {
         "outside": (None, (Site.OUT4, Site.OUT6)),
         "ours": (boxes.web, (boxes.web.v4, boxes.web.v6)),
@@ -691,7 +694,7 @@ def test_the_mark_is_exact(
 
 def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Boxes, docker: Box) -> None:
     """What goes to our bridges and was accepted has the mark, replies as well: Docker's DROP does not stop them."""
-    site.load(site.known(boxes.web))
+    site.load(site.known(boxes.web), more=site.guarded(docker, "br-0123456789ab"))
     web = boxes.web
     with docker.probe.serve(tcp=[80]), Marks(site, web.v4, web.v6) as marks:
         assert web.probe.tcp(str(docker.v6), 80) == "open"
@@ -715,7 +718,7 @@ def test_what_was_never_forwarded_stays_so(
     sent = [new_flow("tcp", *pair, 80, next(_ports))]
     site.load(*known)
     assert site.deliver(sent, lan) == set(sent), "the way is there"
-    site.load(*known, more=[Element("no_transit", (number,)), Element("dockers", ("br-0123456789ab",))])
+    site.load(*known, more=[Element("no_transit", (number,)), *site.guarded(docker, "br-0123456789ab")])
     sent = [new_flow(proto, *pair, 80, next(_ports)) for proto in PROTOS] + [ping(*pair)]
     # The family that was forwarded before goes on: its packet is the last.
     last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])
@@ -725,7 +728,7 @@ def test_what_was_never_forwarded_stays_so(
     site.send(sent, foreign)
     assert site.deliver(sent, lan, None, ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])) == set()
     assert arriving_ports(site, [outside(boxes.web)[index]], boxes.web) == BASE
-    packet = new_flow("tcp", [Site.OUT4, Site.OUT6][index], [docker.v4, docker.v6][index], 8080, next(_ports))
+    packet = new_flow("tcp", [Site.OUT4, Site.OUT6][index], [docker.v4, docker.v6][index], 80, next(_ports))
     assert site.deliver([packet], docker) == {packet}
     packet = new_flow("tcp", [docker.v4, docker.v6][index], [Site.OUT4, Site.OUT6][index], 80, next(_ports))
     assert delivered_outside(site, [packet], docker) == {packet}

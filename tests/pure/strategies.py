@@ -25,7 +25,7 @@ ports = st.one_of(
 rules = st.builds(lambda proto, a, b: Rule(proto, min(a, b), max(a, b)), protos, ports, ports)
 some_rules = st.lists(rules, max_size=4).map(tuple)
 texts = st.text(max_size=10)
-problems = st.builds(Problem, texts, texts, texts)
+problems = st.builds(Problem, texts, texts, texts, st.booleans())
 ids = st.integers(0, 2**256 - 1).map("{:064x}".format)
 ipv4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 ipv6 = st.integers(0, 2**128 - 1).map(IPv6Address)

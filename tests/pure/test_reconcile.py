@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from plugin import conntrack
 from plugin.model import Container, Endpoint, FwError, Network, Problem, Published, Rule
 from plugin.nft import NftError
-from plugin.reconcile import Reconciler
+from plugin.reconcile import Noted, Reconciler
 from plugin.ruleset import Change, Element, endpoint_elements, network_elements
 from plugin.store import State
 
@@ -94,9 +94,9 @@ def endpoint(number: int, on: int, address: int) -> Endpoint:
     return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
 
 
-def desired(state: Reconciler, bridges: dict[str, frozenset[str]] | None = None) -> set[Element]:
+def desired(state: Reconciler, noted: dict[str, frozenset[Element]] | None = None) -> set[Element]:
     wanted = {Element("no_transit", (n,)) for n in state.switched}
-    wanted |= {Element(kind, (name,)) for kind, names in (bridges or {}).items() for name in names}
+    wanted |= {element for elements in (noted or {}).values() for element in elements}
     for each in state.networks.values():
         wanted |= network_elements(each)
     for each_end in state.endpoints.values():
@@ -119,7 +119,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state, self.kernel, self.disk = reconciler()
-        self.bridges: dict[str, frozenset[str]] = {}
+        self.noted: dict[str, frozenset[Element]] = {}
 
     def attempt(self, call: Callable[[], object]) -> None:
         """The call stands, or it is refused as an FwError and then nothing is known of it."""
@@ -161,11 +161,12 @@ class AnyOrder(RuleBasedStateMachine):
     def note_switched(self, families: set[int]) -> None:
         self.attempt(lambda: self.state.note_switched(families))
 
-    @rule(names=st.frozensets(st.sampled_from(["br0", "virbr0"])), kind=st.sampled_from(["foreign", "dockers"]))
-    def note_bridges(self, names: frozenset[str], kind: str) -> None:
+    @rule(names=st.frozensets(st.sampled_from(["br0", "br1"])), owner=st.sampled_from("ab"), none=st.booleans())
+    def note(self, names: frozenset[str], owner: str, none: bool) -> None:
+        elements = frozenset(Element("dockers", (name,)) for name in names)
         with contextlib.suppress(NftError):
-            getattr(self.state, f"note_{kind}")(names)
-            self.bridges[kind] = names
+            self.state.note({owner: None if none else Noted(elements)})
+            self.noted[owner] = frozenset() if none else elements
 
     @rule(full=st.booleans())
     def fill_disk(self, full: bool) -> None:
@@ -184,12 +185,12 @@ class AnyOrder(RuleBasedStateMachine):
     def repair(self) -> None:
         gone = self.kernel.table is None
         assert self.state.repair() is gone
-        assert self.kernel.table == desired(self.state, self.bridges)
+        assert self.kernel.table == desired(self.state, self.noted)
 
     @invariant()
     def what_stands_is_what_is_known(self) -> None:
         if self.kernel.table is not None:
-            assert self.kernel.table == desired(self.state, self.bridges)
+            assert self.kernel.table == desired(self.state, self.noted)
 
     @invariant()
     def the_next_start_finds_it(self) -> None:

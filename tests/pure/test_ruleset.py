@@ -179,20 +179,21 @@ def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
 
 
 def test_every_way_to_a_container_ends_in_a_drop() -> None:
-    """Each chain that a packet to a container can get to ends in a drop, or in the one accept that sets the mark."""
+    """Each chain that a packet to a container can get to ends in a drop, or in one of the accepts."""
     found = chains(skeleton(MARK))
     reachable, todo = set(), ["inbound"]
     while todo:
         name = todo.pop()
         reachable.add(name)
         todo += [t for r in found[name] for t in re.findall(r"(?:goto|jump) (\w+)", r) if t not in reachable]
-    assert reachable == {"inbound", "icmp_in", "icmp6_in", "pass", "deny"}
-    for name in reachable - {"pass", "deny"}:
+    accepting = {"pass", "pass_to_docker", "marked"}
+    assert reachable == {"inbound", "icmp_in", "icmp6_in", "deny", *accepting}
+    for name in accepting:
+        assert found[name][-1].endswith("accept") or found[name][-1] == "goto marked"
+    for name in reachable - {*accepting, "deny"}:
         assert found[name][-1] == "goto deny"
         assert not [rule for rule in found[name] if re.search(r"\b(accept|return|jump|continue)\b", rule)]
     assert found["deny"] == ['counter name "drops" drop']
-    assert len(found["pass"]) == 1
-    assert found["pass"][0].endswith(" accept")
 
 
 def test_going_out_to_a_container_bridge_comes_first() -> None:
@@ -218,7 +219,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
     """Only our bit is cleared and set; the other 31 belong to others."""
     found = chains(skeleton(mark))
     assert found["forward"][0] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
-    assert found["pass"] == [f"meta mark set meta mark | {mark:#010x} accept"]
+    assert found["marked"] == [f"meta mark set meta mark | {mark:#010x} accept"]
 
 
 def test_it_is_replaced_in_one_transaction() -> None:

@@ -18,6 +18,7 @@ DEFAULT = Settings(
     state="/var/lib/docker-fw/state.json",
     sysctl="/host/proc/sys/net",
     allow=(),
+    published=False,
     mark=0x08000000,
     log_level="info",
 )

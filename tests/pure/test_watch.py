@@ -1,74 +1,55 @@
-"""The loops beside the hooks: what Docker tells later opens what labels say, and unsure bridges stay Docker's."""
+"""The loops beside the hooks: whatever else waits, the table is mended; whoever leaves a bridge is noticed."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
-from plugin import watch
-from plugin.dockerapi import ApiSilent, Look
-from plugin.model import Container, Endpoint, Problem, Rule
-from plugin.watch import Watcher
-
-WEB = Container("c" * 64, "web", (Rule("tcp", 8080, 8080),))
-WRONG = dataclasses.replace(WEB, allow=(), problems=(Problem("label fw.allow", "x", "is not a port"),))
-JOINED = Endpoint("e" * 64, "n" * 64, IPv4Address("10.0.0.2"), joined=True)
+from plugin import hostlinks
+from plugin.bridges import Bridges
+from plugin.hostlinks import Link, Told
+from plugin.watch import Later, Watcher
 
 
 class World:
-    """Docker, the kernel and the reconciler, as far as the loops see them."""
+    """The kernel and the other rooms, as far as the loops see them."""
 
     def __init__(self) -> None:
-        self.answer: Look | None = None
-        self.looked = 0
-        self.events_now: list[str] = []
-        self.endpoints = {JOINED.id: JOINED}
-        self.bridges_now: dict[str, bool] = {}
-        self.default: set[str] = set()
-        self.foreign: frozenset[str] = frozenset()
-        self.flushed = self.repaired = self.ensured = 0
+        self.flushed = self.repaired = self.ensured = self.synced = self.woken = 0
         self.number = 1
-        self.at_look: Callable[[], object] = lambda: None
         self.at_ensure: Callable[[], object] = lambda: None
         self.networks: dict[str, Any] = {}
-        self.synced = 0
-        self.dockers: frozenset[str] = frozenset()
-        self.forgotten: list[str] = []
+        self.endpoints: dict[str, Any] = {}
+        self.listening = True
+        self.doubted: list[str | None] = []
+        self.noted: dict[str, Any] = {}
+        self.links: dict[int, Link] = {}
+        self._stopped = threading.Event()
 
     def sync(self, *_: object) -> None:
         self.synced += 1
 
-    def look(self) -> Look:
-        self.looked += 1
-        self.at_look()
-        if self.answer is None:
-            raise ApiSilent("nobody is there")
-        return self.answer
+    def listen(self) -> None:
+        self._stopped.wait()
 
-    def events(self) -> Iterator[str]:
-        yield from self.events_now
-        self.events_now = []
-        if self.answer is None:
-            raise ApiSilent("nobody is there")
+    def look_loop(self) -> None:
+        self._stopped.wait()
 
-    def edit_endpoint(self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]) -> Endpoint:
-        self.endpoints[endpoint_id] = edit(self.endpoints[endpoint_id])
-        return self.endpoints[endpoint_id]
+    def stop(self) -> None:
+        self._stopped.set()
 
-    def note_foreign(self, names: frozenset[str]) -> None:
-        self.foreign = names
+    def wake(self) -> None:
+        self.woken += 1
 
-    def note_dockers(self, names: frozenset[str]) -> None:
-        self.dockers = names
+    def doubt(self, bridge: str | None = None) -> None:
+        self.doubted.append(bridge)
 
-    def forget(self, endpoint: Endpoint) -> None:
-        self.forgotten.append(endpoint.id)
+    def note(self, noted: dict[str, Any]) -> None:
+        self.noted.update(noted)
 
     def generation(self) -> int:
         return self.number
@@ -77,16 +58,21 @@ class World:
         self.repaired, self.flushed = self.repaired + self.flushed, 0
         return False
 
-    def bridges(self) -> dict[str, bool]:
-        return dict(self.bridges_now)
-
-    def default_route_links(self) -> set[str]:
-        return self.default
-
     def ensure(self) -> list[str]:
         self.at_ensure()
         self.ensured += 1
         return []
+
+
+class Changes:
+    """What the kernel tells of links: nothing, until a test does."""
+
+    def close(self) -> None:
+        pass
+
+    def read(self) -> Iterator[Told]:
+        time.sleep(0.01)
+        yield from ()
 
 
 def until(condition: Callable[[], Any], seconds: float = 5) -> None:
@@ -97,48 +83,19 @@ def until(condition: Callable[[], Any], seconds: float = 5) -> None:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(hostlinks, "Changes", Changes)
+    monkeypatch.setattr(hostlinks, "links", lambda: dict(made.links))
+    return made
 
 
 @pytest.fixture
 def watcher(world: World) -> Iterator[Watcher]:
-    made = Watcher(world, world, world, world, world, world.forget)  # type: ignore[arg-type]
+    made = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
     made.start()
     yield made
     made.stop()
-
-
-def test_unknown_labels_are_learned_when_docker_answers(world: World, watcher: Watcher) -> None:
-    """A container that joined while Docker's API was silent gets its exceptions as soon as it answers."""
-    watcher.wake()
-    until(lambda: world.looked)
-    assert world.endpoints[JOINED.id].container is None
-    world.answer = Look({JOINED.id: WEB})
-    watcher.wake()
-    until(lambda: world.endpoints[JOINED.id].container == WEB)
-
-
-def test_an_event_is_enough(world: World, watcher: Watcher) -> None:
-    """A container's start, and each new subscription, makes everything be looked at."""
-    world.answer = Look({JOINED.id: WEB})
-    world.events_now = ["subscribed"]
-    until(lambda: world.endpoints[JOINED.id].container == WEB)
-
-
-def test_wrong_labels_are_kept_as_what_they_are(world: World, watcher: Watcher) -> None:
-    """Labels that turn out wrong after the start are known as wrong: the policy keeps such a container closed."""
-    world.answer = Look({JOINED.id: WRONG})
-    watcher.wake()
-    until(lambda: world.endpoints[JOINED.id].container == WRONG)
-
-
-def test_an_endpoint_that_left_learns_nothing(world: World, watcher: Watcher) -> None:
-    """What Docker still tells about an endpoint that left opens nothing."""
-    world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
-    world.answer = Look({JOINED.id: WEB})
-    watcher.learn(world.answer.containers)
-    assert world.endpoints[JOINED.id].container is None
 
 
 def test_a_touched_ruleset_is_mended(world: World, watcher: Watcher) -> None:
@@ -181,80 +138,48 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Watcher) 
         go_on.set()
 
 
-def noted(world: World, watcher: Watcher, expected: set[str]) -> None:
-    watcher.wake()
-    until(lambda: world.foreign == expected)
-
-
-def test_a_bridge_is_foreign_only_after_docker_told_its_own(world: World, watcher: Watcher) -> None:
-    """Before Docker's list is known only the host's own uplink is foreign; a custom name may be Docker's."""
-    world.bridges_now = {"br0": False, "uplink": False, "fw-x": True, "docker0": False, "br-0123456789ab": False}
-    world.default = {"uplink", "docker0"}
-    noted(world, watcher, {"uplink"})
-    world.answer = Look({}, frozenset({"br0"}))
-    noted(world, watcher, {"uplink"})
-    world.bridges_now["virbr0"] = False
-    noted(world, watcher, {"uplink", "virbr0"})
-
-
-def test_a_bridge_that_docker_is_just_making_is_not_foreign(world: World, watcher: Watcher) -> None:
-    """A new bridge with a name of the user's own is nobody's until a list of Docker's that is newer than it."""
-    world.answer = Look()
-    world.bridges_now = {"virbr0": False}
-    noted(world, watcher, {"virbr0"})
-    looking, go_on = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        # Docker answers with a list from before it made the bridge, and makes the bridge meanwhile.
-        looking.set()
-        world.bridges_now["front1"] = False
-        assert go_on.wait(5)
-
-    world.at_look = slow
-    watcher.wake()
-    assert looking.wait(5)
-    passes = world.ensured
-    world.number += 1
-    until(lambda: world.ensured > passes)
-    assert world.foreign == {"virbr0"}
-    world.at_look = lambda: None
+def test_flows_are_cut_one_after_the_other_and_nobody_waits() -> None:
+    """Cutting flows may last; what closes an address does not wait for it, and none is forgotten."""
+    later, done = Later(), []
+    go_on = threading.Event()
+    later(lambda: (go_on.wait(5), done.append(1)))  # type: ignore[arg-type,func-returns-value]
+    later(lambda: done.append(2))
+    later.stop()
+    thread = threading.Thread(target=later.loop)
+    thread.start()
+    assert done == []
     go_on.set()
-    looked = world.looked
-    world.answer = Look({}, frozenset({"front1"}))
-    watcher.wake()
-    until(lambda: world.looked > looked)
-    noted(world, watcher, {"virbr0"})
-    assert world.foreign == {"virbr0"}
+    thread.join(5)
+    assert done == [1, 2]
 
 
-@pytest.mark.parametrize("name", ['a"b', "br*", "-x", "ü", "a;b", "$x", "a\\b"])
-def test_an_odd_name_never_reaches_the_table(world: World, watcher: Watcher, name: str) -> None:
-    """A bridge of any name on the host neither breaks the table's text nor means more than itself: it is left out."""
-    world.answer = Look({}, frozenset({name + "2"}))
-    world.bridges_now = {name: False, name + "2": False, "virbr0": False}
-    noted(world, watcher, {"virbr0"})
-    assert world.dockers == set()
+BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=3)
 
 
-def test_dockers_bridges_are_known_by_name_or_because_docker_told(world: World, watcher: Watcher) -> None:
-    """What is forwarded as Docker says: bridges with Docker's own names at once, others when Docker has told them."""
-    world.bridges_now = {"br0": False, "front1": False, "docker0": False, "br-0123456789ab": False}
-    watcher.wake()
-    until(lambda: world.dockers == {"docker0", "br-0123456789ab"})
-    world.answer = Look({}, frozenset({"front1", "gone0"}))
-    watcher.wake()
-    until(lambda: world.dockers == {"docker0", "br-0123456789ab", "front1"})
+@pytest.mark.parametrize("told", [Told("went", PORT), Told("came", Link(4, "veth1"))], ids=["gone", "moved"])
+@pytest.mark.parametrize("listening", [True, False])
+def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, told: Told, listening: bool) -> None:
+    """While nobody tells whose address is whose, a port that leaves closes its bridge; else Docker tells."""
+    world.listening = listening
+    watcher = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+    links = {3: BRIDGE, 4: PORT}
+    watcher._link(Told("came", Link(5, "veth2", master=3)), links)
+    assert world.doubted == []
+    watcher._link(told, links)
+    assert world.doubted == ([] if listening else [BRIDGE.name])
 
 
-def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
-    world: World, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A Leave that never came does not leave an address open for ever; a container just starting is left in peace."""
-    watcher.bury({})
-    watcher.bury({})
-    assert world.forgotten == []
-    monkeypatch.setattr(watch, "GONE", 0.0)
-    watcher.bury({JOINED.id: WEB})
-    assert world.forgotten == []
-    watcher.bury({})
-    assert world.forgotten == [JOINED.id]
+def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
+    """The kernel told more than could be read, and Docker is silent: every bridge is closed until it speaks."""
+    world.listening = False
+    watcher = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+    watcher._link(Told("all"), {})
+    assert world.doubted == [None]
+
+
+def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
+    """A bridge that comes is known at once as far as its name says, and everything is looked at."""
+    watcher = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+    watcher._link(Told("came", BRIDGE), {})
+    assert world.woken == 1
+    assert {element.set for element in world.noted["links"].elements} == {"dockers", "bridges", "same_bridge"}

@@ -1,0 +1,129 @@
+"""Which of the host's bridges are Docker's, which are somebody else's, and what is therefore to be left alone.
+
+Every bridge is guarded until it is known to be nobody's of Docker's: a network of Docker's with a bridge name of its
+own is closed before anybody knows it. Docker makes the bridge before it lists the network, so its list is believed
+only of bridges that had been there for a while.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from plugin.hostlinks import Link
+from plugin.reconcile import Noted
+from plugin.record import INTERFACE_NAME
+from plugin.ruleset import Element
+
+#: Names that Docker gives to its own bridges without being asked.
+DOCKERS = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
+#: Seconds that a bridge must have been there before Docker's list is believed not to know it (yet).
+SETTLE = 2.0
+#: Seconds after which a bridge is not doubted any more because Docker just made a network.
+OLD = 60.0
+
+
+class Bridges:
+    """Thread-safe. `uplinks` tells the links by which the host's default route leaves: the host's own, never Docker's.
+
+    `remembered`: bridges that were foreign when docker-fw last ran, believed until Docker has been asked.
+    """
+
+    def __init__(
+        self,
+        uplinks: Callable[[], set[str]],
+        remembered: frozenset[str] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._uplinks = uplinks
+        self._remembered = remembered
+        #: The clock by which `told` is asked when.
+        self.now = clock
+        self._lock = threading.Lock()
+        self._seen: dict[int, tuple[Link, float]] = {}
+        self._told: frozenset[str] | None = None
+        self._foreign: set[int] = set()
+
+    def see(self, links: Iterable[Link]) -> None:
+        """These are the host's links now."""
+        with self._lock:
+            now = self.now()
+            there = {link.index: link for link in links if link.bridge and not link.ours}
+            self._seen = {
+                index: (link, self._seen[index][1] if index in self._seen else now) for index, link in there.items()
+            }
+            self._foreign &= self._seen.keys()
+
+    def told(self, dockers: frozenset[str], asked: float) -> None:
+        """Docker has listed the bridges of its networks; it was asked at this moment (of the clock)."""
+        with self._lock:
+            self._told = dockers
+            self._foreign = {
+                index
+                for index, (link, since) in self._seen.items()
+                if link.name not in dockers and (index in self._foreign or asked - since >= SETTLE)
+            }
+
+    def doubt(self) -> None:
+        """Docker has made a network: a bridge that came lately may be its."""
+        with self._lock:
+            now = self.now()
+            self._foreign -= {index for index, (_, since) in self._seen.items() if now - since < OLD}
+
+    def waiting(self) -> bool:
+        """True while a bridge is guarded that Docker has not claimed: ask Docker again in SETTLE seconds."""
+        with self._lock:
+            return bool(self._unclaimed() - self._foreign)
+
+    def dockers(self) -> frozenset[str]:
+        """The names of bridges that are Docker's, as far as is known."""
+        with self._lock:
+            return self._dockers()
+
+    def foreign(self) -> frozenset[str]:
+        """The names of bridges that are left alone."""
+        with self._lock:
+            return frozenset(self._seen[index][0].name for index in self._exempt())
+
+    def noted(self) -> Noted:
+        """What the table needs to know of them."""
+        with self._lock:
+            dockers = self._dockers()
+            # Within one bridge nobody comes from elsewhere, whosever it is.
+            pairs = {link.name for link, _ in self._seen.values() if INTERFACE_NAME.fullmatch(link.name)}
+            return Noted(
+                frozenset(
+                    {Element("foreign", (index,)) for index in self._exempt()}
+                    | {Element(name, (bridge,)) for name in ("dockers", "bridges") for bridge in dockers}
+                    | {Element("same_bridge", (name, name)) for name in pairs}
+                )
+            )
+
+    def _dockers(self) -> frozenset[str]:
+        told = self._told or frozenset()
+        names = {link.name for link, _ in self._seen.values()}
+        # A name that nft would have to quote is nobody's: guarded, and no more.
+        return frozenset(
+            name for name in names if INTERFACE_NAME.fullmatch(name) and (DOCKERS.fullmatch(name) or name in told)
+        )
+
+    def _unclaimed(self) -> set[int]:
+        told = self._told or frozenset()
+        return {
+            index
+            for index, (link, _) in self._seen.items()
+            if not DOCKERS.fullmatch(link.name) and link.name not in told
+        }
+
+    def _exempt(self) -> set[int]:
+        unclaimed = self._unclaimed()
+        exempt = unclaimed & self._foreign
+        if unsure := unclaimed - exempt:
+            uplinks = self._uplinks()
+            for index in unsure:
+                name = self._seen[index][0].name
+                if name in uplinks or (self._told is None and name in self._remembered):
+                    exempt.add(index)
+        return exempt

@@ -1,0 +1,203 @@
+"""Following Docker: its events say what goes, at once, and where to look; its lists say what is there.
+
+Level-triggered: after each subscription, after what is not understood, and every INTERVAL everything is looked at.
+What closes waits for nobody; what opens waits for Docker's answer. Two threads, so that an API which hangs holds up
+no closing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from plugin.bridges import SETTLE, Bridges
+from plugin.dockerapi import ApiSilent, Event, Look
+from plugin.guard import Guard
+from plugin.links import lives
+from plugin.model import Container, Endpoint, Guarded
+from plugin.reconcile import Reconciler
+
+log = logging.getLogger(__name__)
+#: Seconds between two looks at everything when nothing happens.
+INTERVAL = 30.0
+#: Seconds after which an endpoint that Docker does not list is forgotten.
+GONE = 60.0
+
+
+class Api(Protocol):
+    def look(self) -> Look: ...
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None: ...
+    def running(self, container_id: str) -> list[Endpoint]: ...
+    def events(self) -> Iterator[Event]: ...
+
+
+class Follower:
+    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint of the driver's."""
+
+    def __init__(
+        self, api: Api, reconciler: Reconciler, guard: Guard, bridges: Bridges, note: Callable[[], None],
+        forget: Callable[[Endpoint], None] = lambda _: None,
+    ) -> None:
+        self._api = api
+        self._state = reconciler
+        self._guard = guard
+        self._bridges = bridges
+        self._note = note
+        self._forget = forget
+        self._stop = threading.Event()
+        self._wanted = threading.Condition()
+        self._all = False
+        self._places: dict[tuple[str, str], None] = {}
+        self._started: dict[str, None] = {}
+        self._missing: dict[str, float] = {}
+        #: Docker tells what happens. While it does not, nobody says who goes.
+        self.listening = False
+        #: Containers without a network of their own, with the reason.
+        self.apart: Mapping[str, str] = {}
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at everything now."""
+        with self._wanted:
+            self._all = True
+            self._wanted.notify_all()
+
+    # --- what Docker tells ----------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Until `stop`: reads events."""
+        wait = 0.1
+        while not self._stop.is_set():
+            try:
+                for event in self._api.events():
+                    wait = 0.1
+                    self._told(event)
+            except ApiSilent as silent:
+                log.debug("%s", silent)
+            finally:
+                self.listening = False
+            self._stop.wait(wait)
+            wait = min(2 * wait, 2.0)
+
+    def _told(self, event: Event) -> None:
+        match event.what:
+            case "subscribed":
+                self._guard.start_over()
+                self.listening = True
+                self.wake()
+            case "network connect" if event.kind in ("bridge", ""):
+                self._guard.returns(event.id, event.container)
+                self._want(place=(event.id, event.container))
+            case "network disconnect":
+                self._guard.leaves(event.id, event.container)
+            case "container die":
+                self._guard.leaves("", event.id)
+            case "container destroy":
+                self._guard.forget(event.id)
+            case "container start":
+                self._guard.returns("", event.id)
+                self._want(started=event.id)
+            case "network create":
+                self._bridges.doubt()
+                self._note()
+                self.wake()
+            case "network destroy":
+                self._guard.network_gone(event.id)
+            case "container rename" | "network connect":
+                self.wake()
+
+    def _want(self, place: tuple[str, str] | None = None, started: str = "") -> None:
+        with self._wanted:
+            if place:
+                self._places[place] = None
+            if started:
+                self._started[started] = None
+            # Endpoints of the driver's whose labels are not known can be found in the whole list only.
+            self._all |= any(e.joined and e.container is None for e in list(self._state.endpoints.values()))
+            self._wanted.notify_all()
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def look_loop(self) -> None:
+        """Until `stop`: looks where it was asked to, and at everything now and then."""
+        next_all = time.monotonic()
+        while not self._stop.is_set():
+            with self._wanted:
+                if not (self._all or self._places or self._started):
+                    self._wanted.wait(max(0.0, next_all - time.monotonic()))
+                places, self._places = self._places, {}
+                started, self._started = self._started, {}
+                everything, self._all = self._all or time.monotonic() >= next_all, False
+            if self._stop.is_set():
+                return
+            try:
+                self._look_at(places, started)
+                if everything:
+                    next_all = time.monotonic() + INTERVAL
+                    self._look()
+            except ApiSilent as silent:
+                # The events' stream ends too when Docker has gone, and a look at everything follows the next one.
+                log.debug("%s", silent)
+                self._retry(places, started)
+            if self._bridges.waiting():
+                next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
+
+    def _retry(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
+        if (places or started) and self.listening:
+            with self._wanted:
+                self._all = True
+            self._stop.wait(0.1)
+
+    def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
+        for network_id, container_id in places:
+            if found := self._api.guest(network_id, container_id):
+                self._guard.put(found[0], [found[1]], listed=False)
+        for container_id in started:
+            self._guard.put(None, self._api.running(container_id), listed=True)
+
+    def _look(self) -> None:
+        asked = self._bridges.now()
+        look = self._api.look()
+        self._bridges.told(frozenset(network.bridge for network in look.networks), asked)
+        self._guard.replace(look.networks, look.endpoints)
+        self._note()
+        self._guard.cut_closed()
+        self.apart = look.apart
+        self.learn(look.containers)
+        self.bury(look.containers)
+        self._state.remember_foreign(self._bridges.foreign())
+
+    def learn(self, containers: Mapping[str, Container]) -> None:
+        """Gives the driver's endpoints whose labels were unknown at Join what Docker tells now, and follows renames."""
+        for endpoint in list(self._state.endpoints.values()):
+            container = containers.get(endpoint.id)
+            if container is None or not endpoint.joined or endpoint.container == container:
+                continue
+            if endpoint.container is None:
+                for problem in container.problems:
+                    log.error("%s stays closed but for ICMP: %s", container.name, problem)
+                log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
+            self._state.edit_endpoint(endpoint.id, _knows(container))
+
+    def bury(self, containers: Mapping[str, Container]) -> None:
+        """Forgets the driver's joined endpoints that Docker has not had for GONE seconds: their Leave never came.
+
+        Not at once, and not while a container has its link: one that is just starting has joined and is not listed yet.
+        """
+        now = time.monotonic()
+        joined = {e.id: e for e in list(self._state.endpoints.values()) if e.joined and e.id not in containers}
+        self._missing = {endpoint_id: self._missing.get(endpoint_id, now) for endpoint_id in joined}
+        for endpoint_id, since in self._missing.items():
+            if now - since >= GONE and not lives(endpoint_id):
+                self._forget(joined[endpoint_id])
+
+
+def _knows(container: Container) -> Callable[[Endpoint], Endpoint]:
+    return lambda endpoint: dataclasses.replace(endpoint, container=container) if endpoint.joined else endpoint

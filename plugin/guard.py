@@ -1,0 +1,199 @@
+"""Networks of Docker's own and who is on them: what their addresses accept, put there and taken away.
+
+Everything on a bridge of Docker's is closed without this room. An exception stands from when Docker tells of a
+container until the first sign that it has gone; when there is nobody to tell, it goes too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from plugin import conntrack
+from plugin.model import Address, Endpoint, Guarded, Rule
+from plugin.policy import reachable
+from plugin.reconcile import Noted, Owner, Reconciler
+from plugin.ruleset import guarded_elements, guest_elements
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """`listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
+
+    `sure`: Docker would tell if it went.
+    """
+
+    endpoint: Endpoint
+    listed: bool
+    sure: bool = True
+
+
+class Guard:
+    """Thread-safe. `later` takes work that may last (flows to be cut) and must return at once."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        everywhere: tuple[Rule, ...],
+        published: bool,
+        later: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
+        self._state = reconciler
+        self._everywhere = everywhere
+        self._published = published
+        self._later = later
+        self._lock = threading.RLock()
+        self._networks: dict[str, Guarded] = {}
+        self._guests: dict[str, Guest] = {}
+        #: (network, container) that Docker said has gone; what a list that is older says of it does not count.
+        self._gone: set[tuple[str, str]] = set()
+        self._noted: dict[Owner, Noted] = {}
+
+    @property
+    def networks(self) -> Mapping[str, Guarded]:
+        return self._networks
+
+    @property
+    def guests(self) -> list[Guest]:
+        with self._lock:
+            return list(self._guests.values())
+
+    def start_over(self) -> None:
+        """What was told before is not known to be complete any more: only the next list counts."""
+        with self._lock:
+            self._gone.clear()
+            self._guests = {k: dataclasses.replace(v, listed=True) for k, v in self._guests.items()}
+
+    def returns(self, network_id: str, container_id: str) -> None:
+        """Docker connects the container to the network."""
+        with self._lock:
+            self._gone -= {(network_id, container_id), ("", container_id)}
+
+    def leaves(self, network_id: str, container_id: str) -> None:
+        """The container has left the network (or all, if that is empty): closed before anybody else is there."""
+        with self._lock:
+            self._gone.add((network_id, container_id))
+            self._drop(lambda e: _is(e, container_id) and network_id in ("", e.network_id))
+
+    def forget(self, container_id: str) -> None:
+        """The container does not exist any more."""
+        with self._lock:
+            self._gone = {(n, c) for n, c in self._gone if c != container_id}
+
+    def network_gone(self, network_id: str) -> None:
+        with self._lock:
+            self._drop(lambda e: e.network_id == network_id)
+            self._networks.pop(network_id, None)
+            self._apply()
+
+    def doubt(self, bridge: str | None = None) -> None:
+        """Nobody tells any more who is on the bridge (or on any): what its addresses accept is not known now."""
+        with self._lock:
+            wanted = {n.id for n in self._networks.values() if bridge in (None, n.bridge)}
+            changed = {
+                k: dataclasses.replace(guest, sure=False)
+                for k, guest in self._guests.items()
+                if guest.endpoint.network_id in wanted and guest.sure
+            }
+            if changed:
+                self._guests.update(changed)
+                self._apply()
+
+    def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool) -> None:
+        """These endpoints are there."""
+        with self._lock:
+            if network is not None:
+                self._networks[network.id] = network
+            for endpoint in found:
+                if endpoint.network_id in self._networks and not self._left(endpoint):
+                    self._put(endpoint, listed)
+            self._apply()
+
+    def replace(self, networks: Iterable[Guarded], found: Iterable[Endpoint]) -> None:
+        """This is everything: Docker's bridge networks, and the endpoints of every running container."""
+        with self._lock:
+            before = self._guests
+            self._networks = {network.id: network for network in networks}
+            self._guests = {}
+            # Who has just been connected is not listed yet.
+            for k, guest in before.items():
+                if not guest.listed and guest.endpoint.network_id in self._networks:
+                    self._guests[k] = guest
+            for endpoint in found:
+                if endpoint.network_id in self._networks and not self._left(endpoint):
+                    self._put(endpoint, listed=True)
+            stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
+            self._apply()
+            self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
+
+    def _left(self, endpoint: Endpoint) -> bool:
+        container = endpoint.container.id if endpoint.container else ""
+        return bool({(endpoint.network_id, container), ("", container)} & self._gone)
+
+    def _put(self, endpoint: Endpoint, listed: bool) -> None:
+        # Docker gave these addresses to this endpoint, so whoever else had them is gone.
+        mine = set(_addresses(endpoint))
+        for k, guest in list(self._guests.items()):
+            other = guest.endpoint
+            if k != endpoint.id and other.network_id == endpoint.network_id and mine & set(_addresses(other)):
+                del self._guests[k]
+        known = self._guests.get(endpoint.id)
+        if known is None or listed or not known.listed:
+            self._guests[endpoint.id] = Guest(endpoint, listed)
+
+    def _drop(self, goes: Callable[[Endpoint], bool]) -> None:
+        going = [guest.endpoint for guest in self._guests.values() if goes(guest.endpoint)]
+        if going:
+            for endpoint in going:
+                del self._guests[endpoint.id]
+            self._apply()
+            self._cut([address for endpoint in going for address in _addresses(endpoint)])
+
+    def _cut(self, addresses: list[Address]) -> None:
+        if addresses:
+            self._later(partial(conntrack.cut_addresses, addresses))
+
+    def _apply(self) -> None:
+        """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
+        wanted: dict[Owner, Noted] = {f"network {n.id}": Noted(guarded_elements(n)) for n in self._networks.values()}
+        for guest in self._guests.values():
+            wanted[f"endpoint {guest.endpoint.id}"] = self._of(guest)
+        changes: dict[Owner, Noted | None] = {k: v for k, v in wanted.items() if self._noted.get(k) != v}
+        changes.update(dict.fromkeys(self._noted.keys() - wanted.keys()))
+        if changes:
+            self._state.note(changes)
+            less = [k for k, v in wanted.items() if (old := self._noted.get(k)) and old.elements - v.elements]
+            self._noted = wanted
+            if less:
+                self._later(partial(self._state.cut_closed, less))
+
+    def _of(self, guest: Guest) -> Noted:
+        endpoint = guest.endpoint if guest.sure else dataclasses.replace(guest.endpoint, container=None)
+        network = self._networks[endpoint.network_id]
+        rules = reachable(network, endpoint, self._everywhere, self._published)
+        accepts = {
+            address: conntrack.Answers(subnet, rules)
+            for address in _addresses(endpoint)
+            for subnet in network.subnets
+            if address in subnet
+        }
+        return Noted(guest_elements(network, endpoint, self._everywhere, self._published), accepts)
+
+    def cut_closed(self) -> None:
+        """Cuts the flows that outsiders began while less was closed than now."""
+        with self._lock:
+            self._later(partial(self._state.cut_closed, list(self._noted)))
+
+
+def _addresses(endpoint: Endpoint) -> list[Address]:
+    return [address for address in (endpoint.addr4, endpoint.addr6) if address]
+
+
+def _is(endpoint: Endpoint, container_id: str) -> bool:
+    return endpoint.container is not None and endpoint.container.id == container_id

@@ -1,0 +1,87 @@
+"""What Docker's API lists → networks and endpoints that docker-fw guards. Pure.
+
+Docker's JSON is read with care: what is not as it should be raises ValueError that names it, and stays closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Any
+
+from plugin import labels
+from plugin.model import Address, Container, Endpoint, Guarded, Published
+from plugin.record import address, boolean, interface_name, only, port, protocol, text
+
+_BRIDGE = "com.docker.network.bridge."
+
+
+def network(raw: Any) -> Guarded | None:
+    """A network as `GET /networks` lists it, if Docker's bridge driver made it. Raises ValueError.
+
+    Options: moby, daemon/libnetwork/drivers/bridge/bridge_linux.go (parseNetworkGenericOptions).
+    """
+    if text(raw, "Driver") != "bridge":
+        return None
+    identity, options = text(raw, "Id"), raw.get("Options") or {}
+    bridge = options.get(_BRIDGE + "name") or f"br-{identity[:12]}"
+    configs = (raw.get("IPAM") or {}).get("Config") or []
+    said = labels.parse(options, "network option ")
+    return Guarded(
+        id=identity,
+        name=text(raw, "Name"),
+        bridge=interface_name({"bridge name": bridge}, "bridge name"),
+        subnets=tuple(ip_network(text(config, "Subnet"), strict=False) for config in configs if config.get("Subnet")),
+        internal=boolean(raw, "Internal") if "Internal" in raw else False,
+        mode4=options.get(_BRIDGE + "gateway_mode_ipv4") or "nat",
+        mode6=options.get(_BRIDGE + "gateway_mode_ipv6") or "nat",
+        allow=said.allow,
+        problems=said.problems,
+    )
+
+
+def endpoints(raw: Any, container: Container) -> Iterator[Endpoint]:
+    """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError."""
+    ports = tuple(published(raw))
+    for attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).values():
+        if isinstance(attached, dict) and attached.get("EndpointID"):
+            yield Endpoint(
+                id=text(attached, "EndpointID"),
+                network_id=text(attached, "NetworkID"),
+                addr4=_one(attached.get("IPAddress"), IPv4Address),
+                addr6=_one(attached.get("GlobalIPv6Address"), IPv6Address),
+                joined=True,
+                container=container,
+                published=ports,
+            )
+
+
+def published(raw: Any) -> Iterator[Published]:
+    """The published ports of a container, as `GET /containers/json` lists it. Raises ValueError."""
+    for each in raw.get("Ports") or []:
+        if each.get("PublicPort"):
+            host_ip: Address = address(each.get("IP") or "0.0.0.0")
+            yield Published(protocol(each, "Type"), host_ip, port(each, "PublicPort"), port(each, "PrivatePort"))
+
+
+def attached(raw: Mapping[str, Any], container: Container) -> Endpoint | None:
+    """A container's endpoint on a network, as `GET /networks/ID` shows it. Raises ValueError.
+
+    Until the container's sandbox is told, its entry has the key `ep-<EndpointID>` and the container's name.
+    """
+    for key, value in (raw.get("Containers") or {}).items():
+        starting = key.startswith("ep-") and value.get("Name") == container.name
+        if key == container.id or starting:
+            return Endpoint(
+                id=text(value, "EndpointID"),
+                network_id=text(raw, "Id"),
+                addr4=_one(str(value.get("IPv4Address") or "").partition("/")[0], IPv4Address),
+                addr6=_one(str(value.get("IPv6Address") or "").partition("/")[0], IPv6Address),
+                joined=True,
+                container=container,
+            )
+    return None
+
+
+def _one(value: Any, kind: Any) -> Any:
+    return only(kind, address)(value) if value else None

@@ -1,0 +1,310 @@
+"""Bridges that are Docker's own, guarded by the table: what real packets do there is what the policy says."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugin import hostlinks
+from plugin.hostlinks import Link, Told
+from plugin.model import Container, Guarded, Problem, Published, Rule
+from plugin.policy import verdict
+from plugin.ruleset import Element, guarded_elements, guest_elements
+from tests.kernel.packets import Packet, arrived, icmp, icmp_error, new_flow, ping, tcp, until
+from tests.kernel.site import Box, Site
+from tests.kernel.test_verdicts import Marks
+from tests.pure.strategies import some_rules
+
+PROTOS = ("tcp", "udp", "sctp")
+_ports = itertools.cycle(range(20000, 60000))
+NAMED, CHOSEN = "br-0123456789ab", "front1"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        yield made
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Two containers on a bridge of Docker's naming, one on another, one on a bridge of the user's naming."""
+
+    web: Box
+    other: Box
+    chosen: Box
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Boxes:
+    return Boxes(site.docker_box(NAMED, 100), site.docker_box("br-ba9876543210", 101), site.docker_box(CHOSEN, 102))
+
+
+def outside(box: Box) -> list[tuple[Any, Any]]:
+    return [(Site.OUT4, box.v4), (Site.OUT6, box.v6)]
+
+
+def arriving(site: Site, to: Box, source: Box | None = None, pairs: Iterable[tuple[Any, Any]] = ()) -> set[str]:
+    """Of some ports of each protocol, those on which a new flow reaches the container in both families."""
+    sent: dict[Packet, tuple[str, int]] = {}
+    pairs = list(pairs) or (outside(to) if source is None else [(source.v4, to.v4), (source.v6, to.v6)])
+    for src, dst in pairs:
+        for proto in PROTOS:
+            for port in (21, 22, 53, 80, 443, 8080):
+                sent[new_flow(proto, src, dst, port, next(_ports))] = (f"{port}/{proto}", dst.version)
+    got = {sent[packet] for packet in site.deliver(sent, to, source, icmp(pairs[-1][0], pairs[-1][1], 128))}
+    names = {name for name, _ in got}
+    assert got == {(name, family) for name in names for family in {dst.version for _, dst in pairs}}
+    return names
+
+
+BASE = {"22/tcp", "80/tcp", "443/tcp"}
+
+
+# --- nobody knows anything ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["web", "chosen"])
+def test_a_bridge_of_dockers_is_closed_before_anybody_knows_it(site: Site, boxes: Boxes, which: str) -> None:
+    """With an empty table nothing but ICMP goes to a container on a bridge, whatever the bridge's name."""
+    site.load()
+    assert arriving(site, getattr(boxes, which)) == set()
+
+
+def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: Boxes) -> None:
+    """An address has its base ports once its container is known, on its own bridge of whatever name, and no other."""
+    site.load(more=site.guarded(boxes.web, NAMED))
+    assert arriving(site, boxes.web) == BASE
+    assert arriving(site, boxes.other) == set()
+    site.load(more=site.guarded(boxes.chosen, CHOSEN))
+    assert arriving(site, boxes.chosen) == BASE
+
+
+_containers = st.one_of(
+    st.none(),
+    st.builds(Container, st.just("c"), st.just("web"), some_rules),
+    st.builds(Container, st.just("c"), st.just("web"), some_rules, st.just((Problem("a", "b", "c"),))),
+    st.builds(Container, st.just("c"), st.just("web"), st.just(()), st.just((Problem("a", "b", "c", closes=False),))),
+)
+_networks = st.builds(
+    Guarded, st.just("d" * 64), st.just("app"), st.just(NAMED), st.just(()), st.booleans(),
+    st.sampled_from(["nat", "routed", "nat-unprotected"]), st.sampled_from(["nat", "routed"]), some_rules,
+)  # fmt: skip
+
+
+@given(_networks, _containers, _containers, some_rules, st.lists(st.integers(1, 65535), max_size=4))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_kernels_verdict_is_the_references(
+    site: Site, boxes: Boxes, network: Guarded, one: Container | None, two: Container | None,
+    everywhere: tuple[Rule, ...], drawn: list[int],
+) -> None:  # fmt: skip
+    """For any policy: a new flow from outside reaches a container of Docker's exactly if `policy.verdict` says so."""
+    second = dataclasses.replace(network, bridge="br-ba9876543210")
+    ends = [
+        (boxes.web, network, dataclasses.replace(boxes.web.endpoint, container=one)),
+        (boxes.other, second, dataclasses.replace(boxes.other.endpoint, container=two)),
+    ]
+    more: set[Element] = set()
+    for _, net, end in ends:
+        more |= guarded_elements(net) | guest_elements(net, end, everywhere, False)
+    site.load(more=more)
+    rules = [*everywhere, *network.allow, *(one.allow if one else ()), *(two.allow if two else ())]
+    ports = {p for rule in rules for p in (rule.first - 1, rule.first, rule.last, rule.last + 1)} | {22, 23, 80, *drawn}
+    wanted: dict[Packet, bool] = {}
+    for box, net, end in ends:
+        for src, dst in outside(box):
+            for proto, port in itertools.product(PROTOS, sorted(p for p in ports if 1 <= p <= 65535)):
+                packet = new_flow(proto, src, dst, port, next(_ports))
+                wanted[packet] = verdict(net, end, dst, proto, port, everywhere)  # type: ignore[arg-type]
+    last = ping(Site.OUT6, boxes.chosen.v6)
+    sniffers = [site.sniffer(box) for box in (boxes.web, boxes.other, boxes.chosen)]
+    for sniffer in sniffers:
+        list(sniffer.read())
+    site.send([*wanted, last])
+    seen = set().union(*arrived(sniffers, last))
+    assert not {packet for packet, expected in wanted.items() if (packet in seen) is not expected}
+
+
+# --- whom it is for -----------------------------------------------------------------------------------------------
+
+
+def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
+    """A bridge that is somebody else's (libvirt, br-lan) is reached on every port, as without docker-fw."""
+    everything = {f"{port}/{proto}" for port in (21, 22, 53, 80, 443, 8080) for proto in PROTOS}
+    site.load(more=[Element("foreign", (site.index(CHOSEN),))])
+    assert arriving(site, boxes.chosen) == everything
+    assert arriving(site, boxes.chosen, boxes.web) == everything
+    assert arriving(site, boxes.web, boxes.chosen) == set()
+
+
+def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
+    """A bridge goes and another of its name comes: the exemption was the old one's."""
+    old = site.docker_box("net7", 104)
+    number = site.index("net7")
+    site.load(more=[Element("foreign", (number,))])
+    assert "8080/tcp" in arriving(site, old)
+    site.host.ip("link del net7", "link del d104")
+    new = site.docker_box("net7", 104)
+    assert site.index("net7") != number
+    assert arriving(site, new) == set()
+
+
+def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
+    """From one network of Docker's to another: the policy as for everybody; a container of ours likewise."""
+    ours = site.box(site.network(7), 2)
+    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, NAMED))
+    assert arriving(site, boxes.web, boxes.other) == BASE
+    assert arriving(site, boxes.web, ours) == BASE
+    assert arriving(site, ours, boxes.web) == {*BASE, "8080/tcp"}
+
+
+@pytest.mark.parametrize("netfilter", [0, 1])
+def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilter: int) -> None:
+    """Within one bridge every port is open, also where the packets of a bridge are shown to the firewall."""
+    twin = next((b for b in site.boxes if b.v4 == IPv4Address("10.105.0.2")), None) or site.docker_box(NAMED, 105)
+    site.host.ip(f"addr replace 10.105.0.1/24 dev {NAMED}", f"addr replace 2001:db8:105::1/64 dev {NAMED} nodad")
+    site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": netfilter for kind in ("iptables", "ip6tables")})
+    mac = {b: b.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip() for b in (twin, boxes.web)}
+    boxes.web.ip(
+        "route replace 10.105.0.0/24 dev eth0", "route replace 2001:db8:105::/64 dev eth0",
+        f"neigh replace {twin.v4} lladdr {mac[twin]} dev eth0 nud permanent",
+        f"neigh replace {twin.v6} lladdr {mac[twin]} dev eth0 nud permanent",
+    )  # fmt: skip
+    site.load(more=[Element("same_bridge", (NAMED, NAMED))])
+    try:
+        assert "8080/udp" in arriving(site, twin, boxes.web)
+        assert arriving(site, twin) == set()
+    finally:
+        site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
+
+
+def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
+    """The host reaches every port of a container; a container reaches everybody, and the answers come back."""
+    site.load(more=site.guarded(boxes.web, NAMED, known=False))
+    with boxes.web.probe.serve(tcp=[5432], udp=[53]), site.wan.probe.serve(tcp=[9001], udp=[9001]):
+        inside = [("tcp", str(boxes.web.v6), 5432), ("udp", str(boxes.web.v4), 53)]
+        assert set(site.host.probe(inside).values()) == {"open"}
+        away = [(proto, str(address), 9001) for address in (Site.OUT4, Site.OUT6) for proto in ("tcp", "udp")]
+        assert set(boxes.web.probe(away).values()) == {"open"}
+        assert site.wan.probe.tcp(str(boxes.web.v6), 5432, timeout=0.2) == "silent"
+
+
+def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> None:
+    """Useful ICMP reaches a container on a bridge of Docker's: echo, and errors for path MTU discovery."""
+    site.load(more=site.guarded(boxes.web, NAMED))
+    about4, about6 = tcp(boxes.web.v4, Site.OUT4, 443, 1), tcp(boxes.web.v6, Site.OUT6, 443, 1)
+    good = [ping(Site.OUT4, boxes.web.v4), ping(Site.OUT6, boxes.web.v6), icmp_error(Site.OUT4, about4, 3, 4, 1280),
+            icmp_error(Site.OUT6, about6, 2, 0, 1280)]  # fmt: skip
+    bad = [icmp(Site.OUT4, boxes.web.v4, 13, 0, bytes(16)), icmp(Site.OUT6, boxes.web.v6, 139, 0, bytes(16))]
+    assert site.deliver([*good, *bad], boxes.web) == set(good)
+
+
+def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
+    """Nobody but the container begins a flow in its name, so that no answer passes as established."""
+    site.load(more=site.guarded(boxes.web, NAMED) | site.guarded(boxes.other, "br-ba9876543210"))
+    # The outsider begins in the container's name, from the outside and from another bridge.
+    for source in (None, boxes.other):
+        forged = [tcp(boxes.web.v6, Site.OUT6, 4444, 8080), tcp(boxes.web.v4, Site.OUT4, 4444, 8080)]
+        site.send(forged, source)
+        answers = [tcp(Site.OUT6, boxes.web.v6, 8080, 4444, 0x12, 1), tcp(Site.OUT4, boxes.web.v4, 8080, 4444, 0x12, 1)]
+        assert site.deliver(answers, boxes.web) == set()
+
+
+# --- the mark, Docker's own drop ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "source", "marked"),
+    [("routed", "outside", True), ("nat", "outside", False), ("routed", "another", False), ("routed", "ours", False)],
+)
+def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
+    site: Site, boxes: Boxes, mode: str, source: str, marked: bool
+) -> None:
+    """The mark is on what is accepted from outside to a routed network, never between two of Docker's bridges."""
+    ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
+    guest = site.guarded(boxes.web, NAMED, mode4=mode, mode6=mode) | site.guarded(boxes.other, "br-ba9876543210")
+    site.load(site.known(ours), more=guest)
+    start = {"outside": None, "another": boxes.other, "ours": ours}[source]
+    froms = (Site.OUT4, Site.OUT6) if start is None else (start.v4, start.v6)
+    packets = [tcp(src, dst, 80, next(_ports)) for src, dst in zip(froms, (boxes.web.v4, boxes.web.v6), strict=True)]
+    with Marks(site, boxes.web.v4, boxes.web.v6) as marks:
+        site.deliver(packets[:1], boxes.web, start, packets[1])
+        assert marks.seen()[:2] == ((2, 0) if marked else (0, 2))
+
+
+# --- published ports ----------------------------------------------------------------------------------------------
+
+
+def published(box: Box, *ports: Published, allow: tuple[Rule, ...] = (), setting: bool = False) -> set[Element]:
+    network = Guarded("d" * 64, "app", NAMED)
+    endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", allow), published=ports)
+    return {*guest_elements(network, endpoint, (), setting), Element("dockers", (NAMED,)),
+            Element("same_bridge", (NAMED, NAMED))}  # fmt: skip
+
+
+def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Boxes) -> None:
+    """What listens on the host for a closed port is reached by the host itself and the container's network only."""
+    ports = [Published("tcp", any_, 15432, 5432) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::"))]
+    ports += [Published("udp", Site.HOST4, 15353, 53), Published("tcp", IPv6Address("::"), 18080, 80)]
+    targets = [("tcp", str(h), p) for h in (Site.HOST4, Site.HOST6) for p in (15432, 18080, 15433)]
+    targets += [("udp", str(Site.HOST4), 15353), ("udp", str(Site.HOST6), 15353)]
+    with site.host.probe.serve(tcp=[15432, 18080, 15433], udp=[15353]):
+        site.load(more=published(boxes.web, *ports))
+        silent = {t for t, v in site.wan.probe(targets, timeout=0.3).items() if v == "silent"}
+        assert silent == {*(("tcp", str(h), 15432) for h in (Site.HOST4, Site.HOST6)), ("udp", str(Site.HOST4), 15353)}
+        for near in (site.host, boxes.web):
+            assert set(near.probe(targets).values()) == {"open"}
+        assert boxes.other.probe.tcp(str(Site.HOST6), 15432, timeout=0.3) == "silent"
+        site.load(more=published(boxes.web, *ports, allow=(Rule("tcp", 5432, 5432), Rule("udp", 53, 53))))
+        assert set(site.wan.probe(targets).values()) == {"open"}
+
+
+def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: Boxes) -> None:
+    """FW_PUBLISHED=allow: by DNAT to the container's closed port, but not directly to it."""
+    port = Published("tcp", IPv4Address("0.0.0.0"), 15432, 5432)
+    rules = "\n".join(f"ip daddr {Site.HOST4} tcp dport 1{p} dnat to {boxes.web.v4}:{p}" for p in (5432, 5433))
+    chain = f"chain before {{ type nat hook prerouting priority dstnat;\n{rules}\n}}"
+    site.run("nft", "-f", "-", input=f"table ip forwards {{\n{chain}\n}}\n")
+    try:
+        with boxes.web.probe.serve(tcp=[5432, 5433]):
+            tried = [("tcp", str(Site.HOST4), 15432), ("tcp", str(Site.HOST4), 15433), ("tcp", str(boxes.web.v4), 5432)]
+            site.load(more=published(boxes.web, port))
+            assert list(site.wan.probe(tried, timeout=0.3).values()) == ["silent"] * 3
+            site.load(more=published(boxes.web, port, setting=True))
+            assert list(site.wan.probe(tried, timeout=0.3).values()) == ["open", "silent", "silent"]
+    finally:
+        site.run("nft", "delete", "table", "ip", "forwards")
+
+
+# --- the kernel's word on links -----------------------------------------------------------------------------------
+
+
+def test_links_are_told_as_they_come_and_go(site: Site) -> None:
+    """A bridge is told when it comes and goes, a port when it leaves; the list says the same."""
+    with site.inside():
+        changes = hostlinks.Changes()
+        try:
+            site.host.ip("link add br-feedfeedfeed type bridge", "link add vp0 type veth peer name vp1",
+                         "link set vp0 master br-feedfeedfeed")  # fmt: skip
+            there = {link.name: link for link in hostlinks.links().values()}
+            bridge = there["br-feedfeedfeed"]
+            assert bridge == Link(bridge.index, "br-feedfeedfeed", bridge=True)
+            assert there["vp0"].master == bridge.index
+            site.host.ip("link del vp0", "link del br-feedfeedfeed")
+            told: list[Told] = []
+            until(lambda: bool(told.extend(changes.read())) or Told("went", bridge) in told, "the bridge's end is told")
+        finally:
+            changes.close()
+    assert Told("came", bridge) in told
+    port = there["vp0"]
+    left = [t for t in told if t.link and t.link.index == port.index]
+    assert any(t.link and t.link.master == bridge.index for t in left)
+    assert left[-1].what == "went"

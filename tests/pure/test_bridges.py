@@ -1,0 +1,180 @@
+"""Which bridges are left alone: only those that Docker has had its say about, and never one of Docker's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.bridges import SETTLE, Bridges
+from plugin.hostlinks import Link
+from plugin.ruleset import Element
+from tests.pure.strategies import examples
+
+
+class Host:
+    """A host's bridges by name, a clock, and what Docker lists."""
+
+    def __init__(self, remembered: frozenset[str] = frozenset()) -> None:
+        self.now = 100.0
+        self.uplinks: set[str] = set()
+        self.bridges = Bridges(lambda: self.uplinks, remembered, lambda: self.now)
+        self.links: dict[str, Link] = {}
+        self._next = 10
+
+    def have(self, *names: str, ours: bool = False) -> None:
+        """These come, others stay."""
+        for name in names:
+            self.links[name] = Link(self._next, name, bridge=True, ours=ours)
+            self._next += 1
+        self.bridges.see(self.links.values())
+
+    def lose(self, name: str) -> None:
+        del self.links[name]
+        self.bridges.see(self.links.values())
+
+    def ask(self, *dockers: str) -> None:
+        self.bridges.told(frozenset(dockers), self.now)
+
+    def noted(self, name: str) -> set[object]:
+        return {element.key[0] for element in self.bridges.noted().elements if element.set == name}
+
+    def foreign(self) -> set[str]:
+        found = self.noted("foreign")
+        return {name for name, link in self.links.items() if link.index in found}
+
+
+def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
+    """A bridge of unknown name is left alone once Docker lists its own without it, not before."""
+    host = Host()
+    host.have("virbr0", "front1", "docker0", "br-0123456789ab")
+    assert host.foreign() == set()
+    assert host.bridges.waiting()
+    host.now += SETTLE
+    host.ask("docker0", "br-0123456789ab", "front1")
+    assert host.foreign() == {"virbr0"}
+    assert not host.bridges.waiting()
+
+
+def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
+    """Docker makes the bridge before it lists the network: a list counts for bridges that had been there before."""
+    host = Host()
+    host.have("front1")
+    host.now += SETTLE / 2
+    host.ask()
+    assert host.foreign() == set()
+    assert host.bridges.waiting()
+    host.ask("front1")
+    host.now += SETTLE
+    host.ask("front1")
+    assert host.foreign() == set()
+    assert not host.bridges.waiting()
+
+
+def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
+    """When Docker tells that it made a network, no bridge that came lately is left alone until its next list."""
+    host = Host()
+    host.have("old0")
+    host.now += 100
+    host.have("front1")
+    host.now += SETTLE
+    host.ask()
+    assert host.foreign() == {"old0", "front1"}
+    host.bridges.doubt()
+    assert host.foreign() == {"old0"}
+    host.ask("front1")
+    assert host.foreign() == {"old0"}
+
+
+def test_a_name_that_comes_back_is_somebody_elses() -> None:
+    """A foreign bridge goes, and Docker makes one of the same name: it is guarded from its first packet."""
+    host = Host()
+    host.have("net0")
+    host.now += SETTLE
+    host.ask()
+    assert host.foreign() == {"net0"}
+    host.lose("net0")
+    host.have("net0")
+    assert host.foreign() == set()
+
+
+def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
+    """A host whose default route leaves by a bridge is not cut off from its containers, unless Docker claims it."""
+    host = Host()
+    host.uplinks = {"br0", "docker0"}
+    host.have("br0", "docker0")
+    assert host.foreign() == {"br0"}
+    host.now += SETTLE
+    host.ask("br0")
+    assert host.foreign() == set()
+
+
+def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
+    """Remembered bridges are left alone until Docker's first list; then it is the list that counts."""
+    host = Host(frozenset({"virbr0", "was0", "docker0"}))
+    host.have("virbr0", "was0", "docker0", "new0")
+    assert host.foreign() == {"virbr0", "was0"}
+    assert host.bridges.foreign() == {"virbr0", "was0"}
+    host.ask("was0")
+    assert host.foreign() == set()
+
+
+def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
+    """Docker's own names at once, others when Docker has told them; none that is not there, none of ours."""
+    host = Host()
+    host.have("br0", "front1", "docker0", "br-0123456789ab", "br-lan", "docker_gwbridge", "br-0123456789abc")
+    host.have("fw-0123456789ab", ours=True)
+    by_name = {"docker0", "br-0123456789ab", "docker_gwbridge"}
+    assert host.noted("dockers") == host.noted("bridges") == host.bridges.dockers() == by_name
+    host.ask("front1", "gone0")
+    assert host.noted("dockers") == {*by_name, "front1"}
+    assert "fw-0123456789ab" not in host.noted("same_bridge")
+
+
+def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
+    """Whosever a bridge is: who is on it talks with who is on it."""
+    host = Host()
+    host.have("virbr0", "docker0")
+    pairs = {e for e in host.bridges.noted().elements if e.set == "same_bridge"}
+    assert pairs == {Element("same_bridge", (name, name)) for name in ("virbr0", "docker0")}
+
+
+@pytest.mark.parametrize("name", ['a"b', "br*", "-x", "ü", "a;b", "$x", "a\\b"])
+def test_an_odd_name_never_reaches_the_table(name: str) -> None:
+    """A bridge of any name on the host neither breaks the table's text nor means more than itself."""
+    host = Host()
+    host.have(name, name + "2")
+    host.now += SETTLE
+    host.ask(name + "2")
+    assert host.noted("dockers") == host.noted("bridges") == host.noted("same_bridge") == set()
+
+
+_names = st.sampled_from(["docker0", "br-0123456789ab", "front1", "virbr0", "br-lan"])
+_steps = st.one_of(
+    st.tuples(st.just("have"), _names),
+    st.tuples(st.just("lose"), _names),
+    st.tuples(st.just("ask"), st.frozensets(_names)),
+    st.tuples(st.just("wait"), st.floats(0, 5)),
+    st.tuples(st.just("doubt"), st.none()),
+)
+
+
+@given(st.lists(_steps, max_size=25))
+@examples(300)
+def test_what_docker_claims_is_never_left_alone(steps: list[tuple[str, object]]) -> None:
+    """In whatever order bridges come, go and are told: one that Docker's last list has, or of its names, is guarded."""
+    host = Host()
+    last: frozenset[str] = frozenset()
+    for what, value in steps:
+        if what == "have" and value not in host.links:
+            host.have(str(value))
+        elif what == "lose" and value in host.links:
+            host.lose(str(value))
+        elif what == "ask":
+            last = value  # type: ignore[assignment]
+            host.ask(*last)
+        elif what == "wait":
+            host.now += value  # type: ignore[operator]
+        elif what == "doubt":
+            host.bridges.doubt()
+        assert not host.foreign() & {*last, "docker0", "br-0123456789ab"}

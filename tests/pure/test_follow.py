@@ -1,0 +1,259 @@
+"""Following Docker: what goes is closed at once, what comes is looked at, and everything after silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from plugin import follow
+from plugin.bridges import SETTLE, Bridges
+from plugin.dockerapi import ApiSilent, Event, Look
+from plugin.follow import Follower
+from plugin.hostlinks import Link
+from plugin.model import Container, Endpoint, Guarded, Problem, Rule
+from tests.pure.test_guard import NETWORK, endpoint
+from tests.pure.test_watch import until
+
+WEB = Container("c" * 64, "web", (Rule("tcp", 8080, 8080),))
+WRONG = dataclasses.replace(WEB, allow=(), problems=(Problem("label fw.allow", "x", "is not a port"),))
+JOINED = Endpoint("e" * 64, "n" * 64, IPv4Address("10.0.0.2"), joined=True)
+GUEST = endpoint("g", 2, WEB)
+
+
+class World:
+    """Docker, the reconciler and the guard, as far as the follower sees them; `calls` is what the guard was told."""
+
+    def __init__(self) -> None:
+        self.answer: Look | None = None
+        self.place: tuple[Guarded, Endpoint] | None = (NETWORK, GUEST)
+        self.looked = 0
+        self.endpoints = {JOINED.id: JOINED}
+        self.forgotten: list[str] = []
+        self.remembered: frozenset[str] = frozenset()
+        self.calls: list[tuple[Any, ...]] = []
+        self.at_look: Callable[[], object] = lambda: None
+        self.noted = 0
+        self._events: queue.Queue[Event | None] = queue.Queue()
+
+    # Docker
+    def look(self) -> Look:
+        self.looked += 1
+        self.at_look()
+        if self.answer is None:
+            raise ApiSilent("nobody is there")
+        return self.answer
+
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None:
+        if self.place is None:
+            raise ApiSilent("nobody is there")
+        return self.place
+
+    def running(self, container_id: str) -> list[Endpoint]:
+        return [GUEST]
+
+    def events(self) -> Iterator[Event]:
+        while (event := self._events.get()) is not None:
+            yield event
+
+    def tell(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
+        self._events.put(Event(what, id, container, kind))
+
+    def hang_up(self) -> None:
+        self._events.put(None)
+
+    # the reconciler
+    def edit_endpoint(self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]) -> Endpoint:
+        self.endpoints[endpoint_id] = edit(self.endpoints[endpoint_id])
+        return self.endpoints[endpoint_id]
+
+    def remember_foreign(self, names: frozenset[str]) -> None:
+        self.remembered = names
+
+    def undo(self, endpoint: Endpoint) -> None:
+        self.forgotten.append(endpoint.id)
+
+    def note(self) -> None:
+        self.noted += 1
+
+    # the guard
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in (
+            "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",
+        ):  # fmt: skip
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
+
+    def told(self, *call: Any) -> bool:
+        return any(each[: len(call)] == call for each in self.calls)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def bridges() -> Bridges:
+    return Bridges(set)
+
+
+@pytest.fixture
+def follower(world: World, bridges: Bridges) -> Iterator[Follower]:
+    made = Follower(world, world, world, bridges, world.note, world.undo)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop)]
+    for thread in threads:
+        thread.start()
+    yield made
+    made.stop()
+    world.hang_up()
+    for thread in threads:
+        thread.join(5)
+
+
+def test_subscribe_then_look_at_everything(world: World, follower: Follower) -> None:
+    """With each subscription what was told before is forgotten and everything is looked at; then flows are cut."""
+    world.answer = Look(networks=(NETWORK,), endpoints=(GUEST,), apart={"tool": "has the host's network"})
+    world.tell("subscribed")
+    until(lambda: world.told("cut_closed"))
+    names = [call[0] for call in world.calls]
+    assert names.index("start_over") < len(names)
+    assert world.told("replace", (NETWORK,), (GUEST,))
+    assert follower.apart == {"tool": "has the host's network"}
+
+
+def test_what_goes_is_closed_though_docker_hangs(world: World, follower: Follower) -> None:
+    """A look hangs in Docker's API: a goodbye closes all the same, at once."""
+    looking, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        looking.set()
+        assert go_on.wait(5)
+
+    world.answer, world.at_look = Look(), hang
+    follower.wake()
+    assert looking.wait(5)
+    try:
+        world.tell("network disconnect", NETWORK.id, WEB.id)
+        world.tell("container die", WEB.id)
+        world.tell("network destroy", NETWORK.id)
+        until(lambda: world.told("network_gone", NETWORK.id))
+        assert world.told("leaves", NETWORK.id, WEB.id)
+        assert world.told("leaves", "", WEB.id)
+    finally:
+        world.at_look = lambda: None
+        go_on.set()
+
+
+def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: Follower) -> None:
+    """An exception needs one container's look-up, not a look at everything; its start tells its published ports."""
+    world.answer = Look()
+    world.endpoints = {}
+    until(lambda: world.looked == 1)
+    world.tell("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.told("put", NETWORK, [GUEST], False))
+    world.tell("container start", WEB.id)
+    until(lambda: world.told("put", None, [GUEST], True))
+    assert world.looked == 1
+    assert world.told("returns", NETWORK.id, WEB.id)
+    world.tell("container destroy", WEB.id)
+    until(lambda: world.told("forget", WEB.id))
+
+
+def test_a_look_that_failed_is_made_up_for(world: World, follower: Follower) -> None:
+    """Docker did not answer about one container while its events went on: everything is looked at."""
+    world.answer, world.place = Look(), None
+    world.tell("subscribed")
+    until(lambda: world.told("cut_closed"))
+    looked = world.looked
+    world.tell("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.looked > looked)
+
+
+def test_it_is_known_whether_docker_tells(world: World, follower: Follower) -> None:
+    """From the subscription to the end of the stream, and no longer."""
+    assert not follower.listening
+    world.tell("subscribed")
+    until(lambda: follower.listening)
+    world.hang_up()
+    until(lambda: not follower.listening)
+
+
+def test_a_network_that_docker_made_may_own_a_bridge_that_came_lately(
+    world: World, bridges: Bridges, follower: Follower
+) -> None:
+    """The bridge is guarded before Docker's next list is there."""
+    bridges.see([Link(5, "front1", bridge=True)])
+    noted = world.noted
+    world.tell("network create", NETWORK.id)
+    until(lambda: world.noted > noted)
+    assert bridges.foreign() == set()
+
+
+def test_an_unknown_bridge_is_asked_about_again(
+    world: World, bridges: Bridges, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bridge of somebody else's is left alone some seconds after it came, without any event of Docker's."""
+    clock = [100.0]
+    monkeypatch.setattr(bridges, "now", lambda: clock[0])
+    monkeypatch.setattr(follow, "SETTLE", 0.05)
+    bridges.see([Link(5, "virbr0", bridge=True)])
+    world.answer = Look()
+    follower.wake()
+    until(lambda: world.looked)
+    clock[0] += SETTLE
+    until(lambda: world.remembered == {"virbr0"})
+
+
+# --- endpoints of the driver's ------------------------------------------------------------------------------------
+
+
+def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: Follower) -> None:
+    """A container that joined while Docker's API was silent gets its exceptions as soon as it answers."""
+    follower.wake()
+    until(lambda: world.looked)
+    assert world.endpoints[JOINED.id].container is None
+    world.answer = Look({JOINED.id: WEB})
+    follower.wake()
+    until(lambda: world.endpoints[JOINED.id].container == WEB)
+
+
+def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: Follower) -> None:
+    """A container's start makes everything be looked at as long as an endpoint's labels are not known."""
+    until(lambda: world.looked)
+    world.answer = Look({JOINED.id: WEB})
+    world.tell("container start", WEB.id)
+    until(lambda: world.endpoints[JOINED.id].container == WEB)
+
+
+def test_wrong_labels_are_kept_as_what_they_are(world: World, follower: Follower) -> None:
+    """Labels that turn out wrong after the start are known as wrong: the policy keeps such a container closed."""
+    world.answer = Look({JOINED.id: WRONG})
+    follower.wake()
+    until(lambda: world.endpoints[JOINED.id].container == WRONG)
+
+
+def test_an_endpoint_that_left_learns_nothing(world: World, follower: Follower) -> None:
+    """What Docker still tells about an endpoint that left opens nothing."""
+    world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
+    follower.learn({JOINED.id: WEB})
+    assert world.endpoints[JOINED.id].container is None
+
+
+def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
+    world: World, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Leave that never came does not leave an address open for ever; a container just starting is left in peace."""
+    follower.bury({})
+    follower.bury({})
+    assert world.forgotten == []
+    monkeypatch.setattr(follow, "GONE", 0.0)
+    follower.bury({JOINED.id: WEB})
+    assert world.forgotten == []
+    follower.bury({})
+    assert world.forgotten == [JOINED.id]

@@ -1,0 +1,331 @@
+"""Docker's own networks: what their containers accept, and that no exception outlives its container."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from plugin import conntrack
+from plugin.guard import Guard
+from plugin.labels import parse
+from plugin.model import Address, Container, Endpoint, Guarded, Problem, Published, Rule
+from plugin.policy import BASE, accepted, verdict
+from plugin.ruleset import Element, guest_elements
+
+SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
+NETWORK = Guarded("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
+OTHER = Guarded("o" * 64, "other", "br-oooooooooooo", (IPv4Network("172.19.0.0/16"),))
+ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+
+
+def container(name: str, *ports: int) -> Container:
+    return Container(name.ljust(64, "0"), name, tuple(Rule("tcp", port, port) for port in ports))
+
+
+def endpoint(name: str, host: int, of: Container | None, network: Guarded = NETWORK, *ports: Published) -> Endpoint:
+    v4 = IPv4Address(int(network.subnets[0].network_address) + host)
+    v6 = IPv6Address(f"2001:db8:1::{host:x}") if network is NETWORK else None
+    return Endpoint(name.ljust(64, "e"), network.id, v4, v6, joined=True, container=of, published=ports)
+
+
+WEB, DB = container("web", 8080), container("db", 5432)
+
+
+class Table:
+    """The reconciler, as far as the guard uses it: what is noted, and what was cut."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, Any] = {}
+        self.cut: list[list[str]] = []
+
+    def note(self, noted: Mapping[str, Any]) -> None:
+        for owner, what in noted.items():
+            if what is None:
+                del self.noted[owner]
+            else:
+                self.noted[owner] = what
+
+    def cut_closed(self, owners: Iterable[str]) -> None:
+        self.cut.append(list(owners))
+
+    def elements(self) -> set[Element]:
+        return {element for what in self.noted.values() for element in what.elements}
+
+    def opens(self, address: object) -> set[int]:
+        """Single TCP ports that the table opens for an address."""
+        found = {e.key[2] for e in self.elements() if e.set in ("allow4", "allow6") and e.key[0] == address}
+        return found - {22, 80, 443}  # type: ignore[return-value]
+
+    def knows(self, address: object) -> bool:
+        return any(e.key[0] == address for e in self.elements() if e.set in ("allow4", "allow6"))
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> list[Address]:
+    """Addresses whose flows were cut."""
+    found: list[Address] = []
+    monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
+    return found
+
+
+@pytest.fixture
+def guard(table: Table, cut: list[Address]) -> Guard:
+    return Guard(table, (), False)  # type: ignore[arg-type]
+
+
+# --- what an address accepts --------------------------------------------------------------------------------------
+
+
+def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
+    """The base, and what its labels, its network's options and the setting open."""
+    network = dataclasses.replace(NETWORK, allow=(Rule("tcp", 9100, 9100),))
+    rules = accepted(network, endpoint("e", 2, WEB), (Rule("udp", 161, 161),))
+    assert set(rules) == {*BASE, Rule("tcp", 8080, 8080), Rule("tcp", 9100, 9100), Rule("udp", 161, 161)}
+    assert accepted(dataclasses.replace(NETWORK, internal=True), endpoint("e", 2, WEB)) == ()
+    assert accepted(NETWORK, endpoint("e", 2, None)) == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "base"), [("fw.allow", True), ("fw.dney", False), ("fw.policy", False), ("fw.", False)]
+)
+@pytest.mark.parametrize("where", ["container", "network"])
+def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
+    """Where nothing can be refused: a wrong fw.allow opens nothing and leaves the base; any other mistake may have been
+    meant to close, and leaves ICMP only."""
+    said = parse({key: "808O", "fw.allow": "808O"})
+    assert said.problems
+    web = dataclasses.replace(WEB, allow=said.allow, problems=said.problems if where == "container" else ())
+    network = dataclasses.replace(NETWORK, problems=said.problems if where == "network" else ())
+    if where == "network":
+        web = container("web")
+    assert accepted(network, endpoint("e", 2, web)) == (BASE if base else ())
+
+
+def test_a_published_port_is_as_closed_as_the_containers() -> None:
+    """docker-proxy's port is closed to the outside unless the container's is open; loopback is no outside."""
+    ports = (
+        Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY6, 15432, 5432), Published("tcp", ANY4, 18080, 80),
+        Published("udp", IPv4Address("198.51.100.1"), 53, 53), Published("tcp", IPv6Address("2001:db8::1"), 99, 99),
+        Published("tcp", IPv4Address("127.0.0.1"), 6379, 6379),
+    )  # fmt: skip
+    plain = guest_elements(NETWORK, endpoint("e", 2, container("c"), NETWORK, *ports), (), False)
+    assert {e for e in plain if e.set.startswith("proxied")} == {
+        Element("proxied", (2, 6, 15432)), Element("proxied", (10, 6, 15432)),
+        Element("proxied4", (IPv4Address("198.51.100.1"), 17, 53)),
+        Element("proxied6", (IPv6Address("2001:db8::1"), 6, 99)),
+    }  # fmt: skip
+    labelled = guest_elements(NETWORK, endpoint("e", 2, DB, NETWORK, *ports[:2]), (), False)
+    assert not {e for e in labelled if e.set.startswith("proxied")}
+    unknown = guest_elements(NETWORK, endpoint("e", 2, None, NETWORK, *ports[:3]), (), False)
+    assert {e.key[2] for e in unknown if e.set == "proxied"} == {15432, 18080}
+
+
+def test_with_the_setting_p_itself_opens() -> None:
+    """FW_PUBLISHED=allow: reached by the published port, and by nothing else; wrong labels still close."""
+    ports = (
+        Published("tcp", ANY4, 15432, 5432), Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
+    )  # fmt: skip
+    guest = endpoint("e", 2, container("c"), NETWORK, *ports)
+    elements = guest_elements(NETWORK, guest, (), True)
+    assert {e for e in elements if e.set.startswith(("dnat", "proxied"))} == {Element("dnat4", (guest.addr4, 6, 5432))}
+    assert not verdict(NETWORK, guest, guest.addr4, "tcp", 5432)  # type: ignore[arg-type]
+    wrong = dataclasses.replace(guest, container=Container("c", "c", (), (Problem("label fw.x", "", ""),)))
+    elements = guest_elements(NETWORK, wrong, (), True)
+    assert not {e for e in elements if e.set.startswith("dnat")}
+    assert {e.key[2] for e in elements if e.set == "proxied"} == {15432}
+
+
+# --- whose exception it is ----------------------------------------------------------------------------------------
+
+
+def test_an_exception_stands_from_the_connection_and_goes_with_it(
+    table: Table, guard: Guard, cut: list[Address]
+) -> None:
+    """Docker connects a container: its ports are open before its process runs; it leaves: closed, flows cut."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False)
+    assert table.opens(guest.addr4) == table.opens(guest.addr6) == {8080}
+    guard.leaves(NETWORK.id, WEB.id)
+    assert not table.knows(guest.addr4)
+    assert not table.knows(guest.addr6)
+    assert cut == [guest.addr4, guest.addr6]
+
+
+def test_a_container_that_dies_leaves_every_network(table: Table, guard: Guard) -> None:
+    """One event closes all of its addresses, and no other container's."""
+    mine = [endpoint("a", 2, WEB), endpoint("b", 2, WEB, OTHER)]
+    his = endpoint("c", 3, DB)
+    guard.replace([NETWORK, OTHER], [*mine, his])
+    guard.leaves("", WEB.id)
+    assert not any(table.knows(e.addr4) for e in mine)
+    assert table.opens(his.addr4) == {5432}
+
+
+def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: Guard) -> None:
+    """Docker's list still has a container that it said has gone: closed stays closed until it is connected again."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest])
+    guard.leaves(NETWORK.id, WEB.id)
+    guard.replace([NETWORK], [guest])
+    guard.put(NETWORK, [guest], listed=False)
+    assert not table.knows(guest.addr4)
+    guard.returns(NETWORK.id, WEB.id)
+    guard.put(NETWORK, [guest], listed=False)
+    assert table.opens(guest.addr4) == {8080}
+
+
+def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: Guard) -> None:
+    """Docker gives an address to another container in the same second, and its owner's goodbye is not yet told."""
+    first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
+    guard.replace([NETWORK], [first])
+    guard.put(NETWORK, [second], listed=False)
+    assert table.opens(first.addr4) == {5432}
+    guard.leaves(NETWORK.id, WEB.id)
+    assert table.opens(first.addr4) == {5432}
+
+
+def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: Guard) -> None:
+    """A look at everything does not close a container that Docker has connected and does not list yet."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False)
+    guard.replace([NETWORK], [])
+    assert table.opens(guest.addr4) == {8080}
+    guard.put(None, [guest], listed=True)
+    guard.replace([NETWORK], [])
+    assert not table.knows(guest.addr4)
+
+
+def test_after_events_were_missed_only_the_list_counts(table: Table, guard: Guard) -> None:
+    """Docker's stream of events ended and began anew: who is not in the next list is gone, however new."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False)
+    guard.leaves(OTHER.id, WEB.id)
+    guard.start_over()
+    guard.replace([NETWORK, OTHER], [endpoint("b", 2, WEB, OTHER)])
+    assert not table.knows(guest.addr4)
+    assert table.opens(IPv4Address("172.19.0.2")) == {8080}
+
+
+def test_when_nobody_tells_nothing_is_believed(table: Table, guard: Guard) -> None:
+    """Who is on a bridge cannot be known just now: every address there is closed, its published ports too."""
+    port = Published("tcp", ANY4, 18080, 80)
+    guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
+    guard.replace([NETWORK, OTHER], [guest, other])
+    guard.doubt(NETWORK.bridge)
+    assert not table.knows(guest.addr4)
+    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    assert table.opens(other.addr4) == {5432}
+    guard.replace([NETWORK, OTHER], [guest, other])
+    assert table.opens(guest.addr4) == {8080}
+    guard.doubt()
+    assert not table.knows(guest.addr4)
+    assert not table.knows(other.addr4)
+
+
+def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: Guard) -> None:
+    """Where an exception goes while its container stays, just that endpoint's flows are looked through."""
+    guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
+    guard.replace([NETWORK], [guest, other])
+    table.cut.clear()
+    guard.replace([NETWORK], [dataclasses.replace(guest, container=dataclasses.replace(WEB, allow=())), other])
+    assert table.cut == [[f"endpoint {guest.id}"]]
+
+
+def test_a_network_that_goes_takes_everything_along(table: Table, guard: Guard) -> None:
+    """Nothing of a removed network stays in the table."""
+    network = dataclasses.replace(NETWORK, mode6="routed")
+    guard.replace([network], [endpoint("e", 2, WEB)])
+    assert Element("routed", (10, NETWORK.bridge)) in table.elements()
+    guard.network_gone(NETWORK.id)
+    assert table.elements() == set()
+
+
+@pytest.mark.parametrize(
+    ("mode", "marked"), [("nat", False), ("isolated", False), ("routed", True), ("nat-unprotected", True), ("", False)]
+)
+def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
+    table: Table, guard: Guard, mode: str, marked: bool
+) -> None:
+    """The mark goes to networks whose own addresses are meant to be reached, per family."""
+    guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [])
+    assert (Element("routed", (10, NETWORK.bridge)) in table.elements()) is marked
+    assert Element("routed", (2, NETWORK.bridge)) not in table.elements()
+    guard.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [])
+    assert not table.elements()
+
+
+class Churn(RuleBasedStateMachine):
+    """Containers come and go, in events and lists that may be old, and addresses change hands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(conntrack, "cut_addresses", lambda _: None)
+        self.table = Table()
+        self.guard = Guard(self.table, (), False)  # type: ignore[arg-type]
+        self.guard.replace([NETWORK], [])
+        self.on: dict[int, Endpoint] = {}  # host number → who has the address, as Docker has it
+        self.told: set[str] = set()  # endpoints that Docker has told of
+        self.serial = 0
+        self.old: list[Endpoint] = []
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(host=st.integers(2, 4), who=st.sampled_from([1001, 1002, 1003]))
+    def connect(self, host: int, who: int) -> None:
+        if host in self.on or any(e.container.allow[0].first == who for e in self.on.values() if e.container):
+            return
+        self.serial += 1
+        guest = endpoint(f"{self.serial:x}x", host, container(f"c{who}", who))
+        self.on[host] = guest
+        assert guest.container
+        self.guard.returns(NETWORK.id, guest.container.id)
+        self.guard.put(NETWORK, [guest], listed=False)
+
+    @rule(host=st.integers(2, 4))
+    def disconnect(self, host: int) -> None:
+        if gone := self.on.pop(host, None):
+            assert gone.container
+            self.old.append(gone)
+            self.guard.leaves(NETWORK.id, gone.container.id)
+
+    @rule(listed=st.booleans())
+    def look(self, listed: bool) -> None:
+        found = list(self.on.values()) if listed else []
+        self.guard.replace([NETWORK], found)
+        if not listed:  # the list does not have who is starting; who was listed is gone by it
+            self.guard.put(NETWORK, self.on.values(), listed=True)
+
+    @rule()
+    def old_list(self) -> None:
+        gone = [e for e in self.old if e.container and all(e.container.id != o.container.id for o in self.on.values() if o.container)]  # noqa: E501
+        self.guard.put(NETWORK, gone, listed=True)
+
+    @rule()
+    def doubt(self) -> None:
+        self.guard.doubt()
+
+    @invariant()
+    def no_exception_is_anothers(self) -> None:
+        for host in (2, 3, 4):
+            address = IPv4Address(f"172.18.0.{host}")
+            mine = self.on.get(host)
+            right = {rule.first for rule in mine.container.allow} if mine and mine.container else set()
+            assert self.table.opens(address) <= right
+
+
+TestChurn = Churn.TestCase
+TestChurn.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, derandomize=True)

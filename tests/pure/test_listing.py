@@ -1,0 +1,137 @@
+"""What Docker's API lists, as engines of every age list it; what is odd is an error that names it, never a guess."""
+
+from __future__ import annotations
+
+import copy
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from plugin import listing
+from plugin.model import Container, Published, Rule
+from tests.pure.strategies import examples, json_values
+
+WEB = Container("c" * 64, "web")
+#: GET /networks of Docker 28.5.2, of a network made with --ipv6 -o …gateway_mode_ipv6=routed -o fw.allow=9100
+NETWORK: dict[str, Any] = {
+    "Name": "front", "Id": "1a2b3c4d5e6f" + "0" * 52, "Created": "2026-01-01T00:00:00Z", "Scope": "local",
+    "Driver": "bridge", "EnableIPv4": True, "EnableIPv6": True,
+    "IPAM": {"Driver": "default", "Options": {}, "Config": [
+        {"Subnet": "172.18.0.0/16", "Gateway": "172.18.0.1"}, {"Subnet": "2001:db8:1::/64", "Gateway": "2001:db8:1::1"},
+    ]},
+    "Internal": False, "Attachable": False, "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False,
+    "Containers": {},
+    "Options": {"com.docker.network.bridge.gateway_mode_ipv6": "routed", "fw.allow": "9100"},
+    "Labels": {},
+}  # fmt: skip
+#: GET /containers/json
+RUNNING: dict[str, Any] = {
+    "Id": "c" * 64, "Names": ["/web"], "ImageID": "sha256:1", "Labels": {}, "State": "running",
+    "Ports": [
+        {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"},
+        {"IP": "::", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"},
+        {"PrivatePort": 443, "Type": "tcp"},
+    ],
+    "HostConfig": {"NetworkMode": "front"},
+    "NetworkSettings": {"Networks": {
+        "front": {"NetworkID": NETWORK["Id"], "EndpointID": "e" * 64, "IPAddress": "172.18.0.2",
+                  "GlobalIPv6Address": "2001:db8:1::2"},
+        "six": {"NetworkID": "6" * 64, "EndpointID": "f" * 64, "IPAddress": "", "GlobalIPv6Address": "2001:db8:2::2"},
+        "down": {"NetworkID": "7" * 64, "EndpointID": "", "IPAddress": "", "GlobalIPv6Address": ""},
+    }},
+}  # fmt: skip
+
+
+def test_a_network_is_read_as_docker_lists_it() -> None:
+    """Its bridge by Docker's rule, subnets, gateway modes, and what its options open."""
+    found = listing.network(NETWORK)
+    assert found
+    assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
+    assert found.subnets == (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
+    assert found.allow == (Rule("tcp", 9100, 9100),)
+
+
+def test_a_bridge_of_the_users_own_name() -> None:
+    """The name in the options is the bridge's, as on the default network and docker_gwbridge."""
+    options = {"com.docker.network.bridge.name": "docker0"}
+    found = listing.network({**NETWORK, "Options": options})
+    assert found
+    assert found.bridge == "docker0"
+
+
+@pytest.mark.parametrize("driver", ["host", "null", "overlay", "macvlan", "fw:latest", ""])
+def test_networks_of_other_drivers_are_not_dockers_bridges(driver: str) -> None:
+    """Only what Docker's bridge driver made is guarded as such."""
+    assert listing.network({**NETWORK, "Driver": driver}) is None
+
+
+def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
+    """It opens nothing, and is told with where it stands."""
+    found = listing.network({**NETWORK, "Options": {"fw.allow": "808O"}})
+    assert found
+    assert found.allow == ()
+    assert str(found.problems[0]).startswith('network option fw.allow="808O": ')
+
+
+def test_a_running_container_has_its_places_and_ports() -> None:
+    """Each network with its addresses of either family; one that it is not on just now is none."""
+    front, six = listing.endpoints(RUNNING, WEB)
+    assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
+    assert (front.addr4, front.addr6) == (IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
+    assert (six.addr4, six.addr6) == (None, IPv6Address("2001:db8:2::2"))
+    assert front.container == WEB
+    assert front.joined
+    assert front.published == (
+        Published("tcp", IPv4Address("0.0.0.0"), 8080, 80), Published("tcp", IPv6Address("::"), 8080, 80),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["ep-" + "e" * 64, "c" * 64])
+def test_a_container_that_is_being_connected(key: str) -> None:
+    """Before Docker has told the sandbox its entry has the endpoint's ID and the container's name, then its ID."""
+    entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
+    other = {"Name": "db", "EndpointID": "d" * 64, "IPv4Address": "172.18.0.9/16", "IPv6Address": ""}
+    found = listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}, WEB)
+    assert found
+    assert (found.id, found.addr4, found.addr6) == ("e" * 64, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
+    assert listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB) is None
+
+
+def test_a_name_alone_is_nobody() -> None:
+    """Another container's entry under its own ID is not ours because it once had our name."""
+    entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": ""}
+    assert listing.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB) is None
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, item in inner for found in _paths(item, (*path, key)))]
+
+
+def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    changed = copy.deepcopy(value)
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = new
+    return changed
+
+
+@given(json_values)
+@examples(25)
+def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
+    """Whatever stands in whatever place of Docker's answers: read, or an error; what is open was in the right place."""
+    for path in _paths(NETWORK)[1:]:
+        try:
+            found = listing.network(_with(NETWORK, path, new))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        assert found is None or path[0] == "Options" or found.allow == (Rule("tcp", 9100, 9100),)
+    for path in _paths(RUNNING)[1:]:
+        try:
+            places = list(listing.endpoints(_with(RUNNING, path, new), WEB))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        assert all(place.container == WEB for place in places)
