@@ -18,7 +18,8 @@ from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent, Event, Look
 from plugin.guard import Guard
 from plugin.links import lives
-from plugin.model import Container, Endpoint, Guarded
+from plugin.listeners import Listeners
+from plugin.model import Container, Endpoint, Guarded, Published
 from plugin.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,15 @@ class Follower:
     """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint of the driver's."""
 
     def __init__(
-        self, api: Api, reconciler: Reconciler, guard: Guard, bridges: Bridges, note: Callable[[], None],
+        self, api: Api, reconciler: Reconciler, guard: Guard, bridges: Bridges, listeners: Listeners,
+        note: Callable[[], None],
         forget: Callable[[Endpoint], None] = lambda _: None,
     ) -> None:
         self._api = api
         self._state = reconciler
         self._guard = guard
         self._bridges = bridges
+        self._listeners = listeners
         self._note = note
         self._forget = forget
         self._stop = threading.Event()
@@ -53,6 +56,9 @@ class Follower:
         self._all = False
         self._places: dict[tuple[str, str], None] = {}
         self._started: dict[str, None] = {}
+        #: Containers that are starting: what is published for them is not known yet.
+        self._starting: set[str] = set()
+        self._suspecting = threading.Lock()
         self._missing: dict[str, float] = {}
         #: Docker tells what happens. While it does not, nobody says who goes.
         self.listening = False
@@ -94,11 +100,13 @@ class Follower:
                 self.wake()
             case "network connect" if event.kind in ("bridge", ""):
                 self._guard.returns(event.id, event.container)
+                self._begins(event.container)
                 self._want(place=(event.id, event.container))
             case "network disconnect":
                 self._guard.leaves(event.id, event.container)
             case "container die":
                 self._guard.leaves("", event.id)
+                self._settled({event.id})
             case "container destroy":
                 self._guard.forget(event.id)
             case "container start":
@@ -110,8 +118,32 @@ class Follower:
                 self.wake()
             case "network destroy":
                 self._guard.network_gone(event.id)
-            case "container rename" | "network connect":
+            case "container rename":
                 self.wake()
+            case "network connect":
+                # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
+                self.wake() if event.kind == "overlay" else self._want()
+
+    def _begins(self, container_id: str) -> None:
+        with self._suspecting:
+            self._starting.add(container_id)
+            self._guard.suspect(self.fresh())
+
+    def _settled(self, containers: set[str]) -> None:
+        """What these containers publish is known, or they have gone."""
+        with self._suspecting:
+            if self._starting:
+                self._starting -= containers
+                if not self._starting:
+                    self._guard.suspect(())
+
+    def fresh(self) -> set[Published]:
+        """Ports that somebody began to listen on just now. To be called about every second."""
+        try:
+            return self._listeners.fresh()
+        except OSError as error:
+            log.error("could not see who listens on the host's ports: %s", error)
+            return set()
 
     def _want(self, place: tuple[str, str] | None = None, started: str = "") -> None:
         with self._wanted:
@@ -159,8 +191,11 @@ class Follower:
         for network_id, container_id in places:
             if found := self._api.guest(network_id, container_id):
                 self._guard.put(found[0], [found[1]], listed=False)
+                started = {**started, container_id: None}  # it may run already: Docker connects late ones too
         for container_id in started:
-            self._guard.put(None, self._api.running(container_id), listed=True)
+            if running := self._api.running(container_id):
+                self._guard.put(None, running, listed=True)
+                self._settled({container_id})
 
     def _look(self) -> None:
         asked = self._bridges.now()
@@ -170,6 +205,7 @@ class Follower:
         self._note()
         self._guard.cut_closed()
         self.apart = look.apart
+        self._settled({e.container.id for e in look.endpoints if e.container})
         self.learn(look.containers)
         self.bury(look.containers)
         self._state.remember_foreign(self._bridges.foreign())

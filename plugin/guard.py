@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from plugin import conntrack
-from plugin.model import Address, Endpoint, Guarded, Rule
-from plugin.policy import reachable
+from plugin.model import Address, Endpoint, Guarded, Published, Rule
+from plugin.policy import closed_ports, reachable
 from plugin.reconcile import Noted, Owner, Reconciler
-from plugin.ruleset import guarded_elements, guest_elements
+from plugin.ruleset import guarded_elements, guest_elements, proxied_element
 
+#: Under this name stand the closed published ports of the last run, until Docker has listed today's.
+KEPT: Owner = "kept"
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +56,7 @@ class Guard:
         #: (network, container) that Docker said has gone; what a list that is older says of it does not count.
         self._gone: set[tuple[str, str]] = set()
         self._noted: dict[Owner, Noted] = {}
+        self._complete = False
 
     @property
     def networks(self) -> Mapping[str, Guarded]:
@@ -105,6 +108,11 @@ class Guard:
                 self._guests.update(changed)
                 self._apply()
 
+    def suspect(self, ports: Iterable[Published]) -> None:
+        """These ports of the host may be published by a container that is starting: closed until Docker lists it."""
+        elements = frozenset(map(proxied_element, ports))
+        self._state.note({"suspects": Noted(elements) if elements else None})
+
     def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool) -> None:
         """These endpoints are there."""
         with self._lock:
@@ -129,7 +137,9 @@ class Guard:
                 if endpoint.network_id in self._networks and not self._left(endpoint):
                     self._put(endpoint, listed=True)
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
+            self._complete = True
             self._apply()
+            self._state.note({KEPT: None})
             self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
 
     def _left(self, endpoint: Endpoint) -> bool:
@@ -172,6 +182,12 @@ class Guard:
             self._noted = wanted
             if less:
                 self._later(partial(self._state.cut_closed, less))
+            if self._complete:
+                self._state.remember_proxied(frozenset(port for g in self._guests.values() for port in self._closed(g)))
+
+    def _closed(self, guest: Guest) -> Iterable[Published]:
+        network, endpoint = self._networks[guest.endpoint.network_id], guest.endpoint
+        return closed_ports(network, endpoint, self._everywhere, self._published)
 
     def _of(self, guest: Guest) -> Noted:
         endpoint = guest.endpoint if guest.sure else dataclasses.replace(guest.endpoint, container=None)

@@ -18,16 +18,18 @@ from plugin.dockerapi import DockerApi
 from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
 from plugin.follow import Follower
-from plugin.guard import Guard
+from plugin.guard import KEPT, Guard
 from plugin.hostsocket import raise_fd_limit
 from plugin.links import Links, host_side, lives
+from plugin.listeners import Listeners
 from plugin.model import Address, Endpoint, FwError, Published
 from plugin.neighbours import Neighbours
 from plugin.nft import Nft
 from plugin.policy import accepted
 from plugin.ports import HostPorts
-from plugin.reconcile import Reconciler
+from plugin.reconcile import Noted, Reconciler
 from plugin.relay import Relay
+from plugin.ruleset import proxied_element
 from plugin.settings import Settings
 from plugin.single import claim
 from plugin.store import State, Store
@@ -58,7 +60,8 @@ class Plugin:
         state = self._survivors(store.load())
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
-        self._state.start(state, {"links": self._bridges.noted()})
+        kept = Noted(frozenset(map(proxied_element, state.proxied)))
+        self._state.start(state, {"links": self._bridges.noted(), KEPT: kept})
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -71,7 +74,8 @@ class Plugin:
         later = Later()
         self._guard = Guard(self._state, settings.allow, settings.published, later)
         self._follower = Follower(
-            api, self._state, self._guard, self._bridges, note=lambda: self._watcher.note(), forget=self._driver.forget  # noqa: PLW0108
+            api, self._state, self._guard, self._bridges, Listeners(),
+            note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
         )  # fmt: skip
         self._watcher = Watcher(
             self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later
@@ -105,7 +109,7 @@ class Plugin:
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         if state.boot != boot:
-            return State(state.networks, {}, boot, foreign=state.foreign)
+            return State(state.networks, {}, boot, foreign=state.foreign, proxied=state.proxied)
         alive = {e.id: e for e in state.endpoints.values() if not e.joined or lives(e.id)}
         # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
         self._orphaned = [

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from plugin.model import Address, Endpoint, Guarded, Network, Proto, Rule
+from plugin.model import Address, Endpoint, Guarded, Network, Proto, Published, Rule
 
 #: The floor that needs no configuration: ssh, http (Let's Encrypt's verification), https.
 BASE: tuple[Rule, ...] = (Rule("tcp", 22, 22), Rule("tcp", 80, 80), Rule("tcp", 443, 443))
@@ -60,6 +60,16 @@ def reachable(
         return rules
     ports = (p for p in endpoint.published if not p.host_ip.is_loopback)
     return (*rules, *(Rule(p.proto, p.container_port, p.container_port) for p in ports))
+
+
+def closed_ports(
+    network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool
+) -> tuple[Published, ...]:
+    """Of the endpoint's published ports those that nobody from outside may reach; who is on the host always may."""
+    rules = reachable(network, endpoint, everywhere, published)
+    return tuple(
+        p for p in endpoint.published if not p.host_ip.is_loopback and not opens(rules, p.proto, p.container_port)
+    )
 
 
 def opens(rules: tuple[Rule, ...], proto: Proto, port: int) -> bool:

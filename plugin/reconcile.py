@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from plugin import conntrack
-from plugin.model import Address, Endpoint, FwError, Network, Rule
+from plugin.model import Address, Endpoint, FwError, Network, Published, Rule
 from plugin.nft import Nft, NftError
 from plugin.policy import reachable
 from plugin.ruleset import Change, Element, endpoint_elements, network_elements
@@ -128,6 +128,11 @@ class Reconciler:
         """Keeps the names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
         if bridges != self._state.foreign:
             self._commit(lambda s: dataclasses.replace(s, foreign=bridges), [])
+
+    def remember_proxied(self, ports: frozenset[Published]) -> None:
+        """Keeps which published ports are closed: docker-proxy listens on them at the next boot before Docker tells."""
+        if ports != self._state.proxied:
+            self._commit(lambda s: dataclasses.replace(s, proxied=ports), [])
 
     def note(self, noted: Mapping[Owner, Noted | None]) -> None:
         """Changes what is noted under these names (None: nothing any more), in one transaction. Raises NftError."""

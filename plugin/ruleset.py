@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from plugin.model import PROTO_NUMBER, Address, Endpoint, Guarded, Network, Published, Rule
-from plugin.policy import accepted, in_order, opens
+from plugin.policy import accepted, closed_ports, in_order
 
 TABLE = "fw"
 #: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
@@ -128,18 +128,14 @@ def guest_elements(
 ) -> frozenset[Element]:
     """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve."""
     elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
-    rules = accepted(network, endpoint, everywhere)
-    for port in endpoint.published:
-        if port.host_ip.is_loopback or opens(rules, port.proto, port.container_port):
-            continue
-        if published and in_order(network, endpoint):
-            continue
-        elements.add(_proxied(port))
+    for port in closed_ports(network, endpoint, everywhere, published):
+        elements.add(proxied_element(port))
         elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
     return frozenset(elements)
 
 
-def _proxied(port: Published) -> Element:
+def proxied_element(port: Published) -> Element:
+    """What closes a port of the host on which docker-proxy listens."""
     key: tuple[Value, ...] = (PROTO_NUMBER[port.proto], port.host_port)
     version = port.host_ip.version
     if port.host_ip.is_unspecified:

@@ -150,6 +150,7 @@ class Watcher:
             while not self._stop.is_set():
                 for told in changes.read():
                     self._link(told, links)
+                self._follower.fresh()
                 # A default route may have come by a bridge that nobody knows yet.
                 if self._bridges.waiting():
                     self.note()

@@ -77,18 +77,25 @@ class Fw:
         self.wan = engine.host.wan
 
     @classmethod
-    def install(cls, engine: Engine) -> Fw:
+    def install(cls, engine: Engine, *settings: str) -> Fw:
         engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
+        if settings:
+            engine.docker("plugin", "set", PLUGIN, *settings)
         engine.docker("plugin", "enable", PLUGIN)
         return cls(engine)
 
     @contextmanager
-    def network(self, *options: str, v4: bool = True, v6: bool = True) -> Iterator[Net]:
-        """A network with subnets of its own; it and the containers on it are gone afterwards."""
+    def network(
+        self, *options: str, v4: bool = True, v6: bool = True, driver: str | None = None
+    ) -> Iterator[Net]:
+        """A network with subnets of its own; it and the containers on it are gone afterwards.
+
+        Of docker-fw's driver, or of Docker's own with `driver="bridge"`.
+        """
         number = next(_numbers)
         net = Net(f"net{number}", f"10.88.{number}.0/24" if v4 else "", f"2001:db8:88:{number}::/64" if v6 else "")
         arguments = [*(("--subnet", net.v4) if v4 else ()), *(("--ipv6", "--subnet", net.v6) if v6 else ())]
-        self.engine.docker("network", "create", "-d", self.driver, *arguments, *options, net.name)
+        self.engine.docker("network", "create", "-d", driver or self.driver, *arguments, *options, net.name)
         try:
             yield net
         finally:

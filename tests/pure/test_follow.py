@@ -16,6 +16,7 @@ from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent, Event, Look
 from plugin.follow import Follower
 from plugin.hostlinks import Link
+from plugin.listeners import Listeners
 from plugin.model import Container, Endpoint, Guarded, Problem, Rule
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
@@ -85,6 +86,7 @@ class World:
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
             "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",
+            "suspect",
         ):  # fmt: skip
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
@@ -105,7 +107,7 @@ def bridges() -> Bridges:
 
 @pytest.fixture
 def follower(world: World, bridges: Bridges) -> Iterator[Follower]:
-    made = Follower(world, world, world, bridges, world.note, world.undo)  # type: ignore[arg-type]
+    made = Follower(world, world, world, bridges, Listeners(set), world.note, world.undo)  # type: ignore[arg-type]
     threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop)]
     for thread in threads:
         thread.start()

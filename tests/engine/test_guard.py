@@ -1,0 +1,202 @@
+"""Networks that people already have: Docker's own bridges behind the same policy, on every engine, at every moment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab import Engine
+from tests.product import NEWEST, Fw, Net, until
+
+CLOSED = (5432, 8081)
+FORWARDING = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1}
+_host_ports = itertools.count(21000)
+
+
+def publish(*ports: int | str) -> tuple[list[str], dict[str, int]]:
+    """Options that publish container ports (`5432`, `53/udp`) on host ports of their own, and which those are."""
+    chosen = {str(port): next(_host_ports) for port in ports}
+    return [word for port, on in chosen.items() for word in ("-p", f"{on}:{port}")], chosen
+
+
+def hosts(fw: Fw) -> tuple[str, str]:
+    return fw.host.v4, fw.host.v6
+
+
+def seen(fw: Fw, *targets: tuple[str, str, int]) -> set[tuple[str, str, int]]:
+    """Of these, what an outsider reaches."""
+    return {target for target, verdict in fw.wan.probe(list(targets)).items() if verdict == "open"}  # type: ignore[misc]
+
+
+@contextmanager
+def dockers(fw: Fw, *options: str, v4: bool = True, v6: bool = True) -> Iterator[Net]:
+    with fw.network(*options, v4=v4, v6=v6, driver="bridge") as net:
+        yield net
+
+
+# --- the matrix ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["bridge", "v4", "dual", "named"])
+def test_published_ports_obey_on_dockers_own_networks(each: Fw, where: str) -> None:
+    """Without a line of configuration, on docker0, `br-…` and bridges of any name, by the host's IPv4 and IPv6:
+
+    a published port answers if the container's is 22, 80, 443 or one that its label opens, and else never; by
+    docker-proxy no more than by DNAT. The host itself reaches all of them, and directly all ports.
+    """
+    options, ports = publish(80, 5432, 8080, "53/udp", "5353/udp")
+    with dockers(
+        each, *(("-o", "com.docker.network.bridge.name=front1") if where == "named" else ()), v6=where in ("dual", "named")
+    ) as net:  # fmt: skip
+        name = "bridge" if where == "bridge" else net.name
+        plain = each.run(name, *options)
+        labels, opened = publish(80, 5432, 8080, "53/udp", "5353/udp")
+        label = each.run(name, *labels, "--label", "fw.allow=8080, 53/udp")
+        try:
+            with (
+                each.engine.serve(plain, tcp=[80, 5432, 8080], udp=[53, 5353]),
+                each.engine.serve(label, tcp=[80, 5432, 8080], udp=[53, 5353]),
+            ):
+                tried = {
+                    (host, container, port): ("udp" if port.endswith("/udp") else "tcp", host, on)
+                    for host in hosts(each)
+                    for container, chosen in ((plain, ports), (label, opened))
+                    for port, on in chosen.items()
+                }
+                right = {
+                    target
+                    for (_, container, port), target in tried.items()
+                    if port == "80" or (container == label and port in ("8080", "53/udp"))
+                }
+                until(lambda: seen(each, *tried.values()) == right, "what answers is what should", 5)
+                assert seen(each, *tried.values()) == right
+                assert set(each.host.probe(list(tried.values())).values()) == {"open"}
+                for address in filter(None, each.engine.address(plain, name)):
+                    assert each.host.probe.tcp(address, 5432) == "open"
+        finally:
+            each.remove(plain, label)
+
+
+def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
+    """A host that routes to its containers, Docker's drop or not: closed ports of a container's address never answer.
+
+    Where Docker does not drop by itself (IPv6 before 27), the base and labels are open.
+    """
+    each.host.netns.sysctl(FORWARDING)
+    with dockers(each) as net:
+        app = each.run(net, "--label", "fw.allow=8080")
+        with each.engine.serve(app, tcp=[22, 80, 443, 8080, *CLOSED], udp=[53]):
+            v4, v6 = each.addresses(app, net)
+            tried = [("tcp", a, p) for a in (v4, v6) for p in (22, 80, 443, 8080, *CLOSED)]
+            tried += [("udp", a, 53) for a in (v4, v6)]
+            right = set() if each.engine.version == "28.5.2" else {("tcp", v6, p) for p in (22, 80, 443, 8080)}
+            until(lambda: {t for t in seen(each, *tried) if t[1] == v6} == right, "what answers is what should", 5)
+            assert not {t for t in seen(each, *tried) if t[2] in CLOSED or t[0] == "udp"}
+
+
+@pytest.mark.parametrize("mode", ["routed", "nat-unprotected"])
+def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str) -> None:
+    """Gateway modes that reach the container itself (Docker ≥ 27): base and labels are open, Docker's drop
+    notwithstanding, and nothing else, published or not, whatever Docker would let through."""
+    options = [f"com.docker.network.bridge.gateway_mode_ipv{n}={mode}" for n in (4, 6)]
+    with dockers(fw, *(word for option in options for word in ("-o", option))) as net:
+        app = fw.run(net, "--label", "fw.allow=8080", "-p", "5432")
+        with fw.engine.serve(app, tcp=[22, 80, 443, 8080, *CLOSED], udp=[53]):
+            addresses = fw.addresses(app, net)
+            right = {("tcp", a, p) for a in addresses for p in (22, 80, 443, 8080)}
+            tried = [*right, *(("tcp", a, p) for a in addresses for p in CLOSED), *(("udp", a, 53) for a in addresses)]
+            until(lambda: seen(fw, *tried) == right, "what answers is what should", 5)
+            assert {v for t, v in fw.wan.probe(tried).items() if t not in right} == {"silent"}
+
+
+def test_one_network_of_dockers_from_another(each: Fw) -> None:
+    """Containers of one network talk freely; from another one nobody reaches a closed port, not by the host either."""
+    options, ports = publish(5432)
+    with dockers(each) as net, dockers(each) as other:
+        app, mate, stranger = each.run(net, *options), each.run(net), each.run(other)
+        with each.engine.serve(app, tcp=[80, 5432]):
+            direct = [("tcp", address, 5432) for address in each.addresses(app, net)]
+            by_host = [("tcp", host, ports["5432"]) for host in hosts(each)]
+            until(lambda: set(each.engine.netns(mate).probe([*direct, *by_host[:1]]).values()) == {"open"}, "freely", 5)
+            assert "open" not in each.engine.netns(stranger).probe([*direct, *by_host]).values()
+
+
+def test_the_setting_honours_published_ports(fw: Fw) -> None:
+    """FW_PUBLISHED=allow: `-p` alone opens, by DNAT and by docker-proxy; what is not published stays closed."""
+    with Engine(NEWEST) as engine:
+        theirs = Fw.install(engine, "FW_PUBLISHED=allow")
+        options, ports = publish(5432)
+        app = theirs.run("bridge", *options)
+        with engine.serve(app, tcp=[5432, 80, 8081]):
+            targets = [("tcp", host, ports["5432"]) for host in hosts(theirs)]
+            until(lambda: seen(theirs, *targets) == set(targets), "-p opens", 5)
+            v4, _ = engine.address(app)
+            assert not seen(theirs, ("tcp", v4, 8081), ("tcp", v4, 5432))
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_labels_start_and_are_told(each: Fw) -> None:
+    """Where Docker's own driver starts a container nothing can be refused: a wrong fw.allow leaves the base, another
+    mistake ICMP only; `fwctl status` quotes it."""
+    options, ports = publish(80, 8080)
+    more, theirs = publish(80)
+    app = each.run("bridge", *options, "--label", "fw.allow=8080, 808O")
+    typo = each.run("bridge", *more, "--label", "fw.dney=80")
+    try:
+        with each.engine.serve(app, tcp=[80, 8080]), each.engine.serve(typo, tcp=[80]):
+            base = {("tcp", host, ports["80"]) for host in hosts(each)}
+            others = [("tcp", h, p) for h in hosts(each) for p in (ports["8080"], theirs["80"])]
+            until(lambda: seen(each, *base, *others) == base, "the base, and nothing else", 5)
+        said = each.fwctl("status")
+        assert 'label fw.allow="8080, 808O": "808O" is not a port' in said
+        assert 'label fw.dney="80": is not a key of docker-fw' in said
+    finally:
+        each.remove(app, typo)
+
+
+# --- who it is not for --------------------------------------------------------------------------------------------
+
+
+def test_other_bridges_of_the_host_keep_working(fw: Fw) -> None:
+    """A virtual machine's or LAN's bridge that comes while docker-fw runs is left alone within seconds, and at once
+    after docker-fw starts again; what `br-*` would catch as well."""
+    host = fw.host
+    names = ("virbr7", "br-lan")
+    for number, name in enumerate(names):
+        machine = f"{host.name}m{number}"
+        host.netns.ip(
+            f"link add {name} type bridge", f"addr add 10.60.{number}.1/24 dev {name}", f"link set {name} up",
+            f"link add vm{number} type veth peer name in{number}", f"link set vm{number} master {name} up",
+        )  # fmt: skip
+        host.run(["unshare", "--net", "sh", "-c", f"mkdir -p /run/netns; touch /run/netns/{machine}; "
+                  f"mount --bind /proc/self/ns/net /run/netns/{machine}"])  # fmt: skip
+        host.run(["sh", "-c", f"ip link set in{number} netns {machine}; ip netns exec {machine} sh -c '"
+                  f"ip addr add 10.60.{number}.2/24 dev in{number}; ip link set in{number} up; "
+                  f"ip route add default via 10.60.{number}.1'"])  # fmt: skip
+    try:
+        targets = [("ping", f"10.60.{n}.2") for n in range(len(names))]
+        servers = [
+            host.popen(["ip", "netns", "exec", f"{host.name}m{n}", "busybox", "nc", "-lk", "-p", "9999", "-e", "cat"])
+            for n in range(len(names))
+        ]
+        targets = [("tcp", f"10.60.{n}.2", 9999) for n in range(len(names))]
+        host.run(["sh", "-c", "iptables -I FORWARD -d 10.60.0.0/16 -j ACCEPT; iptables -I FORWARD -s 10.60.0.0/16 -j ACCEPT"])  # noqa: E501
+        until(lambda: seen(fw, *targets) == set(targets), "the machines are reached", 15)
+        with fw.wan.probe.hammer(*targets, every=0.02, timeout=2) as hammer:
+            fw.engine.docker("plugin", "disable", "-f", fw.driver)
+            fw.engine.docker("plugin", "enable", fw.driver)
+        assert len(hammer.result.shots) > 20
+        assert not hammer.result.failed
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+        for number, name in enumerate(names):
+            host.netns.ip(f"link del {name}")
+            host.run(["ip", "netns", "del", f"{host.name}m{number}"], check=False)
+        host.run(["sh", "-c", "iptables -D FORWARD -d 10.60.0.0/16 -j ACCEPT; iptables -D FORWARD -s 10.60.0.0/16 -j ACCEPT"])  # noqa: E501
