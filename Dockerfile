@@ -23,7 +23,7 @@ FROM debian:trixie-slim
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-nftables iptables \
  && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /var/log/* /usr/share/doc/* /usr/share/man/* /usr/share/locale/* \
- && mkdir -p /run/docker/plugins /var/lib/docker-fw /host/run /host/proc/sys/net
+ && mkdir -p /run/docker/plugins /var/lib/docker-fw /host/run /host/cgroup /host/proc/sys/net
 COPY --from=build /opt/docker-fw /opt/docker-fw
 # MALLOC_ARENA_MAX: glibc otherwise keeps a heap for each thread, for megabytes that nobody uses.
 ENV MALLOC_ARENA_MAX=2 \

@@ -51,8 +51,11 @@ class Bridges:
         with self._lock:
             now = self.now()
             there = {link.index: link for link in links if link.bridge and not link.ours}
+            # A remembered one has been foreign for long, as far as Docker does not claim it now.
+            old = self._remembered if self._told is None else frozenset()
             self._seen = {
-                index: (link, self._seen[index][1] if index in self._seen else now) for index, link in there.items()
+                index: (link, self._seen[index][1] if index in self._seen else now - OLD * (link.name in old))
+                for index, link in there.items()
             }
             self._foreign &= self._seen.keys()
 

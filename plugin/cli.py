@@ -9,9 +9,11 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
-from plugin import __version__
+from plugin import __version__, show
+from plugin.model import FwError
 
 #: Where Docker finds plugins: a managed one in a directory of its own, a sidecar's beside them. Inside the plugin's
 #: own container the host's /run stands under /host.
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("serve", help="run the network driver on its socket (settings: FW_… in the environment)")
     for name, text in (
         ("status", "networks, containers, addresses, and what each accepts"),
-        ("ports", "published ports, which `docker ps` cannot show for a network driver"),
+        ("ports", "published ports (`docker ps` cannot show a network driver's), and which of them are closed"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--socket", help=f"the plugin's socket (default: the first of {', '.join(SOCKETS)})")
@@ -38,19 +40,38 @@ def main(arguments: list[str] | None = None) -> int:
         "cleanup",
         help="remove every rule, mark and link of docker-fw from this host; run it when the plugin is gone",
     )
+    commands.add_parser(
+        "dry-run",
+        help="what installing docker-fw would close on this host, before anything is closed",
+        description="Lists every container on Docker's own networks with what would close, and the connections that "
+        "stand now and would be cut. Changes nothing.",
+    )
+    command = commands.add_parser(
+        "boot",
+        help="for the sidecar: a systemd unit that closes every bridge before Docker starts a container",
+        description="install writes /etc/docker-fw/boot.nft and docker-fw-boot.service below ROOT and enables it; "
+        "remove takes them away. What stands in the kernel now is not touched.",
+    )
+    command.add_argument("what", choices=("install", "remove"))
+    command.add_argument("--root", default="/host", help="where the host's / is (default: /host, as by -v /:/host)")
     options = parser.parse_args(arguments)
     if options.command == "serve":
         serve()
     if options.command == "cleanup":
         return cleanup()
+    if options.command == "dry-run":
+        return dry_run()
+    if options.command == "boot":
+        return before_docker(options.what, Path(options.root))
     try:
         told = ask(options.socket or find_socket(), "/status")
     except (OSError, ValueError) as error:
         print(f"fwctl: {error}", file=sys.stderr)
         return 1
-    show = ports if options.command == "ports" else status
-    rows = _published(told) if options.command == "ports" else told
-    print(json.dumps(rows, indent=1) if options.json else show(told))
+    if options.command == "ports":
+        print(json.dumps(show.published(told), indent=1) if options.json else show.ports(told))
+    else:
+        print(json.dumps(told, indent=1) if options.json else show.status(told))
     return 0
 
 
@@ -90,49 +111,56 @@ def ask(path: str, url: str) -> dict[str, Any]:
     return told
 
 
-def status(told: dict[str, Any]) -> str:
-    lines = []
-    for network in told["networks"]:
-        note = "  (internal: nobody from outside)" if network["internal"] else ""
-        lines.append(f"{network['bridge']}  {' '.join(network['subnets'])}{note}")
-        for endpoint in network["endpoints"]:
-            name = endpoint["container"] or f"endpoint {endpoint['id'][:12]}"
-            accepts = ", ".join(endpoint["accepts"]) or "ICMP only"
-            why = "" if endpoint["known"] else "  (its labels are not known yet)"
-            lines.append(f"  {name}  {' '.join(endpoint['addresses'])}  {accepts}{why}")
-            lines += [f"    {problem}" for problem in endpoint["problems"]]
-    return "\n".join(lines) or "no network of docker-fw; make one: docker network create -d fw:latest --ipv6 NAME"
+def dry_run() -> int:
+    """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
+    from plugin import conntrack  # noqa: PLC0415
+    from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
+    from plugin.settings import read  # noqa: PLC0415
+    from plugin.status import answers, guarded_networks  # noqa: PLC0415
+
+    try:
+        settings = read(os.environ)
+        api = DockerApi(settings.docker_socket)
+        look = api.look()
+    except (FwError, ApiSilent) as error:
+        print(
+            f"fwctl: {error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH", file=sys.stderr
+        )
+        return 1
+    networks = {network.id: network for network in look.networks}
+    policy = (settings.allow, settings.published)
+    told = guarded_networks(networks, look.endpoints, *policy, api.engine, settings.mark)
+    names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
+    flows = conntrack.closed_flows(answers(networks, look.endpoints, *policy))
+    lines = (f"{flow.source} → {names[flow.address]} {flow.port}/{flow.proto}" for flow in flows)
+    print(show.dry_run(told, dict(look.apart), lines))
+    return 0
 
 
-def ports(told: dict[str, Any]) -> str:
-    rows = []
-    for row in _published(told):
-        port = f"{row['container_port']}/{row['proto']}"
-        closed = "" if row["open"] else f"  (closed to the outside: fw.allow does not open {port})"
-        rows.append(f"{row['container'] or '-':<30} {_host(row['host_ip'])}:{row['host_port']}->{port}{closed}")
-    return "\n".join(rows) or "no published ports"
+def before_docker(what: str, root: Path) -> int:
+    """Installs or removes the unit that closes every bridge before Docker starts."""
+    from plugin import boot  # noqa: PLC0415
+    from plugin.dockerapi import DockerApi  # noqa: PLC0415
+    from plugin.links import Links  # noqa: PLC0415
+    from plugin.settings import read  # noqa: PLC0415
+    from plugin.sysctl import Sysctl  # noqa: PLC0415
 
-
-def _published(told: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"container": endpoint["container"], "open": _opens(endpoint["accepts"], port), **port}
-        for network in told["networks"]
-        for endpoint in network["endpoints"]
-        for port in endpoint["published"]
-    ]
-
-
-def _opens(accepts: list[str], port: dict[str, Any]) -> bool:
-    for rule in accepts:
-        span, _, proto = rule.partition("/")
-        first, _, last = span.partition("-")
-        if proto == port["proto"] and int(first) <= port["container_port"] <= int(last or first):
-            return True
-    return False
-
-
-def _host(ip: str) -> str:
-    return f"[{ip}]" if ":" in ip else ip
+    try:
+        if what == "remove":
+            print(boot.removed(boot.remove(root)))
+            return 0
+        settings = read(os.environ)
+        nft = boot.find_nft(root)
+        uplinks = Links(Sysctl(settings.sysctl)).default_route_links
+        dockers, foreign = boot.bridges(DockerApi(settings.docker_socket), uplinks)
+        text = boot.nft_text(settings.mark, dockers, foreign)
+        boot.check(root, nft, text)
+        changed = boot.install(root, nft, text)
+    except FwError as error:
+        print(f"fwctl: {error}", file=sys.stderr)
+        return 1
+    print(boot.installed(changed, foreign))
+    return 0
 
 
 def cleanup() -> int:

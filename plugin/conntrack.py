@@ -14,10 +14,10 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 
 from plugin import netlink as nl
-from plugin.model import PROTO_NAME, PROTO_NUMBER, Address, Published, Rule
+from plugin.model import PROTO_NAME, PROTO_NUMBER, Address, Answers, Proto, Published
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
@@ -51,14 +51,6 @@ def cut_published(ports: Collection[Published]) -> None:
             _cut(version, marks, partial(_aims_at, wanted=wanted))
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What an address accepts from outside its subnet; within, the neighbours and the host talk freely."""
-
-    subnet: IPv4Network | IPv6Network
-    accepts: Collection[Rule]
-
-
 def cut_closed(guarded: Mapping[Address, Answers]) -> None:
     """Forgets flows that outsiders began to these addresses and that are not accepted there. Never raises.
 
@@ -68,6 +60,39 @@ def cut_closed(guarded: Mapping[Address, Answers]) -> None:
         packed = {address.packed: what for address, what in guarded.items() if address.version == version}
         if packed:
             _cut(version, set(packed), partial(_is_closed, version=version, guarded=packed))
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedFlow:
+    """A flow that `cut_closed` would cut: who began it, and to which address and port."""
+
+    source: Address
+    address: Address
+    proto: Proto | None
+    port: int
+
+
+def closed_flows(guarded: Mapping[Address, Answers]) -> list[ClosedFlow]:
+    """What `cut_closed` would cut. Raises OSError."""
+    found = []
+    for version in (4, 6):
+        packed = {address.packed: what for address, what in guarded.items() if address.version == version}
+        with nl.open_socket() as sock:
+            flows = _flows(sock, _AF[version], set(packed)) if packed else iter(())
+            found += [_closed_flow(flow, version) for flow in flows if _is_closed(flow, version, packed)]
+    return found
+
+
+def _closed_flow(flow: _Flow, version: int) -> ClosedFlow:
+    source, _ = _IP[version]
+    asked = nl.attributes(nl.attributes(flow[_TUPLE_ORIG])[_TUPLE_IP])
+    answer = nl.attributes(flow[_TUPLE_REPLY])
+    told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
+    return ClosedFlow(
+        ip_address(asked[source]), ip_address(nl.attributes(answer[_TUPLE_IP])[source]),
+        PROTO_NAME.get(int.from_bytes(told.get(_PROTO_NUM, b""), "big")),
+        int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big"),
+    )  # fmt: skip
 
 
 def _cut(version: int, marks: set[bytes], chosen: Callable[[_Flow], bool]) -> None:

@@ -5,8 +5,8 @@ While dockerd boots, its socket accepts and answers nobody until every restart-p
 which waits for our hooks. So a hook's look-up is bounded in time, and after one failure no hook asks again until the
 API has answered once.
 
-Calls made (for those behind a socket proxy): GET /version, /events, /networks, /networks/ID, /containers/json,
-/images/ID/json.
+Calls made (for those behind a socket proxy): GET /version, /info (Docker ≥ 29), /events, /networks, /networks/ID,
+/containers/json, /images/ID/json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from docker.errors import DockerException, NotFound
 from requests.exceptions import RequestException
 
 from plugin import labels, listing
+from plugin.effect import Engine
 from plugin.model import Container, Endpoint, Guarded, Problem
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
@@ -48,13 +49,15 @@ class Look:
     """Everything that Docker told at one moment.
 
     `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
-    running containers' places on them; `apart`: containers that no network of their own has, with the reason.
+    running containers' places on them; `apart`: containers that no network of their own has, with the reason;
+    `existing`: the IDs of all containers, stopped ones too.
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
     networks: tuple[Guarded, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     apart: Mapping[str, str] = field(default_factory=dict)
+    existing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class DockerApi:
         self._url = f"unix://{path}"
         self._local = threading.local()
         self._version = ""
+        #: What is known of the daemon that answered last.
+        self.engine = Engine()
         self._images: dict[str, Mapping[str, str]] = {}
         self._answering = True
         # Hooks ask in threads of these, for a time-out of a socket's is for each read: an answer that comes in drops
@@ -115,23 +120,27 @@ class DockerApi:
             containers: dict[str, Container] = {}
             endpoints: dict[str, Endpoint] = {}
             apart: dict[str, str] = {}
-            running: list[Container] = []
-            for listed in client.containers():
+            running: list[tuple[Container, Any]] = []
+            everybody = client.containers(all=True)
+            for listed in everybody:
+                if listed.get("State") not in ("running", "paused", "restarting"):
+                    continue
                 container = self._container(client, listed)
-                if why := _apart(listed):
+                if why := listing.apart(listed):
                     apart[container.name] = why
-                running.append(container)
+                running.append((container, listed))
                 for endpoint in _read(partial(_endpoints, container), listed) or ():
                     containers[endpoint.id] = container
                     endpoints[endpoint.id] = endpoint
-            # Swarm's containers have a second place there, which is in no container's own list.
+            # Swarm's containers have a second place there, with their published ports, which is in no own list.
             if gwbridge := next((n for n in networks if n.name == "docker_gwbridge"), None):
                 inspected = client.inspect_network(gwbridge.id)
-                for container in running:
-                    if place := _read(partial(_attached, container), inspected):
+                for container, listed in running:
+                    if place := _read(partial(_attached, container, listed), inspected):
                         endpoints.setdefault(place.id, place)
         self._answering = True
-        return Look(containers, networks, tuple(endpoints.values()), apart)
+        existing = frozenset(str(listed["Id"]) for listed in everybody)
+        return Look(containers, networks, tuple(endpoints.values()), apart, existing)
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None:
         """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent."""
@@ -188,6 +197,11 @@ class DockerApi:
             client = docker.APIClient(base_url=self._url, version="1.41", timeout=timeout)
             try:
                 told = client.version(api_version=False)
+                engine = Engine(str(told.get("Version") or ""))
+                if engine.major >= 29:
+                    backend = client.info().get("FirewallBackend") or {}
+                    engine = replace(engine, backend=str(backend.get("Driver") or ""))
+                self.engine = engine
             finally:
                 client.close()
             # docker-py speaks up to a version of its own; 20.10 tops out at 1.41, 29 starts at 1.44.
@@ -264,8 +278,8 @@ def _endpoints(container: Container, raw: Any) -> list[Endpoint]:
     return list(listing.endpoints(raw, container))
 
 
-def _attached(container: Container, raw: Any) -> Endpoint | None:
-    return listing.attached(raw, container)
+def _attached(container: Container, listed: Any, raw: Any) -> Endpoint | None:
+    return listing.attached(raw, container, tuple(listing.published(listed)))
 
 
 def _event(raw: Mapping[str, Any]) -> Event:
@@ -277,12 +291,3 @@ def _event(raw: Mapping[str, Any]) -> Event:
         f"{raw.get('Type')} {raw.get('Action')}", str(actor.get("ID") or ""), str(told.get("container") or ""),
         str(told.get("type") or ""),
     )  # fmt: skip
-
-
-def _apart(listed: Mapping[str, Any]) -> str:
-    mode = str((listed.get("HostConfig") or {}).get("NetworkMode") or "")
-    if mode == "host":
-        return "has the host's network: it answers like any program of the host"
-    if mode.startswith("container:"):
-        return f"shares the network of {mode[10:22]}: that container's labels count, not its own"
-    return ""

@@ -60,6 +60,8 @@ class Follower:
         self._starting: set[str] = set()
         self._suspecting = threading.Lock()
         self._missing: dict[str, float] = {}
+        #: docker_gwbridge's ID, if there is one.
+        self._gwbridge = ""
         #: Docker tells what happens. While it does not, nobody says who goes.
         self.listening = False
         #: Containers without a network of their own, with the reason.
@@ -122,7 +124,11 @@ class Follower:
                 self.wake()
             case "network connect":
                 # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
-                self.wake() if event.kind == "overlay" else self._want()
+                if event.kind == "overlay":
+                    self._begins(event.container)
+                    self.wake()
+                else:
+                    self._want()
 
     def _begins(self, container_id: str) -> None:
         with self._suspecting:
@@ -195,13 +201,18 @@ class Follower:
         for container_id in started:
             if running := self._api.running(container_id):
                 self._guard.put(None, running, listed=True)
+                # Whoever is there by an overlay publishes its ports there.
+                if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
+                    place = dataclasses.replace(found[1], published=running[0].published)
+                    self._guard.put(found[0], [place], listed=True)
                 self._settled({container_id})
 
     def _look(self) -> None:
         asked = self._bridges.now()
         look = self._api.look()
         self._bridges.told(frozenset(network.bridge for network in look.networks), asked)
-        self._guard.replace(look.networks, look.endpoints)
+        self._guard.replace(look.networks, look.endpoints, look.existing)
+        self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         self._note()
         self._guard.cut_closed()
         self.apart = look.apart

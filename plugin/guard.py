@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from plugin import conntrack
 from plugin.model import Address, Endpoint, Guarded, Published, Rule
-from plugin.policy import closed_ports, reachable
+from plugin.policy import closed_ports
 from plugin.reconcile import Noted, Owner, Reconciler
 from plugin.ruleset import guarded_elements, guest_elements, proxied_element
+from plugin.status import answers
 
 #: Under this name stand the closed published ports of the last run, until Docker has listed today's.
 KEPT: Owner = "kept"
@@ -37,7 +39,10 @@ class Guest:
 
 
 class Guard:
-    """Thread-safe. `later` takes work that may last (flows to be cut) and must return at once."""
+    """Thread-safe. `later` takes work that may last (flows to be cut) and must return at once.
+
+    `closed`: by container, the published ports that were closed when docker-fw last ran.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Guard:
         everywhere: tuple[Rule, ...],
         published: bool,
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
+        closed: Mapping[str, tuple[Published, ...]] = MappingProxyType({}),
     ) -> None:
         self._state = reconciler
         self._everywhere = everywhere
@@ -56,7 +62,7 @@ class Guard:
         #: (network, container) that Docker said has gone; what a list that is older says of it does not count.
         self._gone: set[tuple[str, str]] = set()
         self._noted: dict[Owner, Noted] = {}
-        self._complete = False
+        self._closed = dict(closed)
 
     @property
     def networks(self) -> Mapping[str, Guarded]:
@@ -66,6 +72,10 @@ class Guard:
     def guests(self) -> list[Guest]:
         with self._lock:
             return list(self._guests.values())
+
+    def known(self) -> list[Endpoint]:
+        """Who is there, as the table has it: without its container where that is in doubt."""
+        return [_sure(guest) for guest in self.guests]
 
     def start_over(self) -> None:
         """What was told before is not known to be complete any more: only the next list counts."""
@@ -88,6 +98,8 @@ class Guard:
         """The container does not exist any more."""
         with self._lock:
             self._gone = {(n, c) for n, c in self._gone if c != container_id}
+            if self._closed.pop(container_id, None):
+                self._state.remember_proxied(self._closed)
 
     def network_gone(self, network_id: str) -> None:
         with self._lock:
@@ -123,8 +135,8 @@ class Guard:
                     self._put(endpoint, listed)
             self._apply()
 
-    def replace(self, networks: Iterable[Guarded], found: Iterable[Endpoint]) -> None:
-        """This is everything: Docker's bridge networks, and the endpoints of every running container."""
+    def replace(self, networks: Iterable[Guarded], found: Iterable[Endpoint], existing: Collection[str] = ()) -> None:
+        """This is everything: Docker's bridge networks, the endpoints of every running container, every container."""
         with self._lock:
             before = self._guests
             self._networks = {network.id: network for network in networks}
@@ -137,7 +149,7 @@ class Guard:
                 if endpoint.network_id in self._networks and not self._left(endpoint):
                     self._put(endpoint, listed=True)
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
-            self._complete = True
+            self._closed = {container: ports for container, ports in self._closed.items() if container in existing}
             self._apply()
             self._state.note({KEPT: None})
             self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
@@ -154,6 +166,10 @@ class Guard:
             if k != endpoint.id and other.network_id == endpoint.network_id and mine & set(_addresses(other)):
                 del self._guests[k]
         known = self._guests.get(endpoint.id)
+        if known is None and endpoint.container:
+            for problem in endpoint.container.problems:
+                rest = "ICMP only" if problem.closes else "only what stands without it"
+                log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
             self._guests[endpoint.id] = Guest(endpoint, listed)
 
@@ -182,29 +198,36 @@ class Guard:
             self._noted = wanted
             if less:
                 self._later(partial(self._state.cut_closed, less))
-            if self._complete:
-                self._state.remember_proxied(frozenset(port for g in self._guests.values() for port in self._closed(g)))
+            self._remember()
 
-    def _closed(self, guest: Guest) -> Iterable[Published]:
-        network, endpoint = self._networks[guest.endpoint.network_id], guest.endpoint
-        return closed_ports(network, endpoint, self._everywhere, self._published)
+    def _remember(self) -> None:
+        """A container that stops keeps its ports in mind: Docker may start it before it answers anybody."""
+        now: dict[str, tuple[Published, ...]] = {}
+        for guest in self._guests.values():
+            endpoint = guest.endpoint
+            if endpoint.container and guest.listed:
+                network = self._networks[endpoint.network_id]
+                ports = closed_ports(network, endpoint, self._everywhere, self._published)
+                now[endpoint.container.id] = (*now.get(endpoint.container.id, ()), *ports)
+        closed = {k: tuple(sorted(set(v), key=str)) for k, v in {**self._closed, **now}.items() if v}
+        if closed != self._closed:
+            self._closed = closed
+            self._state.remember_proxied(closed)
 
     def _of(self, guest: Guest) -> Noted:
-        endpoint = guest.endpoint if guest.sure else dataclasses.replace(guest.endpoint, container=None)
+        endpoint = _sure(guest)
         network = self._networks[endpoint.network_id]
-        rules = reachable(network, endpoint, self._everywhere, self._published)
-        accepts = {
-            address: conntrack.Answers(subnet, rules)
-            for address in _addresses(endpoint)
-            for subnet in network.subnets
-            if address in subnet
-        }
+        accepts = answers({network.id: network}, [endpoint], self._everywhere, self._published)
         return Noted(guest_elements(network, endpoint, self._everywhere, self._published), accepts)
 
     def cut_closed(self) -> None:
         """Cuts the flows that outsiders began while less was closed than now."""
         with self._lock:
             self._later(partial(self._state.cut_closed, list(self._noted)))
+
+
+def _sure(guest: Guest) -> Endpoint:
+    return guest.endpoint if guest.sure else dataclasses.replace(guest.endpoint, container=None)
 
 
 def _addresses(endpoint: Endpoint) -> list[Address]:

@@ -56,13 +56,13 @@ class Changes:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _ROUTE)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._sock.bind((0, _RTMGRP_LINK))
-        self._sock.settimeout(0.5)
+        self._sock.settimeout(0.2)
 
     def close(self) -> None:
         self._sock.close()
 
     def read(self) -> Iterator[Told]:
-        """What came within half a second. Raises OSError but for an overrun, which is told as "all"."""
+        """What came, until there was nothing for 0.2 s. Raises OSError but for an overrun, which is told as "all"."""
         try:
             for kind, _, body in nl.replies(self._sock):
                 if kind in (_NEWLINK, _DELLINK):

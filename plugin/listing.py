@@ -64,8 +64,8 @@ def published(raw: Any) -> Iterator[Published]:
             yield Published(protocol(each, "Type"), host_ip, port(each, "PublicPort"), port(each, "PrivatePort"))
 
 
-def attached(raw: Mapping[str, Any], container: Container) -> Endpoint | None:
-    """A container's endpoint on a network, as `GET /networks/ID` shows it. Raises ValueError.
+def attached(raw: Mapping[str, Any], container: Container, ports: tuple[Published, ...] = ()) -> Endpoint | None:
+    """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports. Raises ValueError.
 
     Until the container's sandbox is told, its entry has the key `ep-<EndpointID>` and the container's name.
     """
@@ -79,8 +79,19 @@ def attached(raw: Mapping[str, Any], container: Container) -> Endpoint | None:
                 addr6=_one(str(value.get("IPv6Address") or "").partition("/")[0], IPv6Address),
                 joined=True,
                 container=container,
+                published=ports,
             )
     return None
+
+
+def apart(raw: Mapping[str, Any]) -> str:
+    """Why a container has no network of its own, in words for people; "" if it has one."""
+    mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
+    if mode == "host":
+        return "has the host's network: it answers like any program of the host"
+    if mode.startswith("container:"):
+        return f"shares the network of {mode[10:22]}: that container's labels count, not its own"
+    return ""
 
 
 def _one(value: Any, kind: Any) -> Any:

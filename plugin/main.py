@@ -11,9 +11,10 @@ from typing import Any
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin import __version__, conntrack, hostlinks
+from plugin import __version__, conntrack, hostlinks, status
 from plugin.app import create_app
 from plugin.bridges import Bridges
+from plugin.cgroup import proxies
 from plugin.dockerapi import DockerApi
 from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
@@ -25,11 +26,10 @@ from plugin.listeners import Listeners
 from plugin.model import Address, Endpoint, FwError, Published
 from plugin.neighbours import Neighbours
 from plugin.nft import Nft
-from plugin.policy import accepted
 from plugin.ports import HostPorts
 from plugin.reconcile import Noted, Reconciler
 from plugin.relay import Relay
-from plugin.ruleset import proxied_element
+from plugin.ruleset import dockerd_elements, proxied_element
 from plugin.settings import Settings
 from plugin.single import claim
 from plugin.store import State, Store
@@ -51,7 +51,7 @@ class Plugin:
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
         nft = Nft(settings.mark)
         raise_fd_limit()
-        self._everywhere = settings.allow
+        self._settings = settings
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
         store = Store(settings.state)
@@ -60,26 +60,30 @@ class Plugin:
         state = self._survivors(store.load())
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
-        kept = Noted(frozenset(map(proxied_element, state.proxied)))
-        self._state.start(state, {"links": self._bridges.noted(), KEPT: kept})
+        kept = Noted(frozenset(proxied_element(port) for ports in state.proxied.values() for port in ports))
+        dockerd = Noted(frozenset(dockerd_elements(settings.dockerd_ports)))
+        self._state.start(
+            state, {"links": self._bridges.noted(), KEPT: kept, "dockerd": dockerd, **proxies(settings.cgroup)}
+        )
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
-        api = DockerApi(settings.docker_socket)
+        self._api = api = DockerApi(settings.docker_socket)
         self._driver = Driver(
             self._state, self._links, sysctl, self._ports, api,
             wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
         )  # fmt: skip
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         later = Later()
-        self._guard = Guard(self._state, settings.allow, settings.published, later)
+        self._guard = Guard(self._state, settings.allow, settings.published, later, state.proxied)
         self._follower = Follower(
             api, self._state, self._guard, self._bridges, Listeners(),
             note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
         )  # fmt: skip
         self._watcher = Watcher(
-            self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later
-        )
+            self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
+            lambda: proxies(settings.cgroup),
+        )  # fmt: skip
 
     def app(self) -> Flask:
         return create_app(self._driver, self)
@@ -147,36 +151,15 @@ class Plugin:
 
     def status(self) -> dict[str, Any]:
         """What there is and what it answers on, for people and programs."""
+        policy = (self._settings.allow, self._settings.published)
+        guests = self._guard.known()
         return {
             "version": __version__,
-            "networks": [
-                {
-                    "id": network.id,
-                    "bridge": network.bridge,
-                    "subnets": [str(g.network) for g in (network.gateway4, network.gateway6) if g],
-                    "internal": network.internal,
-                    "endpoints": [
-                        {
-                            "id": endpoint.id,
-                            "container": endpoint.container.name if endpoint.container else None,
-                            "addresses": [str(a) for a in (endpoint.addr4, endpoint.addr6) if a],
-                            "known": endpoint.container is not None,
-                            "accepts": [str(rule) for rule in accepted(network, endpoint, self._everywhere)],
-                            "published": [
-                                {
-                                    "proto": port.proto,
-                                    "host_ip": str(port.host_ip),
-                                    "host_port": port.host_port,
-                                    "container_port": port.container_port,
-                                }
-                                for port in endpoint.published
-                            ],
-                            "problems": [str(p) for p in endpoint.container.problems] if endpoint.container else [],
-                        }
-                        for endpoint in self._state.endpoints.values()
-                        if endpoint.network_id == network.id
-                    ],
-                }
-                for network in self._state.networks.values()
-            ],
+            "networks": status.driver_networks(self._state.networks, self._state.endpoints.values(), *policy),
+            "guarded": status.guarded_networks(
+                self._guard.networks, guests, *policy, self._api.engine, self._settings.mark
+            ),
+            "apart": dict(self._follower.apart),
+            "foreign": sorted(self._bridges.foreign()),
+            "listening": self._follower.listening,
         }

@@ -101,6 +101,14 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What an address accepts from outside its subnet; within, the neighbours and the host talk freely."""
+
+    subnet: IPv4Network | IPv6Network
+    accepts: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PortBinding:
     """A wish to publish a port, as `docker run -p` spells it (libnetwork's PortBinding).
 

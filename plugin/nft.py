@@ -12,6 +12,7 @@ Not re-entrant, hence the lock. Make this object first: libnftables aborts the p
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin import netlink as nl
-from plugin.ruleset import SETS, TABLE, Change, Element, Value
+from plugin.ruleset import CGROUP, SETS, TABLE, Change, Element, Value
 from plugin.table import replace
 
 _NFPROTO_INET = 1
@@ -31,9 +32,12 @@ _BATCH_BEGIN, _BATCH_END = 16, 17
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _VALUE = 1, 2, 3, 1, 1, 2, 1
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
 #: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "oif": "=I"}
+_FORMATS = {"th dport": "!H", "oif": "=I", CGROUP: "=Q"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
+
+
+log = logging.getLogger(__name__)
 
 
 class NftError(Exception):
@@ -59,24 +63,42 @@ class Nft:
         #: Transactions of ours that went through: each raised the ruleset's generation by one.
         self.changes = 0
         self._print: tuple[bytes, ...] = ()
+        self._cgroups = True
 
     def replace(self, elements: Iterable[Element]) -> None:
         """Puts the table there with exactly these elements, whatever stood before. Raises NftError."""
-        text = replace(self._mark, elements)
+        elements = list(elements)
         with self._lock:
-            code, _, error = self._nft.cmd(text)
-            if code:
-                raise NftError(error.strip() or f"libnftables failed with {code}")
-            self.changes += 1
+            try:
+                self._run(replace(self._mark, elements, cgroups=self._cgroups))
+            except NftError as error:
+                # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
+                if not self._cgroups or self._print:
+                    raise
+                self._run(replace(self._mark, elements, cgroups=False))
+                self._cgroups = False
+                log.warning("this kernel cannot tell docker-proxy by its control group: %s", error)
             self._print = self._fingerprint()
+            self._batch(self._possible(Change(add=tuple(e for e in elements if SETS[e.set].raw))))
+
+    def _run(self, text: str) -> None:
+        code, _, error = self._nft.cmd(text)
+        if code:
+            raise NftError(error.strip() or f"libnftables failed with {code}")
+        self.changes += 1
+
+    def _possible(self, change: Change) -> Change:
+        if self._cgroups:
+            return change
+        parts = (change.remove, change.add)
+        return Change(*(tuple(e for e in part if CGROUP not in SETS[e.set].key) for part in parts))
 
     def change(self, change: Change) -> None:
         """Removes and adds elements in one transaction. Raises NftError: then nothing changed, `replace` mends it."""
         if not change:
             return
         with self._lock:
-            self._batch(change)
-            self.changes += 1
+            self._batch(self._possible(change))
 
     def generation(self) -> int:
         """The ruleset's generation, which every transaction of anybody raises (3 µs; cheap to poll)."""
@@ -106,6 +128,8 @@ class Nft:
         return (told[_TABLE_FLAGS], told[_TABLE_HANDLE], *(rule[4:] for _, rule in rules))
 
     def _batch(self, change: Change) -> None:
+        if not change:
+            return
         # Numbers of its own for each batch: an answer that was left over from an earlier one is not taken for ours.
         first = self._seq
         begin = nl.message(_BATCH_BEGIN, 0, first, nl.nfgen(0, 10))
@@ -127,6 +151,7 @@ class Nft:
             raise NftError(f"netlink: {error}") from error
         if codes:
             raise NftError(", ".join(sorted({os.strerror(code) for code in codes})))
+        self.changes += 1
 
     def _acknowledged(self, first: int, last: int) -> list[int]:
         """Reads until the batch's last message is acknowledged, and returns the errors told before (errno)."""

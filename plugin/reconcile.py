@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from plugin import conntrack
-from plugin.model import Address, Endpoint, FwError, Network, Published, Rule
+from plugin.model import Address, Answers, Endpoint, FwError, Network, Published, Rule
 from plugin.nft import Nft, NftError
 from plugin.policy import reachable
 from plugin.ruleset import Change, Element, endpoint_elements, network_elements
@@ -32,7 +32,7 @@ class Noted:
 
     elements: frozenset[Element] = frozenset()
     #: Addresses that are guarded, and what they accept: their other flows are cut when the table had been gone.
-    accepts: Mapping[Address, conntrack.Answers] = field(default_factory=dict)
+    accepts: Mapping[Address, Answers] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -129,10 +129,10 @@ class Reconciler:
         if bridges != self._state.foreign:
             self._commit(lambda s: dataclasses.replace(s, foreign=bridges), [])
 
-    def remember_proxied(self, ports: frozenset[Published]) -> None:
+    def remember_proxied(self, ports: Mapping[str, tuple[Published, ...]]) -> None:
         """Keeps which published ports are closed: docker-proxy listens on them at the next boot before Docker tells."""
         if ports != self._state.proxied:
-            self._commit(lambda s: dataclasses.replace(s, proxied=ports), [])
+            self._commit(lambda s: dataclasses.replace(s, proxied=dict(ports)), [])
 
     def note(self, noted: Mapping[Owner, Noted | None]) -> None:
         """Changes what is noted under these names (None: nothing any more), in one transaction. Raises NftError."""
@@ -233,7 +233,7 @@ class Reconciler:
 
     def _cut_closed(self) -> None:
         """What came in while the rules were not there, or accepted more, would stay, as established."""
-        guarded: dict[Address, conntrack.Answers] = {}
+        guarded: dict[Address, Answers] = {}
         for noted in self._noted.values():
             guarded.update(noted.accepts)
         for endpoint in self._state.endpoints.values():
@@ -241,7 +241,7 @@ class Reconciler:
                 rules = reachable(network, endpoint, self._everywhere, self._published)
                 for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
                     if address and gateway:
-                        guarded[address] = conntrack.Answers(gateway.network, rules)
+                        guarded[address] = Answers(gateway.network, rules)
         conntrack.cut_closed(guarded)
 
     def _apply_whole(self, owners: Iterable[Owner]) -> None:

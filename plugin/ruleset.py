@@ -27,16 +27,22 @@ Value = Address | int | str
 TIERS = ((1, ""), (16, "_16"), (256, "_256"), (4096, "_4096"))
 _ALLOW4 = ("ip daddr", "meta l4proto", "th dport")
 _ALLOW6 = ("ip6 daddr", "meta l4proto", "th dport")
+#: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
+CGROUP = "socket cgroupv2 level 2"
 #: A published port on every address of a family.
 _ANY = ("meta nfproto", "meta l4proto", "th dport")
 
 
 class SetSpec(NamedTuple):
-    """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by."""
+    """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
+
+    `raw`: nft has no words for its elements, so they go by netlink alone.
+    """
 
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     comment: str = ""
+    raw: bool = False
 
 
 SETS: dict[str, SetSpec] = {
@@ -56,6 +62,11 @@ SETS: dict[str, SetSpec] = {
     "proxied": SetSpec(_ANY, comment="published ports of the host behind which the container's port is closed"),
     "proxied4": SetSpec(_ALLOW4, comment="the same, published on one address"),
     "proxied6": SetSpec(_ALLOW6, comment="the same for IPv6"),
+    "served": SetSpec(_ANY, comment="published ports of the host behind which the container's port is open"),
+    "served4": SetSpec(_ALLOW4, comment="the same, published on one address"),
+    "served6": SetSpec(_ALLOW6, comment="the same for IPv6"),
+    "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
+    "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
     "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "publish4": SetSpec(("ip daddr", "meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p HOSTIP:…"),
@@ -103,6 +114,13 @@ def rule_elements(address: Address, rules: Iterable[Rule]) -> Iterator[Element]:
             yield Element(family + suffix[size], (address, PROTO_NUMBER[rule.proto], port))
 
 
+def dockerd_elements(rules: Iterable[Rule]) -> Iterator[Element]:
+    """Ports of dockerd's own, which are not its containers'."""
+    for rule in rules:
+        for port in range(rule.first, rule.last + 1):
+            yield Element("dockerd", (PROTO_NUMBER[rule.proto], port))
+
+
 def network_elements(network: Network) -> frozenset[Element]:
     """What a network needs besides its endpoints."""
     elements = {Element("same_bridge", (network.bridge, network.bridge)), Element("bridges", (network.bridge,))}
@@ -128,19 +146,22 @@ def guest_elements(
 ) -> frozenset[Element]:
     """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve."""
     elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
-    for port in closed_ports(network, endpoint, everywhere, published):
-        elements.add(proxied_element(port))
+    closed = closed_ports(network, endpoint, everywhere, published)
+    for port in endpoint.published:
+        if port.host_ip.is_loopback:
+            continue
+        elements.add(proxied_element(port, "proxied" if port in closed else "served"))
         elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
     return frozenset(elements)
 
 
-def proxied_element(port: Published) -> Element:
-    """What closes a port of the host on which docker-proxy listens."""
+def proxied_element(port: Published, name: str = "proxied") -> Element:
+    """What closes (or, as "served", leaves open) a port of the host on which docker-proxy listens."""
     key: tuple[Value, ...] = (PROTO_NUMBER[port.proto], port.host_port)
     version = port.host_ip.version
     if port.host_ip.is_unspecified:
-        return Element("proxied", (2 if version == 4 else 10, *key))
-    return Element(f"proxied{version}", (port.host_ip, *key))
+        return Element(name, (2 if version == 4 else 10, *key))
+    return Element(f"{name}{version}", (port.host_ip, *key))
 
 
 def _accepting(network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...]) -> set[Element]:

@@ -15,6 +15,8 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "FW_DOCKER_SOCKET": ("/host/run/docker.sock", "Docker's API socket, as seen inside the plugin"),
     "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
     "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
+    "FW_CGROUP": ("/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin"),
+    "FW_DOCKERD_PORTS": ("2375-2377, 7946, 7946/udp, 9323", "ports of dockerd's own: its API, swarm, metrics"),
     "FW_ALLOW": ("", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow"),
     "FW_PUBLISHED": ("policy", "policy: a published port needs fw.allow like any other; allow: -p itself opens it"),
     "FW_MARK": ("0x08000000", "the packet mark (one bit) that lets accepted packets pass Docker's own firewall"),
@@ -28,6 +30,8 @@ class Settings:
     docker_socket: str
     state: str
     sysctl: str
+    cgroup: str
+    dockerd_ports: tuple[Rule, ...]
     allow: tuple[Rule, ...]
     published: bool
     mark: int
@@ -42,10 +46,12 @@ def read(environ: Mapping[str, str]) -> Settings:
         for name in sorted(environ)
         if name.startswith("FW_") and name not in SETTINGS
     ]
-    rules: list[Rule] = []
-    if values["FW_ALLOW"]:
-        rules, mistakes = parse_allow(values["FW_ALLOW"])
-        faults += [f'FW_ALLOW="{values["FW_ALLOW"]}": {mistake}' for mistake in mistakes]
+    rules: dict[str, tuple[Rule, ...]] = {"FW_ALLOW": (), "FW_DOCKERD_PORTS": ()}
+    for name in rules:
+        if values[name]:
+            found, mistakes = parse_allow(values[name])
+            rules[name] = tuple(sorted(set(found)))
+            faults += [f'{name}="{values[name]}": {mistake}' for mistake in mistakes]
     mark = 0
     if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", values["FW_MARK"]):
         mark = int(values["FW_MARK"], 0 if values["FW_MARK"][:2].lower() == "0x" else 10)
@@ -55,7 +61,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         faults.append(f'FW_PUBLISHED="{values["FW_PUBLISHED"]}": must be policy or allow')
     if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
         faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
-    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL"):
+    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP"):
         if not values[name].startswith("/"):
             faults.append(f'{name}="{values[name]}": must be an absolute path')
     if faults:
@@ -65,7 +71,9 @@ def read(environ: Mapping[str, str]) -> Settings:
         docker_socket=values["FW_DOCKER_SOCKET"],
         state=values["FW_STATE"],
         sysctl=values["FW_SYSCTL"],
-        allow=tuple(sorted(set(rules))),
+        cgroup=values["FW_CGROUP"],
+        dockerd_ports=rules["FW_DOCKERD_PORTS"],
+        allow=rules["FW_ALLOW"],
         published=values["FW_PUBLISHED"].lower() == "allow",
         mark=mark,
         log_level=values["FW_LOG_LEVEL"].lower(),

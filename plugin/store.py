@@ -49,8 +49,8 @@ class State:
     switched: frozenset[int] = frozenset()
     #: Bridges that were nobody's of ours and not Docker's, by name.
     foreign: frozenset[str] = frozenset()
-    #: Published ports of containers on Docker's own networks behind which the container's port was closed.
-    proxied: frozenset[Published] = frozenset()
+    #: By container on Docker's own networks, the published ports behind which the container's port was closed.
+    proxied: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
 
 
 class Store:
@@ -95,7 +95,7 @@ class Store:
         }
         head = {"version": VERSION, "boot": state.boot, "switched": sorted(state.switched)}
         head["foreign"] = sorted(state.foreign)
-        head["proxied"] = [_plain(port) for port in sorted(state.proxied, key=str)]
+        head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
         document = (
             json.dumps(head)[:-1]
             + ',\n"networks": {\n'
@@ -162,7 +162,7 @@ def _decode(document: Any) -> State:
     state = State(
         networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))),
         frozenset(interface_name({"foreign": name}, "foreign") for name in document.get("foreign", [])),
-        frozenset(map(_published, document.get("proxied", []))),
+        {container: tuple(map(_published, ports)) for container, ports in document.get("proxied", {}).items()},
     )  # fmt: skip
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")

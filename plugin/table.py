@@ -9,16 +9,23 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin.model import PROTO_NAME
-from plugin.ruleset import BRIDGE_PREFIX, GROUP, SETS, TABLE, TIERS, Element, SetSpec, Value
+from plugin.ruleset import BRIDGE_PREFIX, CGROUP, GROUP, SETS, TABLE, TIERS, Element, SetSpec, Value
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
 
 
-def skeleton(mark: int) -> str:
-    """The table without elements, as `nft -f` reads it. `mark` is one bit."""
-    sets = "\n".join(_set_text(name, spec) for name, spec in SETS.items())
+def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) -> str:
+    """The table without elements, as `nft -f` reads it. `mark` is one bit.
+
+    `cgroups`: the kernel can tell a socket's control group (≥ 5.13).
+    `foreign`: bridges that are left alone by name, where their indices cannot be known yet (`plugin.boot`).
+    """
+    names = ", ".join(f'"{name}"' for name in sorted(foreign))
+    no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
+    sets = "\n".join(_set_text(name, spec) for name, spec in SETS.items() if cgroups or CGROUP not in spec.key)
+    unknown = f"\t\tct state new {CGROUP} @proxies goto to_unknown\n" if cgroups else ""
     allows = "\n".join(
         f"\t\t{f'{ip} daddr'} . meta l4proto . th dport{'' if n == 1 else f' & {0x10000 - n:#x}'} "
         f"@allow{ip[2:] or '4'}{suffix} goto pass"
@@ -44,7 +51,7 @@ def skeleton(mark: int) -> str:
 		iifname "{BRIDGE_PREFIX}*" goto outbound
 		iifgroup {GROUP:#x} goto outbound
 		iifname @dockers jump from_container
-		meta oifkind "bridge" oif != @foreign goto inbound
+		meta oifkind "bridge" oif != @foreign{no_out} goto inbound
 		meta nfproto @no_transit goto transit
 	}}
 
@@ -84,7 +91,7 @@ def skeleton(mark: int) -> str:
 	chain outbound {{
 		iifname @internal goto deny
 		jump from_container
-		meta oifkind "bridge" oif != @foreign goto inbound
+		meta oifkind "bridge" oif != @foreign{no_out} goto inbound
 		goto pass
 	}}
 
@@ -105,13 +112,13 @@ def skeleton(mark: int) -> str:
 	chain pass {{
 		oifname "{BRIDGE_PREFIX}*" goto marked
 		oifgroup {GROUP:#x} goto marked
-		meta oifkind "bridge" oif != @foreign goto pass_to_docker
+		meta oifkind "bridge" oif != @foreign{no_out} goto pass_to_docker
 		goto marked
 	}}
 
 	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
 	chain pass_to_docker {{
-		meta iifkind "bridge" iif != @foreign accept
+		meta iifkind "bridge" iif != @foreign{no_in} accept
 		meta nfproto . oifname @routed goto marked
 		accept
 	}}
@@ -135,7 +142,7 @@ def skeleton(mark: int) -> str:
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
-	}}
+{unknown}	}}
 
 	chain to_host {{
 		icmp type redirect goto deny
@@ -145,6 +152,16 @@ def skeleton(mark: int) -> str:
 	chain to_proxy {{
 		ct state established,related accept
 		iifname . meta l4proto . th dport @neighbour accept
+		goto deny
+	}}
+
+	# docker-proxy is known by its control group before anybody knows for what it listens.
+	chain to_unknown {{
+		meta nfproto . meta l4proto . th dport @served accept
+		ip daddr . meta l4proto . th dport @served4 accept
+		ip6 daddr . meta l4proto . th dport @served6 accept
+		iifname . meta l4proto . th dport @neighbour accept
+		meta l4proto . th dport @dockerd accept
 		goto deny
 	}}
 
@@ -189,17 +206,20 @@ def _set_text(name: str, spec: SetSpec) -> str:
     return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n\t}}\n"
 
 
-def replace(mark: int, elements: Iterable[Element]) -> str:
+def replace(mark: int, elements: Iterable[Element], *, cgroups: bool = True) -> str:
     """One transaction that puts the table there whole, whatever stood before."""
-    return f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{document(mark, elements)}"
+    return f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{document(mark, elements, cgroups=cgroups)}"
 
 
-def document(mark: int, elements: Iterable[Element]) -> str:
-    """The table with its elements, sorted, as a file for `nft -f`."""
+def document(
+    mark: int, elements: Iterable[Element], *, cgroups: bool = True, foreign: Iterable[str] = ()
+) -> str:
+    """The table with its elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
     by_set: dict[str, list[str]] = {}
-    for element in sorted(elements, key=lambda e: (e.set, e.key, e.data)):
+    wordy = (element for element in elements if not SETS[element.set].raw)
+    for element in sorted(wordy, key=lambda e: (e.set, e.key, e.data)):
         by_set.setdefault(element.set, []).append(element_text(element))
-    text = skeleton(mark)
+    text = skeleton(mark, cgroups=cgroups, foreign=foreign)
     for name, texts in by_set.items():
         text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"
     return text

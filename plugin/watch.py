@@ -19,7 +19,7 @@ from plugin.guard import Guard
 from plugin.hostlinks import Link, Told
 from plugin.model import Endpoint, Network
 from plugin.nft import NftError
-from plugin.reconcile import Reconciler
+from plugin.reconcile import Noted, Owner, Reconciler
 
 log = logging.getLogger(__name__)
 #: Seconds between two looks at the ruleset's generation (3 µs each).
@@ -56,7 +56,7 @@ class Watcher:
 
     def __init__(
         self, reconciler: Reconciler, follower: Follower, guard: Guard, bridges: Bridges, docker_user: Ensures,
-        neighbours: Syncs, later: Later,
+        neighbours: Syncs, later: Later, proxies: Callable[[], Mapping[Owner, Noted]] = dict,
     ) -> None:
         self._state = reconciler
         self._follower = follower
@@ -65,6 +65,8 @@ class Watcher:
         self._docker_user = docker_user
         self._neighbours = neighbours
         self._later = later
+        self._proxies = proxies
+        self._known: Mapping[Owner, Noted] = {}
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._check = threading.Event()
@@ -151,9 +153,15 @@ class Watcher:
                 for told in changes.read():
                     self._link(told, links)
                 self._follower.fresh()
+                self._note_proxies()
                 # A default route may have come by a bridge that nobody knows yet.
                 if self._bridges.waiting():
                     self.note()
+
+    def _note_proxies(self) -> None:
+        if (found := self._proxies()) != self._known:
+            self._state.note(found)
+            self._known = found
 
     def _link(self, told: Told, links: dict[int, Link]) -> None:
         if told.link is None:

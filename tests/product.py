@@ -79,6 +79,9 @@ class Fw:
     @classmethod
     def install(cls, engine: Engine, *settings: str) -> Fw:
         engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
+        if engine.host.run(["test", "-e", "/sys/fs/cgroup/unified"], check=False).returncode == 0:
+            # The lab has control groups of both versions; dockerd's is its own there too.
+            settings = ("FW_CGROUP=/host/cgroup/unified", *settings)
         if settings:
             engine.docker("plugin", "set", PLUGIN, *settings)
         engine.docker("plugin", "enable", PLUGIN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -48,9 +48,8 @@ def test_published_ports_obey_on_dockers_own_networks(each: Fw, where: str) -> N
     docker-proxy no more than by DNAT. The host itself reaches all of them, and directly all ports.
     """
     options, ports = publish(80, 5432, 8080, "53/udp", "5353/udp")
-    with dockers(
-        each, *(("-o", "com.docker.network.bridge.name=front1") if where == "named" else ()), v6=where in ("dual", "named")
-    ) as net:  # fmt: skip
+    naming = ("-o", "com.docker.network.bridge.name=front1") if where == "named" else ()
+    with dockers(each, *naming, v6=where in ("dual", "named")) as net:
         name = "bridge" if where == "bridge" else net.name
         plain = each.run(name, *options)
         labels, opened = publish(80, 5432, 8080, "53/udp", "5353/udp")
@@ -162,41 +161,47 @@ def test_wrong_labels_start_and_are_told(each: Fw) -> None:
 # --- who it is not for --------------------------------------------------------------------------------------------
 
 
-def test_other_bridges_of_the_host_keep_working(fw: Fw) -> None:
-    """A virtual machine's or LAN's bridge that comes while docker-fw runs is left alone within seconds, and at once
-    after docker-fw starts again; what `br-*` would catch as well."""
-    host = fw.host
-    names = ("virbr7", "br-lan")
-    for number, name in enumerate(names):
-        machine = f"{host.name}m{number}"
-        host.netns.ip(
-            f"link add {name} type bridge", f"addr add 10.60.{number}.1/24 dev {name}", f"link set {name} up",
-            f"link add vm{number} type veth peer name in{number}", f"link set vm{number} master {name} up",
-        )  # fmt: skip
-        host.run(["unshare", "--net", "sh", "-c", f"mkdir -p /run/netns; touch /run/netns/{machine}; "
-                  f"mount --bind /proc/self/ns/net /run/netns/{machine}"])  # fmt: skip
-        host.run(["sh", "-c", f"ip link set in{number} netns {machine}; ip netns exec {machine} sh -c '"
-                  f"ip addr add 10.60.{number}.2/24 dev in{number}; ip link set in{number} up; "
-                  f"ip route add default via 10.60.{number}.1'"])  # fmt: skip
+@contextmanager
+def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
+    """Machines on bridges that are not Docker's, each with a server; Docker does not drop the way there."""
+    targets, names, net = [], [], fw.host.netns
+    accept = [["iptables", "{}", "FORWARD", way, "10.60.0.0/16", "-j", "ACCEPT"] for way in ("-d", "-s")]
     try:
-        targets = [("ping", f"10.60.{n}.2") for n in range(len(names))]
-        servers = [
-            host.popen(["ip", "netns", "exec", f"{host.name}m{n}", "busybox", "nc", "-lk", "-p", "9999", "-e", "cat"])
-            for n in range(len(names))
-        ]
-        targets = [("tcp", f"10.60.{n}.2", 9999) for n in range(len(names))]
-        host.run(["sh", "-c", "iptables -I FORWARD -d 10.60.0.0/16 -j ACCEPT; iptables -I FORWARD -s 10.60.0.0/16 -j ACCEPT"])  # noqa: E501
-        until(lambda: seen(fw, *targets) == set(targets), "the machines are reached", 15)
+        for number, bridge in enumerate(bridges):
+            machine = fw.run("none")  # on no network of Docker's: it has just the link that it is given here
+            names.append(machine)
+            net.ip(
+                f"link add {bridge} type bridge", f"addr add 10.60.{number}.1/24 dev {bridge}", f"link set {bridge} up",
+                f"link add vm{number} type veth peer name in{number}", f"link set vm{number} master {bridge} up",
+            )  # fmt: skip
+            fw.host.run(["ip", "link", "set", f"in{number}", "netns", str(fw.engine.pid_of(machine))])
+            inside = fw.engine.netns(machine)
+            for words in (f"addr add 10.60.{number}.2/24 dev in{number}", f"link set in{number} up",
+                          f"route add default via 10.60.{number}.1"):  # fmt: skip
+                inside.run(["ip", *words.split()])
+            targets.append(("tcp", f"10.60.{number}.2", 9999))
+        for rule in accept:
+            fw.host.run([word.format("-I") for word in rule])
+        with ExitStack() as servers:
+            for machine in names:
+                servers.enter_context(fw.engine.serve(machine, tcp=[9999]))
+            yield targets
+    finally:
+        fw.remove(*names)
+        for bridge in bridges:
+            fw.host.run(["ip", "link", "del", bridge], check=False)
+        for rule in accept:
+            fw.host.run([word.format("-D") for word in rule], check=False)
+
+
+def test_other_bridges_of_the_host_keep_working(fw: Fw) -> None:
+    """A virtual machine's or LAN's bridge that comes while docker-fw runs is left alone within seconds, and stays so
+    while docker-fw starts again; also one that `br-*` would catch."""
+    with machines(fw, "virbr7", "br-lan") as targets:
+        until(lambda: seen(fw, *targets) == set(targets), "the machines are reached", 10)
+        assert "virbr7" in fw.fwctl("status")
         with fw.wan.probe.hammer(*targets, every=0.02, timeout=2) as hammer:
             fw.engine.docker("plugin", "disable", "-f", fw.driver)
             fw.engine.docker("plugin", "enable", fw.driver)
         assert len(hammer.result.shots) > 20
         assert not hammer.result.failed
-    finally:
-        for server in servers:
-            server.kill()
-            server.wait()
-        for number, name in enumerate(names):
-            host.netns.ip(f"link del {name}")
-            host.run(["ip", "netns", "del", f"{host.name}m{number}"], check=False)
-        host.run(["sh", "-c", "iptables -D FORWARD -d 10.60.0.0/16 -j ACCEPT; iptables -D FORWARD -s 10.60.0.0/16 -j ACCEPT"])  # noqa: E501

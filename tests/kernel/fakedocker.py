@@ -73,7 +73,7 @@ class FakeDocker:
         """A container that Docker is starting, and its endpoint."""
         self.containers[endpoint_id] = {
             "Id": f"{len(self.containers):064x}", "Names": [f"/{name}"], "ImageID": image, "Labels": labels or {},
-            "State": "created",
+            "State": "running",
             "NetworkSettings": {"Networks": {"net": {"EndpointID": endpoint_id, "NetworkID": network_id}}},
         }  # fmt: skip
         known = self.networks.setdefault(network_id, {"Id": network_id, "Driver": "fw:latest", "Containers": {}})

@@ -19,6 +19,17 @@ from .capsule import Capsule, Process
 from .images import Rootfs, busybox
 from .store import LabError
 
+#: What systemd does before it starts dockerd: a control group of its own for it and what it starts.
+SERVICE = ("sh", "-ec", """
+for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
+    if [ -e $top/cgroup.controllers ]; then
+        mkdir -p $top/system.slice/docker.service
+        echo $$ >$top/system.slice/docker.service/cgroup.procs
+    fi
+done
+exec "$@"
+""", "docker.service")
+
 
 class DockerError(LabError):
     """A docker command or API call that failed; the text has what Docker said."""
@@ -59,7 +70,7 @@ class Daemon:
             raise LabError("dockerd is running already")
         if args is not None:
             self.args = list(args)
-        argv = ["dockerd", *(["--live-restore"] if self.live_restore else []), *self.args]
+        argv = [*SERVICE, "dockerd", *(["--live-restore"] if self.live_restore else []), *self.args]
         with open(self.log, "ab") as log:
             log.write(f"--- {' '.join(argv)}\n".encode())
             self._process = self.capsule.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -110,12 +110,15 @@ def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
 
 
 def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
-    """Remembered bridges are left alone until Docker's first list; then it is the list that counts."""
+    """Remembered bridges are left alone until Docker's first list, and after it unless Docker claims them."""
     host = Host(frozenset({"virbr0", "was0", "docker0"}))
     host.have("virbr0", "was0", "docker0", "new0")
     assert host.foreign() == {"virbr0", "was0"}
     assert host.bridges.foreign() == {"virbr0", "was0"}
     host.ask("was0")
+    assert host.foreign() == {"virbr0"}
+    host.lose("virbr0")
+    host.have("virbr0")
     assert host.foreign() == set()
 
 

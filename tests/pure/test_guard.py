@@ -44,13 +44,17 @@ class Table:
     def __init__(self) -> None:
         self.noted: dict[str, Any] = {}
         self.cut: list[list[str]] = []
+        self.remembered: dict[str, tuple[Published, ...]] = {}
 
     def note(self, noted: Mapping[str, Any]) -> None:
         for owner, what in noted.items():
             if what is None:
-                del self.noted[owner]
+                self.noted.pop(owner, None)
             else:
                 self.noted[owner] = what
+
+    def remember_proxied(self, ports: Mapping[str, tuple[Published, ...]]) -> None:
+        self.remembered = dict(ports)
 
     def cut_closed(self, owners: Iterable[str]) -> None:
         self.cut.append(list(owners))

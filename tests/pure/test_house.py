@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLUGIN = sorted((ROOT / "plugin").glob("*.py"))
 #: Rooms that decide. They touch nothing: the standard library's data types and one another.
-PURE = ("model", "labels", "settings", "policy", "ruleset", "table", "protocol", "record")
+PURE = (
+    "model", "labels", "settings", "policy", "ruleset", "table", "protocol", "record", "listing", "effect", "status",
+    "show",
+)  # fmt: skip
 #: Of the standard library, what a pure room has no business with.
 EDGES = {
     "asyncio", "ctypes", "fcntl", "glob", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random",

@@ -1,0 +1,227 @@
+"""Before Docker: a file for `nft` and a systemd unit that close every bridge until docker-fw has started.
+
+For the sidecar, which starts among the other containers; the managed plugin starts before them and needs none of it.
+The table is docker-fw's own without any exception, so that docker-fw puts its table in this one's place in one
+transaction, and nothing is open in between. It leaves the host's other bridges alone by name: docker-fw itself goes by
+their indices, which differ from boot to boot, and which a bridge has not got before it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from plugin import hostlinks
+from plugin.bridges import SETTLE, Bridges
+from plugin.dockerapi import ApiSilent, DockerApi
+from plugin.model import FwError
+from plugin.record import INTERFACE_NAME
+from plugin.ruleset import TABLE, Element
+from plugin.table import document
+
+#: What is written, below the host's root.
+FILE = "etc/docker-fw/boot.nft"
+NAME = "docker-fw-boot.service"
+UNIT = f"etc/systemd/system/{NAME}"
+WANTS = f"etc/systemd/system/docker.service.wants/{NAME}"
+#: Bridges of Docker's that may come though they are not there yet.
+DOCKERS = ("docker0", "docker_gwbridge")
+_DOCKER_UNITS = tuple(f"{where}/systemd/system/docker.service" for where in ("etc", "run", "usr/lib", "lib"))
+_NFT = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft")
+_HEAD = f"""\
+# docker-fw: the table that stands from before Docker starts until docker-fw does, which replaces it by its own.
+# Every bridge is closed but for ICMP and for what its own side began. Made by `fwctl boot install`; make it again
+# when this host has another bridge that is not Docker's.
+
+# Refused where the table stands already: docker-fw's own is never replaced by this one, nor added to.
+create table inet {TABLE}
+"""
+_UNIT = f"""\
+# Made by docker-fw (`fwctl boot install`); `fwctl boot remove` takes it away.
+
+[Unit]
+Description=docker-fw: every bridge is closed before Docker starts a container
+# Its file begins with `flush ruleset`, as a rule.
+After=nftables.service
+Before=docker.service
+# Looks again whether the table is there when Docker, or nftables.service, is started again.
+PartOf=docker.service nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+# The table of a docker-fw that runs is left as it is. There is no ExecStop: to stop this opens nothing.
+ExecStart=/bin/sh -c '@nft@ list table inet {TABLE} >/dev/null 2>&1 || exec @nft@ -f /{FILE}'
+
+[Install]
+WantedBy=docker.service
+"""
+
+
+def nft_text(mark: int, dockers: Collection[str], foreign: Collection[str]) -> str:
+    """The file for nft: every bridge closed but `foreign`, within each bridge everything open as ever."""
+    return _HEAD + document(mark, _elements(dockers, foreign), cgroups=False, foreign=foreign)
+
+
+def _elements(dockers: Collection[str], foreign: Collection[str]) -> Iterator[Element]:
+    for bridge in {*DOCKERS, *dockers}:
+        yield Element("dockers", (bridge,))
+        yield Element("bridges", (bridge,))
+    for bridge in {*DOCKERS, *dockers, *foreign}:
+        yield Element("same_bridge", (bridge, bridge))
+
+
+def unit_text(nft: str) -> str:
+    """The unit; `nft` is the program on the host."""
+    return _UNIT.replace("@nft@", nft)
+
+
+def bridges(
+    api: DockerApi, uplinks: Callable[[], set[str]], wait: Callable[[float], None] = time.sleep
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The host's bridges by name, as they are now: Docker's, and those that are neither Docker's nor ours.
+
+    Takes seconds: Docker makes a bridge before it lists the network. Raises FwError.
+    """
+    known = Bridges(uplinks)
+    try:
+        known.see(hostlinks.links().values())
+        wait(SETTLE)
+        dockers = frozenset(network.bridge for network in api.look().networks)
+        there = {link.name for link in hostlinks.links().values()}
+    except (ApiSilent, OSError) as error:
+        raise FwError(
+            f"{error}; which bridges are not Docker's only Docker can tell: start it, and say where its socket is "
+            "(-v /:/host, or FW_DOCKER_SOCKET=PATH)"
+        ) from error
+    if missing := dockers - there:
+        # In a network namespace of its own a container sees none of the host's bridges, and none would be left alone.
+        raise FwError(
+            f"Docker's bridge {min(missing)} is not to be seen from here; run this in the host's network: "
+            "docker run --network host …"
+        )
+    known.told(dockers, known.now())
+    return known.dockers() | dockers, frozenset(filter(INTERFACE_NAME.fullmatch, known.foreign()))
+
+
+def check(root: Path, nft: str, text: str) -> None:
+    """Lets the host's own nft and kernel judge the file, and changes nothing: at boot nobody would see an error.
+
+    Raises FwError.
+    """
+    command = ["chroot", str(root), nft, "--check", "-f", "-"]
+    text = f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{text}"  # one may stand now
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise FwError(f"could not run the host's {nft}: {error}") from error
+    if done.returncode:
+        why = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
+        raise FwError(
+            f"the host's {nft} does not take the table ({why[0]}); it needs nftables 1.0.6 or newer, "
+            "and this container --network host --cap-add NET_ADMIN"
+        )
+
+
+def find_nft(root: Path) -> str:
+    """The host's nft. Raises FwError that says what is missing on this host, and what to do."""
+    _is_root(root)
+    if not (root / "run/systemd/system").is_dir():
+        raise FwError(
+            "this host was not started by systemd; install the managed plugin (make install), which needs no unit"
+        )
+    if not any(os.path.lexists(root / unit) for unit in _DOCKER_UNITS):
+        raise FwError(
+            "this host has no docker.service to come before (is Docker a snap?); install the managed plugin "
+            "(make install), which needs no unit"
+        )
+    for nft in _NFT:
+        if os.path.lexists(root / nft.lstrip("/")):
+            return nft
+    raise FwError("this host has no nft, which loads the table at boot: apt-get install nftables")
+
+
+def install(root: Path, nft: str, text: str) -> list[str]:
+    """Puts file, unit and link there, each whole or not at all; the link, which makes them count, comes last.
+
+    Returns the paths that are not as they were. Raises FwError.
+    """
+    try:
+        done = [path for path, what in ((FILE, text), (UNIT, unit_text(nft))) if _write(root / path, what)]
+        return done + ([WANTS] if _link(root / WANTS, f"/{UNIT}") else [])
+    except OSError as error:
+        raise FwError(f"could not write {error.filename}: {error.strerror}") from error
+
+
+def remove(root: Path) -> list[str]:
+    """Takes them away again; returns the paths that were there. Raises FwError."""
+    _is_root(root)
+    gone = []
+    try:
+        for path in (WANTS, UNIT, FILE):
+            if os.path.lexists(root / path):
+                os.unlink(root / path)
+                gone.append(path)
+        for directory in {os.path.dirname(path) for path in gone} - {os.path.dirname(UNIT)}:
+            if not os.listdir(root / directory):
+                os.rmdir(root / directory)
+    except OSError as error:
+        raise FwError(f"could not remove {error.filename}: {error.strerror}") from error
+    return gone
+
+
+def installed(changed: Collection[str], foreign: Collection[str]) -> str:
+    """What `fwctl boot install` says: what was done, and what to do next."""
+    lines = [f"{'wrote' if path in changed else 'stood already'}: /{path}" for path in (FILE, UNIT, WANTS)]
+    lines += [
+        "From the next boot on every bridge is closed, but for ICMP, before Docker starts and until docker-fw runs.",
+        f"Left alone, for they are not Docker's: {', '.join(sorted(foreign)) or 'no bridge'}. Run this again when the",
+        "host has got another one.",
+        "Next: systemctl daemon-reload && systemctl start docker-fw-boot   (changes nothing while docker-fw runs)",
+    ]
+    return "\n".join(lines)
+
+
+def removed(gone: Collection[str]) -> str:
+    """What `fwctl boot remove` says."""
+    if not gone:
+        return "there was nothing to remove"
+    lines = [f"removed: /{path}" for path in gone]
+    lines += [
+        "Next: systemctl daemon-reload. What stands in the kernel stays: it is a running docker-fw's, and if none",
+        "runs any more, `fwctl cleanup` takes it away.",
+    ]
+    return "\n".join(lines)
+
+
+def _is_root(root: Path) -> None:
+    if not (root / "etc").is_dir():
+        raise FwError(f"there is no host's file system at {root}; give it one (-v /:{root}) or say where it is: --root")
+
+
+def _write(path: Path, text: str) -> bool:
+    if path.is_file() and not path.is_symlink() and path.read_text() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    return True
+
+
+def _link(path: Path, target: str) -> bool:
+    if path.is_symlink() and os.readlink(path) == target:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(path)
+    return True

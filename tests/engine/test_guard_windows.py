@@ -1,0 +1,165 @@
+"""Docker's own networks at every moment: an outsider who never stops probing finds no closed port open, not once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from tests.engine.test_guard import FORWARDING, dockers, hosts
+from tests.engine.test_survival import answers, pids
+from tests.product import Fw, Net, until
+
+#: A container's servers: one port that its label opens, one that nothing does.
+SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
+Targets = list[tuple[str, str, int]]
+
+
+@contextmanager
+def labelled(fw: Fw, net: Net) -> Iterator[str]:
+    """A container that comes back by itself, with 8080 opened and 9090 not, both published."""
+    app = fw.run(
+        net, "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080",
+        "-p", "18080:8080", "-p", "19090:9090", command=SERVERS,
+    )  # fmt: skip
+    try:
+        yield app
+    finally:
+        fw.remove(app)
+
+
+def opened(fw: Fw) -> Targets:
+    return [("tcp", host, 18080) for host in hosts(fw)]
+
+
+def closed(fw: Fw, app: str, net: Net) -> Targets:
+    """What must never answer: the published port, by DNAT and by docker-proxy, and the container itself."""
+    return [("tcp", h, 19090) for h in hosts(fw)] + [("tcp", a, 9090) for a in fw.addresses(app, net)]
+
+
+def served(fw: Fw) -> None:
+    """Waits until the labelled port answers on all of the host's addresses."""
+    for target in opened(fw):
+        until(partial(lambda t: fw.wan.probe.one(t).verdict == "open", target), f"{target} answers", 40)
+
+
+def test_never_while_networks_and_containers_come(each: Fw) -> None:
+    """From a network's first moment and a container's first packet: DNAT, docker-proxy, and the container's address."""
+    each.host.netns.sysctl(FORWARDING)
+    with each.network(driver="bridge") as net:
+        first = each.run(net)
+        v4, v6 = each.addresses(first, net)
+        each.remove(first)
+        subnets = [word for s in (net.v4, net.v6) for word in ("--subnet", s)]
+    targets: Targets = [("tcp", h, 19090) for h in hosts(each)] + [("tcp", v4, 9090), ("tcp", v6, 9090)]
+    with each.wan.probe.hammer(*targets, every=0.004) as hammer:
+        for naming in ((), ("-o", "com.docker.network.bridge.name=front2")):
+            each.engine.docker("network", "create", "--ipv6", *subnets, *naming, "windows")
+            for number in range(3):
+                label = ("--label", "fw.allow=8080") if number else ()
+                app = each.run(
+                    "windows", "--ip", v4, "--ip6", v6, "-p", "18080:8080", "-p", "19090:9090", *label, command=SERVERS
+                )
+                until(lambda: each.host.probe.tcp(v6, 9090) == "open", "the container's server")
+                each.remove(app)
+            each.engine.docker("network", "rm", "windows")
+        for _ in range(3):  # docker0 has IPv4 alone: the host's IPv6 leads to docker-proxy
+            app = each.run("bridge", "-p", "19090:9090", command=SERVERS)
+            until(lambda: each.host.probe.tcp(each.host.v6, 19090) == "open", "the container's server")
+            each.remove(app)
+    assert len(hammer.result.shots) > 300
+    assert not hammer.result.opened
+
+
+def survives(fw: Fw, disturb: Callable[[str], None], *, v6: bool = True) -> None:
+    """Ends as it began, and what is closed never answered meanwhile."""
+    fw.host.netns.sysctl(FORWARDING)
+    with dockers(fw, v6=v6) as net, labelled(fw, net) as app:
+        served(fw)
+        with fw.wan.probe.hammer(*closed(fw, app, net), every=0.004) as hammer:
+            disturb(app)
+            served(fw)
+        assert len([shot for shot in hammer.result.shots if shot.verdict == "silent"]) > 50
+        assert not hammer.result.opened
+
+
+@pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
+def test_never_while_dockerd_restarts(each: Fw, v6: bool) -> None:
+    """`systemctl restart docker`: containers start before Docker's API answers, and on IPv4-only networks docker-proxy
+    listens on the host's IPv6 before they do."""
+    survives(each, lambda _: each.engine.restart(), v6=v6)
+
+
+def test_never_while_dockerd_is_killed(fw: Fw) -> None:
+    """dockerd dies and comes again."""
+
+    def killed(_: str) -> None:
+        fw.engine.kill()
+        fw.engine.start()
+
+    survives(fw, killed, v6=False)
+
+
+@pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
+def test_never_over_a_boot(each: Fw, v6: bool) -> None:
+    """The host boots: the managed plugin closes everything before Docker starts the first container."""
+    survives(each, lambda _: each.engine.reboot(), v6=v6)
+
+
+def test_never_while_the_guard_is_killed_and_restarted(each: Fw) -> None:
+    """kill -9 of either process, `docker plugin disable` and `enable`; an open port is open again within a second."""
+
+    def disturb(_: str) -> None:
+        for which in (-1, 0):
+            victim = pids(each.engine)[which]
+            each.host.run(["kill", "-9", victim])
+            until(lambda victim=victim: victim not in pids(each.engine), "it is gone")
+            until(lambda: answers(each), "the plugin answers again")
+            for target in opened(each):
+                until(partial(lambda t: each.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
+        each.engine.docker("plugin", "disable", "-f", each.driver)
+        each.engine.docker("plugin", "enable", each.driver)
+
+    survives(each, disturb, v6=False)
+
+
+def test_an_address_that_changes_hands_takes_no_exception_along(each: Fw) -> None:
+    """A labelled container goes and another one gets its address in the same second: its ports stay closed to all."""
+    each.host.netns.sysctl(FORWARDING)
+    with dockers(each) as net:
+        for _ in range(4):
+            first = each.run(net, "--label", "fw.allow=8080")
+            v4, v6 = each.addresses(first, net)
+            targets: Targets = [("tcp", v4, 8080), ("tcp", v6, 8080)]
+            with each.wan.probe.hammer(*targets, every=0.003) as hammer:
+                each.engine.docker("rm", "-f", first)
+                heir = each.run(net, "--ip", v4, "--ip6", v6, command=("httpd", "-f", "-p", "8080"))
+                until(lambda v6=v6: each.host.probe.tcp(v6, 8080) == "open", "the heir's server")
+            assert not hammer.result.opened
+            each.remove(heir)
+
+
+def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
+    """`network connect` to a running container opens its ports on that address; `disconnect` closes it; a restart and
+    a rename change nothing."""
+    each.host.netns.sysctl(FORWARDING)
+    with dockers(each) as net, dockers(each) as other:
+        app = each.run(net, "--label", "fw.allow=8080")
+        each.engine.docker("network", "connect", other.name, app)
+
+        def accepts(network: Net) -> list[str]:
+            guarded = {n["name"]: n for n in each.status()["guarded"]}
+            places = guarded.get(network.name, {"endpoints": []})["endpoints"]
+            return [rule for place in places for rule in place["accepts"]]
+
+        right = ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
+        until(lambda: accepts(net) == accepts(other) == right, "both are known", 5)
+        each.engine.docker("network", "disconnect", net.name, app)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "one is gone", 5)
+        each.engine.docker("restart", "-t", "0", app)
+        each.engine.docker("rename", app, f"{app}x")
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "as before", 5)
+        each.remove(f"{app}x")
+        until(lambda: accepts(other) == [], "nothing is left", 5)
