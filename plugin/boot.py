@@ -34,7 +34,7 @@ _NFT = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft")
 _HEAD = f"""\
 # docker-fw: the table that stands from before Docker starts until docker-fw does, which replaces it by its own.
 # Every bridge is closed but for ICMP and for what its own side began. Made by `fwctl boot install`; make it again
-# when this host has another bridge that is not Docker's.
+# when this host has got another bridge of its own, or docker-fw another version.
 
 # Refused where the table stands already: docker-fw's own is never replaced by this one, nor added to.
 create table inet {TABLE}
@@ -44,11 +44,12 @@ _UNIT = f"""\
 
 [Unit]
 Description=docker-fw: every bridge is closed before Docker starts a container
-# Its file begins with `flush ruleset`, as a rule.
+# nftables.service begins with `flush ruleset`, as a rule.
 After=nftables.service
 Before=docker.service
-# Looks again whether the table is there when Docker, or nftables.service, is started again.
+# When Docker or nftables.service is started again, so is this: the table may have been flushed meanwhile.
 PartOf=docker.service nftables.service
+StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot
@@ -120,10 +121,9 @@ def check(root: Path, nft: str, text: str) -> None:
         raise FwError(f"could not run the host's {nft}: {error}") from error
     if done.returncode:
         why = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
-        raise FwError(
-            f"the host's {nft} does not take the table ({why[0]}); it needs nftables 1.0.6 or newer, "
-            "and this container --network host --cap-add NET_ADMIN"
-        )
+        may_not = "not permitted" in why[0]
+        todo = "run this with --cap-add NET_ADMIN" if may_not else "it needs nftables 1.0.6 or newer"
+        raise FwError(f"the host's {nft} does not take the table ({why[0]}); {todo}")
 
 
 def find_nft(root: Path) -> str:
@@ -178,8 +178,8 @@ def installed(changed: Collection[str], foreign: Collection[str]) -> str:
     lines = [f"{'wrote' if path in changed else 'stood already'}: /{path}" for path in (FILE, UNIT, WANTS)]
     lines += [
         "From the next boot on every bridge is closed, but for ICMP, before Docker starts and until docker-fw runs.",
-        f"Left alone, for they are not Docker's: {', '.join(sorted(foreign)) or 'no bridge'}. Run this again when the",
-        "host has got another one.",
+        f"Left alone, for they are not Docker's: {', '.join(sorted(foreign)) or 'no bridge'}.",
+        "Run this again when the host has got another bridge of its own, or docker-fw another version.",
         "Next: systemctl daemon-reload && systemctl start docker-fw-boot   (changes nothing while docker-fw runs)",
     ]
     return "\n".join(lines)

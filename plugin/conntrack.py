@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 
+from plugin import hostlinks
 from plugin import netlink as nl
 from plugin.model import PROTO_NAME, PROTO_NUMBER, Address, Answers, Proto, Published
 
@@ -39,7 +40,15 @@ def cut_addresses(addresses: Collection[Address]) -> None:
 
 
 def cut_published(ports: Collection[Published]) -> None:
-    """Forgets flows to published host ports, begun before the DNAT stood or while it led elsewhere. Never raises."""
+    """Forgets flows to the host's published ports, begun before the DNAT stood, or while the port was not closed.
+
+    Never raises.
+    """
+    try:
+        local = hostlinks.addresses()
+    except OSError as error:
+        log.error("could not cut flows to published ports: %s", error)
+        return
     for version in (4, 6):
         wanted = {
             (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big"))
@@ -48,7 +57,7 @@ def cut_published(ports: Collection[Published]) -> None:
         }
         if wanted:
             marks = {nl.attr(_PROTO_DST_PORT, port)[:6] for _, port in wanted}
-            _cut(version, marks, partial(_aims_at, wanted=wanted))
+            _cut(version, marks, partial(_aims_at, version=version, wanted=wanted, local=local))
 
 
 def cut_closed(guarded: Mapping[Address, Answers]) -> None:
@@ -137,8 +146,11 @@ def _touches(flow: _Flow, version: int, packed: set[bytes]) -> bool:
     return False
 
 
-def _aims_at(flow: _Flow, wanted: set[tuple[int, bytes]]) -> bool:
-    proto = nl.attributes(nl.attributes(flow[_TUPLE_ORIG]).get(_TUPLE_PROTO, b""))
+def _aims_at(flow: _Flow, version: int, wanted: set[tuple[int, bytes]], local: set[bytes]) -> bool:
+    asked = nl.attributes(flow[_TUPLE_ORIG])
+    if nl.attributes(asked.get(_TUPLE_IP, b"")).get(_IP[version][1], b"") not in local:
+        return False
+    proto = nl.attributes(asked.get(_TUPLE_PROTO, b""))
     return (int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")) in wanted
 
 

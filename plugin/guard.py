@@ -122,8 +122,9 @@ class Guard:
 
     def suspect(self, ports: Iterable[Published]) -> None:
         """These ports of the host may be published by a container that is starting: closed until Docker lists it."""
-        elements = frozenset(map(proxied_element, ports))
-        self._state.note({"suspects": Noted(elements) if elements else None})
+        ports = list(ports)
+        self._state.note({"suspects": Noted(frozenset(map(proxied_element, ports))) if ports else None})
+        self._cut_ports(ports)
 
     def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool) -> None:
         """These endpoints are there."""
@@ -185,6 +186,10 @@ class Guard:
         if addresses:
             self._later(partial(conntrack.cut_addresses, addresses))
 
+    def _cut_ports(self, ports: Collection[Published]) -> None:
+        if ports:
+            self._later(partial(conntrack.cut_published, ports))
+
     def _apply(self) -> None:
         """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
         wanted: dict[Owner, Noted] = {f"network {n.id}": Noted(guarded_elements(n)) for n in self._networks.values()}
@@ -210,6 +215,7 @@ class Guard:
                 ports = closed_ports(network, endpoint, self._everywhere, self._published)
                 now[endpoint.container.id] = (*now.get(endpoint.container.id, ()), *ports)
         closed = {k: tuple(sorted(set(v), key=str)) for k, v in {**self._closed, **now}.items() if v}
+        self._cut_ports([port for k, ports in now.items() for port in ports if port not in self._closed.get(k, ())])
         if closed != self._closed:
             self._closed = closed
             self._state.remember_proxied(closed)

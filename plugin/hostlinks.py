@@ -15,7 +15,9 @@ from typing import Literal
 from plugin import netlink as nl
 from plugin.ruleset import BRIDGE_PREFIX, GROUP
 
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
+#: linux/if_addr.h: IFA_ADDRESS, IFA_LOCAL
+_ADDRESS, _LOCAL = 1, 2
 _RTMGRP_LINK = 1
 #: linux/if_link.h: IFLA_IFNAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK; IFLA_INFO_KIND; RTEXT_FILTER_SKIP_STATS
 _NAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK, _KIND, _SKIP_STATS = 3, 10, 18, 27, 29, 1, 8
@@ -47,6 +49,14 @@ def links() -> dict[int, Link]:
         mask = nl.attr(_EXT_MASK, struct.pack("=I", _SKIP_STATS))
         answers = nl.request(sock, _GETLINK, nl.NLM_F_DUMP, bytes(16) + mask)
     return {link.index: link for kind, body in answers if kind == _NEWLINK and (link := _read(body))}
+
+
+def addresses() -> set[bytes]:
+    """The host's own addresses of both families, packed. Raises OSError."""
+    with nl.open_socket(_ROUTE) as sock:
+        answers = nl.request(sock, _GETADDR, nl.NLM_F_DUMP, bytes(8))
+    found = (nl.attributes(body[8:]) for _, body in answers)
+    return {told.get(_LOCAL, told.get(_ADDRESS, b"")) for told in found}
 
 
 class Changes:

@@ -50,7 +50,7 @@ class Node(Fw):
             yield name
         finally:
             self.engine.docker("service", "rm", name)
-            until(lambda: not self.tasks(name, "-a"), f"{name} is gone", 60)
+            self.gone(name)
 
     def tasks(self, service: str, *options: str) -> list[str]:
         listed = self.engine.docker(
@@ -62,6 +62,11 @@ class Node(Fw):
         """The container of a service's task."""
         until(lambda: self.tasks(service), f"{service} runs", 60)
         return self.tasks(service)[0]
+
+    def gone(self, *services: str) -> None:
+        """Waits until what was a service's has gone; swarm takes its time."""
+        self.remove(*(task for service in services for task in self.tasks(service, "-a")))
+        until(lambda: not any(self.tasks(service, "-a") for service in services), f"{services} are gone", 60)
 
     def start(self, *options: str) -> str:
         """`docker run` on the overlay."""
@@ -160,7 +165,7 @@ def test_labels_of_a_stack(each: Node) -> None:
         each.obeys(each.task("shop_label"), chosen["label"], {80, 5432})
     finally:
         each.engine.docker("stack", "rm", "shop")
-        until(lambda: not any(each.tasks(f"shop_{name}", "-a") for name in chosen), "the stack is gone", 60)
+        each.gone(*(f"shop_{name}" for name in chosen))
 
 
 def test_a_closed_port_never_answers_while_tasks_come_and_go(each: Node) -> None:

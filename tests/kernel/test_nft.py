@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from plugin import netlink
 from plugin.model import PROTO_NAME, Rule
 from plugin.nft import Nft, NftError
-from plugin.ruleset import SETS, Change, Element, SetSpec, rule_elements
+from plugin.ruleset import CGROUP, SETS, Change, Element, SetSpec, rule_elements
 from plugin.table import document, element_text, skeleton
 from tests.kernel.netns import inside
 from tests.kernel.packets import until
@@ -79,6 +79,7 @@ _WORDS: dict[str, st.SearchStrategy[Any]] = {
     "iifname": st.sampled_from(["br0", "fw-0123456789ab", "a", "fifteen-letters", "x.1", "B_2"]),
 }
 _WORDS |= {"ip saddr": _WORDS["ip daddr"], "ip6 saddr": _WORDS["ip6 daddr"]}
+_WORDS[CGROUP] = st.integers(1 << 40, 1 << 60)  # no control group of this machine has such a number
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
 
@@ -121,7 +122,7 @@ _EXAMPLE: dict[str, Any] = {
     "ip daddr": IPv4Address("10.1.2.3"), "ip6 daddr": IPv6Address("2001:db8::1:2"), "ip saddr": IPv4Address("10.3.2.1"),
     "ip6 saddr": IPv6Address("2001:db8::2:1"), "meta l4proto": 132, "th dport": 0x1234, "meta nfproto": 10,
     "iifname": "fw-0123456789ab", "oifname": "a", "fib saddr oifname": "a",
-    "oif": 0x12345678,
+    "oif": 0x12345678, CGROUP: 1 << 50,
 }  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> list[Address]:
     """Addresses whose flows were cut."""
     found: list[Address] = []
     monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
+    monkeypatch.setattr(conntrack, "cut_published", lambda _: None)
     return found
 
 
@@ -277,6 +278,7 @@ class Churn(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(conntrack, "cut_addresses", lambda _: None)
+        self.patch.setattr(conntrack, "cut_published", lambda _: None)
         self.table = Table()
         self.guard = Guard(self.table, (), False)  # type: ignore[arg-type]
         self.guard.replace([NETWORK], [])

@@ -1,0 +1,215 @@
+"""Hosts with ufw or firewalld: theirs is the host, docker-fw's are the containers, and neither breaks the other."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab import Engine, Hammer, Host, Process, Target, Verdict, engine_root
+from tests.product import NEWEST, VERSIONS, Fw, until
+
+FIREWALLS = ("ufw", "firewalld", "dbus")
+#: Docker before 27 leaves IPv6 to others, and Docker before 27 tells firewalld less: once with, once without.
+ENDS = tuple(dict.fromkeys((NEWEST, VERSIONS[0])))
+#: What a user types who has ufw, and a Docker without DOCKER-USER for a family.
+UFW_ROUTES = ("ufw route allow out on fw-+", "ufw route allow in on fw-+")
+#: What a user types who has firewalld: with Docker ≥ 27, and with any (or to keep the host closed to containers).
+ZONE_OF_DOCKER = ("firewall-cmd --permanent --zone=docker --add-interface=fw-+", "firewall-cmd --reload")
+ZONE_OF_OURS = (
+    "firewall-cmd --permanent --new-zone=fw",
+    "firewall-cmd --permanent --zone=fw --add-interface=fw-+",
+    "firewall-cmd --permanent --new-policy=fw-in",
+    "firewall-cmd --permanent --policy=fw-in --set-target=ACCEPT",
+    "firewall-cmd --permanent --policy=fw-in --add-ingress-zone=ANY",
+    "firewall-cmd --permanent --policy=fw-in --add-egress-zone=fw",
+    "firewall-cmd --permanent --new-policy=fw-out",
+    "firewall-cmd --permanent --policy=fw-out --set-target=ACCEPT",
+    "firewall-cmd --permanent --policy=fw-out --add-ingress-zone=fw",
+    "firewall-cmd --permanent --policy=fw-out --add-egress-zone=ANY",
+    "firewall-cmd --reload",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two containers with ports 80, 5432 and 8080, where a label opens 8080: on a bridge of Docker's and on ours.
+
+    They publish them as 18080, 15432, 18088 and 28080, 25432, 28088.
+    """
+
+    fw: Fw
+    theirs: str
+    ours: str
+    theirs_at: tuple[str, ...]
+    ours_at: tuple[str, ...]
+    #: Docker itself publishes on IPv6, and has a DOCKER-USER there.
+    docker_does_v6: bool
+
+    def closed(self) -> list[Target]:
+        """What must never answer."""
+        at_host: list[Target] = [("tcp", h, p) for h in (self.fw.host.v4, self.fw.host.v6) for p in (15432, 25432)]
+        return [*at_host, *(("tcp", a, 5432) for a in (*self.theirs_at, *self.ours_at))]
+
+    def direct(self, *addresses: str) -> list[Target]:
+        """What our network opens on the container's own addresses."""
+        return [("tcp", a, p) for a in addresses or self.ours_at for p in (80, 8080)]
+
+    def published(self) -> list[Target]:
+        """What is published and open. Where Docker's proxy serves, only what the firewall lets in to the host."""
+        v4, v6 = self.fw.host.v4, self.fw.host.v6
+        theirs: list[Target] = [("tcp", v4, 18080), ("tcp", v6, 18080), ("tcp", v4, 18088)]
+        return [*theirs, *([("tcp", v6, 18088)] if self.docker_does_v6 else []),
+                *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088))]  # fmt: skip
+
+    def sees(self, others: Verdict, *opened: Target, **more: list[Target]) -> None:
+        """An outsider sees just this open, ssh of the host, and `others` on another port of the host."""
+        host = self.fw.host
+        expected: dict[Target, Verdict] = dict.fromkeys(self.closed(), "silent")
+        expected |= dict.fromkeys([*opened, *(("tcp", h, 22) for h in (host.v4, host.v6))], "open")
+        expected |= dict.fromkeys((("tcp", h, 8000) for h in (host.v4, host.v6)), others)
+        for verdict, targets in more.items():
+            expected |= dict.fromkeys(targets, verdict)
+        seen: dict[Target, Verdict] = {}
+
+        def as_expected() -> bool:
+            seen.update(self.fw.wan.probe(expected))
+            return seen == expected
+
+        try:
+            until(as_expected, "what an outsider sees")  # Docker puts its own rules back some time after firewalld's
+        finally:
+            assert seen == expected
+
+    def leaves(self, container: str, *addresses: str) -> bool:
+        """The container reaches the Internet."""
+        with self.fw.wan.probe.serve(tcp=[8001]):
+            seen = self.fw.engine.netns(container).probe([("tcp", address, 8001) for address in addresses])
+        return set(seen.values()) == {"open"}
+
+    def stands(self) -> str:
+        """The handle of docker-fw's table, which is another one once it was gone. Its mark's rule must stand, too."""
+        for tool in ("iptables", *(["ip6tables"] if self.docker_does_v6 else [])):
+            until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} stands")
+            assert "-j DOCKER-USER" in self.rules(tool, "FORWARD")
+        return self.fw.host.run(["nft", "-a", "list", "table", "inet", "fw"]).stdout.partition("\n")[0]
+
+    def rules(self, tool: str, chain: str) -> str:
+        return self.fw.host.run([tool, "-S", chain], check=False).stdout
+
+
+@contextmanager
+def site(fw: Fw) -> Iterator[Site]:
+    host, engine = fw.host, fw.engine
+    subnets = ("--subnet", "10.77.0.0/24", "--ipv6", "--subnet", "2001:db8:77::/64")
+    engine.docker("network", "create", *subnets, "theirs")
+    serves = ("sh", "-c", "httpd -p 5432; httpd -p 8080; exec httpd -f -p 80")
+    options = ("--restart", "always", "--label", "fw.allow=8080")
+    with fw.network() as net:
+        ports = {n: ("-p", f"{n}8080:80", "-p", f"{n}5432:5432", "-p", f"{n}8088:8080") for n in (1, 2)}
+        theirs = fw.run("theirs", *options, *ports[1], command=serves)
+        ours = fw.run(net, *options, *ports[2], command=serves)
+        does_v6 = host.run(["ip6tables", "-S", "DOCKER-USER"], check=False).returncode == 0
+        yield Site(fw, theirs, ours, engine.address(theirs, "theirs"), tuple(fw.addresses(ours, net)), does_v6)
+
+
+def kept_closed(hammer: Hammer) -> None:
+    volley = hammer.stop()
+    assert len([shot for shot in volley.shots if shot.verdict == "silent"]) > 50
+    assert not volley.opened
+
+
+def types(host: Host, *commands: str) -> None:
+    for command in commands:
+        host.run(command.split())
+
+
+@pytest.mark.parametrize("version", ENDS)
+def test_ufw_guards_the_host_and_docker_fw_the_containers(engines: object, version: str) -> None:
+    """ufw enabled after docker-fw, reloaded, disabled, and up before it at boot: closed never answers, the rest does.
+
+    Published ports and our networks need nothing of ufw where Docker has its DOCKER-USER; elsewhere (IPv6 before
+    Docker 27) two route rules. A host port that ufw allows does not open the container's port.
+    """
+    with Host(engine_root(version, extra=FIREWALLS)) as host:
+        host.boot()
+        types(host, "ufw allow 22/tcp", "ufw allow 18080/tcp", "ufw allow 15432/tcp")
+        engine = Engine(version, host=host)
+        engine.start()
+        with site(Fw.install(engine)) as at, host.wan.probe.hammer(*at.closed(), every=0.01) as hammer:
+            inside = at.direct() + at.published()
+            with host.probe.serve(tcp=[22, 8000]):
+                at.sees("open", *inside)
+                table = at.stands()
+                types(host, "ufw --force enable")
+                if not at.docker_does_v6:
+                    at.sees("silent", silent=[*at.direct(at.ours_at[1]), ("tcp", host.v6, 28080)])
+                    assert not at.leaves(at.ours, host.wan.FAR_V6)
+                    types(host, *UFW_ROUTES)
+                for command in ("ufw status", "ufw reload", "ufw --force enable"):
+                    types(host, command)
+                    at.sees("silent", *inside)
+                    assert at.stands() == table
+                assert at.leaves(at.ours, host.wan.FAR_V4, host.wan.FAR_V6)
+                assert at.leaves(at.theirs, host.wan.FAR_V4)
+                types(host, "ufw disable")
+                at.sees("open", *inside)
+                assert at.stands() == table
+            types(host, "ufw --force enable")
+            engine.reboot(start=False)
+            types(host, "/lib/ufw/ufw-init start")
+            engine.start()
+            with host.probe.serve(tcp=[22, 8000]):
+                at.sees("silent", *inside)
+            kept_closed(hammer)
+
+
+@pytest.mark.parametrize("version", ENDS)
+def test_firewalld_guards_the_host_and_docker_fw_the_containers(engines: object, version: str) -> None:
+    """firewalld up before Docker, reloaded, stopped, and started again: closed never answers, published ports do.
+
+    Our networks' own addresses answer, and their containers get out, once firewalld has `fw-+` in a zone that
+    it forwards to and from.
+    """
+    with Host(engine_root(version, extra=FIREWALLS)) as host:
+        host.boot()
+        types(host, "mkdir -p /run/dbus")
+        host.popen(["dbus-daemon", "--system", "--nofork", "--nopidfile"], stderr=subprocess.DEVNULL)
+        until((host.inside / "run/dbus/system_bus_socket").exists, "the system's bus")
+        process = firewalld(host)
+        for port in (18080, 15432):
+            types(host, f"firewall-cmd --permanent --add-port={port}/tcp", f"firewall-cmd --add-port={port}/tcp")
+        engine = Engine(version, host=host)
+        engine.start()
+        with (
+            site(Fw.install(engine)) as at,
+            host.wan.probe.hammer(*at.closed(), every=0.01) as hammer,
+            host.probe.serve(tcp=[22, 8000]),
+        ):
+            at.sees("refused", *at.published(), refused=at.direct())
+            table = at.stands()
+            assert not at.leaves(at.ours, host.wan.FAR_V4)
+            policies = host.run(["firewall-cmd", "--get-policies"]).stdout
+            types(host, *(ZONE_OF_DOCKER if "docker-forwarding" in policies else ZONE_OF_OURS))
+            for command in ("firewall-cmd --state", "firewall-cmd --reload"):
+                types(host, command)
+                at.sees("refused", *at.published(), *at.direct())
+                assert at.leaves(at.ours, host.wan.FAR_V4, host.wan.FAR_V6)
+                assert at.leaves(at.theirs, host.wan.FAR_V4)
+                assert at.stands() == table
+            process.signal(signal.SIGTERM)
+            process.wait()
+            firewalld(host)
+            at.sees("refused", *at.published(), *at.direct())
+            assert at.stands() == table
+            kept_closed(hammer)
+
+
+def firewalld(host: Host) -> Process:
+    process = host.popen(["firewalld", "--nofork", "--nopid"], stderr=subprocess.DEVNULL)
+    until(lambda: host.run(["firewall-cmd", "--state"], check=False).returncode == 0, "firewalld runs")
+    return process
