@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from tests.lab import Engine
-from tests.product import NEWEST, Fw, Net, until
+from tests.product import IMAGE, NEWEST, Fw, Net, image_tar, until
 
 CLOSED = (5432, 8081)
 FORWARDING = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1}
@@ -156,6 +158,52 @@ def test_wrong_labels_start_and_are_told(each: Fw) -> None:
         assert 'label fw.dney="80": is not a key of docker-fw' in said
     finally:
         each.remove(app, typo)
+
+
+def test_what_has_no_effect_is_said(each: Fw) -> None:
+    """Where a label opens what nobody can reach, `fwctl status` says why, and what to do."""
+    with dockers(each, v6=False) as net, dockers(each, "--internal", v6=False) as inner:
+        app = each.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
+        hidden = each.run(inner, "--label", "fw.allow=8080")
+        until(lambda: hidden in each.fwctl("status"), "both are known", 5)
+        said = each.fwctl("status")
+        assert f"fw.allow=8080 has no effect on {net.name} because it is a nat network" in said
+        assert "publish it (-p 8080:8080)" in said
+        assert f"fw.allow=9000 has no effect on {net.name}" not in said
+        assert f"fw.allow=8080 has no effect on {inner.name} because the network is internal" in said
+        assert app in each.fwctl("ports")
+
+
+def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
+    """Before anything is installed: which published ports close and which label keeps them, who stays as it is, and
+    which connections would be cut; nothing is changed by asking."""
+    with Engine(NEWEST) as engine:
+        engine.load(image_tar())
+        engine.docker("run", "-d", "--name", "db", "-p", "15432:5432", "-p", "18080:80", "-p", "127.0.0.1:16379:6379",
+                      "--label", "fw.allow=9000", "busybox", "sleep", "inf")  # fmt: skip
+        engine.docker("run", "-d", "--name", "tool", "--network", "host", "busybox", "sleep", "inf")
+        client = f"import socket, time; s = socket.create_connection(({engine.host.v4!r}, 15432)); print(s.recv(9)); "
+        with engine.serve("db", tcp=[5432]):
+            talking = engine.wan.popen(
+                [sys.executable, "-uc", client + "time.sleep(60)"], stdout=subprocess.PIPE, text=True
+            )
+            try:
+                assert talking.stdout
+                assert talking.stdout.readline()
+                tables = engine.host.run(["nft", "list", "tables"]).stdout
+                asked = ("run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", "-v", "/run:/host/run:ro")
+                said = engine.docker(*asked, IMAGE, "dry-run")
+            finally:
+                talking.kill()
+                talking.wait()
+        assert 'published 0.0.0.0:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in said
+        assert 'published [::]:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in said
+        assert "published 0.0.0.0:18080->80/tcp: stays open" in said
+        assert "6379" not in said
+        assert "fw.allow=9000 has no effect on bridge" in said
+        assert "tool: has the host's network" in said
+        assert "198.51.100.2 → db 5432/tcp" in said
+        assert engine.host.run(["nft", "list", "tables"]).stdout == tables
 
 
 # --- who it is not for --------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 
 from tests.engine.test_guard import FORWARDING, dockers, hosts
 from tests.engine.test_survival import answers, pids
-from tests.product import Fw, Net, until
+from tests.lab import Engine
+from tests.product import NEWEST, Fw, Net, until
 
 #: A container's servers: one port that its label opens, one that nothing does.
 SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
@@ -163,3 +164,43 @@ def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
         until(lambda: (accepts(net), accepts(other)) == ([], right), "as before", 5)
         each.remove(f"{app}x")
         until(lambda: accepts(other) == [], "nothing is left", 5)
+
+
+def test_an_exception_ends_with_its_container_though_nobody_tells(engines: object) -> None:
+    """With live-restore, while dockerd is away: containers keep what they accept. When a container's link goes, which
+    dockerd removes before it gives the address to another, its network is closed, long before Docker's API answers."""
+    with Engine(NEWEST, live_restore=True) as engine:
+        fw = Fw.install(engine)
+        with dockers(fw, v6=False) as net, labelled(fw, net) as app:
+            served(fw)
+            (v4,) = fw.addresses(app, net)
+            bridge = "br-" + engine.docker("network", "inspect", "-f", "{{.Id}}", net.name)[:12]
+            link = fw.host.run(["ip", "-o", "link", "show", "master", bridge]).stdout.split()[1].partition("@")[0]
+            engine.stop()
+            # docker-proxy ended with dockerd, so not by the host's IPv6 now.
+            assert fw.wan.probe.tcp(fw.host.v4, 18080) == "open"
+            assert v4 in table(fw)
+            fw.host.run(["ip", "link", "del", link])
+            until(lambda: v4 not in table(fw), "its exception is gone", 2)
+            engine.start()
+            engine.docker("restart", "-t", "0", app)
+            served(fw)
+
+
+def test_stopped_docker_fw_keeps_everything_closed(fw: Fw) -> None:
+    """`docker plugin disable`: nobody watches who has which address, so addresses accept nothing new until it is back;
+    what is closed stays closed."""
+    with dockers(fw, v6=False) as net, labelled(fw, net) as app:
+        served(fw)
+        with fw.wan.probe.hammer(*closed(fw, app, net), every=0.004) as hammer:
+            fw.engine.docker("plugin", "disable", "-f", fw.driver)
+            assert [fw.wan.probe.one(target).verdict for target in opened(fw)] == ["silent", "silent"]
+            assert fw.host.probe.tcp("127.0.0.1", 19090) == "open"
+            fw.engine.docker("plugin", "enable", fw.driver)
+            served(fw)
+        assert not hammer.result.opened
+
+
+def table(fw: Fw) -> str:
+    """The exceptions of IPv4 addresses, as nft lists them."""
+    return fw.host.run(["nft", "list", "set", "inet", "fw", "allow4"]).stdout
