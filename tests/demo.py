@@ -42,11 +42,47 @@ def say(text: str) -> None:
     print(f"demo: {text}", file=sys.stderr, flush=True)
 
 
-def up(fw: Fw) -> None:
-    """The stack of compose-examples/shop.yml, as a user brings it up, and waits until its servers listen."""
+def compose(fw: Fw, stack: str, *words: str) -> None:
+    fw.engine.docker("compose", "-f", f"/lab/{stack}", *words, timeout=120)
+
+
+def up(fw: Fw, stack: str) -> None:
+    """A stack of compose-examples, as a user brings it up, with its images there."""
     fw.engine.load(stand_in())
-    shutil.copy(ROOT / "compose-examples/shop.yml", fw.host.share)
-    fw.engine.docker("compose", "-f", "/lab/shop.yml", "up", "-d", timeout=120)
+    shutil.copy(ROOT / "compose-examples" / stack, fw.host.share)
+    compose(fw, stack, "up", "-d")
+
+
+def down(fw: Fw, stack: str) -> None:
+    compose(fw, stack, "down", "-t", "0")
+
+
+#: compose-examples/unchanged.yml: each service's published port, and whether an outsider is answered there.
+UNCHANGED = {"web": (18080, True), "db": (15432, False), "metrics": (19100, True)}
+
+
+def unchanged(fw: Fw) -> list[Line]:
+    """A stack that says nothing of docker-fw, on Docker's own network: what an outsider tries, and the host itself."""
+    for service, (port, right) in UNCHANGED.items():
+        until(lambda p=port: fw.host.probe.tcp("127.0.0.1", p) == "open", f"{service} listens")
+        if right:
+            until(lambda p=port: fw.wan.probe.tcp(fw.host.v4, p) == "open", f"{service} is open")
+    wanted = {
+        (f"unchanged {service}, -p {port}", ("tcp", host, port)): right
+        for host in (fw.host.v6, fw.host.v4)
+        for service, (port, right) in UNCHANGED.items()
+    }
+    seen = fw.wan.probe([target for _, target in wanted], timeout=1.0)
+    lines = [
+        Line(who, f"{target[1]} {target[2]}/tcp", seen[target], (seen[target] == "open") == right)
+        for (who, target), right in wanted.items()
+    ]
+    own = fw.host.probe.tcp(fw.host.v4, UNCHANGED["db"][0])
+    return [*lines, Line("unchanged db, from the host itself", f"{fw.host.v4} 15432/tcp", own, own == "open")]
+
+
+def ready(fw: Fw) -> None:
+    """Waits until the servers of compose-examples/shop.yml listen."""
     for service, port in (("web", 80), ("app", 8080), ("proxy", 80), ("proxy", 443), ("metrics", 9100)):
         address = fw.engine.address(f"shop-{service}-1", "shop_front")[1]
         until(lambda a=address, p=port: fw.host.probe.tcp(a, p) == "open", f"{service} listens on {port}")
@@ -82,7 +118,7 @@ def show(lines: list[Line]) -> None:
     width = max(len(line.where) for line in lines)
     for line in lines:
         mark = "right" if line.right else "WRONG"
-        print(f"{mark}  {line.who:<26} {line.where:<{width}}  {WORDS.get(line.verdict, line.verdict)}")
+        print(f"{mark}  {line.who:<34} {line.where:<{width}}  {WORDS.get(line.verdict, line.verdict)}")
 
 
 def main() -> int:
@@ -94,14 +130,17 @@ def main() -> int:
     with Engine(options.engine) as engine:
         say("building the image from the Dockerfile and installing the managed plugin (minutes the first time)")
         fw = Fw.install(engine)
-        say(f"{PLUGIN} is enabled; bringing up compose-examples/shop.yml")
-        up(fw)
-        say("probing from another host")
-        lines = probes(fw)
+        say(f"{PLUGIN} is enabled; bringing up compose-examples/unchanged.yml, on Docker's own network")
+        up(fw, "unchanged.yml")
+        say("and compose-examples/shop.yml, on a network of docker-fw's; probing from another host")
+        up(fw, "shop.yml")
+        ready(fw)
+        lines = [*unchanged(fw), *probes(fw)]
         show(lines)
         print()
         print(fw.fwctl("status"), end="")
-        engine.docker("compose", "-f", "/lab/shop.yml", "down", "-t", "0", timeout=120)
+        for stack in ("shop.yml", "unchanged.yml"):
+            down(fw, stack)
     wrong = [line for line in lines if not line.right]
     print(f"\n{len(lines) - len(wrong)} of {len(lines)} right, in {time.monotonic() - began:.0f} s")
     return 1 if wrong else 0

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 
-from tests.demo import probes, up
+from tests.demo import down, probes, ready, unchanged, up
 from tests.product import IMAGE, ROOT, Fw, image_tar
 
 
 def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:
     """compose-examples/shop.yml: the insecure app is closed, the proxy answers for it, one label opens one port."""
-    up(fw)
+    up(fw, "shop.yml")
     try:
+        ready(fw)
         wrong = [line for line in probes(fw) if not line.right]
     finally:
-        fw.engine.docker("compose", "-f", "/lab/shop.yml", "down", "-t", "0", timeout=120)
+        down(fw, "shop.yml")
+    assert not wrong
+
+
+def test_a_stack_that_says_nothing_of_docker_fw_is_guarded(fw: Fw) -> None:
+    """compose-examples/unchanged.yml, on Docker's own network: the published database is closed, the rest answers."""
+    up(fw, "unchanged.yml")
+    try:
+        wrong = [line for line in unchanged(fw) if not line.right]
+    finally:
+        down(fw, "unchanged.yml")
     assert not wrong
 
 
