@@ -100,12 +100,6 @@ class Follower:
                 self._guard.start_over()
                 self.listening = True
                 self.wake()
-            case "network connect" if event.kind in ("bridge", ""):
-                self._guard.returns(event.id, event.container)
-                self._begins(event.container)
-                self._want(place=(event.id, event.container))
-            case "network disconnect":
-                self._guard.leaves(event.id, event.container)
             case "container die":
                 self._guard.leaves("", event.id)
                 self._settled({event.id})
@@ -114,21 +108,33 @@ class Follower:
             case "container start":
                 self._guard.returns("", event.id)
                 self._want(started=event.id)
+            case "container rename":
+                self.wake()
+            case _:
+                self._told_of_network(event)
+
+    def _told_of_network(self, event: Event) -> None:
+        match event.what:
+            case "network connect" if event.kind in ("bridge", ""):
+                self._guard.returns(event.id, event.container)
+                self._begins(event.container)
+                self._want(place=(event.id, event.container))
+            case "network connect" if event.kind == "overlay":
+                # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
+                self._begins(event.container)
+                self.wake()
+            case "network connect":
+                self._want()
+            case "network disconnect":
+                self._guard.leaves(event.id, event.container)
+                if event.container not in self._guard.starting():
+                    self._settled({event.container})
             case "network create":
                 self._bridges.doubt()
                 self._note()
                 self.wake()
             case "network destroy":
                 self._guard.network_gone(event.id)
-            case "container rename":
-                self.wake()
-            case "network connect":
-                # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
-                if event.kind == "overlay":
-                    self._begins(event.container)
-                    self.wake()
-                else:
-                    self._want()
 
     def _begins(self, container_id: str) -> None:
         with self._suspecting:
@@ -194,29 +200,30 @@ class Follower:
             self._stop.wait(0.1)
 
     def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
+        asked = self._guard.now()
         for network_id, container_id in places:
             if found := self._api.guest(network_id, container_id):
-                self._guard.put(found[0], [found[1]], listed=False)
+                self._guard.put(found[0], [found[1]], listed=False, asked=asked)
                 started = {**started, container_id: None}  # it may run already: Docker connects late ones too
         for container_id in started:
             if running := self._api.running(container_id):
-                self._guard.put(None, running, listed=True)
+                self._guard.put(None, running, listed=True, asked=asked)
                 # Whoever is there by an overlay publishes its ports there.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
                     place = dataclasses.replace(found[1], published=running[0].published)
-                    self._guard.put(found[0], [place], listed=True)
+                    self._guard.put(found[0], [place], listed=True, asked=asked)
                 self._settled({container_id})
 
     def _look(self) -> None:
-        asked = self._bridges.now()
+        asked, moment = self._bridges.now(), self._guard.now()
         look = self._api.look()
         self._bridges.told(frozenset(network.bridge for network in look.networks), asked)
-        self._guard.replace(look.networks, look.endpoints, look.existing)
+        self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment)
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         self._note()
         self._guard.cut_closed()
         self.apart = look.apart
-        self._settled({e.container.id for e in look.endpoints if e.container})
+        self._settled(self._starting - self._guard.starting())
         self.learn(look.containers)
         self.bury(look.containers)
         self._state.remember_foreign(self._bridges.foreign())

@@ -59,10 +59,16 @@ class Guard:
         self._lock = threading.RLock()
         self._networks: dict[str, Guarded] = {}
         self._guests: dict[str, Guest] = {}
-        #: (network, container) that Docker said has gone; what a list that is older says of it does not count.
+        #: (network, container) that Docker said has gone, and has not said to have come back.
         self._gone: set[tuple[str, str]] = set()
+        #: When each last went, by our own count of goodbyes: what was asked for before says nothing of it any more.
+        self._left: dict[tuple[str, str], int] = {}
+        self._goodbyes = 0
         self._noted: dict[Owner, Noted] = {}
+        #: From what each was made, so that only what changed is made anew.
+        self._made: dict[Owner, tuple[Guarded, Guest | None]] = {}
         self._closed = dict(closed)
+        self._ended = False
 
     @property
     def networks(self) -> Mapping[str, Guarded]:
@@ -76,6 +82,15 @@ class Guard:
     def known(self) -> list[Endpoint]:
         """Who is there, as the table has it: without its container where that is in doubt."""
         return [_sure(guest) for guest in self.guests]
+
+    def starting(self) -> set[str]:
+        """The IDs of containers that have been connected and are not listed as running yet."""
+        return {g.endpoint.container.id for g in self.guests if g.endpoint.container and not g.listed}
+
+    def now(self) -> int:
+        """A moment, to be taken before Docker is asked and given with its answer."""
+        with self._lock:
+            return self._goodbyes
 
     def start_over(self) -> None:
         """What was told before is not known to be complete any more: only the next list counts."""
@@ -91,13 +106,16 @@ class Guard:
     def leaves(self, network_id: str, container_id: str) -> None:
         """The container has left the network (or all, if that is empty): closed before anybody else is there."""
         with self._lock:
+            self._goodbyes += 1
             self._gone.add((network_id, container_id))
+            self._left[network_id, container_id] = self._goodbyes
             self._drop(lambda e: _is(e, container_id) and network_id in ("", e.network_id))
 
     def forget(self, container_id: str) -> None:
         """The container does not exist any more."""
         with self._lock:
             self._gone = {(n, c) for n, c in self._gone if c != container_id}
+            self._left = {(n, c): when for (n, c), when in self._left.items() if c != container_id}
             if self._closed.pop(container_id, None):
                 self._state.remember_proxied(self._closed)
 
@@ -106,6 +124,12 @@ class Guard:
             self._drop(lambda e: e.network_id == network_id)
             self._networks.pop(network_id, None)
             self._apply()
+
+    def end(self) -> None:
+        """Nobody will watch any more: nothing is believed from now on."""
+        with self._lock:
+            self._ended = True
+            self.doubt()
 
     def doubt(self, bridge: str | None = None) -> None:
         """Nobody tells any more who is on the bridge (or on any): what its addresses accept is not known now."""
@@ -126,19 +150,26 @@ class Guard:
         self._state.note({"suspects": Noted(frozenset(map(proxied_element, ports))) if ports else None})
         self._cut_ports(ports)
 
-    def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool) -> None:
-        """These endpoints are there."""
+    def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int) -> None:
+        """These endpoints were there when Docker was asked (`now`)."""
         with self._lock:
+            if self._ended:
+                return
             if network is not None:
                 self._networks[network.id] = network
             for endpoint in found:
-                if endpoint.network_id in self._networks and not self._left(endpoint):
+                if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
                     self._put(endpoint, listed)
             self._apply()
 
-    def replace(self, networks: Iterable[Guarded], found: Iterable[Endpoint], existing: Collection[str] = ()) -> None:
-        """This is everything: Docker's bridge networks, the endpoints of every running container, every container."""
+    def replace(
+        self, networks: Iterable[Guarded], found: Iterable[Endpoint], existing: Collection[str] = (), *, asked: int
+    ) -> None:
+        """This was everything when Docker was asked (`now`): its bridge networks, the endpoints of every running
+        container, the IDs of every container."""
         with self._lock:
+            if self._ended:
+                return
             before = self._guests
             self._networks = {network.id: network for network in networks}
             self._guests = {}
@@ -147,7 +178,7 @@ class Guard:
                 if not guest.listed and guest.endpoint.network_id in self._networks:
                     self._guests[k] = guest
             for endpoint in found:
-                if endpoint.network_id in self._networks and not self._left(endpoint):
+                if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
                     self._put(endpoint, listed=True)
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
             self._closed = {container: ports for container, ports in self._closed.items() if container in existing}
@@ -155,9 +186,10 @@ class Guard:
             self._state.note({KEPT: None})
             self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
 
-    def _left(self, endpoint: Endpoint) -> bool:
+    def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
         container = endpoint.container.id if endpoint.container else ""
-        return bool({(endpoint.network_id, container), ("", container)} & self._gone)
+        places = ((endpoint.network_id, container), ("", container))
+        return any(place in self._gone or self._left.get(place, 0) > asked for place in places)
 
     def _put(self, endpoint: Endpoint, listed: bool) -> None:
         # Docker gave these addresses to this endpoint, so whoever else had them is gone.
@@ -192,37 +224,45 @@ class Guard:
 
     def _apply(self) -> None:
         """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
-        wanted: dict[Owner, Noted] = {f"network {n.id}": Noted(guarded_elements(n)) for n in self._networks.values()}
+        made: dict[Owner, tuple[Guarded, Guest | None]] = {}
+        for network in self._networks.values():
+            made[f"network {network.id}"] = (network, None)
         for guest in self._guests.values():
-            wanted[f"endpoint {guest.endpoint.id}"] = self._of(guest)
-        changes: dict[Owner, Noted | None] = {k: v for k, v in wanted.items() if self._noted.get(k) != v}
-        changes.update(dict.fromkeys(self._noted.keys() - wanted.keys()))
+            made[f"endpoint {guest.endpoint.id}"] = (self._networks[guest.endpoint.network_id], guest)
+        anew = {owner: self._of(*of) for owner, of in made.items() if self._made.get(owner) != of}
+        changes: dict[Owner, Noted | None] = {k: v for k, v in anew.items() if self._noted.get(k) != v}
+        changes.update(dict.fromkeys(self._made.keys() - made.keys()))
         if changes:
             self._state.note(changes)
-            less = [k for k, v in wanted.items() if (old := self._noted.get(k)) and old.elements - v.elements]
-            self._noted = wanted
-            if less:
-                self._later(partial(self._state.cut_closed, less))
-            self._remember()
+        less = [k for k, v in changes.items() if v and (old := self._noted.get(k)) and old.elements - v.elements]
+        self._noted = {k: anew.get(k) or self._noted[k] for k in made}
+        self._made = made
+        if less:
+            self._later(partial(self._state.cut_closed, less))
+        self._remember([of[1] for owner in anew if (of := made[owner])[1]])
 
-    def _remember(self) -> None:
+    def _remember(self, guests: Iterable[Guest | None]) -> None:
         """A container that stops keeps its ports in mind: Docker may start it before it answers anybody."""
-        now: dict[str, tuple[Published, ...]] = {}
-        for guest in self._guests.values():
-            endpoint = guest.endpoint
-            if endpoint.container and guest.listed:
+        changed = {g.endpoint.container.id for g in guests if g and g.listed and g.endpoint.container}
+        now: dict[str, set[Published]] = {container: set() for container in changed}
+        for endpoint in (g.endpoint for g in self._guests.values() if changed):
+            if endpoint.container and endpoint.container.id in changed:
                 network = self._networks[endpoint.network_id]
-                ports = closed_ports(network, endpoint, self._everywhere, self._published)
-                now[endpoint.container.id] = (*now.get(endpoint.container.id, ()), *ports)
-        closed = {k: tuple(sorted(set(v), key=str)) for k, v in {**self._closed, **now}.items() if v}
-        self._cut_ports([port for k, ports in now.items() for port in ports if port not in self._closed.get(k, ())])
+                now[endpoint.container.id] |= {*closed_ports(network, endpoint, self._everywhere, self._published)}
+        closed = dict(self._closed)
+        for container, ports in now.items():
+            before = closed.pop(container, ())
+            self._cut_ports([port for port in ports if port not in before])
+            if ports:
+                closed[container] = tuple(sorted(ports, key=str))
         if closed != self._closed:
             self._closed = closed
             self._state.remember_proxied(closed)
 
-    def _of(self, guest: Guest) -> Noted:
+    def _of(self, network: Guarded, guest: Guest | None) -> Noted:
+        if guest is None:
+            return Noted(guarded_elements(network))
         endpoint = _sure(guest)
-        network = self._networks[endpoint.network_id]
         accepts = answers({network.id: network}, [endpoint], self._everywhere, self._published)
         return Noted(guest_elements(network, endpoint, self._everywhere, self._published), accepts)
 

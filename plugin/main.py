@@ -103,7 +103,7 @@ class Plugin:
         What containers on Docker's own networks accept goes: Docker gives their addresses to others without telling us.
         """
         self._watcher.stop()
-        self._guard.doubt()
+        self._guard.end()
         self._relay.stop()
 
     def _survivors(self, state: State) -> State:

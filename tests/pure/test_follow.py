@@ -83,6 +83,12 @@ class World:
         self.noted += 1
 
     # the guard
+    def now(self) -> int:
+        return len(self.calls)
+
+    def starting(self) -> set[str]:
+        return set()
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
             "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",

@@ -35,6 +35,8 @@ def endpoint(name: str, host: int, of: Container | None, network: Guarded = NETW
     return Endpoint(name.ljust(64, "e"), network.id, v4, v6, joined=True, container=of, published=ports)
 
 
+#: Asked just now: newer than every goodbye.
+NOW = 1 << 30
 WEB, DB = container("web", 8080), container("db", 5432)
 
 
@@ -160,7 +162,7 @@ def test_an_exception_stands_from_the_connection_and_goes_with_it(
 ) -> None:
     """Docker connects a container: its ports are open before its process runs; it leaves: closed, flows cut."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.opens(guest.addr4) == table.opens(guest.addr6) == {8080}
     guard.leaves(NETWORK.id, WEB.id)
     assert not table.knows(guest.addr4)
@@ -172,7 +174,7 @@ def test_a_container_that_dies_leaves_every_network(table: Table, guard: Guard) 
     """One event closes all of its addresses, and no other container's."""
     mine = [endpoint("a", 2, WEB), endpoint("b", 2, WEB, OTHER)]
     his = endpoint("c", 3, DB)
-    guard.replace([NETWORK, OTHER], [*mine, his])
+    guard.replace([NETWORK, OTHER], [*mine, his], asked=NOW)
     guard.leaves("", WEB.id)
     assert not any(table.knows(e.addr4) for e in mine)
     assert table.opens(his.addr4) == {5432}
@@ -181,21 +183,61 @@ def test_a_container_that_dies_leaves_every_network(table: Table, guard: Guard) 
 def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: Guard) -> None:
     """Docker's list still has a container that it said has gone: closed stays closed until it is connected again."""
     guest = endpoint("e", 2, WEB)
-    guard.replace([NETWORK], [guest])
+    guard.replace([NETWORK], [guest], asked=NOW)
     guard.leaves(NETWORK.id, WEB.id)
-    guard.replace([NETWORK], [guest])
-    guard.put(NETWORK, [guest], listed=False)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
     assert not table.knows(guest.addr4)
     guard.returns(NETWORK.id, WEB.id)
-    guard.put(NETWORK, [guest], listed=False)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.opens(guest.addr4) == {8080}
+
+
+def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: Guard) -> None:
+    """Docker was asked, the container went and came back elsewhere, and then the old answer is there: it is no news."""
+    old, new, heir = endpoint("a", 2, WEB), endpoint("b", 3, WEB), endpoint("c", 2, DB)
+    guard.replace([NETWORK], [old], asked=NOW)
+    asked = guard.now()
+    guard.leaves(NETWORK.id, WEB.id)
+    guard.returns(NETWORK.id, WEB.id)
+    guard.put(NETWORK, [new], listed=False, asked=guard.now())
+    guard.put(NETWORK, [heir], listed=False, asked=guard.now())
+    guard.put(None, [old], listed=True, asked=asked)
+    assert table.opens(old.addr4) == {5432}
+    assert table.opens(new.addr4) == {8080}
+    guard.replace([NETWORK], [old], asked=asked)
+    assert table.opens(old.addr4) == {5432}
+
+
+def test_after_the_end_nothing_is_believed(table: Table, guard: Guard) -> None:
+    """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    guard.end()
+    guard.put(NETWORK, [guest], listed=True, asked=NOW)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    assert not table.knows(guest.addr4)
+
+
+def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: Guard) -> None:
+    """Until it is removed: Docker may start it, at a boot, before it tells anybody."""
+    ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
+    guest = endpoint("e", 2, container("c"), NETWORK, *ports)
+    assert guest.container
+    guard.replace([NETWORK], [guest], [guest.container.id], asked=NOW)
+    assert table.remembered == {guest.container.id: ports[:1]}
+    guard.leaves("", guest.container.id)
+    guard.replace([NETWORK], [], [guest.container.id], asked=NOW)
+    assert table.remembered == {guest.container.id: ports[:1]}
+    guard.forget(guest.container.id)
+    assert table.remembered == {}
 
 
 def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: Guard) -> None:
     """Docker gives an address to another container in the same second, and its owner's goodbye is not yet told."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
-    guard.replace([NETWORK], [first])
-    guard.put(NETWORK, [second], listed=False)
+    guard.replace([NETWORK], [first], asked=NOW)
+    guard.put(NETWORK, [second], listed=False, asked=NOW)
     assert table.opens(first.addr4) == {5432}
     guard.leaves(NETWORK.id, WEB.id)
     assert table.opens(first.addr4) == {5432}
@@ -204,21 +246,21 @@ def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: 
 def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: Guard) -> None:
     """A look at everything does not close a container that Docker has connected and does not list yet."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False)
-    guard.replace([NETWORK], [])
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    guard.replace([NETWORK], [], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
-    guard.put(None, [guest], listed=True)
-    guard.replace([NETWORK], [])
+    guard.put(None, [guest], listed=True, asked=NOW)
+    guard.replace([NETWORK], [], asked=NOW)
     assert not table.knows(guest.addr4)
 
 
 def test_after_events_were_missed_only_the_list_counts(table: Table, guard: Guard) -> None:
     """Docker's stream of events ended and began anew: who is not in the next list is gone, however new."""
     guest = endpoint("e", 2, WEB)
-    guard.put(NETWORK, [guest], listed=False)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
     guard.leaves(OTHER.id, WEB.id)
     guard.start_over()
-    guard.replace([NETWORK, OTHER], [endpoint("b", 2, WEB, OTHER)])
+    guard.replace([NETWORK, OTHER], [endpoint("b", 2, WEB, OTHER)], asked=NOW)
     assert not table.knows(guest.addr4)
     assert table.opens(IPv4Address("172.19.0.2")) == {8080}
 
@@ -227,12 +269,12 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: Guard) -> No
     """Who is on a bridge cannot be known just now: every address there is closed, its published ports too."""
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
-    guard.replace([NETWORK, OTHER], [guest, other])
+    guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     guard.doubt(NETWORK.bridge)
     assert not table.knows(guest.addr4)
     assert Element("proxied", (2, 6, 18080)) in table.elements()
     assert table.opens(other.addr4) == {5432}
-    guard.replace([NETWORK, OTHER], [guest, other])
+    guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
     guard.doubt()
     assert not table.knows(guest.addr4)
@@ -242,16 +284,17 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: Guard) -> No
 def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: Guard) -> None:
     """Where an exception goes while its container stays, just that endpoint's flows are looked through."""
     guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
-    guard.replace([NETWORK], [guest, other])
+    guard.replace([NETWORK], [guest, other], asked=NOW)
     table.cut.clear()
-    guard.replace([NETWORK], [dataclasses.replace(guest, container=dataclasses.replace(WEB, allow=())), other])
+    less = dataclasses.replace(guest, container=dataclasses.replace(WEB, allow=()))
+    guard.replace([NETWORK], [less, other], asked=NOW)
     assert table.cut == [[f"endpoint {guest.id}"]]
 
 
 def test_a_network_that_goes_takes_everything_along(table: Table, guard: Guard) -> None:
     """Nothing of a removed network stays in the table."""
     network = dataclasses.replace(NETWORK, mode6="routed")
-    guard.replace([network], [endpoint("e", 2, WEB)])
+    guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
     assert Element("routed", (10, NETWORK.bridge)) in table.elements()
     guard.network_gone(NETWORK.id)
     assert table.elements() == set()
@@ -264,10 +307,10 @@ def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
     table: Table, guard: Guard, mode: str, marked: bool
 ) -> None:
     """The mark goes to networks whose own addresses are meant to be reached, per family."""
-    guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [])
+    guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [], asked=NOW)
     assert (Element("routed", (10, NETWORK.bridge)) in table.elements()) is marked
     assert Element("routed", (2, NETWORK.bridge)) not in table.elements()
-    guard.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [])
+    guard.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [], asked=NOW)
     assert not table.elements()
 
 
@@ -281,7 +324,7 @@ class Churn(RuleBasedStateMachine):
         self.patch.setattr(conntrack, "cut_published", lambda _: None)
         self.table = Table()
         self.guard = Guard(self.table, (), False)  # type: ignore[arg-type]
-        self.guard.replace([NETWORK], [])
+        self.guard.replace([NETWORK], [], asked=NOW)
         self.on: dict[int, Endpoint] = {}  # host number → who has the address, as Docker has it
         self.told: set[str] = set()  # endpoints that Docker has told of
         self.serial = 0
@@ -299,7 +342,7 @@ class Churn(RuleBasedStateMachine):
         self.on[host] = guest
         assert guest.container
         self.guard.returns(NETWORK.id, guest.container.id)
-        self.guard.put(NETWORK, [guest], listed=False)
+        self.guard.put(NETWORK, [guest], listed=False, asked=NOW)
 
     @rule(host=st.integers(2, 4))
     def disconnect(self, host: int) -> None:
@@ -311,14 +354,14 @@ class Churn(RuleBasedStateMachine):
     @rule(listed=st.booleans())
     def look(self, listed: bool) -> None:
         found = list(self.on.values()) if listed else []
-        self.guard.replace([NETWORK], found)
+        self.guard.replace([NETWORK], found, asked=NOW)
         if not listed:  # the list does not have who is starting; who was listed is gone by it
-            self.guard.put(NETWORK, self.on.values(), listed=True)
+            self.guard.put(NETWORK, self.on.values(), listed=True, asked=NOW)
 
     @rule()
     def old_list(self) -> None:
         gone = [e for e in self.old if e.container and all(e.container.id != o.container.id for o in self.on.values() if o.container)]  # noqa: E501
-        self.guard.put(NETWORK, gone, listed=True)
+        self.guard.put(NETWORK, gone, listed=True, asked=NOW)
 
     @rule()
     def doubt(self) -> None:
