@@ -33,6 +33,8 @@ def network(raw: Any) -> Guarded | None:
         bridge=interface_name({"bridge name": bridge}, "bridge name"),
         subnets=tuple(ip_network(text(config, "Subnet"), strict=False) for config in configs if config.get("Subnet")),
         internal=boolean(raw, "Internal") if "Internal" in raw else False,
+        # As Go's strconv.ParseBool reads it.
+        flat=str(options.get(_BRIDGE + "enable_icc")) not in ("0", "f", "F", "false", "FALSE", "False"),
         mode4=options.get(_BRIDGE + "gateway_mode_ipv4") or "nat",
         mode6=options.get(_BRIDGE + "gateway_mode_ipv6") or "nat",
         allow=said.allow,

@@ -73,6 +73,7 @@ class Network:
 class Guarded:
     """A network of Docker's own bridge driver, as its API lists it: docker-fw guards it, and did not make it.
 
+    `flat`: its containers talk freely (not so with enable_icc=false, as on swarm's docker_gwbridge).
     `mode4`, `mode6`: Docker's gateway modes (nat, nat-unprotected, routed, isolated).
     """
 
@@ -81,6 +82,7 @@ class Guarded:
     bridge: str
     subnets: tuple[IPv4Network | IPv6Network, ...] = ()
     internal: bool = False
+    flat: bool = True
     mode4: str = "nat"
     mode6: str = "nat"
     allow: tuple[Rule, ...] = ()

@@ -151,7 +151,8 @@ def guest_elements(
         if port.host_ip.is_loopback:
             continue
         elements.add(proxied_element(port, "proxied" if port in closed else "served"))
-        elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
+        if network.flat:
+            elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
     return frozenset(elements)
 
 

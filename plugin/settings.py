@@ -16,7 +16,9 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
     "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
     "FW_CGROUP": ("/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin"),
-    "FW_DOCKERD_PORTS": ("2375-2377, 7946, 7946/udp, 9323", "ports of dockerd's own: its API, swarm, metrics"),
+    "FW_DOCKERD_PORTS": (
+        "2375-2377, 7946, 7946/udp, 4789/udp, 9323", "ports of dockerd's own: its API, swarm, metrics",
+    ),
     "FW_ALLOW": ("", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow"),
     "FW_PUBLISHED": ("policy", "policy: a published port needs fw.allow like any other; allow: -p itself opens it"),
     "FW_MARK": ("0x08000000", "the packet mark (one bit) that lets accepted packets pass Docker's own firewall"),

@@ -95,7 +95,7 @@ _containers = st.one_of(
     st.builds(Container, st.just("c"), st.just("web"), st.just(()), st.just((Problem("a", "b", "c", closes=False),))),
 )
 _networks = st.builds(
-    Guarded, st.just("d" * 64), st.just("app"), st.just(NAMED), st.just(()), st.booleans(),
+    Guarded, st.just("d" * 64), st.just("app"), st.just(NAMED), st.just(()), st.booleans(), st.just(True),
     st.sampled_from(["nat", "routed", "nat-unprotected"]), st.sampled_from(["nat", "routed"]), some_rules,
 )  # fmt: skip
 
@@ -265,6 +265,17 @@ def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Bo
         assert boxes.other.probe.tcp(str(Site.HOST6), 15432, timeout=0.3) == "silent"
         site.load(more=published(boxes.web, *ports, allow=(Rule("tcp", 5432, 5432), Rule("udp", 53, 53))))
         assert set(site.wan.probe(targets).values()) == {"open"}
+
+
+def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:
+    """On a network with enable_icc=false (swarm's docker_gwbridge) a closed published port is closed to the others."""
+    port = Published("tcp", IPv6Address("::"), 15432, 5432)
+    network = Guarded("d" * 64, "docker_gwbridge", NAMED, flat=False)
+    endpoint = dataclasses.replace(boxes.other.endpoint, container=Container("c", "c"), published=(port,))
+    with site.host.probe.serve(tcp=[15432]):
+        site.load(more=guest_elements(network, endpoint, (), False))
+        assert boxes.web.probe.tcp(str(Site.HOST6), 15432, timeout=0.3) == "silent"
+        assert site.host.probe.tcp(str(Site.HOST6), 15432) == "open"
 
 
 def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: Boxes) -> None:

@@ -18,7 +18,10 @@ DEFAULT = Settings(
     state="/var/lib/docker-fw/state.json",
     sysctl="/host/proc/sys/net",
     cgroup="/host/cgroup",
-    dockerd_ports=(Rule("tcp", 2375, 2377), Rule("tcp", 7946, 7946), Rule("tcp", 9323, 9323), Rule("udp", 7946, 7946)),
+    dockerd_ports=(
+        Rule("tcp", 2375, 2377), Rule("tcp", 7946, 7946), Rule("tcp", 9323, 9323), Rule("udp", 4789, 4789),
+        Rule("udp", 7946, 7946),
+    ),
     allow=(),
     published=False,
     mark=0x08000000,
