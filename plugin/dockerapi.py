@@ -199,7 +199,10 @@ class DockerApi:
                 told = client.version(api_version=False)
                 engine = Engine(str(told.get("Version") or ""))
                 if engine.major >= 29:
-                    backend = client.info().get("FirewallBackend") or {}
+                    # Without a version, for the newest answer: older ones lack the field, and 29 refuses 1.41.
+                    raw: Any = client
+                    info = raw._result(raw._get(raw._url("/info", versioned_api=False)), json=True)
+                    backend = info.get("FirewallBackend") or {}
                     engine = replace(engine, backend=str(backend.get("Driver") or ""))
                 self.engine = engine
             finally:

@@ -40,6 +40,8 @@ def _why(network: Guarded, endpoint: Endpoint, rule: Rule, engine: Engine, mark:
         return "the network is internal; put the container on another one too"
     if any(p.proto == rule.proto and rule.first <= p.container_port <= rule.last for p in endpoint.published):
         return ""
+    port = rule.first if rule.first == rule.last else f"{rule.first}-{rule.last}"
+    proto = "" if rule.proto == "tcp" else f"/{rule.proto}"
     modes = {mode for address, mode in ((endpoint.addr4, network.mode4), (endpoint.addr6, network.mode6)) if address}
     if "nat-unprotected" in modes:
         return ""
@@ -48,17 +50,17 @@ def _why(network: Guarded, endpoint: Endpoint, rule: Rule, engine: Engine, mark:
             # dockerd does not tell whether it was started with the option.
             return (
                 "Docker's nftables backend drops it, unless dockerd runs with "
-                f"--bridge-accept-fwmark={mark:#x}/{mark:#x}; give it that option"
+                f"--bridge-accept-fwmark={mark:#x}/{mark:#x}; give it that option, or publish "
+                f"the port (-p {port}{proto})"
             )
         return ""
     # Before 27 Docker leaves IPv6 alone, unless it is told to use ip6tables.
     if endpoint.addr6 and engine.major and engine.major < 27:
         return ""
-    port = rule.first if rule.first == rule.last else f"{rule.first}-{rule.last}"
-    publish = f"{port}:{port}" + ("" if rule.proto == "tcp" else f"/{rule.proto}")
     return (
-        f"it is a nat network and the container's port is not published; publish it (-p {publish}), or make the "
-        "network with -o com.docker.network.bridge.gateway_mode_ipv6=routed (Docker ≥ 27), or with docker-fw's driver"
+        f"it is a nat network and the container's port is not published; publish it (-p {port}:{port}{proto}), or make "
+        "the network with -o com.docker.network.bridge.gateway_mode_ipv6=routed (Docker ≥ 27), or with docker-fw's "
+        "driver"
     )
 
 
