@@ -17,9 +17,9 @@ from pathlib import Path
 from plugin import hostlinks
 from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent, DockerApi
-from plugin.model import FwError
+from plugin.model import FwError, Published
 from plugin.record import INTERFACE_NAME
-from plugin.ruleset import TABLE, Element
+from plugin.ruleset import TABLE, Element, proxied_element
 from plugin.table import document
 
 #: What is written, below the host's root.
@@ -55,16 +55,29 @@ StartLimitIntervalSec=0
 Type=oneshot
 RemainAfterExit=yes
 # The table of a docker-fw that runs is left as it is. There is no ExecStop: to stop this opens nothing.
-ExecStart=/bin/sh -c '@nft@ list table inet {TABLE} >/dev/null 2>&1 || exec @nft@ -f /{FILE}'
+ExecStart=/bin/sh -c '@nft@ -t list table inet {TABLE} >/dev/null 2>&1 || exec @nft@ -f /{FILE}'
 
 [Install]
 WantedBy=docker.service
 """
 
 
-def nft_text(mark: int, dockers: Collection[str], foreign: Collection[str]) -> str:
-    """The file for nft: every bridge closed but `foreign`, within each bridge everything open as ever."""
-    return _HEAD + document(mark, _elements(dockers, foreign), cgroups=False, foreign=foreign)
+def nft_text(
+    mark: int, dockers: Collection[str], foreign: Collection[str], closed: Collection[Published] = ()
+) -> str:
+    """The file for nft: every bridge closed but `foreign`, within each bridge everything open as ever.
+
+    `closed`: the host's ports on which docker-proxy will listen for a container's closed port.
+    """
+    elements = (*_elements(dockers, foreign), *map(proxied_element, closed))
+    names = ", ".join(f'"{name}"' for name in sorted(foreign))
+    others = f" fib saddr oifname != {{ {names} }}" if foreign else ""
+    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, foreign=foreign)}
+# Networks that Docker got after this was made: where the way to the destination is by the link that the packet came
+# from, it stays within one bridge; and nobody else begins a flow in a container's name.
+insert rule inet {TABLE} inbound fib daddr . iif oif exists goto pass
+insert rule inet {TABLE} forward ct state new fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
+"""
 
 
 def _elements(dockers: Collection[str], foreign: Collection[str]) -> Iterator[Element]:
@@ -179,7 +192,9 @@ def installed(changed: Collection[str], foreign: Collection[str]) -> str:
     lines += [
         "From the next boot on every bridge is closed, but for ICMP, before Docker starts and until docker-fw runs.",
         f"Left alone, for they are not Docker's: {', '.join(sorted(foreign)) or 'no bridge'}.",
-        "Run this again when the host has got another bridge of its own, or docker-fw another version.",
+        "Closed too: the published ports of today's containers that no label opens.",
+        "Run this again when the host has got another bridge of its own, you publish another port, or docker-fw has "
+        "another version.",
         "Next: systemctl daemon-reload && systemctl start docker-fw-boot   (changes nothing while docker-fw runs)",
     ]
     return "\n".join(lines)

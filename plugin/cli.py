@@ -139,8 +139,8 @@ def dry_run() -> int:
 
 def before_docker(what: str, root: Path) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin import boot  # noqa: PLC0415
-    from plugin.dockerapi import DockerApi  # noqa: PLC0415
+    from plugin import boot, status  # noqa: PLC0415
+    from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
     from plugin.links import Links  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
     from plugin.sysctl import Sysctl  # noqa: PLC0415
@@ -152,11 +152,15 @@ def before_docker(what: str, root: Path) -> int:
         settings = read(os.environ)
         nft = boot.find_nft(root)
         uplinks = Links(Sysctl(settings.sysctl)).default_route_links
-        dockers, foreign = boot.bridges(DockerApi(settings.docker_socket), uplinks)
-        text = boot.nft_text(settings.mark, dockers, foreign)
+        api = DockerApi(settings.docker_socket)
+        dockers, foreign = boot.bridges(api, uplinks)
+        look = api.look()
+        networks = {network.id: network for network in look.networks}
+        closed = status.closed(networks, look.endpoints, settings.allow, settings.published)
+        text = boot.nft_text(settings.mark, dockers, foreign, closed)
         boot.check(root, nft, text)
         changed = boot.install(root, nft, text)
-    except FwError as error:
+    except (FwError, ApiSilent) as error:
         print(f"fwctl: {error}", file=sys.stderr)
         return 1
     print(boot.installed(changed, foreign))

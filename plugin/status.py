@@ -68,6 +68,18 @@ def answers(
     }
 
 
+def closed(
+    networks: Mapping[str, Guarded], guests: Iterable[Endpoint], everywhere: tuple[Rule, ...], published: bool
+) -> list[Published]:
+    """The published ports on Docker's own networks that nobody from outside may reach."""
+    return [
+        port
+        for guest in guests
+        if guest.network_id in networks
+        for port in closed_ports(networks[guest.network_id], guest, everywhere, published)
+    ]
+
+
 def _endpoint(
     network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool
 ) -> dict[str, Any]:

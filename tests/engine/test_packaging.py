@@ -1,4 +1,4 @@
-"""How people get it and get rid of it: the Makefile, a registry, the sidecar."""
+"""How people get it and get rid of it: the Makefile, a registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.lab import Engine, Registry, Wan
-from tests.product import IMAGE, NEWEST, ROOT, Fw, image_tar, plugin_dir, until
+from tests.product import IMAGE, NEWEST, ROOT, Fw, image_tar, plugin_dir
 
 
 def opens_just_the_label(fw: Fw) -> None:
@@ -65,25 +65,6 @@ def test_install_from_a_registry_on_a_clean_engine() -> None:
             wan.route(engine.host.number, "2001:db8:88::/48")
             engine.docker("plugin", "install", "--grant-all-permissions", name, timeout=120)
             opens_just_the_label(Fw(engine, driver=name))
-
-
-def test_the_sidecar_serves_the_driver_fw(engines: object) -> None:
-    """compose-examples/sidecar.yml: one command starts it, and `docker network create -d fw` works."""
-    with Engine(NEWEST) as engine:
-        engine.load(image_tar())
-        shutil.copy(ROOT / "compose-examples/sidecar.yml", engine.host.share)
-        engine.docker("compose", "-f", "/lab/sidecar.yml", "up", "-d", timeout=60)
-        until((engine.host.inside / "run/docker/plugins/fw.sock").exists, "the sidecar's socket")
-        fw = Fw(engine, driver="fw")
-        opens_just_the_label(fw)
-        # A second docker-fw would undo the first one's table: it does not start, and says why.
-        second = engine.try_docker(
-            "run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", "-v", "/run:/host/run:ro",
-            "-v", "/proc/sys/net:/host/proc/sys/net", "-e", "FW_SOCKET=/tmp/fw.sock", IMAGE, timeout=30,
-        )  # fmt: skip
-        assert second.returncode != 0
-        assert "another docker-fw runs on this host" in second.stdout + second.stderr
-        opens_just_the_label(fw)
 
 
 @pytest.mark.parametrize("setting", ["FW_MARK=3", "FW_ALLOW=http", "FW_ALOW=80", "FW_LOG_LEVEL=loud"])

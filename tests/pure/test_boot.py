@@ -1,4 +1,4 @@
-"""What `fwctl boot` writes: a table that only closes, a unit that comes before Docker, and nothing that stays behind."""
+"""What `fwctl boot` writes: a table that only closes, a unit that comes before Docker, nothing that stays behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from plugin import boot
 from plugin.cli import main
-from plugin.dockerapi import ApiSilent
+from plugin.dockerapi import ApiSilent, Look
 from plugin.hostlinks import Link
 from plugin.model import FwError, Guarded
 from plugin.table import document
@@ -56,23 +56,28 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     assert added == {
         "bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
         "dockers": f'"{OURS}", "docker0", "docker_gwbridge"',
-        "same_bridge": ", ".join(f'"{n}" . "{n}"' for n in ("br-lan", OURS, "docker0", "docker_gwbridge")),
+        "same_bridge": ", ".join(f'"{n}" . "{n}"' for n in (OURS, "br-lan", "docker0", "docker_gwbridge")),
     }
-    without = re.sub(r' [io]ifname != \{ "br-lan" \}', "", text)
+    without = re.sub(r'( fib saddr)? [io]ifname != \{ "br-lan" \}', "", text)
     head, _, rest = without.partition("table inet fw {")
     assert f"table inet fw {{{rest}".split("add element")[0] == document(MARK, (), cgroups=False)
     assert "create table inet fw\n" in head
+    assert [line for line in without.splitlines() if line.startswith("insert")] == [
+        "insert rule inet fw inbound fib daddr . iif oif exists goto pass",
+        'insert rule inet fw forward ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
+    ]
 
 
 def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
-    """Each rule about `@foreign` knows the names too, for both directions, and no other rule does."""
+    """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
     lines = boot.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@foreign" in line]
     assert len(asks) == 4
     for line in asks:
         way = "o" if "oif != @foreign" in line else "i"
         assert f'{way}if != @foreign {way}ifname != {{ "br-lan", "virbr0" }} ' in line
-    assert [line for line in lines if '"virbr0"' in line and line not in asks and "same_bridge" not in line] == []
+    (other,) = (line for line in lines if '"virbr0"' in line and line not in asks and "same_bridge" not in line)
+    assert 'fib saddr oifname "br-*" fib saddr oifname != { "br-lan", "virbr0" } fib saddr . iif' in other
 
 
 def test_a_host_without_other_bridges_gets_no_name() -> None:
@@ -106,6 +111,7 @@ def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
 def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Docker lists is Docker's, whatever its name; docker-fw's own and odd names are in neither list."""
     links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
+    monkeypatch.setattr("plugin.bridges.SETTLE", 0.0)  # no time passes here
     waits: list[float] = []
     dockers, foreign = boot.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
     assert dockers == {"docker0", OURS, "br-ffffffffffff", "front1"}
@@ -137,19 +143,18 @@ def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
     assert set(unit["Service"]) == {"Type", "RemainAfterExit", "ExecStart"}
     assert unit["Service"]["Type"] == "oneshot"
     assert unit["Service"]["ExecStart"] == (
-        f"/bin/sh -c '{NFT} list table inet fw >/dev/null 2>&1 || exec {NFT} -f /etc/docker-fw/boot.nft'"
+        f"/bin/sh -c '{NFT} -t list table inet fw >/dev/null 2>&1 || exec {NFT} -f /etc/docker-fw/boot.nft'"
     )
     wanted = unit["Install"]["WantedBy"]
-    assert boot.WANTS == f"etc/systemd/system/{wanted}.wants/docker-fw-boot.service"
+    assert os.path.split(boot.WANTS) == (f"etc/systemd/system/{wanted}.wants", os.path.basename(boot.UNIT))
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
 def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
-    """The file, the unit and the link that systemctl enable would make, readable for all, nothing half-made beside."""
+    """The file, the unit and the link that systemctl enable would make, and nothing half-made beside them."""
     before = everything(root)
-    os.umask(before_mask := os.umask(0o022))
     assert boot.install(root, NFT, "text\n") == PATHS
     assert boot.install(root, NFT, "text\n") == []
     assert boot.install(root, NFT, "other\n") == [boot.FILE]
@@ -158,7 +163,8 @@ def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
         boot.FILE: "other\n", boot.UNIT: boot.unit_text(NFT), boot.WANTS: f"-> /{boot.UNIT}",
     }  # fmt: skip
     assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot.WANTS)}
-    assert {(root / path).stat().st_mode & 0o777 for path in (boot.FILE, boot.UNIT)} == {0o666 & ~before_mask & 0o644}
+    for path in (boot.FILE, boot.UNIT):
+        assert (root / path).stat().st_mode & 0o133 == 0
 
 
 def test_install_mends_what_stands_in_its_way(root: Path) -> None:
@@ -251,6 +257,7 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """`fwctl boot install` and `remove` name every path and the next step; an error is one line and status 1."""
     monkeypatch.setattr(boot, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
     monkeypatch.setattr(boot, "check", lambda *_: None)
+    monkeypatch.setattr("plugin.dockerapi.DockerApi.look", lambda _: Look())
     for word in ("wrote", "stood already"):
         assert main(["boot", "install", "--root", str(root)]) == 0
         said = capsys.readouterr().out

@@ -1,0 +1,286 @@
+"""docker-fw as a sidecar: the policy by a container beside the others, and every bridge closed before Docker."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from plugin import boot
+from tests.engine import test_guard as guard
+from tests.engine.test_guard import FORWARDING, dockers
+from tests.engine.test_guard_windows import SERVERS, Targets, served, survives
+from tests.engine.test_packaging import opens_just_the_label
+from tests.lab import ENGINES, Engine, Host, Wan, engine_root
+from tests.lab.netns import Netns
+from tests.product import IMAGE, NEWEST, ROOT, VERSIONS, Fw, Net, image_tar, until
+
+SIDECAR = ROOT / "compose-examples/sidecar.yml"
+#: The commands that the file itself tells its users.
+UP, BOOT_INSTALL, _ = re.findall(r"^#   (docker .*)$", SIDECAR.read_text(), re.MULTILINE)
+#: Bridges of the host's own: its uplink, and one with a machine behind it.
+FOREIGN = ["br-lan", "br0"]
+MACHINE = ("tcp", "10.60.0.2", 9999)
+
+
+class Sidecar(Fw):
+    """An engine with docker-fw as its sidecar."""
+
+    @classmethod
+    def up(cls, engine: Engine) -> Sidecar:
+        engine.load(image_tar())
+        shutil.copy(SIDECAR, engine.host.share)
+        if engine.try_docker("compose", "version").returncode:
+            # Debian has no compose for this engine: that of the newest speaks its API too.
+            lent = engine.host.put(engine_root([*ENGINES][-1]) / "usr/libexec/docker/cli-plugins/docker-compose")
+            plugins = "/usr/local/lib/docker/cli-plugins"
+            engine.host.run(["sh", "-ec", f"mkdir -p {plugins}; cp {lent} {plugins}"])
+        fw = cls(engine, driver="fw")
+        fw.user(UP)
+        until(fw.answers, "the sidecar answers")
+        return fw
+
+    def user(self, command: str) -> str:
+        """What a user types, in the directory of sidecar.yml; what it prints."""
+        return self.host.run(["sh", "-ec", f"cd /lab; {command}"]).stdout
+
+    @property
+    def container(self) -> str:
+        return self.user("docker compose -f sidecar.yml ps -aq").strip()
+
+    def socket(self) -> Path:
+        return self.host.inside / "run/docker/plugins/fw.sock"
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.status())
+        except (OSError, ValueError):
+            return False
+
+
+@pytest.fixture(scope="module", params=tuple(dict.fromkeys((VERSIONS[0], NEWEST))))
+def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
+    """The sidecar on the oldest and on the newest engine."""
+    with Engine(request.param) as engine:
+        yield Sidecar.up(engine)
+
+
+# --- started with one command -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["bridge", "v4", "dual"])
+def test_dockers_own_networks_obey(each: Sidecar, where: str) -> None:
+    """With no more than CAP_NET_ADMIN it guards Docker's own networks as the managed plugin does."""
+    guard.test_published_ports_obey_on_dockers_own_networks(each, where)
+
+
+def test_it_serves_the_driver_fw_and_is_the_only_one(each: Sidecar) -> None:
+    """`docker network create -d fw` works; a second docker-fw would undo its table: it does not start, and says why."""
+    opens_just_the_label(each)
+    second = each.engine.try_docker(
+        "run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", "-v", "/run:/host/run:ro",
+        "-v", "/proc/sys/net:/host/proc/sys/net", "-e", "FW_SOCKET=/tmp/fw.sock", IMAGE, timeout=30,
+    )  # fmt: skip
+    assert second.returncode != 0
+    assert "another docker-fw runs on this host" in second.stdout + second.stderr
+    opens_just_the_label(each)
+
+
+def test_never_while_it_or_dockerd_restarts(each: Sidecar) -> None:
+    """Killed, restarted, and over a restart of dockerd with every container: what is closed never answers."""
+
+    def disturb(_: str) -> None:
+        each.host.run(["pkill", "-9", "-f", "python:plugin.gunicorn_conf"])
+        until(each.answers, "the sidecar answers again")
+        each.engine.docker("restart", each.container)
+        until(each.answers, "the sidecar answers again")
+        each.engine.restart()
+
+    survives(each, disturb)
+
+
+# --- before Docker ------------------------------------------------------------------------------------------------
+
+
+def wire(host: Host) -> None:
+    """What the host's own configuration does at boot: forwarding, its uplink on a bridge, a machine on another."""
+    host.netns.sysctl(FORWARDING)
+    host.netns.ip(
+        "link add br0 type bridge", "link set br0 up", "addr flush dev eth0", "link set eth0 master br0",
+        f"addr add {host.v4}/24 dev br0", f"addr add {host.v6}/64 dev br0 nodad",
+        f"route replace default via {Wan.V4}", f"route replace ::/0 via {Wan.V6}",
+        "link add br-lan type bridge", "addr add 10.60.0.1/24 dev br-lan", "link set br-lan up",
+    )  # fmt: skip
+    host.run(["sh", "-ec", """
+        ip netns add machine
+        ip link add vm0 type veth peer name eth0 netns machine
+        ip link set vm0 master br-lan up
+        in="ip -n machine"
+        $in addr add 10.60.0.2/24 dev eth0; $in link set eth0 up; $in route add default via 10.60.0.1
+        for way in -s -d; do iptables -I FORWARD $way 10.60.0.0/16 -j ACCEPT; done
+    """])
+    Netns(f"{host.inside}/run/netns/machine").probe.serve(tcp=[9999], name="machine")
+
+
+def start_line(host: Host) -> list[str]:
+    """What systemd runs before docker.service: the unit by the link in docker.service.wants."""
+    unit = host.run(["cat", f"/{boot.WANTS}"]).stdout
+    (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    return shlex.split(line)
+
+
+@contextmanager
+def boots(fw: Sidecar) -> Iterator[None]:
+    """A host with bridges of its own, and the unit installed; afterwards as it was."""
+    wire(fw.host)
+    until(lambda: fw.status()["foreign"] == FOREIGN, "the host's own bridges are known")
+    fw.host.run(["mkdir", "-p", "/run/systemd/system"])  # by which a host run by systemd is known
+    assert f"Left alone, for they are not Docker's: {', '.join(FOREIGN)}." in fw.user(BOOT_INSTALL)
+    try:
+        yield
+    finally:
+        fw.user(BOOT_INSTALL.replace("install", "remove"))
+        fw.engine.reboot()
+        until(fw.answers, "the sidecar answers")
+
+
+def reboot(fw: Sidecar) -> None:
+    """Up to where docker.service starts: as systemd does it, after the host's network and before Docker."""
+    fw.engine.reboot(start=False)
+    wire(fw.host)
+    fw.host.run(start_line(fw.host))
+
+
+@contextmanager
+def away(fw: Sidecar) -> Iterator[None]:
+    """The sidecar is stopped, and stays so over a boot; afterwards it runs."""
+    fw.engine.docker("update", "--restart", "no", fw.container)
+    fw.engine.docker("stop", fw.container)
+    try:
+        yield
+    finally:
+        fw.engine.docker("update", "--restart", "always", fw.container)
+        fw.engine.docker("start", fw.container)
+
+
+@contextmanager
+def app_on(fw: Fw, net: Net) -> Iterator[tuple[str, str, str]]:
+    """A container that comes back by itself to the same addresses: 8080 opened, 9090 not, both published."""
+    v4, v6 = net.v4.replace(".0/24", ".80"), net.v6.replace("::/64", "::80")
+    app = fw.run(
+        net, "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080", "--ip", v4, "--ip6", v6,
+        "-p", "18080:8080", "-p", "19090:9090", command=SERVERS,
+    )  # fmt: skip
+    try:
+        yield app, v4, v6
+    finally:
+        fw.remove(app)
+
+
+def leaves_v6_alone(fw: Fw) -> bool:
+    """Docker before 27 neither sends the host's IPv6 on to containers nor drops what goes to them directly."""
+    return int(fw.engine.version.split(".")[0]) < 27
+
+
+def closed(fw: Fw, v4: str, v6: str) -> Targets:
+    """What never answers at boot. Where the host's IPv6 is left to docker-proxy no bridge is there to be closed."""
+    hosts = [fw.host.v4] if leaves_v6_alone(fw) else [fw.host.v4, fw.host.v6]
+    return [*(("tcp", host, 19090) for host in hosts), ("tcp", v4, 9090), ("tcp", v6, 9090)]
+
+
+def test_boot_install_and_remove(each: Sidecar) -> None:
+    """One command writes and enables the unit, again it changes nothing, one command takes all of it away.
+
+    Run in another way than told it says what is missing and leaves nothing half-done. While docker-fw runs, starting
+    the unit changes nothing, and loading its file is refused.
+    """
+    paths = [f"/{path}" for path in (boot.FILE, boot.UNIT, boot.WANTS)]
+    there = ["sh", "-c", f"ls -d {' '.join(paths)} /etc/docker-fw 2>/dev/null"]
+
+    def refused(left_out: str) -> str:
+        done = each.host.run(["sh", "-ec", BOOT_INSTALL.replace(left_out, "")], check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr
+
+    assert "not started by systemd; install the managed plugin" in refused("nothing")
+    each.host.run(["mkdir", "-p", "/run/systemd/system"])
+    assert "docker0 is not to be seen from here; run this in the host's network" in refused(" --network host")
+    assert "Operation not permitted); run this with --cap-add NET_ADMIN" in refused(" --cap-add NET_ADMIN")
+    assert "no host's file system at /host" in refused(" -v /:/host")
+    assert each.host.run(there, check=False).stdout == ""
+    for word in ("wrote", "stood already"):
+        said = each.user(BOOT_INSTALL)
+        assert [f"{word}: {path}\n" in said for path in paths] == [True] * 3
+    if each.host.run(["sh", "-c", "command -v systemd-analyze"], check=False).returncode == 0:
+        verified = each.host.run(["systemd-analyze", "verify", boot.NAME])
+        assert verified.stdout + verified.stderr == ""
+    table = ["nft", "list", "table", "inet", "fw"]
+    before = each.host.run(table).stdout
+    each.host.run(start_line(each.host))
+    assert each.host.run(["nft", "-f", f"/{boot.FILE}"], check=False).returncode != 0
+    assert each.host.run(table).stdout == before
+    said = each.user(BOOT_INSTALL.replace("install", "remove"))
+    assert [f"removed: {path}\n" in said for path in paths] == [True] * 3
+    assert each.host.run(there, check=False).stdout == ""
+
+
+def test_at_boot_before_the_sidecar_everything_is_closed_and_the_rest_works(each: Sidecar) -> None:
+    """Docker runs, docker-fw does not: nothing answers but ICMP, labelled or not; the host's own bridges, containers'
+    ways out by one of them, and containers among themselves are as ever. Then the sidecar opens what labels open."""
+    with boots(each), dockers(each) as net, app_on(each, net) as (app, v4, v6):
+        served(each)
+        mate = each.run(net, "--restart", "always", "--stop-timeout", "0")
+        never: Targets = closed(each, v4, v6)
+        with each.wan.probe.hammer(*never, every=0.004) as hammer:
+            with away(each):
+                reboot(each)
+                each.engine.start()
+                for container in (app, mate):
+                    until(lambda c=container: each.engine.inspect(c)["State"]["Running"], "the containers run")
+                inside = [(address, port) for address in (v4, v6) for port in (8080, 9090)]
+                for address, port in inside:
+                    until(partial(opens, each.host, address, port), f"{address} {port} answers its host")
+                tried: Targets = [("tcp", *where) for where in inside]
+                assert set(each.engine.netns(mate).probe(tried).values()) == {"open"}
+                assert not guard.seen(each, *never, ("tcp", each.host.v4, 18080), ("tcp", v6, 8080))
+                assert each.wan.probe.ping(v6) == ("open" if leaves_v6_alone(each) else "silent")  # Docker's own drop
+                assert each.wan.probe.one(MACHINE).verdict == "open"
+                for far in (Wan.FAR_V4, Wan.FAR_V6):
+                    assert each.engine.netns(mate).probe.ping(far) == "open"
+            served(each)
+        assert len([shot for shot in hammer.result.shots if shot.verdict == "silent"]) > 50
+        assert not hammer.result.opened
+        assert each.wan.probe.tcp(each.host.v6, 19090) == "silent"
+
+
+def opens(host: Host, address: str, port: int) -> bool:
+    return host.probe.tcp(address, port) == "open"
+
+
+def test_never_over_a_boot(each: Sidecar) -> None:
+    """The host boots, the sidecar among the other containers: from before Docker starts nothing closed ever answers;
+    the labelled port does once the sidecar is up; a bridge that was foreign at install time is reached throughout.
+
+    Closed, too, is docker-proxy's port of a container that was there when the unit was installed.
+    """
+    with dockers(each) as net, app_on(each, net) as (_, v4, v6), boots(each):
+        served(each)
+        proxied: Targets = [("tcp", host, 19090) for host in (each.host.v4, each.host.v6)]
+        with each.wan.probe.hammer(*proxied, *closed(each, v4, v6), every=0.004) as hammer:
+            reboot(each)
+            with each.wan.probe.hammer(MACHINE, every=0.02, timeout=0.9) as machine:
+                each.engine.start()
+                until(each.answers, "the sidecar answers")
+                served(each)
+                until(lambda: each.status()["foreign"] == FOREIGN, "Docker has been asked")
+        assert len([shot for shot in hammer.result.shots if shot.verdict == "silent"]) > 50
+        assert not hammer.result.opened
+        assert len(machine.result.shots) > 50
+        assert not machine.result.failed
+        assert each.wan.probe.tcp(each.host.v6, 19090) == "silent"
