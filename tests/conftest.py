@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     where = item.path.relative_to(HERE)
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    if "each" in parameters:
-        return str(parameters["each"])
-    if where.name in ("test_packaging.py", "test_hosts.py"):  # each makes an engine of its own
-        return item.name
+    engine = parameters.get("each") or parameters.get("fw")
+    if where.name in ("test_swarm.py", "test_sidecar.py", "test_firewalls.py"):  # engines of the file's own
+        return f"{where.name} {engine}" if engine else item.name
+    if engine:
+        return str(engine)
+    if where.name in ("test_packaging.py", "test_hosts.py") or _asks_for(item, "engines"):
+        return item.name  # an engine of the test's own
     return NEWEST if where.parts[0] == "engine" else str(where)
+
+
+def _asks_for(item: pytest.Item, fixture: str) -> bool:
+    """True if the test itself names the fixture, not just another one that does."""
+    return fixture in inspect.signature(getattr(item, "function", lambda: None)).parameters

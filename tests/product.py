@@ -26,6 +26,8 @@ PLUGIN = "fw:latest"
 VERSIONS = os.environ.get("FW_ENGINES", " ".join(ENGINES)).split()
 #: What does not depend on Docker's version is tried on this one.
 NEWEST = VERSIONS[-1]
+#: What was found alike on the others is tried on those only when they are asked for.
+DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
 #: What every container answers on without a word of configuration.
 BASE = (22, 80, 443)
 _numbers = itertools.count(1)

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab import Engine, Hammer, Host, Process, Target, Verdict, engine_root
-from tests.product import NEWEST, VERSIONS, Fw, until
+from tests.product import DEEP, ROOT, Fw, until
 
 FIREWALLS = ("ufw", "firewalld", "dbus")
-#: Docker before 27 leaves IPv6 to others, and Docker before 27 tells firewalld less: once with, once without.
-ENDS = tuple(dict.fromkeys((NEWEST, VERSIONS[0])))
-#: What a user types who has ufw, and a Docker without DOCKER-USER for a family.
+#: What a user types who has ufw, and a Docker that has no DOCKER-USER for IPv6 (or none at all).
 UFW_ROUTES = ("ufw route allow out on fw-+", "ufw route allow in on fw-+")
-#: What a user types who has firewalld: with Docker ≥ 27, and with any (or to keep the host closed to containers).
+#: What a user types who has firewalld and a Docker ≥ 27, which makes the policy `docker-forwarding`.
 ZONE_OF_DOCKER = ("firewall-cmd --permanent --zone=docker --add-interface=fw-+", "firewall-cmd --reload")
+#: The same with any Docker; here the host's services stay closed to our containers.
 ZONE_OF_OURS = (
     "firewall-cmd --permanent --new-zone=fw",
     "firewall-cmd --permanent --zone=fw --add-interface=fw-+",
@@ -91,36 +90,49 @@ class Site:
             seen = self.fw.engine.netns(container).probe([("tcp", address, 8001) for address in addresses])
         return set(seen.values()) == {"open"}
 
+    def host_service(self) -> Verdict:
+        """What our container sees of the host's port 8000, in both families."""
+        probe = self.fw.engine.netns(self.ours).probe
+        (verdict,) = set(probe([("tcp", h, 8000) for h in (self.fw.host.v4, self.fw.host.v6)]).values())
+        return verdict
+
     def stands(self) -> str:
         """The handle of docker-fw's table, which is another one once it was gone. Its mark's rule must stand, too."""
         for tool in ("iptables", *(["ip6tables"] if self.docker_does_v6 else [])):
             until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} stands")
-            assert "-j DOCKER-USER" in self.rules(tool, "FORWARD")
+            until(lambda tool=tool: "-j DOCKER-USER" in self.rules(tool, "FORWARD"), f"FORWARD of {tool} leads to it")
         return self.fw.host.run(["nft", "-a", "list", "table", "inet", "fw"]).stdout.partition("\n")[0]
 
     def rules(self, tool: str, chain: str) -> str:
         return self.fw.host.run([tool, "-S", chain], check=False).stdout
 
 
+@pytest.fixture(scope="module", params=DEEP)
+def fw(request: pytest.FixtureRequest, engines: object) -> Iterator[Fw]:
+    """docker-fw on a host that has the firewalls, none of them running. Each test boots it when it wants to."""
+    with Host(engine_root(request.param, extra=FIREWALLS)) as host:
+        host.boot()
+        engine = Engine(request.param, host=host)
+        engine.start()
+        yield Fw.install(engine)
+
+
 @contextmanager
 def site(fw: Fw) -> Iterator[Site]:
-    host, engine = fw.host, fw.engine
     subnets = ("--subnet", "10.77.0.0/24", "--ipv6", "--subnet", "2001:db8:77::/64")
-    engine.docker("network", "create", *subnets, "theirs")
     serves = ("sh", "-c", "httpd -p 5432; httpd -p 8080; exec httpd -f -p 80")
     options = ("--restart", "always", "--label", "fw.allow=8080")
-    with fw.network() as net:
-        ports = {n: ("-p", f"{n}8080:80", "-p", f"{n}5432:5432", "-p", f"{n}8088:8080") for n in (1, 2)}
+    ports = {n: ("-p", f"{n}8080:80", "-p", f"{n}5432:5432", "-p", f"{n}8088:8080") for n in (1, 2)}
+    fw.engine.docker("network", "create", *subnets, "theirs")
+    try:
         theirs = fw.run("theirs", *options, *ports[1], command=serves)
-        ours = fw.run(net, *options, *ports[2], command=serves)
-        does_v6 = host.run(["ip6tables", "-S", "DOCKER-USER"], check=False).returncode == 0
-        yield Site(fw, theirs, ours, engine.address(theirs, "theirs"), tuple(fw.addresses(ours, net)), does_v6)
-
-
-def kept_closed(hammer: Hammer) -> None:
-    volley = hammer.stop()
-    assert len([shot for shot in volley.shots if shot.verdict == "silent"]) > 50
-    assert not volley.opened
+        with fw.network() as net:
+            ours = fw.run(net, *options, *ports[2], command=serves)
+            does_v6 = fw.host.run(["ip6tables", "-S", "DOCKER-USER"], check=False).returncode == 0
+            yield Site(fw, theirs, ours, fw.engine.address(theirs, "theirs"), tuple(fw.addresses(ours, net)), does_v6)
+    finally:
+        fw.remove(*fw.engine.docker("ps", "-aq", "--filter", "network=theirs").split())
+        fw.engine.docker("network", "rm", "theirs")
 
 
 def types(host: Host, *commands: str) -> None:
@@ -128,88 +140,97 @@ def types(host: Host, *commands: str) -> None:
         host.run(command.split())
 
 
-@pytest.mark.parametrize("version", ENDS)
-def test_ufw_guards_the_host_and_docker_fw_the_containers(engines: object, version: str) -> None:
+def kept_closed(hammer: Hammer) -> None:
+    shots = hammer.stop().shots
+    assert len([shot for shot in shots if shot.verdict == "silent"]) > 50
+    assert not hammer.result.opened
+
+
+def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     """ufw enabled after docker-fw, reloaded, disabled, and up before it at boot: closed never answers, the rest does.
 
     Published ports and our networks need nothing of ufw where Docker has its DOCKER-USER; elsewhere (IPv6 before
     Docker 27) two route rules. A host port that ufw allows does not open the container's port.
     """
-    with Host(engine_root(version, extra=FIREWALLS)) as host:
-        host.boot()
-        types(host, "ufw allow 22/tcp", "ufw allow 18080/tcp", "ufw allow 15432/tcp")
-        engine = Engine(version, host=host)
-        engine.start()
-        with site(Fw.install(engine)) as at, host.wan.probe.hammer(*at.closed(), every=0.01) as hammer:
-            inside = at.direct() + at.published()
-            with host.probe.serve(tcp=[22, 8000]):
-                at.sees("open", *inside)
-                table = at.stands()
-                types(host, "ufw --force enable")
-                if not at.docker_does_v6:
-                    at.sees("silent", silent=[*at.direct(at.ours_at[1]), ("tcp", host.v6, 28080)])
-                    assert not at.leaves(at.ours, host.wan.FAR_V6)
-                    types(host, *UFW_ROUTES)
-                for command in ("ufw status", "ufw reload", "ufw --force enable"):
-                    types(host, command)
-                    at.sees("silent", *inside)
-                    assert at.stands() == table
-                assert at.leaves(at.ours, host.wan.FAR_V4, host.wan.FAR_V6)
-                assert at.leaves(at.theirs, host.wan.FAR_V4)
-                types(host, "ufw disable")
-                at.sees("open", *inside)
-                assert at.stands() == table
-            types(host, "ufw --force enable")
-            engine.reboot(start=False)
-            types(host, "/lib/ufw/ufw-init start")
-            engine.start()
-            with host.probe.serve(tcp=[22, 8000]):
-                at.sees("silent", *inside)
-            kept_closed(hammer)
-
-
-@pytest.mark.parametrize("version", ENDS)
-def test_firewalld_guards_the_host_and_docker_fw_the_containers(engines: object, version: str) -> None:
-    """firewalld up before Docker, reloaded, stopped, and started again: closed never answers, published ports do.
-
-    Our networks' own addresses answer, and their containers get out, once firewalld has `fw-+` in a zone that
-    it forwards to and from.
-    """
-    with Host(engine_root(version, extra=FIREWALLS)) as host:
-        host.boot()
-        types(host, "mkdir -p /run/dbus")
-        host.popen(["dbus-daemon", "--system", "--nofork", "--nopidfile"], stderr=subprocess.DEVNULL)
-        until((host.inside / "run/dbus/system_bus_socket").exists, "the system's bus")
-        process = firewalld(host)
-        for port in (18080, 15432):
-            types(host, f"firewall-cmd --permanent --add-port={port}/tcp", f"firewall-cmd --add-port={port}/tcp")
-        engine = Engine(version, host=host)
-        engine.start()
-        with (
-            site(Fw.install(engine)) as at,
-            host.wan.probe.hammer(*at.closed(), every=0.01) as hammer,
-            host.probe.serve(tcp=[22, 8000]),
-        ):
-            at.sees("refused", *at.published(), refused=at.direct())
+    host = fw.host
+    types(host, "ufw allow 22/tcp", "ufw allow 18080/tcp", "ufw allow 15432/tcp")
+    with site(fw) as at, fw.wan.probe.hammer(*at.closed(), every=0.02) as hammer:
+        inside = at.direct() + at.published()
+        with host.probe.serve(tcp=[22, 8000]):
+            at.sees("open", *inside)
             table = at.stands()
-            assert not at.leaves(at.ours, host.wan.FAR_V4)
-            policies = host.run(["firewall-cmd", "--get-policies"]).stdout
-            types(host, *(ZONE_OF_DOCKER if "docker-forwarding" in policies else ZONE_OF_OURS))
-            for command in ("firewall-cmd --state", "firewall-cmd --reload"):
-                types(host, command)
-                at.sees("refused", *at.published(), *at.direct())
-                assert at.leaves(at.ours, host.wan.FAR_V4, host.wan.FAR_V6)
-                assert at.leaves(at.theirs, host.wan.FAR_V4)
-                assert at.stands() == table
-            process.signal(signal.SIGTERM)
-            process.wait()
-            firewalld(host)
-            at.sees("refused", *at.published(), *at.direct())
+            types(host, "ufw --force enable")
+            if not at.docker_does_v6:
+                at.sees("silent", silent=[*at.direct(at.ours_at[1]), ("tcp", host.v6, 28080)])
+                assert not at.leaves(at.ours, fw.wan.FAR_V6)
+                types(host, *UFW_ROUTES)
+            at.sees("silent", *inside)
+            types(host, "ufw reload")
+            at.sees("silent", *inside)
+            until(lambda: at.leaves(at.ours, fw.wan.FAR_V4, fw.wan.FAR_V6), "our container reaches the Internet")
+            until(lambda: at.leaves(at.theirs, fw.wan.FAR_V4), "theirs reaches the Internet")
+            assert at.host_service() == "silent"
             assert at.stands() == table
-            kept_closed(hammer)
+            types(host, "ufw disable")
+            at.sees("open", *inside)
+            assert at.stands() == table
+        types(host, "ufw --force enable")
+        fw.engine.reboot(start=False)
+        types(host, "/lib/ufw/ufw-init start")
+        fw.engine.start()
+        with host.probe.serve(tcp=[22, 8000]):
+            at.sees("silent", *inside)
+            at.stands()
+        kept_closed(hammer)
+
+
+def test_firewalld_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
+    """firewalld up before Docker, reloaded, and started anew: closed never answers, published ports do.
+
+    Our networks' own addresses answer, and their containers get out, once firewalld has `fw-+` in a zone that it
+    forwards to and from. In the zone `docker` they reach every port of the host, as Docker's own do; in one of ours
+    none. A host port that firewalld opens does not open the container's port.
+    """
+    host = fw.host
+    fw.engine.reboot(start=False)
+    types(host, "mkdir -p /run/dbus", "firewall-offline-cmd --add-port=18080/tcp --add-port=15432/tcp")
+    host.popen(["dbus-daemon", "--system", "--nofork", "--nopidfile"], stderr=subprocess.DEVNULL)
+    until((host.inside / "run/dbus/system_bus_socket").exists, "the system's bus")
+    process = firewalld(host)
+    fw.engine.start()
+    with (
+        site(fw) as at,
+        fw.wan.probe.hammer(*at.closed(), every=0.02) as hammer,
+        host.probe.serve(tcp=[22, 8000]),
+    ):
+        inside = at.direct() + at.published()
+        at.sees("refused", *at.published(), refused=at.direct())
+        table = at.stands()
+        assert not at.leaves(at.ours, fw.wan.FAR_V4)
+        dockers = "docker-forwarding" in host.run(["firewall-cmd", "--get-policies"]).stdout
+        types(host, *(ZONE_OF_DOCKER if dockers else ZONE_OF_OURS))
+        at.sees("refused", *inside)
+        types(host, "firewall-cmd --reload")
+        at.sees("refused", *inside)
+        until(lambda: at.leaves(at.ours, fw.wan.FAR_V4, fw.wan.FAR_V6), "our container reaches the Internet")
+        until(lambda: at.leaves(at.theirs, fw.wan.FAR_V4), "theirs reaches the Internet")
+        assert at.host_service() == ("open" if dockers else "refused")
+        assert at.stands() == table
+        process.signal(signal.SIGTERM)
+        process.wait()
+        firewalld(host)
+        at.sees("refused", *inside)
+        assert at.stands() == table
+        kept_closed(hammer)
 
 
 def firewalld(host: Host) -> Process:
     process = host.popen(["firewalld", "--nofork", "--nopid"], stderr=subprocess.DEVNULL)
     until(lambda: host.run(["firewall-cmd", "--state"], check=False).returncode == 0, "firewalld runs")
     return process
+
+
+def test_the_readme_tells_these_commands() -> None:
+    """What was typed here is what the README tells its users to type."""
+    readme = (ROOT / "README.md").read_text().splitlines()
+    assert not {*UFW_ROUTES, *ZONE_OF_DOCKER, *ZONE_OF_OURS} - set(readme)

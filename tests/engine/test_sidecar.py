@@ -19,7 +19,7 @@ from tests.engine.test_guard_windows import SERVERS, Targets, served, survives
 from tests.engine.test_packaging import opens_just_the_label
 from tests.lab import ENGINES, Engine, Host, Wan, engine_root
 from tests.lab.netns import Netns
-from tests.product import IMAGE, NEWEST, ROOT, VERSIONS, Fw, Net, image_tar, until
+from tests.product import DEEP, IMAGE, ROOT, Fw, Net, image_tar, until
 
 SIDECAR = ROOT / "compose-examples/sidecar.yml"
 #: The commands that the file itself tells its users.
@@ -64,9 +64,9 @@ class Sidecar(Fw):
             return False
 
 
-@pytest.fixture(scope="module", params=tuple(dict.fromkeys((VERSIONS[0], NEWEST))))
+@pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
-    """The sidecar on the oldest and on the newest engine."""
+    """The sidecar."""
     with Engine(request.param) as engine:
         yield Sidecar.up(engine)
 

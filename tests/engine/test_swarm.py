@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab import Engine, Wan
 from tests.lab.netns import Netns
-from tests.product import NEWEST, VERSIONS, Fw, until
+from tests.product import DEEP, NEWEST, Fw, until
 
 Target = tuple[str, str, int]
 #: What the containers serve: a port of the base, one that a label opens or not, one that nothing opens.
@@ -112,7 +112,7 @@ def run_mode(*ports: int) -> tuple[list[str], dict[int, int]]:
     return [f"--publish={on}:{port}" for port, on in chosen.items()], chosen
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Node]:
     """A node of every engine, which is not the other tests' engine: a swarm changes it."""
     with Engine(request.param) as engine:
