@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import hooks, rules, starts
+from tests.bench import guard, hooks, rules, starts
 from tests.bench.bed import FULL, QUICK, Bed
 from tests.bench.memory import Memory
 from tests.bench.packets import Packets
@@ -17,9 +17,12 @@ from tests.lab import DEFAULT, ENGINES, LabError
 
 GROUPS = {
     "hooks": "time inside the plugin of each hook, with few endpoints and with many",
-    "run": "docker run and rm -f, and the first answer to an outsider, against Docker's bridge",
-    "memory": "the plugin's processes idle, with many containers, with many endpoints; the kernel's sets",
-    "packets": "established, new flows, connects, bulk: against a rule-free path and Docker's bridge",
+    "run": "docker run and rm -f, and the first answer to an outsider, on our network and on Docker's, guarded, "
+    "against a Docker without docker-fw",
+    "guard": "how long after Docker's events a container on Docker's own network is open, and closed again",
+    "memory": "the plugin's processes idle, with many containers, guarded too, with many endpoints; the kernel's sets",
+    "packets": "established, new flows, connects, bulk, on our network and on Docker's, guarded, against a rule-free "
+    "path and a Docker without docker-fw",
     "rules": "one element in or out of the table, against libnftables",
 }
 #: A group, and what it does in turn: first on an empty engine, then with the crowd, then with all its endpoints.
@@ -34,6 +37,10 @@ def steps(bed: Bed) -> list[Step]:
         bed.containers()
         memory.measure(bed, table, f"{scale.containers} containers")
 
+    def guarded(bed: Bed, table: Table) -> None:
+        bed.guarded()
+        memory.measure(bed, table, f"{scale.containers} containers, on a network of Docker's too")
+
     def endpoints(bed: Bed, table: Table) -> None:
         bed.endpoints()
         memory.measure(bed, table, f"{scale.endpoints:,} endpoints of {scale.containers} containers")
@@ -42,9 +49,12 @@ def steps(bed: Bed) -> list[Step]:
         ("memory", lambda bed, table: memory.measure(bed, table, "idle")),
         ("packets", packets.one),
         ("run", starts.measure),
+        ("guard", guard.alone),
         ("rules", rules.measure),
         ("memory", crowd),
+        ("memory", guarded),
         ("packets", packets.many),
+        ("guard", guard.crowded),
         ("memory", endpoints),
         ("hooks", hooks.measure),
     ]
@@ -53,11 +63,11 @@ def steps(bed: Bed) -> list[Step]:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="Speed and memory of docker-fw against Docker's bridge, on one engine, in one run. Needs root.",
+        description="Speed and memory of docker-fw against a Docker without it and no firewall at all. Needs root.",
         epilog="groups: " + "; ".join(f"{name}: {text}" for name, text in GROUPS.items()),
     )
     parser.add_argument("--engine", default=DEFAULT, choices=list(ENGINES), help="Docker's version (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="less of everything: under two minutes, and rougher")
+    parser.add_argument("--quick", action="store_true", help="less of everything: two or three minutes, and rougher")
     parser.add_argument("--only", action="append", choices=list(GROUPS), metavar="GROUP",
                         help="only this group (again for more): %(choices)s")  # fmt: skip
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes (%(default)s)")

@@ -1,20 +1,18 @@
-"""What is measured on: one engine with the managed plugin, networks of both drivers alike, and a crowd that grows."""
+"""What is measured on: an engine with the managed plugin, one without, networks alike, and a crowd that grows."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any
 
 from tests.bench.table import say
 from tests.bench.traffic import PORT
@@ -24,6 +22,8 @@ from tests.product import Fw
 
 #: A container that nobody talks to, with a label of ours on it.
 LABEL = f"8080, {PORT}/tcp, {PORT}/udp"
+#: The network of Docker's own that the crowd is on besides.
+GUARDED = "guarded"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Scale:
     hooks: int
     #: pairs of `docker run` for each variant
     runs: int
+    #: containers that come and go on a guarded network: of a hundred samples or fewer, p99 is the longest
+    guard: int
     #: the crowd: containers on one network, and the endpoints they have when they are on `endpoints / containers`
     containers: int
     endpoints: int
@@ -45,18 +47,22 @@ class Scale:
     families: tuple[int, ...]
 
 
-FULL = Scale(hooks=300, runs=20, containers=200, endpoints=1000, rounds=40, elements=50000, families=(6, 4))
-QUICK = Scale(hooks=40, runs=3, containers=20, endpoints=100, rounds=8, elements=10000, families=(6,))
+FULL = Scale(
+    hooks=300, runs=20, guard=101, containers=200, endpoints=1000, rounds=40, elements=50000, families=(6, 4)
+)
+QUICK = Scale(hooks=40, runs=3, guard=3, containers=20, endpoints=100, rounds=8, elements=10000, families=(6,))
 
 
 class Bed:
-    """An engine with the plugin; the crowd is made when first asked for."""
+    """An engine with the plugin; what else there is, the crowd for one, is made when first asked for."""
 
     def __init__(self, version: str, scale: Scale) -> None:
         self.scale = scale
         self.engine = Engine(version)
         self._numbers = itertools.count(1)
+        self._bare: Engine | None = None
         self._crowd: list[str] = []
+        self._guarded = False
         self._connected = False
 
     def __enter__(self) -> Bed:
@@ -72,7 +78,22 @@ class Bed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.engine.close()
+        try:
+            if self._bare:
+                self._bare.close()
+        finally:
+            self.engine.close()
+
+    @property
+    def bare(self) -> Engine:
+        """A second engine of the same version on the same wan, which never saw docker-fw.
+
+        On the first one Docker's own networks are guarded, and with the plugin stopped nothing opens there at all.
+        """
+        if self._bare is None:
+            say("starting a second Docker, without docker-fw…")
+            self._bare = Engine(self.engine.version, wan=self.engine.wan).__enter__()
+        return self._bare
 
     def plugin(self) -> Client:
         """A connection of one's own to the plugin."""
@@ -88,23 +109,18 @@ class Bed:
         children = [pid for pid, parent in _parents() if parent == master]
         return [master, *children]
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """The plugin asleep for a moment, as if it were not there: Docker's own networks do not ask it."""
-        pids = self.plugin_pids()
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-
-    def network(self, driver: str, name: str, *options: str) -> str:
+    def network(self, driver: str, name: str, *options: str, engine: Engine | None = None) -> str:
         """A network with subnets of its own, IPv4 and IPv6; returns its ID."""
         number = next(self._numbers)
         subnets = ("--ipv6", "--subnet", f"2001:db8:b:{number:x}::/64", "--subnet", f"10.77.{number}.0/24")
-        return self.engine.docker("network", "create", "-d", driver, *subnets, *options, name)
+        return (engine or self.engine).docker("network", "create", "-d", driver, *subnets, *options, name)
+
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """Options for a network of Docker's that lets in what is routed to it: from 28 on only this mode does."""
+        mode = "com.docker.network.bridge.gateway_mode_"
+        recent = int(self.engine.version.partition(".")[0]) >= 28
+        return ("-o", f"{mode}ipv4=routed", "-o", f"{mode}ipv6=routed") if recent else ()
 
     def start(self, name: str, network: str, client: Client | None = None) -> None:
         """A container that sleeps and has a label, by the API."""
@@ -128,17 +144,39 @@ class Bed:
             self._crowd = names
         return self._crowd
 
-    def endpoints(self) -> None:
-        """The crowd's containers on further networks, all of them, until there are `scale.endpoints`."""
+    def guarded(self) -> None:
+        """The crowd's containers on `GUARDED`, too, and docker-fw knows them all there."""
         crowd = self.containers()
+        if not self._guarded:
+            say(f"connecting them to a network of Docker's own, {GUARDED}…")
+            self.network("bridge", GUARDED, *self.routed)
+            self._guarded = True
+            self._all(crowd, partial(_connect_to, GUARDED))
+            end = time.monotonic() + 60
+            while self._known() < len(crowd):
+                if time.monotonic() > end:
+                    raise RuntimeError(f"docker-fw knows only {self._known()} of {len(crowd)} on {GUARDED} after 60 s")
+                time.sleep(0.2)
+
+    def _known(self) -> int:
+        (network,) = (network for network in self.fw.status()["guarded"] if network["name"] == GUARDED)
+        return sum(endpoint["known"] for endpoint in network["endpoints"])
+
+    def endpoints(self) -> None:
+        """The crowd's containers on further networks, to `scale.endpoints`; on `GUARDED` they are no more."""
+        crowd = self.containers()
+        if self._guarded:
+            self._all(crowd, lambda client, name: disconnect(client, GUARDED, name))
+            self.engine.docker("network", "rm", GUARDED)
+            self._guarded = False
         if not self._connected:
             say(f"connecting them to further networks, to {self.scale.endpoints} endpoints…")
             for n in range(1, self.scale.endpoints // self.scale.containers):
                 self.network("bench", f"crowd-{n}")
-                self._all(crowd, lambda client, name, n=n: connect(client, f"crowd-{n}", name))
+                self._all(crowd, partial(_connect_to, f"crowd-{n}"))
             self._connected = True
 
-    def _all(self, names: list[str], do: Any, threads: int = 2) -> None:
+    def _all(self, names: list[str], do: Callable[[Client, str], None], threads: int = 2) -> None:
         queue: SimpleQueue[str] = SimpleQueue()
         failed: list[Exception] = []
         for name in names:
@@ -166,6 +204,10 @@ class Bed:
 
 def connect(client: Client, network: str, container: str) -> None:
     client.must("POST", f"/networks/{network}/connect", {"Container": container})
+
+
+def _connect_to(network: str, client: Client, container: str) -> None:
+    connect(client, network, container)
 
 
 def disconnect(client: Client, network: str, container: str) -> None:

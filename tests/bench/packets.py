@@ -1,19 +1,22 @@
-"""Packets from outside to a container: through our network, through Docker's bridge, through a host without any rule.
+"""Packets from outside to a container, by four ways.
 
-The paths are alike: outsider, veth, a host that forwards, bridge, veth, container. Established: small datagrams of one
-answered UDP flow. Rates are per second of one CPU, see `traffic`.
+Through our network; through Docker's bridge, guarded by docker-fw; through Docker's bridge on an engine that has no
+docker-fw; through a host without any rule. The paths are alike: outsider, veth, a host that forwards, bridge, veth,
+container. Established: small datagrams of one answered UDP flow. Rates are per second of one CPU, see `traffic`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from plugin import netlink as nl
-from tests.bench.bed import LABEL, Bed
+from tests.bench.bed import GUARDED, LABEL, Bed
 from tests.bench.table import Table, percentile, say
 from tests.bench.traffic import PORT, Datagrams, Path, new_flows, within
+from tests.lab import Engine
 from tests.lab.claims import Claim
 from tests.lab.netns import NamedNetns, Netns
 
@@ -25,6 +28,11 @@ _KINDS = {
     "bulk TCP": "Gbit/s",
 }
 _FREE, _DOCKER, _FW = "rule-free", "Docker's bridge", "docker-fw"
+_GUARDED = "Docker's bridge, guarded"
+#: Open to packets that are routed to the container, as far as Docker is concerned.
+_PORTS = ("-p", f"{PORT}:{PORT}/tcp", "-p", f"{PORT}:{PORT}/udp")
+#: …and as far as docker-fw is.
+_LABEL = ("--label", f"fw.allow={LABEL}")
 _DELETE = (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
 #: Datagrams, connections and bytes in one go: some 50 ms each, so that what else is going on hits all paths alike.
 _DATAGRAMS, _FLOWS, _CONNECTS, _BYTES = 8000, 6000, 400, 1 << 28
@@ -34,46 +42,51 @@ Rates = dict[tuple[str, str], float]
 
 
 class Packets:
-    """Measures in two states: with one container on our network, and with the crowd. They share the other paths."""
+    """Measures in two states: with one container on a network, and with the crowd. They share the other paths."""
 
     def __init__(self) -> None:
         self._alone: dict[int, Rates] = {}
 
     def one(self, bed: Bed, table: Table) -> None:
-        with _free(bed) as free, _docker(bed) as docker, _ours(bed) as ours:
+        with _free(bed) as free, _docker(bed) as docker, _ours(bed) as ours, _guarded(bed) as guarded:
+            targets = {_FREE: free, _DOCKER: docker, _FW: ours, _GUARDED: guarded}
             for family in bed.scale.families:
-                self._alone[family] = _measure(bed, table, family, "1 container", free, docker, ours)
+                self._alone[family] = _measure(bed, table, family, "1 container", targets)
 
     def many(self, bed: Bed, table: Table) -> None:
-        crowd, count = bed.containers(), bed.scale.containers
-        ours = (bed.engine.netns(crowd[count // 2]).path, _addresses(bed, crowd[count // 2], "crowd"))
-        with _free(bed) as free, _docker(bed) as docker:
-            rates = _measure(bed, table, 6, f"{count} containers", free, docker, ours)
+        bed.guarded()
+        count = bed.scale.containers
+        with (
+            _free(bed) as free,
+            _docker(bed) as docker,
+            _one_more(bed, "crowd") as ours,
+            _one_more(bed, GUARDED) as guarded,
+        ):
+            targets = {_FREE: free, _DOCKER: docker, _FW: ours, _GUARDED: guarded}
+            rates = _measure(bed, table, 6, f"{count} containers", targets)
         alone = self._alone.get(6)
         if alone is None:
             return
         for kind, unit in _KINDS.items():
             drift = rates[kind, _FREE] / alone[kind, _FREE]
-            name = f"packets: {kind}, IPv6, {count} containers vs 1 (by the rule-free path's own drift)"
-            table.add(name, rates[kind, _FW], unit, alone[kind, _FW] * drift, _AIM)
+            for path, of in ((_FW, ""), (_GUARDED, f": {_GUARDED},")):
+                name = f"packets: {kind}, IPv6, {count} containers{of} vs 1 (by the rule-free path's own drift)"
+                table.add(name, rates[kind, path], unit, alone[kind, path] * drift, _AIM)
 
 
-#: A container: the path of its network namespace, its addresses by family.
-Target = tuple[str, dict[int, str]]
+@dataclass(frozen=True)
+class Target:
+    """A container: the path of its network namespace, its addresses by family; `settle` as a `Path` has it."""
+
+    netns: str
+    addresses: dict[int, str]
+    settle: Callable[[], None] = lambda: None
 
 
-def _measure(bed: Bed, table: Table, family: int, state: str, free: Target, docker: Target, ours: Target) -> Rates:
+def _measure(bed: Bed, table: Table, family: int, state: str, targets: Mapping[str, Target]) -> Rates:
     say(f"packets: IPv{family}, {state}…")
-    wan = bed.engine.host.wan.path
-
-    def flush() -> None:
-        within(bed.engine.host.netns.path, _flush)
-
-    paths = [
-        Path(_FREE, wan, free[0], free[1][family], lambda: None),
-        Path(_DOCKER, wan, docker[0], docker[1][family], flush),
-        Path(_FW, wan, ours[0], ours[1][family], flush),
-    ]
+    wan = bed.engine.wan.path
+    paths = [Path(name, wan, to.netns, to.addresses[family], to.settle) for name, to in targets.items()]
     small, fresh = Datagrams(_DATAGRAMS, bytes(18), 18), new_flows(_FLOWS)
     costs: dict[tuple[str, str], list[float]] = defaultdict(list)
     for turn in range(bed.scale.rounds + 1):
@@ -90,6 +103,8 @@ def _measure(bed: Bed, table: Table, family: int, state: str, free: Target, dock
         where = f"packets: {kind}, IPv{family}, {state}"
         table.add(f"{where} vs rule-free", rates[kind, _FW], unit, rates[kind, _FREE])
         table.add(f"{where} vs Docker's bridge", rates[kind, _FW], unit, rates[kind, _DOCKER], _AIM)
+        table.add(f"{where}: {_GUARDED} vs rule-free", rates[kind, _GUARDED], unit, rates[kind, _FREE])
+        table.add(f"{where}: {_GUARDED} vs Docker's bridge", rates[kind, _GUARDED], unit, rates[kind, _DOCKER], _AIM)
         if state == "1 container":
             table.add(f"{where}: Docker's bridge vs rule-free", rates[kind, _DOCKER], unit, rates[kind, _FREE])
     table.note("packets: rates are per second of one CPU (the sender's thread, which carries the whole path)")
@@ -122,55 +137,74 @@ def _free(bed: Bed) -> Iterator[Target]:
         off = {f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")}
         host.sysctl({"net/ipv4/conf/all/forwarding": 1, "net/ipv6/conf/all/forwarding": 1, **off})
         _route(bed, 2, addresses)
-        yield container.path, addresses
+        yield Target(container.path, addresses)
     finally:
         claim.release()
 
 
 @contextmanager
 def _docker(bed: Bed) -> Iterator[Target]:
-    """A container on a bridge of Docker's, its port open to packets that are routed to it."""
-    mode = "com.docker.network.bridge.gateway_mode_"
-    # From 28 on only this mode lets routed packets in; before, every mode did.
-    recent = int(bed.engine.version.partition(".")[0]) >= 28
-    routed = ("-o", f"{mode}ipv4=routed", "-o", f"{mode}ipv6=routed") if recent else ()
-    ports = ("-p", f"{PORT}:{PORT}/tcp", "-p", f"{PORT}:{PORT}/udp")
-    with _container(bed, "bridge", "packets-bridge", routed, ports) as target:
+    """The only container on a bridge of Docker's, on the engine without docker-fw."""
+    with _alone(bed, bed.bare, "bridge", "packets-bridge", bed.routed, _PORTS) as target:
+        yield target
+
+
+@contextmanager
+def _guarded(bed: Bed) -> Iterator[Target]:
+    """The same on the engine with docker-fw, which a label tells to open the port."""
+    with _alone(bed, bed.engine, "bridge", "packets-guarded", bed.routed, (*_PORTS, *_LABEL)) as target:
         yield target
 
 
 @contextmanager
 def _ours(bed: Bed) -> Iterator[Target]:
     """The only container on a network of ours."""
-    with _container(bed, bed.fw.driver, "packets-fw", (), ("--label", f"fw.allow={LABEL}")) as target:
+    with _alone(bed, bed.engine, bed.fw.driver, "packets-fw", (), _LABEL) as target:
         yield target
 
 
 @contextmanager
-def _container(
-    bed: Bed, driver: str, name: str, network: tuple[str, ...], options: tuple[str, ...]
+def _one_more(bed: Bed, network: str) -> Iterator[Target]:
+    """One more container beside the crowd. It is on this network alone, so what it answers goes back by it."""
+    ports = _PORTS if network == GUARDED else ()
+    with _container(bed, bed.engine, f"packets-{network}", network, (*ports, *_LABEL)) as target:
+        yield target
+
+
+@contextmanager
+def _alone(
+    bed: Bed, engine: Engine, driver: str, name: str, network: tuple[str, ...], options: tuple[str, ...]
 ) -> Iterator[Target]:
-    host, docker = bed.engine.host, bed.engine.docker
-    bed.network(driver, name, *network)
-    docker("run", "-d", "--name", name, "--network", name, *options, "busybox", "sleep", "inf")
-    addresses = _addresses(bed, name, name)
-    if "bench0" not in host.netns.run(["ip", "-o", "link"]).stdout:
-        _cable(bed, host.netns, 1)
-    _route(bed, 1, addresses)
+    bed.network(driver, name, *network, engine=engine)
     try:
-        yield bed.engine.netns(name).path, addresses
+        with _container(bed, engine, name, name, options) as target:
+            yield target
     finally:
-        docker("rm", "-f", name)
-        docker("network", "rm", name)
+        engine.docker("network", "rm", name)
 
 
-def _addresses(bed: Bed, container: str, network: str) -> dict[int, str]:
-    return dict(zip((4, 6), bed.engine.address(container, network), strict=True))
+@contextmanager
+def _container(bed: Bed, engine: Engine, name: str, network: str, options: tuple[str, ...]) -> Iterator[Target]:
+    engine.docker("run", "-d", "--name", name, "--network", network, *options, "busybox", "sleep", "inf")
+    try:
+        target = _target(engine, name, network)
+        if "bench0" not in engine.host.netns.run(["ip", "-o", "link"]).stdout:
+            _cable(bed, engine.host.netns, engine.host.number)
+        _route(bed, engine.host.number, target.addresses)
+        yield target
+    finally:
+        engine.docker("rm", "-f", name)
+
+
+def _target(engine: Engine, container: str, network: str) -> Target:
+    addresses = dict(zip((4, 6), engine.address(container, network), strict=True))
+    host = engine.host.netns.path
+    return Target(engine.netns(container).path, addresses, lambda: within(host, _flush))
 
 
 def _cable(bed: Bed, host: Netns, number: int) -> None:
     """A veth from the outsider straight to a host: the lab's own goes through a bridge, which costs all paths alike."""
-    wan, name = bed.engine.host.wan, f"bench{number}"
+    wan, name = bed.engine.wan, f"bench{number}"
     host.ip("link add bench0 type veth peer name peer0")
     host.run(["ip", "link", "set", "peer0", "name", name, "netns", wan.name])
     for netns, link, end in ((host, "bench0", 1), (wan, name, 2)):
@@ -182,7 +216,7 @@ def _cable(bed: Bed, host: Netns, number: int) -> None:
 
 
 def _route(bed: Bed, number: int, addresses: dict[int, str]) -> None:
-    wan = bed.engine.host.wan
+    wan = bed.engine.wan
     wan.ip(f"route replace {addresses[4]}/32 via 192.0.2.{4 * number + 1}")
     wan.ip(f"route replace {addresses[6]}/128 via 2001:db8:e:{number}::1")
     # With what has gone, ports are free again at once: connections are reset, none waits.

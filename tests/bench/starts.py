@@ -1,4 +1,7 @@
-"""A whole `docker run` and `rm -f`, and the time until an outsider has an answer: docker-fw and Docker's bridge."""
+"""A whole `docker run` and `rm -f`, and the time until an outsider has an answer.
+
+On a network of ours, on Docker's bridge guarded by docker-fw, and on Docker's bridge on an engine without docker-fw.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ import socket
 import subprocess
 import time
 from collections import defaultdict
-from contextlib import nullcontext
 from pathlib import Path
 
 from tests.bench.bed import LABEL, Bed
 from tests.bench.table import Table, median, say
 from tests.bench.traffic import within
+from tests.lab import Engine
 
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "-p 80 and a label": ("-p", "80", "--label", f"fw.allow={LABEL}"),
 }
 _FW, _BRIDGE = "run-fw", "run-bridge"
-#: Our network; Docker's bridge as if we were not there; Docker's bridge while we watch what Docker does.
-_KINDS = ("fw", "bridge", "watched bridge")
+#: Our network; Docker's bridge where docker-fw is not; Docker's bridge, guarded.
+_KINDS = ("fw", "bridge", "guarded")
 #: A difference that only noise makes is no miss.
 _AIM = "ratio < 1.05"
 #: Seconds after which what the last command left behind in the background is done.
@@ -34,9 +37,10 @@ Times = dict[tuple[str, str, str], list[float]]
 
 def measure(bed: Bed, table: Table) -> None:
     bed.network(bed.fw.driver, _FW)
-    bed.network("bridge", _BRIDGE)
+    for engine in (bed.bare, bed.engine):
+        bed.network("bridge", _BRIDGE, engine=engine)
     times: Times = defaultdict(list)
-    cpu: list[float] = []
+    cpu: dict[str, list[float]] = defaultdict(list)
     for turn in range(bed.scale.runs + 1):
         if turn % 5 == 0:
             say(f"run: round {turn} of {bed.scale.runs}…")
@@ -46,50 +50,52 @@ def measure(bed: Bed, table: Table) -> None:
         for kind in _KINDS if turn % 2 else reversed(_KINDS):
             before = _cpu(bed)
             for variant, options in _VARIANTS.items():
-                if kind != "watched bridge" or variant == "plain":
-                    _run(bed, times, kind, variant, options)
-            if kind == "fw":
-                cpu.append((_cpu(bed) - before) / len(_VARIANTS))
-            if kind != "watched bridge":
-                times["first answer", "on a published port", kind].append(_first_answer(bed, kind))
+                _run(bed, times, kind, variant, options)
+            cpu[kind].append((_cpu(bed) - before) / len(_VARIANTS))
+            times["first answer", "on a published port", kind].append(_first_answer(bed, kind))
     for (what, variant, kind), values in times.items():
         base = 1e3 * median(times[what, variant, "bridge"])
         if kind == "fw":
             table.add(f"run: {what}, {variant} vs Docker's bridge", 1e3 * median(values), "ms", base, _AIM)
-        if kind == "watched bridge":
+        if kind == "guarded":
             name = f"run: {what}, {variant}, on Docker's bridge beside docker-fw vs without"
             table.add(name, 1e3 * median(values), "ms", base, _AIM)
-    table.add("run: the plugin's CPU time for one run and rm", 1e3 * median(cpu), "ms")
-    table.note("run: for Docker's bridge without docker-fw the plugin's processes are stopped meanwhile")
-    for network in (_FW, _BRIDGE):
-        bed.engine.docker("network", "rm", network)
+    table.add("run: the plugin's CPU time for one run and rm", 1e3 * median(cpu["fw"]), "ms")
+    table.add("run: the plugin's CPU time for one run and rm, on Docker's bridge", 1e3 * median(cpu["guarded"]), "ms")
+    table.note("run, packets: Docker's bridge without docker-fw is on a second engine of the same version")
+    bed.engine.docker("network", "rm", _FW, _BRIDGE)
+    bed.bare.docker("network", "rm", _BRIDGE)
+
+
+def _place(bed: Bed, kind: str) -> tuple[Engine, str]:
+    """The engine and the network on it."""
+    return bed.bare if kind == "bridge" else bed.engine, _FW if kind == "fw" else _BRIDGE
 
 
 def _run(bed: Bed, times: Times, kind: str, variant: str, options: tuple[str, ...]) -> None:
     name = f"run{next(_numbers)}"
-    network = _FW if kind == "fw" else _BRIDGE
-    with bed.stopped() if kind == "bridge" else nullcontext():
-        command = ("run", "-d", "--name", name, "--network", network, *options, "busybox", "sleep", "inf")
-        times["run -d", variant, kind].append(_timed(bed, *command))
-        times["rm -f", variant, kind].append(_timed(bed, "rm", "-f", name))
+    engine, network = _place(bed, kind)
+    command = ("run", "-d", "--name", name, "--network", network, *options, "busybox", "sleep", "inf")
+    times["run -d", variant, kind].append(_timed(engine, *command))
+    times["rm -f", variant, kind].append(_timed(engine, "rm", "-f", name))
     time.sleep(_SETTLE)
 
 
-def _timed(bed: Bed, *command: str) -> float:
+def _timed(engine: Engine, *command: str) -> float:
     began = time.perf_counter()
-    bed.engine.docker(*command)
+    engine.docker(*command)
     return time.perf_counter() - began
 
 
 def _first_answer(bed: Bed, kind: str) -> float:
     """Seconds from `docker run` to an outsider's first answer from the server in it, by way of a published port."""
-    network = _FW if kind == "fw" else _BRIDGE
+    engine, network = _place(bed, kind)
     name, port = f"run{next(_numbers)}", 20000 + next(_numbers)
     server = ("busybox", "nc", "-ll", "-p", "80", "-e", "echo", "hello")
-    command = bed.engine.host.command(
+    command = engine.host.command(
         ["docker", "run", "-d", "--name", name, "--network", network, "-p", f"{port}:80", *server]
     )
-    address = bed.engine.host.v4
+    address = engine.host.v4
 
     def outsider() -> float:
         began = time.perf_counter()
@@ -103,10 +109,9 @@ def _first_answer(bed: Bed, kind: str) -> float:
         raise RuntimeError(f"{name} has not answered on {address} port {port} within {_PATIENCE:g} s")
 
     try:
-        with bed.stopped() if kind == "bridge" else nullcontext():
-            return within(bed.engine.host.wan.path, outsider)
+        return within(engine.wan.path, outsider)
     finally:
-        bed.engine.try_docker("rm", "-f", name)
+        engine.try_docker("rm", "-f", name)
         time.sleep(_SETTLE)
 
 

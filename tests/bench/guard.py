@@ -1,0 +1,192 @@
+"""How long after Docker's events an exception on one of Docker's own networks stands, and how long after them it goes.
+
+The kernel itself tells when the table changes, to whoever listens, as to `nft monitor`: nobody is asked anything
+meanwhile. Docker's events are fetched afterwards, with the times that Docker gave them. All is by one machine's clock,
+and the bench may be late in hearing the kernel, never early: what is told here is the most that it can have been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import time
+import urllib.parse
+from collections import defaultdict
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+from plugin import netlink as nl
+from plugin.nft import _DELSETELEM, _NEWSETELEM, _concatenated
+from plugin.ruleset import SETS
+from tests.bench.bed import GUARDED, LABEL, Bed, connect, disconnect
+from tests.bench.table import Table, median, percentile, say
+from tests.bench.traffic import within
+
+_ALONE = "guard-alone"
+#: linux/netlink.h and linux/netfilter/nfnetlink.h: SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES
+_SOL_NETLINK, _ADD_MEMBERSHIP, _NFTABLES = 270, 1, 7
+_SO_RCVBUFFORCE = 33
+#: The shell's first act leaves a file, whose time is the kernel's tick before (4 ms at most): early, so to our cost.
+_COMMAND = ("sh", "-c", ": >/began; exec sleep inf")
+_PROCESS, _START = "open after its process began", "open after `start`"
+#: A container finds its ports open from its first instruction on; to no other event a time is promised.
+_PROMISED = (_PROCESS, _START)
+#: Seconds after which what the last command left behind in the background is done.
+_SETTLE = 0.1
+_PATIENCE = 15.0
+_numbers = itertools.count(1)
+#: By what happened: seconds from Docker's event until the table had it.
+Times = dict[str, list[float]]
+
+
+def alone(bed: Bed, table: Table) -> None:
+    """On a network of Docker's own with nobody else."""
+    bed.network("bridge", _ALONE)
+    _measure(bed, table, _ALONE, "alone")
+    bed.engine.docker("network", "rm", _ALONE)
+
+
+def crowded(bed: Bed, table: Table) -> None:
+    """On a network of Docker's own with the crowd on it, of which Docker must tell each time."""
+    bed.guarded()
+    _measure(bed, table, GUARDED, f"beside {bed.scale.containers}")
+
+
+def _measure(bed: Bed, table: Table, network: str, state: str) -> None:
+    times: Times = defaultdict(list)
+    with Kernel(bed) as kernel:
+        for turn in range(bed.scale.guard + 1):
+            if turn % 20 == 0:
+                say(f"guard, {state}: container {turn} of {bed.scale.guard}…")
+            if turn == 1:  # the first warmed up
+                times.clear()
+            _come_and_go(bed, kernel, network, times)
+    for what, values in times.items():
+        aim = "value < 0" if what in _PROMISED else ""
+        for name, value in (("median", median(values)), ("p99", percentile(values, 99)), ("max", max(values))):
+            table.add(f"guard: {what}, {state}, {name}", 1e3 * value, "ms", None, aim)
+    table.note(f"guard: {bed.scale.guard} containers; negative is before; at the latest, for the bench may hear late")
+
+
+def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
+    """A container is run, disconnected, connected again while it runs, and removed."""
+    engine, docker, name = bed.engine, bed.docker, f"guard{next(_numbers)}"
+    began = time.time_ns()
+    label = ("--label", f"fw.allow={LABEL}")
+    container = engine.docker("run", "-d", "--name", name, "--network", network, *label, "busybox", *_COMMAND)
+    try:
+        opened = kernel.when(_NEWSETELEM, _key(bed, name, network), began)
+        first = _began(bed, name)
+        time.sleep(_SETTLE)
+
+        key, now = _key(bed, name, network), time.time_ns()
+        disconnect(docker, network, name)
+        closed = kernel.when(_DELSETELEM, key, now)
+        time.sleep(_SETTLE)
+
+        now = time.time_ns()
+        connect(docker, network, name)
+        key = _key(bed, name, network)
+        reopened = kernel.when(_NEWSETELEM, key, now)
+        time.sleep(_SETTLE)
+        now = time.time_ns()
+    finally:
+        engine.try_docker("rm", "-f", name)
+    gone = kernel.when(_DELSETELEM, key, now)
+    time.sleep(_SETTLE)
+
+    told = _events(bed, container, began)
+    for what, until, event in (
+        ("open after `network connect`, docker run", opened, told["network connect"][0]),
+        (_PROCESS, opened, first),
+        (_START, opened, told["container start"][0]),
+        ("open after `network connect`, running container", reopened, told["network connect"][-1]),
+        # Docker before 28 tells this one twice, at the beginning and at the end.
+        ("closed after `network disconnect`, running container", closed, told["network disconnect"][0]),
+        ("closed after `network disconnect`, docker rm -f", gone, told["network disconnect"][-1]),
+        ("closed after `die`, docker rm -f", gone, told["container die"][0]),
+    ):
+        times[what].append((until - event) / 1e9)
+
+
+def _began(bed: Bed, container: str) -> int:
+    """When its shell did its first act. `docker run` returns before that, now and then."""
+    root, end = f"{bed.engine.host.inside}/proc/{bed.engine.pid_of(container)}/root", time.monotonic() + _PATIENCE
+    while not os.path.exists(f"{root}/began"):
+        if time.monotonic() > end:
+            raise RuntimeError(f"{container} has not begun to run within {_PATIENCE:g} s")
+        time.sleep(0.01)
+    return os.stat(f"{root}/began").st_mtime_ns
+
+
+def _key(bed: Bed, container: str, network: str) -> bytes:
+    """The key of the element that stands for what the container's label opens, as the kernel tells it."""
+    address = ip_address(bed.engine.address(container, network)[1])
+    return _concatenated(SETS["allow6"].key, (address, 6, 8080))
+
+
+def _events(bed: Bed, container: str, since: int) -> dict[str, list[int]]:
+    """When Docker told what of the container, in nanoseconds; it keeps the last of its events for whoever asks."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for line in _past(bed, since).splitlines():
+        event = json.loads(line)
+        actor = event["Actor"]
+        if container in (actor["ID"], actor["Attributes"].get("container")):
+            found[f"{event['Type']} {event['Action']}"].append(event["timeNano"])
+    return found
+
+
+def _past(bed: Bed, since: int) -> str:
+    since_text, until_text = (f"{at // 10**9}.{at % 10**9:09}" for at in (since, time.time_ns()))
+    wanted = urllib.parse.quote(json.dumps({"type": ["container", "network"]}))
+    url = f"/events?since={since_text}&until={until_text}&filters={wanted}"
+    return bed.docker.must("GET", url).body.decode()
+
+
+class Kernel:
+    """Hears every change of the host's nftables, and notes when."""
+
+    def __init__(self, bed: Bed) -> None:
+        self._sock = within(bed.engine.host.netns.path, nl.open_socket)
+        self._sock.setsockopt(1, _SO_RCVBUFFORCE, 1 << 22)
+        self._sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFTABLES)
+        self._sock.settimeout(0.5)
+        self._heard: list[tuple[int, int, bytes]] = []
+        self._news = threading.Condition()
+        self._stop = False
+        self._thread = threading.Thread(target=self._hear, daemon=True, name="kernel")
+
+    def __enter__(self) -> Kernel:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._thread.join()
+        self._sock.close()
+
+    def when(self, kind: int, key: bytes, since: int) -> int:
+        """When the first such change of the element was heard; it may be still to come."""
+        with self._news:
+            if self._news.wait_for(lambda: any(self._found(kind, key, since)), _PATIENCE):
+                return next(self._found(kind, key, since))
+        what = "come" if kind == _NEWSETELEM else "gone"
+        raise RuntimeError(f"the element {key.hex()} of allow6 has not {what} within {_PATIENCE:g} s")
+
+    def _found(self, kind: int, key: bytes, since: int) -> Iterator[int]:
+        return (at for at, what, body in self._heard if at >= since and what == kind and key in body)
+
+    def _hear(self) -> None:
+        with contextlib.suppress(OSError):  # not allowed everywhere; then a busy machine makes it late
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # this thread, not the whole process
+        while not self._stop:
+            with contextlib.suppress(TimeoutError):
+                for kind, _, body in nl.replies(self._sock):
+                    at = time.time_ns()
+                    if kind in (_NEWSETELEM, _DELSETELEM) and b"allow6\0" in body:
+                        with self._news:
+                            self._heard.append((at, kind, body))
+                            self._news.notify_all()
