@@ -69,6 +69,7 @@ SETS: dict[str, SetSpec] = {
     "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
     "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
+    "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
     "publish4": SetSpec(("ip daddr", "meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p HOSTIP:…"),
     "publish6": SetSpec(("ip6 daddr", "meta l4proto", "th dport"), ("ip6 daddr", "th dport"), "-p [HOSTIP]:…"),
     "publish4_any": SetSpec(("meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p on every IPv4 address"),
@@ -205,5 +206,6 @@ def endpoint_elements(
         else:
             key = (port.host_ip, *key)
         elements.add(Element(name, key, (target, port.container_port)))
+        elements.add(Element("published", (PROTO_NUMBER[port.proto], port.host_port)))
         elements.add(Element("self4" if v4 else "self6", (target, target)))
     return frozenset(elements)

@@ -28,7 +28,7 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
     unknown = f"\t\tct state new {CGROUP} @proxies goto to_unknown\n" if cgroups else ""
     allows = "\n".join(
         f"\t\t{f'{ip} daddr'} . meta l4proto . th dport{'' if n == 1 else f' & {0x10000 - n:#x}'} "
-        f"@allow{ip[2:] or '4'}{suffix} goto pass"
+        f"@allow{ip[2:] or '4'}{suffix} accept"
         for ip in ("ip6", "ip")
         for n, suffix in TIERS
     )
@@ -37,30 +37,44 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 	counter drops {{
 	}}
 
-	# Going out to a container network by name: closed before anybody knows the network.
+	# Going out to a container network by name: closed before anybody knows the network. So is every bridge of Docker's;
+	# one counts as such until it is known to be somebody else's.
 	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
 	# way back of a forged packet would be an established flow to the container's closed ports.
-	# So is every bridge of Docker's; one counts as such until it is known to be somebody else's.
+	# The mark lets a packet pass Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
-		ct state new fib saddr oifname "{BRIDGE_PREFIX}*" fib saddr . iif oif missing goto deny
+		ct state established goto established
 		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
-		oifname "{BRIDGE_PREFIX}*" goto inbound
-		oifgroup {GROUP:#x} goto inbound
-		iifname "{BRIDGE_PREFIX}*" goto outbound
+		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
+		oifname "{BRIDGE_PREFIX}*" meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
+		iifname "{BRIDGE_PREFIX}*" goto outbound
 		iifname @dockers jump from_container
-		meta oifkind "bridge" oif != @foreign{no_out} goto inbound
+		meta oifkind "bridge" oif != @foreign{no_out} goto to_docker
 		meta nfproto @no_transit goto transit
+	}}
+
+	# Docker accepts the established packets of its own networks by itself.
+	chain established {{
+		oifgroup {GROUP:#x} goto marked
+		iifgroup {GROUP:#x} goto on_its_way
+		accept
+	}}
+
+	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
+	chain to_docker {{
+		meta iifkind "bridge" iif != @foreign{no_in} goto inbound
+		meta nfproto . oifname @routed meta mark set meta mark | {mark:#010x}
+		goto inbound
 	}}
 
 	# A redirect counts as related to its flow, but none that is forwarded is right (RFC 1812 section 5.2.7.2).
 	chain inbound {{
-		ct state established goto pass
-		iifname . oifname @same_bridge goto pass
+		iifname . oifname @same_bridge accept
 		icmp type redirect goto deny
-		ct state related goto pass
+		ct state related accept
 		oifname @internal goto deny
 		iifname @internal goto deny
 		rt type 0 goto deny
@@ -68,21 +82,21 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
 {allows}
-		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto pass
-		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto pass
+		ct status dnat ip daddr . meta l4proto . th dport @dnat4 accept
+		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 accept
 		goto deny
 	}}
 
 	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
 	chain icmp_in {{
-		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto pass
+		meta nfproto ipv4 icmp type {{ {_ICMP} }} accept
 		goto deny
 	}}
 
 	chain icmp6_in {{
 		iifname "{BRIDGE_PREFIX}*" icmpv6 type nd-router-advert goto deny
 		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
-		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} goto pass
+		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} accept
 		goto deny
 	}}
 
@@ -92,7 +106,13 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 		iifname @internal goto deny
 		jump from_container
 		meta oifkind "bridge" oif != @foreign{no_out} goto inbound
-		goto pass
+		goto marked
+	}}
+
+	# What goes to one of Docker's bridges is Docker's to decide.
+	chain on_its_way {{
+		meta oifkind "bridge" oif != @foreign{no_out} accept
+		goto marked
 	}}
 
 	chain from_container {{
@@ -105,22 +125,6 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 	chain transit {{
 		iifname @dockers accept
 		goto deny
-	}}
-
-	# The mark is honoured by one rule in DOCKER-USER, or by Docker's --bridge-accept-fwmark. It is for our networks;
-	# Docker's own decide for themselves what else to drop.
-	chain pass {{
-		oifname "{BRIDGE_PREFIX}*" goto marked
-		oifgroup {GROUP:#x} goto marked
-		meta oifkind "bridge" oif != @foreign{no_out} goto pass_to_docker
-		goto marked
-	}}
-
-	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
-	chain pass_to_docker {{
-		meta iifkind "bridge" iif != @foreign{no_in} accept
-		meta nfproto . oifname @routed goto marked
-		accept
 	}}
 
 	chain marked {{
@@ -167,12 +171,12 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 
 	chain prerouting {{
 		type nat hook prerouting priority -101; policy accept;
-		fib daddr type local goto publish
+		meta l4proto . th dport @published fib daddr type local goto publish
 	}}
 
 	chain output {{
 		type nat hook output priority -101; policy accept;
-		fib daddr type local goto publish
+		meta l4proto . th dport @published fib daddr type local goto publish
 	}}
 
 	chain publish {{

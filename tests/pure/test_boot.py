@@ -63,7 +63,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     assert f"table inet fw {{{rest}".split("add element")[0] == document(MARK, (), cgroups=False)
     assert "create table inet fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
-        "insert rule inet fw inbound fib daddr . iif oif exists goto pass",
+        "insert rule inet fw inbound fib daddr . iif oif exists accept",
         'insert rule inet fw forward ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
     ]
 

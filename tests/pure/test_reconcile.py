@@ -223,7 +223,7 @@ def web() -> tuple[Reconciler, Kernel, Disk]:
             published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
         )
     )  # fmt: skip
-    assert len(opened(kernel)) == 7
+    assert len(opened(kernel)) == 8
     return state, kernel, disk
 
 

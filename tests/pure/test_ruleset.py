@@ -179,30 +179,31 @@ def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
 
 
 def test_every_way_to_a_container_ends_in_a_drop() -> None:
-    """Each chain that a packet to a container can get to ends in a drop, or in one of the accepts."""
+    """Each chain that a packet to a container can get to ends in a drop, and none returns to where it came from."""
     found = chains(skeleton(MARK))
     reachable, todo = set(), ["inbound"]
     while todo:
         name = todo.pop()
         reachable.add(name)
         todo += [t for r in found[name] for t in re.findall(r"(?:goto|jump) (\w+)", r) if t not in reachable]
-    accepting = {"pass", "pass_to_docker", "marked"}
-    assert reachable == {"inbound", "icmp_in", "icmp6_in", "deny", *accepting}
-    for name in accepting:
-        assert found[name][-1].endswith("accept") or found[name][-1] == "goto marked"
-    for name in reachable - {*accepting, "deny"}:
+    assert reachable == {"inbound", "icmp_in", "icmp6_in", "deny"}
+    for name in reachable - {"deny"}:
         assert found[name][-1] == "goto deny"
-        assert not [rule for rule in found[name] if re.search(r"\b(accept|return|jump|continue)\b", rule)]
+        assert not [rule for rule in found[name] if re.search(r"\b(return|jump|continue)\b", rule)]
     assert found["deny"] == ['counter name "drops" drop']
+    assert found["to_docker"][-1] == "goto inbound"
 
 
 def test_going_out_to_a_container_bridge_comes_first() -> None:
-    """A packet to one of our bridges is judged as inbound, wherever it comes from, known network or not."""
-    first, *rest = chains(skeleton(MARK))["forward"]
-    assert first == "meta mark set meta mark & 0xf7ffffff"  # nobody else's mark is believed
-    forged, verdicts = rest[:2], rest[2:]
-    assert all(line.startswith("ct state new fib saddr oifname") and line.endswith("goto deny") for line in forged)
-    assert verdicts[:2] == ['oifname "fw-*" goto inbound', "oifgroup 0x66770001 goto inbound"]
+    """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
+    or not; nobody else's mark is believed; before that there is only what is established, or forged."""
+    first, established, forged, *verdicts = chains(skeleton(MARK))["forward"]
+    assert first == "meta mark set meta mark & 0xf7ffffff"
+    assert established == "ct state established goto established"
+    assert forged.startswith("ct state new fib saddr oifname @bridges")
+    assert forged.endswith("goto deny")
+    for where, line in zip(("oifgroup 0x66770001", 'oifname "fw-*"'), verdicts, strict=False):
+        assert line == f"{where} meta mark set meta mark | 0x08000000 goto inbound"
 
 
 def test_foreign_traffic_is_left_alone() -> None:
