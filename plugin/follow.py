@@ -25,6 +25,8 @@ from plugin.reconcile import Reconciler
 log = logging.getLogger(__name__)
 #: Seconds between two looks at everything when nothing happens.
 INTERVAL = 30.0
+#: Seconds until the next try when Docker does not answer though its events come.
+RETRY = 0.5
 #: Seconds after which an endpoint that Docker does not list is forgotten.
 GONE = 60.0
 
@@ -169,35 +171,40 @@ class Follower:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
+    def place_loop(self) -> None:
+        """Until `stop`: looks at the containers that events told of, one by one. A look at everything holds up none."""
+        while not self._stop.is_set():
+            with self._wanted:
+                while not (self._places or self._started or self._stop.is_set()):
+                    self._wanted.wait()
+                places, self._places = self._places, {}
+                started, self._started = self._started, {}
+            try:
+                self._look_at(places, started)
+            except ApiSilent as silent:
+                log.debug("%s", silent)
+                # If Docker has gone the stream of events ends too, and a look at everything follows the next one.
+                if self.listening:
+                    self.wake()
+
     def look_loop(self) -> None:
-        """Until `stop`: looks where it was asked to, and at everything now and then."""
+        """Until `stop`: looks at everything when it was asked to, and now and then."""
         next_all = time.monotonic()
         while not self._stop.is_set():
             with self._wanted:
-                if not (self._all or self._places or self._started):
-                    self._wanted.wait(max(0.0, next_all - time.monotonic()))
-                places, self._places = self._places, {}
-                started, self._started = self._started, {}
-                everything, self._all = self._all or time.monotonic() >= next_all, False
+                if not self._all:
+                    self._wanted.wait_for(lambda: self._all, max(0.0, next_all - time.monotonic()))
+                self._all = False
             if self._stop.is_set():
                 return
+            next_all = time.monotonic() + INTERVAL
             try:
-                self._look_at(places, started)
-                if everything:
-                    next_all = time.monotonic() + INTERVAL
-                    self._look()
+                self._look()
             except ApiSilent as silent:
-                # The events' stream ends too when Docker has gone, and a look at everything follows the next one.
                 log.debug("%s", silent)
-                self._retry(places, started)
+                next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
-
-    def _retry(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
-        if (places or started) and self.listening:
-            with self._wanted:
-                self._all = True
-            self._stop.wait(0.1)
 
     def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
         asked = self._guard.now()
@@ -215,7 +222,7 @@ class Follower:
                 self._settled({container_id})
 
     def _look(self) -> None:
-        asked, moment = self._bridges.now(), self._guard.now()
+        asked, moment, starting = self._bridges.now(), self._guard.now(), set(self._starting)
         look = self._api.look()
         self._bridges.told(frozenset(network.bridge for network in look.networks), asked)
         self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment)
@@ -223,7 +230,7 @@ class Follower:
         self._note()
         self._guard.cut_closed()
         self.apart = look.apart
-        self._settled(self._starting - self._guard.starting())
+        self._settled(starting - self._guard.starting())
         self.learn(look.containers)
         self.bury(look.containers)
         self._state.remember_foreign(self._bridges.foreign())

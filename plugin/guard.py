@@ -10,11 +10,12 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
 from plugin import conntrack
+from plugin.closedports import ClosedPorts
 from plugin.model import Address, Endpoint, Guarded, Published, Rule
 from plugin.policy import closed_ports
 from plugin.reconcile import Noted, Owner, Reconciler
@@ -30,11 +31,12 @@ log = logging.getLogger(__name__)
 class Guest:
     """`listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
 
-    `sure`: Docker would tell if it went.
+    `since`: the moment when it was put here. `sure`: Docker would tell if it went.
     """
 
     endpoint: Endpoint
     listed: bool
+    since: int = field(compare=False)
     sure: bool = True
 
 
@@ -58,16 +60,19 @@ class Guard:
         self._later = later
         self._lock = threading.RLock()
         self._networks: dict[str, Guarded] = {}
+        #: When each network was told of alone, not by a list of all.
+        self._since: dict[str, int] = {}
         self._guests: dict[str, Guest] = {}
         #: (network, container) that Docker said has gone, and has not said to have come back.
         self._gone: set[tuple[str, str]] = set()
-        #: When each last went, by our own count of goodbyes: what was asked for before says nothing of it any more.
+        #: When each last went: what was asked for before says nothing of it any more.
         self._left: dict[tuple[str, str], int] = {}
-        self._goodbyes = 0
+        #: Our own time: it goes on with each coming and going.
+        self._moment = 0
         self._noted: dict[Owner, Noted] = {}
         #: From what each was made, so that only what changed is made anew.
         self._made: dict[Owner, tuple[Guarded, Guest | None]] = {}
-        self._closed = dict(closed)
+        self._ports = ClosedPorts(reconciler, closed, later)
         self._ended = False
 
     @property
@@ -90,7 +95,7 @@ class Guard:
     def now(self) -> int:
         """A moment, to be taken before Docker is asked and given with its answer."""
         with self._lock:
-            return self._goodbyes
+            return self._moment
 
     def start_over(self) -> None:
         """What was told before is not known to be complete any more: only the next list counts."""
@@ -106,9 +111,9 @@ class Guard:
     def leaves(self, network_id: str, container_id: str) -> None:
         """The container has left the network (or all, if that is empty): closed before anybody else is there."""
         with self._lock:
-            self._goodbyes += 1
+            self._moment += 1
             self._gone.add((network_id, container_id))
-            self._left[network_id, container_id] = self._goodbyes
+            self._left[network_id, container_id] = self._moment
             self._drop(lambda e: _is(e, container_id) and network_id in ("", e.network_id))
 
     def forget(self, container_id: str) -> None:
@@ -116,13 +121,13 @@ class Guard:
         with self._lock:
             self._gone = {(n, c) for n, c in self._gone if c != container_id}
             self._left = {(n, c): when for (n, c), when in self._left.items() if c != container_id}
-            if self._closed.pop(container_id, None):
-                self._state.remember_proxied(self._closed)
+            self._ports.forget(container_id)
 
     def network_gone(self, network_id: str) -> None:
         with self._lock:
             self._drop(lambda e: e.network_id == network_id)
             self._networks.pop(network_id, None)
+            self._since.pop(network_id, None)
             self._apply()
 
     def end(self) -> None:
@@ -148,18 +153,20 @@ class Guard:
         """These ports of the host may be published by a container that is starting: closed until Docker lists it."""
         ports = list(ports)
         self._state.note({"suspects": Noted(frozenset(map(proxied_element, ports))) if ports else None})
-        self._cut_ports(ports)
+        self._ports.cut(ports)
 
     def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int) -> None:
         """These endpoints were there when Docker was asked (`now`)."""
         with self._lock:
             if self._ended:
                 return
+            self._moment += 1
             if network is not None:
                 self._networks[network.id] = network
+                self._since[network.id] = self._moment
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, listed)
+                    self._put(endpoint, listed, asked)
             self._apply()
 
     def replace(
@@ -170,18 +177,21 @@ class Guard:
         with self._lock:
             if self._ended:
                 return
-            before = self._guests
-            self._networks = {network.id: network for network in networks}
+            before, known = self._guests, self._networks
+            newer = {k: known[k] for k, when in self._since.items() if when > asked and k in known}
+            self._networks = {**newer, **{network.id: network for network in networks}}
+            self._since = {k: when for k, when in self._since.items() if k in newer}
             self._guests = {}
-            # Who has just been connected is not listed yet.
+            # Who has just been connected is not listed yet, and who was told of meanwhile cannot be.
             for k, guest in before.items():
-                if not guest.listed and guest.endpoint.network_id in self._networks:
+                if (not guest.listed or guest.since > asked) and guest.endpoint.network_id in self._networks:
                     self._guests[k] = guest
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, listed=True)
+                    self._put(endpoint, True, asked)
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
-            self._closed = {container: ports for container, ports in self._closed.items() if container in existing}
+            there = {*existing, *(g.endpoint.container.id for g in self._guests.values() if g.endpoint.container)}
+            self._ports.retain(there)
             self._apply()
             self._state.note({KEPT: None})
             self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
@@ -191,20 +201,27 @@ class Guard:
         places = ((endpoint.network_id, container), ("", container))
         return any(place in self._gone or self._left.get(place, 0) > asked for place in places)
 
-    def _put(self, endpoint: Endpoint, listed: bool) -> None:
-        # Docker gave these addresses to this endpoint, so whoever else had them is gone.
+    def _put(self, endpoint: Endpoint, listed: bool, asked: int) -> None:
+        # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
         mine = set(_addresses(endpoint))
-        for k, guest in list(self._guests.items()):
-            other = guest.endpoint
-            if k != endpoint.id and other.network_id == endpoint.network_id and mine & set(_addresses(other)):
-                del self._guests[k]
+        others = {
+            k: guest
+            for k, guest in self._guests.items()
+            if k != endpoint.id
+            and guest.endpoint.network_id == endpoint.network_id
+            and mine & set(_addresses(guest.endpoint))
+        }
+        if any(guest.since > asked for guest in others.values()):
+            return
+        for k in others:
+            del self._guests[k]
         known = self._guests.get(endpoint.id)
         if known is None and endpoint.container:
             for problem in endpoint.container.problems:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
-            self._guests[endpoint.id] = Guest(endpoint, listed)
+            self._guests[endpoint.id] = Guest(endpoint, listed, self._moment)
 
     def _drop(self, goes: Callable[[Endpoint], bool]) -> None:
         going = [guest.endpoint for guest in self._guests.values() if goes(guest.endpoint)]
@@ -217,10 +234,6 @@ class Guard:
     def _cut(self, addresses: list[Address]) -> None:
         if addresses:
             self._later(partial(conntrack.cut_addresses, addresses))
-
-    def _cut_ports(self, ports: Collection[Published]) -> None:
-        if ports:
-            self._later(partial(conntrack.cut_published, ports))
 
     def _apply(self) -> None:
         """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
@@ -242,22 +255,13 @@ class Guard:
         self._remember([of[1] for owner in anew if (of := made[owner])[1]])
 
     def _remember(self, guests: Iterable[Guest | None]) -> None:
-        """A container that stops keeps its ports in mind: Docker may start it before it answers anybody."""
         changed = {g.endpoint.container.id for g in guests if g and g.listed and g.endpoint.container}
         now: dict[str, set[Published]] = {container: set() for container in changed}
         for endpoint in (g.endpoint for g in self._guests.values() if changed):
             if endpoint.container and endpoint.container.id in changed:
                 network = self._networks[endpoint.network_id]
                 now[endpoint.container.id] |= {*closed_ports(network, endpoint, self._everywhere, self._published)}
-        closed = dict(self._closed)
-        for container, ports in now.items():
-            before = closed.pop(container, ())
-            self._cut_ports([port for port in ports if port not in before])
-            if ports:
-                closed[container] = tuple(sorted(ports, key=str))
-        if closed != self._closed:
-            self._closed = closed
-            self._state.remember_proxied(closed)
+        self._ports.note(now)
 
     def _of(self, network: Guarded, guest: Guest | None) -> Noted:
         if guest is None:

@@ -74,11 +74,9 @@ class Watcher:
         self._noting = threading.Lock()
 
     def start(self) -> None:
-        loops = (
-            self._follower.listen, self._follower.look_loop, self._keep, self._keep_dockers, self._answer_neighbours,
-            self._follow_links, self._later.loop,
-        )  # fmt: skip
-        for loop in loops:
+        follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
+        keep = (self._keep, self._keep_dockers, self._answer_neighbours, self._later.loop)
+        for loop in (*follow, *keep):
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:

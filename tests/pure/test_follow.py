@@ -114,7 +114,7 @@ def bridges() -> Bridges:
 @pytest.fixture
 def follower(world: World, bridges: Bridges) -> Iterator[Follower]:
     made = Follower(world, world, world, bridges, Listeners(set), world.note, world.undo)  # type: ignore[arg-type]
-    threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop)]
+    threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop, made.place_loop)]
     for thread in threads:
         thread.start()
     yield made

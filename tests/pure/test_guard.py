@@ -209,6 +209,21 @@ def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table,
     assert table.opens(old.addr4) == {5432}
 
 
+def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: Guard) -> None:
+    """A list of everything takes its time; who came meanwhile, with its network, is not in it and stays."""
+    asked = guard.now()
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=guard.now())
+    guard.put(None, [guest], listed=True, asked=guard.now())
+    guard.replace([], [], asked=asked)
+    assert table.opens(guest.addr4) == {8080}
+    stale = endpoint("s", 2, DB)
+    guard.replace([NETWORK], [stale], asked=asked)
+    assert table.opens(guest.addr4) == {8080}
+    guard.replace([NETWORK], [], asked=guard.now())
+    assert not table.knows(guest.addr4)
+
+
 def test_after_the_end_nothing_is_believed(table: Table, guard: Guard) -> None:
     """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
     guest = endpoint("e", 2, WEB)

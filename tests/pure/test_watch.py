@@ -39,6 +39,8 @@ class World:
     def look_loop(self) -> None:
         self._stopped.wait()
 
+    place_loop = look_loop
+
     def stop(self) -> None:
         self._stopped.set()
 

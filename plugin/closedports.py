@@ -1,0 +1,56 @@
+"""Which published ports are closed, container by container, over stops, restarts and boots.
+
+docker-proxy listens on them before anybody tells of the container: at a boot Docker starts its containers before its
+API answers. So a container that stops keeps its ports in mind until it is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+
+from plugin import conntrack
+from plugin.model import Published
+from plugin.reconcile import Reconciler
+
+
+class ClosedPorts:
+    """Not thread-safe. `known` is what was closed when docker-fw last ran; `later` takes work that may last."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        known: Mapping[str, tuple[Published, ...]],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._state = reconciler
+        self._later = later
+        self._closed = dict(known)
+
+    def note(self, now: Mapping[str, Collection[Published]]) -> None:
+        """These containers' closed ports are these now; flows that came in by them before are cut."""
+        closed = dict(self._closed)
+        for container, ports in now.items():
+            before = closed.pop(container, ())
+            self.cut([port for port in ports if port not in before])
+            if ports:
+                closed[container] = tuple(sorted(ports, key=str))
+        self._keep(closed)
+
+    def forget(self, container: str) -> None:
+        """The container does not exist any more."""
+        self._keep({k: ports for k, ports in self._closed.items() if k != container})
+
+    def retain(self, existing: Collection[str]) -> None:
+        """Only these containers exist."""
+        self._keep({k: ports for k, ports in self._closed.items() if k in existing})
+
+    def cut(self, ports: Collection[Published]) -> None:
+        """Cuts the flows to these ports of the host."""
+        if ports:
+            self._later(partial(conntrack.cut_published, ports))
+
+    def _keep(self, closed: dict[str, tuple[Published, ...]]) -> None:
+        if closed != self._closed:
+            self._closed = closed
+            self._state.remember_proxied(closed)
