@@ -104,7 +104,7 @@ def bridges(
     try:
         known.see(hostlinks.links().values())
         wait(SETTLE)
-        dockers = frozenset(network.bridge for network in api.look().networks)
+        dockers, complete = api.bridges()
         there = {link.name for link in hostlinks.links().values()}
     except (ApiSilent, OSError) as error:
         raise FwError(
@@ -117,7 +117,7 @@ def bridges(
             f"Docker's bridge {min(missing)} is not to be seen from here; run this in the host's network: "
             "docker run --network host …"
         )
-    known.told(dockers, known.now())
+    known.told(dockers, known.now(), complete=complete)
     return known.dockers() | dockers, frozenset(filter(INTERFACE_NAME.fullmatch, known.foreign()))
 
 

@@ -44,6 +44,7 @@ class Bridges:
         self._lock = threading.Lock()
         self._seen: dict[int, tuple[Link, float]] = {}
         self._told: frozenset[str] | None = None
+        self._claimed: set[int] = set()
         self._foreign: set[int] = set()
 
     def see(self, links: Iterable[Link]) -> None:
@@ -57,17 +58,18 @@ class Bridges:
                 index: (link, self._seen[index][1] if index in self._seen else now - OLD * (link.name in old))
                 for index, link in there.items()
             }
-            self._foreign &= self._seen.keys()
+            self._claim()
 
-    def told(self, dockers: frozenset[str], asked: float) -> None:
-        """Docker has listed the bridges of its networks; it was asked at this moment (of the clock)."""
+    def told(self, dockers: frozenset[str], asked: float, *, complete: bool = True) -> None:
+        """Docker has listed the bridges of its networks; it was asked at this moment (of the clock).
+
+        Not `complete`: there was something in its list that docker-fw does not understand, so nobody gets exempt by it.
+        """
         with self._lock:
             self._told = dockers
-            self._foreign = {
-                index
-                for index, (link, since) in self._seen.items()
-                if link.name not in dockers and (index in self._foreign or asked - since >= SETTLE)
-            }
+            if complete:
+                self._foreign |= {index for index, (_, since) in self._seen.items() if asked - since >= SETTLE}
+            self._claim()
 
     def doubt(self) -> None:
         """Docker has made a network: a bridge that came lately may be its."""
@@ -78,12 +80,12 @@ class Bridges:
     def waiting(self) -> bool:
         """True while a bridge is guarded that Docker has not claimed: ask Docker again in SETTLE seconds."""
         with self._lock:
-            return bool(self._unclaimed() - self._foreign)
+            return bool(self._seen.keys() - self._claimed - self._foreign)
 
     def dockers(self) -> frozenset[str]:
         """The names of bridges that are Docker's, as far as is known."""
         with self._lock:
-            return self._dockers()
+            return self._names(self._claimed)
 
     def foreign(self) -> frozenset[str]:
         """The names of bridges that are left alone."""
@@ -93,37 +95,34 @@ class Bridges:
     def noted(self) -> Noted:
         """What the table needs to know of them."""
         with self._lock:
-            dockers = self._dockers()
-            # Within one bridge nobody comes from elsewhere, whosever it is.
-            pairs = {link.name for link, _ in self._seen.values() if INTERFACE_NAME.fullmatch(link.name)}
+            exempt = self._exempt()
             return Noted(
                 frozenset(
-                    {Element("foreign", (index,)) for index in self._exempt()}
-                    | {Element(name, (bridge,)) for name in ("dockers", "bridges") for bridge in dockers}
-                    | {Element("same_bridge", (name, name)) for name in pairs}
+                    {Element("foreign", (index,)) for index in exempt}
+                    | {Element("dockers", (name,)) for name in self._names(self._claimed)}
+                    | {Element("bridges", (name,)) for name in self._names(self._seen.keys() - exempt)}
+                    # Within one bridge nobody comes from elsewhere, whosever it is.
+                    | {Element("same_bridge", (name, name)) for name in self._names(self._seen)}
                 )
             )
 
-    def _dockers(self) -> frozenset[str]:
+    def _claim(self) -> None:
+        """A bridge that has been Docker's stays so as long as it exists, whatever it is called by now."""
         told = self._told or frozenset()
-        names = {link.name for link, _ in self._seen.values()}
-        # A name that nft would have to quote is nobody's: guarded, and no more.
-        return frozenset(
-            name for name in names if INTERFACE_NAME.fullmatch(name) and (DOCKERS.fullmatch(name) or name in told)
-        )
-
-    def _unclaimed(self) -> set[int]:
-        told = self._told or frozenset()
-        return {
-            index
-            for index, (link, _) in self._seen.items()
-            if not DOCKERS.fullmatch(link.name) and link.name not in told
+        self._claimed &= self._seen.keys()
+        self._claimed |= {
+            index for index, (link, _) in self._seen.items() if DOCKERS.fullmatch(link.name) or link.name in told
         }
+        self._foreign &= self._seen.keys() - self._claimed
+
+    def _names(self, indices: Iterable[int]) -> frozenset[str]:
+        """A name that nft would have to quote is nobody's: guarded, and no more."""
+        names = (self._seen[index][0].name for index in indices)
+        return frozenset(name for name in names if INTERFACE_NAME.fullmatch(name))
 
     def _exempt(self) -> set[int]:
-        unclaimed = self._unclaimed()
-        exempt = unclaimed & self._foreign
-        if unsure := unclaimed - exempt:
+        exempt = set(self._foreign)
+        if unsure := self._seen.keys() - self._claimed - exempt:
             uplinks = self._uplinks()
             for index in unsure:
                 name = self._seen[index][0].name

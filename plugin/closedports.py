@@ -31,7 +31,7 @@ class ClosedPorts:
         """These containers' closed ports are these now; flows that came in by them before are cut."""
         closed = dict(self._closed)
         for container, ports in now.items():
-            before = closed.pop(container, ())
+            before = set(closed.pop(container, ()))
             self.cut([port for port in ports if port not in before])
             if ports:
                 closed[container] = tuple(sorted(ports, key=str))

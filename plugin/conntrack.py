@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from plugin import hostlinks
 from plugin import netlink as nl
@@ -60,15 +61,25 @@ def cut_published(ports: Collection[Published]) -> None:
             _cut(version, marks, partial(_aims_at, version=version, wanted=wanted, local=local))
 
 
-def cut_closed(guarded: Mapping[Address, Answers]) -> None:
+class Way(NamedTuple):
+    """How a container's datagrams of a flow go: from its address and port to the peer's."""
+
+    source: Address
+    source_port: int
+    peer: Address
+    peer_port: int
+
+
+def cut_closed(guarded: Mapping[Address, Answers], hold: Callable[[list[Way]], None] = lambda _: None) -> None:
     """Forgets flows that outsiders began to these addresses and that are not accepted there. Never raises.
 
-    For when the rules were gone for a while, or accept less than before. ICMP is left alone.
+    For when the rules were gone for a while, or accept less than before. ICMP is left alone. `hold` is told of the UDP
+    flows before they are cut: the container's next datagram would bring them back as its own.
     """
     for version in (4, 6):
         packed = {address.packed: what for address, what in guarded.items() if address.version == version}
         if packed:
-            _cut(version, set(packed), partial(_is_closed, version=version, guarded=packed))
+            _cut(version, set(packed), partial(_is_closed, version=version, guarded=packed), hold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +115,29 @@ def _closed_flow(flow: _Flow, version: int) -> ClosedFlow:
     )  # fmt: skip
 
 
-def _cut(version: int, marks: set[bytes], chosen: Callable[[_Flow], bool]) -> None:
+def _way(flow: _Flow, version: int) -> Way | None:
+    """The answers' way, if it is UDP's."""
+    answer = nl.attributes(flow[_TUPLE_REPLY])
+    told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
+    if int.from_bytes(told.get(_PROTO_NUM, b""), "big") != PROTO_NUMBER["udp"]:
+        return None
+    ends = nl.attributes(answer[_TUPLE_IP])
+    source, peer = (ip_address(ends[part]) for part in _IP[version])
+    ports = (int.from_bytes(told[part], "big") for part in (_PROTO_SRC_PORT, _PROTO_DST_PORT))
+    return Way(source, next(ports), peer, next(ports))
+
+
+def _cut(
+    version: int, marks: set[bytes], chosen: Callable[[_Flow], bool],
+    hold: Callable[[list[Way]], None] = lambda _: None,
+) -> None:  # fmt: skip
     """`marks`: bytes of which each flow that may be chosen holds one; a few are sooner looked for than a flow read."""
     try:
         with nl.open_socket() as sock:
-            for flow in [flow for flow in _flows(sock, _AF[version], marks) if chosen(flow)]:
+            flows = [flow for flow in _flows(sock, _AF[version], marks) if chosen(flow)]
+            if ways := [way for flow in flows if (way := _way(flow, version))]:
+                hold(ways)
+            for flow in flows:
                 wanted = nl.nested(_TUPLE_ORIG, flow[_TUPLE_ORIG])
                 wanted += b"".join(nl.attr(kind, flow[kind]) for kind in (_ID, _ZONE) if kind in flow)
                 try:

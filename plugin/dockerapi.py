@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import docker
 from docker.constants import DEFAULT_DOCKER_API_VERSION
-from docker.errors import DockerException, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from requests.exceptions import RequestException
 
 from plugin import labels, listing
@@ -58,16 +58,6 @@ class Look:
     endpoints: tuple[Endpoint, ...] = ()
     apart: Mapping[str, str] = field(default_factory=dict)
     existing: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What happened: `what` is "network connect", `id` the network's (or the container's), `container` who it was."""
-
-    what: str
-    id: str = ""
-    container: str = ""
-    kind: str = ""
 
 
 class DockerApi:
@@ -112,6 +102,11 @@ class DockerApi:
                 return self._container(client, listed)
         return None
 
+    def bridges(self) -> tuple[frozenset[str], bool]:
+        """The bridges of Docker's networks by name, and whether its list was understood whole. Raises ApiSilent."""
+        with self._asking():
+            return listing.bridges(self._client(LOOK_TIMEOUT).networks())
+
     def look(self) -> Look:
         """Asks for everything. Raises ApiSilent."""
         with self._asking():
@@ -125,7 +120,12 @@ class DockerApi:
             for listed in everybody:
                 if listed.get("State") not in ("running", "paused", "restarting"):
                     continue
-                container = self._container(client, listed)
+                try:
+                    container = self._container(client, listed)
+                except APIError as error:
+                    # One image that cannot be read closes its own containers, and nobody else's.
+                    log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
+                    continue
                 if why := listing.apart(listed):
                     apart[container.name] = why
                 running.append((container, listed))
@@ -161,7 +161,7 @@ class DockerApi:
             listed = client.containers(filters={"id": container_id})
             return list(listing.endpoints(listed[0], self._container(client, listed[0]))) if listed else []
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[listing.Event]:
         """What happens; ends when the stream ends. Raises ApiSilent.
 
         The first is "subscribed": look at everything after it, for what came before is not told again.
@@ -174,10 +174,10 @@ class DockerApi:
             raise ApiSilent(f"Docker's API did not answer: {error}") from error
         self._answering = True
         try:
-            yield Event("subscribed")
+            yield listing.Event("subscribed")
             for event in stream:
                 if isinstance(event, dict):
-                    yield _event(event)
+                    yield listing.event(event)
         except (DockerException, RequestException, OSError, ValueError) as error:
             log.debug("the event stream ended: %s", error)
         finally:
@@ -283,14 +283,3 @@ def _endpoints(container: Container, raw: Any) -> list[Endpoint]:
 
 def _attached(container: Container, listed: Any, raw: Any) -> Endpoint | None:
     return listing.attached(raw, container, tuple(listing.published(listed)))
-
-
-def _event(raw: Mapping[str, Any]) -> Event:
-    actor: Any = raw.get("Actor") or {}
-    told: Any = actor.get("Attributes") or {} if isinstance(actor, dict) else {}
-    told = told if isinstance(told, dict) else {}
-    actor = actor if isinstance(actor, dict) else {}
-    return Event(
-        f"{raw.get('Type')} {raw.get('Action')}", str(actor.get("ID") or ""), str(told.get("container") or ""),
-        str(told.get("type") or ""),
-    )  # fmt: skip

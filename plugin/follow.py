@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from plugin.bridges import SETTLE, Bridges
-from plugin.dockerapi import ApiSilent, Event, Look
+from plugin.dockerapi import ApiSilent, Look
 from plugin.guard import Guard
 from plugin.links import lives
 from plugin.listeners import Listeners
+from plugin.listing import Event
 from plugin.model import Container, Endpoint, Guarded, Published
 from plugin.reconcile import Reconciler
 
@@ -32,6 +33,7 @@ GONE = 60.0
 
 
 class Api(Protocol):
+    def bridges(self) -> tuple[frozenset[str], bool]: ...
     def look(self) -> Look: ...
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None: ...
     def running(self, container_id: str) -> list[Endpoint]: ...
@@ -39,12 +41,15 @@ class Api(Protocol):
 
 
 class Follower:
-    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint of the driver's."""
+    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint of the driver's.
+
+    `blind`: docker-proxy is not known by its control group.
+    """
 
     def __init__(
         self, api: Api, reconciler: Reconciler, guard: Guard, bridges: Bridges, listeners: Listeners,
-        note: Callable[[], None],
-        forget: Callable[[Endpoint], None] = lambda _: None,
+        note: Callable[[], None], forget: Callable[[Endpoint], None] = lambda _: None,
+        blind: Callable[[], bool] = lambda: True,
     ) -> None:
         self._api = api
         self._state = reconciler
@@ -53,6 +58,7 @@ class Follower:
         self._listeners = listeners
         self._note = note
         self._forget = forget
+        self._blind = blind
         self._stop = threading.Event()
         self._wanted = threading.Condition()
         self._all = False
@@ -141,6 +147,8 @@ class Follower:
     def _begins(self, container_id: str) -> None:
         with self._suspecting:
             self._starting.add(container_id)
+            if not self._blind():
+                return
             self._guard.suspect(self.fresh())
 
     def _settled(self, containers: set[str]) -> None:
@@ -207,27 +215,32 @@ class Follower:
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
 
     def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
-        asked = self._guard.now()
+        asked, took = self._guard.now(), []
         for network_id, container_id in places:
             if found := self._api.guest(network_id, container_id):
-                self._guard.put(found[0], [found[1]], listed=False, asked=asked)
+                took.append(self._guard.put(found[0], [found[1]], listed=False, asked=asked))
                 started = {**started, container_id: None}  # it may run already: Docker connects late ones too
         for container_id in started:
             if running := self._api.running(container_id):
-                self._guard.put(None, running, listed=True, asked=asked)
+                took.append(self._guard.put(None, running, listed=True, asked=asked))
                 # Whoever is there by an overlay publishes its ports there.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
                     place = dataclasses.replace(found[1], published=running[0].published)
-                    self._guard.put(found[0], [place], listed=True, asked=asked)
+                    took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
                 self._settled({container_id})
+        if not all(took):
+            self.wake()  # it was too old when it came
 
     def _look(self) -> None:
         asked, moment, starting = self._bridges.now(), self._guard.now(), set(self._starting)
-        look = self._api.look()
-        self._bridges.told(frozenset(network.bridge for network in look.networks), asked)
-        self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment)
-        self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
+        bridges, complete = self._api.bridges()
+        self._bridges.told(bridges, asked, complete=complete)
         self._note()
+        look = self._api.look()
+        if not self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment):
+            self.wake()  # it was too old when it came
+            return
+        self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         self._guard.cut_closed()
         self.apart = look.apart
         self._settled(starting - self._guard.starting())

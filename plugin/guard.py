@@ -10,13 +10,13 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
 from plugin import conntrack
 from plugin.closedports import ClosedPorts
-from plugin.model import Address, Endpoint, Guarded, Published, Rule
+from plugin.goodbyes import Goodbyes
+from plugin.model import Address, Endpoint, Guarded, Guest, Published, Rule
 from plugin.policy import closed_ports
 from plugin.reconcile import Noted, Owner, Reconciler
 from plugin.ruleset import guarded_elements, guest_elements, proxied_element
@@ -27,17 +27,8 @@ KEPT: Owner = "kept"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """`listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
-
-    `since`: the moment when it was put here. `sure`: Docker would tell if it went.
-    """
-
-    endpoint: Endpoint
-    listed: bool
-    since: int = field(compare=False)
-    sure: bool = True
+#: From what an owner's elements are made: a network, or an endpoint on it and its container's closed ports.
+Made = tuple[Guarded, Guest | None, frozenset[Published]]
 
 
 class Guard:
@@ -63,15 +54,11 @@ class Guard:
         #: When each network was told of alone, not by a list of all.
         self._since: dict[str, int] = {}
         self._guests: dict[str, Guest] = {}
-        #: (network, container) that Docker said has gone, and has not said to have come back.
-        self._gone: set[tuple[str, str]] = set()
-        #: When each last went: what was asked for before says nothing of it any more.
-        self._left: dict[tuple[str, str], int] = {}
-        #: Our own time: it goes on with each coming and going.
-        self._moment = 0
+        self._goodbyes = Goodbyes()
         self._noted: dict[Owner, Noted] = {}
         #: From what each was made, so that only what changed is made anew.
-        self._made: dict[Owner, tuple[Guarded, Guest | None]] = {}
+        self._made: dict[Owner, Made] = {}
+        self._judged: dict[str, tuple[Guarded, Guest, frozenset[Published]]] = {}
         self._ports = ClosedPorts(reconciler, closed, later)
         self._ended = False
 
@@ -86,46 +73,43 @@ class Guard:
 
     def known(self) -> list[Endpoint]:
         """Who is there, as the table has it: without its container where that is in doubt."""
-        return [_sure(guest) for guest in self.guests]
+        return [guest.as_known for guest in self.guests]
 
     def starting(self) -> set[str]:
         """The IDs of containers that have been connected and are not listed as running yet."""
-        return {g.endpoint.container.id for g in self.guests if g.endpoint.container and not g.listed}
+        return {guest.container_id for guest in self.guests if not guest.listed}
 
     def now(self) -> int:
         """A moment, to be taken before Docker is asked and given with its answer."""
         with self._lock:
-            return self._moment
+            return self._goodbyes.now
 
     def start_over(self) -> None:
         """What was told before is not known to be complete any more: only the next list counts."""
         with self._lock:
-            self._gone.clear()
+            self._goodbyes.start_over()
             self._guests = {k: dataclasses.replace(v, listed=True) for k, v in self._guests.items()}
 
     def returns(self, network_id: str, container_id: str) -> None:
         """Docker connects the container to the network."""
         with self._lock:
-            self._gone -= {(network_id, container_id), ("", container_id)}
+            self._goodbyes.returns(network_id, container_id)
 
     def leaves(self, network_id: str, container_id: str) -> None:
         """The container has left the network (or all, if that is empty): closed before anybody else is there."""
         with self._lock:
-            self._moment += 1
-            self._gone.add((network_id, container_id))
-            self._left[network_id, container_id] = self._moment
-            self._drop(lambda e: _is(e, container_id) and network_id in ("", e.network_id))
+            self._goodbyes.leaves(network_id, container_id)
+            self._drop(lambda g: g.container_id == container_id and network_id in ("", g.endpoint.network_id))
 
     def forget(self, container_id: str) -> None:
         """The container does not exist any more."""
         with self._lock:
-            self._gone = {(n, c) for n, c in self._gone if c != container_id}
-            self._left = {(n, c): when for (n, c), when in self._left.items() if c != container_id}
+            self._goodbyes.forget(container_id)
             self._ports.forget(container_id)
 
     def network_gone(self, network_id: str) -> None:
         with self._lock:
-            self._drop(lambda e: e.network_id == network_id)
+            self._drop(lambda guest: guest.endpoint.network_id == network_id)
             self._networks.pop(network_id, None)
             self._since.pop(network_id, None)
             self._apply()
@@ -139,6 +123,7 @@ class Guard:
     def doubt(self, bridge: str | None = None) -> None:
         """Nobody tells any more who is on the bridge (or on any): what its addresses accept is not known now."""
         with self._lock:
+            self._goodbyes.doubt()
             wanted = {n.id for n in self._networks.values() if bridge in (None, n.bridge)}
             changed = {
                 k: dataclasses.replace(guest, sure=False)
@@ -155,28 +140,30 @@ class Guard:
         self._state.note({"suspects": Noted(frozenset(map(proxied_element, ports))) if ports else None})
         self._ports.cut(ports)
 
-    def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int) -> None:
-        """These endpoints were there when Docker was asked (`now`)."""
+    def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int) -> bool:
+        """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again."""
         with self._lock:
-            if self._ended:
-                return
-            self._moment += 1
+            if self._ended or self._goodbyes.too_old(asked):
+                return False
+            moment = self._goodbyes.tick()
             if network is not None:
                 self._networks[network.id] = network
-                self._since[network.id] = self._moment
+                self._since[network.id] = moment
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
                     self._put(endpoint, listed, asked)
             self._apply()
+            return True
 
     def replace(
         self, networks: Iterable[Guarded], found: Iterable[Endpoint], existing: Collection[str] = (), *, asked: int
-    ) -> None:
+    ) -> bool:
         """This was everything when Docker was asked (`now`): its bridge networks, the endpoints of every running
-        container, the IDs of every container."""
+        container, the IDs of every container. False if that is too long ago: ask again."""
         with self._lock:
-            if self._ended:
-                return
+            if self._ended or self._goodbyes.too_old(asked):
+                return False
+            self._goodbyes.list_came(asked)
             before, known = self._guests, self._networks
             newer = {k: known[k] for k, when in self._since.items() if when > asked and k in known}
             self._networks = {**newer, **{network.id: network for network in networks}}
@@ -195,11 +182,11 @@ class Guard:
             self._apply()
             self._state.note({KEPT: None})
             self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
+            return True
 
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
         container = endpoint.container.id if endpoint.container else ""
-        places = ((endpoint.network_id, container), ("", container))
-        return any(place in self._gone or self._left.get(place, 0) > asked for place in places)
+        return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
     def _put(self, endpoint: Endpoint, listed: bool, asked: int) -> None:
         # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
@@ -221,15 +208,17 @@ class Guard:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
-            self._guests[endpoint.id] = Guest(endpoint, listed, self._moment)
+            self._guests[endpoint.id] = Guest(endpoint, listed, self._goodbyes.now)
 
-    def _drop(self, goes: Callable[[Endpoint], bool]) -> None:
-        going = [guest.endpoint for guest in self._guests.values() if goes(guest.endpoint)]
+    def _drop(self, goes: Callable[[Guest], bool]) -> None:
+        going = [guest.endpoint for guest in self._guests.values() if goes(guest)]
         if going:
             for endpoint in going:
                 del self._guests[endpoint.id]
             self._apply()
             self._cut([address for endpoint in going for address in _addresses(endpoint)])
+            # By docker-proxy a flow is the host's, not the address's.
+            self._ports.cut([port for endpoint in going for port in endpoint.published if port.proto != "sctp"])
 
     def _cut(self, addresses: list[Address]) -> None:
         if addresses:
@@ -237,11 +226,11 @@ class Guard:
 
     def _apply(self) -> None:
         """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
-        made: dict[Owner, tuple[Guarded, Guest | None]] = {}
-        for network in self._networks.values():
-            made[f"network {network.id}"] = (network, None)
+        closed = self._closed()
+        made: dict[Owner, Made] = {f"network {n.id}": (n, None, frozenset()) for n in self._networks.values()}
         for guest in self._guests.values():
-            made[f"endpoint {guest.endpoint.id}"] = (self._networks[guest.endpoint.network_id], guest)
+            ports = closed.get(guest.container_id, frozenset())
+            made[f"endpoint {guest.endpoint.id}"] = (self._networks[guest.endpoint.network_id], guest, ports)
         anew = {owner: self._of(*of) for owner, of in made.items() if self._made.get(owner) != of}
         changes: dict[Owner, Noted | None] = {k: v for k, v in anew.items() if self._noted.get(k) != v}
         changes.update(dict.fromkeys(self._made.keys() - made.keys()))
@@ -252,23 +241,38 @@ class Guard:
         self._made = made
         if less:
             self._later(partial(self._state.cut_closed, less))
-        self._remember([of[1] for owner in anew if (of := made[owner])[1]])
+        changed = {g.container_id for owner in anew if (g := made[owner][1]) and g.listed}
+        self._ports.note({container: closed.get(container, frozenset()) for container in changed})
 
-    def _remember(self, guests: Iterable[Guest | None]) -> None:
-        changed = {g.endpoint.container.id for g in guests if g and g.listed and g.endpoint.container}
-        now: dict[str, set[Published]] = {container: set() for container in changed}
-        for endpoint in (g.endpoint for g in self._guests.values() if changed):
-            if endpoint.container and endpoint.container.id in changed:
-                network = self._networks[endpoint.network_id]
-                now[endpoint.container.id] |= {*closed_ports(network, endpoint, self._everywhere, self._published)}
-        self._ports.note(now)
+    def _closed(self) -> dict[str, frozenset[Published]]:
+        """By container, its published ports that are closed.
 
-    def _of(self, network: Guarded, guest: Guest | None) -> Noted:
+        Docker publishes a port for a container, not for one of its places: it is closed if it is so at each of them, or
+        if one of them is in doubt.
+        """
+        judged: dict[str, tuple[Guarded, Guest, frozenset[Published]]] = {}
+        places: dict[str, list[frozenset[Published]]] = {}
+        doubted = {guest.container_id for guest in self._guests.values() if not guest.sure}
+        for k, guest in self._guests.items():
+            if guest.endpoint.published:
+                network, known = self._networks[guest.endpoint.network_id], self._judged.get(k)
+                if known is None or known[:2] != (network, guest):
+                    ports = closed_ports(network, guest.as_known, self._everywhere, self._published)
+                    known = (network, guest, frozenset(ports))
+                judged[k] = known
+                places.setdefault(guest.container_id, []).append(known[2])
+        self._judged = judged
+        return {
+            container: frozenset().union(*ports) if container in doubted else frozenset.intersection(*ports)
+            for container, ports in places.items()
+        }
+
+    def _of(self, network: Guarded, guest: Guest | None, closed: frozenset[Published]) -> Noted:
         if guest is None:
             return Noted(guarded_elements(network))
-        endpoint = _sure(guest)
+        endpoint = guest.as_known
         accepts = answers({network.id: network}, [endpoint], self._everywhere, self._published)
-        return Noted(guest_elements(network, endpoint, self._everywhere, self._published), accepts)
+        return Noted(guest_elements(network, endpoint, self._everywhere, self._published, closed), accepts)
 
     def cut_closed(self) -> None:
         """Cuts the flows that outsiders began while less was closed than now."""
@@ -276,13 +280,5 @@ class Guard:
             self._later(partial(self._state.cut_closed, list(self._noted)))
 
 
-def _sure(guest: Guest) -> Endpoint:
-    return guest.endpoint if guest.sure else dataclasses.replace(guest.endpoint, container=None)
-
-
 def _addresses(endpoint: Endpoint) -> list[Address]:
     return [address for address in (endpoint.addr4, endpoint.addr6) if address]
-
-
-def _is(endpoint: Endpoint, container_id: str) -> bool:
-    return endpoint.container is not None and endpoint.container.id == container_id

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugin import netlink as nl
-from plugin.ruleset import BRIDGE_PREFIX, GROUP
+from plugin.ruleset import GROUP
 
 _NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
 #: linux/if_addr.h: IFA_ADDRESS, IFA_LOCAL
@@ -22,6 +22,8 @@ _RTMGRP_LINK = 1
 #: linux/if_link.h: IFLA_IFNAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK; IFLA_INFO_KIND; RTEXT_FILTER_SKIP_STATS
 _NAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK, _KIND, _SKIP_STATS = 3, 10, 18, 27, 29, 1, 8
 _ROUTE = 0
+#: Messages after which the reader gets a chance to do something else.
+_MANY = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,12 @@ class Changes:
         self._sock.close()
 
     def read(self) -> Iterator[Told]:
-        """What came, until there was nothing for 0.2 s. Raises OSError but for an overrun, which is told as "all"."""
+        """What came, until there was nothing for 0.2 s, or much. Raises OSError but for an overrun: that is "all"."""
         try:
-            for kind, _, body in nl.replies(self._sock):
+            for count, (kind, _, body) in enumerate(nl.replies(self._sock)):
+                if count == _MANY:
+                    yield Told("all")  # what else stood in the same message is lost
+                    return
                 if kind in (_NEWLINK, _DELLINK):
                     # The bridge's own word on its ports and neighbours (AF_BRIDGE) is about no link's coming or going.
                     if body[0] == socket.AF_UNSPEC and (link := _read(body)):
@@ -96,6 +101,6 @@ def _read(body: bytes) -> Link | None:
     if not name:
         return None
     kind = nl.attributes(told.get(_LINKINFO, b"")).get(_KIND, b"").rstrip(b"\0")
-    ours = name.startswith(BRIDGE_PREFIX) or told.get(_GROUP, b"") == struct.pack("=I", GROUP)
+    ours = told.get(_GROUP, b"") == struct.pack("=I", GROUP)
     master = struct.unpack("=I", told[_MASTER])[0] if _MASTER in told else 0
     return Link(index, name, kind == b"bridge", ours, master)

@@ -6,6 +6,7 @@ Docker's JSON is read with care: what is not as it should be raises ValueError t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
@@ -14,6 +15,16 @@ from plugin.model import Address, Container, Endpoint, Guarded, Published
 from plugin.record import address, boolean, interface_name, only, port, protocol, text
 
 _BRIDGE = "com.docker.network.bridge."
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened: `what` is "network connect", `id` the network's (or the container's), `container` who it was."""
+
+    what: str
+    id: str = ""
+    container: str = ""
+    kind: str = ""
 
 
 def network(raw: Any) -> Guarded | None:
@@ -40,6 +51,23 @@ def network(raw: Any) -> Guarded | None:
         allow=said.allow,
         problems=said.problems,
     )
+
+
+def bridges(raw: Any) -> tuple[frozenset[str], bool]:
+    """The names of all bridges of Docker's, from `GET /networks`, and whether nothing was left out of it.
+
+    Whatever else is wrong with a network: its bridge is Docker's.
+    """
+    names, complete = set(), True
+    for each in raw:
+        try:
+            if each["Driver"] == "bridge":
+                name = (each.get("Options") or {}).get(_BRIDGE + "name") or f"br-{each['Id'][:12]}"
+                names.add(name)
+                complete &= isinstance(name, str)
+        except (KeyError, TypeError, AttributeError):
+            complete = False
+    return frozenset(name for name in names if isinstance(name, str)), complete
 
 
 def endpoints(raw: Any, container: Container) -> Iterator[Endpoint]:
@@ -98,3 +126,15 @@ def apart(raw: Mapping[str, Any]) -> str:
 
 def _one(value: Any, kind: Any) -> Any:
     return only(kind, address)(value) if value else None
+
+
+def event(raw: Mapping[str, Any]) -> Event:
+    """An event as `GET /events` tells it. Never raises: what is not there is empty."""
+    actor: Any = raw.get("Actor") or {}
+    told: Any = actor.get("Attributes") or {} if isinstance(actor, dict) else {}
+    told = told if isinstance(told, dict) else {}
+    actor = actor if isinstance(actor, dict) else {}
+    return Event(
+        f"{raw.get('Type')} {raw.get('Action')}", str(actor.get("ID") or ""), str(told.get("container") or ""),
+        str(told.get("type") or ""),
+    )  # fmt: skip

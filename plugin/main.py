@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from plugin import __version__, conntrack, hostlinks, status
 from plugin.app import create_app
 from plugin.bridges import Bridges
-from plugin.cgroup import proxies
+from plugin.cgroup import dockerd, proxies, shared
 from plugin.dockerapi import DockerApi
 from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
@@ -49,7 +49,7 @@ class Plugin:
     def __init__(self, settings: Settings) -> None:
         self._claim = claim(settings.docker_socket)
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
-        nft = Nft(settings.mark)
+        self._nft = nft = Nft(settings.mark)
         raise_fd_limit()
         self._settings = settings
         sysctl = Sysctl(settings.sysctl)
@@ -61,9 +61,9 @@ class Plugin:
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
         kept = Noted(frozenset(proxied_element(port) for ports in state.proxied.values() for port in ports))
-        dockerd = Noted(frozenset(dockerd_elements(settings.dockerd_ports)))
+        daemon = Noted(frozenset(dockerd_elements(settings.dockerd_ports)))
         self._state.start(
-            state, {"links": self._bridges.noted(), KEPT: kept, "dockerd": dockerd, **proxies(settings.cgroup)}
+            state, {"links": self._bridges.noted(), KEPT: kept, "dockerd": daemon, **proxies(settings.cgroup)}
         )
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
@@ -79,6 +79,7 @@ class Plugin:
         self._follower = Follower(
             api, self._state, self._guard, self._bridges, Listeners(),
             note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
+            blind=self._blind,
         )  # fmt: skip
         self._watcher = Watcher(
             self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
@@ -88,6 +89,10 @@ class Plugin:
     def app(self) -> Flask:
         return create_app(self._driver, self)
 
+    def _blind(self) -> bool:
+        """True if docker-proxy is not known by its control group: its ports are closed some milliseconds late."""
+        return not (self._nft.tells_cgroups and dockerd(self._settings.cgroup) and shared(self._settings.cgroup))
+
     def start(self) -> None:
         """Puts links and ports back as they were, then watches."""
         self._relay.start()
@@ -95,6 +100,9 @@ class Plugin:
         self._watcher.start()
         self._watcher.wake()
         self._watcher.changed()
+        if self._blind():
+            log.warning("docker-proxy is not known by its control group here (FW_CGROUP=%s): its ports are closed when "
+                        "Docker tells of the container", self._settings.cgroup)  # fmt: skip
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
 
     def stop(self) -> None:
@@ -162,4 +170,5 @@ class Plugin:
             "apart": dict(self._follower.apart),
             "foreign": sorted(self._bridges.foreign()),
             "listening": self._follower.listening,
+            "proxy_known": not self._blind(),
         }

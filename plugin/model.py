@@ -6,7 +6,7 @@ Names follow Docker's (network, endpoint, container, published port) and nftable
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
@@ -151,3 +151,26 @@ class Endpoint:
     allow: tuple[Rule, ...] = ()
     container: Container | None = None
     published: tuple[Published, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """An endpoint on one of Docker's own networks.
+
+    `listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
+    `since`: the moment when it was told of. `sure`: Docker would tell if it went.
+    """
+
+    endpoint: Endpoint
+    listed: bool
+    since: int = field(compare=False)
+    sure: bool = True
+
+    @property
+    def container_id(self) -> str:
+        return self.endpoint.container.id if self.endpoint.container else ""
+
+    @property
+    def as_known(self) -> Endpoint:
+        """Without its container where it is in doubt who has the addresses: closed."""
+        return self.endpoint if self.sure else replace(self.endpoint, container=None)

@@ -29,10 +29,10 @@ _SUBSYS = 10 << 8
 _GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _DELSETELEM, _GETGEN = (_SUBSYS | n for n in (1, 2, 7, 12, 14, 16))
 _BATCH_BEGIN, _BATCH_END = 16, 17
 #: linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_{TABLE,SET,ELEMENTS}, NFTA_LIST_ELEM, NFTA_SET_ELEM_{KEY,DATA}, …
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _VALUE = 1, 2, 3, 1, 1, 2, 1
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
 #: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "oif": "=I", CGROUP: "=Q"}
+_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", CGROUP: "=Q"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
 
@@ -63,20 +63,21 @@ class Nft:
         #: Transactions of ours that went through: each raised the ruleset's generation by one.
         self.changes = 0
         self._print: tuple[bytes, ...] = ()
-        self._cgroups = True
+        #: The kernel can tell a socket's control group; known after the first `replace`.
+        self.tells_cgroups = True
 
     def replace(self, elements: Iterable[Element]) -> None:
         """Puts the table there with exactly these elements, whatever stood before. Raises NftError."""
         elements = list(elements)
         with self._lock:
             try:
-                self._run(replace(self._mark, elements, cgroups=self._cgroups))
+                self._run(replace(self._mark, elements, cgroups=self.tells_cgroups))
             except NftError as error:
                 # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
-                if not self._cgroups or self._print:
+                if not self.tells_cgroups or self._print:
                     raise
                 self._run(replace(self._mark, elements, cgroups=False))
-                self._cgroups = False
+                self.tells_cgroups = False
                 log.warning("this kernel cannot tell docker-proxy by its control group: %s", error)
             self._print = self._fingerprint()
             self._batch(self._possible(Change(add=tuple(e for e in elements if SETS[e.set].raw))))
@@ -88,7 +89,7 @@ class Nft:
         self.changes += 1
 
     def _possible(self, change: Change) -> Change:
-        if self._cgroups:
+        if self.tells_cgroups:
             return change
         parts = (change.remove, change.add)
         return Change(*(tuple(e for e in part if CGROUP not in SETS[e.set].key) for part in parts))
@@ -99,6 +100,11 @@ class Nft:
             return
         with self._lock:
             self._batch(self._possible(change))
+
+    def hold(self, elements: Iterable[Element], seconds: int) -> None:
+        """Adds elements that go by themselves after a time. Raises NftError."""
+        with self._lock:
+            self._batch(Change(add=tuple(elements)), seconds)
 
     def generation(self) -> int:
         """The ruleset's generation, which every transaction of anybody raises (3 µs; cheap to poll)."""
@@ -127,7 +133,7 @@ class Nft:
         told = nl.attributes(table[4:])
         return (told[_TABLE_FLAGS], told[_TABLE_HANDLE], *(rule[4:] for _, rule in rules))
 
-    def _batch(self, change: Change) -> None:
+    def _batch(self, change: Change, seconds: int = 0) -> None:
         if not change:
             return
         # Numbers of its own for each batch: an answer that was left over from an earlier one is not taken for ours.
@@ -135,7 +141,7 @@ class Nft:
         begin = nl.message(_BATCH_BEGIN, 0, first, nl.nfgen(0, 10))
         bodies = [(_DELSETELEM, 0, body) for body in _bodies(change.remove)]
         # NLM_F_CREATE as nft sets it. Not EXCL: an element that stands already is what we want.
-        bodies += [(_NEWSETELEM, 0x400, body) for body in _bodies(change.add)]
+        bodies += [(_NEWSETELEM, 0x400, body) for body in _bodies(change.add, seconds)]
         last = first + len(bodies)
         self._seq = (last + 2) & 0x3FFFFFFF
         parts = [
@@ -182,10 +188,10 @@ def remove_table() -> bool:
     return True
 
 
-def _bodies(elements: Iterable[Element]) -> list[bytes]:
+def _bodies(elements: Iterable[Element], seconds: int = 0) -> list[bytes]:
     by_set: dict[str, list[bytes]] = {}
     for element in elements:
-        by_set.setdefault(element.set, []).append(_packed(element))
+        by_set.setdefault(element.set, []).append(_packed(element, seconds))
     head = nl.nfgen(_NFPROTO_INET) + nl.attr(_LIST_TABLE, TABLE.encode() + b"\0")
     return [
         head + nl.attr(_LIST_SET, name.encode() + b"\0") + nl.nested(_LIST_ELEMENTS, *part)
@@ -194,9 +200,11 @@ def _bodies(elements: Iterable[Element]) -> list[bytes]:
     ]
 
 
-def _packed(element: Element) -> bytes:
+def _packed(element: Element, seconds: int) -> bytes:
     spec = SETS[element.set]
     key = nl.nested(_KEY, nl.attr(_VALUE, _concatenated(spec.key, element.key)))
+    if seconds:
+        return nl.nested(_LIST_ELEM, key, nl.attr(_TIMEOUT, struct.pack("!Q", 1000 * seconds)))
     if not spec.data:
         return nl.nested(_LIST_ELEM, key)
     data = nl.nested(_DATA, nl.attr(_VALUE, _concatenated(spec.data, element.data)))

@@ -22,6 +22,9 @@ from plugin.ruleset import Change, Element, endpoint_elements, network_elements
 from plugin.store import State, Store
 
 log = logging.getLogger(__name__)
+#: Seconds that a cut UDP flow is kept from coming back: longer than the peer keeps asking, and than nf_conntrack's own
+#: time-out of a stream (nf_conntrack_udp_timeout_stream, 120).
+HELD = 180
 #: What an element stands for: a network's or an endpoint's ID, "host", or what somebody noted under a name.
 Owner = str
 
@@ -153,7 +156,14 @@ class Reconciler:
         """Cuts the flows to what is noted under these names that outsiders began and that are not accepted."""
         with self._lock:
             noted = [self._noted[owner] for owner in owners if owner in self._noted]
-        conntrack.cut_closed({address: what for each in noted for address, what in each.accepts.items()})
+        conntrack.cut_closed({address: what for each in noted for address, what in each.accepts.items()}, self._hold)
+
+    def _hold(self, ways: list[conntrack.Way]) -> None:
+        """Keeps cut UDP flows from coming back by the container's own next datagram."""
+        try:
+            self._nft.hold((Element(f"held{way.source.version}", tuple(way)) for way in ways), HELD)
+        except NftError as error:
+            log.error("cut UDP flows may come back: %s", error)
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
@@ -242,7 +252,7 @@ class Reconciler:
                 for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
                     if address and gateway:
                         guarded[address] = Answers(gateway.network, rules)
-        conntrack.cut_closed(guarded)
+        conntrack.cut_closed(guarded, self._hold)
 
     def _apply_whole(self, owners: Iterable[Owner]) -> None:
         for owner in owners:

@@ -7,7 +7,7 @@ interval` costs 20 times as much a packet and seconds a change). Port ranges are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -27,6 +27,8 @@ Value = Address | int | str
 TIERS = ((1, ""), (16, "_16"), (256, "_256"), (4096, "_4096"))
 _ALLOW4 = ("ip daddr", "meta l4proto", "th dport")
 _ALLOW6 = ("ip6 daddr", "meta l4proto", "th dport")
+_FLOW4 = ("ip saddr", "th sport", "ip daddr", "th dport")
+_FLOW6 = ("ip6 saddr", "th sport", "ip6 daddr", "th dport")
 #: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
 CGROUP = "socket cgroupv2 level 2"
 #: A published port on every address of a family.
@@ -36,26 +38,27 @@ _ANY = ("meta nfproto", "meta l4proto", "th dport")
 class SetSpec(NamedTuple):
     """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
 
-    `raw`: nft has no words for its elements, so they go by netlink alone.
+    `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each lasts for a time of its own.
     """
 
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     comment: str = ""
     raw: bool = False
+    timed: bool = False
 
 
 SETS: dict[str, SetSpec] = {
     **{f"allow4{suffix}": SetSpec(_ALLOW4, comment=f"what IPv4 accepts, in blocks of {n}") for n, suffix in TIERS},
     **{f"allow6{suffix}": SetSpec(_ALLOW6, comment=f"what IPv6 accepts, in blocks of {n}") for n, suffix in TIERS},
     "same_bridge": SetSpec(("iifname", "oifname"), comment="within one network, seen here with br_netfilter"),
-    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge of ours and of Docker's, whatever its name"),
+    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge but foreign ones"),
     "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves"),
     "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
     "self4": SetSpec(("ip saddr", "ip daddr"), comment="who publishes ports, and may come back to itself by them"),
     "self6": SetSpec(("ip6 saddr", "ip6 daddr"), comment="the same for IPv6"),
     "foreign": SetSpec(("oif",), comment="bridges that are neither ours nor Docker's, and are left alone"),
-    "dockers": SetSpec(("iifname",), comment="Docker's own bridges by name; they are guarded before that is known"),
+    "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says"),
     "routed": SetSpec(("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses"),
     "dnat4": SetSpec(_ALLOW4, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)"),
     "dnat6": SetSpec(_ALLOW6, comment="the same for IPv6"),
@@ -68,6 +71,8 @@ SETS: dict[str, SetSpec] = {
     "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
     "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
     "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
+    "held4": SetSpec(_FLOW4, comment="UDP flows that were cut: a container's next datagram begins none", timed=True),
+    "held6": SetSpec(_FLOW6, comment="the same for IPv6", timed=True),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
     "publish4": SetSpec(("ip daddr", "meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p HOSTIP:…"),
@@ -143,15 +148,22 @@ def guarded_elements(network: Guarded) -> frozenset[Element]:
 
 
 def guest_elements(
-    network: Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool
+    network: Guarded,
+    endpoint: Endpoint,
+    everywhere: tuple[Rule, ...],
+    published: bool,
+    closed: Collection[Published] | None = None,
 ) -> frozenset[Element]:
-    """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve."""
+    """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve.
+
+    `closed`: those of the container's published ports that are closed, where it is on other networks too.
+    """
     elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
-    closed = closed_ports(network, endpoint, everywhere, published)
+    shut = frozenset(closed_ports(network, endpoint, everywhere, published) if closed is None else closed)
     for port in endpoint.published:
         if port.host_ip.is_loopback:
             continue
-        elements.add(proxied_element(port, "proxied" if port in closed else "served"))
+        elements.add(proxied_element(port, "proxied" if port in shut else "served"))
         if network.flat:
             elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
     return frozenset(elements)

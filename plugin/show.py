@@ -17,6 +17,8 @@ def status(told: dict[str, Any]) -> str:
     lines += [f"{name}: {why}" for name, why in sorted(told["apart"].items())]
     if told["foreign"]:
         lines.append(f"left alone (not Docker's): {', '.join(told['foreign'])}")
+    if not told["proxy_known"]:
+        lines.append("docker-proxy is not known by its control group: its ports are closed when Docker tells of them")
     if not told["listening"]:
         lines.append("Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again")
     return "\n".join(lines) or "no container on any network; all that comes will be closed but for TCP 22, 80, 443"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin.model import PROTO_NAME
-from plugin.ruleset import BRIDGE_PREFIX, CGROUP, GROUP, SETS, TABLE, TIERS, Element, SetSpec, Value
+from plugin.ruleset import CGROUP, GROUP, SETS, TABLE, TIERS, Element, SetSpec, Value
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
@@ -37,8 +37,8 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 	counter drops {{
 	}}
 
-	# Going out to a container network by name: closed before anybody knows the network. So is every bridge of Docker's;
-	# one counts as such until it is known to be somebody else's.
+	# Going out to one of our bridges, by the group that it is made with: closed before anybody knows the network. So is
+	# every bridge of Docker's; one counts as such until it is known to be somebody else's.
 	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
 	# way back of a forged packet would be an established flow to the container's closed ports.
 	# The mark lets a packet pass Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
@@ -48,10 +48,8 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 		ct state established goto established
 		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
-		oifname "{BRIDGE_PREFIX}*" meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
-		iifname "{BRIDGE_PREFIX}*" goto outbound
-		iifname @dockers jump from_container
+		meta iifkind "bridge" iif != @foreign{no_in} jump from_container
 		meta oifkind "bridge" oif != @foreign{no_out} goto to_docker
 		meta nfproto @no_transit goto transit
 	}}
@@ -94,14 +92,12 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 	}}
 
 	chain icmp6_in {{
-		iifname "{BRIDGE_PREFIX}*" icmpv6 type nd-router-advert goto deny
 		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
+		meta iifkind "bridge" iif != @foreign{no_in} icmpv6 type nd-router-advert goto deny
 		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} accept
 		goto deny
 	}}
 
-	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
-	# container's own (nf_conntrack_tcp_loose).
 	chain outbound {{
 		iifname @internal goto deny
 		jump from_container
@@ -115,8 +111,12 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 		goto marked
 	}}
 
+	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
+	# container's own (nf_conntrack_tcp_loose). The container is told, so that it connects again at once.
 	chain from_container {{
-		ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
+		ct state new tcp flags & (fin | syn | rst | ack) != syn counter name "drops" reject with tcp reset
+		ct state new meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
+		ct state new meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 	}}
@@ -140,9 +140,8 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 	chain input {{
 		type filter hook input priority filter - 1; policy accept;
 		iifname "lo" accept
-		iifname "{BRIDGE_PREFIX}*" jump to_host
 		iifgroup {GROUP:#x} jump to_host
-		iifname @dockers jump to_host
+		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
@@ -167,6 +166,19 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 		iifname . meta l4proto . th dport @neighbour accept
 		meta l4proto . th dport @dockerd accept
 		goto deny
+	}}
+
+	# docker-proxy's listening side begins nothing: what it says after its flow was cut would bring the flow back.
+	chain said {{
+		type filter hook output priority filter - 1; policy accept;
+		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto by_proxy
+	}}
+
+	chain by_proxy {{
+		oifname . meta l4proto . th sport @neighbour accept
+		meta nfproto . meta l4proto . th sport @proxied goto deny
+		ip saddr . meta l4proto . th sport @proxied4 goto deny
+		ip6 saddr . meta l4proto . th sport @proxied6 goto deny
 	}}
 
 	chain prerouting {{
@@ -196,7 +208,6 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 		ct status dnat iifname . oifname @same_bridge masquerade
 		ct status dnat ip saddr . ip daddr @self4 masquerade
 		ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
-		oifname "{BRIDGE_PREFIX}*" return
 		oifgroup {GROUP:#x} return
 		meta nfproto ipv4 iifname @masqueraded masquerade
 	}}
@@ -207,7 +218,8 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 def _set_text(name: str, spec: SetSpec) -> str:
     kind = "map" if spec.data else "set"
     typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
-    return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n\t}}\n"
+    flags = "\t\tflags timeout\n" if spec.timed else ""
+    return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{flags}\t}}\n"
 
 
 def replace(mark: int, elements: Iterable[Element], *, cgroups: bool = True) -> str:

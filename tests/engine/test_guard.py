@@ -138,6 +138,30 @@ def test_the_setting_honours_published_ports(fw: Fw) -> None:
             assert not seen(theirs, ("tcp", v4, 8081), ("tcp", v4, 5432))
 
 
+def test_a_bridge_of_any_name_is_guarded(fw: Fw) -> None:
+    """A network whose bridge has a name that docker-fw's table cannot hold is closed, for good; status says so."""
+    with dockers(fw, "-o", "com.docker.network.bridge.name=_front") as net:
+        app = fw.run(net, "-p", "19999:9999", "--label", "fw.allow=9999")
+        with fw.engine.serve(app, tcp=[9999]), fw.wan.probe.hammer(("tcp", fw.host.v4, 19999), every=0.02) as hammer:
+            before = len(fw.engine.log.read_text())
+            until(lambda: len(hammer.result.shots) > 200, "some seconds have passed")
+        assert not hammer.result.opened
+        assert "_front" not in fw.status()["foreign"]
+        assert "bridge name" in fw.engine.log.read_text()[: before + (1 << 20)]
+
+
+def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
+    """A front and an `--internal` back network: the published port is open by IPv4 and by docker-proxy's IPv6."""
+    with dockers(fw, v6=False) as front, dockers(fw, "--internal", v6=False) as back:
+        options, ports = publish(80, 5432)
+        app = fw.run(front, *options)
+        fw.engine.docker("network", "connect", back.name, app)
+        with fw.engine.serve(app, tcp=[80, 5432]):
+            right = {("tcp", host, ports["80"]) for host in hosts(fw)}
+            tried = {("tcp", host, port) for host in hosts(fw) for port in ports.values()}
+            until(lambda: seen(fw, *tried) == right, "what answers is what should", 5)
+
+
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 

@@ -218,7 +218,7 @@ class Running:
     def elements(self) -> str:
         """The sets of the table that hold elements, but for those about the host and not about containers."""
         blocks = self.table().split("\n\t}\n")
-        hosts = re.compile("set (no_transit|foreign|dockers|same_bridge|dockerd|proxies) ")
+        hosts = re.compile("set (no_transit|foreign|dockers|bridges|same_bridge|dockerd|proxies) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin import hostlinks
+from plugin import conntrack, hostlinks
 from plugin.hostlinks import Link, Told
-from plugin.model import Container, Guarded, Problem, Published, Rule
+from plugin.model import Answers, Container, Guarded, Problem, Published, Rule
 from plugin.policy import verdict
 from plugin.ruleset import Element, guarded_elements, guest_elements
-from tests.kernel.packets import Packet, arrived, icmp, icmp_error, new_flow, ping, tcp, until
+from tests.kernel.packets import Packet, arrived, icmp, icmp_error, new_flow, ping, tcp, udp, until
 from tests.kernel.site import Box, Site
 from tests.kernel.test_verdicts import Marks
 from tests.pure.strategies import some_rules
@@ -265,6 +267,115 @@ def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Bo
         assert boxes.other.probe.tcp(str(Site.HOST6), 15432, timeout=0.3) == "silent"
         site.load(more=published(boxes.web, *ports, allow=(Rule("tcp", 5432, 5432), Rule("udp", 53, 53))))
         assert set(site.wan.probe(targets).values()) == {"open"}
+
+
+def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
+    """A client talks by docker-proxy to a port that closes: its flow is cut, and the proxy's next word does not bring
+    it back, over UDP and TCP."""
+    port = [Published(proto, IPv6Address("::"), 15432, 5432) for proto in ("tcp", "udp")]
+    site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
+    script = """
+import socket, sys
+t, u = socket.socket(socket.AF_INET6), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+t.bind(("::", 15432)); t.listen(); u.bind(("::", 15432))
+print("ready", flush=True)
+c, _ = t.accept(); _, peer = u.recvfrom(9)
+print("connected", flush=True)
+sys.stdin.readline()
+for say in (lambda: c.send(b"more"), lambda: u.sendto(b"more", peer)):
+    try:
+        say()
+    except OSError:  # refused by the host's own output
+        pass
+print("said", flush=True)
+c.settimeout(3); u.settimeout(3)
+for read in (c.recv, u.recv):
+    try:
+        print(read(9).decode() or "end", flush=True)
+    except OSError:
+        print("nothing", flush=True)
+"""
+    client = """
+import socket, sys
+t, u = socket.socket(socket.AF_INET6), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+t.connect((sys.argv[1], 15432)); u.connect((sys.argv[1], 15432)); u.send(b"hello")
+sys.stdin.readline()
+for s in (t, u):
+    try:
+        s.send(b"evil")
+    except OSError:
+        pass
+"""
+    site.load(more=published(boxes.web, *port, allow=(Rule("tcp", 5432, 5432), Rule("udp", 5432, 5432))))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = site.host.popen([sys.executable, "-c", script], **pipes)
+    try:
+        assert server.stdin
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+        outsider = site.wan.popen([sys.executable, "-c", client, str(Site.HOST6)], **pipes)
+        try:
+            assert outsider.stdin
+            assert server.stdout.readline() == "connected\n"
+            site.load(more=published(boxes.web, *port))
+            with site.inside():
+                conntrack.cut_published(port)
+            server.stdin.write("\n")
+            server.stdin.flush()
+            assert server.stdout.readline() == "said\n"
+            outsider.stdin.write("\n")
+            outsider.stdin.flush()
+            assert [server.stdout.readline(), server.stdout.readline()] == ["nothing\n", "nothing\n"]
+        finally:
+            outsider.kill()
+            outsider.communicate()
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes: Boxes) -> None:
+    """An open UDP port closes while a peer is talking: the flow is cut, and the container's next datagram to that peer
+    begins no new one; its others do."""
+    opened = site.guarded(boxes.web, NAMED, Rule("udp", 5353, 5353))
+    closed = site.guarded(boxes.web, NAMED)
+    for out, mine, subnet in (
+        (Site.OUT4, boxes.web.v4, IPv4Network("10.100.0.0/24")),
+        (Site.OUT6, boxes.web.v6, IPv6Network("2001:db8:100::/64")),
+    ):
+        site.load(more=opened)
+        asked, answer = udp(out, mine, 5353, 7777), udp(mine, out, 7777, 5353)
+        assert site.deliver([asked], boxes.web) == {asked}
+        assert site.deliver([answer], site.wan, boxes.web) == {answer}
+        site.load(more=closed)
+        assert site.deliver([asked], boxes.web) == {asked}, "established, until it is cut"
+
+        def hold(ways: list[conntrack.Way]) -> None:
+            site.nft.hold([Element(f"held{way.source.version}", tuple(way)) for way in ways], 60)
+
+        with site.inside():
+            conntrack.cut_closed({mine: Answers(subnet, ())}, hold)
+        other = udp(mine, out, 7778, 5353)
+        assert site.deliver([answer, other], site.wan, boxes.web) == {other}
+        assert site.deliver([asked], boxes.web) == set()
+
+
+def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes: Boxes) -> None:
+    """A connection of a container's that is not tracked (begun before docker-fw was there) ends with a reset, so that
+    it connects again at once; nothing hangs."""
+    site.load(more=site.guarded(boxes.web, NAMED))
+    segment = tcp(boxes.web.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
+    sniffer = site.sniffer(boxes.web)
+    list(sniffer.read())
+    site.send([segment], boxes.web)
+    seen: set[Packet] = set()
+
+    def reset() -> bool:
+        seen.update(sniffer.read())
+        return any(p.proto == 6 and p.src == segment.dst and p.data[13] & 0x04 for p in seen)
+
+    until(reset, "the container is told")
 
 
 def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:

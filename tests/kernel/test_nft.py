@@ -80,6 +80,7 @@ _WORDS: dict[str, st.SearchStrategy[Any]] = {
 }
 _WORDS |= {"ip saddr": _WORDS["ip daddr"], "ip6 saddr": _WORDS["ip6 daddr"]}
 _WORDS[CGROUP] = st.integers(1 << 40, 1 << 60)  # no control group of this machine has such a number
+_WORDS["th sport"] = _WORDS["th dport"]
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
 
@@ -122,7 +123,7 @@ _EXAMPLE: dict[str, Any] = {
     "ip daddr": IPv4Address("10.1.2.3"), "ip6 daddr": IPv6Address("2001:db8::1:2"), "ip saddr": IPv4Address("10.3.2.1"),
     "ip6 saddr": IPv6Address("2001:db8::2:1"), "meta l4proto": 132, "th dport": 0x1234, "meta nfproto": 10,
     "iifname": "fw-0123456789ab", "oifname": "a", "fib saddr oifname": "a",
-    "oif": 0x12345678, CGROUP: 1 << 50,
+    "th sport": 0x4321, "oif": 0x12345678, CGROUP: 1 << 50,
 }  # fmt: skip
 
 

@@ -125,10 +125,12 @@ def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
 def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
     """Docker's own names at once, others when Docker has told them; none that is not there, none of ours."""
     host = Host()
-    host.have("br0", "front1", "docker0", "br-0123456789ab", "br-lan", "docker_gwbridge", "br-0123456789abc")
+    host.have("br0", "front1", "docker0", "br-0123456789ab", "br-lan", "docker_gwbridge", "br-0123456789a")
     host.have("fw-0123456789ab", ours=True)
     by_name = {"docker0", "br-0123456789ab", "docker_gwbridge"}
-    assert host.noted("dockers") == host.noted("bridges") == host.bridges.dockers() == by_name
+    assert host.noted("dockers") == host.bridges.dockers() == by_name
+    # Who may begin a flow in a container's name is asked of every bridge that is guarded, known or not.
+    assert host.noted("bridges") == host.links.keys() - {"fw-0123456789ab"}
     host.ask("front1", "gone0")
     assert host.noted("dockers") == {*by_name, "front1"}
     assert "fw-0123456789ab" not in host.noted("same_bridge")
@@ -150,6 +152,29 @@ def test_an_odd_name_never_reaches_the_table(name: str) -> None:
     host.now += SETTLE
     host.ask(name + "2")
     assert host.noted("dockers") == host.noted("bridges") == host.noted("same_bridge") == set()
+
+
+def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
+    """Renamed, a bridge of Docker's is guarded as long as it exists, though Docker lists it by its old name."""
+    host = Host()
+    host.have("br-0123456789ab")
+    host.links["lan0"] = Link(host.links.pop("br-0123456789ab").index, "lan0", bridge=True)
+    host.bridges.see(host.links.values())
+    host.now += 2 * SETTLE
+    host.ask("br-0123456789ab")
+    assert host.foreign() == set()
+    assert host.noted("dockers") == {"lan0"}
+
+
+def test_a_list_that_is_not_understood_whole_frees_nobody() -> None:
+    """Something in Docker's list was odd: what is missing there may be a bridge, so no further one is left alone."""
+    host = Host()
+    host.have("front1")
+    host.now += 2 * SETTLE
+    host.bridges.told(frozenset(), host.now, complete=False)
+    assert host.foreign() == set()
+    host.ask()
+    assert host.foreign() == {"front1"}
 
 
 _names = st.sampled_from(["docker0", "br-0123456789ab", "front1", "virbr0", "br-lan"])

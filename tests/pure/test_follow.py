@@ -13,10 +13,11 @@ import pytest
 
 from plugin import follow
 from plugin.bridges import SETTLE, Bridges
-from plugin.dockerapi import ApiSilent, Event, Look
+from plugin.dockerapi import ApiSilent, Look
 from plugin.follow import Follower
 from plugin.hostlinks import Link
 from plugin.listeners import Listeners
+from plugin.listing import Event
 from plugin.model import Container, Endpoint, Guarded, Problem, Rule
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
@@ -49,6 +50,9 @@ class World:
         if self.answer is None:
             raise ApiSilent("nobody is there")
         return self.answer
+
+    def bridges(self) -> tuple[frozenset[str], bool]:
+        return frozenset(network.bridge for network in (self.answer or Look()).networks), True
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None:
         if self.place is None:
@@ -95,7 +99,7 @@ class World:
             "suspect",
         ):  # fmt: skip
             raise AttributeError(name)
-        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
 
     def told(self, *call: Any) -> bool:
         return any(each[: len(call)] == call for each in self.calls)

@@ -224,6 +224,50 @@ def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard:
     assert not table.knows(guest.addr4)
 
 
+def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: Guard) -> None:
+    """`docker rm` while a list is under way: the heir of its address keeps it, and nothing of the dead one stands."""
+    old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
+    guard.replace([NETWORK], [old], asked=guard.now())
+    asked = guard.now()
+    guard.leaves("", WEB.id)
+    guard.forget(WEB.id)
+    guard.returns(NETWORK.id, DB.id)
+    guard.put(NETWORK, [heir], listed=False, asked=guard.now())
+    guard.replace([NETWORK], [old], asked=asked)
+    assert table.opens(old.addr4) == {5432}
+
+
+def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: Guard) -> None:
+    """What Docker was asked before its events were missed, or a link left a bridge, is not believed: ask again."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=guard.now())
+    asked = guard.now()
+    guard.doubt(NETWORK.bridge)
+    assert not guard.replace([NETWORK], [guest], asked=asked)
+    assert not guard.put(NETWORK, [guest], listed=True, asked=asked)
+    assert not table.knows(guest.addr4)
+    assert guard.replace([NETWORK], [guest], asked=guard.now())
+    assert table.opens(guest.addr4) == {8080}
+    asked = guard.now()
+    guard.start_over()
+    assert not guard.replace([NETWORK], [], asked=asked)
+
+
+def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: Guard) -> None:
+    """A container on an internal network too: its port is open by docker-proxy if it is so at one of its places; not
+    while one of them is in doubt."""
+    port = Published("tcp", ANY6, 18080, 80)
+    inner = dataclasses.replace(OTHER, internal=True)
+    places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
+    guard.replace([NETWORK, inner], places, asked=NOW)
+    key = (10, 6, 18080)
+    assert Element("served", key) in table.elements()
+    assert Element("proxied", key) not in table.elements()
+    guard.doubt(inner.bridge)
+    assert Element("proxied", key) in table.elements()
+    assert Element("served", key) not in table.elements()
+
+
 def test_after_the_end_nothing_is_believed(table: Table, guard: Guard) -> None:
     """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
     guest = endpoint("e", 2, WEB)

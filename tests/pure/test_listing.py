@@ -61,6 +61,22 @@ def test_a_bridge_of_the_users_own_name() -> None:
     assert found.bridge == "docker0"
 
 
+@pytest.mark.parametrize("name", ["_front", "@br", "br+x", "-x", "ü", "a b"])
+def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
+    """A network whose bridge docker-fw cannot name in its table is not read; its bridge is Docker's all the same."""
+    odd = {**NETWORK, "Id": "f" * 64, "Options": {"com.docker.network.bridge.name": name}}
+    with pytest.raises(ValueError, match="bridge name"):
+        listing.network(odd)
+    assert listing.bridges([NETWORK, odd]) == ({"br-1a2b3c4d5e6f", name}, True)
+
+
+@pytest.mark.parametrize("odd", [None, {}, {"Driver": "bridge"}, {"Driver": "bridge", "Id": 7}, "network",
+                                 {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}}])  # fmt: skip
+def test_what_is_left_out_of_a_list_is_said(odd: Any) -> None:
+    """A network that is not understood leaves the others known, and the list incomplete."""
+    assert listing.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
+
+
 @pytest.mark.parametrize("driver", ["host", "null", "overlay", "macvlan", "fw:latest", ""])
 def test_networks_of_other_drivers_are_not_dockers_bridges(driver: str) -> None:
     """Only what Docker's bridge driver made is guarded as such."""

@@ -32,7 +32,7 @@ EVERYWHERE = (Rule("udp", 161, 161),)
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Each time that closed ports' flows were cut: what was guarded. The real kernel's are none of ours here."""
     calls: list[Any] = []
-    monkeypatch.setattr(conntrack, "cut_closed", calls.append)
+    monkeypatch.setattr(conntrack, "cut_closed", lambda guarded, _: calls.append(guarded))
     return calls
 
 
