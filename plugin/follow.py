@@ -68,6 +68,8 @@ class Follower:
         self._starting: set[str] = set()
         self._suspecting = threading.Lock()
         self._missing: dict[str, float] = {}
+        #: Something may have come in while nobody followed Docker.
+        self._missed = True
         #: docker_gwbridge's ID, if there is one.
         self._gwbridge = ""
         #: Docker tells what happens. While it does not, nobody says who goes.
@@ -106,6 +108,7 @@ class Follower:
         match event.what:
             case "subscribed":
                 self._guard.start_over()
+                self._missed = True
                 self.listening = True
                 self.wake()
             case "container die":
@@ -147,8 +150,6 @@ class Follower:
     def _begins(self, container_id: str) -> None:
         with self._suspecting:
             self._starting.add(container_id)
-            if not self._blind():
-                return
             self._guard.suspect(self.fresh())
 
     def _settled(self, containers: set[str]) -> None:
@@ -160,9 +161,9 @@ class Follower:
                     self._guard.suspect(())
 
     def fresh(self) -> set[Published]:
-        """Ports that somebody began to listen on just now. To be called about every second."""
+        """Ports that somebody began to listen on just now, if that matters. To be called about every second."""
         try:
-            return self._listeners.fresh()
+            return self._listeners.fresh() if self._blind() else set()
         except OSError as error:
             log.error("could not see who listens on the host's ports: %s", error)
             return set()
@@ -241,7 +242,9 @@ class Follower:
             self.wake()  # it was too old when it came
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
-        self._guard.cut_closed()
+        if self._missed:
+            self._missed = False
+            self._guard.cut_closed()
         self.apart = look.apart
         self._settled(starting - self._guard.starting())
         self.learn(look.containers)

@@ -147,6 +147,8 @@ class Watcher:
         with closing(hostlinks.Changes()) as changes:
             links = hostlinks.links()
             self._see(links)
+            if not self._follower.listening:
+                self._guard.doubt()  # who left a bridge while this loop did not run is not known
             while not self._stop.is_set():
                 for told in changes.read():
                     self._link(told, links)
