@@ -66,7 +66,7 @@ demo: $(VENV)/ready ## an isolated engine, the plugin, a compose stack, probes f
 	$(PYTHON) -m tests.demo --engine $(ENGINE)
 
 test: $(VENV)/ready lint ## all tests: pure, kernel, engine
-	$(PYTHON) -m pytest -n 4 --dist loadgroup
+	$(PYTHON) -m pytest -n 4
 
 test-pure: $(VENV)/ready
 	$(PYTHON) -m pytest -m "not kernel and not engine"

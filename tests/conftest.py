@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
-from pathlib import Path
+import re
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.product import NEWEST
+from tests.product import NEWEST, VERSIONS
 
-HERE = Path(__file__).parent
+#: Each of their tests makes an engine of its own.
+SINGLE = ("test_packaging.py", "test_hosts.py")
+#: These have engines of the file's own, one of each version.
+OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         if "tests/engine/" in str(item.path):
             item.add_marker(pytest.mark.engine)
 
 
-def _group(item: pytest.Item) -> str:
-    where = item.path.relative_to(HERE)
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    engine = parameters.get("each") or parameters.get("fw")
-    if where.name in ("test_swarm.py", "test_sidecar.py", "test_firewalls.py"):  # engines of the file's own
-        return f"{where.name} {engine}" if engine else item.name
-    if engine:
-        return str(engine)
-    if where.name in ("test_packaging.py", "test_hosts.py") or _asks_for(item, "engines"):
-        return item.name  # an engine of the test's own
-    return NEWEST if where.parts[0] == "engine" else str(where)
+class Groups(LoadScopeScheduling):
+    """Tests of one group run in one process, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
 
 
-def _asks_for(item: pytest.Item, fixture: str) -> bool:
-    """True if the test itself names the fixture, not just another one that does."""
-    return fixture in inspect.signature(getattr(item, "function", lambda: None)).parameters
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
+
+
+def group(nodeid: str) -> str:
+    """`tests/engine/test_core.py::test_one[20.10.24-x]` → the group that the test belongs to."""
+    path, _, test = nodeid.partition("::")
+    name = path.rpartition("/")[2]
+    if "engine/" not in path:
+        return path
+    versions = [version for version in re.findall(r"[\w.]+", test.partition("[")[2]) if version in VERSIONS]
+    if name in SINGLE or (name in OWN and not versions):
+        return nodeid
+    return f"{name if name in OWN else ''} {versions[0] if versions else NEWEST}"
