@@ -131,7 +131,15 @@ def dry_run() -> int:
     policy = (settings.allow, settings.published)
     told = guarded_networks(networks, look.endpoints, *policy, api.engine, settings.mark)
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
-    flows = conntrack.closed_flows(answers(networks, look.endpoints, *policy))
+    try:
+        flows = conntrack.closed_flows(answers(networks, look.endpoints, *policy))
+    except OSError as error:
+        print(
+            f"fwctl: could not see which connections stand ({error.strerror}); run this on the host's network and with "
+            "--cap-add NET_ADMIN",
+            file=sys.stderr,
+        )
+        return 1
     lines = (f"{flow.source} → {names[flow.address]} {flow.port}/{flow.proto}" for flow in flows)
     print(show.dry_run(told, dict(look.apart), lines))
     return 0

@@ -79,8 +79,8 @@ class Nft:
                 self._run(replace(self._mark, elements, cgroups=False))
                 self.tells_cgroups = False
                 log.warning("this kernel cannot tell docker-proxy by its control group: %s", error)
-            self._print = self._fingerprint()
             self._batch(self._possible(Change(add=tuple(e for e in elements if SETS[e.set].raw))))
+            self._print = self._fingerprint()  # last: what is not there whole is not intact
 
     def _run(self, text: str) -> None:
         code, _, error = self._nft.cmd(text)

@@ -112,13 +112,21 @@ def skeleton(mark: int, *, cgroups: bool = True, foreign: Iterable[str] = ()) ->
 	}}
 
 	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
-	# container's own (nf_conntrack_tcp_loose). The container is told, so that it connects again at once.
+	# container's own (nf_conntrack_tcp_loose).
 	chain from_container {{
-		ct state new tcp flags & (fin | syn | rst | ack) != syn counter name "drops" reject with tcp reset
+		ct state new tcp flags & (fin | syn | rst | ack) != syn goto not_begun
 		ct state new meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
 		ct state new meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
+	}}
+
+	# A container is told, so that it connects again at once. Who is on a bridge that nobody has claimed yet may be a
+	# virtual machine, and its connection passes when that is known.
+	chain not_begun {{
+		iifgroup {GROUP:#x} counter name "drops" reject with tcp reset
+		iifname @dockers counter name "drops" reject with tcp reset
+		goto deny
 	}}
 
 	# What was never forwarded before docker-fw switched forwarding on stays so.

@@ -220,9 +220,14 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
                 tables = engine.host.run(["nft", "list", "tables"]).stdout
                 asked = ("run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", "-v", "/run:/host/run:ro")
                 said = engine.docker(*asked, IMAGE, "dry-run")
+                bare = [word for word in asked if word not in ("--cap-add", "NET_ADMIN")]
+                refused = engine.try_docker(*bare, IMAGE, "dry-run")
             finally:
                 talking.kill()
                 talking.wait()
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("fwctl: could not see which connections stand")
+        assert "--cap-add NET_ADMIN" in refused.stderr
         assert 'published 0.0.0.0:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in said
         assert 'published [::]:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in said
         assert "published 0.0.0.0:18080->80/tcp: stays open" in said

@@ -378,6 +378,21 @@ def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes:
     until(reset, "the container is told")
 
 
+def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxes) -> None:
+    """A bridge that nobody has claimed yet may be a virtual machine's: its untracked segment is held back, not reset,
+    and passes when the bridge is known to be foreign."""
+    segment = tcp(boxes.chosen.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
+    sniffer = site.sniffer(boxes.chosen)
+    site.load()
+    list(sniffer.read())
+    assert site.deliver([segment], site.wan, boxes.chosen) == set()
+    last = ping(boxes.chosen.v6, Site.OUT6)
+    site.send([last], boxes.chosen)
+    assert not any(p.proto == 6 and p.src == segment.dst for p in sniffer.read())
+    site.load(more=[Element("foreign", (site.index(CHOSEN),))])
+    assert site.deliver([segment], site.wan, boxes.chosen) == {segment}
+
+
 def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:
     """On a network with enable_icc=false (swarm's docker_gwbridge) a closed published port is closed to the others."""
     port = Published("tcp", IPv6Address("::"), 15432, 5432)

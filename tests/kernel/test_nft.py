@@ -502,3 +502,23 @@ def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> Non
         for fd in held:
             os.close(fd)
     assert subprocess.run(["true"], check=False).returncode == 0
+
+
+def test_a_table_whose_last_elements_did_not_come_is_not_intact(
+    host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docker-proxy's control group goes there after the text; if that fails, the table is put there again."""
+    proxies = Element("proxies", (1 << 50,))
+    nft.replace([proxies])
+    assert nft.intact()
+
+    def refused(*_: object) -> None:
+        raise NftError("No buffer space available")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(nft, "_batch", refused)
+        with pytest.raises(NftError):
+            nft.replace([proxies])
+    assert not nft.intact()
+    nft.replace([proxies])
+    assert nft.intact()
