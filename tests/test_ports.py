@@ -488,11 +488,12 @@ def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCap
 
 def test_both_families_get_the_same_port(lab: Lab, plain: Host) -> None:
     """`-p 80` gives one port that is free in IPv4 and IPv6, though others hold it in one of them."""
-    lab.sysctl(lab.host, "ipv4/ip_local_port_range", "40000 40003")
-    lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "40001")
+    # Below what the kernel draws from otherwise: an earlier test's connection may still hold one of those.
+    lab.sysctl(lab.host, "ipv4/ip_local_port_range", "31990 31993")
+    lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "31991")
     try:
-        with bound(lab.host, "0.0.0.0", 40000), bound(lab.host, "::", 40002):
-            assert shown(plain.publish("e", want())) == ["0.0.0.0|40003|80/tcp", "::|40003|80/tcp"]
+        with bound(lab.host, "0.0.0.0", 31990), bound(lab.host, "::", 31992):
+            assert shown(plain.publish("e", want())) == ["0.0.0.0|31993|80/tcp", "::|31993|80/tcp"]
             with pytest.raises(FwError, match=r"^failed to bind host port 0\.0\.0\.0:0 .*: all ports are allocated$"):
                 plain.publish("f", want())
     finally:
