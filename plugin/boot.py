@@ -19,7 +19,8 @@ from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent, DockerApi
 from plugin.model import FwError, Published
 from plugin.record import INTERFACE_NAME
-from plugin.ruleset import TABLE, Element, proxied_element
+from plugin.ruleset import proxied_element
+from plugin.sets import TABLE, Element
 from plugin.table import document
 
 #: What is written, below the host's root.
@@ -62,9 +63,7 @@ WantedBy=docker.service
 """
 
 
-def nft_text(
-    mark: int, dockers: Collection[str], foreign: Collection[str], closed: Collection[Published] = ()
-) -> str:
+def nft_text(mark: int, dockers: Collection[str], foreign: Collection[str], closed: Collection[Published] = ()) -> str:
     """The file for nft: every bridge closed but `foreign`, within each bridge everything open as ever.
 
     `closed`: the host's ports on which docker-proxy will listen for a container's closed port.

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from plugin.hostlinks import Link
-from plugin.reconcile import Noted
+from plugin.inventory import Noted
 from plugin.record import INTERFACE_NAME
-from plugin.ruleset import Element
+from plugin.sets import Element
 
 #: Names that Docker gives to its own bridges without being asked.
 DOCKERS = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugin.reconcile import Noted, Owner
-from plugin.ruleset import Element
+from plugin.inventory import Noted, Owner
+from plugin.sets import Element
 
 #: systemd's unit of Docker's packages, and of the snap.
 SERVICES = ("system.slice/docker.service", "system.slice/snap.docker.dockerd.service")

@@ -19,13 +19,15 @@ from typing import NamedTuple
 
 from plugin import hostlinks
 from plugin import netlink as nl
-from plugin.model import PROTO_NAME, PROTO_NUMBER, Address, Answers, Proto, Published
+from plugin.model import OTHER, PORTLESS, PROTO_NAME, PROTO_NUMBER, Address, Answers, Policy, Proto, Published, Rule
+from plugin.policy import passes
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
 _TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE = 1, 2, 12, 18
 _TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 1, 2, 3
 _IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+_PORTLESS = {number: name for name, number in PORTLESS.items()}
 _ICMP = (1, 58)  # IPv4's and IPv6's protocol numbers
 _FEW = 8  # marks: looking for each costs 0.15 µs a flow, taking a flow apart some µs
 log = logging.getLogger(__name__)
@@ -40,10 +42,10 @@ def cut_addresses(addresses: Collection[Address]) -> None:
             _cut(version, packed, partial(_touches, version=version, packed=packed))
 
 
-def cut_published(ports: Collection[Published]) -> None:
+def cut_published(ports: Collection[Published], stays: Callable[[Published, Address], bool] | None = None) -> None:
     """Forgets flows to the host's published ports, begun before the DNAT stood, or while the port was not closed.
 
-    Never raises.
+    `stays`: who may go on using a port, besides the host itself. Never raises.
     """
     try:
         local = hostlinks.addresses()
@@ -52,13 +54,13 @@ def cut_published(ports: Collection[Published]) -> None:
         return
     for version in (4, 6):
         wanted = {
-            (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big"))
+            (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big")): port
             for port in ports
             if port.host_ip.version == version
         }
         if wanted:
             marks = {nl.attr(_PROTO_DST_PORT, port)[:6] for _, port in wanted}
-            _cut(version, marks, partial(_aims_at, version=version, wanted=wanted, local=local))
+            _cut(version, marks, partial(_aims_at, version=version, wanted=wanted, local=local, stays=stays))
 
 
 class Way(NamedTuple):
@@ -79,7 +81,7 @@ def cut_closed(guarded: Mapping[Address, Answers], hold: Callable[[list[Way]], N
     for version in (4, 6):
         packed = {address.packed: what for address, what in guarded.items() if address.version == version}
         if packed:
-            _cut(version, set(packed), partial(_is_closed, version=version, guarded=packed), hold)
+            _cut(version, set(packed), partial(_is_closed, version=version, guarded=packed, local=_local()), hold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,15 @@ def closed_flows(guarded: Mapping[Address, Answers]) -> list[ClosedFlow]:
         packed = {address.packed: what for address, what in guarded.items() if address.version == version}
         with nl.open_socket() as sock:
             flows = _flows(sock, _AF[version], set(packed)) if packed else iter(())
-            found += [_closed_flow(flow, version) for flow in flows if _is_closed(flow, version, packed)]
+            found += [_closed_flow(flow, version) for flow in flows if _is_closed(flow, version, packed, _local())]
     return found
+
+
+def _local() -> set[bytes]:
+    try:
+        return hostlinks.addresses()
+    except OSError:
+        return set()
 
 
 def _closed_flow(flow: _Flow, version: int) -> ClosedFlow:
@@ -175,24 +184,48 @@ def _touches(flow: _Flow, version: int, packed: set[bytes]) -> bool:
     return False
 
 
-def _aims_at(flow: _Flow, version: int, wanted: set[tuple[int, bytes]], local: set[bytes]) -> bool:
+def _aims_at(
+    flow: _Flow, version: int, wanted: Mapping[tuple[int, bytes], Published], local: set[bytes],
+    stays: Callable[[Published, Address], bool] | None,
+) -> bool:  # fmt: skip
     asked = nl.attributes(flow[_TUPLE_ORIG])
-    if nl.attributes(asked.get(_TUPLE_IP, b"")).get(_IP[version][1], b"") not in local:
+    ends = nl.attributes(asked.get(_TUPLE_IP, b""))
+    if ends.get(_IP[version][1], b"") not in local:
         return False
     proto = nl.attributes(asked.get(_TUPLE_PROTO, b""))
-    return (int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")) in wanted
+    port = wanted.get((int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")))
+    if port is None or stays is None:
+        return port is not None
+    source = ends[_IP[version][0]]
+    return source not in local and not stays(port, ip_address(source))
 
 
-def _is_closed(flow: _Flow, version: int, guarded: Mapping[bytes, Answers]) -> bool:
+def _is_closed(flow: _Flow, version: int, guarded: Mapping[bytes, Answers], local: set[bytes]) -> bool:
+    """True if the flow came to one of these addresses, or was begun by one, and would not be let through now."""
     # Who answers is the container also where a published port led there.
     answer = nl.attributes(flow[_TUPLE_REPLY])
-    what = guarded.get(nl.attributes(answer.get(_TUPLE_IP, b"")).get(_IP[version][0], b""))
-    if what is None:
-        return False
     told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
     number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
-    asked = nl.attributes(nl.attributes(flow[_TUPLE_ORIG]).get(_TUPLE_IP, b""))
-    if number in _ICMP or ip_address(asked[_IP[version][0]]) in what.subnet:
+    if number in _ICMP:
         return False
-    proto, port = PROTO_NAME.get(number), int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big")
-    return not any(rule.proto == proto and rule.first <= port <= rule.last for rule in what.accepts)
+    by, to = (nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(_IP[version][0], b"")
+              for way in (_TUPLE_ORIG, _TUPLE_REPLY))  # fmt: skip
+    proto: str = PROTO_NAME.get(number) or _PORTLESS.get(number, OTHER)
+    port = int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big") if number in PROTO_NAME else 0
+    source, target = ip_address(by), ip_address(to)
+    comes = guarded.get(to)
+    outsider = comes and source not in comes.subnet and by not in local
+    if comes and outsider and not passes(_open(comes.policy), proto, port, source):
+        return True
+    goes = guarded.get(by)
+    if goes is None or goes.policy.egress is None or (target in goes.subnet and to not in local):
+        return False
+    if passes(goes.policy.egress, proto, port, target):
+        return False
+    hosts = (rule for rule in goes.policy.egress if any(peer.kind == "host" for peer in rule.peers))
+    return not (to in local and any(rule.proto == proto and rule.first <= port <= rule.last for rule in hosts))
+
+
+def _open(policy: Policy) -> Iterator[Rule]:
+    yield from policy.accepts
+    yield from policy.published

@@ -6,7 +6,7 @@ which waits for our hooks. So a hook's look-up is bounded in time, and after one
 API has answered once.
 
 Calls made (for those behind a socket proxy): GET /version, /info (Docker ≥ 29), /events, /networks, /networks/ID,
-/containers/json, /images/ID/json.
+/containers/json, /containers/ID/json, /images/ID/json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,14 +26,19 @@ from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException, NotFound
 from requests.exceptions import RequestException
 
-from plugin import labels, listing
+from plugin import labelled, listing
+from plugin.attachments import Attachments, Options
 from plugin.effect import Engine
-from plugin.model import Container, Endpoint, Guarded, Problem
+from plugin.labelled import Labelled
+from plugin.look import Look
+from plugin.model import Container, Endpoint, Guarded
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
 HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
 #: A call outside hooks, in seconds.
 LOOK_TIMEOUT = 10.0
+#: One container's inspection, in seconds: while it starts it does not answer.
+INSPECT_TIMEOUT = 1.0
 #: requests takes None and fractions of seconds as time-outs; docker-py's stubs say int.
 _NEVER: Any = None
 log = logging.getLogger(__name__)
@@ -44,32 +49,22 @@ class ApiSilent(Exception):
     """Docker's API did not answer (in time). What is not known stays closed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Everything that Docker told at one moment.
+class DockerApi:
+    """`path` is the API's unix socket. Thread-safe; connects when first used, never when made.
 
-    `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
-    running containers' places on them; `apart`: containers that no network of their own has, with the reason;
-    `existing`: the IDs of all containers, stopped ones too.
+    `trust_images`: labels that an image brought count like any.
     """
 
-    containers: Mapping[str, Container] = field(default_factory=dict)
-    networks: tuple[Guarded, ...] = ()
-    endpoints: tuple[Endpoint, ...] = ()
-    apart: Mapping[str, str] = field(default_factory=dict)
-    existing: frozenset[str] = frozenset()
-
-
-class DockerApi:
-    """`path` is the API's unix socket. Thread-safe; connects when first used, never when made."""
-
-    def __init__(self, path: str) -> None:
-        self._url = f"unix://{path}"
+    def __init__(self, path: str, *, trust_images: bool = False) -> None:
+        self._trust_images = trust_images
+        self._url, self._version = f"unix://{path}", ""
         self._local = threading.local()
-        self._version = ""
         #: What is known of the daemon that answered last.
         self.engine = Engine()
         self._images: dict[str, Mapping[str, str]] = {}
+        #: By network ID, what compose's file calls it.
+        self._keys: Mapping[str, str] = {}
+        self._attachments = Attachments()
         self._answering = True
         # Hooks ask in threads of these, for a time-out of a socket's is for each read: an answer that comes in drops
         # would hold a hook for ever.
@@ -93,13 +88,15 @@ class DockerApi:
 
     def _find(self, network_id: str, endpoint_id: str) -> Container | None:
         client = self._client(HOOK_TIMEOUT)
-        name = _endpoint_name(client.inspect_network(network_id), endpoint_id)
+        network = client.inspect_network(network_id)
+        name = listing.endpoint_name(network, endpoint_id)
         if name is None:
             return None
         pattern = f"^/{re.escape(name)}$"
         for listed in client.containers(all=True, filters={"name": [pattern]}):
             if f"/{name}" in (listed.get("Names") or []):
-                return self._container(client, listed)
+                who = self._labelled(client, listed)
+                return labelled.at(who, str(network.get("Name") or ""), labelled.compose_key(network))
         return None
 
     def bridges(self) -> tuple[frozenset[str], bool]:
@@ -111,47 +108,62 @@ class DockerApi:
         """Asks for everything. Raises ApiSilent."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            networks = tuple(found for raw in client.networks() if (found := _read(listing.network, raw)))
+            listed_networks = client.networks()
+            networks = tuple(found for raw in listed_networks if (found := _read(listing.network, raw)))
+            self._keys = keys = {str(raw.get("Id")): labelled.compose_key(raw) for raw in listed_networks}
             containers: dict[str, Container] = {}
             endpoints: dict[str, Endpoint] = {}
             apart: dict[str, str] = {}
-            running: list[tuple[Container, Any]] = []
+            running: list[tuple[Labelled, Any]] = []
+            unsure: set[str] = set()
             everybody = client.containers(all=True)
             for listed in everybody:
                 if listed.get("State") not in ("running", "paused", "restarting"):
                     continue
                 try:
-                    container = self._container(client, listed)
+                    who = self._labelled(client, listed)
                 except APIError as error:
                     # One image that cannot be read closes its own containers, and nobody else's.
                     log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
                     continue
                 if why := listing.apart(listed):
-                    apart[container.name] = why
-                running.append((container, listed))
-                for endpoint in _read(partial(_endpoints, container), listed) or ():
-                    containers[endpoint.id] = container
+                    apart[who.name] = why
+                running.append((who, listed))
+                options = self._options(listed)
+                for endpoint in _read(partial(_endpoints, who, keys, options or {}), listed) or ():
+                    if options is None:
+                        unsure.add(endpoint.id)
+                    if endpoint.container:
+                        containers[endpoint.id] = endpoint.container
                     endpoints[endpoint.id] = endpoint
             # Swarm's containers have a second place there, with their published ports, which is in no own list.
             if gwbridge := next((n for n in networks if n.name == "docker_gwbridge"), None):
                 inspected = client.inspect_network(gwbridge.id)
-                for container, listed in running:
-                    if place := _read(partial(_attached, container, listed), inspected):
+                for who, listed in running:
+                    if place := _read(partial(_attached, who, listed), inspected):
                         endpoints.setdefault(place.id, place)
         self._answering = True
         existing = frozenset(str(listed["Id"]) for listed in everybody)
-        return Look(containers, networks, tuple(endpoints.values()), apart, existing)
+        self._attachments.retain(existing)
+        names = labelled.known_names(listed_networks)
+        return Look(containers, networks, tuple(endpoints.values()), apart, existing, names, frozenset(unsure))
 
-    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None:
-        """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent."""
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
+        """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent.
+
+        The last part is False while it is not known what its attachment says: until it has started Docker does not
+        tell, unless it was asked before.
+        """
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
             inspected = client.inspect_network(network_id)
             network = listing.network(inspected)
             listed = client.containers(all=True, filters={"id": container_id}) if network else []
             if network and listed:
-                endpoint = listing.attached(inspected, self._container(client, listed[0]))
-                return (network, endpoint) if endpoint else None
+                options = self._attachments.get(container_id, network.name)
+                who = self._labelled(client, listed[0])
+                endpoint = listing.attached(inspected, who, options or {})
+                return (network, endpoint, options is not None) if endpoint else None
         return None
 
     def running(self, container_id: str) -> list[Endpoint]:
@@ -159,7 +171,35 @@ class DockerApi:
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
             listed = client.containers(filters={"id": container_id})
-            return list(listing.endpoints(listed[0], self._container(client, listed[0]))) if listed else []
+            if not listed:
+                return []
+            who, options = self._labelled(client, listed[0]), self._options(listed[0])
+            if options is None:
+                raise ApiSilent(f"Docker did not tell of the attachments of {who.name}")
+            return list(listing.endpoints(listed[0], who, self._keys, options))
+
+    def created(self, container_id: str) -> None:
+        """Asks what a container's attachments say, before it starts. Waits for no answer: it may be starting now."""
+        self._hooks.submit(self._inspect, container_id, ())
+
+    def _options(self, listed: Mapping[str, Any]) -> Options | None:
+        """By network, a running container's `driver_opts`, which no list tells; asked for once each time it starts.
+
+        None if Docker does not tell: one container that hangs must not hold up the others.
+        """
+        container_id, places = str(listed["Id"]), listing.places(listed)
+        if not self._attachments.fits(container_id, places) and not self._inspect(container_id, places):
+            return None
+        return self._attachments.of(container_id)
+
+    def _inspect(self, container_id: str, places: tuple[str, ...]) -> bool:
+        try:
+            inspected = self._client(INSPECT_TIMEOUT).inspect_container(container_id)
+            self._attachments.put(container_id, places, listing.driver_options(inspected))
+            return True
+        except (DockerException, RequestException, OSError, ValueError, TypeError, AttributeError) as error:
+            log.debug("container %s: %s", container_id[:12], error)
+            return False
 
     def events(self) -> Iterator[listing.Event]:
         """What happens; ends when the stream ends. Raises ApiSilent.
@@ -218,37 +258,18 @@ class DockerApi:
         kept: dict[tuple[str, Any], docker.APIClient] = self._local.__dict__.setdefault("clients", {})
         key = (version, timeout)
         if key not in kept:
-            for client in kept.values():
-                client.close()
-            kept.clear()
+            for old in [old for old in kept if old[0] != version]:
+                kept.pop(old).close()
             kept[key] = docker.APIClient(base_url=self._url, version=version, timeout=timeout)
         return kept[key]
 
-    def _container(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Container:
-        names = listed.get("Names") or []
-        # A linked container has several names; its own is the one without a second slash.
-        name = next((n[1:] for n in names if n.count("/") == 1), listed["Id"][:12])
-        said: dict[str, str] = {
-            key: value
-            for key, value in (listed.get("Labels") or {}).items()
-            if key.lower().startswith(labels.PREFIX)
-        }
-        if said:
-            try:
-                brought = self._image_labels(client, listed["ImageID"])
-            except NotFound as error:
-                closes = any(key.lower() != "fw.allow" for key in said)
-                problem = Problem(
-                    "label " + min(said),
-                    said[min(said)],
-                    f"the image is gone ({error.explanation}), so it cannot be told whether the image brought "
-                    "this label; pull the image again",
-                    closes,
-                )
-                return Container(listed["Id"], name, (), (problem,))
-            said = {key: value for key, value in said.items() if brought.get(key) != value}
-        parsed = labels.parse(said)
-        return Container(listed["Id"], name, parsed.allow, parsed.problems)
+    def _labelled(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Labelled:
+        if self._trust_images or not labelled.asks_for_image(listed):
+            return labelled.read(listed, None)
+        try:
+            return labelled.read(listed, self._image_labels(client, listed["ImageID"]))
+        except NotFound as error:
+            return labelled.read(listed, None, gone=str(error.explanation))
 
     def _image_labels(self, client: docker.APIClient, image_id: str) -> Mapping[str, str]:
         """What the image brings: an image must not open its own ports. An image never changes, so it is kept."""
@@ -260,14 +281,6 @@ class DockerApi:
         return self._images[image_id]
 
 
-def _endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
-    """The container's name: `ep-<EndpointID>` before the sandbox is told, the container's ID after."""
-    for key, value in (network.get("Containers") or {}).items():
-        if key == f"ep-{endpoint_id}" or value.get("EndpointID") == endpoint_id:
-            return str(value["Name"]) or None
-    return None
-
-
 def _read(read: Callable[[Any], T], raw: Any) -> T | None:
     """One of many: what is not as it should be is told and left out, so closed, and the others are read."""
     try:
@@ -277,9 +290,11 @@ def _read(read: Callable[[Any], T], raw: Any) -> T | None:
         return None
 
 
-def _endpoints(container: Container, raw: Any) -> list[Endpoint]:
-    return list(listing.endpoints(raw, container))
+def _endpoints(
+    who: Labelled, keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], raw: Any
+) -> list[Endpoint]:
+    return list(listing.endpoints(raw, who, keys, options))
 
 
-def _attached(container: Container, listed: Any, raw: Any) -> Endpoint | None:
-    return listing.attached(raw, container, tuple(listing.published(listed)))
+def _attached(who: Labelled, listed: Any, raw: Any) -> Endpoint | None:
+    return listing.attached(raw, who, {}, tuple(listing.published(listed)))

@@ -89,9 +89,7 @@ class DockerUser:
 def _run(command: str, *arguments: str) -> str | None:
     """stdout, or None when the command failed (no such chain, no such command)."""
     try:
-        done = subprocess.run(
-            [command, "-w", "5", *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run([command, "-w", "5", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s %s: %s", command, " ".join(arguments), error)
         return None

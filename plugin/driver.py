@@ -32,6 +32,8 @@ class Finds(Protocol):
 
 
 class Driver:
+    """`refuse`: a container with a wrong label does not start; otherwise it starts, and stays closed."""
+
     def __init__(
         self,
         reconciler: Reconciler,
@@ -41,7 +43,10 @@ class Driver:
         api: Finds,
         wake: Callable[[], None] = lambda: None,
         changed: Callable[[], None] = lambda: None,
+        *,
+        refuse: bool = True,
     ) -> None:
+        self._refuse = refuse
         self._state = reconciler
         self._links = links
         self._sysctl = sysctl
@@ -125,7 +130,7 @@ class Driver:
         self._links.attach(network, endpoint)
         try:
             container = self._find(endpoint)
-            if container is not None and container.problems:
+            if container is not None and container.problems and self._refuse:
                 raise FwError(f"{container.name}: " + "; ".join(map(str, container.problems)))
             self._state.edit_endpoint(
                 endpoint.id, lambda e: dataclasses.replace(e, joined=True, container=container or e.container)

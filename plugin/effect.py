@@ -6,9 +6,12 @@ container's own address in raw prerouting, before any mark counts. Then the hone
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from plugin.model import Endpoint, Guarded, Rule
+from plugin.inventory import subnets
+from plugin.model import PROTO_NUMBER, Endpoint, Guarded, Network, Policy, Rule
+from plugin.policy import prefix_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +27,36 @@ class Engine:
         return int(head) if head.isascii() and head.isdigit() else 0
 
 
-def without_effect(network: Guarded, endpoint: Endpoint, engine: Engine, mark: int) -> tuple[str, ...]:
-    """One sentence for each rule of the container's labels that changes nothing on this network."""
+def without_effect(
+    network: Guarded, endpoint: Endpoint, engine: Engine, mark: int, more: Iterable[Rule] = ()
+) -> tuple[str, ...]:
+    """One sentence for each rule of the container's labels that changes nothing on this network.
+
+    `more`: rules of `fwctl allow`.
+    """
     if endpoint.container is None:
         return ()
     notes = []
-    for rule in endpoint.container.allow:
+    spoken = [("fw.allow=", rule) for rule in endpoint.container.said.allow]
+    for word, rule in (*spoken, *(("fwctl allow ", rule) for rule in more)):
         if why := _why(network, endpoint, rule, engine, mark):
-            notes.append(f"fw.allow={_text(rule)} has no effect on {network.name} because {why}")
+            notes.append(f"{word}{_text(rule)} has no effect on {network.name} because {why}")
+    return tuple(notes)
+
+
+def within(network: Network | Guarded, endpoint: Endpoint, policy: Policy) -> tuple[str, ...]:
+    """One sentence for each rule that speaks of peers on the endpoint's own network alone, where all talk freely."""
+    own = subnets(network)
+    if isinstance(network, Guarded) and not network.flat:
+        return ()
+    notes = []
+    for word, rules in (("fw.allow", policy.accepts), ("fw.egress", policy.egress or ())):
+        for rule in rules:
+            prefixes = [prefix_of(peer) for peer in rule.peers if peer.kind == "prefix"]
+            inside = [p for p in prefixes if any(p.version == s.version and p.subnet_of(s) for s in own)]  # type: ignore[arg-type]
+            if prefixes and len(inside) == len(rule.peers):
+                whom = ", ".join(map(str, inside[:4]))
+                notes.append(f"{word}={rule.what} for {whom} changes nothing: containers of one network talk freely")
     return tuple(notes)
 
 
@@ -40,6 +65,7 @@ def _why(network: Guarded, endpoint: Endpoint, rule: Rule, engine: Engine, mark:
         return "the network is internal; put the container on another one too"
     if any(p.proto == rule.proto and rule.first <= p.container_port <= rule.last for p in endpoint.published):
         return ""
+    ports = rule.proto in PROTO_NUMBER
     port = rule.first if rule.first == rule.last else f"{rule.first}-{rule.last}"
     proto = "" if rule.proto == "tcp" else f"/{rule.proto}"
     modes = {mode for address, mode in ((endpoint.addr4, network.mode4), (endpoint.addr6, network.mode6)) if address}
@@ -50,20 +76,24 @@ def _why(network: Guarded, endpoint: Endpoint, rule: Rule, engine: Engine, mark:
             # dockerd does not tell whether it was started with the option.
             return (
                 "Docker's nftables backend drops it, unless dockerd runs with "
-                f"--bridge-accept-fwmark={mark:#x}/{mark:#x}; give it that option, or publish "
-                f"the port (-p {port}{proto})"
+                f"--bridge-accept-fwmark={mark:#x}/{mark:#x}; give it that option"
+                + (f", or publish the port (-p {port}{proto})" if ports else "")
             )
         return ""
     # Before 27 Docker leaves IPv6 alone, unless it is told to use ip6tables.
     if endpoint.addr6 and engine.major and engine.major < 27:
         return ""
+    why = "it is a nat network and "
+    if ports:
+        why += f"the container's port is not published; publish it (-p {port}:{port}{proto}), or "
+    else:
+        why += f"{rule.proto} cannot be published; "
     return (
-        f"it is a nat network and the container's port is not published; publish it (-p {port}:{port}{proto}), or make "
-        "the network with -o com.docker.network.bridge.gateway_mode_ipv6=routed (Docker ≥ 27), or with docker-fw's "
-        "driver"
+        f"{why}make the network with -o com.docker.network.bridge.gateway_mode_ipv6=routed (Docker ≥ 27), "
+        "or with docker-fw's driver"
     )
 
 
 def _text(rule: Rule) -> str:
     """As a user writes it: the protocol only where it is not tcp."""
-    return str(rule).removesuffix("/tcp")
+    return str(rule).replace("/tcp", "", 1)

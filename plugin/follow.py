@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from plugin.bridges import SETTLE, Bridges
-from plugin.dockerapi import ApiSilent, Look
+from plugin.dockerapi import ApiSilent
 from plugin.guard import Guard
 from plugin.links import lives
 from plugin.listeners import Listeners
 from plugin.listing import Event
+from plugin.look import Look
 from plugin.model import Container, Endpoint, Guarded, Published
 from plugin.reconcile import Reconciler
 
@@ -35,7 +36,8 @@ GONE = 60.0
 class Api(Protocol):
     def bridges(self) -> tuple[frozenset[str], bool]: ...
     def look(self) -> Look: ...
-    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None: ...
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None: ...
+    def created(self, container_id: str) -> None: ...
     def running(self, container_id: str) -> list[Endpoint]: ...
     def events(self) -> Iterator[Event]: ...
 
@@ -47,8 +49,14 @@ class Follower:
     """
 
     def __init__(
-        self, api: Api, reconciler: Reconciler, guard: Guard, bridges: Bridges, listeners: Listeners,
-        note: Callable[[], None], forget: Callable[[Endpoint], None] = lambda _: None,
+        self,
+        api: Api,
+        reconciler: Reconciler,
+        guard: Guard,
+        bridges: Bridges,
+        listeners: Listeners,
+        note: Callable[[], None],
+        forget: Callable[[Endpoint], None] = lambda _: None,
         blind: Callable[[], bool] = lambda: True,
     ) -> None:
         self._api = api
@@ -119,6 +127,8 @@ class Follower:
             case "container start":
                 self._guard.returns("", event.id)
                 self._want(started=event.id)
+            case "container create":
+                self._api.created(event.id)
             case "container rename":
                 self.wake()
             case _:
@@ -219,7 +229,7 @@ class Follower:
         asked, took = self._guard.now(), []
         for network_id, container_id in places:
             if found := self._api.guest(network_id, container_id):
-                took.append(self._guard.put(found[0], [found[1]], listed=False, asked=asked))
+                took.append(self._guard.put(found[0], [found[1]], listed=False, asked=asked, sure=found[2]))
                 started = {**started, container_id: None}  # it may run already: Docker connects late ones too
         for container_id in started:
             if running := self._api.running(container_id):
@@ -238,7 +248,8 @@ class Follower:
         self._bridges.told(bridges, asked, complete=complete)
         self._note()
         look = self._api.look()
-        if not self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment):
+        self._state.know_networks(look.names)
+        if not self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment, unsure=look.unsure):
             self.wake()  # it was too old when it came
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
@@ -249,6 +260,7 @@ class Follower:
         self._settled(starting - self._guard.starting())
         self.learn(look.containers)
         self.bury(look.containers)
+        self._state.everybody_is_known()
         self._state.remember_foreign(self._bridges.foreign())
 
     def learn(self, containers: Mapping[str, Container]) -> None:

@@ -16,19 +16,16 @@ from types import MappingProxyType
 from plugin import conntrack
 from plugin.closedports import ClosedPorts
 from plugin.goodbyes import Goodbyes
-from plugin.model import Address, Endpoint, Guarded, Guest, Published, Rule
-from plugin.policy import closed_ports
-from plugin.reconcile import Noted, Owner, Reconciler
-from plugin.ruleset import guarded_elements, guest_elements, proxied_element
-from plugin.status import answers
+from plugin.inventory import Noted, Owner, Place
+from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Override, Published
+from plugin.overrides import without
+from plugin.policy import closed_ports, closed_together
+from plugin.reconcile import Reconciler
+from plugin.ruleset import proxied_element
 
 #: Under this name stand the closed published ports of the last run, until Docker has listed today's.
 KEPT: Owner = "kept"
 log = logging.getLogger(__name__)
-
-
-#: From what an owner's elements are made: a network, or an endpoint on it and its container's closed ports.
-Made = tuple[Guarded, Guest | None, frozenset[Published]]
 
 
 class Guard:
@@ -40,14 +37,10 @@ class Guard:
     def __init__(
         self,
         reconciler: Reconciler,
-        everywhere: tuple[Rule, ...],
-        published: bool,
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
         closed: Mapping[str, tuple[Published, ...]] = MappingProxyType({}),
     ) -> None:
         self._state = reconciler
-        self._everywhere = everywhere
-        self._published = published
         self._later = later
         self._lock = threading.RLock()
         self._networks: dict[str, Guarded] = {}
@@ -56,9 +49,7 @@ class Guard:
         self._guests: dict[str, Guest] = {}
         self._goodbyes = Goodbyes()
         self._noted: dict[Owner, Noted] = {}
-        #: From what each was made, so that only what changed is made anew.
-        self._made: dict[Owner, Made] = {}
-        self._judged: dict[str, tuple[Guarded, Guest, frozenset[Published]]] = {}
+        self._judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
         self._ports = ClosedPorts(reconciler, closed, later)
         self._ended = False
 
@@ -106,6 +97,7 @@ class Guard:
         with self._lock:
             self._goodbyes.forget(container_id)
             self._ports.forget(container_id)
+            self._forget_overrides({container_id})
 
     def network_gone(self, network_id: str) -> None:
         with self._lock:
@@ -140,8 +132,13 @@ class Guard:
         self._state.note({"suspects": Noted(frozenset(map(proxied_element, ports))) if ports else None})
         self._ports.cut(ports)
 
-    def put(self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int) -> bool:
-        """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again."""
+    def put(
+        self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
+    ) -> bool:
+        """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
+
+        Not `sure`: not all is known of them yet, and they stay closed.
+        """
         with self._lock:
             if self._ended or self._goodbyes.too_old(asked):
                 return False
@@ -151,12 +148,18 @@ class Guard:
                 self._since[network.id] = moment
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, listed, asked)
+                    self._put(endpoint, listed, asked, sure)
             self._apply()
             return True
 
     def replace(
-        self, networks: Iterable[Guarded], found: Iterable[Endpoint], existing: Collection[str] = (), *, asked: int
+        self,
+        networks: Iterable[Guarded],
+        found: Iterable[Endpoint],
+        existing: Collection[str] = (),
+        *,
+        asked: int,
+        unsure: Collection[str] = (),
     ) -> bool:
         """This was everything when Docker was asked (`now`): its bridge networks, the endpoints of every running
         container, the IDs of every container. False if that is too long ago: ask again."""
@@ -175,11 +178,14 @@ class Guard:
                     self._guests[k] = guest
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, True, asked)
+                    self._put(endpoint, True, asked, endpoint.id not in unsure)
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
             there = {*existing, *(g.endpoint.container.id for g in self._guests.values() if g.endpoint.container)}
             self._ports.retain(there)
             self._apply()
+            # Who has just been joined to a network of the driver's may not have been listed yet.
+            spoken = {each.container for each in self._state.state.overrides}
+            self._forget_overrides({each for each in spoken - there if not self._state.has(each)})
             self._state.note({KEPT: None})
             self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
             return True
@@ -188,7 +194,7 @@ class Guard:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _put(self, endpoint: Endpoint, listed: bool, asked: int) -> None:
+    def _put(self, endpoint: Endpoint, listed: bool, asked: int, sure: bool = True) -> None:
         # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
         mine = set(_addresses(endpoint))
         others = {
@@ -208,7 +214,7 @@ class Guard:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
-            self._guests[endpoint.id] = Guest(endpoint, listed, self._goodbyes.now)
+            self._guests[endpoint.id] = Guest(endpoint, listed, self._goodbyes.now, sure)
 
     def _drop(self, goes: Callable[[Guest], bool]) -> None:
         going = [guest.endpoint for guest in self._guests.values() if goes(guest)]
@@ -224,55 +230,51 @@ class Guard:
         if addresses:
             self._later(partial(conntrack.cut_addresses, addresses))
 
+    def again(self) -> None:
+        """What overrides the labels has changed: published ports may be closed now, or open."""
+        with self._lock:
+            self._apply()
+
+    def _forget_overrides(self, containers: Collection[str]) -> None:
+        """What `fwctl` said of containers that do not exist any more."""
+        if any(each.container in containers for each in self._state.state.overrides):
+            try:
+                self._state.edit_state(lambda state: without(state, containers))
+            except FwError as error:
+                log.error("%s; what fwctl said of a container that is gone is kept", error)
+
     def _apply(self) -> None:
         """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
         closed = self._closed()
-        made: dict[Owner, Made] = {f"network {n.id}": (n, None, frozenset()) for n in self._networks.values()}
+        noted = {f"network {network.id}": Noted(place=Place(network)) for network in self._networks.values()}
         for guest in self._guests.values():
             ports = closed.get(guest.container_id, frozenset())
-            made[f"endpoint {guest.endpoint.id}"] = (self._networks[guest.endpoint.network_id], guest, ports)
-        anew = {owner: self._of(*of) for owner, of in made.items() if self._made.get(owner) != of}
-        changes: dict[Owner, Noted | None] = {k: v for k, v in anew.items() if self._noted.get(k) != v}
-        changes.update(dict.fromkeys(self._made.keys() - made.keys()))
+            place = Place(self._networks[guest.endpoint.network_id], guest, ports)
+            noted[f"endpoint {guest.endpoint.id}"] = Noted(place=place)
+        anew = {owner: what for owner, what in noted.items() if self._noted.get(owner) != what}
+        changes: dict[Owner, Noted | None] = {**dict.fromkeys(self._noted.keys() - noted.keys()), **anew}
         if changes:
             self._state.note(changes)
-        less = [k for k, v in changes.items() if v and (old := self._noted.get(k)) and old.elements - v.elements]
-        self._noted = {k: anew.get(k) or self._noted[k] for k in made}
-        self._made = made
-        if less:
-            self._later(partial(self._state.cut_closed, less))
-        changed = {g.container_id for owner in anew if (g := made[owner][1]) and g.listed}
+        self._noted = noted
+        changed = {g.container_id for what in anew.values() if what.place and (g := what.place.guest) and g.listed}
         self._ports.note({container: closed.get(container, frozenset()) for container in changed})
 
     def _closed(self) -> dict[str, frozenset[Published]]:
-        """By container, its published ports that are closed.
-
-        Docker publishes a port for a container, not for one of its places: it is closed if it is so at each of them, or
-        if one of them is in doubt.
-        """
-        judged: dict[str, tuple[Guarded, Guest, frozenset[Published]]] = {}
+        """By container, its published ports that are not open to everybody."""
+        judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
         places: dict[str, list[frozenset[Published]]] = {}
         doubted = {guest.container_id for guest in self._guests.values() if not guest.sure}
         for k, guest in self._guests.items():
             if guest.endpoint.published:
                 network, known = self._networks[guest.endpoint.network_id], self._judged.get(k)
-                if known is None or known[:2] != (network, guest):
-                    ports = closed_ports(network, guest.as_known, self._everywhere, self._published)
-                    known = (network, guest, frozenset(ports))
+                override = self._state.override(guest.container_id)
+                if known is None or known[:3] != (network, guest, override):
+                    ports = closed_ports(self._state.decide(network, guest.as_known), guest.endpoint)
+                    known = (network, guest, override, frozenset(ports))
                 judged[k] = known
-                places.setdefault(guest.container_id, []).append(known[2])
+                places.setdefault(guest.container_id, []).append(known[3])
         self._judged = judged
-        return {
-            container: frozenset().union(*ports) if container in doubted else frozenset.intersection(*ports)
-            for container, ports in places.items()
-        }
-
-    def _of(self, network: Guarded, guest: Guest | None, closed: frozenset[Published]) -> Noted:
-        if guest is None:
-            return Noted(guarded_elements(network))
-        endpoint = guest.as_known
-        accepts = answers({network.id: network}, [endpoint], self._everywhere, self._published)
-        return Noted(guest_elements(network, endpoint, self._everywhere, self._published, closed), accepts)
+        return closed_together(places, doubted)
 
     def cut_closed(self) -> None:
         """Cuts the flows that outsiders began while less was closed than now."""

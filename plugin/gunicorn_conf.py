@@ -72,7 +72,7 @@ def load() -> Any:
 
 def post_worker_init(worker: Any) -> None:
     for plugin in _running:
-        plugin.start()
+        plugin.start(lambda: worker.alive)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

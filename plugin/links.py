@@ -18,7 +18,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin.model import Endpoint, FwError, Network
-from plugin.ruleset import BRIDGE_PREFIX, GROUP
+from plugin.sets import BRIDGE_PREFIX, GROUP
 from plugin.sysctl import Sysctl
 
 _IFA_F_NODAD = 0x02

@@ -5,13 +5,16 @@ Docker's JSON is read with care: what is not as it should be raises ValueError t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
+from types import MappingProxyType
 from typing import Any
 
-from plugin import labels
-from plugin.model import Address, Container, Endpoint, Guarded, Published
+from plugin import labelled, labels
+from plugin.labelled import Labelled
+from plugin.model import Address, Container, Endpoint, Guarded, Published, Said
 from plugin.record import address, boolean, interface_name, only, port, protocol, text
 
 _BRIDGE = "com.docker.network.bridge."
@@ -48,7 +51,7 @@ def network(raw: Any) -> Guarded | None:
         flat=str(options.get(_BRIDGE + "enable_icc")) not in ("0", "f", "F", "false", "FALSE", "False"),
         mode4=options.get(_BRIDGE + "gateway_mode_ipv4") or "nat",
         mode6=options.get(_BRIDGE + "gateway_mode_ipv6") or "nat",
-        allow=said.allow,
+        said=said.said,
         problems=said.problems,
     )
 
@@ -70,20 +73,61 @@ def bridges(raw: Any) -> tuple[frozenset[str], bool]:
     return frozenset(name for name in names if isinstance(name, str)), complete
 
 
-def endpoints(raw: Any, container: Container) -> Iterator[Endpoint]:
-    """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError."""
+def endpoints(
+    raw: Any, who: Labelled, keys: Mapping[str, str] = MappingProxyType({}),
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Iterator[Endpoint]:  # fmt: skip
+    """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError.
+
+    `keys`: by network ID, what compose's file calls it. `options`: by network, the attachment's `driver_opts`.
+    """
     ports = tuple(published(raw))
-    for attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).values():
+    for name, attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).items():
         if isinstance(attached, dict) and attached.get("EndpointID"):
+            key = keys.get(attached.get("NetworkID") or "", "")
+            container, said = attachment(who, name, key, options.get(name) or {})
             yield Endpoint(
                 id=text(attached, "EndpointID"),
                 network_id=text(attached, "NetworkID"),
                 addr4=_one(attached.get("IPAddress"), IPv4Address),
                 addr6=_one(attached.get("GlobalIPv6Address"), IPv6Address),
                 joined=True,
+                said=said,
                 container=container,
                 published=ports,
             )
+
+
+def places(raw: Any) -> tuple[str, ...]:
+    """The IDs of a listed container's endpoints: others each time that it starts."""
+    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    return tuple(sorted(str(each.get("EndpointID")) for each in networks.values() if isinstance(each, dict)))
+
+
+def driver_options(raw: Any) -> dict[str, Mapping[str, Any]]:
+    """By network, the `driver_opts` of a container's attachments, as `GET /containers/ID/json` shows it."""
+    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    found = {name: each.get("DriverOpts") or {} for name, each in networks.items() if isinstance(each, dict)}
+    return {str(name): options for name, options in found.items() if isinstance(options, dict)}
+
+
+def attachment(who: Labelled, network: str, key: str, options: Mapping[str, Any]) -> tuple[Container, Said]:
+    """The container as it is on that network, and what is said of its attachment (`driver_opts`).
+
+    A mistake there is one of the container's, for on Docker's own networks nothing can be refused.
+    """
+    container, parsed = labelled.at(who, network, key), labels.parse(options, "driver option ")
+    if parsed.problems:
+        container = dataclasses.replace(container, problems=(*container.problems, *parsed.problems))
+    return container, parsed.said
+
+
+def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
+    """The container's name: `ep-<EndpointID>` before the sandbox is told, the container's ID after."""
+    for key, value in (network.get("Containers") or {}).items():
+        if key == f"ep-{endpoint_id}" or value.get("EndpointID") == endpoint_id:
+            return str(value["Name"]) or None
+    return None
 
 
 def published(raw: Any) -> Iterator[Published]:
@@ -94,20 +138,24 @@ def published(raw: Any) -> Iterator[Published]:
             yield Published(protocol(each, "Type"), host_ip, port(each, "PublicPort"), port(each, "PrivatePort"))
 
 
-def attached(raw: Mapping[str, Any], container: Container, ports: tuple[Published, ...] = ()) -> Endpoint | None:
+def attached(
+    raw: Mapping[str, Any], who: Labelled, options: Mapping[str, Any], ports: tuple[Published, ...] = ()
+) -> Endpoint | None:
     """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports. Raises ValueError.
 
     Until the container's sandbox is told, its entry has the key `ep-<EndpointID>` and the container's name.
     """
     for key, value in (raw.get("Containers") or {}).items():
-        starting = key.startswith("ep-") and value.get("Name") == container.name
-        if key == container.id or starting:
+        starting = key.startswith("ep-") and value.get("Name") == who.name
+        if key == who.id or starting:
+            container, said = attachment(who, text(raw, "Name"), labelled.compose_key(raw), options)
             return Endpoint(
                 id=text(value, "EndpointID"),
                 network_id=text(raw, "Id"),
                 addr4=_one(str(value.get("IPv4Address") or "").partition("/")[0], IPv4Address),
                 addr6=_one(str(value.get("IPv6Address") or "").partition("/")[0], IPv6Address),
                 joined=True,
+                said=said,
                 container=container,
                 published=ports,
             )

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin import __version__, conntrack, hostlinks, status
+from plugin import __version__, conntrack, hostlinks
+from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.bridges import Bridges
 from plugin.cgroup import dockerd, proxies, shared
 from plugin.dockerapi import DockerApi
 from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
+from plugin.droplog import DropLog
+from plugin.droplog_http import add_route
 from plugin.follow import Follower
 from plugin.guard import KEPT, Guard
 from plugin.hostsocket import raise_fd_limit
+from plugin.inventory import Noted
 from plugin.links import Links, host_side, lives
 from plugin.listeners import Listeners
 from plugin.model import Address, Endpoint, FwError, Published
 from plugin.neighbours import Neighbours
-from plugin.nft import Nft
+from plugin.nft import Nft, NftError
+from plugin.orders import Orders
+from plugin.overrides import expired
 from plugin.ports import HostPorts
-from plugin.reconcile import Noted, Reconciler
+from plugin.questions import Questions
+from plugin.reconcile import Reconciler
 from plugin.relay import Relay
 from plugin.ruleset import dockerd_elements, proxied_element
-from plugin.settings import Settings
+from plugin.settings import Settings, read
 from plugin.single import claim
-from plugin.store import State, Store
+from plugin.state import State
+from plugin.store import Store
 from plugin.sysctl import Sysctl
 from plugin.watch import Later, Watcher
 
@@ -55,9 +64,10 @@ class Plugin:
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
         store = Store(settings.state)
-        self._state = Reconciler(nft, store, settings.allow, settings.published)
+        later = Later()
+        self._state = Reconciler(nft, store, settings.defaults, later)
         self._orphaned: list[Address] = []
-        state = self._survivors(store.load())
+        state = self._survivors(expired(store.load(), time.time()))
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
         kept = Noted(frozenset(proxied_element(port) for ports in state.proxied.values() for port in ports))
@@ -68,33 +78,46 @@ class Plugin:
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
-        self._api = api = DockerApi(settings.docker_socket)
+        self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
         self._driver = Driver(
             self._state, self._links, sysctl, self._ports, api,
             wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
+            refuse=settings.refuse,
         )  # fmt: skip
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
-        later = Later()
-        self._guard = Guard(self._state, settings.allow, settings.published, later, state.proxied)
+        self._drops = drops = DropLog(self._state, lambda: nft.logs)
+        self._guard = Guard(self._state, later, state.proxied)
         self._follower = Follower(
             api, self._state, self._guard, self._bridges, Listeners(),
             note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
             blind=self._blind,
         )  # fmt: skip
+        self._orders = Orders(
+            self._state, self._guard, lambda: self._follower.apart,
+            spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+        )  # fmt: skip
+        self._questions = Questions(
+            self._state, self._guard, nft, self._bridges, self._follower, api, settings,
+            read=lambda more: read({**os.environ, **more}), blind=self._blind,
+        )  # fmt: skip
         self._watcher = Watcher(
             self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
-            lambda: proxies(settings.cgroup),
+            lambda: proxies(settings.cgroup), drops, self._orders.end,
         )  # fmt: skip
 
     def app(self) -> Flask:
-        return create_app(self._driver, self)
+        app = create_app(self._driver, self._questions)
+        add_routes(app, self._orders, self._questions)
+        add_route(app, self._drops)
+        return app
 
     def _blind(self) -> bool:
         """True if docker-proxy is not known by its control group: its ports are closed some milliseconds late."""
         return not (self._nft.tells_cgroups and dockerd(self._settings.cgroup) and shared(self._settings.cgroup))
 
-    def start(self) -> None:
-        """Puts links and ports back as they were, then watches."""
+    def start(self, serving: Callable[[], bool] = lambda: True) -> None:
+        """Puts links and ports back as they were, then watches. `serving`: whether requests are still taken."""
+        self._drops.serving = serving
         self._relay.start()
         self._rebuild()
         self._watcher.start()
@@ -109,9 +132,14 @@ class Plugin:
         """Ends the loops. Rules, links and published ports' rules stay: closed is closed without us too.
 
         What containers on Docker's own networks accept goes: Docker gives their addresses to others without telling us.
+        So does what `fwctl` opened for a time, until docker-fw runs again: nobody would close it.
         """
         self._watcher.stop()
         self._guard.end()
+        try:
+            self._state.unwatch()
+        except NftError as error:
+            log.error("what fwctl allowed for a time stays open while docker-fw does not run: %s", error)
         self._relay.stop()
 
     def _survivors(self, state: State) -> State:
@@ -121,15 +149,11 @@ class Plugin:
         """
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         if state.boot != boot:
-            return State(state.networks, {}, boot, foreign=state.foreign, proxied=state.proxied)
+            return dataclasses.replace(state, endpoints={}, boot=boot, switched=frozenset())
         alive = {e.id: e for e in state.endpoints.values() if not e.joined or lives(e.id)}
         # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
         self._orphaned = [
-            address
-            for e in state.endpoints.values()
-            if e.id not in alive
-            for address in (e.addr4, e.addr6)
-            if address
+            address for e in state.endpoints.values() if e.id not in alive for address in (e.addr4, e.addr6) if address
         ]
         return dataclasses.replace(state, endpoints=alive)
 
@@ -150,25 +174,7 @@ class Plugin:
             log.error("links left behind by a crash stay: %s", error)
         for endpoint in self._state.endpoints.values():
             if endpoint.joined and endpoint.published:
-                lost = self._ports.restore(
-                    endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6
-                )
+                lost = self._ports.restore(endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6)
                 if lost:
                     log.error("host ports that another program took meanwhile: %s", ", ".join(map(str, lost)))
                     self._state.edit_endpoint(endpoint.id, _without(lost))
-
-    def status(self) -> dict[str, Any]:
-        """What there is and what it answers on, for people and programs."""
-        policy = (self._settings.allow, self._settings.published)
-        guests = self._guard.known()
-        return {
-            "version": __version__,
-            "networks": status.driver_networks(self._state.networks, self._state.endpoints.values(), *policy),
-            "guarded": status.guarded_networks(
-                self._guard.networks, guests, *policy, self._api.engine, self._settings.mark
-            ),
-            "apart": dict(self._follower.apart),
-            "foreign": sorted(self._bridges.foreign()),
-            "listening": self._follower.listening,
-            "proxy_known": not self._blind(),
-        }

@@ -11,11 +11,16 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Literal
 
 Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
 Proto = Literal["tcp", "udp", "sctp"]
 
 #: IP protocol numbers (IANA), as Docker's port map and the kernel spell them.
 PROTO_NUMBER: dict[Proto, int] = {"tcp": 6, "udp": 17, "sctp": 132}
 PROTO_NAME: dict[int, Proto] = {number: name for name, number in PROTO_NUMBER.items()}
+#: Protocols without ports that a label may name.
+PORTLESS: dict[str, int] = {"gre": 47, "esp": 50, "ah": 51}
+#: Every other one, which only `fw.policy: open` and `fw.egress: all` mean.
+OTHER = "other"
 
 
 class FwError(Exception):
@@ -23,16 +28,59 @@ class FwError(Exception):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Rule:
-    """Inbound flows to accept: one protocol, a closed range of container ports (1-65535)."""
+class Peer:
+    """Who is at the other end: `prefix` (the value is its text), `container`, `service`, `project`, `network`, `host`.
 
-    proto: Proto
-    first: int
-    last: int
+    A name follows its containers as they come and go; one that matches nobody matches nothing.
+    """
+
+    kind: str
+    value: str = ""
 
     def __str__(self) -> str:
+        return self.value if self.kind == "prefix" else f"{self.kind}:{self.value}" if self.value else self.kind
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rule:
+    """Flows to accept: a protocol (tcp, udp, sctp, a portless one, "other"), a closed range of container ports
+    (1-65535; 0-0 for a portless protocol), and with whom. No peers: anybody.
+
+    `origin` is where it was said ("label fw.allow"), for people; it makes no difference.
+    """
+
+    proto: str
+    first: int
+    last: int
+    peers: tuple[Peer, ...] = ()
+    origin: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.what + (f" from {' '.join(map(str, self.peers))}" if self.peers else "")
+
+    @property
+    def what(self) -> str:
+        if self.proto not in PROTO_NUMBER:
+            return self.proto
         ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"{ports}/{self.proto}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rate:
+    """How many new flows a source (an IPv4 address, an IPv6 /64) may open to each of the ports: `count` per `unit`
+    (second, minute, hour, day), and `burst` at once."""
+
+    proto: str
+    first: int
+    last: int
+    count: int
+    unit: str
+    burst: int
+    origin: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{Rule(self.proto, self.first, self.last).what} {self.count}/{self.unit} burst {self.burst}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +88,34 @@ class Problem:
     """One mistake in what a user wrote: where it stands (`label fw.allow`), its value, and what would be right.
 
     `closes`: it may have been meant to close, so on a guarded network the container answers on ICMP only; a mistake
-    in `fw.allow` just opens nothing. (On a network of docker-fw's own every mistake closes.)
+    in `fw.allow` just opens nothing. `confines`: it was about what the container may reach, which is nobody then.
+    (On a network of docker-fw's own every mistake does both.)
     """
 
     where: str
     value: str
     text: str
     closes: bool = True
+    confines: bool = False
 
     def __str__(self) -> str:
         where, value = (text if len(text) <= 200 else text[:200] + "…" for text in (self.where, self.value))
         return f'{where}="{value}": {self.text}'
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one place says in the label language: a container's labels, a network's options, an attachment, settings.
+
+    What it does not say is empty or None. `egress`: () is none, `plugin.policy.EVERYTHING` is all.
+    """
+
+    allow: tuple[Rule, ...] = ()
+    deny: tuple[Rule, ...] = ()
+    policy: str = ""
+    egress: tuple[Rule, ...] | None = None
+    rate: tuple[Rate, ...] | None = None
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +131,7 @@ class Network:
     masquerade: bool = True
     host_ip: Address | None = None
     iface_prefix: str = "eth"
-    allow: tuple[Rule, ...] = ()
+    said: Said = Said()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +150,28 @@ class Guarded:
     flat: bool = True
     mode4: str = "nat"
     mode6: str = "nat"
-    allow: tuple[Rule, ...] = ()
+    said: Said = Said()
     problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What Docker told about the container behind an endpoint, as far as the policy needs it.
+    """What Docker told about the container behind an endpoint, as far as the policy of that endpoint needs it.
 
-    `problems` not empty means: its labels are wrong.
+    `said`: its labels, those for this network alone (`fw.network.NAME.…`) included; `brought`: what its image says,
+    which counts where nobody else says anything. `problems` not empty: its labels are wrong. `notices`: what counts for
+    nothing, and why. `network`: the name of the endpoint's network, if known. `project`, `service`: compose's.
     """
 
     id: str
     name: str
-    allow: tuple[Rule, ...] = ()
+    said: Said = Said()
     problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What an address accepts from outside its subnet; within, the neighbours and the host talk freely."""
-
-    subnet: IPv4Network | IPv6Network
-    accepts: tuple[Rule, ...]
+    notices: tuple[str, ...] = ()
+    network: str = ""
+    project: str = ""
+    service: str = ""
+    brought: Said = Said()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +212,7 @@ class Endpoint:
     addr6: IPv6Address | None = None
     mac: str = ""
     joined: bool = False
-    allow: tuple[Rule, ...] = ()
+    said: Said = Said()
     container: Container | None = None
     published: tuple[Published, ...] = ()
 
@@ -174,3 +238,55 @@ class Guest:
     def as_known(self) -> Endpoint:
         """Without its container where it is in doubt who has the addresses: closed."""
         return self.endpoint if self.sure else replace(self.endpoint, container=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What settings say for every container, and whether `-p` itself opens a port."""
+
+    said: Said = Said()
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What `fwctl allow` and `fwctl deny` say of a container, above all else."""
+
+    allow: tuple[Rule, ...] = ()
+    deny: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Overriding:
+    """One word of `fwctl allow` or `fwctl deny`: of a container by its ID, until when (Unix time; 0: for ever)."""
+
+    container: str
+    rule: Rule
+    deny: bool = False
+    until: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the addresses of an endpoint accept and may begin, decided.
+
+    `known`: it is known who has the addresses. `in_order`: False if they answer on ICMP only. `accepts`: besides ICMP.
+    `published`: what `-p` itself opens to those who come by the published port. `egress`: None is everything. `log`:
+    "drop", "none", or "" where nobody said.
+    """
+
+    accepts: tuple[Rule, ...] = ()
+    published: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] | None = None
+    rates: tuple[Rate, ...] = ()
+    log: str = ""
+    in_order: bool = False
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """An address's policy, with peers by address alone, and its subnet: within it, and from the host, all is free."""
+
+    subnet: Prefix
+    policy: Policy

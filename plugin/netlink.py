@@ -46,6 +46,16 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def each(data: bytes) -> Iterator[bytes]:
+    """The payloads of a list's attributes, all of one type."""
+    while len(data) >= 4:
+        length, _ = struct.unpack_from("=HH", data)
+        if length < 4:
+            break
+        yield data[4:length]
+        data = data[(length + 3) & ~3 :]
+
+
 def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
     """A netlink socket that never waits for ever: a read gives up after 5 s (TimeoutError)."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -57,12 +67,16 @@ def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
 def replies(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
     """(type, sequence number, body) of each message that arrives; the caller stops when it has its answer."""
     while True:
-        data = sock.recv(1 << 18)
-        at = 0
-        while at + 16 <= len(data):
-            length, kind, _, seq, _ = struct.unpack_from("=IHHII", data, at)
-            yield kind, seq, data[at + 16 : at + length]
-            at += max(16, (length + 3) & ~3)
+        yield from messages(sock.recv(1 << 18))
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, sequence number, body) of each message in what was read at once."""
+    at = 0
+    while at + 16 <= len(data):
+        length, kind, _, seq, _ = struct.unpack_from("=IHHII", data, at)
+        yield kind, seq, data[at + 16 : at + length]
+        at += max(16, (length + 3) & ~3)
 
 
 def error_of(body: bytes) -> int:

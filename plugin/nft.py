@@ -15,27 +15,22 @@ import errno
 import logging
 import os
 import socket
-import struct
 import threading
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from plugin import netlink as nl
-from plugin.ruleset import CGROUP, SETS, TABLE, Change, Element, Value
-from plugin.table import replace
+from plugin.model import Address
+from plugin.packing import NFPROTO_INET, bodies, counted, of_set
+from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
+from plugin.table import rates_added, replace, skeleton
 
-_NFPROTO_INET = 1
 _SUBSYS = 10 << 8
-_GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _DELSETELEM, _GETGEN = (_SUBSYS | n for n in (1, 2, 7, 12, 14, 16))
+_GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
+    _SUBSYS | n for n in (1, 2, 7, 12, 13, 14, 16)
+)
 _BATCH_BEGIN, _BATCH_END = 16, 17
-#: linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_{TABLE,SET,ELEMENTS}, NFTA_LIST_ELEM, NFTA_SET_ELEM_{KEY,DATA}, …
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
-#: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", CGROUP: "=Q"}
-#: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
-_PER_MESSAGE = 500
-
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +58,41 @@ class Nft:
         #: Transactions of ours that went through: each raised the ruleset's generation by one.
         self.changes = 0
         self._print: tuple[bytes, ...] = ()
-        #: The kernel can tell a socket's control group; known after the first `replace`.
-        self.tells_cgroups = True
+        #: The kernel can tell a socket's control group, and has nfnetlink_log; known after the first `replace`.
+        self.tells_cgroups = self.logs = True
+        #: Rates that have their sets and rules in the table.
+        self._rates: frozenset[str] = frozenset()
 
-    def replace(self, elements: Iterable[Element]) -> None:
-        """Puts the table there with exactly these elements, whatever stood before. Raises NftError."""
+    def replace(
+        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), *, gone: bool = False
+    ) -> None:
+        """Puts the table there with exactly these elements, whatever stood before. Raises NftError.
+
+        `timed`: elements that last for so many seconds. `gone`: the table is not there, so that everything is open: it
+        stands closed within milliseconds, and its elements, which text takes seconds for when they are many, follow.
+        """
         elements = list(elements)
         with self._lock:
-            try:
-                self._run(replace(self._mark, elements, cgroups=self.tells_cgroups))
-            except NftError as error:
-                # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
-                if not self.tells_cgroups or self._print:
-                    raise
-                self._run(replace(self._mark, elements, cgroups=False))
-                self.tells_cgroups = False
-                log.warning("this kernel cannot tell docker-proxy by its control group: %s", error)
-            self._batch(self._possible(Change(add=tuple(e for e in elements if SETS[e.set].raw))))
+            # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
+            tries = [(self.tells_cgroups, self.logs)]
+            if not self._print:
+                tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
+            for attempt, (cgroups, logs) in enumerate(tries, 1):
+                try:
+                    words = () if gone else elements
+                    lasting: Mapping[Element, int] = {} if gone else timed
+                    text = replace(self._mark, words, cgroups=cgroups, logs=logs, timed=lasting, rates=_rates(elements))
+                    self._run(text)
+                except NftError as error:
+                    if attempt == len(tries):
+                        raise
+                    log.warning("this kernel does not take all of the table: %s", error)
+                else:
+                    self.tells_cgroups, self.logs = cgroups, logs
+                    break
+            self._rates = _rates(elements)
+            rest = tuple(e for e in elements if gone or spec_of(e.set).raw)
+            self._batch(self._possible(Change(add=rest)), timed if gone else {})
             self._print = self._fingerprint()  # last: what is not there whole is not intact
 
     def _run(self, text: str) -> None:
@@ -92,24 +105,60 @@ class Nft:
         if self.tells_cgroups:
             return change
         parts = (change.remove, change.add)
-        return Change(*(tuple(e for e in part if CGROUP not in SETS[e.set].key) for part in parts))
+        return Change(*(tuple(e for e in part if CGROUP not in spec_of(e.set).key) for part in parts))
 
-    def change(self, change: Change) -> None:
-        """Removes and adds elements in one transaction. Raises NftError: then nothing changed, `replace` mends it."""
-        if not change:
+    def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        """Removes and adds elements in one transaction. Raises NftError: then nothing changed, `replace` mends it.
+
+        `timed`: elements to be added for so many seconds; they go by themselves.
+        """
+        if not change and not timed:
             return
         with self._lock:
-            self._batch(self._possible(change))
+            if new := _rates(change.add) - self._rates:
+                self._add_rates(new)
+            self._batch(self._possible(change), timed)
 
-    def hold(self, elements: Iterable[Element], seconds: int) -> None:
-        """Adds elements that go by themselves after a time. Raises NftError."""
+    def dropped(self) -> dict[Address, tuple[int, int]]:
+        """By address, how many packets were dropped on their way to it, and how many that it began.
+
+        Since the table was put there last. Raises OSError.
+        """
+        found: dict[Address, list[int]] = {}
         with self._lock:
-            self._batch(Change(add=tuple(elements)), seconds)
+            for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
+                try:
+                    told = nl.request(self._read, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
+                except FileNotFoundError:
+                    continue
+                for address, packets in counted(told):
+                    found.setdefault(address, [0, 0])[which] = packets
+        return {address: (counts[0], counts[1]) for address, counts in found.items()}
+
+    def _add_rates(self, rates: frozenset[str]) -> None:
+        before = self._generation()
+        if self._fingerprint() != self._print:
+            raise NftError("somebody touched the rules")
+        self._run(rates_added(rates))
+        now = self._fingerprint()
+        if self._generation() != before + 1:
+            raise NftError("somebody changed the ruleset at the same moment")
+        self._rates |= rates
+        self._print = now
+
+    def put(self) -> tuple[str, tuple[bytes, ...]]:
+        """The rules: as text, and as the kernel told them when they had been put there."""
+        with self._lock:
+            text = skeleton(self._mark, cgroups=self.tells_cgroups, logs=self.logs, rates=self._rates)
+            return text, self._print[2:]
 
     def generation(self) -> int:
         """The ruleset's generation, which every transaction of anybody raises (3 µs; cheap to poll)."""
         with self._lock:
-            ((_, body),) = nl.request(self._read, _GETGEN, 0, nl.nfgen(0))
+            return self._generation()
+
+    def _generation(self) -> int:
+        ((_, body),) = nl.request(self._read, _GETGEN, 0, nl.nfgen(0))
         return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
     def intact(self) -> bool:
@@ -124,29 +173,27 @@ class Nft:
         """
         name = TABLE.encode() + b"\0"
         try:
-            ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(_NFPROTO_INET) + nl.attr(_TABLE_NAME, name))
-            rules = nl.request(
-                self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(_NFPROTO_INET) + nl.attr(_RULE_TABLE, name)
-            )
+            ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(NFPROTO_INET) + nl.attr(_TABLE_NAME, name))
+            rules = nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(NFPROTO_INET) + nl.attr(_RULE_TABLE, name))
         except FileNotFoundError:
             return ()
         told = nl.attributes(table[4:])
         return (told[_TABLE_FLAGS], told[_TABLE_HANDLE], *(rule[4:] for _, rule in rules))
 
-    def _batch(self, change: Change, seconds: int = 0) -> None:
-        if not change:
+    def _batch(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        if not change and not timed:
             return
         # Numbers of its own for each batch: an answer that was left over from an earlier one is not taken for ours.
         first = self._seq
         begin = nl.message(_BATCH_BEGIN, 0, first, nl.nfgen(0, 10))
-        bodies = [(_DELSETELEM, 0, body) for body in _bodies(change.remove)]
+        sent = [(_DELSETELEM, 0, body) for body in bodies(change.remove)]
         # NLM_F_CREATE as nft sets it. Not EXCL: an element that stands already is what we want.
-        bodies += [(_NEWSETELEM, 0x400, body) for body in _bodies(change.add, seconds)]
-        last = first + len(bodies)
+        sent += [(_NEWSETELEM, 0x400, body) for body in bodies((*change.add, *timed), timed)]
+        last = first + len(sent)
         self._seq = (last + 2) & 0x3FFFFFFF
         parts = [
             nl.message(kind, flags | (nl.NLM_F_ACK if seq == last else 0), seq, body)
-            for seq, (kind, flags, body) in enumerate(bodies, first + 1)
+            for seq, (kind, flags, body) in enumerate(sent, first + 1)
         ]
         data = b"".join((begin, *parts, nl.message(_BATCH_END, 0, last + 1, nl.nfgen(0, 10))))
         self._sock.setsockopt(socket.SOL_SOCKET, 32, max(1 << 18, 2 * len(data)))  # SO_SNDBUFFORCE
@@ -173,9 +220,13 @@ class Nft:
         return codes
 
 
+def _rates(elements: Iterable[Element]) -> frozenset[str]:
+    return frozenset(rate for element in elements if (rate := rate_of(element.set)))
+
+
 def remove_table() -> bool:
     """Takes the table away, for an uninstall. False if it was not there; raises OSError with the kernel's errno."""
-    body = nl.nfgen(_NFPROTO_INET) + nl.attr(_TABLE_NAME, TABLE.encode() + b"\0")
+    body = nl.nfgen(NFPROTO_INET) + nl.attr(_TABLE_NAME, TABLE.encode() + b"\0")
     begin = nl.message(_BATCH_BEGIN, 0, 1, nl.nfgen(0, 10))
     end = nl.message(_BATCH_END, 0, 3, nl.nfgen(0, 10))
     with nl.open_socket() as sock:
@@ -186,43 +237,6 @@ def remove_table() -> bool:
     if code:
         raise OSError(code, os.strerror(code))
     return True
-
-
-def _bodies(elements: Iterable[Element], seconds: int = 0) -> list[bytes]:
-    by_set: dict[str, list[bytes]] = {}
-    for element in elements:
-        by_set.setdefault(element.set, []).append(_packed(element, seconds))
-    head = nl.nfgen(_NFPROTO_INET) + nl.attr(_LIST_TABLE, TABLE.encode() + b"\0")
-    return [
-        head + nl.attr(_LIST_SET, name.encode() + b"\0") + nl.nested(_LIST_ELEMENTS, *part)
-        for name, packed in by_set.items()
-        for part in (packed[i : i + _PER_MESSAGE] for i in range(0, len(packed), _PER_MESSAGE))
-    ]
-
-
-def _packed(element: Element, seconds: int) -> bytes:
-    spec = SETS[element.set]
-    key = nl.nested(_KEY, nl.attr(_VALUE, _concatenated(spec.key, element.key)))
-    if seconds:
-        return nl.nested(_LIST_ELEM, key, nl.attr(_TIMEOUT, struct.pack("!Q", 1000 * seconds)))
-    if not spec.data:
-        return nl.nested(_LIST_ELEM, key)
-    data = nl.nested(_DATA, nl.attr(_VALUE, _concatenated(spec.data, element.data)))
-    return nl.nested(_LIST_ELEM, key, data)
-
-
-def _concatenated(expressions: tuple[str, ...], values: tuple[Value, ...]) -> bytes:
-    fields = [_field(expression, value) for expression, value in zip(expressions, values, strict=True)]
-    # In a concatenation each field fills whole 32-bit registers; a field alone stands as it is.
-    return fields[0] if len(fields) == 1 else b"".join(f + b"\0" * (-len(f) % 4) for f in fields)
-
-
-def _field(expression: str, value: Value) -> bytes:
-    if isinstance(value, IPv4Address | IPv6Address):
-        return value.packed
-    if isinstance(value, str):
-        return value.encode().ljust(16, b"\0")
-    return struct.pack(_FORMATS.get(expression, "=B"), value)
 
 
 def _netlink_fds() -> set[tuple[int, str]]:

@@ -1,27 +1,85 @@
-"""Networks + endpoints + rules → what each address accepts. Pure.
+"""Networks + endpoints + what is said of them → what each address accepts and may begin. Pure.
 
-`accepted` is the whole decision; `verdict` is the reference for one packet, against which the kernel is tested.
+`of` is the whole decision; `plugin.verdict` is the reference for one packet, against which the kernel is tested.
 """
 
 from __future__ import annotations
 
-from plugin.model import Address, Endpoint, Guarded, Network, Proto, Published, Rule
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache, reduce
+from ipaddress import ip_network
+
+from plugin.labels import EVERYTHING, over
+from plugin.model import (
+    Address,
+    Container,
+    Defaults,
+    Endpoint,
+    Guarded,
+    Network,
+    Override,
+    Peer,
+    Policy,
+    Prefix,
+    Published,
+    Rule,
+    Said,
+)
 
 #: The floor that needs no configuration: ssh, http (Let's Encrypt's verification), https.
-BASE: tuple[Rule, ...] = (Rule("tcp", 22, 22), Rule("tcp", 80, 80), Rule("tcp", 443, 443))
+BASE: tuple[Rule, ...] = tuple(Rule("tcp", port, port, origin="base") for port in (22, 80, 443))
+NOTHING = Override()
+_UNSET = Defaults()
 
 
-def accepted(
-    network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...] = ()
-) -> tuple[Rule, ...]:
-    """The inbound flows that the endpoint's addresses accept, sorted, besides ICMP.
+@lru_cache(maxsize=65536)
+def prefix_of(peer: Peer) -> Prefix:
+    """The prefix that a `prefix` peer is."""
+    return ip_network(peer.value)
 
-    Nothing until the endpoint is joined and its container's labels are known and right: an address is closed
-    until known. Nothing on an internal network, which nobody from outside reaches. `everywhere` is the setting's.
+
+def of(
+    network: Network | Guarded, endpoint: Endpoint, defaults: Defaults = _UNSET, override: Override = NOTHING
+) -> Policy:
+    """The policy of an endpoint's addresses.
+
+    They accept nothing until the endpoint is joined and its container's labels are known and right: an address is
+    closed until known. Nothing on an internal network, which nobody from outside reaches.
     """
-    if endpoint.container is None or not in_order(network, endpoint):
-        return ()
-    return tuple(sorted({*BASE, *everywhere, *network.allow, *endpoint.allow, *endpoint.container.allow}))
+    said = words(network, endpoint, defaults)
+    log, known = said.log, endpoint.joined and endpoint.container is not None
+    if not in_order(network, endpoint):
+        return Policy(egress=_confined(network, endpoint, said), log=log, known=known)
+    base, by_port = BASE, published(endpoint) if defaults.published else ()
+    if said.policy == "closed":
+        base, by_port = (), ()
+    elif said.policy == "open":
+        base = tuple(dataclasses.replace(rule, origin="fw.policy: open") for rule in EVERYTHING)
+    # A rule with peers takes its ports out of the base, whoever they are.
+    allow = (*said.allow, *override.allow)
+    taken = (*said.deny, *(rule for rule in allow if rule.peers), *override.deny)
+    accepts = [*minus(base, taken), *minus(said.allow, override.deny), *override.allow]
+    return Policy(
+        accepts=tuple(sorted(dict.fromkeys(accepts))),
+        published=tuple(sorted(set(minus(by_port, taken)))),
+        egress=_confined(network, endpoint, said),
+        rates=said.rate or (),
+        log=log,
+        in_order=True,
+        known=known,
+    )
+
+
+def in_doubt(policy: Policy) -> Policy:
+    """Nobody knows who has the addresses now: closed, and where one was confined, one stays so."""
+    return Policy(egress=None if policy.egress is None else (), log=policy.log)
+
+
+def words(network: Network | Guarded, endpoint: Endpoint, defaults: Defaults) -> Said:
+    """What is said, from the least to the most specific: settings, the network, the container, the attachment."""
+    container = endpoint.container or Container("", "")
+    return reduce(over, (container.brought, defaults.said, network.said, container.said, endpoint.said))
 
 
 def in_order(network: Network | Guarded, endpoint: Endpoint) -> bool:
@@ -37,40 +95,78 @@ def in_order(network: Network | Guarded, endpoint: Endpoint) -> bool:
     return not container.problems
 
 
-def verdict(
-    network: Network | Guarded,
-    endpoint: Endpoint,
-    address: Address,
-    proto: Proto,
-    port: int,
-    everywhere: tuple[Rule, ...] = (),
-) -> bool:
-    """True if a new flow from outside the network to `address` is let through to the container."""
-    if address not in (endpoint.addr4, endpoint.addr6):
-        return False
-    return opens(accepted(network, endpoint, everywhere), proto, port)
+def _confined(network: Network | Guarded, endpoint: Endpoint, said: Said) -> tuple[Rule, ...] | None:
+    """What the endpoint may begin; None: everything. A mistake that may have been about that leaves nothing."""
+    problems = endpoint.container.problems if endpoint.container else ()
+    if isinstance(network, Guarded):
+        problems = tuple(problem for problem in (*network.problems, *problems) if problem.confines)
+    if problems:
+        return ()
+    return None if said.egress is None or said.egress == EVERYTHING else said.egress
 
 
-def reachable(
-    network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool
-) -> tuple[Rule, ...]:
-    """`accepted`, and what is reached by published ports if `published` says that `-p` itself opens."""
-    rules = accepted(network, endpoint, everywhere)
-    if not published or not in_order(network, endpoint):
-        return rules
+def published(endpoint: Endpoint) -> tuple[Rule, ...]:
+    """The container's ports behind those that are published to more than the host."""
     ports = (p for p in endpoint.published if not p.host_ip.is_loopback)
-    return (*rules, *(Rule(p.proto, p.container_port, p.container_port) for p in ports))
+    return tuple(dict.fromkeys(Rule(p.proto, p.container_port, p.container_port, origin="-p") for p in ports))
 
 
-def closed_ports(
-    network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool
-) -> tuple[Published, ...]:
-    """Of the endpoint's published ports those that nobody from outside may reach; who is on the host always may."""
-    rules = reachable(network, endpoint, everywhere, published)
+def minus(rules: Iterable[Rule], holes: Iterable[Rule]) -> Iterator[Rule]:
+    """The rules without what the holes cover; whom a rule is for does not change."""
+    holes = sorted(holes)
+    for rule in rules:
+        left = [rule]
+        for hole in holes:
+            left = [part for each in left for part in _without(each, hole)]
+        yield from left
+
+
+def _without(rule: Rule, hole: Rule) -> Iterator[Rule]:
+    if rule.proto != hole.proto or hole.last < rule.first or rule.last < hole.first:
+        yield rule
+        return
+    if rule.first < hole.first:
+        yield dataclasses.replace(rule, last=hole.first - 1)
+    if hole.last < rule.last:
+        yield dataclasses.replace(rule, first=hole.last + 1)
+
+
+def closed_ports(policy: Policy, endpoint: Endpoint) -> tuple[Published, ...]:
+    """Of the endpoint's published ports those that are not open to everybody; who is on the host may always."""
+    rules = (*policy.accepts, *policy.published)
     return tuple(
-        p for p in endpoint.published if not p.host_ip.is_loopback and not opens(rules, p.proto, p.container_port)
+        port
+        for port in endpoint.published
+        if not port.host_ip.is_loopback
+        and not any(not rule.peers for rule in rules if covers(rule, port.proto, port.container_port))
     )
 
 
-def opens(rules: tuple[Rule, ...], proto: Proto, port: int) -> bool:
-    return any(rule.proto == proto and rule.first <= port <= rule.last for rule in rules)
+def closed_together(
+    places: Mapping[str, Collection[frozenset[Published]]], doubted: Collection[str]
+) -> dict[str, frozenset[Published]]:
+    """By container on Docker's own networks, its published ports that are not open to everybody.
+
+    Docker publishes a port for a container, not for one of its places: it is closed if it is so at each of them, or if
+    one of them is in doubt.
+    """
+    return {
+        container: frozenset().union(*ports) if container in doubted else frozenset.intersection(*ports)
+        for container, ports in places.items()
+    }
+
+
+def covers(rule: Rule, proto: str, port: int) -> bool:
+    """True if the rule is about this port (0 for a protocol without ports), with whomever."""
+    return rule.proto == proto and rule.first <= port <= rule.last
+
+
+def passes(rules: Iterable[Rule], proto: str, port: int, peer: Address) -> bool:
+    """True if one of the rules is about this flow with this peer; their peers are addresses."""
+    return any(
+        covers(rule, proto, port) and (not rule.peers or any(_is(peer, each) for each in rule.peers)) for rule in rules
+    )
+
+
+def _is(address: Address, peer: Peer) -> bool:
+    return peer.kind == "prefix" and address in prefix_of(peer)

@@ -52,7 +52,7 @@ def create_network(body: Any, default_bridge: Callable[[str], str]) -> Network:
         masquerade=_masquerade(generic),
         host_ip=_host_ip(generic),
         iface_prefix=_prefix(generic, "com.docker.network.container_iface_prefix", "eth"),
-        allow=opened.allow,
+        said=opened.said,
     )
 
 
@@ -79,7 +79,7 @@ def create_endpoint(body: Any) -> Endpoint:
         addr4=address4.ip if address4 else None,
         addr6=address6.ip if address6 else None,
         mac=mac.lower(),
-        allow=opened.allow,
+        said=opened.said,
     )
 
 
@@ -170,9 +170,7 @@ def _mtu(generic: dict[str, Any], least: int) -> int:
     """`least`: RFC 791 and, with IPv6, RFC 8200 section 5; on a link of less the kernel has no IPv6 at all."""
     value = generic.get("com.docker.network.driver.mtu") or "1500"
     if not re.fullmatch(r"[0-9]{1,5}", str(value)) or not least <= int(str(value)) <= 65535:
-        raise FwError(
-            f"com.docker.network.driver.mtu={value!r}: must be a number of bytes, {least}-65535, like 1500"
-        )
+        raise FwError(f"com.docker.network.driver.mtu={value!r}: must be a number of bytes, {least}-65535, like 1500")
     return int(str(value))
 
 

@@ -1,130 +1,89 @@
-"""Policies → the table as data: its sets and their elements. Pure. `plugin.table` is its rules, as text.
-
-The rules never change while docker-fw runs and know no port; all that is known about containers is elements of
-plain hash sets, so that a packet pays the same with one container and with ten thousand (a set with `flags
-interval` costs 20 times as much a packet and seconds a change). Port ranges are blocks of 1, 16, 256 and 4096.
-"""
+"""Policies → elements of the table's sets. Pure. `plugin.sets` names the sets, `plugin.table` the rules, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import NamedTuple
 
-from plugin.model import PROTO_NUMBER, Address, Endpoint, Guarded, Network, Published, Rule
-from plugin.policy import accepted, closed_ports, in_order
-
-TABLE = "fw"
-#: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
-BRIDGE_PREFIX = "fw-"
-#: The device group of every bridge of ours, whatever its name: the kernel sets it before the link can carry a packet.
-GROUP = 0x66770001
-
-#: A value in a key: an address, an IP protocol or port or family number, an interface name.
-Value = Address | int | str
-
-TIERS = ((1, ""), (16, "_16"), (256, "_256"), (4096, "_4096"))
-_ALLOW4 = ("ip daddr", "meta l4proto", "th dport")
-_ALLOW6 = ("ip6 daddr", "meta l4proto", "th dport")
-_FLOW4 = ("ip saddr", "th sport", "ip daddr", "th dport")
-_FLOW6 = ("ip6 saddr", "th sport", "ip6 daddr", "th dport")
-#: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
-CGROUP = "socket cgroupv2 level 2"
-#: A published port on every address of a family.
-_ANY = ("meta nfproto", "meta l4proto", "th dport")
+from plugin.model import OTHER, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Prefix, Published, Rate, Rule
+from plugin.policy import closed_ports, covers, prefix_of
+from plugin.sets import AF, NUMBER, Element, Value, rate_name
+from plugin.tiers import block_key, blocks, pieces
 
 
-class SetSpec(NamedTuple):
-    """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
-
-    `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each lasts for a time of its own.
-    """
-
-    key: tuple[str, ...]
-    data: tuple[str, ...] = ()
-    comment: str = ""
-    raw: bool = False
-    timed: bool = False
+def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
+    """(suffix of the set, protocol, key of the port) of what a rule is about."""
+    first, last = (rule.first, rule.last) if rule.proto in PROTO_NUMBER else (0, 65535)
+    for size, port in blocks(first, last):
+        yield ("", NUMBER[rule.proto], port) if size == 1 else ("_blocks", NUMBER[rule.proto], block_key(size, port))
 
 
-SETS: dict[str, SetSpec] = {
-    **{f"allow4{suffix}": SetSpec(_ALLOW4, comment=f"what IPv4 accepts, in blocks of {n}") for n, suffix in TIERS},
-    **{f"allow6{suffix}": SetSpec(_ALLOW6, comment=f"what IPv6 accepts, in blocks of {n}") for n, suffix in TIERS},
-    "same_bridge": SetSpec(("iifname", "oifname"), comment="within one network, seen here with br_netfilter"),
-    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge but foreign ones"),
-    "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves"),
-    "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
-    "self4": SetSpec(("ip saddr", "ip daddr"), comment="who publishes ports, and may come back to itself by them"),
-    "self6": SetSpec(("ip6 saddr", "ip6 daddr"), comment="the same for IPv6"),
-    "foreign": SetSpec(("oif",), comment="bridges that are neither ours nor Docker's, and are left alone"),
-    "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says"),
-    "routed": SetSpec(("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses"),
-    "dnat4": SetSpec(_ALLOW4, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)"),
-    "dnat6": SetSpec(_ALLOW6, comment="the same for IPv6"),
-    "proxied": SetSpec(_ANY, comment="published ports of the host behind which the container's port is closed"),
-    "proxied4": SetSpec(_ALLOW4, comment="the same, published on one address"),
-    "proxied6": SetSpec(_ALLOW6, comment="the same for IPv6"),
-    "served": SetSpec(_ANY, comment="published ports of the host behind which the container's port is open"),
-    "served4": SetSpec(_ALLOW4, comment="the same, published on one address"),
-    "served6": SetSpec(_ALLOW6, comment="the same for IPv6"),
-    "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
-    "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
-    "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
-    "held4": SetSpec(_FLOW4, comment="UDP flows that were cut: a container's next datagram begins none", timed=True),
-    "held6": SetSpec(_FLOW6, comment="the same for IPv6", timed=True),
-    "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
-    "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
-    "publish4": SetSpec(("ip daddr", "meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p HOSTIP:…"),
-    "publish6": SetSpec(("ip6 daddr", "meta l4proto", "th dport"), ("ip6 daddr", "th dport"), "-p [HOSTIP]:…"),
-    "publish4_any": SetSpec(("meta l4proto", "th dport"), ("ip daddr", "th dport"), "-p on every IPv4 address"),
-    "publish6_any": SetSpec(("meta l4proto", "th dport"), ("ip6 daddr", "th dport"), "-p on every IPv6 address"),
-}
+def _prefixes(rule: Rule, version: int) -> list[Prefix]:
+    found = (prefix_of(peer) for peer in rule.peers if peer.kind == "prefix")
+    return [prefix for prefix in found if prefix.version == version]
 
 
-class Element(NamedTuple):
-    """One element of one set: the key's values in the order of `SETS`, and the data's for a map."""
-
-    set: str
-    key: tuple[Value, ...]
-    data: tuple[Value, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One transaction: what goes and what comes."""
-
-    remove: tuple[Element, ...] = ()
-    add: tuple[Element, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.remove or self.add)
-
-
-def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Cuts a port range into the fewest aligned (block size, first port) pieces of 1, 16, 256 and 4096 ports."""
-    while first <= last:
-        size = next(n for n, _ in reversed(TIERS) if first % n == 0 and first + n - 1 <= last)
-        yield size, first
-        first += size
+def _flows(address: Address, rules: Iterable[Rule], free: str, gate: str, whom: str) -> Iterator[Element]:
+    """What lets flows pass between `address` and everybody (`free`), or some (`gate` and `whom`)."""
+    v = address.version
+    for rule in rules:
+        if rule.proto == OTHER:
+            # It is accepted from everybody or from nobody, and no list of what may be begun has it.
+            if free == "allow" and not rule.peers:
+                yield Element(f"other{v}", (address,))
+            continue
+        prefixes = _prefixes(rule, v) if rule.peers else []
+        for suffix, proto, port in _ports(rule):
+            if not rule.peers:
+                yield Element(f"{free}{v}{suffix}", (address, proto, port))
+            if prefixes:
+                yield Element(f"{gate}{v}{suffix}", (address, proto, port))
+            for prefix in prefixes:
+                for length, peer in pieces(prefix):
+                    yield Element(f"{whom}{v}{suffix}", (address, proto, port, length, peer))
 
 
 def rule_elements(address: Address, rules: Iterable[Rule]) -> Iterator[Element]:
-    """What makes `address` accept `rules`."""
-    family = "allow4" if isinstance(address, IPv4Address) else "allow6"
-    suffix = dict(TIERS)
+    """What makes `address` accept `rules`; their peers are addresses."""
+    yield from _flows(address, rules, "allow", "gate", "from")
+
+
+def _egress(bridge: str, address: Address, rules: tuple[Rule, ...] | None, *, known: bool) -> Iterator[Element]:
+    if rules is None:
+        if known:
+            yield Element(f"free{address.version}", (bridge, address))
+        return
+    yield Element("confined", (bridge,))
+    yield from _flows(address, rules, "out", "outgate", "to")
     for rule in rules:
-        # `*` is 1-65535; port 0 cannot be reached, and with it the range is sixteen blocks instead of 58.
-        first = 0 if (rule.first, rule.last) == (1, 65535) else rule.first
-        for size, port in blocks(first, rule.last):
-            yield Element(family + suffix[size], (address, PROTO_NUMBER[rule.proto], port))
+        if any(peer.kind == "host" for peer in rule.peers):
+            for suffix, proto, port in _ports(rule):
+                yield Element(f"tohost{address.version}{suffix}", (address, proto, port))
+
+
+def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[Element]:
+    """All that holds for one address of a container."""
+    v = address.version
+    yield from rule_elements(address, policy.accepts)
+    if any(_prefixes(rule, v) for rule in policy.accepts):
+        yield Element("gating", (AF[v],))
+    yield from _egress(bridge, address, policy.egress, known=policy.known)
+    yield Element(f"dropped{v}", (address,))
+    yield Element(f"refused{v}", (address,))
+    for rate in policy.rates:
+        yield Element("rating", (AF[v],))
+        for suffix, proto, port in _ports(rate):
+            yield Element(f"rated{v}{suffix}", (address, proto, port))
+            yield Element(f"rated{v}{suffix}__{rate_name(rate)}", (address, proto, port))
+    for rule in policy.published:
+        yield Element(f"dnat{v}", (address, NUMBER[rule.proto], rule.first))
 
 
 def dockerd_elements(rules: Iterable[Rule]) -> Iterator[Element]:
     """Ports of dockerd's own, which are not its containers'."""
     for rule in rules:
         for port in range(rule.first, rule.last + 1):
-            yield Element("dockerd", (PROTO_NUMBER[rule.proto], port))
+            yield Element("dockerd", (PROTO_NUMBER[rule.proto], port))  # type: ignore[index]
 
 
 def network_elements(network: Network) -> frozenset[Element]:
@@ -139,31 +98,36 @@ def network_elements(network: Network) -> frozenset[Element]:
 
 def guarded_elements(network: Guarded) -> frozenset[Element]:
     """What a network of Docker's needs besides its endpoints: the mark overrules Docker's drop where it is routed."""
+    if network.internal:
+        return frozenset({Element("internal", (network.bridge,))})
     modes = ((2, network.mode4), (10, network.mode6))
     return frozenset(
-        Element("routed", (family, network.bridge))
-        for family, mode in modes
-        if mode in ("routed", "nat-unprotected") and not network.internal
+        Element("routed", (family, network.bridge)) for family, mode in modes if mode in ("routed", "nat-unprotected")
     )
 
 
-def guest_elements(
-    network: Guarded,
-    endpoint: Endpoint,
-    everywhere: tuple[Rule, ...],
-    published: bool,
-    closed: Collection[Published] | None = None,
-) -> frozenset[Element]:
-    """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve.
+def confining_elements(bridge: str, *, confined: bool) -> frozenset[Element]:
+    """From the network's first moment on where its own options, or a setting, confine whoever is on it."""
+    return frozenset({Element("confined", (bridge,))} if confined else ())
 
-    `closed`: those of the container's published ports that are closed, where it is on other networks too.
+
+def guest_elements(
+    network: Guarded, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
+) -> frozenset[Element]:
+    """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve to all.
+
+    `closed`: those of the container's published ports that not everybody may reach, where it is on other networks too.
     """
-    elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
-    shut = frozenset(closed_ports(network, endpoint, everywhere, published) if closed is None else closed)
+    addresses = (endpoint.addr4, endpoint.addr6)
+    elements = {e for a in addresses if a for e in address_elements(network.bridge, a, policy)}
+    shut = frozenset(closed_ports(policy, endpoint) if closed is None else closed)
     for port in endpoint.published:
         if port.host_ip.is_loopback:
             continue
         elements.add(proxied_element(port, "proxied" if port in shut else "served"))
+        if port in shut:
+            elements.update(_via(port, policy.accepts))
+        elements.update(_rated_host(port, policy.rates))
         if network.flat:
             elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
     return frozenset(elements)
@@ -174,37 +138,35 @@ def proxied_element(port: Published, name: str = "proxied") -> Element:
     key: tuple[Value, ...] = (PROTO_NUMBER[port.proto], port.host_port)
     version = port.host_ip.version
     if port.host_ip.is_unspecified:
-        return Element(name, (2 if version == 4 else 10, *key))
+        return Element(name, (AF[version], *key))
     return Element(f"{name}{version}", (port.host_ip, *key))
 
 
-def _accepting(network: Network | Guarded, endpoint: Endpoint, everywhere: tuple[Rule, ...]) -> set[Element]:
-    rules = accepted(network, endpoint, everywhere)
-    return {
-        element
-        for address in (endpoint.addr4, endpoint.addr6)
-        if address is not None
-        for element in rule_elements(address, rules)
-    }
+def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
+    """Who may reach a port of docker-proxy's that not everybody may: the container never sees the client's address."""
+    version, key = port.host_ip.version, (PROTO_NUMBER[port.proto], port.host_port)
+    for rule in rules:
+        if covers(rule, port.proto, port.container_port):
+            for prefix in _prefixes(rule, version):
+                for piece in pieces(prefix):
+                    if port.host_ip.is_unspecified:
+                        yield Element(f"via{version}", (*key, *piece))
+                    else:
+                        yield Element(f"from{version}", (port.host_ip, *key, *piece))
 
 
-def _dnat(network: Network | Guarded, endpoint: Endpoint, published: bool) -> set[Element]:
-    """What the published ports themselves open, to who comes by them."""
-    if not published or not in_order(network, endpoint):
-        return set()
-    return {
-        Element(f"dnat{address.version}", (address, PROTO_NUMBER[port.proto], port.container_port))
-        for port in endpoint.published
-        for address in (endpoint.addr4, endpoint.addr6)
-        if address is not None and address.version == port.host_ip.version and not port.host_ip.is_loopback
-    }
+def _rated_host(port: Published, rates: Iterable[Rate]) -> Iterator[Element]:
+    for rate in rates:
+        if rate.proto == port.proto and rate.first <= port.container_port <= rate.last:
+            key = (AF[port.host_ip.version], PROTO_NUMBER[port.proto], port.host_port)
+            yield Element("rated_host", key)
+            yield Element(f"rated_host__{rate_name(rate)}", key)
 
 
-def endpoint_elements(
-    network: Network, endpoint: Endpoint, everywhere: tuple[Rule, ...], published: bool = False
-) -> frozenset[Element]:
+def endpoint_elements(network: Network, endpoint: Endpoint, policy: Policy) -> frozenset[Element]:
     """What an endpoint's addresses accept, and where its published ports lead."""
-    elements = _accepting(network, endpoint, everywhere) | _dnat(network, endpoint, published)
+    addresses = (endpoint.addr4, endpoint.addr6) if endpoint.joined else ()
+    elements = {e for a in addresses if a for e in address_elements(network.bridge, a, policy)}
     for port in endpoint.published if endpoint.joined else ():
         # Loopback is served by the relay: a packet to 127.0.0.1 or ::1 cannot be sent on to a container.
         v4 = isinstance(port.host_ip, IPv4Address)

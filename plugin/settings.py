@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plugin.labels import parse_allow
-from plugin.model import FwError, Rule
+from plugin import labels
+from plugin.grammar import parse_deny
+from plugin.model import PROTO_NUMBER, Defaults, FwError, Rule, Said
 
 #: Every setting: default, meaning. `config.json` and the README are checked against it.
 SETTINGS: dict[str, tuple[str, str]] = {
@@ -17,9 +18,20 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
     "FW_CGROUP": ("/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin"),
     "FW_DOCKERD_PORTS": (
-        "2375-2377, 7946, 7946/udp, 4789/udp, 9323", "ports of dockerd's own: its API, swarm, metrics",
+        "2375-2377, 7946, 7946/udp, 4789/udp, 9323",
+        "ports of dockerd's own: its API, swarm, metrics",
     ),
     "FW_ALLOW": ("", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow"),
+    "FW_DENY": ("", "ports taken out of every container's base, as in fw.deny"),
+    "FW_POLICY": ("", "every container's base where nothing else is said, as in fw.policy"),
+    "FW_EGRESS": ("", "what every container may begin where nothing else is said, as in fw.egress"),
+    "FW_RATE": ("", "new flows to every container's ports where nothing else is said, as in fw.rate"),
+    "FW_LOG": ("none", "drop: what is dropped goes to docker-fw's log, as in fw.log"),
+    "FW_MISTAKES": (
+        "refuse",
+        "on docker-fw's own networks, refuse: a wrong label stops the start; close: it starts, closed",
+    ),
+    "FW_IMAGE_LABELS": ("ignore", "ignore: labels that an image brought open nothing; trust: they count like any"),
     "FW_PUBLISHED": ("policy", "policy: a published port needs fw.allow like any other; allow: -p itself opens it"),
     "FW_MARK": ("0x08000000", "the packet mark (one bit) that lets accepted packets pass Docker's own firewall"),
     "FW_LOG_LEVEL": ("info", "debug, info, warning or error"),
@@ -34,8 +46,9 @@ class Settings:
     sysctl: str
     cgroup: str
     dockerd_ports: tuple[Rule, ...]
-    allow: tuple[Rule, ...]
-    published: bool
+    defaults: Defaults
+    refuse: bool
+    trust_images: bool
     mark: int
     log_level: str
 
@@ -48,19 +61,26 @@ def read(environ: Mapping[str, str]) -> Settings:
         for name in sorted(environ)
         if name.startswith("FW_") and name not in SETTINGS
     ]
-    rules: dict[str, tuple[Rule, ...]] = {"FW_ALLOW": (), "FW_DOCKERD_PORTS": ()}
-    for name in rules:
+    dockerd_ports, mistakes = parse_deny(values["FW_DOCKERD_PORTS"])
+    mistakes += [f"{rule} has no ports" for rule in dockerd_ports if rule.proto not in PROTO_NUMBER]
+    faults += [f'FW_DOCKERD_PORTS="{values["FW_DOCKERD_PORTS"]}": {mistake}' for mistake in mistakes]
+    said = Said()
+    for key in labels.KEYS:
+        name = "FW_" + key.removeprefix(labels.PREFIX).upper()
         if values[name]:
-            found, mistakes = parse_allow(values[name])
-            rules[name] = tuple(sorted(set(found)))
-            faults += [f'{name}="{values[name]}": {mistake}' for mistake in mistakes]
+            parsed = labels.parse({key: values[name]}, "setting ")
+            said = labels.over(said, parsed.said)
+            faults += [f'{name}="{values[name]}": {problem.text}' for problem in parsed.problems]
     mark = 0
     if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", values["FW_MARK"]):
         mark = int(values["FW_MARK"], 0 if values["FW_MARK"][:2].lower() == "0x" else 10)
     if mark.bit_count() != 1 or mark >= 1 << 32:
         faults.append(f'FW_MARK="{values["FW_MARK"]}": must be one bit of 32, like 0x08000000')
-    if values["FW_PUBLISHED"].lower() not in ("policy", "allow"):
-        faults.append(f'FW_PUBLISHED="{values["FW_PUBLISHED"]}": must be policy or allow')
+    for name, *words in (
+        ("FW_PUBLISHED", "policy", "allow"), ("FW_MISTAKES", "refuse", "close"), ("FW_IMAGE_LABELS", "ignore", "trust"),
+    ):  # fmt: skip
+        if values[name].lower() not in words:
+            faults.append(f'{name}="{values[name]}": must be {" or ".join(words)}')
     if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
         faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
     for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP"):
@@ -74,9 +94,10 @@ def read(environ: Mapping[str, str]) -> Settings:
         state=values["FW_STATE"],
         sysctl=values["FW_SYSCTL"],
         cgroup=values["FW_CGROUP"],
-        dockerd_ports=rules["FW_DOCKERD_PORTS"],
-        allow=rules["FW_ALLOW"],
-        published=values["FW_PUBLISHED"].lower() == "allow",
+        dockerd_ports=tuple(sorted(set(dockerd_ports))),
+        defaults=Defaults(said, values["FW_PUBLISHED"].lower() == "allow"),
+        refuse=values["FW_MISTAKES"].lower() == "refuse",
+        trust_images=values["FW_IMAGE_LABELS"].lower() == "trust",
         mark=mark,
         log_level=values["FW_LOG_LEVEL"].lower(),
     )

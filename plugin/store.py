@@ -1,6 +1,6 @@
 """What must survive a restart and Docker will not tell again: networks and endpoints, in one atomic JSON file.
 
-Format: {"version": 1, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
+Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
 Written to a temporary file and renamed. A change of networks is flushed to the disk (fsync), for they must survive
 a power cut; endpoints die with the host, so theirs need to survive only our own process. Before the first unflushed
 write after a flushed one, the flushed file is kept as `FILE~`, to fall back to.
@@ -9,17 +9,18 @@ write after a flushed one, the flushed file is kept as `FILE~`, to fall back to.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from plugin.model import Container, Endpoint, FwError, Network, Problem, Published, Rule
+from plugin import said
+from plugin.model import Container, Endpoint, FwError, Network, Prefix, Published, Said
 from plugin.record import (
     address,
     boolean,
@@ -33,24 +34,10 @@ from plugin.record import (
     protocol,
     text,
 )
+from plugin.state import State
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class State:
-    """networks and endpoints by their Docker IDs; `boot` is the kernel's boot id of when it was written."""
-
-    networks: Mapping[str, Network] = field(default_factory=dict)
-    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
-    boot: str = ""
-    #: Families (AF_) whose forwarding docker-fw switched on since `boot`.
-    switched: frozenset[int] = frozenset()
-    #: Bridges that were nobody's of ours and not Docker's, by name.
-    foreign: frozenset[str] = frozenset()
-    #: By container on Docker's own networks, the published ports behind which the container's port was closed.
-    proxied: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
 
 
 class Store:
@@ -60,6 +47,7 @@ class Store:
         self._path = Path(path)
         self._backup = Path(path + "~")
         self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
+        self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
         self._flushed = False
 
     def load(self) -> State:
@@ -96,8 +84,13 @@ class Store:
         head = {"version": VERSION, "boot": state.boot, "switched": sorted(state.switched)}
         head["foreign"] = sorted(state.foreign)
         head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
+        head["confined"] = sorted(state.confined)
+        head["overrides"] = _plain(state.overrides)
+        if self._bans[0] is not state.bans:  # a blocklist is long, and seldom another one
+            self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
         document = (
             json.dumps(head)[:-1]
+            + f', "bans": {self._bans[1]}'
             + ',\n"networks": {\n'
             + ",\n".join(self._lines[Network, key][1] for key in state.networks)
             + '\n},\n"endpoints": {\n'
@@ -143,11 +136,11 @@ def _line(item: Network | Endpoint) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Rule | Published | Problem | Container | Network | Endpoint):
-        return {name: _plain(getattr(value, name)) for name in value.__slots__}
+    if dataclasses.is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _decode(document: Any) -> State:
@@ -163,6 +156,9 @@ def _decode(document: Any) -> State:
         networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))),
         frozenset(interface_name({"foreign": name}, "foreign") for name in document.get("foreign", [])),
         {container: tuple(map(_published, ports)) for container, ports in document.get("proxied", {}).items()},
+        frozenset(interface_name({"confined": name}, "confined") for name in document.get("confined", [])),
+        tuple(map(said.overriding, document.get("overrides", []))),
+        {ip_network(prefix): said.moment(until) for prefix, until in document.get("bans", {}).items()},
     )  # fmt: skip
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")
@@ -186,7 +182,7 @@ def _network(raw: Any) -> Network:
         masquerade=boolean(raw, "masquerade"),
         host_ip=optional(raw, "host_ip", address),
         iface_prefix=text(raw, "iface_prefix"),
-        allow=tuple(map(_rule, items(raw, "allow"))),
+        said=said.said(raw),
     )
 
 
@@ -198,28 +194,22 @@ def _endpoint(raw: Any) -> Endpoint:
         addr6=optional(raw, "addr6", only(IPv6Address, address)),
         mac=text(raw, "mac"),
         joined=boolean(raw, "joined"),
-        allow=tuple(map(_rule, items(raw, "allow"))),
+        said=said.said(raw),
         container=None if raw["container"] is None else _container(raw["container"]),
         published=tuple(map(_published, items(raw, "published"))),
     )
 
 
 def _container(raw: Any) -> Container:
-    problems = tuple(map(_problem, items(raw, "problems")))
-    return Container(text(raw, "id"), text(raw, "name"), tuple(map(_rule, items(raw, "allow"))), problems)
-
-
-def _problem(raw: Any) -> Problem:
-    # Files of before there was a guard have no `closes`.
-    closes = boolean(raw, "closes") if "closes" in raw else True
-    return Problem(text(raw, "where"), text(raw, "value"), text(raw, "text"), closes)
-
-
-def _rule(raw: Any) -> Rule:
-    rule = Rule(protocol(raw, "proto"), port(raw, "first"), port(raw, "last"))
-    if rule.first > rule.last:
-        raise ValueError(f"{rule} is not a range of ports")
-    return rule
+    return Container(
+        id=text(raw, "id"),
+        name=text(raw, "name"),
+        said=said.said(raw),
+        brought=said.one(raw["brought"]) if "brought" in raw else Said(),
+        problems=tuple(map(said.problem, items(raw, "problems"))),
+        notices=tuple(text({"notice": each}, "notice") for each in raw.get("notices", [])),
+        **{name: text({name: raw.get(name, "")}, name) for name in ("network", "project", "service")},
+    )
 
 
 def _published(raw: Any) -> Published:

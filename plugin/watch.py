@@ -17,9 +17,10 @@ from plugin.bridges import Bridges
 from plugin.follow import INTERVAL, Follower
 from plugin.guard import Guard
 from plugin.hostlinks import Link, Told
+from plugin.inventory import Noted, Owner
 from plugin.model import Endpoint, Network
 from plugin.nft import NftError
-from plugin.reconcile import Noted, Owner, Reconciler
+from plugin.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 #: Seconds between two looks at the ruleset's generation (3 µs each).
@@ -32,6 +33,12 @@ class Ensures(Protocol):
 
 class Syncs(Protocol):
     def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None: ...
+
+
+class Drops(Protocol):
+    def drop_loop(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Later:
@@ -52,11 +59,23 @@ class Later:
 
 
 class Watcher:
-    """Runs the loops in threads of its own from `start` to `stop`."""
+    """Runs the loops in threads of its own from `start` to `stop`.
+
+    `ends` ends what fwctl said for a time, and returns the seconds until it is to be called again.
+    """
 
     def __init__(
-        self, reconciler: Reconciler, follower: Follower, guard: Guard, bridges: Bridges, docker_user: Ensures,
-        neighbours: Syncs, later: Later, proxies: Callable[[], Mapping[Owner, Noted]] = dict,
+        self,
+        reconciler: Reconciler,
+        follower: Follower,
+        guard: Guard,
+        bridges: Bridges,
+        docker_user: Ensures,
+        neighbours: Syncs,
+        later: Later,
+        proxies: Callable[[], Mapping[Owner, Noted]] = dict,
+        drops: Drops | None = None,
+        ends: Callable[[], float] = lambda: INTERVAL,
     ) -> None:
         self._state = reconciler
         self._follower = follower
@@ -66,30 +85,41 @@ class Watcher:
         self._neighbours = neighbours
         self._later = later
         self._proxies = proxies
+        self._drops = drops
+        self._ends = ends
         self._known: Mapping[Owner, Noted] = {}
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._check = threading.Event()
         self._touched = threading.Event()
+        self._spoken = threading.Event()
         self._noting = threading.Lock()
 
     def start(self) -> None:
         follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
-        keep = (self._keep, self._keep_dockers, self._answer_neighbours, self._later.loop)
-        for loop in (*follow, *keep):
+        keep = (self._keep, self._keep_dockers, self._answer_neighbours, self._later.loop, self._end_overrides)
+        drops = (self._drops.drop_loop,) if self._drops else ()
+        for loop in (*follow, *keep, *drops):
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:
         self._stop.set()
         self._follower.stop()
         self._later.stop()
+        if self._drops:
+            self._drops.stop()
         self._check.set()
         self._touched.set()
         self._changed.set()
+        self._spoken.set()
 
     def changed(self) -> None:
         """An endpoint came or went."""
         self._changed.set()
+
+    def spoken(self) -> None:
+        """Something was said that ends by itself."""
+        self._spoken.set()
 
     def wake(self) -> None:
         """Look at everything now: a hook saw something that needs it."""
@@ -142,6 +172,11 @@ class Watcher:
             self._changed.wait(INTERVAL)
             self._changed.clear()
             self._neighbours.sync(self._state.networks, self._state.endpoints.values())
+
+    def _end_overrides(self) -> None:
+        while not self._stop.is_set():
+            self._spoken.wait(self._ends())
+            self._spoken.clear()
 
     def _follow_links(self) -> None:
         with closing(hostlinks.Changes()) as changes:

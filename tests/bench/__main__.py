@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import guard, hooks, rules, starts
+from tests.bench import guard, hooks, rules, sources, starts
 from tests.bench.bed import FULL, QUICK, Bed
 from tests.bench.memory import Memory
 from tests.bench.packets import Packets
@@ -23,6 +23,7 @@ GROUPS = {
     "memory": "the plugin's processes idle, with many containers, guarded too, with many endpoints; the kernel's sets",
     "packets": "established, new flows, connects, bulk, on our network and on Docker's, guarded, against a rule-free "
     "path and a Docker without docker-fw",
+    "sources": "`from`: new flows and changes beside ten thousand containers with a list of their own",
     "rules": "one element in or out of the table, against libnftables",
 }
 #: A group, and what it does in turn: first on an empty engine, then with the crowd, then with all its endpoints.
@@ -51,6 +52,7 @@ def steps(bed: Bed) -> list[Step]:
         ("run", starts.measure),
         ("guard", guard.alone),
         ("rules", rules.measure),
+        ("sources", sources.measure),
         ("memory", crowd),
         ("memory", guarded),
         ("packets", packets.many),

@@ -43,14 +43,26 @@ class Scale:
     rounds: int
     #: elements in the large sets
     elements: int
+    #: containers that have each a `from` list of its own
+    lists: int
     #: families that packets are counted in
     families: tuple[int, ...]
 
 
 FULL = Scale(
-    hooks=300, runs=20, guard=101, containers=200, endpoints=1000, rounds=40, elements=50000, families=(6, 4)
+    hooks=300,
+    runs=20,
+    guard=101,
+    containers=200,
+    endpoints=1000,
+    rounds=40,
+    elements=50000,
+    lists=10000,
+    families=(6, 4),
 )
-QUICK = Scale(hooks=40, runs=3, guard=3, containers=20, endpoints=100, rounds=8, elements=10000, families=(6,))
+QUICK = Scale(
+    hooks=40, runs=3, guard=3, containers=20, endpoints=100, rounds=8, elements=10000, lists=10000, families=(6,)
+)
 
 
 class Bed:

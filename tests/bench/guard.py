@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from plugin import netlink as nl
-from plugin.nft import _DELSETELEM, _NEWSETELEM, _concatenated
-from plugin.ruleset import SETS
+from plugin.nft import _DELSETELEM, _NEWSETELEM
+from plugin.packing import concatenated
+from plugin.sets import SETS
 from tests.bench.bed import GUARDED, LABEL, Bed, connect, disconnect
 from tests.bench.table import Table, median, percentile, say
 from tests.bench.traffic import within
@@ -125,7 +126,7 @@ def _began(bed: Bed, container: str) -> int:
 def _key(bed: Bed, container: str, network: str) -> bytes:
     """The key of the element that stands for what the container's label opens, as the kernel tells it."""
     address = ip_address(bed.engine.address(container, network)[1])
-    return _concatenated(SETS["allow6"].key, (address, 6, 8080))
+    return concatenated(SETS["allow6"].key, (address, 6, 8080))
 
 
 def _events(bed: Bed, container: str, since: int) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 from plugin.nft import Nft, remove_table
-from plugin.ruleset import TABLE, Change, Element
+from plugin.sets import TABLE, Change, Element
 from plugin.table import element_text
 from tests.bench.bed import Bed
 from tests.bench.table import Table, median, say

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.demo import down, probes, ready, unchanged, up
-from tests.product import IMAGE, ROOT, Fw, image_tar
+from tests.product import IMAGE, ROOT, Fw, image_tar, until
 
 
 def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:
@@ -27,6 +27,33 @@ def test_a_stack_that_says_nothing_of_docker_fw_is_guarded(fw: Fw) -> None:
     finally:
         down(fw, "unchanged.yml")
     assert not wrong
+
+
+def test_the_example_of_the_label_language_does_what_it_says(fw: Fw) -> None:
+    """compose-examples/labels.yml: who reaches what, from outside and between its two networks, and what goes out."""
+    up(fw, "labels.yml")
+    try:
+        name = "labels-{}-1".format
+        front = {s: fw.engine.address(name(s), "labels_front") for s in ("web", "admin", "db")}
+        inner = {s: fw.engine.address(name(s), "labels_inner") for s in ("web", "api", "backup", "worker")}
+        for service, port in (("web", 80), ("web", 9100), ("admin", 8443), ("db", 5432)):
+            until(lambda s=service, p=port: fw.host.probe.tcp(front[s][1], p) == "open", f"{service} listens")
+        right = {(a, p) for s, p in (("web", 80), ("web", 9100), ("admin", 8443)) for a in front[s]}
+        tried = {
+            (a, p) for there in (front, inner) for who in there.values() for a in who for p in (22, 80, 5432, 8080)
+        }
+        found = fw.wan.probe([("tcp", a, p) for a, p in tried | right])
+        assert {(a, p) for (_, a, p), verdict in found.items() if verdict == "open"} == right
+        for service, verdict in (("api", "open"), ("backup", "open"), ("worker", "silent"), ("web", "open")):
+            seen = fw.engine.netns(name(service)).probe([("tcp", a, 5432) for a in front["db"]])
+            # web is a neighbour of the database's; everybody else comes from another network.
+            assert set(seen.values()) == {verdict}, service
+        with fw.wan.probe.serve(tcp=[443, 8000]):
+            for service, port, verdict in (("worker", 443, "open"), ("worker", 8000, "silent"), ("db", 443, "silent")):
+                far = [("tcp", a, port) for a in (fw.wan.FAR_V4, fw.wan.FAR_V6)]
+                assert set(fw.engine.netns(name(service)).probe(far).values()) == {verdict}, (service, port)
+    finally:
+        down(fw, "labels.yml")
 
 
 def test_the_readmes_first_commands_work(fw: Fw) -> None:

@@ -76,7 +76,8 @@ class FakeDocker:
             "State": "running",
             "NetworkSettings": {"Networks": {"net": {"EndpointID": endpoint_id, "NetworkID": network_id}}},
         }  # fmt: skip
-        known = self.networks.setdefault(network_id, {"Id": network_id, "Driver": "fw:latest", "Containers": {}})
+        network = {"Id": network_id, "Name": "net", "Driver": "fw:latest", "Containers": {}}
+        known = self.networks.setdefault(network_id, network)
         known["Containers"][f"ep-{endpoint_id}"] = {"Name": name, "EndpointID": endpoint_id}
 
     def event(self, kind: str, action: str) -> None:

@@ -137,6 +137,20 @@ def icmp_error(src: str | Address, about: Packet, kind: int, code: int = 0, word
     return icmp(src, written(about.src), kind, code, struct.pack("!I", word) + quoted)
 
 
+_PORTLESS = {"gre": 47, "esp": 50, "ah": 51, "other": 253}
+
+
+def portless(proto: str, src: str | Address, dst: str | Address) -> Packet:
+    """A packet of its own of a protocol without ports; "other" is one that nobody uses."""
+    head = {"gre": b"\0\0\x08\0", "esp": b"\0\0\0\1\0\0\0\1", "ah": b"\xfe\4\0\0\0\0\0\1\0\0\0\1", "other": b""}[proto]
+    return Packet(packed(src), packed(dst), _PORTLESS[proto], head + os.urandom(16))
+
+
+def authenticated(packet: Packet) -> Packet:
+    """An IPv6 packet behind an authentication header."""
+    return extended(packet, 51, b"\4\0\0\0\0\0\1\0\0\0\1" + os.urandom(12))
+
+
 def extended(packet: Packet, header: int, body: bytes) -> Packet:
     """An IPv6 packet with an extension header in front; `body` is that header after its next-header byte."""
     return Packet(packet.src, packet.dst, header, bytes([packet.proto]) + body + packet.data)
@@ -196,7 +210,43 @@ class Sniffer:
         self._sock.close()
 
 
-def arrived(sniffers: Collection[Sniffer], last: Packet, seconds: float = 5) -> list[set[Packet]]:
+class Listener:
+    """Hears every packet that a network namespace takes in for itself: what its input rules let through."""
+
+    def __init__(self, netns: str) -> None:
+        others = (6, 17, 47, 50, 51, 132, 253)
+        of = {socket.AF_INET: (ICMP, *others), socket.AF_INET6: (ICMP6, *others)}
+        self._socks: list[tuple[socket.socket, int]] = []
+        self._ready = select.epoll()
+        with inside(netns):
+            for family, protos in of.items():
+                self._socks += [(socket.socket(family, socket.SOCK_RAW, proto), proto) for proto in protos]
+        for sock, _ in self._socks:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            self._ready.register(sock, select.EPOLLIN)
+        self.fd = self._ready.fileno()
+
+    def read(self) -> Iterator[Packet]:
+        """What has come since the last time."""
+        for sock, proto in self._socks:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    data, told, _, source = sock.recvmsg(65536, 64)
+                    if sock.family == socket.AF_INET6:  # without its header
+                        yield Packet(packed(source[0].partition("%")[0]), told[0][2][:16], proto, data)
+                    elif packet := Packet.read(data):
+                        yield packet
+
+    def close(self) -> None:
+        self._ready.close()
+        for sock, _ in self._socks:
+            sock.close()
+
+
+def arrived(sniffers: Collection[Sniffer | Listener], last: Packet, seconds: float = 5) -> list[set[Packet]]:
     """What each sniffer has seen by the time that one of them sees `last`, which was sent last."""
     seen: list[set[Packet]] = [set() for _ in sniffers]
     end = time.monotonic() + seconds

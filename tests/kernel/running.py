@@ -153,6 +153,17 @@ class Running:
         assert status == 200
         return json.loads(reply)
 
+    def standing(self) -> tuple[Any, ...]:
+        """Links, table, state file and status, but for what counts by itself."""
+        counts = {"now", "dropped", "refused"}
+
+        def uncounted(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: uncounted(each) for key, each in value.items() if key not in counts}
+            return [uncounted(each) for each in value] if isinstance(value, list) else value
+
+        return self.links(), self.elements(), self.kept(), uncounted(self.status())
+
     # --- networks and containers, as dockerd makes them -----------------------------------------------------------
 
     def network(self, number: int, options: Body | None = None, **more: Any) -> Body:
@@ -216,9 +227,10 @@ class Running:
         return self.site.run("nft", "-nn", "list", "table", "inet", "fw", check=False).stdout
 
     def elements(self) -> str:
-        """The sets of the table that hold elements, but for those about the host and not about containers."""
-        blocks = self.table().split("\n\t}\n")
-        hosts = re.compile("set (no_transit|foreign|dockers|bridges|same_bridge|dockerd|proxies) ")
+        """The sets of the table that hold elements, without counts, but for those about the host and not about
+        containers, and whose drops were logged a moment ago."""
+        blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
+        hosts = re.compile("set (no_transit|foreign|dockers|bridges|same_bridge|dockerd|proxies|noticed[46]) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

@@ -18,17 +18,24 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
+from plugin import netlink as nl
+from plugin import policy
+from plugin.inventory import Inventory
 from plugin.links import Links, bridge_name, container_side, mac_of
-from plugin.model import Container, Endpoint, Guarded, Network, Rule
+from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Published, Rule, Said
 from plugin.nft import Nft
-from plugin.ruleset import Element, endpoint_elements, guarded_elements, guest_elements, network_elements
+from plugin.ruleset import guarded_elements, guest_elements
+from plugin.sets import Element
+from plugin.state import State
 from plugin.sysctl import Sysctl
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, Sender, Sniffer, arrived, ping, written
+from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, ping, written
 from tests.lab import NamedNetns, Wan
 from tests.lab.claims import Claim
 
 MARK = 0x08000000
+#: Settings that say nothing.
+PLAIN = Defaults()
 _names = itertools.count(1)
 
 
@@ -49,6 +56,21 @@ class Box(NamedNetns):
     def v6(self) -> IPv6Address:
         assert self.endpoint.addr6
         return self.endpoint.addr6
+
+
+def claimed(*bridges: str) -> set[Element]:
+    """What the table holds of bridges that Docker claims, whoever is on them."""
+    return {
+        element
+        for bridge in bridges
+        for element in (Element("dockers", (bridge,)), Element("bridges", (bridge,)),
+                        Element("same_bridge", (bridge, bridge)))
+    }  # fmt: skip
+
+
+def standing(inventory: Inventory) -> set[Element]:
+    """What all that is known becomes in the table."""
+    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
 
 class Site:
@@ -74,6 +96,7 @@ class Site:
             self.links = Links(self.sysctl)
         self._senders: dict[str, Sender] = {}
         self._sniffers: dict[str, Sniffer] = {}
+        self._listener: Listener | None = None
         self._neighbours(self.host, "eth0", self.wan, "lan", Wan.V4, Wan.V6)
         self._neighbours(self.wan, "lan", self.host, "eth0", str(self.HOST4), str(self.HOST6))
 
@@ -84,8 +107,9 @@ class Site:
         self.close()
 
     def close(self) -> None:
-        for thing in (*self._senders.values(), *self._sniffers.values()):
-            thing.close()
+        for thing in (*self._senders.values(), *self._sniffers.values(), self._listener):
+            if thing:
+                thing.close()
         self._stack.close()
 
     @contextmanager
@@ -124,7 +148,7 @@ class Site:
         assert isinstance(four, IPv4Address | None)
         assert isinstance(six, IPv6Address | None)
         endpoint = Endpoint(
-            f"{next(_names):012x}".ljust(64, "0"), network.id, four, six, mac_of(four, six), joined=True
+            f"{next(_names):012x}".ljust(64, "e"), network.id, four, six, mac_of(four, six), joined=True
         )
         box = Box(self._name("c"), network, endpoint)
         box.make()
@@ -133,8 +157,8 @@ class Site:
         self._settle(box, container_side(endpoint.id), network.bridge, network.gateway4, network.gateway6)
         return box
 
-    def docker_box(self, bridge: str, number: int) -> Box:
-        """A container on a bridge that is not ours, which is made if it is not there."""
+    def docker_box(self, bridge: str, number: int, host: int = 2) -> Box:
+        """A container, 10.NUMBER.0.HOST, on a bridge that is not ours, which is made if it is not there."""
         gateway4, gateway6 = IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         if self.run("ip", "link", "show", bridge, check=False).returncode:
             self.host.ip(
@@ -142,23 +166,31 @@ class Site:
                 f"addr add {gateway6} dev {bridge} nodad", f"link set {bridge} up",
             )  # fmt: skip
         endpoint = Endpoint(
-            f"{next(_names):012x}".ljust(64, "0"), "", gateway4.network[2], gateway6.network[2], joined=True
+            f"{next(_names):012x}".ljust(64, "e"), "", gateway4.network[host], gateway6.network[host], joined=True
         )
         box = Box(self._name("d"), None, endpoint)
         box.make()
-        inner = container_side(endpoint.id)
-        self.host.ip(f"link add d{number} type veth peer name {inner}", f"link set d{number} master {bridge} up")
+        inner, port = container_side(endpoint.id), f"d{number}" + ("" if host == 2 else f".{host}")
+        self.host.ip(f"link add {port} type veth peer name {inner}", f"link set {port} master {bridge} up")
         self._settle(box, inner, bridge, gateway4, gateway6)
         return box
 
-    def guarded(self, box: Box, bridge: str, *allow: Rule, known: bool = True, **fields: Any) -> set[Element]:
-        """What the table holds of a container on one of Docker's bridges (of this name, so not ours)."""
+    @staticmethod
+    def guarded(
+        box: Box, bridge: str, *allow: Rule, known: bool = True, published: tuple[Published, ...] = (),
+        defaults: Defaults = PLAIN, said: Said | None = None, **fields: Any,
+    ) -> set[Element]:  # fmt: skip
+        """What the table holds of a container on one of Docker's bridges (of this name, so not ours).
+
+        It says `allow`, or all of `said`; `published` are its ports, besides the box's own.
+        """
         network = Guarded("d" * 64, "app_default", bridge, **fields)
-        container = Container("c" * 64, "web", allow) if known else None
-        endpoint = dataclasses.replace(box.endpoint, container=container)
-        elements = {*guarded_elements(network), *guest_elements(network, endpoint, (), False)}
-        return elements | {Element("dockers", (bridge,)), Element("bridges", (bridge,)),
-                           Element("same_bridge", (bridge, bridge))}  # fmt: skip
+        container = Container("c" * 64, "web", said or Said(allow=allow)) if known else None
+        endpoint = dataclasses.replace(
+            box.endpoint, container=container, published=(*box.endpoint.published, *published)
+        )
+        decided = policy.of(network, endpoint, defaults)
+        return {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
 
     def index(self, link: str) -> int:
         """A link of the host's, as the kernel numbers it."""
@@ -220,23 +252,27 @@ class Site:
     # --- policy ---------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def known(box: Box, *allow: Rule, **fields: Any) -> Endpoint:
-        """The box's endpoint with its labels known."""
-        container = Container("c" * 64, "web", allow)
+    def known(box: Box, *allow: Rule, said: Said | None = None, **fields: Any) -> Endpoint:
+        """The box's endpoint with its labels known: `allow`, or all of `said`."""
+        container = Container("c" * 64, "web", said or Said(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
-    def elements(self, *endpoints: Endpoint, everywhere: tuple[Rule, ...] = ()) -> set[Element]:
-        """Every network's elements and those of the endpoints."""
-        found = {element for network in self.networks.values() for element in network_elements(network)}
-        for endpoint in endpoints:
-            found |= endpoint_elements(self.networks[endpoint.network_id], endpoint, everywhere)
-        return found
+    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> Inventory:
+        """Every network of ours, and these endpoints."""
+        inventory = Inventory(defaults, State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
+        inventory.introduce(inventory.owners())
+        return inventory
 
-    def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), everywhere: tuple[Rule, ...] = ()) -> None:
+    def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Puts the table there, with these endpoints and nothing else known."""
-        self.nft.replace({*self.elements(*endpoints, everywhere=everywhere), *more})
+        self.nft.replace({*standing(self.inventory(*endpoints, defaults=defaults)), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
+
+    def forget_flows(self) -> None:
+        """No packet belongs to a flow of before any more."""
+        with self.inside(), nl.open_socket() as sock:
+            nl.request(sock, (1 << 8) | 2, nl.NLM_F_ACK, nl.nfgen(0))  # IPCTNL_MSG_CT_DELETE, of everything
 
     def send(self, packets: Iterable[Packet], source: NamedNetns | None = None) -> None:
         """Sends packets from the outsider, or from `source`."""
@@ -250,12 +286,20 @@ class Site:
             self._sniffers[netns.path] = Sniffer(netns.path, "lan" if netns is self.wan else "eth0")
         return self._sniffers[netns.path]
 
+    @property
+    def listener(self) -> Listener:
+        """What reaches the host itself."""
+        self._listener = self._listener or Listener(self.host.path)
+        return self._listener
+
     def deliver(
-        self, packets: Iterable[Packet], to: NamedNetns, source: NamedNetns | None = None, last: Packet | None = None
-    ) -> set[Packet]:
+        self, packets: Iterable[Packet], to: NamedNetns, source: NamedNetns | None = None, last: Packet | None = None,
+        witness: NamedNetns | None = None,
+    ) -> set[Packet]:  # fmt: skip
         """Sends packets from the outsider (or `source`) and returns which of them arrived at `to`.
 
-        No time-out decides: behind them goes a last packet on the same way, an echo request by default.
+        No time-out decides: behind them goes a last packet on the same way, an echo request by default; or from
+        `witness`, if what is on that way may not pass.
         """
         packets = list(packets)
         if last is None:
@@ -263,6 +307,7 @@ class Site:
         sniffer = self.sniffer(to)
         for _ in sniffer.read():
             pass  # what came before
-        self.send([*packets, last], source)
+        self.send(packets, source)
+        self.send([last], witness or source)
         (seen,) = arrived([sniffer], last)
         return seen & set(packets)

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from plugin import conntrack
-from plugin.model import Address, Answers, Published, Rule
+from plugin.model import Address, Answers, Policy, Published, Rule
 from plugin.policy import BASE
 from tests.kernel.packets import Packet, new_flow, ping, udp
 from tests.kernel.site import Box, Site
@@ -34,8 +34,7 @@ def boxes(site: Site) -> Iterator[tuple[Box, Box]]:
 def _fresh(site: Site, boxes: tuple[Box, Box]) -> None:
     """No flows, and a table that lets through what the tests send."""
     site.load(*(site.known(box, Rule("udp", 53, 53), Rule("sctp", 9, 9)) for box in boxes))
-    site.run("conntrack", "-F", check=False)
-    site.run("conntrack", "-F", "-f", "ipv6", check=False)
+    site.forget_flows()
 
 
 Flow = tuple[str, str, str, str, str]
@@ -157,7 +156,7 @@ def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[B
     assert len(closed) == 4
     assert len([flow for flow in before if flow[3] == "5353"]) == 2
     with site.inside():
-        conntrack.cut_closed({address: Answers(subnet, BASE) for address, subnet in subnets})
+        conntrack.cut_closed({address: Answers(subnet, Policy(accepts=BASE)) for address, subnet in subnets})
     assert flows(site) == before - closed
 
 

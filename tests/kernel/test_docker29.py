@@ -20,8 +20,8 @@ import pytest
 
 from plugin.dockerapi import DockerApi
 from plugin.effect import Engine, without_effect
-from plugin.model import Container, Guarded, Published, Rule
-from plugin.ruleset import Element, guest_elements
+from plugin.model import Container, Defaults, Guarded, Published, Rule, Said
+from plugin.sets import Element
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import Packet, arrived, icmp, new_flow, ping
 from tests.kernel.site import MARK, Box, Site
@@ -94,12 +94,13 @@ class Bed:
 
     def elements(self, *allow: Rule, known: bool = True) -> set[Element]:
         """What our table holds of 29's networks, each container with these labels."""
-        found: set[Element] = set()
-        for name, box in self.boxes.items():
-            net = self.guarded(name)
-            fields = {"mode4": net.mode4, "mode6": net.mode6, "internal": net.internal}
-            found |= self.site.guarded(box, net.bridge, *allow, known=known, **fields)
-        return found
+        return {element for name in self.boxes for element in self.guests(name, *allow, known=known)}
+
+    def guests(self, name: str, *allow: Rule, **more: Any) -> set[Element]:
+        """What it holds of one of the networks; `more` as of `Site.guarded`."""
+        net = self.guarded(name)
+        fields = {"mode4": net.mode4, "mode6": net.mode6, "internal": net.internal}
+        return self.site.guarded(self.boxes[name], net.bridge, *allow, **more, **fields)
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
@@ -208,9 +209,8 @@ def test_nat_with_the_setting_a_published_port_is_open_by_itself(bed: Bed) -> No
     """FW_PUBLISHED=allow opens `-p 15432:5432` to who comes by it, and not the container's port itself."""
     for name, port in (("nat", 15432), ("nat-unprotected", 25432)):
         box = bed.boxes[name]
-        endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c"))
         bed.load()
-        bed.site.load(more=bed.elements() | guest_elements(bed.guarded(name), endpoint, (), True))
+        bed.site.load(more=bed.elements() | bed.guests(name, defaults=Defaults(published=True)))
         with box.probe.serve(tcp=[5432]):
             by_port, directly = targets(HOSTS, port), targets(of(box), 5432)
             found = bed.site.wan.probe([*by_port, *directly], timeout=SILENCE)
@@ -420,7 +420,7 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
     Or else it names what lets them in: publishing the port.
     """
     box = bed.boxes[name]
-    endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", (rule,)))
+    endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", Said(allow=(rule,))))
     notes = without_effect(bed.guarded(name), endpoint, Engine("29.7.2", "nftables"), MARK)
     by_port = [p.host_port for p in box.endpoint.published if p.container_port == rule.first]
     bed.load(rule, option=False)
@@ -433,7 +433,7 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
 def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
     """The sentence of status names the option by which Docker writes the very rule that opens the label's port."""
     network = bed.guarded("routed")
-    endpoint = dataclasses.replace(bed.boxes["routed"].endpoint, container=Container("c", "c", (WEB,)))
+    endpoint = dataclasses.replace(bed.boxes["routed"].endpoint, container=Container("c", "c", Said(allow=(WEB,))))
     (sentence,) = without_effect(network, endpoint, Engine("29.7.2", "nftables"), MARK)
     told = re.search(r"--bridge-accept-fwmark=(\w+)/(\w+)", sentence)
     assert told, sentence

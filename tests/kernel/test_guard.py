@@ -11,18 +11,16 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from plugin import conntrack, hostlinks
 from plugin.hostlinks import Link, Told
-from plugin.model import Answers, Container, Guarded, Problem, Published, Rule
-from plugin.policy import verdict
-from plugin.ruleset import Element, guarded_elements, guest_elements
-from tests.kernel.packets import Packet, arrived, icmp, icmp_error, new_flow, ping, tcp, udp, until
+from plugin.model import Answers, Container, Defaults, Guarded, Policy, Published, Rule
+from plugin.policy import of
+from plugin.ruleset import guest_elements
+from plugin.sets import Change, Element
+from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
 from tests.kernel.site import Box, Site
 from tests.kernel.test_verdicts import Marks
-from tests.pure.strategies import some_rules
 
 PROTOS = ("tcp", "udp", "sctp")
 _ports = itertools.cycle(range(20000, 60000))
@@ -88,51 +86,6 @@ def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: B
     assert arriving(site, boxes.other) == set()
     site.load(more=site.guarded(boxes.chosen, CHOSEN))
     assert arriving(site, boxes.chosen) == BASE
-
-
-_containers = st.one_of(
-    st.none(),
-    st.builds(Container, st.just("c"), st.just("web"), some_rules),
-    st.builds(Container, st.just("c"), st.just("web"), some_rules, st.just((Problem("a", "b", "c"),))),
-    st.builds(Container, st.just("c"), st.just("web"), st.just(()), st.just((Problem("a", "b", "c", closes=False),))),
-)
-_networks = st.builds(
-    Guarded, st.just("d" * 64), st.just("app"), st.just(NAMED), st.just(()), st.booleans(), st.just(True),
-    st.sampled_from(["nat", "routed", "nat-unprotected"]), st.sampled_from(["nat", "routed"]), some_rules,
-)  # fmt: skip
-
-
-@given(_networks, _containers, _containers, some_rules, st.lists(st.integers(1, 65535), max_size=4))
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_the_kernels_verdict_is_the_references(
-    site: Site, boxes: Boxes, network: Guarded, one: Container | None, two: Container | None,
-    everywhere: tuple[Rule, ...], drawn: list[int],
-) -> None:  # fmt: skip
-    """For any policy: a new flow from outside reaches a container of Docker's exactly if `policy.verdict` says so."""
-    second = dataclasses.replace(network, bridge="br-ba9876543210")
-    ends = [
-        (boxes.web, network, dataclasses.replace(boxes.web.endpoint, container=one)),
-        (boxes.other, second, dataclasses.replace(boxes.other.endpoint, container=two)),
-    ]
-    more: set[Element] = set()
-    for _, net, end in ends:
-        more |= guarded_elements(net) | guest_elements(net, end, everywhere, False)
-    site.load(more=more)
-    rules = [*everywhere, *network.allow, *(one.allow if one else ()), *(two.allow if two else ())]
-    ports = {p for rule in rules for p in (rule.first - 1, rule.first, rule.last, rule.last + 1)} | {22, 23, 80, *drawn}
-    wanted: dict[Packet, bool] = {}
-    for box, net, end in ends:
-        for src, dst in outside(box):
-            for proto, port in itertools.product(PROTOS, sorted(p for p in ports if 1 <= p <= 65535)):
-                packet = new_flow(proto, src, dst, port, next(_ports))
-                wanted[packet] = verdict(net, end, dst, proto, port, everywhere)  # type: ignore[arg-type]
-    last = ping(Site.OUT6, boxes.chosen.v6)
-    sniffers = [site.sniffer(box) for box in (boxes.web, boxes.other, boxes.chosen)]
-    for sniffer in sniffers:
-        list(sniffer.read())
-    site.send([*wanted, last])
-    seen = set().union(*arrived(sniffers, last))
-    assert not {packet for packet, expected in wanted.items() if (packet in seen) is not expected}
 
 
 # --- whom it is for -----------------------------------------------------------------------------------------------
@@ -220,6 +173,28 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
         assert site.deliver(answers, boxes.web) == set()
 
 
+def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site, boxes: Boxes) -> None:
+    """Nobody enters it or leaves it, not even by ping, though Docker's own rules are gone; the host is reached, and
+    reaches it."""
+    inner = site.guarded(boxes.web, NAMED, Rule("tcp", 8080, 8080), internal=True)
+    ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
+    for elements, passes in ((site.guarded(boxes.web, NAMED), True), (inner, False)):
+        site.load(site.known(ours), more={*elements, *site.guarded(boxes.other, "br-ba9876543210")})
+        comes = [packet for pair in outside(boxes.web) for packet in (ping(*pair), tcp(*pair, 80, next(_ports)))]
+        assert site.deliver(comes, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
+            set(comes) if passes else set()
+        )
+        for target, four, six in ((site.wan, Site.OUT4, Site.OUT6), (ours, ours.v4, ours.v6),
+                                  (boxes.other, boxes.other.v4, boxes.other.v6)):  # fmt: skip
+            goes = [flow for a, b in ((boxes.web.v4, four), (boxes.web.v6, six)) for flow in
+                    (ping(a, b), tcp(a, b, 80, next(_ports)))]  # fmt: skip
+            last = ping(Site.HOST6, six)
+            assert site.deliver(goes, target, boxes.web, last, witness=site.host) == (set(goes) if passes else set())
+    assert boxes.web.probe.ping("2001:db8:100::1") == "open"
+    with boxes.web.probe.serve(tcp=[5432]):
+        assert site.host.probe.tcp(str(boxes.web.v6), 5432) == "open"
+
+
 # --- the mark, Docker's own drop ----------------------------------------------------------------------------------
 
 
@@ -246,10 +221,7 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 
 
 def published(box: Box, *ports: Published, allow: tuple[Rule, ...] = (), setting: bool = False) -> set[Element]:
-    network = Guarded("d" * 64, "app", NAMED)
-    endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", allow), published=ports)
-    return {*guest_elements(network, endpoint, (), setting), Element("dockers", (NAMED,)),
-            Element("same_bridge", (NAMED, NAMED))}  # fmt: skip
+    return Site.guarded(box, NAMED, *allow, published=ports, defaults=Defaults(published=setting))
 
 
 def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Boxes) -> None:
@@ -352,10 +324,10 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
         assert site.deliver([asked], boxes.web) == {asked}, "established, until it is cut"
 
         def hold(ways: list[conntrack.Way]) -> None:
-            site.nft.hold([Element(f"held{way.source.version}", tuple(way)) for way in ways], 60)
+            site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)): 60 for way in ways})
 
         with site.inside():
-            conntrack.cut_closed({mine: Answers(subnet, ())}, hold)
+            conntrack.cut_closed({mine: Answers(subnet, Policy())}, hold)
         other = udp(mine, out, 7778, 5353)
         assert site.deliver([answer, other], site.wan, boxes.web) == {other}
         assert site.deliver([asked], boxes.web) == set()
@@ -399,7 +371,7 @@ def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Si
     network = Guarded("d" * 64, "docker_gwbridge", NAMED, flat=False)
     endpoint = dataclasses.replace(boxes.other.endpoint, container=Container("c", "c"), published=(port,))
     with site.host.probe.serve(tcp=[15432]):
-        site.load(more=guest_elements(network, endpoint, (), False))
+        site.load(more=guest_elements(network, endpoint, of(network, endpoint)))
         assert boxes.web.probe.tcp(str(Site.HOST6), 15432, timeout=0.3) == "silent"
         assert site.host.probe.tcp(str(Site.HOST6), 15432) == "open"
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from plugin import netlink
 from plugin.model import PROTO_NAME, Rule
 from plugin.nft import Nft, NftError
-from plugin.ruleset import CGROUP, SETS, Change, Element, SetSpec, rule_elements
+from plugin.ruleset import rule_elements
+from plugin.sets import CGROUP, RATED, SETS, Change, Element, SetSpec, spec_of
 from plugin.table import document, element_text, skeleton
 from tests.kernel.netns import inside
 from tests.kernel.packets import until
@@ -53,9 +54,9 @@ def nft(host: NamedNetns) -> Iterator[Nft]:
 
 
 def listed(host: NamedNetns) -> str:
-    """The table as this host's own nft shows it, without the counters' numbers."""
+    """The table as this host's own nft shows it, without the counters' numbers and the time that is left."""
     shown = host.run(["nft", "-nn", "list", "table", "inet", "fw"]).stdout
-    return re.sub(r"packets \d+ bytes \d+", "", shown)
+    return re.sub(r"packets \d+ bytes \d+| expires \w+", "", shown)
 
 
 def standing(host: NamedNetns) -> set[str]:
@@ -97,7 +98,9 @@ def distinct(elements: Iterable[Element]) -> list[Element]:
     return list({(e.set, e.key): e for e in elements}.values())
 
 
-any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in SETS.items())), max_size=40).map(distinct)
+#: Without the sets that packets fill by themselves.
+WRITTEN = {name: spec for name, spec in SETS.items() if not spec.meter}
+any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in WRITTEN.items())), max_size=40).map(distinct)
 bounded = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -107,7 +110,7 @@ def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft
     """An element put there over netlink is, in each of our sets and maps, the one that the text means."""
     one = {
         name: Element(name, *(tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data)))
-        for name, spec in SETS.items()
+        for name, spec in WRITTEN.items()
     }
     nft.replace(one.values())
     by_text = listed(host)
@@ -457,7 +460,115 @@ def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
     assert "Operation not permitted" in done.stdout
 
 
+# --- kernels that know less ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cgroups", [True, False])
+@pytest.mark.parametrize("logs", [True, False])
+def test_the_table_loads_without_what_a_kernel_may_not_know(host: NamedNetns, cgroups: bool, logs: bool) -> None:
+    """Without a socket's control group (before 5.13), and without nfnetlink_log, the table is whole but for these."""
+    host.run(["nft", "flush", "ruleset"])
+    text = document(MARK, [HERE, MAPPED, *_one_of_each().values()], cgroups=cgroups, logs=logs)
+    host.run(["nft", "-f", "-"], input=text)
+    shown = listed(host)
+    assert ("socket cgroupv2" in shown) is cgroups
+    assert ("log " in shown) is logs
+    assert "10.0.0.2 . 6 . 80" in shown
+
+
+@pytest.mark.parametrize("unknown", [("log group",), ("socket cgroupv2",), ("log group", "socket cgroupv2")], ids=str)
+def test_a_kernel_that_knows_less_gets_the_rest(
+    host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
+) -> None:
+    """What the kernel refuses for its words is tried without them, once and for all; the rules are whole besides, and
+    elements of a set that is not there are left out."""
+    run = nft._run
+
+    def refusing(text: str) -> None:
+        if any(words in text for words in unknown):
+            raise NftError("Could not process rule: Operation not supported")
+        run(text)
+
+    monkeypatch.setattr(nft, "_run", refusing)
+    nft.replace([HERE, Element("proxies", (1 << 50,))])
+    assert (nft.logs, nft.tells_cgroups) == ("log group" not in unknown, "socket cgroupv2" not in unknown)
+    assert nft.intact()
+    nft.change(Change(remove=(HERE, Element("proxies", (1 << 50,))), add=(THERE, Element("proxies", (1 << 51,)))))
+    monkeypatch.setattr(nft, "_run", run)
+    nft.replace([HERE])  # it has learnt
+    assert not any(words in listed(host) for words in unknown)
+    monkeypatch.setattr(nft, "_run", lambda text: refusing("log group" + "socket cgroupv2"))
+    with pytest.raises(NftError, match="not supported"):
+        nft.replace([HERE])
+    assert "10.0.0.2 . 6 . 80" in listed(host), "and what stood stands"
+
+
 # --- this host's own nft ------------------------------------------------------------------------------------------
+
+
+def _one_of_each() -> dict[str, Element]:
+    """An element of each set that nft has words for, of the sets of a rate too; but for those that packets fill."""
+    found = {}
+    for name, spec in WRITTEN.items():
+        if not spec.raw:
+            key, data = (tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data))
+            found[name] = Element(name, key, data)
+            if name in RATED:
+                found |= {rate: Element(rate, key) for n in ("5_minute_10", "7_day_2") if (rate := f"{name}__{n}")}
+    return found
+
+
+class Command:
+    """An nft of some version, on this machine or in one of the lab's roots."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._prefix = ["chroot", str(root)] if root else []
+        shown = subprocess.run([*self._prefix, "nft", "--version"], capture_output=True, text=True, check=True).stdout
+        self.version = shown.split()[1]
+
+    def __call__(self, host: NamedNetns, *argv: str, input: str | None = None) -> str:
+        return host.run([*self._prefix, "nft", *argv], input=input).stdout
+
+
+def _versions() -> dict[str, Command]:
+    """This machine's own nft, and those of the engines' roots that there are."""
+    roots = sorted(path.parents[2] for path in Path("/var/cache/docker-fw-lab/roots").glob("*/usr/sbin/nft"))
+    return {command.version: command for command in (*map(Command, roots), Command())}
+
+
+NFT = _versions()
+
+
+#: The library's in the image; what it wrote a host's own nft must be able to save and load.
+OURS = "v1.1.3"
+
+
+@pytest.mark.parametrize("reader", NFT.values(), ids=NFT)
+@pytest.mark.parametrize("writer", NFT.values(), ids=NFT)
+def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Command, reader: Command) -> None:
+    """Each version takes the table with every kind of element, and each other lists it whole, in words and in JSON.
+
+    `nft list ruleset` of what it wrote itself, or docker-fw's own version, it loads again: the same table.
+    """
+    each = list(_one_of_each().values())
+    timed = {element: 4000 for element in each if spec_of(element.set).timed}
+    text = document(MARK, [element for element in each if element not in timed], timed=timed)
+    writer(host, "flush", "ruleset")
+    writer(host, "-c", "-f", "-", input=text)
+    writer(host, "-f", "-", input=text)
+
+    def listing() -> str:
+        return re.sub(r"packets \d+ bytes \d+| expires \w+", "", reader(host, "list", "ruleset"))
+
+    shown = listing()
+    for element in each:
+        assert re.search(rf"(set|map) {element.set} {{[^}}]*elements = {{", shown), element
+    assert json.loads(reader(host, "-j", "list", "ruleset"))["nftables"]
+    # Of others it may not: versions differ in what they call the type of `fib saddr oifname`.
+    if writer.version in (reader.version, OURS):
+        reader(host, "-f", "-", input="flush ruleset\n" + reader(host, "list", "ruleset"))
+        assert listing() == shown
+    reader(host, "flush", "ruleset")
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.nft")), ids=lambda p: p.stem)

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin.links import bridge_name, container_side, host_side
+from plugin.store import VERSION
 from tests.kernel.fakedocker import Mode
 from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, until
@@ -721,6 +722,44 @@ def test_many_at_once(fw: Running) -> None:
     fw.nothing_left()
 
 
+def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
+    """Status is asked for all the time while Docker tells of one change after another: everybody is answered."""
+    identity, stop = "d" * 64, threading.Event()
+    fw.docker.networks[identity] = {
+        "Id": identity, "Name": "app", "Driver": "bridge", "Containers": {},
+        "IPAM": {"Config": [{"Subnet": "172.30.0.0/16"}]},
+    }  # fmt: skip
+    for number in range(3):
+        fw.docker.container(f"g{number}", f"{number:064x}", identity, {"fw.allow": "8080"})
+
+    def asks() -> int:
+        count = 0
+        while not stop.is_set():
+            count += bool(fw.status()["version"])
+        return count
+
+    def change(number: int) -> None:
+        """Who is there is another one, so that the look at it changes the table."""
+        before = sum("/containers/json" in path for path in fw.docker.asked)
+        place = fw.docker.containers[f"{number % 3:064x}"]["NetworkSettings"]["Networks"]["net"]
+        place["IPAddress"] = f"172.30.1.{number}"
+        fw.docker.event("network", "create")
+        until(lambda: sum("/containers/json" in path for path in fw.docker.asked) > before, "Docker is looked at")
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(asks) for _ in range(4)]
+        try:
+            for number in range(30):
+                change(number)
+        finally:
+            stop.set()
+        assert all(each.result(10) for each in asking)
+    fw.docker.networks.clear()
+    fw.docker.containers.clear()
+    fw.docker.event("network", "create")
+    until(lambda: not fw.status()["guarded"], "they have gone")
+
+
 def test_several_hundred_on_one_network(fw: Running) -> None:
     """The three-hundredth container of a network starts as the first did, answers by its own label, and goes again."""
     network = fw.network(1, IPv4Data=[{"Gateway": "10.1.0.1/16"}])
@@ -846,10 +885,10 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(own: Running) -> None:
     endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
     fw.publish(endpoint, 8081, 80)
     fw.move(endpoint)
-    standing = (fw.links(), fw.elements(), fw.kept(), fw.status())
+    standing = fw.standing()
     for _ in range(2):
         fw.kill_worker()
-        until(lambda: (fw.links(), fw.elements(), fw.kept(), fw.status()) == standing, "everything is as before")
+        until(lambda: fw.standing() == standing, "everything is as before")
     fw.end(endpoint)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
@@ -1012,7 +1051,7 @@ def test_a_newer_state_file_is_an_error_at_start(own: Running) -> None:
     fw = own.start()
     fw.well("CreateNetwork", fw.network(1))
     fw.stop()
-    newer = fw.state.read_text().replace('"version": 1', '"version": 9')
+    newer = fw.state.read_text().replace(f'"version": {VERSION}', '"version": 9')
     fw.state.write_text(newer)
     fw.spawn()
     assert fw.process

@@ -1,4 +1,4 @@
-"""What the kernel does with real packets is what the policy says, and what PURPOSE asks.
+"""What the kernel does with real packets: the floor, ICMP, states, networks, the mark, published ports.
 
 Nothing here waits for silence: behind the packets of a test goes one that always passes, on the same way; what has
 not arrived before it never will.
@@ -11,20 +11,15 @@ import itertools
 import struct
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
-from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from plugin.model import Container, Endpoint, Network, Problem, Proto, Published, Rule
-from plugin.policy import verdict
-from plugin.ruleset import Element
+from plugin.model import Network, Peer, Proto, Published, Rule, Said
+from plugin.sets import Element
 from tests.kernel import packets as pk
 from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping, until
 from tests.kernel.site import MARK, Box, Site
-from tests.pure.strategies import some_rules
 
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 _ports = itertools.cycle(range(20000, 60000))
@@ -122,84 +117,6 @@ def arriving_ports(site: Site, pairs: Iterable[tuple[Any, Any]], to: Box, source
 BASE = {"22/tcp", "80/tcp", "443/tcp"}
 
 
-# --- the reference ------------------------------------------------------------------------------------------------
-
-
-def _probed(rules: Iterable[Rule], drawn: list[int]) -> list[int]:
-    edges = {p for rule in rules for p in (rule.first - 1, rule.first, rule.last, rule.last + 1)}
-    edges |= {
-        p for r in rules for n in (16, 256, 4096) for p in (r.first // n * n, r.last // n * n - 1, r.last // n * n)
-    }
-    return sorted(p for p in {*edges, *drawn, 22, 23, 80, 443} if 1 <= p <= 65535)
-
-
-_containers = st.one_of(
-    st.builds(Container, st.just("c"), st.just("web"), some_rules),
-    st.builds(Container, st.just("c"), st.just("web"), some_rules),
-    st.builds(Container, st.just("c"), st.just("web"), some_rules, st.just((Problem("a", "b", "c"),))),
-    st.none(),
-)
-_policies = st.fixed_dictionaries(
-    {
-        "joined": st.sampled_from([True, True, True, False]),
-        "container": _containers,
-        "allow": some_rules,
-    }
-)
-
-
-@given(
-    policies=st.tuples(_policies, _policies, _policies),
-    network_allow=some_rules,
-    internal=st.booleans(),
-    everywhere=some_rules,
-    drawn=st.lists(st.integers(1, 65535), max_size=3),
-    random=st.randoms(use_true_random=False),
-)
-@settings(max_examples=120, deadline=None, derandomize=True)
-def test_the_kernels_verdict_is_the_references(
-    site: Site, boxes: Boxes, policies: tuple[dict[str, Any], ...], network_allow: tuple[Rule, ...], internal: bool,
-    everywhere: tuple[Rule, ...], drawn: list[int], random: Random,
-) -> None:  # fmt: skip
-    """For any policy: a new flow from outside reaches a container exactly if `policy.verdict` says so.
-
-    Several containers at once, with their own policies, in both families and all three protocols; what one may
-    opens nothing for another.
-    """
-    first = boxes.web
-    assert first.network
-    changed = dataclasses.replace(first.network, allow=network_allow)
-    inner = dataclasses.replace(site.networks[_of(boxes.other).id], internal=internal)
-    kept = dict(site.networks)
-    site.networks.update({changed.id: changed, inner.id: inner})
-    try:
-        ends: list[tuple[Box, Endpoint]] = [
-            (box, dataclasses.replace(box.endpoint, **policy))
-            for box, policy in zip((boxes.web, boxes.db, boxes.other), policies, strict=True)
-        ]
-        site.load(*(endpoint for _, endpoint in ends), everywhere=everywhere)
-        asked = [*everywhere, *network_allow]
-        for _, end in ends:
-            asked += [*end.allow, *(end.container.allow if end.container else ())]
-        ports = _probed(asked, drawn)
-        ports = sorted({*random.sample(ports, min(len(ports), 25)), *drawn, 22, 8080})
-        wanted: dict[Packet, bool] = {}
-        for box, end in ends:
-            for src, dst in outside(box):
-                for proto, port in itertools.product(PROTOS, ports):
-                    packet = new_flow(proto, src, dst, port, next(_ports))
-                    net = site.networks[end.network_id]
-                    wanted[packet] = verdict(net, end, dst, proto, port, everywhere)
-        last = icmp(Site.OUT4, boxes.chosen.v4, 8)
-        sniffers = [site.sniffer(box) for box in (boxes.web, boxes.db, boxes.other, boxes.chosen)]
-        site.send([*wanted, last])
-        seen = set().union(*arrived(sniffers, last))
-        wrong = {packet: expected for packet, expected in wanted.items() if (packet in seen) is not expected}
-        assert not wrong
-    finally:
-        site.networks = kept
-
-
 def _of(box: Box) -> Network:
     assert box.network
     return box.network
@@ -282,6 +199,35 @@ def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
                             (17, b"\0"), (132, b"\0\x50\0\x50"))
     ]  # fmt: skip
     assert site.deliver(sent, web) == set()
+
+
+def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> None:
+    """AH is judged as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
+    src, dst = outside(boxes.web)[1]
+    wrapped = [pk.authenticated(new_flow(proto, src, dst, port, next(_ports))) for proto, port in
+               (("tcp", 80), ("tcp", 8080), ("udp", 53))]  # fmt: skip
+    plain = [pk.portless("ah", *pair) for pair in outside(boxes.web)]
+    site.load(site.known(boxes.web, Rule("udp", 53, 53)))
+    assert site.deliver([*wrapped, *plain], boxes.web, last=ping(src, dst)) == set()
+    site.load(site.known(boxes.web, Rule("ah", 0, 0)))
+    assert site.deliver([*wrapped, *plain], boxes.web, last=ping(src, dst)) == {*wrapped, *plain}
+
+
+@pytest.mark.parametrize("proto", ["gre", "esp", "ah"])
+def test_of_what_is_open_a_protocol_can_be_denied(site: Site, boxes: Boxes, proto: str) -> None:
+    """`policy: open` accepts every protocol; `deny`, and a rule with `from`, take out one without ports as well."""
+    src, dst = outside(boxes.web)[1]
+    sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
+    somebody = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
+    for said, passing in (
+        (Said(policy="open"), {"gre", "esp", "ah", "other"}),
+        (Said(policy="open", deny=(Rule(proto, 0, 0),)), {"gre", "esp", "ah", "other"} - {proto}),
+        (Said(policy="open", allow=(somebody,)), {"gre", "esp", "ah", "other"} - {proto}),
+        (Said(allow=(Rule(proto, 0, 0),)), {proto}),
+    ):
+        site.load(site.known(boxes.web, said=said))
+        got = site.deliver(sent, boxes.web, last=ping(src, dst))
+        assert got == {packet for packet, each in sent.items() if each in passing}
 
 
 # --- ICMP ---------------------------------------------------------------------------------------------------------

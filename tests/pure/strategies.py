@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from plugin.model import PROTO_NUMBER, Container, Endpoint, Network, Problem, Published, Rule
+from plugin.labels import EVERYTHING
+from plugin.model import (
+    PORTLESS,
+    PROTO_NUMBER,
+    Container,
+    Endpoint,
+    Network,
+    Override,
+    Overriding,
+    Peer,
+    Prefix,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+    Said,
+)
 
 
 def examples(count: int) -> settings:
@@ -25,16 +41,89 @@ ports = st.one_of(
 rules = st.builds(lambda proto, a, b: Rule(proto, min(a, b), max(a, b)), protos, ports, ports)
 some_rules = st.lists(rules, max_size=4).map(tuple)
 texts = st.text(max_size=10)
-problems = st.builds(Problem, texts, texts, texts, st.booleans())
+problems = st.builds(Problem, texts, texts, texts, st.booleans(), st.booleans())
 ids = st.integers(0, 2**256 - 1).map("{:064x}".format)
 ipv4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 ipv6 = st.integers(0, 2**128 - 1).map(IPv6Address)
-containers = st.builds(Container, ids, texts, some_rules, st.lists(problems, max_size=2).map(tuple))
+
+
+# --- peers, and whatever can be said ------------------------------------------------------------------------------
+
+
+def _cut(address: IPv4Address | IPv6Address, length: int) -> Prefix:
+    return ip_network((int(address).to_bytes(address.max_prefixlen // 8, "big"), length), strict=False)
+
+
+#: Addresses near one another, so that prefixes and sources meet.
+near4 = st.integers(0, 0x3FF).map(lambda n: IPv4Address((10 << 24) + n))
+near6 = st.integers(0, 2**10 - 1).map(lambda n: IPv6Address((0x20010DB8 << 96) + (n >> 5 << 64) + (n & 31)))
+prefixes4: st.SearchStrategy[Prefix] = st.builds(_cut, ipv4 | near4, st.integers(0, 32))
+prefixes6: st.SearchStrategy[Prefix] = st.builds(_cut, ipv6 | near6, st.integers(0, 128))
+prefixes = prefixes4 | prefixes6.filter(lambda p: p.network_address.ipv4_mapped is None)  # type: ignore[union-attr]
+names = st.sampled_from(["api", "db", "web", "shop", "front", "A.b_c-d"])
+
+
+def prefix_peer(prefix: IPv4Network | IPv6Network) -> Peer:
+    whole = prefix.prefixlen == prefix.max_prefixlen
+    return Peer("prefix", str(prefix.network_address if whole else prefix))
+
+
+prefix_peers = st.builds(prefix_peer, prefixes)
+named_peers = st.builds(Peer, st.sampled_from(["container", "service", "project", "network"]), names)
+peers = prefix_peers | named_peers | st.just(Peer("host"))
+
+
+def _with(rule: Rule, who: list[Peer]) -> Rule:
+    return Rule(rule.proto, rule.first, rule.last, tuple(sorted(set(who))), rule.origin)
+
+
+portless = st.sampled_from(sorted(PORTLESS)).map(lambda proto: Rule(proto, 0, 0))
+#: What a label may say: with ports and without, for everybody and for some.
+any_rules = st.builds(_with, rules | portless, st.just([]) | st.lists(peers, min_size=1, max_size=3))
+#: The same with addresses alone, as a policy has them once names are looked up.
+resolved_rules = st.builds(_with, rules | portless, st.just([]) | st.lists(prefix_peers, min_size=1, max_size=3))
+some_any_rules = st.lists(any_rules, max_size=3).map(tuple)
+denied = st.lists(rules | portless, max_size=2).map(tuple)
+rates = st.builds(
+    lambda rule, count, unit, burst: Rate(rule.proto, rule.first, rule.last, count, unit, burst),
+    rules, st.integers(1, 1_000_000), st.sampled_from(["second", "minute", "hour", "day"]), st.integers(1, 65535),
+)  # fmt: skip
+policies = st.sampled_from(["", "", "default", "closed", "open"])
+saids = st.builds(
+    Said,
+    allow=some_any_rules,
+    deny=denied,
+    policy=policies,
+    egress=st.none() | st.just(()) | st.just(EVERYTHING) | some_any_rules,
+    rate=st.none() | st.lists(rates, max_size=2).map(tuple),
+    log=st.sampled_from(["", "drop", "none"]),
+)
+overrides = st.builds(Override, some_any_rules, denied)
+overridings = st.builds(
+    Overriding, ids, any_rules, st.booleans(), st.sampled_from([0, 0.0, 1.5, 1_900_000_000, 1_900_000_000.25])
+)
+
+
+# --- who there is -------------------------------------------------------------------------------------------------
+
+containers = st.builds(
+    Container,
+    id=ids,
+    name=texts | names,
+    said=saids,
+    problems=st.lists(problems, max_size=2).map(tuple),
+    notices=st.lists(texts, max_size=2).map(tuple),
+    network=texts | names,
+    project=texts | names,
+    service=texts | names,
+    brought=st.just(Said()) | saids,
+)
 published = st.builds(Published, protos, st.one_of(ipv4, ipv6), ports, ports)
+bridges = st.from_regex(r"[a-z][a-z0-9_.-]{0,14}", fullmatch=True)
 networks = st.builds(
     Network,
     id=ids,
-    bridge=st.from_regex(r"[a-z][a-z0-9_.-]{0,14}", fullmatch=True),
+    bridge=bridges,
     gateway4=st.none() | st.builds(lambda a, n: IPv4Interface((a, n)), ipv4, st.integers(0, 32)),
     gateway6=st.none() | st.builds(lambda a, n: IPv6Interface((a, n)), ipv6, st.integers(0, 128)),
     internal=st.booleans(),
@@ -42,7 +131,7 @@ networks = st.builds(
     masquerade=st.booleans(),
     host_ip=st.none() | ipv4,
     iface_prefix=st.sampled_from(["eth", "net"]),
-    allow=some_rules,
+    said=saids,
 )
 endpoints = st.builds(
     Endpoint,
@@ -52,7 +141,7 @@ endpoints = st.builds(
     addr6=st.none() | ipv6,
     mac=st.sampled_from(["", "02:42:ac:12:00:02"]),
     joined=st.booleans(),
-    allow=some_rules,
+    said=saids,
     container=st.none() | containers,
     published=st.lists(published, max_size=3).map(tuple),
 )
@@ -64,6 +153,6 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 )
 
 _IP = r"[0-9a-f:]+(\.[0-9.]+)?|[0-9.]+"
-_WORD = rf'(({_IP})|tcp|udp|sctp|ipv4|ipv6|[0-9]+|"[A-Za-z0-9][A-Za-z0-9_.-]{{0,14}}")'
+_WORD = rf'(({_IP})|tcp|udp|sctp|gre|esp|ah|ipv4|ipv6|[0-9]+|"[A-Za-z0-9][A-Za-z0-9_.-]{{0,14}}")'
 #: All that an element may be in nft's words.
 ELEMENT_TEXT = rf"{_WORD}( \. {_WORD})*( : {_WORD}( \. {_WORD})*)?"

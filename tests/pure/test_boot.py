@@ -15,8 +15,9 @@ import pytest
 
 from plugin import boot
 from plugin.cli import main
-from plugin.dockerapi import ApiSilent, Look
+from plugin.dockerapi import ApiSilent
 from plugin.hostlinks import Link
+from plugin.look import Look
 from plugin.model import FwError, Guarded
 from plugin.table import document
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plugin.bridges import SETTLE, Bridges
 from plugin.hostlinks import Link
-from plugin.ruleset import Element
+from plugin.sets import Element
 from tests.pure.strategies import examples
 
 

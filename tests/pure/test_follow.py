@@ -13,17 +13,18 @@ import pytest
 
 from plugin import follow
 from plugin.bridges import SETTLE, Bridges
-from plugin.dockerapi import ApiSilent, Look
+from plugin.dockerapi import ApiSilent
 from plugin.follow import Follower
 from plugin.hostlinks import Link
 from plugin.listeners import Listeners
 from plugin.listing import Event
-from plugin.model import Container, Endpoint, Guarded, Problem, Rule
+from plugin.look import Look
+from plugin.model import Container, Endpoint, Guarded, Problem, Rule, Said
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
 
-WEB = Container("c" * 64, "web", (Rule("tcp", 8080, 8080),))
-WRONG = dataclasses.replace(WEB, allow=(), problems=(Problem("label fw.allow", "x", "is not a port"),))
+WEB = Container("c" * 64, "web", Said(allow=(Rule("tcp", 8080, 8080),)))
+WRONG = dataclasses.replace(WEB, said=Said(), problems=(Problem("label fw.allow", "x", "is not a port"),))
 JOINED = Endpoint("e" * 64, "n" * 64, IPv4Address("10.0.0.2"), joined=True)
 GUEST = endpoint("g", 2, WEB)
 
@@ -41,6 +42,9 @@ class World:
         self.calls: list[tuple[Any, ...]] = []
         self.at_look: Callable[[], object] = lambda: None
         self.noted = 0
+        self.known: list[object] = []
+        self.created_: list[str] = []
+        self.sure = True
         self._events: queue.Queue[Event | None] = queue.Queue()
 
     # Docker
@@ -54,10 +58,13 @@ class World:
     def bridges(self) -> tuple[frozenset[str], bool]:
         return frozenset(network.bridge for network in (self.answer or Look()).networks), True
 
-    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint] | None:
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
         if self.place is None:
             raise ApiSilent("nobody is there")
-        return self.place
+        return (*self.place, self.sure)
+
+    def created(self, container_id: str) -> None:
+        self.created_.append(container_id)
 
     def running(self, container_id: str) -> list[Endpoint]:
         return [GUEST]
@@ -79,6 +86,12 @@ class World:
 
     def remember_foreign(self, names: frozenset[str]) -> None:
         self.remembered = names
+
+    def know_networks(self, names: frozenset[str]) -> None:
+        self.known.append(names)
+
+    def everybody_is_known(self) -> None:
+        self.known.append("everybody")
 
     def undo(self, endpoint: Endpoint) -> None:
         self.forgotten.append(endpoint.id)
@@ -220,6 +233,34 @@ def test_an_unknown_bridge_is_asked_about_again(
     until(lambda: world.looked)
     clock[0] += SETTLE
     until(lambda: world.remembered == {"virbr0"})
+
+
+def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: Follower) -> None:
+    """A rule may speak of a network by name, an empty one too; who was confined before is known anew after a look."""
+    world.answer = Look(names=frozenset({"front", "bridge"}))
+    world.tell("subscribed")
+    until(lambda: "everybody" in world.known)
+    assert world.known[0] == {"front", "bridge"}
+
+
+def test_an_old_answer_makes_nobody_known(world: World, follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that is too old when it comes is asked for again, and until then what was confined stays so."""
+    world.answer = Look()
+    monkeypatch.setattr(World, "__getattr__", lambda self, name: lambda *_, **__: self.calls.append((name,)))
+    looked = world.looked
+    world.tell("subscribed")
+    until(lambda: world.looked > looked + 1)
+    assert "everybody" not in world.known
+
+
+def test_a_container_is_asked_about_while_it_can_be(world: World, follower: Follower) -> None:
+    """What its attachments say is asked when it has been created; one of whom that is not known yet is not sure."""
+    world.answer = Look()
+    world.tell("container create", WEB.id)
+    until(lambda: world.created_ == [WEB.id])
+    world.sure = False
+    world.tell("network connect", NETWORK.id, WEB.id)
+    until(lambda: any(call[0] == "put" and call[1] == NETWORK and call[-1] is False for call in world.calls))
 
 
 # --- endpoints of the driver's ------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -15,18 +14,31 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from plugin import conntrack
 from plugin.guard import Guard
 from plugin.labels import parse
-from plugin.model import Address, Container, Endpoint, Guarded, Problem, Published, Rule
-from plugin.policy import BASE, accepted, verdict
-from plugin.ruleset import Element, guest_elements
+from plugin.model import Address, Container, Defaults, Endpoint, Guarded, Overriding, Problem, Published, Rule, Said
+from plugin.overrides import with_one
+from plugin.policy import BASE, of, passes
+from plugin.reconcile import Reconciler
+from plugin.sets import Element
+from plugin.state import State
+from tests.pure.fakes import Disk, Kernel
 
 SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
 NETWORK = Guarded("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
 OTHER = Guarded("o" * 64, "other", "br-oooooooooooo", (IPv4Network("172.19.0.0/16"),))
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+PLAIN = Defaults()
 
 
-def container(name: str, *ports: int) -> Container:
-    return Container(name.ljust(64, "0"), name, tuple(Rule("tcp", port, port) for port in ports))
+def said(**pairs: str) -> Said:
+    """What these labels say; they must be right."""
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.said
+
+
+def container(name: str, *ports: int, **labels: str) -> Container:
+    allow = {"allow": ", ".join(map(str, ports))} if ports else {}
+    return Container(name.ljust(64, "0"), name, said(**allow, **labels))
 
 
 def endpoint(name: str, host: int, of: Container | None, network: Guarded = NETWORK, *ports: Published) -> Endpoint:
@@ -40,29 +52,16 @@ NOW = 1 << 30
 WEB, DB = container("web", 8080), container("db", 5432)
 
 
-class Table:
-    """The reconciler, as far as the guard uses it: what is noted, and what was cut."""
+class Table(Reconciler):
+    """The reconciler, with a kernel and a disk that are not there."""
 
-    def __init__(self) -> None:
-        self.noted: dict[str, Any] = {}
-        self.cut: list[list[str]] = []
-        self.remembered: dict[str, tuple[Published, ...]] = {}
-
-    def note(self, noted: Mapping[str, Any]) -> None:
-        for owner, what in noted.items():
-            if what is None:
-                self.noted.pop(owner, None)
-            else:
-                self.noted[owner] = what
-
-    def remember_proxied(self, ports: Mapping[str, tuple[Published, ...]]) -> None:
-        self.remembered = dict(ports)
-
-    def cut_closed(self, owners: Iterable[str]) -> None:
-        self.cut.append(list(owners))
+    def __init__(self, defaults: Defaults = PLAIN, state: State | None = None) -> None:
+        self.kernel, self.disk = Kernel(), Disk()
+        super().__init__(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
+        self.start(state or State())
 
     def elements(self) -> set[Element]:
-        return {element for what in self.noted.values() for element in what.elements}
+        return set(self.kernel.table or ())
 
     def opens(self, address: object) -> set[int]:
         """Single TCP ports that the table opens for an address."""
@@ -72,24 +71,35 @@ class Table:
     def knows(self, address: object) -> bool:
         return any(e.key[0] == address for e in self.elements() if e.set in ("allow4", "allow6"))
 
+    def of(self, *sets: str) -> set[Element]:
+        return {element for element in self.elements() if element.set.startswith(sets)}
+
 
 @pytest.fixture
-def table() -> Table:
+def table(cut: list[Address]) -> Table:
     return Table()
 
 
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> list[Address]:
+def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
     """Addresses whose flows were cut."""
     found: list[Address] = []
     monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
-    monkeypatch.setattr(conntrack, "cut_published", lambda _: None)
+    monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
     return found
 
 
 @pytest.fixture
-def guard(table: Table, cut: list[Address]) -> Guard:
-    return Guard(table, (), False)  # type: ignore[arg-type]
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each time that flows were looked through for closed ones: by address, what was accepted."""
+    found: list[Any] = []
+    monkeypatch.setattr(conntrack, "cut_closed", lambda guarded, _: found.append(guarded))
+    return found
+
+
+@pytest.fixture
+def guard(table: Table) -> Guard:
+    return Guard(table)
 
 
 # --- what an address accepts --------------------------------------------------------------------------------------
@@ -97,11 +107,11 @@ def guard(table: Table, cut: list[Address]) -> Guard:
 
 def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
     """The base, and what its labels, its network's options and the setting open."""
-    network = dataclasses.replace(NETWORK, allow=(Rule("tcp", 9100, 9100),))
-    rules = accepted(network, endpoint("e", 2, WEB), (Rule("udp", 161, 161),))
+    network = dataclasses.replace(NETWORK, said=said(allow="9100"))
+    rules = of(network, endpoint("e", 2, WEB), Defaults(said(allow="161/udp"))).accepts
     assert set(rules) == {*BASE, Rule("tcp", 8080, 8080), Rule("tcp", 9100, 9100), Rule("udp", 161, 161)}
-    assert accepted(dataclasses.replace(NETWORK, internal=True), endpoint("e", 2, WEB)) == ()
-    assert accepted(NETWORK, endpoint("e", 2, None)) == ()
+    assert of(dataclasses.replace(NETWORK, internal=True), endpoint("e", 2, WEB)).accepts == ()
+    assert of(NETWORK, endpoint("e", 2, None)).accepts == ()
 
 
 @pytest.mark.parametrize(
@@ -111,47 +121,64 @@ def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> N
 def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
     """Where nothing can be refused: a wrong fw.allow opens nothing and leaves the base; any other mistake may have been
     meant to close, and leaves ICMP only."""
-    said = parse({key: "808O", "fw.allow": "808O"})
-    assert said.problems
-    web = dataclasses.replace(WEB, allow=said.allow, problems=said.problems if where == "container" else ())
-    network = dataclasses.replace(NETWORK, problems=said.problems if where == "network" else ())
+    parsed = parse({key: "808O", "fw.allow": "808O"})
+    assert parsed.problems
+    web = dataclasses.replace(WEB, said=parsed.said, problems=parsed.problems if where == "container" else ())
+    network = dataclasses.replace(NETWORK, problems=parsed.problems if where == "network" else ())
     if where == "network":
         web = container("web")
-    assert accepted(network, endpoint("e", 2, web)) == (BASE if base else ())
+    assert of(network, endpoint("e", 2, web)).accepts == (BASE if base else ())
 
 
-def test_a_published_port_is_as_closed_as_the_containers() -> None:
+def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: Guard) -> None:
     """docker-proxy's port is closed to the outside unless the container's is open; loopback is no outside."""
     ports = (
         Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY6, 15432, 5432), Published("tcp", ANY4, 18080, 80),
         Published("udp", IPv4Address("198.51.100.1"), 53, 53), Published("tcp", IPv6Address("2001:db8::1"), 99, 99),
         Published("tcp", IPv4Address("127.0.0.1"), 6379, 6379),
     )  # fmt: skip
-    plain = guest_elements(NETWORK, endpoint("e", 2, container("c"), NETWORK, *ports), (), False)
-    assert {e for e in plain if e.set.startswith("proxied")} == {
+    guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
+    assert table.of("proxied") == {
         Element("proxied", (2, 6, 15432)), Element("proxied", (10, 6, 15432)),
         Element("proxied4", (IPv4Address("198.51.100.1"), 17, 53)),
         Element("proxied6", (IPv6Address("2001:db8::1"), 6, 99)),
     }  # fmt: skip
-    labelled = guest_elements(NETWORK, endpoint("e", 2, DB, NETWORK, *ports[:2]), (), False)
-    assert not {e for e in labelled if e.set.startswith("proxied")}
-    unknown = guest_elements(NETWORK, endpoint("e", 2, None, NETWORK, *ports[:3]), (), False)
-    assert {e.key[2] for e in unknown if e.set == "proxied"} == {15432, 18080}
+    assert table.of("served") == {Element("served", (2, 6, 18080))}
+    guard.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
+    assert not table.of("proxied")
+    guard.replace([NETWORK], [endpoint("e", 2, None, NETWORK, *ports[:3])], asked=NOW)
+    assert {e.key[2] for e in table.of("proxied")} == {15432, 18080}
 
 
 def test_with_the_setting_p_itself_opens() -> None:
-    """FW_PUBLISHED=allow: reached by the published port, and by nothing else; wrong labels still close."""
+    """FW_PUBLISHED=allow: reached by the published port, and by nothing else; what a label denies, or has for some, and
+    a wrong label, still close."""
     ports = (
         Published("tcp", ANY4, 15432, 5432), Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
     )  # fmt: skip
+    table = Table(Defaults(published=True))
+    guard = Guard(table)
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
-    elements = guest_elements(NETWORK, guest, (), True)
-    assert {e for e in elements if e.set.startswith(("dnat", "proxied"))} == {Element("dnat4", (guest.addr4, 6, 5432))}
-    assert not verdict(NETWORK, guest, guest.addr4, "tcp", 5432)  # type: ignore[arg-type]
-    wrong = dataclasses.replace(guest, container=Container("c", "c", (), (Problem("label fw.x", "", ""),)))
-    elements = guest_elements(NETWORK, wrong, (), True)
-    assert not {e for e in elements if e.set.startswith("dnat")}
-    assert {e.key[2] for e in elements if e.set == "proxied"} == {15432}
+    guard.replace([NETWORK], [guest], asked=NOW)
+    assert {(e.set, e.key[0]) for e in table.of("dnat", "proxied")} == {("dnat4", guest.addr4), ("dnat6", guest.addr6)}
+    assert not passes(of(NETWORK, guest, Defaults(published=True)).accepts, "tcp", 5432, IPv4Address("203.0.113.7"))
+    wrong = Container("c", "c", problems=(Problem("label fw.x", "", ""),))
+    for closed in (wrong, container("c", deny="5432"), container("c", allow="5432 from 10.0.0.0/8")):
+        guard.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
+        assert not table.of("dnat")
+        assert {e.key[2] for e in table.of("proxied")} == {15432}
+
+
+def test_a_published_port_for_some() -> None:
+    """`5432 from 203.0.113.0/24`: those reach the published port, and others do not, by DNAT and by docker-proxy."""
+    table, port = Table(), Published("tcp", ANY4, 15432, 5432)
+    guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
+    Guard(table).replace([NETWORK], [guest], asked=NOW)
+    net = IPv4Address("203.0.113.0")
+    assert table.of("proxied", "via", "from") == {
+        Element("proxied", (2, 6, 15432)), Element("via4", (6, 15432, 24, net)),
+        Element("from4", (guest.addr4, 6, 5432, 24, net)),
+    }  # fmt: skip
 
 
 # --- whose exception it is ----------------------------------------------------------------------------------------
@@ -268,6 +295,17 @@ def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: 
     assert Element("served", key) not in table.elements()
 
 
+def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: Guard) -> None:
+    """A container on two networks, and its port is for some on one of them: those reach it, whatever the other says."""
+    port = Published("tcp", ANY4, 18080, 8080)
+    some = dataclasses.replace(WEB, said=said(allow="8080 from 203.0.113.7"))
+    guard.replace([NETWORK, OTHER], [
+        endpoint("a", 2, some, NETWORK, port), endpoint("b", 2, dataclasses.replace(WEB, said=Said()), OTHER, port),
+    ], asked=NOW)  # fmt: skip
+    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    assert table.of("via4") == {Element("via4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
+
+
 def test_after_the_end_nothing_is_believed(table: Table, guard: Guard) -> None:
     """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
     guest = endpoint("e", 2, WEB)
@@ -284,12 +322,12 @@ def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: G
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
     assert guest.container
     guard.replace([NETWORK], [guest], [guest.container.id], asked=NOW)
-    assert table.remembered == {guest.container.id: ports[:1]}
+    assert table.disk.kept.proxied == {guest.container.id: ports[:1]}
     guard.leaves("", guest.container.id)
     guard.replace([NETWORK], [], [guest.container.id], asked=NOW)
-    assert table.remembered == {guest.container.id: ports[:1]}
+    assert table.disk.kept.proxied == {guest.container.id: ports[:1]}
     guard.forget(guest.container.id)
-    assert table.remembered == {}
+    assert table.disk.kept.proxied == {}
 
 
 def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: Guard) -> None:
@@ -340,14 +378,129 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: Guard) -> No
     assert not table.knows(other.addr4)
 
 
-def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: Guard) -> None:
+def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: Guard, judged: list[Any]) -> None:
     """Where an exception goes while its container stays, just that endpoint's flows are looked through."""
     guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
     guard.replace([NETWORK], [guest, other], asked=NOW)
-    table.cut.clear()
-    less = dataclasses.replace(guest, container=dataclasses.replace(WEB, allow=()))
-    guard.replace([NETWORK], [less, other], asked=NOW)
-    assert table.cut == [[f"endpoint {guest.id}"]]
+    for labels in (Said(), said(deny="22"), said(allow="22 from 10.0.0.1"), said(egress="none", allow="8080")):
+        judged.clear()
+        less = dataclasses.replace(guest, container=dataclasses.replace(WEB, said=labels))
+        guard.replace([NETWORK], [less, other], asked=NOW)
+        (once,) = judged
+        assert once.keys() == {guest.addr4, guest.addr6}
+        guard.replace([NETWORK], [guest, other], asked=NOW)
+    judged.clear()
+    more = dataclasses.replace(guest, container=dataclasses.replace(WEB, said=said(allow="8080, 9090")))
+    guard.replace([NETWORK], [more, other], asked=NOW)
+    assert judged == []
+
+
+def test_peers_follow_containers(table: Table, guard: Guard, judged: list[Any]) -> None:
+    """A rule for a service lets in whoever is one now: a new one from its connection, none that has gone, and flows of
+    one that has gone are cut."""
+    asker = dataclasses.replace(DB, said=said(allow="5432 from service:api"), project="shop", service="db")
+    api = dataclasses.replace(WEB, project="shop", service="api")
+    guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker)], asked=NOW)
+    assert not table.of("from")
+    guest = endpoint("a", 6, api, OTHER)
+    guard.put(OTHER, [guest], listed=False, asked=NOW)
+    db4 = IPv4Address("172.18.0.5")
+    assert table.of("from") == {Element("from4", (db4, 6, 5432, 32, guest.addr4))}
+    judged.clear()
+    guard.doubt(OTHER.bridge)  # nobody knows who has the address now
+    assert not table.of("from")
+    assert db4 in judged[0]
+    guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=guard.now())
+    assert table.of("from")
+    guard.leaves("", api.id)
+    assert not table.of("from")
+
+
+def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Guard) -> None:
+    """One container with fw.egress: on its network whoever is not known may begin nothing; when it goes, all may."""
+    guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
+    guard.replace([NETWORK], [other], asked=NOW)
+    table.everybody_is_known()
+    assert not table.of("confined")
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
+    assert {e.key[1] for e in table.of("free")} == {other.addr4, other.addr6}
+    assert table.disk.kept.confined == {NETWORK.bridge}
+    guard.leaves("", guest.container.id if guest.container else "")
+    assert not table.of("confined")
+    assert table.disk.kept.confined == set()
+
+
+def test_what_was_confined_stays_so_until_docker_has_listed_everybody(cut: list[Address]) -> None:
+    """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
+    table = Table(state=State(confined=frozenset({NETWORK.bridge})))
+    guard = Guard(table)
+    assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
+    guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
+    assert table.of("confined")
+    table.everybody_is_known()
+    assert not table.of("confined")
+
+
+def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: Guard) -> None:
+    """It counts while the container exists, stopped or not; another one of its name is another one."""
+    guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
+    guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
+    assert Element("served", (2, 6, 18080)) in table.elements()
+    table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 8080, 8080), deny=True)), [WEB.id])
+    guard.again()
+    assert table.opens(guest.addr4) == set()
+    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    guard.leaves("", WEB.id)
+    guard.replace([NETWORK], [], [WEB.id], asked=NOW)
+    assert len(table.state.overrides) == 1
+    guard.forget(WEB.id)
+    assert table.state.overrides == table.disk.kept.overrides == ()
+    table.edit_state(lambda s: with_one(s, Overriding(DB.id, Rule("tcp", 1, 1))))
+    guard.replace([NETWORK], [], [WEB.id], asked=NOW)  # removed while nobody followed Docker
+    assert table.state.overrides == ()
+
+
+def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: Guard) -> None:
+    """What fwctl said of it stays while the disk is full: the container is gone all the same, and the look goes on."""
+    table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 1, 1), deny=True)))
+    table.disk.full = True
+    other = endpoint("f", 3, DB)
+    guard.forget(WEB.id)
+    guard.replace([NETWORK], [other], asked=NOW)
+    assert table.opens(other.addr4) == {5432}
+    table.disk.full = False
+    guard.forget(WEB.id)
+    assert table.state.overrides == ()
+
+
+def test_a_port_that_may_be_a_starting_containers_is_closed(table: Table, guard: Guard) -> None:
+    """docker-proxy listens before Docker tells of the container: closed until it is told for whom."""
+    port = Published("tcp", ANY4, 18080, 80)
+    guard.suspect([port])
+    assert table.of("proxied") == {Element("proxied", (2, 6, 18080))}
+    guard.suspect([])
+    assert not table.of("proxied")
+
+
+def test_after_docker_was_silent_flows_are_looked_through(table: Table, guard: Guard, judged: list[Any]) -> None:
+    """What came in while less was closed than now does not live on as established."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    judged.clear()
+    guard.cut_closed()
+    assert [set(each) for each in judged] == [{guest.addr4, guest.addr6}]
+
+
+def test_who_is_not_all_known_yet_is_closed(table: Table, guard: Guard) -> None:
+    """What an attachment says is told later than the labels: until then the address answers on ICMP only."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
+    assert not table.knows(guest.addr4)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert table.opens(guest.addr4) == {8080}
+    guard.replace([NETWORK], [guest], asked=NOW, unsure={guest.id})
+    assert not table.knows(guest.addr4)
 
 
 def test_a_network_that_goes_takes_everything_along(table: Table, guard: Guard) -> None:
@@ -370,7 +523,7 @@ def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
     assert (Element("routed", (10, NETWORK.bridge)) in table.elements()) is marked
     assert Element("routed", (2, NETWORK.bridge)) not in table.elements()
     guard.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [], asked=NOW)
-    assert not table.elements()
+    assert table.elements() == {Element("internal", (NETWORK.bridge,))}
 
 
 class Churn(RuleBasedStateMachine):
@@ -380,9 +533,10 @@ class Churn(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(conntrack, "cut_addresses", lambda _: None)
-        self.patch.setattr(conntrack, "cut_published", lambda _: None)
+        self.patch.setattr(conntrack, "cut_published", lambda *_: None)
+        self.patch.setattr(conntrack, "cut_closed", lambda *_: None)
         self.table = Table()
-        self.guard = Guard(self.table, (), False)  # type: ignore[arg-type]
+        self.guard = Guard(self.table)
         self.guard.replace([NETWORK], [], asked=NOW)
         self.on: dict[int, Endpoint] = {}  # host number → who has the address, as Docker has it
         self.told: set[str] = set()  # endpoints that Docker has told of
@@ -394,7 +548,7 @@ class Churn(RuleBasedStateMachine):
 
     @rule(host=st.integers(2, 4), who=st.sampled_from([1001, 1002, 1003]))
     def connect(self, host: int, who: int) -> None:
-        if host in self.on or any(e.container.allow[0].first == who for e in self.on.values() if e.container):
+        if host in self.on or any(e.container.said.allow[0].first == who for e in self.on.values() if e.container):
             return
         self.serial += 1
         guest = endpoint(f"{self.serial:x}x", host, container(f"c{who}", who))
@@ -431,7 +585,7 @@ class Churn(RuleBasedStateMachine):
         for host in (2, 3, 4):
             address = IPv4Address(f"172.18.0.{host}")
             mine = self.on.get(host)
-            right = {rule.first for rule in mine.container.allow} if mine and mine.container else set()
+            right = {rule.first for rule in mine.container.said.allow} if mine and mine.container else set()
             assert self.table.opens(address) <= right
 
 

@@ -1,4 +1,4 @@
-"""The label language: what a user writes in `fw.allow`, what it opens, and what is said when it is wrong."""
+"""The label language: its keys, wherever they are written, what they say, and what is said when they are wrong."""
 
 from __future__ import annotations
 
@@ -9,159 +9,261 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels import KEYS, MAX_LENGTH, MAX_RULES, PREFIX, Parsed, parse, parse_allow
-from plugin.model import Rule
-from tests.pure.strategies import examples, json_values, rules
+from plugin.grammar import MAX_LENGTH, UNITS
+from plugin.labels import (
+    EVERYTHING,
+    KEYS,
+    MAX_PROBLEMS,
+    PREFIX,
+    Parsed,
+    for_network,
+    only_closing,
+    over,
+    parse,
+    split,
+)
+from plugin.model import Peer, Rate, Rule, Said
+from tests.pure.strategies import examples, json_values, saids
+from tests.pure.test_grammar import PORT, WRONG, any_text
 
-PORT = "is not a port (1-65535, a range like 9000-9100, or *)"
-PROTO = "is not a protocol (tcp, udp or sctp)"
+SSH, WEB, HTTPS, MORE, DNS = (
+    Rule("tcp", 22, 22), Rule("tcp", 80, 80), Rule("tcp", 443, 443), Rule("tcp", 8080, 8080), Rule("udp", 53, 53),
+)  # fmt: skip
+TEN = Peer("prefix", "10.0.0.0/8")
 
 
-def tcp(first: int, last: int = 0) -> Rule:
-    return Rule("tcp", first, last or first)
+def said(**pairs: str) -> Said:
+    """What these labels say; they must be right."""
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.said
 
 
-#: LABELS.md's grammar as examples: the text, and the rules that it means.
-RIGHT: dict[str, list[Rule]] = {
-    "8080": [tcp(8080)],
-    "1": [tcp(1)],
-    "65535": [tcp(65535)],
-    "8080, 53/udp, 9000-9100": [tcp(8080), Rule("udp", 53, 53), tcp(9000, 9100)],
-    "8080,53/udp,9000-9100": [tcp(8080), Rule("udp", 53, 53), tcp(9000, 9100)],
-    "8080\n53/udp\n": [tcp(8080), Rule("udp", 53, 53)],
-    "  8080  ,\t9090 ": [tcp(8080), tcp(9090)],
-    "8080,": [tcp(8080)],
-    "9000 - 9100": [tcp(9000, 9100)],
-    "9000-9000": [tcp(9000)],
-    "3868 / sctp": [Rule("sctp", 3868, 3868)],
-    "53/UDP, 80/Tcp": [Rule("udp", 53, 53), tcp(80)],
-    "*": [tcp(1, 65535)],
-    "*/udp": [Rule("udp", 1, 65535)],
-    "1-65535/sctp": [Rule("sctp", 1, 65535)],
-    "00080": [tcp(80)],
-    "8080, 8080": [tcp(8080), tcp(8080)],
-}
+def told(pairs: dict[str, object], where: str = "label ") -> list[str]:
+    return [str(problem) for problem in parse(pairs, where).problems]
 
-#: What is wrong, and everything that is said about it.
-WRONG: dict[str, list[str]] = {
-    "808O": [f'"808O" {PORT}'],
-    "0": [f'"0" {PORT}'],
-    "65536": [f'"65536" {PORT}'],
-    "-1": [f'"-1" {PORT}'],
-    "+80": [f'"+80" {PORT}'],
-    "80.0": [f'"80.0" {PORT}'],
-    "8e1": [f'"8e1" {PORT}'],
-    "0x50": [f'"0x50" {PORT}'],
-    "8_080": [f'"8_080" {PORT}'],
-    "000080": [f'"000080" {PORT}'],
-    "٨٠": [f'"٨٠" {PORT}'],
-    "８０": [f'"８０" {PORT}'],
-    "²": [f'"²" {PORT}'],
-    "80 81": [f'"80 81" {PORT}'],
-    "80;81": [f'"80;81" {PORT}'],
-    "80:81": [f'"80:81" {PORT}'],
-    "80-": [f'"80-" {PORT}'],
-    "-80": [f'"-80" {PORT}'],
-    "80–90": [f'"80–90" {PORT}'],
-    "1-2-3": [f'"1-2-3" {PORT}'],
-    "0-80": [f'"0-80" {PORT}'],
-    "80-65536": [f'"80-65536" {PORT}'],
-    "all": [f'"all" {PORT}'],
-    "**": [f'"**" {PORT}'],
-    "8080,,9090": [f'"" {PORT}'],
-    "8080,\n9090": [f'"" {PORT}'],
-    ",": [f'"" {PORT}'],
-    "9100-9000": ['"9100-9000": the range runs backwards; did you mean 9000-9100?'],
-    "80/": [f'"80/": "" {PROTO}'],
-    "80/icmp": [f'"80/icmp": "icmp" {PROTO}'],
-    "80/tcp/udp": [f'"80/tcp/udp": "tcp/udp" {PROTO}'],
-    "tcp/80": [f'"tcp/80": "80" {PROTO}'],
-    "/udp": [f'"/udp" {PORT}'],
-    "8080 from host": [f'"8080 from host" {PORT}'],
-    "": ['is empty; write ports, like "8080, 53/udp", or leave the label out'],
-    " \n ": ['is empty; write ports, like "8080, 53/udp", or leave the label out'],
-    "808O, 8080, 0, 53/upd": [f'"808O" {PORT}', f'"0" {PORT}', f'"53/upd": "upd" {PROTO}'],
-    "x" * 50: [f'"{"x" * 40}…" {PORT}'],
-    "80\x00": [f'"80\x00" {PORT}'],
+
+# --- each key -----------------------------------------------------------------------------------------------------
+
+MEANS: dict[tuple[str, str], Said] = {
+    ("fw.allow", "8080, 53/udp, 8080"): Said(allow=(MORE, DNS)),
+    ("fw.allow", "22 from 10.0.0.0/8"): Said(allow=(Rule("tcp", 22, 22, (TEN,)),)),
+    ("fw.deny", "80, 22"): Said(deny=(SSH, WEB)),
+    ("fw.policy", "default"): Said(policy="default"),
+    ("fw.policy", " Closed\n"): Said(policy="closed"),
+    ("fw.policy", "OPEN"): Said(policy="open"),
+    ("fw.egress", "all"): Said(egress=EVERYTHING),
+    ("fw.egress", " None "): Said(egress=()),
+    ("fw.egress", "443, 53/udp to 10.0.0.0/8"): Said(egress=(HTTPS, Rule("udp", 53, 53, (TEN,)))),
+    ("fw.egress", "8125/udp to host"): Said(egress=(Rule("udp", 8125, 8125, (Peer("host"),)),)),
+    ("fw.rate", "22 5/minute burst 10"): Said(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)),
+    ("fw.log", "drop"): Said(log="drop"),
+    ("fw.log", "NONE"): Said(log="none"),
 }
 
 
-@pytest.mark.parametrize(("text", "expected"), RIGHT.items(), ids=repr)
-def test_what_is_right_means_just_that(text: str, expected: list[Rule]) -> None:
-    """Each example of the grammar opens exactly the ports that it names."""
-    assert parse_allow(text) == (expected, [])
+@pytest.mark.parametrize(("pair", "expected"), MEANS.items(), ids=repr)
+def test_what_is_right_says_just_that(pair: tuple[str, str], expected: Said) -> None:
+    """Each key says its own, sorted and without doubles, and nothing else; blanks and the case of keywords are free."""
+    key, value = pair
+    assert parse({key: value}) == Parsed(expected)
+    assert parse({key.upper(): value}) == Parsed(expected)
+    assert parse({key: value}, "network option ") == Parsed(expected)
 
 
-@pytest.mark.parametrize(("text", "messages"), WRONG.items(), ids=repr)
-def test_what_is_wrong_is_quoted_with_what_would_be_right(text: str, messages: list[str]) -> None:
-    """Each mistake is answered with its own words and what would be right, all of them at once, in order."""
-    assert parse_allow(text)[1] == messages
+def test_a_rule_knows_where_it_was_said() -> None:
+    """`fwctl` shows from where each rule comes: the very key, as it was written."""
+    parsed = parse({"fw.Allow": "8080", "fw.network.front.allow": "9090", "fw.rate": "22 5/minute"})
+    assert [rule.origin for rule in parsed.said.allow] == ["label fw.Allow"]
+    assert [rule.origin for _, more in parsed.networks for rule in more.allow] == ["label fw.network.front.allow"]
+    assert [rate.origin for rate in parsed.said.rate or ()] == ["label fw.rate"]
+    ((rule,), (option,)) = (parse({key: "1"}, "setting ").said.allow for key in ("fw.allow", "FW.ALLOW"))
+    assert (rule.origin, option.origin) == ("setting fw.allow", "setting FW.ALLOW")
+    assert rule == option
+
+
+WRONG_WORDS: dict[tuple[str, str], str] = {
+    ("fw.policy", "clsed"): '"clsed" is not default, closed or open; did you mean closed?',
+    ("fw.policy", ""): '"" is not default, closed or open',
+    ("fw.policy", "xyz"): '"xyz" is not default, closed or open',
+    ("fw.policy", "closed open"): '"closed open" is not default, closed or open; did you mean closed?',
+    ("fw.policy", "y" * 50): f'"{"y" * 40}…" is not default, closed or open',
+    ("fw.log", "dropped"): '"dropped" is not drop or none; did you mean drop?',
+    ("fw.log", "true"): '"true" is not drop or none',
+    ("fw.egress", "nothing"): f'"nothing" {PORT}',
+    ("fw.egress", ""): 'is empty; write all, none or "443, 53/udp", or leave the label out',
+    ("fw.deny", "808O"): f'"808O" {PORT}',
+    ("fw.rate", "22"): '"22" is not a rate, like 22 5/minute burst 10 (per second, minute, hour or day)',
+}
+
+
+@pytest.mark.parametrize(("pair", "message"), WRONG_WORDS.items(), ids=repr)
+def test_what_is_wrong_is_quoted_with_what_would_be_right(pair: tuple[str, str], message: str) -> None:
+    """Each mistake is told with the label, its value, the part at fault and what would be right."""
+    key, value = pair
+    assert told({key: value}) == [f'label {key}="{value}": {message}']
 
 
 @pytest.mark.parametrize("text", WRONG, ids=repr)
 def test_a_mistake_opens_nothing(text: str) -> None:
     """A label with one mistake opens none of its ports, not even the right ones."""
-    assert parse({"fw.allow": text}).allow == ()
-    assert parse({"fw.allow": text}).problems
+    parsed = parse({"fw.allow": text})
+    assert parsed.said.allow == ()
+    assert parsed.problems
 
 
 def test_the_message_is_the_one_that_the_language_promises() -> None:
     """The design's own example of a message, to the letter (the driver puts the container's name in front)."""
-    (problem,) = parse({"fw.allow": "808O"}).problems
-    assert str(problem) == f'label fw.allow="808O": "808O" {PORT}'
+    assert told({"fw.allow": "808O"}) == [f'label fw.allow="808O": "808O" {PORT}']
 
 
 def test_where_it_stood_is_told() -> None:
     """The same mistake in a network's options is told as one of the network's."""
-    (problem,) = parse({"fw.allow": "0"}, "network option ").problems
-    assert str(problem).startswith('network option fw.allow="0": ')
+    assert told({"fw.allow": "0"}, "network option ") == [f'network option fw.allow="0": "0" {PORT}']
+
+
+# --- what a mistake may have meant --------------------------------------------------------------------------------
+
+WEIGHS: list[tuple[str, str, bool, bool]] = [
+    ("fw.allow", "808O", False, False),
+    ("fw.log", "x", False, False),
+    ("fw.egress", "x", False, True),
+    ("fw.deny", "x", True, False),
+    ("fw.policy", "x", True, False),
+    ("fw.rate", "x", True, False),
+    ("fw.dney", "22", True, False),
+    ("fw.alow", "22", True, False),
+    ("fw.egres", "none", True, True),
+    ("fw.zzzzzzzz", "1", True, True),
+    ("fw.network.front", "none", True, True),
+    ("fw.network.front.allow", "x", False, False),
+    ("fw.network.front.egress", "x", False, True),
+    ("fw.network.front.deny", "x", True, False),
+    ("fw.network.front.egres", "none", True, True),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "closes", "confines"), WEIGHS)
+def test_each_mistake_knows_what_it_may_have_been_meant_to_do(
+    key: str, value: str, closes: bool, confines: bool
+) -> None:
+    """A wrong fw.allow or fw.log was not meant to close, a wrong fw.egress to confine; an unknown key may be."""
+    (problem,) = parse({key: value}).problems
+    assert (problem.closes, problem.confines) == (closes, confines)
+    (problem,) = parse({key: 5}).problems  # no text at all
+    assert (problem.closes, problem.confines) == (closes, confines)
+
+
+def test_what_was_right_and_closes_stays() -> None:
+    """With a mistake beside it nothing opens: what denies, closes, confines and limits counts all the same."""
+    right = {"fw.deny": "80", "fw.policy": "closed", "fw.egress": "443 to 10.0.0.0/8", "fw.rate": "22 5/minute",
+             "fw.log": "drop", "fw.network.front.egress": "none", "fw.network.front.policy": "closed"}  # fmt: skip
+    parsed = parse({**right, "fw.allow": "808O"})
+    assert (parsed.said, parsed.networks) == (parse(right).said, parse(right).networks)
+
+
+def test_what_was_right_and_opens_does_not_count() -> None:
+    """With a mistake beside it no port is opened, no base, no way out: as if they had not been said."""
+    opens = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "fw.network.front.policy": "open",
+             "fw.network.front.allow": "9090", "fw.network.back.egress": "all"}  # fmt: skip
+    parsed = parse({**opens, "fw.log": "x"})
+    assert (parsed.said, parsed.networks) == (Said(), ())
+
+
+def test_a_base_that_was_chosen_stays_chosen() -> None:
+    """`fw.policy: default` under a setting that opens everything closes: a mistake beside it does not take it back."""
+    assert parse({"fw.policy": "default", "fw.log": "x"}).said == Said(policy="default")
+
+
+def test_what_was_for_some_is_for_nobody() -> None:
+    """With a mistake beside it a rule with `from` takes its port out of the base and lets nobody in."""
+    for wrong in ({"fw.log": "x"}, {"FW.ALLOW": "808O"}, {"fw.zzzzzz": ""}):
+        assert parse({"fw.allow": "22 from 10.0.0.0/8, 8080", **wrong}).said == Said(deny=(SSH,))
+    assert parse({"fw.allow": "22 from 10.0.0.0/33, 8080"}).said == Said(deny=(SSH,))
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["fw.allow", "FW.ALLOW", "Fw.Allow"])
 def test_keys_are_read_in_any_case(key: str) -> None:
     """The CLI lower-cases some keys and people capitalise others: it is the same key."""
-    assert parse({key: "8080"}) == Parsed((tcp(8080),))
+    assert parse({key: "8080"}) == Parsed(Said(allow=(MORE,)))
 
 
 def test_the_same_key_twice_adds_up() -> None:
     """`fw.allow` and `FW.ALLOW` on one container are two lists that add up, and both must be right."""
-    assert parse({"fw.allow": "8080", "FW.ALLOW": "9090, 8080"}).allow == (tcp(8080), tcp(9090))
-    assert parse({"fw.allow": "8080", "FW.ALLOW": "x"}).allow == ()
+    assert parse({"fw.allow": "8080", "FW.ALLOW": "53/udp, 8080"}).said.allow == (MORE, DNS)
+    assert parse({"fw.allow": "8080", "FW.ALLOW": "x"}).said.allow == ()
+    assert parse({"fw.deny": "22", "FW.deny": "80"}).said.deny == (SSH, WEB)
+    both = parse({"fw.rate": "22 5/minute", "FW.Rate": "80 1/day"}).said.rate
+    assert both == (Rate("tcp", 22, 22, 5, "minute", 5), Rate("tcp", 80, 80, 1, "day", 5))
 
 
-@pytest.mark.parametrize("key", ["fw.alow", "fw.allows", "fw.Allow ", "fw.alllow", "fw.all"])
-def test_a_near_miss_gets_a_suggestion(key: str) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"fw.policy": "open"}, {"FW.policy": "closed"}, Said(policy="closed")),
+        ({"fw.policy": "default"}, {"FW.policy": "open"}, Said(policy="default")),
+        ({"fw.policy": "closed"}, {"FW.policy": "default"}, Said(policy="closed")),
+        ({"fw.egress": "all"}, {"FW.egress": "none"}, Said(egress=())),
+        ({"fw.egress": "all"}, {"FW.egress": "443"}, Said(egress=(HTTPS,))),
+        ({"fw.egress": "443, 80"}, {"FW.egress": "none"}, Said(egress=())),
+    ],
+)
+def test_the_same_key_twice_is_the_closer_one(one: dict[str, str], other: dict[str, str], expected: Said) -> None:
+    """Where two cannot both hold, the one that closes more does, in whatever order they are written."""
+    assert parse({**one, **other}).said == parse({**other, **one}).said == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *((key, "fw.allow") for key in ("fw.alow", "fw.allows", "fw.Allow ", "fw.alllow", "fw.all", "fw.allow.x")),
+        ("fw.dney", "fw.deny"), ("fw.denies", "fw.deny"), ("fw.polcy", "fw.policy"), ("FW.POLICIES", "fw.policy"),
+        ("fw.egres", "fw.egress"), ("fw.ingress", "fw.egress"), ("fw.rates", "fw.rate"), ("fw.logs", "fw.log"),
+        ("fw.network.front.alow", "fw.network.front.allow"), ("fw.network.a.b.EGRES", "fw.network.a.b.egress"),
+        ("FW.Network.Front.alow", "FW.Network.Front.allow"),
+    ],
+)  # fmt: skip
+def test_a_near_miss_gets_a_suggestion(key: str, meant: str) -> None:
     """A misspelt key is a mistake, and the key that was probably meant is named."""
-    (problem,) = parse({key: "8080"}).problems
-    assert str(problem) == f'label {key}="8080": is not a key of docker-fw; did you mean fw.allow?'
+    assert told({key: "8080"}) == [f'label {key}="8080": is not a key of docker-fw; did you mean {meant}?']
 
 
 def test_a_key_like_no_other_gets_the_list() -> None:
     """A key that resembles none is a mistake, and the known ones are named."""
     (problem,) = parse({"fw.zzzzzzzz": "1"}).problems
-    assert problem.text == f"is not a key of docker-fw (known: {', '.join(KEYS)})"
+    assert problem.text == (
+        "is not a key of docker-fw (known: fw.allow, fw.deny, fw.policy, fw.egress, fw.rate, fw.log, "
+        "fw.network.NAME.KEY)"
+    )
 
 
 def test_every_mistake_of_a_container_at_once_in_the_order_of_keys() -> None:
     """Nobody has to start a container three times to learn of three mistakes."""
-    said = parse({"fw.zzzzzzzz": "", "other": "", "fw.allow": "0, 8080, 70000", "fw.alow": "1"})
-    assert [(p.where, p.value) for p in said.problems] == [
+    parsed = parse({"fw.zzzzzzzz": "", "other": "", "fw.allow": "0, 8080, 70000", "fw.alow": "1", "fw.log": "x"})
+    assert [(p.where, p.value) for p in parsed.problems] == [
         ("label fw.allow", "0, 8080, 70000"),
         ("label fw.allow", "0, 8080, 70000"),
         ("label fw.alow", "1"),
+        ("label fw.log", "x"),
         ("label fw.zzzzzzzz", ""),
     ]
-    assert said.allow == ()
+    assert parsed.said.allow == ()
 
 
 @pytest.mark.parametrize("value", [None, 8080, True, ["8080"], {"8080": ""}, 8080.0], ids=repr)
-def test_a_value_that_is_no_text_is_a_mistake(value: object) -> None:
+@pytest.mark.parametrize("key", KEYS)
+def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
     """YAML may make a number of `8080`; where that reaches us it is refused with what would be right."""
-    (problem,) = parse({"fw.allow": value}).problems
-    assert str(problem) == f'label fw.allow="{value!r}": must be text, like "8080"'
+    assert told({key: value}) == [f'label {key}="{value!r}": must be text, like "{KEYS[key].example}"']
+    assert parse({key: value}).said == Said()
 
 
-@pytest.mark.parametrize("key", ["fwallow", "com.example.fw.allow", "fw", "", "traefik.enable", "ｆｗ.allow"])
+@pytest.mark.parametrize(
+    "key", ["fwallow", "com.example.fw.allow", "fw", "", "traefik.enable", "ｆｗ.allow", "network.front.fw.allow"]
+)
 def test_labels_of_others_are_left_alone(key: str) -> None:
     """What does not begin with `fw.` is somebody else's: no rule, no mistake."""
     assert parse({key: "8080"}) == Parsed()
@@ -171,76 +273,143 @@ def test_labels_of_others_are_left_alone(key: str) -> None:
 def test_the_documented_example_of_each_key_is_right(key: str) -> None:
     """Every key's example in the documentation can be pasted as it is."""
     assert key.startswith(PREFIX)
-    assert not parse({key: KEYS[key][1]}).problems
+    assert not parse({key: KEYS[key].example}).problems
+    assert not parse({f"fw.network.front.{key.removeprefix(PREFIX)}": KEYS[key].example}).problems
+    for value in re.findall(r"`([a-z]+)`", KEYS[key].values):
+        assert not parse({key: value}).problems or key == "fw.egress"
 
 
-@given(st.lists(rules, min_size=1, max_size=20), st.sampled_from([",", ", ", "\n", " , "]))
-@examples(70)
-def test_a_rule_as_it_is_shown_can_be_written(listed: list[Rule], separator: str) -> None:
-    """What `status` shows (`9000-9100/udp`) is what a label may say, and means the same."""
-    assert parse_allow(separator.join(map(str, listed))) == (listed, [])
+# --- one network --------------------------------------------------------------------------------------------------
 
 
-# --- any text at all ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("fw.network.front.allow", ("front", "fw.allow")),
+        ("FW.Network.Front.ALLOW", ("Front", "fw.allow")),
+        ("fw.network.a.b-c_d.allow", ("a.b-c_d", "fw.allow")),
+        ("fw.network.allow.allow", ("allow", "fw.allow")),
+        ("fw.network.front.allow.deny", ("front.allow", "fw.deny")),
+        ("fw.network.front.x", ("front", "fw.x")),
+        ("fw.network..allow", (None, "fw.allow")),
+        ("fw.network.allow", (None, "fw.allow")),
+        ("fw.network.", (None, "fw.")),
+        ("fw.network", (None, "fw.network")),
+        ("fw.networks.front.allow", (None, "fw.networks.front.allow")),
+        ("FW.Allow", (None, "fw.allow")),
+    ],
+)
+def test_a_network_stands_between_the_keywords(key: str, expected: tuple[str | None, str]) -> None:
+    """`fw.network.NAME.KEY`: NAME may have dots and is left as it is; keywords are read in any case."""
+    assert split(key) == expected
 
-#: Text that looks much like the grammar's, so that chance finds its edges, or like nothing.
-_scraps = st.sampled_from(
-    ["80", "8080", "65535", "65536", "0", "9000-9100", "-", "/", "udp", "tcp", "sctp", "/udp", "*", ",", "\n", " ",
-     "\t", "x", "١", "\u2028", "\x0b", "\u00a0", "1" * 30, "from", "any", "Ⅷ", "\ud800", "\x00", '"']
-)  # fmt: skip
-any_text = st.text(max_size=200) | st.lists(_scraps, max_size=30).map("".join)
+
+def test_what_is_for_one_network_alone() -> None:
+    """Each key may be said for one network; names are told apart by case, keywords are not."""
+    parsed = parse({"fw.network.front.allow": "8080", "fw.network.front.Deny": "22", "FW.NETWORK.Front.egress": "none",
+                    "fw.network.my.net.policy": "closed", "fw.allow": "53/udp"})  # fmt: skip
+    assert parsed == Parsed(
+        Said(allow=(DNS,)), (),
+        (("Front", Said(egress=())), ("front", Said(allow=(MORE,), deny=(SSH,))), ("my.net", Said(policy="closed"))),
+    )  # fmt: skip
+    assert for_network(parsed, {"back"}) == Said(allow=(DNS,))
+    assert for_network(parsed, {"front"}) == Said(allow=(DNS, MORE), deny=(SSH,))
+    assert for_network(parsed, {"Front", "my.net"}) == Said(allow=(DNS,), egress=(), policy="closed")
+    assert for_network(parsed, ()) == Said(allow=(DNS,))
 
 
-def _allowed_by_digits(text: str) -> list[set[int]]:
-    """For each comma- or line-separated part of the text, the numbers that its ASCII digits spell."""
-    return [{int(digits) for digits in re.findall(r"[0-9]+", part)} for part in re.split(r"[,\n]", text)]
+@pytest.mark.parametrize("key", ["fw.network.allow", "fw.network..allow", "fw.network.", "fw.network", "FW.network.x"])
+def test_a_network_without_name_or_key_is_told_how_to_be_written(key: str) -> None:
+    """`fw.network.allow` is no network called allow."""
+    what = "is not a key of docker-fw; for one network write fw.network.NAME.allow"
+    assert told({key: "8080"}) == [f'label {key}="8080": {what}']
 
 
-@given(any_text)
-@examples(500)
-def test_no_text_ever_opens_more_than_its_digits_say(text: str) -> None:
-    """Any text: no crash; each rule's ends are numbers in one part of the text, or it says `*`."""
-    found, mistakes = parse_allow(text)
-    parts = _allowed_by_digits(text)
-    stars = text.count("*")
-    assert len(found) + len(mistakes) <= max(1, len(parts))
-    for rule in found:
-        assert 1 <= rule.first <= rule.last <= 65535
-        if (rule.first, rule.last) == (1, 65535) and stars:
-            continue
-        assert any(rule.first in numbers and rule.last in numbers for numbers in parts)
-        if rule.first != rule.last:
-            assert "-" in text
-        assert rule.proto == "tcp" or rule.proto in text.lower()
+@pytest.mark.parametrize("where", ["network option ", "driver option ", "setting "])
+def test_only_a_container_speaks_of_one_network(where: str) -> None:
+    """A network, an attachment and a setting have one place: there the key is written without the network."""
+    assert told({"fw.network.front.allow": "1"}, where) == [
+        f'{where}fw.network.front.allow="1": is for container labels; here write fw.allow'
+    ]
+    (problem,) = parse({"fw.network.front.egress": "none"}, where).problems
+    assert problem.closes
+    assert problem.confines
 
+
+# --- what is said in several places -------------------------------------------------------------------------------
+
+
+def test_lists_add_up_and_of_others_the_more_specific_wins() -> None:
+    """Allowed and denied ports add up; of policy, egress, rate and log that counts which stands closer."""
+    rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
+    general = Said((MORE,), (SSH,), "closed", (HTTPS,), (rate,), "drop")
+    assert over(general, Said()) == over(Said(), general) == general
+    special = Said((DNS, MORE), (WEB, SSH), "open", (), (other,), "none")
+    assert over(general, special) == Said((MORE, DNS), (SSH, WEB), "open", (), (other,), "none")
+    assert over(general, Said(rate=())).rate == ()
+    assert over(general, Said(egress=EVERYTHING)).egress == EVERYTHING
+
+
+@given(saids, saids, saids)
+@examples(60)
+def test_it_does_not_matter_how_places_are_put_together(one: Said, two: Said, three: Said) -> None:
+    """One place over another over a third is the same in either grouping."""
+    assert over(over(one, two), three) == over(one, over(two, three))
+
+
+# --- an image's ---------------------------------------------------------------------------------------------------
+
+
+def test_what_only_closes_counts_whoever_wrote_it() -> None:
+    """Of an image's labels those count that can only close: denied ports, a closed base, no way out."""
+    closing = {"fw.deny": "22", "FW.Policy": " Closed", "Fw.Egress": "NONE", "fw.network.front.deny": "80",
+               "fw.network.front.policy": "closed"}  # fmt: skip
+    opening = {"fw.allow": "8080", "fw.policy": "default", "FW.POLICY": "open", "fw.egress": "443", "FW.EGRESS": "all",
+               "fw.rate": "22 5/minute", "fw.log": "none", "fw.zzz": "", "fw.network.front.allow": "1"}  # fmt: skip
+    assert only_closing({**closing, **opening}) == closing
+
+
+# --- any labels at all --------------------------------------------------------------------------------------------
 
 label_maps = st.dictionaries(
-    st.sampled_from(["fw.allow", "FW.allow", "fw.alow", "fw.", "fw.allow.", "com.example"]) | st.text(max_size=12),
-    any_text | st.sampled_from(["8080", "53/udp"]) | json_values,
+    st.sampled_from(["fw.allow", "FW.allow", "fw.alow", "fw.", "fw.allow.", "com.example", "fw.deny", "fw.policy",
+                     "fw.egress", "fw.rate", "fw.log", "fw.network.front.allow", "fw.network.x", "fw.network.a.b.deny"])
+    | st.text(max_size=12),
+    any_text | st.sampled_from(["8080", "53/udp", "closed", "none", "22 from 10.0.0.1", "22 5/minute"]) | json_values,
     max_size=5,
-)
+)  # fmt: skip
 
 
 @given(label_maps)
 @examples(250)
 def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> None:
     """Any labels at all: either everything of ours is right, or nothing is opened; and each mistake can be shown."""
-    said = parse(pairs)
-    assert not (said.allow and said.problems)
-    assert said.allow == tuple(sorted(set(said.allow)))
-    for problem in said.problems:
+    parsed = parse(pairs)
+    for each in (parsed.said, *(more for _, more in parsed.networks)):
+        assert not (each.allow and parsed.problems)
+        assert not (each.policy == "open" and parsed.problems)
+        assert list(each.allow) == sorted(set(each.allow))
+        assert list(each.deny) == sorted(set(each.deny))
+        assert all(rate.unit in UNITS and 1 <= rate.burst <= 65535 for rate in each.rate or ())
+    for problem in parsed.problems:
         assert str(problem).startswith(problem.where)
         assert problem.where.removeprefix("label ") in pairs
     ours = [key for key in pairs if key.lower().startswith(PREFIX)]
     if not ours:
-        assert said == Parsed()
+        assert parsed == Parsed()
+    for name, more in parsed.networks:
+        assert any(key.lower().startswith("fw.network.") and f".{name}." in key for key in ours)
+        assert more != Said()
 
 
-@given(label_maps, st.sampled_from(["fw.alow", "fw.", "fw.deny"]), any_text)
+@given(label_maps, st.sampled_from(["fw.alow", "fw.", "fw.dney", "fw.network.allow"]), any_text)
 @examples(100)
 def test_a_further_mistake_never_opens_anything(pairs: dict[str, object], key: str, value: str) -> None:
     """Labels with one more wrong key open a subset of what they opened: nothing."""
-    assert parse({**pairs, key: value}).allow == ()
+    assert parse({**pairs, key: value}).said.allow == ()
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_too_long_is_not_parsed() -> None:
@@ -248,30 +417,27 @@ def test_what_is_too_long_is_not_parsed() -> None:
     (problem,) = parse({"fw.allow": "80," * MAX_LENGTH}).problems
     assert str(problem).endswith(f"is {3 * MAX_LENGTH} characters long; at most {MAX_LENGTH} are read")
     assert len(str(problem)) < 400
-    assert parse_allow(",".join(["80"] * MAX_RULES))[1] == []
-    (message,) = parse_allow(",".join(["80"] * (MAX_RULES + 1)))[1]
-    assert message == f"has {MAX_RULES + 1} rules; at most {MAX_RULES} are read, use ranges like 9000-9100"
 
 
+@pytest.mark.parametrize("key", [*KEYS, "fw.alow", "fw.network.front.policy"])
 @pytest.mark.parametrize(
-    "text",
-    ["9" * (8 << 20), " " * (8 << 20), "," * (8 << 20), "8080-" * (1 << 20), "\n" * (8 << 20), "😀" * (2 << 20),
-     "1" + " " * (MAX_LENGTH - 2) + "1", "1-" + " " * (MAX_LENGTH - 2), " \t" * (MAX_LENGTH // 2 - 1) + "x"],
+    "text", ["x" * (8 << 20), "closed" * (1 << 20), " \t" * (4 << 20) + "x", "5/minute," * (1 << 18)],
     ids=lambda text: f"{text[:3]!r}×{len(text)}",
 )  # fmt: skip
-def test_huge_values_cost_no_time(text: str) -> None:
-    """The largest value that the plugin's socket takes is refused in a moment, whatever is in it."""
+def test_huge_values_cost_no_time(key: str, text: str) -> None:
+    """The largest value that the plugin's socket takes is refused in a moment, whatever key it stands at."""
     began = time.process_time()
-    said = parse({"fw.allow": text})
+    parsed = parse({key: text})
     assert time.process_time() - began < 0.5
-    assert said.allow == ()
-    assert all(len(str(problem)) < 500 for problem in said.problems)
+    assert parsed.said in (Said(), Said(egress=()))
+    assert all(len(str(problem)) < 500 for problem in parsed.problems)
 
 
-def test_huge_keys_cost_no_time() -> None:
+@pytest.mark.parametrize("key", ["fw." + "a" * (8 << 20), "fw.network." + "a." * (4 << 20), "fw.network." + "." * 9999])
+def test_huge_keys_cost_no_time(key: str) -> None:
     """A key of megabytes is a mistake like another: told shortly, in a moment."""
     began = time.process_time()
-    (problem,) = parse({"fw." + "a" * (8 << 20): "8080"}).problems
+    (problem,) = parse({key: "8080"}).problems
     assert time.process_time() - began < 0.5
     assert len(str(problem)) < 1000
 
@@ -279,8 +445,17 @@ def test_huge_keys_cost_no_time() -> None:
 def test_a_flood_of_wrong_labels_costs_no_time() -> None:
     """As many wrong keys as fit into a request are answered in bounded time, with a text a person can read."""
     began = time.process_time()
-    said = parse({f"fw.{number}": "8080" for number in range(200_000)})
+    parsed = parse({f"fw.{number}": "8080" for number in range(200_000)})
     assert time.process_time() - began < 1
-    assert said.allow == ()
-    assert said.problems
-    assert sum(len(str(problem)) for problem in said.problems) < 100_000
+    assert parsed.said == Said()
+    assert len(parsed.problems) == MAX_PROBLEMS + 1
+    assert sum(len(str(problem)) for problem in parsed.problems) < 100_000
+
+
+def test_what_was_not_read_may_have_been_meant_to_close() -> None:
+    """Behind too many mistakes nothing is read, which is a mistake of its own that closes and confines."""
+    wrong = {"fw.allow": ",".join(["x"] * MAX_PROBLEMS), "fw.deny": "22", "fw.policy": "closed"}
+    parsed = parse(wrong)
+    (last,) = [problem for problem in parsed.problems if problem.closes]
+    assert str(last) == 'label fw.deny="22": was not read, nor what follows: there are too many mistakes'
+    assert last.confines

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from plugin import listing
-from plugin.model import Container, Published, Rule
+from plugin import labelled, listing
+from plugin.model import Container, Published, Rule, Said
 from tests.pure.strategies import examples, json_values
 
-WEB = Container("c" * 64, "web")
 #: GET /networks of Docker 28.5.2, of a network made with --ipv6 -o …gateway_mode_ipv6=routed -o fw.allow=9100
 NETWORK: dict[str, Any] = {
     "Name": "front", "Id": "1a2b3c4d5e6f" + "0" * 52, "Created": "2026-01-01T00:00:00Z", "Scope": "local",
@@ -44,13 +43,40 @@ RUNNING: dict[str, Any] = {
 }  # fmt: skip
 
 
+COMPOSE = {"com.docker.compose.project": "shop", "com.docker.compose.container-number": "1"}
+WEB = labelled.read(RUNNING, None)
+MORE, SSH = Rule("tcp", 8080, 8080), Rule("tcp", 22, 22)
+
+
 def test_a_network_is_read_as_docker_lists_it() -> None:
     """Its bridge by Docker's rule, subnets, gateway modes, and what its options open."""
     found = listing.network(NETWORK)
     assert found
     assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
     assert found.subnets == (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
-    assert found.allow == (Rule("tcp", 9100, 9100),)
+    assert found.said == Said(allow=(Rule("tcp", 9100, 9100),))
+    assert found.flat
+
+
+@pytest.mark.parametrize("value", ["false", "0", "F", "False"])
+def test_a_network_on_which_containers_do_not_talk(value: str) -> None:
+    """enable_icc=false, as on swarm's docker_gwbridge, in all of Go's spellings."""
+    found = listing.network({**NETWORK, "Options": {"com.docker.network.bridge.enable_icc": value}})
+    assert found
+    assert not found.flat
+
+
+def test_a_network_says_all_that_a_container_may() -> None:
+    """Every key of the language may be an option of a network, but fw.network.NAME."""
+    options = {"fw.deny": "22", "fw.policy": "closed", "FW.EGRESS": "none", "fw.log": "drop"}
+    found = listing.network({**NETWORK, "Options": options})
+    assert found
+    assert found.said == Said(deny=(SSH,), policy="closed", egress=(), log="drop")
+    found = listing.network({**NETWORK, "Options": {"fw.network.front.deny": "22"}})
+    assert found
+    assert str(found.problems[0]) == (
+        'network option fw.network.front.deny="22": is for container labels; here write fw.deny'
+    )  # fmt: skip
 
 
 def test_a_bridge_of_the_users_own_name() -> None:
@@ -87,7 +113,7 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
     """It opens nothing, and is told with where it stands."""
     found = listing.network({**NETWORK, "Options": {"fw.allow": "808O"}})
     assert found
-    assert found.allow == ()
+    assert found.said.allow == ()
     assert str(found.problems[0]).startswith('network option fw.allow="808O": ')
 
 
@@ -97,11 +123,56 @@ def test_a_running_container_has_its_places_and_ports() -> None:
     assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
     assert (front.addr4, front.addr6) == (IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
     assert (six.addr4, six.addr6) == (None, IPv6Address("2001:db8:2::2"))
-    assert front.container == WEB
+    assert front.container == Container("c" * 64, "web", network="front")
+    assert six.container == Container("c" * 64, "web", network="six")
     assert front.joined
     assert front.published == (
         Published("tcp", IPv4Address("0.0.0.0"), 8080, 80), Published("tcp", IPv6Address("::"), 8080, 80),
     )  # fmt: skip
+
+
+def test_each_place_has_its_own_labels_and_options() -> None:
+    """What labels say for one network, by its name or compose's, and what an attachment's driver_opts say."""
+    raw = {**RUNNING, "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22",
+                                 **COMPOSE}}  # fmt: skip
+    who = labelled.read(raw, None)
+    front, six = listing.endpoints(raw, who, {}, {"front": {"fw.allow": "53/udp"}})
+    assert front.container
+    assert six.container
+    assert (front.container.said, front.said) == (
+        Said(allow=(MORE,), deny=(SSH,)), Said(allow=(Rule("udp", 53, 53),))
+    )  # fmt: skip
+    assert (six.container.said, six.said) == (Said(deny=(SSH,), policy="closed"), Said())
+    renamed = {"Networks": {"edge": RUNNING["NetworkSettings"]["Networks"]["front"]}}
+    (edge,) = listing.endpoints({**raw, "NetworkSettings": renamed}, who, {NETWORK["Id"]: "shop/front"})
+    assert edge.container
+    assert edge.container.said.allow == (MORE,)
+
+
+def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
+    """Nothing can be refused on Docker's own networks: it is told with the container's own mistakes, at that place."""
+    raw = {**RUNNING, "Labels": {"fw.allow": "0"}}
+    options = {"front": {"fw.policy": "opne", "com.docker.network.endpoint.sysctls": "x"}}
+    front, six = listing.endpoints(raw, labelled.read(raw, None), {}, options)
+    assert front.container
+    assert six.container
+    assert [str(problem).partition(":")[0] for problem in front.container.problems] == [
+        'label fw.allow="0"', 'driver option fw.policy="opne"'
+    ]  # fmt: skip
+    assert len(six.container.problems) == 1
+    assert front.said == Said()
+
+
+def test_where_a_container_is_and_with_what_options() -> None:
+    """Its endpoints, which are others each time that it starts; the options of its attachments, where they are any."""
+    assert listing.places(RUNNING) == ("", "e" * 64, "f" * 64)
+    assert listing.places({}) == ()
+    inspected = {"NetworkSettings": {"Networks": {
+        "front": {"DriverOpts": {"fw.allow": "1"}}, "six": {"DriverOpts": None}, "odd": {"DriverOpts": ["x"]},
+        "none": None,
+    }}}  # fmt: skip
+    assert listing.driver_options(inspected) == {"front": {"fw.allow": "1"}, "six": {}}
+    assert listing.driver_options({"NetworkSettings": None}) == {}
 
 
 @pytest.mark.parametrize("key", ["ep-" + "e" * 64, "c" * 64])
@@ -109,16 +180,18 @@ def test_a_container_that_is_being_connected(key: str) -> None:
     """Before Docker has told the sandbox its entry has the endpoint's ID and the container's name, then its ID."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
     other = {"Name": "db", "EndpointID": "d" * 64, "IPv4Address": "172.18.0.9/16", "IPv6Address": ""}
-    found = listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}, WEB)
+    there = {**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}
+    found = listing.attached(there, WEB, {"fw.deny": "22"})
     assert found
+    assert (found.container, found.said) == (Container("c" * 64, "web", network="front"), Said(deny=(SSH,)))
     assert (found.id, found.addr4, found.addr6) == ("e" * 64, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
-    assert listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB) is None
+    assert listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
 
 
 def test_a_name_alone_is_nobody() -> None:
     """Another container's entry under its own ID is not ours because it once had our name."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": ""}
-    assert listing.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB) is None
+    assert listing.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB, {}) is None
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -144,10 +217,44 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
             found = listing.network(_with(NETWORK, path, new))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        assert found is None or path[0] == "Options" or found.allow == (Rule("tcp", 9100, 9100),)
+        assert found is None or path[0] == "Options" or found.said == Said(allow=(Rule("tcp", 9100, 9100),))
     for path in _paths(RUNNING)[1:]:
         try:
-            places = list(listing.endpoints(_with(RUNNING, path, new), WEB))
+            raw = _with(RUNNING, path, new)
+            places = list(listing.endpoints(raw, labelled.read(raw, None)))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        assert all(place.container == WEB for place in places)
+        for place in places:
+            assert place.container
+            assert (place.container.said, place.said) == (Said(), Said()) or path[0] == "Labels"
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("host", "has the host's network: it answers like any program of the host"),
+        ("container:" + "a" * 64, f"shares the network of {'a' * 12}: that container's labels count, not its own"),
+        ("front", ""), ("none", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
+    """It is said of a container whose labels count for nothing, and why."""
+    assert listing.apart({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
+    assert listing.apart({}) == ""
+
+
+@given(json_values)
+@examples(50)
+def test_any_event_is_read(told: Any) -> None:
+    """Whatever Docker's events bring: what is not there is empty, and nothing is raised."""
+    for raw in ({"Type": told, "Action": told, "Actor": told}, {"Actor": {"ID": told, "Attributes": told}}):
+        found = listing.event(raw)
+        assert isinstance(found.id, str)
+        assert isinstance(found.container, str)
+
+
+def test_an_event_is_read() -> None:
+    """What happened, to which network or container, and who was concerned."""
+    actor = {"ID": "n", "Attributes": {"container": "c", "type": "bridge"}}
+    found = listing.event({"Type": "network", "Action": "connect", "Actor": actor})
+    assert found == listing.Event("network connect", "n", "c", "bridge")

@@ -1,123 +1,511 @@
-"""What an address accepts: the floor, what opens more, and what keeps it closed."""
+"""What an address accepts and may begin: the floor, what opens more, what closes, and whose word counts."""
 
 from __future__ import annotations
 
 import dataclasses
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels import parse
-from plugin.model import Container, Endpoint, Network, Problem, Rule
-from plugin.policy import BASE, accepted, verdict
-from tests.pure.strategies import containers, endpoints, examples, ipv4, ipv6, networks, ports, protos, some_rules
+from plugin.labels import EVERYTHING, over, parse
+from plugin.model import (
+    PORTLESS,
+    Container,
+    Defaults,
+    Endpoint,
+    Guarded,
+    Network,
+    Override,
+    Peer,
+    Policy,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+    Said,
+)
+from plugin.policy import BASE, closed_ports, covers, in_doubt, in_order, minus, of, passes, prefix_of, published, words
+from tests.pure import strategies
+from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
 
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 NETWORK = Network("n" * 64, "fw-nnnnnnnnnnnn")
+GUARDED = Guarded("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
 KNOWN = Container("c" * 64, "web")
 ENDPOINT = Endpoint("e" * 64, NETWORK.id, V4, V6, joined=True, container=KNOWN)
 WRONG = Problem("label fw.allow", "808O", "is not a port")
 MORE = (Rule("tcp", 8080, 8080),)
+SSH, HTTP, HTTPS = BASE
+NOTHING_SAID, NOTHING = Said(), Override()
+TEN, OUTSIDE = Peer("prefix", "10.0.0.0/8"), IPv4Address("203.0.113.7")
+INSIDE = IPv4Address("10.1.2.3")
+
+
+def said(**pairs: str) -> Said:
+    """What these labels say; they must be right."""
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.said
+
+
+def policy(settings: Said = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:
+    """Of a container with these labels."""
+    endpoint = dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, said=said(**pairs)))
+    return of(NETWORK, endpoint, Defaults(settings), override)
+
+
+def texts(rules: tuple[Rule, ...]) -> list[str]:
+    return [str(rule) for rule in rules]
+
+
+# --- the floor ----------------------------------------------------------------------------------------------------
 
 
 def test_the_base_is_ssh_http_and_https_over_tcp() -> None:
-    """Without any configuration a container answers on TCP 22, 80 and 443."""
-    assert accepted(NETWORK, ENDPOINT) == (Rule("tcp", 22, 22), Rule("tcp", 80, 80), Rule("tcp", 443, 443)) == BASE
+    """Without any configuration a container answers on TCP 22, 80 and 443, and may begin everything."""
+    assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, in_order=True, known=True)
+    assert [(rule.proto, rule.first, rule.last) for rule in BASE] == [("tcp", n, n) for n in (22, 80, 443)]
+    assert of(GUARDED, ENDPOINT) == of(NETWORK, ENDPOINT)
 
 
 def test_without_configuration_nothing_else_is_open() -> None:
     """Of all ports of all protocols, just the base's three are open."""
-    open_ports = [
-        (proto, port)
-        for address, proto, step in ((V6, "tcp", 1), (V4, "tcp", 1), (V6, "udp", 11), (V4, "sctp", 11))
-        for port in range(0, 65536, step)
-        if verdict(NETWORK, ENDPOINT, address, proto, port)  # type: ignore[arg-type]
-    ]
-    assert open_ports == [("tcp", 22), ("tcp", 80), ("tcp", 443)] * 2
+    accepts = of(NETWORK, ENDPOINT).accepts
+    assert [port for port in range(65536) if passes(accepts, "tcp", port, OUTSIDE)] == [22, 80, 443]
+    for proto in ("udp", "sctp"):
+        assert not [port for port in range(0, 65536, 11) if passes(accepts, proto, port, OUTSIDE)]
+    assert not [proto for proto in (*PORTLESS, "other", "icmp") if passes(accepts, proto, 0, OUTSIDE)]
 
 
 @pytest.mark.parametrize("where", ["everywhere", "network", "endpoint", "container"])
 def test_each_place_can_open_more(where: str) -> None:
     """A rule of the host's setting, the network, the attachment or the container's label adds to the base."""
-    network = dataclasses.replace(NETWORK, allow=MORE if where == "network" else ())
-    container = dataclasses.replace(KNOWN, allow=MORE if where == "container" else ())
-    endpoint = dataclasses.replace(ENDPOINT, allow=MORE if where == "endpoint" else (), container=container)
-    assert set(accepted(network, endpoint, MORE if where == "everywhere" else ())) == {*BASE, *MORE}
 
+    def says(place: str) -> Said:
+        return Said(allow=MORE if where == place else ())
+
+    network = dataclasses.replace(NETWORK, said=says("network"))
+    container = dataclasses.replace(KNOWN, said=says("container"))
+    endpoint = dataclasses.replace(ENDPOINT, said=says("endpoint"), container=container)
+    assert set(of(network, endpoint, Defaults(says("everywhere"))).accepts) == {*BASE, *MORE}
+
+
+# --- closed until known -------------------------------------------------------------------------------------------
 
 _CLOSED = {
     "not joined": (NETWORK, dataclasses.replace(ENDPOINT, joined=False)),
     "labels unknown": (NETWORK, dataclasses.replace(ENDPOINT, container=None)),
     "labels wrong": (NETWORK, dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, problems=(WRONG,)))),
     "internal network": (dataclasses.replace(NETWORK, internal=True), ENDPOINT),
+    "internal network of Docker's": (dataclasses.replace(GUARDED, internal=True), ENDPOINT),
 }
+OPEN = Said(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHING)
 
 
 @pytest.mark.parametrize(("network", "endpoint"), _CLOSED.values(), ids=_CLOSED)
-def test_closed_until_known_and_right(network: Network, endpoint: Endpoint) -> None:
+def test_closed_until_known_and_right(network: Network | Guarded, endpoint: Endpoint) -> None:
     """An address accepts nothing, not even the base, until it is joined, known and right, on a network with an outside.
 
-    What the host, the network or the attachment allow does not change that.
+    What the host, the network or the attachment allow does not change that, nor does fwctl.
     """
-    open_everywhere = (Rule("tcp", 1, 65535),)
-    network = dataclasses.replace(network, allow=open_everywhere)
-    endpoint = dataclasses.replace(endpoint, allow=open_everywhere)
-    assert accepted(network, endpoint, open_everywhere) == ()
+    network = dataclasses.replace(network, said=OPEN)
+    endpoint = dataclasses.replace(
+        endpoint, said=OPEN, published=(Published("tcp", IPv4Address("0.0.0.0"), 8080, 80),)
+    )  # fmt: skip
+    closed = of(network, endpoint, Defaults(OPEN, published=True), Override(allow=OPEN.allow))
+    assert (closed.accepts, closed.published, closed.rates, closed.in_order) == ((), (), (), False)
 
 
-@given(networks, endpoints, some_rules)
+def test_who_is_known_is_told_apart_from_who_is_right() -> None:
+    """An address with wrong labels is known; one whose container is not told, or that has left, is not."""
+    known = {name: of(network, endpoint).known for name, (network, endpoint) in _CLOSED.items()}
+    assert known == {
+        "not joined": False, "labels unknown": False, "labels wrong": True, "internal network": True,
+        "internal network of Docker's": True,
+    }  # fmt: skip
+
+
+def test_in_doubt_everything_is_closed() -> None:
+    """Nobody knows who has the address now: it accepts nothing, and whoever was confined may begin nothing."""
+    assert in_doubt(policy(allow="8080", log="drop")) == Policy(log="drop")
+    assert in_doubt(policy(egress="443")) == Policy(egress=())
+    assert in_doubt(policy(egress="none")) == Policy(egress=())
+
+
+@given(networks, endpoints, saids, overrides)
 @examples(80)
 def test_nothing_is_accepted_unless_everything_is_in_order(
-    network: Network, endpoint: Endpoint, everywhere: tuple[Rule, ...]
+    network: Network, endpoint: Endpoint, everywhere: Said, override: Override
 ) -> None:
-    """For any network and endpoint: accepted is empty or, all being in order, the base and each place's rules."""
-    rules = accepted(network, endpoint, everywhere)
+    """For any network and endpoint: nothing is accepted or, all being in order, what is said in all places together."""
+    decided = of(network, endpoint, Defaults(everywhere), override)
     container = endpoint.container
-    if container is None or container.problems or not endpoint.joined or network.internal:
-        assert rules == ()
+    right = container is not None and not container.problems and endpoint.joined and not network.internal
+    assert decided.in_order is in_order(network, endpoint) is right
+    assert decided.known is (endpoint.joined and container is not None)
+    if not right:
+        assert (decided.accepts, decided.published, decided.rates) == ((), (), ())
     else:
-        assert set(rules) == {*BASE, *everywhere, *network.allow, *endpoint.allow, *container.allow}
-        assert list(rules) == sorted(rules)
+        assert list(decided.accepts) == sorted(set(decided.accepts))
+        together = words(network, endpoint, Defaults(everywhere))
+        assert set(override.allow) <= set(decided.accepts)
+        if not override.deny:
+            assert set(together.allow) <= set(decided.accepts)
+    if container is not None and container.problems:
+        assert decided.egress == ()
 
 
-@given(networks, endpoints, some_rules, protos, ports, ipv4 | ipv6)
-@examples(60)
-def test_an_address_that_is_not_the_endpoints_is_closed(
-    network: Network, endpoint: Endpoint, everywhere: tuple[Rule, ...], proto: str, port: int, other: IPv4Address
+# --- deny, from, policy -------------------------------------------------------------------------------------------
+
+
+def test_a_denied_port_is_out_of_the_base() -> None:
+    """`fw.deny: "22"` closes 22 and nothing else; what `fw.allow` opens is not denied."""
+    assert policy(deny="22").accepts == (HTTP, HTTPS)
+    assert policy(deny="22, 80, 443, 8080").accepts == ()
+    assert policy(deny="1-100").accepts == (HTTPS,)
+    assert policy(deny="*/udp").accepts == BASE
+    assert texts(policy(deny="22", allow="22").accepts) == ["22/tcp", "80/tcp", "443/tcp"]
+    assert texts(policy(deny="8080", allow="8080").accepts) == ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
+    assert texts(policy(settings=said(deny="22"), allow="22").accepts) == ["22/tcp", "80/tcp", "443/tcp"]
+
+
+def test_from_on_a_base_port_replaces_it() -> None:
+    """`22 from 10.0.0.0/8` closes 22 to everybody else; on another port it opens for those alone."""
+    decided = policy(allow="22 from 10.0.0.0/8, 5432 from 10.0.0.0/8")
+    assert texts(decided.accepts) == [
+        "22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp", "5432/tcp from 10.0.0.0/8"
+    ]  # fmt: skip
+    for port in (22, 5432):
+        assert passes(decided.accepts, "tcp", port, INSIDE)
+        assert not passes(decided.accepts, "tcp", port, OUTSIDE)
+    assert texts(policy(allow="20-25 from 10.0.0.0/8").accepts) == ["20-25/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
+    assert texts(policy(allow="22/udp from 10.0.0.0/8").accepts)[:2] == ["22/tcp", "80/tcp"]
+    # It is the base that it replaces: what another rule opens to everybody is open to everybody.
+    assert passes(policy(allow="22 from 10.0.0.0/8, 22").accepts, "tcp", 22, OUTSIDE)
+    assert policy(allow="22 from any").accepts == BASE
+
+
+def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
+    """Lists add up: whoever says `22 from …`, the base's 22 is no more for everybody."""
+    settings = Defaults(said(allow="22 from 10.0.0.0/8"))
+    assert texts(of(NETWORK, ENDPOINT, settings).accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
+    more = dataclasses.replace(ENDPOINT, said=said(allow="22 from 192.0.2.1"))
+    assert texts(of(NETWORK, more, settings).accepts)[:2] == ["22/tcp from 10.0.0.0/8", "22/tcp from 192.0.2.1"]
+
+
+def test_a_name_that_is_nobody_still_takes_its_port_out_of_the_base() -> None:
+    """`22 from service:api`, and there is no api: nobody comes in by 22."""
+    assert texts(policy(allow="22 from service:api").accepts) == ["22/tcp from service:api", "80/tcp", "443/tcp"]
+    assert not passes(policy(allow="22 from service:api").accepts, "tcp", 22, INSIDE)
+
+
+def test_closed_is_icmp_and_what_is_allowed() -> None:
+    """`fw.policy: closed` takes the whole base away; `fw.allow` opens as ever."""
+    assert policy(policy="closed") == Policy(in_order=True, known=True)
+    assert texts(policy(policy="closed", allow="443, 53/udp from 10.0.0.0/8").accepts) == [
+        "443/tcp", "53/udp from 10.0.0.0/8"
+    ]  # fmt: skip
+
+
+def test_open_is_everything_minus_what_is_denied() -> None:
+    """`fw.policy: open` accepts every port and protocol but denied ones and those that are for some."""
+    assert set(policy(policy="open").accepts) == set(EVERYTHING)
+    some = policy(policy="open", deny="25, */udp, gre", allow="22 from 10.0.0.0/8, esp from 10.0.0.0/8").accepts
+    assert texts(some) == [
+        "ah", "esp from 10.0.0.0/8", "other", "1-65535/sctp", "1-21/tcp", "22/tcp from 10.0.0.0/8", "23-24/tcp",
+        "26-65535/tcp",
+    ]  # fmt: skip
+    assert passes(some, "tcp", 65535, OUTSIDE)
+    assert passes(some, "other", 0, OUTSIDE)
+    for proto, port in (("tcp", 22), ("tcp", 25), ("udp", 53), ("gre", 0), ("esp", 0)):
+        assert not passes(some, proto, port, OUTSIDE)
+    assert passes(some, "esp", 0, INSIDE)
+
+
+def test_default_is_the_base_again() -> None:
+    """`fw.policy: default` on a container takes back what its network, or a setting, says."""
+    for general in ("open", "closed"):
+        assert policy(settings=said(policy=general), policy="default").accepts == BASE
+
+
+def test_where_each_rule_comes_from_is_told() -> None:
+    """`fwctl` tells whether a port is the base's, of a label, a setting or fwctl."""
+    decided = policy(
+        settings=dataclasses.replace(said(), allow=parse({"fw.allow": "161/udp"}, "setting ").said.allow),
+        override=Override(allow=(Rule("tcp", 9000, 9000, origin="fwctl allow"),)), allow="8080",
+    )  # fmt: skip
+    assert {str(rule): rule.origin for rule in decided.accepts} == {
+        "22/tcp": "base", "80/tcp": "base", "443/tcp": "base", "8080/tcp": "label fw.allow",
+        "161/udp": "setting fw.allow", "9000/tcp": "fwctl allow",
+    }  # fmt: skip
+    assert {rule.origin for rule in policy(policy="open").accepts} == {"fw.policy: open"}
+
+
+# --- whose word counts --------------------------------------------------------------------------------------------
+
+_PLACES = ("image", "settings", "network", "container", "attachment")
+
+
+def _placed(**by_place: Said) -> Said:
+    """What holds where each place says its own."""
+    container = dataclasses.replace(
+        KNOWN, said=by_place.get("container", Said()), brought=by_place.get("image", Said())
+    )  # fmt: skip
+    endpoint = dataclasses.replace(ENDPOINT, container=container, said=by_place.get("attachment", Said()))
+    network = dataclasses.replace(NETWORK, said=by_place.get("network", Said()))
+    return words(network, endpoint, Defaults(by_place.get("settings", Said())))
+
+
+@pytest.mark.parametrize("closer", _PLACES)
+@pytest.mark.parametrize("farther", _PLACES)
+def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
+    """Image < setting < network < container < attachment, for the base, the way out, rates and logging."""
+    if _PLACES.index(closer) <= _PLACES.index(farther):
+        return
+    rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
+    near, far = Said(policy="closed", egress=(), rate=(rate,), log="drop"), Said((), (), "open", MORE, (other,), "none")
+    for one, two in ((near, far), (far, near)):
+        assert _placed(**{closer: one, farther: two}) == one
+        assert _placed(**{farther: two}) == two
+
+
+@pytest.mark.parametrize("closer", _PLACES[1:])
+@pytest.mark.parametrize("farther", _PLACES[1:])
+def test_lists_add_up_over_all_places(closer: str, farther: str) -> None:
+    """What is allowed, and what is denied, in one place and another is so together."""
+    if closer != farther:
+        together = _placed(**{closer: said(allow="1", deny="22"), farther: said(allow="2", deny="80")})
+        assert set(together.allow) == {Rule("tcp", 1, 1), Rule("tcp", 2, 2)}
+        assert set(together.deny) == {SSH, HTTP}
+
+
+def test_what_fwctl_says_is_above_all() -> None:
+    """`fwctl deny` closes what a label opens, `fwctl allow` opens what labels deny or close."""
+    ssh, dns = Rule("tcp", 22, 22), Rule("udp", 53, 53)
+    assert policy(override=Override(deny=(ssh,))).accepts == (HTTP, HTTPS)
+    assert policy(override=Override(deny=(ssh, *MORE)), allow="8080, 22").accepts == (HTTP, HTTPS)
+    assert policy(override=Override(allow=(ssh,)), deny="22").accepts == BASE
+    assert policy(override=Override(allow=(dns,)), policy="closed").accepts == (dns,)
+    assert Rule("tcp", 9001, 65535) in policy(override=Override(deny=(Rule("tcp", 9000, 9000),)), policy="open").accepts
+    restricted = policy(override=Override(allow=(Rule("tcp", 22, 22, (TEN,)),)))
+    assert texts(restricted.accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
+
+
+# --- published ports ----------------------------------------------------------------------------------------------
+
+ANY4, ANY6, LOOPBACK = IPv4Address("0.0.0.0"), IPv6Address("::"), IPv4Address("127.0.0.1")
+PORTS = (
+    Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY6, 15432, 5432), Published("tcp", ANY4, 18080, 80),
+    Published("udp", IPv4Address("198.51.100.1"), 53, 53), Published("tcp", LOOPBACK, 16379, 6379),
+)  # fmt: skip
+
+
+def by_p(**pairs: str) -> tuple[list[str], list[int]]:
+    """With FW_PUBLISHED=allow: what `-p` itself opens, and the host ports that not everybody may reach."""
+    endpoint = dataclasses.replace(
+        ENDPOINT, published=PORTS, container=dataclasses.replace(KNOWN, said=said(**pairs))
+    )  # fmt: skip
+    decided = of(NETWORK, endpoint, Defaults(published=True))
+    assert of(NETWORK, endpoint).published == ()
+    return texts(decided.published), sorted({port.host_port for port in closed_ports(decided, endpoint)})
+
+
+def test_a_published_port_needs_an_allow_like_any_other() -> None:
+    """By default `-p` opens nothing: the container's port must be open to everybody; loopback is no outside."""
+    endpoint = dataclasses.replace(ENDPOINT, published=PORTS)
+    assert closed_ports(of(NETWORK, endpoint), endpoint) == (PORTS[0], PORTS[1], PORTS[3])
+    labelled = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, said=said(allow="5432, 53/udp")))
+    assert closed_ports(of(NETWORK, labelled), labelled) == ()
+    some = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, said=said(allow="1-9000 from ::/0, *")))
+    assert closed_ports(of(NETWORK, some), some) == (PORTS[3],)
+
+
+def test_with_the_setting_p_itself_opens() -> None:
+    """FW_PUBLISHED=allow: every port that is published to more than the host, unless a label says otherwise."""
+    assert by_p() == (["80/tcp", "5432/tcp", "53/udp"], [])
+    assert by_p(deny="5432") == (["80/tcp", "53/udp"], [15432])
+    assert by_p(allow="5432 from 10.0.0.0/8") == (["80/tcp", "53/udp"], [15432])
+    assert by_p(deny="5432", allow="5432") == (["80/tcp", "53/udp"], [])
+    assert by_p(policy="closed") == ([], [53, 15432, 18080])
+    assert by_p(policy="closed", allow="53/udp") == ([], [15432, 18080])
+    assert by_p(policy="open") == (["80/tcp", "5432/tcp", "53/udp"], [])
+    assert by_p(policy="open", deny="*/udp") == (["80/tcp", "5432/tcp"], [53])
+
+
+def test_with_the_setting_fwctl_still_closes() -> None:
+    """`fwctl deny` closes a port that `-p` opens."""
+    endpoint = dataclasses.replace(ENDPOINT, published=PORTS)
+    decided = of(NETWORK, endpoint, Defaults(published=True), Override(deny=(Rule("tcp", 5432, 5432),)))
+    assert texts(decided.published) == ["80/tcp", "53/udp"]
+
+
+def test_a_wrong_label_closes_what_p_opens() -> None:
+    """FW_PUBLISHED=allow changes nothing where only ICMP is answered."""
+    container = dataclasses.replace(KNOWN, problems=(WRONG,))
+    endpoint = dataclasses.replace(ENDPOINT, published=PORTS, container=container)
+    for network in (NETWORK, GUARDED):
+        assert of(network, endpoint, Defaults(published=True)).published == ()
+
+
+@given(st.lists(strategies.published, max_size=4).map(tuple))
+@examples(50)
+def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...]) -> None:
+    """Each container port that is published to an address that is no loopback's, once."""
+    found = published(dataclasses.replace(ENDPOINT, published=listed))
+    wanted = {(p.proto, p.container_port, p.container_port) for p in listed if not p.host_ip.is_loopback}
+    assert {(rule.proto, rule.first, rule.last) for rule in found} == wanted
+    assert len(found) == len(wanted)
+
+
+# --- egress, rates, log -------------------------------------------------------------------------------------------
+
+
+def test_what_a_container_may_begin() -> None:
+    """`none` is nothing, a list is what it names, `all` is everything: also over a network that confines."""
+    assert policy().egress is None
+    assert policy(egress="none").egress == ()
+    assert policy(egress="443, 53/udp").egress == (HTTPS, Rule("udp", 53, 53))
+    assert policy(egress="all").egress is None
+    assert policy(settings=said(egress="none")).egress == ()
+    assert policy(settings=said(egress="none"), egress="all").egress is None
+    # What it accepts is another matter.
+    assert policy(egress="none").accepts == BASE
+    assert policy(policy="closed").egress is None
+
+
+def test_who_is_not_known_is_confined_as_the_place_says() -> None:
+    """Before its container is known an address may begin what its network and the settings let it."""
+    confined = dataclasses.replace(NETWORK, said=said(egress="443"))
+    for endpoint in (dataclasses.replace(ENDPOINT, container=None), dataclasses.replace(ENDPOINT, joined=False)):
+        assert of(confined, endpoint).egress == (HTTPS,)
+        assert of(NETWORK, endpoint).egress is None
+        assert not of(NETWORK, endpoint).known
+
+
+def test_rates_and_logging_are_the_most_specific_ones() -> None:
+    """Rates and the word about logging stand in the policy; what is not in order has no rates, and logs as it says."""
+    decided = policy(settings=said(rate="80 1/second", log="drop"), rate="22 5/minute", log="none")
+    assert [str(rate) for rate in decided.rates] == ["22/tcp 5/minute burst 5"]
+    assert decided.log == "none"
+    assert policy(settings=said(log="drop")).log == "drop"
+    wrong = dataclasses.replace(KNOWN, said=said(log="drop"), problems=(WRONG,))
+    assert of(NETWORK, dataclasses.replace(ENDPOINT, container=wrong)) == Policy(egress=(), log="drop", known=True)
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+_MISTAKES: dict[str, tuple[dict[str, str], list[int], bool]] = {
+    "fw.allow": ({"fw.allow": "808O, 8080"}, [22, 80, 443], True),
+    "fw.allow and a right deny": ({"fw.allow": "808O", "fw.deny": "22"}, [80, 443], True),
+    "fw.allow and a right from": ({"fw.allow": "808O, 22 from 10.0.0.0/8"}, [80, 443], True),
+    "fw.allow with a wrong from": ({"fw.allow": "443 from 10.0.0.0/33"}, [22, 80], True),
+    "fw.allow and a closed base": ({"fw.allow": "808O", "fw.policy": "closed"}, [], True),
+    "fw.allow and an open base": ({"fw.allow": "808O", "fw.policy": "open"}, [22, 80, 443], True),
+    "fw.allow and a way out": ({"fw.allow": "808O", "fw.egress": "443"}, [22, 80, 443], False),
+    "fw.log": ({"fw.log": "x", "fw.allow": "8080"}, [22, 80, 443], True),
+    "fw.deny": ({"fw.deny": "x"}, [], True),
+    "fw.policy": ({"fw.policy": "clsed"}, [], True),
+    "fw.rate": ({"fw.rate": "x"}, [], True),
+    "an unknown key": ({"fw.alow": "8080"}, [], True),
+    "a key like no other": ({"fw.zzzzzzzz": "8080"}, [], False),
+    "fw.egress": ({"fw.egress": "x", "fw.deny": "22"}, [80, 443], False),
+    "a key that may be fw.egress": ({"fw.egres": "none"}, [], False),
+}
+
+
+@pytest.mark.parametrize(("labels", "open_ports", "free"), _MISTAKES.values(), ids=_MISTAKES)
+@pytest.mark.parametrize("where", ["container", "network", "attachment"])
+def test_on_dockers_own_networks_a_mistake_only_closes(
+    where: str, labels: dict[str, str], open_ports: list[int], free: bool
 ) -> None:
-    """What a container may answer on holds for its own addresses only; one that it took by itself has nothing."""
-    if other not in (endpoint.addr4, endpoint.addr6):
-        assert not verdict(network, endpoint, other, proto, port, everywhere)  # type: ignore[arg-type]
+    """Where nothing can be refused: a wrong fw.allow leaves the base minus what is denied; what may have been meant to
+    close leaves ICMP only; what may have been about egress, nothing to begin. Whoever made it, where it stands."""
+    parsed = parse(labels, "label " if where == "container" else "option ")
+    told = dataclasses.replace(GUARDED, said=parsed.said, problems=parsed.problems)
+    network = told if where == "network" else GUARDED
+    container = dataclasses.replace(
+        KNOWN, said=parsed.said if where == "container" else Said(),
+        problems=parsed.problems if where != "network" else (),
+    )  # fmt: skip
+    attached = parsed.said if where == "attachment" else Said()
+    decided = of(network, dataclasses.replace(ENDPOINT, container=container, said=attached))
+    assert [port for port in range(1, 10_000) if passes(decided.accepts, "tcp", port, OUTSIDE)] == open_ports
+    assert (decided.egress is None) is free
+    assert decided.known
 
 
-@given(containers, some_rules, protos, ports, st.sampled_from([V4, V6]))
-@examples(100)
-def test_a_verdict_is_what_the_rules_say(
-    container: Container, everywhere: tuple[Rule, ...], proto: str, port: int, address: IPv4Address
+@pytest.mark.parametrize("labels", [labels for labels, _, _ in _MISTAKES.values()], ids=_MISTAKES)
+def test_on_our_own_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
+    """Docker was told so at the start; a container that runs all the same (FW_MISTAKES=close) is shut both ways."""
+    parsed = parse(labels)
+    container = dataclasses.replace(KNOWN, said=parsed.said, problems=parsed.problems)
+    decided = of(NETWORK, dataclasses.replace(ENDPOINT, container=container))
+    assert (decided.accepts, decided.published, decided.egress, decided.in_order) == ((), (), (), False)
+
+
+# --- sets of ports ------------------------------------------------------------------------------------------------
+
+_few = st.builds(
+    lambda proto, a, b: Rule(proto, min(a, b), max(a, b)), st.sampled_from(["tcp", "udp"]),
+    st.integers(1, 40), st.integers(1, 40),
+) | st.sampled_from([Rule("gre", 0, 0), Rule("other", 0, 0)])  # fmt: skip
+
+
+def _set(rules: object) -> set[tuple[str, int]]:
+    return {(rule.proto, port) for rule in rules for port in range(rule.first, rule.last + 1)}  # type: ignore[attr-defined]
+
+
+@given(st.lists(_few, max_size=4), st.lists(_few, max_size=5))
+@examples(400)
+def test_minus_is_the_difference_of_sets(rules: list[Rule], holes: list[Rule]) -> None:
+    """Rules without holes are the set of their ports without the holes', each rule for itself, and no more pieces."""
+    assert _set(minus(rules, holes)) == _set(rules) - _set(holes)
+    for rule in rules:
+        left = list(minus([rule], holes))
+        assert _set(left) == _set([rule]) - _set(holes)
+        assert sum(each.last - each.first + 1 for each in left) == len(_set(left))
+        assert len(left) <= len(holes) + 1
+
+
+@given(st.builds(lambda rule, who: dataclasses.replace(rule, peers=who, origin="here"), strategies.rules,
+                 st.lists(strategies.peers, max_size=2).map(tuple)), strategies.denied)  # fmt: skip
+@examples(50)
+def test_minus_leaves_everything_else_of_a_rule(rule: Rule, holes: tuple[Rule, ...]) -> None:
+    """Whom a rule is for, and where it was said, stays with each piece of it."""
+    for piece in minus([rule], holes):
+        assert (piece.peers, piece.origin) == (rule.peers, "here")
+
+
+# --- one flow -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(strategies.resolved_rules, max_size=3).map(tuple), protos, ports, ipv4 | ipv6 | strategies.near4)
+@examples(200)
+def test_a_flow_passes_by_a_rule_of_its_own(
+    rules: tuple[Rule, ...], proto: str, port: int, peer: IPv4Address | IPv6Address
 ) -> None:
-    """A port is open if and only if a rule of its protocol spans it."""
-    endpoint = dataclasses.replace(ENDPOINT, container=container)
-    spans = [r for r in accepted(NETWORK, endpoint, everywhere) if r.proto == proto and r.first <= port <= r.last]
-    assert verdict(NETWORK, endpoint, address, proto, port, everywhere) is bool(spans)  # type: ignore[arg-type]
+    """A flow passes if and only if one rule is of its protocol, spans its port, and is for its peer."""
+    by = [
+        rule for rule in rules if rule.proto == proto and rule.first <= port <= rule.last
+        and (not rule.peers or any(peer in prefix_of(each) for each in rule.peers))
+    ]  # fmt: skip
+    assert passes(rules, proto, port, peer) is bool(by)
+    assert all(covers(rule, proto, port) for rule in by)
 
 
-_wrong_labels = st.sampled_from(
-    [("fw.allow", "808O"), ("fw.alow", "1"), ("FW.Allow", ""), ("fw.", ""), ("fw.allow", "*/any")]
-)
+def test_a_name_passes_nobody() -> None:
+    """A peer that has not been looked up is nobody, and the host is nobody's address."""
+    for kind in ("container", "service", "project", "network", "host"):
+        assert not passes((Rule("tcp", 22, 22, (Peer(kind, "x"),)),), "tcp", 22, INSIDE)
 
 
-@given(st.lists(st.sampled_from(["8080", "53/udp", "*", "1-1024/sctp"]), max_size=3), _wrong_labels, protos, ports)
-@examples(100)
-def test_a_wrong_label_never_opens(right: list[str], wrong: tuple[str, str], proto: str, port: int) -> None:
-    """Whatever else stands on a container: one wrong label more, and it accepts nothing that it did not before."""
-    labels = {"fw.allow": ", ".join(right)} if right else {}
-
-    def answers(pairs: dict[str, str]) -> bool:
-        said = parse(pairs)
-        endpoint = dataclasses.replace(ENDPOINT, container=Container("c", "web", said.allow, said.problems))
-        return verdict(NETWORK, endpoint, V6, proto, port)  # type: ignore[arg-type]
-
-    assert answers({**labels, wrong[0]: wrong[1]}) <= answers(labels)
-    assert not answers({**labels, wrong[0]: wrong[1]})
+@given(saids, saids)
+@examples(50)
+def test_every_place_is_asked(one: Said, two: Said) -> None:
+    """What two places say together does not depend on which two they are, as long as their order is kept."""
+    expected = over(one, two)
+    for near in range(1, 5):
+        for far in range(near):
+            assert _placed(**{_PLACES[far]: one, _PLACES[near]: two}) == expected

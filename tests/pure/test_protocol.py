@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin import protocol
-from plugin.model import Endpoint, FwError, Network, PortBinding, Rule
+from plugin.model import Endpoint, FwError, Network, PortBinding, Rate, Rule, Said
 from tests.pure.strategies import examples, json_values
 
 NETWORK_ID = "4b4b1cd3b7a0c9a0b0a5c1c3e3b0e4a2f2b8d6f1a9f0e7c6d5b4a3928170f6e5"
@@ -127,8 +127,16 @@ def test_options_are_spelled_as_dockers_bridge_driver_spells_them() -> None:
 
 def test_allow_as_a_networks_option() -> None:
     """`-o fw.allow=…` opens ports for every container on the network, in whatever case the CLI left the key."""
-    assert option(fw__allow="8080, 53/udp").allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
-    assert option(FW__Allow="8080").allow == (Rule("tcp", 8080, 8080),)
+    assert option(fw__allow="8080, 53/udp").said == Said(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53)))
+    assert option(FW__Allow="8080").said == Said(allow=(Rule("tcp", 8080, 8080),))
+
+
+def test_the_whole_language_as_a_networks_options() -> None:
+    """What a container's labels may say a network's options may, for every container on it."""
+    said = option(fw__deny="22", fw__policy="closed", fw__egress="none", fw__rate="80 1/day", fw__log="drop").said
+    assert said == Said(
+        deny=(Rule("tcp", 22, 22),), policy="closed", egress=(), rate=(Rate("tcp", 80, 80, 1, "day", 5),), log="drop"
+    )
 
 
 WRONG_NETWORKS: dict[str, tuple[Callable[[Body], object], str]] = {
@@ -165,6 +173,12 @@ WRONG_OPTIONS: dict[str, object] = {
     "com.docker.network.container_iface_prefix": ["0eth", "a" * 13, "a b", 7],
     "fw.allow": ["808O", "", 8080, None],
     "fw.alow": ["8080"],
+    "fw.deny": ["22 from any"],
+    "fw.policy": ["clsed", True],
+    "fw.egress": ["443 from 10.0.0.1"],
+    "fw.rate": ["22"],
+    "fw.log": ["yes"],
+    "fw.network.front.allow": ["8080"],
 }
 
 
@@ -222,9 +236,10 @@ def test_addresses_of_one_family_and_a_chosen_mac() -> None:
 
 def test_allow_as_an_attachments_option() -> None:
     """`driver_opts` of a service's attachment arrive flat, those of `docker network connect` nested; both open."""
-    rule = (Rule("tcp", 8080, 8080),)
-    assert endpoint(lambda b: b["Options"].update({"fw.allow": "8080"})).allow == rule
-    assert endpoint(lambda b: b["Options"].update({GENERIC: {"fw.allow": "8080"}})).allow == rule
+    said = Said(allow=(Rule("tcp", 8080, 8080),))
+    assert endpoint(lambda b: b["Options"].update({"fw.allow": "8080"})).said == said
+    assert endpoint(lambda b: b["Options"].update({GENERIC: {"fw.allow": "8080"}})).said == said
+    assert endpoint(lambda b: b["Options"].update({"fw.policy": "closed"})).said == Said(policy="closed")
 
 
 WRONG_ENDPOINTS: dict[str, tuple[Callable[[Body], object], str]] = {

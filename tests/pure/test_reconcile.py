@@ -1,16 +1,13 @@
-"""The one writer: whatever happens to the disk and the kernel, what is open is what is known, and closing never waits.
-
-The kernel is a set of elements here, and the disk a state; both may fail at any step, as the real ones do.
-"""
+"""The one writer: whatever happens to disk and kernel, what is open is what is known, and closing never waits."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, ip_network
 from typing import Any
 
 import pytest
@@ -19,13 +16,31 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from plugin import conntrack
-from plugin.model import Container, Endpoint, FwError, Network, Problem, Published, Rule
+from plugin.bans import ban_elements
+from plugin.inventory import Inventory, Noted
+from plugin.model import (
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Overriding,
+    Peer,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+    Said,
+)
 from plugin.nft import NftError
-from plugin.reconcile import Noted, Reconciler
-from plugin.ruleset import Change, Element, endpoint_elements, network_elements
-from plugin.store import State
+from plugin.overrides import in_force, with_one, without
+from plugin.reconcile import Reconciler
+from plugin.sets import Element
+from plugin.state import State
+from tests.pure.fakes import Disk, Kernel
 
-EVERYWHERE = (Rule("udp", 161, 161),)
+EVERYWHERE = Defaults(Said(allow=(Rule("udp", 161, 161),)))
+MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 22)
 
 
 @pytest.fixture(autouse=True)
@@ -34,49 +49,6 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
     monkeypatch.setattr(conntrack, "cut_closed", lambda guarded, _: calls.append(guarded))
     return calls
-
-
-class Kernel:
-    """A table as the kernel holds it: a change is refused whole when it removes what is not there."""
-
-    def __init__(self) -> None:
-        self.table: set[Element] | None = None
-        self.refuses = 0  # so many transactions from now on
-
-    def replace(self, elements: Iterable[Element]) -> None:
-        wanted = set(elements)
-        self._may_refuse()
-        self.table = wanted
-
-    def change(self, change: Change) -> None:
-        if not change:
-            return
-        self._may_refuse()
-        if self.table is None or set(change.remove) - self.table:
-            raise NftError("No such file or directory")
-        assert not set(change.add) & self.table, "added twice"
-        self.table = (self.table - set(change.remove)) | set(change.add)
-
-    def intact(self) -> bool:
-        return self.table is not None
-
-    def _may_refuse(self) -> None:
-        if self.refuses:
-            self.refuses -= 1
-            raise NftError("refused")
-
-
-class Disk:
-    """A store that may be full."""
-
-    def __init__(self) -> None:
-        self.kept = State()
-        self.full = False
-
-    def save(self, state: State, *, flush: bool) -> None:
-        if self.full:
-            raise FwError("could not write the state file: No space left on device")
-        self.kept = dataclasses.replace(state)
 
 
 def reconciler() -> tuple[Reconciler, Kernel, Disk]:
@@ -95,20 +67,26 @@ def endpoint(number: int, on: int, address: int) -> Endpoint:
 
 
 def desired(state: Reconciler, noted: dict[str, frozenset[Element]] | None = None) -> set[Element]:
-    wanted = {Element("no_transit", (n,)) for n in state.switched}
-    wanted |= {element for elements in (noted or {}).values() for element in elements}
-    for each in state.networks.values():
-        wanted |= network_elements(each)
-    for each_end in state.endpoints.values():
-        if each_end.network_id in state.networks:
-            wanted |= endpoint_elements(state.networks[each_end.network_id], each_end, EVERYWHERE)
-    return wanted
+    """What should stand, found anew from what is known and nothing else."""
+    known = {name: Noted(elements) for name, elements in (noted or {}).items()}
+    fresh = Inventory(EVERYWHERE, state.state, known, in_force(state.state))
+    fresh.directory.networks = state.inventory.directory.networks
+    fresh.introduce(fresh.owners())
+    wanted = {element for owner in fresh.owners() for element in fresh.elements(owner)}
+    return wanted | ban_elements(state.state.bans, 0)[0]
 
 
+_SAID = [
+    Said(), Said(allow=(MORE,)), Said(allow=(MORE, DNS)),
+    Said(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
+    Said(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
+    Said(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)), Said(egress=()),
+    Said(rate=(Rate("tcp", 22, 22, 5, "minute", 10),), log="drop", policy="open"),
+]  # fmt: skip
 _containers = st.builds(
-    Container, st.just("c" * 64), st.just("web"),
-    st.sampled_from([(), (Rule("tcp", 8080, 8080),), (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))]),
-    st.sampled_from([(), (Problem("label fw.allow", "x", "wrong"),)]),
+    Container, st.sampled_from(["c" * 64, "d" * 64]), st.sampled_from(["web", "db"]), st.sampled_from(_SAID),
+    st.sampled_from([(), (), (Problem("label fw.allow", "x", "wrong"),)]), network=st.sampled_from(["", "shop_front"]),
+    project=st.sampled_from(["", "shop"]), service=st.sampled_from(["api", "db"]),
 )  # fmt: skip
 _published = st.sampled_from([(), (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)])
 
@@ -123,15 +101,47 @@ class AnyOrder(RuleBasedStateMachine):
 
     def attempt(self, call: Callable[[], object]) -> None:
         """The call stands, or it is refused as an FwError and then nothing is known of it."""
-        before = (dict(self.state.networks), dict(self.state.endpoints), self.state.switched)
+        before = self.state.state
         try:
             call()
         except FwError:
-            assert (dict(self.state.networks), dict(self.state.endpoints), self.state.switched) == before
+            assert dataclasses.replace(self.state.state, confined=before.confined) == before
 
-    @rule(n=st.integers(1, 3), internal=st.booleans())
-    def put_network(self, n: int, internal: bool) -> None:
-        self.attempt(lambda: self.state.put_network(network(n, internal=internal)))
+    @rule(n=st.integers(1, 3), internal=st.booleans(), said=st.sampled_from(_SAID[-3:]) | st.just(Said()))
+    def put_network(self, n: int, internal: bool, said: Said) -> None:
+        self.attempt(
+            lambda: self.state.put_network(dataclasses.replace(network(n, internal=internal), said=said))
+        )  # fmt: skip
+
+    @rule(container=st.sampled_from(["c" * 64, "d" * 64]), said=st.sampled_from([SSH, MORE, DNS]), deny=st.booleans())
+    def override(self, container: str, said: Rule, deny: bool) -> None:
+        word = Overriding(container, said, deny)
+        self.attempt(lambda: self.state.edit_state(lambda s: with_one(s, word), [container]))
+
+    @rule(container=st.sampled_from(["c" * 64, "d" * 64]))
+    def revert(self, container: str) -> None:
+        self.attempt(lambda: self.state.edit_state(lambda s: without(s, {container}), [container]))
+
+    @rule(prefix=st.sampled_from(["203.0.113.7", "203.0.113.0/24", "2001:db8::/48"]), gone=st.booleans())
+    def ban(self, prefix: str, gone: bool) -> None:
+        banned = ip_network(prefix)
+
+        def edit(state: State) -> State:
+            left = {k: until for k, until in state.bans.items() if k != banned}
+            return dataclasses.replace(state, bans=left if gone else {**left, banned: 0})
+
+        self.attempt(lambda: self.state.edit_state(edit))
+
+    @rule(names=st.sampled_from([frozenset[str](), frozenset({"shop_front"}), frozenset({"front"})]))
+    def know_networks(self, names: frozenset[str]) -> None:
+        before = self.state.inventory.directory.networks
+        try:
+            self.state.know_networks(names)
+        except NftError:
+            # The next look tells of them again.
+            self.state.inventory.directory.networks = before
+            self.kernel.refuses = 0
+            self.state.know_networks(names)
 
     @rule(n=st.integers(1, 3))
     def drop_network(self, n: int) -> None:
@@ -141,9 +151,9 @@ class AnyOrder(RuleBasedStateMachine):
     def put_endpoint(self, n: int, on: int, address: int) -> None:
         self.attempt(lambda: self.state.put_endpoint(endpoint(n, on, address)))
 
-    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published)
-    def join(self, n: int, container: Container | None, published: tuple[Published, ...]) -> None:
-        joined = dict[str, Any](joined=True, container=container, published=published)
+    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published, said=st.sampled_from(_SAID[:2]))
+    def join(self, n: int, container: Container | None, published: tuple[Published, ...], said: Said) -> None:
+        joined = dict[str, Any](joined=True, container=container, published=published, said=said)
         self.attempt(
             lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined))
         )
@@ -200,6 +210,8 @@ class AnyOrder(RuleBasedStateMachine):
             kept = self.disk.kept
             assert dict(kept.networks) == dict(self.state.networks)
             assert dict(kept.endpoints) == dict(self.state.endpoints)
+            assert (kept.overrides, dict(kept.bans)) == (self.state.state.overrides, dict(self.state.state.bans))
+            assert kept.confined == {e.key[0] for e in desired(self.state, self.noted) if e.set == "confined"}
 
 
 AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
@@ -219,7 +231,7 @@ def web() -> tuple[Reconciler, Kernel, Disk]:
     state.put_network(network(1))
     state.put_endpoint(
         dataclasses.replace(
-            endpoint(1, 1, 2), joined=True, container=Container("c", "web", (Rule("tcp", 8080, 8080),)),
+            endpoint(1, 1, 2), joined=True, container=Container("c", "web", Said(allow=(MORE,))),
             published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
         )
     )  # fmt: skip
@@ -228,7 +240,7 @@ def web() -> tuple[Reconciler, Kernel, Disk]:
 
 
 def opened(kernel: Kernel) -> set[Element]:
-    return {e for e in kernel.table or () if e.set.startswith(("allow", "publish", "self"))}
+    return {e for e in kernel.table or () if e.set.startswith(("allow", "from", "publish", "self"))}
 
 
 _CLOSINGS: dict[str, Callable[[Reconciler], object]] = {
@@ -239,7 +251,7 @@ _CLOSINGS: dict[str, Callable[[Reconciler], object]] = {
     "DeleteNetwork": lambda s: s.drop_network(network(1).id),
     "a label that turned out wrong": lambda s: s.edit_endpoint(
         endpoint(1, 1, 2).id,
-        lambda e: dataclasses.replace(e, published=(), container=Container("c", "web", (), (Problem("", "", ""),))),
+        lambda e: dataclasses.replace(e, published=(), container=Container("c", "w", problems=(Problem("", "", ""),))),
     ),
 }
 
@@ -274,7 +286,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kern
     assert state.repair()
     (guarded,) = cut
     assert guarded.keys() == {IPv4Address("10.1.0.2")}
-    assert Rule("tcp", 22, 22) in guarded[IPv4Address("10.1.0.2")].accepts
+    assert SSH in guarded[IPv4Address("10.1.0.2")].policy.accepts
     kernel.table = None
     state.put_network(network(2))
     assert len(cut) == 2

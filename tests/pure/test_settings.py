@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.model import FwError, Rule
+from plugin.labels import EVERYTHING, KEYS
+from plugin.model import Defaults, FwError, Rate, Rule, Said
 from plugin.settings import SETTINGS, Settings, read
 from tests.pure.strategies import examples
 
@@ -22,8 +21,9 @@ DEFAULT = Settings(
         Rule("tcp", 2375, 2377), Rule("tcp", 7946, 7946), Rule("tcp", 9323, 9323), Rule("udp", 4789, 4789),
         Rule("udp", 7946, 7946),
     ),
-    allow=(),
-    published=False,
+    defaults=Defaults(Said(log="none")),
+    refuse=True,
+    trust_images=False,
     mark=0x08000000,
     log_level="info",
 )
@@ -34,9 +34,30 @@ def test_nothing_needs_to_be_set() -> None:
     assert read({}) == DEFAULT
 
 
-def test_every_setting_has_a_field() -> None:
-    """Each documented setting is one that is read."""
-    assert {name.removeprefix("FW_").lower() for name in SETTINGS} == {f.name for f in dataclasses.fields(Settings)}
+#: By setting, a value that is not its default.
+OTHERS = {
+    "FW_SOCKET": "/x", "FW_DOCKER_SOCKET": "/x", "FW_STATE": "/x", "FW_SYSCTL": "/x", "FW_CGROUP": "/x",
+    "FW_DOCKERD_PORTS": "1", "FW_ALLOW": "1", "FW_DENY": "22", "FW_POLICY": "closed", "FW_EGRESS": "none",
+    "FW_RATE": "22 1/day", "FW_LOG": "drop", "FW_MISTAKES": "close", "FW_IMAGE_LABELS": "trust",
+    "FW_PUBLISHED": "allow", "FW_MARK": "1", "FW_LOG_LEVEL": "debug",
+}  # fmt: skip
+
+
+def test_every_setting_is_read() -> None:
+    """Each documented setting makes a difference, and each key of the language but fw.network has one."""
+    assert OTHERS.keys() == SETTINGS.keys()
+    for name, value in OTHERS.items():
+        assert read({name: value}) != DEFAULT
+    assert {"FW_" + key.removeprefix("fw.").upper() for key in KEYS} <= SETTINGS.keys()
+    assert read(OTHERS) == Settings(
+        "/x", "/x", "/x", "/x", "/x", (Rule("tcp", 1, 1),),
+        Defaults(
+            Said((Rule("tcp", 1, 1),), (Rule("tcp", 22, 22),), "closed", (), (Rate("tcp", 22, 22, 1, "day", 5),),
+                 "drop"),
+            published=True,
+        ),
+        refuse=False, trust_images=True, mark=1, log_level="debug",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -69,8 +90,43 @@ def test_the_mark_is_one_bit_of_32(text: str) -> None:
 
 
 def test_what_the_host_allows_is_read_like_a_label() -> None:
-    """FW_ALLOW speaks fw.allow's language, sorted and without doubles."""
-    assert read({"FW_ALLOW": "53/udp, 8080, 8080"}).allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
+    """FW_ALLOW speaks fw.allow's language, sorted and without doubles; so does each other setting its key's."""
+    said = read({"FW_ALLOW": "53/udp, 8080, 8080"}).defaults.said
+    assert said.allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
+    assert {rule.origin for rule in said.allow} == {"setting fw.allow"}
+    assert read({"FW_EGRESS": "all"}).defaults.said.egress == EVERYTHING
+    assert str(read({"FW_ALLOW": "22 from 10.0.0.0/8"}).defaults.said.allow[0]) == "22/tcp from 10.0.0.0/8"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("FW_DENY", "22 from any", 'FW_DENY="22 from any": "22 from any": a port is denied to everybody; '
+         'for some write fw.allow: "22 from 2001:db8::/32"'),
+        ("FW_POLICY", "clsed", 'FW_POLICY="clsed": "clsed" is not default, closed or open; did you mean closed?'),
+        ("FW_EGRESS", "443 from 10.0.0.1", 'FW_EGRESS="443 from 10.0.0.1": "443 from 10.0.0.1": write "to" here, '
+         'not "from"'),
+        ("FW_RATE", "22", 'FW_RATE="22": "22" is not a rate, like 22 5/minute burst 10 (per second, minute, hour or '
+         'day)'),
+        ("FW_LOG", "yes", 'FW_LOG="yes": "yes" is not drop or none'),
+        ("FW_MISTAKES", "ignore", 'FW_MISTAKES="ignore": must be refuse or close'),
+        ("FW_IMAGE_LABELS", "yes", 'FW_IMAGE_LABELS="yes": must be ignore or trust'),
+        ("FW_PUBLISHED", "open", 'FW_PUBLISHED="open": must be policy or allow'),
+        ("FW_DOCKERD_PORTS", "gre", 'FW_DOCKERD_PORTS="gre": gre has no ports'),
+        ("FW_DOCKERD_PORTS", "x", 'FW_DOCKERD_PORTS="x": "x" is not a port (1-65535, a range like 9000-9100, or *)'),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_stops_the_start(name: str, value: str, message: str) -> None:
+    """A wrong word of the language is told like a label's, with the setting's name: nothing starts on a guess."""
+    with pytest.raises(FwError) as caught:
+        read({name: value})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["FW_MISTAKES", "FW_IMAGE_LABELS", "FW_PUBLISHED", "FW_POLICY", "FW_EGRESS", "FW_LOG"])
+def test_keywords_in_any_case(name: str) -> None:
+    """A keyword's case does not matter."""
+    assert read({name: OTHERS[name].upper()}) == read({name: OTHERS[name]})
 
 
 @pytest.mark.parametrize("level", ["debug", "INFO", "Warning", "error"])

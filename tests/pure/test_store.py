@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,61 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.model import Container, Endpoint, FwError, Network, Published, Rule
-from plugin.ruleset import Element, endpoint_elements, network_elements
-from plugin.store import VERSION, State, Store
+from plugin.inventory import Inventory
+from plugin.labels import EVERYTHING
+from plugin.model import (
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Overriding,
+    Peer,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+    Said,
+)
+from plugin.overrides import in_force
+from plugin.sets import Element
+from plugin.state import State
+from plugin.store import VERSION, Store
 from plugin.table import element_text
-from tests.pure.strategies import ELEMENT_TEXT, endpoints, examples, json_values, networks
+from tests.pure.strategies import (
+    ELEMENT_TEXT,
+    bridges,
+    endpoints,
+    examples,
+    json_values,
+    networks,
+    overridings,
+    prefixes,
+    published,
+)
 
-NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), allow=(Rule("tcp", 8080, 8080),))
+V1 = Path(__file__).parents[1] / "golden" / "state-1.json"
+MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
+NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), said=Said(allow=(MORE,)))
+SAID = Said(
+    (Rule("tcp", 22, 22, (TEN, Peer("service", "api"))), Rule("gre", 0, 0)), (Rule("tcp", 80, 80),), "closed",
+    (Rule("udp", 53, 53, (Peer("host"),)),), (Rate("tcp", 22, 22, 5, "minute", 10, "label fw.rate"),), "drop",
+)  # fmt: skip
 ENDPOINT = Endpoint(
     "b" * 64, NETWORK.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8::2"), "02:42:ac:12:00:02", joined=True,
-    container=Container("c" * 64, "wéb"), published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
+    said=Said(egress=EVERYTHING),
+    container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", Said(egress=())),
+    published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
 )  # fmt: skip
+SHORT = State({NETWORK.id: NETWORK}, {"b": Endpoint("b", NETWORK.id, container=Container("c", "wéb"))}, "boot-1")
 BEFORE = State({NETWORK.id: NETWORK}, {}, "boot-1", frozenset({2}))
-AFTER = State({NETWORK.id: NETWORK}, {ENDPOINT.id: ENDPOINT}, "boot-1", frozenset({2, 10}))
+AFTER = State(
+    {NETWORK.id: NETWORK}, {ENDPOINT.id: ENDPOINT}, "boot-1", frozenset({2, 10}), frozenset({"virbr0"}),
+    {"c" * 64: (Published("tcp", IPv6Address("::"), 8443, 443),)}, frozenset({"br-front"}),
+    (Overriding("c" * 64, Rule("tcp", 9000, 9000, (TEN,), "fwctl allow"), False, 1_900_000_000.5),
+     Overriding("d" * 64, Rule("udp", 1, 65535), True)),
+    {ip_network("203.0.113.7"): 0, ip_network("2001:db8::/48"): 1_900_000_000.25},
+)  # fmt: skip
 
 
 def by_id(items: list[Any]) -> dict[str, Any]:
@@ -42,12 +84,19 @@ states = st.builds(
     endpoints=st.lists(endpoints, max_size=4).map(by_id),
     boot=st.text(max_size=36),
     switched=st.frozensets(st.sampled_from([2, 10])),
+    foreign=st.frozensets(bridges, max_size=2),
+    proxied=st.dictionaries(st.text(max_size=8), st.lists(published, max_size=2).map(tuple), max_size=2),
+    confined=st.frozensets(bridges, max_size=2),
+    overrides=st.lists(overridings, max_size=3).map(tuple),
+    bans=st.dictionaries(prefixes, st.sampled_from([0, 1.5, 1_900_000_000]), max_size=3),
 )
 
 
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="fw-store-") as path:
+    """In memory, where there is such a place: some tests write thousands of files."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="fw-store-", dir=memory) as path:
         yield Path(path)
 
 
@@ -92,26 +141,27 @@ def test_a_file_cut_anywhere_never_stops_the_start() -> None:
         file = where / "state.json"
         store = Store(str(file))
         store.save(BEFORE, flush=True)
-        store.save(AFTER, flush=False)
+        store.save(SHORT, flush=False)
         whole, flushed = file.read_bytes(), (where / "state.json~").read_bytes()
-    for length in range(len(whole)):
-        with directory() as where:
-            file = where / "state.json"
+    with directory() as where:
+        file = where / "state.json"
+        for length in range(len(whole)):
             file.write_bytes(whole[:length])
             (where / "state.json~").write_bytes(flushed)
             state = Store(str(file)).load()
-            if state == AFTER:  # nothing but the last newline is missing
+            if state == SHORT:  # nothing but the last newline is missing
                 assert length == len(whole) - 1
                 continue
             assert state == BEFORE
             (aside,) = where.glob("state.json.corrupt-*")
             assert aside.read_bytes() == whole[:length]
+            aside.unlink()
 
 
 def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
     """Nothing readable at all: everything stays closed, the file stays for a person to see, and the start goes on."""
     with directory() as where:
-        Store(str(where / "state.json")).save(AFTER, flush=True)
+        Store(str(where / "state.json")).save(SHORT, flush=True)
         whole = (where / "state.json").read_bytes()
     for length in range(0, len(whole) - 1, 7):
         with directory() as where:
@@ -124,12 +174,11 @@ def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
 
 
 def elements_of(state: State) -> Iterator[Element]:
-    for family in state.switched:
-        yield Element("no_transit", (family,))
-    for network in state.networks.values():
-        yield from network_elements(network)
-        for endpoint in state.endpoints.values():
-            yield from endpoint_elements(network, endpoint, ())
+    inventory = Inventory(Defaults(), state, overrides=in_force(state))
+    inventory.introduce(inventory.owners())
+    for owner in inventory.owners():
+        yield from inventory.elements(owner)
+    yield from (Element("confined", (bridge,)) for bridge in state.confined)
 
 
 def _damaged(document: Any, data: st.DataObject) -> Any:
@@ -176,6 +225,7 @@ def test_a_damaged_file_never_stops_the_start(data: st.DataObject) -> None:
             assert isinstance(endpoint.addr4, IPv4Address | None)
             assert isinstance(endpoint.addr6, IPv6Address | None)
             assert isinstance(endpoint.joined, bool)
+        assert all(isinstance(until, int | float) for until in state.bans.values())
         assert state == BEFORE or not list(where.glob("state.json.corrupt-*"))
         for item in elements_of(state):
             assert re.fullmatch(ELEMENT_TEXT, element_text(item))
@@ -201,12 +251,101 @@ def test_any_bytes_never_stop_the_start(content: bytes) -> None:
 def test_a_newer_versions_file_is_refused_and_left_alone(path: Path) -> None:
     """After a downgrade the start says what to do, and the newer file stays as it is."""
     Store(str(path)).save(BEFORE, flush=True)
-    newer = path.read_text().replace('"version": 1', '"version": 2')
+    newer = path.read_text().replace('"version": 2', '"version": 3')
     path.write_text(newer)
-    with pytest.raises(FwError, match=r"version 2, newer than this docker-fw \(version 1\); install the newer"):
+    with pytest.raises(FwError, match=r"version 3, newer than this docker-fw \(version 2\); install the newer"):
         Store(str(path)).load()
     assert path.read_text() == newer
     assert [p.name for p in path.parent.iterdir()] == ["state.json"]
+
+
+def test_every_field_is_kept(path: Path) -> None:
+    """Labels and where they were said, names, notices, overrides, bans and their ends: all of it comes back, to the
+    letter, for what is shown to people too."""
+    Store(str(path)).save(AFTER, flush=True)
+    state = Store(str(path)).load()
+    assert state == AFTER
+    assert state.networks[NETWORK.id].said.allow[0].origin == MORE.origin
+    assert [each.rule.origin for each in state.overrides] == ["fwctl allow", ""]
+    container = state.endpoints[ENDPOINT.id].container
+    assert container
+    assert (container.said.rate or ())[0].origin == "label fw.rate"
+    assert list(state.bans) == list(AFTER.bans)
+
+
+def test_a_file_of_version_1_is_read(path: Path) -> None:
+    """What docker-fw 0.1 wrote is understood after an upgrade: its lists of ports, and all that there was besides.
+
+    The file was written by version 0.1.0 itself.
+    """
+    path.parent.mkdir()
+    path.write_bytes(V1.read_bytes())
+    state = Store(str(path)).load()
+    network = Network(
+        "a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), IPv6Interface("2001:db8:1::1/64"), False, 1400,
+        False, IPv4Address("127.0.0.1"), "net", Said(allow=(Rule("tcp", 9100, 9100),)),
+    )  # fmt: skip
+    web = Container("c" * 64, "web", Said(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53))))
+    wrong = Container("d" * 64, "wröng", problems=(Problem("label fw.allow", "808O", "is not a port", False, False),))
+    endpoints = [
+        Endpoint("b" * 64, network.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"), "02:42:ac:12:00:02",
+                 True, Said(allow=(Rule("sctp", 1, 65535),)), web,
+                 (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)),
+        Endpoint("e" * 64, network.id, IPv4Address("172.18.0.3"), None, "02:42:ac:12:00:03", True, container=wrong),
+        Endpoint("f" * 64, network.id, None, IPv6Address("2001:db8:1::4")),
+    ]  # fmt: skip
+    assert state == State(
+        {network.id: network}, by_id(endpoints), "boot-1", frozenset({2}), frozenset({"virbr0"}),
+        {web.id: (Published("tcp", IPv6Address("::"), 8443, 443),)},
+    )  # fmt: skip
+    Store(str(path)).save(state, flush=True)
+    assert Store(str(path)).load() == state
+    assert json.loads(path.read_text())["version"] == 2
+
+
+def test_a_file_of_version_1_that_is_damaged_is_not_guessed_at(path: Path) -> None:
+    """What has neither the old nor the new words is set aside like any file that cannot be read."""
+    path.parent.mkdir()
+    path.write_text(V1.read_text().replace('"allow"', '"alow"'))
+    assert Store(str(path)).load() == State()
+
+
+PORT = {"proto": "tcp", "first": 1, "last": 1}
+RATE = {**PORT, "count": 1, "unit": "day", "burst": 1}
+WRONG: dict[str, Any] = {
+    "a policy": ("said", {"policy": "opne"}),
+    "a log": ("said", {"log": "yes"}),
+    "a list": ("said", {"allow": {}}),
+    "a rule": ("said", {"allow": [{"proto": "icmp", "first": 1, "last": 1}]}),
+    "a port": ("said", {"allow": [{"proto": "tcp", "first": 0, "last": 1}]}),
+    "a range": ("said", {"deny": [{"proto": "tcp", "first": 9, "last": 1}]}),
+    "a prefix": ("said", {"allow": [{**PORT, "peers": [{"kind": "prefix", "value": "10.0.0.1/8"}]}]}),
+    "a peer": ("said", {"egress": [{**PORT, "peers": [{"kind": "any", "value": ""}]}]}),
+    "a unit": ("said", {"rate": [{**RATE, "unit": "week"}]}),
+    "a count": ("said", {"rate": [{**RATE, "count": 10**9}]}),
+    "a burst": ("said", {"rate": [{**RATE, "burst": 70000}]}),
+    "a rate's range": ("said", {"rate": [{**RATE, "first": 2}]}),
+    "a bridge": ("confined", ["br 0"]),
+    "an end": ("bans", {"10.0.0.1": -1}),
+    "an end that is none": ("bans", {"10.0.0.1": True}),
+    "an end without end": ("bans", {"10.0.0.1": float("inf")}),
+    "a ban": ("bans", {"everybody": 0}),
+    "a word": ("overrides", [{"container": "c", "rule": PORT, "deny": 1, "until": 0}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG.values(), ids=WRONG)
+def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, value: Any) -> None:
+    """A file that somebody edited opens nothing that the language could not say: it is set aside whole."""
+    Store(str(path)).save(AFTER, flush=True)
+    document = json.loads(path.read_text())
+    if key == "said":
+        document["endpoints"][ENDPOINT.id]["container"]["said"].update(value)
+    else:
+        document[key] = value
+    path.write_text(json.dumps(document))
+    assert Store(str(path)).load() == State()
+    assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1
 
 
 def _full(step: str) -> Any:

@@ -1,0 +1,174 @@
+"""`fwctl serve`, `dry-run`, `boot`, `cleanup`, `check`: what needs no docker-fw that runs.
+
+What each needs is imported by it alone: the driver itself, which is started by `serve`, is to stay small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from plugin import show
+from plugin.command import NO, OK, USAGE, failed, parser
+from plugin.model import Address, FwError
+
+if TYPE_CHECKING:
+    from plugin.conntrack import ClosedFlow
+
+
+def add(commands: Any) -> None:
+    commands.add_parser(
+        "serve", help="run the network driver on its socket (settings: FW_… in the environment)"
+    ).set_defaults(run=serve)
+    dry = parser(
+        commands, "dry-run", dry_run, "what installing docker-fw would close on this host, before anything is closed",
+        "dry-run", "dry-run --json",
+        more="Lists every container on Docker's own networks with what would close, and the connections that stand now "
+        "and would be cut. Changes nothing.",
+        asks=False,
+    )  # fmt: skip
+    dry.add_argument("--json", action="store_true", help="as JSON, for programs")
+    check = parser(
+        commands, "check", check_files, "what compose files would open, and their mistakes, without any Docker",
+        "check compose.yml", "check compose.yml compose.prod.yml --json", "check",
+        more="Exit status 0: no mistake; 1: mistakes; 2: a file cannot be read. FW_… in the environment count as the "
+        "host's settings.",
+        asks=False,
+    )  # fmt: skip
+    check.add_argument("files", nargs="*", metavar="FILE", help="as docker compose -f (default: compose.yml here)")
+    check.add_argument("--json", action="store_true", help="as JSON, for programs")
+    boot = parser(
+        commands, "boot", before_docker,
+        "for the sidecar: a systemd unit that closes every bridge before Docker starts a container",
+        "boot install", "boot remove",
+        more="install writes /etc/docker-fw/boot.nft and docker-fw-boot.service below ROOT and enables it; "
+        "remove takes them away. What stands in the kernel now is not touched.",
+        asks=False,
+    )  # fmt: skip
+    boot.add_argument("what", choices=("install", "remove"))
+    boot.add_argument("--root", default="/host", help="where the host's / is (default: /host, as by -v /:/host)")
+    parser(
+        commands, "cleanup", cleanup, "remove every rule, mark and link of docker-fw from this host", "cleanup",
+        more="For when the plugin is gone, and its rules are not.", asks=False,
+    )  # fmt: skip
+
+
+def serve(_: argparse.Namespace) -> NoReturn:
+    """Becomes gunicorn, so that signals and the exit status are its own."""
+    gunicorn = os.path.join(os.path.dirname(sys.executable), "gunicorn")
+    os.execv(gunicorn, [gunicorn, "-c", "python:plugin.gunicorn_conf"])  # noqa: S606
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
+    from plugin import conntrack  # noqa: PLC0415
+    from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
+    from plugin.inventory import Inventory  # noqa: PLC0415
+    from plugin.settings import read  # noqa: PLC0415
+    from plugin.status import answers, guarded_networks  # noqa: PLC0415
+
+    try:
+        settings = read(os.environ)
+        api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
+        look = api.look()
+    except (FwError, ApiSilent) as error:
+        failed(FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH"))
+        return NO
+    inventory = Inventory(settings.defaults, noted=look.noted())
+    inventory.directory.networks = look.names
+    owners = inventory.introduce(inventory.owners())
+    told = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
+    names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
+    try:
+        flows = conntrack.closed_flows(answers(inventory, owners))
+    except OSError as error:
+        text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
+        failed(FwError(text + "--cap-add NET_ADMIN"))
+        return NO
+    if options.json:
+        cut = [_cut(flow, names) for flow in flows]
+        print(json.dumps({"guarded": told, "apart": dict(look.apart), "cut": cut}, indent=1))
+        return OK
+    lines = (f"{flow.source} → {names[flow.address]} {flow.port}/{flow.proto}" for flow in flows)
+    print(show.dry_run(told, dict(look.apart), lines))
+    return OK
+
+
+def _cut(flow: ClosedFlow, names: Mapping[Address, str]) -> dict[str, Any]:
+    ends = {"from": str(flow.source), "container": names[flow.address], "address": str(flow.address)}
+    return {**ends, "port": flow.port, "proto": flow.proto}
+
+
+def check_files(options: argparse.Namespace) -> int:
+    """Reads compose files; needs neither Docker nor root."""
+    from plugin.check.run import run  # noqa: PLC0415
+    from plugin.settings import read  # noqa: PLC0415
+
+    try:
+        settings = read(os.environ)
+    except FwError as error:
+        failed(error)
+        return USAGE
+    files = options.files or [name for name in _COMPOSE if Path(name).is_file()][:1]
+    return run(files, os.environ, options.json, sys.stdout, settings.defaults)
+
+
+#: What docker compose looks for, in this order.
+_COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+
+
+def before_docker(options: argparse.Namespace) -> int:
+    """Installs or removes the unit that closes every bridge before Docker starts."""
+    from plugin import boot, status  # noqa: PLC0415
+    from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
+    from plugin.inventory import Inventory  # noqa: PLC0415
+    from plugin.links import Links  # noqa: PLC0415
+    from plugin.settings import read  # noqa: PLC0415
+    from plugin.sysctl import Sysctl  # noqa: PLC0415
+
+    root = Path(options.root)
+    try:
+        if options.what == "remove":
+            print(boot.removed(boot.remove(root)))
+            return OK
+        settings = read(os.environ)
+        nft = boot.find_nft(root)
+        uplinks = Links(Sysctl(settings.sysctl)).default_route_links
+        api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
+        dockers, foreign = boot.bridges(api, uplinks)
+        look = api.look()
+        networks = {network.id: network for network in look.networks}
+        closed = status.closed(Inventory(settings.defaults), networks, look.endpoints)
+        text = boot.nft_text(settings.mark, dockers, foreign, closed)
+        boot.check(root, nft, text)
+        changed = boot.install(root, nft, text)
+    except (FwError, ApiSilent) as error:
+        failed(error)
+        return NO
+    print(boot.installed(changed, foreign))
+    return OK
+
+
+def cleanup(_: argparse.Namespace) -> int:
+    """Removes the table, the rule in DOCKER-USER, and every link of ours, of this network namespace."""
+    from plugin.dockeruser import DockerUser  # noqa: PLC0415
+    from plugin.links import Links  # noqa: PLC0415
+    from plugin.nft import remove_table  # noqa: PLC0415
+    from plugin.settings import read  # noqa: PLC0415
+    from plugin.sysctl import Sysctl  # noqa: PLC0415
+
+    settings = read(os.environ)
+    links = Links(Sysctl(settings.sysctl))
+    ours = [name for name, mine in links.bridges().items() if mine]
+    for name in ours:
+        links.delete(name)
+    links.sweep(set())
+    DockerUser(settings.mark).remove()
+    removed = remove_table()
+    print(f"removed {len(ours)} bridges; the table inet fw was {'removed' if removed else 'not there'}")
+    return OK

@@ -1,0 +1,50 @@
+"""Which established flows end when less is let through than before: just those that would not begin any more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from plugin import conntrack
+from plugin.inventory import Inventory, Owner
+from plugin.model import Address, Answers
+from plugin.nft import Nft, NftError
+from plugin.sets import Change, Element
+
+log = logging.getLogger(__name__)
+#: Seconds that a cut UDP flow is kept from coming back: longer than the peer keeps asking, and than nf_conntrack's own
+#: time-out of a stream (nf_conntrack_udp_timeout_stream, 120).
+HELD = 180
+
+
+class Cuts:
+    """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
+
+    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], None]], None]) -> None:
+        self._nft = nft
+        self._known = known
+        self._later = later
+
+    def everywhere(self) -> None:
+        """What came in while the rules were not there, or accepted more, would stay, as established."""
+        conntrack.cut_closed(self.answers(self._known.owners()), self.hold)
+
+    def later(self, owners: list[Owner]) -> None:
+        """Cuts what these owners do not let through any more, by docker-proxy too, and waits for nothing."""
+        if answers := self.answers(owners):
+            self._later(partial(conntrack.cut_closed, answers, self.hold))
+        for ports, stays in map(self._known.through_proxy, owners):
+            if ports:
+                self._later(partial(conntrack.cut_published, ports, stays))
+
+    def answers(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
+        return {address: what for owner in owners for address, what in self._known.answers(owner).items()}
+
+    def hold(self, ways: list[conntrack.Way]) -> None:
+        """Keeps cut UDP flows from coming back by the container's own next datagram."""
+        try:
+            held = {Element(f"held{way.source.version}", tuple(way)): HELD for way in ways}
+            self._nft.change(Change(), held)
+        except NftError as error:
+            log.error("cut UDP flows may come back: %s", error)

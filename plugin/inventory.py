@@ -1,0 +1,189 @@
+"""All that is known at one moment → what each owner's elements are. Pure: decides, and touches nothing.
+
+An owner is what elements stand for: a network's or an endpoint's ID, "host", or what somebody noted under a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from plugin import policy
+from plugin.directory import Directory, Key, who
+from plugin.labels import EVERYTHING, over
+from plugin.model import (
+    Address,
+    Answers,
+    Container,
+    Defaults,
+    Endpoint,
+    Guarded,
+    Guest,
+    Network,
+    Override,
+    Policy,
+    Prefix,
+    Published,
+)
+from plugin.ruleset import confining_elements, endpoint_elements, guarded_elements, guest_elements, network_elements
+from plugin.sets import Element
+from plugin.state import State
+
+Owner = str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A network of Docker's own, or who is on it; `closed`: the container's published ports that are closed to some."""
+
+    network: Guarded
+    guest: Guest | None = None
+    closed: frozenset[Published] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What holds while docker-fw runs and is not kept: found anew from Docker and the kernel at each start."""
+
+    elements: frozenset[Element] = frozenset()
+    place: Place | None = None
+
+
+@dataclass(slots=True)
+class Inventory:
+    """Not thread-safe. `overrides` by container ID."""
+
+    defaults: Defaults
+    state: State = field(default_factory=State)
+    noted: dict[Owner, Noted] = field(default_factory=dict)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    directory: Directory = field(default_factory=Directory)
+
+    def copy(self) -> Inventory:
+        """As it is now, to be read while the other goes on changing."""
+        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, self.directory.copy())
+
+    def owners(self) -> list[Owner]:
+        return ["host", *self.noted, *self.state.networks, *self.state.endpoints]
+
+    def introduce(self, owners: Iterable[Owner]) -> list[Owner]:
+        """Notes who these owners are now; returns them and those whose rules speak of whoever came or went."""
+        owners = list(dict.fromkeys(owners))
+        changed: set[Key] = set()
+        for owner in owners:
+            found = self.endpoint(owner)
+            endpoint = found[1] if found else None
+            there = endpoint if not self.doubted(owner) else None
+            changed |= self.directory.put(owner, who(there) if there else None)
+            decided = self.decided(owner) if found else None
+            rules = chain(decided.accepts, decided.egress or ()) if decided else ()
+            self.directory.asks(owner, rules, endpoint.container if endpoint else None)
+        return list(dict.fromkeys((*owners, *self.directory.askers(changed))))
+
+    def elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
+        """`state`: as it would be then."""
+        state = state or self.state
+        if owner == "host":
+            return frozenset(Element("no_transit", (family,)) for family in state.switched)
+        if owner in self.noted:
+            return self._noted(owner, self.noted[owner])
+        if network := state.networks.get(owner):
+            return network_elements(network) | confining_elements(network.bridge, confined=self.confines(network))
+        endpoint = state.endpoints.get(owner)
+        if endpoint is None or endpoint.network_id not in state.networks:
+            return frozenset()
+        network = state.networks[endpoint.network_id]
+        return endpoint_elements(network, endpoint, self._resolved(network, endpoint))
+
+    def answers(self, owner: Owner) -> dict[Address, Answers]:
+        """What the owner's addresses accept and may begin; nothing where it has none."""
+        found = self.endpoint(owner)
+        if found is None:
+            return {}
+        network, endpoint = found
+        resolved = self._resolved(network, endpoint)
+        if self.doubted(owner):
+            resolved = policy.in_doubt(resolved)
+        return {
+            address: Answers(subnet, resolved)
+            for address in (endpoint.addr4, endpoint.addr6)
+            for subnet in subnets(network)
+            if address and address in subnet
+        }
+
+    def through_proxy(self, owner: Owner) -> tuple[list[Published], Callable[[Published, Address], bool]]:
+        """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
+        place = self.noted[owner].place if owner in self.noted else None
+        if place is None or place.guest is None:
+            return [], lambda port, source: False
+        rules = self._resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
+        neighbours = place.network.subnets if place.network.flat else ()
+
+        def stays(port: Published, source: Address) -> bool:
+            if any(source in subnet for subnet in neighbours):
+                return True
+            return policy.passes(rules, port.proto, port.container_port, source)
+
+        return [port for port in place.closed if port.proto != "sctp"], stays
+
+    def decided(self, owner: Owner) -> Policy | None:
+        """The owner's policy with its peers by name; None where it has no endpoint."""
+        found = self.endpoint(owner)
+        return self.decide(*found) if found else None
+
+    def decide(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+        return policy.of(network, endpoint, self.defaults, self.override(endpoint.container))
+
+    def override(self, container: Container | None) -> Override:
+        return self.overrides.get(container.id, policy.NOTHING) if container else policy.NOTHING
+
+    def of_container(self, container_id: str) -> list[Owner]:
+        """The owners that are this container's endpoints."""
+        found = ((owner, self.endpoint(owner)) for owner in self.owners())
+        return [o for o, f in found if f and f[1].container and f[1].container.id == container_id]
+
+    def _resolved(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+        return self.directory.resolved(self.decide(network, endpoint), endpoint.container)
+
+    def _noted(self, owner: Owner, noted: Noted) -> frozenset[Element]:
+        place = noted.place
+        if place is None:
+            return noted.elements
+        if place.guest is None:
+            bridge, confined = place.network.bridge, self.confines(place.network)
+            return noted.elements | guarded_elements(place.network) | confining_elements(bridge, confined=confined)
+        endpoint = place.guest.endpoint
+        resolved = self._resolved(place.network, endpoint)
+        if not place.guest.sure:
+            resolved = policy.in_doubt(resolved)
+        return noted.elements | guest_elements(place.network, endpoint, resolved, place.closed)
+
+    def confines(self, network: Network | Guarded) -> bool:
+        """True if whoever is on the network may not begin everything, unless its own labels say so."""
+        if isinstance(network, Guarded) and any(problem.confines for problem in network.problems):
+            return True
+        return over(self.defaults.said, network.said).egress not in (None, EVERYTHING)
+
+    def networks(self) -> list[Network | Guarded]:
+        """Docker's own and the driver's."""
+        places = (noted.place for noted in self.noted.values())
+        return [*self.state.networks.values(), *(place.network for place in places if place and not place.guest)]
+
+    def endpoint(self, owner: Owner) -> tuple[Network | Guarded, Endpoint] | None:
+        if owner in self.noted:
+            place = self.noted[owner].place
+            return (place.network, place.guest.endpoint) if place and place.guest else None
+        endpoint = self.state.endpoints.get(owner)
+        network = self.state.networks.get(endpoint.network_id) if endpoint else None
+        return (network, endpoint) if network and endpoint else None
+
+    def doubted(self, owner: Owner) -> bool:
+        place = self.noted[owner].place if owner in self.noted else None
+        return bool(place and place.guest and not place.guest.sure)
+
+
+def subnets(network: Network | Guarded) -> tuple[Prefix, ...]:
+    if isinstance(network, Guarded):
+        return network.subnets
+    return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

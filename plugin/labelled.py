@@ -1,0 +1,175 @@
+"""A container as Docker lists it → what its labels say on each of its networks. Pure.
+
+Docker merges an image's labels into the container's, so a label equal to the image's is taken for the image's: it opens
+nothing unless a setting trusts images, and whatever of it can only close counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from plugin import labels
+from plugin.grammar import taken_back
+from plugin.labels import Parsed
+from plugin.model import Container, Problem, Said
+
+_COMPOSE = "com.docker.compose."
+#: What compose says of a container and never of an image.
+_OF_ONE = ("container-number", "config-hash")
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """`own`: labels that count, `brought`: the image's, which do not. `networks`: those it is on, by name."""
+
+    id: str
+    name: str
+    own: tuple[tuple[str, str], ...] = ()
+    brought: tuple[tuple[str, str], ...] = ()
+    problems: tuple[Problem, ...] = ()
+    project: str = ""
+    service: str = ""
+    networks: tuple[str, ...] = ()
+
+
+def ours(listed: Mapping[str, Any]) -> dict[str, str]:
+    """The labels of a listed container that are docker-fw's."""
+    told = listed.get("Labels") or {}
+    return {key: value for key, value in told.items() if key.lower().startswith(labels.PREFIX)}
+
+
+def asks_for_image(listed: Mapping[str, Any]) -> bool:
+    """True if it matters what labels the container's image has."""
+    told = listed.get("Labels") or {}
+    return bool(ours(listed)) or _COMPOSE + "project" in told
+
+
+def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, gone: str = "") -> Labelled:
+    """A container as `GET /containers/json` lists it. `image`: the image's labels; None if they are trusted.
+
+    `gone`: why the image cannot be asked; then every label is taken for the image's, and that is a problem.
+    """
+    names = listed.get("Names") or []
+    # A linked container has several names; its own is the one without a second slash.
+    name = next((n[1:] for n in names if n.count("/") == 1), listed["Id"][:12])
+    told = listed.get("Labels") or {}
+    said, image = ours(listed), image or {}
+    brought = said if gone else {key: value for key, value in said.items() if image.get(key) == value}
+    own = {key: value for key, value in said.items() if key not in brought} | labels.only_closing(brought)
+    return Labelled(
+        id=listed["Id"],
+        name=name,
+        own=tuple(sorted(own.items())),
+        brought=tuple(sorted((key, value) for key, value in brought.items() if key not in own)),
+        problems=_unasked(brought, own, gone) if gone else (),
+        **_compose(told, image, gone=bool(gone)),
+        networks=tuple(sorted((listed.get("NetworkSettings") or {}).get("Networks") or {})),
+    )
+
+
+def _compose(told: Mapping[str, Any], image: Mapping[str, str], *, gone: bool) -> dict[str, str]:
+    """Which compose project and service the container is of: others' rules may speak of it as a peer.
+
+    compose marks the images that it builds with both, so these say nothing by themselves; what it says of one container
+    it says of no image, and an image that does makes its containers nobody's.
+    """
+    own = any(told.get(key) and told[key] != image.get(key) for key in map(_COMPOSE.__add__, _OF_ONE))
+    names = {name: str(told.get(_COMPOSE + name) or "") for name in ("project", "service")}
+    return names if own and not gone else dict.fromkeys(names, "")
+
+
+def _unasked(brought: Mapping[str, str], own: Mapping[str, str], gone: str) -> tuple[Problem, ...]:
+    left = {key: value for key, value in brought.items() if key not in own}
+    if not left:
+        return ()
+    text = (
+        f"the image is gone ({gone}), so it cannot be told whether the image brought this label; pull the image again"
+    )
+    wrong, keys = labels.parse(left).problems, {labels.split(key)[1] for key in left}
+    closes = any(problem.closes for problem in wrong) or any(_may_close(key, value) for key, value in left.items())
+    confines = any(problem.confines for problem in wrong) or "fw.egress" in keys
+    first = min(left)
+    return (Problem("label " + first, left[first], text, closes, confines),)
+
+
+def _may_close(key: str, value: str) -> bool:
+    """True unless it can only open, or is not about what comes in. A `from` takes its port out of the base."""
+    network, name = labels.split(key)
+    if name == "fw.allow":
+        return bool(taken_back(value))
+    opens = name == "fw.egress" or (name, value.strip().lower()) == ("fw.policy", "open")
+    return name != "fw.log" and not (opens and network is None)  # a network's name may be the name of none
+
+
+def compose_key(network: Mapping[str, Any]) -> str:
+    """The compose project that made the network and what its file calls it, as PROJECT/KEY; "" if none did."""
+    told = network.get("Labels") or {}
+    project, key = (str(told.get(_COMPOSE + name) or "") for name in ("project", "network"))
+    return f"{project}/{key}" if project and key else ""
+
+
+def at(who: Labelled, network: str, key: str = "") -> Container:
+    """The container as it is on the network of that name. `key`: of `compose_key`; it may be another project's."""
+    parsed = _parsed(who.own)
+    project, _, called = key.partition("/")
+    mine = {*_names(who, network), *((called,) if called and project == who.project else ())}
+    notices = [
+        f'label {label}="{value[:80]}" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
+        for label, value in who.brought
+    ]
+    problems = [*who.problems, *parsed.problems]
+    known = {name for each in who.networks for name in _names(who, each)} | mine
+    for name, said in parsed.networks:
+        if name not in known:
+            where, text = f"label fw.network.{name}", f"the container is on no network {name[:64]!r}"
+            there = ", ".join(sorted({*who.networks, network})[:8])
+            if _only_opens(said) or _renamed(who):
+                notices.append(f"{where} has no effect: {text} (it is on {there})")
+            else:
+                problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=said.egress is not None))
+    return Container(
+        id=who.id,
+        name=who.name,
+        said=labels.for_network(parsed, mine),
+        brought=_closing(labels.for_network(_parsed(who.brought), mine)),
+        problems=tuple(problems),
+        notices=tuple(notices),
+        network=network,
+        project=who.project,
+        service=who.service,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _parsed(pairs: tuple[tuple[str, str], ...]) -> Parsed:
+    return labels.parse(dict(pairs))
+
+
+def _names(who: Labelled, network: str) -> Iterator[str]:
+    """The network's name, and what compose's file calls it if nobody named it otherwise."""
+    yield network
+    if who.project and network.startswith(who.project + "_"):
+        yield network[len(who.project) + 1 :]
+
+
+def _renamed(who: Labelled) -> bool:
+    """True if a compose file may call one of the networks something that its name does not tell."""
+    return bool(who.project) and not all(name.startswith(who.project + "_") for name in who.networks)
+
+
+def _only_opens(said: Said) -> bool:
+    return said == Said(allow=said.allow, log=said.log) and not any(rule.peers for rule in said.allow)
+
+
+def _closing(said: Said) -> Said:
+    """Of what an image says that which only closes where nobody else says anything."""
+    return dataclasses.replace(Said(), egress=said.egress, rate=said.rate)
+
+
+def known_names(networks: Collection[Mapping[str, Any]]) -> frozenset[str]:
+    """The names of Docker's networks, as it lists them."""
+    return frozenset(str(network["Name"]) for network in networks if isinstance(network.get("Name"), str))

@@ -1,0 +1,37 @@
+"""Everything that Docker told at one moment, as nouns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from plugin.inventory import Noted, Owner, Place
+from plugin.model import Container, Endpoint, Guarded, Guest
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Everything that Docker told at one moment.
+
+    `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
+    running containers' places on them; `apart`: containers that no network of their own has, with the reason;
+    `existing`: the IDs of all containers, stopped ones too. `names`: of every network, whatever its driver.
+    `unsure`: endpoints of which it is not known what their attachment says.
+    """
+
+    containers: Mapping[str, Container] = field(default_factory=dict)
+    networks: tuple[Guarded, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    apart: Mapping[str, str] = field(default_factory=dict)
+    existing: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    unsure: frozenset[str] = frozenset()
+
+    def noted(self) -> dict[Owner, Noted]:
+        """The networks of Docker's own and who is on them, as `plugin.inventory` takes it."""
+        networks = {network.id: network for network in self.networks}
+        guests = (Guest(endpoint, True, 0) for endpoint in self.endpoints if endpoint.network_id in networks)
+        return {
+            **{f"network {network.id}": Noted(place=Place(network)) for network in self.networks},
+            **{f"endpoint {g.endpoint.id}": Noted(place=Place(networks[g.endpoint.network_id], g)) for g in guests},
+        }

@@ -1,0 +1,138 @@
+"""The parts of the table's text that are the same many times over: look-ups by port, block and prefix. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plugin.grammar import UNITS
+from plugin.sets import BAN_LENGTHS, SetSpec, spec_of
+from plugin.tiers import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
+
+#: Seconds that a source is remembered at least, so that a few attempts a day are not forgotten in between.
+_REMEMBERED = 60
+_IP = {4: "ip", 6: "ip6"}
+#: A source of new flows: an address, of IPv6 its /64, which is one customer's at least.
+_SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
+
+
+def set_text(name: str, spec: SetSpec) -> str:
+    kind = "map" if spec.data else "set"
+    typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
+    more = "\t\tflags timeout\n" if spec.timed else ""
+    more += "\t\tcounter\n" if spec.counted else ""
+    more += f"\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
+    return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{more}\t}}\n"
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "\n".join(f"\t\t{line}" for line in lines)
+
+
+def _by_port(version: int, end: str, name: str, verdict: str) -> list[str]:
+    """By an address and a port, and by the blocks that the port is in."""
+    key = f"{_IP[version]} {end} . meta l4proto . "
+    exact = f"{key}th dport @{name}{version} {verdict}"
+    return [exact, *(f"{key}{block_expression(size)} @{name}{version}_blocks {verdict}" for size in BLOCKS)]
+
+
+def allowed(version: int) -> str:
+    return _lines(_by_port(version, "daddr", "allow", "goto permit"))
+
+
+def gates(version: int) -> str:
+    """Chains of their own for single ports and for each size of block, for only these know what to look for."""
+    return _lines(_gated(version, "daddr", "gate", "from"))
+
+
+def leaving(version: int, passes: str) -> str:
+    """What a confined container may begin; `passes` says that it may."""
+    return _lines([*_by_port(version, "saddr", "out", passes), *_gated(version, "saddr", "outgate", "to")])
+
+
+def to_host(version: int, passes: str) -> str:
+    return _lines(_by_port(version, "saddr", "tohost", passes))
+
+
+def _gated(version: int, end: str, gate: str, chain: str) -> list[str]:
+    key = f"{_IP[version]} {end} . meta l4proto . "
+    exact = f"{key}th dport @{gate}{version} jump {chain}{version}"
+    return [
+        exact,
+        *(f"{key}{block_expression(n)} @{gate}{version}_blocks jump {chain}{version}_{n}" for n in BLOCKS),
+    ]
+
+
+def peer_chains(version: int, chain: str, verdict: str) -> str:
+    """The chains that `gates` and `leaving` jump to: from, or to, whom."""
+    near, far = ("daddr", "saddr") if chain == "from" else ("saddr", "daddr")
+    chains = []
+    for size in (1, *BLOCKS):
+        port = "th dport" if size == 1 else block_expression(size)
+        name = f"{chain}{version}" + ("" if size == 1 else "_blocks")
+        key = f"{_IP[version]} {near} . meta l4proto . {port} . "
+        rules = [f"{key}{length_and_prefix(version, n, far)} @{name} {verdict}" for n in LENGTHS[version]]
+        chains.append(f"\tchain {chain}{version}{'' if size == 1 else f'_{size}'} {{\n{_lines(rules)}\n\t}}\n")
+    return "\n".join(chains)
+
+
+def via(version: int) -> str:
+    """Who may reach a published port at docker-proxy's, on every address of the host or on one."""
+    ip, proto = _IP[version], "meta l4proto . th dport . "
+    rules = []
+    for key, name in ((proto, f"via{version}"), (f"{ip} daddr . {proto}", f"from{version}")):
+        rules += [f"{key}{length_and_prefix(version, n)} @{name} goto permit_host" for n in LENGTHS[version]]
+    return _lines(rules)
+
+
+def bans(*, nets: bool) -> str:
+    rules = []
+    for version, ip in _IP.items():
+        for end in ("saddr", "daddr"):
+            if nets:
+                rules += [f"{masked(version, n, end)} @banned{version}_{n} goto deny" for n in BAN_LENGTHS[version]]
+            else:
+                rules.append(f"{ip} {end} @banned{version} goto deny")
+    return _lines(rules)
+
+
+def limited(version: int) -> str:
+    return _lines(_by_port(version, "daddr", "rated", f"goto limited{version}"))
+
+
+def rate_texts(name: str) -> tuple[str, str]:
+    """For one rate: its sets and chains, as they stand in the table; and the rules that lead there.
+
+    When the set of sources is full, a source that is not in it yet waits: unsure is closed.
+    """
+    count, unit, burst = name.split("_")
+    limit = f"limit rate {count}/{unit} burst {burst} packets"
+    last = max(_REMEMBERED, int(burst) * UNITS[unit] // int(count) + 1)
+    sets, chains, rules = [], [], []
+    for version, ip in _IP.items():
+        for suffix in ("", "_blocks"):
+            sets.append(set_text(f"rated{version}{suffix}__{name}", spec_of(f"rated{version}{suffix}")))
+        key = f"{ip} daddr . meta l4proto . th dport . "
+        seen = SetSpec((f"{ip} daddr", "meta l4proto", "th dport", f"{ip} saddr"), comment="who came", meter=last)
+        sets.append(set_text(f"seen{version}__{name}", seen))
+        chains.append(
+            f"\tchain limit{version}__{name} {{\n"
+            f"\t\tupdate @seen{version}__{name} {{ {key}{_SOURCE[version]} {limit} }} return\n\t\tgoto deny\n\t}}\n"
+        )
+        jump = f"jump limit{version}__{name}"
+        address = f"{ip} daddr . meta l4proto . "
+        rules.append(f"limited{version} {address}th dport @rated{version}__{name} {jump}")
+        rules += [
+            f"limited{version} {address}{block_expression(n)} @rated{version}_blocks__{name} {jump}" for n in BLOCKS
+        ]
+    sets.append(set_text(f"rated_host__{name}", spec_of("rated_host")))
+    host = []
+    for version, ip in _IP.items():
+        seen = SetSpec(("meta l4proto", "th dport", f"{ip} saddr"), comment="who came", meter=last)
+        sets.append(set_text(f"seen_host{version}__{name}", seen))
+        host.append(
+            f"\t\tupdate @seen_host{version}__{name} "
+            f"{{ meta l4proto . th dport . {_SOURCE[version]} {limit} }} return\n"
+        )
+    chains.append(f"\tchain limit_host__{name} {{\n{''.join(host)}\t\tgoto deny\n\t}}\n")
+    rules.append(f"limited_host meta nfproto . meta l4proto . th dport @rated_host__{name} jump limit_host__{name}")
+    return "\n".join([*sets, *chains]), "\n".join(rules)

@@ -1,0 +1,180 @@
+"""What `fwctl` asks: how things are, why a flow passes or not, what would change, the table as a file. Changes nothing.
+
+Each answer is made from a copy of what is known, so that no container waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from plugin import __version__, drift, export, hostlinks, plan, standing, status
+from plugin.bans import ban_elements
+from plugin.bridges import Bridges
+from plugin.dockerapi import ApiSilent, DockerApi
+from plugin.explain import Around, explain
+from plugin.follow import Follower
+from plugin.guard import Guard
+from plugin.inventory import Inventory
+from plugin.model import Address, FwError
+from plugin.nft import Nft
+from plugin.overrides import in_force, unwatched
+from plugin.reconcile import Reconciler
+from plugin.record import INTERFACE_NAME
+from plugin.ruleset import dockerd_elements
+from plugin.settings import Settings
+
+#: Settings that the table comes from, besides those that are said of every container.
+_OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
+_OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
+#: How often the kernel is read without holding anything up, before it is read under the lock.
+_TRIES = 3
+log = logging.getLogger(__name__)
+
+
+class Questions:
+    """Thread-safe. `read` makes Settings of ours with some exchanged; `blind` tells if docker-proxy is not known."""
+
+    def __init__(
+        self, reconciler: Reconciler, guard: Guard, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
+        settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._state = reconciler
+        self._guard = guard
+        self._nft = nft
+        self._bridges = bridges
+        self._follower = follower
+        self._api = api
+        self._settings = settings
+        self._read = read
+        self._blind = blind
+
+    def status(self) -> dict[str, Any]:
+        """What there is and what it answers on, for people and programs."""
+        # Before the snapshot, and never under the reconciler's lock: the guard's comes first.
+        guests, networks = self._guard.known(), list(self._guard.networks.values())
+        inventory, now = self._state.snapshot(), time.time()
+        dropped = self._dropped()
+        return {
+            "version": __version__,
+            "now": now,
+            "networks": status.driver_networks(inventory, dropped),
+            "guarded": status.guarded_networks(
+                inventory, guests, networks, self._api.engine, self._settings.mark, dropped
+            ),
+            "apart": dict(self._follower.apart),
+            "foreign": sorted(self._bridges.foreign()),
+            "overrides": status.elsewhere(inventory),
+            "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
+            "listening": self._follower.listening,
+            "proxy_known": not self._blind(),
+        }
+
+    def places(self, container_id: str) -> list[dict[str, Any]]:
+        """What a container accepts and may begin, network by network."""
+        return status.places(self._state.snapshot(), container_id, self._api.engine, self._settings.mark)
+
+    def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
+        """What becomes of a flow, step by step, in both families or in one. Raises FwError."""
+        around = Around(_own(), dict(self._follower.apart), self._api.engine, self._settings.mark, time.time())
+        return explain(self._state.snapshot(), source, target, what, around, family)
+
+    def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """How the kernel differs from what should be, and what these settings would change. Raises FwError."""
+        inventory = self._state.snapshot()
+        who = drift.names(inventory)
+        found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
+        if given:
+            settings = self._read(given)
+            found["notes"] = _notes(given)
+            before = plan.under(inventory, lambda _: None)
+            after = plan.under(inventory, self._changed(settings))
+            found["policy"] = plan.policies(before, after)
+            found["elements"] = drift.elements(plan.difference(before, after), who)
+            if settings.mark != self._settings.mark:
+                found["rules"] = plan.rules_apart(self._settings.mark, settings.mark)
+        found["changes"] = any(found[part] for part in ("drift", "policy", "elements", "rules"))
+        return found
+
+    def export(self) -> dict[str, Any]:
+        """The table as a file for `nft -f`."""
+
+        def lasting(inventory: Inventory) -> None:
+            inventory.overrides = in_force(unwatched(inventory.state))
+
+        inventory = plan.under(self._state.snapshot(), lasting)
+        elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
+        banned, timed = ban_elements(inventory.state.bans, time.time())
+        foreign = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.foreign()))
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        text = export.file(
+            self._settings.mark, elements | banned, timed, foreign, logs=self._nft.logs, version=__version__, when=when
+        )
+        return {"text": text}
+
+    def _changed(self, settings: Settings) -> Callable[[Inventory], None]:
+        changes: list[Callable[[Inventory], None]] = []
+        if settings.dockerd_ports != self._settings.dockerd_ports:
+            changes.append(plan.noting("dockerd", dockerd_elements(settings.dockerd_ports)))
+        if settings.trust_images != self._settings.trust_images:
+            try:
+                look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
+            except ApiSilent as silent:
+                raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
+            changes.append(plan.with_containers(look.containers))
+
+        def change(inventory: Inventory) -> None:
+            inventory.defaults = settings.defaults
+            for each in changes:
+                each(inventory)
+
+        return change
+
+    def _drift(self, who: drift.Names) -> list[drift.Told]:
+        try:
+            for _ in range(_TRIES):
+                found = standing.read()
+                with self._state.locked:
+                    if self._nft.generation() == found.generation:
+                        return self._compared(found, who)
+            with self._state.locked:
+                return self._compared(standing.read(), who)
+        except OSError as error:
+            raise FwError(f"could not read the table from the kernel: {error.strerror}") from error
+
+    def _compared(self, found: drift.Standing, who: drift.Names) -> list[drift.Told]:
+        lasting, timed = ban_elements(self._state.state.bans, time.time())
+        text, put = self._nft.put()
+        # What ends in a moment may have ended.
+        timed_yet = [element for element, seconds in timed.items() if seconds > 2]
+        wanted = lasting.union(self._state.standing())
+        return drift.drift(wanted, timed_yet, found, text, standing.lines(put), who)
+
+    def _dropped(self) -> Mapping[Address, tuple[int, int]]:
+        try:
+            return self._nft.dropped()
+        except OSError as error:
+            log.error("could not read how much was dropped: %s", error)
+            return {}
+
+
+def _own() -> frozenset[Address]:
+    try:
+        return frozenset(ip_address(packed) for packed in hostlinks.addresses() if len(packed) in (4, 16))
+    except OSError as error:
+        raise FwError(f"could not read the host's addresses: {error.strerror}") from error
+
+
+def _notes(given: Mapping[str, str]) -> list[str]:
+    notes = []
+    for name in given:
+        if name == "FW_MISTAKES":
+            notes.append("FW_MISTAKES counts for containers that start then, and changes nothing now")
+        elif name == "FW_MARK":
+            notes.append("FW_MARK is in the rule in DOCKER-USER too, or in dockerd's --bridge-accept-fwmark")
+        elif name not in (*_OF_THE_TABLE, *_OF_CONTAINERS):
+            notes.append(f"{name} changes nothing of the table")
+    return notes

@@ -1,0 +1,229 @@
+"""The table's rules for what is forwarded, as nft's text: in, out, and between. Pure."""
+
+from __future__ import annotations
+
+from plugin import lookups
+from plugin.sets import GROUP
+
+#: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
+_ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+_ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
+#: Protocols that rules speak of by name, and ICMP, which has rules of its own.
+_NAMED = "tcp, udp, sctp, gre, esp, ah, icmp, ipv6-icmp"
+
+
+def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -> str:
+    """`log`: the statement that tells of a drop. `no_in`, `no_out`: but for bridges that are left alone by name."""
+    passes = f"meta mark set meta mark | {mark:#010x} return"
+    return f"""\
+	# Going out to one of our bridges, by the group that it is made with: closed before anybody knows the network. So is
+	# every bridge of Docker's; one counts as such until it is known to be somebody else's.
+	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
+	# way back of a forged packet would be an established flow to the container's closed ports.
+	# The mark lets a packet pass Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
+	chain forward {{
+		type filter hook forward priority filter - 1; policy accept;
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		meta nfproto @banning jump banned
+		ct state established goto established
+		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		iifname @confined jump confined
+		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
+		iifgroup {GROUP:#x} goto outbound
+		meta iifkind "bridge" iif != @foreign{no_in} jump from_container
+		meta oifkind "bridge" oif != @foreign{no_out} goto to_docker
+		iifname @internal goto deny
+		meta nfproto @no_transit goto transit
+	}}
+
+	# Nothing from them and nothing to them, before everything.
+	chain banned {{
+{lookups.bans(nets=False)}
+		meta nfproto @banning_nets jump banned_nets
+	}}
+
+	chain banned_nets {{
+{lookups.bans(nets=True)}
+	}}
+
+	# Docker accepts the established packets of its own networks by itself.
+	chain established {{
+		oifgroup {GROUP:#x} goto marked
+		iifgroup {GROUP:#x} goto on_its_way
+		accept
+	}}
+
+	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
+	chain to_docker {{
+		meta iifkind "bridge" iif != @foreign{no_in} goto inbound
+		meta nfproto . oifname @routed meta mark set meta mark | {mark:#010x}
+		goto inbound
+	}}
+
+	# A redirect counts as related to its flow, but none that is forwarded is right (RFC 1812 section 5.2.7.2).
+	chain inbound {{
+		iifname . oifname @same_bridge accept
+		icmp type redirect goto deny
+		ct state related accept
+		oifname @internal goto deny
+		iifname @internal goto deny
+		rt type 0 goto deny
+		meta l4proto icmp goto icmp_in
+		meta l4proto ipv6-icmp goto icmp6_in
+		ct state invalid goto deny
+		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto permit
+		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto permit
+		meta nfproto ipv6 goto inbound6
+		meta nfproto ipv4 goto inbound4
+		goto deny
+	}}
+
+	chain inbound6 {{
+{lookups.allowed(6)}
+		meta nfproto @gating jump gates6
+		meta l4proto != {{ {_NAMED} }} ip6 daddr @other6 goto permit
+		goto deny
+	}}
+
+	chain inbound4 {{
+{lookups.allowed(4)}
+		meta nfproto @gating jump gates4
+		meta l4proto != {{ {_NAMED} }} ip daddr @other4 goto permit
+		goto deny
+	}}
+
+	# What is accepted from some: the port first, then from whom.
+	chain gates6 {{
+{lookups.gates(6)}
+	}}
+
+	chain gates4 {{
+{lookups.gates(4)}
+	}}
+
+{lookups.peer_chains(6, "from", "goto permit")}
+{lookups.peer_chains(4, "from", "goto permit")}
+	# Accepted, but a source may open just so many flows in a time. Another rate is another chain.
+	chain permit {{
+		meta nfproto @rating jump rated
+		accept
+	}}
+
+	chain rated {{
+{lookups.limited(6)}
+{lookups.limited(4)}
+	}}
+
+	chain limited6 {{
+	}}
+
+	chain limited4 {{
+	}}
+
+	chain limited_host {{
+	}}
+
+{rate_chains}
+	# On a network where not everybody may begin everything, nobody may who is not known to. Our bit of the mark says
+	# that a rule was found.
+	chain confined {{
+		iifname . oifname @same_bridge return
+		ct state related return
+		iifname . ip6 saddr @free6 return
+		iifname . ip saddr @free4 return
+		jump leaving
+		meta mark & {mark:#010x} == 0x0 goto deny
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+	}}
+
+	chain leaving {{
+		ct state invalid return
+		meta nfproto ipv6 goto leaving6
+		goto leaving4
+	}}
+
+	chain leaving6 {{
+{lookups.leaving(6, passes)}
+	}}
+
+	chain leaving4 {{
+{lookups.leaving(4, passes)}
+	}}
+
+{lookups.peer_chains(6, "to", passes)}
+{lookups.peer_chains(4, "to", passes)}
+	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
+	chain icmp_in {{
+		meta nfproto ipv4 icmp type {{ {_ICMP} }} accept
+		goto deny
+	}}
+
+	chain icmp6_in {{
+		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
+		meta iifkind "bridge" iif != @foreign{no_in} icmpv6 type nd-router-advert goto deny
+		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} accept
+		goto deny
+	}}
+
+	chain outbound {{
+		iifname @internal goto deny
+		jump from_container
+		meta oifkind "bridge" oif != @foreign{no_out} goto inbound
+		goto marked
+	}}
+
+	# What goes to one of Docker's bridges is Docker's to decide.
+	chain on_its_way {{
+		meta oifkind "bridge" oif != @foreign{no_out} accept
+		goto marked
+	}}
+
+	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
+	# container's own (nf_conntrack_tcp_loose).
+	chain from_container {{
+		ct state new tcp flags & (fin | syn | rst | ack) != syn goto not_begun
+		ct state new meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
+		ct state new meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
+		icmp type redirect goto deny
+		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
+	}}
+
+	# A container is told, so that it connects again at once. Who is on a bridge that nobody has claimed yet may be a
+	# virtual machine, and its connection passes when that is known.
+	chain not_begun {{
+		iifgroup {GROUP:#x} counter name "drops" reject with tcp reset
+		iifname @dockers counter name "drops" reject with tcp reset
+		goto deny
+	}}
+
+	# What was never forwarded before docker-fw switched forwarding on stays so.
+	chain transit {{
+		iifname @dockers accept
+		goto deny
+	}}
+
+	chain marked {{
+		meta mark set meta mark | {mark:#010x} accept
+	}}
+
+	# Counted for whom it was, and told to who listens, a few for each container in a second.
+	chain deny {{
+		ip6 daddr @dropped6 goto noticed
+		ip daddr @dropped4 goto noticed
+		ip6 saddr @refused6 goto noticed_by
+		ip saddr @refused4 goto noticed_by
+		counter name "drops" drop
+	}}
+
+	chain noticed {{
+		update @noticed6 {{ ip6 daddr limit rate 5/second burst 20 packets }} {log}
+		update @noticed4 {{ ip daddr limit rate 5/second burst 20 packets }} {log}
+		counter name "drops" drop
+	}}
+
+	chain noticed_by {{
+		update @noticed_by6 {{ ip6 saddr limit rate 5/second burst 20 packets }} {log}
+		update @noticed_by4 {{ ip saddr limit rate 5/second burst 20 packets }} {log}
+		counter name "drops" drop
+	}}
+"""

@@ -1,0 +1,146 @@
+"""The table's rules for what goes to the host and comes from it, and for published ports, as nft's text. Pure."""
+
+from __future__ import annotations
+
+from plugin import lookups
+from plugin.sets import GROUP
+
+#: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
+_LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
+
+
+def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
+    """`log`: the statement that tells of a drop. `unknown`: the rule by which docker-proxy is known. `no_in`: but for
+    bridges that are left alone by name."""
+    passes = f"meta mark set meta mark | {mark:#010x} return"
+    return f"""\
+	# A container is no router for its host. And docker-proxy listens on published ports: what is not sent on
+	# by DNAT arrives here, and is as closed as the container's port.
+	chain input {{
+		type filter hook input priority filter - 1; policy accept;
+		iifname "lo" accept
+		meta nfproto @banning jump banned
+		iifgroup {GROUP:#x} jump to_host
+		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
+		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
+		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
+		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
+		ct state new meta nfproto . meta l4proto . th dport @rated_host jump limited_host
+{unknown}	}}
+
+	chain to_host {{
+		icmp type redirect goto deny
+		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
+		iifname @confined goto confined_host
+	}}
+
+	chain confined_host {{
+		ct state established,related return
+		icmpv6 type {{ {_LINK6} }} return
+		meta l4proto igmp return
+		iifname . ip6 saddr @free6 return
+		iifname . ip saddr @free4 return
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+		jump to_host_only
+		jump leaving
+		meta mark & {mark:#010x} == 0x0 goto deny
+		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
+	}}
+
+	chain to_host_only {{
+		ct state invalid return
+{lookups.to_host(6, passes)}
+{lookups.to_host(4, passes)}
+	}}
+
+	chain to_proxy {{
+		ct state established,related accept
+		iifname . meta l4proto . th dport @neighbour accept
+		ct state invalid goto deny
+		meta nfproto ipv6 goto via6
+		goto via4
+	}}
+
+	chain via6 {{
+{lookups.via(6)}
+		goto deny_host
+	}}
+
+	chain via4 {{
+{lookups.via(4)}
+		goto deny_host
+	}}
+
+	chain permit_host {{
+		meta nfproto . meta l4proto . th dport @rated_host jump limited_host
+		accept
+	}}
+
+	# docker-proxy is known by its control group before anybody knows for what it listens.
+	chain to_unknown {{
+		meta nfproto . meta l4proto . th dport @served accept
+		ip daddr . meta l4proto . th dport @served4 accept
+		ip6 daddr . meta l4proto . th dport @served6 accept
+		iifname . meta l4proto . th dport @neighbour accept
+		meta l4proto . th dport @dockerd accept
+		goto deny_host
+	}}
+
+	# A published port is the host's: whose it is, is known by the port.
+	chain deny_host {{
+		update @noticed_host {{ meta l4proto . th dport limit rate 5/second burst 20 packets }} {log}
+		counter name "drops" drop
+	}}
+
+	# docker-proxy's listening side begins nothing: what it says after its flow was cut would bring the flow back. Nor
+	# do the host's programs bring back what a confined container began and may not any more.
+	chain said {{
+		type filter hook output priority filter - 1; policy accept;
+		ct state new oifname @confined jump to_confined
+		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto by_proxy
+	}}
+
+	chain to_confined {{
+		tcp flags & (fin | syn | rst | ack) != syn goto deny
+		meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
+		meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
+	}}
+
+	chain by_proxy {{
+		oifname . meta l4proto . th sport @neighbour accept
+		meta nfproto . meta l4proto . th sport @proxied goto deny
+		ip saddr . meta l4proto . th sport @proxied4 goto deny
+		ip6 saddr . meta l4proto . th sport @proxied6 goto deny
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority -101; policy accept;
+		meta l4proto . th dport @published fib daddr type local goto publish
+	}}
+
+	chain output {{
+		type nat hook output priority -101; policy accept;
+		meta l4proto . th dport @published fib daddr type local goto publish
+	}}
+
+	chain publish {{
+		ip daddr 127.0.0.0/8 return
+		ip6 daddr ::1 return
+		meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @publish4
+		meta nfproto ipv6 dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish6
+		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @publish4_any
+		meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @publish6_any
+	}}
+
+	# Hairpin: a container that reaches its own network by a published port must see the answers come back
+	# through the host (self: with br_netfilter the bridge hands the packet on, and there is no iifname here).
+	# Otherwise only IPv4 is masqueraded; IPv6 leaves as it is.
+	chain postrouting {{
+		type nat hook postrouting priority srcnat - 1; policy accept;
+		ct status dnat iifname . oifname @same_bridge masquerade
+		ct status dnat ip saddr . ip daddr @self4 masquerade
+		ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
+		oifgroup {GROUP:#x} return
+		meta nfproto ipv4 iifname @masqueraded masquerade
+	}}
+"""

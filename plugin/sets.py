@@ -1,0 +1,157 @@
+"""The table's sets, and what an element of one is. Pure. ARCHITECTURE explains them; `nft list` shows them.
+
+Per-container data are elements of plain hash sets, so that a packet pays the same with one container and with ten
+thousand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
+
+TABLE = "fw"
+#: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
+BRIDGE_PREFIX = "fw-"
+#: The device group of every bridge of ours, whatever its name: the kernel sets it before the link can carry a packet.
+GROUP = 0x66770001
+
+#: A value in a key: an address, an IP protocol or port or family number, an interface name.
+Value = Address | int | str
+#: IP protocols that an element may name.
+NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
+AF = {4: 2, 6: 10}
+
+#: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
+CGROUP = "socket cgroupv2 level 2"
+#: A published port on every address of a family.
+_ANY = ("meta nfproto", "meta l4proto", "th dport")
+#: The length of a prefix, in front of it.
+_NET = ("th sport",)
+#: Lengths of banned prefixes: each packet pays for each of them, so others are cut or widened into these.
+BAN_LENGTHS = {4: (24, 16), 6: (64, 48)}
+
+
+class SetSpec(NamedTuple):
+    """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
+
+    `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each may last for a time of its own.
+    `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last.
+    """
+
+    key: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    comment: str = ""
+    raw: bool = False
+    timed: bool = False
+    counted: bool = False
+    meter: int = 0
+
+
+def _family(v: int) -> dict[str, SetSpec]:
+    """The sets that there are for IPv4 and for IPv6."""
+    ip = "ip" if v == 4 else "ip6"
+    to, by = (f"{ip} daddr", "meta l4proto", "th dport"), (f"{ip} saddr", "meta l4proto", "th dport")
+    source, target = f"{ip} saddr", f"{ip} daddr"
+    flow = (source, "th sport", target, "th dport")
+    return {
+        f"allow{v}": SetSpec(to, comment=f"what IPv{v} addresses accept from everybody"),
+        f"allow{v}_blocks": SetSpec(to, comment="the same, blocks of 16, 256, 4096 and all ports by their middle"),
+        f"other{v}": SetSpec((target,), comment="who accepts every protocol that no rule can name"),
+        f"gate{v}": SetSpec(to, comment="what is accepted from some"),
+        f"gate{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
+        f"from{v}": SetSpec((*to, *_NET, source), comment="from which prefix, its length before it"),
+        f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="blocks of ports: from which prefix"),
+        f"rated{v}": SetSpec(to, comment="ports to which a source may open so many flows in a time"),
+        f"rated{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
+        f"free{v}": SetSpec(("iifname", source), comment="who may begin everything, on a network where not all may"),
+        f"out{v}": SetSpec(by, comment="what a confined container may begin, to everybody"),
+        f"out{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
+        f"outgate{v}": SetSpec(by, comment="what it may begin, to some"),
+        f"outgate{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
+        f"to{v}": SetSpec((*by, *_NET, target), comment="to which prefix, its length before it"),
+        f"to{v}_blocks": SetSpec((*by, *_NET, target), comment="blocks of ports: to which prefix"),
+        f"tohost{v}": SetSpec(by, comment="what it may begin, to the host"),
+        f"tohost{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
+        f"banned{v}": SetSpec((source,), comment="nothing from and to these, before everything", timed=True),
+        **{
+            f"banned{v}_{n}": SetSpec((source,), comment=f"the same, prefixes of length {n}", timed=True)
+            for n in BAN_LENGTHS[v]
+        },
+        f"dropped{v}": SetSpec((target,), comment="containers, and what was dropped on its way to them", counted=True),
+        f"refused{v}": SetSpec((source,), comment="containers, and what they began and may not", counted=True),
+        f"noticed{v}": SetSpec((target,), comment="whose drops were told a moment ago", meter=10),
+        f"noticed_by{v}": SetSpec((source,), comment="the same, of what they began", meter=10),
+        f"dnat{v}": SetSpec(to, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)"),
+        f"proxied{v}": SetSpec(to, comment="published ports of the host, on one address, that not everybody may reach"),
+        f"served{v}": SetSpec(to, comment="published ports of the host, on one address, that everybody may reach"),
+        f"via{v}": SetSpec((*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same"),
+        f"held{v}": SetSpec(flow, comment="UDP flows that were cut: a container's datagram begins none", timed=True),
+        f"self{v}": SetSpec((source, target), comment="who publishes ports, and may come back to itself by them"),
+        f"publish{v}": SetSpec(to, (target, "th dport"), "-p HOSTIP:…"),
+        f"publish{v}_any": SetSpec(to[1:], (target, "th dport"), f"-p on every IPv{v} address"),
+    }
+
+
+SETS: dict[str, SetSpec] = {
+    **_family(4),
+    **_family(6),
+    "same_bridge": SetSpec(("iifname", "oifname"), comment="within one network, seen here with br_netfilter"),
+    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge but foreign ones"),
+    "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves"),
+    "confined": SetSpec(("iifname",), comment="networks where somebody may not begin everything"),
+    "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
+    "foreign": SetSpec(("oif",), comment="bridges that are neither ours nor Docker's, and are left alone"),
+    "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says"),
+    "routed": SetSpec(("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses"),
+    "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach"),
+    "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach"),
+    "rated_host": SetSpec(_ANY, comment="published ports to which a source may open so many flows in a time"),
+    "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
+    "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
+    "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
+    "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
+    "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
+    "rating": SetSpec(("meta nfproto",), comment="families in which ports have a rate"),
+    "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
+    "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
+    "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
+    "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
+}
+
+
+class Element(NamedTuple):
+    """One element of one set: the key's values in the order of `spec_of`, and the data's for a map."""
+
+    set: str
+    key: tuple[Value, ...]
+    data: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One transaction: what goes and what comes."""
+
+    remove: tuple[Element, ...] = ()
+    add: tuple[Element, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.remove or self.add)
+
+
+#: Sets that there are for each rate in use: count, unit and burst stand in the name, behind one of these.
+RATED = ("rated4", "rated4_blocks", "rated6", "rated6_blocks", "rated_host")
+
+
+def rate_name(rate: Rate) -> str:
+    return f"{rate.count}_{rate.unit}_{rate.burst}"
+
+
+def rate_of(name: str) -> str | None:
+    """The rate that a set is about, as its name has it; None for a set that is always there."""
+    return name.partition("__")[2] or None
+
+
+def spec_of(name: str) -> SetSpec:
+    return SETS[name.partition("__")[0]]

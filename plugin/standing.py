@@ -1,0 +1,121 @@
+"""What stands in our table, read back from the kernel: which sets, which elements, which rules.
+
+With a socket of its own and no lock: a dump of 80,000 elements takes a while. The ruleset's generation tells whether
+anything changed meanwhile; then it is read again.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from plugin import netlink as nl
+from plugin.drift import Line, Standing
+from plugin.sets import CGROUP, SETS, TABLE, Element, SetSpec, Value, spec_of
+
+_SUBSYS = 10 << 8
+_GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
+#: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
+_TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
+_KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE = 1, 2, 5, 1, 1
+_INET = 1
+#: Bytes that a part of a key takes, where it is neither an address nor a name.
+_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, CGROUP: 8}
+_NATIVE = ("oif", CGROUP)
+#: How often it is read anew when somebody changes something meanwhile.
+_TRIES = 5
+
+
+def read() -> Standing:
+    """Raises OSError. What changed all the time is told as it was read last."""
+    with nl.open_socket() as sock:
+        for _ in range(_TRIES):
+            found = _read(sock)
+            if _generation(sock) == found.generation:
+                break
+    return found
+
+
+def lines(rules: Iterable[bytes]) -> tuple[Line, ...]:
+    """Rules as the kernel tells them, without the header of 4 bytes."""
+    told = ((raw, nl.attributes(raw)) for raw in rules)
+    return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big")) for raw, of in told)
+
+
+def _read(sock: socket.socket) -> Standing:
+    generation = _generation(sock)
+    # Sets without a name of their own are a rule's.
+    names = [name for body in _dump(sock, _GETSET) if not (name := _text(nl.attributes(body)[_NAME])).startswith("__")]
+    elements: set[Element] = set()
+    leaving: set[Element] = set()
+    for name in names:
+        base = name.partition("__")[0]
+        if base not in SETS or spec_of(name).meter:
+            continue  # what packets themselves put there is no matter of ours
+        for element, soon in _elements(_dump(sock, _GETSETELEM, name), name, spec_of(name)):
+            elements.add(element)
+            if soon:
+                leaving.add(element)
+    rules = lines(_dump(sock, _GETRULE))
+    return Standing(generation, frozenset(names), frozenset(elements), frozenset(leaving), rules)
+
+
+def _dump(sock: socket.socket, kind: int, name: str = "") -> list[bytes]:
+    body = nl.nfgen(_INET) + nl.attr(_TABLE, TABLE.encode() + b"\0")
+    if name:
+        body += nl.attr(_LIST_SET, name.encode() + b"\0")
+    try:
+        return [answer[4:] for _, answer in nl.request(sock, kind, nl.NLM_F_DUMP, body)]
+    except FileNotFoundError:
+        return []
+
+
+def _generation(sock: socket.socket) -> int:
+    ((_, body),) = nl.request(sock, _GETGEN, 0, nl.nfgen(0))
+    return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
+
+
+def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
+    """Each, and whether it goes within two seconds."""
+    for body in told:
+        for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            of = nl.attributes(one)
+            key = _values(nl.attributes(of[_KEY])[_VALUE], spec.key)
+            data = _values(nl.attributes(of[_DATA])[_DATA_VALUE], spec.data) if spec.data and _DATA in of else ()
+            soon = _EXPIRATION in of and int.from_bytes(of[_EXPIRATION], "big") < 2000
+            yield Element(name, key, data), soon
+
+
+def _values(packed: bytes, expressions: tuple[str, ...]) -> tuple[Value, ...]:
+    found: list[Value] = []
+    for expression in expressions:
+        width = _width(expression)
+        found.append(_value(packed[:width], expression))
+        packed = packed[(width + 3) & ~3 :]
+    return tuple(found)
+
+
+def _width(expression: str) -> int:
+    if expression.startswith(("ip saddr", "ip daddr")):
+        return 4
+    if expression.startswith("ip6 ") or expression.endswith(("iifname", "oifname")):
+        return 16
+    return _WIDTH.get(expression, 1)
+
+
+def _value(packed: bytes, expression: str) -> Value:
+    if expression.startswith("ip "):
+        return IPv4Address(packed)
+    if expression.startswith("ip6 "):
+        return IPv6Address(packed)
+    if expression.endswith(("iifname", "oifname")):
+        return packed.rstrip(b"\0").decode("utf-8", "replace")
+    if expression in _NATIVE:
+        return int(struct.unpack("=I" if len(packed) == 4 else "=Q", packed)[0])
+    return int.from_bytes(packed, "big")
+
+
+def _text(packed: bytes) -> str:
+    return packed.rstrip(b"\0").decode("utf-8", "replace")

@@ -1,0 +1,127 @@
+"""Conversations over real sockets that stand while the policy changes: which of them go on.
+
+    with Talks() as talks:
+        talks.open("old", "tcp", client_netns, server_netns, "2001:db8:1::2", 5432)
+        ...
+        assert talks.going() == {"old"}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from tests.kernel.netns import inside
+from tests.lab import NamedNetns
+
+Proto = Literal["tcp", "udp"]
+
+
+@dataclass
+class Talk:
+    """Both ends of it. Over UDP each knows the other, as after a first question and its answer."""
+
+    proto: Proto
+    client: socket.socket
+    server: socket.socket
+
+    def says(self, by_client: bool, word: bytes) -> None:
+        with contextlib.suppress(OSError):  # a reset or a refusal came, or the host's own rules say no
+            (self.client if by_client else self.server).send(word)
+
+    def hears(self, by_client: bool, word: bytes, *, wait: bool = False) -> bool:
+        """True if that end has heard the word by now, or (`wait`) hears it soon."""
+        sock = self.client if by_client else self.server
+        sock.settimeout(3 if wait else 0)
+        heard = b""
+        try:
+            while word not in heard:
+                got = sock.recv(4096)
+                if not got:
+                    return False
+                heard += got
+        except OSError:
+            return False
+        return True
+
+
+class Talks:
+    """Conversations by name, and one with nobody between, which is heard last."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self.all: dict[str, Talk] = {}
+
+    def __enter__(self) -> Talks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def open(
+        self, name: str, proto: Proto, client: NamedNetns, server: NamedNetns, address: object, port: int,
+        *, source: object = "",
+    ) -> None:  # fmt: skip
+        """Must be let through. `address` is the server's; `source`: one of the client's."""
+        family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+        kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
+        ears, mouth = self._made(server, family, kind), self._made(client, family, kind)
+        ears.bind((str(address), port))
+        if proto == "tcp":
+            ears.listen()
+        if source:
+            mouth.bind((str(source), 0))
+        mouth.settimeout(3)
+        mouth.connect((str(address), port))
+        ears.settimeout(3)
+        if proto == "tcp":
+            other = self._stack.enter_context(ears.accept()[0])
+            ears.close()
+        else:
+            mouth.send(b"hello")
+            ears.connect(ears.recvfrom(99)[1])
+            ears.send(b"hello")
+            assert mouth.recv(99) == b"hello"
+            other = ears
+        self.all[name] = Talk(proto, mouth, other)
+
+    def _made(self, netns: NamedNetns, family: int, kind: int) -> socket.socket:
+        with inside(netns.path):
+            sock = self._stack.enter_context(socket.socket(family, kind))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        return sock
+
+    def going(self, witness: str) -> set[str]:
+        """Those in which what the server says is heard, and then what the client says.
+
+        On one processor packets go in the order in which they are sent; when the witness, which must go on, has heard
+        its word, nobody else will hear an earlier one. (Before the other end has said that it hears, TCP sends more
+        words by itself; so what was not heard at once counts as not heard.)
+        """
+        going = set(self.all)
+        with one_processor():
+            for by_client in (False, True):
+                word = os.urandom(8)
+                for name in going - {witness}:
+                    self.all[name].says(by_client, word)
+                self.all[witness].says(by_client, word)
+                assert self.all[witness].hears(not by_client, word, wait=True), f"{witness} must go on"
+                going = {name for name in going if name == witness or self.all[name].hears(not by_client, word)}
+        return going
+
+
+@contextmanager
+def one_processor() -> Iterator[None]:
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)

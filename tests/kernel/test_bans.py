@@ -1,0 +1,289 @@
+"""Bans: nothing from and nothing to them, before everything else, whatever flows stand; for a time, or for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin.bans import ban_change, ban_elements
+from plugin.model import Address, Defaults, Prefix, Rule, Said
+from plugin.reconcile import Reconciler
+from plugin.sets import Change
+from plugin.state import State
+from plugin.store import Store
+from tests.kernel.netns import inside
+from tests.kernel.packets import Packet, arrived, new_flow, ping, udp, until
+from tests.kernel.site import Box, Site
+from tests.lab import NamedNetns
+
+_ports = itertools.cycle(range(20000, 60000))
+BRIDGE = "br-000000000001"
+OPEN = Said(allow=(Rule("udp", 53, 53), Rule("tcp", 8080, 8080)))
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        yield made
+
+
+@dataclass(frozen=True)
+class Boxes:
+    web: Box
+    other: Box
+    guest: Box
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Boxes:
+    """Containers on two networks of ours, and on one of Docker's."""
+    return Boxes(site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(BRIDGE, 101))
+
+
+@pytest.fixture(params=["web", "guest"])
+def box(request: pytest.FixtureRequest, boxes: Boxes) -> Box:
+    """On a network of docker-fw's own, and on one of Docker's."""
+    found: Box = getattr(boxes, request.param)
+    return found
+
+
+def bans(*prefixes: str, until: float = 0) -> dict[Prefix, float]:
+    return {ip_network(prefix): until for prefix in prefixes}
+
+
+def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
+    lasting, timed = ban_elements(banned, time.time())
+    known = (Site.known(boxes.web, said=OPEN), Site.known(boxes.other, said=OPEN))
+    elements = set().union(*(site.inventory(e).elements(e.id) for e in known))
+    elements |= {element for owner in site.networks for element in site.inventory().elements(owner)}
+    elements |= site.guarded(boxes.guest, BRIDGE, said=OPEN)
+    site.nft.replace({*elements, *lasting}, timed)
+
+
+def at(box: Box, version: int) -> Any:
+    return box.v4 if version == 4 else box.v6
+
+
+BANNED = {4: IPv4Address("192.0.2.66"), 6: IPv6Address("2001:db8:66::66")}
+NEXT = {4: IPv4Address("192.0.2.67"), 6: IPv6Address("2001:db8:66::67")}
+
+
+def heard(site: Site, hears: Any, shots: list[tuple[NamedNetns | None, Packet]], last: Packet) -> list[bool]:
+    """Which of the packets, each from somewhere, were heard."""
+    for _ in hears.read():
+        pass
+    for source, packet in shots:
+        site.send([packet], source)
+    site.send([last])
+    seen = arrived([hears], last)[0]
+    return [packet in seen for _, packet in shots]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, version: int) -> None:
+    """To no port of a container, not even a ping, nor to the host itself; the next address passes."""
+    load(site, boxes, bans(str(BANNED[version])))
+    to = at(box, version)
+    for source, passes in ((BANNED[version], False), (NEXT[version], True)):
+        shots = [(None, new_flow("tcp", source, to, 8080, next(_ports))), (None, ping(source, to)),
+                 (None, udp(source, to, 53, next(_ports)))]  # fmt: skip
+        assert heard(site, site.sniffer(box), shots, ping(site.wan.V6, box.v6)) == [passes] * 3
+        host = Site.HOST4 if version == 4 else Site.HOST6
+        own = [(None, new_flow("tcp", source, host, 22, next(_ports))), (None, ping(source, host))]
+        assert heard(site, site.listener, own, ping(site.wan.V6, Site.HOST6)) == [passes] * 2
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: int) -> None:
+    """A flow that was open when its peer was banned passes no more packet, in neither direction, whoever began it; the
+    same flow with the address beside it goes on."""
+    load(site, boxes, {})
+    site.forget_flows()
+    mine, last_in, last_out = at(box, version), ping(site.wan.V6, box.v6), ping(Site.HOST6, Site.OUT6)
+
+    def both_ways(peer: Address) -> list[bool]:
+        """Of a flow that the peer began, and of one that the container began: what comes in, what goes out."""
+        comes = [udp(peer, mine, 53, 7777, b"asks"), udp(peer, mine, 8888, 9999, b"answers")]
+        goes = [udp(mine, peer, 7777, 53, b"answers"), udp(mine, peer, 9999, 8888, b"asks")]
+        found = heard(site, site.sniffer(box), [(None, packet) for packet in comes], last_in)
+        list(site.sniffer(site.wan).read())
+        site.send(goes, box)
+        site.send([last_out], site.host)
+        seen = arrived([site.sniffer(site.wan)], last_out)[0]
+        return [*found, *(packet in seen for packet in goes)]
+
+    for peer in (BANNED[version], NEXT[version]):
+        site.send([udp(mine, peer, 9999, 8888)], box)  # the container begins
+        assert both_ways(peer) == [True] * 4
+    lasting, timed = ban_elements(bans(str(BANNED[version])), time.time())
+    site.nft.change(Change(add=tuple(lasting)), timed)
+    assert both_ways(BANNED[version]) == [False] * 4
+    assert both_ways(NEXT[version]) == [True] * 4
+
+
+def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
+    """A container begins nothing towards it, and no container of another network either."""
+    load(site, boxes, bans(str(BANNED[4]), str(BANNED[6]), str(boxes.other.v4)))
+    last = ping(Site.HOST6, Site.OUT6)
+    for box in (boxes.web, boxes.guest):
+        sent = [new_flow("tcp", at(box, v), BANNED[v], 443, next(_ports)) for v in (4, 6)]
+        free = [new_flow("tcp", at(box, v), NEXT[v], 443, next(_ports)) for v in (4, 6)]
+        list(site.sniffer(site.wan).read())
+        site.send([*sent, *free], box)
+        site.send([last], site.host)
+        seen = arrived([site.sniffer(site.wan)], last)[0]
+        assert seen & {*sent, *free} == set(free)
+    between = [(boxes.web, new_flow("tcp", boxes.web.v4, boxes.other.v4, 80, next(_ports))),
+               (boxes.web, new_flow("tcp", boxes.web.v6, boxes.other.v6, 80, next(_ports)))]  # fmt: skip
+    assert heard(site, site.sniffer(boxes.other), between, ping(site.wan.V6, boxes.other.v6)) == [False, True]
+
+
+def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> None:
+    """A banned peer's SSH session to the host, say, is silent from then on: in `input` bans come first as well."""
+    load(site, boxes, {})
+    with inside(site.host.path):
+        server = socket.create_server(("::", 2222), family=socket.AF_INET6)
+    with inside(site.wan.path):
+        client = socket.create_connection((str(Site.HOST6), 2222), source_address=(str(Site.OUT6), 0))
+    peer, _ = server.accept()
+    with server, client, peer:
+        client.send(b"before")
+        peer.settimeout(2)
+        assert peer.recv(99) == b"before"
+        site.nft.change(Change(add=tuple(ban_elements(bans(str(Site.OUT6)), time.time())[0])))
+        client.send(b"after")
+        site.wan.probe.ping(str(Site.HOST6))  # from another address of the outsider's: what came before has come
+        peer.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peer.recv(99)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "inside_", "outside_"),
+    [
+        ("192.0.2.0/24", "192.0.2.255", "192.0.3.0"),
+        ("192.0.2.64/26", "192.0.2.127", "192.0.2.128"),
+        ("198.18.0.0/15", "198.19.255.255", "198.20.0.0"),
+        ("198.18.0.0/20", "198.18.15.255", "198.18.16.0"),
+        ("2001:db8:66::/64", "2001:db8:66:0:ffff:ffff:ffff:ffff", "2001:db8:66:1::"),
+        ("2001:db8:66::/56", "2001:db8:66:ff:ffff::", "2001:db8:66:100::"),
+        ("2001:db8:6600::/44", "2001:db8:660f:ffff::1", "2001:db8:6610::"),
+    ],
+)
+def test_a_prefix_is_banned_to_its_edge(
+    site: Site, boxes: Boxes, prefix: str, inside_: str, outside_: str
+) -> None:
+    """Whatever its length: its first and last address are banned, those beside it are not."""
+    load(site, boxes, bans(prefix))
+    network = ip_network(prefix)
+    addresses = (network[0], inside_, outside_, network[0] - 1)
+    shots = [(None, new_flow("tcp", str(a), at(boxes.web, network.version), 80, next(_ports))) for a in addresses]
+    last = ping(site.wan.V6, boxes.web.v6)
+    assert heard(site, site.sniffer(boxes.web), shots, last) == [False, False, True, True]
+
+
+def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
+    """One for a time ends in the kernel, whether anybody runs or not; one for ever stands."""
+    now = time.time()
+    before = {**bans(str(BANNED[4])), **bans(str(BANNED[6]), "2001:db8:77::/64", until=now + 1)}
+    load(site, boxes, before)
+
+    def passing() -> list[bool]:
+        sources = (BANNED[4], BANNED[6], IPv6Address("2001:db8:77::9"))
+        shots = [(None, new_flow("tcp", a, at(boxes.web, a.version), 80, next(_ports))) for a in sources]
+        return heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
+
+    assert passing() == [False] * 3
+    until(lambda: passing() == [False, True, True], "the bans for a time have ended", 4)
+    assert time.time() - now >= 1
+
+
+def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
+    """Longer, shorter, for ever, taken back, wider and narrower: each change leaves banned exactly who is to be."""
+    load(site, boxes, {})
+    far = time.time() + 300
+    steps: list[dict[Prefix, float]] = [
+        bans("192.0.2.66"),
+        bans("192.0.2.66", until=far),
+        bans("192.0.2.66", until=far + 60),
+        {**bans("192.0.2.0/24", until=far), **bans("192.0.2.66")},
+        bans("192.0.2.66", "2001:db8:66::/64"),
+        bans("192.0.2.64/26", "2001:db8:66::/56", "2001:db8:66::66"),
+        bans("2001:db8:66::66"),
+        {},
+    ]
+    known: dict[Prefix, float] = {}
+    for step in steps:
+        site.nft.change(*ban_change(known, step, time.time()))
+        known = step
+        addresses = [ip for text in ("192.0.2.66", "192.0.2.67", "192.0.3.1") for ip in [IPv4Address(text)]]
+        sixes = [IPv6Address(text) for text in ("2001:db8:66::66", "2001:db8:66:9::1", "2001:db8:67::1")]
+        shots = [(None, new_flow("udp", a, at(boxes.web, a.version), 53, next(_ports))) for a in (*addresses, *sixes)]
+        wanted = [not any(a.version == p.version and a in p for p in step) for a in (*addresses, *sixes)]
+        assert heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)) == wanted
+    standing = site.run("nft", "list", "table", "inet", "fw").stdout
+    assert "192.0.2" not in standing
+    assert "2001:db8:66" not in standing
+
+
+@pytest.fixture
+def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
+    """The one writer, with the web container known."""
+    with site.inside():
+        made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
+        endpoint = Site.known(boxes.web, said=OPEN)
+        made.start(State(dict(site.networks), {endpoint.id: endpoint}))
+    return made
+
+
+def test_bans_outlive_whatever_happens_to_the_table(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tmp_path: Path
+) -> None:
+    """After a flush, a repair, and a restart of docker-fw the same are banned, and those for a time until then."""
+
+    def passing() -> list[bool]:
+        shots = [(None, new_flow("tcp", BANNED[v], at(boxes.web, v), 8080, next(_ports))) for v in (4, 6)]
+        return heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
+
+    end = time.time() + 1.5
+    with site.inside():
+        both = {**bans(str(BANNED[4])), **bans(str(BANNED[6]), until=end)}
+        reconciler.edit_state(lambda state: dataclasses.replace(state, bans=both))
+        assert passing() == [False, False]
+        site.run("nft", "flush", "ruleset")
+        assert passing() == [True, True], "somebody flushed it all"
+        assert reconciler.repair()
+        assert passing() == [False, False]
+        again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
+        again.start(Store(str(tmp_path / "state.json")).load())
+        assert passing() == [False, False]
+        until(lambda: passing() == [False, True], "it ends when it was to end", 5)
+        assert end - 0.1 <= time.time() <= end + 2
+        again.edit_state(lambda state: dataclasses.replace(state, bans={}))
+        assert passing() == [True, True]
+
+
+def test_thousands_of_bans_are_one_change(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
+    """A blocklist of thousands comes and goes in one transaction each."""
+    many = {ip_network((IPv4Address((11 << 24) + 7 * n), 32)): 0.0 for n in range(5000)}
+    with site.inside():
+        generation = site.nft.generation()
+        reconciler.edit_state(lambda state: dataclasses.replace(state, bans=many))
+        assert site.nft.generation() == generation + 1
+        addresses = [IPv4Address((11 << 24) + n) for n in (0, 1, 7 * 4999, 7 * 5000)]
+        shots = [(None, new_flow("tcp", a, boxes.web.v4, 80, next(_ports))) for a in addresses]
+        found = heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
+        assert found == [False, True, False, True]
+        reconciler.edit_state(lambda state: dataclasses.replace(state, bans={}))
+        assert site.nft.generation() == generation + 2
+        assert all(heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)))

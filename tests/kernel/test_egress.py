@@ -1,0 +1,286 @@
+"""`fw.egress`: what a container may begin, to other networks and to the host; answers and neighbours still work."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import pytest
+
+from plugin.labels import parse
+from plugin.model import Container, Guarded, Said
+from plugin.policy import of
+from plugin.ruleset import confining_elements, guest_elements
+from plugin.sets import Element
+from tests.kernel.packets import Listener, Packet, Sniffer, arrived, icmp, new_flow, packed, ping, portless, udp
+from tests.kernel.site import Box, Site, claimed
+from tests.lab import NamedNetns
+
+PROTOS = ("tcp", "udp", "sctp")
+PORTS = (22, 53, 80, 443, 8080)
+_ports = itertools.cycle(range(20000, 60000))
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        made.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
+        yield made
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Two containers on one network, one on another of the same kind."""
+
+    web: Box
+    twin: Box
+    other: Box
+    bridge: str
+    bridge2: str
+    gateways: tuple[IPv4Address, IPv6Address]
+
+    def elements(self, site: Site, *words: str, twin: bool = False) -> set[Element]:
+        """What the table holds: the web container with this `fw.egress`; the other is open; `twin` may be known too."""
+        label = parse({"fw.egress": "\n".join(words)} if words else {})
+        assert not label.problems
+        said = [(self.web, self.bridge, label.said), (self.other, self.bridge2, Said(policy="open"))]
+        if twin:
+            said.append((self.twin, self.bridge, Said()))
+        found: set[Element] = set()
+        for box, bridge, what in said:
+            if box.network:
+                endpoint = Site.known(box, said=what)
+                found |= site.inventory(endpoint).elements(endpoint.id)
+            else:
+                found |= site.guarded(box, bridge, said=what)
+        return found
+
+
+@pytest.fixture(scope="module")
+def ours(site: Site) -> Boxes:
+    one, two = site.network(1, bridge="front1"), site.network(2, bridge="front2")
+    web, twin, other = site.box(one, 2), site.box(one, 3), site.box(two, 2)
+    return Boxes(web, twin, other, "front1", "front2", (IPv4Address("10.1.0.1"), IPv6Address("2001:db8:1::1")))
+
+
+@pytest.fixture(scope="module")
+def dockers(site: Site) -> Boxes:
+    web, twin = site.docker_box("br-000000000001", 101), site.docker_box("br-000000000001", 101, 3)
+    gateways = (IPv4Address("10.101.0.1"), IPv6Address("2001:db8:101::1"))
+    other = site.docker_box("br-000000000002", 102)
+    return Boxes(web, twin, other, "br-000000000001", "br-000000000002", gateways)
+
+
+@pytest.fixture(params=["ours", "docker"])
+def boxes(request: pytest.FixtureRequest) -> Boxes:
+    """On a network of docker-fw's own, and on one of Docker's."""
+    made: Boxes = request.getfixturevalue("ours" if request.param == "ours" else "dockers")
+    return made
+
+
+def load(site: Site, boxes: Boxes, *egress: str, twin: bool = False, more: Iterable[Element] = ()) -> None:
+    site.load(more={*boxes.elements(site, *egress, twin=twin), *more})
+
+
+def pairs(source: Box, *targets: Any) -> list[tuple[Any, Any]]:
+    """(source, target) in both families; a target is a box, or an address of each family."""
+    found = []
+    for target in targets:
+        four, six = (target.v4, target.v6) if isinstance(target, Box) else target
+        found += [(source.v4, four), (source.v6, six)]
+    return found
+
+
+OUTSIDE = (Site.OUT4, Site.OUT6)
+HOST = (Site.HOST4, Site.HOST6)
+
+
+def left(site: Site, source: Box, target: Box | None) -> set[str]:
+    """Of some ports of each protocol those on which a flow of the box's reaches the outside, or another box, in both
+    families; "ping" too, and protocols without ports."""
+    to = target or OUTSIDE
+    sent: dict[Packet, tuple[str, int]] = {}
+    for src, dst in pairs(source, to):
+        for proto, port in itertools.product(PROTOS, PORTS):
+            sent[new_flow(proto, src, dst, port, next(_ports))] = (f"{port}/{proto}", dst.version)
+        sent[ping(src, dst)] = ("ping", dst.version)
+        sent |= {portless(proto, src, dst): (proto, dst.version) for proto in ("gre", "esp", "ah", "other")}
+    last = ping(site.wan.V6, target.v6) if target else ping(site.HOST6, Site.OUT6)
+    sniffer = site.sniffer(target or site.wan)
+    list(sniffer.read())
+    site.forget_flows()
+    site.send(sent, source)
+    got = _seen(site, sniffer, last, site.host if target is None else None)
+    return _names({sent[packet] for packet in sent if packet in got})
+
+
+def _seen(site: Site, hears: Sniffer | Listener, last: Packet, sender: NamedNetns | None) -> set[Packet]:
+    """What was heard before the last packet, which is sent now."""
+    site.send([last], sender)
+    (seen,) = arrived([hears], last)
+    return seen
+
+
+def _names(got: set[tuple[str, int]]) -> set[str]:
+    names = {name for name, _ in got}
+    assert got == {(name, version) for name in names for version in (4, 6)}, "both families are alike"
+    return names
+
+
+def host_hears(site: Site, source: Box, targets: tuple[Any, Any]) -> set[str]:
+    """Of the same, what the host itself takes in."""
+    sent: dict[Packet, tuple[str, int]] = {}
+    for src, dst in pairs(source, targets):
+        for proto, port in itertools.product(PROTOS, PORTS):
+            sent[new_flow(proto, src, dst, port, next(_ports))] = (f"{port}/{proto}", dst.version)
+        sent[ping(src, dst)] = ("ping", dst.version)
+    list(site.listener.read())
+    site.forget_flows()
+    site.send(sent, source)
+    last = ping(site.wan.V6, Site.HOST6)
+    got = _seen(site, site.listener, last, None)
+    return _names({sent[packet] for packet in sent if packet in got})
+
+
+EVERYTHING = {f"{port}/{proto}" for port in PORTS for proto in PROTOS} | {"ping"}
+PORTLESS = {"gre", "esp", "ah", "other"}
+
+
+def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
+    """With `none` no flow of any protocol leaves, not to the outside, not to another network, not to the host; not even
+    a ping."""
+    load(site, boxes)
+    assert left(site, boxes.web, None) == EVERYTHING | PORTLESS, "the way is there"
+    assert left(site, boxes.web, boxes.other) == EVERYTHING | PORTLESS
+    load(site, boxes, "none")
+    assert left(site, boxes.web, None) == set()
+    assert left(site, boxes.web, boxes.other) == set()
+    assert host_hears(site, boxes.web, HOST) == host_hears(site, boxes.web, boxes.gateways) == set()
+
+
+def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
+    """Of a list just its ports leave, to whom they are for; its rules are for the host as well, if they are for all."""
+    load(site, boxes, "443, 53/udp", f"8080 to {Site.OUT4} {Site.OUT6}", "22 to host", "gre")
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "others are not concerned"
+    assert left(site, boxes.web, boxes.other) == {"443/tcp", "53/udp", "gre"}
+    assert host_hears(site, boxes.web, HOST) == {"443/tcp", "53/udp", "22/tcp"}
+    assert host_hears(site, boxes.web, boxes.gateways) == {"443/tcp", "53/udp", "22/tcp"}
+    assert left(site, boxes.web, None) == {"443/tcp", "53/udp", "8080/tcp", "gre"}
+
+
+def test_all_is_everything(site: Site, boxes: Boxes) -> None:
+    """`all` on a network that is confined by itself: everything leaves, of this container only."""
+    load(site, boxes, "all", more=confining_elements(boxes.bridge, confined=True))
+    assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
+    assert host_hears(site, boxes.web, HOST) == EVERYTHING
+    assert left(site, boxes.twin, None) == set()
+
+
+def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Site, boxes: Boxes) -> None:
+    """Where one is confined an address that nobody registered is no way out; who is known and says nothing is free."""
+    load(site, boxes, "none", twin=False)
+    assert left(site, boxes.twin, None) == set()
+    assert host_hears(site, boxes.twin, HOST) == set()
+    load(site, boxes, "none", twin=True)
+    assert left(site, boxes.twin, None) == EVERYTHING | PORTLESS
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not confined"
+    # Nor is an address that it gives itself.
+    boxes.web.ip("addr add 10.222.0.9/32 dev eth0", "addr add 2001:db8:222::9/128 dev eth0 nodad")
+    own = [new_flow("tcp", a, b, 443, next(_ports)) for a, b in
+           ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))]  # fmt: skip
+    list(site.sniffer(site.wan).read())
+    site.send(own, boxes.web)
+    boxes.web.ip("addr del 10.222.0.9/32 dev eth0", "addr del 2001:db8:222::9/128 dev eth0")
+    seen = _seen(site, site.sniffer(site.wan), ping(site.HOST6, Site.OUT6), site.host)
+    assert not seen & set(own)
+
+
+def test_answers_leave(site: Site, boxes: Boxes) -> None:
+    """What comes in is answered, whoever began it: clients outside, the host, neighbours, pings; and ICMP errors about
+    it, which are no flow of the container's own."""
+    load(site, boxes, "none", twin=True)
+    with boxes.web.probe.serve(tcp=[80], udp=[8080]):
+        for address in (boxes.web.v4, boxes.web.v6):
+            assert site.wan.probe.tcp(str(address), 80) == "open"
+            assert site.wan.probe.ping(str(address)) == "open"
+            assert boxes.other.probe.tcp(str(address), 80) == "open"
+            near = [("tcp", str(address), 80), ("udp", str(address), 8080), ("ping", str(address))]
+            assert set(site.host.probe(near).values()) == {"open"}
+            assert boxes.twin.probe.udp(str(address), 8080) == "open"
+            assert site.host.probe.udp(str(address), 9) == "refused", "nobody listens there, and it says so"
+
+
+def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
+    """A confined container is found by its host, and finds it, from scratch: IPv6 neighbour discovery passes."""
+    load(site, boxes, "443", twin=True)
+    for address in (boxes.web.v4, boxes.web.v6):
+        site.host.ip(f"neigh del {address} dev {boxes.bridge}")
+        assert site.host.probe.ping(str(address)) == "open"
+    boxes.web.ip(*(f"neigh del {gateway} dev eth0" for gateway in boxes.gateways))
+    with site.wan.probe.serve(tcp=[443]):
+        assert {boxes.web.probe.tcp(str(out), 443) for out in OUTSIDE} == {"open"}
+
+
+def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxes) -> None:
+    """Solicitations, their answers, multicast reports reach the host; other ICMP of a confined container does not."""
+    load(site, boxes, "none")
+    gateway, web = boxes.gateways[1], boxes.web.v6
+    pad = bytes(4) + packed(gateway)
+    sent = {kind: icmp(web, gateway, kind, body=pad) for kind in (128, 131, 133, 134, 135, 136, 137, 139, 143, 200)}
+    list(site.listener.read())
+    site.send(sent.values(), boxes.web)
+    seen = _seen(site, site.listener, ping(site.wan.V6, Site.HOST6), None)
+    assert {kind for kind, packet in sent.items() if packet in seen} == {131, 133, 135, 136, 143}
+
+
+def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxes) -> None:
+    """Within a network nobody is confined, also where the bridge shows its packets to the rules."""
+    load(site, boxes, "none")
+    for netfilter in (0, 1):
+        site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": netfilter for kind in ("iptables", "ip6tables")})
+        try:
+            sent = [new_flow("tcp", a, b, 5432, next(_ports)) for a, b in pairs(boxes.web, boxes.twin)]
+            last = ping(boxes.web.v6, boxes.twin.v6)
+            assert site.deliver(sent, boxes.twin, boxes.web, last) == set(sent)
+        finally:
+            site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
+
+
+def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes) -> None:
+    """A network whose own options say `none` lets nobody begin anything from its first moment on."""
+    site.load(more={*confining_elements(boxes.bridge, confined=True), *claimed("br-000000000001")})
+    assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
+    assert host_hears(site, boxes.web, HOST) == set()
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS
+
+
+def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
+    """Where nothing can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
+    label = parse({"fw.egress": "443 too 203.0.113.7"})
+    network, container = Guarded("d" * 64, "app", dockers.bridge), Container("c", "web", label.said, label.problems)
+    endpoint = dataclasses.replace(dockers.web.endpoint, container=container)
+    site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *claimed(dockers.bridge)})
+    assert left(site, dockers.web, None) == set()
+    with dockers.web.probe.serve(tcp=[80]):
+        assert site.wan.probe.tcp(str(dockers.web.v6), 80) == "open"
+
+
+def test_what_may_not_leave_is_counted_for_its_container(site: Site, boxes: Boxes) -> None:
+    """`dropped` tells how many packets of each address were refused, on their way out and to the host, and how many
+    were dropped on their way in; nobody else's."""
+    load(site, boxes, "none", twin=True)
+    web, twin = boxes.web, boxes.twin
+    begins = [udp(a, b, 53, next(_ports)) for a, b in pairs(web, OUTSIDE, HOST, OUTSIDE)]
+    site.send(begins, web)
+    comes = [udp(b, a, 53, next(_ports)) for a, b in pairs(web, OUTSIDE)]
+    assert site.deliver(comes, web, None, ping(site.wan.V6, web.v6)) == set()
+    told = site.nft.dropped()
+    assert (told[web.v4], told[web.v6]) == ((1, 3), (1, 3))
+    assert (told[twin.v4], told[twin.v6]) == ((0, 0), (0, 0))
+    load(site, boxes, "none")
+    assert site.nft.dropped()[web.v4] == (0, 0), "since the table was put there"
+    assert twin.v4 not in site.nft.dropped()

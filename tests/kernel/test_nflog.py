@@ -1,0 +1,460 @@
+"""Drops as they happen: real packets, the real table and nfnetlink_log, and the whole plugin with `fwctl log`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin import droplog
+from plugin.droplog import KEPT, TAKEN, DropLog
+from plugin.droplog_http import FOLLOWERS
+from plugin.dropped import Drop
+from plugin.inventory import Inventory
+from plugin.links import bridge_name
+from plugin.model import Endpoint, Said
+from plugin.nflog import NfLog, TakenError
+from plugin.table import LOG_GROUP
+from tests.kernel.packets import Packet, icmp, tcp, udp, until
+from tests.kernel.running import ROOT, Running, UnixConnection, took
+from tests.kernel.site import Box, Site
+from tests.lab import NamedNetns
+
+#: A group of the tests' own, told of without any limit.
+GROUP = 77
+CONFINED = Said(egress=())
+
+
+class Known:
+    """The reconciler, as far as the drop log sees it."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self.locked = threading.RLock()
+
+
+class Told:
+    """A drop log that runs on the site's host."""
+
+    def __init__(self, site: Site, *endpoints: Endpoint) -> None:
+        site.load(*endpoints)
+        self.log = DropLog(Known(site.inventory(*endpoints)), lambda: True)
+        self.seen = 0
+        with site.inside():
+            self._thread = threading.Thread(target=self.log.drop_loop, daemon=True)
+            self._thread.start()
+        until(lambda: self.log._source is not None, "the group is ours")
+
+    def next(self) -> list[Drop]:
+        """What is told within a second; the test's promise is that something is."""
+        found = self.log.ring.after(self.seen, 1.0)
+        self.seen = self.log.ring.newest
+        return found
+
+    def one(self) -> Drop:
+        (drop,) = self.next()
+        return drop
+
+    def end(self) -> None:
+        self.log.stop()
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> tuple[Box, Box]:
+    """Containers on two networks, "web" both."""
+    return site.box(site.network(1), 2), site.box(site.network(2), 2)
+
+
+@contextmanager
+def listening(site: Site, *endpoints: Endpoint) -> Iterator[Told]:
+    told = Told(site, *endpoints)
+    try:
+        yield told
+    finally:
+        told.end()
+
+
+# --- one drop -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_drop_shows_with_its_containers_name_within_a_second(
+    site: Site, boxes: tuple[Box, Box], version: int
+) -> None:
+    """A packet to a closed port is told within a second: container, port, who came, by which links, and why."""
+    web, _ = boxes
+    source, target = (Site.OUT4, web.v4) if version == 4 else (Site.OUT6, web.v6)
+    assert web.network
+    with listening(site, site.known(web)) as told:
+        site.send([tcp(source, target, 5432, 40000)])
+        drop = told.one()
+    of = drop.header
+    assert (of.source, of.target, of.proto, of.port, of.from_port) == (source, target, "tcp", 5432, 40000)
+    assert (drop.direction, drop.container, drop.source) == ("to", "web", None)
+    assert (drop.came_by, drop.went_by) == ("eth0", web.network.bridge)
+    assert drop.reason == "web does not accept 5432/tcp"
+    assert abs(drop.time - time.time()) < 60
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[Box, Box], version: int) -> None:
+    """With fw.egress: none a packet outwards, and one to the host, are told as begun by the container."""
+    web, _ = boxes
+    assert web.network
+    source, outside = (web.v4, Site.OUT4) if version == 4 else (web.v6, Site.OUT6)
+    with listening(site, site.known(web, said=CONFINED)) as told:
+        site.send([udp(source, outside, 53, 40000)], web)
+        away = told.one()
+        site.send([tcp(source, Site.HOST4 if version == 4 else Site.HOST6, 2375, 40000)], web)
+        home = told.one()
+    assert (away.direction, away.container, away.header.port) == ("by", "web", 53)
+    assert (away.came_by, away.went_by) == (web.network.bridge, "eth0")
+    assert (home.direction, home.container, home.header.port) == ("by", "web", 2375)
+    assert (home.came_by, home.went_by) == (web.network.bridge, "")
+    assert "may begin nothing" in away.reason
+    assert "may begin nothing" in home.reason
+
+
+def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:
+    """Only drops show: what the policy accepts, and ICMP that is always accepted, do not."""
+    web, _ = boxes
+    with listening(site, site.known(web)) as told:
+        site.send([tcp(Site.OUT6, web.v6, 80, 40001), icmp(Site.OUT6, web.v6, 128), tcp(Site.OUT6, web.v6, 81, 40001)])
+        assert told.one().header.port == 81
+
+
+def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
+    """A drop of a protocol without ports, or with no more than a header, is told as what it is."""
+    web, _ = boxes
+    packets = [
+        Packet(Site.OUT6.packed, web.v6.packed, proto, data)
+        for proto, data in ((47, bytes(4)), (89, b"x"), (59, b""), (17, bytes(8)), (132, bytes(1200)))
+    ]
+    with listening(site, site.known(web)) as told:
+        site.send(packets)
+        found: list[Drop] = []
+        until(lambda: found.extend(told.next()) or len(found) >= len(packets), "each is told")  # type: ignore[func-returns-value]
+    assert {drop.header.proto for drop in found} == {"gre", "89", "59", "udp", "sctp"}
+    assert {drop.container for drop in found} == {"web"}
+
+
+# --- many ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Box]) -> None:
+    """Of 20,000 packets to one container a few a second are told, no more are kept than may be; a drop of another
+    container shows within a second all the same."""
+    web, other = boxes
+    with listening(site, site.known(web), site.known(other)) as told:
+        began = time.monotonic()
+        site.send(tcp(Site.OUT4, web.v4, 1000 + n % 60000, 1 + n // 60000) for n in range(20_000))
+        site.send([tcp(Site.OUT4, other.v4, 5432, 40000)])
+        found: list[Drop] = []
+        until(
+            lambda: found.extend(told.next()) or any(d.header.target == other.v4 for d in found),  # type: ignore[func-returns-value]
+            "the other's drop is told", 1,
+        )  # fmt: skip
+        seconds = took(began)
+    assert sum(drop.header.target == web.v4 for drop in found) <= 20 + 5 * (seconds + 1)
+    assert len(found) <= KEPT
+
+
+def _all_to(site: Site, group: int) -> None:
+    """A table of the test's own tells of every packet from outside."""
+    site.run("nft", "-f", "-", input=f"""
+        table inet told {{}}
+        delete table inet told
+        table inet told {{
+            chain forward {{ type filter hook forward priority -10; log group {group} snaplen 128; }}
+        }}
+    """)  # fmt: skip
+
+
+@pytest.fixture
+def all_told(site: Site) -> Iterator[Callable[[int], None]]:
+    yield lambda group: _all_to(site, group)
+    site.run("nft", "delete", "table", "inet", "told", check=False)
+
+
+def test_who_does_not_read_holds_up_nobody(
+    site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
+) -> None:
+    """When packets are told faster than they are read they go their way as ever, some are lost, which is counted, and
+    what comes later is told again."""
+    web, _ = boxes
+    site.load(site.known(web))
+    all_told(GROUP)
+    with site.inside():
+        log = NfLog(GROUP)
+    with closing(log):
+        flood = [udp(Site.OUT4, web.v4, 9, 1 + n % 60000, bytes(200)) for n in range(30_000)]
+        assert site.deliver([*flood, tcp(Site.OUT4, web.v4, 80, 40002)], web)
+        while log.read() or not log.lost:
+            pass  # what stood in the socket, and the error that some did not find room there
+        while log.read():
+            pass
+        site.send([tcp(Site.OUT4, web.v4, 80, 40003)])
+        ports: list[bytes] = []
+        until(
+            lambda: ports.extend(each.payload[20:22] for each in log.read()) or (40003).to_bytes(2, "big") in ports,  # type: ignore[func-returns-value]
+            "what comes later is told",
+        )  # fmt: skip
+
+
+def test_a_flood_of_somebody_elses_rules_is_only_sampled(
+    site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
+) -> None:
+    """Another program's rules that send every packet to our group cost a bounded part of the time and of memory."""
+    web, _ = boxes
+    with listening(site, site.known(web)) as told:
+        all_told(LOG_GROUP)
+        began = time.monotonic()
+        site.send(udp(Site.OUT4, web.v4, 9, 1 + n % 60000) for n in range(30_000))
+        until(lambda: told.log.ring.newest > 0, "some are told")
+        seconds = took(began)
+        assert told.log.ring.newest <= droplog._RATE * (seconds + 1)
+        assert len(told.log.ring.after(0)) <= KEPT
+
+
+# --- the group ------------------------------------------------------------------------------------------------------
+
+
+def test_one_listener_has_a_group(site: Site) -> None:
+    """A second listener is refused by its own kind of error; when the first closes, the group is free at once."""
+    with site.inside():
+        first = NfLog(GROUP)
+        with pytest.raises(TakenError):
+            NfLog(GROUP)
+        NfLog(GROUP + 1).close()
+        first.close()
+        NfLog(GROUP).close()
+
+
+def test_another_program_in_our_group_is_said_and_outlived(
+    site: Site, boxes: tuple[Box, Box], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While another program listens to docker-fw's group a warning says so; when it ends, drops are told again."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(droplog, "AGAIN", 0.02)
+    web, _ = boxes
+    endpoint = site.known(web)
+    site.load(endpoint)
+    log = DropLog(Known(site.inventory(endpoint)), lambda: True)
+    with site.inside():
+        other = NfLog(LOG_GROUP)
+        thread = threading.Thread(target=log.drop_loop, daemon=True)
+        thread.start()
+    try:
+        until(lambda: log.trouble == TAKEN, "docker-fw knows that the group is another's")
+        other.close()
+        until(lambda: not log.trouble, "docker-fw has the group")
+        site.send([tcp(Site.OUT4, web.v4, 5432, 40000)])
+        assert [drop.container for drop in log.ring.after(0, 1)] == ["web"]
+    finally:
+        log.stop()
+        thread.join(5)
+    assert [r.getMessage() for r in caplog.records if r.name == "plugin.droplog"] == [TAKEN, "drops are told again"]
+
+
+# --- the whole plugin -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with Site() as site:
+        made = Running(site)
+        try:
+            yield made.start()
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def web(running: Running) -> NamedNetns:
+    """A container c2 that logs, 10.1.0.2, and c3 that does not, 10.1.0.3."""
+    net = running.network(1)
+    running.well("CreateNetwork", net)
+    second = running.begin(net, 3)
+    running.move(second)
+    return running.move(running.begin(net, 2, {"fw.log": "drop"}), bridge_name(net["NetworkID"]))
+
+
+class Follower:
+    """A client of `GET /drops`."""
+
+    def __init__(self, running: Running, query: str = "?follow=1") -> None:
+        self.connection = UnixConnection(running.socket, 10)
+        self.connection.request("GET", f"/drops{query}", headers={"Connection": "close"})
+        self.reply = self.connection.getresponse()
+
+    def next(self) -> Any:
+        return json.loads(self.reply.readline())
+
+    def drop(self) -> Any:
+        while "newest" in (told := self.next()):
+            pass
+        return told
+
+    def close(self) -> None:
+        self.reply.close()
+        self.connection.close()
+
+
+def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, web: NamedNetns) -> None:
+    """A follower has a drop within a second with the container's name; the log has it too where fw.log says drop, and
+    not for its neighbour that says nothing."""
+    with closing(Follower(running)) as follower:
+        began = time.monotonic()
+        running.site.send([tcp(Site.OUT4, "10.1.0.3", 5432, 40000)])
+        assert follower.drop()["container"] == "c3"
+        running.site.send([tcp(Site.OUT6, "2001:db8:1::2", 5432, 40000)])
+        assert follower.drop()["container"] == "c2"
+        assert took(began) < 2
+    text = f"dropped: c2 2001:db8:1::2 5432/tcp from {Site.OUT6} (to container; as of now: c2 does not accept 5432/tcp)"
+    until(lambda: text in running.log.read_text(), "the drop is in the log")
+    assert "c3" not in running.log.read_text()
+
+
+def kept_ports(running: Running) -> list[int | None]:
+    status, reply = running.raw("GET", "/drops")
+    assert status == 200
+    return [json.loads(text).get("port") for text in reply.splitlines()]
+
+
+@contextmanager
+def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """`fwctl log`, killed at the end."""
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "plugin.cli", "log", "--socket", str(running.socket), *argv],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    with shown:
+        try:
+            yield shown
+        finally:
+            shown.kill()
+
+
+def place(running: Running) -> Follower:
+    """A follower that has its place; those of earlier tests are given back within a second."""
+    found: list[Follower] = []
+
+    def there() -> bool:
+        found.append(Follower(running))
+        if found[-1].reply.status != 200:
+            found.pop().close()
+        return bool(found)
+
+    until(there, "there is a place")
+    return found[0]
+
+
+def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetns) -> None:
+    """`fwctl log` prints what was dropped and then each drop as it comes; --no-follow ends; --json is for programs."""
+    running.site.send([tcp(Site.OUT4, "10.1.0.2", 7001, 40001)])
+    until(lambda: 7001 in kept_ports(running), "it is told")
+    with fwctl(running, "c2", "-n", "1") as shown:
+        assert shown.stdout
+        assert " c2 10.1.0.2 7001/tcp from " in shown.stdout.readline()
+        running.site.send([tcp(Site.OUT4, "10.1.0.3", 7002, 40001), tcp(Site.OUT4, "10.1.0.2", 7003, 40001)])
+        assert " c2 10.1.0.2 7003/tcp from " in shown.stdout.readline()
+    with fwctl(running, "--no-follow", "--json", "-n", "2") as shown:
+        out, _ = shown.communicate(timeout=10)
+    assert shown.returncode == 0
+    assert {json.loads(line)["port"] for line in out.splitlines()} == {7002, 7003}
+
+
+def test_followers_do_not_starve_dockers_hooks(running: Running, web: NamedNetns) -> None:
+    """Four follow at once; a fifth is told why not; hooks are answered meanwhile; one that goes makes room."""
+    with ExitStack() as stack:
+        there = [stack.enter_context(closing(place(running))) for _ in range(FOLLOWERS)]
+        fifth = stack.enter_context(closing(Follower(running)))
+        assert fifth.reply.status == 503
+        assert "others follow the drops" in json.loads(fifth.reply.read())["Err"]
+        with fwctl(running) as shown:
+            _, said = shown.communicate(timeout=10)
+        assert (shown.returncode, "others follow the drops" in said) == (1, True)
+        for _ in range(20):
+            began = time.monotonic()
+            assert "Err" not in running.driver("GetCapabilities")
+            assert took(began) < 1
+        there[0].close()
+        place(running).close()
+
+
+def test_followers_do_not_keep_the_plugin_from_stopping(running: Running) -> None:
+    """With four followers, of which none reads any more, docker-fw stops as fast as without; who reads sees the end."""
+    with Site() as site:
+        own = Running(site)
+        try:
+            own.start()
+            followers = [Follower(own) for _ in range(FOLLOWERS)]
+            assert [follower.next() for follower in followers] == [{"newest": 0, "lost": 0}] * FOLLOWERS
+            with ExitStack() as stack:
+                reading = stack.enter_context(closing(followers.pop()))
+                for follower in followers:
+                    stack.enter_context(closing(follower))
+                began = time.monotonic()
+                own.stop()
+                assert took(began) < 7  # gunicorn gives up after 8, Docker after 10
+                while reading.reply.readline():
+                    pass
+        finally:
+            own.close()
+
+
+def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> None:
+    """When docker-fw ends under a follower's hands, or is not there, one line says so and the exit status is 1."""
+    with Site() as site:
+        own = Running(site)
+        try:
+            own.start()
+            with fwctl(own) as shown:
+                assert shown.stderr
+                assert shown.stderr.readline() == "fwctl: nothing was dropped yet; waiting\n"
+                own.stop()
+                assert shown.wait(10) == 1
+                assert shown.stderr.read() == "fwctl: docker-fw has ended\n"
+            with fwctl(own) as shown:
+                _, said = shown.communicate(timeout=10)
+            assert shown.returncode == 1
+            assert said.startswith(f"fwctl: {own.socket} does not answer: ")
+            assert len(said.splitlines()) == 1
+        finally:
+            own.close()
+
+
+def memory(pid: int) -> int:
+    """A process's resident memory in KiB."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+def test_a_flood_does_not_grow_the_plugin(running: Running, web: NamedNetns) -> None:
+    """A hundred thousand dropped packets leave the plugin's memory as it is, within 8 MiB, and hooks are answered."""
+    site = running.site
+    site.send(tcp(Site.OUT4, "10.1.0.2", 1000 + n, 1) for n in range(2_000))
+    before = memory(running.worker())
+    for round_ in range(10):
+        site.send(tcp(Site.OUT4, "10.1.0.2", 1000 + n, 2 + round_) for n in range(10_000))
+        began = time.monotonic()
+        assert "Err" not in running.driver("GetCapabilities")
+        assert took(began) < 2
+    assert memory(running.worker()) - before < 8 << 10

@@ -1,0 +1,569 @@
+"""The kernel is held to the reference: whatever the policies are, what `plugin.verdict` says of a packet happens to it.
+
+Policies of every kind, all at once, on containers of docker-fw's networks and of Docker's own; then real packets from
+outside, from other containers, to containers, to the host, to the outside, by published ports. Nothing waits for
+silence: the last packet always passes, and what has not arrived before it never will.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from random import Random
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plugin.bans import ban_elements, read
+from plugin.inventory import Inventory, Noted, Place
+from plugin.labels import EVERYTHING
+from plugin.model import (
+    OTHER,
+    PORTLESS,
+    Address,
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Guarded,
+    Guest,
+    Network,
+    Override,
+    Peer,
+    Prefix,
+    Problem,
+    Proto,
+    Published,
+    Rate,
+    Rule,
+    Said,
+)
+from plugin.policy import closed_ports, prefix_of
+from plugin.sets import Change, Element
+from plugin.state import State
+from plugin.verdict import ICMP, Verdict, verdict
+from plugin.verdict import Packet as Asked
+from tests.kernel import packets as pk
+from tests.kernel.packets import Packet, arrived, new_flow, ping
+from tests.kernel.site import Box, Site, claimed, standing
+from tests.lab import Wan
+
+T = TypeVar("T")
+PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
+#: Packets of one example.
+MANY = 260
+NOW = 1_000_000.0
+ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+_ports = itertools.cycle(range(20000, 60000))
+
+
+# --- who there is -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A container's place: its box, the network's name, and what Docker and compose call it."""
+
+    box: Box
+    network: str
+    name: str
+    project: str = ""
+    service: str = ""
+    #: Its published ports have numbers from here on.
+    first: int = 0
+
+
+#: Docker's networks, by name: their bridges, and numbers in the lab's addresses.
+DOCKERS = {"dock0": ("br-0123456789ab", (100, 102)), "dock1": ("front1", (101,))}
+#: Networks of our own, by name: their numbers.
+OURS = {"shop_front": 1, "back": 2, "inner": 3}
+#: What a container's published ports lead to.
+BEHIND: tuple[tuple[Proto, int], ...] = (("tcp", 22), ("tcp", 80), ("tcp", 5432), ("udp", 53), ("sctp", 9))
+
+
+class Bed:
+    """A host with all of them, and one container more, which always answers to ping."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        nets = {name: site.network(number) for name, number in OURS.items()}
+        who = itertools.count(1)
+
+        def seat(box: Box, network: str, name: str, project: str = "", service: str = "") -> Seat:
+            return Seat(box, network, name, project, service, 10000 + 100 * next(who))
+
+        self.seats = [
+            seat(site.box(nets["shop_front"], 2), "shop_front", "web", "shop", "web"),
+            seat(site.box(nets["shop_front"], 3), "shop_front", "db", "shop", "db"),
+            seat(site.box(nets["shop_front"], 4), "shop_front", "stray"),
+            seat(site.box(nets["back"], 2), "back", "api", "shop", "api"),
+            seat(site.box(nets["inner"], 2), "inner", "cache", "other", "db"),
+            seat(site.docker_box(DOCKERS["dock0"][0], 100), "dock0", "proxy", "shop", "api"),
+            seat(site.docker_box(DOCKERS["dock0"][0], 100, 3), "dock0", "job"),
+            seat(site.docker_box(DOCKERS["dock1"][0], 101), "dock1", "mail", "other", "mail"),
+        ]
+        self.last = site.box(site.network(9), 2)
+        self.networks = dict(site.networks)
+        self.numbers = {**OURS, "dock0": 100, "dock1": 101}
+        self.bridges = {name: bridge for name, (bridge, _) in DOCKERS.items()}
+        self.by_id = {network.id: network for network in site.networks.values()}
+        self.stands: set[Element] | None = None
+        self._dnat()
+
+    def _dnat(self) -> None:
+        """What Docker would write for published ports of its own networks, IPv4: for all ports, published or not."""
+        rules = "\n".join(
+            f"ip daddr {Site.HOST4} {proto} dport {seat.first + i} dnat to {seat.box.v4}:{port}"
+            for seat in self.seats
+            if seat.network in DOCKERS
+            for i, (proto, port) in enumerate(BEHIND)
+        )
+        chain = f"chain before {{ type nat hook prerouting priority dstnat;\n{rules}\n}}"
+        self.site.run("nft", "-f", "-", input=f"table ip forwards {{\n{chain}\n}}\n")
+
+    def place(self, name: str, told: dict[str, Any]) -> Network | Guarded:
+        """The network of that name, as it is told of."""
+        if name in OURS:
+            known = self.networks[f"{OURS[name]:012x}".ljust(64, "0")]
+            return dataclasses.replace(known, said=told["said"], internal=told["internal"])
+        number = self.numbers[name]
+        subnets = (ip_network(f"10.{number}.0.0/24"), ip_network(f"2001:db8:{number}::/64"))
+        return Guarded(
+            name.ljust(64, "d"), name, self.bridges[name], subnets, told["internal"], told["flat"], said=told["said"],
+            problems=told["problems"],
+        )  # fmt: skip
+
+    def load(self, inventory: Inventory, *, whole: bool) -> None:
+        """Puts it into the kernel, whole or by what is different from what stands."""
+        lasting, timed = ban_elements(inventory.state.bans, NOW)
+        elements = standing(inventory) | lasting | claimed(*self.bridges.values())
+        stands = {*elements, *timed}
+        if whole or self.stands is None:
+            self.site.nft.replace(elements, timed)
+        else:
+            anew = {element: seconds for element, seconds in timed.items() if element not in self.stands}
+            self.site.nft.change(Change(tuple(self.stands - stands), tuple(elements - self.stands)), anew)
+        self.stands = stands
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    with Site() as site:
+        yield Bed(site)
+
+
+# --- what is said -------------------------------------------------------------------------------------------------
+
+#: Addresses that prefixes are drawn around: outsiders, containers, the host, the edges of something.
+_HERE4 = [IPv4Address(a) for a in ("203.0.113.7", "203.0.113.8", "198.51.100.2", "10.1.0.2", "10.100.0.3", "10.2.0.2",
+                                   "198.51.100.1", "128.0.0.0", "9.255.255.255", "192.0.2.77")]  # fmt: skip
+_HERE6 = [IPv6Address(a) for a in ("2001:db8:5::7", "2001:db8:5:0:8000::", "2001:db8:ffff::2", "2001:db8:1::2",
+                                   "2001:db8:100::3", "2001:db8:2::2", "2001:db8:ffff::1", "fd00:1:2:3::9",
+                                   "2600::1")]  # fmt: skip
+
+
+def _prefix(address: Address, length: int) -> Prefix:
+    return ip_network((address, length), strict=False)
+
+
+def _peer(prefix: Prefix) -> Peer:
+    whole = prefix.prefixlen == prefix.max_prefixlen
+    return Peer("prefix", str(prefix.network_address if whole else prefix))
+
+
+#: The likelier ones are those that somebody may be in.
+prefixes: st.SearchStrategy[Prefix] = st.one_of(
+    st.builds(_prefix, st.sampled_from(_HERE4), st.integers(0, 32)),
+    st.builds(_prefix, st.sampled_from(_HERE6), st.integers(0, 128)),
+    st.builds(_prefix, st.sampled_from(_HERE4), st.sampled_from([8, 16, 24, 31, 32])),
+    st.builds(_prefix, st.sampled_from(_HERE6), st.sampled_from([32, 48, 64, 127, 128])),
+)
+peers: st.SearchStrategy[Peer] = st.one_of(
+    prefixes.map(_peer),
+    prefixes.map(_peer),
+    st.sampled_from(
+        [
+            *(Peer("container", name) for name in ("web", "db", "api", "cache", "proxy", "job", "mail", "nobody")),
+            *(Peer("service", name) for name in ("web", "db", "api", "mail", "nobody")),
+            *(Peer("project", name) for name in ("shop", "other", "nobody")),
+            *(Peer("network", name) for name in ("front", "shop_front", "back", "dock0", "dock1", "inner", "nobody")),
+            *[Peer("host")] * 4,
+        ]
+    ),
+)
+#: Ports, those in front at the edge of something.
+ports = st.one_of(
+    st.sampled_from([1, 15, 16, 22, 53, 80, 255, 256, 443, 4095, 4096, 5432, 8080, 61440, 65520, 65535]),
+    st.integers(1, 65535),
+)
+protos: st.SearchStrategy[Proto] = st.sampled_from(["tcp", "tcp", "udp", "sctp"])
+
+
+def _rule(proto: str, one: int, other: int, whom: Iterable[Peer]) -> Rule:
+    return Rule(proto, min(one, other), max(one, other), tuple(sorted(set(whom))))
+
+
+def rules_with(whom: st.SearchStrategy[Iterable[Peer]]) -> st.SearchStrategy[Rule]:
+    """Single ports, ranges, whole protocols, those without ports."""
+    return st.one_of(
+        st.builds(lambda proto, port, whom: _rule(proto, port, port, whom), protos, ports, whom),
+        st.builds(_rule, protos, ports, ports, whom),
+        st.builds(lambda proto, whom: _rule(proto, 1, 65535, whom), protos, whom),
+        st.builds(lambda proto, whom: _rule(proto, 0, 0, whom), st.sampled_from(sorted(PORTLESS)), whom),
+    )
+
+
+some_peers: st.SearchStrategy[Iterable[Peer]] = st.one_of(st.just(()), st.lists(peers, min_size=1, max_size=3))
+rules = st.lists(rules_with(some_peers), max_size=3).map(tuple)
+denied = st.one_of(st.just(()), st.lists(rules_with(st.just(())), max_size=2).map(tuple))
+egress: st.SearchStrategy[tuple[Rule, ...] | None] = st.one_of(
+    *[st.none()] * 4, st.just(()), st.just(EVERYTHING),
+    *[st.lists(rules_with(some_peers), min_size=1, max_size=3).map(tuple)] * 3,
+)  # fmt: skip
+#: So many that they are never too many: a rate changes where a packet goes, and here not what becomes of it.
+PLENTY = (Rate("tcp", 1, 65535, 1_000_000, "second", 65535), Rate("udp", 53, 5353, 999_999, "second", 65000))
+rates = st.sampled_from([None, None, None, (), PLENTY[:1], PLENTY])
+policies = st.sampled_from(["", "", "", "default", "closed", "open", "open"])
+said = st.builds(Said, rules, denied, policies, egress, rates)
+#: What is said in more general places: seldom much.
+general = st.one_of(*[st.just(Said())] * 6, *[st.builds(Said, rules, denied)] * 3, said)
+mostly = st.sampled_from([True] * 11 + [False])
+problems = st.one_of(
+    *[st.just(())] * 9,
+    st.builds(Problem, st.just("a"), st.just("b"), st.just("c"), st.booleans(), st.booleans()).map(lambda p: (p,)),
+)
+networks = st.fixed_dictionaries(
+    {
+        "said": general,
+        "internal": st.sampled_from([False] * 7 + [True]),
+        "flat": st.booleans(),
+        "problems": problems,
+    }
+)
+#: 0.0.0.0 and ::, or one address of the host's.
+_host_ips = st.sampled_from([(ANY4, ANY6), (Site.HOST4, Site.HOST6), (ANY4,), (ANY6,)])
+published = st.lists(
+    st.tuples(st.integers(0, len(BEHIND) - 1), _host_ips), max_size=3, unique_by=lambda each: each[0]
+)  # fmt: skip
+containers = st.fixed_dictionaries(
+    {
+        "known": mostly,
+        "there": mostly,
+        "joined": mostly,
+        "sure": mostly,
+        "said": said,
+        "attached": st.one_of(st.just(Said()), st.just(Said()), general),
+        "problems": problems,
+        "override": st.one_of(st.just(Override()), st.just(Override()), st.builds(Override, rules, denied)),
+        "published": published,
+    }
+)
+settings_ = st.builds(Defaults, general, st.booleans())
+
+
+def inventory_of(
+    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]],
+    bans: Mapping[Prefix, float] = MappingProxyType({}),
+) -> Inventory:  # fmt: skip
+    """All that is known, of these words."""
+    places = {name: bed.place(name, each) for name, each in nets.items()}
+    state = State(dict(bed.networks), {}, bans=bans)
+    state.networks = {**state.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
+    noted = {f"network {p.id}": Noted(place=Place(p)) for p in places.values() if isinstance(p, Guarded)}
+    inventory = Inventory(defaults, state, noted, {s.name: t["override"] for s, t in zip(bed.seats, told, strict=True)})
+    inventory.directory.networks = frozenset(places)
+    endpoints: dict[str, Endpoint] = {}
+    for seat, each in zip(bed.seats, told, strict=True):
+        if not each["there"]:
+            continue
+        place = places[seat.network]
+        container = Container(
+            seat.name, seat.name, each["said"], each["problems"], network=seat.network, project=seat.project,
+            service=seat.service,
+        )  # fmt: skip
+        open_to = tuple(
+            Published(BEHIND[index][0], host_ip, seat.first + index, BEHIND[index][1])
+            for index, host_ips in each["published"]
+            for host_ip in host_ips
+        )
+        endpoint = dataclasses.replace(
+            seat.box.endpoint, network_id=place.id, said=each["attached"], published=open_to,
+            container=container if each["known"] else None, joined=each["joined"] or isinstance(place, Guarded),
+        )  # fmt: skip
+        if isinstance(place, Network):
+            endpoints[endpoint.id] = endpoint
+        else:
+            guest = Guest(endpoint, True, 0, each["sure"])
+            shut = frozenset(closed_ports(inventory.decide(place, guest.as_known), endpoint))
+            noted[f"endpoint {endpoint.id}"] = Noted(place=Place(place, guest, shut))
+    state.endpoints = endpoints
+    inventory.introduce(inventory.owners())
+    return inventory
+
+
+# --- packets ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A packet as it is sent (by a box, or from outside), as it would arrive, and what is said of it."""
+
+    source: Box | None
+    sent: Packet
+    lands: Packet
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def passes(self) -> bool:
+        return all(each.accepted for each in self.verdicts)
+
+    def __str__(self) -> str:
+        steps = "\n".join(f"    {s.text}: {s.outcome}" for each in self.verdicts for s in each.steps)
+        ends = f"{pk.written(self.sent.src)} → {pk.written(self.sent.dst)}, arriving at {pk.written(self.lands.dst)}"
+        return f"protocol {self.sent.proto}, {ends}, {self.sent.data[:12].hex()}; said of it:\n{steps}"
+
+
+class Gun:
+    """Packets that may be interesting with what is known: around ports and prefixes that somebody speaks of."""
+
+    def __init__(self, bed: Bed, inventory: Inventory, seed: int) -> None:
+        self.bed, self.inventory, self.random = bed, inventory, Random(seed)
+        seats = {seat.box.endpoint.id: seat for seat in bed.seats}
+        #: Who says it, the rule, and whether it is about what comes in.
+        self.said: list[tuple[Seat, Rule, bool]] = []
+        for found in filter(None, map(inventory.endpoint, inventory.owners())):
+            policy = inventory.directory.resolved(inventory.decide(*found), found[1].container)
+            seat = seats[found[1].id]
+            self.said += [(seat, rule, True) for rule in (*policy.accepts, *policy.published)]
+            self.said += [(seat, rule, False) for rule in policy.egress or ()]
+        self.gated = [each for each in self.said if each[1].peers]
+        spoken = [rule for _, rule, _ in self.said]
+        edges = {p for rule in spoken for p in (rule.first - 1, rule.first, rule.last, rule.last + 1)}
+        edges |= {
+            p
+            for rule in spoken
+            for n in (16, 256, 4096)
+            for p in (rule.first // n * n, rule.last // n * n - 1, rule.last // n * n)
+        }
+        edges |= {22, 23, 53, 80, 443, 5432, 8080}
+        self.ports = sorted(p for p in edges if 1 <= p <= 65535)
+        about = {prefix_of(peer) for rule in spoken for peer in rule.peers if peer.kind == "prefix"}
+        about |= set(inventory.state.bans)
+        around: set[Address] = {Site.OUT4, Site.OUT6, *_HERE4, *_HERE6}
+        for prefix in about:
+            first, last = int(prefix.network_address), int(prefix.broadcast_address)
+            make = IPv4Address if prefix.version == 4 else IPv6Address
+            top = (1 << prefix.max_prefixlen) - 1
+            around |= {make(n) for n in (first - 1, first, last, last + 1, (first + last) // 2) if 0 <= n <= top}
+        self.strangers = {v: sorted(a for a in around if a.version == v and self._strange(a)) for v in (4, 6)}
+        self.portless: set[frozenset[Any]] = set()
+
+    def _strange(self, address: Address) -> bool:
+        """An address that somebody outside may have, and that the host has a way to."""
+        if address in (Site.OUT4, Site.OUT6):
+            return True
+        if address.version == 6:
+            outside = address in ip_network("2000::/3") or address in ip_network("fc00::/7")
+            own = address in ip_network("2001:db8:ffff::/64")
+        else:
+            outside = 1 <= int(address) >> 24 <= 223 and not address.is_loopback and not address.is_link_local
+            own = address in ip_network("198.51.100.0/24")
+        numbers = (*self.bed.numbers.values(), 9)
+        inside = any(address in ip_network(s.format(n)) for n in numbers for s in ("10.{}.0.0/24", "2001:db8:{}::/64"))
+        return outside and not own and not inside
+
+    def shots(self, many: int) -> list[Shot]:
+        kinds: list[Callable[[], Shot | None]] = [
+            self._in, self._in, self._between, self._out, self._to_host, self._published, *[self._meant] * 3,
+        ]  # fmt: skip
+        found = (self.random.choice(kinds)() for _ in range(many))
+        return [shot for shot in found if shot]
+
+    def _pick(self, among: list[T]) -> T:
+        return self.random.choice(among)
+
+    def _at(self, box: Box, version: int) -> Address:
+        return box.v4 if version == 4 else box.v6
+
+    def _in(self) -> Shot | None:
+        version, box = self._pick([4, 6]), self._pick(self.bed.seats).box
+        return self._shot(None, self._pick(self.strangers[version]), self._at(box, version))
+
+    def _between(self) -> Shot | None:
+        version, source, target = self._pick([4, 6]), *(self._pick(self.bed.seats).box for _ in range(2))
+        if source is target:
+            return None
+        return self._shot(source, self._at(source, version), self._at(target, version))
+
+    def _out(self) -> Shot | None:
+        version, box = self._pick([4, 6]), self._pick(self.bed.seats).box
+        return self._shot(box, self._at(box, version), self._pick(self.strangers[version]))
+
+    def _meant(self) -> Shot | None:
+        """What a rule with peers is about, or what lies close beside it."""
+        if not self.said:
+            return None
+        seat, rule, inbound = self._pick(self.gated or self.said)
+        version = self._pick([4, 6])
+        prefixes = [p for peer in rule.peers if peer.kind == "prefix" and (p := prefix_of(peer)).version == version]
+        mine = self._at(seat.box, version)
+        if prefixes:
+            prefix = self._pick(prefixes)
+            near = [a for a in self.strangers[version] if a in prefix or self.random.random() < 0.1]
+            near += [a for s in self.bed.seats if (a := self._at(s.box, version)) in prefix]
+        else:
+            near = [self.host(version)] if not inbound else self.strangers[version]
+        if not near:
+            return None
+        other = self._pick(near)
+        whose = next((s.box for s in self.bed.seats if other == self._at(s.box, version)), None)
+        if whose is seat.box:
+            return None
+        port = self._pick([rule.first, rule.last, (rule.first + rule.last) // 2, rule.first - 1, rule.last + 1])
+        flow = (rule.proto, min(max(port, 1), 65535))
+        if inbound:
+            return self._shot(whose, other, mine, flow=flow)
+        return self._shot(seat.box, mine, other, host=other == self.host(version), flow=flow)
+
+    def host(self, version: int) -> Address:
+        return Site.HOST4 if version == 4 else Site.HOST6
+
+    def _to_host(self) -> Shot | None:
+        version, seat = self._pick([4, 6]), self._pick(self.bed.seats)
+        number = self.bed.numbers[seat.network]
+        gateway = ip_address(f"10.{number}.0.1" if version == 4 else f"2001:db8:{number}::1")
+        target = self._pick([gateway, self.host(version)])
+        if self.random.random() < 0.2:
+            return self._shot(None, self._pick(self.strangers[version]), target, host=True)
+        return self._shot(seat.box, self._at(seat.box, version), target, host=True)
+
+    def _shot(
+        self, source: Box | None, src: Address, dst: Address, *, host: bool = False, flow: tuple[str, int] | None = None
+    ) -> Shot | None:
+        """`flow`: of this protocol, to this port."""
+        what = self.random.random()
+        if what < 0.04:
+            packet = ping(src, dst)
+            return self._judged(source, packet, packet, Asked(src, dst, ICMP, 0, host))
+        likely = ["tcp", "tcp", "tcp", "udp", "udp", "sctp", *PORTLESS, OTHER]
+        proto, port = flow or (self._pick(likely), self._pick(self.ports))
+        if proto not in PROTOS:
+            return self._without_ports(source, src, dst, proto, host=host)
+        packet = new_flow(proto, src, dst, port, next(_ports))
+        if what < 0.06 and src.version == 6 and not host:  # AH is a protocol over IPv6 too, whatever it carries
+            packet = pk.authenticated(packet)
+            return self._judged(source, packet, packet, Asked(src, dst, "ah"))
+        return self._judged(source, packet, packet, Asked(src, dst, proto, port, host))
+
+    def _without_ports(self, source: Box | None, src: Address, dst: Address, proto: str, *, host: bool) -> Shot | None:
+        # What goes the other way would belong to the same flow.
+        flow = frozenset((src, dst, proto))
+        if flow in self.portless:
+            return None
+        self.portless.add(flow)
+        packet = pk.portless(proto, src, dst)
+        return self._judged(source, packet, packet, Asked(src, dst, proto, 0, host))
+
+    def _published(self) -> Shot | None:
+        """To a port of the host's that leads to a container, by DNAT, or by a docker-proxy that would listen there."""
+        version, seat, index = self._pick([4, 6]), self._pick(self.bed.seats), self._pick(list(range(len(BEHIND))))
+        proto, port = BEHIND[index]
+        host, number = self.host(version), seat.first + index
+        by = self._pick([None, None, *self.bed.seats])
+        if by and by.network == seat.network and (seat.network in OURS or version == 4):
+            return None  # a hairpin: it arrives by another address
+        source = by.box if by else None
+        src = self._at(source, version) if source else self._pick(self.strangers[version])
+        there = (found[1] for owner in self.inventory.owners() if (found := self.inventory.endpoint(owner)))
+        stands = any(
+            port.host_port == number and port.host_ip.version == version
+            for endpoint in there
+            if endpoint.id == seat.box.endpoint.id and endpoint.joined
+            for port in endpoint.published
+        )
+        sport, target = next(_ports), self._at(seat.box, version)
+        packet = new_flow(proto, src, host, number, sport)
+        if stands if seat.network in OURS else version == 4:
+            lands = new_flow(proto, src, target, port, sport)
+            return self._judged(source, packet, lands, Asked(src, target, proto, port, by="dnat"))
+        asked = [Asked(src, host, proto, number, host=True)]
+        if stands:
+            asked.append(Asked(src, target, proto, port, by="proxy"))
+        return self._judged(source, packet, packet, *asked)
+
+    def _judged(self, source: Box | None, sent: Packet, lands: Packet, *asked: Asked) -> Shot:
+        return Shot(source, sent, lands, tuple(verdict(self.inventory, each, NOW) for each in asked))
+
+
+def hold(bed: Bed, inventory: Inventory, seed: int, *, whole: bool) -> None:
+    """Loads it, fires, and compares each packet's fate with its verdict."""
+    site = bed.site
+    bed.load(inventory, whole=whole)
+    site.forget_flows()
+    shots = Gun(bed, inventory, seed).shots(MANY)
+    sniffers = [*(site.sniffer(each) for each in (site.wan, bed.last, *(s.box for s in bed.seats))), site.listener]
+    for sniffer in sniffers:
+        for _ in sniffer.read():
+            pass
+    # By the sender, and in any order: none of them belongs to another's flow.
+    by_source: dict[Box | None, list[Packet]] = {}
+    for shot in shots:
+        by_source.setdefault(shot.source, []).append(shot.sent)
+    for source, packets in by_source.items():
+        site.send(packets, source)
+    last = ping(site.wan.V6, bed.last.v6)
+    site.send([last])
+    seen = set().union(*arrived(sniffers, last))
+    wrong = [shot for shot in shots if (shot.lands in seen) is not shot.passes]
+    told = "\n".join(f"{'passed' if shot.lands in seen else 'did not pass'}: {shot}" for shot in wrong[:5])
+    assert not wrong, f"{len(wrong)} of {len(shots)} packets:\n{told}"
+
+
+everybody = st.lists(containers, min_size=8, max_size=8)
+each_network = st.fixed_dictionaries(dict.fromkeys((*OURS, *DOCKERS), networks))
+seeds = st.integers(0, 2**32)
+
+
+def examples(count: int) -> settings:
+    """So many, the same in every run."""
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@given(settings_, each_network, everybody, seeds, st.booleans())
+@examples(60)
+def test_the_kernels_verdict_is_the_references(
+    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]], seed: int, whole: bool
+) -> None:
+    """Whatever is said, anywhere: each packet passes exactly if the reference says so."""
+    hold(bed, inventory_of(bed, defaults, nets, told), seed, whole=whole)
+
+
+def _bannable(prefix: Prefix) -> bool:
+    """The last packet's way stays free."""
+    try:
+        prefix = read(str(prefix))
+    except FwError:
+        return False
+    return not any(IPv6Address(a) in prefix for a in (Wan.V6, "2001:db8:9::2"))
+
+
+#: Banned for ever, or for some minutes more.
+_banned = prefixes.filter(_bannable).map(lambda prefix: read(str(prefix)))
+banned = st.dictionaries(_banned, st.sampled_from([0.0, NOW + 300]), min_size=1, max_size=5)
+
+
+@given(settings_, each_network, everybody, banned, seeds, st.booleans())
+@examples(30)
+def test_bans_are_the_references(
+    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]], bans: dict[Prefix, float],
+    seed: int, whole: bool,
+) -> None:  # fmt: skip
+    """With addresses and prefixes of any length banned, wherever they are: nothing from them, nothing to them."""
+    hold(bed, inventory_of(bed, defaults, nets, told, bans), seed, whole=whole)

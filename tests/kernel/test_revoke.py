@@ -1,0 +1,265 @@
+"""What stood open and may not any more is cut, at once, over TCP and UDP; whatever may still be goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from plugin.guard import Guard
+from plugin.inventory import Noted
+from plugin.labels import parse
+from plugin.model import Container, Defaults, Endpoint, Guarded, Overriding, Published, Rule, Said
+from plugin.reconcile import Reconciler
+from plugin.state import State
+from plugin.store import Store
+from tests.kernel.site import Box, Site, claimed
+from tests.kernel.talks import Proto, Talks
+
+ONE, TWO = "br-000000000001", "br-000000000002"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        made.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
+        yield made
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Ours: web and db on a network, api and api2 on another. Docker's: shop and near on a bridge, job on another."""
+
+    web: Box
+    db: Box
+    api: Box
+    api2: Box
+    shop: Box
+    near: Box
+    job: Box
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Boxes:
+    one, two = site.network(1), site.network(2)
+    return Boxes(
+        site.box(one, 2), site.box(one, 3), site.box(two, 2), site.box(two, 3), site.docker_box(ONE, 101),
+        site.docker_box(ONE, 101, 3), site.docker_box(TWO, 102),
+    )  # fmt: skip
+
+
+GUARDED = tuple(
+    Guarded(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
+    for name, bridge, n in (("dock1", ONE, 101), ("dock2", TWO, 102))
+)
+
+
+def label(**words: str) -> Said:
+    parsed = parse({f"fw.{key}": value for key, value in words.items()})
+    assert not parsed.problems
+    return parsed.said
+
+
+def known(box: Box, name: str, said: Said | None = None, service: str = "") -> Endpoint:
+    """The box as a container of compose's project shop."""
+    container = Container(f"{name}-id", name, said or Said(), project="shop", service=service or name)
+    return dataclasses.replace(box.endpoint, container=container)
+
+
+class Writer(Reconciler):
+    """The one writer, in the site's host; what it does later it does at once."""
+
+    def __init__(self, site: Site, path: Path) -> None:
+        super().__init__(site.nft, Store(str(path / "state.json")), Defaults())
+
+
+@pytest.fixture
+def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Writer]:
+    """With our networks and nobody on them. The test runs inside the host."""
+    with site.inside():
+        made = Writer(site, tmp_path)
+        made.start(State(dict(site.networks)), {"links": Noted(frozenset(claimed(ONE, TWO)))})
+        yield made
+
+
+BOTH: tuple[Proto, ...] = ("tcp", "udp")
+
+
+def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, writer: Writer) -> None:
+    """Of all flows to a container those of a peer that left are cut, if nothing else accepts them: what is open to
+    everybody, the other peers', outsiders', its neighbours', the host's and the container's own go on."""
+    api, api2 = known(boxes.api, "api-1", service="api"), known(boxes.api2, "api-2", service="api")
+    web = known(boxes.web, "web", label(allow="5432 from service:api, 53/udp from service:api 203.0.113.0/24"))
+    for endpoint in (web, api, api2, known(boxes.db, "db")):
+        writer.put_endpoint(endpoint)
+    with Talks() as talks:
+        for name, client in (("leaves", boxes.api), ("stays", boxes.api2)):
+            for address in (boxes.web.v4, boxes.web.v6):
+                talks.open(f"{name}, {address} tcp", "tcp", client, boxes.web, address, 5432)
+                talks.open(f"{name}, {address} udp", "udp", client, boxes.web, address, 53)
+        talks.open("it left, and 80 is open to all", "tcp", boxes.api, boxes.web, boxes.web.v6, 80)
+        talks.open("outside", "tcp", site.wan, boxes.web, boxes.web.v6, 443)
+        talks.open("outside, by a prefix", "udp", site.wan, boxes.web, boxes.web.v4, 53, source=Site.OUT4)
+        talks.open("neighbour", "tcp", boxes.db, boxes.web, boxes.web.v4, 5432)
+        talks.open("host", "tcp", site.host, boxes.web, boxes.web.v6, 5432)
+        talks.open("its own", "udp", boxes.web, site.wan, Site.OUT6, 5432)
+        everything = set(talks.all)
+        assert talks.going("outside") == everything
+        writer.drop_endpoint(api.id)
+        assert talks.going("outside") == {name for name in everything if not name.startswith("leaves")}
+        writer.drop_endpoint(api2.id)
+        left = {name for name in everything if not name.startswith(("leaves", "stays"))}
+        assert talks.going("outside") == left
+        assert talks.going("outside") == left, "and they do not come back"
+
+
+def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: Writer) -> None:
+    """Who joins a service may come from then on, and all that stood goes on."""
+    web = known(boxes.web, "web", label(allow="5432 from service:api"))
+    writer.put_endpoint(web)
+    writer.put_endpoint(known(boxes.api2, "api-2", service="api"))
+    with Talks() as talks, boxes.web.probe.serve(tcp=[5433]):
+        talks.open("peer", "tcp", boxes.api2, boxes.web, boxes.web.v6, 5432)
+        talks.open("outside", "tcp", site.wan, boxes.web, boxes.web.v6, 443)
+        writer.put_endpoint(known(boxes.api, "api-1", service="api"))
+        talks.open("new", "tcp", boxes.api, boxes.web, boxes.web.v6, 5432)
+        assert talks.going("outside") == {"peer", "outside", "new"}
+
+
+@pytest.mark.parametrize("service", ["db2", "job"], ids=["of ours", "of Docker's"])
+def test_when_egress_becomes_narrower_what_it_began_is_cut(
+    site: Site, boxes: Boxes, writer: Writer, service: str
+) -> None:
+    """Flows that a container began and may not begin any more are cut, to outsiders, to the host and to peers that
+    left; those that it may, and all that others began, go on."""
+    guard = Guard(writer)
+    peers = {"db2": boxes.api2, "job": boxes.job}
+    wide = label(egress=f"443, 53/udp, 5432 to service:{service}, 2222 to host", allow="8080")
+    web, peer = known(boxes.web, "web", wide), peers[service]
+    writer.put_endpoint(web)
+    there = known(peer, "peer", label(policy="open"), service=service)
+    if service == "job":
+        there = dataclasses.replace(there, network_id=GUARDED[1].id)
+        guard.replace(GUARDED, [there], asked=guard.now())
+    else:
+        writer.put_endpoint(there)
+    with Talks() as talks:
+        for v, out, host in ((4, Site.OUT4, Site.HOST4), (6, Site.OUT6, Site.HOST6)):
+            talks.open(f"out {v}", "tcp", boxes.web, site.wan, out, 443)
+            talks.open(f"out udp {v}", "udp", boxes.web, site.wan, out, 53)
+            talks.open(f"to host {v}", "tcp", boxes.web, site.host, host, 2222)
+            talks.open(f"to host by all {v}", "udp", boxes.web, site.host, host, 53)
+            talks.open(f"to peer {v}", "tcp", boxes.web, peer, peer.v4 if v == 4 else peer.v6, 5432)
+        talks.open("to its gateway", "tcp", boxes.web, site.host, IPv4Address("10.1.0.1"), 443)
+        talks.open("to host by udp", "udp", boxes.web, site.host, IPv6Address("2001:db8:1::1"), 53)
+        talks.open("neighbour", "udp", boxes.web, boxes.db, boxes.db.v6, 9)
+        talks.open("comes", "tcp", site.wan, boxes.web, boxes.web.v6, 8080)
+        talks.open("host comes", "udp", site.host, boxes.web, boxes.web.v4, 9)
+        talks.open("host comes by another address", "tcp", site.host, boxes.web, boxes.web.v6, 9, source=Site.HOST6)
+        everything = set(talks.all)
+        assert talks.going("comes") == everything
+
+        if service == "job":
+            guard.leaves("", "peer-id")  # which cuts all of the peer's besides
+        else:
+            writer.drop_endpoint(there.id)
+        left = everything - {"to peer 4", "to peer 6"}
+        assert talks.going("comes") == left
+
+        def says(egress: str) -> None:
+            now = known(boxes.web, "web", label(egress=egress, allow="8080"))
+            writer.edit_endpoint(web.id, lambda _: now)
+
+        says(f"443, 53/udp to {Site.OUT4} {Site.HOST6}, 2222 to host")
+        left -= {"out udp 6", "to host by all 4", "to host by udp"}
+        assert talks.going("comes") == left
+        says("443")
+        left -= {"out udp 4", "to host by all 6", "to host 4", "to host 6"}
+        assert talks.going("comes") == left
+        says("none")
+        stays = {"neighbour", "comes", "host comes", "host comes by another address"}
+        assert talks.going("comes") == stays
+        assert talks.going("comes") == stays, "and none comes back"
+
+
+PORTS = tuple(Published(p, a, 15432, 5432) for p in BOTH for a in (IPv4Address("0.0.0.0"), IPv6Address("::")))
+
+
+@pytest.fixture
+def guard(writer: Writer) -> Guard:
+    return Guard(writer)
+
+
+def shop(boxes: Boxes, said: Said) -> Endpoint:
+    """The shop's container with its port published, as docker-proxy would serve it."""
+    return dataclasses.replace(known(boxes.shop, "shop", said), network_id=GUARDED[0].id, published=PORTS)
+
+
+def guest(box: Box, number: int, name: str, said: Said | None = None, service: str = "") -> Endpoint:
+    return dataclasses.replace(known(box, name, said, service), network_id=GUARDED[number].id)
+
+
+def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
+    site: Site, boxes: Boxes, writer: Writer, guard: Guard
+) -> None:
+    """By docker-proxy a flow is between its client and the host: the clients that may still come go on, and so do the
+    host's own and those of the container's network."""
+    said = label(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
+    api, job = known(boxes.api, "api", service="api"), guest(boxes.job, 1, "job", service="api")
+    writer.put_endpoint(api)
+    guard.replace(GUARDED, [shop(boxes, said), job, guest(boxes.near, 0, "near")], asked=guard.now())
+    with Talks() as talks:
+        for v, host in ((4, Site.HOST4), (6, Site.HOST6)):
+            who = (("leaves", boxes.api), ("stays", boxes.job), ("near", boxes.near), ("host", site.host))
+            for (name, client), proto in itertools.product(who, BOTH):
+                talks.open(f"{name} {proto}{v}", proto, client, site.host, host, 15432)
+        talks.open("prefix", "tcp", site.wan, site.host, Site.HOST6, 15432, source=Site.OUT6)
+        talks.open("address", "udp", site.wan, site.host, Site.HOST4, 15432, source=Site.OUT4)
+        talks.open("another port", "tcp", boxes.api, site.host, Site.HOST4, 15433)
+        everything = set(talks.all)
+        assert talks.going("prefix") == everything
+        writer.drop_endpoint(api.id)
+        assert talks.going("prefix") == {name for name in everything if not name.startswith("leaves")}
+
+
+def test_a_guest_that_may_be_reached_by_fewer(site: Site, boxes: Boxes, writer: Writer, guard: Guard) -> None:
+    """A container of Docker's that accepts a service of another network: the service's going cuts just its flows."""
+    said = label(allow="5432 from service:api")
+    job, api = guest(boxes.job, 1, "job", service="api"), known(boxes.api, "api", service="api")
+    writer.put_endpoint(api)
+    guard.replace(GUARDED, [shop(boxes, said), job, guest(boxes.near, 0, "near")], asked=guard.now())
+    with Talks() as talks:
+        for name, client in (("leaves", boxes.job), ("stays", boxes.api), ("near", boxes.near), ("host", site.host)):
+            talks.open(f"{name} tcp", "tcp", client, boxes.shop, boxes.shop.v6, 5432)
+            talks.open(f"{name} tcp4", "tcp", client, boxes.shop, boxes.shop.v4, 5432)
+        talks.open("outside", "tcp", site.wan, boxes.shop, boxes.shop.v6, 80)
+        everything = set(talks.all)
+        assert talks.going("outside") == everything
+        guard.leaves(GUARDED[1].id, "job-id")
+        assert talks.going("outside") == {name for name in everything if not name.startswith("leaves")}
+
+
+def test_when_a_published_port_closes_who_may_still_come_goes_on(
+    site: Site, boxes: Boxes, writer: Writer, guard: Guard
+) -> None:
+    """`fwctl deny` of a port that was open to everybody cuts docker-proxy's flows of everybody from outside; not those
+    of the host itself nor of the container's network, for whom it is not closed."""
+    there = [shop(boxes, label(allow="5432, 5432/udp")), guest(boxes.near, 0, "near"), guest(boxes.job, 1, "job")]
+    guard.replace(GUARDED, there, asked=guard.now())
+    with Talks() as talks:
+        for proto, host in itertools.product(BOTH, (Site.HOST4, Site.HOST6)):
+            for name, client in (("near", boxes.near), ("host", site.host), ("outside", site.wan), ("job", boxes.job)):
+                talks.open(f"{name} {proto} {host}", proto, client, site.host, host, 15432)
+        talks.open("witness", "tcp", site.wan, boxes.shop, boxes.shop.v6, 80)
+        everything = set(talks.all)
+        assert talks.going("witness") == everything
+        words = [Overriding("shop-id", Rule(proto, 5432, 5432), deny=True) for proto in BOTH]
+        writer.edit_state(lambda state: dataclasses.replace(state, overrides=tuple(words)), ["shop-id"])
+        guard.again()
+        assert talks.going("witness") == {n for n in everything if n.startswith(("near", "host", "witness"))}

@@ -1,0 +1,115 @@
+"""Containers, a table and a disk that are not there, for the tests of what `fwctl` asks and changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from types import MappingProxyType
+
+from plugin.guard import Guard
+from plugin.labels import parse
+from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Published
+from plugin.nft import NftError
+from plugin.reconcile import Reconciler
+from plugin.sets import Change, Element
+from plugin.state import State
+
+ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+#: A network of the driver's, and two of Docker's own.
+OURS = Network("f" * 64, "fw-ffffffffffff", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
+FRONT = Guarded("a" * 64, "front", "br-front", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:a::/64")))
+BACK = Guarded("b" * 64, "back", "br-back", (IPv4Network("172.19.0.0/16"),))
+PLAIN = Defaults()
+#: Addresses of the host's own.
+HOST = {IPv4Address("198.51.100.1").packed, IPv6Address("2001:db8:ffff::1").packed, IPv4Address("127.0.0.1").packed}
+
+
+class Kernel:
+    """The table as the kernel holds it; `refuses` so many transactions from now on."""
+
+    def __init__(self) -> None:
+        self.table: set[Element] = set()
+        self.timed: dict[Element, int] = {}
+        self.refuses = 0
+
+    def replace(
+        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), **_: object
+    ) -> None:
+        self._may_refuse()
+        self.table, self.timed = set(elements), dict(timed)
+
+    def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        if not change and not timed:
+            return
+        self._may_refuse()
+        if set(change.remove) - self.table - self.timed.keys():
+            raise NftError("No such file or directory")
+        self.table = (self.table - set(change.remove)) | set(change.add)
+        self.timed = {k: v for k, v in self.timed.items() if k not in change.remove} | dict(timed)
+
+    def _may_refuse(self) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise NftError("refused")
+
+    def opens(self, address: object) -> set[int]:
+        """TCP ports that everybody may reach there."""
+        return {int(e.key[2]) for e in self.table if e.set.startswith("allow") and e.key[0] == address}  # type: ignore[arg-type]
+
+
+class Disk:
+    """A store that may be full."""
+
+    def __init__(self) -> None:
+        self.kept = State()
+        self.full = False
+
+    def save(self, state: State, *, flush: bool) -> None:
+        if self.full:
+            raise FwError("could not write the state file: No space left on device")
+        self.kept = dataclasses.replace(state)
+
+
+def container(name: str, labels: Mapping[str, str] = MappingProxyType({}), network: str = "") -> Container:
+    parsed = parse(labels)
+    return Container(name.ljust(64, "0"), name, parsed.said, parsed.problems, network=network)
+
+
+def ours(number: int, who: Container | None, *ports: Published) -> Endpoint:
+    """A place on the driver's network: 10.1.0.NUMBER, 2001:db8:1::NUMBER."""
+    addresses = IPv4Address(f"10.1.0.{number}"), IPv6Address(f"2001:db8:1::{number:x}")
+    return Endpoint(f"{number:x}".rjust(64, "e"), OURS.id, *addresses, joined=True, container=who, published=ports)
+
+
+def guest(network: Guarded, number: int, who: Container | None, *ports: Published) -> Endpoint:
+    """A place on one of Docker's networks."""
+    v4 = IPv4Address(int(network.subnets[0].network_address) + number)
+    v6 = IPv6Address(int(network.subnets[1].network_address) + number) if len(network.subnets) > 1 else None
+    identity = f"{number:x}".rjust(32, network.id[0])
+    return Endpoint(identity, network.id, v4, v6, joined=True, container=who, published=ports)
+
+
+def published(port: int, host_port: int) -> tuple[Published, Published]:
+    """`-p HOST_PORT:PORT`."""
+    return Published("tcp", ANY4, host_port, port), Published("tcp", ANY6, host_port, port)
+
+
+class Site:
+    """A reconciler and a guard over that kernel and disk, with these containers."""
+
+    def __init__(
+        self, *endpoints: Endpoint, defaults: Defaults = PLAIN, state: State | None = None,
+        existing: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.kernel, self.disk = Kernel(), Disk()
+        self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
+        there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
+        self.state.start(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there))
+        self.guard = Guard(self.state)
+        self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
+        self.see(*existing)
+
+    def see(self, *existing: str) -> None:
+        """Docker lists all its networks, and who is on them."""
+        self.guard.replace([FRONT, BACK], self.guests, existing, asked=1 << 30)

@@ -1,0 +1,129 @@
+"""Whose elements stand: two owners of one element share it, and a change is the difference, no more and no less."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.books import Books, touches_confined
+from plugin.sets import Change, Element
+from tests.pure.strategies import examples
+
+ELEMENTS = [Element("dockers", (f"br{n}",)) for n in range(5)]
+_elements = st.frozensets(st.sampled_from(ELEMENTS), max_size=4)
+_owned = st.dictionaries(st.sampled_from("abc"), _elements, max_size=3)
+
+
+def union(owned: dict[str, frozenset[Element]]) -> set[Element]:
+    return {element for elements in owned.values() for element in elements}
+
+
+@given(_owned, st.lists(_owned, max_size=6))
+@examples(200)
+def test_after_any_sequence_there_is_what_somebody_owns(
+    first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]]
+) -> None:
+    """However owners change: what stands is the union of all, each change is exactly the difference of the two unions,
+    and asking what it would be changes nothing."""
+    books, owned = Books(), dict(first)
+    books.start(first)
+    for new in steps:
+        before, wanted = union(owned), union({**owned, **new})
+        assert set(books) == before
+        change = books.change(new)
+        assert set(change.remove) == before - wanted
+        assert set(change.add) == wanted - before
+        assert len(change.remove) == len(set(change.remove))
+        assert len(change.add) == len(set(change.add))
+        assert bool(change) is (before != wanted)
+        assert set(books.after(new)) == wanted
+        assert len(books.after(new)) == len(wanted)
+        assert set(books) == before  # nothing is written yet
+        books.write(new)
+        owned.update(new)
+        assert Counter(books) == Counter(wanted)  # each once
+        assert not books.change(new)
+        for owner in "abc":
+            assert books.of(owner) == owned.get(owner, frozenset())
+    books.write(dict.fromkeys("abc", frozenset()))
+    assert list(books) == []
+
+
+def test_an_element_of_two_owners_goes_with_the_last() -> None:
+    """Docker may give an address again before its old endpoint is gone: what the new one needs stays."""
+    books = Books()
+    books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
+    assert books.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
+    books.write({"a": frozenset()})
+    change = books.change({"b": frozenset()})
+    assert (set(change.remove), change.add) == (set(ELEMENTS[1:3]), ())
+    # From one to the other in one step: nothing to do.
+    assert not books.change({"b": frozenset(), "c": frozenset(ELEMENTS[1:3])})
+
+
+V4 = IPv4Address("172.18.0.2")
+_OPENING = ["allow4", "allow6_blocks", "other4", "from4", "from6_blocks", "via4", "dnat4", "served", "served6", "out4",
+            "outgate4_blocks", "to6", "tohost4", "free4"]  # fmt: skip
+_OTHERS = ["gate4", "gating", "dropped4", "refused6", "rated4", "rating", "rated4__5_minute_10", "same_bridge",
+           "bridges", "neighbour", "proxies", "dockers", "routed", "publish4", "self4"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _OPENING)
+def test_what_stops_being_open_is_narrower(name: str) -> None:
+    """Where something that let flows pass goes, flows may stand that would not begin any more."""
+    books, element = Books(), Element(name, (V4, 6, 80))
+    books.start({"a": frozenset({element})})
+    assert books.narrower("a", frozenset())
+    assert not books.narrower("a", frozenset({element, ELEMENTS[0]}))
+    assert not books.narrower("b", frozenset({element}))
+
+
+@pytest.mark.parametrize("name", _OTHERS)
+def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
+    """The going of any other element closes nothing."""
+    books, element = Books(), Element(name, (V4, 6, 80))
+    books.start({"a": frozenset({element})})
+    assert not books.narrower("a", frozenset())
+
+
+@pytest.mark.parametrize(("name", "new", "known"), [("confined", True, True), ("proxied", False, True),
+                                                    ("proxied4", False, True), ("allow4", False, False)])  # fmt: skip
+def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
+    """A network that begins to confine, and a published port that closes for somebody who is there already."""
+    books = Books()
+    books.start({"a": frozenset(ELEMENTS[:1])})
+    wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
+    assert books.narrower("a", wanted) is known
+    assert books.narrower("b", wanted) is new
+
+
+@pytest.mark.parametrize("name", ["confined", "proxied", "proxied6", "rated4_blocks", "rated_host__1_day_5", "rating"])
+def test_what_comes_may_only_close(name: str) -> None:
+    """What goes, and what confines, closes or limits, need not be on the disk first; whatever else comes must be."""
+    books = Books()
+    books.start({"a": frozenset(ELEMENTS[:2])})
+    assert books.only_closes("a", frozenset())
+    assert books.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
+    assert not books.only_closes("a", frozenset(ELEMENTS[:3]))
+    assert not books.only_closes("b", frozenset(ELEMENTS[:1]))
+    for other in (*_OPENING, "publish4", "internal", "same_bridge", "routed", "foreign"):
+        assert not books.only_closes("a", frozenset({Element(other, ("br0",))}))
+
+
+def test_confined_bridges_are_remembered() -> None:
+    """The bridges on which not everybody may begin everything, and whether a change is about them."""
+    books = Books()
+    front, back = (Element("confined", (name,)) for name in ("br-front", "br-back"))
+    books.start({"a": frozenset({front, ELEMENTS[0]}), "b": frozenset({front})})
+    assert books.confined() == {"br-front"}
+    books.write({"a": frozenset({back})})
+    assert books.confined() == {"br-front", "br-back"}
+    books.write({"b": frozenset()})
+    assert books.confined() == {"br-back"}
+    assert touches_confined(Change(add=(front,)))
+    assert touches_confined(Change(remove=(front,)))
+    assert not touches_confined(Change(add=(ELEMENTS[0],)))

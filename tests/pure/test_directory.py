@@ -1,0 +1,276 @@
+"""Named peers: they follow their containers, and a name that matches nobody matches nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from plugin.directory import Directory, Key, Who, who
+from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
+
+A, B, C = (IPv4Address(f"172.18.0.{n}") for n in (2, 3, 4))
+A6 = IPv6Address("2001:db8:1::2")
+WEB = Container("c" * 64, "shop-web-1", project="shop", service="web", network="shop_front")
+BLOG = dataclasses.replace(WEB, project="blog")
+BOTH = ["172.18.0.2", "2001:db8:1::2"]
+API = Who((A, A6), "shop-api-1", "shop", "api", "shop_front")
+
+
+def for_peers(*peers: Peer) -> Rule:
+    return Rule("tcp", 22, 22, peers)
+
+
+def resolved(directory: Directory, *peers: Peer, asker: Container | None = WEB) -> set[str]:
+    """The addresses that a rule for these peers lets in."""
+    policy = directory.resolved(Policy(accepts=(for_peers(*peers),)), asker)
+    return {peer.value for rule in policy.accepts for peer in rule.peers}
+
+
+@pytest.fixture
+def directory() -> Directory:
+    made = Directory()
+    made.networks = frozenset({"shop_front", "front", "bridge"})
+    made.put("a", API)
+    return made
+
+
+# --- who is who ---------------------------------------------------------------------------------------------------
+
+
+def test_who_is_there_has_its_addresses_and_names() -> None:
+    """An endpoint is known by its container's name, compose's project and service, and its network's name."""
+    endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
+    assert who(endpoint) == Who((A, A6), "shop-web-1", "shop", "web", "shop_front")
+    assert who(dataclasses.replace(endpoint, addr4=None)) == Who((A6,), "shop-web-1", "shop", "web", "shop_front")
+
+
+def test_nobody_is_there_until_it_is_known() -> None:
+    """An endpoint that has not joined, or whose container is not told, is nobody's peer."""
+    endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
+    assert who(dataclasses.replace(endpoint, joined=False)) is None
+    assert who(dataclasses.replace(endpoint, container=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("peer", "found"),
+    [
+        (Peer("container", "shop-api-1"), BOTH),
+        (Peer("service", "api"), BOTH),
+        (Peer("project", "shop"), BOTH),
+        (Peer("network", "shop_front"), BOTH),
+        (Peer("network", "front"), BOTH),
+        (Peer("prefix", "10.0.0.0/8"), ["10.0.0.0/8"]),
+        (Peer("container", "api"), []),
+        (Peer("container", "SHOP-API-1"), []),
+        (Peer("container", ""), []),
+        (Peer("service", "shop-api-1"), []),
+        (Peer("project", "api"), []),
+        (Peer("network", "bridge"), []),
+        (Peer("host"), []),
+    ],
+    ids=str,
+)
+def test_each_kind_of_name_finds_its_own(directory: Directory, peer: Peer, found: list[str]) -> None:
+    """A name finds the addresses of whoever is called so, by that kind of name and letter by letter; others nobody."""
+    assert sorted(resolved(directory, peer)) == found
+
+
+def test_a_rule_for_nobody_is_no_rule(directory: Directory) -> None:
+    """A name that matches nobody matches nothing, never everybody; beside others it is left out."""
+    nobody = for_peers(Peer("service", "gone"))
+    policy = Policy(accepts=(nobody, Rule("tcp", 80, 80)), egress=(nobody,))
+    assert directory.resolved(policy, WEB) == Policy(accepts=(Rule("tcp", 80, 80),), egress=())
+    assert resolved(directory, Peer("service", "gone"), Peer("prefix", "10.0.0.1")) == {"10.0.0.1"}
+
+
+def test_a_service_is_one_of_the_same_project(directory: Directory) -> None:
+    """`service:api` is this project's api: another project's is another one, and without a project there is none."""
+    directory.put("b", Who((B,), "blog-api-1", "blog", "api", "blog_front"))
+    directory.put("c", Who((C,), "api", "", "api", "bridge"))
+    assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2"}
+    assert resolved(directory, Peer("service", "api"), asker=BLOG) == {"172.18.0.3"}
+    assert resolved(directory, Peer("service", "api"), asker=dataclasses.replace(WEB, project="")) == set()
+    assert resolved(directory, Peer("service", "api"), asker=None) == set()
+
+
+def test_a_network_is_composes_or_dockers(directory: Directory) -> None:
+    """`network:front` is the project's own front if there is one, and Docker's network of that name otherwise."""
+    directory.put("b", Who((B,), "other", "", "", "front"))
+    assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
+    assert resolved(directory, Peer("network", "front"), asker=BLOG) == {"172.18.0.3"}
+    assert resolved(directory, Peer("network", "front"), asker=None) == {"172.18.0.3"}
+    directory.networks = frozenset({"front"})
+    assert resolved(directory, Peer("network", "front")) == {"172.18.0.3"}
+
+
+def test_the_projects_own_network_counts_though_it_is_empty() -> None:
+    """Nobody is on the project's own front: then nobody is meant, and not who is on another front."""
+    made = Directory()
+    made.networks = frozenset({"shop_front", "front"})
+    made.put("b", Who((B,), "other", "", "", "front"))
+    assert resolved(made, Peer("network", "front")) == set()
+
+
+def test_the_host_is_a_peer_on_the_way_out_alone(directory: Directory) -> None:
+    """Who is on the host needs no rule to come in; to the host something may be begun."""
+    rule = for_peers(Peer("host"), Peer("prefix", "10.0.0.1"))
+    policy = directory.resolved(Policy(accepts=(rule,), egress=(rule,)), WEB)
+    assert policy.accepts == (for_peers(Peer("prefix", "10.0.0.1")),)
+    assert policy.egress == (rule,)
+    only = directory.resolved(Policy(accepts=(for_peers(Peer("host")),), egress=(for_peers(Peer("host")),)), WEB)
+    assert (only.accepts, only.egress) == ((), (for_peers(Peer("host")),))
+
+
+def test_everything_else_of_a_policy_stays(directory: Directory) -> None:
+    """Only peers are looked up: an egress of everything stays so, and whatever else was decided."""
+    policy = Policy(published=(Rule("tcp", 1, 1),), egress=None, log="drop", in_order=True, known=True)
+    assert directory.resolved(policy, WEB) == policy
+    rule = Rule("tcp", 1, 2, (Peer("service", "api"),), "label fw.allow")
+    (found,) = directory.resolved(Policy(accepts=(rule,)), WEB).accepts
+    assert (found.origin, found.first, found.last) == ("label fw.allow", 1, 2)
+
+
+# --- coming and going ---------------------------------------------------------------------------------------------
+
+
+def test_peers_follow_containers(directory: Directory) -> None:
+    """A new container of a service joins its rules, one that goes leaves them, a renamed one has its new name."""
+    more = Who((B,), "shop-api-2", "shop", "api", "shop_front")
+    directory.put("b", more)
+    assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
+    directory.put("a", None)
+    assert resolved(directory, Peer("service", "api")) == {"172.18.0.3"}
+    directory.put("b", dataclasses.replace(more, container="renamed"))
+    assert resolved(directory, Peer("container", "shop-api-2")) == set()
+    assert resolved(directory, Peer("container", "renamed")) == {"172.18.0.3"}
+    directory.put("b", None)
+    assert resolved(directory, Peer("service", "api"), Peer("project", "shop"), Peer("network", "front")) == set()
+
+
+def test_two_endpoints_with_one_name_are_both_found(directory: Directory) -> None:
+    """A container on two networks is found on both; what one endpoint gives back the other keeps."""
+    directory.put("b", dataclasses.replace(API, addresses=(B,), network="back"))
+    assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
+    directory.put("b", dataclasses.replace(API, network="back"))  # the same address on two networks
+    directory.put("a", None)
+    assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2"}
+    assert resolved(directory, Peer("network", "shop_front")) == set()
+
+
+def test_whose_rules_speak_of_whom_is_told(directory: Directory) -> None:
+    """When somebody comes or goes it is told whose rules speak of it, and nobody else's."""
+    directory.asks("w", [for_peers(Peer("service", "api"), Peer("prefix", "10.0.0.1")), Rule("tcp", 1, 1)], WEB)
+    directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)
+    directory.asks("y", [for_peers(Peer("service", "db"), Peer("host"))], WEB)
+    directory.asks("z", [for_peers(Peer("network", "front"))], WEB)
+    assert directory.askers(directory.put("a", API)) == set()
+    assert directory.askers(directory.put("a", None)) == {"w", "x", "z"}
+    assert directory.askers(directory.put("b", Who((B,), "one", "shop", "db"))) == {"y"}
+    assert directory.askers(directory.put("c", Who((C,), "two", "blog", "api"))) == set()
+    directory.asks("x", (), None)
+    directory.asks("z", (), None)
+    assert directory.askers(directory.put("a", API)) == {"w"}
+
+
+# --- any order ----------------------------------------------------------------------------------------------------
+
+_names = st.sampled_from(["", "api", "db"])
+_whos = st.builds(
+    Who, st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple), _names,
+    st.sampled_from(["", "shop", "blog"]), _names, st.sampled_from(["", "front", "shop_front"]),
+)  # fmt: skip
+_rules = st.lists(
+    st.builds(
+        for_peers,
+        st.builds(Peer, st.sampled_from(["container", "service", "project", "network"]),
+                  st.sampled_from(["api", "db", "shop", "front", "shop_front"]))
+        | st.sampled_from([Peer("host"), Peer("prefix", "10.0.0.0/8")]),
+    ),
+    max_size=3,
+)  # fmt: skip
+_askers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project=""), BLOG])
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Containers come, go and change, and rules speak of them, in any order; beside it a plain list of all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Directory()
+        self.directory.networks = frozenset({"shop_front"})
+        self.there: dict[str, Who] = {}
+        self.asked: dict[str, tuple[list[Rule], Container | None]] = {}
+
+    def found(self, key: Key) -> set[Address]:
+        kind, project, name = key
+        return {
+            address
+            for each in self.there.values()
+            if getattr(each, kind) == name and (kind != "service" or each.project == project)
+            for address in each.addresses
+        }
+
+    def keys(self, peer: Peer, asker: Container | None) -> list[Key]:
+        project = asker.project if asker else ""
+        if peer.kind == "service":
+            return [("service", project, peer.value)] if project else []
+        if peer.kind == "network" and (project, peer.value) == ("shop", "front"):
+            return [("network", "", "shop_front")]
+        return [(peer.kind, "", peer.value)] if peer.kind in ("container", "project", "network") else []
+
+    @rule(owner=st.sampled_from("abcd"), now=st.none() | _whos)
+    def put(self, owner: str, now: Who | None) -> None:
+        every = [(kind, project, name) for kind in ("container", "network", "project", "service")
+                 for project in ("", "shop", "blog") if (kind == "service") == bool(project)
+                 for name in ("api", "db", "shop", "blog", "front", "shop_front")]  # fmt: skip
+        before = {key: self.found(key) for key in every}
+        old = self.there.pop(owner, None)
+        if now is not None:
+            self.there[owner] = now
+        changed = self.directory.put(owner, now)
+        assert {key for key in every if self.found(key) != before[key]} <= changed
+        assert changed <= {key for each in (old, now) if each for key in each.keys}
+        speaks = {
+            other for other, (rules, asker) in self.asked.items()
+            if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
+        }  # fmt: skip
+        assert self.directory.askers(changed) == speaks
+
+    @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_askers)
+    def asks(self, owner: str, rules: list[Rule], asker: Container | None) -> None:
+        self.directory.asks(owner, rules, asker)
+        self.asked[owner] = (rules, asker)
+
+    @invariant()
+    def it_is_as_if_made_anew(self) -> None:
+        """The index equals one that is made of what there is now: nothing of what was before is left in it."""
+        fresh = Directory()
+        fresh.networks = self.directory.networks
+        for owner, each in self.there.items():
+            fresh.put(owner, each)
+        for owner, (rules, asker) in self.asked.items():
+            fresh.asks(owner, rules, asker)
+        assert (fresh._who, fresh._by_key) == (self.directory._who, self.directory._by_key)
+        assert (fresh._asks, fresh._asked_by) == (self.directory._asks, self.directory._asked_by)
+
+    @invariant()
+    def every_name_finds_who_is_called_so(self) -> None:
+        for rules, asker in self.asked.values():
+            for each in rules:
+                (peer,) = each.peers
+                expected = {str(address) for key in self.keys(peer, asker) for address in self.found(key)}
+                if peer.kind == "prefix":
+                    expected = {peer.value}
+                assert resolved(self.directory, peer, asker=asker) == expected
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=20, deadline=None, derandomize=True)
+
+
+class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
+    """After any sequence of comings, goings and questions the index is one computed from scratch."""

@@ -1,0 +1,135 @@
+"""What a label opens and nobody can reach all the same is said, with what to do; where it has an effect nothing is."""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
+
+import pytest
+
+from plugin.effect import Engine, within, without_effect
+from plugin.labels import parse
+from plugin.model import Container, Endpoint, Guarded, Network, Policy, Published, Rule
+
+MARK = 0x08000000
+FRONT = Guarded("f" * 64, "front", "br-f", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64")))
+ROUTED = dataclasses.replace(FRONT, mode6="routed")
+V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
+PORT = Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080)
+
+
+def endpoint(allow: str, *ports: Published, four: bool = True) -> Endpoint:
+    said = parse({"fw.allow": allow}).said
+    return Endpoint(
+        "e", FRONT.id, V4 if four else None, V6, joined=True, container=Container("c", "web", said), published=ports
+    )  # fmt: skip
+
+
+def notes(network: Guarded, where: Endpoint, version: str = "28.5.2", backend: str = "iptables") -> tuple[str, ...]:
+    return without_effect(network, where, Engine(version, backend), MARK)
+
+
+def test_on_a_nat_network_a_port_must_be_published() -> None:
+    """Docker drops what is sent to the container's own address there; the advice names the port."""
+    assert notes(FRONT, endpoint("8080, 53/udp")) == tuple(
+        f"fw.allow={port} has no effect on front because it is a nat network and the container's port is not "
+        f"published; publish it (-p {publish}), or make the network with "
+        "-o com.docker.network.bridge.gateway_mode_ipv6=routed (Docker ≥ 27), or with docker-fw's driver"
+        for port, publish in (("8080", "8080:8080"), ("53/udp", "53:53/udp"))
+    )
+    (note,) = notes(FRONT, endpoint("9000-9100 from 10.0.0.0/8"))
+    assert note.startswith("fw.allow=9000-9100 from 10.0.0.0/8 has no effect on front")
+    assert "(-p 9000-9100:9000-9100)" in note
+
+
+def test_a_protocol_without_ports_cannot_be_published() -> None:
+    """Then the advice is another network."""
+    (note,) = notes(FRONT, endpoint("gre"))
+    assert note.startswith(
+        "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; make the network"
+    )
+    (note,) = notes(ROUTED, endpoint("esp"), "29.0.1", "nftables")
+    assert note.endswith("--bridge-accept-fwmark=0x8000000/0x8000000; give it that option")
+
+
+@pytest.mark.parametrize(
+    ("network", "where", "version"),
+    [
+        (FRONT, endpoint("8080", PORT), "28.5.2"),
+        (FRONT, endpoint("8000-8100", PORT), "28.5.2"),
+        (ROUTED, endpoint("8080"), "28.5.2"),
+        (dataclasses.replace(FRONT, mode4="nat-unprotected"), endpoint("8080"), "28.5.2"),
+        (FRONT, endpoint("8080"), "26.1.4"),  # whose IPv6 Docker leaves alone
+    ],
+)
+def test_where_a_label_has_an_effect_nothing_is_said(network: Guarded, where: Endpoint, version: str) -> None:
+    """Published ports, networks that are reached by their own addresses, IPv6 of old engines."""
+    assert notes(network, where, version) == ()
+
+
+def test_a_port_of_another_protocol_is_not_published_by_it() -> None:
+    """`-p 8080:8080` is TCP's."""
+    assert len(notes(FRONT, endpoint("8080/udp", PORT))) == 1
+
+
+def test_dockers_nftables_needs_an_option() -> None:
+    """Docker 29's own backend drops it even where the network is routed, unless dockerd was told of the mark."""
+    (note,) = notes(ROUTED, endpoint("8080"), "29.0.1", "nftables")
+    assert note == (
+        "fw.allow=8080 has no effect on front because Docker's nftables backend drops it, unless dockerd runs with "
+        "--bridge-accept-fwmark=0x8000000/0x8000000; give it that option, or publish the port (-p 8080)"
+    )
+
+
+def test_an_internal_network_has_no_outside() -> None:
+    """Whatever a label says there, nobody from outside enters."""
+    (note,) = notes(dataclasses.replace(FRONT, internal=True), endpoint("8080", PORT))
+    assert note.endswith("because the network is internal; put the container on another one too")
+
+
+def test_what_fwctl_opened_is_told_too() -> None:
+    """As what it is: a word of fwctl's, and no label."""
+    (note,) = without_effect(FRONT, endpoint("8080", PORT), Engine(), MARK, [Rule("tcp", 9000, 9000)])
+    assert note.startswith("fwctl allow 9000 has no effect on front because")
+    assert without_effect(FRONT, dataclasses.replace(endpoint("1"), container=None), Engine(), MARK) == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "major"), [("28.5.2", 28), ("20.10.24+dfsg1", 20), ("", 0), ("dev", 0), ("٢٨.1", 0)]
+)
+def test_the_engines_version(version: str, major: int) -> None:
+    """Its first number; 0 where it is not known."""
+    assert Engine(version).major == major
+
+
+# --- peers that are neighbours ------------------------------------------------------------------------------------
+
+
+def rules(text: str, word: str = "from") -> Policy:
+    said = parse({"fw.allow" if word == "from" else "fw.egress": text}).said
+    return Policy(accepts=said.allow, egress=said.egress)
+
+
+def test_between_neighbours_a_rule_changes_nothing() -> None:
+    """Containers of one network talk freely: a rule for peers of the own network alone is told to be none."""
+    own = Network("n", "fw-n", IPv4Interface("172.18.0.1/16"))
+    for network in (FRONT, own):
+        assert within(network, endpoint("1"), rules("5432 from 172.18.0.9 172.18.1.0/24")) == (
+            "fw.allow=5432/tcp for 172.18.0.9/32, 172.18.1.0/24 changes nothing: containers of one network talk freely",
+        )
+        assert within(network, endpoint("1"), rules("53/udp to 172.18.0.9", "to")) == (
+            "fw.egress=53/udp for 172.18.0.9/32 changes nothing: containers of one network talk freely",
+        )
+
+
+@pytest.mark.parametrize("text", ["5432", "5432 from 172.18.0.9 203.0.113.7", "5432 from 172.0.0.0/8", "5432 from ::/0",
+                                  "22 from 172.18.0.9 service:api"])  # fmt: skip
+def test_a_rule_for_others_too_is_not_told(text: str) -> None:
+    """It has an effect for those."""
+    assert within(FRONT, endpoint("1"), rules(text)) == ()
+
+
+def test_where_neighbours_do_not_talk_a_rule_has_an_effect() -> None:
+    """On a network with enable_icc=false it is not said to be none."""
+    flat = dataclasses.replace(FRONT, flat=False)
+    assert within(flat, endpoint("1"), rules("5432 from 172.18.0.9")) == ()

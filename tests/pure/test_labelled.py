@@ -1,0 +1,292 @@
+"""A container as Docker lists it → what its labels say on each of its networks, and what an image may not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from plugin import labelled
+from plugin.labelled import Labelled
+from plugin.labels import EVERYTHING
+from plugin.model import Container, Rate, Rule, Said
+
+SSH, HTTP, HTTPS, MORE = (Rule("tcp", port, port) for port in (22, 80, 443, 8080))
+COMPOSE = {
+    "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
+    "com.docker.compose.container-number": "1",
+}  # fmt: skip
+
+
+def listed(*networks: str, **labels: str) -> dict[str, Any]:
+    """As `GET /containers/json` has it; dots in labels are written as double underscores."""
+    return {
+        "Id": "c" * 64, "Names": ["/web"], "Labels": {k.replace("__", "."): v for k, v in labels.items()} or None,
+        "NetworkSettings": {"Networks": {name: {} for name in networks or ("bridge",)}},
+    }  # fmt: skip
+
+
+def compose(*networks: str, **labels: str) -> dict[str, Any]:
+    raw = listed(*networks, **labels)
+    return {**raw, "Labels": {**COMPOSE, **(raw["Labels"] or {})}}
+
+
+def container(
+    raw: dict[str, Any], network: str = "bridge", *, image: dict[str, str] | None = None, key: str = "", gone: str = ""
+) -> Container:
+    return labelled.at(labelled.read(raw, image, gone=gone), network, key)
+
+
+def test_an_image_makes_nobody_a_service() -> None:
+    """An image's labels name no project and no service: it would become a peer of others' rules. What compose says of a
+    container alone, and of no image, tells; an image that has gone cannot be asked, so there is no name."""
+    image = {"com.docker.compose.project": "shop", "com.docker.compose.service": "api"}
+    raw = {**listed("bridge"), "Labels": image}
+    assert (container(raw, image=image).project, container(raw, image=image).service) == ("", "")
+    assert (container(raw).project, container(raw).service) == ("", "")
+    built = {**raw, "Labels": {**image, "com.docker.compose.container-number": "1"}}
+    assert container(built, image=image).service == "api"
+    assert container(built, image={**image, "com.docker.compose.container-number": "1"}).service == ""
+    assert container(built, gone="no such image").service == ""
+
+
+# --- who it is ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_container() -> None:
+    """Its ID, its name, nothing said; what is not there is empty."""
+    assert container(listed()) == Container("c" * 64, "web", network="bridge")
+    assert labelled.read({"Id": "d" * 64}, None) == Labelled("d" * 64, "d" * 12)
+
+
+def test_a_linked_container_has_its_own_name() -> None:
+    """`--link` gives a container second names behind another's; its own is the one without."""
+    raw = {**listed(), "Names": ["/db/alias", "/web", "/other/x"]}
+    assert container(raw).name == "web"
+    assert container({**raw, "Names": ["/db/alias"]}).name == "c" * 12
+
+
+def test_compose_tells_project_and_service() -> None:
+    """By compose's labels, which peers go by."""
+    made = container(compose())
+    assert (made.project, made.service) == ("shop", "web")
+
+
+def test_only_our_labels_are_read() -> None:
+    """Whatever else a container's labels say is nobody's mistake."""
+    raw = compose(traefik__enable="true", fwallow="1", fw__allow="8080", FW__Deny="22")
+    assert labelled.ours(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
+    assert labelled.ours({"Labels": None}) == labelled.ours({}) == {}
+    assert container(raw).said == Said(allow=(MORE,), deny=(SSH,))
+
+
+# --- one network --------------------------------------------------------------------------------------------------
+
+
+def test_a_network_specific_label_counts_there_alone() -> None:
+    """`fw.network.front.allow` is for the address on `front`; elsewhere it is as if it were not there."""
+    raw = listed("front", "back", fw__allow="80", fw__network__front__allow="8080", fw__network__back__policy="closed")
+    assert container(raw, "front").said == Said(allow=(HTTP, MORE))
+    assert container(raw, "back").said == Said(allow=(HTTP,), policy="closed")
+    assert container(raw, "front").problems == container(raw, "back").notices == ()
+
+
+def test_the_network_specific_label_is_the_more_specific_one() -> None:
+    """Of policy, egress and rate the one for this network wins over the container's general one."""
+    raw = listed("front", fw__policy="closed", fw__egress="443", fw__rate="22 1/day",
+                 fw__network__front__policy="open", fw__network__front__egress="all",
+                 fw__network__front__rate="22 2/day", fw__network__front__log="drop")  # fmt: skip
+    assert container(raw, "front").said == Said(
+        policy="open", egress=EVERYTHING, rate=(Rate("tcp", 22, 22, 2, "day", 5),), log="drop"
+    )
+
+
+@pytest.mark.parametrize("name", ["front", "shop_front"])
+def test_a_network_by_composes_name_or_docker_s(name: str) -> None:
+    """NAME is what the compose file calls the network, or its full name."""
+    raw = compose("shop_front", **{f"fw__network__{name}__allow": "8080"})
+    made = container(raw, "shop_front", key="shop/front")
+    assert (made.said.allow, made.problems, made.notices) == ((MORE,), (), ())
+    assert container(raw, "shop_front").said.allow == (MORE,)
+
+
+def test_a_network_that_compose_s_file_names_otherwise() -> None:
+    """With `name:` in the file the network's labels tell what the file calls it."""
+    raw = compose("edge", fw__network__front__allow="8080", fw__network__edge__deny="22")
+    assert container(raw, "edge", key="shop/front").said == Said(allow=(MORE,), deny=(SSH,))
+    assert container(raw, "edge").said == Said(deny=(SSH,))
+
+
+def test_what_another_projects_file_calls_a_network_does_not_count() -> None:
+    """An external network of another project: that project's `front` is not this one's."""
+    raw = compose("shop_front", "blog_front", fw__network__front__allow="8080")
+    assert container(raw, "shop_front", key="shop/front").said.allow == (MORE,)
+    assert container(raw, "blog_front", key="blog/front").said.allow == ()
+    assert container(listed("blog_front", fw__network__front__allow="1"), "blog_front", key="blog/front").said == Said()
+
+
+def test_what_compose_calls_a_network() -> None:
+    """By the labels that compose gives its networks; of others nothing is known."""
+    told = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
+    assert labelled.compose_key({"Labels": told}) == "shop/front"
+    for other in ({}, {"Labels": None}, {"Labels": {}}, {"Labels": {"com.docker.compose.network": "front"}},
+                  {"Labels": {"com.docker.compose.project": "shop"}}):  # fmt: skip
+        assert labelled.compose_key(other) == ""
+
+
+def test_names_are_told_apart_by_case() -> None:
+    """`fw.network.Front` is not `front`: names are case-sensitive, keywords are not."""
+    raw = listed("front", "Front", fw__NETWORK__Front__ALLOW="8080")
+    assert container(raw, "Front").said.allow == (MORE,)
+    assert container(raw, "front").said.allow == ()
+    assert container(raw, "front").problems == ()
+
+
+def test_a_name_with_dots() -> None:
+    """A network may be called `my.net`: the last dot is the key's."""
+    raw = listed("my.net", fw__network__my__net__allow="8080")
+    assert container(raw, "my.net").said.allow == (MORE,)
+
+
+def test_the_name_of_no_network_that_opens_is_told() -> None:
+    """Nothing opens, and `fwctl status` says why."""
+    made = container(listed("front", "back", fw__network__nowhere__allow="8080", fw__network__x__log="drop"), "front")
+    assert (made.said, made.problems) == (Said(), ())
+    assert made.notices == (
+        "label fw.network.nowhere has no effect: the container is on no network 'nowhere' (it is on back, front)",
+        "label fw.network.x has no effect: the container is on no network 'x' (it is on back, front)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "confines"),
+    [("deny", "22", False), ("policy", "closed", False), ("rate", "22 1/day", False), ("egress", "none", True),
+     ("allow", "22 from 10.0.0.1", False)],
+)  # fmt: skip
+def test_the_name_of_no_network_that_closes_is_a_mistake(key: str, value: str, confines: bool) -> None:
+    """It was meant to close something, and would not: that is a mistake of the container's, on each of its networks."""
+    raw = listed("front", **{f"fw__network__nowhere__{key}": value})
+    (problem,) = container(raw, "front").problems
+    assert str(problem) == 'label fw.network.nowhere="…": the container is on no network \'nowhere\'; it is on front'
+    assert (problem.closes, problem.confines) == (True, confines)
+
+
+def test_where_a_compose_file_may_call_a_network_otherwise_a_name_is_no_mistake() -> None:
+    """A network with a name of its own (`name:`) may be meant: then it has no effect here, and is told."""
+    raw = compose("shop_back", "edge", fw__network__front__deny="22")
+    assert container(raw, "shop_back").problems == ()
+    assert container(raw, "shop_back").notices == (
+        "label fw.network.front has no effect: the container is on no network 'front' (it is on edge, shop_back)",
+    )
+    assert container(raw, "edge", key="shop/front").said == Said(deny=(SSH,))
+    assert container(compose("shop_back", fw__network__front__deny="22"), "shop_back").problems
+
+
+def test_the_network_at_hand_need_not_be_listed_yet() -> None:
+    """While a container is being connected its list has not got the network: its name is known all the same."""
+    raw = listed("front", fw__network__back__deny="22")
+    assert container(raw, "back").said == Said(deny=(SSH,))
+    assert container(raw, "back").problems == ()
+    assert container({**raw, "NetworkSettings": None}, "back").problems == ()
+
+
+# --- an image's labels --------------------------------------------------------------------------------------------
+
+
+def test_an_image_opens_nothing() -> None:
+    """Labels that the image brought count for nothing, and `fwctl status` says so; the user's own count."""
+    image = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "maintainer": "x"}
+    made = container(listed(fw__allow="8080", fw__policy="open", fw__egress="all", FW__ALLOW="443"), image=image)
+    assert made.said == Said(allow=(HTTPS,))
+    assert made.problems == ()
+    assert made.notices[0] == (
+        'label fw.allow="8080" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
+    )
+    assert [notice.split("=")[0] for notice in made.notices] == ["label fw.allow", "label fw.egress", "label fw.policy"]
+
+
+def test_a_label_that_the_user_changed_is_the_users() -> None:
+    """The image says one thing and the user another: the user's counts."""
+    made = container(listed(fw__allow="443"), image={"fw.allow": "8080"})
+    assert (made.said, made.notices) == (Said(allow=(HTTPS,)), ())
+
+
+def test_an_image_may_close() -> None:
+    """Whatever of an image's labels can only close counts, as if the user had said it."""
+    image = {"fw.deny": "22", "fw.policy": "closed", "fw.egress": "none", "fw.network.front.deny": "80"}
+    made = container(listed("front", **{k.replace(".", "__"): v for k, v in image.items()}), "front", image=image)
+    assert made == Container("c" * 64, "web", Said(deny=(SSH, HTTP), policy="closed", egress=()), network="front")
+
+
+def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None:
+    """An image's list of what it needs to begin, and its rates, are the least specific word of all."""
+    image = {"fw.egress": "443", "fw.rate": "22 1/day", "fw.log": "none"}
+    made = container(listed(**{k.replace(".", "__"): v for k, v in image.items()}), image=image)
+    assert made.said == Said()
+    assert made.brought == Said(egress=(HTTPS,), rate=(Rate("tcp", 22, 22, 1, "day", 5),))
+    assert len(made.notices) == 3
+
+
+def test_a_mistake_of_an_image_is_nobodys() -> None:
+    """A wrong label of an image's that could only open is no mistake of the user's; one that closes is."""
+    made = container(listed(fw__allow="808O"), image={"fw.allow": "808O"})
+    assert (made.problems, made.said, made.brought) == ((), Said(), Said())
+    assert made.notices[0].startswith('label fw.allow="808O" came with the image')
+    (problem,) = container(listed(fw__deny="x"), image={"fw.deny": "x"}).problems
+    assert problem.closes
+
+
+def test_a_trusted_image_is_like_a_user() -> None:
+    """With FW_IMAGE_LABELS=trust nobody asks for the image, and all labels count."""
+    made = container(listed(fw__allow="8080"), image=None)
+    assert (made.said, made.notices) == (Said(allow=(MORE,)), ())
+
+
+def test_a_long_value_in_a_notice_is_cut() -> None:
+    """A notice is readable whatever an image brings."""
+    made = container(listed(fw__allow="8" * 5000), image={"fw.allow": "8" * 5000})
+    assert len(made.notices[0]) < 200
+
+
+@pytest.mark.parametrize(
+    ("labels", "closes", "confines"),
+    [
+        ({"fw.allow": "8080"}, False, False),
+        ({"fw.allow": "22 from 10.0.0.1"}, True, False),
+        ({"fw.policy": "open"}, False, False),
+        ({"fw.policy": "default"}, True, False),
+        ({"fw.policy": "clsed"}, True, False),
+        ({"fw.egress": "443"}, False, True),
+        ({"fw.egress": "all", "fw.log": "drop"}, False, True),
+        ({"fw.log": "drop"}, False, False),
+        ({"fw.rate": "22 1/day"}, True, False),
+        ({"fw.alow": "22"}, True, False),
+        ({"fw.zzzzzz": "22"}, True, True),
+        ({"fw.network.front.egress": "443"}, True, True),
+        ({"fw.network.front.allow": "443"}, False, False),
+    ],
+)
+def test_while_the_image_is_gone_every_label_may_be_its(labels: dict[str, str], closes: bool, confines: bool) -> None:
+    """Then none opens anything, which is told as a mistake, and what the user may have meant to close is closed."""
+    raw = listed(**{key.replace(".", "__"): value for key, value in labels.items()})
+    made = container(raw, gone="no such image")
+    (problem,) = made.problems
+    first = min(labels)
+    assert str(problem) == (
+        f'label {first}="{labels[first]}": the image is gone (no such image), so it cannot be told whether the image '
+        "brought this label; pull the image again"
+    )
+    assert (problem.closes, problem.confines) == (closes, confines)
+    assert made.said == Said()
+
+
+def test_while_the_image_is_gone_what_closes_counts() -> None:
+    """Labels that can only close are the user's or the image's, and count either way."""
+    made = container(listed(fw__deny="22", fw__policy="closed", fw__egress="none"), gone="no such image")
+    assert made == Container("c" * 64, "web", Said(deny=(SSH,), policy="closed", egress=()), network="bridge")
+    assert container(listed(), gone="no such image").problems == ()
+
+
+def test_networks_by_name() -> None:
+    """The names of all of Docker's networks, whatever else is odd about one."""
+    assert labelled.known_names([{"Name": "a"}, {"Name": 7}, {}, {"Name": "b", "Driver": "overlay"}]) == {"a", "b"}

@@ -1,0 +1,189 @@
+"""What `fwctl allow` and `fwctl deny` say: the later word counts, for its time, and what is under it comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from plugin.model import Container, Endpoint, Network, Override, Overriding, Peer, Prefix, Rule
+from plugin.overrides import ended, expired, in_force, lapsed, swept, unwatched, with_one, without
+from plugin.policy import of, passes
+from plugin.state import State
+from tests.pure.strategies import examples
+
+SSH, MORE = Rule("tcp", 22, 22), Rule("tcp", 8080, 8080)
+TEN = Peer("prefix", "10.0.0.0/8")
+ONLY_TEN = Rule("tcp", 22, 22, (TEN,))
+INSIDE, OUTSIDE = IPv4Address("10.1.2.3"), IPv4Address("203.0.113.7")
+ENDPOINT = Endpoint("e", "n", IPv4Address("172.18.0.2"), joined=True, container=Container("web", "web"))
+
+
+def allow(rule: Rule, until: float = 0, container: str = "web") -> Overriding:
+    return Overriding(container, rule, False, until)
+
+
+def deny(rule: Rule, until: float = 0, container: str = "web") -> Overriding:
+    return Overriding(container, rule, True, until)
+
+
+def after(*words: Overriding) -> State:
+    """The state when these were said, one after the other."""
+    state = State()
+    for word in words:
+        state = with_one(state, word)
+    return state
+
+
+def accepted(state: State, ports: Iterable[int] = (22, 80, 443, 8080)) -> set[tuple[int, str]]:
+    """What a container without labels accepts then: the port, from inside 10.0.0.0/8 and from elsewhere."""
+    rules = of(Network("n", "fw-n"), ENDPOINT, override=in_force(state).get("web", Override())).accepts
+    peers = {"in": INSIDE, "out": OUTSIDE}
+    return {(port, name) for port in ports for name, peer in peers.items() if passes(rules, "tcp", port, peer)}
+
+
+BASE = {(port, name) for port in (22, 80, 443) for name in ("in", "out")}
+
+
+# --- the later word -----------------------------------------------------------------------------------------------
+
+
+def test_the_later_word_counts() -> None:
+    """`allow` after `deny` opens, `deny` after `allow` closes, port by port."""
+    assert accepted(after()) == BASE
+    assert accepted(after(deny(SSH))) == BASE - {(22, "in"), (22, "out")}
+    assert accepted(after(deny(SSH), allow(SSH))) == BASE
+    assert accepted(after(allow(MORE), deny(MORE))) == BASE
+    assert accepted(after(deny(MORE), allow(MORE))) == BASE | {(8080, "in"), (8080, "out")}
+    assert accepted(after(deny(Rule("tcp", 1, 100)), allow(Rule("tcp", 80, 80)))) == BASE - {(22, "in"), (22, "out")}
+    assert accepted(after(allow(Rule("tcp", 1, 65535)), deny(SSH)), (21, 22, 23)) == {
+        (21, "in"), (21, "out"), (23, "in"), (23, "out")
+    }  # fmt: skip
+
+
+def test_allowed_to_some_is_denied_to_others() -> None:
+    """`fwctl allow web "22 from 10.0.0.0/8"` closes 22 to others, also after a deny; a deny after it closes all."""
+    some = BASE - {(22, "out")}
+    assert accepted(after(allow(ONLY_TEN))) == accepted(after(deny(SSH), allow(ONLY_TEN))) == some
+    assert accepted(after(allow(ONLY_TEN), deny(SSH))) == BASE - {(22, "in"), (22, "out")}
+
+
+def test_each_container_has_its_own_words() -> None:
+    """What is said of one container is not said of another."""
+    state = after(deny(SSH, container="db"), allow(MORE), deny(MORE, container="db"))
+    assert in_force(state) == {
+        "web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))
+    }  # fmt: skip
+    assert in_force(without(state, {"web", "nobody"})) == {"db": Override(deny=(SSH, MORE))}
+    assert in_force(without(state, {"web", "db"})) == {}
+
+
+def test_the_same_word_again_is_one_word() -> None:
+    """To say it again gives it another time, and makes it the last word."""
+    state = after(allow(MORE, 50), deny(MORE), allow(MORE, 90))
+    assert [(each.deny, each.until) for each in state.overrides] == [(True, 0), (False, 90)]
+    assert after(allow(MORE), allow(dataclasses.replace(MORE, origin="again"))).overrides == (allow(MORE),)
+
+
+def test_what_would_never_count_again_is_forgotten() -> None:
+    """A word for ever leaves nothing of what it contradicts; one for a time leaves what lasts longer."""
+    assert after(allow(Rule("tcp", 1, 100)), deny(SSH)).overrides == (
+        allow(Rule("tcp", 1, 21)), allow(Rule("tcp", 23, 100)), deny(SSH)
+    )  # fmt: skip
+    assert after(deny(SSH, 50), allow(SSH, 90)).overrides == (allow(SSH, 90),)
+    assert after(deny(SSH, 90), allow(SSH, 50)).overrides == (deny(SSH, 90), allow(SSH, 50))
+    assert after(deny(SSH), allow(ONLY_TEN)).overrides == (deny(SSH), allow(ONLY_TEN))
+    assert after(deny(SSH, container="db"), allow(SSH)).overrides == (deny(SSH, container="db"), allow(SSH))
+
+
+# --- its time -----------------------------------------------------------------------------------------------------
+
+
+def test_a_word_counts_until_its_end_and_what_is_under_it_after() -> None:
+    """A port that is opened for an hour is as it was before, when the hour is over."""
+    state = after(deny(SSH), allow(SSH, 100))
+    assert accepted(expired(state, 99.9)) == BASE
+    assert accepted(expired(state, 100)) == BASE - {(22, "in"), (22, "out")}
+    assert expired(state, 99.9) == state
+    assert ended(state, 99) == []
+    assert ended(state, 100) == [allow(SSH, 100)]
+
+
+def test_what_closes_need_not_wait_for_what_opens() -> None:
+    """Denies and allows end one by one, and nothing else does."""
+    state = after(deny(SSH, 50), allow(MORE, 60), deny(Rule("tcp", 443, 443)))
+    assert lapsed(state, 100, deny=True).overrides == (allow(MORE, 60), deny(Rule("tcp", 443, 443)))
+    assert lapsed(state, 100, deny=False).overrides == (deny(SSH, 50), deny(Rule("tcp", 443, 443)))
+    assert lapsed(state, 55, deny=False) == state
+
+
+def test_bans_end_too() -> None:
+    """A ban for a time ends, one for ever does not."""
+    bans: dict[Prefix, float] = {ip_network(f"203.0.113.{n}"): until for n, until in enumerate((0, 50, 100.5))}
+    assert list(swept(State(bans=bans), 100).bans.values()) == [0, 100.5]
+    assert list(expired(State(bans=bans), 101).bans.values()) == [0]
+
+
+def test_while_nobody_watches_the_clock_nothing_is_open_for_a_time() -> None:
+    """docker-fw stops: what was opened for a time is closed, what was closed for a time stays so."""
+    assert accepted(unwatched(after(allow(MORE, 100)))) == BASE
+    assert accepted(unwatched(after(allow(MORE)))) == BASE | {(8080, "in"), (8080, "out")}
+    assert accepted(unwatched(after(deny(SSH, 100)))) == BASE - {(22, "in"), (22, "out")}
+    # Who was let in alone goes, and the others do not come instead.
+    assert accepted(unwatched(after(allow(ONLY_TEN, 100)))) == BASE - {(22, "in"), (22, "out")}
+
+
+# --- any sequence -------------------------------------------------------------------------------------------------
+
+_rules = st.builds(
+    lambda a, b, who: Rule("tcp", min(a, b), max(a, b), who), st.integers(20, 25), st.integers(20, 25),
+    st.sampled_from([(), (), (TEN,)]),
+)  # fmt: skip
+_words = st.builds(
+    lambda rule, no, until: Overriding("web", dataclasses.replace(rule, peers=() if no else rule.peers), no, until),
+    _rules, st.booleans(), st.sampled_from([0, 0, 10, 20, 30]),
+)  # fmt: skip
+_sequences = st.lists(_words, max_size=6)
+PORTS = range(19, 27)
+
+
+def by_hand(words: list[Overriding], now: float) -> set[tuple[int, str]]:
+    """What a container without labels accepts, by the words that have not ended, the last one first."""
+    there = [word for word in words if not 0 < word.until <= now]
+    found = set()
+    for port in PORTS:
+        about = [word for word in there if word.rule.first <= port <= word.rule.last]
+        denied = max((n + 1 for n, word in enumerate(about) if word.deny), default=0)
+        for name, peer in (("in", INSIDE), ("out", OUTSIDE)):
+            allowed = any(not word.rule.peers or peer in ip_network(TEN.value) for word in about[denied:])
+            base = port == 22 and not denied and not any(word.rule.peers for word in about)
+            if allowed or base:
+                found.add((port, name))
+    return found
+
+
+@given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
+@examples(300)
+def test_after_any_words_the_last_one_about_a_port_counts(words: list[Overriding], now: float) -> None:
+    """Whatever is said in whatever order, for whatever time: of each port the last word counts that has not ended."""
+    for n, word in enumerate(words):  # the same word again is another matter: it has another time
+        assume(all((each.rule, each.deny) != (word.rule, word.deny) for each in after(*words[:n]).overrides))
+    assert accepted(expired(after(*words), now), PORTS) == by_hand(words, now)
+
+
+@given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
+@examples(200)
+def test_nothing_is_wider_while_nobody_watches(words: list[Overriding], now: float) -> None:
+    """Whatever was said: who stops watching leaves nothing open that the clock would close, at any time."""
+    state = after(*words)
+    assert accepted(unwatched(state), PORTS) <= accepted(expired(state, now), PORTS)
+
+
+@pytest.mark.parametrize("now", [0, 5, 100])
+def test_nothing_to_do_is_nothing_done(now: float) -> None:
+    """A state without words and bans stays as it is."""
+    assert expired(State(), now) == unwatched(State()) == State()
