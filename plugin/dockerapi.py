@@ -39,8 +39,7 @@ HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
 LOOK_TIMEOUT = 10.0
 #: One container's inspection, in seconds: while it starts it does not answer.
 INSPECT_TIMEOUT = 1.0
-#: requests takes None and fractions of seconds as time-outs; docker-py's stubs say int.
-_NEVER: Any = None
+_NEVER: Any = None  # requests takes None as a time-out; docker-py's stubs say int
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -66,8 +65,7 @@ class DockerApi:
         self._keys: Mapping[str, str] = {}
         self._attachments = Attachments()
         self._answering = True
-        # Hooks ask in threads of these, for a time-out of a socket's is for each read: an answer that comes in drops
-        # would hold a hook for ever.
+        # Hooks ask in threads of these: a socket's time-out is for each read, and an answer may come in drops.
         self._hooks = ThreadPoolExecutor(16, "look-up")
 
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
@@ -161,6 +159,8 @@ class DockerApi:
             listed = client.containers(all=True, filters={"id": container_id}) if network else []
             if network and listed:
                 options = self._attachments.get(container_id, network.name)
+                if options is None and listed[0].get("State") == "running" and self._inspect(container_id, ()):
+                    options = self._attachments.get(container_id, network.name)
                 who = self._labelled(client, listed[0])
                 endpoint = listing.attached(inspected, who, options or {})
                 return (network, endpoint, options is not None) if endpoint else None

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 INTERVAL = 30.0
 #: Seconds until the next try when Docker does not answer though its events come.
 RETRY = 0.5
+#: Seconds until the next look while there is somebody of whom not all is known.
+UNSURE = 1.0
 #: Seconds after which an endpoint that Docker does not list is forgotten.
 GONE = 60.0
 
@@ -224,6 +226,8 @@ class Follower:
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
+            if self.listening and self._guard.unsure():
+                next_all = min(next_all, time.monotonic() + UNSURE)
 
     def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
         asked, took = self._guard.now(), []

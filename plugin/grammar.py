@@ -61,7 +61,7 @@ def parse_rate(text: str) -> tuple[list[Rate], list[str]]:
 def taken_back(text: str) -> list[Rule]:
     """What a wrong `fw.allow` was to restrict: ports that it names with a `from`, all of them where it is not clear.
 
-    Whoever wrote "22 from 10.0.0.0/33" did not mean 22 to be open to everybody.
+    Whoever wrote "22 from 10.0.0.0/33", or "22 form 10.0.0.0/8", did not mean 22 to be open to everybody.
     """
     if len(text) > MAX_LENGTH:
         return _all_ports() if "from" in text.lower() else []
@@ -71,6 +71,8 @@ def taken_back(text: str) -> list[Rule]:
         if word or "from" in part.lower():
             found = _what(what.strip())
             rules += [found] if isinstance(found, Rule) else _all_ports()
+        elif len(words := part.split()) > 1 and isinstance(found := _what(words[0]), Rule):
+            rules.append(found)  # "22 form 10.0.0.0/8", "22 10.0.0.0/8"
     return rules
 
 

@@ -66,6 +66,10 @@ class Guard:
         """Who is there, as the table has it: without its container where that is in doubt."""
         return [guest.as_known for guest in self.guests]
 
+    def unsure(self) -> bool:
+        """True while there is somebody of whom not all is known."""
+        return not all(guest.sure for guest in self.guests)
+
     def starting(self) -> set[str]:
         """The IDs of containers that have been connected and are not listed as running yet."""
         return {guest.container_id for guest in self.guests if not guest.listed}

@@ -370,13 +370,14 @@ def test_links_are_used_from_many_threads(site: Site) -> None:
 def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
     """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair stays."""
     links.make_bridge(NETWORK)
-    site.host.ip(*(f"link add full{n} type veth peer name full{n}x" for n in range(512)))
+    # As a group they go at once: one by one the kernel waits for each.
+    site.host.ip(*(f"link add full{n} group 77 type veth peer name full{n}x group 77" for n in range(512)))
     ends = [f"full{n}{end}" for n in range(512) for end in ("", "x")][:1023]
     site.host.ip(*(f"link set {end} master {NETWORK.bridge}" for end in ends))
     with pytest.raises(FwError, match="network 0123456789ab is full: a bridge of the kernel holds 1023 ports"):
         links.attach(NETWORK, ENDPOINT)
     assert not {host_side(ENDPOINT.id), container_side(ENDPOINT.id)} & names(site)
-    site.host.ip(*(f"link del full{n}" for n in range(512)))
+    site.host.ip("link del group 77")
     links.attach(NETWORK, ENDPOINT)
 
 

@@ -106,6 +106,9 @@ class World:
     def starting(self) -> set[str]:
         return set()
 
+    def unsure(self) -> bool:
+        return False
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
             "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",

@@ -492,6 +492,7 @@ ALL = [Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")]
         ("22 from 10.0.0.0/33", [tcp(22)]),
         ("22/udp from x, 80, 443 from", [Rule("udp", 22, 22), tcp(443)]),
         ("22 from 10.0.0.1, 80x", [tcp(22)]),
+        ("22 form 10.0.0.0/8, 80 10.0.0.1", [tcp(22), tcp(80)]),
         ("2z from 10.0.0.1", ALL),
         ("22from 10.0.0.1", ALL),
         ("22 FROM10.0.0.1", ALL),
