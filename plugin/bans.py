@@ -53,6 +53,8 @@ def told(prefix: Prefix, until: float) -> dict[str, object]:
 
 def holding(prefix: Prefix, bans: Mapping[Prefix, float], now: float) -> Prefix | None:
     """By what the prefix is banned now, if it is; the widest."""
+    if not bans:
+        return None
     for length in range(WIDEST[prefix.version], prefix.prefixlen + 1):
         wider = prefix.supernet(new_prefix=length)
         if wider in bans and not 0 < bans[wider] <= now:

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"docker-fw {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands_ask.add(commands)
-    droplog_cli.add_parser(commands).set_defaults(run=droplog_cli.run)
+    droplog_cli.add_parser(commands)
     commands_do.add(commands)
     commands_host.add(commands)
     options = parser.parse_args(arguments)

@@ -70,7 +70,7 @@ def dry_run(options: argparse.Namespace) -> int:
     from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
     from plugin.inventory import Inventory  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
-    from plugin.status import answers, guarded_networks  # noqa: PLC0415
+    from plugin.status import guarded_networks  # noqa: PLC0415
 
     try:
         settings = read(os.environ)
@@ -85,7 +85,7 @@ def dry_run(options: argparse.Namespace) -> int:
     told = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
-        flows = conntrack.closed_flows(answers(inventory, owners))
+        flows = conntrack.closed_flows(inventory.answers_of(owners))
     except OSError as error:
         text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
         failed(FwError(text + "--cap-add NET_ADMIN"))

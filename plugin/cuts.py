@@ -39,7 +39,7 @@ class Cuts:
                 self._later(partial(conntrack.cut_published, ports, stays))
 
     def answers(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
-        return {address: what for owner in owners for address, what in self._known.answers(owner).items()}
+        return self._known.answers_of(owners)
 
     def hold(self, ways: list[conntrack.Way]) -> None:
         """Keeps cut UDP flows from coming back by the container's own next datagram."""

@@ -67,6 +67,8 @@ class DockerApi:
         self._answering = True
         # Hooks ask in threads of these: a socket's time-out is for each read, and an answer may come in drops.
         self._hooks = ThreadPoolExecutor(16, "look-up")
+        # Not in those: an inspection waits for a start, which waits for a hook.
+        self._inspections = ThreadPoolExecutor(2, "inspection")
 
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
         """The container behind an endpoint that is just being joined; None if Docker does not know it (yet).
@@ -180,7 +182,7 @@ class DockerApi:
 
     def created(self, container_id: str) -> None:
         """Asks what a container's attachments say, before it starts. Waits for no answer: it may be starting now."""
-        self._hooks.submit(self._inspect, container_id, ())
+        self._inspections.submit(self._inspect, container_id, ())
 
     def _options(self, listed: Mapping[str, Any]) -> Options | None:
         """By network, a running container's `driver_opts`, which no list tells; asked for once each time it starts.

@@ -150,9 +150,10 @@ class Guard:
             if network is not None:
                 self._networks[network.id] = network
                 self._since[network.id] = moment
+            at = self._by_address()
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, listed, asked, sure)
+                    self._put(endpoint, at, listed, asked, sure)
             self._apply()
             return True
 
@@ -180,9 +181,10 @@ class Guard:
             for k, guest in before.items():
                 if (not guest.listed or guest.since > asked) and guest.endpoint.network_id in self._networks:
                     self._guests[k] = guest
+            at = self._by_address()
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, True, asked, endpoint.id not in unsure)
+                    self._put(endpoint, at, True, asked, endpoint.id not in unsure)
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
             there = {*existing, *(g.endpoint.container.id for g in self._guests.values() if g.endpoint.container)}
             self._ports.retain(there)
@@ -198,27 +200,36 @@ class Guard:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _put(self, endpoint: Endpoint, listed: bool, asked: int, sure: bool = True) -> None:
+    def _by_address(self) -> dict[tuple[str, Address], str]:
+        """Who has which address of which network: to look at every guest for each one of a list would take seconds."""
+        guests = self._guests.items()
+        return {(guest.endpoint.network_id, each): k for k, guest in guests for each in _addresses(guest.endpoint)}
+
+    def _put(
+        self, endpoint: Endpoint, at: dict[tuple[str, Address], str], listed: bool, asked: int, sure: bool = True
+    ) -> None:
         # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
-        mine = set(_addresses(endpoint))
-        others = {
-            k: guest
-            for k, guest in self._guests.items()
-            if k != endpoint.id
-            and guest.endpoint.network_id == endpoint.network_id
-            and mine & set(_addresses(guest.endpoint))
-        }
-        if any(guest.since > asked for guest in others.values()):
+        mine = [(endpoint.network_id, address) for address in _addresses(endpoint)]
+        others = {k for each in mine if (k := at.get(each, endpoint.id)) != endpoint.id}
+        if any(self._guests[k].since > asked for k in others):
             return
         for k in others:
-            del self._guests[k]
+            self._vacate(k, at)
         known = self._guests.get(endpoint.id)
         if known is None and endpoint.container:
             for problem in endpoint.container.problems:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
+            if known:
+                self._vacate(endpoint.id, at)
             self._guests[endpoint.id] = Guest(endpoint, listed, self._goodbyes.now, sure)
+            at.update(dict.fromkeys(mine, endpoint.id))
+
+    def _vacate(self, k: str, at: dict[tuple[str, Address], str]) -> None:
+        endpoint = self._guests.pop(k).endpoint
+        for address in _addresses(endpoint):
+            at.pop((endpoint.network_id, address), None)
 
     def _drop(self, goes: Callable[[Guest], bool]) -> None:
         going = [guest.endpoint for guest in self._guests.values() if goes(guest)]

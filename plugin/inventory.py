@@ -112,6 +112,9 @@ class Inventory:
             if address and address in subnet
         }
 
+    def answers_of(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
+        return {address: what for owner in owners for address, what in self.answers(owner).items()}
+
     def through_proxy(self, owner: Owner) -> tuple[list[Published], Callable[[Published, Address], bool]]:
         """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
         place = self.noted[owner].place if owner in self.noted else None

@@ -125,10 +125,11 @@ class Nft:
         Since the table was put there last. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
-        with self._lock:
+        # With a socket of its own and no lock: with thousands of containers a dump takes a while, and hooks would wait.
+        with nl.open_socket() as sock:
             for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
                 try:
-                    told = nl.request(self._read, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
+                    told = nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
                 except FileNotFoundError:
                     continue
                 for address, packets in counted(told):

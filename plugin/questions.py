@@ -19,12 +19,13 @@ from plugin.explain import Around, explain
 from plugin.follow import Follower
 from plugin.guard import Guard
 from plugin.inventory import Inventory
-from plugin.model import Address, FwError
+from plugin.model import Address, FwError, Prefix
 from plugin.nft import Nft
 from plugin.overrides import in_force, unwatched
 from plugin.reconcile import Reconciler
 from plugin.record import INTERFACE_NAME
 from plugin.ruleset import dockerd_elements
+from plugin.sets import Element
 from plugin.settings import Settings
 
 #: Settings that the table comes from, besides those that are said of every container.
@@ -138,20 +139,24 @@ class Questions:
             for _ in range(_TRIES):
                 found = standing.read()
                 with self._state.locked:
-                    if self._nft.generation() == found.generation:
-                        return self._compared(found, who)
-            with self._state.locked:
-                return self._compared(standing.read(), who)
+                    same, should = self._nft.generation() == found.generation, self._should()
+                if same:
+                    break
+            else:
+                with self._state.locked:
+                    found, should = standing.read(), self._should()
         except OSError as error:
-            raise FwError(f"could not read the table from the kernel: {error.strerror}") from error
-
-    def _compared(self, found: drift.Standing, who: drift.Names) -> list[drift.Told]:
-        lasting, timed = ban_elements(self._state.state.bans, time.time())
-        text, put = self._nft.put()
+            raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
+        bans, elements, (text, put) = should
+        lasting, timed = ban_elements(bans, time.time())
         # What ends in a moment may have ended.
         timed_yet = [element for element, seconds in timed.items() if seconds > 2]
-        wanted = lasting.union(self._state.standing())
+        wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, standing.lines(put), who)
+
+    def _should(self) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]]]:
+        """Bans, elements and rules as they should stand, to be compared when nobody waits for the lock."""
+        return self._state.state.bans, self._state.standing(), self._nft.put()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:

@@ -99,10 +99,10 @@ class Reconciler:
             self._commit(lambda s: s.without_network(network_id), owners, flush=True)
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
-        self._commit(lambda s: s.with_endpoint(endpoint), [endpoint.id])
+        self._commit(lambda s: s.with_endpoint(endpoint), [endpoint.id], endpoint=endpoint.id)
 
     def drop_endpoint(self, endpoint_id: str) -> None:
-        self._commit(lambda s: s.without_endpoint(endpoint_id), [endpoint_id])
+        self._commit(lambda s: s.without_endpoint(endpoint_id), [endpoint_id], endpoint=endpoint_id)
 
     def edit_endpoint(self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]) -> Endpoint | None:
         """Changes what is known of an endpoint, if it is still there, from what is known at that moment."""
@@ -210,7 +210,9 @@ class Reconciler:
         with self._lock:
             return self._nft.generation() - self._nft.changes
 
-    def _commit(self, edit: Callable[[State], State], owners: list[Owner], *, flush: bool = False) -> None:
+    def _commit(
+        self, edit: Callable[[State], State], owners: list[Owner], *, flush: bool = False, endpoint: str = ""
+    ) -> None:
         """Raises FwError when the disk or the kernel does not take it; then the old state stands in both.
 
         What only closes does not wait for a disk that is full: the next save, which is of everything, makes up for it.
@@ -220,7 +222,7 @@ class Reconciler:
             if after == before:
                 return
             try:
-                self._store.save(after, flush=flush)
+                self._store.save(after, flush=flush, endpoint=endpoint)
             except FwError as error:
                 if not self._closes(after, owners):
                     raise
@@ -231,7 +233,7 @@ class Reconciler:
             except (NftError, OSError) as error:
                 self._set(before)
                 try:
-                    self._store.save(before, flush=flush)
+                    self._store.save(before, flush=flush, endpoint=endpoint)
                 finally:
                     self._apply_whole(owners)
                 raise FwError(f"the kernel refused the firewall's change: {error}") from error

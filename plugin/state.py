@@ -42,7 +42,9 @@ class State:
         return replace(self, endpoints={**self.endpoints, endpoint.id: endpoint})
 
     def without_endpoint(self, endpoint_id: str) -> State:
-        return replace(self, endpoints={k: v for k, v in self.endpoints.items() if k != endpoint_id})
+        endpoints = dict(self.endpoints)
+        endpoints.pop(endpoint_id, None)
+        return replace(self, endpoints=endpoints)
 
     def on(self, network_id: str) -> list[str]:
         """The IDs of the endpoints on a network."""

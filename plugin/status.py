@@ -7,7 +7,7 @@ from typing import Any
 
 from plugin.effect import Engine, within, without_effect
 from plugin.inventory import Inventory, Owner
-from plugin.model import Address, Answers, Endpoint, Guarded, Network, Overriding, Policy, Published, Rule
+from plugin.model import Address, Endpoint, Guarded, Network, Overriding, Policy, Published, Rule
 from plugin.policy import closed_ports, covers
 from plugin.whom import containers
 
@@ -76,11 +76,6 @@ def _without_effect(
     inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int
 ) -> tuple[str, ...]:
     return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
-
-
-def answers(inventory: Inventory, owners: Iterable[Owner]) -> dict[Address, Answers]:
-    """What each address accepts from outside its subnet, and may begin."""
-    return {address: what for owner in owners for address, what in inventory.answers(owner).items()}
 
 
 def closed(inventory: Inventory, networks: Mapping[str, Guarded], guests: Iterable[Endpoint]) -> list[Published]:

@@ -2,8 +2,9 @@
 
 Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
 Written to a temporary file and renamed. A change of networks is flushed to the disk (fsync), for they must survive
-a power cut; endpoints die with the host, so theirs need to survive only our own process. Before the first unflushed
-write after a flushed one, the flushed file is kept as `FILE~`, to fall back to.
+a power cut; endpoints die with the host, so theirs need to survive only our own process, and a change of one is a line
+in `FILE.log` (`plugin.journal`). Before the first unflushed write after a flushed one, the flushed file is kept as
+`FILE~`, to fall back to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin import said
+from plugin.journal import Journal
 from plugin.model import Container, Endpoint, FwError, Network, Prefix, Published, Said
 from plugin.record import (
     address,
@@ -46,6 +48,7 @@ class Store:
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._backup = Path(path + "~")
+        self._journal = Journal(Path(path + ".log"))
         self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
         self._flushed = False
@@ -57,7 +60,9 @@ class Store:
         """
         for path in (self._path, self._backup):
             try:
-                state = _decode(json.loads(path.read_text()))
+                document = json.loads(path.read_text())
+                state = _decode(document)
+                serial = document.get("serial", "")
             except FileNotFoundError:
                 continue
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
@@ -69,11 +74,26 @@ class Store:
             if path == self._backup:
                 log.warning("read the last flushed state from %s", path)
             self._flushed = path == self._path  # it holds every network, so the next write keeps it aside
-            return state
+            return _replayed(state, self._journal.read(serial))
         return State()
 
-    def save(self, state: State, *, flush: bool) -> None:
-        """Replaces the file. Raises FwError when the disk does not take it: then the old one stands."""
+    def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
+        """Raises FwError when the disk does not take it: then the old state stands.
+
+        `endpoint`: nothing but this one has changed since the last save.
+        """
+        room = self._journal.begun and self._journal.length < max(100, len(state.endpoints) // 2)
+        if endpoint and not flush and room:
+            try:
+                item = state.endpoints.get(endpoint)
+                self._journal.append({"endpoint": endpoint, "is": _plain(item) if item else None})
+            except OSError as error:
+                self._journal.begin("")  # the next save is of everything, whatever this one was to say
+                raise FwError(f"could not write the state file {self._path}.log: {error.strerror}") from error
+        else:
+            self._replace(state, flush=flush)
+
+    def _replace(self, state: State, *, flush: bool) -> None:
         # A record is frozen, so the line it became once serves until another record takes its place.
         self._lines = {
             (key := (type(item), item.id)): kept
@@ -81,7 +101,8 @@ class Store:
             else (item, _line(item))
             for item in _records(state)
         }
-        head = {"version": VERSION, "boot": state.boot, "switched": sorted(state.switched)}
+        serial = os.urandom(8).hex()
+        head = {"version": VERSION, "serial": serial, "boot": state.boot, "switched": sorted(state.switched)}
         head["foreign"] = sorted(state.foreign)
         head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
         head["confined"] = sorted(state.confined)
@@ -118,6 +139,7 @@ class Store:
         except OSError as error:
             raise FwError(f"could not write the state file {self._path}: {error.strerror}") from error
         self._flushed = flush
+        self._journal.begin(serial)
 
     def _sync_directory(self) -> None:
         fd = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
@@ -163,6 +185,25 @@ def _decode(document: Any) -> State:
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")
     return state
+
+
+def _replayed(state: State, changes: list[dict[str, Any]]) -> State:
+    """The state with the journal's changes; up to the first that is not as it should be."""
+    endpoints = dict(state.endpoints)
+    for change in changes:
+        try:
+            key = text(change, "endpoint")
+            item = _endpoint(change["is"]) if change["is"] is not None else None
+            if item and item.id != key:
+                raise ValueError("a record stands under another ID than its own")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.error("the state file's log is damaged (%s); what follows in it is left out", error)
+            break
+        if item:
+            endpoints[key] = item
+        else:
+            endpoints.pop(key, None)
+    return dataclasses.replace(state, endpoints=endpoints)
 
 
 def _family(value: Any) -> int:

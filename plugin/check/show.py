@@ -11,6 +11,7 @@ from plugin.compose.model import Note, Notes, Place
 from plugin.compose.stack import Service, Stack
 from plugin.labels import EVERYTHING
 from plugin.model import Rule
+from plugin.show import printable
 
 Found = tuple[Stack, list[Judged]]
 _OPEN = {"everybody": "open to everybody", "host": "for the host alone"}
@@ -27,7 +28,7 @@ def as_text(paths: Sequence[str], found: Found | None, notes: Notes) -> str:
     for title, told in (("mistakes", notes.mistakes), ("warnings", notes.warnings)):
         if told:
             lines += [f"{title}:", *map(str, sorted(told))]
-    return "\n".join(map(_printable, lines))
+    return "\n".join(map(printable, lines))
 
 
 def _service(service: Service, judged: list[Judged], several: bool) -> Iterator[str]:
@@ -163,8 +164,3 @@ def _rule(rule: Rule, each: Judged) -> dict[str, Any]:
 
 def _note(note: Note) -> dict[str, Any]:
     return {"file": note.place.file, "line": note.place.line, "service": note.service, "text": note.text}
-
-
-def _printable(line: str) -> str:
-    """One line, whatever a file holds: no line breaks, no escape sequences of a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin.links import bridge_name, container_side, host_side
+from plugin.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import until
 from tests.kernel.site import MARK, Site
@@ -245,8 +246,10 @@ class Running:
         return found
 
     def kept(self) -> Any:
-        """The state file."""
-        return json.loads(self.state.read_text())
+        """The state file, with what its log says of endpoints."""
+        told = json.loads(self.state.read_text())
+        del told["serial"]
+        return {**told, "endpoints": dict(Store(str(self.state)).load().endpoints)}
 
     def nothing_left(self) -> None:
         """No link, no element, no record: as if nothing had been."""

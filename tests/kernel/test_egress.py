@@ -44,8 +44,9 @@ class Boxes:
     gateways: tuple[IPv4Address, IPv6Address]
 
     def elements(self, site: Site, *words: str, twin: bool = False) -> set[Element]:
-        """What the table holds: the web container with this `fw.egress`; the other is open; `twin` may be known too."""
-        label = parse({"fw.egress": "\n".join(words)} if words else {})
+        """What the table holds: the web container with this `fw.egress`, which accepts 9/udp; the other is open; `twin`
+        may be known too."""
+        label = parse({"fw.allow": "9/udp"} | ({"fw.egress": "\n".join(words)} if words else {}))
         assert not label.problems
         said = [(self.web, self.bridge, label.said), (self.other, self.bridge2, Said(policy="open"))]
         if twin:
@@ -211,7 +212,8 @@ def test_answers_leave(site: Site, boxes: Boxes) -> None:
             near = [("tcp", str(address), 80), ("udp", str(address), 8080), ("ping", str(address))]
             assert set(site.host.probe(near).values()) == {"open"}
             assert boxes.twin.probe.udp(str(address), 8080) == "open"
-            assert site.host.probe.udp(str(address), 9) == "refused", "nobody listens there, and it says so"
+            for far in (site.host, site.wan):
+                assert far.probe.udp(str(address), 9) == "refused", "nobody listens there, and it says so"
 
 
 def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:

@@ -482,16 +482,22 @@ def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
-    new = Path(f"{fw.state}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to("/dev/full")
+    another = fw.network(2)
+    fw.well("CreateNetwork", another)  # the state file is written anew, and its log is not begun
+    full = [Path(f"{fw.state}.new"), Path(f"{fw.state}.log")]
+    for path in full:
+        path.unlink(missing_ok=True)
+        path.symlink_to("/dev/full")
     try:
-        reply = fw.driver("CreateEndpoint", fw.endpoint(network, 3))
-        assert f"could not write the state file {fw.state}: No space left on device" in reply["Err"]
+        for path in (f"{fw.state}.log", fw.state):
+            reply = fw.driver("CreateEndpoint", fw.endpoint(network, 3))
+            assert f"could not write the state file {path}: No space left on device" in reply["Err"]
         fw.driver("Leave", endpoint)
         assert fw.opens("10.1.0.2") == fw.opens("2001:db8:1::2") == set()
     finally:
-        new.unlink()
+        for path in full:
+            path.unlink()
+    fw.well("DeleteNetwork", another)
     fw.end(endpoint)
 
 

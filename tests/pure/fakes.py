@@ -55,7 +55,7 @@ class Disk:
         self.kept = State()
         self.full = False
 
-    def save(self, state: State, *, flush: bool) -> None:
+    def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
         if self.full:
             raise FwError("could not write the state file: No space left on device")
         self.kept = dataclasses.replace(state)

@@ -316,7 +316,7 @@ def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconcile
     kernel.refuses = 2
     save = disk.save
 
-    def full_after_the_first(kept: State, *, flush: bool) -> None:
+    def full_after_the_first(kept: State, *, flush: bool, endpoint: str = "") -> None:
         save(kept, flush=flush)
         disk.full = True
 
