@@ -19,7 +19,19 @@ from typing import NamedTuple
 
 from plugin import hostlinks
 from plugin import netlink as nl
-from plugin.model import OTHER, PORTLESS, PROTO_NAME, PROTO_NUMBER, Address, Answers, Policy, Proto, Published, Rule
+from plugin.model import (
+    OTHER,
+    PORTLESS,
+    PROTO_NAME,
+    PROTO_NUMBER,
+    Address,
+    Answers,
+    Policy,
+    Prefix,
+    Proto,
+    Published,
+    Rule,
+)
 from plugin.policy import passes
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
@@ -63,6 +75,15 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
             _cut(version, marks, partial(_aims_at, version=version, wanted=wanted, local=local, stays=stays))
 
 
+def cut_strangers(prefixes: Collection[Prefix], known: Collection[Address]) -> None:
+    """Forgets flows that addresses which are not known began from within the prefixes to elsewhere. Never raises."""
+    for version in (4, 6):
+        wanted = [prefix for prefix in prefixes if prefix.version == version]
+        packed = {address.packed for address in known if address.version == version}
+        if wanted:
+            _cut(version, set(), partial(_is_strange, version=version, prefixes=wanted, known=packed))
+
+
 class Way(NamedTuple):
     """How a container's datagrams of a flow go: from its address and port to the peer's."""
 
@@ -75,8 +96,8 @@ class Way(NamedTuple):
 def cut_closed(guarded: Mapping[Address, Answers], hold: Callable[[list[Way]], None] = lambda _: None) -> None:
     """Forgets flows that outsiders began to these addresses and that are not accepted there. Never raises.
 
-    For when the rules were gone for a while, or accept less than before. ICMP is left alone. `hold` is told of the UDP
-    flows before they are cut: the container's next datagram would bring them back as its own.
+    For when the rules were gone for a while, or accept less than before. ICMP that comes is left alone. `hold` is told
+    of UDP flows before they are cut: the container's next datagram would bring them back as its own.
     """
     for version in (4, 6):
         packed = {address.packed: what for address, what in guarded.items() if address.version == version}
@@ -170,7 +191,7 @@ def _flows(sock: socket.socket, family: int, marks: set[bytes]) -> Iterator[_Flo
             raise OSError(code, os.strerror(code))
         if kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
             return
-        likely = len(marks) > _FEW or any(mark in body for mark in marks)
+        likely = not marks or len(marks) > _FEW or any(mark in body for mark in marks)
         flow = nl.attributes(body[4:]) if likely else {}
         if _TUPLE_ORIG in flow and _TUPLE_REPLY in flow:
             yield flow
@@ -206,24 +227,33 @@ def _is_closed(flow: _Flow, version: int, guarded: Mapping[bytes, Answers], loca
     answer = nl.attributes(flow[_TUPLE_REPLY])
     told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
     number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
-    if number in _ICMP:
-        return False
     by, to = (nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(_IP[version][0], b"")
               for way in (_TUPLE_ORIG, _TUPLE_REPLY))  # fmt: skip
     proto: str = PROTO_NAME.get(number) or _PORTLESS.get(number, OTHER)
     port = int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big") if number in PROTO_NAME else 0
     source, target = ip_address(by), ip_address(to)
     comes = guarded.get(to)
-    outsider = comes and source not in comes.subnet and by not in local
+    outsider = comes and number not in _ICMP and source not in comes.subnet and by not in local
     if comes and outsider and not passes(_open(comes.policy), proto, port, source):
         return True
     goes = guarded.get(by)
     if goes is None or goes.policy.egress is None or (target in goes.subnet and to not in local):
         return False
+    if number in _ICMP:  # no rule speaks of it, so who is confined begins none
+        return True
     if passes(goes.policy.egress, proto, port, target):
         return False
     hosts = (rule for rule in goes.policy.egress if any(peer.kind == "host" for peer in rule.peers))
     return not (to in local and any(rule.proto == proto and rule.first <= port <= rule.last for rule in hosts))
+
+
+def _is_strange(flow: _Flow, version: int, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
+    by, to = (nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(_IP[version][0], b"")
+              for way in (_TUPLE_ORIG, _TUPLE_REPLY))  # fmt: skip
+    if by in known:
+        return False
+    source, target = ip_address(by), ip_address(to)
+    return any(source in prefix and target not in prefix for prefix in prefixes)
 
 
 def _open(policy: Policy) -> Iterator[Rule]:

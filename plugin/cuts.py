@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from plugin import conntrack
-from plugin.inventory import Inventory, Owner
+from plugin.inventory import Inventory, Owner, subnets
 from plugin.model import Address, Answers
 from plugin.nft import Nft, NftError
 from plugin.sets import Change, Element
@@ -37,6 +37,14 @@ class Cuts:
         for ports, stays in map(self._known.through_proxy, owners):
             if ports:
                 self._later(partial(conntrack.cut_published, ports, stays))
+
+    def strangers(self, bridges: Collection[str]) -> None:
+        """Cuts what was begun on networks that are confined from now on by whoever is not known there."""
+        networks = [network for network in self._known.networks() if network.bridge in bridges]
+        prefixes = [subnet for network in networks for subnet in subnets(network)]
+        known = frozenset(self.answers(self._known.owners()))
+        if prefixes:
+            self._later(partial(conntrack.cut_strangers, prefixes, known))
 
     def answers(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
         return self._known.answers_of(owners)

@@ -50,8 +50,8 @@ class Directory:
         self._by_key: dict[Key, dict[Address, int]] = {}
         self._asks: dict[str, frozenset[Key]] = {}
         self._asked_by: dict[Key, set[str]] = {}
-        #: Every network of Docker's by name, empty ones too.
-        self.networks: frozenset[str] = frozenset()
+        #: Every network of Docker's by name, empty ones too; None until Docker has told.
+        self.networks: frozenset[str] | None = None
 
     def copy(self) -> Directory:
         """As it is now, for `resolved` and `addresses`: who must be looked at again it does not know."""
@@ -135,6 +135,10 @@ class Directory:
                 return [("service", project, peer.value)] if project else []
             case "network":
                 # As compose's file calls it in the same project, or by its full name.
+                if not project:
+                    return [("network", "", peer.value)]
+                if self.networks is None:  # it is not known which one is meant, so nobody is
+                    return [("network", project, peer.value)]
                 local = f"{project}_{peer.value}"
-                return [("network", "", local if project and local in self.networks else peer.value)]
+                return [("network", "", local if local in self.networks else peer.value)]
         return []

@@ -65,10 +65,9 @@ class DockerApi:
         self._keys: Mapping[str, str] = {}
         self._attachments = Attachments()
         self._answering = True
-        # Hooks ask in threads of these: a socket's time-out is for each read, and an answer may come in drops.
-        self._hooks = ThreadPoolExecutor(16, "look-up")
-        # Not in those: an inspection waits for a start, which waits for a hook.
-        self._inspections = ThreadPoolExecutor(2, "inspection")
+        # Hooks ask in threads of these: a socket's time-out is for each read, and an answer may come in drops. None
+        # of these inspects: an inspection waits for a start, which waits for a hook.
+        self._hooks, self._inspections = ThreadPoolExecutor(16, "look-up"), ThreadPoolExecutor(8, "inspection")
 
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
         """The container behind an endpoint that is just being joined; None if Docker does not know it (yet).
@@ -117,9 +116,8 @@ class DockerApi:
             running: list[tuple[Labelled, Any]] = []
             unsure: set[str] = set()
             everybody = client.containers(all=True)
-            for listed in everybody:
-                if listed.get("State") not in ("running", "paused", "restarting"):
-                    continue
+            there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
+            for listed, options in zip(there, self._inspections.map(self._options, there), strict=True):
                 try:
                     who = self._labelled(client, listed)
                 except APIError as error:
@@ -129,7 +127,6 @@ class DockerApi:
                 if why := listing.apart(listed):
                     apart[who.name] = why
                 running.append((who, listed))
-                options = self._options(listed)
                 for endpoint in _read(partial(_endpoints, who, keys, options or {}), listed) or ():
                     if options is None:
                         unsure.add(endpoint.id)
@@ -292,9 +289,7 @@ def _read(read: Callable[[Any], T], raw: Any) -> T | None:
         return None
 
 
-def _endpoints(
-    who: Labelled, keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]], raw: Any
-) -> list[Endpoint]:
+def _endpoints(who: Labelled, keys: Mapping[str, str], options: Options, raw: Any) -> list[Endpoint]:
     return list(listing.endpoints(raw, who, keys, options))
 
 

@@ -264,7 +264,8 @@ class Follower:
         self._settled(starting - self._guard.starting())
         self.learn(look.containers)
         self.bury(look.containers)
-        self._state.everybody_is_known()
+        driver = {network.bridge for network in list(self._state.networks.values())}
+        self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
         self._state.remember_foreign(self._bridges.foreign())
 
     def learn(self, containers: Mapping[str, Container]) -> None:

@@ -15,6 +15,7 @@ from ipaddress import IPv6Network, ip_network
 from typing import TypeVar
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Peer, Rate, Rule
+from plugin.tiers import blocks, piece_count
 
 #: A value is read up to this length (characters); a longer one is a mistake, not a parsing job.
 MAX_LENGTH = 4096
@@ -24,6 +25,11 @@ MAX_RULES = 256
 MOST = 1_000_000
 #: Seconds in what a rate may be counted by.
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+#: Seconds that a source is remembered at most: nft takes no time-out of any length.
+LONGEST = 30 * 86400
+#: Elements that one value may become at most: ports in blocks, times prefixes in pieces.
+MAX_ELEMENTS = 20_000
 
 _NAMED = ("container", "service", "project", "network")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", re.ASCII)
@@ -99,7 +105,17 @@ def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list
             mistakes.append(result)
         else:
             found.append(result)
+    if sum(map(_elements, found)) > MAX_ELEMENTS:
+        return [], [f"means more than {MAX_ELEMENTS} rules: ports times prefixes; use rounder ranges and prefixes"]
     return found, mistakes
+
+
+def _elements(each: object) -> int:
+    """What a rule becomes in the table: its ports in blocks, times its prefixes in pieces."""
+    if not isinstance(each, Rule):
+        return 1
+    prefixes = (ip_network(peer.value) for peer in each.peers if peer.kind == "prefix")
+    return sum(1 for _ in blocks(each.first, each.last)) * max(1, sum(map(piece_count, prefixes)))
 
 
 def _split(part: str, word: str) -> tuple[str, str, str]:
@@ -201,7 +217,14 @@ def _rate(part: str) -> Rate | str:
     count, unit, burst = int(match[2]), match[3].lower(), int(match[4] or 5)
     if unit not in UNITS or not 1 <= count <= MOST or not 1 <= burst <= 65535:
         return f'"{_cut(part)}" is not {_RATE_RIGHT}'
+    if remembered(count, unit, burst) > LONGEST:
+        return f'"{_cut(part)}": a source would have to be remembered for over 30 days; write a smaller burst'
     return Rate(rule.proto, rule.first, rule.last, count, unit, burst)
+
+
+def remembered(count: int, unit: str, burst: int) -> int:
+    """Seconds after which a source has all of its burst again, and may be forgotten."""
+    return burst * UNITS[unit] // count + 1
 
 
 def _cut(text: str) -> str:

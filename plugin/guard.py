@@ -25,12 +25,12 @@ from plugin.ruleset import proxied_element
 
 #: Under this name stand the closed published ports of the last run, until Docker has listed today's.
 KEPT: Owner = "kept"
+_At = dict[tuple[str, Address], str]
 log = logging.getLogger(__name__)
 
 
 class Guard:
     """Thread-safe. `later` takes work that may last (flows to be cut) and must return at once.
-
     `closed`: by container, the published ports that were closed when docker-fw last ran.
     """
 
@@ -140,9 +140,7 @@ class Guard:
         self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
     ) -> bool:
         """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
-
-        Not `sure`: not all is known of them yet, and they stay closed.
-        """
+        Not `sure`: not all is known of them yet, and they stay closed."""
         with self._lock:
             if self._ended or self._goodbyes.too_old(asked):
                 return False
@@ -166,8 +164,8 @@ class Guard:
         asked: int,
         unsure: Collection[str] = (),
     ) -> bool:
-        """This was everything when Docker was asked (`now`): its bridge networks, the endpoints of every running
-        container, the IDs of every container. False if that is too long ago: ask again."""
+        """Everything when Docker was asked (`now`): its bridge networks, running containers' endpoints, all containers'
+        IDs. False if that is too long ago: ask again."""
         with self._lock:
             if self._ended or self._goodbyes.too_old(asked):
                 return False
@@ -176,11 +174,9 @@ class Guard:
             newer = {k: known[k] for k, when in self._since.items() if when > asked and k in known}
             self._networks = {**newer, **{network.id: network for network in networks}}
             self._since = {k: when for k, when in self._since.items() if k in newer}
-            self._guests = {}
             # Who has just been connected is not listed yet, and who was told of meanwhile cannot be.
-            for k, guest in before.items():
-                if (not guest.listed or guest.since > asked) and guest.endpoint.network_id in self._networks:
-                    self._guests[k] = guest
+            there_yet = {k: g for k, g in before.items() if not g.listed or g.since > asked}
+            self._guests = {k: g for k, g in there_yet.items() if g.endpoint.network_id in self._networks}
             at = self._by_address()
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
@@ -188,33 +184,32 @@ class Guard:
             stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
             there = {*existing, *(g.endpoint.container.id for g in self._guests.values() if g.endpoint.container)}
             self._ports.retain(there)
-            self._apply()
+            try:
+                self._apply()
+            finally:
+                self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
             # Who has just been joined to a network of the driver's may not have been listed yet.
             spoken = {each.container for each in self._state.state.overrides}
             self._forget_overrides({each for each in spoken - there if not self._state.has(each)})
             self._state.note({KEPT: None})
-            self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
             return True
 
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _by_address(self) -> dict[tuple[str, Address], str]:
+    def _by_address(self) -> _At:
         """Who has which address of which network: to look at every guest for each one of a list would take seconds."""
-        guests = self._guests.items()
-        return {(guest.endpoint.network_id, each): k for k, guest in guests for each in _addresses(guest.endpoint)}
+        return {(g.endpoint.network_id, each): k for k, g in self._guests.items() for each in _addresses(g.endpoint)}
 
-    def _put(
-        self, endpoint: Endpoint, at: dict[tuple[str, Address], str], listed: bool, asked: int, sure: bool = True
-    ) -> None:
+    def _put(self, endpoint: Endpoint, at: _At, listed: bool, asked: int, sure: bool = True) -> None:
         # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
         mine = [(endpoint.network_id, address) for address in _addresses(endpoint)]
         others = {k for each in mine if (k := at.get(each, endpoint.id)) != endpoint.id}
         if any(self._guests[k].since > asked for k in others):
             return
         for k in others:
-            self._vacate(k, at)
+            _vacate(at, self._guests.pop(k).endpoint)
         known = self._guests.get(endpoint.id)
         if known is None and endpoint.container:
             for problem in endpoint.container.problems:
@@ -222,24 +217,21 @@ class Guard:
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
             if known:
-                self._vacate(endpoint.id, at)
+                _vacate(at, known.endpoint)
             self._guests[endpoint.id] = Guest(endpoint, listed, self._goodbyes.now, sure)
             at.update(dict.fromkeys(mine, endpoint.id))
-
-    def _vacate(self, k: str, at: dict[tuple[str, Address], str]) -> None:
-        endpoint = self._guests.pop(k).endpoint
-        for address in _addresses(endpoint):
-            at.pop((endpoint.network_id, address), None)
 
     def _drop(self, goes: Callable[[Guest], bool]) -> None:
         going = [guest.endpoint for guest in self._guests.values() if goes(guest)]
         if going:
             for endpoint in going:
                 del self._guests[endpoint.id]
-            self._apply()
-            self._cut([address for endpoint in going for address in _addresses(endpoint)])
-            # By docker-proxy a flow is the host's, not the address's.
-            self._ports.cut([port for endpoint in going for port in endpoint.published if port.proto != "sctp"])
+            try:
+                self._apply()
+            finally:  # whatever the kernel says: nobody else inherits their flows
+                self._cut([address for endpoint in going for address in _addresses(endpoint)])
+                # By docker-proxy a flow is the host's, not the address's.
+                self._ports.cut([port for endpoint in going for port in endpoint.published if port.proto != "sctp"])
 
     def _cut(self, addresses: list[Address]) -> None:
         if addresses:
@@ -264,9 +256,11 @@ class Guard:
         noted = {f"network {network.id}": Noted(place=Place(network)) for network in self._networks.values()}
         for guest in self._guests.values():
             ports = closed.get(guest.container_id, frozenset())
-            place = Place(self._networks[guest.endpoint.network_id], guest, ports)
-            noted[f"endpoint {guest.endpoint.id}"] = Noted(place=place)
-        anew = {owner: what for owner, what in noted.items() if self._noted.get(owner) != what}
+            network, owner = self._networks[guest.endpoint.network_id], f"endpoint {guest.endpoint.id}"
+            known = self._noted.get(owner)
+            same = known and known.place and known.place.made_of(network, guest, ports)
+            noted[owner] = known if known and same else Noted(place=Place(network, guest, ports))
+        anew = {o: what for o, what in noted.items() if (known := self._noted.get(o)) is not what and known != what}
         changes: dict[Owner, Noted | None] = {**dict.fromkeys(self._noted.keys() - noted.keys()), **anew}
         if changes:
             self._state.note(changes)
@@ -295,6 +289,11 @@ class Guard:
         """Cuts the flows that outsiders began while less was closed than now."""
         with self._lock:
             self._later(partial(self._state.cut_closed, list(self._noted)))
+
+
+def _vacate(at: dict[tuple[str, Address], str], endpoint: Endpoint) -> None:
+    for address in _addresses(endpoint):
+        at.pop((endpoint.network_id, address), None)
 
 
 def _addresses(endpoint: Endpoint) -> list[Address]:

@@ -127,7 +127,7 @@ def at(who: Labelled, network: str, key: str = "") -> Container:
         if name not in known:
             where, text = f"label fw.network.{name}", f"the container is on no network {name[:64]!r}"
             there = ", ".join(sorted({*who.networks, network})[:8])
-            if _only_opens(said) or _renamed(who):
+            if _only_opens(said):
                 notices.append(f"{where} has no effect: {text} (it is on {there})")
             else:
                 problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=said.egress is not None))
@@ -154,11 +154,6 @@ def _names(who: Labelled, network: str) -> Iterator[str]:
     yield network
     if who.project and network.startswith(who.project + "_"):
         yield network[len(who.project) + 1 :]
-
-
-def _renamed(who: Labelled) -> bool:
-    """True if a compose file may call one of the networks something that its name does not tell."""
-    return bool(who.project) and not all(name.startswith(who.project + "_") for name in who.networks)
 
 
 def _only_opens(said: Said) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plugin.grammar import UNITS
+from plugin.grammar import remembered
 from plugin.sets import BAN_LENGTHS, SetSpec, spec_of
 from plugin.tiers import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
 
@@ -106,7 +106,7 @@ def rate_texts(name: str) -> tuple[str, str]:
     """
     count, unit, burst = name.split("_")
     limit = f"limit rate {count}/{unit} burst {burst} packets"
-    last = max(_REMEMBERED, int(burst) * UNITS[unit] // int(count) + 1)
+    last = max(_REMEMBERED, remembered(int(count), unit, int(burst)))
     sets, chains, rules = [], [], []
     for version, ip in _IP.items():
         for suffix in ("", "_blocks"):

@@ -100,7 +100,8 @@ class Problem:
 
     def __str__(self) -> str:
         where, value = (text if len(text) <= 200 else text[:200] + "…" for text in (self.where, self.value))
-        return f'{where}="{value}": {self.text}'
+        # It goes to logs and terminals, and somebody else may have written it: an image, for one.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{where}="{value}": {self.text}')
 
 
 @dataclass(frozen=True, slots=True)

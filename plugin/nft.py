@@ -16,7 +16,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 from plugin import netlink as nl
@@ -72,7 +73,7 @@ class Nft:
         stands closed within milliseconds, and its elements, which text takes seconds for when they are many, follow.
         """
         elements = list(elements)
-        with self._lock:
+        with self._alone():
             # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
             tries = [(self.tells_cgroups, self.logs)]
             if not self._print:
@@ -95,6 +96,14 @@ class Nft:
             self._batch(self._possible(Change(add=rest)), timed if gone else {})
             self._print = self._fingerprint()  # last: what is not there whole is not intact
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except OSError as error:
+                raise NftError(f"netlink: {error}") from error
+
     def _run(self, text: str) -> None:
         code, _, error = self._nft.cmd(text)
         if code:
@@ -114,7 +123,7 @@ class Nft:
         """
         if not change and not timed:
             return
-        with self._lock:
+        with self._alone():
             if new := _rates(change.add) - self._rates:
                 self._add_rates(new)
             self._batch(self._possible(change), timed)

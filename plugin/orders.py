@@ -18,6 +18,7 @@ from plugin import bans, hostlinks, overrides
 from plugin.grammar import parse_allow, parse_deny
 from plugin.guard import Guard
 from plugin.model import Address, FwError, Overriding, Prefix, Rule
+from plugin.nft import NftError
 from plugin.reconcile import Reconciler
 from plugin.state import State
 from plugin.status import override
@@ -62,11 +63,18 @@ class Orders:
         until = self._clock() + seconds if seconds else 0
         words = [Overriding(identity, rule, deny, until) for rule in rules]
         self._state.edit_state(partial(_with, words), [identity])
-        self._guard.again()
+        self._again()
         self._spoken()
         for word in words:
             log.info("fwctl %s %s of %s%s", "deny" if deny else "allow", word.rule, there[identity], _for(seconds))
         return {"container": there[identity], "id": identity, "said": list(map(override, words))}
+
+    def _again(self) -> None:
+        """What was said stands already; published ports of docker-proxy's follow at the next event if not now."""
+        try:
+            self._guard.again()
+        except NftError as error:
+            log.error("published ports may not follow yet: %s", error)
 
     def revert(self, container: str | None) -> dict[str, Any]:
         """`fwctl revert`: a container is as its labels say; None: all are. One that does not run goes by its ID."""
@@ -79,7 +87,7 @@ class Orders:
             meant = {whom(known, container, self._apart())} & spoken
         if meant:
             self._state.edit_state(partial(overrides.without, containers=meant), meant)
-            self._guard.again()
+            self._again()
         for each in meant:
             log.info("fwctl revert %s", there.get(each) or each[:12])
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}

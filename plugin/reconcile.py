@@ -10,22 +10,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from plugin import conntrack, overrides
-from plugin.bans import ban_change, ban_elements
-from plugin.books import Books, touches_confined
-from plugin.cuts import Cuts
 from plugin.inventory import Inventory, Noted, Owner
-from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Prefix, Published
+from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Published
 from plugin.nft import Nft, NftError
+from plugin.record import INTERFACE_NAME
 from plugin.sets import Element
 from plugin.state import State
 from plugin.store import Store
+from plugin.writer import Bans, Writer
 
 log = logging.getLogger(__name__)
-#: Under this name stand the networks that were confined when docker-fw last ran, until Docker has listed who is there.
+#: Under this name stand the networks on which somebody is, or was, confined.
 CONFINED: Owner = "confined before"
 
 
@@ -43,8 +41,7 @@ class Reconciler:
         self._store = store
         self._lock = threading.RLock()
         self._known = Inventory(defaults)
-        self._books = Books()
-        self._cuts = Cuts(nft, self._known, later)
+        self._writer = Writer(nft, self._known, later)
         self._unwatched = False
 
     @property
@@ -75,18 +72,14 @@ class Reconciler:
 
     def standing(self) -> list[Element]:
         """What should stand in the kernel now, without bans. To be read under `locked` alone."""
-        return list(self._books)
+        return list(self._writer.books)
 
     def start(self, state: State, noted: Mapping[Owner, Noted] | None = None) -> None:
         """Takes over the kept state and puts the table there whole. Raises NftError: then nothing may go on."""
         with self._lock:
-            before = frozenset(Element("confined", (bridge,)) for bridge in state.confined)
-            self._known.state, self._known.noted = state, {**(noted or {}), CONFINED: Noted(before)}
+            self._known.state, self._known.noted = state, {**(noted or {}), CONFINED: _confined(state.confined)}
             self._known.overrides = self._in_force(state)
-            self._known.introduce(self._known.owners())
-            self._books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
-            self._replace(self._books)
-            self._cuts.everywhere()
+            self._writer.start()
 
     def put_network(self, network: Network) -> None:
         with self._lock:
@@ -95,8 +88,12 @@ class Reconciler:
 
     def drop_network(self, network_id: str) -> None:
         with self._lock:
+            network = self.networks.get(network_id)
             owners = [network_id, *self.state.on(network_id)]
             self._commit(lambda s: s.without_network(network_id), owners, flush=True)
+            if network and network.bridge in self.state.confined:
+                self._keep_confined(self.state.confined - {network.bridge})
+                self._apply([CONFINED])
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
         self._commit(lambda s: s.with_endpoint(endpoint), [endpoint.id], endpoint=endpoint.id)
@@ -122,7 +119,8 @@ class Reconciler:
 
     def remember_foreign(self, bridges: frozenset[str]) -> None:
         """Keeps the names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
-        self._commit(lambda s: dataclasses.replace(s, foreign=bridges), [])
+        plain = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
+        self._commit(lambda s: dataclasses.replace(s, foreign=plain), [])
 
     def remember_proxied(self, ports: Mapping[str, tuple[Published, ...]]) -> None:
         """Keeps which published ports are closed: docker-proxy listens on them at the next boot before Docker tells."""
@@ -139,22 +137,30 @@ class Reconciler:
                     self._known.noted[owner] = what
             try:
                 self._apply(noted)
-            except NftError:
+            except (NftError, OSError):
                 self._known.noted = before  # so that the next call tries again
                 self._known.introduce(noted)
                 raise
 
-    def everybody_is_known(self) -> None:
-        """Docker has listed who is where: networks are confined by who is on them, and no more by who was."""
-        if CONFINED in self._known.noted:
-            self.note({CONFINED: None})
+    def forget_confined(self, bridges: Collection[str]) -> None:
+        """Only these bridges exist. Where somebody was confined once, whoever is not known stays so until the network
+        goes: a container that comes back while Docker's API is silent must not begin what its labels forbid."""
+        if self.state.confined - set(bridges):
+            with self._lock:
+                self._keep_confined(self.state.confined & set(bridges))
+                self._apply([CONFINED])
 
     def know_networks(self, names: frozenset[str]) -> None:
         """Docker's networks by name, for peers that speak of one. Raises NftError."""
         with self._lock:
-            if names != self._known.directory.networks:
-                self._known.directory.networks = names
-                self._apply(self._known.directory.network_askers())
+            directory, before = self._known.directory, self._known.directory.networks
+            if names != before:
+                directory.networks = names
+                try:
+                    self._apply(directory.network_askers())
+                except (NftError, OSError):
+                    directory.networks = before  # so that the next call tries again
+                    raise
 
     def override(self, container_id: str) -> Override:
         with self._lock:
@@ -189,21 +195,13 @@ class Reconciler:
     def cut_closed(self, owners: Iterable[Owner]) -> None:
         """Cuts the flows of what is noted under these names that are not accepted, or may not be begun."""
         with self._lock:
-            answers = self._cuts.answers(owners)
-        conntrack.cut_closed(answers, self._cuts.hold)
+            answers = self._writer.cuts.answers(owners)
+        conntrack.cut_closed(answers, self._writer.cuts.hold)
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
         with self._lock:
-            if self._nft.intact():
-                return False
-            self._replace(self._books, gone=True)
-            self._cuts.everywhere()
-            return True
-
-    def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
-        lasting, timed = ban_elements(self._known.state.bans, time.time())
-        self._nft.replace((*elements, *lasting), timed, gone=gone)
+            return self._writer.repair()
 
     def generation(self) -> int:
         """A number that others' transactions change and our own do not."""
@@ -235,7 +233,7 @@ class Reconciler:
                 try:
                     self._store.save(before, flush=flush, endpoint=endpoint)
                 finally:
-                    self._apply_whole(owners)
+                    self._writer.whole(owners)
                 raise FwError(f"the kernel refused the firewall's change: {error}") from error
 
     def _set(self, state: State) -> None:
@@ -257,39 +255,23 @@ class Reconciler:
         if any(e.joined and not self.endpoints[e.id].joined for e in after.endpoints.values()):
             return False
         then = dataclasses.replace(self._known, overrides=self._in_force(after))
-        return all(self._books.only_closes(owner, then.elements(owner, after)) for owner in owners)
+        return all(self._writer.books.only_closes(owner, then.elements(owner, after)) for owner in owners)
 
-    def _apply(
-        self, owners: Iterable[Owner], bans: tuple[Mapping[Prefix, float], Mapping[Prefix, float]] | None = None
-    ) -> None:
-        new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
-        narrower = [owner for owner, elements in new.items() if self._books.narrower(owner, elements)]
-        change = self._books.change(new)
-        try:
-            self._nft.change(change)
-            if bans:
-                self._nft.change(*ban_change(*bans, time.time()))
-        except NftError as error:
-            # Somebody flushed or deleted under our hands: the whole table again, from what should be.
-            log.warning("putting the whole table there: %s", error)
-            self._replace(self._books.after(new), gone=True)
-            self._cuts.everywhere()
-        self._books.write(new)
-        if touches_confined(change):
-            self._remember_confined()
-        self._cuts.later(narrower)
+    def _apply(self, owners: Iterable[Owner], bans: tuple[Bans, Bans] | None = None) -> None:
+        if self._writer.apply(owners, bans) and (new := self._writer.books.confined() - self.state.confined):
+            self._keep_confined(self.state.confined | new)
+            self._writer.books.write({CONFINED: self._known.elements(CONFINED)})
+            self._writer.cuts.strangers(new)
 
-    def _remember_confined(self) -> None:
-        state = dataclasses.replace(self.state, confined=self._books.confined())
+    def _keep_confined(self, bridges: frozenset[str]) -> None:
+        state = dataclasses.replace(self.state, confined=bridges)
         try:
             self._store.save(state, flush=False)
         except FwError as error:
             log.error("%s; after a boot networks may not be confined until Docker answers", error)
         self._known.state = state
+        self._known.noted[CONFINED] = _confined(bridges)
 
-    def _apply_whole(self, owners: Iterable[Owner]) -> None:
-        self._books.write({owner: self._known.elements(owner) for owner in self._known.introduce(owners)})
-        try:
-            self._replace(self._books)
-        except NftError:
-            log.exception("could not put the table there; what stands in the kernel stays")
+
+def _confined(bridges: Iterable[str]) -> Noted:
+    return Noted(frozenset(Element("confined", (bridge,)) for bridge in bridges))

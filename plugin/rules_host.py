@@ -20,6 +20,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		type filter hook input priority filter - 1; policy accept;
 		iifname "lo" accept
 		meta nfproto @banning jump banned
+		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
 		iifgroup {GROUP:#x} jump to_host
 		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from plugin.grammar import MOST, UNITS, parse_prefix
+from plugin.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
 from plugin.model import OTHER, PORTLESS, Overriding, Peer, Problem, Rate, Rule, Said
 from plugin.record import boolean, integer, items, port, protocol, text
 
@@ -84,6 +84,7 @@ def _rate(raw: Any) -> Rate:
         integer(raw, "burst"), text(raw, "origin") if "origin" in raw else "",
     )  # fmt: skip
     right = found.first <= found.last and found.unit in UNITS
-    if not (right and 1 <= found.count <= MOST and 1 <= found.burst <= 65535):
+    right = right and 1 <= found.count <= MOST and 1 <= found.burst <= 65535
+    if not right or remembered(found.count, found.unit, found.burst) > LONGEST:
         raise ValueError(f"{found} is not a rate")
     return found

@@ -24,6 +24,7 @@ from plugin import said
 from plugin.journal import Journal
 from plugin.model import Container, Endpoint, FwError, Network, Prefix, Published, Said
 from plugin.record import (
+    INTERFACE_NAME,
     address,
     boolean,
     integer,
@@ -176,9 +177,9 @@ def _decode(document: Any) -> State:
     endpoints = {key: _endpoint(value) for key, value in document["endpoints"].items()}
     state = State(
         networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))),
-        frozenset(interface_name({"foreign": name}, "foreign") for name in document.get("foreign", [])),
+        frozenset(filter(_plain_name, document.get("foreign", []))),
         {container: tuple(map(_published, ports)) for container, ports in document.get("proxied", {}).items()},
-        frozenset(interface_name({"confined": name}, "confined") for name in document.get("confined", [])),
+        frozenset(filter(_plain_name, document.get("confined", []))),
         tuple(map(said.overriding, document.get("overrides", []))),
         {ip_network(prefix): said.moment(until) for prefix, until in document.get("bans", {}).items()},
     )  # fmt: skip
@@ -204,6 +205,11 @@ def _replayed(state: State, changes: list[dict[str, Any]]) -> State:
         else:
             endpoints.pop(key, None)
     return dataclasses.replace(state, endpoints=endpoints)
+
+
+def _plain_name(value: Any) -> bool:
+    """One name that is none must not take bans and networks with it."""
+    return isinstance(value, str) and INTERFACE_NAME.fullmatch(value) is not None
 
 
 def _family(value: Any) -> int:

@@ -43,11 +43,16 @@ def block_expression(size: int) -> str:
     return f"th dport & {0x10000 - size:#x} | {size // 2:#x}"
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def pieces(prefix: Prefix) -> tuple[tuple[int, Address], ...]:
     """(length, first address) of the pieces of a prefix."""
     length = min(n for n in LENGTHS[prefix.version] if n >= prefix.prefixlen)
     return tuple((length, each.network_address) for each in prefix.subnets(new_prefix=length))
+
+
+def piece_count(prefix: Prefix) -> int:
+    """How many pieces a prefix is cut into."""
+    return 1 << (min(n for n in LENGTHS[prefix.version] if n >= prefix.prefixlen) - prefix.prefixlen)
 
 
 def masked(version: int, length: int, end: str = "saddr") -> str:

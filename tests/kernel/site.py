@@ -238,6 +238,11 @@ class Site:
         self._neighbours(self.host, bridge, box, "eth0", *addresses)
         self.boxes.append(box)
 
+    def acquaint(self, *boxes: Box) -> None:
+        """Containers of one network know one another for good, as they know the host."""
+        for here, there in itertools.permutations(boxes, 2):
+            self._neighbours(here, "eth0", there, "eth0", str(there.v4), str(there.v6))
+
     def _neighbours(self, here: NamedNetns, link: str, there: NamedNetns, its_link: str, *addresses: str) -> None:
         """Known for good, so that no packet waits for an answer, and none is judged as neighbour discovery."""
         mac = there.run(["ip", "-o", "link", "show", its_link]).stdout.split("link/ether ")[1].split()[0]

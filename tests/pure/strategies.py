@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from plugin.grammar import LONGEST, remembered
 from plugin.labels import EVERYTHING
 from plugin.model import (
     PORTLESS,
@@ -87,7 +88,7 @@ denied = st.lists(rules | portless, max_size=2).map(tuple)
 rates = st.builds(
     lambda rule, count, unit, burst: Rate(rule.proto, rule.first, rule.last, count, unit, burst),
     rules, st.integers(1, 1_000_000), st.sampled_from(["second", "minute", "hour", "day"]), st.integers(1, 65535),
-)  # fmt: skip
+).filter(lambda rate: remembered(rate.count, rate.unit, rate.burst) <= LONGEST)  # fmt: skip
 policies = st.sampled_from(["", "", "default", "closed", "open"])
 saids = st.builds(
     Said,

@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import conntrack, reconcile
+from plugin import conntrack, writer
 from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.model import FwError, Overriding, Rule
@@ -48,7 +48,7 @@ CLOCK = Clock()
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and its clock are none of ours."""
     CLOCK.now = 1_000_000.0
-    monkeypatch.setattr(reconcile, "time", SimpleNamespace(time=CLOCK))
+    monkeypatch.setattr(writer, "time", SimpleNamespace(time=CLOCK))
     monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_addresses", lambda *_: None)

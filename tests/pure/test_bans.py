@@ -127,7 +127,7 @@ def test_one_more_ban_costs_nothing_beside_fifty_thousand() -> None:
     """A blocklist does not make a single ban slow: containers that start would wait for it."""
     many: dict[Prefix, float] = {IPv4Network(0x0A000000 + n * 77): 0 for n in range(50_000)}
     after = {**many, ip_network("203.0.113.7"): 0.0}
-    began = time.perf_counter()
+    began = time.process_time()
     change, _ = ban_change(many, after, NOW)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert {element.set for element in change.add} == {"banned4", "banning"}

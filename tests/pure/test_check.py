@@ -500,6 +500,6 @@ def test_a_large_stack_is_checked_in_a_moment() -> None:
     services = "\n".join(
         f"  w{n}: {{networks: [a, b, c], ports: ['80:80'], labels: {{fw.allow: '{rules}'}}}}" for n in range(100)
     )
-    began = time.monotonic()
+    began = time.process_time()
     assert checked(f"services:\n{services}\nnetworks: {{a: {{}}, b: {{}}, c: {{}}}}").status == 0
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10

@@ -309,9 +309,9 @@ BOMBS = {
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_aliases_of_aliases_cost_little(text: str) -> None:
     """A few lines that mean a billion values end in a message, soon."""
-    began = time.monotonic()
+    began = time.process_time()
     assert run(["compose.yml"], {}, True, io.StringIO(), fetch=fetching({"compose.yml": text})) != 0
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_files_that_include_one_another_without_end_are_stopped() -> None:

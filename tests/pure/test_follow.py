@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from plugin.hostlinks import Link
 from plugin.listeners import Listeners
 from plugin.listing import Event
 from plugin.look import Look
-from plugin.model import Container, Endpoint, Guarded, Problem, Rule, Said
+from plugin.model import Container, Endpoint, Guarded, Network, Problem, Rule, Said
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
 
@@ -90,7 +91,9 @@ class World:
     def know_networks(self, names: frozenset[str]) -> None:
         self.known.append(names)
 
-    def everybody_is_known(self) -> None:
+    networks: Mapping[str, Network] = MappingProxyType({})
+
+    def forget_confined(self, bridges: object) -> None:
         self.known.append("everybody")
 
     def undo(self, endpoint: Endpoint) -> None:

@@ -319,7 +319,7 @@ RIGHT_RATES: dict[str, list[Rate]] = {
     "22 5/minute burst 10": [Rate("tcp", 22, 22, 5, "minute", 10)],
     "22 5/minute": [Rate("tcp", 22, 22, 5, "minute", 5)],
     "53/udp 100/second, 22 1/Day": [Rate("udp", 53, 53, 100, "second", 5), Rate("tcp", 22, 22, 1, "day", 5)],
-    "9000 - 9100 / sctp 7 / HOUR BURST 65535": [Rate("sctp", 9000, 9100, 7, "hour", 65535)],
+    "9000 - 9100 / sctp 97 / HOUR BURST 65535": [Rate("sctp", 9000, 9100, 97, "hour", 65535)],
     "* 1000000/second burst 1": [Rate("tcp", 1, 65535, 1_000_000, "second", 1)],
     "80 22/minute": [Rate("tcp", 80, 80, 22, "minute", 5)],
 }

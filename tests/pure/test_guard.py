@@ -417,28 +417,32 @@ def test_peers_follow_containers(table: Table, guard: Guard, judged: list[Any]) 
 
 
 def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Guard) -> None:
-    """One container with fw.egress: on its network whoever is not known may begin nothing; when it goes, all may."""
+    """One container with fw.egress: on its network whoever is not known may begin nothing, also when it has gone (it
+    may come back while Docker is silent), until the network goes."""
     guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
     guard.replace([NETWORK], [other], asked=NOW)
-    table.everybody_is_known()
     assert not table.of("confined")
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
     assert {e.key[1] for e in table.of("free")} == {other.addr4, other.addr6}
     assert table.disk.kept.confined == {NETWORK.bridge}
     guard.leaves("", guest.container.id if guest.container else "")
+    assert table.of("confined")
+    table.forget_confined({NETWORK.bridge})
+    assert table.disk.kept.confined == {NETWORK.bridge}
+    table.forget_confined(())
     assert not table.of("confined")
     assert table.disk.kept.confined == set()
 
 
-def test_what_was_confined_stays_so_until_docker_has_listed_everybody(cut: list[Address]) -> None:
+def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
     table = Table(state=State(confined=frozenset({NETWORK.bridge})))
     guard = Guard(table)
     assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
     guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
     assert table.of("confined")
-    table.everybody_is_known()
+    table.forget_confined(())
     assert not table.of("confined")
 
 

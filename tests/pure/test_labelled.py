@@ -171,13 +171,12 @@ def test_the_name_of_no_network_that_closes_is_a_mistake(key: str, value: str, c
     assert (problem.closes, problem.confines) == (True, confines)
 
 
-def test_where_a_compose_file_may_call_a_network_otherwise_a_name_is_no_mistake() -> None:
-    """A network with a name of its own (`name:`) may be meant: then it has no effect here, and is told."""
+def test_what_is_to_close_and_names_no_network_is_a_mistake() -> None:
+    """Also where a network has a name of its own (`name:`, `external:`) that may be meant: closed until it is said."""
     raw = compose("shop_back", "edge", fw__network__front__deny="22")
-    assert container(raw, "shop_back").problems == ()
-    assert container(raw, "shop_back").notices == (
-        "label fw.network.front has no effect: the container is on no network 'front' (it is on edge, shop_back)",
-    )
+    (problem,) = container(raw, "shop_back").problems
+    assert problem.closes
+    assert "the container is on no network 'front'; it is on edge, shop_back" in str(problem)
     assert container(raw, "edge", key="shop/front").said == Said(deny=(SSH,))
     assert container(compose("shop_back", fw__network__front__deny="22"), "shop_back").problems
 

@@ -73,6 +73,7 @@ def desired(state: Reconciler, noted: dict[str, frozenset[Element]] | None = Non
     fresh.directory.networks = state.inventory.directory.networks
     fresh.introduce(fresh.owners())
     wanted = {element for owner in fresh.owners() for element in fresh.elements(owner)}
+    wanted |= {Element("confined", (bridge,)) for bridge in state.state.confined}  # who was confined may come back
     return wanted | ban_elements(state.state.bans, 0)[0]
 
 

@@ -1,0 +1,94 @@
+"""What is known → the kernel: the difference as one transaction, or the whole table where that is refused."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from plugin.bans import ban_change, ban_elements
+from plugin.books import Books, touches_confined
+from plugin.cuts import Cuts
+from plugin.inventory import Inventory, Owner
+from plugin.model import Prefix
+from plugin.nft import Nft, NftError
+from plugin.sets import Element
+
+log = logging.getLogger(__name__)
+Bans = Mapping[Prefix, float]
+
+
+class Writer:
+    """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
+
+    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], None]], None]) -> None:
+        self.books = Books()
+        self.cuts = Cuts(nft, known, later)
+        self._nft = nft
+        self._known = known
+
+    def start(self) -> None:
+        """Puts the table there whole from what is known. Raises NftError."""
+        self._known.introduce(self._known.owners())
+        self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
+        self._replace(self.books)
+        self.cuts.everywhere()
+
+    def apply(self, owners: Iterable[Owner], bans: tuple[Bans, Bans] | None = None) -> bool:
+        """Makes the kernel as these owners are known now, and whoever speaks of them. Raises NftError.
+
+        `bans`: before and now. True if other networks are confined than before.
+        """
+        new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
+        narrower = [owner for owner, elements in new.items() if self.books.narrower(owner, elements)]
+        change = self.books.change(new)
+        try:
+            self._nft.change(change)
+            if bans:
+                self._nft.change(*ban_change(*bans, time.time()))
+        except NftError as error:
+            # Somebody flushed or deleted under our hands: the whole table again, from what should be.
+            log.warning("putting the whole table there: %s", error)
+            try:
+                self._replace(self.books.after(new), gone=True)
+            except NftError:
+                self._close(new)
+                raise
+            self.cuts.everywhere()
+        self.books.write(new)
+        self.cuts.later(narrower)
+        return touches_confined(change)
+
+    def _close(self, new: Mapping[Owner, frozenset[Element]]) -> None:
+        """What the kernel does not take must not keep open what closes by the same change."""
+        less = {
+            owner: elements & self.books.of(owner) | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            for owner, elements in new.items()
+        }
+        try:
+            self._nft.change(self.books.change(less))
+        except NftError as error:
+            log.error("what should be closed could not be: %s", error)
+        else:
+            self.books.write(less)
+            self.cuts.later(list(less))
+
+    def whole(self, owners: Iterable[Owner]) -> None:
+        """Puts the table there whole as these owners are known now; never raises NftError."""
+        self.books.write({owner: self._known.elements(owner) for owner in self._known.introduce(owners)})
+        try:
+            self._replace(self.books)
+        except NftError:
+            log.exception("could not put the table there; what stands in the kernel stays")
+
+    def repair(self) -> bool:
+        """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
+        if self._nft.intact():
+            return False
+        self._replace(self.books, gone=True)
+        self.cuts.everywhere()
+        return True
+
+    def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
+        lasting, timed = ban_elements(self._known.state.bans, time.time())
+        self._nft.replace((*elements, *lasting), timed, gone=gone)
