@@ -52,7 +52,8 @@ class Nft:
         ((fd, _),) = _netlink_fds() - before
         self._sock = socket.socket(fileno=os.dup(fd))
         self._sock.settimeout(30)  # which leaves the socket non-blocking, as libnftables made it and needs it
-        self._read = nl.open_socket()
+        self._read, self._dump = nl.open_socket(), nl.open_socket()
+        self._dumping = threading.Lock()
         self._lock = threading.Lock()
         self._mark = mark
         self._seq = 1 << 20
@@ -134,11 +135,11 @@ class Nft:
         Since the table was put there last. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
-        # With a socket of its own and no lock: with thousands of containers a dump takes a while, and hooks would wait.
-        with nl.open_socket() as sock:
+        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
+        with self._dumping:
             for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
                 try:
-                    told = nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
+                    told = nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
                 except FileNotFoundError:
                     continue
                 for address, packets in counted(told):

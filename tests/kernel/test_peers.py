@@ -126,8 +126,7 @@ def test_a_peer_follows_its_containers(
     site: Site, boxes: Boxes, writer: Reconciler, peer: str, name: str, project: str, service: str, network: str
 ) -> None:
     """Nobody is meant until the first one comes; each that comes may, who is not meant may not, who goes may not."""
-    if network == "shop_back":
-        writer.know_networks(frozenset({"shop_back", "front"}))
+    writer.know_networks(frozenset({"shop_back" if network == "shop_back" else "back", "front"}))
     writer.put_endpoint(known(boxes.web, "web", label(allow=f"5432 from {peer}")))
     stray = known(boxes.stray, "stray", project="third", service="stray", network="elsewhere")
     writer.put_endpoint(stray)
