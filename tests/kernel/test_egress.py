@@ -163,6 +163,22 @@ def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
     assert host_hears(site, boxes.web, HOST) == host_hears(site, boxes.web, boxes.gateways) == set()
 
 
+def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> None:
+    """Nobody speaks to the host in the name of a container on another network, to use what that one may: not another
+    container, and not the outsider."""
+    site.load(more={*boxes.elements(site, "none"), Element("tohost6", (boxes.other.v6, 17, 8125)),
+                    Element("tohost4", (boxes.other.v4, 17, 8125))})  # fmt: skip
+    for sender in (boxes.web, site.wan):
+        forged = [
+            udp(src, dst, 8125, next(_ports))
+            for src, dst in ((boxes.other.v4, Site.HOST4), (boxes.other.v6, Site.HOST6))
+        ]
+        list(site.listener.read())
+        site.forget_flows()
+        site.send(forged, sender)
+        assert not set(forged) & _seen(site, site.listener, ping(site.wan.V6, Site.HOST6), None)
+
+
 def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
     """Of a list just its ports leave, to whom they are for; its rules are for the host as well, if they are for all."""
     load(site, boxes, "443, 53/udp", f"8080 to {Site.OUT4} {Site.OUT6}", "22 to host", "gre")

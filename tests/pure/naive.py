@@ -49,7 +49,11 @@ def egress(text: str) -> list[Item] | str | None:
 
 
 def rates(text: str) -> list[tuple[Item, int, str, int]] | None:
-    return _all([_rate(part) for part in parts]) if (parts := _parts(text)) else None
+    found = _all([_rate(part) for part in parts]) if (parts := _parts(text)) else None
+    seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+    if found and any(burst * seconds[unit] / count > 30 * 86400 for _, count, unit, burst in found):
+        return None  # a source would have to be remembered for longer than 30 days
+    return found
 
 
 def word(text: str, *known: str) -> str | None:

@@ -335,6 +335,9 @@ WRONG_RATES: dict[str, str] = {
     "22 5/minute burst": f'"22 5/minute burst" {RATE}',
     "22 5/minute burst 0": f'"22 5/minute burst 0" {RATE}',
     "22 5/minute burst 65536": f'"22 5/minute burst 65536" {RATE}',
+    "22 1/day burst 65535": (
+        '"22 1/day burst 65535": a source would have to be remembered for over 30 days; write a smaller burst'
+    ),
     "22 5/minute burst 10 from 10.0.0.1": f'"22 5/minute burst 10 from 10.0.0.1" {RATE}',
     "22 ٥/minute": f'"22 ٥/minute" {RATE}',
     "22, 80 5/minute": f'"22" {RATE}',
@@ -538,3 +541,15 @@ def test_huge_values_cost_no_time(text: str, parse: object) -> None:
     assert time.process_time() - began < 0.5
     assert found == []
     assert all(len(mistake) < 3000 for mistake in mistakes)
+
+
+def test_one_value_never_becomes_a_table_of_its_own() -> None:
+    """Ports times prefixes: what would be millions of elements is a mistake, and is told without counting them out."""
+    wide = " ".join(f"2001:db8:{n:x}::/57" for n in range(200))
+    began = time.process_time()
+    assert parse_allow(f"1-65534 from {wide}") == (
+        [], ["means more than 20000 rules: ports times prefixes; use rounder ranges and prefixes"]
+    )  # fmt: skip
+    assert parse_egress("1-65534 to 2001:db8::/57 2001:db8:1::/57")[1]
+    assert not parse_allow("1-65534 from 2001:db8::/56 10.0.0.0/8")[1]
+    assert time.process_time() - began < 5

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Interface, ip_network
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from plugin.model import (
 from plugin.nft import NftError
 from plugin.overrides import in_force, with_one, without
 from plugin.reconcile import Reconciler
-from plugin.sets import Element
+from plugin.sets import Change, Element
 from plugin.state import State
 from tests.pure.fakes import Disk, Kernel
 
@@ -361,3 +362,33 @@ def test_calls_at_once_lose_nothing() -> None:
         list(pool.map(work, range(8)))
     assert len(state.networks) == len(state.endpoints) == 160
     assert kernel.table == desired(state)
+
+
+def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
+    """One container's elements that the kernel refuses (a rate of no length it knows) do not hold up what closes by the
+    same change: the ports of another one that leaves."""
+    state, kernel, _ = reconciler()
+    state.put_network(network(1))
+    state.note({"bridge": Noted(frozenset({Element("allow4", (IPv4Address("10.9.0.2"), 6, 8080))}))})
+    change, replace = kernel.change, kernel.replace
+
+    def takes(elements: Iterable[Element]) -> None:
+        if any(element.set.startswith("rated4__") for element in elements):
+            raise NftError("Value too large")
+
+    def change_(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        takes(what.add)
+        change(what, timed)
+
+    def replace_(elements: Iterable[Element], *args: Any, **kwargs: Any) -> None:
+        elements = list(elements)
+        takes(elements)
+        replace(elements, *args, **kwargs)
+
+    kernel.change, kernel.replace = change_, replace_  # type: ignore[method-assign]
+    bad = Element("rated4__1_day_65535", (IPv4Address("10.9.0.3"), 6, 22))
+    with pytest.raises(NftError):
+        state.note({"bridge": None, "bad": Noted(frozenset({bad, Element("proxied", (2, 6, 5432))}))})
+    assert kernel.table is not None
+    assert not [element for element in kernel.table if element.set == "allow4"]
+    assert Element("proxied", (2, 6, 5432)) in kernel.table

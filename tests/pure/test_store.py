@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -467,3 +468,9 @@ def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[State, 
             return
         (where / "state.json").write_text("")
         assert Store(str(where / "state.json")).load() == flushed
+
+
+def test_one_odd_name_takes_nothing_else_with_it(path: Path) -> None:
+    """A bridge's name that nft would have to quote is left out of what is kept; bans and networks beside it stay."""
+    Store(str(path)).save(dataclasses.replace(AFTER, foreign=frozenset({"br+lan", "virbr0"})), flush=True)
+    assert Store(str(path)).load() == AFTER
