@@ -236,6 +236,26 @@ def test_a_network_that_confines_does_so_from_the_first_packet(each: Fw) -> None
             assert not server.seen()
 
 
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_a_confined_container_stays_so_while_docker_starts_it(each: Fw, how: str) -> None:
+    """A container that dockerd starts again before its API answers begins nothing that its labels forbid, not with its
+    first instruction, on both kinds of networks."""
+    loop = f"while :; do echo x | nc -u -w 1 {Wan.FAR_V4} 8000 & sleep 0.05; done"
+    with each.network() as net, each.network(driver="bridge") as plain, each.wan.probe.serve(udp=[8000]) as server:
+        options = ("--restart", "always", "--stop-timeout", "0", *labels(egress="none"))
+        apps = [each.run(where, *options, command=("sh", "-c", loop)) for where in (net, plain)]
+        until(lambda: all(each.known(app) or _told(each, app)() for app in apps), "both are known")
+        before = len(server.seen())
+        if how == "restart":
+            each.engine.restart()
+        else:
+            each.engine.kill()
+            each.engine.start()
+        until(lambda: all(_told(each, app)() for app in apps), "both are known again")
+        until(lambda: all(each.engine.inspect(app)["State"]["Running"] for app in apps), "both run")
+        assert len(server.seen()) == before
+
+
 # --- mistakes, images, overrides ----------------------------------------------------------------------------------
 
 
