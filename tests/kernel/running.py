@@ -98,8 +98,14 @@ class Running:
         assert self.process
         master = self.process.pid
         children = Path(f"/proc/{master}/task/{master}/children")
-        until(lambda: len(children.read_text().split()) == 1, "gunicorn has its worker")
-        return int(children.read_text().split()[0])
+        found: list[str] = []
+
+        def one() -> bool:  # read once: under load the kernel shows none for a moment
+            found[:] = children.read_text().split()
+            return len(found) == 1
+
+        until(one, "gunicorn has its worker")
+        return int(found[0])
 
     def kill_worker(self) -> None:
         """SIGKILL for the worker; returns when another one answers."""

@@ -326,7 +326,6 @@ WRONG: dict[str, Any] = {
     "a count": ("said", {"rate": [{**RATE, "count": 10**9}]}),
     "a burst": ("said", {"rate": [{**RATE, "burst": 70000}]}),
     "a rate's range": ("said", {"rate": [{**RATE, "first": 2}]}),
-    "a bridge": ("confined", ["br 0"]),
     "an end": ("bans", {"10.0.0.1": -1}),
     "an end that is none": ("bans", {"10.0.0.1": True}),
     "an end without end": ("bans", {"10.0.0.1": float("inf")}),
