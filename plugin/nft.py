@@ -18,6 +18,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from types import MappingProxyType
 
 from plugin import netlink as nl
@@ -62,6 +63,8 @@ class Nft:
         self._print: tuple[bytes, ...] = ()
         #: The kernel can tell a socket's control group, and has nfnetlink_log; known after the first `replace`.
         self.tells_cgroups = self.logs = True
+        #: The table is ours alone while this object lives, and outlives it: nobody else can change or flush it.
+        self.owned = True
         #: Rates that have their sets and rules in the table.
         self._rates: frozenset[str] = frozenset()
 
@@ -75,22 +78,26 @@ class Nft:
         """
         elements = list(elements)
         with self._alone():
-            # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
-            tries = [(self.tells_cgroups, self.logs)]
+            # A kernel before 5.13 does not know a socket's control group, one before 6.9 (or nft before 1.1.0) no owner
+            # that leaves its table; one that never did may learn no more.
+            tries = [(self.owned, self.tells_cgroups, self.logs)]
             if not self._print:
-                tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
-            for attempt, (cgroups, logs) in enumerate(tries, 1):
+                tries = [(a, b, c) for a, b, c in product((True, False), repeat=3)]
+            for attempt, able in enumerate(tries, 1):
+                owned, cgroups, logs = able
+                words = () if gone else elements
+                lasting: Mapping[Element, int] = {} if gone else timed
+                text = replace(
+                    self._mark, words, owned=owned, cgroups=cgroups, logs=logs, timed=lasting, rates=_rates(elements)
+                )
                 try:
-                    words = () if gone else elements
-                    lasting: Mapping[Element, int] = {} if gone else timed
-                    text = replace(self._mark, words, cgroups=cgroups, logs=logs, timed=lasting, rates=_rates(elements))
                     self._run(text)
                 except NftError as error:
                     if attempt == len(tries):
                         raise
-                    log.warning("this kernel does not take all of the table: %s", error)
+                    log.log(logging.INFO if owned else logging.WARNING, "not all of the table is taken here: %s", error)
                 else:
-                    self.tells_cgroups, self.logs = cgroups, logs
+                    self.owned, self.tells_cgroups, self.logs = able
                     break
             self._rates = _rates(elements)
             rest = tuple(e for e in elements if gone or spec_of(e.set).raw)
@@ -160,7 +167,9 @@ class Nft:
     def put(self) -> tuple[str, tuple[bytes, ...]]:
         """The rules: as text, and as the kernel told them when they had been put there."""
         with self._lock:
-            text = skeleton(self._mark, cgroups=self.tells_cgroups, logs=self.logs, rates=self._rates)
+            text = skeleton(
+                self._mark, owned=self.owned, cgroups=self.tells_cgroups, logs=self.logs, rates=self._rates
+            )
             return text, self._print[2:]
 
     def generation(self) -> int:

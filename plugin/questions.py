@@ -15,6 +15,7 @@ from plugin import __version__, drift, export, hostlinks, plan, standing, status
 from plugin.bans import ban_elements
 from plugin.bridges import Bridges
 from plugin.dockerapi import ApiSilent, DockerApi
+from plugin.engines import unfit
 from plugin.explain import Around, explain
 from plugin.follow import Follower
 from plugin.guard import Guard
@@ -72,6 +73,8 @@ class Questions:
             "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
             "listening": self._follower.listening,
             "proxy_known": not self._blind(),
+            "owned": self._nft.owned,
+            "unfit": unfit(self._api.engine),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:
@@ -156,7 +159,7 @@ class Questions:
 
     def _should(self) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]]]:
         """Bans, elements and rules as they should stand, to be compared when nobody waits for the lock."""
-        return self._state.state.bans, self._state.standing(), self._nft.put()
+        return self._state.state.bans, self._state.should(), self._nft.put()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from plugin import conntrack, overrides
+from plugin import conntrack, overrides, standing
 from plugin.inventory import Inventory, Noted, Owner
 from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Published
 from plugin.nft import Nft, NftError
@@ -70,7 +70,7 @@ class Reconciler:
         with self._lock:
             return self._known.copy()
 
-    def standing(self) -> list[Element]:
+    def should(self) -> list[Element]:
         """What should stand in the kernel now, without bans. To be read under `locked` alone."""
         return list(self._writer.books)
 
@@ -202,6 +202,17 @@ class Reconciler:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
         with self._lock:
             return self._writer.repair()
+
+    def put_right(self) -> int | None:
+        """Elements that somebody added or deleted, as they should be. How many; None: it changes, ask again.
+
+        An owned table is nobody else's to change. Raises NftError, OSError.
+        """
+        if self._nft.owned:
+            return 0
+        found = standing.read()  # which takes a while with many elements, and holds nobody up
+        with self._lock:
+            return self._writer.put_right(found) if self._nft.generation() == found.generation else None
 
     def generation(self) -> int:
         """A number that others' transactions change and our own do not."""

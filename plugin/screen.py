@@ -50,7 +50,7 @@ def status(told: dict[str, Any], width: int) -> RenderableType:
             table.add_row(*_row(endpoint, network, told["now"]))
         parts += [table, *lines([("  " + problem, "bad")] for problem in network.get("problems", []))]
     parts += lines(show.around(told))
-    return Group(*parts) if parts else Text(show.EMPTY)
+    return Group(*parts)
 
 
 def _row(endpoint: dict[str, Any], network: dict[str, Any], now: float) -> tuple[Text, ...]:

@@ -34,7 +34,7 @@ def status(told: dict[str, Any]) -> str:
 
 
 def status_lines(told: dict[str, Any]) -> list[Line]:
-    return list(_status(told)) or [[(EMPTY, "")]]
+    return list(_status(told))
 
 
 def _status(told: dict[str, Any]) -> Iterator[Line]:
@@ -131,6 +131,15 @@ def closed(published: dict[str, Any]) -> str:
 
 def around(told: dict[str, Any]) -> Iterator[Line]:
     """What is not of one network."""
+    if not networks(told) and not told["apart"]:
+        yield [(EMPTY, "")]
+    if told["owned"]:
+        text = "the table is docker-fw's alone: while it runs, no other tool can change or flush it"
+    else:
+        text = "the table is watched: what another tool changes or flushes is put back (Linux 6.9 can keep it off)"
+    yield [(text, "dim")]
+    if told["unfit"]:
+        yield [(told["unfit"], "bad")]
     yield from ([(f"{name}: {why}", "dim")] for name, why in sorted(told["apart"].items()))
     for each in told["overrides"]:
         who = f"container {each['container_id'][:12]}, which is on no network now"

@@ -18,13 +18,18 @@ from plugin.sets import CGROUP, SETS, TABLE, Element, Value, rate_of, spec_of
 
 #: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
 LOG_GROUP = 0x6677
+_OWNED = "flags owner, persist"
 _NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
 
 
 def skeleton(
-    mark: int, *, cgroups: bool = True, logs: bool = True, foreign: Iterable[str] = (), rates: Iterable[str] = ()
-) -> str:
+    mark: int, *, cgroups: bool = True, logs: bool = True, owned: bool = False, foreign: Iterable[str] = (),
+    rates: Iterable[str] = (),
+) -> str:  # fmt: skip
     """The table without elements, as `nft -f` reads it. `mark` is one bit.
+
+    `owned`: nobody but the socket that this goes through may change the table, and it outlives the socket
+    (kernel ≥ 6.9, nft ≥ 1.1.0).
 
     `cgroups`: the kernel can tell a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
     `foreign`: bridges that are left alone by name, where their indices cannot be known yet (`plugin.boot`).
@@ -38,8 +43,9 @@ def skeleton(
     limits = [lookups.rate_texts(rate) for rate in sorted(rates)]
     rate_chains = "\n".join(text for text, _ in limits)
     rate_rules = "".join(f"add rule inet {TABLE} {line}\n" for _, rules in limits for line in rules.splitlines())
+    flags = f"\t{_OWNED};\n" if owned else ""
     return f"""table inet {TABLE} {{
-{sets}
+{flags}{sets}
 	counter drops {{
 	}}
 
@@ -49,20 +55,22 @@ def skeleton(
 
 
 def replace(
-    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True,
+    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
     timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """One transaction that puts the table there whole, whatever stood before.
 
     `timed`: elements that last for so many seconds. `rates`: those that elements will speak of.
     """
-    text = document(mark, elements, cgroups=cgroups, logs=logs, timed=timed, rates=rates)
-    return f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{text}"
+    text = document(mark, elements, cgroups=cgroups, logs=logs, owned=owned, timed=timed, rates=rates)
+    # To name a table with other flags than it has is refused; who knows `persist` knows `destroy` (nft ≥ 1.0.7).
+    away = f"destroy table inet {TABLE}" if owned else f"table inet {TABLE} {{}}\ndelete table inet {TABLE}"
+    return f"{away}\n{text}"
 
 
 def document(
-    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, foreign: Iterable[str] = (),
-    timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
+    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
+    foreign: Iterable[str] = (), timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """The table with its elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
     by_set: dict[str, list[str]] = {}
@@ -71,7 +79,7 @@ def document(
         lasting = f" timeout {timed[element]}s" if element in timed else ""
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
     rates = {*rates, *(rate for name in by_set if (rate := rate_of(name)))}
-    text = skeleton(mark, cgroups=cgroups, logs=logs, foreign=foreign, rates=rates)
+    text = skeleton(mark, cgroups=cgroups, logs=logs, owned=owned, foreign=foreign, rates=rates)
     for name, texts in by_set.items():
         text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"
     return text

@@ -92,14 +92,16 @@ class Watcher:
         self._stop = threading.Event()
         self._check = threading.Event()
         self._touched = threading.Event()
+        self._drifted = threading.Event()
         self._spoken = threading.Event()
         self._noting = threading.Lock()
 
     def start(self) -> None:
         follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
-        keep = (self._keep, self._keep_dockers, self._answer_neighbours, self._later.loop, self._end_overrides)
+        keep = (self._keep, self._keep_elements, self._keep_dockers, self._answer_neighbours)
+        others = (self._later.loop, self._end_overrides)
         drops = (self._drops.drop_loop,) if self._drops else ()
-        for loop in (*follow, *keep, *drops):
+        for loop in (*follow, *keep, *others, *drops):
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:
@@ -110,6 +112,7 @@ class Watcher:
             self._drops.stop()
         self._check.set()
         self._touched.set()
+        self._drifted.set()
         self._changed.set()
         self._spoken.set()
 
@@ -150,6 +153,23 @@ class Watcher:
                 generation = now
                 self._mend()
                 self._touched.set()
+                self._drifted.set()
+
+    def _keep_elements(self) -> None:
+        # Only where the table is not owned. Not in the loop above: with thousands of elements it takes a while.
+        while not self._stop.is_set():
+            self._drifted.wait(INTERVAL)
+            self._drifted.clear()
+            if self._stop.is_set():
+                return
+            try:
+                while (wrong := self._state.put_right()) is None and not self._stop.wait(TICK):
+                    pass
+                if wrong:
+                    log.warning("somebody changed %d elements of docker-fw's table; they are as they should be", wrong)
+            except (NftError, OSError) as error:
+                log.error("elements of docker-fw's table could not be put right: %s", error)
+            self._stop.wait(TICK)  # others may change their own tables many times a second
 
     def _keep_dockers(self) -> None:
         while not self._stop.is_set():

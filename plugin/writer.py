@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from plugin.bans import ban_change, ban_elements
 from plugin.books import Books, touches_confined
 from plugin.cuts import Cuts
+from plugin.drift import Standing
 from plugin.inventory import Inventory, Owner
 from plugin.model import Prefix
 from plugin.nft import Nft, NftError
-from plugin.sets import Element
+from plugin.sets import SETS, Change, Element
 
 log = logging.getLogger(__name__)
+#: What lasts for less than so many seconds yet may have gone by itself.
+_LEAVING = 2
 Bans = Mapping[Prefix, float]
 
 
@@ -88,6 +91,26 @@ class Writer:
         self._replace(self.books, gone=True)
         self.cuts.everywhere()
         return True
+
+    def put_right(self, found: Standing) -> int:
+        """Adds the elements that are missing in what was found, and removes those that are too much. How many.
+
+        `found` must be of this very moment. A table that is owned needs no such look. Raises NftError.
+        """
+        lasting, timed = ban_elements(self._known.state.bans, time.time())
+        known = {e for e in self.books if e.set in found.sets or e.set not in SETS}
+        should = known | lasting
+        timed = {element: seconds for element, seconds in timed.items() if seconds > _LEAVING}
+        missing = should - found.elements
+        extra = {
+            element for element in found.elements - should - found.leaving
+            if element not in timed and not element.set.startswith("held")
+        }  # fmt: skip
+        late = {element: seconds for element, seconds in timed.items() if element not in found.elements}
+        if missing or extra or late:
+            self._nft.change(Change(tuple(extra), tuple(missing)), late)
+            self.cuts.everywhere()
+        return len(missing) + len(extra) + len(late)
 
     def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
         lasting, timed = ban_elements(self._known.state.bans, time.time())

@@ -172,15 +172,39 @@ def test_a_bridge_that_vanished_is_made_again(fw: Fw) -> None:
                 assert list(fw.wan.probe([("tcp", v6, 80), ("tcp", v6, 8080)]).values()) == ["open", "silent"]
 
 
-def test_another_tools_flush_is_mended(fw: Fw) -> None:
-    """After `nft flush ruleset` by another tool the policy stands again within a second, exceptions and all."""
+def test_no_other_tool_flushes_the_table(fw: Fw) -> None:
+    """`nft flush ruleset` and whoever else would change our table: nothing closed answers at any moment."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
+        assert fw.status()["owned"]
+        inet = ("inet", "fw")
+        with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
+            for command in (
+                ("delete", "table", *inet), ("flush", "chain", *inet, "forward"), ("flush", "set", *inet, "confined"),
+                ("insert", "rule", *inet, "forward", "accept"),
+            ):  # fmt: skip
+                refused = fw.host.run(["nft", *command], check=False)
+                assert "Operation not permitted" in refused.stderr, command
+            fw.host.run(["nft", "flush", "ruleset"])
+            v6 = fw.addresses(app, net)[1]
+            assert [fw.wan.probe.tcp(v6, port) for port in (8080, 9090)] == ["open", "silent"]
+            fw.engine.restart()  # Docker's own rules come back only with it
+            served(fw, app, net)
+        assert not hammer.result.opened
+
+
+def test_a_flush_while_docker_fw_is_dead_is_mended_when_it_is_back(fw: Fw) -> None:
+    """Nobody owns the table of a process that is gone: after a flush the policy stands again with the next start."""
+    with fw.network() as net, labelled(fw, net) as app:
+        served(fw, app, net)
+        fw.engine.docker("plugin", "disable", "-f", fw.driver)
         fw.host.run(["nft", "flush", "ruleset"])
+        fw.engine.docker("plugin", "enable", fw.driver)
         v6 = fw.addresses(app, net)[1]
         until(lambda: fw.wan.probe.tcp(v6, 9090) == "silent", "closed again", timeout=1.5)
-        fw.engine.restart()  # Docker's own rules come back only with it
+        fw.engine.restart()
         served(fw, app, net)
+        assert fw.status()["owned"]
 
 
 def pids(engine: Engine) -> list[str]:

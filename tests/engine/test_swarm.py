@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab import Engine, Wan
 from tests.lab.netns import Netns
-from tests.product import DEEP, NEWEST, Fw, until
+from tests.product import DEEP, NEWEST, PLUGIN, Fw, until
 
 Target = tuple[str, str, int]
 #: What the containers serve: a port of the base, one that a label opens or not, one that nothing opens.
@@ -222,10 +222,11 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
         with sandbox.probe.serve(tcp=[80, 30000]):
             assert list(each.wan.probe(tried).values()) == ["silent", "silent"]
             assert each.host.probe.tcp(address, 30000) == "open"
+            each.engine.docker("plugin", "disable", "-f", PLUGIN)  # the table is nobody's own then
             each.host.run_outside(["nft", "add", "element", "inet", "fw", "allow4", element])
             assert list(each.wan.probe(tried).values()) == ["silent", "open"]
-            each.host.run_outside(["nft", "delete", "element", "inet", "fw", "allow4", element])
-            assert list(each.wan.probe(tried).values()) == ["silent", "silent"]
+            each.engine.docker("plugin", "enable", PLUGIN)
+            until(lambda: list(each.wan.probe(tried).values()) == ["silent", "silent"], "closed again")
     finally:
         for table in rules:
             each.host.run(["iptables", *table[:2], "-D", *table[2:]])

@@ -67,18 +67,18 @@ def standing(elements: set[Element], **fields: Any) -> Standing:
 
 
 def drifted(site: Site, there: Standing, timed: tuple[Element, ...] = ()) -> list[str]:
-    wanted = set(site.state.standing())
+    wanted = set(site.state.should())
     return lines(drift.drift(wanted, timed, there, TEXT, PUT, drift.names(site.state.snapshot())))
 
 
 def test_what_is_as_it_should_be_is_no_difference(site: Site) -> None:
     """Nothing to tell."""
-    assert drifted(site, standing(set(site.state.standing()))) == []
+    assert drifted(site, standing(set(site.state.should()))) == []
 
 
 def test_elements_that_somebody_changed_are_told_with_whose_they_are(site: Site) -> None:
     """What came is to go, what went is to come; sorted, with the container's name or the network's."""
-    there = set(site.state.standing())
+    there = set(site.state.should())
     there |= {Element("allow4", (IPv4Address("10.1.0.2"), 6, 9999))}
     there |= {Element("allow6", (IPv6Address("2001:db8:9::9"), 17, 53))}
     there -= {Element("allow4", (IPv4Address("172.18.0.2"), 6, 22)), Element("bridges", ("fw-ffffffffffff",))}
@@ -94,8 +94,8 @@ def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
     lasting, timed = ban_elements(bans, 1000)
     held = Element("held4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
     leaving = Element("banned4", (IPv4Address("203.0.113.9"),))
-    there = {*site.state.standing(), *timed, held, leaving}
-    wanted = {*site.state.standing(), *lasting}
+    there = {*site.state.should(), *timed, held, leaving}
+    wanted = {*site.state.should(), *lasting}
     told = drift.drift(wanted, list(timed), standing(there | lasting, leaving=frozenset({leaving})), TEXT, PUT, {})
     assert told == []
     told = drift.drift(wanted, list(timed), standing((there | lasting) - timed.keys()), TEXT, PUT, {})
@@ -104,7 +104,7 @@ def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
 
 def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site: Site) -> None:
     """With the command that shows it."""
-    there = standing(set(site.state.standing()), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
+    there = standing(set(site.state.should()), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
     assert drifted(site, there) == [
         "+ chain forward: goto deny", "+ chain deny: counter",
         "- chain forward: a rule that is not docker-fw's, handle 9 (nft -a list chain inet fw forward)",
@@ -118,7 +118,7 @@ def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
     """Those of rates that are not in use any more stay, and are no difference."""
-    wanted = set(site.state.standing())
+    wanted = set(site.state.should())
     rates = {"rated4__5_minute_5", "seen4__5_minute_5", "seen_host6__5_minute_5"}
     sets = (frozenset(SETS) - {"held4"}) | rates | {"theirs"}
     assert drifted(site, standing(wanted, sets=sets)) == ["+ set held4", "- set theirs"]
@@ -221,7 +221,7 @@ def test_another_mark_is_other_rules() -> None:
 def test_the_file_stands_alone(site: Site) -> None:
     """In one transaction, whatever stands; foreign bridges by name; what it is and of when; and all elements."""
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
-    elements = {*site.state.standing(), *banned, Element("foreign", (7,)), Element("proxies", (12,))}
+    elements = {*site.state.should(), *banned, Element("foreign", (7,)), Element("proxies", (12,))}
     foreign, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
     text = export.file(MARK, elements, timed, foreign, logs=True, version="1.2.3", when=when)
     head, _, rest = text.partition("\n\n")

@@ -48,7 +48,7 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     return {
         "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
         "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
-        "proxy_known": True, **more,
+        "proxy_known": True, "owned": True, "unfit": "", **more,
     }  # fmt: skip
 
 
@@ -161,6 +161,9 @@ def test_status_tells_of_the_host(site: Site) -> None:
     assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in said
     quiet = words(Site(ours(2, DB)))
     assert not any(word in quiet for word in ("silent", "banned", "left alone", "control group"))
+    assert "the table is docker-fw's alone" in quiet
+    assert "the table is watched" in words(Site(ours(2, DB)), owned=False)
+    assert "upgrade Docker" in words(Site(ours(2, DB)), unfit="upgrade Docker")
     assert words(Site(ours(2, DB)), banned=1).endswith("1 address or prefix is banned: fwctl bans")
 
 
@@ -168,9 +171,10 @@ def test_nothing_is_told_in_a_sentence() -> None:
     """And an empty network of Docker's is of no interest."""
     empty = told(Site())
     assert "fw-ffffffffffff" in show.status(empty)
-    assert show.status({**empty, "networks": []}) == (
-        "no container on any network; all that comes will be closed but for TCP 22, 80, 443"
-    )
+    assert show.status({**empty, "networks": []}).splitlines() == [
+        "no container on any network; all that comes will be closed but for TCP 22, 80, 443",
+        "the table is docker-fw's alone: while it runs, no other tool can change or flush it",
+    ]
 
 
 def test_ports_tell_from_whom(site: Site) -> None:
