@@ -15,11 +15,11 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, request
 
-from plugin.dropped import plain
 from plugin.duration import LONGEST
 from plugin.model import FwError
 from plugin.orders import Orders
 from plugin.questions import Questions
+from plugin.record import readable
 
 #: Rules of one `fwctl allow`; addresses of one `fwctl ban`.
 MAX_RULES, MAX_BANS = 256, 100_000
@@ -129,13 +129,14 @@ def add_routes(app: Flask, orders: Orders, questions: Questions) -> None:
 
     @routes.errorhandler(FwError)
     def _refused(error: FwError) -> Response:
-        log.info("%s: %s", request.path, plain(str(error)))
-        return _reply({"Err": str(error)}, 400)
+        told = readable(str(error))
+        log.info("%s: %s", request.path, told)
+        return _reply({"Err": told}, 400)
 
     @routes.errorhandler(Exception)
     def _failed(error: Exception) -> Response:
         log.exception("%s failed", request.path)
-        return _reply({"Err": f"docker-fw failed on {request.path}: {type(error).__name__}: {error}"}, 500)
+        return _reply({"Err": readable(f"docker-fw failed on {request.path}: {type(error).__name__}: {error}")}, 500)
 
     app.register_blueprint(routes)
 

@@ -14,6 +14,7 @@ from flask import Flask, Response, request
 
 from plugin.driver import Driver
 from plugin.model import FwError
+from plugin.record import readable
 
 #: A request of Docker's is a few KB; thousands of published ports make some 100 KB.
 MAX_BODY = 8 << 20
@@ -59,7 +60,7 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
     @app.post("/<call>")
     def hook(call: str) -> Response | tuple[Response, int]:
         if call not in calls:
-            return _reply({"Err": f"docker-fw does not know the call {call[:80]}"}), 404
+            return _reply({"Err": readable(f"docker-fw does not know the call {call[:80]}")}), 404
         log.debug("%s %s", call, request.get_data()[:2000])
         return _reply(calls[call](_body()))
 
@@ -69,19 +70,21 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
 
     @app.errorhandler(FwError)
     def refused(error: FwError) -> tuple[Response, int]:
-        log.error("%s: %s", request.path, error)
-        return _reply({"Err": str(error)}), 200
+        told = readable(str(error))
+        log.error("%s: %s", request.path, told)
+        return _reply({"Err": told}), 200
 
     @app.errorhandler(404)
     @app.errorhandler(405)
     @app.errorhandler(413)
     def unknown(error: Any) -> tuple[Response, int]:
-        return _reply({"Err": f"{request.method} {request.path[:80]}: {error.name}"}), int(error.code)
+        return _reply({"Err": readable(f"{request.method} {request.path[:80]}: {error.name}")}), int(error.code)
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> tuple[Response, int]:
         log.exception("%s failed", request.path)
-        return _reply({"Err": f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}"}), 200
+        told = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
+        return _reply({"Err": told}), 200
 
     return app
 

@@ -9,6 +9,7 @@ their indices, which differ from boot to boot, and which a bridge has not got be
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -125,8 +126,9 @@ def check(root: Path, nft: str, text: str) -> None:
 
     Raises FwError.
     """
+    # Under another name: what stands may be the own table of a docker-fw that runs, which nobody else may touch.
+    text = re.sub(rf"\binet {TABLE}\b", f"inet {TABLE}_check", text)
     command = ["chroot", str(root), nft, "--check", "-f", "-"]
-    text = f"table inet {TABLE} {{}}\ndelete table inet {TABLE}\n{text}"  # one may stand now
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -29,6 +29,7 @@ from requests.exceptions import RequestException
 from plugin import labelled, listing
 from plugin.attachments import Attachments, Options
 from plugin.effect import Engine
+from plugin.engines import noted
 from plugin.labelled import Labelled
 from plugin.look import Look
 from plugin.model import Container, Endpoint, Guarded
@@ -243,7 +244,7 @@ class DockerApi:
                     info = raw._result(raw._get(raw._url("/info", versioned_api=False)), json=True)
                     backend = info.get("FirewallBackend") or {}
                     engine = replace(engine, backend=str(backend.get("Driver") or ""))
-                self.engine = engine
+                self.engine = noted(engine, self.engine)
             finally:
                 client.close()
             # docker-py speaks up to a version of its own; 20.10 tops out at 1.41, 29 starts at 1.44.

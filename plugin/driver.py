@@ -32,7 +32,10 @@ class Finds(Protocol):
 
 
 class Driver:
-    """`refuse`: a container with a wrong label does not start; otherwise it starts, and stays closed."""
+    """`refuse`: a container with a wrong label does not start; otherwise it starts, and stays closed.
+
+    `refusal`: why nothing may join on this engine, "" where it may.
+    """
 
     def __init__(
         self,
@@ -45,8 +48,10 @@ class Driver:
         changed: Callable[[], None] = lambda: None,
         *,
         refuse: bool = True,
+        refusal: Callable[[], str] = lambda: "",
     ) -> None:
         self._refuse = refuse
+        self._refusal = refusal
         self._state = reconciler
         self._links = links
         self._sysctl = sysctl
@@ -58,6 +63,7 @@ class Driver:
 
     def create_network(self, body: Any) -> Reply:
         network = protocol.create_network(body, bridge_name)
+        self._refuse_engine()
         # One at a time: of two that want the same name or subnet at the same moment the second must see the first.
         with self._networks:
             self._create_network(network)
@@ -97,6 +103,7 @@ class Driver:
 
     def create_endpoint(self, body: Any) -> Reply:
         endpoint = protocol.create_endpoint(body)
+        self._refuse_engine()
         _refuse_outside(self._network(endpoint.network_id), endpoint)
         self._forget_others(endpoint)
         given = bool(endpoint.mac)
@@ -235,6 +242,10 @@ class Driver:
     def _unpublish(self, endpoint: Endpoint) -> None:
         self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=()))
         self._ports.release(endpoint.id)
+
+    def _refuse_engine(self) -> None:
+        if why := self._refusal():
+            raise FwError(why)
 
     def _refuse_clash(self, network: Network) -> None:
         for other in self._state.networks.values():

@@ -22,6 +22,7 @@ from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
 from plugin.droplog import DropLog
 from plugin.droplog_http import add_route
+from plugin.engines import refusal
 from plugin.follow import Follower
 from plugin.guard import KEPT, Guard
 from plugin.hostsocket import raise_fd_limit
@@ -82,7 +83,7 @@ class Plugin:
         self._driver = Driver(
             self._state, self._links, sysctl, self._ports, api,
             wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
-            refuse=settings.refuse,
+            refuse=settings.refuse, refusal=lambda: refusal(api.engine),
         )  # fmt: skip
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         self._drops = drops = DropLog(self._state, lambda: nft.logs)

@@ -12,6 +12,14 @@ from plugin.model import PROTO_NUMBER, Address, Proto
 T = TypeVar("T")
 #: Linux's own rule for interface names (dev_valid_name), narrowed to what needs no quoting anywhere.
 INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+#: Characters of an error: a hundred mistakes in labels, but not the megabyte that somebody wrote.
+MAX_ERROR = 8000
+
+
+def readable(text: str) -> str:
+    """On one line, of an endurable length, without what moves a terminal's cursor: for logs and people."""
+    cut = text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def text(raw: Any, key: str) -> str:

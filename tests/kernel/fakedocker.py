@@ -28,6 +28,7 @@ class FakeDocker:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.mode: Mode = "answer"
+        self.version = ""
         self.asked: list[str] = []
         self.containers: dict[str, dict[str, Any]] = {}  # by endpoint ID
         self.networks: dict[str, dict[str, Any]] = {}
@@ -129,7 +130,9 @@ class FakeDocker:
         path = re.sub(r"^/v1\.\d+", "", url.path)
         query = parse_qs(url.query)
         if path == "/version":
-            self._reply(request, {"ApiVersion": "1.44", "MinAPIVersion": "1.24"})
+            self._reply(request, {"Version": self.version, "ApiVersion": "1.44", "MinAPIVersion": "1.24"})
+        elif path == "/info":
+            self._reply(request, {})
         elif path == "/events":
             self._stream(request)
         elif path == "/networks":

@@ -249,7 +249,7 @@ def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
         boot.check(root, NFT, "create table inet fw\n")
     said = ""
     boot.check(root, NFT, "create table inet fw\n")
-    text = "table inet fw {}\ndelete table inet fw\ncreate table inet fw\n"
+    text = "create table inet fw_check\n"  # the one that stands may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
 
 

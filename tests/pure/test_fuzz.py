@@ -1,0 +1,291 @@
+"""Whatever comes by the plugin's socket: an answer that says what is wrong, and nothing open that was not asked for.
+
+FW_FUZZ=N tries N times as many inputs, other ones in each run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugin import conntrack, driver
+from plugin.admin import add_routes
+from plugin.app import create_app
+from plugin.driver import Driver
+from plugin.guard import Guard
+from plugin.labels import parse
+from plugin.model import Container, Defaults, Published, Rule, Said
+from plugin.orders import Orders
+from plugin.reconcile import Reconciler
+from plugin.sets import Element
+from plugin.state import State
+from plugin.table import element_text
+from tests.pure.fakes import Disk, Kernel
+from tests.pure.strategies import ELEMENT_TEXT, json_values
+from tests.pure.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
+from tests.pure.test_reconcile import desired
+
+Body = dict[str, Any]
+_TIMES = int(os.environ.get("FW_FUZZ", "0"))
+#: An error is one that a person can read.
+LONGEST = 8001
+IDS = {"NetworkID": NETWORK_ID, "EndpointID": ENDPOINT_ID}
+JOIN = {**IDS, "SandboxKey": "/var/run/docker/netns/1", "Options": {}}
+#: A body for each call that is right, in the order of a container's life.
+DRIVER: dict[str, Body] = {
+    "CreateNetwork": CREATE_NETWORK,
+    "CreateEndpoint": CREATE_ENDPOINT,
+    "EndpointOperInfo": IDS,
+    "Join": JOIN,
+    "ProgramExternalConnectivity": {**IDS, "Options": CREATE_ENDPOINT["Options"]},
+    "RevokeExternalConnectivity": IDS,
+    "Leave": IDS,
+    "DeleteEndpoint": IDS,
+    "DeleteNetwork": {"NetworkID": NETWORK_ID},
+    "DiscoverNew": {"DiscoveryType": 1, "DiscoveryData": {"Address": "192.0.2.1", "Self": True}},
+    "DiscoverDelete": {"DiscoveryType": 1, "DiscoveryData": {"Address": "192.0.2.1", "Self": True}},
+    "AllocateNetwork": {"NetworkID": NETWORK_ID, "Options": {}, "IPv4Data": [], "IPv6Data": []},
+    "FreeNetwork": {"NetworkID": NETWORK_ID},
+    "GetCapabilities": {},
+}
+POSTS: dict[str, Body] = {
+    "/Plugin.Activate": {},
+    **{f"/NetworkDriver.{name}": body for name, body in DRIVER.items()},
+    "/allow": {"container": "web", "rules": ["8080", "53/udp from 192.0.2.0/24"], "seconds": 60},
+    "/deny": {"container": "web", "rules": ["22"], "seconds": None},
+    "/revert": {"container": "web"},
+    "/ban": {"bans": [{"address": "203.0.113.7", "seconds": 600}, {"address": "2001:db8:5::/48"}]},
+    "/unban": {"addresses": ["203.0.113.7"]},
+    "/explain": {"from": "internet", "to": "web", "what": "8080", "family": 4},
+    "/plan": {"settings": {"FW_ALLOW": "8080"}},
+}
+GETS = {"/status", "/bans", "/export"}
+#: Text that is something to a shell, to nft, to a terminal, to a log or to a number's reader.
+EVIL = [
+    '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet fw x accept", "--help", "-f", "$(reboot)",
+    "\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\u200b", "\u0000", "\ud800", "٨٠٨٠", "８０８０", "²", "..",
+    "../../etc/passwd",
+    "0.0.0.0/0", "::/0", "::ffff:10.0.0.1", "fe80::1%eth0", "8080", "1-65535", "icmp", "all", "", " ", "x" * 5000,
+    "fw-", "lo", "eth0", "*", "true", "1e400",
+]  # fmt: skip
+values = (
+    st.sampled_from(EVIL) | st.text(max_size=12) | json_values
+    | st.sampled_from([None, True, 0, -1, 2**31, 2**63, 2**64, 10**400, 0.5, float("nan"), float("inf"), [], {}, [[]]])
+)  # fmt: skip
+keys = st.sampled_from(["fw.allow", "fw.deny", "fw.egress", "fw.rate", "fw.policy", "fw.network.a.allow", "fw.x"])
+
+
+def some(count: int) -> settings:
+    """So many inputs, the same ones each time; with FW_FUZZ many more, and others."""
+    return settings(max_examples=count * max(_TIMES, 1), deadline=None, derandomize=not _TIMES)
+
+
+class NoLinks:
+    """Links, host ports, sysctls and Docker's API where all goes well and nothing is."""
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    def missing(self, _: object) -> set[int]:
+        return set()
+
+    def find(self, *_: object) -> Container:
+        parsed = parse({"fw.allow": "8080"})
+        return Container("c" * 64, "web", parsed.said, parsed.problems)
+
+    def publish(self, _: str, bindings: Any, **addresses: Any) -> tuple[Published, ...]:
+        there = [address for name in ("addr4", "addr6") if (address := addresses[name])]
+        return tuple(
+            Published(b.proto, type(address)(0), b.host_port or 40000, b.container_port)
+            for b in bindings for address in there
+        )  # fmt: skip
+
+
+class Answers:
+    """`fwctl`'s questions, of which none changes anything."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *_: [] if name == "places" else {}
+
+
+class Plugin:
+    """The real application, driver, orders, guard and reconciler; no kernel, disk and Docker."""
+
+    def __init__(self, unix: socket.socket) -> None:
+        self.kernel, self.disk = Kernel(), Disk()
+        self.state = Reconciler(self.kernel, self.disk, Defaults(Said(allow=(Rule("udp", 161, 161),))))  # type: ignore[arg-type]
+        self.state.start(State())
+        none: Any = NoLinks()
+        made = Driver(self.state, none, none, none, none)
+        asked: Any = Answers()
+        self.app: Flask = create_app(made, asked)
+        add_routes(self.app, Orders(self.state, Guard(self.state), own=set), asked)
+        self.client: FlaskClient = self.app.test_client()
+        self.client.environ_base["gunicorn.socket"] = unix
+
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        """The answer to a body, which is an object whatever was asked."""
+        reply = self.client.post(path, data=body if isinstance(body, bytes) else json.dumps(body).encode())
+        assert reply.status_code in (200, 400, 404, 405, 413), reply.data[:300]
+        told: Any = json.loads(reply.data)
+        assert isinstance(told, dict)
+        if error := told.get("Err"):
+            assert len(error) <= LONGEST, f"{len(error)} characters: {error[:200]}"
+            assert "docker-fw failed" not in error, error
+            assert "Traceback" not in error
+            assert error.isprintable(), repr(error[:300])
+        return told
+
+    def drive(self, *calls: str) -> None:
+        for call in calls:
+            assert "Err" not in self.post(f"/NetworkDriver.{call}", DRIVER[call])
+
+    def books(self) -> None:
+        """What stands is what is known, found anew; and it is about addresses that somebody has."""
+        assert self.kernel.table == desired(self.state)
+        assert self.kernel.table is not None
+        known = {a for e in self.state.endpoints.values() for a in (e.addr4, e.addr6)}
+        for element in self.kernel.table:
+            if re.match("(allow|other|gate|from|out|to)[46]", element.set):
+                assert known & set(element.key), element
+
+
+@contextmanager
+def running() -> Iterator[Plugin]:
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        yield Plugin(one)
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's flows and links are none of ours."""
+    for name in ("cut_closed", "cut_published", "cut_addresses"):
+        monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(driver, "exists", lambda _: True)
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a body."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(each for key, below in inner for each in _places(below, (*path, key)))]
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, right: Body) -> Any:
+    """A body that was right, changed at one place to three: something else there, away, or something more."""
+    root: Any = {"": copy.deepcopy(right)}
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(_places(root[""], ("",))))
+        there = root
+        for key in path[:-1]:
+            there = there[key]
+        match draw(st.sampled_from(["other", "other", "away", "more"])):
+            case "away" if len(path) > 1:
+                del there[path[-1]]
+            case "more" if isinstance(there[path[-1]], dict):
+                there[path[-1]][draw(keys | st.sampled_from(EVIL))] = copy.deepcopy(draw(values))
+            case _:
+                there[path[-1]] = copy.deepcopy(draw(values))
+    return root[""]
+
+
+@given(st.data())
+@some(60)
+def test_a_spoilt_request_is_answered_and_opens_nothing_by_itself(data: st.DataObject) -> None:
+    """At any time of a container's life, by any route: a reply or an error in words, never a traceback; and afterwards
+    the table is what is known."""
+    path = data.draw(st.sampled_from(sorted(POSTS)))
+    life = ["CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"]
+    with running() as plugin:
+        plugin.drive(*life[: data.draw(st.integers(0, 4))])
+        before = plugin.state.state
+        told = plugin.post(path, data.draw(spoilt(POSTS[path])))
+        if "Err" in told and "Delete" not in path and "Create" not in path:
+            assert dataclasses.replace(plugin.state.state, switched=before.switched) == before
+        plugin.books()
+        plugin.drive("Leave", "DeleteEndpoint", "DeleteNetwork")
+
+
+@given(path=st.sampled_from(sorted(POSTS)), data=st.binary(max_size=60), cut=st.integers(0, 400))
+@some(60)
+def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -> None:
+    """Invalid UTF-8, a request that was cut short, rubbish."""
+    with running() as plugin:
+        for body in (data, json.dumps(POSTS[path]).encode()[:cut], data + json.dumps(POSTS[path]).encode()):
+            plugin.post(path, body)
+        plugin.books()
+
+
+@pytest.mark.parametrize("path", sorted(POSTS))
+def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
+    """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a key twice, more than is read."""
+    bodies = [
+        b"[" * 100_000, b'{"a":' * 100_000, b'{"NetworkID": ' + b"9" * 5000 + b"}", b'{"container": NaN}',
+        json.dumps({**POSTS[path], "NetworkID": "x" * (1 << 20)}).encode(),
+        json.dumps({**POSTS[path], "Options": {"fw.allow": "80," * 300_000}}).encode(),
+        b'{"NetworkID": "a", "NetworkID": {}}', b" " * (10 << 20),
+    ]  # fmt: skip
+    with running() as plugin:
+        for body in bodies:
+            plugin.post(path, body)
+        plugin.books()
+
+
+@given(st.sampled_from(EVIL) | st.text(max_size=20), st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "TRACE"]))
+@some(10)
+def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> None:
+    """As 404 or 405 and JSON; nothing is done."""
+    safe = quote(text.encode("utf-8", "surrogatepass"))
+    with running() as plugin:
+        for path in (f"/{safe}", f"/a//{safe}", f"/../allow/{safe}", f"/NetworkDriver.Join/{safe}", f"/allow%0a{safe}"):
+            reply = plugin.client.open(path, method=method, data=b"{}")
+            assert reply.status_code < 500
+            if method != "HEAD" and reply.status_code >= 400:
+                assert str(json.loads(reply.data)["Err"]).isprintable()
+        assert plugin.state.state == State()
+
+
+def test_every_route_is_tried_here() -> None:
+    """A new route comes with a body for these tests."""
+    with running() as plugin:
+        rules = {str(rule): rule.methods or set() for rule in plugin.app.url_map.iter_rules()}
+        calls = inspect.getclosurevars(plugin.app.view_functions["hook"]).nonlocals["calls"]
+    assert {f"/{call}" for call in calls} <= set(POSTS)
+    assert {path for path, methods in rules.items() if "POST" in methods} - {"/<call>"} <= set(POSTS)
+    assert {path for path, methods in rules.items() if "GET" in methods} - {"/static/<path:filename>"} == GETS
+
+
+# --- the table's text -------------------------------------------------------------------------------------------------
+
+@given(st.data())
+@some(30)
+def test_no_text_from_outside_is_part_of_the_tables_text(data: st.DataObject) -> None:
+    """Whatever Docker or `fwctl` was told: elements are numbers, addresses and checked names of links."""
+    with running() as plugin:
+        plugin.drive("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity")
+        for call in ("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"):
+            plugin.post(f"/NetworkDriver.{call}", data.draw(spoilt(DRIVER[call])))
+        for path in ("/allow", "/ban"):
+            plugin.post(path, data.draw(spoilt(POSTS[path])))
+        table: set[Element] = plugin.kernel.table or set()
+        for element in (*table, *plugin.kernel.timed):
+            assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element

@@ -1,0 +1,90 @@
+"""What SECURITY.md says of mounts and of what Docker is asked is what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from plugin.dockerapi import ApiSilent, DockerApi
+from tests.kernel.fakedocker import FakeDocker
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "SECURITY.md").read_text()
+NETWORK, ENDPOINT, IMAGE = "a" * 64, "e" * 64, "sha256:labelled"
+
+
+def rows(head: str) -> list[list[str]]:
+    """The table that begins with this column, without its head."""
+    lines = TEXT.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Iterator[FakeDocker]:
+    made = FakeDocker(tmp_path / "docker.sock")
+    made.version = "29.0.3"
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def general(path: str, container_id: str) -> str:
+    """A request's path without version, query and whom it is about, as the table has it."""
+    path = re.sub(r"^/v[0-9.]+", "", urlsplit(path).path)
+    for identity in (NETWORK, container_id, IMAGE):
+        path = path.replace(identity, "ID")
+    return path
+
+
+def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> None:
+    """Each call of the table is made, with GET, which is all that this Docker answers to; none is made besides.
+
+    Everything that docker-fw ever asks is asked: in a hook, for a look at all, of one container, of a guest, events.
+    """
+    docker.container("web", ENDPOINT, NETWORK, {"fw.allow": "8080"}, IMAGE)
+    docker.images[IMAGE] = {}
+    docker.networks[NETWORK]["Driver"] = "bridge"
+    container_id = str(docker.containers[ENDPOINT]["Id"])
+    api = DockerApi(str(docker.path))
+    assert len(api.look().containers) == 1
+    assert api.find(NETWORK, ENDPOINT)
+    assert api.bridges()
+    assert api.guest(NETWORK, container_id)
+    with pytest.raises(ApiSilent):  # this Docker knows no inspection; that it is asked for one is what counts here
+        api.running(container_id)
+    events = api.events()
+    assert next(events)
+    table = rows("method")
+    assert {method for method, *_ in table} == {"GET"}
+    assert {general(path, container_id) for path in docker.asked} == {path.strip("`") for _, path, _ in table}
+    docker.end_streams()
+    assert list(events) == []
+
+
+def test_the_table_of_mounts_is_what_config_and_compose_file_mount() -> None:
+    """Sources and modes, of the managed plugin and of the sidecar."""
+    told = {row[0].split("`")[1]: (row[1], "(sidecar)" in row[0]) for row in rows("mount")}
+    config = json.loads((ROOT / "config.json").read_text())
+    plugins = {each["source"]: "read-only" if "ro" in each["options"] else "writable" for each in config["mounts"]}
+    assert plugins == {source: mode for source, (mode, sidecars) in told.items() if not sidecars}
+    compose = (ROOT / "compose-examples/sidecar.yml").read_text()
+    mounted = re.findall(r"^ +- (/[\w/]+):/[\w/]+?(:ro)?(?: |$)", compose, re.MULTILINE)
+    assert {source: "read-only" if ro else "writable" for source, ro in mounted} == {
+        source: mode for source, (mode, _) in told.items()
+    }
+
+
+def test_the_capabilities_are_those_of_config_and_compose_file() -> None:
+    """The plugin asks for CAP_NET_ADMIN alone; the sidecar drops all and adds what the text names."""
+    config = json.loads((ROOT / "config.json").read_text())
+    assert config["linux"]["capabilities"] == ["CAP_NET_ADMIN"]
+    compose = (ROOT / "compose-examples/sidecar.yml").read_text()
+    assert "cap_drop: [ALL]" in compose
+    assert "cap_add: [NET_ADMIN, NET_BIND_SERVICE]" in compose
+    assert "The sidecar has exactly `CAP_NET_ADMIN` and `CAP_NET_BIND_SERVICE`." in TEXT
