@@ -11,9 +11,9 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.product import NEWEST, VERSIONS
 
 #: Each of their tests makes an engine of its own.
-SINGLE = ("test_packaging.py", "test_hosts.py")
+SINGLE = ("test_packaging.py", "test_hosts.py", "test_privilege.py")
 #: These have engines of the file's own, one of each version.
-OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py")
+OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

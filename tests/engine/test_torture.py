@@ -1,0 +1,40 @@
+"""Everything around docker-fw breaks, one thing after the other, while an outsider never stops probing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Engine
+from tests.product import NEWEST, Fw
+from tests.torture.bed import HEADER, Bed
+from tests.torture.blows import SHORT
+
+
+@pytest.fixture(scope="module", params=[NEWEST])
+def fw(_root: None, request: pytest.FixtureRequest) -> Iterator[Fw]:
+    """An engine that nobody else needs."""
+    with Engine(request.param) as engine:
+        yield Fw.install(engine)
+
+
+def test_no_blow_opens_what_is_closed_and_all_that_was_open_comes_back(fw: Fw) -> None:
+    """Crashes, hangs, flushes, lost state, on driver networks and Docker's own, IPv4 and IPv6: no closed port answers
+    at any moment, and what is open is open again without anybody's help."""
+    with Bed(fw).standing() as bed:
+        rows = [bed.strike(blow) for blow in SHORT]
+    print(HEADER, *rows, sep="\n")
+    assert not [str(row) for row in rows if row.broken]
+
+
+def test_the_torture_sees_a_port_that_is_really_opened(fw: Fw) -> None:
+    """A blow that does open a closed port is called broken."""
+
+    def opened(bed: Bed) -> None:
+        bed.fw.fwctl("allow", "tortured-app", "9090")
+
+    with Bed(fw).standing() as bed:
+        row = bed.strike(opened)
+    assert row.broken
+    assert row.opened

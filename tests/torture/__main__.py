@@ -1,0 +1,70 @@
+"""The long run: blows in random order until the time is over; 1 if a promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+
+from tests.lab import ENGINES, Engine
+from tests.product import NEWEST, Fw
+
+from .bed import HEADER, Bed, Row
+from .blows import BLOWS, answers, pids
+
+
+def leaks(fw: Fw) -> str:
+    """What is left of the test's places in the table or among the links."""
+    for _ in range(50):
+        table = fw.host.run(["nft", "list", "table", "inet", "fw"]).stdout.splitlines()
+        left = [line.strip() for line in table if "10.89." in line or "2001:db8:89:" in line]
+        if not left:
+            return ""
+        time.sleep(0.1)
+    return f"left in the table: {left}"
+
+
+def usage(fw: Fw) -> str:
+    """File descriptors and memory of the plugin's worker."""
+    worker = pids(fw)[-1]
+    fds = len(fw.host.run(["ls", f"/proc/{worker}/fd"]).stdout.split())
+    rss = fw.host.run(["grep", "VmRSS", f"/proc/{worker}/status"]).stdout.split()[1]
+    return f"{fds} descriptors, {int(rss) / 1024:.1f} MB"
+
+
+def run(fw: Fw, seed: int, minutes: float) -> list[Row]:
+    """Blows until the time is over, each told as it ends."""
+    draw, end, rows = random.Random(seed), time.monotonic() + minutes * 60, []
+    with Bed(fw).standing() as bed:
+        print(HEADER, flush=True)
+        while time.monotonic() < end:
+            for blow in draw.sample(BLOWS, len(BLOWS)):
+                rows.append(bed.strike(blow))
+                print(rows[-1], *rows[-1].opened[:5], flush=True)
+                if time.monotonic() > end:
+                    break
+            if answers(fw):
+                print(f"  the plugin has {usage(fw)}", flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="the order of the blows")
+    parser.add_argument("--minutes", type=float, default=15, help="how long (15)")
+    parser.add_argument("--engine", default=NEWEST, choices=ENGINES, help=f"Docker's version ({NEWEST})")
+    given = parser.parse_args()
+    print(f"seed {given.seed}, engine {given.engine}, {given.minutes:g} minutes", flush=True)
+    with Engine(given.engine) as engine:
+        fw = Fw.install(engine)
+        rows = run(fw, given.seed, given.minutes)
+        left = leaks(fw)
+    broken = [row for row in rows if row.broken]
+    print(f"{len(rows)} blows, {sum(row.shots for row in rows)} shots, {sum(len(row.opened) for row in rows)} opened,"
+          f" slowest back {max(row.back for row in rows):.2f} s, {len(broken)} broken {left}")  # fmt: skip
+    return 1 if broken or left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

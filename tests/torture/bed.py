@@ -1,0 +1,143 @@
+"""What is tortured: containers on a driver network and on one of Docker's, an outsider, and what came of each blow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.lab import Shot, Target
+from tests.product import Fw, until
+
+#: Docker's CLI and two busy cores may take their time; the aim is AIM, and what is later is told.
+AIM, LATEST = 1.0, 20.0
+#: A table without a live owner may stand open for so long after a flush (seconds).
+ORPHAN = 0.5
+SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A network and its container: 8080 is opened by a label, 9090 by nothing; both are published."""
+
+    name: str
+    driver: str
+    v4: str
+    v6: str
+    ports: int
+
+    def subnets(self) -> list[str]:
+        return ["--subnet", f"{self.v4}.0/24", "--ipv6", "--subnet", f"{self.v6}::/64"]
+
+    def addresses(self) -> list[str]:
+        return [f"{self.v4}.9", f"{self.v6}::9"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one blow."""
+
+    blow: str
+    shots: int
+    #: answers of closed ports that nothing excuses
+    opened: tuple[Shot, ...]
+    #: how long a closed port answered while nobody owned the table
+    gap: float
+    #: seconds from the blow's end until all that should be open was
+    back: float
+    trouble: str = ""
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.opened or self.trouble) or self.shots == 0
+
+    def __str__(self) -> str:
+        late = " late" if self.back > AIM else ""
+        words = f"{self.blow:34} {self.shots:7} {len(self.opened):7} {self.gap:7.3f} {self.back:7.2f}{late}"
+        return f"{words} BROKEN {self.trouble}" if self.broken else words
+
+
+HEADER = f"{'blow':34} {'shots':>7} {'opened':>7} {'orphan':>7} {'back':>7}"
+
+
+class Bed:
+    """Two places under fire."""
+
+    def __init__(self, fw: Fw) -> None:
+        self.fw = fw
+        self.places = (
+            Place("tortured", fw.driver, "10.89.1", "2001:db8:89:1", 0),
+            Place("guarded", "bridge", "10.89.2", "2001:db8:89:2", 10000),
+        )
+        self._excuse = (0.0, 0.0)
+
+    def make(self) -> None:
+        """The networks and their containers."""
+        for place in self.places:
+            self.fw.engine.docker("network", "create", "-d", place.driver, *place.subnets(), place.name)
+            v4, v6 = place.addresses()
+            self.fw.engine.docker(
+                "run", "-d", "--name", f"{place.name}-app", "--network", place.name, "--ip", v4, "--ip6", v6,
+                "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080",
+                "-p", f"{place.ports + 18080}:8080", "-p", f"{place.ports + 19090}:9090", "busybox", *SERVERS,
+            )  # fmt: skip
+
+    def unmake(self) -> None:
+        """Both are gone; harmless if they are."""
+        for place in self.places:
+            self.fw.remove(f"{place.name}-app")
+            self.fw.engine.try_docker("network", "rm", place.name)
+
+    def remake(self) -> None:
+        self.unmake()
+        self.make()
+
+    def closed(self) -> list[Target]:
+        return self._targets(9090, 19090, [address for place in self.places for address in place.addresses()])
+
+    def opened(self) -> list[Target]:
+        # Docker itself drops what an outsider sends to its own networks' addresses past the published ports.
+        return self._targets(8080, 18080, self.places[0].addresses())
+
+    def _targets(self, inside: int, published: int, addresses: list[str]) -> list[Target]:
+        hosts = (self.fw.host.v4, self.fw.host.v6)
+        direct: list[Target] = [("tcp", address, inside) for address in addresses]
+        return direct + [("tcp", host, place.ports + published) for host in hosts for place in self.places]
+
+    def missing(self) -> list[Target]:
+        """What should be open and is not."""
+        return [t for t, verdict in self.fw.wan.probe(self.opened(), timeout=0.2).items() if verdict != "open"]
+
+    def orphaned(self, since: float, until: float) -> None:
+        """The table had no live owner and was flushed: what answered in this time is measured, not blamed."""
+        self._excuse = (since, until)
+
+    def strike(self, blow: Callable[[Bed], None]) -> Row:
+        """One blow under fire, until all that should be open is open again."""
+        self._excuse, trouble = (0.0, 0.0), ""
+        with self.fw.wan.probe.hammer(*self.closed(), every=0.005) as hammer:
+            blow(self)
+            struck = time.monotonic()
+            try:
+                until(lambda: not self.missing(), "all is open again", LATEST)
+            except AssertionError:
+                trouble = f"still closed: {self.missing()}"
+            back = time.monotonic() - struck
+        since, end = self._excuse
+        answered = hammer.result.opened
+        excused = [shot for shot in answered if since <= shot.at <= end]
+        gap = max((shot.at - since for shot in excused), default=0.0)
+        wrong = tuple(shot for shot in answered if shot not in excused)
+        return Row(blow.__name__, len(hammer.result.shots), wrong, gap, back, trouble)
+
+    @contextmanager
+    def standing(self) -> Iterator[Bed]:
+        """Made, with all open that should be; gone afterwards."""
+        self.unmake()
+        try:
+            self.make()
+            until(lambda: not self.missing(), "all that should be open is")
+            yield self
+        finally:
+            self.unmake()

@@ -1,0 +1,192 @@
+"""What may happen to a host that runs docker-fw. Each blow is over when it returns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.product import Fw, until
+
+from .bed import ORPHAN, Bed
+
+Blow = Callable[[Bed], None]
+
+
+def pids(fw: Fw) -> list[str]:
+    """The plugin's processes, the master first."""
+    return fw.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
+
+
+def answers(fw: Fw) -> bool:
+    try:
+        return bool(fw.status())
+    except (OSError, ValueError):
+        return False
+
+
+def _killed(bed: Bed, victims: list[str]) -> None:
+    bed.fw.host.run(["kill", "-9", *victims], check=False)
+    until(lambda: not set(victims) & set(pids(bed.fw)), "they are gone")
+    until(lambda: answers(bed.fw), "the plugin answers again")
+
+
+def worker_killed(bed: Bed) -> None:
+    _killed(bed, pids(bed.fw)[-1:])
+
+
+def plugin_killed(bed: Bed) -> None:
+    _killed(bed, pids(bed.fw))
+
+
+def plugin_killed_amid_changes(bed: Bed) -> None:
+    """Containers start while the plugin dies; those that could not are no concern here."""
+    names = [f"amid{number}" for number in range(3)]
+    for number, name in enumerate(names):
+        if number == 1:
+            bed.fw.host.run(["kill", "-9", *pids(bed.fw)], check=False)
+        bed.fw.engine.try_docker("run", "-d", "--name", name, "--network", "tortured", "busybox", "sleep", "inf")
+    until(lambda: answers(bed.fw), "the plugin answers again")
+    bed.fw.remove(*names)
+
+
+def plugin_disabled_and_enabled(bed: Bed) -> None:
+    bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
+    bed.fw.engine.docker("plugin", "enable", bed.fw.driver)
+
+
+def containers_and_networks_come_and_go(bed: Bed) -> None:
+    """The closed ports' own addresses change hands, too."""
+    bed.remake()
+
+
+def words_change(bed: Bed) -> None:
+    """`fwctl deny` closes what a label opened, `fwctl revert` takes that back."""
+    for place in bed.places:
+        bed.fw.fwctl("deny", f"{place.name}-app", "8080")
+        bed.fw.fwctl("revert", f"{place.name}-app")
+
+
+def dockerd_restarted(bed: Bed) -> None:
+    bed.fw.engine.restart()
+
+
+def dockerd_killed(bed: Bed) -> None:
+    bed.fw.engine.kill()
+    bed.fw.engine.start()
+
+
+def _live_restore(bed: Bed, wanted: bool) -> None:
+    bed.fw.engine.stop()
+    bed.fw.engine.live_restore = wanted
+    bed.fw.engine.start()
+
+
+def dockerd_killed_with_live_restore(bed: Bed) -> None:
+    _live_restore(bed, True)
+    try:
+        dockerd_killed(bed)
+    finally:
+        _live_restore(bed, False)
+
+
+def dockerd_hangs(bed: Bed) -> None:
+    """Docker's socket accepts and says nothing for a while; the worker is killed meanwhile."""
+    dockerd = bed.fw.engine.pid
+    # The lab's nsenter stops itself as soon as its child is stopped.
+    parent = int(Path(f"/proc/{dockerd}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(dockerd, signal.SIGSTOP)
+    try:
+        _killed(bed, pids(bed.fw)[-1:])
+    finally:
+        os.kill(dockerd, signal.SIGCONT)
+        os.kill(parent, signal.SIGCONT)
+
+
+def host_rebooted(bed: Bed) -> None:
+    bed.fw.engine.reboot()
+
+
+def _nft(bed: Bed, *command: str) -> None:
+    """Somebody else's nft; an owned table refuses it, another is mended within the bound."""
+    owned = bed.fw.status()["owned"]
+    if not owned:
+        now = time.monotonic()
+        bed.orphaned(now, now + ORPHAN)
+    bed.fw.host.run(["nft", *command], check=False)
+
+
+def table_deleted(bed: Bed) -> None:
+    _nft(bed, "delete", "table", "inet", "fw")
+
+
+def chain_flushed(bed: Bed) -> None:
+    _nft(bed, "flush", "chain", "inet", "fw", "forward")
+
+
+def set_flushed(bed: Bed) -> None:
+    _nft(bed, "flush", "set", "inet", "fw", "confined")
+
+
+def ruleset_flushed(bed: Bed) -> None:
+    """Docker's own rules come back only with dockerd."""
+    _nft(bed, "flush", "ruleset")
+    bed.fw.engine.restart()
+
+
+def iptables_flushed(bed: Bed) -> None:
+    for tool in ("iptables", "ip6tables"):
+        bed.fw.host.run([tool, "-F"], check=False)
+    bed.fw.engine.restart()
+
+
+def flushed_while_disabled(bed: Bed) -> None:
+    """An orphan is flushed: open until docker-fw is back, and no longer than the bound after that."""
+    bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
+    since = time.monotonic()
+    bed.fw.host.run(["nft", "flush", "ruleset"])
+    bed.fw.engine.docker("plugin", "enable", bed.fw.driver)
+    bed.orphaned(since, time.monotonic() + ORPHAN)
+    bed.fw.engine.restart()
+
+
+def state_files(fw: Fw) -> list[Path]:
+    return list((fw.host.inside / "var/lib/docker/plugins").glob("*/propagated-mount/state.json*"))
+
+
+def _state_spoilt(bed: Bed, spoil: Callable[[Path], object]) -> None:
+    """The way back that the documentation names: networks are removed and created again."""
+    bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
+    for path in state_files(bed.fw):
+        spoil(path)
+    if bed.fw.engine.try_docker("plugin", "enable", bed.fw.driver).returncode:
+        for path in state_files(bed.fw):
+            path.unlink()
+        bed.fw.engine.docker("plugin", "enable", bed.fw.driver)
+    bed.remake()
+
+
+def state_cut(bed: Bed) -> None:
+    _state_spoilt(bed, lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]))
+
+
+def state_garbage(bed: Bed) -> None:
+    _state_spoilt(bed, lambda path: path.write_bytes(b"\0\xff{[" * 100))
+
+
+#: All of them: the long run draws from these.
+BLOWS: tuple[Blow, ...] = (
+    worker_killed, plugin_killed, plugin_killed_amid_changes, plugin_disabled_and_enabled,
+    containers_and_networks_come_and_go, words_change, dockerd_restarted, dockerd_killed,
+    dockerd_killed_with_live_restore,
+    dockerd_hangs, host_rebooted, table_deleted, chain_flushed, set_flushed, ruleset_flushed, iptables_flushed,
+    flushed_while_disabled, state_cut, state_garbage,
+)  # fmt: skip
+#: One of each kind, as many as fit into a minute.
+SHORT: tuple[Blow, ...] = (
+    worker_killed, plugin_killed_amid_changes, containers_and_networks_come_and_go, words_change, table_deleted,
+    chain_flushed,
+    set_flushed, dockerd_hangs, dockerd_killed, state_cut,
+)  # fmt: skip
