@@ -22,6 +22,8 @@ from plugin.sets import BRIDGE_PREFIX, GROUP
 from plugin.sysctl import Sysctl
 
 _IFA_F_NODAD = 0x02
+_NUD_NOARP = 0x40  # a static entry of a bridge's table (linux/neighbour.h)
+_NTF_MASTER = 0x04
 log = logging.getLogger(__name__)
 
 
@@ -123,7 +125,7 @@ class Links:
             )
             index = socket.if_nametoindex(outer)
             self._sysctl.prepare_port(outer)
-            self._ipr.link("set", index=index, master=bridge, state="up")
+            self._join(bridge, index, endpoint)
         except (NetlinkError, OSError) as error:
             self.delete(outer)
             if getattr(error, "code", 0) == errno.EXFULL:
@@ -150,7 +152,19 @@ class Links:
         bridge = _index(network.bridge)
         for endpoint in endpoints:
             if (index := _index(host_side(endpoint.id))) is not None:
-                self._ipr.link("set", index=index, master=bridge, state="up")
+                self._join(bridge, index, endpoint)
+
+    def _join(self, bridge: int | None, index: int, endpoint: Endpoint) -> None:
+        """Makes a host side a port that belongs to the endpoint's MAC alone.
+
+        A container cannot send from another MAC, nor draw a neighbour's frames to itself, nor fill the bridge's table
+        so that frames go everywhere. A kernel before 5.18 does not know `locked`: there it can do the first of these.
+        """
+        self._ipr.link("set", index=index, master=bridge)
+        if endpoint.mac:
+            self._ipr.fdb("replace", ifindex=index, lladdr=endpoint.mac, state=_NUD_NOARP, flags=_NTF_MASTER)
+        self._ipr.brport("set", index=index, learning=0, unicast_flood=0, IFLA_BRPORT_LOCKED=1)
+        self._ipr.link("set", index=index, state="up")
 
     def sweep(self, keep: set[str]) -> None:
         """Removes host sides that no endpoint owns: what a crash between two steps left behind.
