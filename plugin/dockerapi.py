@@ -120,12 +120,12 @@ class DockerApi:
             there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
             for listed, options in zip(there, self._inspections.map(self._options, there), strict=True):
                 try:
-                    who = self._labelled(client, listed)
-                except APIError as error:
-                    # One image that cannot be read closes its own containers, and nobody else's.
+                    who, why = self._labelled(client, listed), listing.apart(listed)
+                except (APIError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    # What cannot be read of a container or its image closes that container, and nobody else.
                     log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
                     continue
-                if why := listing.apart(listed):
+                if why:
                     apart[who.name] = why
                 running.append((who, listed))
                 for endpoint in _read(partial(_endpoints, who, keys, options or {}), listed) or ():
@@ -187,7 +187,9 @@ class DockerApi:
 
         None if Docker does not tell: one container that hangs must not hold up the others.
         """
-        container_id, places = str(listed["Id"]), listing.places(listed)
+        container_id, places = str(listed["Id"]), _read(listing.places, listed)
+        if places is None:
+            return None
         if not self._attachments.fits(container_id, places) and not self._inspect(container_id, places):
             return None
         return self._attachments.of(container_id)
@@ -206,12 +208,10 @@ class DockerApi:
 
         The first is "subscribed": look at everything after it, for what came before is not told again.
         """
-        try:
+        with self._asking():
             # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
             client = docker.APIClient(base_url=self._url, version=self._negotiated(_NEVER), timeout=_NEVER)
             stream = client.events(decode=True, filters={"type": ["container", "network"]})
-        except (DockerException, RequestException, OSError) as error:
-            raise ApiSilent(f"Docker's API did not answer: {error}") from error
         self._answering = True
         try:
             yield listing.Event("subscribed")

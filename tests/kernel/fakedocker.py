@@ -138,8 +138,9 @@ class FakeDocker:
         elif path == "/networks":
             self._reply(request, list(self.networks.values()))
         elif path == "/containers/json":
-            patterns = json.loads(query.get("filters", ["{}"])[0]).get("name") or [""]
-            listed = [c for c in self.containers.values() if any(re.search(p, c["Names"][0]) for p in patterns)]
+            patterns = json.loads(query.get("filters", ["{}"])[0]).get("name") or []
+            everybody = self.containers.values()
+            listed = [c for c in everybody if not patterns or any(re.search(p, c["Names"][0]) for p in patterns)]
             self._reply(request, listed)
         elif match := re.fullmatch(r"/networks/(\w+)", path):
             found = self.networks.get(match[1])
