@@ -162,13 +162,36 @@ def cleanup(_: argparse.Namespace) -> int:
     from plugin.settings import read  # noqa: PLC0415
     from plugin.sysctl import Sysctl  # noqa: PLC0415
 
-    settings = read(os.environ)
+    try:
+        settings = read(os.environ)
+        if _serves(settings.socket):
+            raise FwError(
+                "docker-fw runs on this host and would put everything back; stop it first "
+                "(docker plugin disable -f fw:latest, or docker compose -f sidecar.yml down -v)"
+            )
+    except (FwError, OSError) as error:  # not to be told: nothing is touched
+        failed(error)
+        return NO
     links = Links(Sysctl(settings.sysctl))
     ours = [name for name, mine in links.bridges().items() if mine]
     for name in ours:
         links.delete(name)
     links.sweep(set())
     DockerUser(settings.mark).remove()
-    removed = remove_table()
+    try:
+        removed = remove_table()
+    except OSError as error:
+        failed(FwError(f"the table inet fw stays ({error.strerror}): stop the program that owns it first"))
+        return NO
     print(f"removed {len(ours)} bridges; the table inet fw was {'removed' if removed else 'not there'}")
     return OK
+
+
+def _serves(path: str) -> bool:
+    """True if a program of this network namespace listens on this socket, whoever sees the file.
+
+    The name is the one that the plugin knows it by; cleanup runs in a container that has no part in the host's /run.
+    """
+    # The flags' bit says that it listens (__SO_ACCEPTCON); the path is the eighth field, if there is one.
+    lines = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(len(line) == 8 and int(line[3], 16) & 0x10000 and line[7] == path for line in lines)

@@ -8,13 +8,17 @@ opens nothing by itself: only our table sets the mark, and clears it on everythi
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 CHAIN = "DOCKER-USER"
 #: Families as netfilter spells them under /proc/net, with the stem of their commands.
 _STEMS = {"ip": "iptables", "ip6": "ip6tables"}
+#: The rule as `iptables -S` tells it, whatever FW_MARK was when it was put there.
+_OURS = re.compile(r'-A DOCKER-USER -m mark --mark \S+ -m comment --comment "?docker-fw"? -j ACCEPT')
 
 
 class DockerUser:
@@ -33,15 +37,23 @@ class DockerUser:
                 continue
             if self._at(rules) != self._want(rules) and not self._place(command, rules):
                 continue
+            self._remove(command, self._former)
             standing.append(command)
         return standing
 
     def remove(self) -> None:
-        """Takes the rule away again, wherever it stands."""
+        """Takes the rule away again, wherever it stands and whatever the mark was."""
         for command in self._commands():
-            while (rules := self._rules(command)) and self._at(rules):
-                if _run(command, "-D", CHAIN, str(self._at(rules))) is None:
-                    break
+            self._remove(command, _ours)
+
+    def _remove(self, command: str, which: Callable[[str], bool]) -> None:
+        while at := next((n for n, rule in enumerate(self._rules(command) or [], 1) if which(rule)), 0):
+            if _run(command, "-D", CHAIN, str(at)) is None:
+                break
+
+    def _former(self, rule: str) -> bool:
+        """True for a rule of another FW_MARK: that bit is not ours any more, and not cleared by our table."""
+        return _ours(rule) and self._mark not in rule.split()
 
     def _place(self, command: str, rules: list[str]) -> bool:
         # First in at its place, then out where it stood: a moment with two is harmless, one without is not.
@@ -84,6 +96,10 @@ class DockerUser:
             except OSError:
                 continue
         return commands
+
+
+def _ours(rule: str) -> bool:
+    return _OURS.fullmatch(rule.strip()) is not None
 
 
 def _run(command: str, *arguments: str) -> str | None:

@@ -68,7 +68,12 @@ class Plugin:
         later = Later()
         self._state = Reconciler(nft, store, settings.defaults, later)
         self._orphaned: list[Address] = []
-        state = self._survivors(expired(store.load(), time.time()))
+        try:
+            kept_state = store.load()
+        except FwError:
+            self._close()
+            raise
+        state = self._survivors(expired(kept_state, time.time()))
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
         kept = Noted(frozenset(proxied_element(port) for ports in state.proxied.values() for port in ports))
@@ -115,6 +120,13 @@ class Plugin:
     def _blind(self) -> bool:
         """True if docker-proxy is not known by its control group: its ports are closed some milliseconds late."""
         return not (self._nft.tells_cgroups and dockerd(self._settings.cgroup) and shared(self._settings.cgroup))
+
+    def _close(self) -> None:
+        """The state cannot be known: after a boot every bridge is closed all the same. A table that stands is left."""
+        if not self._nft.stands():
+            bridges = Bridges(self._links.default_route_links)
+            bridges.see(hostlinks.links().values())
+            self._state.start(State(), {"links": bridges.noted(), **proxies(self._settings.cgroup)})
 
     def start(self, serving: Callable[[], bool] = lambda: True) -> None:
         """Puts links and ports back as they were, then watches. `serving`: whether requests are still taken."""

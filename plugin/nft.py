@@ -181,6 +181,11 @@ class Nft:
         ((_, body),) = nl.request(self._read, _GETGEN, 0, nl.nfgen(0))
         return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
+    def stands(self) -> bool:
+        """True if there is a table of ours, whoever put it there."""
+        with self._lock:
+            return bool(self._fingerprint())
+
     def intact(self) -> bool:
         """True if the table and its rules are the very ones that we put there (somebody may have flushed them)."""
         with self._lock:

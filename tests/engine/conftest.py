@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Engine
-from tests.product import NEWEST, VERSIONS, Fw
+from tests.product import DEEP, NEWEST, VERSIONS, Fw
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -52,6 +52,12 @@ def engines(_root: None) -> Iterator[Engines]:
 @pytest.fixture(scope="session", params=VERSIONS)
 def each(request: pytest.FixtureRequest, engines: Engines) -> Fw:
     """docker-fw on every engine: for the core promises."""
+    return engines.get(request.param)
+
+
+@pytest.fixture(scope="session", params=DEEP)
+def deep(request: pytest.FixtureRequest, engines: Engines) -> Fw:
+    """docker-fw on one engine, or on all that are asked for: for what was found alike on the others."""
     return engines.get(request.param)
 
 

@@ -139,24 +139,24 @@ def _told(fw: Fw, container: str):  # type: ignore[no-untyped-def]
     return ask
 
 
-def test_peers_follow_their_containers(each: Fw) -> None:
+def test_peers_follow_their_containers(deep: Fw) -> None:
     """`service:`, `container:` and `network:` are whoever bears the name now: a new one is let in, one that has gone is
     not, nor who gets its address, and what it had established is cut."""
-    with each.network() as inner, each.network() as outer:
-        db = each.run(
+    with deep.network() as inner, deep.network() as outer:
+        db = deep.run(
             inner, *compose("shop", "db"), *labels(allow=f"6379 from service:api, 5432 from network:{outer.name}")
         )
-        with each.engine.serve(db, tcp=[6379, 5432]):
-            v4, v6 = each.addresses(db, inner)
-            stranger = each.run(outer, *compose("other", "api"))
-            assert set(each.engine.netns(stranger).probe(tcp((v4, v6), 6379)).values()) == {"silent"}
-            assert set(each.engine.netns(stranger).probe(tcp((v4, v6), 5432)).values()) == {"open"}
-            api = each.run(outer, *compose("shop", "api"))
-            assert set(each.engine.netns(api).probe(tcp((v4, v6), 6379)).values()) == {"open"}
-            had4, had6 = each.addresses(api, outer)
-            each.remove(api)
-            heir = each.run(outer, "--ip", had4, "--ip6", had6)
-            assert set(each.engine.netns(heir).probe(tcp((v4, v6), 6379)).values()) == {"silent"}
+        with deep.engine.serve(db, tcp=[6379, 5432]):
+            v4, v6 = deep.addresses(db, inner)
+            stranger = deep.run(outer, *compose("other", "api"))
+            assert set(deep.engine.netns(stranger).probe(tcp((v4, v6), 6379)).values()) == {"silent"}
+            assert set(deep.engine.netns(stranger).probe(tcp((v4, v6), 5432)).values()) == {"open"}
+            api = deep.run(outer, *compose("shop", "api"))
+            assert set(deep.engine.netns(api).probe(tcp((v4, v6), 6379)).values()) == {"open"}
+            had4, had6 = deep.addresses(api, outer)
+            deep.remove(api)
+            heir = deep.run(outer, "--ip", had4, "--ip6", had6)
+            assert set(deep.engine.netns(heir).probe(tcp((v4, v6), 6379)).values()) == {"silent"}
 
 
 def test_an_image_is_nobodys_service(fw: Fw) -> None:
@@ -190,39 +190,39 @@ def test_a_new_flow_too_many_is_dropped(fw: Fw) -> None:
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
-def test_what_a_container_may_begin(each: Fw, driver: str | None) -> None:
+def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
     """`fw.egress` on both kinds of networks: `none` reaches nobody outside and nothing of the host, a list what it
     says; both answer whoever may come in, reach their neighbours, and resolve their names. Who says nothing reaches
     all, beside them on the same network and elsewhere."""
-    with networks(each, driver) as net:
-        none = each.run(net, *labels(egress="none"))
-        some = each.run(net, *labels(egress=f"8000, 53/udp to {Wan.FAR_V4} {Wan.FAR_V6}, 9000 to host"))
-        free = each.run(net)
+    with networks(deep, driver) as net:
+        none = deep.run(net, *labels(egress="none"))
+        some = deep.run(net, *labels(egress=f"8000, 53/udp to {Wan.FAR_V4} {Wan.FAR_V6}, 9000 to host"))
+        free = deep.run(net)
         with (
-            each.wan.probe.serve(tcp=[8000, 8001], udp=[53]),
-            each.host.probe.serve(tcp=[9000, 9001]),
-            each.engine.serve(free, tcp=[5432]),
-            each.engine.serve(none, tcp=[80]),
+            deep.wan.probe.serve(tcp=[8000, 8001], udp=[53]),
+            deep.host.probe.serve(tcp=[9000, 9001]),
+            deep.engine.serve(free, tcp=[5432]),
+            deep.engine.serve(none, tcp=[80]),
         ):
             far = [*tcp((Wan.FAR_V4, Wan.FAR_V6), 8000, 8001), *(("udp", a, 53) for a in (Wan.FAR_V4, Wan.FAR_V6))]
-            host = tcp((each.host.v4, each.host.v6), 9000, 9001)
-            right = {*tcp((Wan.FAR_V4, Wan.FAR_V6), 8000), *far[-2:], *tcp((each.host.v4, each.host.v6), 8000, 9000)}
+            host = tcp((deep.host.v4, deep.host.v6), 9000, 9001)
+            right = {*tcp((Wan.FAR_V4, Wan.FAR_V6), 8000), *far[-2:], *tcp((deep.host.v4, deep.host.v6), 8000, 9000)}
             tried = [*far, *host]
 
             def reaches(container: str) -> set[tuple[str, str, int]]:
-                found = each.engine.netns(container).probe(tried)
+                found = deep.engine.netns(container).probe(tried)
                 return {target for target, verdict in found.items() if verdict == "open"}  # type: ignore[misc]
 
             until(lambda: reaches(free) == set(tried), "who says nothing reaches all", 6)
             assert reaches(none) == set()
             assert reaches(some) == right & set(tried)
             for container in (none, some):
-                neighbours = tcp(each.addresses(free, net), 5432)
-                assert set(each.engine.netns(container).probe(neighbours).values()) == {"open"}
-                assert each.addresses(free, net)[0] in each.engine.docker("exec", container, "nslookup", free)
+                neighbours = tcp(deep.addresses(free, net), 5432)
+                assert set(deep.engine.netns(container).probe(neighbours).values()) == {"open"}
+                assert deep.addresses(free, net)[0] in deep.engine.docker("exec", container, "nslookup", free)
             if driver is None:
-                for address in each.addresses(none, net):
-                    assert each.wan.probe.tcp(address, 80) == "open"
+                for address in deep.addresses(none, net):
+                    assert deep.wan.probe.tcp(address, 80) == "open"
 
 
 def test_a_network_that_confines_does_so_from_the_first_packet(each: Fw) -> None:
@@ -259,10 +259,10 @@ def test_a_confined_container_stays_so_while_docker_starts_it(each: Fw, how: str
 # --- mistakes, images, overrides ----------------------------------------------------------------------------------
 
 
-def test_every_mistake_at_once(each: Fw) -> None:
+def test_every_mistake_at_once(deep: Fw) -> None:
     """A container with several wrong labels does not start, and Docker prints all of them, with what would be right."""
-    with each.network() as net:
-        said = each.refuse(
+    with deep.network() as net:
+        said = deep.refuse(
             net, *labels(allow="808O, 22 from 10.0.0.0/33", polcy="closed", egress="443 form host", rate="22 often")
         )
         for part in (
@@ -313,29 +313,29 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
-def test_a_running_containers_port_is_opened_and_closed_again(each: Fw, driver: str | None) -> None:
+def test_a_running_containers_port_is_opened_and_closed_again(deep: Fw, driver: str | None) -> None:
     """`fwctl allow` opens a port without recreating the container, `revert` closes it; `deny` closes what a label
     opens; what was established through a port that closes is cut, and nothing else. Bans come before all."""
     port, other = next(_host_ports), next(_host_ports)
-    with networks(each, driver) as net:
-        app = each.run(net, "-p", f"{port}:5432", "-p", f"{other}:8080", *labels(allow="8080"))
-        with each.engine.serve(app, tcp=[5432, 8080]):
-            hosts = (each.host.v4, each.host.v6)
-            becomes(each, set(tcp(hosts, other)), *tcp(hosts, port, other))
-            each.fwctl("allow", app, "5432", "--for", "1h")
-            assert seen(each, *tcp(hosts, port, other)) == set(tcp(hosts, port, other))
-            assert "fwctl allow 5432/tcp" in each.fwctl("status")
-            each.fwctl("revert", app)
-            assert seen(each, *tcp(hosts, port, other)) == set(tcp(hosts, other))
-            each.fwctl("deny", app, "8080")
-            assert seen(each, *tcp(hosts, port, other)) == set()
-            each.fwctl("revert", app)
-            assert seen(each, *tcp(hosts, port, other)) == set(tcp(hosts, other))
-            each.fwctl("ban", Wan.V4)
+    with networks(deep, driver) as net:
+        app = deep.run(net, "-p", f"{port}:5432", "-p", f"{other}:8080", *labels(allow="8080"))
+        with deep.engine.serve(app, tcp=[5432, 8080]):
+            hosts = (deep.host.v4, deep.host.v6)
+            becomes(deep, set(tcp(hosts, other)), *tcp(hosts, port, other))
+            deep.fwctl("allow", app, "5432", "--for", "1h")
+            assert seen(deep, *tcp(hosts, port, other)) == set(tcp(hosts, port, other))
+            assert "fwctl allow 5432/tcp" in deep.fwctl("status")
+            deep.fwctl("revert", app)
+            assert seen(deep, *tcp(hosts, port, other)) == set(tcp(hosts, other))
+            deep.fwctl("deny", app, "8080")
+            assert seen(deep, *tcp(hosts, port, other)) == set()
+            deep.fwctl("revert", app)
+            assert seen(deep, *tcp(hosts, port, other)) == set(tcp(hosts, other))
+            deep.fwctl("ban", Wan.V4)
             try:
-                assert seen(each, *tcp(hosts, other)) == set(tcp(hosts[1:], other))
+                assert seen(deep, *tcp(hosts, other)) == set(tcp(hosts[1:], other))
             finally:
-                each.fwctl("unban", Wan.V4)
-            assert seen(each, *tcp(hosts, port, other)) == set(tcp(hosts, other))
+                deep.fwctl("unban", Wan.V4)
+            assert seen(deep, *tcp(hosts, port, other)) == set(tcp(hosts, other))
         with pytest.raises(subprocess.CalledProcessError):
-            each.fwctl("allow", "nobody-of-that-name", "80")
+            deep.fwctl("allow", "nobody-of-that-name", "80")
