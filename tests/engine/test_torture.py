@@ -8,6 +8,7 @@ import pytest
 
 from tests.lab import Engine
 from tests.product import NEWEST, Fw
+from tests.torture.__main__ import leaks
 from tests.torture.bed import HEADER, Bed
 from tests.torture.blows import SHORT
 
@@ -26,6 +27,7 @@ def test_no_blow_opens_what_is_closed_and_all_that_was_open_comes_back(fw: Fw) -
         rows = [bed.strike(blow) for blow in SHORT]
     print(HEADER, *rows, sep="\n")
     assert not [str(row) for row in rows if row.broken]
+    assert leaks(fw) == ""
 
 
 def test_the_torture_sees_a_port_that_is_really_opened(fw: Fw) -> None:
