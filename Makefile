@@ -67,7 +67,7 @@ demo: $(VENV)/ready ## an isolated engine, the plugin, a compose stack, probes f
 	$(PYTHON) -m tests.demo --engine $(ENGINE)
 
 test: $(VENV)/ready lint ## all tests: pure, kernel, engine
-	$(PYTHON) -m pytest -n 4
+	$(PYTHON) -m pytest -n 4 --no-loadscope-reorder # engines first: they take longest, and mostly wait
 
 test-pure: $(VENV)/ready
 	$(PYTHON) -m pytest -m "not kernel and not engine"

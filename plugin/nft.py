@@ -18,14 +18,13 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import product
 from types import MappingProxyType
 
 from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_INET, bodies, counted, of_set
 from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
-from plugin.table import rates_added, replace, skeleton
+from plugin.table import TRY_OWNED, rates_added, replace, skeleton
 
 _SUBSYS = 10 << 8
 _GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
@@ -78,31 +77,40 @@ class Nft:
         """
         elements = list(elements)
         with self._alone():
-            # A kernel before 5.13 does not know a socket's control group, one before 6.9 (or nft before 1.1.0) no owner
-            # that leaves its table; one that never did may learn no more.
-            tries = [(self.owned, self.tells_cgroups, self.logs)]
+            # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
+            tries = [(self.tells_cgroups, self.logs)]
             if not self._print:
-                tries = [(a, b, c) for a, b, c in product((True, False), repeat=3)]
-            for attempt, able in enumerate(tries, 1):
-                owned, cgroups, logs = able
+                self.owned = self._can_own()
+                tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
+            for attempt, (cgroups, logs) in enumerate(tries, 1):
                 words = () if gone else elements
                 lasting: Mapping[Element, int] = {} if gone else timed
                 text = replace(
-                    self._mark, words, owned=owned, cgroups=cgroups, logs=logs, timed=lasting, rates=_rates(elements)
-                )
+                    self._mark, words, owned=self.owned, cgroups=cgroups, logs=logs, timed=lasting,
+                    rates=_rates(elements),
+                )  # fmt: skip
                 try:
                     self._run(text)
                 except NftError as error:
                     if attempt == len(tries):
                         raise
-                    log.log(logging.INFO if owned else logging.WARNING, "not all of the table is taken here: %s", error)
+                    log.warning("this kernel does not take all of the table: %s", error)
                 else:
-                    self.owned, self.tells_cgroups, self.logs = able
+                    self.tells_cgroups, self.logs = cgroups, logs
                     break
             self._rates = _rates(elements)
             rest = tuple(e for e in elements if gone or spec_of(e.set).raw)
             self._batch(self._possible(Change(add=rest)), timed if gone else {})
             self._print = self._fingerprint()  # last: what is not there whole is not intact
+
+    def _can_own(self) -> bool:
+        """Asked of an empty table: a whole one takes seconds to be refused, and until it stands all is open."""
+        try:
+            self._run(TRY_OWNED)
+        except NftError as error:
+            log.info("the table cannot be owned here, it is watched: %s", error)
+            return False
+        return True
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

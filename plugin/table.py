@@ -19,6 +19,8 @@ from plugin.sets import CGROUP, SETS, TABLE, Element, Value, rate_of, spec_of
 #: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
 LOG_GROUP = 0x6677
 _OWNED = "flags owner, persist"
+#: Goes through where kernel and nft know such a table, and leaves nothing.
+TRY_OWNED = f"table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
 _NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
 
 
@@ -30,7 +32,6 @@ def skeleton(
 
     `owned`: nobody but the socket that this goes through may change the table, and it outlives the socket
     (kernel ≥ 6.9, nft ≥ 1.1.0).
-
     `cgroups`: the kernel can tell a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
     `foreign`: bridges that are left alone by name, where their indices cannot be known yet (`plugin.boot`).
     `rates`: those in use, each with sets and rules of its own.

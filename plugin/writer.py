@@ -100,13 +100,12 @@ class Writer:
         lasting, timed = ban_elements(self._known.state.bans, time.time())
         known = {e for e in self.books if e.set in found.sets or e.set not in SETS}
         should = known | lasting
-        timed = {element: seconds for element, seconds in timed.items() if seconds > _LEAVING}
         missing = should - found.elements
         extra = {
             element for element in found.elements - should - found.leaving
             if element not in timed and not element.set.startswith("held")
         }  # fmt: skip
-        late = {element: seconds for element, seconds in timed.items() if element not in found.elements}
+        late = {e: seconds for e, seconds in timed.items() if seconds > _LEAVING and e not in found.elements}
         if missing or extra or late:
             self._nft.change(Change(tuple(extra), tuple(missing)), late)
             self.cuts.everywhere()

@@ -141,6 +141,17 @@ class Fw:
         """What the plugin says of itself."""
         return ask(str(self.socket()), "/status")
 
+    def answers(self) -> bool:
+        """True if the plugin answers."""
+        try:
+            return bool(self.status())
+        except (OSError, ValueError):
+            return False
+
+    def pids(self) -> list[str]:
+        """The plugin's processes, the master first."""
+        return self.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
+
     def fwctl(self, *arguments: str) -> str:
         """What fwctl prints when it asks this plugin. Raises CalledProcessError."""
         command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.socket())]

@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 
 from tests.engine.test_guard import FORWARDING, dockers, hosts
-from tests.engine.test_survival import answers, pids
 from tests.lab import Engine
 from tests.product import NEWEST, Fw, Net, until
 
@@ -114,10 +113,10 @@ def test_never_while_the_guard_is_killed_and_restarted(each: Fw) -> None:
 
     def disturb(_: str) -> None:
         for which in (-1, 0):
-            victim = pids(each.engine)[which]
+            victim = each.pids()[which]
             each.host.run(["kill", "-9", victim])
-            until(lambda victim=victim: victim not in pids(each.engine), "it is gone")
-            until(lambda: answers(each), "the plugin answers again")
+            until(lambda victim=victim: victim not in each.pids(), "it is gone")
+            until(each.answers, "the plugin answers again")
             for target in opened(each):
                 until(partial(lambda t: each.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
         each.engine.docker("plugin", "disable", "-f", each.driver)

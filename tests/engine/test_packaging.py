@@ -44,6 +44,9 @@ def test_make_install_and_uninstall() -> None:
             used = engine.host.run([*make, "uninstall"], check=False, timeout=60)
             assert used.returncode != 0
             assert net.name in used.stderr
+            early = engine.try_docker("run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", IMAGE, "cleanup")
+            assert early.returncode != 0
+            assert "docker-fw runs on this host" in early.stderr
             assert "inet fw" in engine.host.run(["nft", "list", "tables"]).stdout
         engine.host.run([*make, "uninstall"], timeout=120)
         assert "inet fw" not in engine.host.run(["nft", "list", "tables"]).stdout

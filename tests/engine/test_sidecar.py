@@ -57,12 +57,6 @@ class Sidecar(Fw):
     def socket(self) -> Path:
         return self.host.inside / "run/docker/plugins/fw.sock"
 
-    def answers(self) -> bool:
-        try:
-            return bool(self.status())
-        except (OSError, ValueError):
-            return False
-
 
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:

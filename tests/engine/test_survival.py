@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 
-from tests.lab import Engine
 from tests.product import Fw, Net, until
 
 
@@ -100,11 +99,11 @@ def test_a_killed_plugin_changes_nothing_for_anybody(each: Fw) -> None:
             each.wan.probe.hammer(*opened, every=0.02, timeout=2) as hammer,
         ):
             for pattern in ("worker", "master"):
-                before = pids(each.engine)
+                before = each.pids()
                 victim = before[-1] if pattern == "worker" else before[0]
                 each.host.run(["kill", "-9", victim])
-                until(lambda victim=victim: victim not in pids(each.engine), f"the {pattern} is gone")
-                until(lambda: answers(each), "the plugin answers again")
+                until(lambda victim=victim: victim not in each.pids(), f"the {pattern} is gone")
+                until(each.answers, "the plugin answers again")
             served(each, app, net)
         assert not closed.result.opened
         assert not hammer.result.failed
@@ -134,7 +133,7 @@ def test_a_container_that_went_while_the_plugin_was_away_leaves_nothing_open(fw:
         fw.engine.docker("plugin", "disable", "-f", fw.driver)
         fw.remove(app)
         fw.engine.docker("plugin", "enable", fw.driver)
-        until(lambda: answers(fw), "the plugin answers again")
+        until(fw.answers, "the plugin answers again")
         heir = fw.run(net, "--ip", v4, "--ip6", v6, "-p", "18080:80")
         with fw.engine.serve(heir, tcp=[80, 8080, 9090]):
             seen = fw.wan.probe([("tcp", a, p) for a in (v4, v6) for p in (80, 8080, 9090)])
@@ -205,15 +204,3 @@ def test_a_flush_while_docker_fw_is_dead_is_mended_when_it_is_back(fw: Fw) -> No
         fw.engine.restart()
         served(fw, app, net)
         assert fw.status()["owned"]
-
-
-def pids(engine: Engine) -> list[str]:
-    """The plugin's processes, the master first."""
-    return engine.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
-
-
-def answers(fw: Fw) -> bool:
-    try:
-        return bool(fw.status())
-    except (OSError, ValueError):
-        return False

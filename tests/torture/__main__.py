@@ -12,7 +12,7 @@ from tests.lab import ENGINES, Engine
 from tests.product import NEWEST, Fw, until
 
 from .bed import HEADER, Bed, Row
-from .blows import BLOWS, answers, pids
+from .blows import BLOWS
 
 
 def leaks(fw: Fw) -> str:
@@ -33,7 +33,7 @@ def leaks(fw: Fw) -> str:
 
 def usage(fw: Fw) -> str:
     """File descriptors and memory of the plugin's worker."""
-    worker = pids(fw)[-1]
+    worker = fw.pids()[-1]
     fds = len(fw.host.run(["ls", f"/proc/{worker}/fd"]).stdout.split())
     rss = fw.host.run(["grep", "VmRSS", f"/proc/{worker}/status"]).stdout.split()[1]
     return f"{fds} descriptors, {int(rss) / 1024:.1f} MB"
@@ -50,7 +50,7 @@ def run(fw: Fw, seed: int, minutes: float) -> list[Row]:
                 print(rows[-1], *rows[-1].opened[:5], flush=True)
                 if time.monotonic() > end:
                     break
-            if answers(fw):
+            if fw.answers():
                 print(f"  the plugin has {usage(fw)}", flush=True)
     return rows
 

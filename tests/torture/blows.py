@@ -15,30 +15,18 @@ from .bed import ORPHAN, Bed
 Blow = Callable[[Bed], None]
 
 
-def pids(fw: Fw) -> list[str]:
-    """The plugin's processes, the master first."""
-    return fw.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
-
-
-def answers(fw: Fw) -> bool:
-    try:
-        return bool(fw.status())
-    except (OSError, ValueError):
-        return False
-
-
 def _killed(bed: Bed, victims: list[str]) -> None:
     bed.fw.host.run(["kill", "-9", *victims], check=False)
-    until(lambda: not set(victims) & set(pids(bed.fw)), "they are gone")
-    until(lambda: answers(bed.fw), "the plugin answers again")
+    until(lambda: not set(victims) & set(bed.fw.pids()), "they are gone")
+    until(bed.fw.answers, "the plugin answers again")
 
 
 def worker_killed(bed: Bed) -> None:
-    _killed(bed, pids(bed.fw)[-1:])
+    _killed(bed, bed.fw.pids()[-1:])
 
 
 def plugin_killed(bed: Bed) -> None:
-    _killed(bed, pids(bed.fw))
+    _killed(bed, bed.fw.pids())
 
 
 def plugin_killed_amid_changes(bed: Bed) -> None:
@@ -46,9 +34,9 @@ def plugin_killed_amid_changes(bed: Bed) -> None:
     names = [f"amid{number}" for number in range(3)]
     for number, name in enumerate(names):
         if number == 1:
-            bed.fw.host.run(["kill", "-9", *pids(bed.fw)], check=False)
+            bed.fw.host.run(["kill", "-9", *bed.fw.pids()], check=False)
         bed.fw.engine.try_docker("run", "-d", "--name", name, "--network", "tortured", "busybox", "sleep", "inf")
-    until(lambda: answers(bed.fw), "the plugin answers again")
+    until(bed.fw.answers, "the plugin answers again")
     bed.fw.remove(*names)
 
 
@@ -99,7 +87,7 @@ def dockerd_hangs(bed: Bed) -> None:
     parent = int(Path(f"/proc/{dockerd}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(dockerd, signal.SIGSTOP)
     try:
-        _killed(bed, pids(bed.fw)[-1:])
+        _killed(bed, bed.fw.pids()[-1:])
     finally:
         os.kill(dockerd, signal.SIGCONT)
         os.kill(parent, signal.SIGCONT)
