@@ -6,6 +6,7 @@ IMAGE   ?= docker-fw:$(VERSION)
 PLUGIN  ?= fw:latest
 ENGINE  ?= 28.5.2
 MINUTES ?= 15
+SECONDS ?= 60
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
@@ -13,7 +14,7 @@ PYTHON := $(VENV)/bin/python
 DEBIAN := python3 python3-venv python3-nftables nftables iptables iproute2 conntrack mmdebstrap \
           debian-archive-keyring busybox-static ca-certificates procps tcpdump
 
-.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture bench lint lock clean
+.PHONY: help image plugin install uninstall demo test test-pure test-kernel test-engine torture fuzz bench lint lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -80,6 +81,10 @@ test-engine: $(VENV)/ready
 
 torture: $(VENV)/ready ## break everything around the plugin under fire from outside, again and again (ENGINE, MINUTES)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
+
+fuzz: $(VENV)/ready ## atheris on each parser of what comes from outside (SECONDS for each)
+	$(PYTHON) -m pip install -q --require-hashes --no-deps -r requirements-fuzz.lock
+	$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
 
 bench: $(VENV)/ready ## speed and memory against Docker's bridge in the same run → build/bench.json (ENGINE)
 	$(PYTHON) -m tests.bench --engine $(ENGINE)

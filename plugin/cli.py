@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from plugin import __version__, commands_ask, commands_do, commands_host, droplog_cli
+from plugin import __version__, commands_ask, commands_do, commands_host, droplog_cli, oneline
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    oneline.to_stderr()
     try:
         status: int = options.run(options)
         sys.stdout.flush()

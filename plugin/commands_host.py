@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from plugin import show
 from plugin.command import NO, OK, USAGE, failed, parser
 from plugin.model import Address, FwError
+from plugin.sets import TABLE
 
 if TYPE_CHECKING:
     from plugin.conntrack import ClosedFlow
@@ -158,7 +159,7 @@ def cleanup(_: argparse.Namespace) -> int:
     """Removes the table, the rule in DOCKER-USER, and every link of ours, of this network namespace."""
     from plugin.dockeruser import DockerUser  # noqa: PLC0415
     from plugin.links import Links  # noqa: PLC0415
-    from plugin.nft import remove_table  # noqa: PLC0415
+    from plugin.nft import remove_tables  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
     from plugin.sysctl import Sysctl  # noqa: PLC0415
 
@@ -173,18 +174,36 @@ def cleanup(_: argparse.Namespace) -> int:
         failed(error)
         return NO
     links = Links(Sysctl(settings.sysctl))
+    switched = _switched()
     ours = [name for name, mine in links.bridges().items() if mine]
     for name in ours:
         links.delete(name)
     links.sweep(set())
     DockerUser(settings.mark).remove()
     try:
-        removed = remove_table()
+        removed = remove_tables()
     except OSError as error:
         failed(FwError(f"the table inet fw stays ({error.strerror}): stop the program that owns it first"))
         return NO
     print(f"removed {len(ours)} bridges; the table inet fw was {'removed' if removed else 'not there'}")
+    for family in switched:  # not switched off: Docker's networks may live on it by now
+        print(
+            f"{family.replace('ip', 'IP')} forwarding stays on, which docker-fw had switched on, and the host's other "
+            f"links are not kept apart any more. Unless Docker's networks need it: sysctl -w {_FORWARDING[family]}=0"
+        )
     return OK
+
+
+#: Forwarding by family, as nft names it.
+_FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+
+
+def _switched() -> list[str]:
+    """The families for which docker-fw switched forwarding on, and keeps the host's other links apart."""
+    import nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
+
+    _, listed, _ = nftables.Nftables().cmd(f"list set inet {TABLE} no_transit")
+    return [family for family in _FORWARDING if family in listed.partition("elements")[2]]
 
 
 def _serves(path: str) -> bool:

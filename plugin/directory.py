@@ -15,6 +15,11 @@ from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
 Key = tuple[str, str, str]
 
 
+def itself(container: Container) -> Key:
+    """A container under whatever name, for its own places: by one of them it sends from all its addresses."""
+    return ("itself", "", container.id)
+
+
 @dataclass(frozen=True, slots=True)
 class Who:
     """One endpoint's addresses and the names of whoever has them."""
@@ -24,10 +29,12 @@ class Who:
     project: str = ""
     service: str = ""
     network: str = ""
+    id: str = ""
 
     @property
     def keys(self) -> frozenset[Key]:
         found = {("container", "", self.container), ("network", "", self.network), ("project", "", self.project)}
+        found.add(("itself", "", self.id))
         if self.project:
             found.add(("service", self.project, self.service))
         return frozenset(key for key in found if key[2])
@@ -39,7 +46,7 @@ def who(endpoint: Endpoint) -> Who | None:
     if container is None or not endpoint.joined:
         return None
     addresses = tuple(address for address in (endpoint.addr4, endpoint.addr6) if address)
-    return Who(addresses, container.name, container.project, container.service, container.network)
+    return Who(addresses, container.name, container.project, container.service, container.network, container.id)
 
 
 class Directory:
@@ -81,9 +88,10 @@ class Directory:
                 changed.add(key)
         return changed
 
-    def asks(self, owner: str, rules: Iterable[Rule], container: Container | None) -> None:
-        """Notes which names an owner's rules speak of."""
-        keys = frozenset(key for rule in rules for peer in rule.peers for key in self._keys(peer, container))
+    def asks(self, owner: str, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
+        """Notes which names an owner's rules speak of, and `more`."""
+        spoken = (key for rule in rules for peer in rule.peers for key in self._keys(peer, container))
+        keys = frozenset((*spoken, *more))
         before = self._asks.pop(owner, frozenset())
         if keys:
             self._asks[owner] = keys

@@ -31,8 +31,10 @@ from plugin.attachments import Attachments, Options
 from plugin.effect import Engine
 from plugin.engines import noted
 from plugin.labelled import Labelled
+from plugin.listing import LIES
 from plugin.look import Look
 from plugin.model import Container, Endpoint, Guarded
+from plugin.stream import objects
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
 HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
@@ -81,8 +83,8 @@ class DockerApi:
             return self._hooks.submit(self._find, network_id, endpoint_id).result(HOOK_LIMIT)
         except NotFound:
             return None
-        except (DockerException, RequestException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self._answering = False
+        except (DockerException, RequestException, OSError, *LIES) as error:
+            self._answering = isinstance(error, LIES) and not isinstance(error, RequestException)
             self._version = ""
             raise ApiSilent(f"Docker's API did not tell whose endpoint {endpoint_id[:12]} is: {error}") from error
 
@@ -108,27 +110,29 @@ class DockerApi:
         """Asks for everything. Raises ApiSilent."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            listed_networks = client.networks()
+            listed_networks = [raw for raw in listing.many(client.networks()) if _read(listing.identity, raw)]
             networks = tuple(found for raw in listed_networks if (found := _read(listing.network, raw)))
-            self._keys = keys = {str(raw.get("Id")): labelled.compose_key(raw) for raw in listed_networks}
+            self._keys = keys = {raw["Id"]: _read(labelled.compose_key, raw) or "" for raw in listed_networks}
             containers: dict[str, Container] = {}
             endpoints: dict[str, Endpoint] = {}
             apart: dict[str, str] = {}
             running: list[tuple[Labelled, Any]] = []
             unsure: set[str] = set()
-            everybody = client.containers(all=True)
+            told = listing.many(client.containers(all=True))
+            everybody = [each for each in told if _read(listing.identity, each)]
             there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
             for listed, options in zip(there, self._inspections.map(self._options, there), strict=True):
                 try:
                     who, why = self._labelled(client, listed), listing.apart(listed)
-                except (APIError, ValueError, KeyError, TypeError, AttributeError) as error:
+                except (APIError, *LIES) as error:
                     # What cannot be read of a container or its image closes that container, and nobody else.
                     log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
                     continue
                 if why:
                     apart[who.name] = why
                 running.append((who, listed))
-                for endpoint in _read(partial(_endpoints, who, keys, options or {}), listed) or ():
+                places = partial(listing.endpoints, who=who, keys=keys, options=options or {})
+                for endpoint in _read(places, listed) or ():
                     if options is None:
                         unsure.add(endpoint.id)
                     if endpoint.container:
@@ -138,13 +142,14 @@ class DockerApi:
             if gwbridge := next((n for n in networks if n.name == "docker_gwbridge"), None):
                 inspected = client.inspect_network(gwbridge.id)
                 for who, listed in running:
-                    if place := _read(partial(_attached, who, listed), inspected):
+                    if place := _read(partial(listing.attached, who=who, options={}, listed=listed), inspected):
                         endpoints.setdefault(place.id, place)
         self._answering = True
-        existing = frozenset(str(listed["Id"]) for listed in everybody)
+        existing = frozenset(listed["Id"] for listed in everybody)
         self._attachments.retain(existing)
         names = labelled.known_names(listed_networks)
-        return Look(containers, networks, tuple(endpoints.values()), apart, existing, names, frozenset(unsure))
+        whole, on = len(everybody) == len(told), tuple(endpoints.values())
+        return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole)
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
         """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent.
@@ -176,7 +181,7 @@ class DockerApi:
             who, options = self._labelled(client, listed[0]), self._options(listed[0])
             if options is None:
                 raise ApiSilent(f"Docker did not tell of the attachments of {who.name}")
-            return list(listing.endpoints(listed[0], who, self._keys, options))
+            return listing.endpoints(listed[0], who, self._keys, options)
 
     def created(self, container_id: str) -> None:
         """Asks what a container's attachments say, before it starts. Waits for no answer: it may be starting now."""
@@ -199,7 +204,7 @@ class DockerApi:
             inspected = self._client(INSPECT_TIMEOUT).inspect_container(container_id)
             self._attachments.put(container_id, places, listing.driver_options(inspected))
             return True
-        except (DockerException, RequestException, OSError, ValueError, TypeError, AttributeError) as error:
+        except (DockerException, RequestException, OSError, *LIES) as error:
             log.debug("container %s: %s", container_id[:12], error)
             return False
 
@@ -211,15 +216,15 @@ class DockerApi:
         with self._asking():
             # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
             client = docker.APIClient(base_url=self._url, version=self._negotiated(_NEVER), timeout=_NEVER)
-            stream = client.events(decode=True, filters={"type": ["container", "network"]})
+            stream = client.events(filters={"type": ["container", "network"]})
         self._answering = True
         try:
             yield listing.Event("subscribed")
-            for event in stream:
-                if isinstance(event, dict):
-                    yield listing.event(event)
-        except (DockerException, RequestException, OSError, ValueError) as error:
+            yield from map(listing.event, objects(stream))
+        except (DockerException, RequestException, OSError) as error:
             log.debug("the event stream ended: %s", error)
+        except ValueError as error:
+            log.error("Docker tells something that docker-fw does not understand, it is asked anew: %s", error)
         finally:
             self._version = ""  # the next daemon may be of another version
             client.close()
@@ -228,7 +233,7 @@ class DockerApi:
     def _asking(self) -> Iterator[None]:
         try:
             yield
-        except (DockerException, RequestException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DockerException, RequestException, OSError, *LIES) as error:
             self._version = ""
             raise ApiSilent(f"Docker's API did not answer: {error}") from error
 
@@ -285,14 +290,6 @@ def _read(read: Callable[[Any], T], raw: Any) -> T | None:
     """One of many: what is not as it should be is told and left out, so closed, and the others are read."""
     try:
         return read(raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except LIES as error:
         log.error("Docker listed something that docker-fw does not understand; it stays closed: %s", error)
         return None
-
-
-def _endpoints(who: Labelled, keys: Mapping[str, str], options: Options, raw: Any) -> list[Endpoint]:
-    return list(listing.endpoints(raw, who, keys, options))
-
-
-def _attached(who: Labelled, listed: Any, raw: Any) -> Endpoint | None:
-    return listing.attached(raw, who, {}, tuple(listing.published(listed)))

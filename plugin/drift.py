@@ -36,6 +36,7 @@ class Line:
     raw: bytes
     chain: str
     handle: int
+    family: str = "inet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,11 @@ def drift(
     read back then. `timed`: elements that stand until their time is over."""
     if not standing.sets:
         return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
-    there = {name for name, spec in SETS.items() if CGROUP not in spec.key or name in standing.sets}
+    binds = "table bridge" in text
+    there = {
+        name for name, spec in SETS.items()
+        if name in standing.sets or (CGROUP not in spec.key and (binds or not spec.bridge))
+    }  # fmt: skip
     should = {element for element in wanted if element.set in there or element.set not in SETS}
     sets = there | {element.set for element in should}
     found = [told("+", "set", f"set {name}", "") for name in sorted(sets - standing.sets)]
@@ -113,8 +118,9 @@ def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[To
             yield told("+", "rule", f"chain {line.chain}: {of[at] if at < len(of) else f'rule {at + 1}'}", "")
     for line in there:
         if line.raw not in ours:
-            stray = f"a rule that is not docker-fw's, handle {line.handle}"
-            yield told("-", "rule", f"chain {line.chain}: {stray} (nft -a list chain inet {TABLE} {line.chain})", "")
+            where = f"nft -a list chain {line.family} {TABLE} {line.chain}"
+            stray = f"a rule that is not docker-fw's, handle {line.handle} ({where})"
+            yield told("-", "rule", f"chain {line.chain}: {stray}", "")
 
 
 def _by_chain(text: str) -> dict[str, list[str]]:

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from plugin import conntrack, protocol
 from plugin.dockerapi import ApiSilent
-from plugin.links import Links, bridge_name, container_side, exists, host_side, mac_of
+from plugin.links import Links, bridge_name, container_side, exists, mac_of
 from plugin.model import Container, Endpoint, FwError, Network
 from plugin.ports import HostPorts
 from plugin.reconcile import Reconciler
+from plugin.sets import host_side
 from plugin.sysctl import Sysctl
 
 log = logging.getLogger(__name__)

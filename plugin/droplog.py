@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from plugin.dropnames import Names, name
-from plugin.dropped import Drop, Header, header, line, plain
+from plugin.dropped import Drop, Header, header, line
 from plugin.inventory import Inventory
 from plugin.nflog import LOCAL_IN, Logged, NfLog, TakenError
+from plugin.record import readable
 from plugin.table import LOG_GROUP
 from plugin.verdict import ICMP, Packet, number_of, verdict
 
@@ -217,7 +218,7 @@ class DropLog:
         drop = Drop(
             self._number, now, direction, of, name(inventory, source), name(inventory, target),
             links[each.indev], links[each.outdev], each.mark,
-            reason or plain(self._reason(inventory, of, for_host=for_host)),
+            reason or readable(self._reason(inventory, of, for_host=for_host)),
         )  # fmt: skip
         policies = (inventory.decided(end.owner) for end in (target, source) if end)
         return drop, any(policy and policy.log == "drop" for policy in policies)
@@ -251,6 +252,6 @@ class DropLog:
 
 def _link(index: int) -> str:
     try:
-        return plain(socket.if_indextoname(index)) if index else ""
+        return readable(socket.if_indextoname(index)) if index else ""
     except OSError:
         return f"#{index}"  # gone meanwhile

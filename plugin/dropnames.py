@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from plugin.dropped import plain
 from plugin.inventory import Inventory, Owner
 from plugin.model import Address, Published
+from plugin.record import readable
 from plugin.verdict import Found
 
 #: Seconds after which the list is made anew for an address that is not in it.
@@ -69,4 +69,4 @@ class Names:
 def name(inventory: Inventory, found: Found | None) -> str | None:
     """Nobody's, while it is in doubt who has the address."""
     container = found.endpoint.container if found and found.endpoint else None
-    return plain(container.name) if found and container and not inventory.doubted(found.owner) else None
+    return readable(container.name) if found and container and not inventory.doubted(found.owner) else None

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Address
+from plugin.record import readable
 
 _ICMP, _ICMP6 = 1, 58
 _NAMES: dict[int, str] = {
@@ -124,11 +125,6 @@ def _header(source: Address, target: Address, proto: int, rest: bytes) -> Header
     return Header(source, target, name, kind=rest[0] if proto in (_ICMP, _ICMP6) and rest else None)
 
 
-def plain(text: str) -> str:
-    """On one line and without control characters, whatever it was."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def line(told: Mapping[str, Any]) -> str:
     """A drop (`Drop.told`) for people: `web 2001:db8:1::2 5432/tcp from 2001:db8:9::1 (to container; …)`."""
     what = told["proto"] if told["proto"] in _NAMES.values() else f"protocol {told['proto']}"
@@ -143,4 +139,4 @@ def line(told: Mapping[str, Any]) -> str:
         text = f"{target} {what} from {source} (to container{reason})"
     else:
         text = f"{source} to {target} {what} (begun by container{reason})"
-    return plain(text)
+    return readable(text)

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from plugin.sets import TABLE, Element
-from plugin.table import document
+from plugin.table import away, document
 
 _HEAD = """\
 #!/usr/sbin/nft -f
-# docker-fw {version}: the table inet {table} of this host, {when}, by `fwctl export`.
-# nft -f FILE puts it there in one transaction, in the place of the table that stands. It knows no more than what was
+# docker-fw {version}: its tables ({table}) on this host, {when}, by `fwctl export`.
+# nft -f FILE puts them there in one transaction, in the place of those that stand. They know no more than what was
 # known then: who starts, stops or moves later is not in it. A docker-fw that starts puts its own in its place.
 # Other programs' bridges are left alone by name. docker-proxy's ports are closed one by one, not by its control group.
 # What `fwctl allow --for` opened is left out; who was banned for a time is so again from when this is loaded.
 # To load it by itself, without a table that stands, needs nftables 1.0.6 or newer and Linux 5.10 or newer.
-table inet {table} {{}}
-delete table inet {table}
-
 """
 
 
 def file(
     mark: int, elements: Iterable[Element], timed: Mapping[Element, int], foreign: Collection[str],
-    *, logs: bool, version: str, when: str,
+    *, logs: bool, binds: bool, version: str, when: str,
 ) -> str:  # fmt: skip
     """`foreign`: names of bridges that are left alone; their indices are not the same after a boot."""
     kept = [element for element in elements if element.set != "foreign"]
-    text = document(mark, kept, cgroups=False, logs=logs, foreign=foreign, timed=timed)
-    return _HEAD.format(version=version, table=TABLE, when=when) + text
+    text = document(mark, kept, cgroups=False, logs=logs, binds=binds, foreign=foreign, timed=timed)
+    gone = away("inet") + (away("bridge") if binds else "")
+    return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

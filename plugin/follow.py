@@ -17,22 +17,22 @@ from typing import Protocol
 from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent
 from plugin.guard import Guard
-from plugin.links import lives
 from plugin.listeners import Listeners
 from plugin.listing import Event
 from plugin.look import Look
-from plugin.model import Container, Endpoint, Guarded, Published
+from plugin.model import Endpoint, FwError, Guarded, Published
+from plugin.ours import Ours
 from plugin.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 #: Seconds between two looks at everything when nothing happens.
 INTERVAL = 30.0
+#: Seconds until Docker's events are asked for again when they ended, at first and at most.
+SOON, LATER = 0.1, 2.0
 #: Seconds until the next try when Docker does not answer though its events come.
 RETRY = 0.5
-#: Seconds until the next look while there is somebody of whom not all is known.
+#: Seconds until the next look while there is somebody of whom not all is known, or what is known is not on the disk.
 UNSURE = 1.0
-#: Seconds after which an endpoint that Docker does not list is forgotten.
-GONE = 60.0
 
 
 class Api(Protocol):
@@ -67,7 +67,7 @@ class Follower:
         self._bridges = bridges
         self._listeners = listeners
         self._note = note
-        self._forget = forget
+        self._ours = Ours(reconciler, forget)
         self._blind = blind
         self._stop = threading.Event()
         self._wanted = threading.Condition()
@@ -77,7 +77,6 @@ class Follower:
         #: Containers that are starting: what is published for them is not known yet.
         self._starting: set[str] = set()
         self._suspecting = threading.Lock()
-        self._missing: dict[str, float] = {}
         #: Something may have come in while nobody followed Docker.
         self._missed = True
         #: docker_gwbridge's ID, if there is one.
@@ -101,20 +100,25 @@ class Follower:
 
     def listen(self) -> None:
         """Until `stop`: reads events."""
-        wait = 0.1
+        wait = SOON
         while not self._stop.is_set():
+            began = time.monotonic()
             try:
                 for event in self._api.events():
-                    wait = 0.1
                     self._told(event)
             except ApiSilent as silent:
                 log.debug("%s", silent)
             finally:
                 self.listening = False
+            wait = SOON if time.monotonic() - began > LATER else min(2 * wait, LATER)
             self._stop.wait(wait)
-            wait = min(2 * wait, 2.0)
 
     def _told(self, event: Event) -> None:
+        if not event.whole:
+            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.what)
+            self._guard.doubt()
+            self.wake()
+            return
         match event.what:
             case "subscribed":
                 self._guard.start_over()
@@ -226,8 +230,16 @@ class Follower:
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
-            if self.listening and self._guard.unsure():
+            if (self.listening and self._guard.unsure()) or self._owing():
                 next_all = min(next_all, time.monotonic() + UNSURE)
+
+    def _owing(self) -> bool:
+        """True while the disk does not take what is known: tried again each time."""
+        try:
+            self._state.save_again()
+        except FwError as error:
+            log.debug("%s", error)
+        return bool(self._state.owes)
 
     def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
         asked, took = self._guard.now(), []
@@ -253,7 +265,10 @@ class Follower:
         self._note()
         look = self._api.look()
         self._state.know_networks(look.names)
-        if not self._guard.replace(look.networks, look.endpoints, look.existing, asked=moment, unsure=look.unsure):
+        existing = look.existing
+        if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
+            existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
+        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unsure):
             self.wake()  # it was too old when it came
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
@@ -262,36 +277,8 @@ class Follower:
             self._guard.cut_closed()
         self.apart = look.apart
         self._settled(starting - self._guard.starting())
-        self.learn(look.containers)
-        self.bury(look.containers)
+        self._ours.learn(look.containers)
+        self._ours.bury(look.containers)
         driver = {network.bridge for network in list(self._state.networks.values())}
         self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
         self._state.remember_foreign(self._bridges.foreign())
-
-    def learn(self, containers: Mapping[str, Container]) -> None:
-        """Gives the driver's endpoints whose labels were unknown at Join what Docker tells now, and follows renames."""
-        for endpoint in list(self._state.endpoints.values()):
-            container = containers.get(endpoint.id)
-            if container is None or not endpoint.joined or endpoint.container == container:
-                continue
-            if endpoint.container is None:
-                for problem in container.problems:
-                    log.error("%s stays closed but for ICMP: %s", container.name, problem)
-                log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
-            self._state.edit_endpoint(endpoint.id, _knows(container))
-
-    def bury(self, containers: Mapping[str, Container]) -> None:
-        """Forgets the driver's joined endpoints that Docker has not had for GONE seconds: their Leave never came.
-
-        Not at once, and not while a container has its link: one that is just starting has joined and is not listed yet.
-        """
-        now = time.monotonic()
-        joined = {e.id: e for e in list(self._state.endpoints.values()) if e.joined and e.id not in containers}
-        self._missing = {endpoint_id: self._missing.get(endpoint_id, now) for endpoint_id in joined}
-        for endpoint_id, since in self._missing.items():
-            if now - since >= GONE and not lives(endpoint_id):
-                self._forget(joined[endpoint_id])
-
-
-def _knows(container: Container) -> Callable[[Endpoint], Endpoint]:
-    return lambda endpoint: dataclasses.replace(endpoint, container=container) if endpoint.joined else endpoint

@@ -15,7 +15,7 @@ from ipaddress import IPv6Network, ip_network
 from typing import TypeVar
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Peer, Rate, Rule
-from plugin.tiers import blocks, piece_count
+from plugin.tiers import block_count, piece_count
 
 #: A value is read up to this length (characters); a longer one is a mistake, not a parsing job.
 MAX_LENGTH = 4096
@@ -30,6 +30,8 @@ UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 LONGEST = 30 * 86400
 #: Elements that one value may become at most: ports in blocks, times prefixes in pieces.
 MAX_ELEMENTS = 20_000
+#: What a peer by name is taken for then, for nobody knows yet how many it will be.
+NAMED_PEERS = 32
 
 _NAMED = ("container", "service", "project", "network")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", re.ASCII)
@@ -105,17 +107,22 @@ def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list
             mistakes.append(result)
         else:
             found.append(result)
-    if sum(map(_elements, found)) > MAX_ELEMENTS:
-        return [], [f"means more than {MAX_ELEMENTS} rules: ports times prefixes; use rounder ranges and prefixes"]
+    if sum(map(elements, found)) > MAX_ELEMENTS:
+        return [], [f"means more than {MAX_ELEMENTS} rules: ports times peers; use rounder ranges and prefixes"]
     return found, mistakes
 
 
-def _elements(each: object) -> int:
-    """What a rule becomes in the table: its ports in blocks, times its prefixes in pieces."""
+def elements(each: object) -> int:
+    """What a rule becomes in the table: its ports in blocks, times its peers, prefixes in pieces."""
     if not isinstance(each, Rule):
         return 1
-    prefixes = (ip_network(peer.value) for peer in each.peers if peer.kind == "prefix")
-    return sum(1 for _ in blocks(each.first, each.last)) * max(1, sum(map(piece_count, prefixes)))
+    return block_count(each.first, each.last) * max(1, sum(map(_peer_elements, each.peers)))
+
+
+def _peer_elements(peer: Peer) -> int:
+    if peer.kind == "prefix":
+        return piece_count(ip_network(peer.value))
+    return 1 if peer.kind == "host" else NAMED_PEERS
 
 
 def _split(part: str, word: str) -> tuple[str, str, str]:

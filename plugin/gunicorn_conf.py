@@ -1,7 +1,7 @@
 """gunicorn's configuration: one worker with threads on the plugin's socket. `gunicorn -c python:plugin.gunicorn_conf`.
 
-The master binds the socket before anything else, for dockerd dials it at once and disables a plugin that is not
-there; when the worker dies the master starts another on the same socket.
+The master closes what is not closed and binds the socket, before the plugin itself is loaded: dockerd waits for the
+socket alone, and not for long. When the worker dies the master starts another on the same socket.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from plugin.model import FwError
+from plugin import rights
+from plugin.model import FwError, NewerStateError
+from plugin.record import readable
 from plugin.settings import Settings, read
 
 
@@ -20,7 +22,7 @@ def _settings() -> Settings:
     try:
         return read(os.environ)
     except FwError as error:
-        sys.exit(f"docker-fw: wrong settings: {error}")
+        sys.exit(f"docker-fw: wrong settings: {readable(str(error))}")
 
 
 _read = _settings()
@@ -43,7 +45,7 @@ preload_app = False
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "%(levelname)s %(name)s: %(message)s"}},
+    "formatters": {"plain": {"()": "plugin.oneline.OneLine", "fmt": "%(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}},
     "root": {"level": _read.log_level.upper(), "handlers": ["stdout"]},
     "loggers": {
@@ -56,14 +58,28 @@ logconfig_dict = {
 proc_name = "docker-fw"
 
 
+def on_starting(server: Any) -> None:
+    from plugin.closing import close_first  # noqa: PLC0415
+
+    try:
+        rights.keep()
+    except FwError as error:
+        sys.exit(f"docker-fw: {error}")
+    close_first(_read)
+
+
 def load() -> Any:
-    """Makes the plugin in the worker: what must be closed is closed before the first call is taken."""
+    """Makes the plugin in the worker: it has taken over what stands before the first call is taken."""
     from plugin.main import Plugin  # noqa: PLC0415
+    from plugin.refusing import refusing_app  # noqa: PLC0415
 
     try:
         plugin = Plugin(_read)
+    except NewerStateError as error:
+        print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
+        return refusing_app(str(error))
     except FwError as error:
-        print(f"docker-fw: {error}", file=sys.stderr, flush=True)
+        print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
         # By this status gunicorn's master knows that trying again is of no use, and ends too.
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
     _running.append(plugin)

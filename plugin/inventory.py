@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from plugin import policy
-from plugin.directory import Directory, Key, who
+from plugin.directory import Directory, Key, itself, who
 from plugin.labels import EVERYTHING, over
 from plugin.model import (
     Address,
@@ -31,6 +31,8 @@ from plugin.sets import Element
 from plugin.state import State
 
 Owner = str
+#: Under this name stand the networks on which somebody is, or was, confined.
+CONFINED: Owner = "confined before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Noted:
 
     elements: frozenset[Element] = frozenset()
     place: Place | None = None
+
+
+def confined(bridges: Iterable[str]) -> Noted:
+    """Bridges on which whoever is not known may begin nothing."""
+    return Noted(frozenset(Element("confined", (bridge,)) for bridge in bridges))
 
 
 @dataclass(slots=True)
@@ -82,7 +89,9 @@ class Inventory:
             changed |= self.directory.put(owner, who(there) if there else None)
             decided = self.decided(owner) if found else None
             rules = chain(decided.accepts, decided.egress or ()) if decided else ()
-            self.directory.asks(owner, rules, endpoint.container if endpoint else None)
+            container = endpoint.container if endpoint else None
+            own = (itself(container),) if container and owner in self.state.endpoints else ()
+            self.directory.asks(owner, rules, container, *own)
         return list(dict.fromkeys((*owners, *self.directory.askers(changed))))
 
     def elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
@@ -98,7 +107,8 @@ class Inventory:
         if endpoint is None or endpoint.network_id not in state.networks:
             return frozenset()
         network = state.networks[endpoint.network_id]
-        return endpoint_elements(network, endpoint, self._resolved(network, endpoint))
+        more = self.directory.addresses(itself(endpoint.container)) if endpoint.container else ()
+        return endpoint_elements(network, endpoint, self._resolved(network, endpoint), more)
 
     def answers(self, owner: Owner) -> dict[Address, Answers]:
         """What the owner's addresses accept and may begin; nothing where it has none."""

@@ -1,7 +1,8 @@
 """Changes of single endpoints since the state file was written, in `FILE.log`: a line for each, not a file of all.
 
 The first line says to which state file they belong; beside another one they are void. They need to survive our own
-process only, like all that is known of endpoints, so nothing is flushed. Where a line is torn the rest is left out.
+process only, like all that is known of endpoints, so nothing is flushed. A last line that is torn, by our own death
+amid a change that nobody was told is done, is left out; where it is damaged otherwise, so is the rest, and it is kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
+
+from plugin.record import text
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +58,14 @@ class Journal:
         """The changes since the state file of this serial number, in order. Never raises."""
         try:
             lines = self._path.read_bytes().split(b"\n")
-            if not serial or json.loads(lines[0]) != {"serial": serial}:
+        except OSError:
+            return []
+        try:
+            if not serial or len(lines) < 2 or text(json.loads(lines[0]), "serial") != serial:
                 return []
-        except (OSError, ValueError, RecursionError):
+        except (ValueError, RecursionError) as error:
+            log.error("%s is damaged at its beginning (%s): it is left out", self._path, error)
+            self.keep()
             return []
         changes: list[dict[str, Any]] = []
         for line in lines[1:-1]:
@@ -67,6 +75,19 @@ class Journal:
                     raise ValueError("no object")
             except (ValueError, RecursionError) as error:
                 log.error("%s is damaged after %d changes (%s): the rest is left out", self._path, len(changes), error)
+                self.keep()
                 break
             changes.append(change)
         return changes
+
+    def keep(self) -> None:
+        """A copy of what stands in it, for a person to see: it is written over by and by. Never raises."""
+        try:
+            # Its time of change: one that is read again, because nothing has changed since, is not kept again.
+            aside = self._path.with_name(f"{self._path.name}.corrupt-{self._path.stat().st_mtime_ns}")
+            aside.write_bytes(self._path.read_bytes())
+            log.error("%s is kept as %s", self._path, aside)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.error("%s could not be kept: %s", self._path, error)

@@ -13,11 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from plugin import labels
-from plugin.grammar import taken_back
+from plugin.grammar import MAX_LENGTH, taken_back
 from plugin.labels import Parsed
 from plugin.model import Container, Problem, Said
 
 _COMPOSE = "com.docker.compose."
+#: Labels of an image of which a container's user is told; characters of labels whose reading is kept.
+_TOLD, _KEPT = 16, 1 << 16
 #: What compose says of a container and never of an image.
 _OF_ONE = ("container-number", "config-hash")
 
@@ -78,7 +80,7 @@ def _compose(told: Mapping[str, Any], image: Mapping[str, str], *, gone: bool) -
     it says of no image, and an image that does makes its containers nobody's.
     """
     own = any(told.get(key) and told[key] != image.get(key) for key in map(_COMPOSE.__add__, _OF_ONE))
-    names = {name: str(told.get(_COMPOSE + name) or "") for name in ("project", "service")}
+    names = {name: _name(told, name) for name in ("project", "service")}
     return names if own and not gone else dict.fromkeys(names, "")
 
 
@@ -108,8 +110,14 @@ def _may_close(key: str, value: str) -> bool:
 def compose_key(network: Mapping[str, Any]) -> str:
     """The compose project that made the network and what its file calls it, as PROJECT/KEY; "" if none did."""
     told = network.get("Labels") or {}
-    project, key = (str(told.get(_COMPOSE + name) or "") for name in ("project", "network"))
+    project, key = (_name(told, name) for name in ("project", "network"))
     return f"{project}/{key}" if project and key else ""
+
+
+def _name(told: Mapping[str, Any], name: str) -> str:
+    """One that is longer than any rule can say is nobody's, and not kept."""
+    found = str(told.get(_COMPOSE + name) or "")
+    return found if len(found) <= MAX_LENGTH else ""
 
 
 def at(who: Labelled, network: str, key: str = "") -> Container:
@@ -118,9 +126,11 @@ def at(who: Labelled, network: str, key: str = "") -> Container:
     project, _, called = key.partition("/")
     mine = {*_names(who, network), *((called,) if called and project == who.project else ())}
     notices = [
-        f'label {label}="{value[:80]}" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
-        for label, value in who.brought
+        f'label {label[:80]}="{value[:80]}" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
+        for label, value in who.brought[:_TOLD]
     ]
+    if len(who.brought) > _TOLD:
+        notices.append(f"{len(who.brought) - _TOLD} more labels came with the image and open nothing")
     problems = [*who.problems, *parsed.problems]
     known = {name for each in who.networks for name in _names(who, each)} | mine
     for name, said in parsed.networks:
@@ -144,8 +154,14 @@ def at(who: Labelled, network: str, key: str = "") -> Container:
     )
 
 
-@lru_cache(maxsize=4096)
 def _parsed(pairs: tuple[tuple[str, str], ...]) -> Parsed:
+    """What is refused for its size is so in no time, and not kept."""
+    size = sum(len(key) + len(str(value)) for key, value in pairs)
+    return _kept(pairs) if size <= _KEPT else labels.parse(dict(pairs))
+
+
+@lru_cache(maxsize=4096)
+def _kept(pairs: tuple[tuple[str, str], ...]) -> Parsed:
     return labels.parse(dict(pairs))
 
 

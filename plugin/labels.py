@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from plugin import grammar
 from plugin.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
 from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Problem, Rule, Said
 
@@ -56,6 +57,10 @@ EVERYTHING: tuple[Rule, ...] = (
 )
 #: Every mistake is told at once, up to about so many: more is no typo, and must cost neither time nor a novel.
 MAX_PROBLEMS = 64
+#: Keys of docker-fw's at one place, rules in all of them, and what these may become in the table: others wait for them.
+MAX_KEYS, MAX_RULES, MAX_ALL = 256, 2048, 40_000
+#: Characters of a key.
+MAX_KEY = 512
 
 
 SILENT = Said()
@@ -81,13 +86,19 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> Parsed:
     """
     places: dict[str, Said] = {}
     problems: list[Problem] = []
-    for key in sorted(k for k in pairs if isinstance(k, str) and k.lower().startswith(PREFIX)):
+    keys = sorted(k for k in pairs if isinstance(k, str) and k.lower().startswith(PREFIX))
+    rules = elements = 0
+    for number, key in enumerate(keys):
         value = pairs[key]
-        text = value if isinstance(value, str) else repr(value)
-        if len(problems) >= MAX_PROBLEMS:
-            what = "was not read, nor what follows: there are too many mistakes"
-            problems.append(Problem(where + key, text, what, confines=True))
+        text = _short(value if isinstance(value, str) else repr(value))
+        if why := _too_many(number, len(problems), rules, elements):
+            what = f"was not read, nor what follows: {why}"
+            problems.append(Problem(_short(where + key), text, what, confines=True))
             break
+        if len(key) > MAX_KEY:
+            what = f"is a key of {len(key)} characters; docker-fw has none of more than {MAX_KEY}"
+            problems.append(Problem(_short(where + key), text, what, confines=True))
+            continue
         network, name = split(key)
         if name not in KEYS or (network is None and key.lower().startswith(ONE_NETWORK)):
             problems.append(_unknown(where + key, key, text))
@@ -102,11 +113,29 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> Parsed:
         else:
             said, mistakes = Said(), [f'must be text, like "{KEYS[name].example}"']
         problems += [Problem(where + key, text, mistake, closes, confines) for mistake in mistakes]
+        found = (*said.allow, *said.deny, *(said.egress or ()), *(said.rate or ()))
+        rules, elements = rules + len(found), elements + sum(map(grammar.elements, found))
         places[network or ""] = _both(places.get(network or "", Said()), said)
     if problems:
         places = {k: _opening_nothing(said) for k, said in places.items()}
     rest = tuple(sorted((k, v) for k, v in places.items() if k and v != Said()))
     return Parsed(places.get("", Said()), tuple(problems), rest)
+
+
+def _too_many(keys: int, problems: int, rules: int, elements: int) -> str:
+    """Why no more is read; "" if it is."""
+    if problems >= MAX_PROBLEMS:
+        return "there are too many mistakes"
+    if keys >= MAX_KEYS:
+        return f"at most {MAX_KEYS} keys are read"
+    if rules > MAX_RULES:
+        return f"there are more than {MAX_RULES} rules before it"
+    return f"what stands before it means more than {MAX_ALL} rules: ports times peers" if elements > MAX_ALL else ""
+
+
+def _short(text: str) -> str:
+    """As much of it as is ever shown: it is kept."""
+    return text if len(text) <= 2 * MAX_KEY else text[: 2 * MAX_KEY]
 
 
 def split(key: str) -> tuple[str | None, str]:

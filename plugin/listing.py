@@ -18,6 +18,11 @@ from plugin.model import Address, Container, Endpoint, Guarded, Published, Said
 from plugin.record import address, boolean, interface_name, only, port, protocol, text
 
 _BRIDGE = "com.docker.network.bridge."
+#: What reading raises where something is not as it should be.
+LIES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+CONNECTING = {"network connect", "network disconnect"}
+#: Events that are about somebody.
+ABOUT = {*CONNECTING, "network destroy", *(f"container {what}" for what in ("create", "start", "die", "destroy"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,11 @@ class Event:
     id: str = ""
     container: str = ""
     kind: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """False if it is one that says who goes or comes, and does not say who."""
+        return bool(self.id and (self.container or self.what not in CONNECTING)) or self.what not in ABOUT
 
 
 def network(raw: Any) -> Guarded | None:
@@ -76,12 +86,18 @@ def bridges(raw: Any) -> tuple[frozenset[str], bool]:
 def endpoints(
     raw: Any, who: Labelled, keys: Mapping[str, str] = MappingProxyType({}),
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> Iterator[Endpoint]:  # fmt: skip
+) -> list[Endpoint]:  # fmt: skip
     """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError.
 
     `keys`: by network ID, what compose's file calls it. `options`: by network, the attachment's `driver_opts`.
     """
-    ports = tuple(published(raw))
+    return list(_endpoints(raw, who, keys, options, tuple(published(raw))))
+
+
+def _endpoints(
+    raw: Any, who: Labelled, keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]],
+    ports: tuple[Published, ...],
+) -> Iterator[Endpoint]:  # fmt: skip
     for name, attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).items():
         if isinstance(attached, dict) and attached.get("EndpointID"):
             key = keys.get(attached.get("NetworkID") or "", "")
@@ -96,6 +112,18 @@ def endpoints(
                 container=container,
                 published=ports,
             )
+
+
+def identity(raw: Any) -> str:
+    """The ID of whatever is listed. Raises ValueError."""
+    return text(raw, "Id")
+
+
+def many(raw: Any) -> list[Any]:
+    """A list. Raises ValueError if it is none, or nothing in it says what it is."""
+    if not isinstance(raw, list) or (raw and not any(isinstance(each, dict) and each.get("Id") for each in raw)):
+        raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
+    return raw
 
 
 def places(raw: Any) -> tuple[str, ...]:
@@ -139,9 +167,10 @@ def published(raw: Any) -> Iterator[Published]:
 
 
 def attached(
-    raw: Mapping[str, Any], who: Labelled, options: Mapping[str, Any], ports: tuple[Published, ...] = ()
+    raw: Mapping[str, Any], who: Labelled, options: Mapping[str, Any], listed: Mapping[str, Any] = MappingProxyType({})
 ) -> Endpoint | None:
-    """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports. Raises ValueError.
+    """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports: those are in `listed`,
+    the container as `GET /containers/json` lists it. Raises ValueError.
 
     Until the container's sandbox is told, its entry has the key `ep-<EndpointID>` and the container's name.
     """
@@ -157,7 +186,7 @@ def attached(
                 joined=True,
                 said=said,
                 container=container,
-                published=ports,
+                published=tuple(published(listed)),
             )
     return None
 

@@ -16,7 +16,7 @@ class Look:
     `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
     running containers' places on them; `apart`: containers that no network of their own has, with the reason;
     `existing`: the IDs of all containers, stopped ones too. `names`: of every network, whatever its driver.
-    `unsure`: endpoints of which it is not known what their attachment says.
+    `unsure`: endpoints of which it is not known what their attachment says. `whole`: nobody was left out of `existing`.
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
@@ -26,6 +26,7 @@ class Look:
     existing: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     unsure: frozenset[str] = frozenset()
+    whole: bool = True
 
     def noted(self) -> dict[Owner, Noted]:
         """The networks of Docker's own and who is on them, as `plugin.inventory` takes it."""

@@ -17,6 +17,7 @@ from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.bridges import Bridges
 from plugin.cgroup import dockerd, proxies, shared
+from plugin.closing import closing
 from plugin.dockerapi import DockerApi
 from plugin.dockeruser import DockerUser
 from plugin.driver import Driver
@@ -24,10 +25,9 @@ from plugin.droplog import DropLog
 from plugin.droplog_http import add_route
 from plugin.engines import refusal
 from plugin.follow import Follower
-from plugin.guard import KEPT, Guard
+from plugin.guard import Guard
 from plugin.hostsocket import raise_fd_limit
-from plugin.inventory import Noted
-from plugin.links import Links, host_side, lives
+from plugin.links import Links, exists, lives
 from plugin.listeners import Listeners
 from plugin.model import Address, Endpoint, FwError, Published
 from plugin.neighbours import Neighbours
@@ -38,7 +38,7 @@ from plugin.ports import HostPorts
 from plugin.questions import Questions
 from plugin.reconcile import Reconciler
 from plugin.relay import Relay
-from plugin.ruleset import dockerd_elements, proxied_element
+from plugin.sets import host_side
 from plugin.settings import Settings, read
 from plugin.single import claim
 from plugin.state import State
@@ -68,19 +68,10 @@ class Plugin:
         later = Later()
         self._state = Reconciler(nft, store, settings.defaults, later)
         self._orphaned: list[Address] = []
-        try:
-            kept_state = store.load()
-        except FwError:
-            self._close()
-            raise
-        state = self._survivors(expired(kept_state, time.time()))
+        state = self._survivors(expired(store.load(), time.time()))
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
-        kept = Noted(frozenset(proxied_element(port) for ports in state.proxied.values() for port in ports))
-        daemon = Noted(frozenset(dockerd_elements(settings.dockerd_ports)))
-        self._state.start(
-            state, {"links": self._bridges.noted(), KEPT: kept, "dockerd": daemon, **proxies(settings.cgroup)}
-        )
+        self._state.start(state, {"links": self._bridges.noted(), **closing(state, settings)})
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -121,13 +112,6 @@ class Plugin:
         """True if docker-proxy is not known by its control group: its ports are closed some milliseconds late."""
         return not (self._nft.tells_cgroups and dockerd(self._settings.cgroup) and shared(self._settings.cgroup))
 
-    def _close(self) -> None:
-        """The state cannot be known: after a boot every bridge is closed all the same. A table that stands is left."""
-        if not self._nft.stands():
-            bridges = Bridges(self._links.default_route_links)
-            bridges.see(hostlinks.links().values())
-            self._state.start(State(), {"links": bridges.noted(), **proxies(self._settings.cgroup)})
-
     def start(self, serving: Callable[[], bool] = lambda: True) -> None:
         """Puts links and ports back as they were, then watches. `serving`: whether requests are still taken."""
         self._drops.serving = serving
@@ -163,11 +147,17 @@ class Plugin:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         if state.boot != boot:
             return dataclasses.replace(state, endpoints={}, boot=boot, switched=frozenset())
-        alive = {e.id: e for e in state.endpoints.values() if not e.joined or lives(e.id)}
+        alive: dict[str, Endpoint] = {}
+        for e in state.endpoints.values():
+            if not e.joined or lives(e.id):
+                alive[e.id] = e
+            elif exists(host_side(e.id)):  # we were killed amid a Join, which Docker repeats, or it took the pair back
+                alive[e.id] = dataclasses.replace(e, joined=False, container=None, published=())
         # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
         self._orphaned = [
-            address for e in state.endpoints.values() if e.id not in alive for address in (e.addr4, e.addr6) if address
-        ]
+            address for e in state.endpoints.values() if alive.get(e.id) is not e
+            for address in (e.addr4, e.addr6) if address
+        ]  # fmt: skip
         return dataclasses.replace(state, endpoints=alive)
 
     def _rebuild(self) -> None:
@@ -176,13 +166,12 @@ class Plugin:
             try:
                 if self._links.make_bridge(network):
                     log.info("made bridge %s again", network.bridge)
-                    self._links.reattach(
-                        network, [e for e in self._state.endpoints.values() if e.network_id == network.id]
-                    )
+                # Also to a bridge that stands: an older docker-fw did not bind ports to their MACs.
+                self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
             except (FwError, NetlinkError, OSError) as error:
                 log.error("network %s: %s", network.id[:12], error)
         try:
-            self._links.sweep({host_side(e.id) for e in self._state.endpoints.values()})
+            self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
         except (NetlinkError, OSError) as error:
             log.error("links left behind by a crash stay: %s", error)
         for endpoint in self._state.endpoints.values():

@@ -27,6 +27,10 @@ class FwError(Exception):
     """Something a user can mend. The text is shown by Docker as it is: it names the value and what would be right."""
 
 
+class NewerStateError(FwError):
+    """The state is a newer version's: what it means is not ours to guess."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Peer:
     """Who is at the other end: `prefix` (the value is its text), `container`, `service`, `project`, `network`, `host`.

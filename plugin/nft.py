@@ -1,4 +1,4 @@
-"""Our table in the kernel: replace it whole, change its elements, notice that somebody touched it.
+"""Our tables in the kernel: replace them whole, change their elements, notice that somebody touched them.
 
 Two ways in, one netlink socket. The table's text goes through libnftables, in process. Elements go as raw netlink
 over libnftables' own socket: libnftables reads every interval set of every table before each transaction, so that
@@ -18,13 +18,14 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from types import MappingProxyType
 
 from plugin import netlink as nl
 from plugin.model import Address
-from plugin.packing import NFPROTO_INET, bodies, counted, of_set
+from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
 from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
-from plugin.table import TRY_OWNED, rates_added, replace, skeleton
+from plugin.table import TRY_BRIDGE, TRY_OWNED, rates_added, replace, skeleton
 
 _SUBSYS = 10 << 8
 _GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
@@ -41,15 +42,15 @@ class NftError(Exception):
 
 
 class Nft:
-    """The only writer of table `inet fw`. Every call is one transaction: all of it stands, or nothing changed."""
+    """The only writer of our tables. Every call is one transaction: all of it stands, or nothing changed."""
 
     def __init__(self, mark: int) -> None:
         import nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
-        before = _netlink_fds()
+        before = nl.netfilter_fds()
         self._nft = nftables.Nftables()
         self._nft.set_numeric_proto_output(True)
-        ((fd, _),) = _netlink_fds() - before
+        ((fd, _),) = nl.netfilter_fds() - before
         self._sock = socket.socket(fileno=os.dup(fd))
         self._sock.settimeout(30)  # which leaves the socket non-blocking, as libnftables made it and needs it
         self._read, self._dump = nl.open_socket(), nl.open_socket()
@@ -64,6 +65,8 @@ class Nft:
         self.tells_cgroups = self.logs = True
         #: The table is ours alone while this object lives, and outlives it: nobody else can change or flush it.
         self.owned = True
+        #: The kernel has tables for frames within a bridge: a port of ours is bound to its container's addresses.
+        self.binds = True
         #: Rates that have their sets and rules in the table.
         self._rates: frozenset[str] = frozenset()
 
@@ -80,13 +83,15 @@ class Nft:
             # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
             tries = [(self.tells_cgroups, self.logs)]
             if not self._print:
-                self.owned = self._can_own()
+                self.owned = self._can(TRY_OWNED, "the tables cannot be owned here, they are watched")
+                self.binds = self._can(TRY_BRIDGE, "containers of one network may take each other's addresses")
                 tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
+            elements = [e for e in elements if self.binds or not spec_of(e.set).bridge]
             for attempt, (cgroups, logs) in enumerate(tries, 1):
                 words = () if gone else elements
                 lasting: Mapping[Element, int] = {} if gone else timed
                 text = replace(
-                    self._mark, words, owned=self.owned, cgroups=cgroups, logs=logs, timed=lasting,
+                    self._mark, words, owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs, timed=lasting,
                     rates=_rates(elements),
                 )  # fmt: skip
                 try:
@@ -103,12 +108,12 @@ class Nft:
             self._batch(self._possible(Change(add=rest)), timed if gone else {})
             self._print = self._fingerprint()  # last: what is not there whole is not intact
 
-    def _can_own(self) -> bool:
+    def _can(self, text: str, otherwise: str) -> bool:
         """Asked of an empty table: a whole one takes seconds to be refused, and until it stands all is open."""
         try:
-            self._run(TRY_OWNED)
+            self._run(text)
         except NftError as error:
-            log.info("the table cannot be owned here, it is watched: %s", error)
+            log.info("%s: %s", otherwise, error)
             return False
         return True
 
@@ -127,10 +132,14 @@ class Nft:
         self.changes += 1
 
     def _possible(self, change: Change) -> Change:
-        if self.tells_cgroups:
+        if self.tells_cgroups and self.binds:
             return change
-        parts = (change.remove, change.add)
-        return Change(*(tuple(e for e in part if CGROUP not in spec_of(e.set).key) for part in parts))
+
+        def knows(element: Element) -> bool:
+            spec = spec_of(element.set)
+            return (self.tells_cgroups or CGROUP not in spec.key) and (self.binds or not spec.bridge)
+
+        return Change(*(tuple(filter(knows, part)) for part in (change.remove, change.add)))
 
     def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Removes and adds elements in one transaction. Raises NftError: then nothing changed, `replace` mends it.
@@ -176,9 +185,10 @@ class Nft:
         """The rules: as text, and as the kernel told them when they had been put there."""
         with self._lock:
             text = skeleton(
-                self._mark, owned=self.owned, cgroups=self.tells_cgroups, logs=self.logs, rates=self._rates
-            )
-            return text, self._print[2:]
+                self._mark, owned=self.owned, binds=self.binds, cgroups=self.tells_cgroups, logs=self.logs,
+                rates=self._rates,
+            )  # fmt: skip
+            return text, self._print[2 * len(self._families) :]
 
     def generation(self) -> int:
         """The ruleset's generation, which every transaction of anybody raises (3 µs; cheap to poll)."""
@@ -190,28 +200,38 @@ class Nft:
         return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
     def stands(self) -> bool:
-        """True if there is a table of ours, whoever put it there."""
+        """True if there is a table of ours that closes, whoever put it there."""
         with self._lock:
-            return bool(self._fingerprint())
+            return bool(self._told(NFPROTO_INET)[0])
 
     def intact(self) -> bool:
         """True if the table and its rules are the very ones that we put there (somebody may have flushed them)."""
         with self._lock:
             return bool(self._print) and self._fingerprint() == self._print
 
+    @property
+    def _families(self) -> tuple[int, ...]:
+        return (NFPROTO_INET, NFPROTO_BRIDGE) if self.binds else (NFPROTO_INET,)
+
     def _fingerprint(self) -> tuple[bytes, ...]:
-        """The table's flags (it may be dormant) and handle (it may be an old one, from a file), and its rules.
+        """Each table's flags (it may be dormant) and handle (it may be an old one, from a file), and all the rules.
 
         Whole rules, for one that is exchanged in its place keeps its handle; none of ours has a counter of its own.
         """
+        told = [self._told(family) for family in self._families]
+        heads, rules = zip(*told, strict=True)
+        return (*chain(*heads), *chain(*rules)) if all(heads) else ()
+
+    def _told(self, family: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """A table's flags and handle, and its rules; nothing where it is not there."""
         name = TABLE.encode() + b"\0"
         try:
-            ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(NFPROTO_INET) + nl.attr(_TABLE_NAME, name))
-            rules = nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(NFPROTO_INET) + nl.attr(_RULE_TABLE, name))
+            ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(family) + nl.attr(_TABLE_NAME, name))
+            rules = nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(family) + nl.attr(_RULE_TABLE, name))
         except FileNotFoundError:
-            return ()
-        told = nl.attributes(table[4:])
-        return (told[_TABLE_FLAGS], told[_TABLE_HANDLE], *(rule[4:] for _, rule in rules))
+            return (), ()
+        of = nl.attributes(table[4:])
+        return (of[_TABLE_FLAGS], of[_TABLE_HANDLE]), tuple(rule[4:] for _, rule in rules)
 
     def _batch(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         if not change and not timed:
@@ -257,9 +277,14 @@ def _rates(elements: Iterable[Element]) -> frozenset[str]:
     return frozenset(rate for element in elements if (rate := rate_of(element.set)))
 
 
-def remove_table() -> bool:
-    """Takes the table away, for an uninstall. False if it was not there; raises OSError with the kernel's errno."""
-    body = nl.nfgen(NFPROTO_INET) + nl.attr(_TABLE_NAME, TABLE.encode() + b"\0")
+def remove_tables() -> bool:
+    """Takes the tables away, for an uninstall. False if none was there; raises OSError with the kernel's errno."""
+    removed = [_remove_table(family) for family in (NFPROTO_INET, NFPROTO_BRIDGE)]
+    return any(removed)
+
+
+def _remove_table(family: int) -> bool:
+    body = nl.nfgen(family) + nl.attr(_TABLE_NAME, TABLE.encode() + b"\0")
     begin = nl.message(_BATCH_BEGIN, 0, 1, nl.nfgen(0, 10))
     end = nl.message(_BATCH_END, 0, 3, nl.nfgen(0, 10))
     with nl.open_socket() as sock:
@@ -270,17 +295,3 @@ def remove_table() -> bool:
     if code:
         raise OSError(code, os.strerror(code))
     return True
-
-
-def _netlink_fds() -> set[tuple[int, str]]:
-    """The open sockets to nfnetlink, each with what tells it from another one of its number."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if (what := os.readlink(f"/proc/self/fd/{name}")).startswith("socket:"):
-                with socket.socket(fileno=os.dup(int(name))) as sock:
-                    if sock.family == socket.AF_NETLINK and sock.proto == nl.NETLINK_NETFILTER:
-                        found.add((int(name), what))
-        except OSError:
-            continue  # the directory's own descriptor, closed by now
-    return found

@@ -14,7 +14,7 @@ from plugin import netlink as nl
 from plugin.model import Address
 from plugin.sets import CGROUP, TABLE, Element, Value, spec_of
 
-NFPROTO_INET = 1
+NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
 #: NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
 _ELEM_EXPR, _EXPR_DATA, _COUNTER_PACKETS = 7, 2, 2
@@ -26,8 +26,12 @@ _PER_MESSAGE = 500
 
 def of_set(name: str) -> bytes:
     """The body of a message that asks for a set's elements."""
-    head = nl.nfgen(NFPROTO_INET) + nl.attr(_LIST_TABLE, TABLE.encode() + b"\0")
+    head = nl.nfgen(_family(name)) + nl.attr(_LIST_TABLE, TABLE.encode() + b"\0")
     return head + nl.attr(_LIST_SET, name.encode() + b"\0")
+
+
+def _family(name: str) -> int:
+    return NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
 
 
 def counted(told: Iterable[tuple[int, bytes]]) -> Iterator[tuple[Address, int]]:
@@ -45,9 +49,8 @@ def bodies(elements: Iterable[Element], timed: Mapping[Element, int] = MappingPr
     by_set: dict[str, list[bytes]] = {}
     for element in elements:
         by_set.setdefault(element.set, []).append(_packed(element, timed.get(element, 0)))
-    head = nl.nfgen(NFPROTO_INET) + nl.attr(_LIST_TABLE, TABLE.encode() + b"\0")
     return [
-        head + nl.attr(_LIST_SET, name.encode() + b"\0") + nl.nested(_LIST_ELEMENTS, *part)
+        of_set(name) + nl.nested(_LIST_ELEMENTS, *part)
         for name, packed in by_set.items()
         for part in (packed[i : i + _PER_MESSAGE] for i in range(0, len(packed), _PER_MESSAGE))
     ]
@@ -74,5 +77,7 @@ def _field(expression: str, value: Value) -> bytes:
     if isinstance(value, IPv4Address | IPv6Address):
         return value.packed
     if isinstance(value, str):
+        if expression == "ether saddr":
+            return bytes.fromhex(value.replace(":", ""))
         return value.encode().ljust(16, b"\0")
     return struct.pack(_FORMATS.get(expression, "=B"), value)

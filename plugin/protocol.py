@@ -15,13 +15,12 @@ from plugin.model import PROTO_NAME, Address, Endpoint, FwError, Network, PortBi
 
 _GENERIC = "com.docker.network.generic"
 _BRIDGE = "com.docker.network.bridge."
-_ID = re.compile(r"[0-9A-Za-z]{1,128}")
 
 
 def identifier(body: Any, key: str) -> str:
     """A Docker ID out of a request. Raises FwError when missing or not one."""
     value: str = _read(record.text, body, key)
-    if not _ID.fullmatch(value):
+    if not record.ID.fullmatch(value):
         raise FwError(f"{key} {value[:80]!r} is not an ID of Docker's")
     return value
 
@@ -71,7 +70,7 @@ def create_endpoint(body: Any) -> Endpoint:
     if address4 is None and address6 is None:
         raise FwError("Docker gave the endpoint no address; docker-fw needs an IPAM driver that does")
     mac = interface.get("MacAddress") or ""
-    if not isinstance(mac, str) or (mac and not re.fullmatch(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}", mac)):
+    if not isinstance(mac, str) or (mac and not record.MAC.fullmatch(mac)):
         raise FwError(f"MacAddress {mac!r} is not a MAC address, like 02:42:ac:12:00:02")
     return Endpoint(
         id=endpoint_id,

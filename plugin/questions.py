@@ -74,7 +74,9 @@ class Questions:
             "listening": self._follower.listening,
             "proxy_known": not self._blind(),
             "owned": self._nft.owned,
+            "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
+            "unsaved": self._state.owes,
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:
@@ -115,8 +117,9 @@ class Questions:
         foreign = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.foreign()))
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = export.file(
-            self._settings.mark, elements | banned, timed, foreign, logs=self._nft.logs, version=__version__, when=when
-        )
+            self._settings.mark, elements | banned, timed, foreign, logs=self._nft.logs, binds=self._nft.binds,
+            version=__version__, when=when,
+        )  # fmt: skip
         return {"text": text}
 
     def _changed(self, settings: Settings) -> Callable[[Inventory], None]:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from plugin import conntrack, overrides, standing
-from plugin.inventory import Inventory, Noted, Owner
+from plugin.inventory import CONFINED, Inventory, Noted, Owner, confined
 from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Published
 from plugin.nft import Nft, NftError
 from plugin.record import INTERFACE_NAME
@@ -23,8 +23,6 @@ from plugin.store import Store
 from plugin.writer import Bans, Writer
 
 log = logging.getLogger(__name__)
-#: Under this name stand the networks on which somebody is, or was, confined.
-CONFINED: Owner = "confined before"
 
 
 class Reconciler:
@@ -65,6 +63,17 @@ class Reconciler:
     def locked(self) -> threading.RLock:  # type: ignore[valid-type,unused-ignore]
         return self._lock
 
+    @property
+    def owes(self) -> str:
+        """Why what is known is not on the disk; "" if it is."""
+        return self._store.owes
+
+    def save_again(self) -> None:
+        """Writes what the disk did not take. Raises FwError if it still does not."""
+        with self._lock:
+            if self._store.owes:
+                self._store.save(self.state, flush=True)
+
     def snapshot(self) -> Inventory:
         """All that is known now, to be read at leisure."""
         with self._lock:
@@ -77,9 +86,10 @@ class Reconciler:
     def start(self, state: State, noted: Mapping[Owner, Noted] | None = None) -> None:
         """Takes over the kept state and puts the table there whole. Raises NftError: then nothing may go on."""
         with self._lock:
-            self._known.state, self._known.noted = state, {**(noted or {}), CONFINED: _confined(state.confined)}
+            self._known.state, self._known.noted = state, {**(noted or {}), CONFINED: confined(state.confined)}
             self._known.overrides = self._in_force(state)
             self._writer.start()
+            self._note_confined()  # we may have been killed before that
 
     def put_network(self, network: Network) -> None:
         with self._lock:
@@ -269,7 +279,11 @@ class Reconciler:
         return all(self._writer.books.only_closes(owner, then.elements(owner, after)) for owner in owners)
 
     def _apply(self, owners: Iterable[Owner], bans: tuple[Bans, Bans] | None = None) -> None:
-        if self._writer.apply(owners, bans) and (new := self._writer.books.confined() - self.state.confined):
+        if self._writer.apply(owners, bans):
+            self._note_confined()
+
+    def _note_confined(self) -> None:
+        if new := self._writer.books.confined() - self.state.confined:
             self._keep_confined(self.state.confined | new)
             self._writer.books.write({CONFINED: self._known.elements(CONFINED)})
             self._writer.cuts.strangers(new)
@@ -281,8 +295,4 @@ class Reconciler:
         except FwError as error:
             log.error("%s; after a boot networks may not be confined until Docker answers", error)
         self._known.state = state
-        self._known.noted[CONFINED] = _confined(bridges)
-
-
-def _confined(bridges: Iterable[str]) -> Noted:
-    return Noted(frozenset(Element("confined", (bridge,)) for bridge in bridges))
+        self._known.noted[CONFINED] = confined(bridges)

@@ -12,6 +12,9 @@ from plugin.model import PROTO_NUMBER, Address, Proto
 T = TypeVar("T")
 #: Linux's own rule for interface names (dev_valid_name), narrowed to what needs no quoting anywhere.
 INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+#: Docker's IDs of networks and endpoints.
+ID = re.compile(r"[0-9A-Za-z]{1,128}")
+MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 #: Characters of an error: a hundred mistakes in labels, but not the megabyte that somebody wrote.
 MAX_ERROR = 8000
 
@@ -37,9 +40,20 @@ def integer(raw: Any, key: str) -> int:
 
 
 def port(raw: Any, key: str) -> int:
+    return within(raw, key, 1, 65535)
+
+
+def within(raw: Any, key: str, least: int, most: int) -> int:
     value = integer(raw, key)
-    if not 1 <= value <= 65535:
-        raise ValueError(f"{key} must be a port (1-65535), not {_shown(value)}")
+    if not least <= value <= most:
+        raise ValueError(f"{key} must be {least}-{most}, not {_shown(value)}")
+    return value
+
+
+def matching(raw: Any, key: str, pattern: re.Pattern[str]) -> str:
+    value = text(raw, key)
+    if not pattern.fullmatch(value):
+        raise ValueError(f"{key} is {_shown(value)}")
     return value
 
 

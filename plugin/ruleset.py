@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from plugin.model import OTHER, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Prefix, Published, Rate, Rule
 from plugin.policy import closed_ports, covers, prefix_of
-from plugin.sets import AF, NUMBER, Element, Value, rate_name
+from plugin.sets import AF, NUMBER, Element, Value, host_side, rate_name
 from plugin.tiers import block_key, blocks, pieces
 
 
@@ -163,10 +163,39 @@ def _rated_host(port: Published, rates: Iterable[Rate]) -> Iterator[Element]:
             yield Element(f"rated_host__{rate_name(rate)}", key)
 
 
-def endpoint_elements(network: Network, endpoint: Endpoint, policy: Policy) -> frozenset[Element]:
-    """What an endpoint's addresses accept, and where its published ports lead."""
+def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterator[Element]:
+    """What binds an endpoint's port of the bridge to its MAC and addresses.
+
+    `more`: all those of its container, which answers from each by the one link that its default route leaves by.
+    """
+    if not endpoint.mac:
+        return
+    port = host_side(endpoint.id)
+    yield Element("ports", (port,))
+    own = [address for address in (endpoint.addr4, endpoint.addr6) if address]
+    for address in {*own, *more, link_local(endpoint.mac)}:
+        yield Element(f"bound{address.version}", (port, endpoint.mac, address))
+    for address in filter(None, (endpoint.addr6, link_local(endpoint.mac))):
+        yield Element("targets", (port, endpoint.mac, address))
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The link-local address that the kernel makes of a MAC (RFC 4291 appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
+
+
+def endpoint_elements(
+    network: Network, endpoint: Endpoint, policy: Policy, more: Collection[Address] = ()
+) -> frozenset[Element]:
+    """What an endpoint's addresses accept, where its published ports lead, and what its port is bound to.
+
+    `more`: all addresses of its container.
+    """
     addresses = (endpoint.addr4, endpoint.addr6) if endpoint.joined else ()
     elements = {e for a in addresses if a for e in address_elements(network.bridge, a, policy)}
+    # Whether it has joined or not: it has its link for a moment before and after.
+    elements.update(port_elements(endpoint, more))
     for port in endpoint.published if endpoint.joined else ():
         # Loopback is served by the relay: a packet to 127.0.0.1 or ::1 cannot be sent on to a container.
         v4 = isinstance(port.host_ip, IPv4Address)

@@ -5,7 +5,6 @@ Files of version 1 knew `fw.allow` alone, as `allow`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from plugin.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
@@ -46,8 +45,8 @@ def overriding(raw: Any) -> Overriding:
 
 
 def moment(value: Any) -> float:
-    """Unix time."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    """Unix time, of this millennium and the next."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
         raise ValueError(f"{value!r} is no moment")
     return value
 

@@ -14,10 +14,12 @@ from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
 TABLE = "fw"
 #: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
 BRIDGE_PREFIX = "fw-"
+#: The host's side of an endpoint's veth pair, a port of its bridge.
+PORT_PREFIX = "fwv"
 #: The device group of every bridge of ours, whatever its name: the kernel sets it before the link can carry a packet.
 GROUP = 0x66770001
 
-#: A value in a key: an address, an IP protocol or port or family number, an interface name.
+#: A value in a key: an address, an IP protocol or port or family number, an interface name, a MAC.
 Value = Address | int | str
 #: IP protocols that an element may name.
 NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
@@ -27,6 +29,9 @@ AF = {4: 2, 6: 10}
 CGROUP = "socket cgroupv2 level 2"
 #: A published port on every address of a family.
 _ANY = ("meta nfproto", "meta l4proto", "th dport")
+#: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
+#: 1.0.6 has no name for it, and a newer one lists `@th,64,128` by its name, which the set's type then is not.
+TARGET = "@nh,384,128"
 #: The length of a prefix, in front of it.
 _NET = ("th sport",)
 #: Lengths of banned prefixes: each packet pays for each of them, so others are cut or widened into these.
@@ -38,6 +43,7 @@ class SetSpec(NamedTuple):
 
     `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each may last for a time of its own.
     `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last.
+    `bridge`: it is of the table that frames within a bridge go through.
     """
 
     key: tuple[str, ...]
@@ -47,6 +53,7 @@ class SetSpec(NamedTuple):
     timed: bool = False
     counted: bool = False
     meter: int = 0
+    bridge: bool = False
 
 
 def _family(v: int) -> dict[str, SetSpec]:
@@ -118,7 +125,16 @@ SETS: dict[str, SetSpec] = {
     "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
+    "ports": SetSpec(("iifname",), comment="ports of our bridges whose containers are known", bridge=True),
+    "bound4": SetSpec(("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True),
+    "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True),
+    "targets": SetSpec(("iifname", "ether saddr", TARGET), comment="what it may say to have", bridge=True),
 }
+
+
+def host_side(endpoint_id: str) -> str:
+    """The name of an endpoint's port."""
+    return PORT_PREFIX + endpoint_id[:12].lower()
 
 
 class Element(NamedTuple):

@@ -138,8 +138,13 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
     else:
         text = "the table is watched: what another tool changes or flushes is put back (Linux 6.9 can keep it off)"
     yield [(text, "dim")]
+    if not told["binds"]:
+        yield [("containers of one network may take each other's addresses: this kernel has no nftables for bridges "
+                "(CONFIG_NF_TABLES_BRIDGE)", "warn")]  # fmt: skip
     if told["unfit"]:
         yield [(told["unfit"], "bad")]
+    if told["unsaved"]:
+        yield [(f"{told['unsaved']}: nothing new opens, and what closed is forgotten if docker-fw restarts now", "bad")]
     yield from ([(f"{name}: {why}", "dim")] for name, why in sorted(told["apart"].items()))
     for each in told["overrides"]:
         who = f"container {each['container_id'][:12]}, which is on no network now"

@@ -13,16 +13,16 @@ from ipaddress import IPv4Address, IPv6Address
 
 from plugin import netlink as nl
 from plugin.drift import Line, Standing
-from plugin.sets import CGROUP, SETS, TABLE, Element, SetSpec, Value, spec_of
+from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET
+from plugin.sets import CGROUP, SETS, TABLE, TARGET, Element, SetSpec, Value, spec_of
 
 _SUBSYS = 10 << 8
 _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
 #: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
 _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE = 1, 2, 5, 1, 1
-_INET = 1
 #: Bytes that a part of a key takes, where it is neither an address nor a name.
-_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, CGROUP: 8}
+_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, CGROUP: 8, "ether saddr": 6, TARGET: 16}
 _NATIVE = ("oif", CGROUP)
 #: How often it is read anew when somebody changes something meanwhile.
 _TRIES = 5
@@ -38,32 +38,35 @@ def read() -> Standing:
     return found
 
 
-def lines(rules: Iterable[bytes]) -> tuple[Line, ...]:
+def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:
     """Rules as the kernel tells them, without the header of 4 bytes."""
     told = ((raw, nl.attributes(raw)) for raw in rules)
-    return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big")) for raw, of in told)
+    return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big"), family) for raw, of in told)
 
 
 def _read(sock: socket.socket) -> Standing:
     generation = _generation(sock)
+    tables = (NFPROTO_INET, NFPROTO_BRIDGE)
+    told = [_text(nl.attributes(body)[_NAME]) for family in tables for body in _dump(sock, _GETSET, family)]
     # Sets without a name of their own are a rule's.
-    names = [name for body in _dump(sock, _GETSET) if not (name := _text(nl.attributes(body)[_NAME])).startswith("__")]
+    names = [name for name in told if not name.startswith("__")]
     elements: set[Element] = set()
     leaving: set[Element] = set()
     for name in names:
         base = name.partition("__")[0]
         if base not in SETS or spec_of(name).meter:
             continue  # what packets themselves put there is no matter of ours
-        for element, soon in _elements(_dump(sock, _GETSETELEM, name), name, spec_of(name)):
+        family = NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
+        for element, soon in _elements(_dump(sock, _GETSETELEM, family, name), name, spec_of(name)):
             elements.add(element)
             if soon:
                 leaving.add(element)
-    rules = lines(_dump(sock, _GETRULE))
-    return Standing(generation, frozenset(names), frozenset(elements), frozenset(leaving), rules)
+    rules = lines(_dump(sock, _GETRULE, NFPROTO_INET)), lines(_dump(sock, _GETRULE, NFPROTO_BRIDGE), "bridge")
+    return Standing(generation, frozenset(names), frozenset(elements), frozenset(leaving), (*rules[0], *rules[1]))
 
 
-def _dump(sock: socket.socket, kind: int, name: str = "") -> list[bytes]:
-    body = nl.nfgen(_INET) + nl.attr(_TABLE, TABLE.encode() + b"\0")
+def _dump(sock: socket.socket, kind: int, family: int, name: str = "") -> list[bytes]:
+    body = nl.nfgen(family) + nl.attr(_TABLE, TABLE.encode() + b"\0")
     if name:
         body += nl.attr(_LIST_SET, name.encode() + b"\0")
     try:
@@ -108,8 +111,10 @@ def _width(expression: str) -> int:
 def _value(packed: bytes, expression: str) -> Value:
     if expression.startswith("ip "):
         return IPv4Address(packed)
-    if expression.startswith("ip6 "):
+    if expression.startswith("ip6 ") or expression == TARGET:
         return IPv6Address(packed)
+    if expression == "ether saddr":
+        return packed.hex(":")
     if expression.endswith(("iifname", "oifname")):
         return packed.rstrip(b"\0").decode("utf-8", "replace")
     if expression in _NATIVE:

@@ -22,24 +22,30 @@ from typing import Any
 
 from plugin import said
 from plugin.journal import Journal
-from plugin.model import Container, Endpoint, FwError, Network, Prefix, Published, Said
+from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, Prefix, Published, Said
 from plugin.record import (
+    ID,
     INTERFACE_NAME,
+    MAC,
     address,
     boolean,
     integer,
     interface,
     interface_name,
     items,
+    matching,
     only,
     optional,
     port,
     protocol,
     text,
+    within,
 )
 from plugin.state import State
 
 VERSION = 2
+#: What reading a record raises that somebody edited, or a disk.
+NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 log = logging.getLogger(__name__)
 
 
@@ -53,11 +59,13 @@ class Store:
         self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
         self._flushed = False
+        #: Why the state is not on the disk as it is; "" if it is.
+        self.owes = ""
 
     def load(self) -> State:
         """The last state. Nothing there: an empty one. A corrupt file is kept aside, and the fallback is read.
 
-        Raises FwError for a file of a newer version: what it means is not ours to guess.
+        Raises NewerStateError.
         """
         for path in (self._path, self._backup):
             try:
@@ -66,17 +74,37 @@ class Store:
                 serial = document.get("serial", "")
             except FileNotFoundError:
                 continue
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+            except (*NOT_AS_IT_SHOULD_BE, RecursionError, OSError) as error:
                 aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
                 log.error("state file %s is not readable (%s); kept as %s, going on without it", path, error, aside)
                 with contextlib.suppress(OSError):
                     path.replace(aside)
+                self._journal.keep()  # it says what has changed since that file
                 continue
             if path == self._backup:
                 log.warning("read the last flushed state from %s", path)
             self._flushed = path == self._path  # it holds every network, so the next write keeps it aside
-            return _replayed(state, self._journal.read(serial))
+            return self._replayed(state, serial)
         return State()
+
+    def _replayed(self, state: State, serial: str) -> State:
+        """The state with the journal's changes; up to the first that is not as it should be."""
+        endpoints = dict(state.endpoints)
+        for change in self._journal.read(serial):
+            try:
+                key = text(change, "endpoint")
+                item = _endpoint(change["is"]) if change["is"] is not None else None
+                if item and item.id != key:
+                    raise ValueError("a record stands under another ID than its own")
+            except NOT_AS_IT_SHOULD_BE as error:
+                log.error("the state file's log is damaged (%s); what follows in it is left out", error)
+                self._journal.keep()
+                break
+            if item:
+                endpoints[key] = item
+            else:
+                endpoints.pop(key, None)
+        return dataclasses.replace(state, endpoints=endpoints)
 
     def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
         """Raises FwError when the disk does not take it: then the old state stands.
@@ -84,15 +112,20 @@ class Store:
         `endpoint`: nothing but this one has changed since the last save.
         """
         room = self._journal.begun and self._journal.length < max(100, len(state.endpoints) // 2)
-        if endpoint and not flush and room:
-            try:
+        little = endpoint and not flush and room
+        try:
+            if little:
                 item = state.endpoints.get(endpoint)
                 self._journal.append({"endpoint": endpoint, "is": _plain(item) if item else None})
-            except OSError as error:
-                self._journal.begin("")  # the next save is of everything, whatever this one was to say
-                raise FwError(f"could not write the state file {self._path}.log: {error.strerror}") from error
-        else:
-            self._replace(state, flush=flush)
+            else:
+                self._replace(state, flush=flush)
+        except OSError as error:
+            self._journal.begin("")  # the next save is of everything, whatever this one was to say
+            self.owes = f"could not write the state file {self._path}{'.log' * bool(little)}: {error.strerror}"
+            raise FwError(self.owes) from error
+        if self.owes:
+            self.owes = ""
+            log.warning("the state file %s is written again", self._path)
 
     def _replace(self, state: State, *, flush: bool) -> None:
         # A record is frozen, so the line it became once serves until another record takes its place.
@@ -120,25 +153,22 @@ class Store:
             + "\n}}\n"
         )
         new = self._path.with_name(self._path.name + ".new")
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(document)
-                if flush:
-                    file.flush()
-                    os.fsync(fd)
-            if self._flushed and not flush:
-                # A second name for it, so that at no moment there is no file.
-                with contextlib.suppress(FileNotFoundError):
-                    self._backup.unlink()
-                with contextlib.suppress(FileNotFoundError):  # somebody removed it
-                    os.link(self._path, self._backup)
-            new.replace(self._path)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(document)
             if flush:
-                self._sync_directory()
-        except OSError as error:
-            raise FwError(f"could not write the state file {self._path}: {error.strerror}") from error
+                file.flush()
+                os.fsync(fd)
+        if self._flushed and not flush:
+            # A second name for it, so that at no moment there is no file.
+            with contextlib.suppress(FileNotFoundError):
+                self._backup.unlink()
+            with contextlib.suppress(FileNotFoundError):  # somebody removed it
+                os.link(self._path, self._backup)
+        new.replace(self._path)
+        if flush:
+            self._sync_directory()
         self._flushed = flush
         self._journal.begin(serial)
 
@@ -169,7 +199,7 @@ def _plain(value: Any) -> Any:
 def _decode(document: Any) -> State:
     version = integer(document, "version")
     if version > VERSION:
-        raise FwError(
+        raise NewerStateError(
             f"the state file is of version {version}, newer than this docker-fw (version {VERSION}); "
             "install the newer docker-fw again, or move the file away"
         )
@@ -188,25 +218,6 @@ def _decode(document: Any) -> State:
     return state
 
 
-def _replayed(state: State, changes: list[dict[str, Any]]) -> State:
-    """The state with the journal's changes; up to the first that is not as it should be."""
-    endpoints = dict(state.endpoints)
-    for change in changes:
-        try:
-            key = text(change, "endpoint")
-            item = _endpoint(change["is"]) if change["is"] is not None else None
-            if item and item.id != key:
-                raise ValueError("a record stands under another ID than its own")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.error("the state file's log is damaged (%s); what follows in it is left out", error)
-            break
-        if item:
-            endpoints[key] = item
-        else:
-            endpoints.pop(key, None)
-    return dataclasses.replace(state, endpoints=endpoints)
-
-
 def _plain_name(value: Any) -> bool:
     """One name that is none must not take bans and networks with it."""
     return isinstance(value, str) and INTERFACE_NAME.fullmatch(value) is not None
@@ -220,12 +231,12 @@ def _family(value: Any) -> int:
 
 def _network(raw: Any) -> Network:
     return Network(
-        id=text(raw, "id"),
+        id=matching(raw, "id", ID),
         bridge=interface_name(raw, "bridge"),
         gateway4=optional(raw, "gateway4", only(IPv4Interface, interface)),
         gateway6=optional(raw, "gateway6", only(IPv6Interface, interface)),
         internal=boolean(raw, "internal"),
-        mtu=integer(raw, "mtu"),
+        mtu=within(raw, "mtu", 68, 65535),
         masquerade=boolean(raw, "masquerade"),
         host_ip=optional(raw, "host_ip", address),
         iface_prefix=text(raw, "iface_prefix"),
@@ -235,11 +246,11 @@ def _network(raw: Any) -> Network:
 
 def _endpoint(raw: Any) -> Endpoint:
     return Endpoint(
-        id=text(raw, "id"),
-        network_id=text(raw, "network_id"),
+        id=matching(raw, "id", ID),
+        network_id=matching(raw, "network_id", ID),
         addr4=optional(raw, "addr4", only(IPv4Address, address)),
         addr6=optional(raw, "addr6", only(IPv6Address, address)),
-        mac=text(raw, "mac"),
+        mac=matching(raw, "mac", MAC) if raw.get("mac") else "",
         joined=boolean(raw, "joined"),
         said=said.said(raw),
         container=None if raw["container"] is None else _container(raw["container"]),

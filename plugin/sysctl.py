@@ -25,6 +25,8 @@ class Sysctl:
 
         moby: libnetwork/drivers/bridge/setup_device_linux.go, setup_ipv6_linux.go.
         """
+        if not (self._root / "ipv4").is_dir():
+            raise FwError(f"docker-fw needs the host's /proc/sys/net writable at {self._root}, and nothing is there")
         conf = f"ipv6/conf/{network.bridge}"
         if not (self._root / conf).exists():  # IPv6 is compiled out, or off by ipv6.disable=1
             if network.gateway6:

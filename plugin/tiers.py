@@ -34,6 +34,12 @@ def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
         first += size
 
 
+@lru_cache(maxsize=4096)
+def block_count(first: int, last: int) -> int:
+    """How many pieces a port range is cut into."""
+    return sum(1 for _ in blocks(first, last))
+
+
 def block_key(size: int, first: int) -> int:
     return first + size // 2
 

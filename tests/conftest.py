@@ -11,9 +11,12 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.product import NEWEST, VERSIONS
 
 #: Each of their tests makes an engine of its own.
-SINGLE = ("test_packaging.py", "test_hosts.py", "test_privilege.py")
+SINGLE = ("test_packaging.py", "test_hosts.py")
 #: These have engines of the file's own, one of each version.
-OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py")
+OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py", "test_privilege.py")
+
+#: Files that share an engine of the newest version.
+PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.py": "core", "test_survival.py": "core"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,6 +46,9 @@ def group(nodeid: str) -> str:
     versions = [version for version in re.findall(r"[\w.]+", test.partition("[")[2]) if version in VERSIONS]
     if name in SINGLE or (name in OWN and not versions):
         return nodeid
-    # An engine for the guard and one for the rest: one alone would be the longest of all groups.
-    what = name if name in OWN else "guard" if "guard" in name else "driver"
-    return f"{what} {versions[0] if versions else NEWEST}"
+    version = versions[0] if versions else NEWEST
+    if name in OWN:
+        return f"{name} {version}"
+    # The newest has all tests, the others a part: on one engine those of the newest would be the longest of all groups.
+    which = PARTS.get(name, "rest") if version == NEWEST else "all"
+    return f"{which} {version}"

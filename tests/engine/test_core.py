@@ -87,28 +87,28 @@ def test_a_wrong_label_refuses_the_start_with_a_message(each: Fw, value: str) ->
         assert any(word in said for word in ("is not a port", "is not a protocol", "is empty"))
 
 
-def test_containers_of_one_network_talk_freely(each: Fw) -> None:
-    """Whatever the policy, containers of one network reach each other on every port, with br_netfilter on and off."""
+def test_containers_of_one_network_talk_freely(deep: Fw) -> None:
+    """Whatever the policy, containers of one network reach deep other on every port, with br_netfilter on and off."""
     keys = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
-    with each.network() as net:
-        one, two = each.run(net), each.run(net)
-        with each.engine.serve(two, tcp=[5432], udp=[5353]):
+    with deep.network() as net:
+        one, two = deep.run(net), deep.run(net)
+        with deep.engine.serve(two, tcp=[5432], udp=[5353]):
             for value in (1, 0):
-                each.host.netns.sysctl(dict.fromkeys(keys, value))
-                seen = each.engine.netns(one).probe(
-                    [(proto, a, p) for a in each.addresses(two, net) for proto, p in (("tcp", 5432), ("udp", 5353))]
+                deep.host.netns.sysctl(dict.fromkeys(keys, value))
+                seen = deep.engine.netns(one).probe(
+                    [(proto, a, p) for a in deep.addresses(two, net) for proto, p in (("tcp", 5432), ("udp", 5353))]
                 )
                 assert set(seen.values()) == {"open"}, value
 
 
-def test_names_of_services_resolve(each: Fw) -> None:
+def test_names_of_services_resolve(deep: Fw) -> None:
     """Docker's DNS answers with a container's name and alias on a network of docker-fw."""
-    with each.network() as net:
-        db = each.run(net, "--network-alias", "database")
-        app = each.run(net)
+    with deep.network() as net:
+        db = deep.run(net, "--network-alias", "database")
+        app = deep.run(net)
         for name in (db, "database"):
-            said = each.engine.docker("exec", app, "nslookup", name)
-            for address in each.addresses(db, net):
+            said = deep.engine.docker("exec", app, "nslookup", name)
+            for address in deep.addresses(db, net):
                 assert address in said
 
 
@@ -148,11 +148,11 @@ def test_published_ports_obey_the_policy(each: Fw) -> None:
         assert again
 
 
-def test_a_taken_port_is_an_error_as_docker_words_it(each: Fw) -> None:
+def test_a_taken_port_is_an_error_as_docker_words_it(deep: Fw) -> None:
     """A second container on the same host port does not start, and Docker says whose fault it is."""
-    with each.network() as net:
-        each.run(net, "-p", "18090:80")
-        assert "Bind for 0.0.0.0:18090 failed: port is already allocated" in each.refuse(net, "-p", "18090:80")
+    with deep.network() as net:
+        deep.run(net, "-p", "18090:80")
+        assert "Bind for 0.0.0.0:18090 failed: port is already allocated" in deep.refuse(net, "-p", "18090:80")
 
 
 def test_connect_and_disconnect_of_a_running_container(each: Fw) -> None:

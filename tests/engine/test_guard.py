@@ -168,37 +168,37 @@ def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
-def test_wrong_labels_start_and_are_told(each: Fw) -> None:
+def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
     """Where Docker's own driver starts a container nothing can be refused: a wrong fw.allow leaves the base, another
     mistake ICMP only; `fwctl status` quotes it."""
     options, ports = publish(80, 8080)
     more, theirs = publish(80)
-    app = each.run("bridge", *options, "--label", "fw.allow=8080, 808O")
-    typo = each.run("bridge", *more, "--label", "fw.dney=80")
+    app = deep.run("bridge", *options, "--label", "fw.allow=8080, 808O")
+    typo = deep.run("bridge", *more, "--label", "fw.dney=80")
     try:
-        with each.engine.serve(app, tcp=[80, 8080]), each.engine.serve(typo, tcp=[80]):
-            base = {("tcp", host, ports["80"]) for host in hosts(each)}
-            others = [("tcp", h, p) for h in hosts(each) for p in (ports["8080"], theirs["80"])]
-            until(lambda: seen(each, *base, *others) == base, "the base, and nothing else", 5)
-        said = each.fwctl("status")
+        with deep.engine.serve(app, tcp=[80, 8080]), deep.engine.serve(typo, tcp=[80]):
+            base = {("tcp", host, ports["80"]) for host in hosts(deep)}
+            others = [("tcp", h, p) for h in hosts(deep) for p in (ports["8080"], theirs["80"])]
+            until(lambda: seen(deep, *base, *others) == base, "the base, and nothing else", 5)
+        said = deep.fwctl("status")
         assert 'label fw.allow="8080, 808O": "808O" is not a port' in said
         assert 'label fw.dney="80": is not a key of docker-fw' in said
     finally:
-        each.remove(app, typo)
+        deep.remove(app, typo)
 
 
-def test_what_has_no_effect_is_said(each: Fw) -> None:
+def test_what_has_no_effect_is_said(deep: Fw) -> None:
     """Where a label opens what nobody can reach, `fwctl status` says why, and what to do."""
-    with dockers(each, v6=False) as net, dockers(each, "--internal", v6=False) as inner:
-        app = each.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
-        hidden = each.run(inner, "--label", "fw.allow=8080")
-        until(lambda: hidden in each.fwctl("status"), "both are known", 5)
-        said = each.fwctl("status")
+    with dockers(deep, v6=False) as net, dockers(deep, "--internal", v6=False) as inner:
+        app = deep.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
+        hidden = deep.run(inner, "--label", "fw.allow=8080")
+        until(lambda: hidden in deep.fwctl("status"), "both are known", 5)
+        said = deep.fwctl("status")
         assert f"fw.allow=8080 has no effect on {net.name} because it is a nat network" in said
         assert "publish it (-p 8080:8080)" in said
         assert f"fw.allow=9000 has no effect on {net.name}" not in said
         assert f"fw.allow=8080 has no effect on {inner.name} because the network is internal" in said
-        assert app in each.fwctl("ports")
+        assert app in deep.fwctl("ports")
 
 
 def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:

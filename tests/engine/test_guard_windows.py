@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from tests.engine.test_guard import FORWARDING, dockers, hosts
+from tests.engine.test_survival import back
 from tests.lab import Engine
 from tests.product import NEWEST, Fw, Net, until
 
@@ -104,41 +105,47 @@ def test_never_while_dockerd_is_killed(fw: Fw) -> None:
 
 @pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
 def test_never_over_a_boot(each: Fw, v6: bool) -> None:
-    """The host boots: the managed plugin closes everything before Docker starts the first container."""
-    survives(each, lambda _: each.engine.reboot(), v6=v6)
+    """The host boots: the managed plugin closes everything before Docker starts the first container. What a label opens
+    answers within a second of Docker's API."""
+
+    def boot(_: str) -> None:
+        each.engine.reboot()
+        back(each, opened(each))
+
+    survives(each, boot, v6=v6)
 
 
-def test_never_while_the_guard_is_killed_and_restarted(each: Fw) -> None:
+def test_never_while_the_guard_is_killed_and_restarted(deep: Fw) -> None:
     """kill -9 of either process, `docker plugin disable` and `enable`; an open port is open again within a second."""
 
     def disturb(_: str) -> None:
         for which in (-1, 0):
-            victim = each.pids()[which]
-            each.host.run(["kill", "-9", victim])
-            until(lambda victim=victim: victim not in each.pids(), "it is gone")
-            until(each.answers, "the plugin answers again")
-            for target in opened(each):
-                until(partial(lambda t: each.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
-        each.engine.docker("plugin", "disable", "-f", each.driver)
-        each.engine.docker("plugin", "enable", each.driver)
+            victim = deep.pids()[which]
+            deep.host.run(["kill", "-9", victim])
+            until(lambda victim=victim: victim not in deep.pids(), "it is gone")
+            until(deep.answers, "the plugin answers again")
+            for target in opened(deep):
+                until(partial(lambda t: deep.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
+        deep.engine.docker("plugin", "disable", "-f", deep.driver)
+        deep.engine.docker("plugin", "enable", deep.driver)
 
-    survives(each, disturb, v6=False)
+    survives(deep, disturb, v6=False)
 
 
-def test_an_address_that_changes_hands_takes_no_exception_along(each: Fw) -> None:
+def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> None:
     """A labelled container goes and another one gets its address in the same second: its ports stay closed to all."""
-    each.host.netns.sysctl(FORWARDING)
-    with dockers(each) as net:
+    deep.host.netns.sysctl(FORWARDING)
+    with dockers(deep) as net:
         for _ in range(4):
-            first = each.run(net, "--label", "fw.allow=8080")
-            v4, v6 = each.addresses(first, net)
+            first = deep.run(net, "--label", "fw.allow=8080")
+            v4, v6 = deep.addresses(first, net)
             targets: Targets = [("tcp", v4, 8080), ("tcp", v6, 8080)]
-            with each.wan.probe.hammer(*targets, every=0.003) as hammer:
-                each.engine.docker("rm", "-f", first)
-                heir = each.run(net, "--ip", v4, "--ip6", v6, command=("httpd", "-f", "-p", "8080"))
-                until(lambda v6=v6: each.host.probe.tcp(v6, 8080) == "open", "the heir's server")
+            with deep.wan.probe.hammer(*targets, every=0.003) as hammer:
+                deep.engine.docker("rm", "-f", first)
+                heir = deep.run(net, "--ip", v4, "--ip6", v6, command=("httpd", "-f", "-p", "8080"))
+                until(lambda v6=v6: deep.host.probe.tcp(v6, 8080) == "open", "the heir's server")
             assert not hammer.result.opened
-            each.remove(heir)
+            deep.remove(heir)
 
 
 def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:

@@ -53,14 +53,14 @@ def tcp(addresses: list[str] | tuple[str, ...], *ports: int) -> list[tuple[str, 
 # --- inbound ------------------------------------------------------------------------------------------------------
 
 
-def test_who_may_come_in_and_to_which_port(each: Fw) -> None:
+def test_who_may_come_in_and_to_which_port(deep: Fw) -> None:
     """On a network of docker-fw's: `from` opens a port to some, and takes a port of the base from all others; `fw.deny`
     and `fw.policy` change the base; what is open to others is closed to this one. IPv4 and IPv6, TCP and UDP."""
-    with each.network() as net:
-        mine = each.run(net, *labels(allow=f"5432 from {MINE}, 53/udp from {MINE}, 22 from {OTHERS}"))
-        theirs = each.run(net, *labels(allow=f"5432 from {OTHERS}", deny="80"))
-        closed = each.run(net, *labels(policy="closed", allow="8080"))
-        opened = each.run(net, *labels(policy="open", deny="5432"))
+    with deep.network() as net:
+        mine = deep.run(net, *labels(allow=f"5432 from {MINE}, 53/udp from {MINE}, 22 from {OTHERS}"))
+        theirs = deep.run(net, *labels(allow=f"5432 from {OTHERS}", deny="80"))
+        closed = deep.run(net, *labels(policy="closed", allow="8080"))
+        opened = deep.run(net, *labels(policy="open", deny="5432"))
         right: set[tuple[str, str, int]] = set()
         tried: list[tuple[str, str, int]] = []
         for app, ports in (
@@ -69,35 +69,35 @@ def test_who_may_come_in_and_to_which_port(each: Fw) -> None:
             (closed, (8080,)),
             (opened, (22, 80, 443, 8080)),
         ):
-            addresses = each.addresses(app, net)
+            addresses = deep.addresses(app, net)
             tried += tcp(addresses, 22, 80, 443, 5432, 8080)
             right |= set(tcp(addresses, *ports))
-        udp = [("udp", a, 53) for a in each.addresses(mine, net)]
-        nobody = [("udp", a, 53) for a in each.addresses(theirs, net)]
+        udp = [("udp", a, 53) for a in deep.addresses(mine, net)]
+        nobody = [("udp", a, 53) for a in deep.addresses(theirs, net)]
         servers = [
-            each.engine.serve(app, tcp=[22, 80, 443, 5432, 8080], udp=[53]) for app in (mine, theirs, closed, opened)
+            deep.engine.serve(app, tcp=[22, 80, 443, 5432, 8080], udp=[53]) for app in (mine, theirs, closed, opened)
         ]
         try:
-            assert seen(each, *tried, *udp, *nobody) == {*right, *udp}
-            assert each.wan.probe.ping(each.addresses(closed, net)[1]) == "open"
+            assert seen(deep, *tried, *udp, *nobody) == {*right, *udp}
+            assert deep.wan.probe.ping(deep.addresses(closed, net)[1]) == "open"
         finally:
             for server in servers:
                 server.close()
 
 
-def test_on_dockers_own_networks_a_published_port_is_open_to_some(each: Fw) -> None:
+def test_on_dockers_own_networks_a_published_port_is_open_to_some(deep: Fw) -> None:
     """By DNAT and by docker-proxy, which hides the client from the container: a port that a label opens `from` some
     answers these by the host's IPv4 and IPv6, and nobody else."""
     mine, theirs = next(_host_ports), next(_host_ports)
-    with networks(each, "bridge") as net:
-        one = each.run(net, "-p", f"{mine}:5432", *labels(allow=f"5432 from {MINE}"))
-        two = each.run(net, "-p", f"{theirs}:5432", *labels(allow=f"5432 from {OTHERS}"))
-        with each.engine.serve(one, tcp=[5432]), each.engine.serve(two, tcp=[5432]):
-            hosts = (each.host.v4, each.host.v6)
-            becomes(each, set(tcp(hosts, mine)), *tcp(hosts, mine, theirs))
-            assert not seen(each, *tcp(hosts, theirs))
-            assert set(each.host.probe(tcp(hosts, mine, theirs)).values()) == {"open"}
-            assert "closed to others" in each.fwctl("ports")
+    with networks(deep, "bridge") as net:
+        one = deep.run(net, "-p", f"{mine}:5432", *labels(allow=f"5432 from {MINE}"))
+        two = deep.run(net, "-p", f"{theirs}:5432", *labels(allow=f"5432 from {OTHERS}"))
+        with deep.engine.serve(one, tcp=[5432]), deep.engine.serve(two, tcp=[5432]):
+            hosts = (deep.host.v4, deep.host.v6)
+            becomes(deep, set(tcp(hosts, mine)), *tcp(hosts, mine, theirs))
+            assert not seen(deep, *tcp(hosts, theirs))
+            assert set(deep.host.probe(tcp(hosts, mine, theirs)).values()) == {"open"}
+            assert "closed to others" in deep.fwctl("ports")
 
 
 def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw) -> None:
@@ -225,34 +225,34 @@ def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
                     assert deep.wan.probe.tcp(address, 80) == "open"
 
 
-def test_a_network_that_confines_does_so_from_the_first_packet(each: Fw) -> None:
+def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None:
     """With `fw.egress=none` as the network's option not even a container's first instruction gets out."""
     for driver in (None, "bridge"):
-        with each.network("-o", "fw.egress=none", driver=driver) as net, each.wan.probe.serve(tcp=[8000]) as server:
+        with deep.network("-o", "fw.egress=none", driver=driver) as net, deep.wan.probe.serve(tcp=[8000]) as server:
             for _ in range(3):
-                each.run(net, command=("sh", "-c", f"nc -w 1 {Wan.FAR_V4} 8000 </dev/null; exec sleep inf"))
-            app = each.run(net)
-            assert each.engine.netns(app).probe.tcp(Wan.FAR_V4, 8000) == "silent"
+                deep.run(net, command=("sh", "-c", f"nc -w 1 {Wan.FAR_V4} 8000 </dev/null; exec sleep inf"))
+            app = deep.run(net)
+            assert deep.engine.netns(app).probe.tcp(Wan.FAR_V4, 8000) == "silent"
             assert not server.seen()
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
-def test_a_confined_container_stays_so_while_docker_starts_it(each: Fw, how: str) -> None:
+def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str) -> None:
     """A container that dockerd starts again before its API answers begins nothing that its labels forbid, not with its
     first instruction, on both kinds of networks."""
     loop = f"while :; do echo x | nc -u -w 1 {Wan.FAR_V4} 8000 & sleep 0.05; done"
-    with each.network() as net, each.network(driver="bridge") as plain, each.wan.probe.serve(udp=[8000]) as server:
+    with deep.network() as net, deep.network(driver="bridge") as plain, deep.wan.probe.serve(udp=[8000]) as server:
         options = ("--restart", "always", "--stop-timeout", "0", *labels(egress="none"))
-        apps = [each.run(where, *options, command=("sh", "-c", loop)) for where in (net, plain)]
-        until(lambda: all(each.known(app) or _told(each, app)() for app in apps), "both are known")
+        apps = [deep.run(where, *options, command=("sh", "-c", loop)) for where in (net, plain)]
+        until(lambda: all(deep.known(app) or _told(deep, app)() for app in apps), "both are known")
         before = len(server.seen())
         if how == "restart":
-            each.engine.restart()
+            deep.engine.restart()
         else:
-            each.engine.kill()
-            each.engine.start()
-        until(lambda: all(_told(each, app)() for app in apps), "both are known again")
-        until(lambda: all(each.engine.inspect(app)["State"]["Running"] for app in apps), "both run")
+            deep.engine.kill()
+            deep.engine.start()
+        until(lambda: all(_told(deep, app)() for app in apps), "both are known again")
+        until(lambda: all(deep.engine.inspect(app)["State"]["Running"] for app in apps), "both run")
         assert len(server.seen()) == before
 
 
@@ -272,24 +272,24 @@ def test_every_mistake_at_once(deep: Fw) -> None:
             assert part in said, said
 
 
-def test_a_mistake_on_dockers_own_network_closes(each: Fw) -> None:
+def test_a_mistake_on_dockers_own_network_closes(deep: Fw) -> None:
     """Nothing can be refused there: a wrong `fw.allow` leaves the base without denies, a wrong `fw.deny` leaves ICMP
     only, a wrong `fw.egress` lets the container begin nothing. fwctl says which."""
-    with networks(each, "bridge") as net, each.wan.probe.serve(tcp=[8000]):
+    with networks(deep, "bridge") as net, deep.wan.probe.serve(tcp=[8000]):
         ports = {name: next(_host_ports) for name in ("allow", "deny", "egress")}
         apps = {
-            "allow": each.run(net, "-p", f"{ports['allow']}:80", *labels(allow="808O", deny="22")),
-            "deny": each.run(net, "-p", f"{ports['deny']}:80", *labels(deny="8O", allow="8080")),
-            "egress": each.run(net, "-p", f"{ports['egress']}:80", *labels(egress="443, 80x")),
+            "allow": deep.run(net, "-p", f"{ports['allow']}:80", *labels(allow="808O", deny="22")),
+            "deny": deep.run(net, "-p", f"{ports['deny']}:80", *labels(deny="8O", allow="8080")),
+            "egress": deep.run(net, "-p", f"{ports['egress']}:80", *labels(egress="443, 80x")),
         }
-        servers = [each.engine.serve(app, tcp=[80]) for app in apps.values()]
+        servers = [deep.engine.serve(app, tcp=[80]) for app in apps.values()]
         try:
-            hosts = (each.host.v4, each.host.v6)
+            hosts = (deep.host.v4, deep.host.v6)
             right = {*tcp(hosts, ports["allow"]), *tcp(hosts, ports["egress"])}
-            becomes(each, right, *tcp(hosts, *ports.values()))
-            assert each.engine.netns(apps["egress"]).probe.tcp(Wan.FAR_V4, 8000) == "silent"
-            assert each.engine.netns(apps["deny"]).probe.tcp(Wan.FAR_V4, 8000) == "open"
-            told = each.fwctl("status")
+            becomes(deep, right, *tcp(hosts, *ports.values()))
+            assert deep.engine.netns(apps["egress"]).probe.tcp(Wan.FAR_V4, 8000) == "silent"
+            assert deep.engine.netns(apps["deny"]).probe.tcp(Wan.FAR_V4, 8000) == "open"
+            told = deep.fwctl("status")
             for part in ('"808O" is not a port', '"8O" is not a port', '"80x" is not a port'):
                 assert part in told
         finally:

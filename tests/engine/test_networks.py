@@ -32,18 +32,18 @@ def test_an_ipv4_only_network_serves_ipv4(fw: Fw) -> None:
             assert list(seen.values()) == ["open", "open", "silent"]
 
 
-def test_nobody_enters_or_leaves_an_internal_network(each: Fw) -> None:
+def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
     """`--internal`: its containers talk to one another and the host, and to nobody else; a label changes nothing."""
-    with each.network("--internal") as net, each.network() as other:
-        app, mate, stranger = each.run(net, "--label", "fw.allow=8080"), each.run(net), each.run(other)
-        v4, v6 = each.addresses(app, net)
-        with each.engine.serve(app, tcp=[80, 8080]):
+    with deep.network("--internal") as net, deep.network() as other:
+        app, mate, stranger = deep.run(net, "--label", "fw.allow=8080"), deep.run(net), deep.run(other)
+        v4, v6 = deep.addresses(app, net)
+        with deep.engine.serve(app, tcp=[80, 8080]):
             outside = [("tcp", a, p) for a in (v4, v6) for p in (80, 8080)] + [("ping", v4), ("ping", v6)]
-            assert set(each.wan.probe(outside).values()) == {"silent"}
-            assert set(each.engine.netns(stranger).probe(outside).values()) == {"silent"}
-            assert set(each.engine.netns(mate).probe(outside).values()) == {"open"}
-            assert set(each.host.probe(outside).values()) == {"open"}
-        out = each.engine.netns(app).probe([("ping", each.wan.FAR_V4), ("ping", each.wan.FAR_V6)])
+            assert set(deep.wan.probe(outside).values()) == {"silent"}
+            assert set(deep.engine.netns(stranger).probe(outside).values()) == {"silent"}
+            assert set(deep.engine.netns(mate).probe(outside).values()) == {"open"}
+            assert set(deep.host.probe(outside).values()) == {"open"}
+        out = deep.engine.netns(app).probe([("ping", deep.wan.FAR_V4), ("ping", deep.wan.FAR_V6)])
         assert "open" not in out.values()
 
 
@@ -128,21 +128,21 @@ def configure(fw: Fw, setting: str) -> None:
     fw.engine.docker("plugin", "enable", fw.driver)
 
 
-def test_a_label_that_the_image_brought_opens_nothing(each: Fw) -> None:
+def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
     """An image must not open its own ports: a label equal to the image's own counts for nothing, wrong or right."""
-    done = each.engine.host.run(
+    done = deep.engine.host.run(
         ["docker", "build", "-q", "-t", "selfish", "-"],
         input='FROM busybox\nLABEL fw.allow="8080" fw.alow="nonsense"\n',
     )
     assert done.returncode == 0
-    with each.network() as net:
-        app = each.run(net, image="selfish")
-        asked = each.run(net, "--label", "fw.allow=8081", image="selfish")
-        with each.engine.serve(app, tcp=[80, 8080]), each.engine.serve(asked, tcp=[8080, 8081]):
-            v6 = each.addresses(app, net)[1]
-            assert list(each.wan.probe([("tcp", v6, 80), ("tcp", v6, 8080)]).values()) == ["open", "silent"]
-            v6 = each.addresses(asked, net)[1]
-            assert list(each.wan.probe([("tcp", v6, 8080), ("tcp", v6, 8081)]).values()) == ["silent", "open"]
+    with deep.network() as net:
+        app = deep.run(net, image="selfish")
+        asked = deep.run(net, "--label", "fw.allow=8081", image="selfish")
+        with deep.engine.serve(app, tcp=[80, 8080]), deep.engine.serve(asked, tcp=[8080, 8081]):
+            v6 = deep.addresses(app, net)[1]
+            assert list(deep.wan.probe([("tcp", v6, 80), ("tcp", v6, 8080)]).values()) == ["open", "silent"]
+            v6 = deep.addresses(asked, net)[1]
+            assert list(deep.wan.probe([("tcp", v6, 8080), ("tcp", v6, 8081)]).values()) == ["silent", "open"]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from tests.engine.leftovers import left, standing
 from tests.lab import Engine, Registry, Wan
-from tests.product import IMAGE, NEWEST, ROOT, Fw, image_tar, plugin_dir
+from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir, until
 
 
 def opens_just_the_label(fw: Fw) -> None:
@@ -23,51 +25,102 @@ def opens_just_the_label(fw: Fw) -> None:
                 assert list(seen.values()) == ["open", "open", "silent"]
 
 
-def test_make_install_and_uninstall() -> None:
-    """`make install` gives a working plugin; `make uninstall` refuses while it is used, and then leaves nothing."""
-    with Engine(NEWEST) as engine:
-        engine.load(image_tar())
-        source = engine.host.share / "source"
-        source.mkdir()
-        for name in ("Makefile", "config.json", "pyproject.toml"):
-            shutil.copy(ROOT / name, source)
-        make = ["make", "-C", "/lab/source", f"IMAGE={IMAGE}"]
-        links = engine.host.run(["ip", "-br", "link"]).stdout.split()
-        engine.host.run([*make, "build/plugin"], timeout=120)
-        assert "ready: docker network create" in engine.host.run([*make, "install-built"], timeout=120).stdout
-        again = engine.host.run([*make, "install-built"], check=False, timeout=120)
-        assert again.returncode != 0
-        assert "is installed already" in again.stderr
-        fw = Fw(engine)
-        opens_just_the_label(fw)
-        with fw.network("-o", "com.docker.network.bridge.name=mine0") as net:
-            used = engine.host.run([*make, "uninstall"], check=False, timeout=60)
-            assert used.returncode != 0
-            assert net.name in used.stderr
-            early = engine.try_docker("run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", IMAGE, "cleanup")
-            assert early.returncode != 0
-            assert "docker-fw runs on this host" in early.stderr
-            assert "inet fw" in engine.host.run(["nft", "list", "tables"]).stdout
-        engine.host.run([*make, "uninstall"], timeout=120)
-        assert "inet fw" not in engine.host.run(["nft", "list", "tables"]).stdout
-        assert "docker-fw" not in engine.host.run(["iptables-save"]).stdout + engine.host.run(["ip6tables-save"]).stdout
-        assert engine.host.run(["ip", "-br", "link"]).stdout.split()[::3] == links[::3]
-        assert engine.docker("plugin", "ls", "-q") == ""
-        assert IMAGE not in engine.docker("images")
-
-
-def test_install_from_a_registry_on_a_clean_engine() -> None:
-    """`docker plugin push` on one machine, `docker plugin install` on another, and it works there."""
+def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
+    """`make install` gives a working plugin; the README's commands push another version on one machine and upgrade to
+    it on this one; `make uninstall` refuses while docker-fw is used, and then leaves nothing: no rule, link, address,
+    file, volume, image; only forwarding, as the README says. `docker plugin install` of what was pushed works too."""
     with Wan() as wan, Registry(wan) as registry:
-        name = f"{registry.address}/docker-fw:latest"
         with Engine("26.1.5", wan=wan, args=[registry.insecure]) as maker:
-            maker.docker("plugin", "create", name, plugin_dir(maker), timeout=120)
-            maker.docker("plugin", "push", name, timeout=120)
+            push(maker, registry)
         with Engine(NEWEST, wan=wan, args=[registry.insecure]) as engine:
             wan.route(engine.host.number, "10.88.0.0/16")
             wan.route(engine.host.number, "2001:db8:88::/48")
+            before = standing(engine)
+            engine.load(image_tar())
+            source = engine.host.share / "source"
+            source.mkdir()
+            for name in ("Makefile", "config.json", "pyproject.toml"):
+                shutil.copy(ROOT / name, source)
+            make = ["make", "-C", "/lab/source", f"IMAGE={IMAGE}"]
+            engine.host.run([*make, "build/plugin"], timeout=120)
+            assert "ready: docker network create" in engine.host.run([*make, "install-built"], timeout=120).stdout
+            again = engine.host.run([*make, "install-built"], check=False, timeout=120)
+            assert again.returncode != 0
+            assert "is installed already" in again.stderr
+            fw = Fw(engine)
+            with fw.network("-o", "com.docker.network.bridge.name=mine0") as net:
+                used = engine.host.run([*make, "uninstall"], check=False, timeout=60)
+                assert used.returncode != 0
+                assert net.name in used.stderr
+                alone = ("run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", IMAGE, "cleanup")
+                early = engine.try_docker(*alone)
+                assert early.returncode != 0
+                assert "docker-fw runs on this host" in early.stderr
+                upgraded_and_taken_back(fw, net, registry)
+            assert "IPv6 forwarding stays on" in engine.host.run([*make, "uninstall"], timeout=120).stdout
+            stays = left(before, standing(engine))
+            sysctls = {line.lstrip("-").split()[0] for line in stays.pop("sysctls")}
+            assert {name.rpartition("/")[2] for name in sysctls} == {"accept_ra", "forwarding"}
+            assert all("anycast" in line for line in stays.pop("routes"))  # the kernel's, on a host that forwards
+            assert stays == {}
+            name = f"{registry.address}/docker-fw:new"
             engine.docker("plugin", "install", "--grant-all-permissions", name, timeout=120)
             opens_just_the_label(Fw(engine, driver=name))
+
+
+def commands(heading: str) -> list[list[str]]:
+    """The README's shell commands under a heading, block by block."""
+    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return [block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)]
+
+
+def push(maker: Engine, registry: Registry) -> None:
+    """A version that differs from this one, by the README's commands after `make plugin`."""
+    path = plugin_dir(maker)
+    made = maker.host.share / path.removeprefix("/lab/")
+    (made / "rootfs/newer").touch()
+    (made / "config.json").write_text((made / "config.json").read_text().replace("a network driver", "newer"))
+    make, *rest = commands("Upgrading")[0]
+    assert make == "make plugin"
+    for command in rest[:3]:
+        maker.host.run(["sh", "-ec", at(registry, command).replace("build/plugin", path)], timeout=120)
+
+
+def at(registry: Registry, command: str) -> str:
+    return command.replace("127.0.0.1:5000", registry.address)
+
+
+def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:
+    """By the README's commands: nothing closed ever answers, what is open goes on, settings stay."""
+    (_, _, _, _, *upgrade), _, (way_back,) = commands("Upgrading")
+    served = ("sh", "-c", "httpd -p 7777; httpd -p 9090; exec httpd -f -p 8080")
+    app = fw.run(net, "--label", "fw.allow=8080", "-p", "19090:9090", command=served)
+    addresses, probe = fw.addresses(app, net), fw.wan.probe
+    until(lambda: set(probe([("tcp", a, 8080) for a in addresses]).values()) == {"open"}, "its label opens it")
+    never: list[tuple[str, str, int]] = [("tcp", a, 9090) for a in addresses]
+    never += [("tcp", host, 19090) for host in (fw.host.v4, fw.host.v6)]
+    with (
+        probe.hammer(*never, every=0.004) as closed,
+        probe.hammer(*(("tcp", a, 8080) for a in addresses), every=0.02, timeout=2) as opened,
+    ):
+        for command in upgrade:
+            fw.host.run(["sh", "-ec", at(registry, command)], timeout=120)
+            if " disable " in command:
+                fw.engine.docker("plugin", "set", PLUGIN, "FW_ALLOW=7777")
+        until(fw.answers, "the new version answers")
+        assert "newer" in fw.engine.docker("plugin", "ls")
+        assert set(probe([("tcp", a, 7777) for a in addresses]).values()) == {"open"}
+        fw.engine.docker("plugin", "disable", "-f", PLUGIN)
+        fw.host.run(["sh", "-ec", way_back])
+        tables = fw.host.run(["nft", "list", "ruleset"]).stdout
+        assert "table inet fw {" in tables
+        assert "table bridge fw {" not in tables
+        assert "persist" not in tables
+        fw.engine.docker("plugin", "enable", PLUGIN)
+        until(fw.answers, "it answers again")
+    assert len([shot for shot in closed.result.shots if shot.verdict == "silent"]) > 200
+    assert not closed.result.opened
+    assert not opened.result.failed
 
 
 @pytest.mark.parametrize("setting", ["FW_MARK=3", "FW_ALLOW=http", "FW_ALOW=80", "FW_LOG_LEVEL=loud"])

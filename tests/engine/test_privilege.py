@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.engine.test_sidecar import Sidecar
+from tests.engine.test_sidecar import UP
+from tests.engine.test_sidecar import Sidecar as Started
 from tests.lab import Engine
 from tests.product import NEWEST, ROOT, until
+from tests.pure.test_security_doc import rows
+from tests.readonly import ReadOnly
 
+ROUTED = "com.docker.network.bridge.gateway_mode_ipv6=routed"
+CALLS = [cells[1].strip("`") for cells in rows("method")]
+BEHIND = "FW_DOCKER_SOCKET: /host/run/read-only.sock\n"
 #: Linux's numbers of the capabilities that are spoken of here (linux/capability.h).
-NUMBERS = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12}
+NUMBERS = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
 
 
-@pytest.fixture(scope="module")
-def sidecar() -> Iterator[Sidecar]:
-    with Engine(NEWEST) as engine:
-        yield Sidecar.up(engine)
+class Sidecar(Started):
+    proxy: ReadOnly
 
 
-def test_the_sidecar_has_two_capabilities_and_does_its_work(sidecar: Sidecar) -> None:
+@pytest.fixture(scope="module", params=[NEWEST])
+def sidecar(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
+    """Between it and Docker's socket is a proxy for just the calls that SECURITY.md lists."""
+    with Engine(request.param) as engine:
+        made = Sidecar.up(engine)
+        with ReadOnly(engine.host.inside / "run/read-only.sock", Path(engine.socket), CALLS) as proxy:
+            file = engine.host.share / "sidecar.yml"
+            file.write_text(file.read_text().replace("    environment:\n", "    environment:\n      " + BEHIND, 1))
+            made.user(UP)
+            until(made.answers, "the sidecar answers")
+            made.proxy = proxy
+            yield made
+
+
+def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) -> None:
     """Every process of the sidecar has what SECURITY.md names, can gain nothing by a program that it starts, and
     cannot write to its own image; a container on network `fw` is opened by its label and by `fwctl allow`, and its
     host port below 1024 answers."""
-    named = re.search(r"^The sidecar has exactly (.*)\.$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
-    assert named
-    mask = sum(1 << NUMBERS[name] for name in re.findall(r"`CAP_(\w+)`", named[1]))
+    named = re.findall(r"^\| `CAP_(\w+)` \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    mask = sum(1 << NUMBERS[name] for name in named)
     pids = sidecar.engine.docker("top", sidecar.container, "-eo", "pid").split()[1:]
     assert len(pids) >= 2
     for pid in pids:
@@ -50,3 +68,24 @@ def test_the_sidecar_has_two_capabilities_and_does_its_work(sidecar: Sidecar) ->
         until(lambda: probe(v6, 9090) == "open", "the port that fwctl allows answers")
         assert probe(v6, 9091) == "silent"
         assert app in sidecar.fwctl("status")
+
+
+def test_with_a_read_only_proxy_before_docker_every_promise_holds(sidecar: Sidecar) -> None:
+    """With just the calls of SECURITY.md's table: labels open on Docker's own networks and on the driver's, who goes is
+    closed. Each call of the table was made, but the one that only Docker 29 is asked, and none besides."""
+    engine, probe = sidecar.engine, sidecar.wan.probe.tcp
+    server = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
+    with sidecar.network() as own, sidecar.network("-o", ROUTED, driver="bridge") as net:
+        app = sidecar.run(net, "--label", "fw.allow=8080", command=server)
+        mine = sidecar.run(own, "--label", "fw.allow=8080", command=server)
+        at = sidecar.addresses(app, net)[1], sidecar.addresses(mine, own)[1]
+        for address in at:
+            until(lambda a=address: probe(a, 8080) == "open", "the labelled port answers")
+            assert probe(address, 9090) == "silent"
+        sidecar.remove(app, mine)
+        assert [probe(address, 8080) for address in at] == ["silent", "silent"]
+    assert sidecar.proxy.refused == []
+    assert sidecar.proxy.passed == set(CALLS) - {"/info"}
+    # And the proxy is one: whoever has its socket changes nothing.
+    assert engine.try_docker("-H", "unix:///run/read-only.sock", "network", "create", "other").returncode != 0
+    assert sidecar.proxy.refused

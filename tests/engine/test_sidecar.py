@@ -14,9 +14,10 @@ import pytest
 
 from plugin import boot
 from tests.engine import test_guard as guard
+from tests.engine.leftovers import left, standing
 from tests.engine.test_guard import FORWARDING, dockers
 from tests.engine.test_guard_windows import SERVERS, Targets, served, survives
-from tests.engine.test_packaging import opens_just_the_label
+from tests.engine.test_packaging import commands, opens_just_the_label
 from tests.lab import ENGINES, Engine, Host, Wan, engine_root
 from tests.lab.netns import Netns
 from tests.product import DEEP, IMAGE, ROOT, Fw, Net, image_tar, until
@@ -30,7 +31,9 @@ MACHINE = ("tcp", "10.60.0.2", 9999)
 
 
 class Sidecar(Fw):
-    """An engine with docker-fw as its sidecar."""
+    """An engine with docker-fw as its sidecar. `before`: what stood on the host without it."""
+
+    before: dict[str, set[str]]
 
     @classmethod
     def up(cls, engine: Engine) -> Sidecar:
@@ -62,7 +65,11 @@ class Sidecar(Fw):
 def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
     """The sidecar."""
     with Engine(request.param) as engine:
-        yield Sidecar.up(engine)
+        engine.docker("run", "--rm", "busybox", "true")  # which brings what Docker makes with the first container
+        before = standing(engine)
+        fw = Sidecar.up(engine)
+        fw.before = before
+        yield fw
 
 
 # --- started with one command -------------------------------------------------------------------------------------
@@ -278,3 +285,35 @@ def test_never_over_a_boot(each: Sidecar) -> None:
         assert len(machine.result.shots) > 50
         assert not machine.result.failed
         assert each.wan.probe.tcp(each.host.v6, 19090) == "silent"
+
+
+# --- upgraded, and away again -------------------------------------------------------------------------------------
+
+
+def test_an_upgrade_opens_nothing_and_the_end_leaves_nothing(each: Sidecar) -> None:
+    """By the README's commands: over an upgrade what is closed never answers and what is open goes on; and when the
+    sidecar is away, nothing is left on the host but forwarding."""
+    (_, *upgrade), *_ = commands("Upgrading")[1:]
+    *_, away = commands("As a sidecar")
+    each.host.run(["mkdir", "-p", "/run/systemd/system"])
+    with each.network() as net:
+        app = each.run(net, "--label", "fw.allow=8080", command=("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080"))
+        opened: Targets = [("tcp", a, 8080) for a in each.addresses(app, net)]
+        until(lambda: set(each.wan.probe(opened).values()) == {"open"}, "its label opens it")
+        with (
+            each.wan.probe.hammer(*(("tcp", a, 9090) for _, a, _ in opened), every=0.004) as hammer,
+            each.wan.probe.hammer(*opened, every=0.02, timeout=2) as steady,
+        ):
+            before = each.container
+            each.engine.docker("commit", "--change", "LABEL newer=1", before, IMAGE)
+            for command in upgrade:
+                each.user(command.replace("compose-examples/", ""))
+            assert each.container != before
+            until(each.answers, "the new version answers")
+        assert not hammer.result.opened
+        assert not steady.result.failed
+    for command in away:
+        each.user(command.replace("compose-examples/", "").replace(" && systemctl daemon-reload", ""))
+    each.host.run(["rm", "-r", "/run/systemd"])
+    stays = left(each.before, standing(each.engine))
+    assert {what: lines for what, lines in stays.items() if what not in ("sysctls", "routes")} == {}

@@ -142,6 +142,9 @@ class FakeDocker:
             everybody = self.containers.values()
             listed = [c for c in everybody if not patterns or any(re.search(p, c["Names"][0]) for p in patterns)]
             self._reply(request, listed)
+        elif match := re.fullmatch(r"/containers/(\w+)/json", path):
+            one = next((c for c in self.containers.values() if c["Id"] == match[1]), None)
+            self._reply(request, one or {"message": "no such container"}, 200 if one else 404)
         elif match := re.fullmatch(r"/networks/(\w+)", path):
             found = self.networks.get(match[1])
             self._reply(request, found or {"message": "no such network"}, 200 if found else 404)

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from plugin.links import bridge_name, container_side, host_side
+from plugin.links import bridge_name, container_side
+from plugin.sets import host_side
 from plugin.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import until
@@ -45,6 +46,9 @@ class UnixConnection(http.client.HTTPConnection):
 class Running:
     """docker-fw on a site's host, beside a fake Docker. `call` is what dockerd would do."""
 
+    #: What is started.
+    command: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf")
+
     def __init__(self, site: Site, **environ: str) -> None:
         self.site = site
         self.directory = Path(tempfile.mkdtemp(prefix="fw-"))
@@ -68,8 +72,7 @@ class Running:
         """Starts it and does not wait."""
         with self.log.open("ab") as log:
             self.process = self.site.host.popen(
-                [sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf"],
-                cwd=ROOT, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                self.command, cwd=ROOT, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
     def start(self) -> Running:

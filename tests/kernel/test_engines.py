@@ -23,6 +23,13 @@ def fw(site: Site) -> Iterator[Running]:
         made.close()
 
 
+def becomes(fw: Running, version: str) -> None:
+    """Another dockerd answers from now on; the one before ends its stream of events, which must have begun for that."""
+    until(lambda: bool(fw.docker._streams), "it follows Docker", 15)
+    fw.docker.version = version
+    fw.docker.end_streams()
+
+
 def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: Running) -> None:
     """On Docker 29.0.2 networks and containers of the driver are refused with what to do, which the status and the
     log tell too; nothing half-made is left. Once 29.0.3 answers, without a restart of docker-fw, both work."""
@@ -31,14 +38,40 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
     network = fw.network(1)
     assert WHY in fw.driver("CreateNetwork", network)["Err"]
     assert fw.links() == set()
-    fw.docker.version = "29.0.3"
-    fw.docker.end_streams()
+    becomes(fw, "29.0.3")
     until(lambda: not fw.status()["unfit"], "the upgrade is known")
     fw.well("CreateNetwork", network)
     fw.end(fw.begin(network, 2))
     # A network from before a downgrade: its containers are refused before Docker has a gateway to take from them.
-    fw.docker.version = "29.0.0"
-    fw.docker.end_streams()
+    becomes(fw, "29.0.0")
     until(lambda: WHY in fw.status()["unfit"], "the downgrade is known")
     assert WHY in fw.driver("CreateEndpoint", fw.endpoint(network, 3))["Err"]
     fw.well("DeleteNetwork", network)
+
+
+def test_dockers_own_networks_are_guarded_there_as_ever(fw: Running) -> None:
+    """The refusal is of docker-fw's own networks alone: on Docker's bridge a container's label opens its port, the rest
+    is closed, and who goes takes his exception along."""
+    site = fw.site
+    with site.inside():
+        site.sysctl.forward({2, 10})
+    box = site.docker_box("docker0", 7)
+    fw.docker.networks["b" * 64] = {
+        "Id": "b" * 64, "Name": "bridge", "Driver": "bridge", "Containers": {},
+        "Options": {"com.docker.network.bridge.name": "docker0"},
+        "IPAM": {"Config": [{"Subnet": "10.7.0.0/24"}, {"Subnet": "2001:db8:7::/64"}]},
+    }  # fmt: skip
+    fw.docker.container("web", box.endpoint.id, "b" * 64, {"fw.allow": "8080"})
+    attached = fw.docker.containers[box.endpoint.id]["NetworkSettings"]["Networks"]["net"]
+    attached.update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
+    becomes(fw, "29.0.1")
+    until(lambda: fw.opens(str(box.v6)) >= {"8080/6"}, "the container is known", 15)
+    assert "Docker 29.0.1 crashes" in fw.status()["unfit"]
+    with box.probe.serve(tcp=[8080, 9090]):
+        for address in map(str, (box.v4, box.v6)):
+            assert site.wan.probe.tcp(address, 8080) == "open"
+            assert site.wan.probe.tcp(address, 9090) == "silent"
+        fw.docker.containers.clear()
+        fw.docker.event("network", "disconnect")
+        until(lambda: fw.opens(str(box.v6)) == set(), "its exception is gone")
+        assert site.wan.probe.tcp(str(box.v6), 8080) == "silent"

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import os
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
 
-from plugin.links import host_side
+from plugin.model import Container, Endpoint, Rule, Said
+from plugin.ruleset import link_local
+from plugin.sets import host_side
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, Sniffer, arrived, new_flow
+from tests.kernel.packets import Packet, Sniffer, arrived, extended, icmp, new_flow, packed, ping, tcp
 from tests.kernel.site import Box, Site
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with Site() as made:
+        # Otherwise the host's conntrack takes in fragments on their way through a bridge, and hides who holds them.
+        made.host.sysctl({"net/bridge/bridge-nf-call-iptables": 0, "net/bridge/bridge-nf-call-ip6tables": 0})
         yield made
 
 
@@ -99,3 +107,201 @@ def test_a_bridge_made_again_binds_its_ports_again(site: Site) -> None:
     assert " flood off" in shown
     assert "locked on" in shown
     assert f"{box.endpoint.mac} dev {port} master {network.bridge} static" in site.run("bridge", "fdb").stdout
+
+
+# --- in another's name --------------------------------------------------------------------------------------------
+
+IP4, IP6, ARP, VLAN, QINQ = b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00", b"\x88\xa8"
+OWN4, NEXT4, GATE4 = "10.1.0.4", "10.1.0.3", "10.1.0.1"
+OWN6, NEXT6, GATE6 = "2001:db8:1::4", "2001:db8:1::3", "2001:db8:1::1"
+ALL = "ff02::1"
+Frame = tuple[bytes, bytes]
+
+
+@pytest.fixture
+def bound(site: Site, boxes: list[Box]) -> list[Box]:
+    """The same three, and docker-fw knows them."""
+    site.load(*map(known, boxes))
+    return boxes
+
+
+def known(box: Box, *allow: Rule) -> Endpoint:
+    """Each of a container of its own."""
+    return dataclasses.replace(box.endpoint, container=Container(box.endpoint.id, "web", Said(allow=allow)))
+
+
+def lladdr(box: Box) -> str:
+    return str(link_local(box.endpoint.mac))
+
+
+def heard(by: Box, hostile: Box, frames: dict[str, Frame]) -> set[str]:
+    """Which of these, sent by the hostile one from its own MAC, the other sees."""
+    last = bytes(new_flow("udp", OWN4, "10.1.0.2", 9, next(_ports)))
+    with inside(by.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
+        ears.bind(("eth0", 3))
+        ears.settimeout(5)
+        with inside(hostile.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth:
+            mouth.bind(("eth0", 0))
+            for kind, body in (*frames.values(), (IP4, last)):
+                mouth.send(mac(by.endpoint.mac) + mac(hostile.endpoint.mac) + kind + body)
+        seen: list[bytes] = []
+        while not seen or last not in seen[-1]:
+            seen.append(ears.recv(4096))
+    return {name for name, (_, body) in frames.items() if any(body[-26:] in each for each in seen)}
+
+
+_ports = itertools.count(20000)
+
+
+def datagram(source: str, target: str) -> Frame:
+    return (IP6 if ":" in source else IP4, bytes(new_flow("udp", source, target, 9, next(_ports))))
+
+
+def arp(operation: int, sender: str, address: str, *, kind: int = 1, target: str = "10.1.0.2") -> Frame:
+    """RFC 826, with a tail of its own."""
+    head = struct.pack("!HHBBH", kind, 0x0800, 6, 4, operation)
+    return (ARP, head + mac(sender) + packed(address) + bytes(6) + packed(target) + os.urandom(18))
+
+
+def discovery(packet: Packet) -> Frame:
+    """With hop limit 255 (RFC 4861 section 6.1.2)."""
+    return (IP6, bytes(packet)[:7] + b"\xff" + bytes(packet)[8:])
+
+
+def neighbour(kind: int, source: str, target: str, hardware: str, to: str = ALL) -> Packet:
+    """A solicitation (135), or an advertisement (136) that overrides, with the sender's hardware address."""
+    flags, option = (b"\x20\0\0\0", 2) if kind == 136 else (bytes(4), 1)
+    return icmp(source, to, kind, body=flags + packed(target) + bytes([option, 1]) + mac(hardware) + tail())
+
+
+def router(source: str, kind: int = 134) -> Packet:
+    """An advertisement of a router for everything, or a redirect."""
+    body = b"\x40\xc8\xff\xff" + bytes(8) if kind == 134 else bytes(4) + packed(OWN6) + packed(NEXT6)
+    return icmp(source, ALL, kind, body=body + tail())
+
+
+def tail() -> bytes:
+    """An option that nobody knows, different each time."""
+    return b"\xfe\6" + os.urandom(46)
+
+
+def part(packet: Packet, place: int) -> Packet:
+    """An IPv6 packet as a fragment that stands `place` bytes from the start; more follow."""
+    return extended(packet, 44, struct.pack("!BHI", 0, place | 1, 77))
+
+
+def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
+    """From its own MAC and addresses everything passes that neighbours need of each other, fragments as well."""
+    victim, _, hostile = bound
+    own, fe80 = hostile.endpoint.mac, lladdr(hostile)
+    whole = new_flow("udp", OWN6, "2001:db8:1::2", 9, next(_ports))
+    frames = {
+        "IPv4": datagram(OWN4, "10.1.0.2"),
+        "IPv6": datagram(OWN6, "2001:db8:1::2"),
+        "its link-local address": datagram(fe80, ALL),
+        "a fragment": (IP6, bytes(part(whole, 8))),
+        "a destination option": (IP6, bytes(extended(whole, 60, b"\0\1\4" + bytes(4)))),
+        "an ARP request": arp(1, own, OWN4),
+        "an ARP reply": arp(2, own, OWN4),
+        "an ARP probe": arp(1, own, "0.0.0.0", target=OWN4),
+        "a solicitation": discovery(neighbour(135, OWN6, "2001:db8:1::2", own)),
+        "an advertisement": discovery(neighbour(136, fe80, OWN6, own)),
+        "an advertisement of its link-local address": discovery(neighbour(136, fe80, fe80, own)),
+        "whether somebody has its address": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(OWN6) + tail())),
+        "a report of its groups": discovery(icmp("::", "ff02::16", 143, body=bytes(4) + os.urandom(40))),
+        "an echo request": discovery(ping(OWN6, ALL)),
+    }
+    assert heard(victim, hostile, frames) == set(frames)
+
+
+def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
+    """No packet from an address that is not its own, nor a word that it has a neighbour's or the host's: not in ARP,
+    not in neighbour discovery, fragments or VLANs, nor behind extension headers. Nobody but the host is a router."""
+    victim, nextdoor, hostile = bound
+    own, fe80 = hostile.endpoint.mac, lladdr(hostile)
+    stolen = new_flow("udp", NEXT6, "2001:db8:1::2", 9, next(_ports))
+    option = b"\0\1\4" + bytes(4)
+    frames = {
+        "a neighbour's IPv4": datagram(NEXT4, "10.1.0.2"),
+        "the host's IPv4": datagram(GATE4, "10.1.0.2"),
+        "an outsider's": datagram("203.0.113.7", "10.1.0.2"),
+        "no IPv4": datagram("0.0.0.0", "255.255.255.255"),
+        "a neighbour's IPv6": datagram(NEXT6, "2001:db8:1::2"),
+        "the host's IPv6": datagram(GATE6, "2001:db8:1::2"),
+        "a private address that nobody gave it": datagram("2001:db8:1:0:a5:1c3:77:9", "2001:db8:1::2"),
+        "a neighbour's link-local address": datagram(lladdr(nextdoor), ALL),
+        "an invented link-local address": datagram("fe80::1", ALL),
+        "IPv4 within IPv6": datagram("::ffff:10.1.0.3", "2001:db8:1::2"),
+        "no IPv6": datagram("::", ALL),
+        "in a fragment": (IP6, bytes(part(stolen, 1480))),
+        "behind options": (IP6, bytes(extended(stolen, 60, option))),
+        "ARP for a neighbour": arp(2, own, NEXT4),
+        "ARP for the host": arp(2, own, GATE4),
+        "an ARP request as the host": arp(1, own, GATE4),
+        "ARP with a neighbour's MAC": arp(2, nextdoor.endpoint.mac, OWN4),
+        "an ARP reply from nobody": arp(2, own, "0.0.0.0"),
+        "ARP of another kind of link": arp(2, own, NEXT4, kind=6),
+        "an advertisement for a neighbour": discovery(neighbour(136, fe80, NEXT6, own)),
+        "and from its address": discovery(neighbour(136, NEXT6, NEXT6, own)),
+        "an advertisement for the host": discovery(neighbour(136, OWN6, GATE6, own)),
+        "a solicitation as the host": discovery(neighbour(135, GATE6, "2001:db8:1::2", own)),
+        "an advertisement behind options": discovery(extended(neighbour(136, fe80, NEXT6, own), 60, option)),
+        "an advertisement in a fragment": discovery(part(neighbour(136, fe80, NEXT6, own), 0)),
+        "that a neighbour's address is taken": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(NEXT6) + tail())),
+        "a router": discovery(router(fe80)),
+        "a router, the host's address": discovery(router(GATE6)),
+        "a router behind options": discovery(extended(router(fe80), 60, option)),
+        "a router hop by hop": discovery(extended(router(fe80), 0, option)),
+        "a router in a fragment": discovery(part(router(fe80), 0)),
+        "a redirect": discovery(router(fe80, 137)),
+        "a redirect as the host": (IP4, bytes(icmp(GATE4, "10.1.0.2", 5, 1, packed(OWN4) + os.urandom(40)))),
+        "a neighbour's in VLAN 0": (VLAN, b"\0\0" + b"".join(datagram(NEXT4, "10.1.0.2"))),
+        "its own in a VLAN": (VLAN, b"\0\5" + b"".join(datagram(OWN4, "10.1.0.2"))),
+        "in two VLANs": (QINQ, b"\0\5\x81\0\0\0" + b"".join(datagram(NEXT6, "2001:db8:1::2"))),
+        "PPPoE": (b"\x88\x64", os.urandom(60)),
+        "a bridge's": (struct.pack("!H", 60), b"\x42\x42\3" + os.urandom(57)),
+    }
+    assert heard(victim, hostile, frames) == set()
+
+
+def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
+    """What the host knows of a neighbour's MAC stays, whatever another one says: nobody is reached in its place."""
+    _, nextdoor, hostile = bound
+    own = hostile.endpoint.mac
+    bridge = site.networks[next(iter(site.networks))].bridge
+    addresses = {NEXT4: nextdoor.endpoint.mac, NEXT6: nextdoor.endpoint.mac}
+    for address, true in addresses.items():
+        site.host.ip(f"neigh replace {address} lladdr {true} dev {bridge} nud stale")
+    try:
+        lies = {
+            "ARP": arp(2, own, NEXT4, target=GATE4), "ARP, asked": arp(1, own, NEXT4, target=GATE4),
+            "ND": discovery(neighbour(136, lladdr(hostile), NEXT6, own)),
+            "ND, asked": discovery(neighbour(135, NEXT6, GATE6, own)),
+        }  # fmt: skip
+        heard(bound[0], hostile, lies)
+        known = site.run("ip", "neigh", "show", "dev", bridge).stdout.splitlines()
+        assert {line.split()[0]: line.split()[2] for line in known if line.split()[0] in addresses} == addresses
+    finally:
+        for address, true in addresses.items():
+            site.host.ip(f"neigh replace {address} lladdr {true} dev {bridge} nud permanent")
+
+
+def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes: list[Box]) -> None:
+    """A container that takes a neighbour's address gets no answer out under it: not to the outsider who began the flow,
+    and not by beginning one itself."""
+    victim, nextdoor, hostile = boxes
+    site.load(*map(known, (victim, hostile)), known(nextdoor, Rule("tcp", 8080, 8080)))
+    port = next(_ports)
+    flow = tcp(Site.OUT4, NEXT4, 8080, port)
+    assert site.deliver([flow], nextdoor) == {flow}
+    answer = tcp(NEXT4, Site.OUT4, port, 8080, flags=0x12, ack=1001)
+    begun = new_flow("udp", NEXT4, Site.OUT4, 53, next(_ports))
+    assert site.deliver([answer, begun], site.wan, hostile, ping(OWN4, Site.OUT4)) == set()
+    assert site.deliver([answer], site.wan, nextdoor, ping(NEXT4, Site.OUT4)) == {answer}
+
+
+def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes: list[Box]) -> None:
+    """If docker-fw's state was lost, containers that run are not cut off; they are bound when they start again."""
+    site.load()
+    true = datagram(OWN4, "10.1.0.2")
+    assert heard(boxes[0], boxes[2], {"its own": true}) == {"its own"}

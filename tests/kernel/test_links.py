@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from plugin import hostlinks
-from plugin.links import Links, bridge_name, container_side, host_side, mac_of
+from plugin.links import Links, bridge_name, container_side, mac_of
 from plugin.model import Endpoint, FwError, Network
-from plugin.sets import GROUP, Element
+from plugin.sets import GROUP, Element, host_side
 from plugin.sysctl import Sysctl
 from tests.kernel.netns import inside
 from tests.kernel.packets import icmp, new_flow, until

@@ -22,7 +22,7 @@ from plugin import netlink
 from plugin.model import PROTO_NAME, Rule
 from plugin.nft import Nft, NftError
 from plugin.ruleset import rule_elements
-from plugin.sets import CGROUP, RATED, SETS, Change, Element, SetSpec, spec_of
+from plugin.sets import CGROUP, RATED, SETS, TARGET, Change, Element, SetSpec, spec_of
 from plugin.table import document, element_text, skeleton
 from tests.kernel.netns import inside
 from tests.kernel.packets import until
@@ -54,8 +54,8 @@ def nft(host: NamedNetns) -> Iterator[Nft]:
 
 
 def listed(host: NamedNetns) -> str:
-    """The table as this host's own nft shows it, without the counters' numbers and the time that is left."""
-    shown = host.run(["nft", "-nn", "list", "table", "inet", "fw"]).stdout
+    """Our tables as this host's own nft shows them, without the counters' numbers and the time that is left."""
+    shown = "".join(host.run(["nft", "-nn", "list", "table", each, "fw"]).stdout for each in ("inet", "bridge"))
     return re.sub(r"packets \d+ bytes \d+| expires \w+", "", shown)
 
 
@@ -81,6 +81,8 @@ _WORDS: dict[str, st.SearchStrategy[Any]] = {
 }
 _WORDS |= {"ip saddr": _WORDS["ip daddr"], "ip6 saddr": _WORDS["ip6 daddr"]}
 _WORDS[CGROUP] = st.integers(1 << 40, 1 << 60)  # no control group of this machine has such a number
+_WORDS["ether saddr"] = st.binary(min_size=6, max_size=6).map(lambda mac: mac.hex(":"))
+_WORDS[TARGET] = _WORDS["ip6 daddr"]
 _WORDS["th sport"] = _WORDS["th dport"]
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
@@ -126,7 +128,8 @@ _EXAMPLE: dict[str, Any] = {
     "ip daddr": IPv4Address("10.1.2.3"), "ip6 daddr": IPv6Address("2001:db8::1:2"), "ip saddr": IPv4Address("10.3.2.1"),
     "ip6 saddr": IPv6Address("2001:db8::2:1"), "meta l4proto": 132, "th dport": 0x1234, "meta nfproto": 10,
     "iifname": "fw-0123456789ab", "oifname": "a", "fib saddr oifname": "a",
-    "th sport": 0x4321, "oif": 0x12345678, CGROUP: 1 << 50,
+    "th sport": 0x4321, "oif": 0x12345678, CGROUP: 1 << 50, "ether saddr": "02:42:ac:12:00:03",
+    TARGET: IPv6Address("fe80::42:acff:fe12:3"),
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,12 +12,16 @@ import pytest
 
 from plugin import netlink as nl
 from plugin.store import VERSION
+from plugin.table import skeleton
+from tests.kernel import older
 from tests.kernel.netns import inside
-from tests.kernel.packets import until
+from tests.kernel.packets import arrived, new_flow, until
 from tests.kernel.running import ROOT, Running
-from tests.kernel.site import Site
+from tests.kernel.site import MARK, Site
 from tests.kernel.test_guard import NAMED, arriving
+from tests.kernel.test_hostile import frame
 
+WEB, SHUT = ("10.1.0.2", "2001:db8:1::2"), ("10.1.0.3", "2001:db8:1::3")
 RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
 
 
@@ -39,17 +45,70 @@ def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess("cleanup", process.returncode, out, err)
 
 
+def macs(fw: Running) -> dict[str, str]:
+    """The host's links with their MACs; whether one is up, a bridge without ports changes by itself."""
+    return {link["ifname"]: link["address"] for link in json.loads(fw.site.run("ip", "-j", "link").stdout)}
+
+
+@pytest.mark.parametrize("name", older.NAMES)
+def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
+    """Started where an older version was killed: networks and containers are known, what labels open never stops to
+    answer, what is closed never does, and nothing of the older table stays."""
+    web, shut, guest = older.stand(own, name)
+    hosts, guests = (str(Site.HOST4), str(Site.HOST6)), (str(guest.v4), str(guest.v6))
+    never = [("tcp", a, 9090) for a in WEB] + [("tcp", a, 8080) for a in SHUT] + [("tcp", a, 19090) for a in hosts]
+    always = [("tcp", a, 8080) for a in WEB] + [("tcp", a, 18080) for a in hosts]
+    if name != "driver":
+        never += [("tcp", a, 9090) for a in guests]
+    probe = own.site.wan.probe
+    with (
+        web.probe.serve(tcp=[8080, 9090]), shut.probe.serve(tcp=[443, 7000, 8080]), guest.probe.serve(tcp=[8080, 9090]),
+        probe.hammer(*never) as closed, probe.hammer(*always, every=0.02, timeout=2) as opened,
+    ):  # fmt: skip
+        own.start()
+        until(lambda: set(probe([("tcp", a, 8080) for a in guests]).values()) == {"open"}, "the guest answers")
+        assert set(probe([("tcp", a, 9090) for a in guests]).values()) == {"silent"}
+        said = probe([("tcp", a, port) for a in SHUT for port in (443, 7000)])
+        assert list(said.values()) == (["silent", "open"] if name == "labels" else ["open", "silent"]) * 2
+    assert not closed.result.opened
+    assert len(closed.result.shots) > 50
+    assert not opened.result.failed
+    assert len(opened.result.opened) > 20
+    (network,) = own.status()["networks"]
+    assert [endpoint["container"] for endpoint in network["endpoints"]] == ["c3", "c2"]
+    assert own.status()["banned"] == (name == "labels")
+    assert json.loads(own.raw("POST", "/plan", b"{}")[1])["drift"] == []
+    assert set(re.findall(r"chain (\w+) {", own.table())) <= set(re.findall(r"chain (\w+) {", skeleton(MARK)))
+    sniffer = own.site.sniffer(web)
+    forged, true = (new_flow("udp", SHUT[0], WEB[0], 9, sport) for sport in (4001, 4002))
+    for mac, packet in (("02:42:0a:01:00:09", forged), ("02:42:0a:01:00:03", true)):
+        frame(shut, mac, "02:42:0a:01:00:02", packet)
+    assert forged not in arrived([sniffer], true)[0]
+    for number in (2, 3):
+        own.end(own.endpoint(own.network(1), number))
+    own.clean()
+    assert own.links() == {older.BRIDGE, "d100"}
+    assert not any(own.opens(address) for address in (*WEB, *SHUT))
+
+
 def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> None:
-    """After a downgrade and a boot the plugin does not start, but every bridge is closed; the file stays as it is."""
+    """After a downgrade and a boot every bridge is closed, every request says what to do, and the file stays as it is.
+
+    The plugin stays, for dockerd disables one that ends, and the next boot would find none.
+    """
     box = own.site.docker_box(NAMED, 100)
     newer = f'{{"version": {VERSION + 1}}}'
     own.state.parent.mkdir()
     own.state.write_text(newer)
     assert arriving(own.site, box)
-    own.spawn()
-    assert own.process
-    assert own.process.wait(20) != 0
-    own.process = None
+    own.start()
+    assert arriving(own.site, box) == set()
+    todo = f"newer than this docker-fw (version {VERSION}); install the newer docker-fw again"
+    assert todo in own.driver("CreateNetwork", own.network(1))["Err"]
+    for method, path in (("GET", "/status"), ("POST", "/plan"), ("GET", "/export")):
+        assert todo in json.loads(own.raw(method, path, b"{}")[1])["Err"]
+    assert todo in own.log.read_text()
+    own.stop()
     assert own.state.read_text() == newer
     assert arriving(own.site, box) == set()
 
@@ -59,16 +118,18 @@ def test_cleanup_beside_a_plugin_that_runs_touches_nothing(own: Running) -> None
     own.start()
     network = own.network(1)
     own.well("CreateNetwork", network)
-    links, table = own.site.run("ip", "-br", "link").stdout, own.table()
+    links, table = macs(own), own.table()
     done = cleanup(own)
     assert done.returncode != 0
     assert "docker-fw runs on this host" in done.stderr
     assert "docker plugin disable -f fw:latest" in done.stderr
-    assert (own.site.run("ip", "-br", "link").stdout, own.table()) == (links, table)
+    assert (macs(own), own.table()) == (links, table)
     own.stop()
-    assert cleanup(own).returncode == 0
+    done = cleanup(own)
+    assert done.returncode == 0
+    assert "forwarding" not in done.stdout  # which was on before
     assert own.table() == ""
-    assert own.site.run("ip", "-br", "link").stdout != links
+    assert macs(own) != links
 
 
 def test_another_mark_leaves_no_rule_of_the_former_one(own: Running) -> None:

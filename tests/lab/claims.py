@@ -102,8 +102,11 @@ def _sweep() -> list[str]:
             raw = json.loads((directory / "claim.json").read_text())
             record = Record(**raw)
         except (FileNotFoundError, ValueError, TypeError):
-            if time.time() - directory.stat().st_mtime < 60:
-                continue  # being made this moment
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - directory.stat().st_mtime < 60:
+                    continue  # being made this moment
+            if not directory.exists():
+                continue  # given back this moment, by who had it
             record = Record((0, 0))
         if start_time(record.owner[0]) == record.owner[1] != 0:
             continue

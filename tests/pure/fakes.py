@@ -54,8 +54,10 @@ class Disk:
     def __init__(self) -> None:
         self.kept = State()
         self.full = False
+        self.owes = ""
 
     def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
         if self.full:
-            raise FwError("could not write the state file: No space left on device")
-        self.kept = dataclasses.replace(state)
+            self.owes = "could not write the state file: No space left on device"
+            raise FwError(self.owes)
+        self.kept, self.owes = dataclasses.replace(state), ""

@@ -45,8 +45,8 @@ def directory() -> Directory:
 def test_who_is_there_has_its_addresses_and_names() -> None:
     """An endpoint is known by its container's name, compose's project and service, and its network's name."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
-    assert who(endpoint) == Who((A, A6), "shop-web-1", "shop", "web", "shop_front")
-    assert who(dataclasses.replace(endpoint, addr4=None)) == Who((A6,), "shop-web-1", "shop", "web", "shop_front")
+    assert who(endpoint) == Who((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
+    assert who(dataclasses.replace(endpoint, addr4=None)) == dataclasses.replace(who(endpoint), addresses=(A6,))
 
 
 def test_nobody_is_there_until_it_is_known() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plugin import follow
+from plugin import follow, ours
 from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent
 from plugin.follow import Follower
@@ -20,7 +20,9 @@ from plugin.hostlinks import Link
 from plugin.listeners import Listeners
 from plugin.listing import Event
 from plugin.look import Look
-from plugin.model import Container, Endpoint, Guarded, Network, Problem, Rule, Said
+from plugin.model import Container, Endpoint, FwError, Guarded, Network, Overriding, Problem, Rule, Said
+from plugin.ours import Ours
+from plugin.state import State
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
 
@@ -39,6 +41,10 @@ class World:
         self.looked = 0
         self.endpoints = {JOINED.id: JOINED}
         self.forgotten: list[str] = []
+        #: Endpoints that the disk does not take, and how often it does not take the whole.
+        self.refused: set[str] = set()
+        self.state = State()
+        self.owed = 0
         self.remembered: frozenset[str] = frozenset()
         self.calls: list[tuple[Any, ...]] = []
         self.at_look: Callable[[], object] = lambda: None
@@ -82,6 +88,8 @@ class World:
 
     # the reconciler
     def edit_endpoint(self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]) -> Endpoint:
+        if endpoint_id in self.refused:
+            raise FwError("the disk is full")
         self.endpoints[endpoint_id] = edit(self.endpoints[endpoint_id])
         return self.endpoints[endpoint_id]
 
@@ -90,6 +98,16 @@ class World:
 
     def know_networks(self, names: frozenset[str]) -> None:
         self.known.append(names)
+
+    @property
+    def owes(self) -> str:
+        return "the disk is full" * self.owed
+
+    def save_again(self) -> None:
+        if self.owed and (left := self.owed - 1):
+            self.owed = left
+            raise FwError(self.owes)
+        self.owed = 0
 
     networks: Mapping[str, Network] = MappingProxyType({})
 
@@ -179,6 +197,35 @@ def test_what_goes_is_closed_though_docker_hangs(world: World, follower: Followe
     finally:
         world.at_look = lambda: None
         go_on.set()
+
+
+@pytest.mark.parametrize(
+    "what", ["container die", "container start", "network connect", "network disconnect", "network destroy"]
+)
+def test_somebody_goes_and_nobody_knows_who(world: World, follower: Follower, what: str) -> None:
+    """An event that does not say whom it is about puts everybody in doubt until everything has been looked at."""
+    world.answer = Look()
+    until(lambda: world.looked)
+    looked = world.looked
+    world.tell(what, "n" if what == "network connect" else "", "")
+    until(lambda: world.told("doubt") and world.looked > looked)
+    assert not world.told("leaves")
+    world.tell("container prune")
+    world.tell("container die", WEB.id)
+    until(lambda: world.told("leaves", "", WEB.id))
+    assert len([call for call in world.calls if call[0] == "doubt"]) == 1
+
+
+def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: Follower) -> None:
+    """Where Docker's list could not be read whole, what fwctl denied a container that is not in it stays denied, and
+    its closed ports stay closed."""
+    world.answer = Look(existing=frozenset({"a"}))
+    world.state = State(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),))
+    follower.wake()
+    until(lambda: world.told("replace", (), (), frozenset({"a"})))
+    world.answer = Look(existing=frozenset({"a"}), whole=False)
+    follower.wake()
+    until(lambda: world.told("replace", (), (), frozenset("adp")))
 
 
 def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: Follower) -> None:
@@ -297,22 +344,49 @@ def test_wrong_labels_are_kept_as_what_they_are(world: World, follower: Follower
     until(lambda: world.endpoints[JOINED.id].container == WRONG)
 
 
-def test_an_endpoint_that_left_learns_nothing(world: World, follower: Follower) -> None:
+def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
     """What Docker still tells about an endpoint that left opens nothing."""
     world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
-    follower.learn({JOINED.id: WEB})
+    Ours(world, world.undo).learn({JOINED.id: WEB})  # type: ignore[arg-type]
     assert world.endpoints[JOINED.id].container is None
 
 
+@pytest.mark.parametrize("joined", [True, False])
 def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
-    world: World, follower: Follower, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, joined: bool
 ) -> None:
-    """A Leave that never came does not leave an address open for ever; a container just starting is left in peace."""
-    follower.bury({})
-    follower.bury({})
+    """A Leave that never came does not leave an address open for ever, nor does a Join that never came leave a record;
+    a container just starting is left in peace."""
+    world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=joined)
+    found = Ours(world, world.undo)  # type: ignore[arg-type]
+    found.bury({})
+    found.bury({})
     assert world.forgotten == []
-    monkeypatch.setattr(follow, "GONE", 0.0)
-    follower.bury({JOINED.id: WEB})
+    monkeypatch.setattr(ours, "GONE", 0.0)
+    found.bury({JOINED.id: WEB})
     assert world.forgotten == []
-    follower.bury({})
+    found.bury({})
     assert world.forgotten == [JOINED.id]
+
+
+def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels that cannot be kept open nothing, and are told of once; everybody else's are learned, theirs next time."""
+    other = dataclasses.replace(JOINED, id="f" * 64)
+    world.endpoints[other.id] = other
+    found, told = Ours(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
+    world.refused = {JOINED.id}
+    for _ in range(3):
+        found.learn(told)
+    assert [world.endpoints[each].container for each in told] == [None, WEB]
+    assert caplog.text.count("web (endpoint eeeeeeeeeeee) stays as it was: the disk is full") == 1
+    world.refused = set()
+    found.learn(told)
+    assert world.endpoints[JOINED.id].container == WEB
+
+
+def test_what_the_disk_did_not_take_is_written_when_it_does(world: World, follower: Follower) -> None:
+    """Nothing needs to happen for that: it is tried again every second, and no more once it is written."""
+    world.answer = Look()
+    world.owed = 3
+    follower.wake()
+    until(lambda: world.owed == 0)

@@ -548,7 +548,7 @@ def test_one_value_never_becomes_a_table_of_its_own() -> None:
     wide = " ".join(f"2001:db8:{n:x}::/57" for n in range(200))
     began = time.process_time()
     assert parse_allow(f"1-65534 from {wide}") == (
-        [], ["means more than 20000 rules: ports times prefixes; use rounder ranges and prefixes"]
+        [], ["means more than 20000 rules: ports times peers; use rounder ranges and prefixes"]
     )  # fmt: skip
     assert parse_egress("1-65534 to 2001:db8::/57 2001:db8:1::/57")[1]
     assert not parse_allow("1-65534 from 2001:db8::/56 10.0.0.0/8")[1]

@@ -65,6 +65,30 @@ def made(**noted: Noted) -> Inventory:
     return inventory
 
 
+def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
+    """It answers by the link of its default route, whichever address it was asked on; when it leaves a network that
+    address goes. Nobody else sends from it."""
+    bound = dataclasses.replace(WEB, mac="02:42:0a:01:00:02")
+    other = dataclasses.replace(bound, id="x" * 64, addr4=IPv4Address("10.1.0.3"), addr6=None, container=who("x"))
+    inventory = made()
+    inventory.state = dataclasses.replace(inventory.state, endpoints={bound.id: bound, other.id: other})
+    inventory.introduce([bound.id, other.id])
+
+    def sources(owner: str) -> set[str]:
+        found = {str(e.key[2]) for e in inventory.elements(owner) if e.set.startswith("bound")}
+        return found - {"fe80::42:aff:fe01:2"}
+
+    assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2"}
+    second = dataclasses.replace(DB, id="s" * 64, addr4=IPv4Address("172.18.0.9"), container=WEB.container)
+    inventory.noted["endpoint second"] = guest(second)
+    assert inventory.introduce(["endpoint second"]) == ["endpoint second", bound.id, "endpoint db"]
+    assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2", "172.18.0.9"}
+    assert sources(other.id) == {"10.1.0.3"}
+    del inventory.noted["endpoint second"]
+    inventory.introduce(["endpoint second"])
+    assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2"}
+
+
 # --- who must be looked at again ----------------------------------------------------------------------------------
 
 

@@ -93,6 +93,60 @@ def test_any_bytes_in_the_log_never_stop_the_start(content: bytes) -> None:
         assert Store(str(path)).load() == AFTER
 
 
+def logged(tmp_path: Path, *changes: Endpoint) -> Path:
+    """A state file with a log of these endpoints."""
+    path, state = tmp_path / "state.json", BASE
+    store = Store(str(path))
+    store.save(state, flush=True)
+    for endpoint in changes:
+        state = state.with_endpoint(endpoint)
+        store.save(state, flush=False, endpoint=endpoint.id)
+    return path
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+@pytest.mark.parametrize("damage", [b"\0\xff", b"[" * 9999, b'{"serial": 1e999, "is": 1e999, "endpoint": "x"}'])
+def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None:
+    """What cannot be read of the log is there for a person to see, once, however often docker-fw starts meanwhile; what
+    came before it counts each time."""
+    path = logged(tmp_path, other(1), other(2))
+    log = path.with_name("state.json.log")
+    lines = log.read_bytes().split(b"\n")
+    lines[line] = damage
+    log.write_bytes(b"\n".join(lines))
+    for _ in range(2):
+        store = Store(str(path))
+        state = store.load()
+        assert list(state.endpoints) == [other(1).id, other(2).id][: max(0, line - 1)]
+        (kept,) = tmp_path.glob("state.json.log.corrupt-*")
+        assert kept.read_bytes() == b"\n".join(lines)
+    store.save(state, flush=True)
+    store.save(state.with_endpoint(other(3)), flush=False, endpoint=other(3).id)
+    assert Store(str(path)).load() == state.with_endpoint(other(3))
+
+
+def test_a_line_torn_by_our_death_is_no_damage(tmp_path: Path) -> None:
+    """Nobody was told that such a change is done, and who asked for it asks again: nothing is kept."""
+    path = logged(tmp_path, other(1), other(2))
+    log = path.with_name("state.json.log")
+    whole = log.read_bytes()
+    second = whole.rindex(b"\n", 0, -1) + 1
+    for length in (*range(second, len(whole)), 0, 5):
+        log.write_bytes(whole[:length])
+        assert list(Store(str(path)).load().endpoints) == ([other(1).id] if length > 5 else [])
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
+def test_a_damaged_state_files_log_is_kept_with_it(tmp_path: Path) -> None:
+    """The log beside a state file that cannot be read would be written over: it is kept, like the file."""
+    path = logged(tmp_path, other(1))
+    log = path.with_name("state.json.log").read_bytes()
+    path.write_bytes(b"{")
+    assert Store(str(path)).load() == State()
+    (kept,) = tmp_path.glob("state.json.log.corrupt-*")
+    assert kept.read_bytes() == log
+
+
 @pytest.mark.parametrize(
     "line", ['{"endpoint": "x"}', '{"endpoint": 1, "is": null}', "[]", '{"endpoint": "x", "is": {}}']
 )
@@ -150,6 +204,24 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
     later = refused.with_endpoint(other(2))
     store.save(later, flush=False, endpoint=other(2).id)
     assert Store(str(path)).load() == later
+
+
+def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
+    """What the disk did not take when a network went is in the next save, though that is of one endpoint only; until
+    then the store says what it owes."""
+    path = logged(tmp_path, other(1))
+    store, new = Store(str(path)), path.with_name("state.json.new")
+    store.save(store.load(), flush=True)
+    assert store.owes == ""
+    new.symlink_to("/dev/full")
+    gone = State({}, {}, "boot-2")
+    with pytest.raises(FwError):
+        store.save(gone, flush=True)
+    assert "No space left on device" in store.owes
+    new.unlink()
+    store.save(gone.with_endpoint(other(2)), flush=False, endpoint=other(2).id)
+    assert store.owes == ""
+    assert Store(str(path)).load() == gone.with_endpoint(other(2))
 
 
 def test_the_log_does_not_grow_for_ever(tmp_path: Path) -> None:

@@ -247,6 +247,18 @@ def test_a_long_value_in_a_notice_is_cut() -> None:
     assert len(made.notices[0]) < 200
 
 
+def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
+    """So is a key of megabytes, and compose's names; nothing of them is kept."""
+    pairs = {f"fw.network.n{n}{'x' * 300}.allow": "8080" for n in range(10_000)}
+    made = container({**listed(), "Labels": pairs}, image=pairs)
+    assert len(made.notices) == 17
+    assert made.notices[-1] == "9984 more labels came with the image and open nothing"
+    assert all(len(notice) < 250 for notice in made.notices)
+    long = {**COMPOSE, "com.docker.compose.project": "x" * (1 << 20), "com.docker.compose.service": "y" * 4096}
+    made = container({**listed(), "Labels": long}, image={})
+    assert (made.project, made.service) == ("", "y" * 4096)
+
+
 @pytest.mark.parametrize(
     ("labels", "closes", "confines"),
     [

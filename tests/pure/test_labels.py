@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 
@@ -431,6 +432,46 @@ def test_huge_values_cost_no_time(key: str, text: str) -> None:
     assert time.process_time() - began < 0.5
     assert parsed.said in (Said(), Said(egress=()))
     assert all(len(str(problem)) < 500 for problem in parsed.problems)
+
+
+FULL = ", ".join(str(3 * n + 1) for n in range(256))
+WIDE = "1-65534 from " + " ".join(f"10.{n}.0.0/24" for n in range(150))
+MANY: dict[str, tuple[dict[str, str], str]] = {
+    "networks": ({f"fw.network.n{n}.allow": FULL for n in range(10_000)}, "there are more than 2048 rules before it"),
+    "small ones": ({f"fw.network.n{n}.log": "drop" for n in range(10_000)}, "at most 256 keys are read"),
+    "spellings": (
+        {"".join(letters): FULL for letters in itertools.product(*((c, c.upper()) for c in "fw.allow"))},
+        "there are more than 2048 rules before it",
+    ),
+    "elements": (
+        {f"fw.network.n{n}.allow": WIDE for n in range(10_000)},
+        "what stands before it means more than 40000 rules: ports times peers",
+    ),
+    "mistakes": ({f"fw.x{n}": "1" for n in range(10_000)}, "there are too many mistakes"),
+    "megabytes": ({f"fw.{n}" + "a" * (1 << 20): "1" * (1 << 20) for n in range(100)}, "there are too many mistakes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", MANY)
+def test_masses_of_labels_cost_no_time_and_close(which: str) -> None:
+    """10,000 labels, or what would be millions of rules: the rest is not read, which is told, and nothing is open. What
+    is kept of it is as short as what is shown."""
+    pairs, why = MANY[which]
+    began = time.process_time()
+    parsed = parse(pairs)
+    assert time.process_time() - began < 1
+    assert parsed.problems[-1].text == f"was not read, nor what follows: {why}"
+    assert parsed.problems[-1].closes
+    assert parsed.problems[-1].confines
+    assert not parsed.said.allow
+    assert not any(said.allow for _, said in parsed.networks)
+    assert all(len(problem.where) + len(problem.value) < 3000 for problem in parsed.problems)
+
+
+def test_what_anybody_writes_is_far_below_the_bounds() -> None:
+    """A long list of ports, a blocklist to the outside, and a hundred networks of one's own."""
+    pairs = {f"fw.network.n{n}.allow": "8080, 9000-9100, 5432 from service:api" for n in range(100)}
+    assert not parse({**pairs, "fw.allow": FULL, "fw.egress": FULL, "fw.rate": "22 5/minute"}).problems
 
 
 @pytest.mark.parametrize("key", ["fw." + "a" * (8 << 20), "fw.network." + "a." * (4 << 20), "fw.network." + "." * 9999])

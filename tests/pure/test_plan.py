@@ -223,12 +223,14 @@ def test_the_file_stands_alone(site: Site) -> None:
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
     elements = {*site.state.should(), *banned, Element("foreign", (7,)), Element("proxies", (12,))}
     foreign, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
-    text = export.file(MARK, elements, timed, foreign, logs=True, version="1.2.3", when=when)
+    text = export.file(MARK, elements, timed, foreign, logs=True, binds=True, version="1.2.3", when=when)
     head, _, rest = text.partition("\n\n")
     assert head.startswith("#!/usr/sbin/nft -f\n# docker-fw 1.2.3: ")
     assert when in head
-    assert head.endswith("\ntable inet fw {}\ndelete table inet fw")
-    assert all(line.startswith("#") for line in head.splitlines()[:-2])
+    assert head.endswith(
+        "\ntable inet fw {}\ndelete table inet fw\ntable bridge fw {}\ndelete table bridge fw"
+    )
+    assert all(line.startswith("#") for line in head.splitlines()[:-4])
     assert rest.startswith("table inet fw {\n")
     assert 'oifname != { "lxdbr0", "virbr0" }' in rest
     assert "add element inet fw foreign" not in rest

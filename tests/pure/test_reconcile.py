@@ -270,8 +270,12 @@ def test_a_full_disk_keeps_nothing_open(
     kernel.table = None
     assert state.repair()
     assert opened(kernel) == set()
+    assert "No space left" in state.owes
+    with pytest.raises(FwError):
+        state.save_again()
     disk.full = False
-    state.put_network(network(2))
+    state.save_again()
+    assert state.owes == ""
     assert not [e for e in disk.kept.endpoints.values() if e.joined and e.container and not e.container.problems]
 
 
@@ -299,8 +303,8 @@ def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kern
 def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """What opens must be on the disk first: a Join on a full disk is refused, and nothing of it stands."""
     state, kernel, disk = web
-    before = set(kernel.table or ())
     state.put_endpoint(endpoint(2, 1, 3))
+    before = set(kernel.table or ())
     disk.full = True
     with pytest.raises(FwError, match="No space left"):
         state.edit_endpoint(
@@ -313,8 +317,8 @@ def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None
 def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """Even when taking a change back fails too, what is known and what stands in the kernel agree."""
     state, kernel, disk = web
-    before = set(kernel.table or ())
     state.put_endpoint(endpoint(2, 1, 3))
+    before = set(kernel.table or ())
     kernel.refuses = 2
     save = disk.save
 
@@ -329,6 +333,15 @@ def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconcile
         )
     assert kernel.table == before
     assert not state.endpoints[endpoint(2, 1, 3).id].joined
+
+
+def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined() -> None:
+    """Somebody on the network may not begin everything, and that is kept for the next boot, when nobody is known: also
+    if docker-fw died between the two."""
+    state, _, disk = reconciler()
+    confined = dataclasses.replace(endpoint(1, 1, 2), joined=True, container=Container("c", "web", Said(egress=())))
+    state.start(State({network(1).id: network(1)}, {confined.id: confined}))
+    assert state.state.confined == disk.kept.confined == {network(1).bridge}
 
 
 # --- one address, two endpoints; many calls at once ---------------------------------------------------------------

@@ -51,6 +51,7 @@ from plugin.ruleset import (
     guarded_elements,
     guest_elements,
     network_elements,
+    port_elements,
     proxied_element,
     rule_elements,
 )
@@ -209,8 +210,9 @@ def test_elements_open_only_the_endpoints_own_addresses(network: Network, endpoi
 @given(networks, endpoints, saids)
 @examples(30)
 def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint, everywhere: Said) -> None:
-    """An endpoint that is not joined has nothing in the table: no port, no publication."""
-    assert not elements_of(network, dataclasses.replace(endpoint, joined=False), everywhere)
+    """An endpoint that is not joined has nothing in the table, no port, no publication, but what binds its link."""
+    left = dataclasses.replace(endpoint, joined=False)
+    assert elements_of(network, left, everywhere) == {*port_elements(left)}
 
 
 @given(networks, endpoints, saids)
@@ -522,10 +524,13 @@ def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_sa
 
 
 def test_it_is_replaced_in_one_transaction() -> None:
-    """The text to apply brings the table into being, deletes it and makes it anew: never half, never without."""
+    """The text to apply brings the tables into being, deletes them and makes them anew: never half, never without."""
     text = replace(MARK, ())
-    assert text.startswith("table inet fw {}\ndelete table inet fw\ntable inet fw {\n")
-    assert text.count("delete ") == 1
+    both = "".join(f"table {family} fw {{}}\ndelete table {family} fw\n" for family in ("inet", "bridge"))
+    assert text.startswith(f"{both}table inet fw {{\n")
+    assert text.count("delete ") == text.count("\ntable bridge fw {\n") + 1 == 2
+    without = replace(MARK, (Element("ports", ("fwv1",)),), binds=False)
+    assert "bridge fw" not in without
 
 
 @given(st.lists(st.tuples(protos, resolved_rules), max_size=5), st.randoms(use_true_random=False))
@@ -568,7 +573,8 @@ def _inventory(
     nets: Iterable[Network], ends: Iterable[Endpoint], everywhere: Said, guests: Iterable[Endpoint] = (),
     network: Guarded = GUARDED, overrides: tuple[Overriding, ...] = (),
 ) -> Inventory:  # fmt: skip
-    state = State({net.id: net for net in nets}, {end.id: end for end in ends}, overrides=overrides)
+    bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
+    state = State({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
     guests = tuple(guests)
     noted = {f"network {network.id}": Noted(place=Place(network))} if guests else {}
     for guest in guests:

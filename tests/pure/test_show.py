@@ -48,7 +48,7 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     return {
         "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
         "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
-        "proxy_known": True, "owned": True, "unfit": "", **more,
+        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", **more,
     }  # fmt: skip
 
 
@@ -163,6 +163,8 @@ def test_status_tells_of_the_host(site: Site) -> None:
     assert not any(word in quiet for word in ("silent", "banned", "left alone", "control group"))
     assert "the table is docker-fw's alone" in quiet
     assert "the table is watched" in words(Site(ours(2, DB)), owned=False)
+    assert "CONFIG_NF_TABLES_BRIDGE" not in quiet
+    assert "CONFIG_NF_TABLES_BRIDGE" in words(Site(ours(2, DB)), binds=False)
     assert "upgrade Docker" in words(Site(ours(2, DB)), unfit="upgrade Docker")
     assert words(Site(ours(2, DB)), banned=1).endswith("1 address or prefix is banned: fwctl bans")
 

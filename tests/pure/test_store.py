@@ -329,6 +329,7 @@ WRONG: dict[str, Any] = {
     "an end": ("bans", {"10.0.0.1": -1}),
     "an end that is none": ("bans", {"10.0.0.1": True}),
     "an end without end": ("bans", {"10.0.0.1": float("inf")}),
+    "an end beyond all numbers": ("bans", {"10.0.0.1": 10**400}),
     "a ban": ("bans", {"everybody": 0}),
     "a word": ("overrides", [{"container": "c", "rule": PORT, "deny": 1, "until": 0}]),
 }  # fmt: skip
@@ -343,6 +344,23 @@ def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, val
         document["endpoints"][ENDPOINT.id]["container"]["said"].update(value)
     else:
         document[key] = value
+    path.write_text(json.dumps(document))
+    assert Store(str(path)).load() == State()
+    assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [("networks", "mtu", 2**64), ("networks", "mtu", 0), ("networks", "id", "\0"), ("endpoints", "id", "../../etc"),
+     ("endpoints", "network_id", ""), ("endpoints", "mac", "02:42")],
+)  # fmt: skip
+def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str, key: str, value: Any) -> None:
+    """A record that no link could be made from is noticed when the file is read, not when it is too late to start."""
+    Store(str(path)).save(AFTER, flush=True)
+    document = json.loads(path.read_text())
+    (record,) = document[kind].values()
+    record[key] = value
+    document[kind] = {record["id"]: record}
     path.write_text(json.dumps(document))
     assert Store(str(path)).load() == State()
     assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1

@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 import time
+from dataclasses import dataclass
 
 from plugin.sets import GROUP
 from tests.lab import ENGINES, Engine
@@ -13,6 +14,9 @@ from tests.product import NEWEST, Fw, until
 
 from .bed import HEADER, Bed, Row
 from .blows import BLOWS
+
+#: What the plugin's worker may need, with two networks: file descriptors, MB. After a start it has about 50 and 65.
+DESCRIPTORS, MEMORY = 100, 100.0
 
 
 def leaks(fw: Fw) -> str:
@@ -31,17 +35,34 @@ def leaks(fw: Fw) -> str:
     return ""
 
 
-def usage(fw: Fw) -> str:
-    """File descriptors and memory of the plugin's worker."""
-    worker = fw.pids()[-1]
-    fds = len(fw.host.run(["ls", f"/proc/{worker}/fd"]).stdout.split())
-    rss = fw.host.run(["grep", "VmRSS", f"/proc/{worker}/status"]).stdout.split()[1]
-    return f"{fds} descriptors, {int(rss) / 1024:.1f} MB"
+@dataclass(frozen=True)
+class Usage:
+    """What the plugin's worker has."""
+
+    descriptors: int
+    memory: float
+
+    @classmethod
+    def of(cls, fw: Fw) -> Usage:
+        worker = fw.pids()[-1]
+        fds = len(fw.host.run(["ls", f"/proc/{worker}/fd"]).stdout.split())
+        rss = fw.host.run(["grep", "VmRSS", f"/proc/{worker}/status"]).stdout.split()[1]
+        return cls(fds, int(rss) / 1024)
+
+    @property
+    def too_much(self) -> bool:
+        return self.descriptors > DESCRIPTORS or self.memory > MEMORY
+
+    def __str__(self) -> str:
+        words = f"the plugin has {self.descriptors} descriptors, {self.memory:.1f} MB"
+        return f"{words}, which is TOO MUCH" if self.too_much else words
 
 
-def run(fw: Fw, seed: int, minutes: float) -> list[Row]:
-    """Blows until the time is over, each told as it ends."""
-    draw, end, rows = random.Random(seed), time.monotonic() + minutes * 60, []
+def run(fw: Fw, seed: int, minutes: float) -> tuple[list[Row], list[Usage]]:
+    """Blows until the time is over, each told as it ends, and what the plugin had after each round."""
+    draw, end = random.Random(seed), time.monotonic() + minutes * 60
+    rows: list[Row] = []
+    used: list[Usage] = []
     with Bed(fw).standing() as bed:
         print(HEADER, flush=True)
         while time.monotonic() < end:
@@ -50,9 +71,10 @@ def run(fw: Fw, seed: int, minutes: float) -> list[Row]:
                 print(rows[-1], *rows[-1].opened[:5], flush=True)
                 if time.monotonic() > end:
                     break
-            if fw.answers():
-                print(f"  the plugin has {usage(fw)}", flush=True)
-    return rows
+            until(fw.answers, "the plugin answers")
+            used.append(Usage.of(fw))
+            print(f"  {used[-1]}", flush=True)
+    return rows, used
 
 
 def main() -> int:
@@ -64,12 +86,12 @@ def main() -> int:
     print(f"seed {given.seed}, engine {given.engine}, {given.minutes:g} minutes", flush=True)
     with Engine(given.engine) as engine:
         fw = Fw.install(engine)
-        rows = run(fw, given.seed, given.minutes)
+        rows, used = run(fw, given.seed, given.minutes)
         left = leaks(fw)
     broken = [row for row in rows if row.broken]
     print(f"{len(rows)} blows, {sum(row.shots for row in rows)} shots, {sum(len(row.opened) for row in rows)} opened,"
           f" slowest back {max(row.back for row in rows):.2f} s, {len(broken)} broken{left}")  # fmt: skip
-    return 1 if broken or left else 0
+    return 1 if broken or left or any(each.too_much for each in used) else 0
 
 
 if __name__ == "__main__":

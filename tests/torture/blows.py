@@ -53,8 +53,17 @@ def containers_and_networks_come_and_go(bed: Bed) -> None:
 def words_change(bed: Bed) -> None:
     """`fwctl deny` closes what a label opened, `fwctl revert` takes that back."""
     for place in bed.places:
-        bed.fw.fwctl("deny", f"{place.name}-app", "8080")
-        bed.fw.fwctl("revert", f"{place.name}-app")
+        bed.fw.fwctl("deny", place.app, "8080")
+        bed.fw.fwctl("revert", place.app)
+
+
+def labels_change(bed: Bed) -> None:
+    """As compose does it: each container is made anew with the same addresses, without its label, and with it again."""
+    for place in bed.places:
+        bed.run(place, "fw.allow=8081")
+    until(bed.all_closed, "without the label nothing is open")
+    for place in bed.places:
+        bed.run(place)
 
 
 def dockerd_restarted(bed: Bed) -> None:
@@ -118,6 +127,21 @@ def set_flushed(bed: Bed) -> None:
     _nft(bed, "flush", "set", "inet", "fw", "confined")
 
 
+def _elements(bed: Bed, verb: str, port: int) -> None:
+    of = zip("46", bed.places[0].addresses(), strict=True)
+    _nft(bed, "; ".join(f"{verb} element inet fw allow{v} {{ {address} . tcp . {port} }}" for v, address in of))
+
+
+def elements_deleted(bed: Bed) -> None:
+    """What opens a port."""
+    _elements(bed, "delete", 8080)
+
+
+def elements_added(bed: Bed) -> None:
+    """What opens a port that nobody said is to be open."""
+    _elements(bed, "add", 9090)
+
+
 def ruleset_flushed(bed: Bed) -> None:
     """Docker's own rules come back only with dockerd."""
     _nft(bed, "flush", "ruleset")
@@ -164,13 +188,30 @@ def state_garbage(bed: Bed) -> None:
     _state_spoilt(bed, lambda path: path.write_bytes(b"\0\xff{[" * 100))
 
 
+def disk_full(bed: Bed) -> None:
+    """Nothing new starts, what is closed by fwctl closes, and the plugin dies meanwhile."""
+    full = state_files(bed.fw)[0].with_name("state.json.new")
+    full.symlink_to("/dev/full")
+    try:
+        refused = bed.fw.engine.try_docker("network", "create", "-d", bed.fw.driver, "refused")
+        assert "No space left on device" in refused.stderr, refused.stderr
+        assert "No space left on device" in bed.fw.fwctl("status")
+        bed.fw.fwctl("deny", bed.places[0].app, "8080")
+        assert bed.missing(), "fwctl deny closes nothing"
+        worker_killed(bed)
+    finally:
+        full.unlink()
+    until(lambda: not bed.fw.status()["unsaved"], "all is on the disk again")
+    bed.fw.fwctl("revert", bed.places[0].app)
+
+
 #: All of them: the long run draws from these.
 BLOWS: tuple[Blow, ...] = (
     worker_killed, plugin_killed, plugin_killed_amid_changes, plugin_disabled_and_enabled,
-    containers_and_networks_come_and_go, words_change, dockerd_restarted, dockerd_killed,
+    containers_and_networks_come_and_go, words_change, labels_change, dockerd_restarted, dockerd_killed,
     dockerd_killed_with_live_restore,
-    dockerd_hangs, host_rebooted, table_deleted, chain_flushed, set_flushed, ruleset_flushed, iptables_flushed,
-    flushed_while_disabled, state_cut, state_garbage,
+    dockerd_hangs, host_rebooted, table_deleted, chain_flushed, set_flushed, elements_deleted, elements_added,
+    ruleset_flushed, iptables_flushed, flushed_while_disabled, state_cut, state_garbage, disk_full,
 )  # fmt: skip
 #: For the tests: what is quick, and has no test of its own under fire.
 SHORT: tuple[Blow, ...] = (

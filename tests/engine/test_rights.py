@@ -1,0 +1,22 @@
+"""The managed plugin, which Docker gives more rights than it asks for."""
+
+from __future__ import annotations
+
+import re
+
+from plugin.rights import NEEDED
+from tests.product import Fw
+
+
+def test_the_plugin_keeps_three_of_dockers_capabilities(deep: Fw) -> None:
+    """Docker adds its default fourteen to the one that config.json lists: none but those that SECURITY.md names is left
+    in any process, nor to be had by a program that one starts."""
+    kept = f"{sum(1 << number for number in NEEDED):016x}"
+    pids = deep.pids()
+    assert len(pids) >= 2
+    for pid in pids:
+        shown = deep.host.run(["cat", f"/proc/{pid}/status"]).stdout
+        told = dict(re.findall(r"^(\w+):\s+(\S+)", shown, re.MULTILINE))
+        assert {told[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {kept}
+        assert {told[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
+        assert told["NoNewPrivs"] == "1"

@@ -1,0 +1,1 @@
+"""Bytes for the parsers, chosen by what they have run through: `make fuzz`."""

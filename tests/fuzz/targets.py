@@ -1,0 +1,130 @@
+"""Each parser of what comes from outside, as one that takes bytes: it ends, or with an error that is meant to be."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from plugin import bans, labelled, labels, listing, protocol, store
+from plugin import netlink as nl
+from plugin.check.run import run as check
+from plugin.dropped import Drop, header, line
+from plugin.duration import parse as duration
+from plugin.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
+from plugin.labels import KEYS
+from plugin.links import bridge_name
+from plugin.model import Defaults, FwError
+
+#: What a reader of somebody's JSON may end with (`DockerApi` and `Store` take it for "not understood").
+_WRONG = (ValueError, KeyError, TypeError, AttributeError)
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def values(data: bytes) -> None:
+    """A label's value, at each key: rules that are read again as they are written, or mistakes on one line each."""
+    text = data.decode("utf-8", "replace")
+    for parse in (parse_egress, parse_deny, parse_rate):
+        parse(text)
+    for rule in parse_allow(text)[0]:
+        assert parse_allow(str(rule))[0] == [rule], (text, rule)
+    taken_back(text)
+    for key in KEYS:
+        parsed = labels.parse({key: text})
+        assert not (parsed.problems and parsed.said.allow), text
+        assert all(str(problem).isprintable() for problem in parsed.problems)
+
+
+def keys(data: bytes) -> None:
+    """Labels as KEY=VALUE lines."""
+    lines = (line.partition("=") for line in data.decode("utf-8", "replace").split("\n"))
+    parsed = labels.parse({"fw." + key: value for key, _, value in lines})
+    assert not (parsed.problems and parsed.said.allow)
+    assert all(len(str(problem)) < 4000 for problem in parsed.problems)
+
+
+def words(data: bytes) -> None:
+    """What `fwctl` is told: prefixes and times."""
+    text = data.decode("utf-8", "replace")
+    for read, error in ((bans.read, FwError), (duration, ValueError)):
+        try:
+            read(text)  # type: ignore[operator]
+        except error:
+            continue
+
+
+def requests(data: bytes) -> None:
+    """Requests of dockerd's."""
+    body = _json(data)
+    for read in (lambda b: protocol.create_network(b, bridge_name), protocol.create_endpoint, protocol.port_bindings):
+        try:
+            read(body)
+        except FwError:
+            continue
+
+
+def lists(data: bytes) -> None:
+    """Docker's lists: a network, a container, an inspection, an event."""
+    raw = _json(data)
+    listing.event(raw if isinstance(raw, dict) else {})
+    for read in (
+        listing.network, listing.places, listing.driver_options, listing.apart, labelled.compose_key,
+        lambda r: list(listing.published(r)), lambda r: listing.bridges([r]),
+        lambda r: [labelled.at(who, "net") for who in (labelled.read(r, {}), labelled.read(r, None, gone="gone"))],
+        lambda r: list(listing.endpoints(r, labelled.read(r, {}))),
+    ):  # fmt: skip
+        try:
+            read(raw)
+        except _WRONG:
+            continue
+
+
+def states(data: bytes) -> None:
+    """A state file."""
+    try:
+        store._decode(_json(data))
+    except (*_WRONG, RecursionError, FwError):
+        return
+
+
+def packets(data: bytes) -> None:
+    """A dropped packet's first bytes."""
+    if found := header(data):
+        assert line(Drop(1, 0.0, "to", found).told()).isprintable()
+
+
+def netlink(data: bytes) -> None:
+    """The kernel's messages: cut short they are an error, never a loop."""
+    try:
+        for _, _, body in nl.messages(data):
+            for each in nl.each(body):
+                nl.attributes(each)
+    except (*_WRONG, OSError):
+        return
+
+
+def files(data: bytes) -> None:
+    """A compose file."""
+    path = os.path.join(tempfile.gettempdir(), f"docker-fw-fuzz-{os.getpid()}.yml")
+    with open(path, "wb") as file:
+        file.write(data)
+    try:
+        out = io.StringIO()
+        assert check([path], {}, False, out, Defaults()) in (0, 1, 2)
+        assert all(c.isprintable() or c == "\n" for c in out.getvalue())
+    finally:
+        os.unlink(path)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    each.__name__: each for each in (values, keys, words, requests, lists, states, packets, netlink, files)
+}

@@ -1,0 +1,40 @@
+"""From the first moment: dockerd goes on with its containers as soon as somebody listens on the plugin's socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.packets import until
+from tests.kernel.running import Running
+from tests.kernel.site import Site
+from tests.kernel.test_guard import NAMED, arriving
+
+
+@pytest.fixture
+def own() -> Iterator[Running]:
+    """A plugin of one test's own, not started."""
+    with Site() as site:
+        site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        made = Running(site)
+        yield made
+        made.close()
+
+
+def dialled(fw: Running) -> bool:
+    """As dockerd finds out whether the plugin is there."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(fw.socket)) == 0
+
+
+def test_who_reaches_the_socket_finds_every_bridge_closed(own: Running) -> None:
+    """At a boot nothing passes to a container once the socket can be dialled, though the plugin is not loaded yet."""
+    box = own.site.docker_box(NAMED, 100)
+    assert arriving(own.site, box)
+    own.spawn()
+    until(lambda: dialled(own), "somebody listens", 15)
+    assert arriving(own.site, box) == set()
+    until(own.answers, "the plugin answers", 15)
+    assert arriving(own.site, box) == set()

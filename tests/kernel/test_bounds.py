@@ -1,0 +1,71 @@
+"""Containers with masses of labels: they are refused or closed in bounded time, and nobody else waits for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel.packets import until
+from tests.kernel.running import BASE, Body, Running, took
+from tests.kernel.site import Site
+
+FULL = ", ".join(str(3 * n + 1) for n in range(256))
+#: What a container says, and what is said of it.
+MASSES = {
+    "labels": ({f"fw.network.n{n}.allow": "8080" for n in range(10_000)}, "at most 256 keys are read"),
+    "rules": ({f"fw.network.n{n}.allow": FULL for n in range(1000)}, "there are more than 2048 rules before it"),
+    "entries": ({"fw.allow": ", ".join(map(str, range(1, 10_001)))}, "characters long; at most 4096 are read"),
+    "megabytes": ({"fw.allow": "8080, " * (1 << 18)}, "characters long; at most 4096 are read"),
+    "keys": ({f"fw.{n}" + "x" * 10_000: "1" for n in range(1000)}, "docker-fw has none of more than 512"),
+    "names": (
+        {"fw.allow": ", ".join(f"{256 * n + 1}-{256 * n + 254} from project:shop" for n in range(100))},
+        "means more than 20000 rules: ports times peers",
+    ),
+}
+
+
+@pytest.fixture
+def fw(site: Site) -> Iterator[Running]:
+    made = Running(site)
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+def test_nobody_waits_for_masses_of_labels(fw: Running) -> None:
+    """10,000 labels, 10,000 entries, megabytes: each start is refused at once and told shortly why. While Docker lists
+    all of them, another's labels are known at once; and neither log nor state file grows by what they say."""
+    network = fw.network(1)
+    fw.well("CreateNetwork", network)
+    for number, (labels, why) in enumerate(MASSES.values(), 2):
+        endpoint = fw.endpoint(network, number)
+        fw.docker.container(f"c{number}", endpoint["EndpointID"], network["NetworkID"], labels)
+        fw.well("CreateEndpoint", endpoint)
+        error: list[str] = []
+
+        def refused(endpoint: Body = endpoint, error: list[str] = error) -> bool:
+            began, reply = time.monotonic(), fw.driver("Join", endpoint)
+            assert took(began) < 5
+            if "Err" not in reply:  # Docker was too slow to tell of labels: closed, and tried again here
+                fw.well("Leave", endpoint)
+                return False
+            error.append(reply["Err"])
+            return True
+
+        until(refused, "it is refused", 15)
+        assert why in error[0]
+        assert len(error[0]) <= 8001
+        assert fw.opens(f"10.1.0.{number}") == set()
+    fw.docker.event("network", "create")  # a look at everybody, meanwhile
+    began = time.monotonic()
+    endpoint = fw.begin(network, 200, {"fw.allow": "8080"})
+    assert took(began) < 5
+    until(lambda: fw.opens("10.1.0.200") == {*BASE, "8080/6"}, "the other's labels are known")
+    until(lambda: "fw.network.n" in fw.log.read_text(), "all have been looked at")
+    assert fw.opens("10.1.0.2") == set()
+    assert len(fw.log.read_bytes()) < 100_000
+    assert fw.state.stat().st_size < 100_000
+    fw.end(endpoint)

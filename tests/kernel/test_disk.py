@@ -1,0 +1,137 @@
+"""The disk is full or spoilt: what cannot be kept does not open, what closes closes, and nothing is thrown away."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin.sets import host_side
+from tests.kernel.packets import new_flow, until
+from tests.kernel.running import PORTMAP, Running, names_of
+from tests.kernel.site import Box, Site
+
+FULL = "No space left on device"
+PORTS = [{"Proto": 6, "Port": 8080, "HostPort": 18080}]
+
+
+class Small(Running):
+    """A plugin whose state is on a disk of 64 kB, which nobody else sees: it goes with the process."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._disk = self.state.parent
+        self._disk.mkdir()
+        mount = f'mount -t tmpfs -o size=64k none {self._disk} && exec "$@"'
+        self.command = ("unshare", "--mount", "sh", "-c", mount, "sh", *self.command)
+
+    def start(self) -> Running:
+        super().start()
+        assert self.process
+        self.state = Path(f"/proc/{self.process.pid}/root{self.state}")
+        return self
+
+    def fill(self) -> None:
+        with (self.state.parent / "filler").open("ab", buffering=0) as file:
+            while True:
+                try:
+                    file.write(b"x" * 512)
+                except OSError:
+                    return
+
+    def free(self) -> None:
+        (self.state.parent / "filler").unlink()
+
+
+@pytest.fixture
+def fw(site: Site) -> Iterator[Small]:
+    made = Small(site)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def ask(fw: Running, what: str, **body: Any) -> Any:
+    """What `fwctl` gets."""
+    return json.loads(fw.raw("POST", f"/{what}", json.dumps(body).encode())[1])
+
+
+def gets(fw: Running, box: Box, port: int) -> bool:
+    """True if an outsider's SYN comes to the port, by both families."""
+    packets = [
+        new_flow("tcp", source, target, port, 1024 + int.from_bytes(os.urandom(2), "big") % 60000)
+        for source, target in ((Site.OUT4, box.v4), (Site.OUT6, box.v6))
+    ]
+    found = [packet in fw.site.deliver([packet], box) for packet in packets]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_a_full_disk(fw: Small) -> None:
+    """Whatever would open something is refused with the reason and opens nothing: networks, containers, labels that
+    become known, published ports, `fwctl allow`. Stops, removals and `fwctl deny` are carried out. `fwctl status` says
+    why. A killed plugin comes back as it was. With space all that was refused follows by itself, and what went while
+    the disk was full does not come back at the next start."""
+    network, goes = fw.network(1), fw.network(2)
+    for each in (network, goes):
+        fw.well("CreateNetwork", each)
+    stays, stops = (fw.begin(network, number, {"fw.allow": "8080"}) for number in (2, 3))
+    late, joins = fw.endpoint(network, 4), fw.endpoint(network, 5)
+    for each in (late, joins):
+        fw.well("CreateEndpoint", each)
+    late["Joined"] = fw.well("Join", late)
+    there, later, _ = boxes = [fw.move(each) for each in (stays, late, stops)]
+    assert [gets(fw, box, 8080) for box in boxes] == [True, False, True]
+
+    fw.fill()
+    assert FULL in fw.driver("CreateNetwork", fw.network(3))["Err"]
+    assert FULL in fw.driver("CreateEndpoint", fw.endpoint(network, 6))["Err"]
+    assert FULL in fw.driver("Join", joins)["Err"]
+    assert FULL in fw.driver("ProgramExternalConnectivity", {**stays, "Options": {PORTMAP: PORTS}})["Err"]
+    assert FULL in ask(fw, "allow", container="c2", rules=["9090"])["Err"]
+    fw.docker.container("late", late["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
+    fw.docker.event("network", "create")
+    until(lambda: "late (endpoint 000100000004) stays as it was" in fw.log.read_text(), "the refusal is told")
+    for name in ("Leave", "DeleteEndpoint"):
+        fw.well(name, stops)
+    fw.kill_worker()
+    assert [gets(fw, box, port) for box in (there, later) for port in (8080, 9090)] == [True, False, False, False]
+    ask(fw, "deny", container="c2", rules=["8080"])
+    fw.well("DeleteNetwork", goes)
+    assert [gets(fw, box, 8080) for box in (there, later)] == [False, False]
+    assert FULL in fw.status()["unsaved"]
+    assert fw.links() == names_of(network) | {host_side(each["EndpointID"]) for each in (stays, late)}
+
+    fw.free()
+    until(lambda: "8080/6" in fw.opens("2001:db8:1::4"), "the label opens")
+    until(lambda: not fw.status()["unsaved"], "all is on the disk")
+    for _ in range(2):
+        assert [gets(fw, box, 8080) for box in (there, later)] == [False, True]
+        assert [each["id"] for each in fw.status()["networks"]] == [network["NetworkID"]]
+        assert set(fw.kept()["endpoints"]) == {each["EndpointID"] for each in (stays, late, joins)}
+        fw.kill_worker()
+    fw.well("Join", joins)
+
+
+def test_a_spoilt_log(fw: Small) -> None:
+    """When the log of the state file is damaged, who stands in it before the damage stays open, whoever stands after it
+    answers on ICMP alone, and the log is kept as it was for a person to see."""
+    network = fw.network(1)
+    fw.well("CreateNetwork", network)
+    boxes = [fw.move(fw.begin(network, number, {"fw.allow": "8080"})) for number in (2, 3)]
+    log = fw.state.with_name("state.json.log")
+    lines = log.read_bytes().split(b"\n")
+    lines[3] = lines[3][:40] + b"\0" + lines[3][40:]
+    log.write_bytes(b"\n".join(lines))
+    fw.docker.mode = "hang"
+    fw.kill_worker()
+    assert [gets(fw, box, port) for box in boxes for port in (22, 8080)] == [True, True, False, False]
+    assert "is damaged after 2 changes" in fw.log.read_text()
+    (kept,) = log.parent.glob("state.json.log.corrupt-*")
+    assert kept.read_bytes() == b"\n".join(lines)

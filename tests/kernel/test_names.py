@@ -1,0 +1,90 @@
+"""Names that look like nft's words, options or a shell's, where the kernel's own nft reads what was made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin import boot
+from plugin.ask import ask
+from plugin.dockerapi import DockerApi
+from tests.kernel.packets import until
+from tests.kernel.running import Running
+from tests.kernel.site import MARK, Box, Site
+
+#: Names that the kernel takes for a link; some of Docker's bridges have them, some of others'.
+DOCKERS, OTHERS = ('";flush', "$(reboot)", "fw-*", "--help"), ("{}", "x*", 'a"}#', "`reboot`", "网桥")
+#: What Docker would call nobody; an API that lies might.
+NAMES = ('"; flush ruleset; "', "-x", "../../etc", "* {", "a\n\x1b[2J", "\u202egnp", "a\0b", "x" * 10_000)
+
+
+@pytest.fixture
+def fw(site: Site) -> Iterator[Running]:
+    made = Running(site)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def network(fw: Running, number: int, bridge: str, name: str) -> str:
+    """A network of Docker's own bridge driver."""
+    identity = f"{number:012x}".ljust(64, "d")
+    fw.docker.networks[identity] = {
+        "Id": identity, "Name": name, "Driver": "bridge", "Containers": {},
+        "Options": {"com.docker.network.bridge.name": bridge},
+        "IPAM": {"Config": [{"Subnet": f"10.{number}.0.0/24"}, {"Subnet": f"2001:db8:{number}::/64"}]},
+    }  # fmt: skip
+    return identity
+
+
+def guest(fw: Running, of: str, name: str, box: Box) -> None:
+    labels = {"fw.allow": "8080", f"com.docker.compose.{name}": name}
+    fw.docker.container(name, box.endpoint.id, of, labels)
+    attached = fw.docker.containers[box.endpoint.id]["NetworkSettings"]["Networks"]["net"]
+    attached.update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
+
+
+def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> None:
+    """Bridges, networks and containers of any name: who is on an odd bridge stays closed, who just has an odd name
+    is opened by its label like any; and nft takes what `fwctl export` and `fwctl boot` write."""
+    site = fw.site
+    with site.inside():
+        site.sysctl.forward({2, 10})
+    odd, right = site.docker_box("$(reboot)", 7), site.docker_box("br-right", 8)
+    for name in {*DOCKERS, *OTHERS} - {"$(reboot)"}:
+        site.run("ip", "link", "add", "name", name, "type", "bridge")
+    for number, bridge in enumerate(DOCKERS, 20):
+        network(fw, number, bridge, NAMES[number - 20])
+    guest(fw, network(fw, 7, "$(reboot)", "odd"), "odd", odd)
+    good = network(fw, 8, "br-right", NAMES[0])
+    guest(fw, good, NAMES[0], right)
+    for number, name in enumerate(NAMES[1:], 3):
+        fw.docker.container(name, f"{number:x}".ljust(64, "f"), good, {"fw.allow": "8080"})
+    fw.start()
+    rules = site.run("nft", "-s", "list", "chain", "inet", "fw", "forward").stdout
+    until(lambda: fw.opens(str(right.v4)) >= {"8080/6"}, "who is on a bridge of a right name is opened")
+    with odd.probe.serve(tcp=[8080]), right.probe.serve(tcp=[8080]):
+        for address in (right.v4, right.v6):
+            assert site.wan.probe.tcp(str(address), 8080) == "open"
+        for address in (odd.v4, odd.v6):
+            assert site.wan.probe.tcp(str(address), 8080) == "silent"
+            assert site.wan.probe.ping(str(address)) == "open"
+    exported: Any = ask(str(fw.socket), "/export")["text"]
+    api = DockerApi(str(fw.docker.path))
+    with site.inside():
+        at_boot = boot.nft_text(MARK, *boot.bridges(api, set, lambda _: None))
+        boot.check(Path("/"), "/usr/sbin/nft", at_boot)
+    elsewhere = exported.replace("inet fw", "inet other").replace("bridge fw", "bridge other")
+    site.run("nft", "--check", "-f", "-", input=elsewhere)
+    for text in (exported, at_boot):
+        for name in (*DOCKERS, *OTHERS, *NAMES):
+            assert f'"{name}"' not in text
+    told = json.dumps(fw.status())
+    assert json.dumps(NAMES[0])[1:-1] in told
+    assert all(line.isprintable() and len(line) < 9000 for line in fw.log.read_text().split("\n"))
+    assert site.run("nft", "-s", "list", "chain", "inet", "fw", "forward").stdout == rules

@@ -1,0 +1,245 @@
+"""Names that look like options, nft's words, a shell's or paths: shown as they are, and a part of nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from plugin import boot, conntrack, labelled, listing, plan, screen, show, show_answers, status
+from plugin.bridges import Bridges
+from plugin.check.run import run as check
+from plugin.dropped import Drop, Header, line
+from plugin.effect import Engine
+from plugin.explain import Around, explain
+from plugin.guard import Guard
+from plugin.hostlinks import Link
+from plugin.inventory import Inventory
+from plugin.labels import parse
+from plugin.model import Defaults, FwError
+from plugin.reconcile import Reconciler
+from plugin.sets import Element
+from plugin.state import State
+from plugin.table import document, element_text
+from plugin.whom import containers
+from tests.pure.fakes import Disk, Kernel
+from tests.pure.strategies import ELEMENT_TEXT
+from tests.pure.test_fuzz import EVIL
+
+MARK = 0x08000000
+#: The outside's: what Docker, compose, the kernel and images let others choose.
+NAMES = [
+    *EVIL, "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
+    "\\", "'", "@foreign", "include", "\u05d0\u05d1", "e\u0301", "网络", "x" * 10_000, "[bold red]x[/]", "{}", "%s%n",
+]  # fmt: skip
+names = st.sampled_from(NAMES) | st.text(max_size=16)
+COMPOSE, BRIDGE = "com.docker.compose.", "com.docker.network.bridge."
+A = Engine("28.5.2")
+
+
+class Host:
+    """Docker's lists and the kernel's links, with names of the outside's, read as docker-fw reads them."""
+
+    def __init__(self, draw: Any) -> None:
+        self.texts: list[str] = []
+
+        def text() -> str:
+            self.texts.append(draw(names))
+            return self.texts[-1]
+
+        self.kernel = Kernel()
+        self.state = Reconciler(self.kernel, Disk(), Defaults())  # type: ignore[arg-type]
+        self.state.start(State())
+        bridge = text()
+        network = {
+            "Id": "a" * 64, "Name": text(), "Driver": "bridge",
+            "Options": {BRIDGE + "name": bridge, BRIDGE + "gateway_mode_ipv4": text()},
+            "Labels": {COMPOSE + "project": text(), COMPOSE + "network": text()},
+            "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}]},
+        }  # fmt: skip
+        # A bridge of a right name too, so that its container is on a network that is known.
+        right = {**network, "Id": "b" * 64, "Name": text(), "Options": {BRIDGE + "name": "br-right"}}
+        self.links = [bridge, text(), "br-right", "br-lan"]
+        self.dockers, _ = listing.bridges([network, right])
+        self.bridges = Bridges(set)
+        self.bridges.see(Link(n, name, bridge=True) for n, name in enumerate(self.links, 2))
+        self.bridges.told(self.dockers, self.bridges.now() + 60)
+        self.state.note({"links": self.bridges.noted()})
+        self.guard = Guard(self.state)
+        labels = {
+            "fw.allow": f"8080, 5432 from service:{text()}", f"fw.network.{text()}.allow": "9000", f"fw.{text()}": "1",
+            "fw.egress": text(), COMPOSE + "project": text(), COMPOSE + "service": text(), COMPOSE + "config-hash": "x",
+        }  # fmt: skip
+        places = {"EndpointID": "e" * 64, "NetworkID": "b" * 64, "IPAddress": "172.18.0.2"}
+        listed = {
+            "Id": "c" * 64, "Names": ["/" + text()], "ImageID": "i", "State": "running",
+            "Labels": labels if draw(st.booleans()) else {"fw.allow": "8080"},
+            "Ports": [{"Type": "tcp", "IP": "0.0.0.0", "PublicPort": 18080, "PrivatePort": 8080}],
+            "NetworkSettings": {"Networks": {right["Name"]: places}},
+        }  # fmt: skip
+        who = labelled.read(listed, {})
+        self.name = who.name
+        known = [found for raw in (network, right) if (found := self._network(raw))]
+        keys = {"b" * 64: labelled.compose_key(right)}
+        self.guard.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
+        self.apart = {text(): listing.apart({"HostConfig": {"NetworkMode": "container:" + text()}})}
+
+    @staticmethod
+    def _network(raw: Any) -> Any:
+        try:
+            return listing.network(raw)
+        except ValueError:
+            return None
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.state.snapshot()
+
+    def status(self) -> dict[str, Any]:
+        guarded = status.guarded_networks(
+            self.inventory, self.guard.known(), self.guard.networks.values(), A, MARK, {}
+        )  # fmt: skip
+        return {
+            "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.apart,
+            "foreign": sorted(self.bridges.foreign()), "overrides": [], "banned": 0, "listening": True,
+            "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "",
+        }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's flows are none of ours."""
+    for name in ("cut_closed", "cut_published", "cut_addresses"):
+        monkeypatch.setattr(conntrack, name, lambda *_: None)
+
+
+def some(count: int) -> settings:
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def skeletons(text: str) -> tuple[str, list[str]]:
+    """The table's text without its elements, and the elements."""
+    elements = re.findall(r"^add element inet fw \w+ \{ (.*) \}$", text, re.MULTILINE)
+    return re.sub(r"^add element .*\n", "", text, flags=re.MULTILINE), elements
+
+
+@given(st.data())
+@some(60)
+def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st.DataObject) -> None:
+    """Names of networks, bridges, links, containers, projects, services and networks in labels: the table has numbers,
+    addresses and checked names of links alone, and the text around them is the same for all."""
+    host = Host(data.draw)
+    assert host.kernel.table is not None
+    assert any(element.set == "dropped4" for element in host.kernel.table)
+    for element in host.kernel.table:
+        assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element
+    # As `fwctl export` writes it.
+    kept = [element for element in host.kernel.table if element.set != "foreign"]
+    assert skeletons(document(MARK, kept, cgroups=False))[0] == document(MARK, (), cgroups=False)
+
+
+@given(st.lists(names, max_size=6), st.lists(names, max_size=6))
+@some(60)
+def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], others: list[str]) -> None:
+    """Docker's bridges and the host's other ones, whatever they are called: who has an odd name is closed, and his
+    name is nowhere in the file."""
+
+    class Api:
+        def bridges(self) -> tuple[frozenset[str], bool]:
+            return frozenset(dockers), True
+
+    there = {n: Link(n, name, bridge=True) for n, name in enumerate((*dockers, *others, "br-lan"), 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boot.hostlinks, "links", lambda: there)
+        patch.setattr("plugin.bridges.SETTLE", 0.0)
+        found = boot.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
+    text = boot.nft_text(MARK, *found)
+    checked = r'"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"'
+    around, elements = skeletons(text)
+    for each in elements:
+        assert re.fullmatch(rf"{checked}(, {checked})*|{checked} \. {checked}(, {checked} \. {checked})*", each), each
+    plain = boot.nft_text(MARK, (), {"br-lan"})
+    around = re.sub(rf"ifname != \{{ {checked}(, {checked})* \}}", 'ifname != { "br-lan" }', around)
+    assert around == skeletons(plain)[0]
+
+
+def _shown(host: Host) -> Iterator[str]:
+    """What `fwctl` prints of it, for pipes and terminals, each text with the name of the command."""
+    told = json.loads(json.dumps(host.status()))
+    yield show.status(told)
+    yield show.ports(told)
+    yield show.dry_run(told["guarded"], told["apart"], [f"203.0.113.1 → {host.name} 22/tcp"])
+    for width in (80, 200):
+        file = io.StringIO()
+        on = Console(file=file, width=width, color_system=None, highlight=False, markup=False)
+        on.print(screen.status(told, width))
+        on.print(screen.ports(told))
+        yield file.getvalue()
+    inventory = host.inventory
+    around = Around((), host.apart, A, MARK, 1.0)
+    for who in (host.name, *host.texts[:3]):
+        try:
+            yield show.plain(show_answers.explain(explain(inventory, "internet", who, "8080", around)))
+        except FwError as error:
+            yield show.printable(str(error))
+    closed = parse({"fw.policy": "closed"}, "setting ").said
+
+    def change(other: Inventory) -> None:
+        other.defaults = Defaults(closed)
+
+    told = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
+    told["policy"] = plan.policies(plan.under(inventory, lambda _: None), plan.under(inventory, change))
+    yield show.plain(show_answers.plan(told))
+    endpoint = next(iter(host.guard.known()))
+    assert endpoint.addr4
+    drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])
+    yield line(drop.told())
+
+
+@given(st.data())
+@some(40)
+def test_fwctl_shows_names_and_sends_nothing_to_a_terminal(data: st.DataObject) -> None:
+    """In each of its tables and lists a name is text: no escape sequence, no line more, no markup, no direction."""
+    for text in _shown(Host(data.draw)):
+        assert all(c.isprintable() or c == "\n" for c in text), repr(text[:300])
+        text.encode()
+
+
+@given(st.data())
+@some(30)
+def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Of services, networks, bridges and containers: told as text and as JSON, and no path is opened by it."""
+    text = data.draw(names.filter(bool)), data.draw(names), data.draw(names), data.draw(names)
+    file = {
+        "name": text[1],
+        "services": {text[0]: {
+            "image": "x", "container_name": text[1], "labels": {"fw.allow": f"80 from service:{text[2]}"},
+            "networks": [text[2]],
+        }},
+        "networks": {text[2]: {"name": text[3], "driver_opts": {"com.docker.network.bridge.name": text[1]}}},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("names") / "compose.yml"
+    path.write_text(json.dumps(file))
+    for as_json in (False, True):
+        out = io.StringIO()
+        assert check([str(path)], {}, as_json, out, Defaults()) in (0, 1, 2)
+        assert all(c.isprintable() or c == "\n" for c in out.getvalue())
+
+
+def test_a_container_is_found_by_its_very_name() -> None:
+    """A name of somebody else's choice is compared, never read: no pattern, no beginning of an ID."""
+    host = Host(lambda _: "-x")
+    assert containers(host.inventory) == {"c" * 64: "-x"}
+
+
+def test_an_element_stands_in_one_line_of_its_own() -> None:
+    """What the tests above take away is elements alone, and they see whatever is more."""
+    assert skeletons(document(MARK, {Element("dockers", ("docker0",))}))[0] == document(MARK, ())
+    assert skeletons(document(MARK, {Element("dockers", ('";\nflush ruleset',))}))[0] != document(MARK, ())

@@ -1,0 +1,72 @@
+"""A proxy before Docker's socket that lets through what it is told to and nothing else, as SECURITY.md proposes one.
+
+    with ReadOnly(listen, docker, ["/version", "/networks/ID"]) as proxy:
+        …
+        proxy.passed, proxy.refused                    # what was asked, as the table of SECURITY.md writes it
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingMixIn, UnixStreamServer
+from urllib.parse import urlsplit
+
+_REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+
+
+class ReadOnly:
+    """`paths`: those of GET, ID for whatever has no slash. One connection, one request."""
+
+    def __init__(self, listen: Path, docker: Path, paths: Iterable[str]) -> None:
+        self._patterns = {path: re.compile(re.escape(path).replace("ID", "[^/]+")) for path in paths}
+        self._listen = listen
+        self.passed: set[str] = set()
+        self.refused: list[str] = []
+        proxy = self
+
+        class Handler(StreamRequestHandler):
+            def handle(self) -> None:
+                line = self.rfile.readline(8192).decode("latin-1")
+                head = list(iter(lambda: self.rfile.readline(8192), b"\r\n"))
+                if not line or not proxy._allows(line):
+                    self.wfile.write(_REFUSED)
+                    return
+                kept = b"".join(each for each in head if not each.lower().startswith(b"connection:"))
+                with socket.socket(socket.AF_UNIX) as to:
+                    to.connect(str(docker))
+                    to.sendall(line.encode("latin-1") + kept + b"Connection: close\r\n\r\n")
+                    while data := to.recv(65536):
+                        self.wfile.write(data)
+
+        class Server(ThreadingMixIn, UnixStreamServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, *_: object) -> None:
+                pass  # one of the two hung up
+
+        listen.unlink(missing_ok=True)
+        self._server = Server(str(listen), Handler)
+
+    def __enter__(self) -> ReadOnly:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._listen.unlink(missing_ok=True)
+
+    def _allows(self, line: str) -> bool:
+        method, _, rest = line.partition(" ")
+        path = re.sub(r"^/v[0-9.]+", "", urlsplit(rest.rsplit(" ", 1)[0]).path)
+        found = next((name for name, pattern in self._patterns.items() if pattern.fullmatch(path)), "")
+        if method != "GET" or not found:
+            self.refused.append(line.strip())
+            return False
+        self.passed.add(found)
+        return True
