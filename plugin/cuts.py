@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
@@ -25,6 +27,9 @@ class Cuts:
         self._nft = nft
         self._known = known
         self._later = later
+        #: Until when cut flows are held.
+        self._held: dict[Element, float] = {}
+        self._holding = threading.Lock()
 
     def everywhere(self) -> None:
         """What came in while the rules were not there, or accepted more, would stay, as established."""
@@ -51,8 +56,23 @@ class Cuts:
 
     def hold(self, ways: list[conntrack.Way]) -> None:
         """Keeps cut UDP flows from coming back by the container's own next datagram."""
+        held = {Element(f"held{way.source.version}", tuple(way)): HELD for way in ways}
         try:
-            held = {Element(f"held{way.source.version}", tuple(way)): HELD for way in ways}
-            self._nft.change(Change(), held)
+            with self._holding:
+                self._hold(held, time.monotonic())
         except NftError as error:
             log.error("cut UDP flows may come back: %s", error)
+
+    def _hold(self, held: dict[Element, int], now: float) -> None:
+        self._held = {element: until for element, until in self._held.items() if until > now}
+        # An element that stands keeps its time when it is added again, so it goes first.
+        standing = tuple(held.keys() & self._held.keys())
+        try:
+            self._nft.change(Change(standing), held)
+        except NftError:  # some have just gone by themselves, or with the table
+            for element in held:
+                try:
+                    self._nft.change(Change((element,)), {element: HELD})
+                except NftError:
+                    self._nft.change(Change(), {element: HELD})
+        self._held.update(dict.fromkeys(held, now + HELD))

@@ -110,7 +110,8 @@ class DockerApi:
         """Asks for everything. Raises ApiSilent."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            listed_networks = [raw for raw in listing.many(client.networks()) if _read(listing.identity, raw)]
+            all_networks = listing.many(client.networks())
+            listed_networks = [raw for raw in all_networks if _read(listing.identity, raw)]
             networks = tuple(found for raw in listed_networks if (found := _read(listing.network, raw)))
             self._keys = keys = {raw["Id"]: _read(labelled.compose_key, raw) or "" for raw in listed_networks}
             containers: dict[str, Container] = {}
@@ -149,7 +150,9 @@ class DockerApi:
         self._attachments.retain(existing)
         names = labelled.known_names(listed_networks)
         whole, on = len(everybody) == len(told), tuple(endpoints.values())
-        return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole)
+        # Docker has always some of its own (`host`, `none`): an empty list says nothing.
+        known = frozenset(keys) if keys and len(listed_networks) == len(all_networks) else None
+        return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole, known)
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
         """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent.

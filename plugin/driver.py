@@ -216,10 +216,14 @@ class Driver:
         conntrack.cut_addresses([address for address in (endpoint.addr4, endpoint.addr6) if address])
         self._changed()
 
-    def forget(self, endpoint: Endpoint) -> None:
-        """Undoes an endpoint that Docker does not have any more: a Leave and a DeleteEndpoint that never came."""
-        log.warning("endpoint %s is gone without a word from Docker; closing its addresses", endpoint.id[:12])
-        self._remove(endpoint)
+    def forget(self, gone: Endpoint | Network) -> None:
+        """Undoes what Docker does not have any more: a Leave, a DeleteEndpoint, a DeleteNetwork that never came."""
+        if isinstance(gone, Network):
+            log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
+            self.delete_network({"NetworkID": gone.id})
+        else:
+            log.warning("endpoint %s is gone without a word from Docker; closing its addresses", gone.id[:12])
+            self._remove(gone)
 
     def _forget_others(self, endpoint: Endpoint) -> None:
         """Docker's IPAM gave the addresses to this endpoint, so whoever else has them here is a ghost of ours."""

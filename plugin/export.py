@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from plugin.sets import TABLE, Element
+from plugin.sets import TABLE, WATCHED, Element
 from plugin.table import away, document
 
 _HEAD = """\
@@ -14,6 +14,7 @@ _HEAD = """\
 # known then: who starts, stops or moves later is not in it. A docker-fw that starts puts its own in its place.
 # Other programs' bridges are left alone by name. docker-proxy's ports are closed one by one, not by its control group.
 # What `fwctl allow --for` opened is left out; who was banned for a time is so again from when this is loaded.
+# What Docker's own networks accept stands for good here; a docker-fw that dies lets it end within half a minute.
 # To load it by itself, without a table that stands, needs nftables 1.0.6 or newer and Linux 5.10 or newer.
 """
 
@@ -23,7 +24,7 @@ def file(
     *, logs: bool, binds: bool, version: str, when: str,
 ) -> str:  # fmt: skip
     """`foreign`: names of bridges that are left alone; their indices are not the same after a boot."""
-    kept = [element for element in elements if element.set != "foreign"]
+    kept = [*WATCHED, *(element for element in elements if element.set != "foreign")]
     text = document(mark, kept, cgroups=False, logs=logs, binds=binds, foreign=foreign, timed=timed)
     gone = away("inet") + (away("bridge") if binds else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

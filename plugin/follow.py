@@ -17,10 +17,11 @@ from typing import Protocol
 from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent
 from plugin.guard import Guard
+from plugin.lease import EVERY
 from plugin.listeners import Listeners
 from plugin.listing import Event
 from plugin.look import Look
-from plugin.model import Endpoint, FwError, Guarded, Published
+from plugin.model import Endpoint, FwError, Guarded, Network, Published
 from plugin.ours import Ours
 from plugin.reconcile import Reconciler
 
@@ -45,7 +46,8 @@ class Api(Protocol):
 
 
 class Follower:
-    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint of the driver's.
+    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint or a network of the
+    driver's.
 
     `blind`: docker-proxy is not known by its control group.
     """
@@ -58,7 +60,7 @@ class Follower:
         bridges: Bridges,
         listeners: Listeners,
         note: Callable[[], None],
-        forget: Callable[[Endpoint], None] = lambda _: None,
+        forget: Callable[[Endpoint | Network], None] = lambda _: None,
         blind: Callable[[], bool] = lambda: True,
     ) -> None:
         self._api = api
@@ -81,6 +83,8 @@ class Follower:
         self._missed = True
         #: docker_gwbridge's ID, if there is one.
         self._gwbridge = ""
+        #: Since when something that Docker told is in hand; 0: nothing is.
+        self._hearing = 0.0
         #: Docker tells what happens. While it does not, nobody says who goes.
         self.listening = False
         #: Containers without a network of their own, with the reason.
@@ -105,13 +109,20 @@ class Follower:
             began = time.monotonic()
             try:
                 for event in self._api.events():
+                    self._hearing = time.monotonic()
                     self._told(event)
+                    self._hearing = 0.0
             except ApiSilent as silent:
                 log.debug("%s", silent)
             finally:
-                self.listening = False
+                self.listening, self._hearing = False, 0.0
             wait = SOON if time.monotonic() - began > LATER else min(2 * wait, LATER)
             self._stop.wait(wait)
+
+    def keeps_up(self) -> bool:
+        """False while one thing that Docker told has been in hand for long: who goes meanwhile is not closed."""
+        hearing = self._hearing
+        return not hearing or time.monotonic() - hearing < EVERY
 
     def _told(self, event: Event) -> None:
         if not event.whole:
@@ -230,7 +241,7 @@ class Follower:
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
-            if (self.listening and self._guard.unsure()) or self._owing():
+            if self._owing() or (self.listening and self._guard.unsure()):
                 next_all = min(next_all, time.monotonic() + UNSURE)
 
     def _owing(self) -> bool:
@@ -278,7 +289,7 @@ class Follower:
         self.apart = look.apart
         self._settled(starting - self._guard.starting())
         self._ours.learn(look.containers)
-        self._ours.bury(look.containers)
+        self._ours.bury(look.containers, look.known)
         driver = {network.bridge for network in list(self._state.networks.values())}
         self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
         self._state.remember_foreign(self._bridges.foreign())

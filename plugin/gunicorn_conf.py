@@ -71,13 +71,14 @@ def on_starting(server: Any) -> None:
 def load() -> Any:
     """Makes the plugin in the worker: it has taken over what stands before the first call is taken."""
     from plugin.main import Plugin  # noqa: PLC0415
-    from plugin.refusing import refusing_app  # noqa: PLC0415
+    from plugin.refusing import Refusing  # noqa: PLC0415
 
+    plugin: Plugin | Refusing
     try:
         plugin = Plugin(_read)
     except NewerStateError as error:
         print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
-        return refusing_app(str(error))
+        plugin = Refusing(_read, str(error))
     except FwError as error:
         print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
         # By this status gunicorn's master knows that trying again is of no use, and ends too.

@@ -63,17 +63,18 @@ def confined(bridges: Iterable[str]) -> Noted:
 
 @dataclass(slots=True)
 class Inventory:
-    """Not thread-safe. `overrides` by container ID."""
+    """Not thread-safe. `overrides` by container ID. `watched`: docker-fw keeps up with Docker (`plugin.lease`)."""
 
     defaults: Defaults
     state: State = field(default_factory=State)
     noted: dict[Owner, Noted] = field(default_factory=dict)
     overrides: Mapping[str, Override] = field(default_factory=dict)
     directory: Directory = field(default_factory=Directory)
+    watched: bool = True
 
-    def copy(self) -> Inventory:
+    def copy(self, *, watched: bool = True) -> Inventory:
         """As it is now, to be read while the other goes on changing."""
-        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, self.directory.copy())
+        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, self.directory.copy(), watched)
 
     def owners(self) -> list[Owner]:
         return ["host", *self.noted, *self.state.networks, *self.state.endpoints]

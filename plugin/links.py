@@ -92,6 +92,8 @@ class Links:
     def _configure(self, network: Network) -> None:
         index = socket.if_nametoindex(network.bridge)
         self._ipr.link("set", index=index, ifalias=_alias(network.id), mtu=network.mtu)
+        # Else two queries of a container's (MLD, RFC 3810) keep neighbour solicitations from its neighbours.
+        self._ipr.link("set", index=index, kind="bridge", br_mcast_snooping=0)
         self._sysctl.prepare_bridge(network)
         for gateway in (network.gateway4, network.gateway6):
             if gateway is None:

@@ -17,6 +17,7 @@ class Look:
     running containers' places on them; `apart`: containers that no network of their own has, with the reason;
     `existing`: the IDs of all containers, stopped ones too. `names`: of every network, whatever its driver.
     `unsure`: endpoints of which it is not known what their attachment says. `whole`: nobody was left out of `existing`.
+    `known`: the IDs of all networks; None if they are not all known.
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
@@ -27,6 +28,7 @@ class Look:
     names: frozenset[str] = frozenset()
     unsure: frozenset[str] = frozenset()
     whole: bool = True
+    known: frozenset[str] | None = None
 
     def noted(self) -> dict[Owner, Noted]:
         """The networks of Docker's own and who is on them, as `plugin.inventory` takes it."""

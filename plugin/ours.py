@@ -1,25 +1,25 @@
-"""The driver's endpoints, by Docker's list: whose labels become known late, who has a new name, who is not there."""
+"""What the driver knows, by Docker's list: whose labels become known late, who has a new name, what is not there."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from plugin.links import lives
-from plugin.model import Container, Endpoint, FwError
+from plugin.model import Container, Endpoint, FwError, Network
 from plugin.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
-#: Seconds after which an endpoint that Docker does not list is forgotten.
+#: Seconds after which what Docker does not list is forgotten.
 GONE = 60.0
 
 
 class Ours:
-    """Not thread-safe. `forget` undoes an endpoint."""
+    """Not thread-safe. `forget` undoes an endpoint, or a network."""
 
-    def __init__(self, reconciler: Reconciler, forget: Callable[[Endpoint], None]) -> None:
+    def __init__(self, reconciler: Reconciler, forget: Callable[[Endpoint | Network], None]) -> None:
         self._state = reconciler
         self._forget = forget
         self._missing: dict[str, float] = {}
@@ -44,18 +44,25 @@ class Ours:
                     log.error("%s stays closed but for ICMP: %s", container.name, problem)
                 log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
 
-    def bury(self, containers: Mapping[str, Container]) -> None:
-        """Forgets endpoints that Docker has not had for GONE seconds: their Leave, or Join, never came.
+    def bury(self, containers: Mapping[str, Container], networks: Collection[str] | None) -> None:
+        """Forgets endpoints that Docker has not had for GONE seconds: their Leave, or Join, never came; and networks on
+        which nobody is, if all of Docker's are known: it died before it kept them, or we before we kept that they went.
 
         Not at once, and not while a container has its link: one that is just starting is not listed yet.
         """
-        now = time.monotonic()
-        missing = {e.id: e for e in list(self._state.endpoints.values()) if e.id not in containers}
-        self._missing = {endpoint_id: self._missing.get(endpoint_id, now) for endpoint_id in missing}
-        self._refused &= self._state.endpoints.keys()
-        for endpoint_id, since in self._missing.items():
-            if now - since >= GONE and not lives(endpoint_id):
-                self._forget(missing[endpoint_id])
+        now, there = time.monotonic(), list(self._state.endpoints.values())
+        missing: dict[str, Endpoint | Network] = {e.id: e for e in there if e.id not in containers}
+        self._refused &= {endpoint.id for endpoint in there}
+        if networks is not None:
+            empty = self._state.networks.keys() - {endpoint.network_id for endpoint in there}
+            missing |= {n.id: n for n in list(self._state.networks.values()) if n.id in empty and n.id not in networks}
+        self._missing = {each: self._missing.get(each, now) for each in missing}
+        for each, since in self._missing.items():
+            if now - since >= GONE and not (isinstance(missing[each], Endpoint) and lives(each)):
+                try:
+                    self._forget(missing[each])
+                except FwError as error:  # it holds up no other; it is tried with each look
+                    log.error("%s is not forgotten yet: %s", each[:12], error)
 
 
 def _knows(container: Container) -> Callable[[Endpoint], Endpoint]:

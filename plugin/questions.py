@@ -71,6 +71,7 @@ class Questions:
             "foreign": sorted(self._bridges.foreign()),
             "overrides": status.elsewhere(inventory),
             "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
+            "watched": inventory.watched,
             "listening": self._follower.listening,
             "proxy_known": not self._blind(),
             "owned": self._nft.owned,
@@ -153,16 +154,18 @@ class Questions:
                     found, should = standing.read(), self._should()
         except OSError as error:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
-        bans, elements, (text, put) = should
+        bans, elements, (text, put), lease = should
         lasting, timed = ban_elements(bans, time.time())
         # What ends in a moment may have ended.
-        timed_yet = [element for element, seconds in timed.items() if seconds > 2]
+        timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, standing.lines(put), who)
 
-    def _should(self) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]]]:
-        """Bans, elements and rules as they should stand, to be compared when nobody waits for the lock."""
-        return self._state.state.bans, self._state.should(), self._nft.put()
+    def _should(
+        self,
+    ) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]], dict[Element, int]]:
+        """Bans, elements, rules, lease as they should stand, to be compared when nobody waits for the lock."""
+        return self._state.state.bans, self._state.should(), self._nft.put(), self._state.lease.left()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:

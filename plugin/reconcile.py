@@ -40,6 +40,7 @@ class Reconciler:
         self._lock = threading.RLock()
         self._known = Inventory(defaults)
         self._writer = Writer(nft, self._known, later)
+        self.lease = self._writer.lease
         self._unwatched = False
 
     @property
@@ -77,7 +78,7 @@ class Reconciler:
     def snapshot(self) -> Inventory:
         """All that is known now, to be read at leisure."""
         with self._lock:
-            return self._known.copy()
+            return self._known.copy(watched=bool(self.lease.left()))
 
     def should(self) -> list[Element]:
         """What should stand in the kernel now, without bans. To be read under `locked` alone."""
@@ -291,7 +292,7 @@ class Reconciler:
     def _keep_confined(self, bridges: frozenset[str]) -> None:
         state = dataclasses.replace(self.state, confined=bridges)
         try:
-            self._store.save(state, flush=False)
+            self._store.save(state, flush=True)
         except FwError as error:
             log.error("%s; after a boot networks may not be confined until Docker answers", error)
         self._known.state = state

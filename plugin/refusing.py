@@ -1,19 +1,59 @@
-"""What serves in the plugin's place where the state is a newer version's: every request is answered with why.
+"""What runs in the plugin's place where the state is a newer version's: all stays closed, every request is told why.
 
 A plugin that ends is started again once or twice; when dockerd itself starts it waits 15 s for such a plugin and then
-disables it (seen on 28.5), so that the boot after that would find no docker-fw, and everything open. This one stays
-enabled: at every boot what is closed is closed (`plugin.closing`).
+disables it (seen on 28.5), so that the boot after that would find no docker-fw, and everything open.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
+from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin.admin import add_routes
 from plugin.app import create_app
+from plugin.closing import close
 from plugin.model import FwError
+from plugin.nft import Nft, NftError
+from plugin.settings import Settings
+from plugin.watch import TICK
+
+log = logging.getLogger(__name__)
+
+
+class Refusing:
+    """To be used as Plugin is."""
+
+    def __init__(self, settings: Settings, why: str) -> None:
+        self._settings = settings
+        self._why = why
+        self._nft = Nft(settings.mark)
+        self._stop = threading.Event()
+
+    def app(self) -> Flask:
+        refuses: Any = _Refuses(self._why)
+        app = create_app(refuses, refuses)
+        add_routes(app, refuses, refuses)
+        app.get("/drops")(refuses.drops)
+        return app
+
+    def start(self, _: Callable[[], bool]) -> None:
+        threading.Thread(target=self._keep, name="keep", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _keep(self) -> None:
+        while not self._stop.wait(TICK):
+            try:
+                if not self._nft.stands():
+                    close(self._nft, self._settings)
+            except (NftError, NetlinkError, OSError) as error:
+                log.error("docker-fw's rules are gone and could not be put back: %s", error)
 
 
 class _Refuses:
@@ -27,10 +67,3 @@ class _Refuses:
 
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise FwError(self._why)
-
-
-def refusing_app(why: str) -> Flask:
-    refuses: Any = _Refuses(why)
-    app = create_app(refuses, refuses)
-    add_routes(app, refuses, refuses)
-    return app

@@ -10,6 +10,8 @@ from __future__ import annotations
 from plugin.sets import PORT_PREFIX, TARGET
 
 _FROM = "iifname . ether saddr . "
+#: IGMP: a membership query (RFC 3376), a multicast router's advertisement (RFC 4286), which ICMPv6 has too.
+_QUERY, _ROUTER, _ROUTER6 = 0x11, 0x30, 151
 
 
 def bridge() -> str:
@@ -23,10 +25,11 @@ def bridge() -> str:
 	}}
 
 	chain port {{
-		ether type ip {_FROM}ip saddr @bound4 accept
+		ether type ip meta l4proto != igmp {_FROM}ip saddr @bound4 accept
 		ether type ip6 meta l4proto != ipv6-icmp {_FROM}ip6 saddr @bound6 accept
 		ether type ip6 meta l4proto ipv6-icmp goto port_icmp6
 		ether type arp goto port_arp
+		ether type ip igmp type != {{ {_QUERY}, {_ROUTER} }} {_FROM}ip saddr @bound4 accept
 		goto stray
 	}}
 
@@ -38,10 +41,11 @@ def bridge() -> str:
 		goto stray
 	}}
 
-	# Nobody but the host is a router here. Before it has an address a link may ask whether somebody has it, and join
-	# groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
+	# Nobody but the host is a router here, nor asks for groups: a query that just the bridge sees would make it forget
+	# who is in which group, and neighbours would be found no more (RFC 4541). Before it has an address a link may ask
+	# whether somebody has it, and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
 	chain port_icmp6 {{
-		icmpv6 type {{ nd-router-advert, nd-redirect }} goto stray
+		icmpv6 type {{ nd-router-advert, nd-redirect, mld-listener-query, {_ROUTER6} }} goto stray
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 nexthdr != ipv6-icmp goto stray
 		icmpv6 type nd-neighbor-advert {_FROM}{TARGET} != @targets goto stray
 		{_FROM}ip6 saddr @bound6 accept

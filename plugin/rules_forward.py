@@ -61,6 +61,7 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	}}
 
 	# A redirect counts as related to its flow, but none that is forwarded is right (RFC 1812 section 5.2.7.2).
+	# What Docker's networks accept stands while docker-fw follows Docker: nobody else tells when a container goes.
 	chain inbound {{
 		iifname . oifname @same_bridge accept
 		icmp type redirect goto deny
@@ -71,6 +72,7 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 		meta l4proto icmp goto icmp_in
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
+		oifgroup != {GROUP:#x} meta nfproto != @watched goto deny
 		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto permit
 		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto permit
 		meta nfproto ipv6 goto inbound6
@@ -129,6 +131,7 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	chain confined {{
 		iifname . oifname @same_bridge return
 		ct state related return
+		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
 		iifname . ip6 saddr @free6 return
 		iifname . ip saddr @free4 return
 		jump leaving

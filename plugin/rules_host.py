@@ -14,12 +14,15 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
     bridges that are left alone by name."""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
+	# What is for a bridge itself (IEEE 802.1D table 7-10) comes as from its port, past all that is said of the bridge;
+	# no IP packet has such a target.
 	# A container is no router for its host. And docker-proxy listens on published ports: what is not sent on
 	# by DNAT arrives here, and is as closed as the container's port.
 	chain input {{
 		type filter hook input priority filter - 1; policy accept;
 		iifname "lo" accept
 		meta nfproto @banning jump banned
+		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
 		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
 		iifgroup {GROUP:#x} jump to_host
 		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
@@ -27,6 +30,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
 		ct state new meta nfproto . meta l4proto . th dport @rated_host jump limited_host
+		ct state new meta nfproto != @watched jump unwatched
 {unknown}	}}
 
 	chain to_host {{
@@ -39,6 +43,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ct state established,related return
 		icmpv6 type {{ {_LINK6} }} return
 		meta l4proto igmp return
+		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
 		iifname . ip6 saddr @free6 return
 		iifname . ip saddr @free4 return
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
@@ -58,6 +63,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ct state established,related accept
 		iifname . meta l4proto . th dport @neighbour accept
 		ct state invalid goto deny
+		meta nfproto != @watched goto deny_host
 		meta nfproto ipv6 goto via6
 		goto via4
 	}}
@@ -75,6 +81,14 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	chain permit_host {{
 		meta nfproto . meta l4proto . th dport @rated_host jump limited_host
 		accept
+	}}
+
+	# Nobody tells when the container goes whose port it is, however docker-proxy is known.
+	chain unwatched {{
+		iifname . meta l4proto . th dport @neighbour return
+		meta nfproto . meta l4proto . th dport @served goto deny_host
+		ip daddr . meta l4proto . th dport @served4 goto deny_host
+		ip6 daddr . meta l4proto . th dport @served6 goto deny_host
 	}}
 
 	# docker-proxy is known by its control group before anybody knows for what it listens.

@@ -112,6 +112,7 @@ SETS: dict[str, SetSpec] = {
     "foreign": SetSpec(("oif",), comment="bridges that are neither ours nor Docker's, and are left alone"),
     "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says"),
     "routed": SetSpec(("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses"),
+    "watched": SetSpec(("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True),
     "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach"),
     "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach"),
     "rated_host": SetSpec(_ANY, comment="published ports to which a source may open so many flows in a time"),
@@ -143,6 +144,10 @@ class Element(NamedTuple):
     set: str
     key: tuple[Value, ...]
     data: tuple[Value, ...] = ()
+
+
+#: The lease: docker-fw follows Docker.
+WATCHED = tuple(Element("watched", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,9 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
     if not told["proxy_known"]:
         text = "docker-proxy is not known by its control group: its ports are closed when Docker tells of them"
         yield [(text, "warn")]
+    if not told["watched"]:
+        text = "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does"
+        yield [(text, "bad")]
     if not told["listening"]:
         text = "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again"
         yield [(text, "bad")]

@@ -106,6 +106,7 @@ def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Ste
     if not confined(inventory, network):
         yield Step(f"on {_called(network)} everybody may begin everything")
         return
+    yield from _unwatched(inventory, network)
     policy = policy_of(inventory, source)
     if policy is None or (policy.egress is None and not policy.known):
         yield Step(f"on {_called(network)} not everybody may begin everything, and {source.name} is not known", "drop")
@@ -121,6 +122,12 @@ def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Ste
         yield Step(f"{source.name} may begin this: {str(rule).replace(' from ', ' to ')}", "", rule.origin)
 
 
+def _unwatched(inventory: Inventory, network: Network | Guarded) -> Iterator[Step]:
+    if isinstance(network, Guarded) and not inventory.watched:
+        text = f"docker-fw does not keep up with Docker, and nobody else knows who is on {_called(network)} now"
+        yield Step(text, "drop")
+
+
 def _host_rule(policy: Policy, packet: Packet) -> Rule | None:
     rules = (rule for rule in policy.egress or () if any(peer.kind == "host" for peer in rule.peers))
     return next((rule for rule in rules if packet.host and covers(rule, packet.proto, packet.port)), None)
@@ -132,6 +139,7 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         yield Step(f"{_called(network)} is internal: nobody from outside enters it", "drop")
     if packet.proto == ICMP:
         yield Step("useful ICMP (errors, ping) is always accepted", "accept", "base")
+    yield from _unwatched(inventory, network)
     policy = policy_of(inventory, target)
     if policy is None or not policy.known:
         yield Step(f"it is not known who has {packet.target}: it answers on ICMP only", "drop")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import Protocol
@@ -18,6 +19,7 @@ from plugin.follow import INTERVAL, Follower
 from plugin.guard import Guard
 from plugin.hostlinks import Link, Told
 from plugin.inventory import Noted, Owner
+from plugin.lease import EVERY
 from plugin.model import Endpoint, Network
 from plugin.nft import NftError
 from plugin.reconcile import Reconciler
@@ -95,6 +97,7 @@ class Watcher:
         self._drifted = threading.Event()
         self._spoken = threading.Event()
         self._noting = threading.Lock()
+        self._renewed = time.monotonic()
 
     def start(self) -> None:
         follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
@@ -212,6 +215,22 @@ class Watcher:
                 # A default route may have come by a bridge that nobody knows yet.
                 if self._bridges.waiting():
                     self.note()
+                if time.monotonic() - self._renewed >= EVERY:
+                    self._renewed = time.monotonic()
+                    self._renew()
+
+    def _renew(self) -> None:
+        """Of the lease. Here, for this loop and the events' are those that close when a container goes; and with the
+        locks that they need: one that is stuck lets the lease end."""
+        if not self._follower.keeps_up():
+            log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
+            return
+        self._guard.now()
+        try:
+            with self._state.locked:
+                self._state.lease.renew()
+        except NftError as error:
+            log.error("Docker's own networks are closed unless this ends: %s", error)
 
     def _note_proxies(self) -> None:
         if (found := self._proxies()) != self._known:

@@ -11,6 +11,7 @@ from plugin.books import Books, touches_confined
 from plugin.cuts import Cuts
 from plugin.drift import Standing
 from plugin.inventory import Inventory, Owner
+from plugin.lease import Lease
 from plugin.model import Prefix
 from plugin.nft import Nft, NftError
 from plugin.sets import SETS, Change, Element
@@ -27,6 +28,7 @@ class Writer:
     def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], None]], None]) -> None:
         self.books = Books()
         self.cuts = Cuts(nft, known, later)
+        self.lease = Lease(nft)
         self._nft = nft
         self._known = known
 
@@ -34,6 +36,7 @@ class Writer:
         """Puts the table there whole from what is known. Raises NftError."""
         self._known.introduce(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
+        self.lease.begin()
         self._replace(self.books)
         self.cuts.everywhere()
 
@@ -97,7 +100,7 @@ class Writer:
 
         `found` must be of this very moment. A table that is owned needs no such look. Raises NftError.
         """
-        lasting, timed = ban_elements(self._known.state.bans, time.time())
+        lasting, timed = self._besides()
         known = {e for e in self.books if e.set in found.sets or e.set not in SETS}
         should = known | lasting
         missing = should - found.elements
@@ -112,5 +115,10 @@ class Writer:
         return len(missing) + len(extra) + len(late)
 
     def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
-        lasting, timed = ban_elements(self._known.state.bans, time.time())
+        lasting, timed = self._besides()
         self._nft.replace((*elements, *lasting), timed, gone=gone)
+
+    def _besides(self) -> tuple[set[Element], dict[Element, int]]:
+        """What stands besides the books: elements that last, and those that last for so many seconds."""
+        lasting, timed = ban_elements(self._known.state.bans, time.time())
+        return lasting, timed | self.lease.left()

@@ -108,7 +108,7 @@ def _child(many: int) -> dict[str, Any]:
                 reconciler = Reconciler(site.nft, Store(f"{directory}/state"), Defaults(), later=lambda work: None)
                 began = time.perf_counter()
                 reconciler.start(state_)
-                told["replace"], told["elements"] = time.perf_counter() - began, len(list(reconciler._books))
+                told["replace"], told["elements"] = time.perf_counter() - began, len(reconciler.should())
                 told[state] = {kind: _flows(site, box.path, str(box.v6), fresh) for kind, box in boxes.items()}
                 told[state] |= _changes(reconciler)
         return told

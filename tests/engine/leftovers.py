@@ -7,13 +7,14 @@ from tests.lab import Engine
 #: Where docker-fw, or installing it, could write. Docker's own working files are left out.
 _FILES = """
 find /etc /usr/local /root /opt /srv /var/lib /run /tmp -xdev \\
-    \\( -path /var/lib/docker -o -path /run/docker/containerd -o -path /run/docker/runtime-runc \\
-       -o -path /run/docker/netns -o -path /run/containerd -o -path /run/netns \\) -prune -o -print
+    \\( -path /var/lib/docker -o -path /run/docker/containerd -o -path /run/docker/libnetwork \\
+       -o -path /run/docker/netns -o -path /run/docker/runtime-runc \\
+       -o -path /run/containerd -o -path /run/netns \\) -prune -o -print
 find /var/lib/docker/plugins /run/docker/plugins -mindepth 1 -maxdepth 1 -not -name storage -not -name tmp
 """
 _COMMANDS = {
     "links": "ip -o link | sed 's/^[0-9]*: //; s/[@:].*//'",
-    "addresses": "ip -o addr show up | awk '{print $2, $4}'",
+    "addresses": "ip -o addr show scope global | awk '{print $2, $4}'",
     "proxied neighbours": "ip neigh show proxy; ip -6 neigh show proxy",
     "rules": "ip rule; ip -6 rule",
     "routes": "ip route show table all; ip -6 route show table all",

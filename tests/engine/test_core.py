@@ -88,7 +88,7 @@ def test_a_wrong_label_refuses_the_start_with_a_message(each: Fw, value: str) ->
 
 
 def test_containers_of_one_network_talk_freely(deep: Fw) -> None:
-    """Whatever the policy, containers of one network reach deep other on every port, with br_netfilter on and off."""
+    """Whatever the policy, containers of one network reach each other on every port, with br_netfilter on and off."""
     keys = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
     with deep.network() as net:
         one, two = deep.run(net), deep.run(net)

@@ -19,9 +19,6 @@ from plugin.labels import KEYS
 from plugin.links import bridge_name
 from plugin.model import Defaults, FwError
 
-#: What a reader of somebody's JSON may end with (`DockerApi` and `Store` take it for "not understood").
-_WRONG = (ValueError, KeyError, TypeError, AttributeError)
-
 
 def _json(data: bytes) -> Any:
     try:
@@ -84,7 +81,7 @@ def lists(data: bytes) -> None:
     ):  # fmt: skip
         try:
             read(raw)
-        except _WRONG:
+        except listing.LIES:
             continue
 
 
@@ -92,7 +89,7 @@ def states(data: bytes) -> None:
     """A state file."""
     try:
         store._decode(_json(data))
-    except (*_WRONG, RecursionError, FwError):
+    except (*store.NOT_AS_IT_SHOULD_BE, RecursionError, FwError):
         return
 
 
@@ -103,13 +100,10 @@ def packets(data: bytes) -> None:
 
 
 def netlink(data: bytes) -> None:
-    """The kernel's messages: cut short they are an error, never a loop."""
-    try:
-        for _, _, body in nl.messages(data):
-            for each in nl.each(body):
-                nl.attributes(each)
-    except (*_WRONG, OSError):
-        return
+    """The kernel's messages: however they are cut, they are read to an end."""
+    for _, _, body in nl.messages(data):
+        for each in nl.each(body):
+            nl.attributes(each)
 
 
 def files(data: bytes) -> None:

@@ -109,9 +109,9 @@ class _IPRoute:
 
 _own(store, open=_step(os.open, "open the state"), fsync=_step(os.fsync), link=_step(os.link, "keep the state"))
 _own(journal, open=_step(os.open, "open the log"), write=_step(_torn, "write a line"))
-store.Path = _StatePath  # type: ignore[misc]
+store.Path = _StatePath  # type: ignore[attr-defined]
 store.open = lambda *args, **kwargs: _File(open(*args, **kwargs))  # type: ignore[attr-defined]  # noqa: SIM115
-links.IPRoute = _IPRoute  # type: ignore[misc,assignment]
+links.IPRoute = _IPRoute  # type: ignore[attr-defined]
 for _name in ("_run", "_batch"):
     setattr(Nft, _name, _step(getattr(Nft, _name), f"nft {_name}"))
 Sysctl._write = _step(Sysctl._write)  # type: ignore[method-assign]

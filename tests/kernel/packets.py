@@ -74,6 +74,8 @@ class Fragment(Packet):
     """A part of an IPv4 packet; `place` is its offset in units of 8 bytes, with 0x2000 if more follow."""
 
     __slots__ = ("ident", "place")
+    ident: int
+    place: int
 
     def __init__(self, whole: Packet, place: int, ident: int, data: bytes) -> None:
         super().__init__(whole.src, whole.dst, whole.proto, data)
@@ -113,7 +115,8 @@ def sctp(src: str | Address, dst: str | Address, port: int, sport: int) -> Packe
 
 def new_flow(proto: str, src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
     """The first packet of a flow of a protocol with ports."""
-    return {"tcp": tcp, "udp": udp, "sctp": sctp}[proto](src, dst, port, sport)
+    make: dict[str, Callable[[str | Address, str | Address, int, int], Packet]] = {"tcp": tcp, "udp": udp, "sctp": sctp}
+    return make[proto](src, dst, port, sport)
 
 
 def icmp(src: str | Address, dst: str | Address, kind: int, code: int = 0, body: bytes = b"") -> Packet:

@@ -21,8 +21,7 @@ from plugin.sets import host_side
 from plugin.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import until
-from tests.kernel.site import MARK, Site
-from tests.lab import NamedNetns
+from tests.kernel.site import MARK, Box, Site
 
 ROOT = Path(__file__).parents[2]
 PORTMAP = "com.docker.network.portmap"
@@ -217,7 +216,7 @@ class Running:
             {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": port, "HostPort": host_port}]}},
         )
 
-    def move(self, endpoint: Body, bridge: str = "") -> NamedNetns:
+    def move(self, endpoint: Body, bridge: str = "") -> Box:
         """What Docker does after Join: the link goes to the container, with its addresses and routes."""
         joined, given = endpoint["Joined"], endpoint["Interface"]
         return self.site.settle(
@@ -240,7 +239,7 @@ class Running:
         """The sets of the table that hold elements, without counts, but for those about the host and not about
         containers, and whose drops were logged a moment ago."""
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
-        hosts = re.compile("set (no_transit|foreign|dockers|bridges|same_bridge|dockerd|proxies|noticed[46]) ")
+        hosts = re.compile("set (watched|no_transit|foreign|dockers|bridges|same_bridge|dockerd|proxies|noticed[46]) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

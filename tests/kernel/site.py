@@ -25,7 +25,7 @@ from plugin.links import Links, bridge_name, container_side, mac_of
 from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Published, Rule, Said
 from plugin.nft import Nft
 from plugin.ruleset import guarded_elements, guest_elements
-from plugin.sets import Element
+from plugin.sets import WATCHED, Element
 from plugin.state import State
 from plugin.sysctl import Sysctl
 from tests.kernel.netns import inside
@@ -59,8 +59,8 @@ class Box(NamedNetns):
 
 
 def claimed(*bridges: str) -> set[Element]:
-    """What the table holds of bridges that Docker claims, whoever is on them."""
-    return {
+    """What the table holds of bridges that Docker claims, whoever is on them, while somebody follows Docker."""
+    return set(WATCHED) | {
         element
         for bridge in bridges
         for element in (Element("dockers", (bridge,)), Element("bridges", (bridge,)),

@@ -115,9 +115,14 @@ class Fire:
 
     def reaches(self, places: set[tuple[str, int]]) -> None:
         """From now on something comes at all of these."""
-        seen: set[tuple[str, int]] = set()
+        left = set(places)
         self.arrived()
-        until(lambda: seen.update(self.arrived()) or seen >= places, f"{places} are open", 2)
+
+        def reached() -> bool:
+            left.difference_update(self.arrived())
+            return not left
+
+        until(reached, f"{places} are open", 2)
 
 
 def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
@@ -211,6 +216,7 @@ def enumerated(fw: Crashing, fire: Fire, when: str) -> None:
         for name, call in life(fw, fire).items():
             if step == 0:
                 call()
+                until(lambda: fw.status()["listening"], "it follows Docker")
                 without[name] = stands(fw)
                 continue
             if name not in left:

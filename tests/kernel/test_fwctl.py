@@ -138,8 +138,8 @@ def test_overrides_stand_over_restarts(fw: Fw) -> None:
     """Of a worker that is killed, and of docker-fw; what has ended meanwhile does not come back."""
     fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "9001")
-    fw.fwctl("allow", "c2", "9002", "--for", "3s")
-    end = time.time() + 3
+    fw.fwctl("allow", "c2", "9002", "--for", "6s")
+    end = time.time() + 6
     fw.fwctl("deny", "c2", "22")
     fw.kill_worker()
     assert fw.seen(22, 80, 9000, 9001, 9002) == {80, 9000, 9001, 9002}
@@ -254,12 +254,12 @@ def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
         if bouncer.poll() is not None:
             break
     assert bouncer.wait(60) == 0
-    assert slowest < 3
+    assert slowest < 10  # on a busy machine, too
     assert len(ask(str(fw.socket), "/bans")["bans"]) == 20_000
     began = time.monotonic()
     fw.end(fw.begin(net, 250))
     fw.fwctl("ban", OUT4)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     assert fw.table().count("100.64.1.1 timeout") == 1
 
 

@@ -15,7 +15,7 @@ from plugin.model import Container, Endpoint, Rule, Said
 from plugin.ruleset import link_local
 from plugin.sets import host_side
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, Sniffer, arrived, extended, icmp, new_flow, packed, ping, tcp
+from tests.kernel.packets import Packet, Sniffer, arrived, extended, icmp, new_flow, packed, ping, tcp, udp
 from tests.kernel.site import Box, Site
 
 
@@ -185,6 +185,10 @@ def tail() -> bytes:
     return b"\xfe\6" + os.urandom(46)
 
 
+def igmp(target: str, kind: int) -> Frame:
+    return (IP4, bytes(Packet(packed(OWN4), packed(target), 2, bytes([kind]) + os.urandom(40))))
+
+
 def part(packet: Packet, place: int) -> Packet:
     """An IPv6 packet as a fragment that stands `place` bytes from the start; more follow."""
     return extended(packet, 44, struct.pack("!BHI", 0, place | 1, 77))
@@ -210,6 +214,7 @@ def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
         "whether somebody has its address": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(OWN6) + tail())),
         "a report of its groups": discovery(icmp("::", "ff02::16", 143, body=bytes(4) + os.urandom(40))),
         "an echo request": discovery(ping(OWN6, ALL)),
+        "a report of its IPv4 groups": igmp("224.0.0.22", 0x22),
     }
     assert heard(victim, hostile, frames) == set(frames)
 
@@ -254,6 +259,9 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
         "a router hop by hop": discovery(extended(router(fe80), 0, option)),
         "a router in a fragment": discovery(part(router(fe80), 0)),
         "a redirect": discovery(router(fe80, 137)),
+        "a query for groups": (IP6, bytes(icmp(fe80, ALL, 130, body=struct.pack("!HH", 1, 0) + bytes(16) + tail()))),
+        "a query for IPv4's groups": igmp("224.0.0.1", 0x11),
+        "a multicast router": (IP6, bytes(icmp(fe80, "ff02::6a", 151, body=bytes(4) + tail()))),
         "a redirect as the host": (IP4, bytes(icmp(GATE4, "10.1.0.2", 5, 1, packed(OWN4) + os.urandom(40)))),
         "a neighbour's in VLAN 0": (VLAN, b"\0\0" + b"".join(datagram(NEXT4, "10.1.0.2"))),
         "its own in a VLAN": (VLAN, b"\0\5" + b"".join(datagram(OWN4, "10.1.0.2"))),
@@ -305,3 +313,55 @@ def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes
     site.load()
     true = datagram(OWN4, "10.1.0.2")
     assert heard(boxes[0], boxes[2], {"its own": true}) == {"its own"}
+
+
+@pytest.mark.parametrize("kind", ["ours", "Docker's"])
+def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: str) -> None:
+    """Frames to 01:80:c2:00:00:00-0f, which a bridge takes for itself, bring the host no packet past its rules: from no
+    source, on no kind of network."""
+    box = site.box(site.network(4), 2) if kind == "ours" else site.docker_box("br-aaaaaaaaaaaa", 9)
+    net = 4 if kind == "ours" else 9
+    site.load(*([known(box)] if kind == "ours" else []), more=site.guarded(box, "br-aaaaaaaaaaaa") if net == 9 else ())
+    own = box.endpoint.mac or box.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
+    for source, host in (("203.0.113.9", f"10.{net}.0.1"), ("2001:db8:77::9", f"2001:db8:{net}::1")):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with site.inside(), socket.socket(family, socket.SOCK_DGRAM) as server:
+            server.bind((host, 5353))
+            server.settimeout(5)
+            for last in range(16):
+                frame(box, own, f"01:80:c2:00:00:{last:02x}", udp(source, host, 5353, 1000 + last))
+            site.send([udp(str(box.v6 if ":" in host else box.v4), host, 5353, 2000)], box)
+            assert server.recvfrom(99)[1][1] == 2000
+
+
+# --- from another network -----------------------------------------------------------------------------------------
+
+
+def test_no_trick_reaches_a_closed_port_of_another_network(site: Site, bound: list[Box]) -> None:
+    """Not through a tunnel, as IPv4 within IPv6, behind extension headers, in pieces too small for a port, from a port
+    that answers come from, or as an answer that nobody asked for; a flow of its own to the outsider opens nothing
+    for anybody else."""
+    hostile = bound[2]
+    network = site.network(3)
+    victim = site.box(network, 2)
+    site.load(known(hostile), known(victim))
+    four, six = str(victim.v4), str(victim.v6)
+    syn4, syn6 = (new_flow("tcp", own, to, 8080, next(_ports)) for own, to in ((OWN4, four), (OWN6, six)))
+    options = b"\0\1\4" + bytes(4)
+    pieces = [part(Packet(syn6.src, syn6.dst, 6, syn6.data[:8]), 0), extended(syn6, 44, struct.pack("!BHI", 0, 8, 77))]
+    tricks = [
+        Packet(packed(OWN6), packed(six), 41, bytes(syn4)), Packet(packed(OWN4), packed(four), 41, bytes(syn6)),
+        Packet(packed(OWN4), packed(four), 4, bytes(syn4)),
+        Packet(packed(OWN6), packed(f"::ffff:{four}"), 6, syn4.data),
+        extended(syn6, 60, options), extended(syn6, 0, options), extended(extended(syn6, 60, options), 60, options),
+        extended(syn6, 43, bytes([2, 4, 0]) + bytes(20)), *pieces,
+        *(new_flow(proto, own, to, 8080, port) for proto in ("tcp", "udp") for port in (53, 80, 443)
+          for own, to in ((OWN4, four), (OWN6, six))),
+        *(tcp(OWN4, four, 8080, next(_ports), flags, ack=1) for flags in (0x10, 0x12, 0x04, 0x11, 0x00, 0x29)),
+    ]  # fmt: skip
+    assert site.deliver(tricks, victim, hostile, ping(OWN4, four)) == set()
+    own = new_flow("udp", OWN4, Site.OUT4, 8080, 8080)
+    assert site.deliver([own], site.wan, hostile, ping(OWN4, Site.OUT4)) == {own}
+    back = [new_flow("udp", Site.OUT4, four, 8080, 8080), new_flow("udp", Site.OUT4, NEXT4, 8080, 8080)]
+    assert site.deliver(back[:1], victim) == set()
+    assert site.deliver(back[1:], bound[1]) == set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 
 from plugin.dockerapi import ApiSilent, DockerApi
 from tests.kernel.fakedocker import FakeDocker
+from tests.kernel.packets import new_flow, until
+from tests.kernel.running import BASE, Body, Running
+from tests.kernel.site import Box, Site
 
 NETWORK, WEB, BAD = "a" * 64, "b" * 64, "c" * 64
 WRONG: tuple[Any, ...] = (5, -1, True, "\u2603", [None], [[]], {"\u2603": []}, {"Networks": 5})
@@ -39,6 +44,39 @@ def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> No
     assert set(api.look().containers) == {WEB, BAD}
 
 
+@pytest.mark.parametrize("place", ["Id", "Name", "Driver", "Labels", "Options", "IPAM", "Internal", "Containers"])
+def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
+    """Nor does what Docker tells wrong of one network touch another one, or a container's labels."""
+    api = DockerApi(str(docker.path))
+    front, lie = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
+    docker.networks["front"], docker.networks["lie"] = front, lie
+    assert [network.name for network in api.look().networks] == ["d", "e"]
+    for wrong in (*WRONG, None):
+        docker.networks["lie"] = {**lie, place: wrong}
+        look = api.look()
+        assert set(look.containers) == {WEB, BAD}, (place, wrong)
+        assert "d" in [network.name for network in look.networks], (place, wrong)
+        assert "br-dddddddddddd" in api.bridges()[0]
+
+
+def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> None:
+    """A list with something in it that is not understood does not say which networks there are, nor does an empty one:
+    Docker has always some of its own. So nothing of docker-fw's is taken for removed."""
+    api = DockerApi(str(docker.path))
+    assert api.look().known == {NETWORK}
+    for answer in ([], [{"Id": NETWORK, "Name": "net"}, {"Name": "other"}]):
+        with lying(docker, "/networks", lambda _, answer=answer: answer):
+            assert api.look().known is None
+
+
+@pytest.mark.parametrize("path", ["/networks", "/containers/json"])
+@pytest.mark.parametrize("answer", [{}, {"message": "busy"}, [5], [{"message": "busy"}], None, "x"])
+def test_no_list_is_no_answer(docker: FakeDocker, path: str, answer: Any) -> None:
+    """What is no list of anything does not say that nobody is there: Docker counts as silent, all stays as it was."""
+    with lying(docker, path, lambda _: answer), pytest.raises(ApiSilent):
+        DockerApi(str(docker.path)).look()
+
+
 @pytest.mark.parametrize("version", [[], {}, {"ApiVersion": None}, {"ApiVersion": "x.y"}, {"ApiVersion": []}])
 def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, version: Any) -> None:
     """A daemon that answers with nonsense when asked for its version counts as silent: it is asked again."""
@@ -48,3 +86,159 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
         next(api.events())
     monkeypatch.undo()
     assert next(api.events()).what == "subscribed"
+
+
+# --- the running plugin, and packets ------------------------------------------------------------------------------
+
+DEEP = b"[" * 200_000
+Lie = Callable[[list[Any]], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def fw() -> Iterator[Running]:
+    with Site() as site:
+        made = Running(site)
+        try:
+            yield made.start()
+            assert "stumbled" not in (told := made.log.read_text()), told[-6000:]  # each lie was expected
+        finally:
+            made.close()
+
+
+class Bed:
+    """A container whose label opens 8080, one about which lies are told, and places for those who come meanwhile."""
+
+    def __init__(self, fw: Running) -> None:
+        self.fw, self.numbers = fw, itertools.count(10)
+        self.network = fw.network(1)
+        fw.well("CreateNetwork", self.network)
+        self.stays, self.lied_about = (self.box(number) for number in (2, 3))
+        self.known("stays", 2)
+        until(lambda: self.opens(2) == {*BASE, "8080/6"}, "the label is known")
+
+    def endpoint(self, number: int) -> Body:
+        return self.fw.endpoint(self.network, number)
+
+    def box(self, number: int) -> Box:
+        """Joined while Docker does not tell who it is."""
+        endpoint = self.endpoint(number)
+        self.fw.well("CreateEndpoint", endpoint)
+        endpoint["Joined"] = self.fw.well("Join", endpoint)
+        return self.fw.move(endpoint)
+
+    def known(self, name: str, number: int) -> None:
+        """From now on Docker tells that it is a container with a label, and that something has happened."""
+        endpoint = self.endpoint(number)
+        self.fw.docker.container(name, endpoint["EndpointID"], endpoint["NetworkID"], {"fw.allow": "8080"})
+        self.fw.docker.event("network", "create")
+
+    def opens(self, number: int) -> set[str]:
+        return self.fw.opens(f"10.1.0.{number}")
+
+    def comes(self) -> None:
+        """Another container's label is read and opens, at once, not half a minute later."""
+        number = next(self.numbers)
+        self.box(number)
+        self.known(f"c{number}", number)
+        until(lambda: self.opens(number) == {*BASE, "8080/6"}, "the newcomer's label is known")
+
+    def gets(self, box: Box) -> bool:
+        """True if an outsider's SYN comes to its 8080."""
+        packet = new_flow("tcp", Site.OUT6, box.v6, 8080, next(_sports))
+        return packet in self.fw.site.deliver([packet], box)
+
+
+_sports = itertools.count(2000)
+
+
+@pytest.fixture(scope="module")
+def bed(fw: Running) -> Bed:
+    return Bed(fw)
+
+
+@contextlib.contextmanager
+def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[None]:
+    """Answers to this path are other than they should be."""
+    truth = docker._reply
+
+    def reply(request: Any, value: Any, status: int = 200) -> None:
+        if path not in request.path:
+            truth(request, value, status)
+        elif isinstance(told := lie(value), bytes):
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told))
+        else:
+            truth(request, told, status)
+
+    docker._reply = reply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        docker._reply = truth  # type: ignore[method-assign]
+
+
+def without(key: str) -> Lie:
+    """Something else is listed too, which lacks this."""
+    return lambda told: [{k: v for k, v in each.items() if k != key} for each in told[:1]] + told
+
+
+LIES: dict[str, tuple[str, Lie]] = {
+    "a container without an ID": ("/containers/json", without("Id")),
+    "a container that is none": ("/containers/json", lambda told: [None, 5, "x", [], *told]),
+    "a network without an ID": ("/networks", without("Id")),
+    "a network that is none": ("/networks", lambda told: [None, 5, "x", [], *told]),
+    "a network whose labels are none": ("/networks", lambda told: [{**told[0], "Labels": 5}, *told]),
+    "our network's labels are none": ("/networks", lambda told: [{**each, "Labels": [5]} for each in told]),
+}
+
+
+@pytest.mark.parametrize(("path", "lie"), LIES.values(), ids=LIES)
+def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
+    """Whatever else Docker lists, whoever is there stays open, and whoever comes is known, as if nothing were."""
+
+    def one(told: Any) -> Any:
+        return lie(told) if isinstance(told, list) else told
+
+    with lying(bed.fw.docker, path, one):
+        bed.comes()
+        assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "lie"), [("/networks", DEEP), ("/containers/json", DEEP), ("/version", b"\xff{")],
+    ids=["deep networks", "deep containers", "no text"],
+)  # fmt: skip
+def test_an_answer_that_is_none(bed: Bed, path: str, lie: bytes) -> None:
+    """While Docker's answers cannot be read, Join answers all the same and opens nothing, and who is there stays as it
+    is; as soon as they can be, the label is known."""
+    number = next(bed.numbers)
+    with lying(bed.fw.docker, path, lambda _: lie):
+        if path == "/version":
+            bed.fw.docker.end_streams()
+        bed.known(f"c{number}", number)
+        box = bed.box(number)
+        assert [bed.gets(each) for each in (bed.stays, box)] == [True, False]
+    until(lambda: bed.opens(number) == {*BASE, "8080/6"}, "the label is known")
+
+
+def chunk(words: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(words), words)
+
+
+WORDS = {
+    "no JSON": chunk(b"proxy: upstream timed out\n"), "deep": chunk(DEEP + b"\n"), "no chunk": b"\r\nHTTP/1.1 500\r\n",
+    "wrong types": chunk(b'{"Type": [], "Action": {}, "Actor": 5}\n'), "cut": b"ff\r\n{",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_nonsense_among_the_events(bed: Bed, words: bytes) -> None:
+    """Whatever comes in the stream of Docker's events, what happens after it is heard, and nobody who is there loses
+    anything by it."""
+    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    for stream in list(bed.fw.docker._streams):
+        with contextlib.suppress(BrokenPipeError):  # one of an earlier test
+            stream.sendall(words)
+    if words == WORDS["cut"]:
+        bed.fw.docker.end_streams()
+    bed.comes()
+    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]

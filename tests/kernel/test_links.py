@@ -488,3 +488,10 @@ def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> N
 
     until(came, "the host's own packet")
     assert not seen & set(sent)
+
+
+def test_a_bridge_of_ours_does_not_heed_multicast_queries(site: Site, links: Links) -> None:
+    """Each port gets what is sent to a group. Otherwise a container that asks for groups, and gives all hours to
+    answer, would keep neighbour solicitations from its neighbours, and so cut off their IPv6."""
+    links.make_bridge(NETWORK)
+    assert "mcast_snooping 0 " in site.run("ip", "-d", "link", "show", NETWORK.bridge).stdout

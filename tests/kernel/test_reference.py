@@ -46,7 +46,7 @@ from plugin.model import (
     Said,
 )
 from plugin.policy import closed_ports, prefix_of
-from plugin.sets import Change, Element
+from plugin.sets import WATCHED, Change, Element
 from plugin.state import State
 from plugin.verdict import ICMP, Verdict, verdict
 from plugin.verdict import Packet as Asked
@@ -155,6 +155,7 @@ class Bed:
         """Puts it into the kernel, whole or by what is different from what stands."""
         lasting, timed = ban_elements(inventory.state.bans, NOW)
         elements = standing(inventory) | lasting | claimed(*self.bridges.values())
+        elements -= set() if inventory.watched else set(WATCHED)
         stands = {*elements, *timed}
         if whole or self.stands is None:
             self.site.nft.replace(elements, timed)
@@ -560,14 +561,17 @@ def examples(count: int) -> settings:
     )  # fmt: skip
 
 
-@given(settings_, each_network, everybody, seeds, st.booleans(), st.booleans())
+@given(settings_, each_network, everybody, seeds, st.sampled_from([True] * 5 + [False]), st.booleans(), st.booleans())
 @examples(60)
 def test_the_kernels_verdict_is_the_references(
-    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]], seed: int, whole: bool,
-    bridges: bool,
+    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]], seed: int, watched: bool,
+    whole: bool, bridges: bool,
 ) -> None:  # fmt: skip
-    """Whatever is said, anywhere: each packet passes exactly if the reference says so."""
-    hold(bed, inventory_of(bed, defaults, nets, told), seed, whole=whole, bridges=bridges)
+    """Whatever is said, anywhere, docker-fw keeping up with Docker or not: each packet passes exactly if the reference
+    says so."""
+    inventory = inventory_of(bed, defaults, nets, told)
+    inventory.watched = watched
+    hold(bed, inventory, seed, whole=whole, bridges=bridges)
 
 
 def _bannable(prefix: Prefix) -> bool:

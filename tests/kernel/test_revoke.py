@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -18,6 +19,7 @@ from plugin.model import Container, Defaults, Endpoint, Guarded, Overriding, Pub
 from plugin.reconcile import Reconciler
 from plugin.state import State
 from plugin.store import Store
+from tests.kernel.packets import until
 from tests.kernel.site import Box, Site, claimed
 from tests.kernel.talks import Proto, Talks
 
@@ -117,6 +119,37 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
         left = {name for name in everything if not name.startswith(("leaves", "stays"))}
         assert talks.going("outside") == left
         assert talks.going("outside") == left, "and they do not come back"
+
+
+def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes, writer: Writer) -> None:
+    """A UDP flow that was cut, may be for a while and is cut again: the container does not bring it back meanwhile, not
+    when the time of the first cut is over."""
+    address, port = boxes.web.v6, 5353
+
+    def says(**words: str) -> None:
+        now = known(boxes.web, "web", label(**words))
+        writer.edit_endpoint(now.id, lambda _: now)
+
+    writer.put_endpoint(known(boxes.web, "web", label(allow=f"{port}/udp")))
+    with Talks() as talks:
+        talks.open("flow", "udp", site.wan, boxes.web, address, port)
+        talks.open("witness", "tcp", site.wan, boxes.web, address, 80)
+        says()
+        first = left(site)
+        until(lambda: left(site) < first, "a second passes")
+        says(allow=f"{port}/udp")
+        talks.all["flow"].says(True, b"again")
+        assert talks.all["flow"].hears(False, b"again", wait=True)
+        says()
+        assert left(site) >= first
+        assert talks.going("witness") == {"witness"}
+
+
+def left(site: Site) -> int:
+    """Whole seconds that the one flow is held yet."""
+    told = json.loads(site.host.run(["nft", "-j", "list", "set", "inet", "fw", "held6"]).stdout)
+    ((element,),) = [each["set"]["elem"] for each in told["nftables"] if "set" in each]
+    return int(element["elem"]["expires"])
 
 
 def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: Writer) -> None:

@@ -304,10 +304,10 @@ def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
     names = {e.set for e in desk.site.kernel.table if e.set.startswith("bann")}
     assert names == {"banning", "banning_nets", "banned6_48", "banned6_64"}
-    assert {e.set for e in desk.site.kernel.timed} == {"banned4"}
+    assert {e.set for e in desk.site.kernel.timed} == {"banned4", "watched"}
     assert len(desk.site.disk.kept.bans) == 3
     desk.orders.ban([("203.0.113.7", None)])
-    assert not desk.site.kernel.timed
+    assert {e.set for e in desk.site.kernel.timed} == {"watched"}
     assert {e.set for e in desk.site.kernel.table if e.set.startswith("banned4")} == {"banned4"}
     assert desk.orders.unban(["203.0.113.7", "203.0.113.8"]) == {
         "unbanned": ["203.0.113.7"], "absent": ["203.0.113.8"], "still": []

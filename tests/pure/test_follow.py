@@ -6,23 +6,27 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from plugin import follow, ours
 from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent
+from plugin.driver import Driver
 from plugin.follow import Follower
 from plugin.hostlinks import Link
 from plugin.listeners import Listeners
 from plugin.listing import Event
 from plugin.look import Look
-from plugin.model import Container, Endpoint, FwError, Guarded, Network, Overriding, Problem, Rule, Said
+from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Overriding, Problem, Rule, Said
 from plugin.ours import Ours
+from plugin.reconcile import Reconciler
 from plugin.state import State
+from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
 
@@ -45,6 +49,7 @@ class World:
         self.refused: set[str] = set()
         self.state = State()
         self.owed = 0
+        self.unsure_ = False
         self.remembered: frozenset[str] = frozenset()
         self.calls: list[tuple[Any, ...]] = []
         self.at_look: Callable[[], object] = lambda: None
@@ -114,8 +119,8 @@ class World:
     def forget_confined(self, bridges: object) -> None:
         self.known.append("everybody")
 
-    def undo(self, endpoint: Endpoint) -> None:
-        self.forgotten.append(endpoint.id)
+    def undo(self, gone: Endpoint | Network) -> None:
+        self.forgotten.append(gone.id)
 
     def note(self) -> None:
         self.noted += 1
@@ -128,7 +133,7 @@ class World:
         return set()
 
     def unsure(self) -> bool:
-        return False
+        return self.unsure_
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
@@ -359,14 +364,65 @@ def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
     a container just starting is left in peace."""
     world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=joined)
     found = Ours(world, world.undo)  # type: ignore[arg-type]
-    found.bury({})
-    found.bury({})
+    found.bury({}, None)
+    found.bury({}, None)
     assert world.forgotten == []
     monkeypatch.setattr(ours, "GONE", 0.0)
-    found.bury({JOINED.id: WEB})
+    found.bury({JOINED.id: WEB}, None)
     assert world.forgotten == []
-    found.bury({})
+    found.bury({}, None)
     assert world.forgotten == [JOINED.id]
+
+
+def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dockerd died before it kept a network that was made, or we before we kept that it went: its subnet is free again
+    after a minute. Not one that somebody is on, and none while Docker's networks are not all known."""
+    monkeypatch.setattr(ours, "GONE", 30.0)
+    moment = [100.0]
+    monkeypatch.setattr("plugin.ours.time.monotonic", lambda: moment[0])
+    mine, empty, known = (Network(each * 64, f"fw-{each}") for each in ("n", "a", "b"))
+    world.networks = {each.id: each for each in (mine, empty, known)}
+    found = Ours(world, world.undo)  # type: ignore[arg-type]
+    for networks, after in ((None, 0), (None, 40), ({known.id}, 0), ({known.id}, 29), ({known.id, empty.id}, 40)):
+        moment[0] += after
+        found.bury({JOINED.id: WEB}, networks)
+    assert world.forgotten == []
+    for after in (0, 31):
+        moment[0] += after
+        found.bury({JOINED.id: WEB}, {known.id})
+    assert world.forgotten == [empty.id]
+
+
+def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel or the disk refuses is tried again with the next look."""
+    monkeypatch.setattr(ours, "GONE", 0.0)
+    other = dataclasses.replace(JOINED, id="f" * 64)
+    world.endpoints[other.id] = other
+
+    def undo(gone: Endpoint | Network) -> None:
+        world.undo(gone)
+        if gone.id == JOINED.id:
+            raise FwError("the disk is full")
+
+    found = Ours(world, undo)  # type: ignore[arg-type]
+    for _ in range(2):
+        found.bury({}, None)
+    assert world.forgotten == [JOINED.id, other.id] * 2
+
+
+def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
+    """The driver undoes an endpoint, and a network with its bridge."""
+    disk, nothing, links = Disk(), MagicMock(), MagicMock()
+    state = Reconciler(Kernel(), disk, Defaults())  # type: ignore[arg-type]
+    made = Driver(state, links, nothing, nothing, nothing)
+    network = Network(JOINED.network_id, "fw-n", IPv4Interface("10.0.0.1/24"))
+    endpoint = dataclasses.replace(JOINED, joined=False)
+    state.start(State({network.id: network}, {endpoint.id: endpoint}))
+    made.forget(endpoint)
+    assert disk.kept.endpoints == {}
+    made.forget(network)
+    assert disk.kept.networks == {}
+    links.delete_bridge.assert_called_once_with(network)
 
 
 def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -384,9 +440,13 @@ def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytes
     assert world.endpoints[JOINED.id].container == WEB
 
 
-def test_what_the_disk_did_not_take_is_written_when_it_does(world: World, follower: Follower) -> None:
-    """Nothing needs to happen for that: it is tried again every second, and no more once it is written."""
+@pytest.mark.parametrize("unsure", [False, True])
+def test_what_the_disk_did_not_take_is_written_when_it_does(
+    world: World, follower: Follower, monkeypatch: pytest.MonkeyPatch, unsure: bool
+) -> None:
+    """Nothing needs to happen for that: it is tried again and again, whoever else is waited for."""
+    monkeypatch.setattr(follow, "UNSURE", 0.01)
     world.answer = Look()
-    world.owed = 3
+    world.owed, world.unsure_, follower.listening = 3, unsure, True
     follower.wake()
     until(lambda: world.owed == 0)

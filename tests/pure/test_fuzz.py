@@ -27,14 +27,18 @@ from plugin import conntrack, driver
 from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.driver import Driver
+from plugin.droplog import DropLog
+from plugin.droplog_http import FOLLOWERS, add_route
 from plugin.guard import Guard
 from plugin.labels import parse
 from plugin.model import Container, Defaults, Published, Rule, Said
+from plugin.nflog import Logged
 from plugin.orders import Orders
 from plugin.reconcile import Reconciler
 from plugin.sets import Element
 from plugin.state import State
 from plugin.table import element_text
+from tests.fuzz.targets import TARGETS
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, json_values
 from tests.pure.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
@@ -74,7 +78,7 @@ POSTS: dict[str, Body] = {
     "/explain": {"from": "internet", "to": "web", "what": "8080", "family": 4},
     "/plan": {"settings": {"FW_ALLOW": "8080"}},
 }
-GETS = {"/status", "/bans", "/export"}
+GETS = {"/status", "/bans", "/export", "/drops"}
 #: Text that is something to a shell, to nft, to a terminal, to a log or to a number's reader.
 EVIL = [
     '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet fw x accept", "--help", "-f", "$(reboot)",
@@ -83,6 +87,8 @@ EVIL = [
     "0.0.0.0/0", "::/0", "::ffff:10.0.0.1", "fe80::1%eth0", "8080", "1-65535", "icmp", "all", "", " ", "x" * 5000,
     "fw-", "lo", "eth0", "*", "true", "1e400",
 ]  # fmt: skip
+#: A SYN to the container's port 80.
+TCP4 = bytes.fromhex("4500002800010000400600000a000002ac12000204d20050000000000000000050020000")
 values = (
     st.sampled_from(EVIL) | st.text(max_size=12) | json_values
     | st.sampled_from([None, True, 0, -1, 2**31, 2**63, 2**64, 10**400, 0.5, float("nan"), float("inf"), [], {}, [[]]])
@@ -135,6 +141,9 @@ class Plugin:
         asked: Any = Answers()
         self.app: Flask = create_app(made, asked)
         add_routes(self.app, Orders(self.state, Guard(self.state), own=set), asked)
+        self.drops = DropLog(self.state, lambda: True)
+        self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
+        add_route(self.app, self.drops)
         self.client: FlaskClient = self.app.test_client()
         self.client.environ_base["gunicorn.socket"] = unix
 
@@ -264,6 +273,30 @@ def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> N
         assert plugin.state.state == State()
 
 
+@given(
+    packets=st.lists(st.binary(max_size=80) | st.sampled_from([TCP4, TCP4[:30], TCP4 + b"\xff" * 20]), max_size=5),
+    since=st.sampled_from([*EVIL, "-1", "0", "3", "1" * 5000]) | st.integers().map(str) | st.text(max_size=8),
+    follow=st.sampled_from(["", "0", "1", "true", *EVIL]),
+)
+@some(30)
+def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes], since: str, follow: str) -> None:
+    """Any packet's bytes under a name of the outside's, any question: each line is a drop or how far things are, and no
+    follower's place is lost."""
+    name = EVIL[len(since) % len(EVIL)]
+    with running() as plugin:
+        plugin.drive("CreateNetwork", "CreateEndpoint", "Join")
+        of = dataclasses.replace(plugin.state.endpoints[ENDPOINT_ID], container=Container("c" * 64, name))
+        plugin.state.edit_endpoint(ENDPOINT_ID, lambda _: of)
+        plugin.drops.take([Logged(data) for data in packets])
+        query = {"since": since.encode("utf-8", "replace"), "follow": follow.encode("utf-8", "replace")}
+        for _ in range(FOLLOWERS + 1):
+            reply = plugin.client.get("/drops", query_string=query, buffered=True)
+            assert reply.status_code == 200
+            told = [json.loads(line) for line in reply.data.splitlines()]
+            assert all(text.isprintable() for each in told for text in each.values() if isinstance(text, str))
+            assert all(("number" in each) != ("newest" in each) for each in told)
+
+
 def test_every_route_is_tried_here() -> None:
     """A new route comes with a body for these tests."""
     with running() as plugin:
@@ -274,7 +307,16 @@ def test_every_route_is_tried_here() -> None:
     assert {path for path, methods in rules.items() if "GET" in methods} - {"/static/<path:filename>"} == GETS
 
 
+@pytest.mark.parametrize("name", TARGETS)
+@given(data=st.binary(max_size=200) | values.map(lambda v: json.dumps(v).encode()))
+@some(25)
+def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
+    """Each ends with what it read, or with an error that is meant to be. `make fuzz` finds better bytes."""
+    TARGETS[name](data)
+
+
 # --- the table's text -------------------------------------------------------------------------------------------------
+
 
 @given(st.data())
 @some(30)

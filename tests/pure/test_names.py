@@ -109,7 +109,7 @@ class Host:
         return {
             "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.apart,
             "foreign": sorted(self.bridges.foreign()), "overrides": [], "banned": 0, "listening": True,
-            "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "",
+            "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
         }  # fmt: skip
 
 

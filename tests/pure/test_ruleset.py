@@ -417,6 +417,7 @@ def test_the_skeleton_knows_no_port() -> None:
     """The rules mention no port number, not even the base's: an address that nobody registered has nothing."""
     for line in chain.from_iterable(CHAINS.values()):
         plain = re.sub(r"th sport & 0x0 \| [0-9]+ \. ", "", line)  # a prefix's length
+        plain = plain.replace("01:80:c2:00:00:00", "")  # a bridge's own address
         assert not re.search(r"\b(22|80|443)\b", plain)
         assert not re.search(r"port (!=|==)? ?\{?[0-9]", plain)
 

@@ -13,6 +13,7 @@ import pytest
 from plugin.dockerapi import DockerApi
 from plugin.rights import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
 from tests.kernel.fakedocker import FakeDocker
+from tests.kernel.packets import until
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "SECURITY.md").read_text()
@@ -63,6 +64,7 @@ def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> 
     table = rows("method")
     assert {method for method, *_ in table} == {"GET"}
     assert {general(path, container_id) for path in docker.asked} == {path.strip("`") for _, path, _ in table}
+    until(lambda: bool(docker._streams), "Docker tells what happens")
     docker.end_streams()
     assert list(events) == []
 

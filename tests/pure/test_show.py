@@ -48,7 +48,7 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     return {
         "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
         "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
-        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", **more,
+        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True, **more,
     }  # fmt: skip
 
 
@@ -151,16 +151,18 @@ def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
 
 
 def test_status_tells_of_the_host(site: Site) -> None:
-    """Containers apart, foreign bridges, bans, docker-proxy, a silent API; none of it when all is well."""
+    """Containers apart, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that does not keep up; none of
+    it when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
-    said = words(site, **more, listening=False, proxy_known=False)
+    said = words(site, **more, listening=False, proxy_known=False, watched=False)
     assert "tool: has the host's network" in said
     assert "left alone (not Docker's): lxdbr0, virbr0" in said
     assert "2 addresses and prefixes are banned: fwctl bans" in said
     assert "docker-proxy is not known by its control group: its ports are closed when Docker tells of them" in said
     assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in said
+    assert "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does" in said
     quiet = words(Site(ours(2, DB)))
-    assert not any(word in quiet for word in ("silent", "banned", "left alone", "control group"))
+    assert not any(word in quiet for word in ("silent", "keep up", "banned", "left alone", "control group"))
     assert "the table is docker-fw's alone" in quiet
     assert "the table is watched" in words(Site(ours(2, DB)), owned=False)
     assert "CONFIG_NF_TABLES_BRIDGE" not in quiet

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.inventory import Inventory
+from plugin.inventory import Inventory, Noted
 from plugin.labels import EVERYTHING
 from plugin.model import (
     Container,
@@ -35,10 +35,12 @@ from plugin.model import (
     Said,
 )
 from plugin.overrides import in_force
+from plugin.reconcile import Reconciler
 from plugin.sets import Element
 from plugin.state import State
 from plugin.store import VERSION, Store
 from plugin.table import element_text
+from tests.pure.fakes import Kernel
 from tests.pure.strategies import (
     ELEMENT_TEXT,
     bridges,
@@ -491,3 +493,15 @@ def test_one_odd_name_takes_nothing_else_with_it(path: Path) -> None:
     """A bridge's name that nft would have to quote is left out of what is kept; bans and networks beside it stay."""
     Store(str(path)).save(dataclasses.replace(AFTER, foreign=frozenset({"br+lan", "virbr0"})), flush=True)
     assert Store(str(path)).load() == AFTER
+
+
+def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
+    """The file that was last flushed has it: after the boot nobody begins what is forbidden before Docker answers."""
+    nothing: Any = Kernel()
+    state = Reconciler(nothing, Store(str(path)), Defaults(Said()))
+    bridge = "br-0123456789ab"
+    state.start(State())
+    state.note({"confines": Noted(frozenset({Element("confined", (bridge,))}))})
+    state.remember_foreign(frozenset({"virbr0"}))  # a later save that is not flushed
+    path.write_text("")  # as the disk may have it then
+    assert bridge in Store(str(path)).load().confined

@@ -28,7 +28,7 @@ def test_in_whatever_pieces_it_comes(events: list[dict[str, object]], cuts: list
 
 def test_an_event_is_told_when_its_line_has_come() -> None:
     """Nothing waits for what comes after it, and an empty line is nothing."""
-    told = objects(iter(['{"a": 1}\n{"b"', b': "\xc3', b'\xa9"}\r\n\n', b'{"c"']))
+    told = objects(['{"a": 1}\n{"b"', b': "\xc3', b'\xa9"}\r\n\n', b'{"c"'])
     assert list(told) == [{"a": 1}, {"b": "é"}]
 
 

@@ -1,0 +1,127 @@
+"""What Docker's own networks accept stands while docker-fw follows Docker, and ends soon after it does not any more."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from plugin.lease import SECONDS, Lease
+from plugin.nft import NftError
+from plugin.sets import WATCHED
+from tests.kernel.packets import until
+from tests.kernel.running import Running
+from tests.kernel.site import Box, Site
+from tests.kernel.talks import Talks
+
+GUARDED = "b" * 64
+#: Docker's container; a published port of its, at docker-proxy's; a container on a network of ours.
+DOCKERS = {("10.7.0.2", 8080), ("2001:db8:7::2", 8080), ("198.51.100.1", 18080), ("2001:db8:ffff::1", 18080)}
+OURS = {("10.1.0.2", 8080), ("2001:db8:1::2", 8080)}
+
+
+class Brief(Running):
+    """Its lease lasts for a second."""
+
+    command = (sys.executable, "-m", "gunicorn", "-c", "python:tests.kernel.brief")
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, LEASE="1")
+
+    def seat(self) -> tuple[Box, Box]:
+        """A container on a bridge of Docker's, and one on a network of ours."""
+        network = self.network(1)
+        self.well("CreateNetwork", network)
+        ours = self.move(self.begin(network, 2, {"fw.allow": "8080"}))
+        box = self.site.docker_box("docker0", 7)
+        self.docker.networks[GUARDED] = {
+            "Id": GUARDED, "Name": "bridge", "Driver": "bridge", "Containers": {},
+            "Options": {"com.docker.network.bridge.name": "docker0"},
+            "IPAM": {"Config": [{"Subnet": "10.7.0.0/24"}, {"Subnet": "2001:db8:7::/64"}]},
+        }  # fmt: skip
+        self.docker.container("web", box.endpoint.id, GUARDED, {"fw.allow": "8080"})
+        told = self.docker.containers[box.endpoint.id]
+        told["NetworkSettings"]["Networks"]["net"].update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
+        port = {"PrivatePort": 8080, "PublicPort": 18080, "Type": "tcp"}
+        told["Ports"] = [{"IP": ip, **port} for ip in ("0.0.0.0", "::")]
+        self.docker.event("network", "create")
+        return box, ours
+
+    def open(self) -> set[tuple[str, int]]:
+        """Where a new connection from outside is accepted."""
+        asked = [("tcp", address, port) for address, port in sorted(DOCKERS | OURS)]
+        told = self.site.wan.probe(asked, timeout=0.3)
+        return {(address, port) for (_, address, port), word in told.items() if word == "open"}
+
+    def kill(self) -> None:
+        """SIGKILL for all of it."""
+        assert self.process
+        for pid in (self.process.pid, worker := self.worker()):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(15)
+        self.process = None
+        until(lambda: not os.path.exists(f"/proc/{worker}"), "the worker is dead")
+
+
+def lasts(site: Site) -> list[float]:
+    """The seconds that the lease lasts yet, of each family."""
+    shown = site.run("nft", "list", "set", "inet", "fw", "watched").stdout
+    told = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
+    return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]
+
+
+def test_it_is_renewed_whatever_is_left_of_it(site: Site) -> None:
+    """While it stands it lasts as long again, and so it does when it is out. Of a table that is not there the error is
+    told."""
+    lease = Lease(site.nft)
+    with pytest.raises(NftError):
+        lease.renew()
+    assert not lease.left()
+    site.nft.replace(())
+    lease.renew()
+    assert len(lasts(site)) == 2
+    until(lambda: max(lasts(site)) < SECONDS - 0.5, "some of it has gone")
+    lease.renew()
+    assert min(lasts(site)) > SECONDS - 0.5
+    assert lease.left() == dict.fromkeys(WATCHED, SECONDS)
+
+
+@pytest.fixture
+def fw(site: Site) -> Iterator[Brief]:
+    made = Brief(site)
+    try:
+        yield made.start()  # type: ignore[misc]
+    finally:
+        made.close()
+
+
+def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -> None:
+    """While docker-fw runs all stays open. Stopped in its tracks, or killed by SIGKILL and not started again, within
+    the lease's time nobody new reaches Docker's containers, nor a published port of theirs: whoever gets the address
+    would inherit it. Who is in stays, our own networks stay as they are, and once it goes on all is open again."""
+    site = fw.site
+    box, ours = fw.seat()
+    with (
+        Talks() as talks, box.probe.serve(tcp=[8080]), ours.probe.serve(tcp=[8080]),
+        site.host.probe.serve(tcp=[18080]),
+    ):  # fmt: skip
+        until(lambda: fw.open() == DOCKERS | OURS, "all is open", 10)
+        began = time.monotonic()
+        talks.open("in", "tcp", site.wan, box, str(box.v6), 443)
+        until(lambda: time.monotonic() > began + 1.5 and fw.open() == DOCKERS | OURS, "it has been renewed", 10)
+        os.kill(fw.worker(), signal.SIGSTOP)
+        try:
+            until(lambda: fw.open() == OURS, "what nobody watches is closed", 10)
+            assert talks.going("in") == {"in"}
+        finally:
+            os.kill(fw.worker(), signal.SIGCONT)
+        until(lambda: fw.open() == DOCKERS | OURS, "it goes on, and all is open", 10)
+        assert fw.status()["watched"]
+        fw.kill()
+        until(lambda: fw.open() == OURS, "what nobody watches is closed", 10)
+        assert talks.going("in") == {"in"}
