@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
+
 import pytest
 
-from tests.product import BASE, Fw, until
+from tests.kernel.netns import inside
+from tests.kernel.packets import icmp, packed, udp
+from tests.product import BASE, Fw, Net, until
 
 CLOSED = (21, 25, 3306, 5432, 6379, 8080, 9090)
 
@@ -183,3 +189,46 @@ def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
                 assert each.engine.netns(ours).probe.tcp(v4, 80) == "silent"
     finally:
         each.remove("theirs")
+
+
+def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
+    """Root in a container, with every right over its own link, is not heard by a neighbour from another's address, nor
+    with an ARP reply or a neighbour advertisement for it; in its own name it is heard."""
+    with deep.network() as net:
+        victim, nextdoor, hostile = deep.run(net), deep.run(net), deep.run(net)
+        (own4, own6), (next4, next6) = deep.addresses(hostile, net), deep.addresses(nextdoor, net)
+        here, there = (deep.engine.netns(who).path for who in (hostile, victim))
+        own, to = (hardware(deep, who, net) for who in (hostile, victim))
+        four, six = deep.addresses(victim, net)
+
+        def speaks(kind: bytes, body: bytes) -> bytes:
+            with inside(here), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth:
+                mouth.bind(("eth0", 0))
+                mouth.send(to + own + kind + body)
+            return body
+
+        def all_of(mine4: str, mine6: str) -> list[bytes]:
+            arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + own + packed(mine4) + to + packed(four) + os.urandom(18)
+            option = b"\2\1" + own + b"\xfe\6" + os.urandom(46)
+            advert = bytes(icmp(own6, six, 136, body=b"\x20\0\0\0" + packed(mine6) + option))
+            return [
+                speaks(b"\x08\x06", arp), speaks(b"\x86\xdd", advert),
+                speaks(b"\x08\x00", bytes(udp(mine4, four, 9, 9, os.urandom(18)))),
+                speaks(b"\x86\xdd", bytes(udp(mine6, six, 9, 9, os.urandom(18)))),
+            ]  # fmt: skip
+
+        with inside(there), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
+            ears.bind(("eth0", 3))
+            ears.settimeout(5)
+            forged, true = all_of(next4, next6), all_of(own4, own6)
+            heard: list[bytes] = []
+            while not heard or true[-1] not in heard[-1]:
+                heard.append(ears.recv(4096))
+        assert all(any(body in each for each in heard) for body in true)
+        assert not any(body in each for body in forged for each in heard)
+
+
+def hardware(fw: Fw, container: str, net: Net) -> bytes:
+    """The container's MAC on a network."""
+    told = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
+    return bytes.fromhex(told["MacAddress"].replace(":", ""))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.netns import nowhere
+from tests.kernel.running import Running
 from tests.kernel.site import Site
 
 HERE = Path(__file__).parent
@@ -36,3 +37,20 @@ def site() -> Iterator[Site]:
     """A host of its own for one test, with an outsider."""
     with Site() as made:
         yield made
+
+
+@pytest.fixture
+def fw(site: Site) -> Iterator[Running]:
+    """A plugin of one test's own, not started."""
+    made = Running(site)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def own(fw: Running) -> Running:
+    """The same, on a host that forwards."""
+    fw.site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    return fw

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-
-import pytest
 
 from tests.kernel.packets import until
 from tests.kernel.running import Running
-from tests.kernel.site import Site
 from tests.kernel.test_guard import NAMED, arriving
-
-
-@pytest.fixture
-def own() -> Iterator[Running]:
-    """A plugin of one test's own, not started."""
-    with Site() as site:
-        site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        made = Running(site)
-        yield made
-        made.close()
 
 
 def dialled(fw: Running) -> bool:

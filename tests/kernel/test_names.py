@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from plugin import boot
 from plugin.ask import ask
 from plugin.dockerapi import DockerApi
 from tests.kernel.packets import until
 from tests.kernel.running import Running
-from tests.kernel.site import MARK, Box, Site
+from tests.kernel.site import MARK, Box
 
 #: Names that the kernel takes for a link; some of Docker's bridges have them, some of others'.
 DOCKERS, OTHERS = ('";flush', "$(reboot)", "fw-*", "--help"), ("{}", "x*", 'a"}#', "`reboot`", "网桥")
 #: What Docker would call nobody; an API that lies might.
 NAMES = ('"; flush ruleset; "', "-x", "../../etc", "* {", "a\n\x1b[2J", "\u202egnp", "a\0b", "x" * 10_000)
-
-
-@pytest.fixture
-def fw(site: Site) -> Iterator[Running]:
-    made = Running(site)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def network(fw: Running, number: int, bridge: str, name: str) -> str:

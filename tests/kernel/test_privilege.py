@@ -36,15 +36,6 @@ class Limited(Running):
 
 
 @pytest.fixture
-def fw(site: Site) -> Iterator[Running]:
-    made = Running(site)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
 def limited(site: Site) -> Iterator[Limited]:
     made = Limited(site)
     try:

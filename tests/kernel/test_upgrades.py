@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,16 +22,6 @@ from tests.kernel.test_hostile import frame
 
 WEB, SHUT = ("10.1.0.2", "2001:db8:1::2"), ("10.1.0.3", "2001:db8:1::3")
 RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
-
-
-@pytest.fixture
-def own() -> Iterator[Running]:
-    """A plugin of one test's own, not started."""
-    with Site() as site:
-        site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        made = Running(site)
-        yield made
-        made.close()
 
 
 def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
