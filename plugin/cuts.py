@@ -33,15 +33,24 @@ class Cuts:
 
     def everywhere(self) -> None:
         """What came in while the rules were not there, or accepted more, would stay, as established."""
-        conntrack.cut_closed(self.answers(self._known.owners()), self.hold)
+        for cut in self.of(self._known.owners()):
+            cut()
 
     def later(self, owners: list[Owner]) -> None:
         """Cuts what these owners do not let through any more, by docker-proxy too, and waits for nothing."""
-        if answers := self.answers(owners):
-            self._later(partial(conntrack.cut_closed, answers, self.hold))
-        for ports, stays in map(self._known.through_proxy, owners):
-            if ports:
-                self._later(partial(conntrack.cut_published, ports, stays))
+        for cut in self.of(owners):
+            self._later(cut)
+
+    def of(self, owners: Iterable[Owner]) -> list[Callable[[], None]]:
+        """What cuts that: to their addresses, and to the host's ports that docker-proxy serves for them."""
+        owners = list(owners)
+        answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
+        cuts: list[Callable[[], None]] = []
+        if answers:
+            cuts.append(partial(conntrack.cut_closed, answers, self.hold))
+        if ports:
+            cuts.append(partial(conntrack.cut_published, ports, stays))
+        return cuts
 
     def strangers(self, bridges: Collection[str]) -> None:
         """Cuts what was begun on networks that are confined from now on by whoever is not known there."""

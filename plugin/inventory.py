@@ -25,8 +25,16 @@ from plugin.model import (
     Policy,
     Prefix,
     Published,
+    Rule,
 )
-from plugin.ruleset import confining_elements, endpoint_elements, guarded_elements, guest_elements, network_elements
+from plugin.ruleset import (
+    confining_elements,
+    endpoint_elements,
+    guarded_elements,
+    guest_elements,
+    network_elements,
+    published_port,
+)
 from plugin.sets import Element
 from plugin.state import State
 
@@ -130,20 +138,28 @@ class Inventory:
     def answers_of(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
-    def through_proxy(self, owner: Owner) -> tuple[list[Published], Callable[[Published, Address], bool]]:
+    def through_proxy(self, owners: Iterable[Owner]) -> tuple[list[Published], Callable[[Published, Address], bool]]:
         """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
-        place = self.noted[owner].place if owner in self.noted else None
-        if place is None or place.guest is None:
-            return [], lambda port, source: False
-        rules = self._resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
-        neighbours = place.network.subnets if place.network.flat else ()
+        rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
+        for noted in filter(None, map(self.noted.get, owners)):
+            for element in noted.elements:
+                if element.set.startswith("proxied"):  # closed before it is known whose port it is
+                    rules.setdefault(published_port(element), [])
+            place = noted.place
+            if place and place.guest:
+                accepts = self._resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
+                neighbours = place.network.subnets if place.network.flat else ()
+                for port in place.closed:
+                    rules.setdefault(port, []).append((accepts, neighbours))
 
         def stays(port: Published, source: Address) -> bool:
-            if any(source in subnet for subnet in neighbours):
-                return True
-            return policy.passes(rules, port.proto, port.container_port, source)
+            return any(
+                any(source in subnet for subnet in neighbours)
+                or policy.passes(accepts, port.proto, port.container_port, source)
+                for accepts, neighbours in rules[port]
+            )
 
-        return [port for port in place.closed if port.proto != "sctp"], stays
+        return list(rules), stays
 
     def decided(self, owner: Owner) -> Policy | None:
         """The owner's policy with its peers by name; None where it has no endpoint."""

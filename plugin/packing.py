@@ -19,7 +19,7 @@ _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALU
 #: NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
 _ELEM_EXPR, _EXPR_DATA, _COUNTER_PACKETS = 7, 2, 2
 #: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", CGROUP: "=Q"}
+_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", "meta iiftype": "=H", CGROUP: "=Q"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
 

@@ -38,12 +38,20 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 
 	# Nothing from them and nothing to them, before everything.
 	chain banned {{
+		meta nfproto @shut jump shut
 {lookups.bans(nets=False)}
 		meta nfproto @banning_nets jump banned_nets
 	}}
 
 	chain banned_nets {{
 {lookups.bans(nets=True)}
+	}}
+
+	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
+	chain shut {{
+		ct state established return
+		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
+		goto deny
 	}}
 
 	# Docker accepts the established packets of its own networks by itself.

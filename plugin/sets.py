@@ -124,8 +124,10 @@ SETS: dict[str, SetSpec] = {
     "rating": SetSpec(("meta nfproto",), comment="families in which ports have a rate"),
     "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
     "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
+    "shut": SetSpec(("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
+    "shut_ports": SetSpec(("meta iiftype",), comment="the same: no frame of a port of ours", timed=True, bridge=True),
     "ports": SetSpec(("iifname",), comment="ports of our bridges whose containers are known", bridge=True),
     "bound4": SetSpec(("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True),
     "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True),
@@ -148,6 +150,14 @@ class Element(NamedTuple):
 
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("watched", (family,)) for family in AF.values())
+
+
+#: A table that is put there without its elements lets nothing new pass until they are there.
+SHUT = (*(Element("shut", (family,)) for family in AF.values()), Element("shut_ports", (1,)))  # 1: ARPHRD_ETHER
+#: Seconds until a shut table ends by itself to be so: no error locks the host's owner out for good.
+SHUT_SECONDS = 60
+#: What leads packets to the bans, and to where a table is shut.
+BANNING = tuple(Element("banning", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,33 +48,31 @@ class Writer:
         new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
         narrower = [owner for owner, elements in new.items() if self.books.narrower(owner, elements)]
         change = self.books.change(new)
+        banned, timed = ban_change(*bans, time.time()) if bans else (Change(), {})
+        both = Change((*change.remove, *banned.remove), (*change.add, *banned.add))
         try:
-            self._nft.change(change)
-            if bans:
-                self._nft.change(*ban_change(*bans, time.time()))
+            self._nft.change(both, timed)
         except NftError as error:
-            # Somebody flushed or deleted under our hands: the whole table again, from what should be.
-            log.warning("putting the whole table there: %s", error)
-            try:
-                self._replace(self.books.after(new), gone=True)
-            except NftError:
-                self._close(new)
-                raise
+            # Somebody changed the table under our hands, or something in the change is refused for what it is.
+            log.warning("the kernel refused a change, so the whole table is put there: %s", error)
+            self._close(new, Change(add=banned.add), timed)
+            self._replace(self.books.after(new))
             self.cuts.everywhere()
         self.books.write(new)
         self.cuts.later(narrower)
         return touches_confined(change)
 
-    def _close(self, new: Mapping[Owner, frozenset[Element]]) -> None:
-        """What the kernel does not take must not keep open what closes by the same change."""
+    def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
+        """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
             owner: elements & self.books.of(owner) | {e for e in elements if e.set.startswith(("confined", "proxied"))}
             for owner, elements in new.items()
         }
         try:
             self._nft.change(self.books.change(less))
+            self._nft.change(bans, timed)
         except NftError as error:
-            log.error("what should be closed could not be: %s", error)
+            log.warning("what closes could not be done alone: %s", error)
         else:
             self.books.write(less)
             self.cuts.later(list(less))
@@ -91,7 +89,7 @@ class Writer:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
         if self._nft.intact():
             return False
-        self._replace(self.books, gone=True)
+        self._replace(self.books)
         self.cuts.everywhere()
         return True
 
@@ -114,9 +112,9 @@ class Writer:
             self.cuts.everywhere()
         return len(missing) + len(extra) + len(late)
 
-    def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
+    def _replace(self, elements: Iterable[Element]) -> None:
         lasting, timed = self._besides()
-        self._nft.replace((*elements, *lasting), timed, gone=gone)
+        self._nft.replace((*elements, *lasting), timed)
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """What stands besides the books: elements that last, and those that last for so many seconds."""

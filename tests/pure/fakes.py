@@ -21,9 +21,7 @@ class Kernel:
         self.timed: dict[Element, int] = {}
         self.refuses = 0  # so many transactions from now on
 
-    def replace(
-        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), *, gone: bool = False
-    ) -> None:
+    def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         wanted, lasting = set(elements), dict(timed)
         self._may_refuse()
         self.table, self.timed = wanted, lasting
