@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import IPv6Network, ip_network
+from operator import attrgetter
 from typing import TypeVar
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Peer, Rate, Rule
@@ -124,7 +125,7 @@ def elements(each: object) -> int:
 
 def _peer_elements(peer: Peer) -> int:
     if peer.kind == "prefix":
-        return piece_count(ip_network(peer.value))
+        return piece_count(ip_network(peer.value)) if "/" in peer.value else 1
     return 1 if peer.kind == "host" else NAMED_PEERS
 
 
@@ -161,7 +162,7 @@ def _with_peers(part: str, word: str) -> Rule | str:
         return f'"{_cut(part)}" names nobody; write {word} and {_PEER_RIGHT}'
     if Peer("any") in found:
         return rule
-    return Rule(rule.proto, rule.first, rule.last, tuple(sorted(found)))
+    return Rule(rule.proto, rule.first, rule.last, tuple(sorted(found, key=attrgetter("kind", "value"))))
 
 
 def _denied(part: str) -> Rule | str:
