@@ -231,7 +231,7 @@ class Guard:
             finally:  # whatever the kernel says: nobody else inherits their flows
                 self._cut([address for endpoint in going for address in _addresses(endpoint)])
                 # By docker-proxy a flow is the host's, not the address's.
-                self._ports.cut([port for endpoint in going for port in endpoint.published if port.proto != "sctp"])
+                self._ports.cut([port for endpoint in going for port in endpoint.published])
 
     def _cut(self, addresses: list[Address]) -> None:
         if addresses:

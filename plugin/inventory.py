@@ -121,7 +121,7 @@ class Inventory:
         if self.doubted(owner):
             resolved = policy.in_doubt(resolved)
         return {
-            address: Answers(subnet, resolved)
+            address: Answers(subnet, resolved, network.internal)
             for address in (endpoint.addr4, endpoint.addr6)
             for subnet in subnets(network)
             if address and address in subnet
@@ -143,7 +143,7 @@ class Inventory:
                 return True
             return policy.passes(rules, port.proto, port.container_port, source)
 
-        return [port for port in place.closed if port.proto != "sctp"], stays
+        return list(place.closed), stays
 
     def decided(self, owner: Owner) -> Policy | None:
         """The owner's policy with its peers by name; None where it has no endpoint."""

@@ -37,6 +37,7 @@ class Writer:
         self._known.introduce(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
         self.lease.begin()
+        self.cuts.take_over()
         self._replace(self.books)
         self.cuts.everywhere()
 
@@ -47,6 +48,7 @@ class Writer:
         """
         new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
         narrower = [owner for owner, elements in new.items() if self.books.narrower(owner, elements)]
+        wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
         change = self.books.change(new)
         try:
             self._nft.change(change)
@@ -61,9 +63,16 @@ class Writer:
                 self._close(new)
                 raise
             self.cuts.everywhere()
+        self._vacate(new)
         self.books.write(new)
         self.cuts.later(narrower)
+        self.cuts.release(wider)
         return touches_confined(change)
+
+    def _vacate(self, new: Mapping[Owner, frozenset[Element]]) -> None:
+        """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
+        gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
+        self.cuts.vacate([e.key[0] for e in gone if e.set in ("dropped4", "dropped6")])  # type: ignore[misc]
 
     def _close(self, new: Mapping[Owner, frozenset[Element]]) -> None:
         """What the kernel does not take must not keep open what closes by the same change."""
@@ -116,7 +125,8 @@ class Writer:
 
     def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
         lasting, timed = self._besides()
-        self._nft.replace((*elements, *lasting), timed, gone=gone)
+        with self.cuts.kept() as held:
+            self._nft.replace((*elements, *lasting), timed | held, gone=gone)
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """What stands besides the books: elements that last, and those that last for so many seconds."""
