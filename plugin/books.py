@@ -119,6 +119,10 @@ class Books:
         closes = ("confined", "proxied") if old else ("confined",)
         return any(element.set.startswith(closes) for element in new - old)
 
+    def wider(self, owner: str, new: frozenset[Element]) -> bool:
+        """True if more passes than before: what was cut may be let through again."""
+        return any(element.set.startswith(_OPENING) for element in new - self.of(owner))
+
     def only_closes(self, owner: str, new: frozenset[Element]) -> bool:
         """True if nothing comes that lets anything pass, or leads anywhere."""
         return all(element.set.startswith(_CLOSING) for element in new - self.of(owner))

@@ -150,7 +150,7 @@ class Inventory:
         if self.doubted(owner):
             resolved = policy.in_doubt(resolved)
         return {
-            address: Answers(subnet, resolved)
+            address: Answers(subnet, resolved, network.internal)
             for address in (endpoint.addr4, endpoint.addr6)
             for subnet in subnets(network)
             if address and address in subnet

@@ -17,7 +17,7 @@ import os
 import socket
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from types import MappingProxyType
 
@@ -191,16 +191,17 @@ class Nft:
         Since the table was put there last. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
-        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
-        with self._dumping:
-            for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
-                try:
-                    told = nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
-                except FileNotFoundError:
-                    continue
-                for address, packets in counted(told):
+        for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
+            with suppress(FileNotFoundError):
+                for address, packets in counted(self.dump(name)):
                     found.setdefault(address, [0, 0])[which] = packets
         return {address: (counts[0], counts[1]) for address, counts in found.items()}
+
+    def dump(self, name: str) -> list[bytes]:
+        """A set's elements, as the kernel tells them. Raises OSError, FileNotFoundError where there is no such set."""
+        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
+        with self._dumping:
+            return [body[4:] for _, body in nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
 
     def _add_rates(self, rates: frozenset[str]) -> None:
         before = self._generation()

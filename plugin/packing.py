@@ -34,10 +34,10 @@ def _family(name: str) -> int:
     return NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
 
 
-def counted(told: Iterable[tuple[int, bytes]]) -> Iterator[tuple[Address, int]]:
+def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
     """The elements of a set with counters, as a dump of it tells them."""
-    for _, body in told:
-        for element in nl.each(nl.attributes(body[4:]).get(_LIST_ELEMENTS, b"")):
+    for body in told:
+        for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(element)
             key = nl.attributes(of.get(_KEY, b"")).get(_VALUE, b"")
             counter = nl.attributes(nl.attributes(of.get(_ELEM_EXPR, b"")).get(_EXPR_DATA, b""))

@@ -50,6 +50,7 @@ class Writer:
         self.behind.clear()
         self._caught_up(self._known.owners())
         self.lease.begin()
+        self.cuts.take_over()
         self._replace(self.books)
         self.cuts.everywhere()
 
@@ -62,6 +63,7 @@ class Writer:
         closed = self.close_first({owner: self._known.who(owner) for owner in owners})
         new = {owner: self._known.elements(owner) for owner in self._at_once(owners, everybody=not closed)}
         narrower = [o for o, elements in new.items() if self.behind.get(o) or self.books.narrower(o, elements)]
+        wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
         change = self.books.change(new)
         banned, timed = ban_change(*bans, time.time()) if bans else (Change(), {})
         both = Change((*change.remove, *banned.remove), (*change.add, *banned.add))
@@ -73,9 +75,11 @@ class Writer:
             self._close(new, Change(add=banned.add), timed)
             self._replace(self.books.after(new))
             self.cuts.everywhere()
+        self._vacate(new)
         self.books.write(new)
         self._caught_up(new)
         self.cuts.later(narrower)
+        self.cuts.release(wider)
         return touches_confined(change)
 
     def close_first(self, now: Mapping[Owner, Who | None]) -> bool:
@@ -145,6 +149,11 @@ class Writer:
             if not now:
                 self._told.pop(owner, None)
 
+    def _vacate(self, new: Mapping[Owner, frozenset[Element]]) -> None:
+        """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
+        gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
+        self.cuts.vacate([e.key[0] for e in gone if e.set in ("dropped4", "dropped6")])  # type: ignore[misc]
+
     def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
         """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
@@ -199,7 +208,8 @@ class Writer:
 
     def _replace(self, elements: Iterable[Element]) -> None:
         lasting, timed = self._besides()
-        self._nft.replace((*elements, *lasting), timed)
+        with self.cuts.kept() as held:
+            self._nft.replace((*elements, *lasting), timed | held)
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """What stands besides the books: elements that last, and those that last for so many seconds."""
