@@ -13,7 +13,7 @@ from plugin.sets import Change, Element
 #: Sets whose elements let something pass; of "free…" and "confined" see `narrower`.
 _OPENING = ("allow", "other", "from", "via", "dnat", "served", "out", "to", "free")
 #: Sets whose elements only close.
-_CLOSING = ("confined", "proxied", "rated", "rating")
+_CLOSING = ("confined", "proxied", "rated", "remembering")
 
 
 class Books:

@@ -14,7 +14,8 @@ from plugin.inventory import Inventory, Owner
 from plugin.lease import Lease
 from plugin.model import Prefix
 from plugin.nft import Nft, NftError
-from plugin.sets import SETS, Change, Element
+from plugin.quota import FULL
+from plugin.sets import RATED, SETS, Change, Element
 
 log = logging.getLogger(__name__)
 #: What lasts for less than so many seconds yet may have gone by itself.
@@ -31,11 +32,15 @@ class Writer:
         self.lease = Lease(nft)
         self._nft = nft
         self._known = known
+        #: Owners of whom it was said that their rates found no room.
+        self._refused: set[Owner] = set()
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
+        self._known.quota.keep(self._nft.limits())
         self._known.introduce(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
+        self._tell(self._known.owners())
         self.lease.begin()
         self._replace(self.books)
         self.cuts.everywhere()
@@ -60,12 +65,24 @@ class Writer:
             self.cuts.everywhere()
         self.books.write(new)
         self.cuts.later(narrower)
+        self._tell(new)
         return touches_confined(change)
+
+    def _tell(self, owners: Iterable[Owner]) -> None:
+        """Says of each container once that its rates found no room."""
+        for owner in owners:
+            if not self._known.quota.refused(owner):
+                self._refused.discard(owner)
+            elif owner not in self._refused and (found := self._known.endpoint(owner)):
+                self._refused.add(owner)
+                log.warning("%s: %s", found[1].container.name if found[1].container else found[1].id, FULL)
 
     def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
         """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
-            owner: elements & self.books.of(owner) | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            owner: elements & self.books.of(owner)
+            | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            | {e for e in self.books.of(owner) if e.set in RATED}
             for owner, elements in new.items()
         }
         try:

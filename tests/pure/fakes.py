@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from plugin.model import FwError
 from plugin.nft import NftError
-from plugin.sets import Change, Element
+from plugin.sets import Change, Element, limiting
 from plugin.state import State
 
 
@@ -36,6 +36,9 @@ class Kernel:
         assert all(element.set.startswith("banning") for element in again), "added twice"
         self.table = (self.table - set(change.remove)) | set(change.add)
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)
+
+    def limits(self) -> frozenset[str]:
+        return frozenset(chain for element in self.table or () for chain in limiting(element)[1:])
 
     def intact(self) -> bool:
         return self.table is not None
