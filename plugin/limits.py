@@ -4,11 +4,16 @@ Rates are the one thing that adds chains to the table. A container's chains and 
 one container take no room from another's. A chain's name says for which address and which rates it is
 (`sets.limit_chain`), and everything in it follows from that.
 
-- `seen`: the sources of a moment ago. Anybody can forge sources, so a source is forgotten after `SHORT` at most: a
-  flood that ends holds the set full no longer. A source that finds it full waits: unsure is closed.
-- `wide`: the networks that these come from. One network may bring only so many, so none can fill `seen` alone.
+- `seen`: the sources of a moment ago. Anybody can forge sources, so a source is forgotten after `SHORT` at most, and so
+  many come in a time at most: the set holds twice `NEW`, and after a flood it has room again at once. A source that
+  finds none waits: unsure is closed.
+- `wide`: the networks that these come from. One network may bring a quarter of them. If it is full, as by a flood from
+  all over the Internet, it limits nothing.
 - `kept`, for a rate whose burst takes longer to come back: sources that completed a TCP handshake, which a forged one
   cannot. They are remembered for as long as that takes. If it is full, `seen` still limits.
+
+The kernel makes a set's buckets for as many elements as it may hold. Only `seen` has no size, for that is 65,535 then,
+without buckets for them; the others are made to shrink at once.
 """
 
 from __future__ import annotations
@@ -22,16 +27,15 @@ from plugin.sets import DENIED, RATING, RATING_HOST, TABLE, SetSpec
 
 #: Seconds that a source is remembered at most, unless it has proven that it is not forged.
 SHORT = 60
-#: Sources that one set holds.
-SIZE = 8192
-#: A network may bring a quarter of them: an eighth at once, and an eighth in the time that they are remembered.
-_PART = SIZE // 8
+#: New sources that may come at once, and again in the time that they are remembered; and so of one network.
+NEW, NEW_OF_ONE = 4096, 1024
+#: Proven sources, and networks, that are remembered.
+KEPT, NETWORKS = 4096, 1024
 _IP = {4: "ip", 6: "ip6"}
 #: A source: an address, of IPv6 its /64, which is one customer's at least. And its network.
 _SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
 _NETWORK = {4: "ip saddr & 255.255.255.0", 6: "ip6 saddr & ffff:ffff:ffff::"}
-#: An element that is put into a new set and taken out of it, which makes the kernel shrink the set's buckets: it makes
-#: them for as many elements as the set may hold.
+#: An element that is put into a new set and taken out of it, which makes the kernel shrink the set's buckets.
 _NONE = {4: "0.0.0.0", 6: "::"}
 _HOOKS = {
     RATING: ("type filter hook forward priority filter; policy accept;", "goto rating"),
@@ -70,18 +74,19 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     seen, wide, kept = f"seen{of}", f"wide{of}", f"kept{of}"
     typed, key = ("meta l4proto", "th dport", f"{ip} saddr"), f"meta l4proto . th dport . {_SOURCE[version]}"
     sets = {
-        seen: SetSpec(typed, comment="sources of a moment ago", meter=short, size=SIZE),
-        wide: SetSpec((f"{ip} saddr",), comment="the networks that they come from", meter=short, size=SIZE),
+        seen: SetSpec(typed, comment="sources of a moment ago", meter=short, size=0),
+        wide: SetSpec((f"{ip} saddr",), comment="the networks that they come from", meter=short, size=NETWORKS),
     }
-    new = f"{_NETWORK[version]} limit rate over {max(1, _PART // short)}/second burst {_PART} packets"
+    of_one = f"{_NETWORK[version]} limit rate over {NEW_OF_ONE // short}/second burst {NEW_OF_ONE} packets"
     rules = (
-        f"{key} != @{seen} update @{wide} {{ {new} }} goto {DENIED}",
+        f"{key} != @{seen} update @{wide} {{ {of_one} }} goto {DENIED}",
+        f"{key} != @{seen} limit rate over {NEW // short}/second burst {NEW} packets goto {DENIED}",
         f"update @{seen} {{ {key} limit rate {limited} }} return",
         f"goto {DENIED}",
     )
     if memory <= SHORT:
         return Limit(sets, {chain: ("ct state established return", *rules)})
-    sets[kept] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=SIZE)
+    sets[kept] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=KEPT)
     # To find an element is to count by its limit; not to find it is not.
     over = f"@{kept} {{ {key} limit rate over {limited} }}"
     proven = (
@@ -109,7 +114,7 @@ def shrunk(names: Iterable[str]) -> str:
     """What goes behind it: the sets are as small as they can be, and grow with use."""
     text = ""
     for name in sorted(names):
-        for key, spec in limit(name).sets.items():
+        for key, spec in ((key, spec) for key, spec in limit(name).sets.items() if spec.size):
             zero = _NONE[6 if "ip6 saddr" in spec.key else 4]
             element = zero if len(spec.key) == 1 else f"tcp . 0 . {zero}"
             text += "".join(f"{verb} element inet {TABLE} {key} {{ {element} }}\n" for verb in ("add", "delete"))

@@ -15,7 +15,8 @@ def set_text(name: str, spec: SetSpec) -> str:
     typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
     more = "\t\tflags timeout\n" if spec.timed else ""
     more += "\t\tcounter\n" if spec.counted else ""
-    more += f"\t\tsize {spec.size}\n\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
+    more += f"\t\tsize {spec.size}\n" if spec.meter and spec.size else ""
+    more += f"\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
     return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{more}\t}}\n"
 
 

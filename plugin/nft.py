@@ -102,7 +102,9 @@ class Nft:
             rest = tuple(e for e in elements if not whole or spec_of(e.set).raw)
             shut = bool(rest) or not whole
             self.incomplete = True
-            self._rewrite(elements if whole else [], timed if whole else {}, rates, shut=shut)
+            self._rewrite(elements if whole else [], timed if whole else {}, rates if whole else (), shut=shut)
+            if rates and not whole:  # which takes a while when they are many
+                self._run_again(limits.added(rates))
             self._rates = rates
             if shut:
                 self._fill(rest, {} if whole else timed, wanted=set(elements))

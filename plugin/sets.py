@@ -46,7 +46,8 @@ class SetSpec(NamedTuple):
 
     `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each may last for a time of its own.
     `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last, and
-    `size` how many of them there may be. `bridge`: it is of the table that frames within a bridge go through.
+    `size` how many there may be (0: as many as the kernel takes then, 65,535). `bridge`: it is of the table that frames
+    within a bridge go through.
     """
 
     key: tuple[str, ...]
