@@ -27,6 +27,7 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.quota import Quota, rates
 from plugin.ruleset import (
     confining_elements,
     endpoint_elements,
@@ -79,10 +80,12 @@ class Inventory:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     directory: Directory = field(default_factory=Directory)
     watched: bool = True
+    quota: Quota = field(default_factory=Quota)
 
     def copy(self, *, watched: bool = True) -> Inventory:
         """As it is now, to be read while the other goes on changing."""
-        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, self.directory.copy(), watched)
+        directory, quota = self.directory.copy(), self.quota.copy()
+        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, directory, watched, quota)
 
     def owners(self) -> list[Owner]:
         return ["host", *self.noted, *self.state.networks, *self.state.endpoints]
@@ -96,9 +99,11 @@ class Inventory:
                 self.noted[owner] = what
 
     def introduce(self, owners: Iterable[Owner]) -> list[Owner]:
-        """Notes who these owners are now; returns them and those whose rules speak of whoever came or went."""
+        """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
+        get room for their rates that others left."""
         owners = list(dict.fromkeys(owners))
         changed: set[Key] = set()
+        rated: dict[Owner, frozenset[Element]] = {}
         for owner in owners:
             found = self.endpoint(owner)
             endpoint = found[1] if found else None
@@ -108,7 +113,12 @@ class Inventory:
             container = endpoint.container if endpoint else None
             own = (itself(container),) if container and owner in self.state.endpoints else ()
             self.directory.asks(owner, rules, container, *own)
-        return list(dict.fromkeys((*owners, *self.directory.askers(changed))))
+            rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
+        moved = self.quota.change(rated)
+        # Docker lists all who are on its networks at once, after a start.
+        if self.quota.keeping and any(owner in self.noted and self.endpoint(owner) for owner in owners):
+            moved += self.quota.settle()
+        return list(dict.fromkeys((*owners, *self.directory.askers(changed), *moved)))
 
     def who(self, owner: Owner, state: State | None = None) -> Who | None:
         """Who an owner is, as far as others' rules may speak of it. `state`: as it would be then."""
@@ -121,6 +131,9 @@ class Inventory:
 
     def elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
         """`state`: as it would be then."""
+        return self.quota.within(owner, self._elements(owner, state))
+
+    def _elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
         state = state or self.state
         if owner == "host":
             return frozenset(Element("no_transit", (family,)) for family in state.switched)

@@ -16,25 +16,32 @@ import logging
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from types import MappingProxyType
 
+from plugin import limits
 from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
-from plugin.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, rate_of, spec_of
-from plugin.table import TRY_BRIDGE, TRY_OWNED, rates_added, replace, skeleton
+from plugin.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
+from plugin.table import TRY_BRIDGE, TRY_OWNED, replace, skeleton
 
 _SUBSYS = 10 << 8
-_GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
-    _SUBSYS | n for n in (1, 2, 7, 12, 13, 14, 16)
+_GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
+    _SUBSYS | n for n in (1, 2, 4, 7, 12, 13, 14, 16)
 )
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _RULE_CHAIN, _GEN_ID = 1, 2, 4, 1, 2, 1
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 
 log = logging.getLogger(__name__)
+
+
+#: How often a change is written anew that the kernel refused because somebody else was faster.
+_TRIES = 20
 
 
 class NftError(Exception):
@@ -69,8 +76,10 @@ class Nft:
         self.binds = True
         #: A replacement ended halfway: the table closes, and not all that should be open is.
         self.incomplete = False
-        #: Rates that have their sets and rules in the table.
-        self._rates: frozenset[str] = frozenset()
+        #: The chains of rates that are in the table, and the elements that lead to each.
+        self._rates: dict[str, set[Element]] = {}
+        #: The ruleset's generation, without our own transactions, when the table was last seen to be as we put it.
+        self._untouched = -1
 
     def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Puts the table there with exactly these elements, whatever stood before. Raises NftError.
@@ -93,7 +102,9 @@ class Nft:
             rest = tuple(e for e in elements if not whole or spec_of(e.set).raw)
             shut = bool(rest) or not whole
             self.incomplete = True
-            self._rewrite(elements if whole else [], timed if whole else {}, rates, shut=shut)
+            self._rewrite(elements if whole else [], timed if whole else {}, rates if whole else (), shut=shut)
+            if rates and not whole:  # which takes a while when they are many
+                self._run_again(limits.added(rates))
             self._rates = rates
             if shut:
                 self._fill(rest, {} if whole else timed, wanted=set(elements))
@@ -107,7 +118,7 @@ class Nft:
         return bool(self._told(NFPROTO_INET)[1])
 
     def _rewrite(
-        self, elements: list[Element], timed: Mapping[Element, int], rates: frozenset[str], *, shut: bool
+        self, elements: list[Element], timed: Mapping[Element, int], rates: Iterable[str], *, shut: bool
     ) -> None:
         """The table as text, with these elements; `shut` if there are more to come."""
         if shut:
@@ -181,9 +192,13 @@ class Nft:
         if not change and not timed:
             return
         with self._alone():
-            if new := _rates(change.add) - self._rates:
+            rates = _rates(change.add)
+            if new := rates.keys() - self._rates.keys():
                 self._add_rates(new)
             self._batch(self._possible(change), timed)
+            for chain_, those in rates.items():
+                self._rates[chain_] |= those
+            self._drop_rates(change.remove)
 
     def dropped(self) -> dict[Address, tuple[int, int]]:
         """By address, how many packets were dropped on their way to it, and how many that it began.
@@ -203,16 +218,85 @@ class Nft:
         with self._dumping:
             return [body[4:] for _, body in nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
 
-    def _add_rates(self, rates: frozenset[str]) -> None:
-        before = self._generation()
-        if self._fingerprint() != self._print:
-            raise NftError("somebody touched the rules")
-        self._run(rates_added(rates))
+    def _add_rates(self, rates: Collection[str]) -> None:
+        """Chains and sets of rates, before an element leads to them: until then they do nothing."""
+        before = self._seen_untouched()
+        self._run_again(limits.added(rates))
+        self._rates |= {name: set() for name in rates}
+        chains = [name for rate in sorted(rates) for name in limits.limit(rate).chains]
+        if self._generation() == before + 1:
+            self._print = self._with(chain(*(self._rules(NFPROTO_INET, name) for name in chains)))
+            return
+        # Somebody else changed the ruleset meanwhile, which is no matter of ours unless it was our table.
         now = self._fingerprint()
-        if self._generation() != before + 1:
-            raise NftError("somebody changed the ruleset at the same moment")
-        self._rates |= rates
+        more = Counter(now) - Counter(self._print)
+        ours = all(_chain_of(rule) in chains for rule in more) and sum(more.values()) == limits.rule_count(rates)
+        if not ours or Counter(self._print) - Counter(now):
+            raise NftError("somebody touched the rules")
         self._print = now
+
+    def _drop_rates(self, gone: Iterable[Element]) -> None:
+        """Takes chains and sets of rates away that no element leads to any more. What fails is tried again later."""
+        left = _rates(gone)
+        for name, elements in left.items():
+            self._rates.get(name, set()).difference_update(elements)
+        unused = [name for name, elements in self._rates.items() if not elements] if left else []
+        if not unused:
+            return
+        try:
+            self._seen_untouched()
+            chains = [name for rate in unused for name in limits.limit(rate).chains]
+            rules = {rule for name in chains for rule in self._rules(NFPROTO_INET, name)}
+            self._run_again(limits.removed(unused))
+        except (NftError, OSError) as error:
+            log.warning("rates that are not used any more stay in the table for now: %s", error)
+            return
+        for name in unused:
+            del self._rates[name]
+        self._print = tuple(part for part in self._print if part not in rules)
+
+    def _seen_untouched(self) -> int:
+        """The ruleset's generation. Raises NftError if somebody touched the rules: nothing is built upon those."""
+        generation = self._generation()
+        if generation - self.changes != self._untouched:
+            if self._fingerprint() != self._print:
+                raise NftError("somebody touched the rules")
+            self._untouched = generation - self.changes
+        return generation
+
+    def _run_again(self, text: str) -> None:
+        """The kernel refuses what was written while somebody else changed the ruleset: then it is written again."""
+        for _ in range(_TRIES):
+            before = self._generation()
+            try:
+                self._run(text)
+            except NftError as error:
+                if self._generation() == before:
+                    raise
+                failed = error
+            else:
+                return
+        raise failed
+
+    def _with(self, rules: Iterable[bytes]) -> tuple[bytes, ...]:
+        """What the table looks like with rules in chains that have just been added: they are its last."""
+        behind = len(self._rules(NFPROTO_BRIDGE)) if self.binds else 0
+        end = len(self._print) - behind
+        return (*self._print[:end], *rules, *self._print[end:])
+
+    def limits(self) -> frozenset[str]:
+        """The chains of rates that stand in the kernel, whoever put them there. Raises NftError."""
+        asked = nl.nfgen(NFPROTO_INET) + nl.attr(_CHAIN_TABLE, TABLE.encode() + b"\0")
+        with self._alone():
+            try:
+                told = nl.request(self._read, _GETCHAIN, nl.NLM_F_DUMP, asked)
+            except FileNotFoundError:
+                return frozenset()
+            chains = (nl.attributes(body[4:]) for _, body in told)
+            names = [_text(of[_CHAIN_NAME]) for of in chains if _text(of[_CHAIN_TABLE]) == TABLE]
+            # A dot in the last part is of a chain that only such a chain leads to.
+            last = {name: name.rpartition("__")[2] for name in names if name.startswith("limit")}
+        return frozenset(name for name, rate in last.items() if rate != name and "." not in rate)
 
     def put(self) -> tuple[str, tuple[bytes, ...]]:
         """The rules: as text, and as the kernel told them when they had been put there."""
@@ -260,11 +344,17 @@ class Nft:
         name = TABLE.encode() + b"\0"
         try:
             ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(family) + nl.attr(_TABLE_NAME, name))
-            rules = nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(family) + nl.attr(_RULE_TABLE, name))
+            rules = self._rules(family)
         except FileNotFoundError:
             return (), ()
         of = nl.attributes(table[4:])
-        return (of[_TABLE_FLAGS], of[_TABLE_HANDLE]), tuple(rule[4:] for _, rule in rules)
+        return (of[_TABLE_FLAGS], of[_TABLE_HANDLE]), rules
+
+    def _rules(self, family: int, of_chain: str = "") -> tuple[bytes, ...]:
+        asked = nl.nfgen(family) + nl.attr(_RULE_TABLE, TABLE.encode() + b"\0")
+        if of_chain:
+            asked += nl.attr(_RULE_CHAIN, of_chain.encode() + b"\0")
+        return tuple(rule[4:] for _, rule in nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, asked))
 
     def _batch(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         if not change and not timed:
@@ -306,8 +396,21 @@ class Nft:
         return codes
 
 
-def _rates(elements: Iterable[Element]) -> frozenset[str]:
-    return frozenset(rate for element in elements if (rate := rate_of(element.set)))
+def _rates(elements: Iterable[Element]) -> dict[str, set[Element]]:
+    """The chains of rates that elements need, each with these elements."""
+    found: dict[str, set[Element]] = {}
+    for element in elements:
+        for name in limiting(element):
+            found.setdefault(name, set()).add(element)
+    return found
+
+
+def _chain_of(rule: bytes) -> str:
+    return _text(nl.attributes(rule).get(_RULE_CHAIN, b""))
+
+
+def _text(packed: bytes) -> str:
+    return packed.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def remove_tables() -> bool:

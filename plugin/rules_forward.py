@@ -12,7 +12,7 @@ _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-ne
 _NAMED = "tcp, udp, sctp, gre, esp, ah, icmp, ipv6-icmp"
 
 
-def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -> str:
+def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
     """`log`: the statement that tells of a drop. `no_in`, `no_out`: but for bridges that are left alone by name."""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
@@ -132,27 +132,37 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 
 {lookups.peer_chains(6, "from", "goto permit")}
 {lookups.peer_chains(4, "from", "goto permit")}
-	# Accepted, but a source may open just so many flows in a time. Another rate is another chain.
 	chain permit {{
-		meta nfproto @rating jump rated
 		accept
 	}}
 
-	chain rated {{
-{lookups.limited(6)}
-{lookups.limited(4)}
+	# Accepted, but a source may open just so many flows in a time. This is reached by a chain that is there only while
+	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
+	chain rating {{
+		ct state related accept
+		ct state established goto remembering
+		iifname . oifname @same_bridge accept
+		meta nfproto ipv6 goto rated6
+		goto rated4
 	}}
 
-	chain limited6 {{
+	# Which sources have completed a handshake.
+	chain remembering {{
+		meta l4proto != tcp accept
+		ct direction reply accept
+		ct status & assured == 0x0 accept
+		ip6 daddr @remembering6 goto rated6
+		ip daddr @remembering4 goto rated4
 	}}
 
-	chain limited4 {{
+	chain rated6 {{
+{lookups.rated(6)}
 	}}
 
-	chain limited_host {{
+	chain rated4 {{
+{lookups.rated(4)}
 	}}
 
-{rate_chains}
 	# On a network where not everybody may begin everything, nobody may who is not known to. Our bit of the mark says
 	# that a rule was found.
 	chain confined {{

@@ -29,7 +29,6 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
-		ct state new meta nfproto . meta l4proto . th dport @rated_host jump limited_host
 		ct state new meta nfproto != @watched jump unwatched
 {unknown}	}}
 
@@ -79,8 +78,29 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain permit_host {{
-		meta nfproto . meta l4proto . th dport @rated_host jump limited_host
 		accept
+	}}
+
+	# As `rating` is for what is forwarded.
+	chain rating_host {{
+		iifname "lo" accept
+		ct state related accept
+		ct state established goto remembering_host
+		iifname . meta l4proto . th dport @neighbour accept
+		goto rated_host
+	}}
+
+	chain remembering_host {{
+		meta l4proto != tcp accept
+		ct direction reply accept
+		ct status & assured == 0x0 accept
+		goto rated_host
+	}}
+
+	chain rated_host {{
+		meta nfproto . meta l4proto . th dport vmap @rated_host
+		ip daddr . meta l4proto . th dport vmap @rated_host4
+		ip6 daddr . meta l4proto . th dport vmap @rated_host6
 	}}
 
 	# Nobody tells when the container goes whose port it is, however docker-proxy is known.

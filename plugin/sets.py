@@ -6,6 +6,7 @@ thousand.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ _ANY = ("meta nfproto", "meta l4proto", "th dport")
 #: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
 #: 1.0.6 has no name for it, and a newer one lists `@th,64,128` by its name, which the set's type then is not.
 TARGET = "@nh,384,128"
+#: Data of a map whose elements name the chain to jump to.
+VERDICT = ("verdict",)
 #: The length of a prefix, in front of it.
 _NET = ("th sport",)
 #: Lengths of banned prefixes: each packet pays for each of them, so others are cut or widened into these.
@@ -46,8 +49,9 @@ class SetSpec(NamedTuple):
     """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
 
     `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each may last for a time of its own.
-    `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last.
-    `bridge`: it is of the table that frames within a bridge go through.
+    `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last, and
+    `size` how many there may be (0: as many as the kernel takes then, 65,535). `bridge`: it is of the table that frames
+    within a bridge go through.
     """
 
     key: tuple[str, ...]
@@ -57,6 +61,7 @@ class SetSpec(NamedTuple):
     timed: bool = False
     counted: bool = False
     meter: int = 0
+    size: int = 65535
     bridge: bool = False
 
 
@@ -75,8 +80,10 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"gate{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
         f"from{v}": SetSpec((*to, *_NET, source), comment="from which prefix, its length before it"),
         f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="blocks of ports: from which prefix"),
-        f"rated{v}": SetSpec(to, comment="ports to which a source may open so many flows in a time"),
-        f"rated{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
+        f"rated{v}": SetSpec(to, VERDICT, "ports to which a source may open only so many flows in a time"),
+        f"rated{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports"),
+        f"rated_host{v}": SetSpec(to, VERDICT, "published ports of the host, on one address, that have a rate"),
+        f"remembering{v}": SetSpec((target,), comment="addresses with a rate for which sources are remembered longer"),
         f"free{v}": SetSpec(("iifname", source), comment="who may begin everything, on a network where not all may"),
         f"out{v}": SetSpec(by, comment="what a confined container may begin, to everybody"),
         f"out{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
@@ -129,13 +136,12 @@ SETS: dict[str, SetSpec] = {
     "watched": SetSpec(("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True),
     "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach"),
     "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach"),
-    "rated_host": SetSpec(_ANY, comment="published ports to which a source may open so many flows in a time"),
+    "rated_host": SetSpec(_ANY, VERDICT, "published ports to which a source may open only so many flows in a time"),
     "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
     "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
     "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
     "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
     "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
-    "rating": SetSpec(("meta nfproto",), comment="families in which ports have a rate"),
     "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
     "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
     "shut": SetSpec(("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True),
@@ -187,17 +193,30 @@ class Change:
         return bool(self.remove or self.add)
 
 
-#: Sets that there are for each rate in use: count, unit and burst stand in the name, behind one of these.
-RATED = ("rated4", "rated4_blocks", "rated6", "rated6_blocks", "rated_host")
+#: Maps from ports that have a rate to the chain that limits them, which is there only while an element leads to it.
+RATED = frozenset(name for name, spec in SETS.items() if spec.data == VERDICT)
+#: The chain for a port whose rate found no room in the table.
+DENIED = "deny"
+#: Chains that send packets through these maps, while there are elements: forwarded, and to the host.
+RATING, RATING_HOST = "rates", "rates_host"
 
 
-def rate_name(rate: Rate) -> str:
-    return f"{rate.count}_{rate.unit}_{rate.burst}"
+def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bool = False) -> str:
+    """The chain that applies these rates to ports of a container with the address `where`, or to its host ports.
+
+    Its name says all that it does. Each container's is its own, so that no source counts for two.
+    """
+    names = sorted(f"{rate.count}_{rate.unit}_{rate.burst}" for rate in rates)
+    return "__".join((f"limit{'_host' if host else ''}{version}", str(where).replace(":", "-"), *dict.fromkeys(names)))
 
 
-def rate_of(name: str) -> str | None:
-    """The rate that a set is about, as its name has it; None for a set that is always there."""
-    return name.partition("__")[2] or None
+def limiting(element: Element) -> tuple[str, ...]:
+    """The chains that this element needs and that are not always there."""
+    if element.set not in RATED:
+        return ()
+    base = RATING_HOST if element.set.startswith("rated_host") else RATING
+    chain = str(element.data[0])
+    return (base,) if chain == DENIED else (base, chain)
 
 
 def spec_of(name: str) -> SetSpec:

@@ -16,7 +16,8 @@ from plugin.inventory import Inventory, Owner
 from plugin.lease import Lease
 from plugin.model import Override, Prefix
 from plugin.nft import Nft, NftError
-from plugin.sets import SETS, Change, Element
+from plugin.quota import FULL
+from plugin.sets import RATED, SETS, Change, Element
 from plugin.state import State
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,12 @@ class Writer:
         #: Whose elements are not computed anew yet since somebody whom their rules speak of came or went; True: some
         #: were removed, so that flows may stand that would not begin any more.
         self.behind: dict[Owner, bool] = {}
-        #: Rules of which it was told that they are too much.
+        #: What was said of rules that are too much, and of rates that found no room.
         self._told: dict[Owner, tuple[str, ...]] = {}
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
+        self._known.quota.keep(self._nft.limits())
         self._known.introduce(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
         self.behind.clear()
@@ -141,7 +143,7 @@ class Writer:
     def _caught_up(self, owners: Iterable[Owner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
-            now = tuple(self._known.too_many(owner))
+            now = (*self._known.too_many(owner), *([FULL] if self._known.quota.refused(owner) else ()))
             if now != self._told.get(owner, ()):
                 for sentence in now:
                     log.error("%s: %s", self._known.called(owner), sentence)
@@ -157,7 +159,9 @@ class Writer:
     def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
         """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
-            owner: elements & self.books.of(owner) | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            owner: elements & self.books.of(owner)
+            | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            | {e for e in self.books.of(owner) if e.set in RATED}
             for owner, elements in new.items()
         }
         try:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from plugin.model import FwError
 from plugin.nft import NftError
-from plugin.sets import Change, Element
+from plugin.sets import Change, Element, limiting
 from plugin.state import State
 
 
@@ -40,6 +40,9 @@ class Kernel:
     def dump(self, name: str) -> list[bytes]:
         """Nothing is held."""
         return []
+
+    def limits(self) -> frozenset[str]:
+        return frozenset(chain for element in self.table or () for chain in limiting(element)[1:])
 
     def intact(self) -> bool:
         return self.table is not None

@@ -33,6 +33,9 @@ class Kernel:
         self.timed: dict[Element, int] = {}
         self.refuses = 0
 
+    def limits(self) -> frozenset[str]:
+        return frozenset()
+
     def replace(
         self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), **_: object
     ) -> None:
