@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from plugin.sets import Change, Element
 
 #: Sets whose elements let something pass; of "free…" and "confined" see `narrower`.
-_OPENING = ("allow", "other", "from", "via", "dnat", "served", "out", "to", "free")
+_OPENING = ("allow", "other", "from", "via", "dnat", "served", "listening", "out", "to", "free")
 #: Sets whose elements only close.
-_CLOSING = ("confined", "proxied", "rated", "rating")
+_CLOSING = ("confined", "proxied", "holding", "rated", "rating")
 
 
 class Books:

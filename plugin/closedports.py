@@ -7,6 +7,7 @@ API answers. So a container that stops keeps its ports in mind until it is remov
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 from plugin import conntrack
@@ -53,4 +54,4 @@ class ClosedPorts:
     def _keep(self, closed: dict[str, tuple[Published, ...]]) -> None:
         if closed != self._closed:
             self._closed = closed
-            self._state.remember_proxied(closed)
+            self._state.remember(lambda state: replace(state, proxied=closed))

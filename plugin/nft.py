@@ -25,7 +25,7 @@ from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
 from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
-from plugin.table import TRY_BRIDGE, TRY_OWNED, rates_added, replace, skeleton
+from plugin.table import TRY_BRIDGE, TRY_HOLD, TRY_OWNED, rates_added, replace, skeleton
 
 _SUBSYS = 10 << 8
 _GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
@@ -67,6 +67,8 @@ class Nft:
         self.owned = True
         #: The kernel has tables for frames within a bridge: a port of ours is bound to its container's addresses.
         self.binds = True
+        #: The kernel tells whether a socket listens where a packet goes: a fresh one is held.
+        self.holds = True
         #: Rates that have their sets and rules in the table.
         self._rates: frozenset[str] = frozenset()
 
@@ -85,14 +87,15 @@ class Nft:
             if not self._print:
                 self.owned = self._can(TRY_OWNED, "the tables cannot be owned here, they are watched")
                 self.binds = self._can(TRY_BRIDGE, "containers of one network may take each other's addresses")
+                self.holds = self._can(TRY_HOLD, "what begins to listen cannot be held until it is known whose it is")
                 tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
             elements = [e for e in elements if self.binds or not spec_of(e.set).bridge]
             for attempt, (cgroups, logs) in enumerate(tries, 1):
                 words = () if gone else elements
                 lasting: Mapping[Element, int] = {} if gone else timed
                 text = replace(
-                    self._mark, words, owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs, timed=lasting,
-                    rates=_rates(elements),
+                    self._mark, words, owned=self.owned, binds=self.binds, holds=self.holds, cgroups=cgroups,
+                    logs=logs, timed=lasting, rates=_rates(elements),
                 )  # fmt: skip
                 try:
                     self._run(text)
@@ -185,8 +188,8 @@ class Nft:
         """The rules: as text, and as the kernel told them when they had been put there."""
         with self._lock:
             text = skeleton(
-                self._mark, owned=self.owned, binds=self.binds, cgroups=self.tells_cgroups, logs=self.logs,
-                rates=self._rates,
+                self._mark, owned=self.owned, binds=self.binds, holds=self.holds, cgroups=self.tells_cgroups,
+                logs=self.logs, rates=self._rates,
             )  # fmt: skip
             return text, self._print[2 * len(self._families) :]
 
