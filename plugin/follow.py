@@ -78,6 +78,8 @@ class Follower:
         self._started: dict[str, None] = {}
         #: Something may have come in while nobody followed Docker.
         self._missed = True
+        #: Bridges of which the log says that they are not left alone any more.
+        self._told_unsure: frozenset[str] = frozenset()
         #: When everything was looked at last.
         self._looked = 0.0
         #: docker_gwbridge's ID, if there is one.
@@ -218,11 +220,18 @@ class Follower:
                 self._look()
             except ApiSilent as silent:
                 log.debug("%s", silent)
+                self._tell_unsure()
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
             if self._owing() or (self.listening and self._guard.unsure()):
                 next_all = min(next_all, time.monotonic() + UNSURE)
+
+    def _tell_unsure(self) -> None:
+        if (unsure := self._bridges.unsure()) and unsure != self._told_unsure:
+            self._told_unsure = unsure
+            why = "Docker made a network, which may be on a bridge that was left alone"
+            log.warning("%s; closed until Docker's API answers: %s", why, ", ".join(sorted(unsure)))
 
     def _owing(self) -> bool:
         """True while the disk does not take what is known: tried again each time."""
@@ -253,6 +262,7 @@ class Follower:
         asked, moment, then = self._bridges.now(), self._guard.now(), self._proxies.now()
         bridges, complete = self._api.bridges()
         self._bridges.told(bridges, asked, complete=complete)
+        self._told_unsure = frozenset()
         self._note()
         look = self._api.look()
         self._proxies.judge(look, then)
