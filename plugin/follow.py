@@ -152,6 +152,7 @@ class Follower:
                 self._want(started=event.id)
             case "container create":
                 self._proxies.created(event.id)
+                self._sighted()  # its port may have been a program's of the host until now
                 self._api.created(event.id)
             case "container rename":
                 self.wake()
