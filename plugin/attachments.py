@@ -1,17 +1,30 @@
-"""What the attachments of containers say (`driver_opts`), which Docker tells of one container at a time. Thread-safe.
+"""What Docker tells of one container at a time: what its attachments say (`driver_opts`), which ports it asks for.
 
 A container that is starting cannot be inspected: Docker holds its lock. So it is asked when it has been created, and
-once each time it has started.
+once each time it has started; one that does not run when docker-fw comes, with the first look. Thread-safe.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import docker
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+
+from plugin import listing
+from plugin.asked import Asked, asked
+from plugin.listing import LIES
 
 #: By network, by name.
 Options = Mapping[str, Mapping[str, Any]]
+#: Containers that do not run that are asked for at one look.
+MOST = 200
+log = logging.getLogger(__name__)
 
 
 class Attachments:
@@ -40,3 +53,57 @@ class Attachments:
         """Only these containers exist."""
         with self._lock:
             self._known = {k: v for k, v in self._known.items() if k in existing}
+
+
+class Inspections(Attachments):
+    """`client` is Docker's API with the time-out of an inspection. None of these waits for a hook, nor a hook for it.
+
+    `asks` takes what a container asks for; `lacks` tells of which of these containers that is not known.
+    """
+
+    def __init__(self, client: Callable[[], docker.APIClient]) -> None:
+        super().__init__()
+        self._client = client
+        self._threads = ThreadPoolExecutor(8, "inspection")
+        self.asks: Callable[[str, tuple[Asked, ...]], None] = lambda *_: None
+        self.lacks: Callable[[Iterable[str]], list[str]] = lambda _: []
+
+    def created(self, container_id: str) -> None:
+        """Before it starts. Waits for no answer: it may be starting now."""
+        self._threads.submit(self.ask, container_id)
+
+    def all(self, listed: Collection[Mapping[str, Any]]) -> list[Options | None]:
+        """Of each of these running containers what its attachments say; None where Docker does not tell."""
+        return list(self._threads.map(self.options, listed))
+
+    def idle(self, containers: Iterable[str]) -> None:
+        """Asks what these ask for that do not run."""
+        list(self._threads.map(self.ask, self.lacks(containers)[:MOST]))
+
+    def options(self, listed: Mapping[str, Any]) -> Options | None:
+        """By network, a running container's `driver_opts`, which no list tells; asked for once each time it starts.
+
+        None if Docker does not tell: one container that hangs must not hold up the others.
+        """
+        container_id = str(listed["Id"])
+        try:
+            places = listing.places(listed)
+        except LIES as error:
+            log.error("container %s is listed in a way that is not understood: %s", container_id[:12], error)
+            return None
+        if not self.fits(container_id, places) and not self.ask(container_id, places):
+            return None
+        return self.of(container_id)
+
+    def ask(self, container_id: str, places: tuple[str, ...] = ()) -> bool:
+        try:
+            inspected = self._client().inspect_container(container_id)
+            self.put(container_id, places, listing.driver_options(inspected))
+        except (DockerException, RequestException, OSError, *LIES) as error:
+            log.debug("container %s: %s", container_id[:12], error)
+            return False
+        try:
+            self.asks(container_id, asked(inspected))
+        except LIES as error:
+            log.error("container %s asks for ports that docker-fw does not understand: %s", container_id[:12], error)
+        return True

@@ -12,9 +12,9 @@ from plugin.model import Address
 from plugin.sets import Change, Element
 
 #: Sets whose elements let something pass; of "free…" and "confined" see `narrower`.
-_OPENING = ("allow", "other", "from", "via", "dnat", "served", "out", "to", "free")
+_OPENING = ("allow", "other", "from", "via", "dnat", "served", "listening", "out", "to", "free")
 #: Sets whose elements only close.
-_CLOSING = ("confined", "proxied", "rated", "remembering")
+_CLOSING = ("confined", "proxied", "holding", "rated", "remembering")
 #: Sets whose elements let something pass, or lead to somebody: they go before anything is computed.
 _FIRST = (*_OPENING, "publish", "self", "neighbour")
 #: Sets whose elements name the other end, its prefix's length before it.

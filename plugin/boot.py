@@ -72,7 +72,7 @@ def nft_text(mark: int, dockers: Collection[str], foreign: Collection[str], clos
     elements = (*_elements(dockers, foreign), *map(proxied_element, closed))
     names = ", ".join(f'"{name}"' for name in sorted(foreign))
     others = f" fib saddr oifname != {{ {names} }}" if foreign else ""
-    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, binds=False, foreign=foreign)}
+    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, binds=False, holds=False, foreign=foreign)}
 # Networks that Docker got after this was made: where the way to the destination is by the link that the packet came
 # from, it stays within one bridge; and nobody else begins a flow in a container's name.
 insert rule inet {TABLE} inbound fib daddr . iif oif exists accept

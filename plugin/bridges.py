@@ -7,6 +7,7 @@ only of bridges that had been there for a while.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -21,8 +22,6 @@ from plugin.sets import Element
 DOCKERS = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
 #: Seconds that a bridge must have been there before Docker's list is believed not to know it (yet).
 SETTLE = 2.0
-#: Seconds after which a bridge is not doubted any more because Docker just made a network.
-OLD = 60.0
 
 
 class Bridges:
@@ -46,6 +45,9 @@ class Bridges:
         self._told: frozenset[str] | None = None
         self._claimed: set[int] = set()
         self._foreign: set[int] = set()
+        #: When it was doubted last whose they are.
+        self._doubted = -math.inf
+        self._unsure: set[int] = set()
 
     def see(self, links: Iterable[Link]) -> None:
         """These are the host's links now."""
@@ -55,7 +57,7 @@ class Bridges:
             # A remembered one has been foreign for long, as far as Docker does not claim it now.
             old = self._remembered if self._told is None else frozenset()
             self._seen = {
-                index: (link, self._seen[index][1] if index in self._seen else now - OLD * (link.name in old))
+                index: (link, self._seen[index][1] if index in self._seen else now - SETTLE * (link.name in old))
                 for index, link in there.items()
             }
             self._claim()
@@ -63,19 +65,27 @@ class Bridges:
     def told(self, dockers: frozenset[str], asked: float, *, complete: bool = True) -> None:
         """Docker has listed the bridges of its networks; it was asked at this moment (of the clock).
 
-        Not `complete`: there was something in its list that docker-fw does not understand, so nobody gets exempt by it.
+        An answer that was asked for before a doubt frees none. Nor does one that is not `complete`: there was something
+        in it that docker-fw does not understand.
         """
         with self._lock:
             self._told = dockers
-            if complete:
+            if complete and asked >= self._doubted:
+                self._unsure = set()
                 self._foreign |= {index for index, (_, since) in self._seen.items() if asked - since >= SETTLE}
             self._claim()
 
     def doubt(self) -> None:
-        """Docker has made a network: a bridge that came lately may be its."""
+        """Docker has made a network: any bridge may be its, one that came lately or one that was there."""
         with self._lock:
-            now = self.now()
-            self._foreign -= {index for index, (_, since) in self._seen.items() if now - since < OLD}
+            self._unsure |= self._foreign
+            self._foreign = set()
+            self._doubted = self.now()
+
+    def unsure(self) -> frozenset[str]:
+        """The names of bridges that were left alone, and are not until Docker has been asked."""
+        with self._lock:
+            return self._names((self._unsure & self._seen.keys()) - self._exempt())
 
     def waiting(self) -> bool:
         """True while a bridge is guarded that Docker has not claimed: ask Docker again in SETTLE seconds."""

@@ -5,26 +5,25 @@ Only where control groups are of version 2 throughout: elsewhere containers may 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from plugin.inventory import Noted, Owner
-from plugin.sets import Element
-
-#: systemd's unit of Docker's packages, and of the snap.
-SERVICES = ("system.slice/docker.service", "system.slice/snap.docker.dockerd.service")
+from plugin.sets import AF, Element
 
 
-def dockerd(root: str) -> frozenset[int]:
+def dockerd(root: str, groups: Iterable[str]) -> frozenset[int]:
     """The control group's number in the kernel: its directory's inode. Empty if it is not to be found.
 
-    `root` is the host's /sys/fs/cgroup. systemd makes the directory anew with each start of dockerd.
+    `root` is the host's /sys/fs/cgroup; `groups` are the paths below it where dockerd may be. systemd makes the
+    directory anew with each start of dockerd.
     """
     if not (Path(root) / "cgroup.controllers").exists():
         return frozenset()
     found = set()
-    for service in SERVICES:
+    for group in groups:
         try:
-            found.add((Path(root) / service).stat().st_ino)
+            found.add((Path(root) / group).stat().st_ino)
         except OSError:
             continue
     return frozenset(found)
@@ -36,6 +35,9 @@ def shared(root: str) -> bool:
     return mine != "/" and (Path(root) / mine[1:]).is_dir()
 
 
-def proxies(root: str) -> dict[Owner, Noted]:
-    """What the table needs to know of it."""
-    return {"proxies": Noted(frozenset(Element("proxies", (number,)) for number in dockerd(root)))}
+def proxies(root: str, groups: Iterable[str]) -> dict[Owner, Noted]:
+    """What the table needs to know of it. Where it is not known, whatever begins to listen is held."""
+    known = frozenset(Element("proxies", (number,)) for number in dockerd(root, groups))
+    if not known or not shared(root):
+        known |= {Element("holding", (family,)) for family in AF.values()}
+    return {"proxies": Noted(known)}

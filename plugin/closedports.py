@@ -7,6 +7,7 @@ API answers. So a container that stops keeps its ports in mind until it is remov
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from plugin import conntrack
@@ -54,7 +55,7 @@ class ClosedPorts:
     def _keep(self, closed: dict[str, tuple[Published, ...]]) -> None:
         if closed != self._closed:
             self._closed = closed
-            self._state.remember_proxied(closed)
+            self._state.remember(lambda state: replace(state, proxied=closed))
 
 
 class Judged:

@@ -20,9 +20,11 @@ from plugin.bridges import Bridges
 from plugin.cgroup import proxies
 from plugin.guard import KEPT
 from plugin.inventory import CONFINED, Inventory, Noted, Owner, confined
+from plugin.listeners import Listeners
 from plugin.model import FwError
 from plugin.nft import Nft
-from plugin.ruleset import dockerd_elements, proxied_element
+from plugin.proxyports import before, own_ports
+from plugin.ruleset import proxied_element
 from plugin.settings import Settings
 from plugin.state import State
 from plugin.store import Store
@@ -71,7 +73,8 @@ def close(nft: Nft, settings: Settings) -> None:
         uplinks = _uplinks(settings)
     bridges = Bridges(uplinks, state.foreign)
     bridges.see(hostlinks.links().values())
-    noted = {"links": bridges.noted(), CONFINED: confined(state.confined), **closing(state, settings)}
+    listeners = before(state, settings.sysctl, None)
+    noted = {"links": bridges.noted(), CONFINED: confined(state.confined), **closing(state, settings, listeners)}
     inventory = Inventory(settings.defaults, state, noted)
     elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
     lasting, timed = ban_elements(state.bans, time.time())
@@ -85,8 +88,15 @@ def _uplinks(settings: Settings) -> Callable[[], set[str]]:
     return Links(Sysctl(settings.sysctl)).default_route_links
 
 
-def closing(state: State, settings: Settings) -> dict[Owner, Noted]:
-    """What closes the host's own ports: Docker's, and those on which docker-proxy listened when we last ran."""
+def closing(state: State, settings: Settings, listeners: Listeners) -> dict[Owner, Noted]:
+    """What closes the host's own ports: Docker's, those on which docker-proxy listened when we last ran or may now."""
     kept = (proxied_element(port) for ports in state.proxied.values() for port in ports)
-    daemon = dockerd_elements(settings.dockerd_ports)
-    return {KEPT: Noted(frozenset(kept)), "dockerd": Noted(frozenset(daemon)), **proxies(settings.cgroup)}
+    daemon = own_ports(settings.dockerd_ports, [each for ports in state.asked.values() for each in ports])
+    known = {
+        KEPT: Noted(frozenset(kept)), "dockerd": Noted(daemon), **proxies(settings.cgroup, settings.dockerd_cgroup),
+    }  # fmt: skip
+    try:
+        known["listening"] = Noted(listeners.poll())
+    except OSError as error:
+        log.error("could not see who listens on the host's ports: %s", error)
+    return known

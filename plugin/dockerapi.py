@@ -27,7 +27,7 @@ from docker.errors import APIError, DockerException, NotFound
 from requests.exceptions import RequestException
 
 from plugin import labelled, listing
-from plugin.attachments import Attachments, Options
+from plugin.attachments import Inspections
 from plugin.effect import Engine
 from plugin.engines import noted
 from plugin.labelled import Labelled
@@ -66,11 +66,11 @@ class DockerApi:
         self._images: dict[str, Mapping[str, str]] = {}
         #: By network ID, what compose's file calls it.
         self._keys: Mapping[str, str] = {}
-        self._attachments = Attachments()
         self._answering = True
         # Hooks ask in threads of these: a socket's time-out is for each read, and an answer may come in drops. None
         # of these inspects: an inspection waits for a start, which waits for a hook.
-        self._hooks, self._inspections = ThreadPoolExecutor(16, "look-up"), ThreadPoolExecutor(8, "inspection")
+        self._hooks = ThreadPoolExecutor(16, "look-up")
+        self.inspections = Inspections(lambda: self._client(INSPECT_TIMEOUT))
 
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
         """The container behind an endpoint that is just being joined; None if Docker does not know it (yet).
@@ -122,7 +122,8 @@ class DockerApi:
             told = listing.many(client.containers(all=True))
             everybody = [each for each in told if _read(listing.identity, each)]
             there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
-            for listed, options in zip(there, self._inspections.map(self._options, there), strict=True):
+            self.inspections.idle(idle := listing.idle(everybody))
+            for listed, options in zip(there, self.inspections.all(there), strict=True):
                 try:
                     who, why = self._labelled(client, listed), listing.apart(listed)
                 except (APIError, *LIES) as error:
@@ -147,12 +148,13 @@ class DockerApi:
                         endpoints.setdefault(place.id, place)
         self._answering = True
         existing = frozenset(listed["Id"] for listed in everybody)
-        self._attachments.retain(existing)
+        self.inspections.retain(existing)
         names = labelled.known_names(listed_networks)
         whole, on = len(everybody) == len(told), tuple(endpoints.values())
         # Docker has always some of its own (`host`, `none`): an empty list says nothing.
         known = frozenset(keys) if keys and len(listed_networks) == len(all_networks) else None
-        return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole, known)
+        ports = listing.all_published(everybody)
+        return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole, known, idle, ports)
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
         """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent.
@@ -166,9 +168,9 @@ class DockerApi:
             network = listing.network(inspected)
             listed = client.containers(all=True, filters={"id": container_id}) if network else []
             if network and listed:
-                options = self._attachments.get(container_id, network.name)
-                if options is None and listed[0].get("State") == "running" and self._inspect(container_id, ()):
-                    options = self._attachments.get(container_id, network.name)
+                options = self.inspections.get(container_id, network.name)
+                if options is None and listed[0].get("State") == "running" and self.inspections.ask(container_id):
+                    options = self.inspections.get(container_id, network.name)
                 who = self._labelled(client, listed[0])
                 endpoint = listing.attached(inspected, who, options or {})
                 return (network, endpoint, options is not None) if endpoint else None
@@ -181,35 +183,14 @@ class DockerApi:
             listed = client.containers(filters={"id": container_id})
             if not listed:
                 return []
-            who, options = self._labelled(client, listed[0]), self._options(listed[0])
+            who, options = self._labelled(client, listed[0]), self.inspections.options(listed[0])
             if options is None:
                 raise ApiSilent(f"Docker did not tell of the attachments of {who.name}")
             return listing.endpoints(listed[0], who, self._keys, options)
 
     def created(self, container_id: str) -> None:
-        """Asks what a container's attachments say, before it starts. Waits for no answer: it may be starting now."""
-        self._inspections.submit(self._inspect, container_id, ())
-
-    def _options(self, listed: Mapping[str, Any]) -> Options | None:
-        """By network, a running container's `driver_opts`, which no list tells; asked for once each time it starts.
-
-        None if Docker does not tell: one container that hangs must not hold up the others.
-        """
-        container_id, places = str(listed["Id"]), _read(listing.places, listed)
-        if places is None:
-            return None
-        if not self._attachments.fits(container_id, places) and not self._inspect(container_id, places):
-            return None
-        return self._attachments.of(container_id)
-
-    def _inspect(self, container_id: str, places: tuple[str, ...]) -> bool:
-        try:
-            inspected = self._client(INSPECT_TIMEOUT).inspect_container(container_id)
-            self._attachments.put(container_id, places, listing.driver_options(inspected))
-            return True
-        except (DockerException, RequestException, OSError, *LIES) as error:
-            log.debug("container %s: %s", container_id[:12], error)
-            return False
+        """Asks what a container's attachments say and which ports it wants, before it starts. Waits for no answer."""
+        self.inspections.created(container_id)
 
     def events(self) -> Iterator[listing.Event]:
         """What happens; ends when the stream ends. Raises ApiSilent.

@@ -25,6 +25,6 @@ def file(
 ) -> str:  # fmt: skip
     """`foreign`: names of bridges that are left alone; their indices are not the same after a boot."""
     kept = [*WATCHED, *(element for element in elements if element.set != "foreign")]
-    text = document(mark, kept, cgroups=False, logs=logs, binds=binds, foreign=foreign, timed=timed)
+    text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, foreign=foreign, timed=timed)
     gone = away("inet") + (away("bridge") if binds else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

@@ -18,11 +18,11 @@ from plugin.bridges import SETTLE, Bridges
 from plugin.dockerapi import ApiSilent
 from plugin.guard import Guard
 from plugin.lease import EVERY
-from plugin.listeners import Listeners
 from plugin.listing import Event
 from plugin.look import Look
-from plugin.model import Endpoint, FwError, Guarded, Network, Published
+from plugin.model import Endpoint, FwError, Guarded, Network
 from plugin.ours import Ours
+from plugin.proxyports import ProxyPorts
 from plugin.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Follower:
     """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint or a network of the
     driver's.
 
-    `blind`: docker-proxy is not known by its control group.
+    `sighted` puts what is known of docker-proxy, and of who else listens on the host, into the table.
     """
 
     def __init__(
@@ -58,29 +58,30 @@ class Follower:
         reconciler: Reconciler,
         guard: Guard,
         bridges: Bridges,
-        listeners: Listeners,
+        proxies: ProxyPorts,
         note: Callable[[], None],
         forget: Callable[[Endpoint | Network], None] = lambda _: None,
-        blind: Callable[[], bool] = lambda: True,
+        sighted: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._state = reconciler
         self._guard = guard
         self._bridges = bridges
-        self._listeners = listeners
+        self._proxies = proxies
         self._note = note
         self._ours = Ours(reconciler, forget)
-        self._blind = blind
+        self._sighted = sighted
         self._stop = threading.Event()
         self._wanted = threading.Condition()
         self._all = False
         self._places: dict[tuple[str, str], None] = {}
         self._started: dict[str, None] = {}
-        #: Containers that are starting: what is published for them is not known yet.
-        self._starting: set[str] = set()
-        self._suspecting = threading.Lock()
         #: Something may have come in while nobody followed Docker.
         self._missed = True
+        #: Bridges of which the log says that they are not left alone any more.
+        self._told_unsure: frozenset[str] = frozenset()
+        #: When everything was looked at last.
+        self._looked = 0.0
         #: docker_gwbridge's ID, if there is one.
         self._gwbridge = ""
         #: Since when something that Docker told is in hand; 0: nothing is.
@@ -99,6 +100,11 @@ class Follower:
         with self._wanted:
             self._all = True
             self._wanted.notify_all()
+
+    def hurry(self) -> None:
+        """Looks soon if something listens on the host of which it is not known whose it is. To be called often."""
+        if self.listening and self._proxies.waiting() and time.monotonic() - self._looked > UNSURE:
+            self.wake()
 
     # --- what Docker tells ----------------------------------------------------------------------------------------
 
@@ -138,13 +144,15 @@ class Follower:
                 self.wake()
             case "container die":
                 self._guard.leaves("", event.id)
-                self._settled({event.id})
             case "container destroy":
                 self._guard.forget(event.id)
+                self._proxies.forget(event.id)
             case "container start":
                 self._guard.returns("", event.id)
                 self._want(started=event.id)
             case "container create":
+                self._proxies.created(event.id)
+                self._sighted()  # its port may have been a program's of the host until now
                 self._api.created(event.id)
             case "container rename":
                 self.wake()
@@ -155,45 +163,20 @@ class Follower:
         match event.what:
             case "network connect" if event.kind in ("bridge", ""):
                 self._guard.returns(event.id, event.container)
-                self._begins(event.container)
                 self._want(place=(event.id, event.container))
             case "network connect" if event.kind == "overlay":
                 # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
-                self._begins(event.container)
                 self.wake()
             case "network connect":
                 self._want()
             case "network disconnect":
                 self._guard.leaves(event.id, event.container)
-                if event.container not in self._guard.starting():
-                    self._settled({event.container})
             case "network create":
                 self._bridges.doubt()
                 self._note()
                 self.wake()
             case "network destroy":
                 self._guard.network_gone(event.id)
-
-    def _begins(self, container_id: str) -> None:
-        with self._suspecting:
-            self._starting.add(container_id)
-            self._guard.suspect(self.fresh())
-
-    def _settled(self, containers: set[str]) -> None:
-        """What these containers publish is known, or they have gone."""
-        with self._suspecting:
-            if self._starting:
-                self._starting -= containers
-                if not self._starting:
-                    self._guard.suspect(())
-
-    def fresh(self) -> set[Published]:
-        """Ports that somebody began to listen on just now, if that matters. To be called about every second."""
-        try:
-            return self._listeners.fresh() if self._blind() else set()
-        except OSError as error:
-            log.error("could not see who listens on the host's ports: %s", error)
-            return set()
 
     def _want(self, place: tuple[str, str] | None = None, started: str = "") -> None:
         with self._wanted:
@@ -238,11 +221,18 @@ class Follower:
                 self._look()
             except ApiSilent as silent:
                 log.debug("%s", silent)
+                self._tell_unsure()
                 next_all = time.monotonic() + RETRY if self.listening else next_all
             if self._bridges.waiting():
                 next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
             if self._owing() or (self.listening and self._guard.unsure()):
                 next_all = min(next_all, time.monotonic() + UNSURE)
+
+    def _tell_unsure(self) -> None:
+        if (unsure := self._bridges.unsure()) and unsure != self._told_unsure:
+            self._told_unsure = unsure
+            why = "Docker made a network, which may be on a bridge that was left alone"
+            log.warning("%s; closed until Docker's API answers: %s", why, ", ".join(sorted(unsure)))
 
     def _owing(self) -> bool:
         """True while the disk does not take what is known: tried again each time."""
@@ -265,16 +255,19 @@ class Follower:
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
                     place = dataclasses.replace(found[1], published=running[0].published)
                     took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
-                self._settled({container_id})
         if not all(took):
             self.wake()  # it was too old when it came
 
     def _look(self) -> None:
-        asked, moment, starting = self._bridges.now(), self._guard.now(), set(self._starting)
+        self._looked = time.monotonic()
+        asked, moment, then = self._bridges.now(), self._guard.now(), self._proxies.now()
         bridges, complete = self._api.bridges()
         self._bridges.told(bridges, asked, complete=complete)
+        self._told_unsure = frozenset()
         self._note()
         look = self._api.look()
+        self._proxies.judge(look, then)
+        self._sighted()
         self._state.know_networks(look.names)
         existing = look.existing
         if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
@@ -287,7 +280,6 @@ class Follower:
             self._missed = False
             self._guard.cut_closed()
         self.apart = look.apart
-        self._settled(starting - self._guard.starting())
         self._ours.learn(look.containers)
         self._ours.bury(look.containers, look.known)
         driver = {network.bridge for network in list(self._state.networks.values())}

@@ -21,7 +21,6 @@ from plugin.inventory import Noted, Owner, Place
 from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Published
 from plugin.overrides import without
 from plugin.reconcile import Reconciler
-from plugin.ruleset import proxied_element
 
 #: Under this name stand the closed published ports of the last run, until Docker has listed today's.
 KEPT: Owner = "kept"
@@ -70,10 +69,6 @@ class Guard:
     def unsure(self) -> bool:
         """True while there is somebody of whom not all is known."""
         return not all(guest.sure for guest in self.guests)
-
-    def starting(self) -> set[str]:
-        """The IDs of containers that have been connected and are not listed as running yet."""
-        return {guest.container_id for guest in self.guests if not guest.listed}
 
     def now(self) -> int:
         """A moment, to be taken before Docker is asked and given with its answer."""
@@ -128,12 +123,6 @@ class Guard:
             if doubted:
                 self._close_first(doubted)
                 self._apply()
-
-    def suspect(self, ports: Iterable[Published]) -> None:
-        """These ports of the host may be published by a container that is starting: closed until Docker lists it."""
-        ports = list(ports)
-        self._state.note({"suspects": Noted(frozenset(map(proxied_element, ports))) if ports else None})
-        self._ports.cut(ports)
 
     def put(
         self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True

@@ -6,7 +6,7 @@ Docker's JSON is read with care: what is not as it should be raises ValueError t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from types import MappingProxyType
@@ -124,6 +124,19 @@ def many(raw: Any) -> list[Any]:
     if not isinstance(raw, list) or (raw and not any(isinstance(each, dict) and each.get("Id") for each in raw)):
         raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
     return raw
+
+
+def idle(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Of these listed containers those that do not run, and may start at any moment."""
+    return frozenset(each["Id"] for each in raw if each.get("State") not in ("running", "paused"))
+
+
+def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
+    """The published ports of all these listed containers; None if some are not understood."""
+    try:
+        return frozenset(port for each in raw for port in published(each))
+    except LIES:
+        return None
 
 
 def places(raw: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from plugin.inventory import Noted, Owner, Place
-from plugin.model import Container, Endpoint, Guarded, Guest
+from plugin.model import Container, Endpoint, Guarded, Guest, Published
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class Look:
     running containers' places on them; `apart`: containers that no network of their own has, with the reason;
     `existing`: the IDs of all containers, stopped ones too. `names`: of every network, whatever its driver.
     `unsure`: endpoints of which it is not known what their attachment says. `whole`: nobody was left out of `existing`.
-    `known`: the IDs of all networks; None if they are not all known.
+    `known`: the IDs of all networks; None if they are not all known. `idle`: the IDs of containers that do not run.
+    `published`: the published ports of all that do, on whatever network; None if they are not all known.
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
@@ -29,6 +30,8 @@ class Look:
     unsure: frozenset[str] = frozenset()
     whole: bool = True
     known: frozenset[str] | None = None
+    idle: frozenset[str] = frozenset()
+    published: frozenset[Published] | None = frozenset()
 
     def noted(self) -> dict[Owner, Noted]:
         """The networks of Docker's own and who is on them, as `plugin.inventory` takes it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin import __version__, conntrack, hostlinks
+from plugin import __version__, conntrack, hostlinks, standing
 from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.bridges import Bridges
@@ -28,13 +28,13 @@ from plugin.follow import Follower
 from plugin.guard import Guard
 from plugin.hostsocket import raise_fd_limit
 from plugin.links import Links, exists, lives
-from plugin.listeners import Listeners
 from plugin.model import Address, Endpoint, FwError, Published
 from plugin.neighbours import Neighbours
 from plugin.nft import Nft, NftError
 from plugin.orders import Orders
 from plugin.overrides import expired
 from plugin.ports import HostPorts
+from plugin.proxyports import ProxyPorts, before
 from plugin.questions import Questions
 from plugin.reconcile import Reconciler
 from plugin.relay import Relay
@@ -71,7 +71,9 @@ class Plugin:
         state = self._survivors(expired(store.load(), time.time()))
         self._bridges = Bridges(self._links.default_route_links, state.foreign)
         self._bridges.see(hostlinks.links().values())
-        self._state.start(state, {"links": self._bridges.noted(), **closing(state, settings)})
+        # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
+        listeners = before(state, settings.sysctl, standing.listening())
+        self._state.start(state, {"links": self._bridges.noted(), **closing(state, settings, listeners)})
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -84,10 +86,14 @@ class Plugin:
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         self._drops = drops = DropLog(self._state, lambda: nft.logs)
         self._guard = Guard(self._state, later, state.proxied)
+        self._proxies = ProxyPorts(
+            self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
+        )
+        api.inspections.asks, api.inspections.lacks = self._proxies.asks, self._proxies.lacks
         self._follower = Follower(
-            api, self._state, self._guard, self._bridges, Listeners(),
+            api, self._state, self._guard, self._bridges, self._proxies,
             note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
-            blind=self._blind,
+            sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
         )  # fmt: skip
         self._orders = Orders(
             self._state, self._guard, lambda: self._follower.apart,
@@ -95,11 +101,11 @@ class Plugin:
         )  # fmt: skip
         self._questions = Questions(
             self._state, self._guard, nft, self._bridges, self._follower, api, settings,
-            read=lambda more: read({**os.environ, **more}), blind=self._blind,
+            read=lambda more: read({**os.environ, **more}), blind=self._blind, held=self._proxies.held,
         )  # fmt: skip
         self._watcher = Watcher(
             self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
-            lambda: proxies(settings.cgroup), drops, self._orders.end,
+            lambda: self._proxies.noted(proxies(settings.cgroup, settings.dockerd_cgroup)), drops, self._orders.end,
         )  # fmt: skip
 
     def app(self) -> Flask:
@@ -109,8 +115,10 @@ class Plugin:
         return app
 
     def _blind(self) -> bool:
-        """True if docker-proxy is not known by its control group: its ports are closed some milliseconds late."""
-        return not (self._nft.tells_cgroups and dockerd(self._settings.cgroup) and shared(self._settings.cgroup))
+        """True if docker-proxy is not known by its control group: whatever begins to listen on the host is held."""
+        settings = self._settings
+        known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
+        return not (self._nft.tells_cgroups and known)
 
     def start(self, serving: Callable[[], bool] = lambda: True) -> None:
         """Puts links and ports back as they were, then watches. `serving`: whether requests are still taken."""
@@ -121,8 +129,9 @@ class Plugin:
         self._watcher.wake()
         self._watcher.changed()
         if self._blind():
-            log.warning("docker-proxy is not known by its control group here (FW_CGROUP=%s): its ports are closed when "
-                        "Docker tells of the container", self._settings.cgroup)  # fmt: skip
+            how = "is held until Docker has told whose it is" if self._nft.holds else "is closed once it is seen"
+            log.warning("docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
+                        "listen on the host %s", how)  # fmt: skip
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
 
     def stop(self) -> None:

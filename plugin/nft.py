@@ -27,7 +27,7 @@ from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
 from plugin.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
-from plugin.table import TRY_BRIDGE, TRY_OWNED, replace, skeleton
+from plugin.table import TRY_BRIDGE, TRY_HOLD, TRY_OWNED, replace, skeleton
 
 _SUBSYS = 10 << 8
 _GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
@@ -74,6 +74,8 @@ class Nft:
         self.owned = True
         #: The kernel has tables for frames within a bridge: a port of ours is bound to its container's addresses.
         self.binds = True
+        #: The kernel tells whether a socket listens where a packet goes: a fresh one is held.
+        self.holds = True
         #: A replacement ended halfway: the table closes, and not all that should be open is.
         self.incomplete = False
         #: The chains of rates that are in the table, and the elements that lead to each.
@@ -97,6 +99,7 @@ class Nft:
             if not self._print:
                 self.owned = self._can(TRY_OWNED, "the tables cannot be owned here, they are watched")
                 self.binds = self._can(TRY_BRIDGE, "containers of one network may take each other's addresses")
+                self.holds = self._can(TRY_HOLD, "what begins to listen cannot be held until it is known whose it is")
             elements = [e for e in elements if self.binds or not spec_of(e.set).bridge]
             rates = _rates(elements)
             rest = tuple(e for e in elements if not whole or spec_of(e.set).raw)
@@ -302,8 +305,8 @@ class Nft:
         """The rules: as text, and as the kernel told them when they had been put there."""
         with self._lock:
             text = skeleton(
-                self._mark, owned=self.owned, binds=self.binds, cgroups=self.tells_cgroups, logs=self.logs,
-                rates=self._rates,
+                self._mark, owned=self.owned, binds=self.binds, holds=self.holds, cgroups=self.tells_cgroups,
+                logs=self.logs, rates=self._rates,
             )  # fmt: skip
             return text, self._print[2 * len(self._families) :]
 

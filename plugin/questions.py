@@ -20,12 +20,12 @@ from plugin.explain import Around, explain
 from plugin.follow import Follower
 from plugin.guard import Guard
 from plugin.inventory import Inventory
-from plugin.model import Address, FwError, Prefix
+from plugin.model import Address, FwError, Prefix, Published
 from plugin.nft import Nft
 from plugin.overrides import in_force, unwatched
+from plugin.proxyports import own_ports
 from plugin.reconcile import Reconciler
 from plugin.record import INTERFACE_NAME
-from plugin.ruleset import dockerd_elements
 from plugin.sets import Element
 from plugin.settings import Settings
 
@@ -43,6 +43,7 @@ class Questions:
     def __init__(
         self, reconciler: Reconciler, guard: Guard, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
         settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
+        held: Callable[[], list[Published]] = list,
     ) -> None:  # fmt: skip
         self._state = reconciler
         self._guard = guard
@@ -53,6 +54,7 @@ class Questions:
         self._settings = settings
         self._read = read
         self._blind = blind
+        self._held = held
 
     def status(self) -> dict[str, Any]:
         """What there is and what it answers on, for people and programs."""
@@ -74,6 +76,7 @@ class Questions:
             "watched": inventory.watched,
             "listening": self._follower.listening,
             "proxy_known": not self._blind(),
+            "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held()],
             "owned": self._nft.owned,
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
@@ -126,7 +129,8 @@ class Questions:
     def _changed(self, settings: Settings) -> Callable[[Inventory], None]:
         changes: list[Callable[[Inventory], None]] = []
         if settings.dockerd_ports != self._settings.dockerd_ports:
-            changes.append(plan.noting("dockerd", dockerd_elements(settings.dockerd_ports)))
+            asked = [each for ports in self._state.state.asked.values() for each in ports]
+            changes.append(plan.noting("dockerd", own_ports(settings.dockerd_ports, asked)))
         if settings.trust_images != self._settings.trust_images:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from plugin import overrides, standing
 from plugin.behind import Behind
 from plugin.inventory import CONFINED, Inventory, Noted, Owner, confined
-from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Published
+from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy
 from plugin.nft import Nft, NftError
 from plugin.record import INTERFACE_NAME
 from plugin.sets import Element
@@ -135,9 +135,9 @@ class Reconciler:
         plain = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
         self._commit(lambda s: dataclasses.replace(s, foreign=plain), [])
 
-    def remember_proxied(self, ports: Mapping[str, tuple[Published, ...]]) -> None:
-        """Keeps which published ports are closed: docker-proxy listens on them at the next boot before Docker tells."""
-        self._commit(lambda s: dataclasses.replace(s, proxied=dict(ports)), [])
+    def remember(self, edit: Callable[[State], State]) -> None:
+        """Keeps what is for the next start alone, such as which published ports are closed now. Raises FwError."""
+        self._commit(edit, [])
 
     def note(self, noted: Mapping[Owner, Noted | None]) -> None:
         """Changes what is noted under these names (None: nothing any more), in one transaction. Raises NftError."""

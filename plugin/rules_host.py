@@ -111,6 +111,16 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip6 daddr . meta l4proto . th dport @served6 goto deny_host
 	}}
 
+	# docker-proxy is not known by its control group here: whatever listens on a port of the host may be one, but for
+	# the host's own programs. A flow that is under way began before, or was asked for.
+	chain to_fresh {{
+		tcp flags & (fin | syn | rst | ack) != syn return
+		meta nfproto . meta l4proto . th dport @listening return
+		ip daddr . meta l4proto . th dport @listening4 return
+		ip6 daddr . meta l4proto . th dport @listening6 return
+		goto to_unknown
+	}}
+
 	# docker-proxy is known by its control group before anybody knows for what it listens.
 	chain to_unknown {{
 		meta nfproto . meta l4proto . th dport @served accept

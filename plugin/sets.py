@@ -30,8 +30,9 @@ AF = {4: 2, 6: 10}
 #: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.
 HELD = 600
 
-#: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
-CGROUP = "socket cgroupv2 level 2"
+#: What nft calls the control group of the socket that a packet is for, and at which levels it is looked for:
+#: openrc.docker is of level 1, system.slice/docker.service of level 2. A group's number is no other's at any level.
+CGROUP, CGROUP_LEVELS = "socket cgroupv2 level 2", (1, 2, 3, 4)
 #: A published port on every address of a family.
 _ANY = ("meta nfproto", "meta l4proto", "th dport")
 #: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
@@ -105,6 +106,7 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"dnat{v}": SetSpec(to, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)"),
         f"proxied{v}": SetSpec(to, comment="published ports of the host, on one address, that not everybody may reach"),
         f"served{v}": SetSpec(to, comment="published ports of the host, on one address, that everybody may reach"),
+        f"listening{v}": SetSpec(to, comment="ports of the host, on one address, that its own programs serve"),
         f"via{v}": SetSpec((*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same"),
         f"held{v}": SetSpec(flow, comment=held, meter=HELD),
         f"held{v}_pairs": SetSpec(
@@ -136,6 +138,8 @@ SETS: dict[str, SetSpec] = {
     "watched": SetSpec(("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True),
     "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach"),
     "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach"),
+    "listening": SetSpec(_ANY, comment="ports of the host that its own programs serve: no docker-proxy does"),
+    "holding": SetSpec(("meta nfproto",), comment="families in which docker-proxy is not known by its control group"),
     "rated_host": SetSpec(_ANY, VERDICT, "published ports to which a source may open only so many flows in a time"),
     "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
     "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),

@@ -17,6 +17,10 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
     "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
     "FW_CGROUP": ("/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin"),
+    "FW_DOCKERD_CGROUP": (
+        "system.slice/docker.service, system.slice/snap.docker.dockerd.service, openrc.docker",
+        "dockerd's control group, and nobody else's: paths below FW_CGROUP, those that there are",
+    ),
     "FW_DOCKERD_PORTS": (
         "2375-2377, 7946, 7946/udp, 4789/udp, 9323",
         "ports of dockerd's own: its API, swarm, metrics",
@@ -45,6 +49,8 @@ class Settings:
     state: str
     sysctl: str
     cgroup: str
+    #: Paths below it, of one to four names: the levels that the rules look at.
+    dockerd_cgroup: tuple[str, ...]
     dockerd_ports: tuple[Rule, ...]
     defaults: Defaults
     refuse: bool
@@ -64,6 +70,12 @@ def read(environ: Mapping[str, str]) -> Settings:
     dockerd_ports, mistakes = parse_deny(values["FW_DOCKERD_PORTS"])
     mistakes += [f"{rule} has no ports" for rule in dockerd_ports if rule.proto not in PROTO_NUMBER]
     faults += [f'FW_DOCKERD_PORTS="{values["FW_DOCKERD_PORTS"]}": {mistake}' for mistake in mistakes]
+    groups = tuple(group.strip() for group in values["FW_DOCKERD_CGROUP"].split(","))
+    faults += [
+        f'FW_DOCKERD_CGROUP="{group}": must be a path of one to four names, like system.slice/docker.service'
+        for group in groups
+        if not re.fullmatch(r"[^/\s]+(/[^/\s]+){0,3}", group) or {".", ".."} & set(group.split("/"))
+    ]
     said = Said()
     for key in labels.KEYS:
         name = "FW_" + key.removeprefix(labels.PREFIX).upper()
@@ -94,6 +106,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         state=values["FW_STATE"],
         sysctl=values["FW_SYSCTL"],
         cgroup=values["FW_CGROUP"],
+        dockerd_cgroup=groups,
         dockerd_ports=tuple(sorted(set(dockerd_ports))),
         defaults=Defaults(said, values["FW_PUBLISHED"].lower() == "allow"),
         refuse=values["FW_MISTAKES"].lower() == "refuse",

@@ -155,8 +155,9 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
     if told["foreign"]:
         yield [(f"left alone (not Docker's): {', '.join(told['foreign'])}", "dim")]
     if not told["proxy_known"]:
-        text = "docker-proxy is not known by its control group: its ports are closed when Docker tells of them"
-        yield [(text, "warn")]
+        held = f"; held now: {', '.join(told['held'])}" if told.get("held") else ""
+        text = "docker-proxy is not known by its control group: what begins to listen on the host is held"
+        yield [(f"{text} until Docker has told whose it is{held}", "warn")]
     if not told["watched"]:
         text = "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does"
         yield [(text, "bad")]

@@ -38,6 +38,16 @@ def read() -> Standing:
     return found
 
 
+def listening() -> frozenset[Element] | None:
+    """The ports of the host's own programs in a table that stands; None where it holds no others. Raises OSError."""
+    with nl.open_socket() as sock:
+        if not _dump(sock, _GETSETELEM, NFPROTO_INET, "holding"):
+            return None
+        names = ("listening", "listening4", "listening6")
+        told = ((name, _dump(sock, _GETSETELEM, NFPROTO_INET, name)) for name in names)
+        return frozenset(element for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+
+
 def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:
     """Rules as the kernel tells them, without the header of 4 bytes."""
     told = ((raw, nl.attributes(raw)) for raw in rules)

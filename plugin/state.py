@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from plugin.asked import Asked
 from plugin.model import Endpoint, Network, Overriding, Prefix, Published
 
 
@@ -27,6 +28,8 @@ class State:
     overrides: tuple[Overriding, ...] = ()
     #: Banned prefixes, until when (Unix time; 0: for ever).
     bans: Mapping[Prefix, float] = field(default_factory=dict)
+    #: By container, the ports of the host that it asks for when it starts.
+    asked: Mapping[str, tuple[Asked, ...]] = field(default_factory=dict)
 
     def with_network(self, network: Network) -> State:
         return replace(self, networks={**self.networks, network.id: network})

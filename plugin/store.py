@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from pathlib import Path
 from typing import Any
 
-from plugin import said
+from plugin import asked, said
 from plugin.journal import Journal
 from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, Prefix, Published, Said
 from plugin.record import (
@@ -139,6 +139,7 @@ class Store:
         head = {"version": VERSION, "serial": serial, "boot": state.boot, "switched": sorted(state.switched)}
         head["foreign"] = sorted(state.foreign)
         head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
+        head["asked"] = {container: _plain(ports) for container, ports in state.asked.items()}
         head["confined"] = sorted(state.confined)
         head["overrides"] = _plain(state.overrides)
         if self._bans[0] is not state.bans:  # a blocklist is long, and seldom another one
@@ -212,6 +213,7 @@ def _decode(document: Any) -> State:
         frozenset(filter(_plain_name, document.get("confined", []))),
         tuple(map(said.overriding, document.get("overrides", []))),
         {ip_network(prefix): said.moment(until) for prefix, until in document.get("bans", {}).items()},
+        {container: tuple(map(asked.read, ports)) for container, ports in document.get("asked", {}).items()},
     )  # fmt: skip
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")

@@ -15,7 +15,7 @@ from plugin.model import PORTLESS, PROTO_NAME
 from plugin.rules_bridge import bridge
 from plugin.rules_forward import forward
 from plugin.rules_host import host
-from plugin.sets import CGROUP, SETS, TABLE, TARGET, Element, Value, limiting, spec_of
+from plugin.sets import CGROUP, CGROUP_LEVELS, SETS, TABLE, TARGET, Element, Value, limiting, spec_of
 
 #: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
 LOG_GROUP = 0x6677
@@ -26,12 +26,16 @@ TRY_OWNED = f"table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_
 TRY_BRIDGE = f"""table bridge {TABLE}_try {{ chain try {{ type filter hook prerouting priority filter; }}; }}
 delete table bridge {TABLE}_try
 """
+#: The same of whether a socket listens where a packet goes (Linux 4.18).
+TRY_HOLD = f"""table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
+delete table inet {TABLE}_try
+"""
 _NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
 
 
 def skeleton(
     mark: int, *, cgroups: bool = True, logs: bool = True, owned: bool = False, binds: bool = True,
-    foreign: Iterable[str] = (), rates: Iterable[str] = (),
+    holds: bool = True, foreign: Iterable[str] = (), rates: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """The tables without elements, as `nft -f` reads them. `mark` is one bit.
 
@@ -39,13 +43,19 @@ def skeleton(
     (kernel ≥ 6.9, nft ≥ 1.1.0).
     `binds`: frames within our bridges go through a table too, which binds a port to its container's addresses.
     `cgroups`: the kernel can tell a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
+    `holds`: the kernel tells whether a socket listens (≥ 4.18), so that a fresh one can be held until it is known whose
+    it is; where the kernel does not tell control groups that is always done.
     `foreign`: bridges that are left alone by name, where their indices cannot be known yet (`plugin.boot`).
     `rates`: the chains of those in use (`sets.limiting`), each with sets of its own.
     """
     names = ", ".join(f'"{name}"' for name in sorted(foreign))
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
     sets = _sets(name for name, spec in SETS.items() if not spec.bridge and (cgroups or CGROUP not in spec.key))
-    unknown = f"\t\tct state new {CGROUP} @proxies goto to_unknown\n" if cgroups else ""
+    levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
+    unknown = "".join(f"\t\tct state new {level} @proxies goto to_unknown\n" for level in levels) if cgroups else ""
+    if holds:
+        blind = "meta nfproto @holding " if cgroups else ""
+        unknown += f"\t\tct state new {blind}socket transparent 0 goto to_fresh\n"
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if logs else "continue"
     rates = list(rates)
     flags = f"\t{_OWNED};\n" if owned else ""
@@ -70,13 +80,16 @@ def _sets(names: Iterable[str]) -> str:
 
 def replace(
     mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
-    binds: bool = True, timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
+    binds: bool = True, holds: bool = True, timed: Mapping[Element, int] = MappingProxyType({}),
+    rates: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """One transaction that puts the tables there whole, whatever stood before.
 
     `timed`: elements that last for so many seconds. `rates`: chains of rates that elements will lead to.
     """
-    text = document(mark, elements, cgroups=cgroups, logs=logs, owned=owned, binds=binds, timed=timed, rates=rates)
+    text = document(
+        mark, elements, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, timed=timed, rates=rates
+    )
     return away("inet", owned=owned) + (away("bridge", owned=owned) if binds else "") + text
 
 
@@ -89,8 +102,8 @@ def away(family: str, *, owned: bool = False) -> str:
 
 def document(
     mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
-    binds: bool = True, foreign: Iterable[str] = (), timed: Mapping[Element, int] = MappingProxyType({}),
-    rates: Iterable[str] = (),
+    binds: bool = True, holds: bool = True, foreign: Iterable[str] = (),
+    timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """The tables with their elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
     by_set: dict[str, list[str]] = {}
@@ -100,7 +113,9 @@ def document(
         lasting = f" timeout {timed[element]}s" if element in timed else ""
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
     rates = {*rates, *(chain for element in elements for chain in limiting(element))}
-    text = skeleton(mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, foreign=foreign, rates=rates)
+    text = skeleton(
+        mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, foreign=foreign, rates=rates
+    )
     for name, texts in by_set.items():
         if not spec_of(name).bridge:
             text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"

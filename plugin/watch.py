@@ -215,8 +215,8 @@ class Watcher:
             while not self._stop.is_set():
                 for told in changes.read():
                     self._link(told, links)
-                self._follower.fresh()
-                self._note_proxies()
+                self.note_proxies()
+                self._follower.hurry()
                 # A default route may have come by a bridge that nobody knows yet.
                 if self._bridges.waiting():
                     self.note()
@@ -237,10 +237,12 @@ class Watcher:
         except NftError as error:
             log.error("Docker's own networks are closed unless this ends: %s", error)
 
-    def _note_proxies(self) -> None:
-        if (found := self._proxies()) != self._known:
-            self._state.note(found)
-            self._known = found
+    def note_proxies(self) -> None:
+        """Puts what is known of docker-proxy, and of who else listens, into the table."""
+        with self._noting:
+            if (found := self._proxies()) != self._known:
+                self._state.note(found)
+                self._known = found
 
     def _link(self, told: Told, links: dict[int, Link]) -> None:
         if told.link is None:

@@ -1,8 +1,13 @@
-"""Which tests need what, and which run side by side: those of one engine share it, so they stay in one process."""
+"""Which tests need what, and which run side by side: those of one engine share it, so they stay in one process.
+
+No test hangs: each has a time-out (pytest-timeout), and programs that it starts can be interrupted.
+"""
 
 from __future__ import annotations
 
 import re
+import signal
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -18,11 +23,43 @@ OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py
 #: Files that share an engine of the newest version.
 PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.py": "core", "test_survival.py": "core"}
 
+#: Seconds for a test of an engine: its root file system and image may have to be built first.
+ENGINE_TIMEOUT = 1800
+#: Seconds after which a test that goes on to hang is interrupted again, such as where it waits for its program's end.
+AGAIN = 60
+_settings = pytest.StashKey[Any]()
+
+
+def pytest_configure() -> None:
+    # `make test &` and `nohup` start programs with these ignored, and programs inherit that. A handler they do not.
+    for each in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(each) == signal.SIG_IGN:
+            signal.signal(each, lambda *_: None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/engine/" in str(item.path):
             item.add_marker(pytest.mark.engine)
+            item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT), append=False)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, Any, Any]:
+    """pytest-timeout interrupts a test once; what hangs in the test's own clean-up then is interrupted too."""
+    done = yield
+    item.stash[_settings] = settings
+    if settings.method == "signal":
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, AGAIN)
+    return done
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """pytest-timeout takes the timer away from a test that has failed, but its fixtures may hang as well."""
+    if _settings in item.stash:
+        item.config.hook.pytest_timeout_set_timer(item=item, settings=item.stash[_settings])
+    return (yield)
 
 
 class Groups(LoadScopeScheduling):

@@ -1,13 +1,20 @@
-"""Docker's own networks at every moment: an outsider who never stops probing finds no closed port open, not once."""
+"""Docker's own networks at every moment: an outsider who never stops probing finds no closed port open, not once.
+
+A completed handshake is open, whatever comes after it. FW_TEST_STARTS: how many starts of containers are tried.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
+from plugin.settings import SETTINGS
 from tests.engine.test_guard import FORWARDING, dockers, hosts
 from tests.engine.test_survival import back
 from tests.lab import Engine
@@ -71,6 +78,66 @@ def test_never_while_networks_and_containers_come(each: Fw) -> None:
             until(lambda: each.host.probe.tcp(each.host.v6, 19090) == "open", "the container's server")
             each.remove(app)
     assert len(hammer.result.shots) > 300
+    assert not hammer.result.opened
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """A machine on which everybody has to wait for a processor."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:
+    """Start after start on a busy machine, by all ways to docker-proxy: a port that the user chose, on all addresses of
+    the host and on one; one that Docker chooses; for a container that is new, and for one that was stopped."""
+    never_at_a_start(each)
+
+
+def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> None:
+    """As with control groups of version 1, or a dockerd that was started by hand."""
+    with setting(each, "FW_DOCKERD_CGROUP=no.such"):
+        assert not each.status()["proxy_known"]
+        never_at_a_start(each)
+
+
+@contextmanager
+def setting(fw: Fw, value: str) -> Iterator[None]:
+    """The plugin runs with another setting meanwhile."""
+    name = value.partition("=")[0]
+
+    def change(to: str) -> None:
+        fw.engine.docker("plugin", "disable", "-f", fw.driver)
+        fw.engine.docker("plugin", "set", fw.driver, to)
+        fw.engine.docker("plugin", "enable", fw.driver)
+        until(lambda: fw.status()["listening"], "docker-fw follows Docker", 10)
+
+    change(value)
+    try:
+        yield
+    finally:
+        change(f"{name}={SETTINGS[name][0]}")
+
+
+def never_at_a_start(fw: Fw) -> None:
+    starts = int(os.environ.get("FW_TEST_STARTS", "4"))
+    fw.host.netns.sysctl(FORWARDING)
+    ports = ("-p", "19090:9090", "-p", f"{fw.host.v4}:19091:9090", "-p", "19100-19101:9090", "-p", "19092:9090/udp")
+    targets: Targets = [("tcp", host, 19090) for host in hosts(fw)] + [("tcp", fw.host.v4, 19091)]
+    targets += [("tcp", fw.host.v6, port) for port in (19100, 19101)] + [("udp", fw.host.v6, 19092)]
+    with fw.wan.probe.hammer(*targets, every=0.002) as hammer, busy():
+        for _ in range((starts + 1) // 2):
+            app = fw.run("bridge", *ports, command=("sh", "-c", "nc -ulp 9090 -e cat & exec httpd -f -p 9090"))
+            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server", 60)
+            fw.engine.docker("restart", "-t", "0", app)
+            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "they are back", 60)
+            fw.remove(app)
+    assert len(hammer.result.shots) > 50 * starts
     assert not hammer.result.opened
 
 

@@ -74,7 +74,7 @@ class FakeDocker:
         """A container that Docker is starting, and its endpoint."""
         self.containers[endpoint_id] = {
             "Id": f"{len(self.containers):064x}", "Names": [f"/{name}"], "ImageID": image, "Labels": labels or {},
-            "State": "running",
+            "State": "running", "HostConfig": {},
             "NetworkSettings": {"Networks": {"net": {"EndpointID": endpoint_id, "NetworkID": network_id}}},
         }  # fmt: skip
         network = {"Id": network_id, "Name": "net", "Driver": "fw:latest", "Containers": {}}

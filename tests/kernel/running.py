@@ -239,7 +239,8 @@ class Running:
         """The sets of the table that hold elements, without counts, but for those about the host and not about
         containers, and whose drops were logged a moment ago."""
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
-        hosts = re.compile("set (watched|no_transit|foreign|dockers|bridges|same_bridge|dockerd|proxies|noticed[46]) ")
+        bridges, ports = "foreign|dockers|bridges|same_bridge", "dockerd|proxies|holding|listening[46]?"
+        hosts = re.compile(f"set (watched|no_transit|{bridges}|{ports}|noticed[46]) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

@@ -20,6 +20,7 @@ from plugin.policy import of
 from plugin.ruleset import guest_elements
 from plugin.sets import Change, Element
 from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
+from tests.kernel.running import Running
 from tests.kernel.site import Box, Site
 from tests.kernel.test_verdicts import Marks
 
@@ -419,3 +420,18 @@ def test_links_are_told_as_they_come_and_go(site: Site) -> None:
     left = [t for t in told if t.link and t.link.index == port.index]
     assert any(t.link and t.link.master == bridge.index for t in left)
     assert left[-1].what == "went"
+
+
+def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> None:
+    """Docker made a network and does not answer any more: it may be on any bridge that was left alone, so none is, and
+    the log says so; when it answers, those that are not its are left alone again."""
+    fw.site.host.ip("link add vm0 type bridge", "link set vm0 up")
+    fw.docker.networks["b" * 64] = {"Id": "b" * 64, "Name": "other", "Driver": "null"}
+    fw.start()
+    until(lambda: fw.status()["foreign"] == ["vm0"], "the bridge is left alone", 15)
+    fw.docker.mode = "hang"
+    fw.docker.event("network", "create")
+    until(lambda: fw.status()["foreign"] == [], "it is not")
+    until(lambda: "closed until Docker's API answers: vm0" in fw.log.read_text(), "the log says so", 15)
+    fw.docker.mode = "answer"
+    until(lambda: fw.status()["foreign"] == ["vm0"], "it is left alone again", 15)

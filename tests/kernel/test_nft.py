@@ -481,18 +481,27 @@ def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
 
 @pytest.mark.parametrize("cgroups", [True, False])
 @pytest.mark.parametrize("logs", [True, False])
-def test_the_table_loads_without_what_a_kernel_may_not_know(host: NamedNetns, cgroups: bool, logs: bool) -> None:
-    """Without a socket's control group (before 5.13), and without nfnetlink_log, the table is whole but for these."""
+@pytest.mark.parametrize("holds", [True, False])
+def test_the_table_loads_without_what_a_kernel_may_not_know(
+    host: NamedNetns, cgroups: bool, logs: bool, holds: bool
+) -> None:
+    """Without a socket's control group (before 5.13), without nfnetlink_log, and without a word on whether a socket
+    listens, the table is whole but for these."""
     host.run(["nft", "flush", "ruleset"])
-    text = document(MARK, [HERE, MAPPED, *_one_of_each().values()], cgroups=cgroups, logs=logs)
+    text = document(MARK, [HERE, MAPPED, *_one_of_each().values()], cgroups=cgroups, logs=logs, holds=holds)
     host.run(["nft", "-f", "-"], input=text)
     shown = listed(host)
     assert ("socket cgroupv2" in shown) is cgroups
+    assert ("socket transparent" in shown) is holds
+    assert ("@holding socket transparent" in shown) is (holds and cgroups)
     assert ("log " in shown) is logs
     assert "10.0.0.2 . 6 . 80" in shown
 
 
-@pytest.mark.parametrize("unknown", [("log group",), ("socket cgroupv2",), ("log group", "socket cgroupv2")], ids=str)
+@pytest.mark.parametrize(
+    "unknown",
+    [("log group",), ("socket cgroupv2",), ("socket transparent",), ("log group", "socket cgroupv2")], ids=str,
+)  # fmt: skip
 def test_a_kernel_that_knows_less_gets_the_rest(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:
@@ -508,12 +517,13 @@ def test_a_kernel_that_knows_less_gets_the_rest(
     monkeypatch.setattr(nft, "_run", refusing)
     nft.replace([HERE, Element("proxies", (1 << 50,))])
     assert (nft.logs, nft.tells_cgroups) == ("log group" not in unknown, "socket cgroupv2" not in unknown)
+    assert nft.holds == ("socket transparent" not in unknown)
     assert nft.intact()
     nft.change(Change(remove=(HERE, Element("proxies", (1 << 50,))), add=(THERE, Element("proxies", (1 << 51,)))))
     monkeypatch.setattr(nft, "_run", run)
     nft.replace([HERE])  # it has learnt
     assert not any(words in listed(host) for words in unknown)
-    monkeypatch.setattr(nft, "_run", lambda text: refusing("log group" + "socket cgroupv2"))
+    monkeypatch.setattr(nft, "_run", lambda text: refusing("log group" + "socket cgroupv2" + "socket transparent"))
     with pytest.raises(NftError, match="not supported"):
         nft.replace([HERE])
     assert "10.0.0.2 . 6 . 80" in listed(host), "and what stood stands"

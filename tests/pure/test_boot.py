@@ -60,7 +60,8 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     }
     without = re.sub(r'( fib saddr)? [io]ifname != \{ "br-lan" \}', "", text)
     head, _, rest = without.partition("table inet fw {")
-    assert f"table inet fw {{{rest}".split("add element")[0] == document(MARK, (), cgroups=False, binds=False)
+    right = document(MARK, (), cgroups=False, binds=False, holds=False)
+    assert f"table inet fw {{{rest}".split("add element")[0] == right
     assert "create table inet fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
         "insert rule inet fw inbound fib daddr . iif oif exists accept",

@@ -72,18 +72,28 @@ def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
 
 
 def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
-    """When Docker tells that it made a network, no bridge that came lately is left alone until its next list."""
+    """When Docker reports that it made a network, no bridge but the host's uplink is left alone until its next list: it
+    may have made one lately, or taken one that was there (`com.docker.network.bridge.name=virbr0`)."""
     host = Host()
-    host.have("old0")
+    host.have("old0", "br0")
+    host.uplinks = {"br0"}
     host.now += 100
     host.have("front1")
     host.now += SETTLE
     host.ask()
-    assert host.foreign() == {"old0", "front1"}
+    assert host.foreign() == {"old0", "front1", "br0"}
+    before = host.now
+    host.now += 1
     host.bridges.doubt()
-    assert host.foreign() == {"old0"}
-    host.ask("front1")
-    assert host.foreign() == {"old0"}
+    assert host.bridges.unsure() == {"old0", "front1"}
+    assert host.foreign() == {"br0"}
+    assert host.bridges.waiting()
+    host.bridges.told(frozenset(), before)
+    assert host.foreign() == {"br0"}, "an answer that was asked for before says nothing of the new network"
+    host.ask("old0")
+    assert host.foreign() == {"front1", "br0"}
+    assert host.bridges.unsure() == set()
+    assert host.noted("dockers") == {"old0"}
 
 
 def test_a_name_that_comes_back_is_somebody_elses() -> None:

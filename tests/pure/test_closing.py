@@ -47,6 +47,7 @@ def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
     """Docker would disable the plugin, and all be open at the next boot."""
 
     def hangs(_: object) -> object:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler is of the test's time-out
         signal.alarm(2)
         signal.pause()
         raise AssertionError

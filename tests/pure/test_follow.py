@@ -24,6 +24,7 @@ from plugin.listing import Event
 from plugin.look import Look
 from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Overriding, Problem, Rule, Said
 from plugin.ours import Ours
+from plugin.proxyports import ProxyPorts
 from plugin.reconcile import Reconciler
 from plugin.state import State
 from tests.pure.fakes import Disk, Kernel
@@ -129,16 +130,12 @@ class World:
     def now(self) -> int:
         return len(self.calls)
 
-    def starting(self) -> set[str]:
-        return set()
-
     def unsure(self) -> bool:
         return self.unsure_
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
             "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",
-            "suspect",
         ):  # fmt: skip
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
@@ -159,7 +156,8 @@ def bridges() -> Bridges:
 
 @pytest.fixture
 def follower(world: World, bridges: Bridges) -> Iterator[Follower]:
-    made = Follower(world, world, world, bridges, Listeners(set), world.note, world.undo)  # type: ignore[arg-type]
+    proxies = ProxyPorts(world, Listeners(set), ())  # type: ignore[arg-type]
+    made = Follower(world, world, world, bridges, proxies, world.note, world.undo)  # type: ignore[arg-type]
     threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop, made.place_loop)]
     for thread in threads:
         thread.start()

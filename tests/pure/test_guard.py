@@ -478,15 +478,6 @@ def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, 
     assert table.state.overrides == ()
 
 
-def test_a_port_that_may_be_a_starting_containers_is_closed(table: Table, guard: Guard) -> None:
-    """docker-proxy listens before Docker tells of the container: closed until it is told for whom."""
-    port = Published("tcp", ANY4, 18080, 80)
-    guard.suspect([port])
-    assert table.of("proxied") == {Element("proxied", (2, 6, 18080))}
-    guard.suspect([])
-    assert not table.of("proxied")
-
-
 def test_after_docker_was_silent_flows_are_looked_through(table: Table, guard: Guard, judged: list[Any]) -> None:
     """What came in while less was closed than now does not live on as established."""
     guest = endpoint("e", 2, WEB)

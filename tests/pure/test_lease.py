@@ -21,6 +21,7 @@ from plugin.lease import SECONDS
 from plugin.listeners import Listeners
 from plugin.model import Defaults
 from plugin.nft import NftError
+from plugin.proxyports import ProxyPorts
 from plugin.reconcile import Reconciler
 from plugin.sets import SETS, WATCHED, Element
 from plugin.state import State
@@ -141,7 +142,7 @@ class Room(Watched):
     def keeps_up(self) -> bool:
         return self.keeping_up
 
-    def fresh(self) -> None:
+    def hurry(self) -> None:
         pass
 
 
@@ -189,7 +190,7 @@ def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypa
         room.keeping_up = True
     else:
         go_on = threading.Event()
-        monkeypatch.setattr(room, "fresh", go_on.wait)
+        monkeypatch.setattr(room, "hurry", go_on.wait)
         until(lambda: not goes_on(room))
         go_on.set()
     until(lambda: goes_on(room))
@@ -198,7 +199,7 @@ def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypa
 def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is none; an event in hand for as long as a renewal is, until it is done."""
     docker, done, begun = Followed(), threading.Event(), threading.Event()
-    follower = Follower(docker, docker, docker, Bridges(set), Listeners(set), docker.note)  # type: ignore[arg-type]
+    follower = Follower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
     monkeypatch.setattr(follow, "EVERY", 0.0)
 
     def leaves(*_: object) -> None:

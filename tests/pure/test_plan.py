@@ -237,7 +237,7 @@ def test_the_file_stands_alone(site: Site) -> None:
     assert "cgroupv2" not in rest
     assert "add element inet fw banned4 { 203.0.113.7 timeout 61s }" in rest
     kept = {*WATCHED, *(e for e in elements if e.set not in ("foreign", "proxies"))}  # nobody renews a lease in it
-    right = document(MARK, kept, cgroups=False, foreign=foreign, timed=timed)
+    right = document(MARK, kept, cgroups=False, holds=False, foreign=foreign, timed=timed)
     assert rest == right
 
 

@@ -154,11 +154,12 @@ def test_status_tells_of_the_host(site: Site) -> None:
     """Containers apart, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that does not keep up; none of
     it when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
-    said = words(site, **more, listening=False, proxy_known=False, watched=False)
+    said = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
     assert "tool: has the host's network" in said
     assert "left alone (not Docker's): lxdbr0, virbr0" in said
     assert "2 addresses and prefixes are banned: fwctl bans" in said
-    assert "docker-proxy is not known by its control group: its ports are closed when Docker tells of them" in said
+    held = "what begins to listen on the host is held until Docker has told whose it is; held now: 80/tcp on ::"
+    assert f"docker-proxy is not known by its control group: {held}" in said
     assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in said
     assert "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does" in said
     quiet = words(Site(ours(2, DB)))

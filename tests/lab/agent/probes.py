@@ -78,16 +78,22 @@ async def probe(netns: str, proto: str, target: str, port: int, timeout: float, 
 
 async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout: float,
               linger: float) -> Answer:
-    """Connect, and hear what the server says first."""
+    """Connect, and hear what the server says first.  Without `linger` a completed handshake is "open"."""
     loop = asyncio.get_running_loop()
-    await asyncio.wait_for(loop.sock_connect(sock, (target, port)), timeout)
-    connected = time.monotonic()
     try:
+        await asyncio.wait_for(loop.sock_connect(sock, (target, port)), timeout)
+        connected = time.monotonic()
         sock.getpeername()
+    except TimeoutError:
+        raise
     except OSError as error:
         # Not connected at all: an ICMP error that comes while connect() has the socket locked does not
         # end it (the kernel would send another SYN a second later), but it is in the queue.
-        raise OSError([error.errno, *(code for code, _ in errors(sock))][-1], "") from error
+        code = [error.errno, *(code for code, _ in errors(sock))][-1]
+        # A reset that answers the SYN is ECONNREFUSED; with another one there was a connection before it.
+        if code in (errno.ECONNRESET, errno.ENOTCONN) and not linger:
+            return answer("open", began, "reset at once")
+        raise OSError(code, "") from error
     try:
         said = await asyncio.wait_for(loop.sock_recv(sock, 4096), linger) if linger else b"-"
     except TimeoutError:

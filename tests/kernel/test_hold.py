@@ -1,0 +1,264 @@
+"""What begins to listen on the host where docker-proxy is not known by its control group; and groups of any level."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+
+from plugin.listeners import Listeners, listening
+from plugin.model import Published
+from plugin.ruleset import proxied_element
+from plugin.sets import AF, WATCHED, Element
+from tests.kernel.packets import until
+from tests.kernel.running import Running
+from tests.kernel.site import Site
+
+ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+HOLDING = {Element("holding", (family,)) for family in AF.values()}
+HOSTS = (str(Site.HOST4), str(Site.HOST6))
+
+
+def everybodys(*ports: int, protos: tuple[str, ...] = ("tcp", "udp")) -> list[tuple[str, str, int]]:
+    return [(proto, host, port) for proto in protos for host in HOSTS for port in ports]
+
+
+def seen(site: Site, *ports: int) -> set[tuple[str, str, int]]:
+    """What an outsider reaches."""
+    return {target for target, verdict in site.wan.probe(everybodys(*ports), timeout=0.3).items() if verdict == "open"}
+
+
+def test_whatever_begins_to_listen_is_held(site: Site) -> None:
+    """No handshake is completed on a port that is not known to be the host's own, of TCP and UDP, IPv4 and IPv6, while
+    the host itself and its loopback reach it; where nobody listens the refusal is the host's, as ever."""
+    site.load(more=HOLDING)
+    assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"refused"}
+    with site.host.probe.serve(tcp=[7001], udp=[7001]):
+        assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"silent"}
+        assert set(site.host.probe([*everybodys(7001), ("tcp", "127.0.0.1", 7001)]).values()) == {"open"}
+        site.load()
+        assert seen(site, 7001) == set(everybodys(7001))
+
+
+def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
+    """On all addresses of a family or on one; nor what a label opens, and what is dockerd's own."""
+    ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
+    known = {proxied_element(port, "listening") for port in ports}
+    known |= {proxied_element(Published("tcp", ANY4, 7003, 80), "served"), Element("dockerd", (6, 7004)), *WATCHED}
+    with site.host.probe.serve(tcp=[7001, 7002, 7003, 7004], udp=[7001]):
+        site.load(more={*HOLDING, *known})
+        four, six = HOSTS
+        assert seen(site, 7001, 7002, 7003, 7004) == {
+            ("tcp", six, 7001), ("tcp", four, 7002), ("tcp", four, 7003), ("tcp", four, 7004), ("tcp", six, 7004),
+        }  # fmt: skip
+        site.load(more={*HOLDING, *known, proxied_element(ports[0])})
+        assert seen(site, 7001) == set(), "what is closed is so, whoever listens"
+
+
+def test_flows_that_are_under_way_are_not_held(site: Site) -> None:
+    """A connection that was accepted before, and one that the host forgot, go on; so does an answer to a datagram."""
+    script = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 7001))
+for line in sys.stdin:
+    s.send(line.encode()); print(s.recv(99).decode().strip() or "end", flush=True)
+"""
+    echo = """
+import socket
+s = socket.create_server(("0.0.0.0", 7001)); print("ready", flush=True)
+c, _ = s.accept()
+while data := c.recv(99):
+    c.send(data)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = site.host.popen([sys.executable, "-c", echo], **pipes)
+    client = None
+    try:
+        assert server.stdout.readline() == "ready\n"
+        site.load()
+        client = site.wan.popen([sys.executable, "-c", script, HOSTS[0]], **pipes)
+
+        def says(word: str) -> str:
+            client.stdin.write(f"{word}\n")
+            client.stdin.flush()
+            return str(client.stdout.readline().strip())
+
+        assert says("one") == "one"
+        site.load(more=HOLDING)
+        assert says("two") == "two"
+        site.run("conntrack", "-F", check=False)
+        assert says("three") == "three"
+    finally:
+        for process in filter(None, (client, server)):
+            process.kill()
+            process.communicate()
+    site.load(more=HOLDING)
+    with site.wan.probe.serve(udp=[7005]):
+        assert set(site.host.probe([("udp", str(out), 7005) for out in (Site.OUT4, Site.OUT6)]).values()) == {"open"}
+
+
+# --- who listens ------------------------------------------------------------------------------------------------------
+
+SOCKETS = """
+import os, socket, sys
+def made(family, kind, host, port, v6only=None, user=0):
+    os.seteuid(user)
+    s = socket.socket(family, kind)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if v6only is not None:
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+    s.bind((host, port))
+    os.seteuid(0)
+    kind == socket.SOCK_STREAM and s.listen()
+    return s
+four, six, tcp, udp = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
+kept = [made(four, tcp, "0.0.0.0", 7001), made(six, tcp, "::", 7002, 0), made(six, tcp, "::", 7003, 1)]
+kept += [made(four, udp, "0.0.0.0", 7004, None, 65534), made(four, tcp, "127.0.0.1", 7005)]
+kept += [made(six, udp, "::", 7006, 0)]
+idle = socket.socket(four, udp)
+idle.connect(("127.0.0.1", 7004))
+print("ready", flush=True)
+for line in sys.stdin:
+    if line == "again\\n":
+        kept[0].close()
+        kept[0] = made(four, tcp, "0.0.0.0", 7001)
+    print("done", flush=True)
+"""
+
+
+@contextmanager
+def sockets(site: Site) -> Iterator[subprocess.Popen[str]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = site.host.popen([sys.executable, "-c", SOCKETS], **pipes)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sockets_are_seen_as_they_are(site: Site) -> None:
+    """Protocol, address, port, whether root made it; one for both families counts in both; loopback is left out."""
+    with sockets(site), site.inside():
+        found = {(each.port.proto, each.port.host_ip, each.port.host_port, each.root) for each in listening()}
+    assert found == {
+        ("tcp", ANY4, 7001, True), ("tcp", ANY6, 7002, True), ("tcp", ANY4, 7002, True), ("tcp", ANY6, 7003, True),
+        ("udp", ANY4, 7004, False), ("udp", ANY6, 7006, True), ("udp", ANY4, 7006, True),
+    }  # fmt: skip
+
+
+def test_another_socket_on_the_same_port_is_another(site: Site) -> None:
+    """A program of the host ends and docker-proxy takes its port between two looks: it is not taken for the host's."""
+    with site.inside():
+        listeners = Listeners()
+        with sockets(site) as process:
+            at = proxied_element(Published("tcp", ANY4, 7001, 7001), "listening")
+            assert at in listeners.poll()
+            process.stdin.write("again\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+            assert at not in listeners.poll()
+            assert Published("tcp", ANY4, 7001, 7001) in listeners.held()
+
+
+# --- the whole plugin -------------------------------------------------------------------------------------------------
+
+
+def reached(fw: Running, port: int) -> bool:
+    return fw.site.wan.probe.tcp(HOSTS[0], port, timeout=0.3) == "open"
+
+
+@contextmanager
+def serving(site: Site, *ports: int) -> Iterator[None]:
+    """A server of root's on each of these ports of the host."""
+    script = """
+import socket, sys
+kept = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
+print("ready", flush=True)
+input()
+"""
+    command = [sys.executable, "-c", script, *map(str, ports)]
+    process = site.host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> None:
+    """One that was there before docker-fw is never closed; one that comes is open soon after, if Docker answers, and
+    what a container asks for stays closed. Over a kill of docker-fw, what came meanwhile waits for Docker's answer."""
+    with serving(fw.site, 7001):
+        fw.docker.container("web", "e" * 64, "n" * 64)
+        (web,) = fw.docker.containers.values()
+        web["HostConfig"] = {"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "7003"}]}}
+        fw.start()
+        assert reached(fw, 7001)
+        until(lambda: any(web["Id"] in path for path in fw.docker.asked), "the container is asked about")
+        with serving(fw.site, 7002, 7003):
+            until(lambda: reached(fw, 7002), "the host's program is reached")
+            assert not reached(fw, 7003)
+            assert fw.status()["held"] == []
+            fw.docker.mode = "hang"
+            fw.docker.end_streams()
+            fw.kill_worker()
+            assert (reached(fw, 7001), reached(fw, 7002), reached(fw, 7003)) == (True, True, False)
+            with serving(fw.site, 7004):
+                assert not reached(fw, 7004)
+                fw.kill_worker()
+                until(lambda: "7004/tcp on 0.0.0.0" in fw.status()["held"], "it is said that it is held")
+                assert (reached(fw, 7001), reached(fw, 7002), reached(fw, 7004)) == (True, True, False)
+                fw.docker.mode = "answer"
+                until(lambda: reached(fw, 7004), "Docker answers, and it is reached", 15)
+
+
+# --- control groups ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """Where groups can be made: version 2, alone or beside version 1."""
+    mounted = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+    tops = [top for top in mounted if (top / "cgroup.controllers").exists()]
+    if not tops:
+        pytest.skip("no control groups of version 2 here")
+    made = [tops[0] / f"docker-fw-test-{os.getpid()}"]
+    made += [made[0] / "b", made[0] / "b/c", made[0] / "b/c/d"]
+    for each in made:
+        each.mkdir()
+    try:
+        yield made[0]
+    finally:
+        for each in reversed(made):
+            until(lambda each=each: not (each / "cgroup.procs").read_text(), "nobody is in it")
+            each.rmdir()
+
+
+@pytest.mark.parametrize("level", ["", "b", "b/c", "b/c/d"])
+def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, level: str) -> None:
+    """openrc.docker is right at the top, docker.service in a slice; whoever listens in another group is not meant."""
+    place = group / level
+    server = "import socket; s = socket.create_server(('::', 7001), family=10); print(s, flush=True); input()"
+    command = ["sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(place), sys.executable, "-c", server]
+    process = site.host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline()
+        six = HOSTS[1]
+        site.load(more=[Element("proxies", (place.stat().st_ino + 1,))])
+        assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
+        site.load(more=[Element("proxies", (place.stat().st_ino,))])
+        assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "silent"
+        site.load(more=[Element("proxies", (place.stat().st_ino,)), Element("dockerd", (6, 7001))])
+        assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
+    finally:
+        process.kill()
+        process.communicate()

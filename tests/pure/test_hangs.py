@@ -1,0 +1,67 @@
+"""No test hangs for ever: it fails, by its name, and whoever started the tests has a result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HANGS = """
+import subprocess, sys, pytest
+
+@pytest.fixture
+def slow_to_leave():
+    yield
+    subprocess.run(["sleep", "100"])
+
+def test_waits_for_a_program():
+    with subprocess.Popen(["sleep", "100"]):
+        raise AssertionError("and so waits at the end of the block")
+
+def test_leaves_late(slow_to_leave):
+    raise AssertionError("and then a fixture hangs")
+
+def test_goes_on():
+    pass
+"""
+
+
+def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ...] = ()) -> str:
+    """What a pytest of its own prints, with the project's settings; started with these signals ignored."""
+    ignoring = "".join(f"signal.signal({int(each)}, signal.SIG_IGN);" for each in ignore)
+    program = f"import os, signal, sys;{ignoring}os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    options = ("-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(ROOT))
+    command = [sys.executable, "-c", program, *options, "-c", str(ROOT / "pyproject.toml"), *arguments]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+    done = subprocess.run(
+        command, cwd=directory, env=environ, capture_output=True, text=True, check=False, timeout=300
+    )
+    return done.stdout + done.stderr
+
+
+def test_what_hangs_fails_by_its_name(tmp_path: Path) -> None:
+    """Also at the end of a `with`, and in a fixture; the tests behind it are run."""
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text().replace("AGAIN = 60", "AGAIN = 2"))
+    (tmp_path / "test_hanging.py").write_text(HANGS)
+    told = pytest_in(tmp_path, "-o", "timeout=2", "--confcutdir", str(tmp_path), str(tmp_path))
+    assert "::test_waits_for_a_program - Failed: Timeout" in told, told
+    assert "::test_leaves_late - Failed: Timeout" in told, told
+    assert "1 passed" in told, told
+
+
+def test_each_test_has_a_time_out(pytestconfig: pytest.Config) -> None:
+    """By the project's settings, and longer ones for engines, which may have to be built."""
+    assert pytestconfig.getini("timeout") == "600"
+    assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+@pytest.mark.parametrize("ignored", [(signal.SIGINT,), (signal.SIGINT, signal.SIGQUIT)], ids=["int", "both"])
+def test_tests_pass_where_an_interrupt_is_ignored(ignored: tuple[signal.Signals, ...]) -> None:
+    """`make test &` in a script, `nohup make test`: programs that the tests interrupt end all the same."""
+    told = pytest_in(ROOT, "-o", "timeout=60", "tests/pure/test_cli.py", "-k", "test_watch", ignore=ignored)
+    assert "2 passed" in told, told
