@@ -9,7 +9,6 @@ their indices, which differ from boot to boot, and which a bridge has not got be
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -22,7 +21,7 @@ from plugin.model import FwError, Published
 from plugin.record import INTERFACE_NAME
 from plugin.ruleset import proxied_element
 from plugin.sets import TABLE, Element
-from plugin.table import document
+from plugin.table import document, named
 
 #: What is written, below the host's root.
 FILE = "etc/docker-fw/boot.nft"
@@ -132,7 +131,7 @@ def check(root: Path, nft: str, text: str) -> None:
     Raises FwError.
     """
     # Under another name: what stands may be the own table of a docker-fw that runs, which nobody else may touch.
-    text = re.sub(rf"\binet {TABLE}\b", f"inet {TABLE}_check", text)
+    text = named(text, f"{TABLE}-check")
     command = ["chroot", str(root), nft, "--check", "-f", "-"]
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)

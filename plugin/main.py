@@ -12,7 +12,7 @@ from pathlib import Path
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin import __version__, conntrack, hostlinks
+from plugin import __version__, conntrack, hostlinks, identity
 from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.bridges import Bridges
@@ -60,6 +60,7 @@ class Plugin:
         self._claim = claim(settings.docker_socket)
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
         self._nft = nft = Nft(settings.mark)
+        identity.refuse_foreign()
         raise_fd_limit()
         self._settings = settings
         sysctl = Sysctl(settings.sysctl)

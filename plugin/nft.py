@@ -11,7 +11,6 @@ Not re-entrant, hence the lock. Make this object first: libnftables aborts the p
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -21,18 +20,17 @@ from contextlib import contextmanager
 from itertools import chain
 from types import MappingProxyType
 
+from plugin import identity
 from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
 from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
-from plugin.table import TRY_BRIDGE, TRY_OWNED, rates_added, replace, skeleton
+from plugin.table import TRY_BRIDGE, TRY_OWNED, named, rates_added, replace, skeleton
 
 _SUBSYS = 10 << 8
-_GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
-    _SUBSYS | n for n in (1, 2, 7, 12, 13, 14, 16)
-)
+_GETTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYS | n for n in (1, 7, 12, 13, 14))
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE = 1, 2, 4, 1
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ class NftError(Exception):
 class Nft:
     """The only writer of our tables. Every call is one transaction: all of it stands, or nothing changed."""
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, table: str = TABLE) -> None:
         import nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
         before = nl.netfilter_fds()
@@ -57,6 +55,7 @@ class Nft:
         self._dumping = threading.Lock()
         self._lock = threading.Lock()
         self._mark = mark
+        self._table = table
         self._seq = 1 << 20
         #: Transactions of ours that went through: each raised the ruleset's generation by one.
         self.changes = 0
@@ -80,6 +79,7 @@ class Nft:
         """
         elements = list(elements)
         with self._alone():
+            others = self._others()
             # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
             tries = [(self.tells_cgroups, self.logs)]
             if not self._print:
@@ -95,7 +95,7 @@ class Nft:
                     rates=_rates(elements),
                 )  # fmt: skip
                 try:
-                    self._run(text)
+                    self._run(others + named(text, self._table))
                 except NftError as error:
                     if attempt == len(tries):
                         raise
@@ -107,6 +107,14 @@ class Nft:
             rest = tuple(e for e in elements if gone or spec_of(e.set).raw)
             self._batch(self._possible(Change(add=rest)), timed if gone else {})
             self._print = self._fingerprint()  # last: what is not there whole is not intact
+
+    def _others(self) -> str:
+        """Takes away our tables of other names, a former version's for example, in the same transaction. Raises
+        NftError rather than to take another program's table for ours."""
+        found = identity.find(self._read)
+        if not self._print and (taken := [table for table in found.foreign if table.name == self._table]):
+            raise NftError(f"table {taken[0]} is another program's")
+        return "".join(f"delete table {table}\n" for table in found.ours if table.name != self._table)
 
     def _can(self, text: str, otherwise: str) -> bool:
         """Asked of an empty table: a whole one takes seconds to be refused, and until it stands all is open."""
@@ -174,7 +182,7 @@ class Nft:
         before = self._generation()
         if self._fingerprint() != self._print:
             raise NftError("somebody touched the rules")
-        self._run(rates_added(rates))
+        self._run(named(rates_added(rates), self._table))
         now = self._fingerprint()
         if self._generation() != before + 1:
             raise NftError("somebody changed the ruleset at the same moment")
@@ -196,13 +204,12 @@ class Nft:
             return self._generation()
 
     def _generation(self) -> int:
-        ((_, body),) = nl.request(self._read, _GETGEN, 0, nl.nfgen(0))
-        return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
+        return identity.generation(self._read)
 
     def stands(self) -> bool:
-        """True if there is a table of ours that closes, whoever put it there."""
+        """True if there is a table of ours that closes, whoever put it there, also a former version's."""
         with self._lock:
-            return bool(self._told(NFPROTO_INET)[0])
+            return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
 
     def intact(self) -> bool:
         """True if the table and its rules are the very ones that we put there (somebody may have flushed them)."""
@@ -224,7 +231,7 @@ class Nft:
 
     def _told(self, family: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """A table's flags and handle, and its rules; nothing where it is not there."""
-        name = TABLE.encode() + b"\0"
+        name = self._table.encode() + b"\0"
         try:
             ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(family) + nl.attr(_TABLE_NAME, name))
             rules = nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(family) + nl.attr(_RULE_TABLE, name))
@@ -239,9 +246,9 @@ class Nft:
         # Numbers of its own for each batch: an answer that was left over from an earlier one is not taken for ours.
         first = self._seq
         begin = nl.message(_BATCH_BEGIN, 0, first, nl.nfgen(0, 10))
-        sent = [(_DELSETELEM, 0, body) for body in bodies(change.remove)]
+        sent = [(_DELSETELEM, 0, body) for body in bodies(change.remove, table=self._table)]
         # NLM_F_CREATE as nft sets it. Not EXCL: an element that stands already is what we want.
-        sent += [(_NEWSETELEM, 0x400, body) for body in bodies((*change.add, *timed), timed)]
+        sent += [(_NEWSETELEM, 0x400, body) for body in bodies((*change.add, *timed), timed, self._table)]
         last = first + len(sent)
         self._seq = (last + 2) & 0x3FFFFFFF
         parts = [
@@ -275,23 +282,3 @@ class Nft:
 
 def _rates(elements: Iterable[Element]) -> frozenset[str]:
     return frozenset(rate for element in elements if (rate := rate_of(element.set)))
-
-
-def remove_tables() -> bool:
-    """Takes the tables away, for an uninstall. False if none was there; raises OSError with the kernel's errno."""
-    removed = [_remove_table(family) for family in (NFPROTO_INET, NFPROTO_BRIDGE)]
-    return any(removed)
-
-
-def _remove_table(family: int) -> bool:
-    body = nl.nfgen(family) + nl.attr(_TABLE_NAME, TABLE.encode() + b"\0")
-    begin = nl.message(_BATCH_BEGIN, 0, 1, nl.nfgen(0, 10))
-    end = nl.message(_BATCH_END, 0, 3, nl.nfgen(0, 10))
-    with nl.open_socket() as sock:
-        sock.send(begin + nl.message(_DELTABLE, nl.NLM_F_ACK, 2, body) + end)
-        code = next(nl.error_of(answer) for kind, _, answer in nl.replies(sock) if kind == nl.NLMSG_ERROR)
-    if code == errno.ENOENT:
-        return False
-    if code:
-        raise OSError(code, os.strerror(code))
-    return True
