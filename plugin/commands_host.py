@@ -129,9 +129,8 @@ _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compos
 
 def before_docker(options: argparse.Namespace) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin import boot, status  # noqa: PLC0415
+    from plugin import boot, bootfile  # noqa: PLC0415
     from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
-    from plugin.inventory import Inventory  # noqa: PLC0415
     from plugin.links import Links  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
     from plugin.sysctl import Sysctl  # noqa: PLC0415
@@ -145,17 +144,14 @@ def before_docker(options: argparse.Namespace) -> int:
         nft = boot.find_nft(root)
         uplinks = Links(Sysctl(settings.sysctl)).default_route_links
         api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
-        dockers, foreign = boot.bridges(api, uplinks)
-        look = api.look()
-        networks = {network.id: network for network in look.networks}
-        closed = status.closed(Inventory(settings.defaults), networks, look.endpoints)
-        text = boot.nft_text(settings.mark, dockers, foreign, closed)
+        bridges = boot.bridges(api, uplinks)
+        text = bootfile.first_text(api.look(), bridges, root, settings)
         boot.check(root, nft, text)
         changed = boot.install(root, nft, text)
     except (FwError, ApiSilent) as error:
         failed(error)
         return NO
-    print(boot.installed(changed, foreign))
+    print(boot.installed(changed, bridges[1], bootfile.why_not_kept(root)))
     return OK
 
 

@@ -15,6 +15,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from plugin import __version__, conntrack, hostlinks, identity
 from plugin.admin import add_routes
 from plugin.app import create_app
+from plugin.bootfile import BootFile
 from plugin.bridges import Bridges
 from plugin.cgroup import dockerd, proxies, shared
 from plugin.closing import closing
@@ -90,17 +91,20 @@ class Plugin:
             note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
             blind=self._blind,
         )  # fmt: skip
+        self._boot = boot = BootFile(
+            settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
+        )
         self._orders = Orders(
             self._state, self._guard, lambda: self._follower.apart,
             spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
         )  # fmt: skip
         self._questions = Questions(
             self._state, self._guard, nft, self._bridges, self._follower, api, settings,
-            read=lambda more: read({**os.environ, **more}), blind=self._blind,
+            read=lambda more: read({**os.environ, **more}), blind=self._blind, boot=lambda: boot.word,
         )  # fmt: skip
         self._watcher = Watcher(
             self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
-            lambda: proxies(settings.cgroup), drops, self._orders.end,
+            lambda: proxies(settings.cgroup), drops, self._orders.end, boot,
         )  # fmt: skip
 
     def app(self) -> Flask:

@@ -43,6 +43,7 @@ class Questions:
     def __init__(
         self, reconciler: Reconciler, guard: Guard, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
         settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
+        boot: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self._state = reconciler
         self._guard = guard
@@ -53,6 +54,7 @@ class Questions:
         self._settings = settings
         self._read = read
         self._blind = blind
+        self._boot = boot
 
     def status(self) -> dict[str, Any]:
         """What there is and what it answers on, for people and programs."""
@@ -78,6 +80,7 @@ class Questions:
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
             "unsaved": self._state.owes,
+            "boot": self._boot(),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
     "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
     "FW_CGROUP": ("/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin"),
+    "FW_BOOT": ("/host/etc/docker-fw", "the host's /etc/docker-fw (fwctl boot), as seen inside the sidecar"),
     "FW_DOCKERD_PORTS": (
         "2375-2377, 7946, 7946/udp, 4789/udp, 9323",
         "ports of dockerd's own: its API, swarm, metrics",
@@ -45,6 +46,7 @@ class Settings:
     state: str
     sysctl: str
     cgroup: str
+    boot: str
     dockerd_ports: tuple[Rule, ...]
     defaults: Defaults
     refuse: bool
@@ -83,7 +85,7 @@ def read(environ: Mapping[str, str]) -> Settings:
             faults.append(f'{name}="{values[name]}": must be {" or ".join(words)}')
     if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
         faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
-    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP"):
+    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP", "FW_BOOT"):
         if not values[name].startswith("/"):
             faults.append(f'{name}="{values[name]}": must be an absolute path')
     if faults:
@@ -94,6 +96,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         state=values["FW_STATE"],
         sysctl=values["FW_SYSCTL"],
         cgroup=values["FW_CGROUP"],
+        boot=values["FW_BOOT"],
         dockerd_ports=tuple(sorted(set(dockerd_ports))),
         defaults=Defaults(said, values["FW_PUBLISHED"].lower() == "allow"),
         refuse=values["FW_MISTAKES"].lower() == "refuse",
