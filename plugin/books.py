@@ -6,14 +6,21 @@ Two owners may need the same element; it stands as long as one of them does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from plugin.model import Address
 from plugin.sets import Change, Element
 
 #: Sets whose elements let something pass; of "free…" and "confined" see `narrower`.
 _OPENING = ("allow", "other", "from", "via", "dnat", "served", "out", "to", "free")
 #: Sets whose elements only close.
 _CLOSING = ("confined", "proxied", "rated", "rating")
+#: Sets whose elements let something pass, or lead to somebody: they go before anything is computed.
+_FIRST = (*_OPENING, "publish", "self", "neighbour")
+#: Sets whose elements name the other end, its prefix's length before it.
+_PEERS = frozenset(
+    f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks")
+)
 
 
 class Books:
@@ -22,6 +29,8 @@ class Books:
     def __init__(self) -> None:
         self._owned: dict[str, frozenset[Element]] = {}
         self._count: Counter[Element] = Counter()
+        #: By an address, whose elements let it pass as a peer; prefixes that it is in do not count.
+        self._passing: dict[Address, dict[str, set[Element]]] = {}
 
     def __iter__(self) -> Iterator[Element]:
         return iter(self._count)
@@ -32,6 +41,9 @@ class Books:
     def start(self, owned: Mapping[str, frozenset[Element]]) -> None:
         self._owned = {owner: elements for owner, elements in owned.items() if elements}
         self._count = Counter(element for elements in self._owned.values() for element in elements)
+        self._passing = {}
+        for owner, elements in self._owned.items():
+            self._index(owner, (), elements)
 
     def change(self, new: Mapping[str, frozenset[Element]]) -> Change:
         """What makes the kernel as `new` has it for these owners."""
@@ -53,10 +65,51 @@ class Books:
             if not self._count[element]:
                 del self._count[element]
         for owner, elements in new.items():
+            old = self.of(owner)
+            self._index(owner, old - elements, elements - old)
             if elements:
                 self._owned[owner] = elements
             else:
                 self._owned.pop(owner, None)
+
+    def going(self, gone: Iterable[str], lost: Mapping[Address, Collection[str]]) -> dict[str, set[Element]]:
+        """By owner, what nobody may pass by any more. Nothing is computed: it is what stands.
+
+        `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.
+        """
+        going = {owner: {e for e in self.of(owner) if e.set.startswith(_FIRST)} for owner in gone}
+        for address, owners in lost.items():
+            for owner, elements in self._passing.get(address, {}).items():
+                if owner in owners:
+                    going.setdefault(owner, set()).update(elements)
+        return {owner: elements for owner, elements in going.items() if elements}
+
+    def closing(self, going: Mapping[str, Collection[Element]]) -> Change:
+        """What makes the kernel without these elements of these owners. Where dockerd's control group is not known,
+        a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open."""
+        count = Counter(element for elements in going.values() for element in elements)
+        remove = tuple(element for element, n in count.items() if self._count[element] == n)
+        shut = (_shut(element) for element in remove if element.set.startswith("served"))
+        return Change(remove, tuple(element for element in shut if not self._count[element]))
+
+    def without(self, going: Mapping[str, Collection[Element]], closing: Change) -> dict[str, frozenset[Element]]:
+        """What these owners have after `closing`."""
+        shut = {element: _shut(element) for element in closing.remove if element.set.startswith("served")}
+        return {
+            owner: self.of(owner).difference(elements).union(shut[e] for e in elements if e in shut)
+            for owner, elements in going.items()
+        }
+
+    def _index(self, owner: str, less: Iterable[Element], more: Iterable[Element]) -> None:
+        for element in filter(_passes_one, less):
+            owners = self._passing[element.key[-1]]  # type: ignore[index]
+            owners[owner].discard(element)
+            if not owners[owner]:
+                del owners[owner]
+            if not owners:
+                del self._passing[element.key[-1]]  # type: ignore[arg-type]
+        for element in filter(_passes_one, more):
+            self._passing.setdefault(element.key[-1], {}).setdefault(owner, set()).add(element)  # type: ignore[arg-type]
 
     def narrower(self, owner: str, new: frozenset[Element]) -> bool:
         """True if less passes than before: flows may stand that would not begin any more."""
@@ -65,6 +118,10 @@ class Books:
             return True
         closes = ("confined", "proxied") if old else ("confined",)
         return any(element.set.startswith(closes) for element in new - old)
+
+    def wider(self, owner: str, new: frozenset[Element]) -> bool:
+        """True if more passes than before: what was cut may be let through again."""
+        return any(element.set.startswith(_OPENING) for element in new - self.of(owner))
 
     def only_closes(self, owner: str, new: frozenset[Element]) -> bool:
         """True if nothing comes that lets anything pass, or leads anywhere."""
@@ -81,6 +138,16 @@ class Books:
             count.update(dict.fromkeys(elements - old, 1))
             count.subtract(dict.fromkeys(old - elements, 1))
         return count
+
+
+def _passes_one(element: Element) -> bool:
+    """True if it lets a single address pass, or leads to one."""
+    return element.set in _PEERS and element.key[-2] == (32 if "4" in element.set else 128)
+
+
+def _shut(served: Element) -> Element:
+    """What closes the port of docker-proxy's that another element keeps open."""
+    return Element(served.set.replace("served", "proxied"), served.key)
 
 
 def touches_confined(change: Change) -> bool:

@@ -6,11 +6,12 @@ API answers. So a container that stops keeps its ports in mind until it is remov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 
 from plugin import conntrack
-from plugin.model import Published
+from plugin.model import Guarded, Guest, Override, Published
+from plugin.policy import closed_ports, closed_together
 from plugin.reconcile import Reconciler
 
 
@@ -54,3 +55,38 @@ class ClosedPorts:
         if closed != self._closed:
             self._closed = closed
             self._state.remember_proxied(closed)
+
+
+class Judged:
+    """By endpoint, which of its published ports are closed, and what that was found from. Not thread-safe."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._state = reconciler
+        self._judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
+
+    def closed(
+        self, guests: Iterable[Guest], networks: Mapping[str, Guarded], *, whole: bool
+    ) -> dict[str, frozenset[Published]]:
+        """By container, its published ports that are not open to everybody. Each container with all of its places.
+
+        `whole`: these are all; what is known of others is forgotten.
+        """
+        judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
+        places: dict[str, list[frozenset[Published]]] = {}
+        doubted = set()
+        for guest in guests:
+            if not guest.sure:
+                doubted.add(guest.container_id)
+            if guest.endpoint.published:
+                network, known = networks[guest.endpoint.network_id], self._judged.get(guest.endpoint.id)
+                override = self._state.override(guest.container_id)
+                if known is None or known[:3] != (network, guest, override):
+                    ports = closed_ports(self._state.decide(network, guest.as_known), guest.endpoint)
+                    known = (network, guest, override, frozenset(ports))
+                judged[guest.endpoint.id] = known
+                places.setdefault(guest.container_id, []).append(known[3])
+        if whole:
+            self._judged = judged
+        else:
+            self._judged.update(judged)
+        return closed_together(places, doubted)

@@ -74,7 +74,7 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     bridges = Bridges(_uplinks(settings) if lasts else set, state.foreign)
     bridges.see(hostlinks.links().values())
     lasting, timed = ban_elements(state.bans, time.time())
-    nft.replace(bridges.noted().elements | shut(state, settings) | lasting, timed, gone=True)
+    nft.replace(bridges.noted().elements | shut(state, settings) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:

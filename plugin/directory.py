@@ -6,11 +6,18 @@ A name that matches nobody matches nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
 
-from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
+from plugin.model import PROTO_NUMBER, Address, Container, Endpoint, Peer, Policy, Published, Rule
+from plugin.tiers import block_count
 
+#: Elements that the names in one endpoint's rules may become, each way: each change of a peer computes them anew.
+MAX_NAMED = 10_000
+_NAMED = ("container", "service", "project", "network")
 #: What a peer is called everywhere: its kind, the compose project it is to be looked for in, and the name.
 Key = tuple[str, str, str]
 
@@ -49,6 +56,19 @@ def who(endpoint: Endpoint) -> Who | None:
     return Who(addresses, container.name, container.project, container.service, container.network, container.id)
 
 
+class _Cost(NamedTuple):
+    """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much."""
+
+    addresses: int
+    ports: int
+    beyond: bool
+
+
+@lru_cache(maxsize=65536)
+def _as_peer(address: Address) -> Peer:
+    return Peer("prefix", str(address))
+
+
 class Directory:
     """Not thread-safe. Owners are those of `plugin.reconcile`."""
 
@@ -67,6 +87,9 @@ class Directory:
         other._by_key = {key: dict(addresses) for key, addresses in self._by_key.items()}
         other.networks = self.networks
         return other
+
+    def knows(self, owner: str) -> bool:
+        return owner in self._who
 
     def put(self, owner: str, now: Who | None) -> set[Key]:
         """Notes who an owner is; returns the names whose addresses are others now."""
@@ -88,6 +111,23 @@ class Directory:
                 changed.add(key)
         return changed
 
+    def losing(self, now: Mapping[str, Who | None]) -> tuple[list[str], dict[Address, set[str]]]:
+        """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
+        rules speak of what it was called. Nothing is noted yet."""
+        gone: list[str] = []
+        lost: dict[Address, set[str]] = {}
+        for owner, then in now.items():
+            before = self._who.get(owner)
+            if before is None or before == then:
+                continue
+            if then is None:
+                gone.append(owner)
+            stays = then.keys if then and then.addresses == before.addresses else frozenset[Key]()
+            askers = self.askers(before.keys - stays)
+            for address in before.addresses if askers else ():
+                lost.setdefault(address, set()).update(askers)
+        return gone, lost
+
     def asks(self, owner: str, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
         """Notes which names an owner's rules speak of, and `more`."""
         spoken = (key for rule in rules for peer in rule.peers for key in self._keys(peer, container))
@@ -102,24 +142,68 @@ class Directory:
         for key in keys - before:
             self._asked_by.setdefault(key, set()).add(owner)
 
+    def asking(self, owner: str) -> bool:
+        """True if the owner's rules speak of somebody by name."""
+        return any(kind != "itself" for kind, _, _ in self._asks.get(owner, ()))
+
     def askers(self, keys: Iterable[Key]) -> set[str]:
         """The owners whose rules speak of one of these names."""
         return {owner for key in keys for owner in self._asked_by.get(key, ())}
 
-    def network_askers(self) -> list[str]:
-        """The owners whose rules speak of a network: which one is meant depends on what networks there are."""
-        return [owner for owner, keys in self._asks.items() if any(kind == "network" for kind, _, _ in keys)]
+    def network_askers(self, before: frozenset[str] | None) -> list[str]:
+        """The owners whose rules speak of a network that may be another one than before: which one is meant depends on
+        what networks there are."""
+        if before is None or self.networks is None:
+            return [owner for owner, keys in self._asks.items() if any(kind == "network" for kind, _, _ in keys)]
+        names = before ^ self.networks
+        short = {name[at + 1 :] for name in names for at, letter in enumerate(name) if letter == "_"}
+        return sorted(self.askers(("network", "", name) for name in names | short))
 
-    def resolved(self, policy: Policy, container: Container | None) -> Policy:
-        """The policy with addresses in the place of names. A rule with peers that are nobody is none at all."""
+    def resolved(self, policy: Policy, container: Container | None, published: Collection[Published] = ()) -> Policy:
+        """The policy with addresses in the place of names. A rule with peers that are nobody is none at all.
+
+        `published`: the endpoint's ports, of which each is as many elements more. Beyond MAX_NAMED names open nothing.
+        """
         return dataclasses.replace(
             policy,
-            accepts=tuple(self._rules(policy.accepts, container, inbound=True)),
+            accepts=tuple(self._rules(policy.accepts, container, published, inbound=True)),
             egress=None if policy.egress is None else tuple(self._rules(policy.egress, container, inbound=False)),
         )
 
-    def _rules(self, rules: Iterable[Rule], container: Container | None, *, inbound: bool) -> Iterator[Rule]:
+    def too_many(
+        self, policy: Policy, container: Container | None, published: Collection[Published] = ()
+    ) -> Iterator[str]:
+        """One sentence for each rule whose names stand for so many addresses that they open nothing."""
+        for word, rules, ports in (("fw.allow", policy.accepts, published), ("fw.egress", policy.egress or (), ())):
+            for rule, cost in zip(rules, self._costs(rules, container, ports), strict=True):
+                if cost.beyond:
+                    names = " ".join(str(peer) for peer in rule.peers if peer.kind in _NAMED)
+                    yield (
+                        f"{word}={rule.what} allows nothing for {names[:200]}: {cost.addresses} addresses times "
+                        f"{cost.ports} ports or blocks of ports, with the rules before it more than {MAX_NAMED} table "
+                        "entries; name fewer containers, or use fewer or rounder port ranges (16-31, 4096-8191, *)"
+                    )
+
+    def _costs(
+        self, rules: Iterable[Rule], container: Container | None, published: Collection[Published] = ()
+    ) -> Iterator[_Cost]:
+        """What each rule's names would become, counted without making it. An address with two names counts twice."""
+        total = 0
         for rule in rules:
+            keys = [key for peer in rule.peers for key in self._keys(peer, container)]
+            addresses = sum(len(self._by_key.get(key, ())) for key in keys)
+            ports = 0
+            if addresses:
+                ports = block_count(rule.first, rule.last) if rule.proto in PROTO_NUMBER else 1
+                ports += sum(rule.proto == p.proto and rule.first <= p.container_port <= rule.last for p in published)
+            beyond = total + addresses * ports > MAX_NAMED
+            total += 0 if beyond else addresses * ports
+            yield _Cost(addresses, ports, beyond)
+
+    def _rules(
+        self, rules: Collection[Rule], of: Container | None, published: Collection[Published] = (), *, inbound: bool
+    ) -> Iterator[Rule]:
+        for rule, cost in zip(rules, self._costs(rules, of, published), strict=True):
             if not rule.peers:
                 yield rule
                 continue
@@ -127,9 +211,10 @@ class Directory:
             for peer in rule.peers:
                 if peer.kind == "prefix" or (peer.kind == "host" and not inbound):
                     peers.add(peer)  # who is on the host needs no rule to come in
-                peers.update(Peer("prefix", str(a)) for key in self._keys(peer, container) for a in self.addresses(key))
+                elif not cost.beyond:
+                    peers.update(_as_peer(a) for key in self._keys(peer, of) for a in self.addresses(key))
             if peers:
-                yield dataclasses.replace(rule, peers=tuple(sorted(peers)))
+                yield dataclasses.replace(rule, peers=tuple(sorted(peers, key=attrgetter("kind", "value"))))
 
     def addresses(self, key: Key) -> list[Address]:
         return list(self._by_key.get(key, ()))

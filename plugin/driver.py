@@ -183,7 +183,7 @@ class Driver:
         except FwError:
             self._ports.release(endpoint.id)
             raise
-        conntrack.cut_published([port for port in published if port.proto == "udp"])
+        conntrack.cut_published([port for port in published if port.proto != "tcp"])
         return {}
 
     def revoke_external_connectivity(self, body: Any) -> Reply:
@@ -208,13 +208,15 @@ class Driver:
 
     def _close(self, endpoint: Endpoint) -> None:
         """The address is closed first; then its flows are cut, its ports given back, its link taken away."""
-        self._state.edit_endpoint(
-            endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
-        )
-        self._ports.release(endpoint.id)
-        self._links.delete(host_side(endpoint.id))
-        conntrack.cut_addresses([address for address in (endpoint.addr4, endpoint.addr6) if address])
-        self._changed()
+        try:
+            self._state.edit_endpoint(
+                endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
+            )
+        finally:  # whatever disk and kernel say: nobody else inherits its link, its ports, its flows
+            self._ports.release(endpoint.id)
+            self._links.delete(host_side(endpoint.id))
+            conntrack.cut_addresses([address for address in (endpoint.addr4, endpoint.addr6) if address])
+            self._changed()
 
     def forget(self, gone: Endpoint | Network) -> None:
         """Undoes what Docker does not have any more: a Leave, a DeleteEndpoint, a DeleteNetwork that never came."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from ipaddress import IPv6Network, ip_network
+from operator import attrgetter
 from typing import TypeVar
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Peer, Rate, Rule
@@ -33,9 +34,12 @@ MAX_ELEMENTS = 20_000
 #: What a peer by name is taken for then, for nobody knows yet how many it will be.
 NAMED_PEERS = 32
 
+#: Wrong peers of one rule that are reported: reading on would take time, and help nobody.
+MOST_WRONG = 8
+
 _NAMED = ("container", "service", "project", "network")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", re.ASCII)
-_RATE = re.compile(r"(.+?)\s+([0-9]{1,9})\s*/\s*([A-Za-z]+)(?:\s+burst\s+([0-9]{1,9}))?", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _PORTS_RIGHT = "a port (1-65535, a range like 9000-9100, or *)"
 _PEER_RIGHT = (
     "an address, a prefix like 2001:db8::/32, container:NAME, service:NAME, project:NAME, network:NAME, host or any"
@@ -74,7 +78,7 @@ def taken_back(text: str) -> list[Rule]:
     if len(text) > MAX_LENGTH:
         return _all_ports() if "from" in text.lower() else []
     rules: list[Rule] = []
-    for part in re.split(r"[,\n]", text):
+    for part in filter(None, re.split(r"[,\n]", text)):
         what, word, _ = _split(part, "from")
         if word or "from" in part.lower():
             found = _what(what.strip())
@@ -121,7 +125,7 @@ def elements(each: object) -> int:
 
 def _peer_elements(peer: Peer) -> int:
     if peer.kind == "prefix":
-        return piece_count(ip_network(peer.value))
+        return piece_count(ip_network(peer.value)) if "/" in peer.value else 1
     return 1 if peer.kind == "host" else NAMED_PEERS
 
 
@@ -139,18 +143,26 @@ def _with_peers(part: str, word: str) -> Rule | str:
         return f'"{_cut(part)}": write "{word}" here, not "{other}"'
     if not there:
         return rule
-    read = [_peer(token) for token in peers.split()]
-    found = {peer for peer in read if isinstance(peer, Peer)}
-    if wrong := [mistake for mistake in read if isinstance(mistake, str)]:
+    found: set[Peer] = set()
+    wrong: list[str] = []
+    for token in peers.split():
+        peer = _peer(token)
+        if isinstance(peer, Peer):
+            found.add(peer)
+        else:
+            wrong.append(peer)
+            if len(wrong) == MOST_WRONG:
+                break
+    if wrong:
         ports = [rule] if isinstance(rule, str) else []
-        return f'"{_cut(part)}": {"; ".join((*ports, *wrong[:8]))}'
+        return f'"{_cut(part)}": {"; ".join((*ports, *wrong))}'
     if isinstance(rule, str):
         return rule
     if not found:
         return f'"{_cut(part)}" names nobody; write {word} and {_PEER_RIGHT}'
     if Peer("any") in found:
         return rule
-    return Rule(rule.proto, rule.first, rule.last, tuple(sorted(found)))
+    return Rule(rule.proto, rule.first, rule.last, tuple(sorted(found, key=attrgetter("kind", "value"))))
 
 
 def _denied(part: str) -> Rule | str:
@@ -213,20 +225,36 @@ def parse_prefix(token: str) -> Peer | str:
 
 
 def _rate(part: str) -> Rate | str:
-    match = _RATE.fullmatch(part)
-    if match is None:
+    found = _rate_parts(part)
+    if found is None:
         return f'"{_cut(part)}" is not {_RATE_RIGHT}'
-    rule = _what(match[1])
+    what, counted, unit, most = found
+    rule = _what(what)
     if isinstance(rule, str):
         return rule
     if rule.proto in PORTLESS:
         return f'"{_cut(part)}": {rule.proto} has no ports; only tcp, udp and sctp can be limited'
-    count, unit, burst = int(match[2]), match[3].lower(), int(match[4] or 5)
+    count, burst = int(counted), int(most)
     if unit not in UNITS or not 1 <= count <= MOST or not 1 <= burst <= 65535:
         return f'"{_cut(part)}" is not {_RATE_RIGHT}'
     if remembered(count, unit, burst) > LONGEST:
         return f'"{_cut(part)}": a source would have to be remembered for over 30 days; write a smaller burst'
     return Rate(rule.proto, rule.first, rule.last, count, unit, burst)
+
+
+def _rate_parts(part: str) -> tuple[str, str, str, str] | None:
+    """ "22/tcp 5 / minute burst 10" → ("22/tcp", "5", "minute", "10"); None where it has no such parts.
+
+    It is read from its end, word by word: an expression for all of it takes time by the square of its length.
+    """
+    words, burst = part.split(), "5"
+    if len(words) > 2 and words[-2].lower() == "burst":
+        *words, _, burst = words
+    rest, slash, unit = " ".join(words).rpartition("/")
+    what, _, count = rest.rstrip().rpartition(" ")
+    unit = unit.strip()
+    right = slash and what and _NUMBER.fullmatch(count) and _NUMBER.fullmatch(burst) and unit.isascii()
+    return (what, count, unit.lower(), burst) if right and unit.isalpha() else None
 
 
 def remembered(count: int, unit: str, burst: int) -> int:

@@ -14,18 +14,17 @@ from functools import partial
 from types import MappingProxyType
 
 from plugin import conntrack
-from plugin.closedports import ClosedPorts
+from plugin.closedports import ClosedPorts, Judged
 from plugin.goodbyes import Goodbyes
+from plugin.guests import Guests, addresses
 from plugin.inventory import Noted, Owner, Place
-from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Override, Published
+from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Published
 from plugin.overrides import without
-from plugin.policy import closed_ports, closed_together
 from plugin.reconcile import Reconciler
 from plugin.ruleset import proxied_element
 
 #: Under this name stand the closed published ports of the last run, until Docker has listed today's.
 KEPT: Owner = "kept"
-_At = dict[tuple[str, Address], str]
 log = logging.getLogger(__name__)
 
 
@@ -46,10 +45,12 @@ class Guard:
         self._networks: dict[str, Guarded] = {}
         #: When each network was told of alone, not by a list of all.
         self._since: dict[str, int] = {}
-        self._guests: dict[str, Guest] = {}
+        self._guests = Guests()
         self._goodbyes = Goodbyes()
         self._noted: dict[Owner, Noted] = {}
-        self._judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
+        self._judged = Judged(reconciler)
+        #: What was to be noted last was refused.
+        self._owing = False
         self._ports = ClosedPorts(reconciler, closed, later)
         self._ended = False
 
@@ -60,7 +61,7 @@ class Guard:
     @property
     def guests(self) -> list[Guest]:
         with self._lock:
-            return list(self._guests.values())
+            return list(self._guests)
 
     def known(self) -> list[Endpoint]:
         """Who is there, as the table has it: without its container where that is in doubt."""
@@ -83,7 +84,7 @@ class Guard:
         """What was told before is not known to be complete any more: only the next list counts."""
         with self._lock:
             self._goodbyes.start_over()
-            self._guests = {k: dataclasses.replace(v, listed=True) for k, v in self._guests.items()}
+            self._guests = Guests(dataclasses.replace(guest, listed=True) for guest in self._guests)
 
     def returns(self, network_id: str, container_id: str) -> None:
         """Docker connects the container to the network."""
@@ -94,7 +95,7 @@ class Guard:
         """The container has left the network (or all, if that is empty): closed before anybody else is there."""
         with self._lock:
             self._goodbyes.leaves(network_id, container_id)
-            self._drop(lambda g: g.container_id == container_id and network_id in ("", g.endpoint.network_id))
+            self._drop([g for g in self._guests.of(container_id) if network_id in ("", g.endpoint.network_id)])
 
     def forget(self, container_id: str) -> None:
         """The container does not exist any more."""
@@ -105,7 +106,7 @@ class Guard:
 
     def network_gone(self, network_id: str) -> None:
         with self._lock:
-            self._drop(lambda guest: guest.endpoint.network_id == network_id)
+            self._drop([guest for guest in self._guests if guest.endpoint.network_id == network_id])
             self._networks.pop(network_id, None)
             self._since.pop(network_id, None)
             self._apply()
@@ -121,13 +122,11 @@ class Guard:
         with self._lock:
             self._goodbyes.doubt()
             wanted = {n.id for n in self._networks.values() if bridge in (None, n.bridge)}
-            changed = {
-                k: dataclasses.replace(guest, sure=False)
-                for k, guest in self._guests.items()
-                if guest.endpoint.network_id in wanted and guest.sure
-            }
-            if changed:
-                self._guests.update(changed)
+            doubted = [g for g in self._guests if g.sure and g.endpoint.network_id in wanted]
+            for guest in doubted:
+                self._guests.put(dataclasses.replace(guest, sure=False))
+            if doubted:
+                self._close_first(doubted)
                 self._apply()
 
     def suspect(self, ports: Iterable[Published]) -> None:
@@ -148,10 +147,9 @@ class Guard:
             if network is not None:
                 self._networks[network.id] = network
                 self._since[network.id] = moment
-            at = self._by_address()
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, at, listed, asked, sure)
+                    self._put(endpoint, listed, asked, sure)
             self._apply()
             return True
 
@@ -175,19 +173,19 @@ class Guard:
             self._networks = {**newer, **{network.id: network for network in networks}}
             self._since = {k: when for k, when in self._since.items() if k in newer}
             # Who has just been connected is not listed yet, and who was told of meanwhile cannot be.
-            there_yet = {k: g for k, g in before.items() if not g.listed or g.since > asked}
-            self._guests = {k: g for k, g in there_yet.items() if g.endpoint.network_id in self._networks}
-            at = self._by_address()
+            there_yet = (g for g in before if not g.listed or g.since > asked)
+            self._guests = Guests(g for g in there_yet if g.endpoint.network_id in self._networks)
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, at, True, asked, endpoint.id not in unsure)
-            stay = {address for guest in self._guests.values() for address in _addresses(guest.endpoint)}
-            there = {*existing, *(g.endpoint.container.id for g in self._guests.values() if g.endpoint.container)}
+                    self._put(endpoint, True, asked, endpoint.id not in unsure)
+            stay = {address for guest in self._guests for address in addresses(guest.endpoint)}
+            there = {*existing, *(g.endpoint.container.id for g in self._guests if g.endpoint.container)}
             self._ports.retain(there)
             try:
+                self._note(dict.fromkeys(f"endpoint {k}" for g in before if not self._guests.get(k := g.endpoint.id)))
                 self._apply()
             finally:
-                self._cut([a for guest in before.values() for a in _addresses(guest.endpoint) if a not in stay])
+                self._cut([a for guest in before for a in addresses(guest.endpoint) if a not in stay])
             # Who has just been joined to a network of the driver's may not have been listed yet.
             spoken = {each.container for each in self._state.state.overrides}
             self._forget_overrides({each for each in spoken - there if not self._state.has(each)})
@@ -198,49 +196,61 @@ class Guard:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _by_address(self) -> _At:
-        """Who has which address of which network: to look at every guest for each one of a list would take seconds."""
-        return {(g.endpoint.network_id, each): k for k, g in self._guests.items() for each in _addresses(g.endpoint)}
-
-    def _put(self, endpoint: Endpoint, at: _At, listed: bool, asked: int, sure: bool = True) -> None:
+    def _put(self, endpoint: Endpoint, listed: bool, asked: int, sure: bool = True) -> None:
         # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
-        mine = [(endpoint.network_id, address) for address in _addresses(endpoint)]
-        others = {k for each in mine if (k := at.get(each, endpoint.id)) != endpoint.id}
-        if any(self._guests[k].since > asked for k in others):
+        others = self._guests.at(endpoint)
+        if any(other.since > asked for other in others):
             return
-        for k in others:
-            _vacate(at, self._guests.pop(k).endpoint)
+        for other in others:
+            self._guests.remove(other.endpoint.id)
         known = self._guests.get(endpoint.id)
         if known is None and endpoint.container:
             for problem in endpoint.container.problems:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
-            if known:
-                _vacate(at, known.endpoint)
-            self._guests[endpoint.id] = Guest(endpoint, listed, self._goodbyes.now, sure)
-            at.update(dict.fromkeys(mine, endpoint.id))
+            self._guests.put(Guest(endpoint, listed, self._goodbyes.now, sure))
 
-    def _drop(self, goes: Callable[[Guest], bool]) -> None:
-        going = [guest.endpoint for guest in self._guests.values() if goes(guest)]
+    def _drop(self, going: list[Guest]) -> None:
+        for guest in going:
+            self._guests.remove(guest.endpoint.id)
         if going:
-            for endpoint in going:
-                del self._guests[endpoint.id]
             try:
-                self._apply()
+                self._note(dict.fromkeys(f"endpoint {guest.endpoint.id}" for guest in going))
+                self._apply({guest.container_id for guest in going})
             finally:  # whatever the kernel says: nobody else inherits their flows
-                self._cut([address for endpoint in going for address in _addresses(endpoint)])
+                self._cut([address for guest in going for address in addresses(guest.endpoint)])
                 # By docker-proxy a flow is the host's, not the address's.
-                self._ports.cut([port for endpoint in going for port in endpoint.published if port.proto != "sctp"])
+                self._ports.cut([p for guest in going for p in guest.endpoint.published])
+
+    def _close_first(self, doubted: Iterable[Guest]) -> None:
+        """All ports of these, before it is computed which of them are closed."""
+        noted: dict[Owner, Noted | None] = {}
+        for guest in doubted:
+            endpoint, now = guest.endpoint, self._guests.get(guest.endpoint.id)
+            closed = frozenset(port for port in endpoint.published if not port.host_ip.is_loopback)
+            noted[f"endpoint {endpoint.id}"] = Noted(place=Place(self._networks[endpoint.network_id], now, closed))
+        self._note(noted)
+
+    def _note(self, changes: Mapping[Owner, Noted | None]) -> None:
+        """Raises NftError; then the next `_apply` makes up for it."""
+        changes = {owner: what for owner, what in changes.items() if what is not None or owner in self._noted}
+        if changes:
+            self._owing = True
+            self._state.note(changes)
+            self._owing = False
+            self._noted |= {owner: what for owner, what in changes.items() if what is not None}
+            for owner in [owner for owner, what in changes.items() if what is None]:
+                del self._noted[owner]
 
     def _cut(self, addresses: list[Address]) -> None:
         if addresses:
             self._later(partial(conntrack.cut_addresses, addresses))
 
-    def again(self) -> None:
-        """What overrides the labels has changed: published ports may be closed now, or open."""
+    def again(self, containers: Collection[str] | None = None) -> None:
+        """What overrides the labels (of these containers) has changed: published ports may be closed now, or open."""
         with self._lock:
-            self._apply()
+            self._apply(containers)
 
     def _forget_overrides(self, containers: Collection[str]) -> None:
         """What `fwctl` said of containers that do not exist any more."""
@@ -250,51 +260,28 @@ class Guard:
             except FwError as error:
                 log.error("%s; what fwctl said of a container that is gone is kept", error)
 
-    def _apply(self) -> None:
-        """One transaction for all that is different. Raises NftError; then the next call makes up for it."""
-        closed = self._closed()
-        noted = {f"network {network.id}": Noted(place=Place(network)) for network in self._networks.values()}
-        for guest in self._guests.values():
+    def _apply(self, only: Collection[str] | None = None) -> None:
+        """One transaction for all that is different; `only`: of these containers. Raises NftError; then the next call
+        makes up for it."""
+        only = None if self._owing else only
+        guests = list(self._guests) if only is None else [g for each in only for g in self._guests.of(each)]
+        closed = self._judged.closed(guests, self._networks, whole=only is None)
+        noted: dict[Owner, Noted] = {}
+        if only is None:
+            noted = {f"network {network.id}": Noted(place=Place(network)) for network in self._networks.values()}
+        for guest in guests:
             ports = closed.get(guest.container_id, frozenset())
             network, owner = self._networks[guest.endpoint.network_id], f"endpoint {guest.endpoint.id}"
             known = self._noted.get(owner)
             same = known and known.place and known.place.made_of(network, guest, ports)
             noted[owner] = known if known and same else Noted(place=Place(network, guest, ports))
         anew = {o: what for o, what in noted.items() if (known := self._noted.get(o)) is not what and known != what}
-        changes: dict[Owner, Noted | None] = {**dict.fromkeys(self._noted.keys() - noted.keys()), **anew}
-        if changes:
-            self._state.note(changes)
-        self._noted = noted
+        self._note({**(dict.fromkeys(self._noted.keys() - noted.keys()) if only is None else {}), **anew})
+        self._noted |= noted
         changed = {g.container_id for what in anew.values() if what.place and (g := what.place.guest) and g.listed}
         self._ports.note({container: closed.get(container, frozenset()) for container in changed})
-
-    def _closed(self) -> dict[str, frozenset[Published]]:
-        """By container, its published ports that are not open to everybody."""
-        judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
-        places: dict[str, list[frozenset[Published]]] = {}
-        doubted = {guest.container_id for guest in self._guests.values() if not guest.sure}
-        for k, guest in self._guests.items():
-            if guest.endpoint.published:
-                network, known = self._networks[guest.endpoint.network_id], self._judged.get(k)
-                override = self._state.override(guest.container_id)
-                if known is None or known[:3] != (network, guest, override):
-                    ports = closed_ports(self._state.decide(network, guest.as_known), guest.endpoint)
-                    known = (network, guest, override, frozenset(ports))
-                judged[k] = known
-                places.setdefault(guest.container_id, []).append(known[3])
-        self._judged = judged
-        return closed_together(places, doubted)
 
     def cut_closed(self) -> None:
         """Cuts the flows that outsiders began while less was closed than now."""
         with self._lock:
             self._later(partial(self._state.cut_closed, list(self._noted)))
-
-
-def _vacate(at: dict[tuple[str, Address], str], endpoint: Endpoint) -> None:
-    for address in _addresses(endpoint):
-        at.pop((endpoint.network_id, address), None)
-
-
-def _addresses(endpoint: Endpoint) -> list[Address]:
-    return [address for address in (endpoint.addr4, endpoint.addr6) if address]

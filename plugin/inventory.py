@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from plugin import policy
-from plugin.directory import Directory, Key, itself, who
+from plugin.directory import Directory, Key, Who, itself, who
 from plugin.labels import EVERYTHING, over
 from plugin.model import (
     Address,
@@ -25,8 +25,16 @@ from plugin.model import (
     Policy,
     Prefix,
     Published,
+    Rule,
 )
-from plugin.ruleset import confining_elements, endpoint_elements, guarded_elements, guest_elements, network_elements
+from plugin.ruleset import (
+    confining_elements,
+    endpoint_elements,
+    guarded_elements,
+    guest_elements,
+    network_elements,
+    published_port,
+)
 from plugin.sets import Element
 from plugin.state import State
 
@@ -79,6 +87,14 @@ class Inventory:
     def owners(self) -> list[Owner]:
         return ["host", *self.noted, *self.state.networks, *self.state.endpoints]
 
+    def note(self, noted: Mapping[Owner, Noted | None]) -> None:
+        """What holds under these names from now on; None: nothing any more."""
+        for owner, what in noted.items():
+            if what is None:
+                self.noted.pop(owner, None)
+            else:
+                self.noted[owner] = what
+
     def introduce(self, owners: Iterable[Owner]) -> list[Owner]:
         """Notes who these owners are now; returns them and those whose rules speak of whoever came or went."""
         owners = list(dict.fromkeys(owners))
@@ -86,14 +102,22 @@ class Inventory:
         for owner in owners:
             found = self.endpoint(owner)
             endpoint = found[1] if found else None
-            there = endpoint if not self.doubted(owner) else None
-            changed |= self.directory.put(owner, who(there) if there else None)
+            changed |= self.directory.put(owner, self.who(owner))
             decided = self.decided(owner) if found else None
             rules = chain(decided.accepts, decided.egress or ()) if decided else ()
             container = endpoint.container if endpoint else None
             own = (itself(container),) if container and owner in self.state.endpoints else ()
             self.directory.asks(owner, rules, container, *own)
         return list(dict.fromkeys((*owners, *self.directory.askers(changed))))
+
+    def who(self, owner: Owner, state: State | None = None) -> Who | None:
+        """Who an owner is, as far as others' rules may speak of it. `state`: as it would be then."""
+        found = self.endpoint(owner, state)
+        return who(found[1]) if found and not self.doubted(owner) else None
+
+    def departing(self, owners: Iterable[Owner], state: State | None = None) -> dict[Owner, None]:
+        """Those of the owners of whom it is known who they were, and nobody is there any more."""
+        return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner, state) is None}
 
     def elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
         """`state`: as it would be then."""
@@ -109,7 +133,12 @@ class Inventory:
             return frozenset()
         network = state.networks[endpoint.network_id]
         more = self.directory.addresses(itself(endpoint.container)) if endpoint.container else ()
-        return endpoint_elements(network, endpoint, self._resolved(network, endpoint), more)
+        return endpoint_elements(network, endpoint, self.resolved(network, endpoint), more)
+
+    def called(self, owner: Owner) -> str:
+        """The name of the container that it is, for people."""
+        found = self.endpoint(owner)
+        return found[1].container.name if found and found[1].container else owner
 
     def answers(self, owner: Owner) -> dict[Address, Answers]:
         """What the owner's addresses accept and may begin; nothing where it has none."""
@@ -117,11 +146,11 @@ class Inventory:
         if found is None:
             return {}
         network, endpoint = found
-        resolved = self._resolved(network, endpoint)
+        resolved = self.resolved(network, endpoint)
         if self.doubted(owner):
             resolved = policy.in_doubt(resolved)
         return {
-            address: Answers(subnet, resolved)
+            address: Answers(subnet, resolved, network.internal)
             for address in (endpoint.addr4, endpoint.addr6)
             for subnet in subnets(network)
             if address and address in subnet
@@ -130,20 +159,28 @@ class Inventory:
     def answers_of(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
-    def through_proxy(self, owner: Owner) -> tuple[list[Published], Callable[[Published, Address], bool]]:
+    def through_proxy(self, owners: Iterable[Owner]) -> tuple[list[Published], Callable[[Published, Address], bool]]:
         """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
-        place = self.noted[owner].place if owner in self.noted else None
-        if place is None or place.guest is None:
-            return [], lambda port, source: False
-        rules = self._resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
-        neighbours = place.network.subnets if place.network.flat else ()
+        rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
+        for noted in filter(None, map(self.noted.get, owners)):
+            for element in noted.elements:
+                if element.set.startswith("proxied"):  # closed before it is known whose port it is
+                    rules.setdefault(published_port(element), [])
+            place = noted.place
+            if place and place.guest:
+                accepts = self.resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
+                neighbours = place.network.subnets if place.network.flat else ()
+                for port in place.closed:
+                    rules.setdefault(port, []).append((accepts, neighbours))
 
         def stays(port: Published, source: Address) -> bool:
-            if any(source in subnet for subnet in neighbours):
-                return True
-            return policy.passes(rules, port.proto, port.container_port, source)
+            return any(
+                any(source in subnet for subnet in neighbours)
+                or policy.passes(accepts, port.proto, port.container_port, source)
+                for accepts, neighbours in rules[port]
+            )
 
-        return [port for port in place.closed if port.proto != "sctp"], stays
+        return list(rules), stays
 
     def decided(self, owner: Owner) -> Policy | None:
         """The owner's policy with its peers by name; None where it has no endpoint."""
@@ -161,8 +198,16 @@ class Inventory:
         found = ((owner, self.endpoint(owner)) for owner in self.owners())
         return [o for o, f in found if f and f[1].container and f[1].container.id == container_id]
 
-    def _resolved(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
-        return self.directory.resolved(self.decide(network, endpoint), endpoint.container)
+    def resolved(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+        return self.directory.resolved(self.decide(network, endpoint), endpoint.container, endpoint.published)
+
+    def too_many(self, owner: Owner) -> list[str]:
+        """What the owner's rules let nobody pass by for it would be too much, as sentences."""
+        found = self.endpoint(owner) if self.directory.asking(owner) and not self.doubted(owner) else None
+        if found is None:
+            return []
+        endpoint = found[1]
+        return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published))
 
     def _noted(self, owner: Owner, noted: Noted) -> frozenset[Element]:
         place = noted.place
@@ -172,7 +217,7 @@ class Inventory:
             bridge, confined = place.network.bridge, self.confines(place.network)
             return noted.elements | guarded_elements(place.network) | confining_elements(bridge, confined=confined)
         endpoint = place.guest.endpoint
-        resolved = self._resolved(place.network, endpoint)
+        resolved = self.resolved(place.network, endpoint)
         if not place.guest.sure:
             resolved = policy.in_doubt(resolved)
         return noted.elements | guest_elements(place.network, endpoint, resolved, place.closed)
@@ -188,12 +233,13 @@ class Inventory:
         places = (noted.place for noted in self.noted.values())
         return [*self.state.networks.values(), *(place.network for place in places if place and not place.guest)]
 
-    def endpoint(self, owner: Owner) -> tuple[Network | Guarded, Endpoint] | None:
+    def endpoint(self, owner: Owner, state: State | None = None) -> tuple[Network | Guarded, Endpoint] | None:
         if owner in self.noted:
             place = self.noted[owner].place
             return (place.network, place.guest.endpoint) if place and place.guest else None
-        endpoint = self.state.endpoints.get(owner)
-        network = self.state.networks.get(endpoint.network_id) if endpoint else None
+        state = state or self.state
+        endpoint = state.endpoints.get(owner)
+        network = state.networks.get(endpoint.network_id) if endpoint else None
         return (network, endpoint) if network and endpoint else None
 
     def doubted(self, owner: Owner) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from plugin import sets
 from plugin.grammar import remembered
-from plugin.sets import BAN_LENGTHS, SetSpec, spec_of
+from plugin.sets import BAN_LENGTHS, HELD_SETS, SetSpec, spec_of
 from plugin.tiers import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
 
 #: Seconds that a source is remembered at least, so that a few attempts a day are not forgotten in between.
@@ -92,6 +93,15 @@ def bans(*, nets: bool) -> str:
                 rules += [f"{masked(version, n, end)} @banned{version}_{n} goto deny" for n in BAN_LENGTHS[version]]
             else:
                 rules.append(f"{ip} {end} @banned{version} goto deny")
+    return _lines(rules)
+
+
+def held(version: int) -> str:
+    """What was cut and does not come back; each try makes it last as long again."""
+    rules = []
+    for name in HELD_SETS[version]:
+        key = " . ".join(spec_of(name).key)
+        rules.append(f"{key} @{name} update @{name} {{ {key} timeout {sets.HELD}s }} goto deny")
     return _lines(rules)
 
 

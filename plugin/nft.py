@@ -15,8 +15,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ from plugin import identity
 from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
-from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
+from plugin.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, rate_of, spec_of
 from plugin.table import TRY_BRIDGE, TRY_OWNED, named, rates_added, replace, skeleton
 
 _SUBSYS = 10 << 8
@@ -66,47 +66,79 @@ class Nft:
         self.owned = True
         #: The kernel has tables for frames within a bridge: a port of ours is bound to its container's addresses.
         self.binds = True
+        #: A replacement ended halfway: the table closes, and not all that should be open is.
+        self.incomplete = False
         #: Rates that have their sets and rules in the table.
         self._rates: frozenset[str] = frozenset()
 
-    def replace(
-        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), *, gone: bool = False
-    ) -> None:
+    def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Puts the table there with exactly these elements, whatever stood before. Raises NftError.
 
-        `timed`: elements that last for so many seconds. `gone`: the table is not there, so that everything is open: it
-        stands closed within milliseconds, and its elements, which text takes seconds for when they are many, follow.
+        `timed`: elements that last for so many seconds.
+
+        Where the table stands it is exchanged in one transaction. Where it does not, or somebody touched its rules,
+        something may be open, and thousands of elements take seconds as text: so the rules come first, within
+        milliseconds, and shut (`sets.SHUT`). One more transaction brings the elements and ends that. The same where
+        there are elements that text has no words for: what closes is never missing.
         """
         elements = list(elements)
         with self._alone():
-            others = self._others()
-            # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
-            tries = [(self.tells_cgroups, self.logs)]
+            whole = self._stands_untouched()
             if not self._print:
                 self.owned = self._can(TRY_OWNED, "the tables cannot be owned here, they are watched")
                 self.binds = self._can(TRY_BRIDGE, "containers of one network may take each other's addresses")
-                tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
             elements = [e for e in elements if self.binds or not spec_of(e.set).bridge]
-            for attempt, (cgroups, logs) in enumerate(tries, 1):
-                words = () if gone else elements
-                lasting: Mapping[Element, int] = {} if gone else timed
-                text = replace(
-                    self._mark, words, owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs, timed=lasting,
-                    rates=_rates(elements),
-                )  # fmt: skip
-                try:
-                    self._run(others + named(text, self._table))
-                except NftError as error:
-                    if attempt == len(tries):
-                        raise
-                    log.warning("this kernel does not take all of the table: %s", error)
-                else:
-                    self.tells_cgroups, self.logs = cgroups, logs
-                    break
-            self._rates = _rates(elements)
-            rest = tuple(e for e in elements if gone or spec_of(e.set).raw)
-            self._batch(self._possible(Change(add=rest)), timed if gone else {})
+            rates = _rates(elements)
+            rest = tuple(e for e in elements if not whole or spec_of(e.set).raw)
+            shut = bool(rest) or not whole
+            self.incomplete = True
+            self._rewrite(elements if whole else [], timed if whole else {}, rates, shut=shut)
+            self._rates = rates
+            if shut:
+                self._fill(rest, {} if whole else timed, wanted=set(elements))
             self._print = self._fingerprint()  # last: what is not there whole is not intact
+            self.incomplete = False
+
+    def _stands_untouched(self) -> bool:
+        """True if a table stands that closes: the one that we put there, or at the first time whatever stood."""
+        if self._print:
+            return self._fingerprint() == self._print
+        return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
+
+    def _rewrite(
+        self, elements: list[Element], timed: Mapping[Element, int], rates: frozenset[str], *, shut: bool
+    ) -> None:
+        """The table as text, with these elements; `shut` if there are more to come."""
+        if shut:
+            elements = [*elements, *BANNING]
+            timed = {**timed, **dict.fromkeys(SHUT, SHUT_SECONDS)}
+        others = self._others()
+        # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
+        tries = [(self.tells_cgroups, self.logs)]
+        if not self._print:
+            tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
+        for attempt, (cgroups, logs) in enumerate(tries, 1):
+            text = replace(
+                self._mark, dict.fromkeys(elements), owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs,
+                timed=timed, rates=rates,
+            )  # fmt: skip
+            try:
+                self._run(others + named(text, self._table))
+            except NftError as error:
+                if attempt == len(tries):
+                    raise
+                log.warning("this kernel does not take all of the table: %s", error)
+            else:
+                self.tells_cgroups, self.logs = cgroups, logs
+                return
+
+    def _fill(self, add: tuple[Element, ...], timed: Mapping[Element, int], wanted: Collection[Element]) -> None:
+        """Brings the elements of a shut table, which then is shut no more."""
+        asking = tuple(element for element in BANNING if element not in wanted)
+        try:
+            self._batch(self._possible(Change((*SHUT, *asking), add)), timed)
+        except NftError:  # it has ended by itself on a machine that is very busy
+            self._batch(self._possible(Change(asking, add)), timed)
 
     def _others(self) -> str:
         """Takes away our tables of other names, a former version's for example, in the same transaction. Raises
@@ -167,16 +199,17 @@ class Nft:
         Since the table was put there last. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
-        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
-        with self._dumping:
-            for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
-                try:
-                    told = nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
-                except FileNotFoundError:
-                    continue
-                for address, packets in counted(told):
+        for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
+            with suppress(FileNotFoundError):
+                for address, packets in counted(self.dump(name)):
                     found.setdefault(address, [0, 0])[which] = packets
         return {address: (counts[0], counts[1]) for address, counts in found.items()}
+
+    def dump(self, name: str) -> list[bytes]:
+        """A set's elements, as the kernel tells them. Raises OSError, FileNotFoundError where there is no such set."""
+        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
+        with self._dumping:
+            return [body[4:] for _, body in nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
 
     def _add_rates(self, rates: frozenset[str]) -> None:
         before = self._generation()

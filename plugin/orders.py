@@ -63,16 +63,16 @@ class Orders:
         until = self._clock() + seconds if seconds else 0
         words = [Overriding(identity, rule, deny, until) for rule in rules]
         self._state.edit_state(partial(_with, words), [identity])
-        self._again()
+        self._again([identity])
         self._spoken()
         for word in words:
             log.info("fwctl %s %s of %s%s", "deny" if deny else "allow", word.rule, there[identity], _for(seconds))
         return {"container": there[identity], "id": identity, "said": list(map(override, words))}
 
-    def _again(self) -> None:
+    def _again(self, containers: Collection[str]) -> None:
         """What was said stands already; published ports of docker-proxy's follow at the next event if not now."""
         try:
-            self._guard.again()
+            self._guard.again(containers)
         except NftError as error:
             log.error("published ports may not follow yet: %s", error)
 
@@ -87,7 +87,7 @@ class Orders:
             meant = {whom(known, container, self._apart())} & spoken
         if meant:
             self._state.edit_state(partial(overrides.without, containers=meant), meant)
-            self._again()
+            self._again(meant)
         for each in meant:
             log.info("fwctl revert %s", there.get(each) or each[:12])
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}
@@ -131,7 +131,7 @@ class Orders:
                 concerned = {each.container for each in overrides.ended(self._state.state, now) if each.deny is deny}
                 if concerned:
                     self._state.edit_state(partial(overrides.lapsed, now=now, deny=deny), concerned)
-                    self._guard.again()
+                    self._guard.again(concerned)
                     log.info("an override by fwctl %s has ended", "deny" if deny else "allow")
             if abs(now - self._swept) >= _SWEEP:
                 self._swept = now

@@ -19,7 +19,7 @@ _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALU
 #: NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
 _ELEM_EXPR, _EXPR_DATA, _COUNTER_PACKETS = 7, 2, 2
 #: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", CGROUP: "=Q"}
+_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", "meta iiftype": "=H", CGROUP: "=Q"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
 
@@ -34,10 +34,10 @@ def _family(name: str) -> int:
     return NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
 
 
-def counted(told: Iterable[tuple[int, bytes]]) -> Iterator[tuple[Address, int]]:
+def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
     """The elements of a set with counters, as a dump of it tells them."""
-    for _, body in told:
-        for element in nl.each(nl.attributes(body[4:]).get(_LIST_ELEMENTS, b"")):
+    for body in told:
+        for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(element)
             key = nl.attributes(of.get(_KEY, b"")).get(_VALUE, b"")
             counter = nl.attributes(nl.attributes(of.get(_ELEM_EXPR, b"")).get(_EXPR_DATA, b""))

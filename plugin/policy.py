@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, reduce
 from ipaddress import ip_network
+from operator import itemgetter
 
 from plugin.labels import EVERYTHING, over
 from plugin.model import (
@@ -113,22 +115,31 @@ def published(endpoint: Endpoint) -> tuple[Rule, ...]:
 
 def minus(rules: Iterable[Rule], holes: Iterable[Rule]) -> Iterator[Rule]:
     """The rules without what the holes cover; whom a rule is for does not change."""
-    holes = sorted(holes)
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for hole in sorted(holes):
+        ranges = covered.setdefault(hole.proto, [])
+        if ranges and hole.first <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], hole.last))
+        else:
+            ranges.append((hole.first, hole.last))
     for rule in rules:
-        left = [rule]
-        for hole in holes:
-            left = [part for each in left for part in _without(each, hole)]
-        yield from left
+        yield from _without(rule, covered.get(rule.proto, []))
 
 
-def _without(rule: Rule, hole: Rule) -> Iterator[Rule]:
-    if rule.proto != hole.proto or hole.last < rule.first or rule.last < hole.first:
+def _without(rule: Rule, covered: Sequence[tuple[int, int]]) -> Iterator[Rule]:
+    """`covered`: ranges in their order, of which none meets another."""
+    first = rule.first
+    for index in range(bisect_left(covered, first, key=itemgetter(1)), len(covered)):
+        start, end = covered[index]
+        if rule.last < start:
+            break
+        if first < start:
+            yield dataclasses.replace(rule, first=first, last=start - 1)
+        first = end + 1
+    if first == rule.first:
         yield rule
-        return
-    if rule.first < hole.first:
-        yield dataclasses.replace(rule, last=hole.first - 1)
-    if hole.last < rule.last:
-        yield dataclasses.replace(rule, first=hole.last + 1)
+    elif first <= rule.last:
+        yield dataclasses.replace(rule, first=first)
 
 
 def closed_ports(policy: Policy, endpoint: Endpoint) -> tuple[Published, ...]:

@@ -12,7 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from plugin import conntrack, overrides, standing
+from plugin import overrides, standing
+from plugin.behind import Behind
 from plugin.inventory import CONFINED, Inventory, Noted, Owner, confined
 from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Published
 from plugin.nft import Nft, NftError
@@ -42,6 +43,7 @@ class Reconciler:
         self._writer = Writer(nft, self._known, later)
         self.lease = self._writer.lease
         self._unwatched = False
+        self._behind = Behind(self._writer, self._lock, self._apply, later)
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -141,16 +143,15 @@ class Reconciler:
         """Changes what is noted under these names (None: nothing any more), in one transaction. Raises NftError."""
         with self._lock:
             before = dict(self._known.noted)
-            for owner, what in noted.items():
-                if what is None:
-                    self._known.noted.pop(owner, None)
-                else:
-                    self._known.noted[owner] = what
+            self._known.note(noted)
+            gone = self._known.departing(noted)
             try:
                 self._apply(noted)
             except (NftError, OSError):
                 self._known.noted = before  # so that the next call tries again
+                self._known.note({owner: noted[owner] for owner in gone})  # but who has gone does not come back by that
                 self._known.introduce(noted)
+                self._behind.later()
                 raise
 
     def forget_confined(self, bridges: Collection[str]) -> None:
@@ -168,7 +169,7 @@ class Reconciler:
             if names != before:
                 directory.networks = names
                 try:
-                    self._apply(directory.network_askers())
+                    self._apply(directory.network_askers(before))
                 except (NftError, OSError):
                     directory.networks = before  # so that the next call tries again
                     raise
@@ -204,10 +205,11 @@ class Reconciler:
         self.cut_closed(owners)  # at once: no later work is done any more
 
     def cut_closed(self, owners: Iterable[Owner]) -> None:
-        """Cuts the flows of what is noted under these names that are not accepted, or may not be begun."""
+        """Cuts the flows of these owners, by docker-proxy too, that are not accepted, or may not be begun."""
         with self._lock:
-            answers = self._writer.cuts.answers(owners)
-        conntrack.cut_closed(answers, self._writer.cuts.hold)
+            cuts = self._writer.cuts.of(owners)
+        for cut in cuts:
+            cut()
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
@@ -225,6 +227,11 @@ class Reconciler:
         with self._lock:
             return self._writer.put_right(found) if self._nft.generation() == found.generation else None
 
+    @property
+    def incomplete(self) -> bool:
+        """True while the table lacks elements because the kernel did not take them: `repair` tries again."""
+        return self._nft.incomplete
+
     def generation(self) -> int:
         """A number that others' transactions change and our own do not."""
         with self._lock:
@@ -236,21 +243,28 @@ class Reconciler:
         """Raises FwError when the disk or the kernel does not take it; then the old state stands in both.
 
         What only closes does not wait for a disk that is full: the next save, which is of everything, makes up for it.
+        Who goes is closed before anything is computed or saved, and does not come back by what is refused afterwards.
         """
         with self._lock:
             before, after = self._known.state, edit(self._known.state)
             if after == before:
                 return
+            gone = self._known.departing(owners, after)
+            self._writer.close_first(gone)
             try:
                 self._store.save(after, flush=flush, endpoint=endpoint)
             except FwError as error:
-                if not self._closes(after, owners):
+                if not gone and not self._writer.only_closes(after, self._in_force(after), owners):
                     raise
                 log.error("%s; what must be closed is closed all the same", error)
             self._set(after)
             try:
                 self._apply(owners, bans=(before.bans, after.bans))
             except (NftError, OSError) as error:
+                if gone:
+                    log.error("putting the whole table there, for the kernel refused a change: %s", error)
+                    self._writer.whole(owners)
+                    return
                 self._set(before)
                 try:
                     self._store.save(before, flush=flush, endpoint=endpoint)
@@ -266,22 +280,10 @@ class Reconciler:
     def _in_force(self, state: State) -> dict[str, Override]:
         return overrides.in_force(overrides.unwatched(state) if self._unwatched else state)
 
-    def _closes(self, after: State, owners: Iterable[Owner]) -> bool:
-        """True if the change adds nothing to the table and to what is known: all that comes is a going."""
-        if after.bans is not self.state.bans and not self.state.bans.items() <= after.bans.items():
-            return False
-        if not (after.networks.keys() <= self.networks.keys()):
-            return False
-        if not (after.endpoints.keys() <= self.endpoints.keys()):
-            return False
-        if any(e.joined and not self.endpoints[e.id].joined for e in after.endpoints.values()):
-            return False
-        then = dataclasses.replace(self._known, overrides=self._in_force(after))
-        return all(self._writer.books.only_closes(owner, then.elements(owner, after)) for owner in owners)
-
     def _apply(self, owners: Iterable[Owner], bans: tuple[Bans, Bans] | None = None) -> None:
         if self._writer.apply(owners, bans):
             self._note_confined()
+        self._behind.later()
 
     def _note_confined(self) -> None:
         if new := self._writer.books.confined() - self.state.confined:

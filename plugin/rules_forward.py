@@ -27,6 +27,7 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 		meta nfproto @banning jump banned
 		ct state established goto established
 		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		ct state new jump held
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
@@ -38,12 +39,36 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 
 	# Nothing from them and nothing to them, before everything.
 	chain banned {{
+		meta nfproto @shut jump shut
 {lookups.bans(nets=False)}
 		meta nfproto @banning_nets jump banned_nets
 	}}
 
 	chain banned_nets {{
 {lookups.bans(nets=True)}
+	}}
+
+	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
+	chain shut {{
+		ct state established return
+		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
+		goto deny
+	}}
+
+	# A flow that was cut has no state left, so that the next packet of who answered in it would begin one of its own
+	# the other way round, in which all that comes back is established. TCP is not among them: it begins with a SYN.
+	chain held {{
+		meta l4proto {{ tcp, icmp, ipv6-icmp }} return
+		meta nfproto ipv6 goto held6
+		goto held4
+	}}
+
+	chain held6 {{
+{lookups.held(6)}
+	}}
+
+	chain held4 {{
+{lookups.held(4)}
 	}}
 
 	# Docker accepts the established packets of its own networks by itself.
@@ -64,6 +89,8 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	# What Docker's networks accept stands while docker-fw follows Docker: nobody else tells when a container goes.
 	chain inbound {{
 		iifname . oifname @same_bridge accept
+		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @foreign{no_in} jump from_container
+		oifname @confined ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
 		ct state related accept
 		oifname @internal goto deny
@@ -185,8 +212,6 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	# container's own (nf_conntrack_tcp_loose).
 	chain from_container {{
 		ct state new tcp flags & (fin | syn | rst | ack) != syn goto not_begun
-		ct state new meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
-		ct state new meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 	}}

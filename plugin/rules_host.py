@@ -108,17 +108,16 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	# docker-proxy's listening side begins nothing: what it says after its flow was cut would bring the flow back. Nor
-	# do the host's programs bring back what a confined container began and may not any more.
+	# do the host's programs bring back what a container began and may not any more.
 	chain said {{
 		type filter hook output priority filter - 1; policy accept;
+		ct state new oifname != "lo" jump held
 		ct state new oifname @confined jump to_confined
 		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto by_proxy
 	}}
 
 	chain to_confined {{
 		tcp flags & (fin | syn | rst | ack) != syn goto deny
-		meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
-		meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
 	}}
 
 	chain by_proxy {{

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
-from plugin.model import OTHER, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Prefix, Published, Rate, Rule
+from plugin.model import (
+    OTHER,
+    PROTO_NAME,
+    PROTO_NUMBER,
+    Address,
+    Endpoint,
+    Guarded,
+    Network,
+    Policy,
+    Prefix,
+    Published,
+    Rate,
+    Rule,
+)
 from plugin.policy import closed_ports, covers, prefix_of
 from plugin.sets import AF, NUMBER, Element, Value, host_side, rate_name
 from plugin.tiers import block_key, blocks, pieces
+
+#: Every address of a family, as Docker writes it.
+_EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
@@ -140,6 +156,14 @@ def proxied_element(port: Published, name: str = "proxied") -> Element:
     if port.host_ip.is_unspecified:
         return Element(name, (AF[version], *key))
     return Element(f"{name}{version}", (port.host_ip, *key))
+
+
+def published_port(element: Element) -> Published:
+    """The port of the host that a `proxied_element` closes; the container's port is not in it."""
+    *_, proto, port = element.key
+    address = element.key[0]
+    host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
+    return Published(PROTO_NAME[int(proto)], host_ip, int(port), int(port))
 
 
 def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:

@@ -30,6 +30,10 @@ Value = Address | int | str
 NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
 AF = {4: 2, 6: 10}
 
+#: Seconds for which a cut flow is held since who answered in it spoke last: as long as conntrack itself remembers a
+#: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.
+HELD = 600
+
 #: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
 CGROUP = "socket cgroupv2 level 2"
 #: A published port on every address of a family.
@@ -66,7 +70,8 @@ def _family(v: int) -> dict[str, SetSpec]:
     ip = "ip" if v == 4 else "ip6"
     to, by = (f"{ip} daddr", "meta l4proto", "th dport"), (f"{ip} saddr", "meta l4proto", "th dport")
     source, target = f"{ip} saddr", f"{ip} daddr"
-    flow = (source, "th sport", target, "th dport")
+    flow = (source, "meta l4proto", "th sport", target, "th dport")
+    held = "flows that were cut, the way they were answered: none begins so"
     return {
         f"allow{v}": SetSpec(to, comment=f"what IPv{v} addresses accept from everybody"),
         f"allow{v}_blocks": SetSpec(to, comment="the same, blocks of 16, 256, 4096 and all ports by their middle"),
@@ -99,7 +104,16 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"proxied{v}": SetSpec(to, comment="published ports of the host, on one address, that not everybody may reach"),
         f"served{v}": SetSpec(to, comment="published ports of the host, on one address, that everybody may reach"),
         f"via{v}": SetSpec((*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same"),
-        f"held{v}": SetSpec(flow, comment="UDP flows that were cut: a container's datagram begins none", timed=True),
+        f"held{v}": SetSpec(flow, comment=held, meter=HELD),
+        f"held{v}_pairs": SetSpec(
+            (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD
+        ),
+        f"held{v}_all_from": SetSpec(
+            (source, "meta l4proto"), comment="too many to be held one by one: containers that begin none", meter=HELD
+        ),
+        f"held{v}_all_to": SetSpec(
+            (target, "meta l4proto"), comment="the same: containers to which none is begun", meter=HELD
+        ),
         f"self{v}": SetSpec((source, target), comment="who publishes ports, and may come back to itself by them"),
         f"publish{v}": SetSpec(to, (target, "th dport"), "-p HOSTIP:…"),
         f"publish{v}_any": SetSpec(to[1:], (target, "th dport"), f"-p on every IPv{v} address"),
@@ -129,8 +143,10 @@ SETS: dict[str, SetSpec] = {
     "rating": SetSpec(("meta nfproto",), comment="families in which ports have a rate"),
     "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
     "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
+    "shut": SetSpec(("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
+    "shut_ports": SetSpec(("meta iiftype",), comment="the same: no frame of a port of ours", timed=True, bridge=True),
     "ports": SetSpec(("iifname",), comment="ports of our bridges whose containers are known", bridge=True),
     "bound4": SetSpec(("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True),
     "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True),
@@ -151,8 +167,18 @@ class Element(NamedTuple):
     data: tuple[Value, ...] = ()
 
 
+#: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's.
+HELD_SETS = {v: (f"held{v}", f"held{v}_pairs", f"held{v}_all_from", f"held{v}_all_to") for v in (4, 6)}
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("watched", (family,)) for family in AF.values())
+
+
+#: A table that is put there without its elements lets nothing new pass until they are there.
+SHUT = (*(Element("shut", (family,)) for family in AF.values()), Element("shut_ports", (1,)))  # 1: ARPHRD_ETHER
+#: Seconds until a shut table ends by itself to be so: no error locks the host's owner out for good.
+SHUT_SECONDS = 60
+#: What leads packets to the bans, and to where a table is shut.
+BANNING = tuple(Element("banning", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)

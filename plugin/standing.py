@@ -7,7 +7,7 @@ anything changed meanwhile; then it is read again.
 from __future__ import annotations
 
 import socket
-import struct
+import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
@@ -22,8 +22,8 @@ _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
 _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE = 1, 2, 5, 1, 1
 #: Bytes that a part of a key takes, where it is neither an address nor a name.
-_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, CGROUP: 8, "ether saddr": 6, TARGET: 16}
-_NATIVE = ("oif", CGROUP)
+_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, "meta iiftype": 2, CGROUP: 8, "ether saddr": 6, TARGET: 16}
+_NATIVE = ("oif", "meta iiftype", CGROUP)
 #: How often it is read anew when somebody changes something meanwhile.
 _TRIES = 5
 
@@ -80,6 +80,17 @@ def _generation(sock: socket.socket) -> int:
     return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
 
+def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
+    """A set's elements as a dump of it tells them; nothing where an older docker-fw made it of other parts."""
+    spec = spec_of(name)
+    length = sum((_width(part) + 3) & ~3 for part in spec.key)
+    for body in told:
+        for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            key = nl.attributes(nl.attributes(one)[_KEY])[_VALUE]
+            if len(key) == length:
+                yield Element(name, _values(key, spec.key))
+
+
 def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
     """Each, and whether it goes within two seconds."""
     for body in told:
@@ -118,7 +129,7 @@ def _value(packed: bytes, expression: str) -> Value:
     if expression.endswith(("iifname", "oifname")):
         return packed.rstrip(b"\0").decode("utf-8", "replace")
     if expression in _NATIVE:
-        return int(struct.unpack("=I" if len(packed) == 4 else "=Q", packed)[0])
+        return int.from_bytes(packed, sys.byteorder)
     return int.from_bytes(packed, "big")
 
 

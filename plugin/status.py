@@ -93,7 +93,7 @@ def _endpoint(
 ) -> dict[str, Any]:
     container = endpoint.container
     policy = inventory.decide(network, endpoint)
-    resolved = inventory.directory.resolved(policy, container)
+    resolved = inventory.resolved(network, endpoint)
     addresses = [address for address in (endpoint.addr4, endpoint.addr6) if address]
     return {
         "id": endpoint.id,
@@ -109,7 +109,11 @@ def _endpoint(
         "log": policy.log,
         "published": [_port(port, policy) for port in endpoint.published],
         "problems": [str(p) for p in container.problems] if container else [],
-        "no_effect": [*(container.notices if container else ()), *within(network, endpoint, resolved)],
+        "no_effect": [
+            *(container.notices if container else ()),
+            *within(network, endpoint, resolved),
+            *inventory.too_many(owner),
+        ],
         "overrides": [
             override(each) for each in inventory.state.overrides if container and each.container == container.id
         ],

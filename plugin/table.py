@@ -138,7 +138,7 @@ def _value_text(expression: str, value: Value) -> str:
         return hex(int(value)) if expression == TARGET else str(value)
     if isinstance(value, int):
         if expression == "meta l4proto":
-            return _NAMES[value]
+            return _NAMES.get(value, str(value))
         return {2: "ipv4", 10: "ipv6"}[value] if expression == "meta nfproto" else str(value)
     if expression == "ether saddr":
         return bytes.fromhex(value.replace(":", "")).hex(":")

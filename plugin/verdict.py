@@ -170,7 +170,7 @@ def policy_of(inventory: Inventory, found: Found) -> Policy | None:
     """With addresses in the place of names."""
     if found.endpoint is None:
         return None
-    policy = inventory.directory.resolved(inventory.decide(found.network, found.endpoint), found.endpoint.container)
+    policy = inventory.resolved(found.network, found.endpoint)
     return in_doubt(policy) if inventory.doubted(found.owner) else policy
 
 

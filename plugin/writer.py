@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,14 +10,19 @@ from collections.abc import Callable, Iterable, Mapping
 from plugin.bans import ban_change, ban_elements
 from plugin.books import Books, touches_confined
 from plugin.cuts import Cuts
+from plugin.directory import Who
 from plugin.drift import Standing
 from plugin.inventory import Inventory, Owner
 from plugin.lease import Lease
-from plugin.model import Prefix
+from plugin.model import Override, Prefix
 from plugin.nft import Nft, NftError
 from plugin.sets import SETS, Change, Element
+from plugin.state import State
 
 log = logging.getLogger(__name__)
+#: Elements of those whose rules speak of whoever came that one change computes at once; and of those that are computed
+#: later, while whoever goes waits.
+AT_ONCE, A_BIT = 10_000, 2_000
 #: What lasts for less than so many seconds yet may have gone by itself.
 _LEAVING = 2
 Bans = Mapping[Prefix, float]
@@ -31,12 +37,20 @@ class Writer:
         self.lease = Lease(nft)
         self._nft = nft
         self._known = known
+        #: Whose elements are not computed anew yet since somebody whom their rules speak of came or went; True: some
+        #: were removed, so that flows may stand that would not begin any more.
+        self.behind: dict[Owner, bool] = {}
+        #: Rules of which it was told that they are too much.
+        self._told: dict[Owner, tuple[str, ...]] = {}
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
         self._known.introduce(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
+        self.behind.clear()
+        self._caught_up(self._known.owners())
         self.lease.begin()
+        self.cuts.take_over()
         self._replace(self.books)
         self.cuts.everywhere()
 
@@ -45,43 +59,121 @@ class Writer:
 
         `bans`: before and now. True if other networks are confined than before.
         """
-        new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
-        narrower = [owner for owner, elements in new.items() if self.books.narrower(owner, elements)]
+        owners = list(dict.fromkeys(owners))
+        closed = self.close_first({owner: self._known.who(owner) for owner in owners})
+        new = {owner: self._known.elements(owner) for owner in self._at_once(owners, everybody=not closed)}
+        narrower = [o for o, elements in new.items() if self.behind.get(o) or self.books.narrower(o, elements)]
+        wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
         change = self.books.change(new)
+        banned, timed = ban_change(*bans, time.time()) if bans else (Change(), {})
+        both = Change((*change.remove, *banned.remove), (*change.add, *banned.add))
         try:
-            self._nft.change(change)
-            if bans:
-                self._nft.change(*ban_change(*bans, time.time()))
+            self._nft.change(both, timed)
         except NftError as error:
-            # Somebody flushed or deleted under our hands: the whole table again, from what should be.
-            log.warning("putting the whole table there: %s", error)
-            try:
-                self._replace(self.books.after(new), gone=True)
-            except NftError:
-                self._close(new)
-                raise
+            # Somebody changed the table under our hands, or something in the change is refused for what it is.
+            log.warning("the kernel refused a change, so the whole table is put there: %s", error)
+            self._close(new, Change(add=banned.add), timed)
+            self._replace(self.books.after(new))
             self.cuts.everywhere()
+        self._vacate(new)
         self.books.write(new)
+        self._caught_up(new)
         self.cuts.later(narrower)
+        self.cuts.release(wider)
         return touches_confined(change)
 
-    def _close(self, new: Mapping[Owner, frozenset[Element]]) -> None:
-        """What the kernel does not take must not keep open what closes by the same change."""
+    def close_first(self, now: Mapping[Owner, Who | None]) -> bool:
+        """Before anything is computed the kernel is told to remove what whoever goes leaves open, and what lets its
+        address pass elsewhere. `now`: who these owners are from now on; None: nobody is known there any more.
+
+        `apply` follows, and adds again what another rule lets pass. False if the kernel refused: then it is part of the
+        difference that `apply` makes.
+        """
+        going = self.books.going(*self._known.directory.losing(now))
+        if not going:
+            return True
+        change = self.books.closing(going)
+        try:
+            self._nft.change(change)
+        except NftError as error:
+            log.warning("what closes could not go before the rest: %s", error)
+            return False
+        self.books.write(self.books.without(going, change))
+        self.behind.update(dict.fromkeys(going, True))
+        return True
+
+    def _at_once(self, owners: list[Owner], *, everybody: bool) -> list[Owner]:
+        """These owners, and those whose rules speak of them; without `everybody` as many as one change may compute,
+        small ones first. Who lets pass one less waits: that is removed already.
+        """
+        others = set(self._known.introduce(owners)).difference(owners)
+        found, left = list(owners), AT_ONCE
+        for owner in sorted(others, key=lambda owner: (len(self.books.of(owner)), owner)):
+            left -= len(self.books.of(owner)) + 1
+            if everybody or (left > 0 and not self.behind.get(owner)):
+                found.append(owner)
+            else:
+                self.behind.setdefault(owner, False)
+        return found
+
+    def next_behind(self) -> list[Owner]:
+        """Some of those that are behind, so few that nobody waits for long."""
+        found, left = list[Owner](), A_BIT
+        for owner in self.behind:
+            left -= len(self.books.of(owner)) + 1
+            if found and left < 0:
+                break
+            found.append(owner)
+        return found
+
+    def only_closes(self, after: State, overrides: Mapping[str, Override], owners: Iterable[Owner]) -> bool:
+        """True if a change adds nothing to the table and to what is known: all that comes is a going."""
+        before = self._known.state
+        if after.bans is not before.bans and not before.bans.items() <= after.bans.items():
+            return False
+        if not (after.networks.keys() <= before.networks.keys() and after.endpoints.keys() <= before.endpoints.keys()):
+            return False
+        if any(e.joined and not before.endpoints[e.id].joined for e in after.endpoints.values()):
+            return False
+        then = dataclasses.replace(self._known, overrides=overrides)
+        return all(self.books.only_closes(owner, then.elements(owner, after)) for owner in owners)
+
+    def _caught_up(self, owners: Iterable[Owner]) -> None:
+        for owner in owners:
+            self.behind.pop(owner, None)
+            now = tuple(self._known.too_many(owner))
+            if now != self._told.get(owner, ()):
+                for sentence in now:
+                    log.error("%s: %s", self._known.called(owner), sentence)
+                self._told[owner] = now
+            if not now:
+                self._told.pop(owner, None)
+
+    def _vacate(self, new: Mapping[Owner, frozenset[Element]]) -> None:
+        """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
+        gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
+        self.cuts.vacate([e.key[0] for e in gone if e.set in ("dropped4", "dropped6")])  # type: ignore[misc]
+
+    def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
+        """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
             owner: elements & self.books.of(owner) | {e for e in elements if e.set.startswith(("confined", "proxied"))}
             for owner, elements in new.items()
         }
         try:
             self._nft.change(self.books.change(less))
+            self._nft.change(bans, timed)
         except NftError as error:
-            log.error("what should be closed could not be: %s", error)
+            log.warning("what closes could not be done alone: %s", error)
         else:
             self.books.write(less)
             self.cuts.later(list(less))
 
     def whole(self, owners: Iterable[Owner]) -> None:
         """Puts the table there whole as these owners are known now; never raises NftError."""
-        self.books.write({owner: self._known.elements(owner) for owner in self._known.introduce(owners)})
+        new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
+        self.books.write(new)
+        self._caught_up(new)
         try:
             self._replace(self.books)
         except NftError:
@@ -91,7 +183,7 @@ class Writer:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
         if self._nft.intact():
             return False
-        self._replace(self.books, gone=True)
+        self._replace(self.books)
         self.cuts.everywhere()
         return True
 
@@ -114,9 +206,10 @@ class Writer:
             self.cuts.everywhere()
         return len(missing) + len(extra) + len(late)
 
-    def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
+    def _replace(self, elements: Iterable[Element]) -> None:
         lasting, timed = self._besides()
-        self._nft.replace((*elements, *lasting), timed, gone=gone)
+        with self.cuts.kept() as held:
+            self._nft.replace((*elements, *lasting), timed | held)
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """What stands besides the books: elements that last, and those that last for so many seconds."""

@@ -85,6 +85,7 @@ _WORDS["ether saddr"] = st.binary(min_size=6, max_size=6).map(lambda mac: mac.he
 _WORDS[TARGET] = _WORDS["ip6 daddr"]
 _WORDS["th sport"] = _WORDS["th dport"]
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
+_WORDS["meta iiftype"] = st.integers(2, 2**16 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
 
 
@@ -127,6 +128,7 @@ def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft
 _EXAMPLE: dict[str, Any] = {
     "ip daddr": IPv4Address("10.1.2.3"), "ip6 daddr": IPv6Address("2001:db8::1:2"), "ip saddr": IPv4Address("10.3.2.1"),
     "ip6 saddr": IPv6Address("2001:db8::2:1"), "meta l4proto": 132, "th dport": 0x1234, "meta nfproto": 10,
+    "meta iiftype": 1,
     "iifname": "fw-0123456789ab", "oifname": "a", "fib saddr oifname": "a",
     "th sport": 0x4321, "oif": 0x12345678, CGROUP: 1 << 50, "ether saddr": "02:42:ac:12:00:03",
     TARGET: IPv6Address("fe80::42:acff:fe12:3"),

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from plugin import directory
 from plugin.guard import Guard
-from plugin.inventory import Noted
+from plugin.inventory import Inventory, Noted
 from plugin.labels import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Proto, Published, Said
 from plugin.reconcile import Reconciler
+from plugin.sets import Element
 from plugin.state import State
 from plugin.store import Store
 from tests.kernel.packets import arrived, new_flow, ping
@@ -142,6 +144,58 @@ def test_a_peer_follows_its_containers(
     assert reach(site, boxes.web, boxes.api, boxes.api2) == [True, False]
     writer.edit_endpoint(first.id, lambda e: dataclasses.replace(e, joined=False))
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, None) == [False] * 4
+
+
+@pytest.mark.parametrize("where", ["ours", "docker's", "docker's, in doubt"])
+def test_who_goes_is_closed_before_anything_is_computed(
+    site: Site, boxes: Boxes, writer: Reconciler, guard: Guard, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """When the first policy is computed after a container has gone, packets of its address pass nowhere any more, and
+    none come to its ports: whoever gets the address while all the others' rules are computed finds nothing open."""
+    labels = label(allow="5432 from project:shop, 8080")
+    writer.put_endpoint(known(boxes.web, "web", labels))
+    box, identity = (boxes.api, "api-id") if where == "ours" else (boxes.job, "job-id")
+    if where == "ours":
+        writer.put_endpoint(known(boxes.api, "api", labels))
+    else:
+        network = dataclasses.replace(GUARDED[1], mode4="routed", mode6="routed")
+        guard.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=guard.now())
+    assert reach(site, boxes.web, box) == reach(site, box, None, port=8080) == [True]
+    seen: list[bool] = []
+    elements = Inventory.elements
+
+    def computes(self: Inventory, *args: Any) -> frozenset[Element]:
+        if not seen:
+            seen.extend((*reach(site, boxes.web, box), *reach(site, box, None, port=8080)))
+        return elements(self, *args)
+
+    monkeypatch.setattr(Inventory, "elements", computes)
+    if where == "ours":
+        writer.edit_endpoint(box.endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None))
+    elif where == "docker's":
+        guard.leaves("", identity)
+    else:
+        guard.doubt(TWO)
+    assert seen == [False, False]
+    assert reach(site, boxes.web, box, None) == [False, False]
+    assert reach(site, boxes.web, None, port=8080) == [True]
+
+
+def test_names_of_too_many_open_nothing(
+    site: Site, boxes: Boxes, writer: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule whose names would be more entries than the bound lets nobody in by a name, and those by address; when
+    there are fewer again it does."""
+    monkeypatch.setattr(directory, "MAX_NAMED", 2 * 20 + 2)
+    labels = label(allow=f"7001-7020 from project:shop {boxes.stray.v4} {boxes.stray.v6}, 8080 from service:api")
+    writer.put_endpoint(known(boxes.web, "web", labels, project="other"))
+    writer.put_endpoint(known(boxes.api, "api"))
+    assert reach(site, boxes.web, boxes.api, port=7001) == [True]
+    writer.put_endpoint(known(boxes.api2, "api2"))
+    assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, port=7001) == [False, False, True]
+    assert "allows nothing for project:shop" in writer.inventory.too_many(boxes.web.endpoint.id)[0]
+    writer.drop_endpoint(boxes.api2.endpoint.id)
+    assert reach(site, boxes.web, boxes.api, port=7001) == [True]
 
 
 def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconciler, guard: Guard) -> None:

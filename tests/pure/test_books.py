@@ -114,6 +114,57 @@ def test_what_comes_may_only_close(name: str) -> None:
         assert not books.only_closes("a", frozenset({Element(other, ("br0",))}))
 
 
+PEERS = [
+    *(Element(f"from4{blocks}", (A, 6, port, 32, peer)) for A in map(IPv4Address, ("10.0.0.1", "10.0.0.2"))
+      for blocks in ("", "_blocks") for port in (22, 80) for peer in map(IPv4Address, ("10.9.0.1", "10.9.0.2"))),
+    Element("via4", (6, 8080, 32, IPv4Address("10.9.0.1"))), Element("to4", (V4, 6, 53, 32, IPv4Address("10.9.0.1"))),
+    Element("from4", (V4, 6, 22, 24, IPv4Address("10.9.0.0"))), Element("tohost4", (V4, 6, 22)),
+]  # fmt: skip
+_passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from(PEERS), max_size=8), max_size=3)
+
+
+@given(
+    _passing, st.lists(_passing, max_size=5), st.sampled_from(["10.9.0.1", "10.9.0.2"]), st.sets(st.sampled_from("abc"))
+)
+@examples(200)
+def test_what_lets_an_address_pass_is_found_without_looking(
+    first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]], peer: str, owners: set[str]
+) -> None:
+    """After any sequence: an address's elements of these owners are found, and no prefix; without them the kernel has
+    what is left to the others."""
+    books, owned = Books(), dict(first)
+    books.start(first)
+    for new in steps:
+        books.write(new)
+        owned.update(new)
+    address = IPv4Address(peer)
+    going = books.going((), {address: owners})
+    wanted = {
+        owner: {e for e in elements if e.set != "tohost4" and e.key[-2:] == (32, address)}
+        for owner, elements in owned.items() if owner in owners
+    }  # fmt: skip
+    assert going == {owner: elements for owner, elements in wanted.items() if elements}
+    change, before = books.closing(going), set(books)
+    books.write(books.without(going, change))
+    assert (set(books), change.add) == (before - set(change.remove), ())
+    assert {e for owner in "abc" for e in books.of(owner)} == set(books)
+    assert not books.going((), {address: owners})
+
+
+def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
+    """Where an owner goes, what opens goes and what closes stays; what kept docker-proxy's port open closes it."""
+    books, open_, shut = Books(), Element("served4", (V4, 6, 8080)), Element("proxied4", (V4, 6, 8080))
+    stays = Element("rated4", (V4, 6, 22))
+    books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
+    assert books.closing(books.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
+    going = books.going("ab", {})
+    change = books.closing(going)
+    assert (set(change.remove), change.add) == ({open_, Element("allow4", (V4, 6, 22))}, (shut,))
+    books.write(books.without(going, change))
+    assert set(books) == {stays, shut}
+    assert books.of("a") == {stays, shut}
+
+
 def test_confined_bridges_are_remembered() -> None:
     """The bridges on which not everybody may begin everything, and whether a change is about them."""
     books = Books()

@@ -464,7 +464,7 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         assert not [rule for rule in found[name] if re.search(r"\b(return|continue)\b", rule)]
     for name in (*ends - {"permit"}, "deny_host"):
         assert found[name][-1] == 'counter name "drops" drop'
-    assert asked == {"gates4", "gates6", "rated"}
+    assert asked == {"gates4", "gates6", "rated", "from_container"}
     for rule in chain.from_iterable(found[name] for name in found if name.startswith(("inbound", "gate", "from"))):
         if re.search("goto permit|accept", rule):
             assert re.search(r"@(allow|other|from|dnat|same_bridge)\w* (goto permit|accept)|related accept", rule), rule
@@ -476,21 +476,23 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
 
 def test_going_out_to_a_container_bridge_comes_first() -> None:
     """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
-    or not; nobody else's mark is believed; before that there is only who is banned, what is established, forged, or
-    may not be begun."""
-    first, banned, established, forged, confined, *verdicts = CHAINS["forward"]
+    or not; nobody else's mark is believed; before that there is only who is banned, what is established, forged, was
+    cut, or may not be begun."""
+    first, banned, established, forged, held, confined, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @banning jump banned"
     assert established == "ct state established goto established"
     assert forged.startswith("ct state new fib saddr oifname @bridges")
     assert forged.endswith("goto deny")
+    assert held == "ct state new jump held"
     assert confined == "iifname @confined jump confined"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
 
 def test_a_ban_and_a_confinement_accept_nothing() -> None:
     """What is asked before everything else drops or returns, and never accepts."""
-    for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container"):
+    for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container", "held",
+                 "held4", "held6"):  # fmt: skip
         assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
 
 

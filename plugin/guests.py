@@ -1,0 +1,60 @@
+"""Who is on Docker's own networks: by endpoint, by container, by address. Pure.
+
+Thousands are as they were when one comes or goes, so that none of these is looked for among all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from plugin.model import Address, Endpoint, Guest
+
+
+class Guests:
+    """Not thread-safe."""
+
+    def __init__(self, guests: Iterable[Guest] = ()) -> None:
+        self._guests: dict[str, Guest] = {}
+        self._of: dict[str, dict[str, None]] = {}
+        self._at: dict[tuple[str, Address], str] = {}
+        for guest in guests:
+            self.put(guest)
+
+    def __iter__(self) -> Iterator[Guest]:
+        return iter(self._guests.values())
+
+    def get(self, endpoint_id: str) -> Guest | None:
+        return self._guests.get(endpoint_id)
+
+    def of(self, container_id: str) -> list[Guest]:
+        """The container's places."""
+        return [self._guests[each] for each in self._of.get(container_id, ())]
+
+    def at(self, endpoint: Endpoint) -> list[Guest]:
+        """Others that have one of the endpoint's addresses on its network."""
+        found = dict.fromkeys(self._at.get((endpoint.network_id, each), "") for each in addresses(endpoint))
+        return [self._guests[each] for each in found if each and each != endpoint.id]
+
+    def put(self, guest: Guest) -> None:
+        """In the place of whoever has had the endpoint's ID; who else has its addresses keeps all but these."""
+        endpoint = guest.endpoint
+        self.remove(endpoint.id)
+        self._guests[endpoint.id] = guest
+        self._of.setdefault(guest.container_id, {})[endpoint.id] = None
+        self._at.update({(endpoint.network_id, each): endpoint.id for each in addresses(endpoint)})
+
+    def remove(self, endpoint_id: str) -> None:
+        guest = self._guests.pop(endpoint_id, None)
+        if guest is None:
+            return
+        places = self._of[guest.container_id]
+        del places[endpoint_id]
+        if not places:
+            del self._of[guest.container_id]
+        for each in addresses(guest.endpoint):
+            if self._at.get((guest.endpoint.network_id, each)) == endpoint_id:
+                del self._at[guest.endpoint.network_id, each]
+
+
+def addresses(endpoint: Endpoint) -> list[Address]:
+    return [address for address in (endpoint.addr4, endpoint.addr6) if address]

@@ -1,0 +1,188 @@
+"""How soon the kernel has it that a container has gone, beside ten thousand containers whose rules name their peers.
+
+In a namespace of its own, in a process of its own; nothing here needs Docker. The time is from the call, a hook's or an
+event's, to the return of the transaction after which neither its own ports are open nor others' ports to its address.
+And what the reading of 4 KB of labels costs, whatever is written there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from types import MappingProxyType
+from typing import Any
+
+from plugin import labels
+from plugin.grammar import MAX_LENGTH
+from plugin.guard import Guard
+from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Peer, Rule, Said
+from plugin.nft import Nft
+from plugin.reconcile import Reconciler
+from plugin.sets import Change, Element
+from plugin.state import State
+from plugin.store import Store
+from tests.bench.bed import Bed
+from tests.bench.table import Table, percentile, say
+from tests.kernel.site import Site
+
+#: Members of each project of the crowd, and of the one whose members leave: each names all of its own project.
+_SMALL, _LARGE = 20, 100
+_NET = Network(
+    "b" * 64, "fw-bench", IPv4Interface("10.99.0.1/16"), IPv6Interface("2001:db8:99::1/64"), masquerade=False
+)
+_GUARDED = Guarded(
+    "d" * 64, "bench", "br-bench", (IPv4Network("10.98.0.0/16"), IPv6Network("2001:db8:98::/64")), mode6="routed"
+)
+#: What costs most to read, of what is known: each again and again, to 4 KB.
+_TEXTS = ("1 ", "22 from ", "22 from 10.0.0.1/33,", "1-65534 from ::/1,", "1 from container:a,", "22 5/minute ", "1\t",
+          "22 5/minute burst 1,", "\n", "1::1 ", "22 form 1,")  # fmt: skip
+_ROUNDS = 15
+
+
+def measure(bed: Bed, table: Table) -> None:
+    many = bed.scale.lists
+    say(f"leaving: containers go beside {many:,} that name their peers")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.leaving", str(many)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    if done.returncode:
+        raise RuntimeError(f"tests.bench.leaving failed:\n{done.stderr[-2000:]}")
+    tell(table, json.loads(done.stdout), many)
+
+
+def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
+    for kind, where in (("hook", "docker-fw's network (Leave)"), ("event", "Docker's network (die)")):
+        few, crowd = told["few"][kind], told["many"][kind]
+        for part, words, percent, aim in (
+            ("closed", "closed", 50, ""), ("closed", "closed", 99, "value < 5"),
+            ("work", "closed, work for it", 50, ""), ("work", "closed, work for it", 99, "value < 5"),
+            ("done", "all done", 50, ""),
+        ):  # fmt: skip
+            what = f"leaving: {words}, on {where}, p{percent}, beside {many:,} with peers by name vs beside none"
+            value, base = (1e3 * percentile(times[part], percent) for times in (crowd, few))
+            table.add(what, value, "ms", base, aim)
+    for key, (worst, text, plain) in told["labels"].items():
+        table.add(f"labels: 4 KB of {key}, the slowest ({text!r}) vs 256 ports", worst, "ms", plain, "value < 10")
+
+
+class Watched:
+    """`Nft`, and when its transaction returned by which the last element that opens for the address went."""
+
+    def __init__(self, nft: Nft) -> None:
+        self._nft = nft
+        self._change = nft.change
+        self.open: set[Element] = set()
+        self.closed = 0.0, 0.0
+        nft.change = self._watched  # type: ignore[method-assign]
+
+    def _watched(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        self._change(change, timed)
+        if self.open:
+            self.open.difference_update(change.remove)
+            if not self.open:
+                self.closed = time.perf_counter(), time.thread_time()
+
+    def leave(self, address: IPv6Address, stands: Iterable[Element], go: Callable[[], object]) -> dict[str, float]:
+        """Seconds until it was closed, how many of them this process worked, and seconds until `go` returned."""
+        opening = ("allow", "from", "other", "to", "out", "free")
+        self.open = {e for e in stands if address in e.key and e.set.startswith(opening)}
+        assert self.open
+        began, worked = time.perf_counter(), time.thread_time()
+        go()
+        done = time.perf_counter()
+        assert not self.open, "it is not closed"
+        return {"closed": self.closed[0] - began, "work": self.closed[1] - worked, "done": done - began}
+
+
+def _members(network: Network | Guarded, first: int, count: int, size: int, name: str) -> Iterator[Endpoint]:
+    prefix = 99 if isinstance(network, Network) else 98
+    for n in range(first, first + count):
+        project = f"{name}{n // size}"
+        said = Said(allow=(Rule("tcp", 5432, 5432, (Peer("project", project),)), Rule("tcp", 8080, 8080)))
+        identity = f"{prefix:02x}{n:062x}"
+        container = Container(identity, f"{name}{n}", said, project=project, service=f"s{n}")
+        four = IPv4Address(f"10.{prefix}.{n >> 8}.{n & 255}")
+        six = IPv6Address(f"2001:db8:{prefix}::{n:x}")
+        yield Endpoint(identity, network.id, four, six, joined=True, container=container)
+
+
+def _child(many: int) -> dict[str, Any]:
+    told: dict[str, Any] = {"labels": _labels()}
+    with Site() as site, site.inside(), tempfile.TemporaryDirectory() as directory:
+        watched = Watched(site.nft)
+        for state, count in (("few", 0), ("many", many)):
+            told[state] = {}
+            for kind, network in (("hook", _NET), ("event", _GUARDED)):
+                crowd = list(_members(network, 1024, count, _SMALL, "crowd"))
+                leavers = list(_members(network, 0, _LARGE, _LARGE, "leaver"))[2:]
+                reconciler = Reconciler(site.nft, Store(f"{directory}/{state}{kind}"), Defaults(), later=lambda _: None)
+                measured = _hook if kind == "hook" else _event
+                told[state][kind] = measured(reconciler, watched, crowd, leavers)
+    return told
+
+
+def _hook(state: Reconciler, watched: Watched, crowd: list[Endpoint], leavers: list[Endpoint]) -> dict[str, Any]:
+    state.start(State({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)}))
+    # The first save is of everything; each later one is a line.
+    state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
+
+    def leave(each: Endpoint) -> None:
+        state.edit_endpoint(each.id, lambda e: replace(e, joined=False, container=None, published=()))
+
+    return _timed(state, watched, leavers, leave)
+
+
+def _event(state: Reconciler, watched: Watched, crowd: list[Endpoint], leavers: list[Endpoint]) -> dict[str, Any]:
+    state.start(State())
+    guard = Guard(state, lambda _: None)
+    guard.replace([_GUARDED], [*crowd, *leavers], asked=guard.now())
+
+    def die(each: Endpoint) -> None:
+        assert each.container
+        guard.leaves("", each.container.id)
+
+    return _timed(state, watched, leavers, die)
+
+
+def _timed(
+    state: Reconciler, watched: Watched, leavers: list[Endpoint], go: Callable[[Endpoint], None]
+) -> dict[str, Any]:
+    times = []
+    for each in leavers:
+        assert each.addr6
+        times.append(watched.leave(each.addr6, state.should(), partial(go, each)))
+    return {what: [each[what] for each in times] for what in ("closed", "work", "done")}
+
+
+def _labels() -> dict[str, tuple[float, str, float]]:
+    """For each key the slowest text of 4 KB, in milliseconds, and what plain ports cost."""
+    found = {}
+    for key in labels.KEYS:
+        times = [(_read(key, (text * MAX_LENGTH)[:MAX_LENGTH]), text) for text in _TEXTS]
+        times += [(_read(key, ("22 from " + text * MAX_LENGTH)[:MAX_LENGTH]), "22 from " + text) for text in _TEXTS]
+        found[key] = (*max(times), _read(key, ", ".join(str(3 * n + 1) for n in range(256))))
+    return found
+
+
+def _read(key: str, value: str) -> float:
+    times = []
+    for _ in range(_ROUNDS):
+        began = time.thread_time()
+        labels.parse({key: value})
+        times.append(1e3 * (time.thread_time() - began))
+    return percentile(times, 50)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(int(sys.argv[1]))))
