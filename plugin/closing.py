@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from plugin import hostlinks
+from plugin import hostlinks, identity
 from plugin.bans import ban_elements
 from plugin.bridges import Bridges
 from plugin.cgroup import proxies
@@ -25,6 +25,7 @@ from plugin.model import FwError
 from plugin.nft import Nft
 from plugin.proxyports import before, own_ports
 from plugin.ruleset import proxied_element
+from plugin.sets import TABLE, Element
 from plugin.settings import Settings
 from plugin.state import State
 from plugin.store import Store
@@ -37,7 +38,7 @@ LONGEST = 6.0
 
 def close_first(settings: Settings) -> None:
     """Returns when a table of ours stands: one that did, or one that opens nothing. Errors are logged alone; so is
-    that it takes too long.
+    that it takes too long. Where another program's table has our name, ours gets another one.
 
     In a process of its own: a table that is owned obeys just the socket that made it, and the plugin has another.
     """
@@ -52,33 +53,31 @@ def close_first(settings: Settings) -> None:
             time.sleep(0.005)
         return
     try:
-        nft = Nft(settings.mark)
+        name = identity.free_name()
+        nft = Nft(settings.mark, name)
         if not nft.stands():
-            close(nft, settings)
+            close(nft, settings, lasts=name != TABLE)
     except Exception:  # whatever it is: the plugin itself must start, and closes too
         log.exception("could not close the bridges before anybody is served")
     finally:
         os._exit(0)
 
 
-def close(nft: Nft, settings: Settings) -> None:
-    """Puts a table there that opens nothing, whatever stood before. Raises NftError, OSError."""
-    # By which bridges default routes leave is asked just where this is to last: it takes as long as all the rest.
-    uplinks: Callable[[], set[str]] = set
+def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
+    """Puts a table there that opens nothing, whatever stood before. Raises NftError, OSError.
+
+    `lasts`: no docker-fw replaces it in a moment. By which bridges default routes leave is asked just then: it takes as
+    long as all the rest.
+    """
     try:
-        # Whoever is in it may be gone, and gave its address to another.
-        state = dataclasses.replace(Store(settings.state).load(), endpoints={})
+        state = Store(settings.state).load()
     except FwError:  # a newer version's: the plugin says so when it is loaded
-        state = State()
-        uplinks = _uplinks(settings)
-    bridges = Bridges(uplinks, state.foreign)
+        state, lasts = State(), True
+    bridges = Bridges(_uplinks(settings) if lasts else set, state.foreign)
     bridges.see(hostlinks.links().values())
     listeners = before(state, settings.sysctl, None)
-    noted = {"links": bridges.noted(), CONFINED: confined(state.confined), **closing(state, settings, listeners)}
-    inventory = Inventory(settings.defaults, state, noted)
-    elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
     lasting, timed = ban_elements(state.bans, time.time())
-    nft.replace(elements | lasting, timed)
+    nft.replace(bridges.noted().elements | shut(state, settings, listeners) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:
@@ -88,7 +87,18 @@ def _uplinks(settings: Settings) -> Callable[[], set[str]]:
     return Links(Sysctl(settings.sysctl)).default_route_links
 
 
-def closing(state: State, settings: Settings, listeners: Listeners) -> dict[Owner, Noted]:
+def shut(state: State, settings: Settings, listeners: Listeners | None = None) -> set[Element]:
+    """What closes by what is kept: confined networks, ports of the host. Bridges and bans besides make it whole.
+
+    `listeners`: who listens on the host now, where the table is for now.
+    """
+    noted = {CONFINED: confined(state.confined), **closing(state, settings, listeners)}
+    # The containers of when it was kept may be gone, and have given their addresses to others.
+    inventory = Inventory(settings.defaults, dataclasses.replace(state, endpoints={}), noted)
+    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
+
+
+def closing(state: State, settings: Settings, listeners: Listeners | None) -> dict[Owner, Noted]:
     """What closes the host's own ports: Docker's, those on which docker-proxy listened when we last ran or may now."""
     kept = (proxied_element(port) for ports in state.proxied.values() for port in ports)
     daemon = own_ports(settings.dockerd_ports, [each for ports in state.asked.values() for each in ports])
@@ -96,7 +106,8 @@ def closing(state: State, settings: Settings, listeners: Listeners) -> dict[Owne
         KEPT: Noted(frozenset(kept)), "dockerd": Noted(daemon), **proxies(settings.cgroup, settings.dockerd_cgroup),
     }  # fmt: skip
     try:
-        known["listening"] = Noted(listeners.poll())
+        if listeners:
+            known["listening"] = Noted(listeners.poll())
     except OSError as error:
         log.error("could not see who listens on the host's ports: %s", error)
     return known

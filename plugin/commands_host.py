@@ -67,7 +67,7 @@ def serve(_: argparse.Namespace) -> NoReturn:
 
 def dry_run(options: argparse.Namespace) -> int:
     """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
-    from plugin import conntrack  # noqa: PLC0415
+    from plugin import conntrack, identity  # noqa: PLC0415
     from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
     from plugin.inventory import Inventory  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
@@ -86,15 +86,19 @@ def dry_run(options: argparse.Namespace) -> int:
     told = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
+        foreign = identity.find().foreign
         flows = conntrack.closed_flows(inventory.answers_of(owners))
     except OSError as error:
         text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
         failed(FwError(text + "--cap-add NET_ADMIN"))
         return NO
+    refuses = identity.refusal(foreign)
     if options.json:
         cut = [_cut(flow, names) for flow in flows]
-        print(json.dumps({"guarded": told, "apart": dict(look.apart), "cut": cut}, indent=1))
+        print(json.dumps({"refuses": refuses, "guarded": told, "apart": dict(look.apart), "cut": cut}, indent=1))
         return OK
+    if refuses:
+        print(f"docker-fw would not start: {refuses}\n")
     lines = (f"{flow.source} → {names[flow.address]} {flow.port}/{flow.proto}" for flow in flows)
     print(show.dry_run(told, dict(look.apart), lines))
     return OK
@@ -125,9 +129,8 @@ _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compos
 
 def before_docker(options: argparse.Namespace) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin import boot, status  # noqa: PLC0415
+    from plugin import boot, bootfile  # noqa: PLC0415
     from plugin.dockerapi import ApiSilent, DockerApi  # noqa: PLC0415
-    from plugin.inventory import Inventory  # noqa: PLC0415
     from plugin.links import Links  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
     from plugin.sysctl import Sysctl  # noqa: PLC0415
@@ -141,25 +144,22 @@ def before_docker(options: argparse.Namespace) -> int:
         nft = boot.find_nft(root)
         uplinks = Links(Sysctl(settings.sysctl)).default_route_links
         api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
-        dockers, foreign = boot.bridges(api, uplinks)
-        look = api.look()
-        networks = {network.id: network for network in look.networks}
-        closed = status.closed(Inventory(settings.defaults), networks, look.endpoints)
-        text = boot.nft_text(settings.mark, dockers, foreign, closed)
+        bridges = boot.bridges(api, uplinks)
+        text = bootfile.first_text(api.look(), bridges, root, settings)
         boot.check(root, nft, text)
         changed = boot.install(root, nft, text)
     except (FwError, ApiSilent) as error:
         failed(error)
         return NO
-    print(boot.installed(changed, foreign))
+    print(boot.installed(changed, bridges[1], bootfile.why_not_kept(root)))
     return OK
 
 
 def cleanup(_: argparse.Namespace) -> int:
     """Removes the table, the rule in DOCKER-USER, and every link of ours, of this network namespace."""
+    from plugin import identity  # noqa: PLC0415
     from plugin.dockeruser import DockerUser  # noqa: PLC0415
     from plugin.links import Links  # noqa: PLC0415
-    from plugin.nft import remove_tables  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
     from plugin.sysctl import Sysctl  # noqa: PLC0415
 
@@ -181,11 +181,14 @@ def cleanup(_: argparse.Namespace) -> int:
     links.sweep(set())
     DockerUser(settings.mark).remove()
     try:
-        removed = remove_tables()
+        removed, foreign = identity.remove()
     except OSError as error:
-        failed(FwError(f"the table inet fw stays ({error.strerror}): stop the program that owns it first"))
+        failed(FwError(f"the table inet {TABLE} stays ({error.strerror}): stop the program that owns it first"))
         return NO
-    print(f"removed {len(ours)} bridges; the table inet fw was {'removed' if removed else 'not there'}")
+    tables = " and ".join(f"table {table}" for table in removed) or "no table"
+    print(f"removed {len(ours)} bridges, {tables}")
+    for table in foreign:
+        print(f"table {table} stays: docker-fw did not make it")
     for family in switched:  # not switched off: Docker's networks may live on it by now
         print(
             f"{family.replace('ip', 'IP')} forwarding stays on, which docker-fw had switched on, and the host's other "
@@ -202,8 +205,15 @@ def _switched() -> list[str]:
     """The families for which docker-fw switched forwarding on, and keeps the host's other links apart."""
     import nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
-    _, listed, _ = nftables.Nftables().cmd(f"list set inet {TABLE} no_transit")
-    return [family for family in _FORWARDING if family in listed.partition("elements")[2]]
+    from plugin import identity  # noqa: PLC0415
+    from plugin.packing import NFPROTO_INET  # noqa: PLC0415
+
+    nft, text = nftables.Nftables(), ""
+    for table in identity.find().ours:
+        if table.family == NFPROTO_INET:
+            _, listed, _ = nft.cmd(f"list set {table} no_transit")
+            text += listed.partition("elements")[2]
+    return [family for family in _FORWARDING if family in text]
 
 
 def _serves(path: str) -> bool:

@@ -70,13 +70,14 @@ def on_starting(server: Any) -> None:
 
 def load() -> Any:
     """Makes the plugin in the worker: it has taken over what stands before the first call is taken."""
+    from plugin.identity import ForeignTableError  # noqa: PLC0415
     from plugin.main import Plugin  # noqa: PLC0415
     from plugin.refusing import Refusing  # noqa: PLC0415
 
     plugin: Plugin | Refusing
     try:
         plugin = Plugin(_read)
-    except NewerStateError as error:
+    except (NewerStateError, ForeignTableError) as error:
         print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
         plugin = Refusing(_read, str(error))
     except FwError as error:

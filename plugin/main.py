@@ -12,9 +12,10 @@ from pathlib import Path
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
-from plugin import __version__, conntrack, hostlinks, standing
+from plugin import __version__, conntrack, hostlinks, identity, standing
 from plugin.admin import add_routes
 from plugin.app import create_app
+from plugin.bootfile import BootFile
 from plugin.bridges import Bridges
 from plugin.cgroup import dockerd, proxies, shared
 from plugin.closing import closing
@@ -60,6 +61,7 @@ class Plugin:
         self._claim = claim(settings.docker_socket)
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
         self._nft = nft = Nft(settings.mark)
+        identity.refuse_foreign()
         raise_fd_limit()
         self._settings = settings
         sysctl = Sysctl(settings.sysctl)
@@ -95,6 +97,9 @@ class Plugin:
             note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
             sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
         )  # fmt: skip
+        self._boot = boot = BootFile(
+            settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
+        )
         self._orders = Orders(
             self._state, self._guard, lambda: self._follower.apart,
             spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
@@ -102,10 +107,12 @@ class Plugin:
         self._questions = Questions(
             self._state, self._guard, nft, self._bridges, self._follower, api, settings,
             read=lambda more: read({**os.environ, **more}), blind=self._blind, held=self._proxies.held,
+            boot=lambda: boot.word,
         )  # fmt: skip
         self._watcher = Watcher(
             self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
             lambda: self._proxies.noted(proxies(settings.cgroup, settings.dockerd_cgroup)), drops, self._orders.end,
+            boot,
         )  # fmt: skip
 
     def app(self) -> Flask:

@@ -11,7 +11,6 @@ Not re-entrant, hence the lock. Make this object first: libnftables aborts the p
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -22,19 +21,17 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from types import MappingProxyType
 
-from plugin import limits
+from plugin import identity, limits
 from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
 from plugin.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
-from plugin.table import TRY_BRIDGE, TRY_HOLD, TRY_OWNED, replace, skeleton
+from plugin.table import TRY_BRIDGE, TRY_HOLD, TRY_OWNED, named, replace, skeleton
 
 _SUBSYS = 10 << 8
-_GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
-    _SUBSYS | n for n in (1, 2, 4, 7, 12, 13, 14, 16)
-)
+_GETTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYS | n for n in (1, 4, 7, 12, 13, 14))
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _RULE_CHAIN, _GEN_ID = 1, 2, 4, 1, 2, 1
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _RULE_CHAIN = 1, 2, 4, 1, 2
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 
 log = logging.getLogger(__name__)
@@ -51,7 +48,7 @@ class NftError(Exception):
 class Nft:
     """The only writer of our tables. Every call is one transaction: all of it stands, or nothing changed."""
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, table: str = TABLE) -> None:
         import nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
 
         before = nl.netfilter_fds()
@@ -64,6 +61,7 @@ class Nft:
         self._dumping = threading.Lock()
         self._lock = threading.Lock()
         self._mark = mark
+        self._table = table
         self._seq = 1 << 20
         #: Transactions of ours that went through: each raised the ruleset's generation by one.
         self.changes = 0
@@ -107,7 +105,7 @@ class Nft:
             self.incomplete = True
             self._rewrite(elements if whole else [], timed if whole else {}, rates if whole else (), shut=shut)
             if rates and not whole:  # which takes a while when they are many
-                self._run_again(limits.added(rates))
+                self._run_again(named(limits.added(rates), self._table))
             self._rates = rates
             if shut:
                 self._fill(rest, {} if whole else timed, wanted=set(elements))
@@ -118,7 +116,7 @@ class Nft:
         """True if a table stands that closes: the one that we put there, or at the first time whatever stood."""
         if self._print:
             return self._fingerprint() == self._print
-        return bool(self._told(NFPROTO_INET)[1])
+        return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
 
     def _rewrite(
         self, elements: list[Element], timed: Mapping[Element, int], rates: Iterable[str], *, shut: bool
@@ -127,6 +125,7 @@ class Nft:
         if shut:
             elements = [*elements, *BANNING]
             timed = {**timed, **dict.fromkeys(SHUT, SHUT_SECONDS)}
+        others = self._others()
         # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
         tries = [(self.tells_cgroups, self.logs)]
         if not self._print:
@@ -137,7 +136,7 @@ class Nft:
                 timed=timed, rates=rates,
             )  # fmt: skip
             try:
-                self._run(text)
+                self._run(others + named(text, self._table))
             except NftError as error:
                 if attempt == len(tries):
                     raise
@@ -153,6 +152,14 @@ class Nft:
             self._batch(self._possible(Change((*SHUT, *asking), add)), timed)
         except NftError:  # it has ended by itself on a machine that is very busy
             self._batch(self._possible(Change(asking, add)), timed)
+
+    def _others(self) -> str:
+        """Takes away our tables of other names, a former version's for example, in the same transaction. Raises
+        NftError rather than to take another program's table for ours."""
+        found = identity.find(self._read)
+        if not self._print and (taken := [table for table in found.foreign if table.name == self._table]):
+            raise NftError(f"table {taken[0]} is another program's")
+        return "".join(f"delete table {table}\n" for table in found.ours if table.name != self._table)
 
     def _can(self, text: str, otherwise: str) -> bool:
         """Asked of an empty table: a whole one takes seconds to be refused, and until it stands all is open."""
@@ -224,7 +231,7 @@ class Nft:
     def _add_rates(self, rates: Collection[str]) -> None:
         """Chains and sets of rates, before an element leads to them: until then they do nothing."""
         before = self._seen_untouched()
-        self._run_again(limits.added(rates))
+        self._run_again(named(limits.added(rates), self._table))
         self._rates |= {name: set() for name in rates}
         chains = [name for rate in sorted(rates) for name in limits.limit(rate).chains]
         if self._generation() == before + 1:
@@ -250,7 +257,7 @@ class Nft:
             self._seen_untouched()
             chains = [name for rate in unused for name in limits.limit(rate).chains]
             rules = {rule for name in chains for rule in self._rules(NFPROTO_INET, name)}
-            self._run_again(limits.removed(unused))
+            self._run_again(named(limits.removed(unused), self._table))
         except (NftError, OSError) as error:
             log.warning("rates that are not used any more stay in the table for now: %s", error)
             return
@@ -289,14 +296,14 @@ class Nft:
 
     def limits(self) -> frozenset[str]:
         """The chains of rates that stand in the kernel, whoever put them there. Raises NftError."""
-        asked = nl.nfgen(NFPROTO_INET) + nl.attr(_CHAIN_TABLE, TABLE.encode() + b"\0")
+        asked = nl.nfgen(NFPROTO_INET) + nl.attr(_CHAIN_TABLE, self._table.encode() + b"\0")
         with self._alone():
             try:
                 told = nl.request(self._read, _GETCHAIN, nl.NLM_F_DUMP, asked)
             except FileNotFoundError:
                 return frozenset()
             chains = (nl.attributes(body[4:]) for _, body in told)
-            names = [_text(of[_CHAIN_NAME]) for of in chains if _text(of[_CHAIN_TABLE]) == TABLE]
+            names = [_text(of[_CHAIN_NAME]) for of in chains if _text(of[_CHAIN_TABLE]) == self._table]
             # A dot in the last part is of a chain that only such a chain leads to.
             last = {name: name.rpartition("__")[2] for name in names if name.startswith("limit")}
         return frozenset(name for name, rate in last.items() if rate != name and "." not in rate)
@@ -316,13 +323,12 @@ class Nft:
             return self._generation()
 
     def _generation(self) -> int:
-        ((_, body),) = nl.request(self._read, _GETGEN, 0, nl.nfgen(0))
-        return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
+        return identity.generation(self._read)
 
     def stands(self) -> bool:
-        """True if there is a table of ours that closes, whoever put it there."""
+        """True if there is a table of ours that closes, whoever put it there, also a former version's."""
         with self._lock:
-            return bool(self._told(NFPROTO_INET)[0])
+            return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
 
     def intact(self) -> bool:
         """True if the table and its rules are the very ones that we put there (somebody may have flushed them)."""
@@ -344,7 +350,7 @@ class Nft:
 
     def _told(self, family: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """A table's flags and handle, and its rules; nothing where it is not there."""
-        name = TABLE.encode() + b"\0"
+        name = self._table.encode() + b"\0"
         try:
             ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(family) + nl.attr(_TABLE_NAME, name))
             rules = self._rules(family)
@@ -354,7 +360,7 @@ class Nft:
         return (of[_TABLE_FLAGS], of[_TABLE_HANDLE]), rules
 
     def _rules(self, family: int, of_chain: str = "") -> tuple[bytes, ...]:
-        asked = nl.nfgen(family) + nl.attr(_RULE_TABLE, TABLE.encode() + b"\0")
+        asked = nl.nfgen(family) + nl.attr(_RULE_TABLE, self._table.encode() + b"\0")
         if of_chain:
             asked += nl.attr(_RULE_CHAIN, of_chain.encode() + b"\0")
         return tuple(rule[4:] for _, rule in nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, asked))
@@ -365,9 +371,9 @@ class Nft:
         # Numbers of its own for each batch: an answer that was left over from an earlier one is not taken for ours.
         first = self._seq
         begin = nl.message(_BATCH_BEGIN, 0, first, nl.nfgen(0, 10))
-        sent = [(_DELSETELEM, 0, body) for body in bodies(change.remove)]
+        sent = [(_DELSETELEM, 0, body) for body in bodies(change.remove, table=self._table)]
         # NLM_F_CREATE as nft sets it. Not EXCL: an element that stands already is what we want.
-        sent += [(_NEWSETELEM, 0x400, body) for body in bodies((*change.add, *timed), timed)]
+        sent += [(_NEWSETELEM, 0x400, body) for body in bodies((*change.add, *timed), timed, self._table)]
         last = first + len(sent)
         self._seq = (last + 2) & 0x3FFFFFFF
         parts = [
@@ -414,23 +420,3 @@ def _chain_of(rule: bytes) -> str:
 
 def _text(packed: bytes) -> str:
     return packed.rstrip(b"\0").decode("utf-8", "replace")
-
-
-def remove_tables() -> bool:
-    """Takes the tables away, for an uninstall. False if none was there; raises OSError with the kernel's errno."""
-    removed = [_remove_table(family) for family in (NFPROTO_INET, NFPROTO_BRIDGE)]
-    return any(removed)
-
-
-def _remove_table(family: int) -> bool:
-    body = nl.nfgen(family) + nl.attr(_TABLE_NAME, TABLE.encode() + b"\0")
-    begin = nl.message(_BATCH_BEGIN, 0, 1, nl.nfgen(0, 10))
-    end = nl.message(_BATCH_END, 0, 3, nl.nfgen(0, 10))
-    with nl.open_socket() as sock:
-        sock.send(begin + nl.message(_DELTABLE, nl.NLM_F_ACK, 2, body) + end)
-        code = next(nl.error_of(answer) for kind, _, answer in nl.replies(sock) if kind == nl.NLMSG_ERROR)
-    if code == errno.ENOENT:
-        return False
-    if code:
-        raise OSError(code, os.strerror(code))
-    return True

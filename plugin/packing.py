@@ -26,9 +26,9 @@ _FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", "meta iiftype": "=H
 _PER_MESSAGE = 500
 
 
-def of_set(name: str) -> bytes:
+def of_set(name: str, table: str = TABLE) -> bytes:
     """The body of a message that asks for a set's elements."""
-    head = nl.nfgen(_family(name)) + nl.attr(_LIST_TABLE, TABLE.encode() + b"\0")
+    head = nl.nfgen(_family(name)) + nl.attr(_LIST_TABLE, table.encode() + b"\0")
     return head + nl.attr(_LIST_SET, name.encode() + b"\0")
 
 
@@ -47,12 +47,14 @@ def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
                 yield ip_address(key), int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big")
 
 
-def bodies(elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> list[bytes]:
+def bodies(
+    elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), table: str = TABLE
+) -> list[bytes]:
     by_set: dict[str, list[bytes]] = {}
     for element in elements:
         by_set.setdefault(element.set, []).append(_packed(element, timed.get(element, 0)))
     return [
-        of_set(name) + nl.nested(_LIST_ELEMENTS, *part)
+        of_set(name, table) + nl.nested(_LIST_ELEMENTS, *part)
         for name, packed in by_set.items()
         for part in (packed[i : i + _PER_MESSAGE] for i in range(0, len(packed), _PER_MESSAGE))
     ]

@@ -43,7 +43,7 @@ class Questions:
     def __init__(
         self, reconciler: Reconciler, guard: Guard, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
         settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
-        held: Callable[[], list[Published]] = list,
+        held: Callable[[], list[Published]] = list, boot: Callable[[], str] = str,
     ) -> None:  # fmt: skip
         self._state = reconciler
         self._guard = guard
@@ -55,6 +55,7 @@ class Questions:
         self._read = read
         self._blind = blind
         self._held = held
+        self._boot = boot
 
     def status(self) -> dict[str, Any]:
         """What there is and what it answers on, for people and programs."""
@@ -81,6 +82,7 @@ class Questions:
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
             "unsaved": self._state.owes,
+            "boot": self._boot(),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""What runs in the plugin's place where the state is a newer version's: all stays closed, every request is told why.
+"""What runs in the plugin's place where it must not start: all stays closed, every request is told why.
+
+That is where the state is a newer version's, and where another program's table has the name of ours.
 
 A plugin that ends is started again once or twice; when dockerd itself starts it waits 15 s for such a plugin and then
 disables it (seen on 28.5), so that the boot after that would find no docker-fw, and everything open.
@@ -14,6 +16,7 @@ from typing import Any
 from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
+from plugin import identity
 from plugin.admin import add_routes
 from plugin.app import create_app
 from plugin.closing import close
@@ -31,7 +34,7 @@ class Refusing:
     def __init__(self, settings: Settings, why: str) -> None:
         self._settings = settings
         self._why = why
-        self._nft = Nft(settings.mark)
+        self._nft = Nft(settings.mark, identity.free_name())
         self._stop = threading.Event()
 
     def app(self) -> Flask:
@@ -48,12 +51,16 @@ class Refusing:
         self._stop.set()
 
     def _keep(self) -> None:
+        told = ""
         while not self._stop.wait(TICK):
             try:
                 if not self._nft.stands():
-                    close(self._nft, self._settings)
+                    close(self._nft, self._settings, lasts=True)
+                told = ""
             except (NftError, NetlinkError, OSError) as error:
-                log.error("docker-fw's rules are gone and could not be put back: %s", error)
+                if str(error) != told:  # and not five times a second
+                    log.error("docker-fw's rules are gone and could not be put back: %s", error)
+                told = str(error)
 
 
 class _Refuses:

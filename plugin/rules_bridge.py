@@ -1,7 +1,7 @@
 """The rules for frames that come from a port of our bridges, as nft's text: nobody speaks in another's name. Pure.
 
 What the bridge itself does not hold: it binds a port to a MAC, and knows nothing of addresses. Neighbours of one
-network reach each other without a rule of `table inet fw`, so a forged ARP reply or neighbour advertisement (RFC 4861
+network reach each other without a rule of the inet table, so a forged ARP reply or neighbour advertisement (RFC 4861
 section 11.1) would draw a neighbour's flows away, and a forged source would have what is opened for another.
 """
 

@@ -12,7 +12,12 @@ from typing import NamedTuple
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
 
-TABLE = "fw"
+#: The name of the tables, inet and bridge: one that no host gives to a table of its own.
+TABLE = "docker-fw"
+#: Where another program's table has that name, a table that opens nothing has this one (`plugin.identity`).
+CLOSED = "docker-fw-closed"
+#: The name in former versions.
+FORMER = "fw"
 #: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
 BRIDGE_PREFIX = "fw-"
 #: The host's side of an endpoint's veth pair, a port of its bridge.

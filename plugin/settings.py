@@ -21,6 +21,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "system.slice/docker.service, system.slice/snap.docker.dockerd.service, openrc.docker",
         "dockerd's control group, and nobody else's: paths below FW_CGROUP, those that there are",
     ),
+    "FW_BOOT": ("/host/etc/docker-fw", "the host's /etc/docker-fw (fwctl boot), as seen inside the sidecar"),
     "FW_DOCKERD_PORTS": (
         "2375-2377, 7946, 7946/udp, 4789/udp, 9323",
         "ports of dockerd's own: its API, swarm, metrics",
@@ -51,6 +52,7 @@ class Settings:
     cgroup: str
     #: Paths below it, of one to four names: the levels that the rules look at.
     dockerd_cgroup: tuple[str, ...]
+    boot: str
     dockerd_ports: tuple[Rule, ...]
     defaults: Defaults
     refuse: bool
@@ -95,7 +97,7 @@ def read(environ: Mapping[str, str]) -> Settings:
             faults.append(f'{name}="{values[name]}": must be {" or ".join(words)}')
     if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
         faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
-    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP"):
+    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP", "FW_BOOT"):
         if not values[name].startswith("/"):
             faults.append(f'{name}="{values[name]}": must be an absolute path')
     if faults:
@@ -107,6 +109,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         sysctl=values["FW_SYSCTL"],
         cgroup=values["FW_CGROUP"],
         dockerd_cgroup=groups,
+        boot=values["FW_BOOT"],
         dockerd_ports=tuple(sorted(set(dockerd_ports))),
         defaults=Defaults(said, values["FW_PUBLISHED"].lower() == "allow"),
         refuse=values["FW_MISTAKES"].lower() == "refuse",

@@ -141,8 +141,8 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
     if not told["binds"]:
         yield [("containers of one network may take each other's addresses: this kernel has no nftables for bridges "
                 "(CONFIG_NF_TABLES_BRIDGE)", "warn")]  # fmt: skip
-    if told["unfit"]:
-        yield [(told["unfit"], "bad")]
+    boot = told.get("boot", "")
+    yield from ([(text, "bad")] for text in (told["unfit"], "" if boot == "kept" else boot) if text)
     if told["unsaved"]:
         yield [(f"{told['unsaved']}: nothing new opens, and what closed is forgotten if docker-fw restarts now", "bad")]
     yield from ([(f"{name}: {why}", "dim")] for name, why in sorted(told["apart"].items()))

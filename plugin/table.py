@@ -5,6 +5,7 @@ Written so that a host's nft 1.0.6 can list it: `typeof` sets, no anonymous verd
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
@@ -21,9 +22,10 @@ from plugin.sets import CGROUP, CGROUP_LEVELS, SETS, TABLE, TARGET, Element, Val
 LOG_GROUP = 0x6677
 _OWNED = "flags owner, persist"
 #: Goes through where kernel and nft know such a table, and leaves nothing.
-TRY_OWNED = f"table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
+TRY_OWNED = f"create table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
 #: The same of a table that frames within a bridge go through (CONFIG_NF_TABLES_BRIDGE).
-TRY_BRIDGE = f"""table bridge {TABLE}_try {{ chain try {{ type filter hook prerouting priority filter; }}; }}
+TRY_BRIDGE = f"""create table bridge {TABLE}_try
+add chain bridge {TABLE}_try try {{ type filter hook prerouting priority filter; }}
 delete table bridge {TABLE}_try
 """
 #: The same of whether a socket listens where a packet goes (Linux 4.18).
@@ -98,6 +100,11 @@ def away(family: str, *, owned: bool = False) -> str:
     # To name a table with other flags than it has is refused; who knows `persist` knows `destroy` (nft ≥ 1.0.7).
     first = "destroy" if owned else f"table {family} {TABLE} {{}}\ndelete"
     return f"{first} table {family} {TABLE}\n"
+
+
+def named(text: str, table: str) -> str:
+    """The same of tables with another name."""
+    return re.sub(rf"\b(inet|bridge) {TABLE}(?![\w-])", rf"\1 {table}", text)
 
 
 def document(

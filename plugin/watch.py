@@ -43,6 +43,12 @@ class Drops(Protocol):
     def stop(self) -> None: ...
 
 
+class Boots(Protocol):
+    def boot_loop(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 class Later:
     """Work that may last and that nobody waits for, one after the other: flows to be cut."""
 
@@ -78,6 +84,7 @@ class Watcher:
         proxies: Callable[[], Mapping[Owner, Noted]] = dict,
         drops: Drops | None = None,
         ends: Callable[[], float] = lambda: INTERVAL,
+        boot: Boots | None = None,
     ) -> None:
         self._state = reconciler
         self._follower = follower
@@ -89,6 +96,7 @@ class Watcher:
         self._proxies = proxies
         self._drops = drops
         self._ends = ends
+        self._boot = boot
         self._known: Mapping[Owner, Noted] = {}
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -106,7 +114,8 @@ class Watcher:
         keep = (self._keep, self._keep_elements, self._keep_dockers, self._answer_neighbours)
         others = (self._later.loop, self._end_overrides)
         drops = (self._drops.drop_loop,) if self._drops else ()
-        for loop in (*follow, *keep, *others, *drops):
+        boot = (self._boot.boot_loop,) if self._boot else ()
+        for loop in (*follow, *keep, *others, *drops, *boot):
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:
@@ -115,6 +124,8 @@ class Watcher:
         self._later.stop()
         if self._drops:
             self._drops.stop()
+        if self._boot:
+            self._boot.stop()
         self._check.set()
         self._touched.set()
         self._drifted.set()

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import Any
 
-from plugin import limits
-from plugin.nft import Nft, remove_tables
+from plugin import identity, limits
+from plugin.nft import Nft
 from plugin.sets import TABLE, Change, Element
 from plugin.table import element_text
 from tests.bench.bed import Bed
@@ -54,7 +54,7 @@ def measure(bed: Bed, table: Table) -> None:
 
 def _child(many: int) -> dict[str, Any]:
     nft, elements = Nft(0x08000000), _elements(many)
-    empty = _weight(lambda: nft.replace([]), remove_tables)
+    empty = _weight(lambda: nft.replace([]), identity.remove)
     changes = [_pair(nft, 10)]
     began = time.perf_counter()
     nft.replace(elements)

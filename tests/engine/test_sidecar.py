@@ -204,8 +204,8 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     Run in another way than told it says what is missing and leaves nothing half-done. While docker-fw runs, starting
     the unit changes nothing, and loading its file is refused.
     """
-    paths = [f"/{path}" for path in (boot.FILE, boot.UNIT, boot.WANTS)]
-    there = ["sh", "-c", f"ls -d {' '.join(paths)} /etc/docker-fw 2>/dev/null"]
+    paths = [f"/{path}" for path in (boot.FILE, boot.SCRIPT, boot.UNIT, boot.WANTS)]
+    there = ["sh", "-c", f"ls -d {' '.join(paths)} 2>/dev/null"]
 
     def refused(left_out: str) -> str:
         done = each.host.run(["sh", "-ec", BOOT_INSTALL.replace(left_out, "")], check=False)
@@ -220,7 +220,8 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     assert each.host.run(there, check=False).stdout == ""
     for word in ("wrote", "stood already"):
         said = each.user(BOOT_INSTALL)
-        assert [f"{word}: {path}\n" in said for path in paths] == [True] * 3
+        assert [f"{word}: {path}\n" in said for path in paths[1:]] == [True] * 3
+        assert "docker-fw keeps the file current." in said
     if each.host.run(["sh", "-c", "command -v systemd-analyze"], check=False).returncode == 0:
         verified = each.host.run(["systemd-analyze", "verify", boot.NAME])
         assert verified.stdout + verified.stderr == ""
@@ -230,7 +231,7 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     assert each.host.run(["nft", "-f", f"/{boot.FILE}"], check=False).returncode != 0
     assert untimed(each.host.run(table).stdout) == before
     said = each.user(BOOT_INSTALL.replace("install", "remove"))
-    assert [f"removed: {path}\n" in said for path in paths] == [True] * 3
+    assert [f"removed: {path}\n" in said for path in paths] == [True] * 4
     assert each.host.run(there, check=False).stdout == ""
 
 
@@ -271,10 +272,11 @@ def test_never_over_a_boot(each: Sidecar) -> None:
     """The host boots, the sidecar among the other containers: from before Docker starts nothing closed ever answers;
     the labelled port does once the sidecar is up; a bridge that was foreign at install time is reached throughout.
 
-    Closed, too, is docker-proxy's port of a container that was there when the unit was installed.
+    Closed, too, is docker-proxy's port of a container that came after the unit was installed.
     """
-    with dockers(each) as net, app_on(each, net) as (_, v4, v6), boots(each):
+    with dockers(each) as net, boots(each), app_on(each, net) as (_, v4, v6):
         served(each)
+        until(lambda: " . tcp . 19090" in each.host.run(["cat", f"/{boot.FILE}"]).stdout, "the sidecar has written it")
         proxied: Targets = [("tcp", host, 19090) for host in (each.host.v4, each.host.v6)]
         with each.wan.probe.hammer(*proxied, *closed(each, v4, v6), every=0.004) as hammer:
             reboot(each)

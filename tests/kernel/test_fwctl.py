@@ -342,7 +342,8 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
     for change in (
         "add element inet fw allow4 { 10.1.0.2 . tcp . 9999 }",
         "delete element inet fw allow6 { 2001:db8:1::2 . tcp . 80 }",
-        "delete element inet fw banned6_48 { 2001:db8:77:: }", "add element inet fw banned4 { 203.0.113.9 timeout 1h }",
+        "delete element inet fw banned6_48 { 2001:db8:77:: }",
+        "add element inet fw banned4 { 203.0.113.9 timeout 1h }",
         "flush set inet fw confined", "flush set inet fw banned4",
     ):  # fmt: skip
         fw.site.run("nft", change)

@@ -1093,7 +1093,9 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
     assert fw.opens("10.1.0.2") == {*BASE, "9100/6"}
 
 
-@pytest.mark.parametrize("command", ["flush ruleset", "delete table inet fw", "add rule inet fw inbound accept"])
+@pytest.mark.parametrize(
+    "command", ["flush ruleset", "delete table inet fw", "add rule inet fw inbound accept"]
+)
 def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
     """`nft flush ruleset` (a firewall's restart) leaves the containers without our rules for a moment only."""
     fw = own.start()

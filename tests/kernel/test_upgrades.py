@@ -9,11 +9,12 @@ import sys
 
 import pytest
 
-from plugin import netlink as nl
+from plugin.identity import SETS_OF_OURS, Found, Table, find
+from plugin.packing import NFPROTO_INET
+from plugin.sets import FORMER, TABLE
 from plugin.store import VERSION
 from plugin.table import skeleton
 from tests.kernel import older
-from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, until
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import MARK, Site
@@ -47,7 +48,8 @@ def macs(fw: Running) -> dict[str, str]:
 @pytest.mark.parametrize("name", older.NAMES)
 def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     """Started where an older version was killed: networks and containers are known, what labels open never stops to
-    answer, what is closed never does, and nothing of the older table stays."""
+    answer, what is closed never does, and nothing of the older tables stays, which have another name."""
+    spoken = name in ("labels", "bound")  # by fwctl
     web, shut, guest = older.stand(own, name)
     hosts, guests = (str(Site.HOST4), str(Site.HOST6)), (str(guest.v4), str(guest.v6))
     never = [("tcp", a, 9090) for a in WEB] + [("tcp", a, 8080) for a in SHUT] + [("tcp", a, 19090) for a in hosts]
@@ -63,14 +65,15 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         until(lambda: set(probe([("tcp", a, 8080) for a in guests]).values()) == {"open"}, "the guest answers")
         assert set(probe([("tcp", a, 9090) for a in guests]).values()) == {"silent"}
         said = probe([("tcp", a, port) for a in SHUT for port in (443, 7000)])
-        assert list(said.values()) == (["silent", "open"] if name == "labels" else ["open", "silent"]) * 2
+        assert list(said.values()) == (["silent", "open"] if spoken else ["open", "silent"]) * 2
     assert not closed.result.opened
     assert len(closed.result.shots) > 50
     assert not opened.result.failed
     assert len(opened.result.opened) > 20
     (network,) = own.status()["networks"]
     assert [endpoint["container"] for endpoint in network["endpoints"]] == ["c3", "c2"]
-    assert own.status()["banned"] == (name == "labels")
+    assert own.status()["banned"] == spoken
+    assert {line.split()[2] for line in own.site.run("nft", "list", "tables").stdout.splitlines()} == {TABLE}
     assert json.loads(own.raw("POST", "/plan", b"{}")[1])["drift"] == []
     assert set(re.findall(r"chain (\w+) {", own.table())) <= set(re.findall(r"chain (\w+) {", skeleton(MARK)))
     sniffer = own.site.sniffer(web)
@@ -83,6 +86,24 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     own.clean()
     assert own.links() == {older.BRIDGE, "d100"}
     assert not any(own.opens(address) for address in (*WEB, *SHUT))
+
+
+def test_an_owned_table_of_a_former_version_is_taken_over(own: Running) -> None:
+    """Owned by an older docker-fw that was killed, the former table goes when the new one comes; `cleanup` takes it
+    away too."""
+    sets = [f"add set inet {FORMER} {name} {{ type ipv4_addr; }}" for name in SETS_OF_OURS[NFPROTO_INET]]
+    for take in (own.start, lambda: cleanup(own)):
+        orphan(own, FORMER, *sets)
+        assert identity_of(own).ours == (Table(NFPROTO_INET, FORMER),)
+        take()
+        assert FORMER not in {table.name for table in identity_of(own).ours}
+        own.stop()
+        cleanup(own)
+
+
+def identity_of(fw: Running) -> Found:
+    with fw.site.inside():
+        return find()
 
 
 def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> None:
@@ -159,7 +180,8 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
         until(own.table, "the owner has its table")
         done = cleanup(own)
         assert done.returncode == 1
-        assert "the table inet fw stays (Operation not permitted): stop the program that owns it first" in done.stderr
+        assert "the table inet fw stays (Operation not permitted)" in done.stderr
+        assert "stop the program that owns it first" in done.stderr
         assert own.table()
         owner.stdin.close()
     until(lambda: not own.table(), "the table went with its owner")
@@ -169,10 +191,18 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
     assert own.table() == ""
 
 
-def orphan(fw: Running) -> None:
+def orphan(fw: Running, name: str = TABLE, *commands: str) -> None:
     """A table with `flags owner, persist` whose owner is gone (nft 1.0 has no word for it)."""
-    body = nl.nfgen(1) + nl.attr(1, b"fw\0") + nl.attr(2, (2 | 4).to_bytes(4, "big"))
-    with inside(fw.site.host.path), nl.open_socket() as sock:
-        sock.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
-                  + nl.message(17, 0, 3, nl.nfgen(0, 10)))  # fmt: skip
-        assert next(nl.error_of(answer) for kind, _, answer in nl.replies(sock) if kind == nl.NLMSG_ERROR) == 0
+    program = f"""
+from plugin import netlink as nl
+from plugin.nft import Nft
+nft = Nft(1 << 27)
+body = nl.nfgen(1) + nl.attr(1, b"{name}\\0") + nl.attr(2, (2 | 4).to_bytes(4, "big"))
+nft._sock.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
+               + nl.message(17, 0, 3, nl.nfgen(0, 10)))
+assert next(nl.error_of(answer) for kind, _, answer in nl.replies(nft._sock) if kind == nl.NLMSG_ERROR) == 0
+for command in {commands!r}:
+    nft._run(command)
+"""
+    with fw.site.host.popen([sys.executable, "-c", program], cwd=ROOT) as owner:
+        assert owner.wait(30) == 0

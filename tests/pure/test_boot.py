@@ -7,24 +7,28 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plugin import boot
+from plugin import boot, bootfile, closing
 from plugin.cli import main
 from plugin.dockerapi import ApiSilent
 from plugin.hostlinks import Link
 from plugin.look import Look
-from plugin.model import FwError, Guarded
-from plugin.table import document
+from plugin.model import FwError, Guarded, Published
+from plugin.ruleset import proxied_element
+from plugin.sets import TABLE, Element, spec_of
+from plugin.settings import read
+from plugin.state import State
+from plugin.table import document, element_text
 
 MARK = 0x08000000
 NFT = "/usr/sbin/nft"
 OURS = "br-0123456789ab"
-PATHS = [boot.FILE, boot.UNIT, boot.WANTS]
+PATHS = [boot.FILE, boot.SCRIPT, boot.UNIT, boot.WANTS]
 
 
 @pytest.fixture
@@ -65,7 +69,8 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     assert "create table inet fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
         "insert rule inet fw inbound fib daddr . iif oif exists accept",
-        'insert rule inet fw forward ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
+        f"insert rule inet {TABLE} forward "
+        'ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
     ]
 
 
@@ -84,6 +89,44 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
 def test_a_host_without_other_bridges_gets_no_name() -> None:
     """Where nothing is foreign nothing is exempt."""
     assert "ifname != {" not in boot.nft_text(MARK, (), ())
+
+
+def test_it_closes_whatever_else_closes_now() -> None:
+    """Confined networks, closed ports of the host, bans: what closes of the running table is in the file. A ban that
+    ends is there with its end, not with the time that is left, which would count anew from each boot."""
+    port = Published("tcp", IPv4Address("0.0.0.0"), 5432, 5432)
+    state = State(
+        confined=frozenset({OURS}), proxied={"c" * 64: (port,)},
+        bans={
+            ip_network("203.0.113.9"): 0, ip_network("203.0.113.0/24"): 1700000000.5, ip_network("2001:db8::1"): 17e8,
+        },
+    )  # fmt: skip
+    internal = Guarded("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
+    text = bootfile.text(state, [internal], {OURS}, (), read({}))
+    for element in (Element("confined", (OURS,)), proxied_element(port), Element("internal", ("br-internal",))):
+        assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
+    assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
+    assert f"add element inet {TABLE} banning_nets {{ ipv4 }}\n" in text
+    assert text.endswith("#until 1700000001 banned4_24 203.0.113.0\n#until 1700000001 banned6 2001:db8::1\n")
+    assert "203.0.113.0 timeout" not in text
+
+
+def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the plugin's first table holds, except what is the kernel's own: numbers of links and control groups."""
+    state = State(confined=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)})
+    put: list[Element] = []
+
+    class Kernel:
+        def replace(self, elements: Iterable[Element], *_: object, **__: object) -> None:
+            put.extend(elements)
+
+    links(monkeypatch, ["docker0", OURS])
+    monkeypatch.setattr(closing.Store, "load", lambda _: state)
+    closing.close(Kernel(), read({}))  # type: ignore[arg-type]
+    text = bootfile.text(state, (), {OURS, "docker0"}, (), read({}))
+    missing = [e for e in put if not spec_of(e.set).raw and e.set != "foreign" and element_text(e) not in text]
+    assert missing == []
+    assert len(put) > 10
 
 
 # --- which bridges ------------------------------------------------------------------------------------------------
@@ -137,15 +180,15 @@ def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
     and a table that stands is left alone."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read_string(boot.unit_text(NFT))
+    unit.read_string(boot.unit_text())
     assert unit["Unit"]["Before"] == "docker.service"
     assert unit["Unit"]["After"] == "nftables.service"
     assert unit["Unit"]["PartOf"] == "docker.service nftables.service"
     assert set(unit["Service"]) == {"Type", "RemainAfterExit", "ExecStart"}
     assert unit["Service"]["Type"] == "oneshot"
-    assert unit["Service"]["ExecStart"] == (
-        f"/bin/sh -c '{NFT} -t list table inet fw >/dev/null 2>&1 || exec {NFT} -f /etc/docker-fw/boot.nft'"
-    )
+    assert unit["Service"]["ExecStart"] == f"/bin/sh /{boot.SCRIPT}"
+    assert f"nft={NFT} file=/{boot.FILE} table={TABLE}\n" in boot.script_text(NFT)
+    assert 'ours() { $nft -t list chain inet "$1" deny >/dev/null 2>&1; }\n' in boot.script_text(NFT)
     wanted = unit["Install"]["WantedBy"]
     assert os.path.split(boot.WANTS) == (f"etc/systemd/system/{wanted}.wants", os.path.basename(boot.UNIT))
 
@@ -161,10 +204,11 @@ def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
     assert boot.install(root, NFT, "other\n") == [boot.FILE]
     after = everything(root)
     assert {k: after[k] for k in PATHS} == {
-        boot.FILE: "other\n", boot.UNIT: boot.unit_text(NFT), boot.WANTS: f"-> /{boot.UNIT}",
+        boot.FILE: "other\n", boot.SCRIPT: boot.script_text(NFT),
+        boot.UNIT: boot.unit_text(), boot.WANTS: f"-> /{boot.UNIT}",
     }  # fmt: skip
     assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot.WANTS)}
-    for path in (boot.FILE, boot.UNIT):
+    for path in (boot.FILE, boot.SCRIPT, boot.UNIT):
         assert (root / path).stat().st_mode & 0o133 == 0
 
 
@@ -177,16 +221,19 @@ def test_install_mends_what_stands_in_its_way(root: Path) -> None:
     (root / boot.UNIT).unlink()
     (root / boot.UNIT).symlink_to("/dev/null")
     (root / f"{boot.FILE}.new").write_text("half")
+    (root / boot.SCRIPT).write_text("exit\n")
     (root / boot.FILE).write_text("old")
     assert boot.install(root, NFT, "text\n") == PATHS
     assert everything(root) == right
 
 
 def test_remove_takes_exactly_those_away(root: Path) -> None:
-    """Afterwards the host is as before, other units and Docker's other wants included; again, it says nothing was."""
+    """Afterwards the host is as before, other units and Docker's other wants included, but for the directory, which a
+    sidecar may have mounted; again, it says nothing was."""
+    (root / boot.DIRECTORY).mkdir()
     before = everything(root)
     boot.install(root, NFT, "text\n")
-    assert boot.remove(root) == [boot.WANTS, boot.UNIT, boot.FILE]
+    assert boot.remove(root) == [boot.WANTS, boot.UNIT, boot.SCRIPT, boot.FILE]
     assert everything(root) == before
     assert boot.remove(root) == []
     other = root / os.path.dirname(boot.WANTS) / "other.service"
@@ -262,13 +309,15 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     for word in ("wrote", "stood already"):
         assert main(["boot", "install", "--root", str(root)]) == 0
         said = capsys.readouterr().out
-        assert said.startswith(f"{word}: /etc/docker-fw/boot.nft\n{word}: /{boot.UNIT}\n{word}: /{boot.WANTS}\n")
+        assert said.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
+        assert "The file is as of now: no docker-fw runs here that answers." in said
         assert "Left alone, for they are not Docker's: virbr0.\n" in said
         assert "systemctl daemon-reload && systemctl start docker-fw-boot" in said
-    assert (root / boot.FILE).read_text() == boot.nft_text(MARK, {"docker0"}, {"virbr0"})
+    nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
+    assert (root / boot.FILE).read_text() == bootfile.text(State(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
     said = capsys.readouterr().out
-    assert [f"removed: /{path}" in said for path in PATHS] == [True] * 3
+    assert [f"removed: /{path}" in said for path in PATHS] == [True] * 4
     assert main(["boot", "remove", "--root", str(root)]) == 0
     assert capsys.readouterr().out == "there was nothing to remove\n"
     for what in ("install", "remove"):

@@ -26,7 +26,7 @@ def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
 ) -> None:
     """An error that nobody foresaw is in the log with where it happened, not lost with the process."""
 
-    def fails(_: object) -> object:
+    def fails(*_: object) -> object:
         raise RuntimeError("nobody foresaw this")
 
     monkeypatch.setattr(closing, "Nft", fails)
@@ -46,7 +46,7 @@ def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
 ) -> None:
     """Docker would disable the plugin, and all be open at the next boot."""
 
-    def hangs(_: object) -> object:
+    def hangs(*_: object) -> object:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler is of the test's time-out
         signal.alarm(2)
         signal.pause()

@@ -113,7 +113,8 @@ def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site:
 
 def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
     """And not thousands."""
-    assert drifted(site, Standing(1, frozenset(), frozenset(), frozenset(), ())) == ["+ table inet fw: it is not there"]
+    nothing = Standing(1, frozenset(), frozenset(), frozenset(), ())
+    assert drifted(site, nothing) == ["+ table inet fw: it is not there"]
 
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
@@ -228,7 +229,8 @@ def test_the_file_stands_alone(site: Site) -> None:
     assert head.startswith("#!/usr/sbin/nft -f\n# docker-fw 1.2.3: ")
     assert when in head
     assert head.endswith(
-        "\ntable inet fw {}\ndelete table inet fw\ntable bridge fw {}\ndelete table bridge fw"
+        "\ntable inet fw {}\ndelete table inet fw\n"
+        "table bridge fw {}\ndelete table bridge fw"
     )
     assert all(line.startswith("#") for line in head.splitlines()[:-4])
     assert rest.startswith("table inet fw {\n")

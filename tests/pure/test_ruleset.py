@@ -574,7 +574,8 @@ def test_the_same_elements_are_the_same_text(drawn: list[tuple[str, Rule]], rand
 def test_an_element_for_a_time_stands_with_its_time() -> None:
     """A ban for an hour is written as one."""
     element = Element("banned4", (OUT4,))
-    assert "add element inet fw banned4 { 203.0.113.7 timeout 3600s }\n" in document(MARK, (), timed={element: 3600})
+    text = document(MARK, (), timed={element: 3600})
+    assert "add element inet fw banned4 { 203.0.113.7 timeout 3600s }\n" in text
 
 
 # --- golden files -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ DEFAULT = Settings(
     sysctl="/host/proc/sys/net",
     cgroup="/host/cgroup",
     dockerd_cgroup=("system.slice/docker.service", "system.slice/snap.docker.dockerd.service", "openrc.docker"),
+    boot="/host/etc/docker-fw",
     dockerd_ports=(
         Rule("tcp", 2375, 2377), Rule("tcp", 7946, 7946), Rule("tcp", 9323, 9323), Rule("udp", 4789, 4789),
         Rule("udp", 7946, 7946),
@@ -38,7 +39,8 @@ def test_nothing_needs_to_be_set() -> None:
 #: By setting, a value that is not its default.
 OTHERS = {
     "FW_SOCKET": "/x", "FW_DOCKER_SOCKET": "/x", "FW_STATE": "/x", "FW_SYSCTL": "/x", "FW_CGROUP": "/x",
-    "FW_DOCKERD_CGROUP": "docker", "FW_DOCKERD_PORTS": "1", "FW_ALLOW": "1", "FW_DENY": "22", "FW_POLICY": "closed",
+    "FW_BOOT": "/x", "FW_DOCKERD_CGROUP": "docker",
+    "FW_DOCKERD_PORTS": "1", "FW_ALLOW": "1", "FW_DENY": "22", "FW_POLICY": "closed",
     "FW_EGRESS": "none", "FW_RATE": "22 1/day", "FW_LOG": "drop", "FW_MISTAKES": "close", "FW_IMAGE_LABELS": "trust",
     "FW_PUBLISHED": "allow", "FW_MARK": "1", "FW_LOG_LEVEL": "debug",
 }  # fmt: skip
@@ -51,7 +53,7 @@ def test_every_setting_is_read() -> None:
         assert read({name: value}) != DEFAULT
     assert {"FW_" + key.removeprefix("fw.").upper() for key in KEYS} <= SETTINGS.keys()
     assert read(OTHERS) == Settings(
-        "/x", "/x", "/x", "/x", "/x", ("docker",), (Rule("tcp", 1, 1),),
+        "/x", "/x", "/x", "/x", "/x", ("docker",), "/x", (Rule("tcp", 1, 1),),
         Defaults(
             Said((Rule("tcp", 1, 1),), (Rule("tcp", 22, 22),), "closed", (), (Rate("tcp", 22, 22, 1, "day", 5),),
                  "drop"),

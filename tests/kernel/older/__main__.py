@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from plugin.sets import FORMER, TABLE
 from tests.kernel.netns import nowhere
 from tests.kernel.older import BANNED, BOOT, BRIDGE, HERE, ORDER, boot_id, docker_knows
 from tests.kernel.packets import until
@@ -28,6 +29,12 @@ class Older(Running):
                 [sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf"],
                 cwd=self.root, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
+
+    def table(self) -> str:
+        """Its tables, of whatever name and family."""
+        names = (f"{family} {name}" for name in (TABLE, FORMER) for family in ("inet", "bridge"))
+        listed = (self.site.run("nft", "-nn", "list", "table", *each.split(), check=False).stdout for each in names)
+        return "".join(listed)
 
     def fwctl(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.socket)]

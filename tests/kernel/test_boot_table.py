@@ -1,0 +1,230 @@
+"""The sidecar's boot table: what docker-fw closes is closed at the next boot from before Docker starts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from plugin import boot
+from plugin.sets import CLOSED, TABLE
+from tests.kernel.packets import until
+from tests.kernel.running import ROOT, Running
+from tests.kernel.site import MARK, Box, Site
+from tests.kernel.test_foreign_tables import THEIRS, listed
+from tests.kernel.test_guard import NAMED, arriving
+from tests.lab import Wan
+
+NFT = "/usr/sbin/nft"
+GUEST, DOCKERS = "e" * 64, "d" * 64
+CONFINED = "br-" + "d" * 12
+HOSTS = (str(Site.HOST4), str(Site.HOST6))
+#: A service of the host's own, a published port that no label opens, one that a label opens.
+SERVICE, SHUT, OPENED = 2222, 19090, 18080
+
+
+class Host:
+    """docker-fw on a host on which `fwctl boot install` was run before there was any container."""
+
+    def __init__(self, fw: Running) -> None:
+        self.fw = fw
+        self.root = fw.directory / "root"
+        self.root.mkdir()
+        (self.root / "etc").mkdir()
+        fw.environ["FW_BOOT"] = str(self.root / boot.DIRECTORY)
+        self.install()
+
+    def install(self) -> None:
+        boot.install(self.root, NFT, boot.nft_text(MARK, (), ()))
+
+    @property
+    def text(self) -> str:
+        return (self.root / boot.FILE).read_text()
+
+    def guest(self, labels: dict[str, str]) -> Box:
+        """A container of Docker's, which publishes its ports 9090 and 8080; docker-proxy serves them."""
+        fw = self.fw
+        fw.docker.networks[DOCKERS] = {
+            "Id": DOCKERS, "Name": "app", "Driver": "bridge", "Containers": {}, "Options": {},
+            "IPAM": {"Config": [{"Subnet": "10.100.0.0/24"}, {"Subnet": "2001:db8:100::/64"}]},
+        }  # fmt: skip
+        fw.docker.container("guest", GUEST, DOCKERS, labels)
+        container = fw.docker.containers[GUEST]
+        container["NetworkSettings"]["Networks"]["net"] |= {
+            "IPAddress": "10.100.0.2", "GlobalIPv6Address": "2001:db8:100::2",
+        }  # fmt: skip
+        container["Ports"] = [
+            {"IP": ip, "Type": "tcp", "PublicPort": public, "PrivatePort": private}
+            for ip in ("0.0.0.0", "::") for public, private in ((SHUT, 9090), (OPENED, 8080))
+        ]  # fmt: skip
+        return fw.site.docker_box(CONFINED, 100)
+
+    def fwctl(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.fw.socket)]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+    def reboots(self) -> None:
+        """Up to where docker.service starts: docker-fw does not run, and the unit has done its work."""
+        self.fw.stop()
+        self.fw.site.run("nft", "flush", "ruleset")
+        self.unit()
+        self.fw.site.forget_flows()
+
+    def unit(self) -> int:
+        script = (self.root / boot.SCRIPT).read_text().replace(f"/{boot.FILE}", str(self.root / boot.FILE))
+        return self.fw.site.run("sh", "-s", input=script, check=False).returncode
+
+
+@pytest.fixture
+def host(own: Running) -> Host:
+    return Host(own)
+
+
+def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
+    """After `boot install`: a container with `fw.egress: none` came, which publishes ports, and addresses were banned.
+    At the next boot, before docker-fw runs, the container initiates nothing, its closed published port and the one that
+    a label opens are closed, banned addresses reach nothing of the host; a ban that is over reaches it again."""
+    fw, wan = host.fw, host.fw.site.wan
+    box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(NAMED, 101)
+    fw.start()
+    until(lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'confined {{ "{CONFINED}" }}' in host.text, "it is written")
+    host.fwctl("ban", Wan.V6)
+    host.fwctl("ban", "2001:db8:5::/64", "--for", "1h")
+    host.fwctl("ban", Wan.FAR_V4, "--for", "4s")
+    until(lambda: host.text.count("\n#until") == 2 and Wan.V6 in host.text, "the bans are written")
+    fw.stop()
+    assert f"banned4 {Wan.FAR_V4}\n" in host.text
+    until(lambda: over(host.text, Wan.FAR_V4), "a ban is over", 10)
+    host.reboots()
+    servers = fw.site.host.probe.serve(tcp=[SERVICE, SHUT, OPENED])
+    with servers, wan.probe.serve(tcp=[80]), box.probe.serve(tcp=[22, 8080]):
+        assert wan.probe.tcp(HOSTS[0], SERVICE, source=Wan.FAR_V4) == "open"
+        assert wan.probe.tcp(HOSTS[0], SERVICE, source=Wan.V4) == "open"
+        for source in (Wan.V6, Wan.FAR_V6):
+            assert wan.probe.tcp(HOSTS[1], SERVICE, source=source) == "silent"
+            assert wan.probe.ping(HOSTS[1], source=source) == "silent"
+        assert wan.probe.tcp(HOSTS[0], SHUT, source=Wan.V4) == "silent"
+        assert fw.site.host.probe.tcp(str(box.v4), 8080) == "open"
+        assert wan.probe.tcp(str(box.v4), 8080, source=Wan.V4) == "silent"
+        assert box.probe.tcp(Wan.V4, 80) == "silent"
+        assert box.probe.tcp(HOSTS[0], SERVICE) == "silent"
+        assert free.probe.tcp(Wan.V4, 80) == "open"
+        assert free.probe.tcp(HOSTS[0], SERVICE) == "open"
+    lasts = re.search(r"timeout (\S+) expires", fw.site.run("nft", "list", "set", "inet", TABLE, "banned6_64").stdout)
+    assert lasts
+    assert re.fullmatch(r"59m\d+s|1h(1s)?", lasts[1])
+
+
+def over(text: str, address: str) -> bool:
+    found = re.search(rf"^#until (\d+) \w+ {re.escape(address)}$", text, re.MULTILINE)
+    assert found
+    return int(found[1]) <= time.time()
+
+
+def test_it_is_kept_current_and_no_more(host: Host) -> None:
+    """`fwctl deny`, `ban` and `unban` are in the file a second later; so they are when `fwctl boot install` has just
+    written it anew. Taken away by `fwctl boot remove` it stays away, until `boot install` is given again."""
+    fw = host.fw
+    host.guest({"fw.allow": "8080"})
+    fw.start()
+    until(lambda: f"ipv4 . tcp . {SHUT}" in host.text, "the closed port is written")
+    until(lambda: fw.status()["boot"] == "kept", "status says that it is kept")
+    assert f"ipv4 . tcp . {OPENED}" not in host.text
+    host.fwctl("deny", "guest", "8080")
+    until(lambda: f"ipv4 . tcp . {OPENED}" in host.text, "what is denied is written")
+    host.fwctl("ban", "203.0.113.99")
+    until(lambda: "banned4 { 203.0.113.99 }" in host.text, "the ban is written")
+    host.install()
+    until(lambda: "banned4 { 203.0.113.99 }" in host.text, "it is written again")
+    host.fwctl("unban", "203.0.113.99")
+    until(lambda: "203.0.113.99" not in host.text, "the ban's end is written")
+    boot.remove(host.root)
+    until(lambda: fw.status()["boot"] == "", "docker-fw sees that it is gone")
+    assert not (host.root / boot.FILE).exists()
+    host.install()
+    until(lambda: fw.status()["boot"] == "kept", "it is there again, and kept")
+    assert f"ipv4 . tcp . {SHUT}" in host.text
+
+
+def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
+    """Where the file cannot be written, `fwctl status` and the log say so; what was there stays whole."""
+    fw = host.fw
+    (host.root / f"{boot.FILE}.kept").mkdir()
+    before = host.text
+    fw.start()
+    until(lambda: "is not kept current" in fw.status()["boot"], "status says why")
+    assert host.text == before
+    (host.root / f"{boot.FILE}.kept").rmdir()
+    until(lambda: fw.status()["boot"] == "kept", "it is kept again")
+
+
+def test_install_takes_bans_and_confined_networks_along(host: Host) -> None:
+    """`fwctl boot install` beside a docker-fw that does not see the directory: the file has what closes now, and the
+    command says that it is not kept current, and when to give it again."""
+    fw, root = host.fw, host.root
+    fw.environ["FW_BOOT"] = str(fw.directory / "elsewhere")
+    fw.environ["FW_SOCKET"] = str(root / "run/docker/plugins/fw.sock")
+    for path in ("run/docker/plugins", "run/systemd/system", "lib/systemd/system", "usr/sbin"):
+        (root / path).mkdir(parents=True)
+    for path in ("lib/systemd/system/docker.service", "usr/sbin/nft"):
+        (root / path).touch()
+    fw.socket = root / "run/docker/plugins/fw.sock"
+    host.guest({"fw.egress": "none"})
+    fw.start()
+    host.fwctl("ban", "203.0.113.99")
+    host.fwctl("ban", "203.0.113.98", "--for", "1h")
+    program = f"""
+import sys
+from plugin import boot
+from plugin.cli import main
+boot.check = lambda *_: None
+sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
+"""
+    with fw.site.host.popen(
+        [sys.executable, "-c", program], cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, text=True
+    ) as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "The file is as of now: docker-fw does not see /etc/docker-fw" in said
+    assert f'confined {{ "{CONFINED}" }}' in host.text
+    assert f"ipv4 . tcp . {SHUT}" in host.text
+    assert "banned4 { 203.0.113.99 }" in host.text
+    assert re.search(r"^#until \d{10} banned4 203.0.113.98$", host.text, re.MULTILINE)
+    fw.site.run("nft", "--check", "-f", "-", input=host.text.replace(TABLE, "other"))
+
+
+def test_the_unit_leaves_a_table_of_ours_alone_and_closes_beside_another_programs(host: Host) -> None:
+    """While docker-fw runs it changes nothing. Where another program's table has our name it closes by a table of
+    another one, which docker-fw, as it refuses to start there, leaves as it is."""
+    fw = host.fw
+    box = fw.site.docker_box(NAMED, 100)
+    fw.start()
+    before = fw.site.run("nft", "-s", "list", "table", "inet", TABLE).stdout
+    assert host.unit() == 0
+    assert fw.site.run("nft", "-s", "list", "table", "inet", TABLE).stdout == before
+    fw.stop()
+    fw.site.run("nft", "flush", "ruleset")
+    fw.site.run("nft", "-f", "-", input=THEIRS.format(TABLE))
+    theirs = listed(fw, TABLE)
+    assert arriving(fw.site, box)
+    for _ in range(2):
+        assert host.unit() == 0
+        assert listed(fw, CLOSED)
+        assert arriving(fw.site, box) == set()
+    fw.start()
+    assert arriving(fw.site, box) == set()
+    assert listed(fw, TABLE) == theirs
+
+
+def test_a_ban_that_nft_does_not_take_keeps_nothing_open(host: Host) -> None:
+    """Should a line about a ban be damaged, the table is loaded without the bans that end."""
+    box = host.fw.site.docker_box(NAMED, 100)
+    with (host.root / boot.FILE).open("a") as file:
+        file.write("#until 99999999999 nowhere x\n")
+    assert arriving(host.fw.site, box)
+    assert host.unit() == 0
+    assert arriving(host.fw.site, box) == set()
+

@@ -1,0 +1,215 @@
+"""A host's own tables under the names that docker-fw uses: they stay as they are, and so does what they close."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from plugin.sets import CLOSED, FORMER, TABLE
+from tests.kernel import older
+from tests.kernel.packets import until
+from tests.kernel.running import ROOT, Running
+from tests.kernel.site import Site
+from tests.kernel.test_guard import NAMED, arriving
+from tests.kernel.test_upgrades import cleanup
+
+DATABASE = [("tcp", str(Site.HOST4), 5432), ("tcp", str(Site.HOST6), 5432)]
+#: As an administrator writes it: the host's database is for the host alone.
+THEIRS = """
+table inet {0} {{
+	set friends {{
+		type ipv4_addr
+	}}
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname "lo" accept
+		tcp dport 5432 drop
+	}}
+}}
+"""
+
+
+def load(fw: Running, name: str) -> str:
+    """The host's own rules in a table of this name, and how nft lists them."""
+    fw.site.run("nft", "-f", "-", input=THEIRS.format(name))
+    return listed(fw, name)
+
+
+def listed(fw: Running, name: str) -> str:
+    return fw.site.run("nft", "list", "table", "inet", name, check=False).stdout
+
+
+@contextmanager
+def database(fw: Running) -> Iterator[None]:
+    """PostgreSQL on the host: no moment at which the outsider reaches it."""
+    with fw.site.host.probe.serve(tcp=[5432]), fw.site.wan.probe.hammer(*DATABASE, every=0.004) as hammer:
+        yield
+    assert len(hammer.result.shots) > 50
+    assert not hammer.result.opened
+
+
+def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) -> None:
+    """Start, a repair after a flush, crash, stop, `fwctl cleanup`: the host's `table inet fw` stays as it is, byte by
+    byte, and what it closes never answers; docker-fw works beside it."""
+    box = own.site.docker_box(NAMED, 100)
+    theirs = load(own, FORMER)
+    with database(own):
+        own.start()
+        assert arriving(own.site, box) == set()
+        own.site.run("nft", "delete", "table", "inet", TABLE)
+        until(lambda: listed(own, TABLE), "docker-fw's own table stands again")
+        own.kill_worker()
+        own.stop()
+        assert listed(own, FORMER) == theirs
+        done = cleanup(own)
+        assert done.returncode == 0
+        assert f"table inet {FORMER} stays: docker-fw did not make it" in done.stdout
+    assert listed(own, FORMER) == theirs
+    assert listed(own, TABLE) == ""
+
+
+def test_a_hosts_own_table_that_is_loaded_later_is_never_touched(own: Running) -> None:
+    """nftables.service that is started after docker-fw: the host's `table inet fw` comes, and stays over a restart."""
+    own.start()
+    theirs = load(own, FORMER)
+    with database(own):
+        own.site.run("nft", "delete", "table", "inet", TABLE)
+        until(lambda: listed(own, TABLE), "docker-fw's own table stands again")
+        own.stop()
+        own.start()
+    assert listed(own, FORMER) == theirs
+
+
+@pytest.mark.parametrize("family", ["inet", "bridge"])
+def test_another_programs_table_under_our_name_refuses_the_start(own: Running, family: str) -> None:
+    """docker-fw opens nothing beside it, and touches nothing of it: every request and the log say what to do, bridges
+    are closed by a table of another name, again after a flush, and `cleanup` takes just that one away. When the other
+    program's table is gone, docker-fw starts, and of the closing table nothing stays."""
+    box = own.site.docker_box(NAMED, 100)
+    hook = {"inet": "input", "bridge": "prerouting"}[family]
+    its = f"table {family} {TABLE} {{ chain c {{ type filter hook {hook} priority 0; tcp dport 5432 drop; }}; }}"
+    own.site.run("nft", its)
+
+    def theirs() -> str:
+        return own.site.run("nft", "list", "table", family, TABLE).stdout
+
+    before = theirs()
+    assert arriving(own.site, box)
+    own.start()
+    assert arriving(own.site, box) == set()
+    todo = f"table {family} {TABLE} on this host was not made by docker-fw"
+    assert todo in own.driver("CreateNetwork", own.network(1))["Err"]
+    for method, path in (("GET", "/status"), ("POST", "/plan"), ("GET", "/export")):
+        error = json.loads(own.raw(method, path, b"{}")[1])["Err"]
+        assert todo in error
+        assert f"nft delete table {family} {TABLE}" in error
+        assert f"table inet {CLOSED} blocks new connections" in error
+    assert todo in own.log.read_text()
+    own.site.run("nft", "delete", "table", "inet", CLOSED)
+    until(lambda: listed(own, CLOSED), "the closing table stands again")
+    assert arriving(own.site, box) == set()
+    assert theirs() == before
+    own.stop()
+    assert arriving(own.site, box) == set()
+    done = cleanup(own)
+    assert (done.returncode, listed(own, CLOSED), theirs()) == (0, "", before)
+    own.start()
+    own.stop()
+    own.site.run("nft", "delete", "table", family, TABLE)
+    own.start()
+    assert own.status()["networks"] == []
+    assert arriving(own.site, box) == set()
+    assert listed(own, CLOSED) == ""
+    assert listed(own, TABLE)
+
+
+def test_where_both_names_are_taken_nothing_is_touched(own: Running) -> None:
+    """Tables of other programs under our name and under the closing table's: the message says that nothing is
+    filtered."""
+    before = [load(own, name) for name in (TABLE, CLOSED)]
+    own.start()
+    error = own.driver("CreateNetwork", own.network(1))["Err"]
+    assert f"docker-fw filters nothing, because another program uses the name {CLOSED} too" in error
+    until(lambda: "could not be put back" in own.log.read_text(), "the log says so")
+    own.stop()
+    assert cleanup(own).returncode == 0
+    assert [listed(own, name) for name in (TABLE, CLOSED)] == before
+
+
+def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
+    """`fwctl dry-run` names another program's table under our name, and what to do; one under our former name is no
+    obstacle."""
+
+    def dry_run(*options: str) -> str:
+        with own.site.host.popen(
+            [sys.executable, "-m", "plugin.cli", "dry-run", *options], cwd=ROOT, env=own.environ,
+            stdout=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            out, _ = process.communicate(timeout=30)
+        return out
+
+    load(own, FORMER)
+    assert "would not start" not in dry_run()
+    before = load(own, TABLE)
+    assert dry_run().startswith(f"docker-fw would not start: table inet {TABLE} on this host was not made by docker-fw")
+    assert "nft delete table" in json.loads(dry_run("--json"))["refuses"]
+    assert listed(own, TABLE) == before
+
+
+def test_a_table_of_ours_without_rules_is_not_taken_for_one_that_closes(own: Running) -> None:
+    """Flushed while nobody ran, the table is there and closes nothing: bridges are closed before the socket is there,
+    not when the plugin has been loaded."""
+    box = own.site.docker_box(NAMED, 100)
+    own.start()
+    own.stop()
+    own.site.run("nft", "flush", "table", "inet", TABLE)
+    assert arriving(own.site, box)
+    own.spawn()
+    until(own.socket.exists, "the socket is there", 15)
+    assert arriving(own.site, box) == set()
+    until(own.answers, "the plugin answers", 15)
+
+
+def test_the_way_back_to_a_version_with_the_former_name(own: Running) -> None:
+    """The README's command, given when the older docker-fw runs: of the newer one nothing stays that would close what
+    the older one opens, what is closed never answers, and given where no older one runs it does nothing."""
+    web, shut, _ = older.stand(own, "labels")  # its table and the newer one's stand side by side
+    own.start()
+    killed(own)
+    command = way_back()
+    own.site.run("sh", "-c", command, check=False)
+    assert listed(own, TABLE)
+    own.site.run("nft", "-f", str(older.HERE / "labels/table.nft"))
+    opened, closed = ("tcp", "10.1.0.2", 8080), [("tcp", "10.1.0.3", 8080), ("tcp", "10.1.0.2", 9090)]
+    probe = own.site.wan.probe
+    with web.probe.serve(tcp=[8080, 9090]), shut.probe.serve(tcp=[8080]):
+        with probe.hammer(*closed, every=0.004) as hammer, probe.hammer(opened, every=0.02) as steady:
+            own.site.run("sh", "-c", command)
+        assert not hammer.result.opened
+        assert not steady.result.failed
+        assert probe([opened])[opened] == "open"
+    assert listed(own, TABLE) == ""
+    assert own.site.run("nft", "list", "tables").stdout.split() == ["table", "inet", FORMER]
+
+
+def killed(fw: Running) -> None:
+    """SIGKILL for all of it."""
+    assert fw.process
+    for pid in (fw.process.pid, fw.worker()):
+        os.kill(pid, signal.SIGKILL)
+    fw.process.wait()
+    fw.process = None
+
+
+def way_back() -> str:
+    """The command of the README's paragraph."""
+    text = (ROOT / "README.md").read_text().partition("**The way back**")[2]
+    return text.partition("```sh\n")[2].partition("```")[0]
+
