@@ -173,7 +173,7 @@ def _elements(site: Site, boxes: Boxes, said: Said) -> set[Element]:
 
 def _handle(site: Site) -> str:
     """What the kernel calls the table that stands."""
-    shown = site.run("nft", "-a", "list", "table", "inet", "fw").stdout
+    shown = site.run("nft", "-a", "list", "table", "inet", "docker-fw").stdout
     return shown.splitlines()[0]
 
 

@@ -56,18 +56,18 @@ def everything(root: Path) -> dict[str, str]:
 def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     """Nothing opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
     text = boot.nft_text(MARK, {OURS}, {"br-lan"})
-    added = dict(re.findall(r"^add element inet fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
+    added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
     assert added == {
         "bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
         "dockers": f'"{OURS}", "docker0", "docker_gwbridge"',
         "same_bridge": ", ".join(f'"{n}" . "{n}"' for n in (OURS, "br-lan", "docker0", "docker_gwbridge")),
     }
     without = re.sub(r'( fib saddr)? [io]ifname != \{ "br-lan" \}', "", text)
-    head, _, rest = without.partition("table inet fw {")
-    assert f"table inet fw {{{rest}".split("add element")[0] == document(MARK, (), cgroups=False, binds=False)
-    assert "create table inet fw\n" in head
+    head, _, rest = without.partition("table inet docker-fw {")
+    assert f"table inet docker-fw {{{rest}".split("add element")[0] == document(MARK, (), cgroups=False, binds=False)
+    assert "create table inet docker-fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
-        "insert rule inet fw inbound fib daddr . iif oif exists accept",
+        "insert rule inet docker-fw inbound fib daddr . iif oif exists accept",
         f"insert rule inet {TABLE} forward "
         'ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
     ]
@@ -293,10 +293,10 @@ def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
 
     monkeypatch.setattr(boot.subprocess, "run", run)
     with pytest.raises(FwError, match=f"{re.escape(said)}.*{advice}"):
-        boot.check(root, NFT, "create table inet fw\n")
+        boot.check(root, NFT, "create table inet docker-fw\n")
     said = ""
-    boot.check(root, NFT, "create table inet fw\n")
-    text = "create table inet fw_check\n"  # the one that stands may be a running docker-fw's own
+    boot.check(root, NFT, "create table inet docker-fw\n")
+    text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
 
 
