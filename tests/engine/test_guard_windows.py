@@ -276,4 +276,4 @@ def test_stopped_docker_fw_keeps_everything_closed(fw: Fw) -> None:
 
 def table(fw: Fw) -> str:
     """The exceptions of IPv4 addresses, as nft lists them."""
-    return fw.host.run(["nft", "list", "set", "inet", "fw", "allow4"]).stdout
+    return fw.host.run(["nft", "list", "set", "inet", "docker-fw", "allow4"]).stdout

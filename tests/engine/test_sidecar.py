@@ -225,7 +225,7 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     if each.host.run(["sh", "-c", "command -v systemd-analyze"], check=False).returncode == 0:
         verified = each.host.run(["systemd-analyze", "verify", boot.NAME])
         assert verified.stdout + verified.stderr == ""
-    table = ["nft", "list", "table", "inet", "fw"]
+    table = ["nft", "list", "table", "inet", "docker-fw"]
     before = untimed(each.host.run(table).stdout)
     each.host.run(start_line(each.host))
     assert each.host.run(["nft", "-f", f"/{boot.FILE}"], check=False).returncode != 0

@@ -185,7 +185,7 @@ def test_no_other_tool_flushes_the_table(fw: Fw) -> None:
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         assert fw.status()["owned"]
-        inet = ("inet", "fw")
+        inet = ("inet", "docker-fw")
         with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
             for command in (
                 ("delete", "table", *inet), ("flush", "chain", *inet, "forward"), ("flush", "set", *inet, "confined"),

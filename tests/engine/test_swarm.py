@@ -223,7 +223,7 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
             assert list(each.wan.probe(tried).values()) == ["silent", "silent"]
             assert each.host.probe.tcp(address, 30000) == "open"
             each.engine.docker("plugin", "disable", "-f", PLUGIN)  # the table is nobody's own then
-            each.host.run_outside(["nft", "add", "element", "inet", "fw", "allow4", element])
+            each.host.run_outside(["nft", "add", "element", "inet", "docker-fw", "allow4", element])
             assert list(each.wan.probe(tried).values()) == ["silent", "open"]
             each.engine.docker("plugin", "enable", PLUGIN)
             until(lambda: list(each.wan.probe(tried).values()) == ["silent", "silent"], "closed again")

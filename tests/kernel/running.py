@@ -233,7 +233,7 @@ class Running:
 
     def table(self) -> str:
         """The table as nft lists it."""
-        return self.site.run("nft", "-nn", "list", "table", "inet", "fw", check=False).stdout
+        return self.site.run("nft", "-nn", "list", "table", "inet", "docker-fw", check=False).stdout
 
     def elements(self) -> str:
         """The sets of the table that hold elements, without counts, but for those about the host and not about

@@ -231,7 +231,7 @@ def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
         shots = [(None, new_flow("udp", a, at(boxes.web, a.version), 53, next(_ports))) for a in (*addresses, *sixes)]
         wanted = [not any(a.version == p.version and a in p for p in step) for a in (*addresses, *sixes)]
         assert heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)) == wanted
-    standing = site.run("nft", "list", "table", "inet", "fw").stdout
+    standing = site.run("nft", "list", "table", "inet", "docker-fw").stdout
     assert "192.0.2" not in standing
     assert "2001:db8:66" not in standing
 

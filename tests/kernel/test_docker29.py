@@ -116,7 +116,7 @@ class Bed:
 
     def load(self, *allow: Rule, option: bool = True, first: str = "ours", known: bool = True) -> None:
         """Both, in either order, and nothing else; the containers with these labels."""
-        self.clear("ip docker-bridges", "ip6 docker-bridges", "inet fw")
+        self.clear("ip docker-bridges", "ip6 docker-bridges", "inet docker-fw")
         if first != "ours":
             list(self.dockerd(option))
         self.site.load(self.site.known(self.ours, *allow), more=self.elements(*allow, known=known))
@@ -252,7 +252,7 @@ def test_routed_only_useful_icmp_arrives(bed: Bed, option: bool) -> None:
     bad = [icmp(Site.OUT4, routed.v4, 13), icmp(Site.OUT6, routed.v6, 139)]  # a timestamp's, a node's information
     bed.load(option=option)
     assert bed.delivered([*good, *bad], routed) == set(good)
-    bed.clear("inet fw")
+    bed.clear("inet docker-fw")
     assert bed.delivered([*good, *bad], routed) == {*good, *bad}
 
 
@@ -280,7 +280,7 @@ def test_unprotected_ours_is_the_only_guard(bed: Bed, first: str) -> None:
 def test_dockers_tables_alone_are_as_open_as_that(bed: Bed) -> None:
     """Without ours: all of nat-unprotected, what is published elsewhere. So what is silent above is silent by ours."""
     bed.load()
-    bed.clear("inet fw")
+    bed.clear("inet docker-fw")
     assert bed.arriving(bed.boxes["nat-unprotected"]) == EVERYTHING
     assert bed.arriving(bed.boxes["routed"]) == {"80/tcp", "5432/tcp"}
     with bed.boxes["nat"].probe.serve(tcp=[5432]):

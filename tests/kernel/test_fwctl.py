@@ -338,13 +338,13 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
     fw.fwctl("ban", "203.0.113.7", "--for", "1h")
     fw.fwctl("ban", "2001:db8:77::/48")
     assert fw.fwctl("plan") == "nothing would change\n"
-    fw.site.run("nft", "add set inet fw theirs { type ipv4_addr; }")
+    fw.site.run("nft", "add set inet docker-fw theirs { type ipv4_addr; }")
     for change in (
-        "add element inet fw allow4 { 10.1.0.2 . tcp . 9999 }",
-        "delete element inet fw allow6 { 2001:db8:1::2 . tcp . 80 }",
-        "delete element inet fw banned6_48 { 2001:db8:77:: }",
-        "add element inet fw banned4 { 203.0.113.9 timeout 1h }",
-        "flush set inet fw confined", "flush set inet fw banned4",
+        "add element inet docker-fw allow4 { 10.1.0.2 . tcp . 9999 }",
+        "delete element inet docker-fw allow6 { 2001:db8:1::2 . tcp . 80 }",
+        "delete element inet docker-fw banned6_48 { 2001:db8:77:: }",
+        "add element inet docker-fw banned4 { 203.0.113.9 timeout 1h }",
+        "flush set inet docker-fw confined", "flush set inet docker-fw banned4",
     ):  # fmt: skip
         fw.site.run("nft", change)
         until(lambda: fw.fwctl("plan", status=1).splitlines()[1:] == ["- set theirs"], f"put right: {change}")
@@ -410,7 +410,7 @@ def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
     with nowhere():
         for _ in range(2):
             assert _nft("-f", "-", text=text) == ""
-        listed = _nft("-nn", "list", "table", "inet", "fw")
+        listed = _nft("-nn", "list", "table", "inet", "docker-fw")
     assert "10.1.0.2 . 6 . 8080" in listed
     fw.stop()
     fw.site.run("nft", "-f", "-", input=text)

@@ -54,7 +54,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
     for number, name in enumerate(NAMES[1:], 3):
         fw.docker.container(name, f"{number:x}".ljust(64, "f"), good, {"fw.allow": "8080"})
     fw.start()
-    rules = site.run("nft", "-s", "list", "chain", "inet", "fw", "forward").stdout
+    rules = site.run("nft", "-s", "list", "chain", "inet", "docker-fw", "forward").stdout
     until(lambda: fw.opens(str(right.v4)) >= {"8080/6"}, "who is on a bridge of a right name is opened")
     with odd.probe.serve(tcp=[8080]), right.probe.serve(tcp=[8080]):
         for address in (right.v4, right.v6):
@@ -67,7 +67,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
     with site.inside():
         at_boot = boot.nft_text(MARK, *boot.bridges(api, set, lambda _: None))
         boot.check(Path("/"), "/usr/sbin/nft", at_boot)
-    elsewhere = exported.replace("inet fw", "inet other").replace("bridge fw", "bridge other")
+    elsewhere = exported.replace("inet docker-fw", "inet other").replace("bridge docker-fw", "bridge other")
     site.run("nft", "--check", "-f", "-", input=elsewhere)
     for text in (exported, at_boot):
         for name in (*DOCKERS, *OTHERS, *NAMES):
@@ -75,4 +75,4 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
     told = json.dumps(fw.status())
     assert json.dumps(NAMES[0])[1:-1] in told
     assert all(line.isprintable() and len(line) < 9000 for line in fw.log.read_text().split("\n"))
-    assert site.run("nft", "-s", "list", "chain", "inet", "fw", "forward").stdout == rules
+    assert site.run("nft", "-s", "list", "chain", "inet", "docker-fw", "forward").stdout == rules

@@ -55,7 +55,7 @@ def nft(host: NamedNetns) -> Iterator[Nft]:
 
 def listed(host: NamedNetns) -> str:
     """Our tables as this host's own nft shows them, without the counters' numbers and the time that is left."""
-    shown = "".join(host.run(["nft", "-nn", "list", "table", each, "fw"]).stdout for each in ("inet", "bridge"))
+    shown = "".join(host.run(["nft", "-nn", "list", "table", each, "docker-fw"]).stdout for each in ("inet", "bridge"))
     return re.sub(r"packets \d+ bytes \d+| expires \w+", "", shown)
 
 
@@ -256,13 +256,13 @@ def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
 
 TOUCHES = {
     "flush ruleset": "flush ruleset",
-    "delete the table": "delete table inet fw",
-    "flush the table's rules": "flush table inet fw",
-    "flush one chain": "flush chain inet fw inbound",
-    "add a rule": "add rule inet fw inbound accept",
-    "insert a rule": "insert rule inet fw forward accept",
-    "delete and add again": "delete table inet fw; add table inet fw",
-    "make the table dormant": "add table inet fw { flags dormant; }",
+    "delete the table": "delete table inet docker-fw",
+    "flush the table's rules": "flush table inet docker-fw",
+    "flush one chain": "flush chain inet docker-fw inbound",
+    "add a rule": "add rule inet docker-fw inbound accept",
+    "insert a rule": "insert rule inet docker-fw forward accept",
+    "delete and add again": "delete table inet docker-fw; add table inet docker-fw",
+    "make the table dormant": "add table inet docker-fw { flags dormant; }",
 }
 
 
@@ -282,10 +282,10 @@ def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, comma
 def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
     """A rule that another tool exchanged in its place is seen too."""
     nft.replace([HERE])
-    shown = host.run(["nft", "-a", "list", "chain", "inet", "fw", "deny"]).stdout
+    shown = host.run(["nft", "-a", "list", "chain", "inet", "docker-fw", "deny"]).stdout
     handle = re.search(r"drop # handle (\d+)", shown)
     assert handle
-    host.run(["nft", f"replace rule inet fw deny handle {handle[1]} accept"])
+    host.run(["nft", f"replace rule inet docker-fw deny handle {handle[1]} accept"])
     assert not nft.intact()
 
 
@@ -602,10 +602,10 @@ def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Comman
 def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
     """Each golden file is one that `nft -f` takes, and what nft lists of it can be loaded again."""
     host.run(["nft", "-f", str(path)])
-    shown = host.run(["nft", "list", "table", "inet", "fw"]).stdout
+    shown = host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout
     host.run(["nft", "flush ruleset"])
     host.run(["nft", "-f", "-"], input=shown)
-    assert host.run(["nft", "list", "table", "inet", "fw"]).stdout == shown
+    assert host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout == shown
 
 
 def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: Nft) -> None:

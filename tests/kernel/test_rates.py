@@ -177,7 +177,7 @@ def _elements(site: Site, boxes: Boxes, said: Said) -> set[Element]:
 
 def _handle(site: Site) -> str:
     """What the kernel calls the table that stands."""
-    shown = site.run("nft", "-a", "list", "table", "inet", "fw").stdout
+    shown = site.run("nft", "-a", "list", "table", "inet", "docker-fw").stdout
     return shown.splitlines()[0]
 
 
@@ -224,7 +224,7 @@ def eventually(true: Callable[[], object], what: str = "not in time") -> None:
 def remembered(site: Site, kind: str) -> int:
     """How many sources stand in the sets of this kind ("seen4", …)."""
     sets = {key for chain in site.nft.limits() for key in limits.limit(chain).sets if key.startswith(kind)}
-    return sum(site.run("nft", "list", "set", "inet", "fw", key).stdout.count("expires") for key in sets)
+    return sum(site.run("nft", "list", "set", "inet", "docker-fw", key).stdout.count("expires") for key in sets)
 
 
 def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
@@ -323,7 +323,7 @@ def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
 
 def _names(site: Site) -> set[str]:
     """The chains and sets of the table."""
-    shown = site.run("nft", "list", "table", "inet", "fw").stdout
+    shown = site.run("nft", "list", "table", "inet", "docker-fw").stdout
     return {line.strip() for line in shown.splitlines() if re.match(r"\t(set|map|chain) ", line)}
 
 
@@ -378,7 +378,7 @@ def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Box
     load(site, boxes, Said(), Said())
     anew = tuple(_elements(site, boxes, label(rate="22 9/hour")) - _elements(site, boxes, Said()))
     site.nft.change(Change(add=anew))
-    site.run("nft", "flush", "chain", "inet", "fw", min(site.nft.limits()), check=False)
+    site.run("nft", "flush", "chain", "inet", "docker-fw", min(site.nft.limits()), check=False)
     if site.nft.owned:
         return
     assert not site.nft.intact()

@@ -101,8 +101,8 @@ class Moments:
 TOUCHES = {
     "nothing": "list tables",
     "flush ruleset": "flush ruleset",
-    "flush the table's rules": "flush table inet fw",
-    "a rule that accepts": "insert rule inet fw forward accept; insert rule inet fw input accept",
+    "flush the table's rules": "flush table inet docker-fw",
+    "a rule that accepts": "insert rule inet docker-fw forward accept; insert rule inet docker-fw input accept",
 }
 
 
@@ -183,7 +183,7 @@ def test_a_refused_change_never_puts_half_a_table_there(
         writer.put_endpoint(endpoint)
         assert not passing(site, web)
         # Somebody deleted an element that the next change is to remove.
-        site.run("nft", "delete element inet fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
+        site.run("nft", "delete element inet docker-fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
         moments = Moments(site, web, monkeypatch)
         writer.put_endpoint(Site.known(web, said=Said(egress=())))
     assert len(moments.passed) > 1, "the change was not refused"

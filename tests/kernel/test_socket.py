@@ -536,7 +536,7 @@ BAD: dict[str, bytes] = {
     "long text": b'{"NetworkID": "' + b"a" * 1_000_000 + b'"}',
     "same key often": b'{"NetworkID": "a"' + b', "NetworkID": "a"' * 50_000 + b"}",
     "path as ID": b'{"NetworkID": "../../etc/passwd", "EndpointID": "/"}',
-    "code as ID": b'{"NetworkID": "a; delete table inet fw", "EndpointID": "$(reboot)"}',
+    "code as ID": b'{"NetworkID": "a; delete table inet docker-fw", "EndpointID": "$(reboot)"}',
     "zeroes": b"\0" * 1000,
     "many wrong labels": json.dumps(
         {**CREATE_NETWORK, "Options": {GENERIC: {f"fw.{n}": "x" for n in range(100_000)}}}
@@ -915,7 +915,7 @@ def test_killed_at_any_time(own: Running) -> None:
     def watch() -> None:
         with inside(fw.site.host.path):
             while not stop.is_set():
-                shown = fw.site.run("nft", "list", "chain", "inet", "fw", "inbound", check=False)
+                shown = fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound", check=False)
                 if shown.returncode or "goto deny" not in shown.stdout:
                     gone.append(shown.stdout + shown.stderr)
 
@@ -1094,7 +1094,7 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["flush ruleset", "delete table inet fw", "add rule inet fw inbound accept"]
+    "command", ["flush ruleset", "delete table inet docker-fw", "add rule inet docker-fw inbound accept"]
 )
 def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
     """`nft flush ruleset` (a firewall's restart) leaves the containers without our rules for a moment only."""
@@ -1103,12 +1103,12 @@ def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
     fw.well("CreateNetwork", network)
     fw.begin(network, 2, {"fw.allow": "8080"})
     # Chains alone: sets that are listed hold the same elements, but not always in the same order.
-    rules = fw.site.run("nft", "list", "chain", "inet", "fw", "inbound").stdout
+    rules = fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound").stdout
     fw.site.run("nft", command)
     began = time.monotonic()
 
     def mended() -> bool:
-        return fw.site.run("nft", "list", "chain", "inet", "fw", "inbound", check=False).stdout == rules
+        return fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound", check=False).stdout == rules
 
     until(mended, "the rules stand again")
     assert took(began) < 2
@@ -1133,7 +1133,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
         sock.settimeout(5)
         os.kill(worker, signal.SIGSTOP)
         try:
-            fw.site.run("nft", "delete table inet fw")
+            fw.site.run("nft", "delete table inet docker-fw")
             sock.connect(("2001:db8:1::2", 8080))
             assert sock.recv(4096)
         finally:
@@ -1185,7 +1185,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
         else:
             os.kill(worker, signal.SIGSTOP)
         try:
-            fw.site.run("nft", "delete table inet fw")
+            fw.site.run("nft", "delete table inet docker-fw")
             intruder = socket_at(fw.site.wan.path)
             intruder.connect(("2001:db8:1::2", 8080))
             served = stack.enter_context(inner.accept()[0])
@@ -1198,7 +1198,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
         drops = re.compile(r"packets (\d+)")
 
         def dropped() -> int:
-            shown = fw.site.run("nft", "list", "counter", "inet", "fw", "drops").stdout
+            shown = fw.site.run("nft", "list", "counter", "inet", "docker-fw", "drops").stdout
             return int(drops.findall(shown)[0])
 
         until(lambda: "8080" not in fw.site.run("conntrack", "-L", "-f", "ipv6", check=False).stdout, "it is cut")

@@ -175,12 +175,12 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
     """A table that outlived its owner is nobody's and goes; while the owner lives the error says what to stop."""
     with own.site.host.popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as owner:
         assert owner.stdin
-        owner.stdin.write("add table inet fw { flags owner; }\n")
+        owner.stdin.write("add table inet docker-fw { flags owner; }\n")
         owner.stdin.flush()
         until(own.table, "the owner has its table")
         done = cleanup(own)
         assert done.returncode == 1
-        assert "the table inet fw stays (Operation not permitted)" in done.stderr
+        assert "the table inet docker-fw stays (Operation not permitted)" in done.stderr
         assert "stop the program that owns it first" in done.stderr
         assert own.table()
         owner.stdin.close()

@@ -50,7 +50,7 @@ DONE: dict[str, Any] = {
     "/ban": {"banned": [{"address": "203.0.113.7", "until": None}]},
     "/unban": {"unbanned": ["203.0.113.7"], "absent": [], "still": []},
     "/status": STATUS, "/explain": {"flows": [FLOW], "accepted": True, "notes": []}, "/plan": PLAN,
-    "/export": {"text": "table inet fw {}\n"},
+    "/export": {"text": "table inet docker-fw {}\n"},
     "/bans": {"now": 1.0, "bans": [{"address": "203.0.113.7", "until": None}]},
 }  # fmt: skip
 
@@ -208,7 +208,7 @@ def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> 
     assert json.loads(run("explain", "a", "b", "80", "--json")[1]) == DONE["/explain"]
     assert run("allow", "web", "9000")[1] == "web: fwctl allow 9000/tcp, for ever\n"
     assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, for ever\n"
-    assert run("export")[1] == "table inet fw {}\n"
+    assert run("export")[1] == "table inet docker-fw {}\n"
 
 
 def test_exit_statuses_are_for_scripts(fake: Fake, run: Run) -> None:

@@ -81,7 +81,7 @@ POSTS: dict[str, Body] = {
 GETS = {"/status", "/bans", "/export", "/drops"}
 #: Text that is something to a shell, to nft, to a terminal, to a log or to a number's reader.
 EVIL = [
-    '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet fw x accept", "--help", "-f",
+    '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet docker-fw x accept", "--help", "-f",
     "$(reboot)", "\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\u200b", "\u0000", "\ud800", "٨٠٨٠", "８０８０", "²", "..",
     "../../etc/passwd",
     "0.0.0.0/0", "::/0", "::ffff:10.0.0.1", "fe80::1%eth0", "8080", "1-65535", "icmp", "all", "", " ", "x" * 5000,

@@ -126,7 +126,7 @@ def some(count: int) -> settings:
 
 def skeletons(text: str) -> tuple[str, list[str]]:
     """The table's text without its elements, and the elements."""
-    elements = re.findall(r"^add element inet fw \w+ \{ (.*) \}$", text, re.MULTILINE)
+    elements = re.findall(r"^add element inet docker-fw \w+ \{ (.*) \}$", text, re.MULTILINE)
     return re.sub(r"^add element .*\n", "", text, flags=re.MULTILINE), elements
 
 

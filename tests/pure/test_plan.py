@@ -42,7 +42,7 @@ def lines(told: list[dict[str, Any]]) -> list[str]:
 
 # --- the kernel is not as it should be --------------------------------------------------------------------------------
 
-TEXT = """table inet fw {
+TEXT = """table inet docker-fw {
 	chain forward {
 		type filter hook forward priority filter - 1; policy accept;
 		ct state established accept
@@ -54,7 +54,7 @@ TEXT = """table inet fw {
 		drop
 	}
 }
-add rule inet fw deny counter
+add rule inet docker-fw deny counter
 """
 PUT = (Line(b"a", "forward", 1), Line(b"b", "forward", 2), Line(b"c", "deny", 3), Line(b"d", "deny", 4))
 
@@ -107,14 +107,14 @@ def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site:
     there = standing(set(site.state.should()), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
     assert drifted(site, there) == [
         "+ chain forward: goto deny", "+ chain deny: counter",
-        "- chain forward: a rule that is not docker-fw's, handle 9 (nft -a list chain inet fw forward)",
+        "- chain forward: a rule that is not docker-fw's, handle 9 (nft -a list chain inet docker-fw forward)",
     ]  # fmt: skip
 
 
 def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
     """And not thousands."""
     nothing = Standing(1, frozenset(), frozenset(), frozenset(), ())
-    assert drifted(site, nothing) == ["+ table inet fw: it is not there"]
+    assert drifted(site, nothing) == ["+ table inet docker-fw: it is not there"]
 
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
@@ -229,15 +229,15 @@ def test_the_file_stands_alone(site: Site) -> None:
     assert head.startswith("#!/usr/sbin/nft -f\n# docker-fw 1.2.3: ")
     assert when in head
     assert head.endswith(
-        "\ntable inet fw {}\ndelete table inet fw\n"
-        "table bridge fw {}\ndelete table bridge fw"
+        "\ntable inet docker-fw {}\ndelete table inet docker-fw\n"
+        "table bridge docker-fw {}\ndelete table bridge docker-fw"
     )
     assert all(line.startswith("#") for line in head.splitlines()[:-4])
-    assert rest.startswith("table inet fw {\n")
+    assert rest.startswith("table inet docker-fw {\n")
     assert 'oifname != { "lxdbr0", "virbr0" }' in rest
-    assert "add element inet fw foreign" not in rest
+    assert "add element inet docker-fw foreign" not in rest
     assert "cgroupv2" not in rest
-    assert "add element inet fw banned4 { 203.0.113.7 timeout 61s }" in rest
+    assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 61s }" in rest
     kept = {*WATCHED, *(e for e in elements if e.set not in ("foreign", "proxies"))}  # nobody renews a lease in it
     right = document(MARK, kept, cgroups=False, holds=False, foreign=foreign, timed=timed)
     assert rest == right

@@ -295,7 +295,7 @@ def test_the_rates_of_an_address_are_its_own() -> None:
         assert len(own) == 5
         for kind, name in own:
             assert f"\t{kind} {name} {{" in whole
-            assert f"delete {kind} inet fw {name}\n" in removed
+            assert f"delete {kind} inet docker-fw {name}\n" in removed
         assert "limit rate 5/minute burst 10 packets" in added
         assert "chain rates {" in whole
     assert len(names) == 3
@@ -554,11 +554,11 @@ def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_sa
 def test_it_is_replaced_in_one_transaction() -> None:
     """The text to apply brings the tables into being, deletes them and makes them anew: never half, never without."""
     text = replace(MARK, ())
-    both = "".join(f"table {family} fw {{}}\ndelete table {family} fw\n" for family in ("inet", "bridge"))
-    assert text.startswith(f"{both}table inet fw {{\n")
-    assert text.count("delete ") == text.count("\ntable bridge fw {\n") + 1 == 2
+    both = "".join(f"table {family} docker-fw {{}}\ndelete table {family} docker-fw\n" for family in ("inet", "bridge"))
+    assert text.startswith(f"{both}table inet docker-fw {{\n")
+    assert text.count("delete ") == text.count("\ntable bridge docker-fw {\n") + 1 == 2
     without = replace(MARK, (Element("ports", ("fwv1",)),), binds=False)
-    assert "bridge fw" not in without
+    assert "bridge docker-fw" not in without
 
 
 @given(st.lists(st.tuples(protos, resolved_rules), max_size=5), st.randoms(use_true_random=False))
@@ -575,7 +575,7 @@ def test_an_element_for_a_time_stands_with_its_time() -> None:
     """A ban for an hour is written as one."""
     element = Element("banned4", (OUT4,))
     text = document(MARK, (), timed={element: 3600})
-    assert "add element inet fw banned4 { 203.0.113.7 timeout 3600s }\n" in text
+    assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 3600s }\n" in text
 
 
 # --- golden files -------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def leaks(fw: Fw) -> str:
     """What is left of the places that are gone: elements, but those that go by themselves, and host sides of links."""
 
     def left() -> list[str]:
-        table = fw.host.run(["nft", "list", "table", "inet", "fw"]).stdout.replace(", ", "\n").splitlines()
+        table = fw.host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout.replace(", ", "\n").splitlines()
         ours = [line.strip() for line in table if "10.89." in line or "2001:db8:89:" in line]
         links = fw.host.run(["ip", "-br", "link", "show", "group", hex(GROUP)], check=False).stdout.splitlines()
         return [line for line in ours if " expires " not in line] + links

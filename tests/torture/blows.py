@@ -116,20 +116,20 @@ def _nft(bed: Bed, *command: str) -> None:
 
 
 def table_deleted(bed: Bed) -> None:
-    _nft(bed, "delete", "table", "inet", "fw")
+    _nft(bed, "delete", "table", "inet", "docker-fw")
 
 
 def chain_flushed(bed: Bed) -> None:
-    _nft(bed, "flush", "chain", "inet", "fw", "forward")
+    _nft(bed, "flush", "chain", "inet", "docker-fw", "forward")
 
 
 def set_flushed(bed: Bed) -> None:
-    _nft(bed, "flush", "set", "inet", "fw", "confined")
+    _nft(bed, "flush", "set", "inet", "docker-fw", "confined")
 
 
 def _elements(bed: Bed, verb: str, port: int) -> None:
     of = zip("46", bed.places[0].addresses(), strict=True)
-    _nft(bed, "; ".join(f"{verb} element inet fw allow{v} {{ {address} . tcp . {port} }}" for v, address in of))
+    _nft(bed, "; ".join(f"{verb} element inet docker-fw allow{v} {{ {address} . tcp . {port} }}" for v, address in of))
 
 
 def elements_deleted(bed: Bed) -> None:
