@@ -65,13 +65,13 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
         log.error("could not cut flows to published ports: %s", error)
         return
     for version in (4, 6):
-        wanted = {
-            (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big")): port
-            for port in ports
-            if port.host_ip.version == version
-        }
+        wanted: dict[tuple[int, bytes], dict[bytes, Published]] = {}
+        for port in ports:
+            if port.host_ip.version == version:
+                key = PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big")
+                wanted.setdefault(key, {})[port.host_ip.packed] = port
         if wanted:
-            marks = {nl.attr(_PROTO_DST_PORT, port)[:6] for _, port in wanted}
+            marks = {nl.attr(_PROTO_DST_PORT, number)[:6] for _, number in wanted}
             _cut(version, marks, partial(_aims_at, version=version, wanted=wanted, local=local, stays=stays))
 
 
@@ -206,15 +206,18 @@ def _touches(flow: _Flow, version: int, packed: set[bytes]) -> bool:
 
 
 def _aims_at(
-    flow: _Flow, version: int, wanted: Mapping[tuple[int, bytes], Published], local: set[bytes],
+    flow: _Flow, version: int, wanted: Mapping[tuple[int, bytes], Mapping[bytes, Published]], local: set[bytes],
     stays: Callable[[Published, Address], bool] | None,
 ) -> bool:  # fmt: skip
+    """`wanted`: by protocol and port, and by address: on each of the host's one number may be another container's."""
     asked = nl.attributes(flow[_TUPLE_ORIG])
     ends = nl.attributes(asked.get(_TUPLE_IP, b""))
-    if ends.get(_IP[version][1], b"") not in local:
+    target = ends.get(_IP[version][1], b"")
+    if target not in local:
         return False
     proto = nl.attributes(asked.get(_TUPLE_PROTO, b""))
-    port = wanted.get((int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")))
+    found = wanted.get((int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(_PROTO_DST_PORT, b"")), {})
+    port = found.get(target) or found.get(bytes(len(target)))
     if port is None or stays is None:
         return port is not None
     source = ends[_IP[version][0]]

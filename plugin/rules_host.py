@@ -61,7 +61,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	chain to_proxy {{
 		ct state established,related accept
-		iifname . meta l4proto . th dport @neighbour accept
+{_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @watched goto deny_host
 		meta nfproto ipv6 goto via6
@@ -85,7 +85,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	# Nobody tells when the container goes whose port it is, however docker-proxy is known.
 	chain unwatched {{
-		iifname . meta l4proto . th dport @neighbour return
+{_neighbours("return")}
 		meta nfproto . meta l4proto . th dport @served goto deny_host
 		ip daddr . meta l4proto . th dport @served4 goto deny_host
 		ip6 daddr . meta l4proto . th dport @served6 goto deny_host
@@ -96,7 +96,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @served accept
 		ip daddr . meta l4proto . th dport @served4 accept
 		ip6 daddr . meta l4proto . th dport @served6 accept
-		iifname . meta l4proto . th dport @neighbour accept
+{_neighbours("accept")}
 		meta l4proto . th dport @dockerd accept
 		goto deny_host
 	}}
@@ -122,7 +122,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain by_proxy {{
-		oifname . meta l4proto . th sport @neighbour accept
+{_neighbours("accept", "oifname", "saddr", "sport")}
 		meta nfproto . meta l4proto . th sport @proxied goto deny
 		ip saddr . meta l4proto . th sport @proxied4 goto deny
 		ip6 saddr . meta l4proto . th sport @proxied6 goto deny
@@ -159,3 +159,12 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto ipv4 iifname @masqueraded masquerade
 	}}
 """
+
+
+def _neighbours(verdict: str, link: str = "iifname", end: str = "daddr", port: str = "dport") -> str:
+    """Who shares a network with the container that publishes this port on this address of the host."""
+    key = f"meta l4proto . th {port}"
+    return f"""\
+		{link} . meta nfproto . {key} @neighbour {verdict}
+		{link} . ip {end} . {key} @neighbour4 {verdict}
+		{link} . ip6 {end} . {key} @neighbour6 {verdict}"""
