@@ -7,6 +7,8 @@ from plugin.sets import GROUP
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+#: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
+LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
 #: Protocols that rules speak of by name, and ICMP, which has rules of its own.
 _NAMED = "tcp, udp, sctp, gre, esp, ah, icmp, ipv6-icmp"
@@ -18,15 +20,13 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
     return f"""\
 	# Going out to one of our bridges, by the group that it is made with: closed before anybody knows the network. So is
 	# every bridge of Docker's; one counts as such until it is known to be somebody else's.
-	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
-	# way back of a forged packet would be an established flow to the container's closed ports.
 	# The mark lets a packet pass Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 		meta nfproto @banning jump banned
 		ct state established goto established
-		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		ct state new,invalid,untracked jump reverse_path
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
@@ -34,6 +34,23 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 		meta oifkind "bridge" oif != @foreign{no_out} goto to_docker
 		iifname @internal goto deny
 		meta nfproto @no_transit goto transit
+	}}
+
+	# A packet that belongs to no flow comes from where its source belongs (RFC 3704 section 2.2). From outside, the
+	# source is no container's: otherwise the answer to a forged packet would be an established flow to a closed port of
+	# that container. From a bridge, the host has a route to the source through that bridge: otherwise a container has
+	# what is opened for another address. Routers and VPNs that do not masquerade need such a route.
+	chain reverse_path {{
+		iifgroup {GROUP:#x} goto reverse_path_bridge
+		meta iifkind "bridge" iif != @foreign{no_in} goto reverse_path_bridge
+		fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+	}}
+
+	# A neighbour is looked for from any address, and from none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval).
+	chain reverse_path_bridge {{
+		iifname . oifname @same_bridge return
+		icmpv6 type {{ {LINK6} }} return
+		fib saddr . iif oif missing goto deny
 	}}
 
 	# Nothing from them and nothing to them, before everything.

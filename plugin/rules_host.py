@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from plugin import lookups
+from plugin.rules_forward import LINK6
 from plugin.sets import GROUP
-
-#: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
-_LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 
 
 def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
@@ -23,7 +21,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		iifname "lo" accept
 		meta nfproto @banning jump banned
 		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
-		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		ct state new,invalid,untracked jump reverse_path
 		iifgroup {GROUP:#x} jump to_host
 		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
@@ -41,7 +39,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	chain confined_host {{
 		ct state established,related return
-		icmpv6 type {{ {_LINK6} }} return
+		icmpv6 type {{ {LINK6} }} return
 		meta l4proto igmp return
 		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
 		iifname . ip6 saddr @free6 return

@@ -64,7 +64,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     assert "create table inet fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
         "insert rule inet fw inbound fib daddr . iif oif exists accept",
-        'insert rule inet fw forward ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
+        'insert rule inet fw reverse_path fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
     ]
 
 
@@ -72,7 +72,7 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
     """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
     lines = boot.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@foreign" in line]
-    assert len(asks) == 7
+    assert len(asks) == 8
     for line in asks:
         way = "o" if "oif != @foreign" in line else "i"
         assert f'{way}if != @foreign {way}ifname != {{ "br-lan", "virbr0" }} ' in line
