@@ -82,7 +82,7 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	chain inbound {{
 		iifname . oifname @same_bridge accept
 		icmp type redirect goto deny
-		ct state related accept
+		ct state related goto to_registered
 		oifname @internal goto deny
 		iifname @internal goto deny
 		rt type 0 goto deny
@@ -174,14 +174,14 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 {lookups.peer_chains(4, "to", passes)}
 	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
 	chain icmp_in {{
-		meta nfproto ipv4 icmp type {{ {_ICMP} }} accept
+		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto to_registered
 		goto deny
 	}}
 
 	chain icmp6_in {{
 		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
 		meta iifkind "bridge" iif != @foreign{no_in} icmpv6 type nd-router-advert goto deny
-		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} accept
+		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} goto to_registered
 		goto deny
 	}}
 
@@ -224,6 +224,25 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 
 	chain marked {{
 		meta mark set meta mark | {mark:#010x} accept
+	}}
+
+	# Accepted where a container is known to have the address. Any other address is a new entry in the host's neighbour
+	# table (RFC 6583), so few packets go there. `!=` leaves an element's counter alone; `==` would count a drop.
+	chain to_registered {{
+		ip6 daddr != @dropped6 goto to_unregistered
+		ip daddr != @dropped4 goto to_unregistered
+		accept
+	}}
+
+	# A limit for each network, and one for all together: the kernel keeps 1,024 entries by default, of all links.
+	chain to_unregistered {{
+		update @unregistered {{ oifname limit rate 10/second burst 50 packets }} goto to_few
+		goto deny
+	}}
+
+	chain to_few {{
+		limit rate 30/second burst 100 packets accept
+		goto deny
 	}}
 
 	# Counted for whom it was, and told to who listens, a few for each container in a second.

@@ -121,6 +121,7 @@ SETS: dict[str, SetSpec] = {
     "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
     "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
     "neighbour": SetSpec(("iifname", *_ANY), comment="published ports, and on whose network all may reach them"),
+    "unregistered": SetSpec(("oifname",), comment="networks, and packets to addresses of no known container", meter=10),
     "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
     "rating": SetSpec(("meta nfproto",), comment="families in which ports have a rate"),
     "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),

@@ -138,7 +138,10 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
     if network.internal:
         yield Step(f"{_called(network)} is internal: nobody from outside enters it", "drop")
     if packet.proto == ICMP:
-        yield Step("useful ICMP (errors, ping) is always accepted", "accept", "base")
+        text = "useful ICMP (errors, ping) is always accepted"
+        if target.endpoint is None:
+            text = f"no container is known to have {packet.target}: a few packets of useful ICMP a second are accepted"
+        yield Step(text, "accept", "base")
     yield from _unwatched(inventory, network)
     policy = policy_of(inventory, target)
     if policy is None or not policy.known:

@@ -1,4 +1,4 @@
-"""On a network of docker-fw's a MAC belongs to one container: nobody is given a neighbour's frames, or the gateway's."""
+"""On a network of docker-fw a MAC is one container's: none is given a neighbour's frames, or the gateway's."""
 
 from __future__ import annotations
 
