@@ -13,7 +13,7 @@ from typing import Literal
 from plugin.bans import holding, written
 from plugin.inventory import Inventory, Owner, subnets
 from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Rule
-from plugin.policy import covers, in_doubt, passes
+from plugin.policy import covers, for_host_alone, in_doubt, passes
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
 ICMP = "icmp"
@@ -157,6 +157,9 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         near = [r for r in policy.accepts if covers(r, packet.proto, packet.port)]
         others = "; ".join(f"{r} ({r.origin})" for r in near)
         accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
+        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, Guarded) else ()
+        if not others and any(covers(each, packet.proto, packet.port) for each in alone):
+            accepts += ", which is published on the host's loopback alone"
         yield Step(f"{target.name} {accepts}", "drop")
         return
     for rate in policy.rates:

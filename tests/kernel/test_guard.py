@@ -426,6 +426,24 @@ def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Si
         assert site.host.probe.tcp(str(Site.HOST6), 15432) == "open"
 
 
+def test_a_port_that_is_published_for_the_host_alone_is_closed_by_address(site: Site, boxes: Boxes) -> None:
+    """`-p 127.0.0.1:8080:80`: who has a route to the container does not reach its port 80; the rest of the base is as
+    it was. What opens it otherwise does: a label, `fw.allow` of the network, another publication that is not the
+    host's alone."""
+    alone = tuple(Published("tcp", IPv4Address("127.0.0.1"), 8080 + n, port) for n, port in ((0, 80), (1, 5432)))
+    alone += (Published("tcp", IPv6Address("::1"), 8443, 443),)
+    site.load(more=published(boxes.web, *alone))
+    assert arriving(site, boxes.web) == {"22/tcp"}
+    site.load(more=published(boxes.web, *alone, allow=(Rule("tcp", 80, 80),)))
+    assert arriving(site, boxes.web) == {"22/tcp", "80/tcp"}
+    site.load(more=published(boxes.web, *alone, Published("tcp", Site.HOST4, 8080, 80)))
+    assert arriving(site, boxes.web) == {"22/tcp", "80/tcp"}
+    site.load(more=published(boxes.web, *alone, setting=True))
+    assert arriving(site, boxes.web) == {"22/tcp"}
+    with boxes.web.probe.serve(tcp=[80]):
+        assert site.host.probe.tcp(str(boxes.web.v6), 80) == "open"
+
+
 def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: Boxes) -> None:
     """FW_PUBLISHED=allow: by DNAT to the container's closed port, but not directly to it."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 15432, 5432)
