@@ -141,6 +141,25 @@ def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw
                 assert seen(each, *opened) == set(opened)
 
 
+def test_nor_while_its_container_starts(each: Fw) -> None:
+    """From the container's first packet on: docker-fw does not wait for Docker to list what is published."""
+    each.host.netns.sysctl(FORWARDING)
+    with dockers(each) as net:
+        first = each.run(net)
+        v4, v6 = each.addresses(first, net)
+        each.remove(first)
+        with each.wan.probe.hammer(("tcp", v4, 80), ("tcp", v6, 80), every=0.004) as hammer:
+            for _ in range(4):
+                port, servers = f"127.0.0.1:{next(_host_ports)}:80", "httpd -p 443; exec httpd -f -p 80"
+                app = each.run(net, "--ip", v4, "--ip6", v6, "-p", port, command=("sh", "-c", servers))
+                until(lambda: each.host.probe.tcp(v6, 80) == "open", "the container's server")
+                if int(each.engine.version.split(".")[0]) < 27:  # there Docker itself drops what it does not publish
+                    until(lambda: each.wan.probe.tcp(v6, 443) == "open", "the rest of the base", 10)
+                each.remove(app)
+        assert len(hammer.result.shots) > 100
+        assert not hammer.result.opened
+
+
 def test_one_network_of_dockers_from_another(each: Fw) -> None:
     """Containers of one network talk freely; from another one nobody reaches a closed port, not by the host either."""
     options, ports = publish(5432)
