@@ -110,7 +110,7 @@ def nft_text(
 # Networks that Docker got after this was made: where the way to the destination is by the link that the packet came
 # from, it stays within one bridge; and nobody else begins a flow in a container's name.
 insert rule inet {TABLE} inbound fib daddr . iif oif exists accept
-insert rule inet {TABLE} forward ct state new fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
+insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
 {untils}"""
 
 

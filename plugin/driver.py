@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from plugin import conntrack, protocol
 from plugin.dockerapi import ApiSilent
-from plugin.links import Links, bridge_name, container_side, exists, mac_of
+from plugin.links import Links, bridge_name, container_side, exists
+from plugin.macs import settled
 from plugin.model import Container, Endpoint, FwError, Network
 from plugin.ports import HostPorts
 from plugin.reconcile import Reconciler
@@ -107,15 +108,17 @@ class Driver:
         self._refuse_engine()
         _refuse_outside(self._network(endpoint.network_id), endpoint)
         self._forget_others(endpoint)
-        given = bool(endpoint.mac)
-        if not given:
-            endpoint = dataclasses.replace(endpoint, mac=mac_of(endpoint.addr4, endpoint.addr6))
-        known = self._state.endpoints.get(endpoint.id)
-        if known is None:
-            self._state.put_endpoint(endpoint)
-        elif (known.network_id, known.addr4, known.addr6) != (endpoint.network_id, endpoint.addr4, endpoint.addr6):
+        # One at a time: of two that want the same MAC at the same moment the second must see the first.
+        with self._state.locked:
+            known = self._state.endpoints.get(endpoint.id)
+            if known is None:
+                known = dataclasses.replace(endpoint, mac=settled(endpoint, self._state.endpoints.values()))
+                self._state.put_endpoint(known)
+        if (known.network_id, known.addr4, known.addr6) != (endpoint.network_id, endpoint.addr4, endpoint.addr6):
             raise FwError(f"endpoint {endpoint.id[:12]} exists already with other addresses")
-        return {"Interface": {} if given else {"MacAddress": endpoint.mac}}
+        if endpoint.mac not in ("", known.mac):
+            raise FwError(f"endpoint {endpoint.id[:12]} exists already with another MAC address")
+        return {"Interface": {} if endpoint.mac else {"MacAddress": known.mac}}
 
     def delete_endpoint(self, body: Any) -> Reply:
         protocol.identifier(body, "NetworkID")
@@ -228,12 +231,14 @@ class Driver:
             self._remove(gone)
 
     def _forget_others(self, endpoint: Endpoint) -> None:
-        """Docker's IPAM gave the addresses to this endpoint, so whoever else has them here is a ghost of ours."""
+        """Docker's IPAM gave the addresses to this endpoint, so whoever else has them here is a ghost of ours. So is
+        who has the same MAC and had a link, and has none any more."""
         mine = {address for address in (endpoint.addr4, endpoint.addr6) if address}
         for other in list(self._state.endpoints.values()):
-            same = other.network_id == endpoint.network_id and mine & {other.addr4, other.addr6}
-            if same and other.id != endpoint.id:
-                self.forget(other)
+            if other.network_id == endpoint.network_id and other.id != endpoint.id:
+                gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
+                if gone or mine & {other.addr4, other.addr6}:
+                    self.forget(other)
 
     def _mend_bridge(self, network: Network) -> None:
         if not exists(network.bridge):

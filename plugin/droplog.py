@@ -35,6 +35,8 @@ _RATE = 1000
 #: The policy is asked why in this part of the time at most, and for so many seconds at once: on a host with many
 #: containers one answer takes milliseconds, and hooks wait for the lock meanwhile.
 _PART, _AT_ONCE = 0.05, 0.02
+#: Types of an echo request, of ICMP and ICMPv6.
+_ECHO = (8, 128)
 NO_KERNEL = "this kernel has no nfnetlink_log: what is dropped is counted, but not told packet by packet"
 TAKEN = (
     f"another program listens to nfnetlink_log group {LOG_GROUP} ({LOG_GROUP:#x}), so the drops are told to it alone; "
@@ -236,10 +238,11 @@ class DropLog:
             return steps[-1].text
         if not of.begins:
             return "it begins no connection, and is part of none that stands"
-        if proto == ICMP:
+        if proto == ICMP and of.kind not in _ECHO:
             return "it is no useful ICMP message"
-        # Over its rate, from where its source cannot be, or just opened.
-        return next((step.text for step in steps if step.text.startswith("a source may open")), "")
+        # Over its rate, one of many to no container, from where its source cannot be, or just opened.
+        few = ("a source may open", "no container is known")
+        return next((step.text for step in steps if step.text.startswith(few)), "")
 
     def _troubled(self, trouble: str) -> None:
         if trouble != self.trouble:

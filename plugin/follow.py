@@ -253,7 +253,7 @@ class Follower:
                 took.append(self._guard.put(None, running, listed=True, asked=asked))
                 # Whoever is there by an overlay publishes its ports there.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
-                    place = dataclasses.replace(found[1], published=running[0].published)
+                    place = dataclasses.replace(found[1], published=running[0].published, unlisted=False)
                     took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
         if not all(took):
             self.wake()  # it was too old when it came

@@ -69,7 +69,7 @@ class Links:
         """
         made = False
         try:
-            self._ipr.link("add", ifname=network.bridge, kind="bridge", group=GROUP, address=_bridge_mac(network.id))
+            self._ipr.link("add", ifname=network.bridge, kind="bridge", group=GROUP, address=bridge_mac(network.id))
             made = True
         except NetlinkError as error:
             if error.code != errno.EEXIST:
@@ -263,7 +263,7 @@ def _alias(network_id: str) -> str:
     return f"docker-fw {network_id}"
 
 
-def _bridge_mac(network_id: str) -> str:
+def bridge_mac(network_id: str) -> str:
     """A MAC that stays: without one the kernel takes the lowest of the ports', and changes it as they come and go."""
     return "02:66:" + ":".join(f"{byte:02x}" for byte in hashlib.sha256(network_id.encode()).digest()[:4])
 

@@ -200,6 +200,7 @@ def attached(
                 said=said,
                 container=container,
                 published=tuple(published(listed)),
+                unlisted=not listed,
             )
     return None
 

@@ -209,7 +209,8 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A container's place on a network. `container` None means its labels are not known yet: ICMP only."""
+    """A container's place on a network. `container` None means its labels are not known yet: ICMP only.
+    `unlisted`: Docker does not list yet which ports the container publishes."""
 
     id: str
     network_id: str
@@ -220,6 +221,7 @@ class Endpoint:
     said: Said = Said()
     container: Container | None = None
     published: tuple[Published, ...] = ()
+    unlisted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ def of(
         base, by_port = (), ()
     elif said.policy == "open":
         base = tuple(dataclasses.replace(rule, origin="fw.policy: open") for rule in EVERYTHING)
+    if isinstance(network, Guarded):
+        base = () if endpoint.unlisted else tuple(minus(base, for_host_alone(endpoint)))
     # A rule with peers takes its ports out of the base, whoever they are.
     allow = (*said.allow, *override.allow)
     taken = (*said.deny, *(rule for rule in allow if rule.peers), *override.deny)
@@ -111,6 +113,17 @@ def published(endpoint: Endpoint) -> tuple[Rule, ...]:
     """The container's ports behind those that are published to more than the host."""
     ports = (p for p in endpoint.published if not p.host_ip.is_loopback)
     return tuple(dict.fromkeys(Rule(p.proto, p.container_port, p.container_port, origin="-p") for p in ports))
+
+
+def for_host_alone(endpoint: Endpoint) -> list[Rule]:
+    """The container's ports that are published on loopback addresses only.
+
+    On Docker's own networks they are not in the base: Docker's rules for such a port let in who has a route to the
+    container. Networks of docker-fw are reached by address, so there the base stays.
+    """
+    ports = [(p.host_ip.is_loopback, (p.proto, p.container_port)) for p in endpoint.published]
+    alone = {port for loopback, port in ports if loopback} - {port for loopback, port in ports if not loopback}
+    return [Rule(proto, port, port) for proto, port in alone]
 
 
 def minus(rules: Iterable[Rule], holes: Iterable[Rule]) -> Iterator[Rule]:

@@ -7,6 +7,8 @@ from plugin.sets import GROUP
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+#: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
+LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
 #: Protocols that rules speak of by name, and ICMP, which has rules of its own.
 _NAMED = "tcp, udp, sctp, gre, esp, ah, icmp, ipv6-icmp"
@@ -18,15 +20,13 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
     return f"""\
 	# Going out to one of our bridges, by the group that it is made with: closed before anybody knows the network. So is
 	# every bridge of Docker's; one counts as such until it is known to be somebody else's.
-	# And who begins a flow in a container's name must be where that container is (RFC 3704 section 2.2): otherwise the
-	# way back of a forged packet would be an established flow to the container's closed ports.
 	# The mark lets a packet pass Docker's own firewall, by one rule in DOCKER-USER or Docker's --bridge-accept-fwmark.
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 		meta nfproto @banning jump banned
 		ct state established goto established
-		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		ct state new,invalid,untracked jump reverse_path
 		ct state new jump held
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
@@ -35,6 +35,23 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta oifkind "bridge" oif != @foreign{no_out} goto to_docker
 		iifname @internal goto deny
 		meta nfproto @no_transit goto transit
+	}}
+
+	# A packet that belongs to no flow comes from where its source belongs (RFC 3704 section 2.2). From outside, the
+	# source is no container's: otherwise the answer to a forged packet would be an established flow to a closed port of
+	# that container. From a bridge, the host has a route to the source through that bridge: otherwise a container has
+	# what is opened for another address. Routers and VPNs that do not masquerade need such a route.
+	chain reverse_path {{
+		iifgroup {GROUP:#x} goto reverse_path_bridge
+		meta iifkind "bridge" iif != @foreign{no_in} goto reverse_path_bridge
+		fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+	}}
+
+	# A neighbour is looked for from any address, and from none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval).
+	chain reverse_path_bridge {{
+		iifname . oifname @same_bridge return
+		icmpv6 type {{ {LINK6} }} return
+		fib saddr . iif oif missing goto deny
 	}}
 
 	# Nothing from them and nothing to them, before everything.
@@ -92,7 +109,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @foreign{no_in} jump from_container
 		oifname @confined ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
-		ct state related accept
+		ct state related goto to_registered
 		oifname @internal goto deny
 		iifname @internal goto deny
 		rt type 0 goto deny
@@ -194,14 +211,14 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 {lookups.peer_chains(4, "to", passes)}
 	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
 	chain icmp_in {{
-		meta nfproto ipv4 icmp type {{ {_ICMP} }} accept
+		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto to_registered
 		goto deny
 	}}
 
 	chain icmp6_in {{
 		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
 		meta iifkind "bridge" iif != @foreign{no_in} icmpv6 type nd-router-advert goto deny
-		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} accept
+		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} goto to_registered
 		goto deny
 	}}
 
@@ -242,6 +259,25 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	chain marked {{
 		meta mark set meta mark | {mark:#010x} accept
+	}}
+
+	# Accepted where a container is known to have the address. Any other address is a new entry in the host's neighbour
+	# table (RFC 6583), so few packets go there. `!=` leaves an element's counter alone; `==` would count a drop.
+	chain to_registered {{
+		ip6 daddr != @dropped6 goto to_unregistered
+		ip daddr != @dropped4 goto to_unregistered
+		accept
+	}}
+
+	# A limit for each network, and one for all together: the kernel keeps 1,024 entries by default, of all links.
+	chain to_unregistered {{
+		update @unregistered {{ oifname limit rate 10/second burst 50 packets }} goto to_few
+		goto deny
+	}}
+
+	chain to_few {{
+		limit rate 30/second burst 100 packets accept
+		goto deny
 	}}
 
 	# Counted for whom it was, and told to who listens, a few for each container in a second.

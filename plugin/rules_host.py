@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from plugin import lookups
+from plugin.rules_forward import LINK6
 from plugin.sets import GROUP
-
-#: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
-_LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 
 
 def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
@@ -23,7 +21,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		iifname "lo" accept
 		meta nfproto @banning jump banned
 		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
-		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		ct state new,invalid,untracked jump reverse_path
 		iifgroup {GROUP:#x} jump to_host
 		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
@@ -40,7 +38,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	chain confined_host {{
 		ct state established,related return
-		icmpv6 type {{ {_LINK6} }} return
+		icmpv6 type {{ {LINK6} }} return
 		meta l4proto igmp return
 		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
 		iifname . ip6 saddr @free6 return
@@ -60,7 +58,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	chain to_proxy {{
 		ct state established,related accept
-		iifname . meta l4proto . th dport @neighbour accept
+{_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @watched goto deny_host
 		meta nfproto ipv6 goto via6
@@ -105,7 +103,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	# Nobody tells when the container goes whose port it is, however docker-proxy is known.
 	chain unwatched {{
-		iifname . meta l4proto . th dport @neighbour return
+{_neighbours("return")}
 		meta nfproto . meta l4proto . th dport @served goto deny_host
 		ip daddr . meta l4proto . th dport @served4 goto deny_host
 		ip6 daddr . meta l4proto . th dport @served6 goto deny_host
@@ -126,7 +124,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @served accept
 		ip daddr . meta l4proto . th dport @served4 accept
 		ip6 daddr . meta l4proto . th dport @served6 accept
-		iifname . meta l4proto . th dport @neighbour accept
+{_neighbours("accept")}
 		meta l4proto . th dport @dockerd accept
 		goto deny_host
 	}}
@@ -151,7 +149,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain by_proxy {{
-		oifname . meta l4proto . th sport @neighbour accept
+{_neighbours("accept", "oifname", "saddr", "sport")}
 		meta nfproto . meta l4proto . th sport @proxied goto deny
 		ip saddr . meta l4proto . th sport @proxied4 goto deny
 		ip6 saddr . meta l4proto . th sport @proxied6 goto deny
@@ -188,3 +186,12 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto ipv4 iifname @masqueraded masquerade
 	}}
 """
+
+
+def _neighbours(verdict: str, link: str = "iifname", end: str = "daddr", port: str = "dport") -> str:
+    """Who shares a network with the container that publishes this port on this address of the host."""
+    key = f"meta l4proto . th {port}"
+    return f"""\
+		{link} . meta nfproto . {key} @neighbour {verdict}
+		{link} . ip {end} . {key} @neighbour4 {verdict}
+		{link} . ip6 {end} . {key} @neighbour6 {verdict}"""

@@ -155,17 +155,29 @@ def guest_elements(
             elements.update(_via(port, policy.accepts))
         elements.update(_rated_host(endpoint, port, policy.rates))
         if network.flat:
-            elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
+            elements.add(neighbour_element(network.bridge, port))
     return frozenset(elements)
 
 
 def proxied_element(port: Published, name: str = "proxied") -> Element:
     """What closes (or, as "served", leaves open) a port of the host on which docker-proxy listens."""
-    key: tuple[Value, ...] = (PROTO_NUMBER[port.proto], port.host_port)
-    version = port.host_ip.version
-    if port.host_ip.is_unspecified:
-        return Element(name, (AF[version], *key))
-    return Element(f"{name}{version}", (port.host_ip, *key))
+    at, key = _host_port(port)
+    return Element(f"{name}{at}", key)
+
+
+def neighbour_element(bridge: str, port: Published) -> Element:
+    """What lets all containers of a network reach a port that one of them publishes, whether it is closed or not."""
+    at, key = _host_port(port)
+    return Element(f"neighbour{at}", (bridge, *key))
+
+
+def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
+    """A published port as a key, and the suffix of the sets of such keys: of one family, or of one host address.
+
+    Two containers may publish the same number on different addresses, or in different families.
+    """
+    version, number = port.host_ip.version, (PROTO_NUMBER[port.proto], port.host_port)
+    return ("", (AF[version], *number)) if port.host_ip.is_unspecified else (str(version), (port.host_ip, *number))
 
 
 def published_port(element: Element) -> Published:

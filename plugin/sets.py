@@ -112,6 +112,7 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"proxied{v}": SetSpec(to, comment="published ports of the host, on one address, that not everybody may reach"),
         f"served{v}": SetSpec(to, comment="published ports of the host, on one address, that everybody may reach"),
         f"listening{v}": SetSpec(to, comment="ports of the host, on one address, that its own programs serve"),
+        f"neighbour{v}": SetSpec(("iifname", *to), comment="the same as neighbour, ports of one address of the host"),
         f"via{v}": SetSpec((*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same"),
         f"held{v}": SetSpec(flow, comment=held, meter=HELD),
         f"held{v}_pairs": SetSpec(
@@ -149,7 +150,8 @@ SETS: dict[str, SetSpec] = {
     "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
     "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
     "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
-    "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
+    "neighbour": SetSpec(("iifname", *_ANY), comment="published ports, and on whose network all may reach them"),
+    "unregistered": SetSpec(("oifname",), comment="networks, and packets to addresses of no known container", meter=10),
     "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
     "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
     "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),

@@ -13,7 +13,7 @@ from typing import Literal
 from plugin.bans import holding, written
 from plugin.inventory import Inventory, Owner, subnets
 from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Rule
-from plugin.policy import covers, in_doubt, passes
+from plugin.policy import covers, for_host_alone, in_doubt, passes
 from plugin.quota import FULL
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
@@ -139,7 +139,10 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
     if network.internal:
         yield Step(f"{_called(network)} is internal: nobody from outside enters it", "drop")
     if packet.proto == ICMP:
-        yield Step("useful ICMP (errors, ping) is always accepted", "accept", "base")
+        text = "useful ICMP (errors, ping) is always accepted"
+        if target.endpoint is None:
+            text = f"no container is known to have {packet.target}: a few packets of useful ICMP a second are accepted"
+        yield Step(text, "accept", "base")
     yield from _unwatched(inventory, network)
     policy = policy_of(inventory, target)
     if policy is None or not policy.known:
@@ -155,6 +158,9 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         near = [r for r in policy.accepts if covers(r, packet.proto, packet.port)]
         others = "; ".join(f"{r} ({r.origin})" for r in near)
         accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
+        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, Guarded) else ()
+        if not others and any(covers(each, packet.proto, packet.port) for each in alone):
+            accepts += ", which is published on the host's loopback alone"
         yield Step(f"{target.name} {accepts}", "drop")
         return
     for rate in policy.rates:

@@ -75,7 +75,8 @@ def judge(stack: Stack, defaults: Defaults, notes: Notes) -> list[Judged]:
             network = options.get(attachment.net.key, _Options(_NONE, {}))
             told = (network, _Options(parsed, places), own, more)
             work += 1 + sum(len(p.said.allow) + len(p.said.egress or ()) for p in (parsed, own, network.parsed))
-            work += sum(port.last - port.first for port in service.ports) if defaults.published else 0
+            local = any(port.local for port in service.ports)
+            work += sum(port.last - port.first for port in service.ports) if defaults.published or local else 0
             if work > MAX_WORK:
                 raise Unreadable(service.place, f"there are more than {MAX_WORK} rules, counted for every network")
             if attachment.net.kind != "apart":
@@ -105,7 +106,7 @@ def _judged(
         "", service.container, labels.for_network(container.parsed, net.names), problems,
         network=net.name, project=stack.project, service=service.name,
     )  # fmt: skip
-    by_port = tuple(_published(service.ports)) if defaults.published else ()
+    by_port = _published(service.ports, everything=defaults.published)
     endpoint = Endpoint("", net.key, joined=True, said=own.said, container=who, published=by_port)
     decided = policy.of(there, endpoint, defaults)
     decided = dataclasses.replace(decided, published=tuple(_in_ranges(decided.published)))
@@ -116,11 +117,22 @@ def _judged(
     )  # fmt: skip
 
 
-def _published(ports: Iterable[Port]) -> Iterable[Published]:
-    """One for each port; on which of the host's makes no difference to the policy."""
-    found = {(p.proto, number) for p in ports if not p.local for number in range(p.first, p.last + 1)}
-    anywhere = ip_address("::")
-    return (Published(proto, anywhere, 0, number) for proto, number in sorted(found))  # type: ignore[arg-type]
+def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, ...]:
+    """One for each port, on loopback or anywhere; on which port of the host's makes no difference to the policy.
+
+    Not `everything`: those on loopback, and what is published elsewhere of these.
+    """
+    ports = list(ports)
+    local, elsewhere = (
+        {(p.proto, number) for p in ports if p.local is loopback for number in range(p.first, p.last + 1)}
+        for loopback in (True, False)
+    )
+    where = (("::1", local), ("::", elsewhere if everything else elsewhere & local))
+    return tuple(
+        Published(proto, ip_address(host), 0, number)  # type: ignore[arg-type]
+        for host, found in where
+        for proto, number in sorted(found)
+    )
 
 
 def _in_ranges(rules: Iterable[Rule]) -> Iterable[Rule]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from plugin.links import bridge_mac
 from tests.lab import DockerError
 from tests.product import Fw, until
 
@@ -65,6 +66,24 @@ def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
         assert "default via 10.97.0.77" in fw.engine.docker("exec", app, "ip", "route")
         assert "10.97.0.77/24" in fw.host.run(["ip", "addr", "show", "custom0"]).stdout
         assert fw.engine.netns(app).probe.ping(fw.wan.FAR_V6) == "open"
+
+
+def test_a_mac_address_is_one_containers_on_its_network(deep: Fw) -> None:
+    """`--mac-address` that a neighbour has, or the bridge itself: Docker prints why, and the neighbour goes on. On
+    another network, and once the neighbour is gone, the container starts with it."""
+    mac = "02:aa:00:00:00:07"
+    with deep.network() as net, deep.network() as other:
+        app = deep.run(net, "--mac-address", mac)
+        for chosen in (mac, mac.upper()):
+            error = deep.refuse(net, "--mac-address", chosen)
+            assert f"MAC address {mac} belongs to container {app}" in error
+        bridge = bridge_mac(deep.engine.docker("network", "inspect", "-f", "{{.Id}}", net.name).strip())
+        assert "belongs to the network's bridge" in deep.refuse(net, "--mac-address", bridge)
+        deep.run(other, "--mac-address", mac)
+        with deep.engine.serve(app, tcp=[80]):
+            assert deep.wan.probe.tcp(deep.addresses(app, net)[1], 80) == "open"
+        deep.remove(app)
+        deep.run(net, "--mac-address", mac)
 
 
 def test_network_and_attachment_options_open_ports(fw: Fw) -> None:

@@ -144,6 +144,35 @@ def test_only_the_hosts_own_port_of_that_protocol_and_family(site: Site, boxes: 
     assert left == before - {("udp", str(Site.HOST4))}
 
 
+def test_a_port_of_one_address_is_not_that_of_another(site: Site, boxes: tuple[Box, Box]) -> None:
+    """One port number published on two addresses of the host: cutting one's flows leaves the other's alone, and who
+    may go on using the one may not go on using the other."""
+    more4, more6 = IPv4Address("198.51.100.9"), IPv6Address("2001:db8:ffff::9")
+    site.host.ip(f"addr replace {more4}/24 dev eth0", f"addr replace {more6}/64 dev eth0 nodad")
+    site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
+    ways = [(Site.OUT4, Site.HOST4), (Site.OUT4, more4), (Site.OUT6, Site.HOST6), (Site.OUT6, more6)]
+
+    def talked_to() -> set[str]:
+        return {f[2] for f in flows(site) if f[3] == "5355"}
+
+    def talk() -> None:
+        for out, host in ways:
+            site.send([udp(out, host, 5355, 6002)])
+            site.wan.probe.ping(str(host))
+        assert talked_to() == {str(host) for _, host in ways}
+
+    talk()
+    with site.inside():
+        conntrack.cut_published([Published("udp", Site.HOST4, 5355, 53), Published("udp", Site.HOST6, 5355, 53)])
+    assert talked_to() == {str(more4), str(more6)}
+    talk()
+    ports = [Published("udp", host, 5355, 53) for _, host in ways]
+    with site.inside():
+        conntrack.cut_published(ports, lambda port, source: port.host_ip in (Site.HOST4, Site.HOST6))
+    assert talked_to() == {str(Site.HOST4), str(Site.HOST6)}
+    del boxes
+
+
 def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
     """When the rules stand again: what is accepted, the container's own, its host's and ping live on, the rest not."""
     box, _ = boxes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import subprocess
@@ -18,7 +19,7 @@ from plugin.hostlinks import Link, Told
 from plugin.model import PROTO_NUMBER, Answers, Container, Defaults, Guarded, Policy, Published, Rule
 from plugin.policy import of
 from plugin.ruleset import guest_elements
-from plugin.sets import Change, Element
+from plugin.sets import WATCHED, Change, Element
 from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site
@@ -243,6 +244,55 @@ def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Bo
         assert set(site.wan.probe(targets).values()) == {"open"}
 
 
+@pytest.mark.parametrize("watched", [True, False], ids=["followed", "not followed"])
+def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Boxes, watched: bool) -> None:
+    """Two networks publish one port number, on two addresses of the host or in two families: who is on one of them
+    reaches its own neighbour's closed port by docker-proxy, and not the other network's."""
+    more4, more6 = IPv4Address("198.51.100.9"), IPv6Address("2001:db8:ffff::9")
+    site.host.ip(f"addr replace {more4}/24 dev eth0", f"addr replace {more6}/64 dev eth0 nodad")
+    any4, any6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+    mine = [Published("tcp", host, 15432, 5432) for host in (more4, more6)]
+    mine += [Published("tcp", any4, 15433, 5432), Published("tcp", any6, 15434, 5432)]
+    theirs = [Published("tcp", host, 15432, 5432) for host in (Site.HOST4, Site.HOST6)]
+    theirs += [Published("tcp", any6, 15433, 5432), Published("tcp", any4, 15434, 5432)]
+    elements = site.guarded(boxes.web, NAMED, published=tuple(mine))
+    elements |= site.guarded(boxes.other, "br-ba9876543210", published=tuple(theirs))
+    site.load(more=elements if watched else elements - set(WATCHED))
+    hosts = (more4, more6, Site.HOST4, Site.HOST6)
+    tried = [("tcp", str(host), port) for host in hosts for port in (15432, 15433, 15434)]
+    with site.host.probe.serve(tcp=[15432, 15433, 15434]):
+        for box, own in ((boxes.web, mine), (boxes.other, theirs)):
+            reached = {
+                ("tcp", str(host), port.host_port)
+                for host in hosts
+                for port in own
+                if port.host_ip in (host, any4 if host.version == 4 else any6)
+            }
+            assert {t for t, v in box.probe(tried, timeout=0.3).items() if v == "open"} == reached
+
+
+def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Site, boxes: Boxes) -> None:
+    """docker-proxy's side of a closed port begins a flow to the port's own network only, from the address and in the
+    family that is published there: another network's equal port number lets nothing out."""
+    more6 = IPv6Address("2001:db8:ffff::9")
+    site.host.ip(f"addr replace {more6}/64 dev eth0 nodad")
+    mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
+    theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
+    site.load(more=site.guarded(boxes.web, NAMED, published=mine)
+              | site.guarded(boxes.other, "br-ba9876543210", published=theirs))  # fmt: skip
+    web = boxes.web
+    said = {
+        udp(more6, web.v6, 9, 15353): True, udp(Site.HOST6, web.v6, 9, 15353): False,
+        udp(Site.HOST4, web.v4, 9, 15354): True, udp(Site.HOST6, web.v6, 9, 15354): False,
+    }  # fmt: skip
+    passed = set()
+    for packet in said:
+        with contextlib.suppress(PermissionError):  # so output's drop is told
+            site.send([packet], site.host)
+            passed.add(packet)
+    assert passed == {packet for packet, passes in said.items() if passes}
+
+
 def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
     """A client talks by docker-proxy to a port that closes: its flow is cut, and the proxy's next word does not bring
     it back, over UDP and TCP."""
@@ -377,6 +427,24 @@ def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Si
         site.load(more=guest_elements(network, endpoint, of(network, endpoint)))
         assert boxes.web.probe.tcp(str(Site.HOST6), 15432, timeout=0.3) == "silent"
         assert site.host.probe.tcp(str(Site.HOST6), 15432) == "open"
+
+
+def test_a_port_that_is_published_for_the_host_alone_is_closed_by_address(site: Site, boxes: Boxes) -> None:
+    """`-p 127.0.0.1:8080:80`: who has a route to the container does not reach its port 80; the rest of the base is as
+    it was. What opens it otherwise does: a label, `fw.allow` of the network, another publication that is not the
+    host's alone."""
+    alone = tuple(Published("tcp", IPv4Address("127.0.0.1"), 8080 + n, port) for n, port in ((0, 80), (1, 5432)))
+    alone += (Published("tcp", IPv6Address("::1"), 8443, 443),)
+    site.load(more=published(boxes.web, *alone))
+    assert arriving(site, boxes.web) == {"22/tcp"}
+    site.load(more=published(boxes.web, *alone, allow=(Rule("tcp", 80, 80),)))
+    assert arriving(site, boxes.web) == {"22/tcp", "80/tcp"}
+    site.load(more=published(boxes.web, *alone, Published("tcp", Site.HOST4, 8080, 80)))
+    assert arriving(site, boxes.web) == {"22/tcp", "80/tcp"}
+    site.load(more=published(boxes.web, *alone, setting=True))
+    assert arriving(site, boxes.web) == {"22/tcp"}
+    with boxes.web.probe.serve(tcp=[80]):
+        assert site.host.probe.tcp(str(boxes.web.v6), 80) == "open"
 
 
 def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: Boxes) -> None:

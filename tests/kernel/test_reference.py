@@ -61,6 +61,7 @@ PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 MANY = 260
 NOW = 1_000_000.0
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+LOOPBACK4, LOOPBACK6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 _ports = itertools.cycle(range(20000, 60000))
 
 
@@ -259,8 +260,8 @@ networks = st.fixed_dictionaries(
         "problems": problems,
     }
 )
-#: 0.0.0.0 and ::, or one address of the host's.
-_host_ips = st.sampled_from([(ANY4, ANY6), (Site.HOST4, Site.HOST6), (ANY4,), (ANY6,)])
+#: 0.0.0.0 and ::, or one address of the host's, or its loopback.
+_host_ips = st.sampled_from([(ANY4, ANY6), (Site.HOST4, Site.HOST6), (ANY4,), (ANY6,), (LOOPBACK4, LOOPBACK6)])
 published = st.lists(
     st.tuples(st.integers(0, len(BEHIND) - 1), _host_ips), max_size=3, unique_by=lambda each: each[0]
 )  # fmt: skip
@@ -504,7 +505,7 @@ class Gun:
         src = self._at(source, version) if source else self._pick(self.strangers[version])
         there = (found[1] for owner in self.inventory.owners() if (found := self.inventory.endpoint(owner)))
         stands = any(
-            port.host_port == number and port.host_ip.version == version
+            port.host_port == number and port.host_ip.version == version and not port.host_ip.is_loopback
             for endpoint in there
             if endpoint.id == seat.box.endpoint.id and endpoint.joined
             for port in endpoint.published

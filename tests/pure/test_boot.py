@@ -69,8 +69,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     assert "create table inet docker-fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
         "insert rule inet docker-fw inbound fib daddr . iif oif exists accept",
-        f"insert rule inet {TABLE} forward "
-        'ct state new fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
+        'insert rule inet docker-fw reverse_path fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
     ]
 
 

@@ -406,6 +406,14 @@ def test_settings_of_the_host_count() -> None:
     assert "7/tcp (FW_ALLOW)" in told.text
 
 
+@pytest.mark.parametrize(("driver", "left"), [("bridge", ["22/tcp"]), ("fw", BASE)])
+def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver: str, left: list[str]) -> None:
+    """Published on loopback only; what is published elsewhere too stays."""
+    ports = "['127.0.0.1:8080:80', '127.0.0.1:8443:443', '127.0.0.1:2222:22', '22:22']"
+    told = checked(f"services: {{web: {{networks: [n], ports: {ports}}}}}\nnetworks: {{n: {{driver: {driver}}}}}")
+    assert told.accepts("web", "n") == left
+
+
 def test_an_internal_network_is_out_of_reach() -> None:
     """Nobody from outside comes there, whatever a label says; the warning says what to do."""
     told = checked(

@@ -184,6 +184,12 @@ def test_a_container_that_is_being_connected(key: str) -> None:
     found = listing.attached(there, WEB, {"fw.deny": "22"})
     assert found
     assert (found.container, found.said) == (Container("c" * 64, "web", network="front"), Said(deny=(SSH,)))
+    assert found.unlisted
+    assert not found.published
+    listed = {"Ports": [{"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]}
+    known = listing.attached(there, WEB, {}, listed)
+    assert known
+    assert (known.published, known.unlisted) == ((Published("tcp", IPv4Address("127.0.0.1"), 8080, 80),), False)
     assert (found.id, found.addr4, found.addr6) == ("e" * 64, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
     assert listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
 

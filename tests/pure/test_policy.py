@@ -349,6 +349,45 @@ def test_a_wrong_label_closes_what_p_opens() -> None:
         assert of(network, endpoint, Defaults(published=True)).published == ()
 
 
+ALONE = tuple(
+    Published("tcp", ip, 8000 + n, n) for n in (22, 80, 8080) for ip in (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("base", ["default", "open"])
+def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None:
+    """On Docker's own networks; not on docker-fw's, which are reached by address. What is said of the port by itself,
+    wherever, counts all the same, and so does a publication that others reach."""
+
+    def accepts(
+        network: Network | Guarded, *more: Published, settings: Said = NOTHING_SAID, override: Override = NOTHING,
+        **labels: str,
+    ) -> set[int]:  # fmt: skip
+        container = dataclasses.replace(KNOWN, said=said(policy=base, **labels))
+        endpoint = dataclasses.replace(ENDPOINT, container=container, published=(*ALONE, *more))
+        rules = of(network, endpoint, Defaults(settings), override).accepts
+        return {port for port in (22, 80, 443, 8080) if passes(rules, "tcp", port, OUTSIDE)}
+
+    assert accepts(NETWORK) == {22, 80, 443} | ({8080} if base == "open" else set())
+    assert accepts(GUARDED) == {443}
+    assert accepts(GUARDED, Published("tcp", IPv4Address("198.51.100.1"), 1, 80)) == {80, 443}
+    assert accepts(GUARDED, Published("udp", IPv4Address("0.0.0.0"), 1, 80)) == {443}
+    rule = Rule("tcp", 80, 80)
+    assert accepts(GUARDED, allow="80") == {80, 443}
+    assert accepts(GUARDED, settings=Said(allow=(rule,))) == {80, 443}
+    assert accepts(dataclasses.replace(GUARDED, said=Said(allow=(rule,)))) == {80, 443}
+    assert accepts(GUARDED, override=Override(allow=(rule,))) == {80, 443}
+
+
+def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None:
+    """A container of Docker's own network that is starting: what is published for the host alone is not known yet. What
+    its labels open is open."""
+    container = dataclasses.replace(KNOWN, said=said(allow="8080"))
+    endpoint = dataclasses.replace(ENDPOINT, container=container, unlisted=True)
+    assert [rule.first for rule in of(GUARDED, endpoint).accepts] == [8080]
+    assert len(of(GUARDED, dataclasses.replace(endpoint, unlisted=False)).accepts) == 4
+
+
 @given(st.lists(strategies.published, max_size=4).map(tuple))
 @examples(50)
 def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...]) -> None:

@@ -483,16 +483,24 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         todo += [t for r in found[name] for t in re.findall(r"goto (\w+)", r) if t not in final]
         asked |= {t for r in found[name] for t in re.findall(r"jump (\w+)", r)}
     ends = {"deny", "noticed", "noticed_by", "permit"}
-    assert final == {"inbound", "inbound4", "inbound6", "icmp_in", "icmp6_in", *ends}
-    for name in final - ends:
+    icmp = {"icmp_in", "icmp6_in", "to_registered", "to_unregistered", "to_few"}
+    assert final == {"inbound", "inbound4", "inbound6", *icmp, *ends}
+    for name in final - ends - {"to_registered"}:
         assert found[name][-1] == "goto deny"
         assert not [rule for rule in found[name] if re.search(r"\b(return|continue)\b", rule)]
     for name in (*ends - {"permit"}, "deny_host"):
         assert found[name][-1] == 'counter name "drops" drop'
+    # Where ICMP goes, and what is related: accepted to whom a container is known, a few packets to others.
+    assert found["to_registered"] == [
+        "ip6 daddr != @dropped6 goto to_unregistered", "ip daddr != @dropped4 goto to_unregistered", "accept"
+    ]  # fmt: skip
+    assert [name for name in found if any("goto to_registered" in r for r in found[name])] == [
+        "inbound", "icmp_in", "icmp6_in"
+    ]  # fmt: skip
     assert asked == {"gates4", "gates6", "from_container"}
     for rule in chain.from_iterable(found[name] for name in found if name.startswith(("inbound", "gate", "from"))):
         if re.search("goto permit|accept", rule):
-            assert re.search(r"@(allow|other|from|dnat|same_bridge)\w* (goto permit|accept)|related accept", rule), rule
+            assert re.search(r"@(allow|other|from|dnat|same_bridge)\w* (goto permit|accept)", rule), rule
     for name in ("gates4", "gates6", *(n for n in found if re.match("from[46]", n))):
         assert not [rule for rule in found[name] if not re.search(r"(jump from\w+|goto permit)$", rule)]
     assert found["permit"] == ["accept"]
@@ -507,8 +515,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @banning jump banned"
     assert established == "ct state established goto established"
-    assert forged.startswith("ct state new fib saddr oifname @bridges")
-    assert forged.endswith("goto deny")
+    assert forged == "ct state new,invalid,untracked jump reverse_path"
     assert held == "ct state new jump held"
     assert confined == "iifname @confined jump confined"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
@@ -517,7 +524,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
 def test_a_ban_and_a_confinement_accept_nothing() -> None:
     """What is asked before everything else drops or returns, and never accepts."""
     for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container", "held",
-                 "held4", "held6"):  # fmt: skip
+                 "held4", "held6", "reverse_path", "reverse_path_bridge"):  # fmt: skip
         assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
 
 

@@ -114,6 +114,7 @@ CASES: dict[str, Case] = {
     "within an internal network": ("10.3.0.2", "10.3.0.9", "tcp", 80, True, "both are on fw-inner"),
     "who is not known": (OUT, "10.1.0.9", "tcp", 80, False, "it is not known who has 10.1.0.9: it answers on ICMP"),
     "ping of who is not known": (OUT, "10.1.0.9", "icmp", 0, True, "useful ICMP"),
+    "ping to nobody": (OUT, "10.1.0.99", "icmp", 0, True, "no container is known to have 10.1.0.99: a few packets of"),
     "an address that nobody has": (OUT, "10.1.0.99", "tcp", 22, False, "it is not known who has 10.1.0.99"),
     "wrong labels": (OUT, "10.1.0.8", "tcp", 443, False, "wrong has a mistake in its labels, and answers on ICMP only"),
     "to nobody of ours": ("10.1.0.2", "198.51.100.1", "tcp", 25, True, "198.51.100.1 is no container's network"),

@@ -1,0 +1,234 @@
+"""Root in a container forges the source of a packet: a flow begins from where its source belongs, or not at all.
+
+`NET_RAW` is among the capabilities that Docker gives by default, and an answer is not needed: over UDP one packet does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import pytest
+
+from plugin.model import Peer, Published, Rule
+from plugin.sets import Element
+from tests.kernel.netns import inside
+from tests.kernel.packets import Packet, arrived, icmp, new_flow, packed, ping, portless, tcp, udp
+from tests.kernel.site import Box, Site
+from tests.kernel.test_hostile import mac
+
+_ports = itertools.count(20000)
+ONE, TWO = "br-0123456789ab", "br-ba9876543210"
+#: From whom ports are open: the outsider, some other network of the Internet, the host, and two networks of Docker's.
+FRIENDS = tuple(
+    Peer("prefix", prefix)
+    for prefix in ("203.0.113.0/24", "192.0.2.0/24", "198.51.100.0/24", "10.101.0.0/16", "10.2.0.0/16",
+                   "2001:db8:5::/48", "2001:db8:77::/48", "2001:db8:ffff::/64", "2001:db8:101::/64", "2001:db8:2::/64")
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        yield made
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """On networks of docker-fw's, and on Docker's."""
+
+    ours: Box
+    ours_too: Box
+    docker: Box
+    docker_too: Box
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Boxes:
+    return Boxes(
+        site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(ONE, 100), site.docker_box(TWO, 101)
+    )
+
+
+@pytest.fixture
+def friendly(site: Site, boxes: Boxes) -> Boxes:
+    """Two containers, one on each kind of network, accept UDP from friends; one of them behind docker-proxy too.
+
+    The port of the second container of ours is not bound to its addresses: it is not known, or there are no tables for
+    bridges in the kernel.
+    """
+    rules = tuple(Rule(proto, 53, 53, FRIENDS) for proto in ("udp", "sctp"))
+    ports = tuple(Published("udp", any_, 15353, 53) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")))
+    site.load(
+        site.known(boxes.ours, *rules),
+        more=site.guarded(boxes.docker, ONE, *rules, published=ports) | site.guarded(boxes.docker_too, TWO),
+    )
+    return boxes
+
+
+def forged(forger: Box) -> list[Any]:
+    """Sources that are not where the forger is: the Internet's, the host's, other networks', none's."""
+    four = ["203.0.113.7", "192.0.2.9", Site.HOST4, "10.100.0.1", "10.2.0.2", "10.101.0.2"]
+    six = ["2001:db8:5::7", "2001:db8:77::9", Site.HOST6, "2001:db8:100::1", "2001:db8:2::2", "2001:db8:101::2"]
+    elsewhere = [*four, *six]
+    return [source for source in elsewhere if str(source) not in (str(forger.v4), str(forger.v6))]
+
+
+def to(target: tuple[Any, Any], source: Any) -> Any:
+    return target[":" in str(source)]
+
+
+@pytest.mark.parametrize("forger", ["docker_too", "ours_too"])
+@pytest.mark.parametrize("target", ["ours", "docker", "host port", "outside"])
+def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
+    """A container with the address of somebody to whom a port is open has nothing by it: not on another network's
+    container, not at docker-proxy's port, and no answer is drawn out of an accomplice either."""
+    who = getattr(friendly, forger)
+    ends: dict[str, tuple[Any, Any]] = {
+        "ours": (friendly.ours.v4, friendly.ours.v6), "docker": (friendly.docker.v4, friendly.docker.v6),
+        "host port": (Site.HOST4, Site.HOST6), "outside": (Site.OUT4, Site.OUT6),
+    }  # fmt: skip
+    there, port = ends[target], 15353 if target == "host port" else 53
+    lies = [new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(who) for proto in ("udp", "sctp")]
+    lies += [ping(a, to(there, a)) for a in forged(who)]
+    last = ping(who.v6, there[1])
+    ears = {"ours": friendly.ours, "docker": friendly.docker, "outside": site.wan}
+    ear = site.listener if target == "host port" else site.sniffer(ears[target])
+    list(ear.read())
+    site.send([*lies, last], who)
+    (seen,) = arrived([ear], last)
+    assert seen & set(lies) == set()
+    # The same from where they belong.
+    true = [udp(Site.OUT4, to(there, Site.OUT4), port, next(_ports)), udp(Site.OUT6, there[1], port, next(_ports))]
+    if target != "outside":
+        site.send(true)
+        site.send([last := ping(Site.OUT6, there[1])])
+        (seen,) = arrived([ear], last)
+        assert seen >= set(true)
+
+
+def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> None:
+    """A host that does not track some flows (notrack): a forged packet of them is no flow, and passes no better."""
+    rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
+    site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
+    try:
+        ours, who = (friendly.ours.v4, friendly.ours.v6), friendly.docker_too
+        lies = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(who)]
+        assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+        true = [udp(Site.OUT4, friendly.ours.v4, 53, next(_ports)), udp(Site.OUT6, friendly.ours.v6, 53, next(_ports))]
+        assert site.deliver(true, friendly.ours) == set(true)
+    finally:
+        site.run("nft", "delete", "table", "inet", "blind")
+
+
+def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly: Boxes) -> None:
+    """A segment that connection tracking calls invalid leaves a network from where it belongs, or not at all."""
+    who = friendly.docker_too
+    lies = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
+    assert site.deliver(lies, site.wan, who, ping(who.v6, Site.OUT6)) == set()
+
+
+@pytest.mark.parametrize("where", ["ours_too", "docker_too"])
+def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site, friendly: Boxes, where: str) -> None:
+    """A VPN or router container that does not masquerade: what comes from behind it passes if the host has a route to
+    there by that container, and else not."""
+    who: Box = getattr(friendly, where)
+    bridge = TWO if where == "docker_too" else next(n for n in site.networks.values() if n.gateway4 and
+                                                    who.v4 in n.gateway4.network).bridge  # fmt: skip
+    ours = (friendly.ours.v4, friendly.ours.v6)
+    behind = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
+    last = ping(who.v6, friendly.ours.v6)
+    assert site.deliver(behind, friendly.ours, who, last) == set()
+    routes = [f"192.0.2.0/24 via {who.v4}", f"2001:db8:77::/48 via {who.v6}"]
+    site.host.ip(*(f"route add {route} dev {bridge}" for route in routes))
+    try:
+        assert site.deliver(behind, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set(behind)
+    finally:
+        site.host.ip(*(f"route del {route} dev {bridge}" for route in routes))
+
+
+def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> None:
+    """The unspecified source of DHCP, of duplicate address detection and of multicast reports, and link-local ones,
+    reach the host."""
+    who = friendly.docker_too
+    own = who.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
+    listing = who.run(["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]).stdout
+    fe80 = listing.split("inet6 ")[1].split("/")[0]
+    packets = {
+        "icmpv6 type nd-neighbor-solicit ip6 saddr ::": icmp("::", "ff02::1", 135, body=bytes(4) + packed("fe80::9")),
+        "icmpv6 type nd-router-solicit ip6 saddr ::": icmp("::", "ff02::1", 133, body=bytes(4)),
+        "icmpv6 type mld2-listener-report ip6 saddr ::": icmp("::", "ff02::1", 143, body=bytes(4)),
+        "udp dport 67 ip saddr 0.0.0.0": udp("0.0.0.0", "255.255.255.255", 67, 68),
+        f"udp dport 547 ip6 saddr {fe80}": udp(fe80, "ff02::1", 547, 546),
+        "udp dport 5353 ip saddr 203.0.113.7": udp("203.0.113.7", "255.255.255.255", 5353, 5353),
+    }
+    rules = "\n".join(f"{rule} counter" for rule in packets)
+    text = f"table inet watch {{\nchain i {{\ntype filter hook input priority 10;\n{rules}\n}}\n}}\n"
+    site.run("nft", "-f", "-", input=text)
+    try:
+        ears = site.listener
+        list(ears.read())
+        with inside(who.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("eth0", 0))
+            for packet in packets.values():
+                six = len(packet.dst) == 16
+                body = bytes(packet)[:7] + b"\xff" + bytes(packet)[8:] if six else bytes(packet)
+                to_all = b"\x33\x33\0\0\0\1" if six else b"\xff" * 6
+                sock.send(to_all + mac(own) + (b"\x86\xdd" if six else b"\x08\0") + body)
+        last = ping(who.v6, "2001:db8:101::1")
+        site.send([last], who)
+        arrived([ears], last)
+        shown = site.run("nft", "list", "table", "inet", "watch").stdout.splitlines()
+        counts = [int(line.split("packets ")[1].split()[0]) for line in shown if "packets " in line]
+        assert dict(zip(packets, counts, strict=True)) == {rule: int("203" not in rule) for rule in packets}
+    finally:
+        site.run("nft", "delete", "table", "inet", "watch")
+
+
+@pytest.mark.parametrize("kind", ["ours_too", "docker_too"])
+def test_within_a_network_the_bridge_asks_nobody(site: Site, friendly: Boxes, kind: str) -> None:
+    """Where br_netfilter shows the rules what stays within a bridge, neighbours talk from any address."""
+    who: Box = getattr(friendly, kind)
+    number = 2 if kind == "ours_too" else 101
+    near = next((b for b in site.boxes if str(b.v4) == f"10.{number}.0.3"), None)
+    if near is None:
+        near = site.docker_box(TWO, 101, 3) if kind == "docker_too" else site.box(_network(site, who), 3)
+        site.acquaint(who, near)
+    site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 1 for family in ("iptables", "ip6tables")})
+    try:
+        packets = [udp(a, to((near.v4, near.v6), a), 9, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
+        assert site.deliver(packets, near, who, ping(who.v6, near.v6)) == set(packets)
+    finally:
+        site.host.sysctl({f"net/bridge/bridge-nf-call-{family}": 0 for family in ("iptables", "ip6tables")})
+
+
+def _network(site: Site, box: Box) -> Any:
+    return next(n for n in site.networks.values() if n.gateway4 and box.v4 in n.gateway4.network)
+
+
+def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxes) -> None:
+    """A bridge that is somebody else's (virtual machines, a LAN) is a link like any other: who is behind it may come
+    from anywhere that is no container's."""
+    friend = site.docker_box("virbr0", 103) if not any(b.v4 == IPv4Address("10.103.0.2") for b in site.boxes) else None
+    assert friend
+    rules = (Rule("udp", 53, 53, FRIENDS),)
+    site.load(site.known(friendly.ours, *rules), more=[Element("foreign", (site.index("virbr0"),))])
+    ours = (friendly.ours.v4, friendly.ours.v6)
+    packets = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
+    assert site.deliver(packets, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set(packets)
+    lies = [udp(a, to(ours, a), 53, next(_ports)) for a in ("10.2.0.2", "2001:db8:2::2")]
+    assert site.deliver(lies, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set()
+
+
+def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
+    """GRE, ESP and AH from a friend's address, where they are open to friends."""
+    protos = ("gre", "esp", "ah")
+    site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
+    who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
+    lies: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
+    assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()

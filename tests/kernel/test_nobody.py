@@ -1,0 +1,129 @@
+"""Packets to addresses that no container has: each would be an entry in the host's table of neighbours (RFC 6583).
+
+That table holds 1,024 entries for the whole kernel by default, and who is not in it when it is full is not reached. So
+few are sent here, and the table is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from typing import Any
+
+import pytest
+
+from plugin.model import Rule
+from tests.kernel.packets import Packet, icmp_error, new_flow, ping
+from tests.kernel.site import Box, Site
+
+DOCKERS = "br-0123456789ab"
+#: So many addresses are tried.
+MANY = 240
+_ports = itertools.count(20000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    ours: Box
+    docker: Box
+    other: Box
+
+
+@pytest.fixture
+def fresh(site: Site) -> Boxes:
+    """All three are known, one of each kind of network accepts UDP 9; nobody was looked for before."""
+    site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    made = Boxes(site.box(site.network(1), 2), site.docker_box(DOCKERS, 100), site.box(site.network(2), 2))
+    more = site.guarded(made.docker, DOCKERS, Rule("udp", 9, 9))
+    site.load(site.known(made.ours, Rule("udp", 9, 9)), site.known(made.other), more=more)
+    return made
+
+
+def bridge(site: Site, box: Box) -> str:
+    return box.network.bridge if box.network else DOCKERS
+
+
+def neighbours(site: Site, link: str) -> int:
+    """Entries of both families, whatever became of them."""
+    shown = [site.run("ip", family, "neigh", "show", "dev", link, "nud", "all").stdout for family in ("-4", "-6")]
+    return sum(len(text.splitlines()) for text in shown)
+
+
+def few(since: float) -> float:
+    """So many entries are well since then: a burst, and ten a second; of IPv6 one more each for the group that is asked
+    (RFC 4291 section 2.7.1)."""
+    return 2 * (50 + 10 * (time.monotonic() - since)) + 10
+
+
+def nobodies(box: Box, family: int) -> list[str]:
+    """Addresses of the box's network that are no container's."""
+    number = str(box.v4).split(".")[1]
+    if family == 4:
+        return [f"10.{number}.0.{n}" for n in range(10, 10 + MANY)]
+    return [f"2001:db8:{number}::{n:x}" for n in range(0x1000, 0x1000 + MANY)]
+
+
+def source_of(source: Box | None, family: int) -> Any:
+    if source is None:
+        return Site.OUT4 if family == 4 else Site.OUT6
+    return source.v4 if family == 4 else source.v6
+
+
+@pytest.mark.parametrize("kind", ["echo requests", "errors"])
+@pytest.mark.parametrize("source", ["outside", "another network"])
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("target", ["ours", "docker"])
+def test_few_packets_to_nobody_pass(
+    site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str
+) -> None:
+    """Who tries all addresses of a network, by ping or by errors about what nobody sent, makes few entries; a container
+    there is reached meanwhile as ever, with pings and errors both."""
+    box: Box = getattr(fresh, target)
+    start = fresh.other if source == "another network" else None
+    src = source_of(start, family)
+    own = box.v4 if family == 4 else box.v6
+
+    def packet(dst: Any) -> Packet:
+        if kind == "echo requests":
+            return ping(src, dst)
+        about = new_flow("udp", dst, src, 9, next(_ports))
+        return icmp_error(src, about, 3, 1) if family == 4 else icmp_error(src, about, 1, 4)
+
+    before, began = neighbours(site, bridge(site, box)), time.monotonic()
+    site.send(map(packet, nobodies(box, family)), start)
+    true = [packet(own) for _ in range(100)]
+    assert site.deliver(true, box, start) == set(true)
+    assert neighbours(site, bridge(site, box)) - before <= few(began)
+    # Some pass: one that docker-fw does not know answers to ping, if it is there.
+    assert neighbours(site, bridge(site, box)) - before >= 40
+
+
+def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
+    """A container forges neighbours that do not exist, and an accomplice outside returns errors about that: few pass,
+    while a container's own errors all do."""
+    box = fresh.docker
+    before, began = neighbours(site, DOCKERS), time.monotonic()
+    sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in nobodies(box, 6)]
+    assert len(site.deliver(sent, site.wan, box, ping(box.v6, Site.OUT6))) == MANY
+    site.send([icmp_error(Site.OUT6, packet, 1, 4) for packet in sent])
+    own = [new_flow("udp", box.v6, Site.OUT6, 9, next(_ports)) for _ in range(100)]
+    site.deliver(own, site.wan, box, ping(box.v6, Site.OUT6))
+    errors = [icmp_error(Site.OUT6, packet, 1, 4) for packet in own]
+    assert site.deliver(errors, box) == set(errors)
+    assert neighbours(site, DOCKERS) - before <= few(began)
+
+
+def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
+    """While one network is flooded, a container of another that docker-fw does not know yet answers to ping."""
+    site.load(site.known(fresh.ours), more=site.guarded(fresh.docker, DOCKERS))
+    site.send(ping(Site.OUT6, address) for address in nobodies(fresh.docker, 6))
+    pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]
+    assert site.deliver(pings, fresh.other) == set(pings)
+
+
+def test_what_is_dropped_is_counted_and_nothing_else(site: Site, fresh: Boxes) -> None:
+    """A container that is reached by ping has no drops for it."""
+    pings = [ping(Site.OUT6, fresh.ours.v6) for _ in range(20)]
+    assert site.deliver(pings, fresh.ours) == set(pings)
+    assert not any(site.nft.dropped()[fresh.ours.v6])
