@@ -5,8 +5,8 @@ While dockerd boots, its socket accepts and answers nobody until every restart-p
 which waits for our hooks. So a hook's look-up is bounded in time, and after one failure no hook asks again until the
 API has answered once.
 
-Calls made (for those behind a socket proxy): GET /version, /info (Docker ≥ 29), /events, /networks, /networks/ID,
-/containers/json, /containers/ID/json, /images/ID/json.
+Calls made (for those behind a socket proxy): GET /version, /info (Docker 24 to 27, and from 29), /events,
+/networks, /networks/ID, /containers/json, /containers/ID/json, /images/ID/json.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 import docker
-from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException, NotFound
 from requests.exceptions import RequestException
 
-from plugin import labelled, listing
+from plugin import images, labelled, listing
 from plugin.attachments import Attachments, Options
 from plugin.effect import Engine
 from plugin.engines import noted
@@ -58,12 +57,11 @@ class DockerApi:
     """
 
     def __init__(self, path: str, *, trust_images: bool = False) -> None:
-        self._trust_images = trust_images
         self._url, self._version = f"unix://{path}", ""
         self._local = threading.local()
         #: What is known of the daemon that answered last.
         self.engine = Engine()
-        self._images: dict[str, Mapping[str, str]] = {}
+        self._images = images.Images(trust=trust_images)
         #: By network ID, what compose's file calls it.
         self._keys: Mapping[str, str] = {}
         self._attachments = Attachments()
@@ -97,7 +95,7 @@ class DockerApi:
         pattern = f"^/{re.escape(name)}$"
         for listed in client.containers(all=True, filters={"name": [pattern]}):
             if f"/{name}" in (listed.get("Names") or []):
-                who = self._labelled(client, listed)
+                who = self._images.read(client, listed)
                 return labelled.at(who, str(network.get("Name") or ""), labelled.compose_key(network))
         return None
 
@@ -124,7 +122,7 @@ class DockerApi:
             there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
             for listed, options in zip(there, self._inspections.map(self._options, there), strict=True):
                 try:
-                    who, why = self._labelled(client, listed), listing.apart(listed)
+                    who, why = self._images.read(client, listed), listing.apart(listed)
                 except (APIError, *LIES) as error:
                     # What cannot be read of a container or its image closes that container, and nobody else.
                     log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
@@ -169,7 +167,7 @@ class DockerApi:
                 options = self._attachments.get(container_id, network.name)
                 if options is None and listed[0].get("State") == "running" and self._inspect(container_id, ()):
                     options = self._attachments.get(container_id, network.name)
-                who = self._labelled(client, listed[0])
+                who = self._images.read(client, listed[0])
                 endpoint = listing.attached(inspected, who, options or {})
                 return (network, endpoint, options is not None) if endpoint else None
         return None
@@ -181,7 +179,7 @@ class DockerApi:
             listed = client.containers(filters={"id": container_id})
             if not listed:
                 return []
-            who, options = self._labelled(client, listed[0]), self._options(listed[0])
+            who, options = self._images.read(client, listed[0]), self._options(listed[0])
             if options is None:
                 raise ApiSilent(f"Docker did not tell of the attachments of {who.name}")
             return listing.endpoints(listed[0], who, self._keys, options)
@@ -221,6 +219,7 @@ class DockerApi:
             client = docker.APIClient(base_url=self._url, version=self._negotiated(_NEVER), timeout=_NEVER)
             stream = client.events(filters={"type": ["container", "network"]})
         self._answering = True
+        self._images.anew()
         try:
             yield listing.Event("subscribed")
             yield from map(listing.event, objects(stream))
@@ -255,10 +254,11 @@ class DockerApi:
                 self.engine = noted(engine, self.engine)
             finally:
                 client.close()
-            # docker-py speaks up to a version of its own; 20.10 tops out at 1.41, 29 starts at 1.44.
-            ours = tuple(map(int, DEFAULT_DOCKER_API_VERSION.split(".")))
+            # 20.10 tops out at 1.41, 29 starts at 1.44. The newest that anything here needs (docker-py would stop at
+            # 1.45) is the one that shows each variant of an image.
             theirs = tuple(map(int, str(told["ApiVersion"]).split(".")))
-            self._version = ".".join(map(str, min(ours, theirs)))
+            self._images.anew()
+            self._version = ".".join(map(str, min(images.SELECTS, theirs)))
         return self._version
 
     def _client(self, timeout: Any) -> docker.APIClient:
@@ -270,23 +270,6 @@ class DockerApi:
                 kept.pop(old).close()
             kept[key] = docker.APIClient(base_url=self._url, version=version, timeout=timeout)
         return kept[key]
-
-    def _labelled(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Labelled:
-        if self._trust_images or not labelled.asks_for_image(listed):
-            return labelled.read(listed, None)
-        try:
-            return labelled.read(listed, self._image_labels(client, listed["ImageID"]))
-        except NotFound as error:
-            return labelled.read(listed, None, gone=str(error.explanation))
-
-    def _image_labels(self, client: docker.APIClient, image_id: str) -> Mapping[str, str]:
-        """What the image brings: an image must not open its own ports. An image never changes, so it is kept."""
-        if image_id not in self._images:
-            config = client.inspect_image(image_id).get("Config") or {}  # type: ignore[no-untyped-call]
-            if len(self._images) > 1000:
-                self._images.clear()
-            self._images[image_id] = config.get("Labels") or {}
-        return self._images[image_id]
 
 
 def _read(read: Callable[[Any], T], raw: Any) -> T | None:
