@@ -16,7 +16,7 @@ from typing import Any
 import docker
 from docker.errors import APIError, NotFound
 
-from plugin import labelled
+from plugin import asking, labelled
 from plugin.labelled import Labelled
 
 #: The first API version that tells a container's manifest, and images' descriptors; and the first that inspects the
@@ -78,15 +78,13 @@ class Images:
 
     def _ask(self, client: docker.APIClient, of: Variant) -> Mapping[str, str]:
         version = tuple(map(int, str(client.api_version).split(".")))
-        if STORE <= version < TELLS:
-            if self._in_containerd(client):
-                raise Unknown(
-                    "this Docker keeps its images in containerd's store and does not tell which variant of its image a "
-                    f"container was created from; upgrade Docker to 28.1 or newer, {_TRUST}"
-                )
+        if STORE <= version < TELLS and self._in_containerd(client):
+            raise Unknown(
+                "this Docker keeps its images in containerd's store and does not tell which variant of its image a "
+                f"container was created from; upgrade Docker to 28.1 or newer, {_TRUST}"
+            )
         query = {"platform": of.platform} if of.platform and version >= SELECTS else {}
-        raw: Any = client
-        return brought(of, raw._result(raw._get(raw._url("/images/{0}/json", of.image), params=query), json=True))
+        return brought(of, asking.one(client, "/images/{0}/json", of.image, **query))
 
     def _in_containerd(self, client: docker.APIClient) -> bool:
         if self._containerd is None:
@@ -95,7 +93,8 @@ class Images:
             except APIError as error:
                 if not error.is_client_error():
                     raise
-                raise Unknown(f"Docker does not tell in which store it keeps its images ({error.explanation})") from error
+                why = f"Docker does not tell in which store it keeps its images ({error.explanation})"
+                raise Unknown(f"{why}; let docker-fw ask GET /info, {_TRUST}") from error
         return self._containerd
 
 
