@@ -14,6 +14,21 @@ from plugin import answers
 #: Seconds for the whole of an answer; the time-out of a client is for each read, and an answer may come in drops.
 LONGEST = 60.0
 _PIECE = 1 << 16
+#: The newest API version that anything here needs: the first that shows each variant of an image.
+NEWEST = (1, 49)
+
+
+def version(told: Mapping[str, Any]) -> str:
+    """The API version to ask in, by what `GET /version` tells: 20.10 tops out at 1.41, 29 starts at 1.44.
+
+    docker-py itself would stop at 1.45, which it says nothing different in.
+    """
+    least, most = _numbers(told.get("MinAPIVersion") or "1.0"), _numbers(told["ApiVersion"])
+    return ".".join(map(str, max(least, min(NEWEST, most))))
+
+
+def _numbers(text: Any) -> tuple[int, ...]:
+    return tuple(map(int, str(text).split(".")))
 
 
 def one(client: docker.APIClient, path: str, *names: str, **query: str) -> Any:

@@ -261,11 +261,8 @@ class DockerApi:
                 self.engine = noted(engine, self.engine)
             finally:
                 client.close()
-            # 20.10 tops out at 1.41, 29 starts at 1.44. The newest that anything here needs (docker-py would stop at
-            # 1.45) is the one that shows each variant of an image.
-            theirs = tuple(map(int, str(told["ApiVersion"]).split(".")))
             self._images.anew()
-            self._version = ".".join(map(str, min(images.SELECTS, theirs)))
+            self._version = asking.version(told)
         return self._version
 
     def _client(self, timeout: Any) -> docker.APIClient:

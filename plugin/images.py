@@ -21,7 +21,7 @@ from plugin.labelled import Labelled
 
 #: The first API version that tells a container's manifest, and images' descriptors; and the first that inspects the
 #: variant of a platform. Before `STORE` Docker had no containerd image store.
-STORE, TELLS, SELECTS = (1, 43), (1, 48), (1, 49)
+STORE, TELLS, SELECTS = (1, 43), (1, 48), asking.NEWEST
 #: Variants whose labels are kept, and characters of labels that are not.
 _KEPT, _LARGE = 1000, 1 << 16
 #: Characters of a platform as the API's parameter; Docker's are below 100.

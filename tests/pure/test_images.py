@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from plugin import asking
 from plugin.dockerapi import DockerApi
 from plugin.images import Unknown, Variant, brought, in_containerd, variant
 from plugin.model import Container, Said
@@ -287,3 +288,13 @@ def test_the_reason_is_logged_and_told_for_each_container(docker: Store, caplog:
         (problem,) = look(docker)["users"].problems
     assert "the image is gone" in str(problem)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "asked"),
+    [(None, "1.41", "1.41"), ("1.24", "1.45", "1.45"), ("1.24", "1.51", "1.49"), ("1.44", "1.55", "1.49"),
+     ("1.52", "1.60", "1.52")],
+)  # fmt: skip
+def test_the_version_that_docker_is_asked_in(least: str | None, most: str, asked: str) -> None:
+    """One that it serves: 20.10 knows none after 1.41, 29 none before 1.44, and a later one may drop what we know."""
+    assert asking.version({"ApiVersion": most, "MinAPIVersion": least}) == asked
