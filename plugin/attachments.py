@@ -16,7 +16,7 @@ import docker
 from docker.errors import DockerException
 from requests.exceptions import RequestException
 
-from plugin import listing
+from plugin import asking, listing
 from plugin.asked import Asked, asked
 from plugin.listing import LIES
 
@@ -97,7 +97,7 @@ class Inspections(Attachments):
 
     def ask(self, container_id: str, places: tuple[str, ...] = ()) -> bool:
         try:
-            inspected = self._client().inspect_container(container_id)
+            inspected = asking.one(self._client(), "/containers/{0}/json", container_id)
             self.put(container_id, places, listing.driver_options(inspected))
         except (DockerException, RequestException, OSError, *LIES) as error:
             log.debug("container %s: %s", container_id[:12], error)

@@ -5,12 +5,13 @@ While dockerd boots, its socket accepts and answers nobody until every restart-p
 which waits for our hooks. So a hook's look-up is bounded in time, and after one failure no hook asks again until the
 API has answered once.
 
-Calls made (for those behind a socket proxy): GET /version, /info (Docker ≥ 29), /events, /networks, /networks/ID,
-/containers/json, /containers/ID/json, /images/ID/json.
+Calls made (for those behind a socket proxy): GET /version, /info (Docker 24 to 27, and from 29), /events,
+/networks, /networks/ID, /containers/json, /containers/ID/json, /images/ID/json.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -19,14 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import docker
-from docker.constants import DEFAULT_DOCKER_API_VERSION
 from docker.errors import APIError, DockerException, NotFound
 from requests.exceptions import RequestException
 
-from plugin import labelled, listing
+from plugin import asking, images, labelled, listing
+from plugin.answers import Cut
 from plugin.attachments import Inspections
 from plugin.effect import Engine
 from plugin.engines import noted
@@ -42,6 +43,7 @@ HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
 LOOK_TIMEOUT = 10.0
 #: One container's inspection, in seconds: while it starts it does not answer.
 INSPECT_TIMEOUT = 1.0
+_LIST = "/containers/json"
 _NEVER: Any = None  # requests takes None as a time-out; docker-py's stubs say int
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,12 +60,11 @@ class DockerApi:
     """
 
     def __init__(self, path: str, *, trust_images: bool = False) -> None:
-        self._trust_images = trust_images
         self._url, self._version = f"unix://{path}", ""
         self._local = threading.local()
         #: What is known of the daemon that answered last.
         self.engine = Engine()
-        self._images: dict[str, Mapping[str, str]] = {}
+        self._images = images.Images(trust=trust_images)
         #: By network ID, what compose's file calls it.
         self._keys: Mapping[str, str] = {}
         self._answering = True
@@ -90,27 +91,27 @@ class DockerApi:
 
     def _find(self, network_id: str, endpoint_id: str) -> Container | None:
         client = self._client(HOOK_TIMEOUT)
-        network = client.inspect_network(network_id)
+        network = asking.one(client, "/networks/{0}", network_id)
         name = listing.endpoint_name(network, endpoint_id)
         if name is None:
             return None
-        pattern = f"^/{re.escape(name)}$"
-        for listed in client.containers(all=True, filters={"name": [pattern]}):
+        filters = json.dumps({"name": [f"^/{re.escape(name)}$"]})
+        for listed in asking.several(client, _LIST, all="1", filters=filters):
             if f"/{name}" in (listed.get("Names") or []):
-                who = self._labelled(client, listed)
+                who = self._images.read(client, listed)
                 return labelled.at(who, str(network.get("Name") or ""), labelled.compose_key(network))
         return None
 
     def bridges(self) -> tuple[frozenset[str], bool]:
         """The bridges of Docker's networks by name, and whether its list was understood whole. Raises ApiSilent."""
         with self._asking():
-            return listing.bridges(self._client(LOOK_TIMEOUT).networks())
+            return listing.bridges(asking.several(self._client(LOOK_TIMEOUT), "/networks"))
 
     def look(self) -> Look:
         """Asks for everything. Raises ApiSilent."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            all_networks = listing.many(client.networks())
+            all_networks = listing.many(asking.several(client, "/networks"))
             listed_networks = [raw for raw in all_networks if _read(listing.identity, raw)]
             networks = tuple(found for raw in listed_networks if (found := _read(listing.network, raw)))
             self._keys = keys = {raw["Id"]: _read(labelled.compose_key, raw) or "" for raw in listed_networks}
@@ -119,13 +120,17 @@ class DockerApi:
             apart: dict[str, str] = {}
             running: list[tuple[Labelled, Any]] = []
             unsure: set[str] = set()
-            told = listing.many(client.containers(all=True))
-            everybody = [each for each in told if _read(listing.identity, each)]
+            told = listing.many(asking.several(client, _LIST, listing.needed, all="1"))
+            for each in (too_large := [each for each in told if isinstance(each, Cut)]):
+                apart[each.name or each.id[:12]] = each.CLOSED
+                log.error("container %s %s", each.id[:12], each.CLOSED)
+            rest = [each for each in told if not isinstance(each, Cut)]
+            everybody = [each for each in rest if _read(listing.identity, each)]
             there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
             self.inspections.idle(idle := listing.idle(everybody))
             for listed, options in zip(there, self.inspections.all(there), strict=True):
                 try:
-                    who, why = self._labelled(client, listed), listing.apart(listed)
+                    who, why = self._images.read(client, listed), listing.apart(listed)
                 except (APIError, *LIES) as error:
                     # What cannot be read of a container or its image closes that container, and nobody else.
                     log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
@@ -142,18 +147,19 @@ class DockerApi:
                     endpoints[endpoint.id] = endpoint
             # Swarm's containers have a second place there, with their published ports, which is in no own list.
             if gwbridge := next((n for n in networks if n.name == "docker_gwbridge"), None):
-                inspected = client.inspect_network(gwbridge.id)
+                inspected = _read(partial(asking.one, client, "/networks/{0}"), gwbridge.id) or {}
                 for who, listed in running:
                     if place := _read(partial(listing.attached, who=who, options={}, listed=listed), inspected):
                         endpoints.setdefault(place.id, place)
         self._answering = True
-        existing = frozenset(listed["Id"] for listed in everybody)
+        existing = frozenset([*(listed["Id"] for listed in everybody), *(each.id for each in too_large if each.id)])
         self.inspections.retain(existing)
         names = labelled.known_names(listed_networks)
-        whole, on = len(everybody) == len(told), tuple(endpoints.values())
+        whole, on = len(existing) == len(told), tuple(endpoints.values())
         # Docker has always some of its own (`host`, `none`): an empty list says nothing.
         known = frozenset(keys) if keys and len(listed_networks) == len(all_networks) else None
-        ports = listing.all_published(everybody)
+        # Of what is too large to be read nobody knows what it publishes.
+        ports = None if too_large else listing.all_published(everybody)
         return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole, known, idle, ports)
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
@@ -164,14 +170,14 @@ class DockerApi:
         """
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            inspected = client.inspect_network(network_id)
+            inspected = asking.one(client, "/networks/{0}", network_id)
             network = listing.network(inspected)
-            listed = client.containers(all=True, filters={"id": container_id}) if network else []
+            listed = _container(client, container_id, all="1") if network else None
             if network and listed:
                 options = self.inspections.get(container_id, network.name)
-                if options is None and listed[0].get("State") == "running" and self.inspections.ask(container_id):
+                if options is None and listed.get("State") == "running" and self.inspections.ask(container_id):
                     options = self.inspections.get(container_id, network.name)
-                who = self._labelled(client, listed[0])
+                who = self._images.read(client, listed)
                 endpoint = listing.attached(inspected, who, options or {})
                 return (network, endpoint, options is not None) if endpoint else None
         return None
@@ -180,13 +186,13 @@ class DockerApi:
         """A running container's endpoints, with its published ports. Raises ApiSilent."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
-            listed = client.containers(filters={"id": container_id})
+            listed = _container(client, container_id)
             if not listed:
                 return []
-            who, options = self._labelled(client, listed[0]), self.inspections.options(listed[0])
+            who, options = self._images.read(client, listed), self.inspections.options(listed)
             if options is None:
                 raise ApiSilent(f"Docker did not tell of the attachments of {who.name}")
-            return listing.endpoints(listed[0], who, self._keys, options)
+            return listing.endpoints(listed, who, self._keys, options)
 
     def created(self, container_id: str) -> None:
         """Asks what a container's attachments say and which ports it wants, before it starts. Waits for no answer."""
@@ -200,8 +206,9 @@ class DockerApi:
         with self._asking():
             # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
             client = docker.APIClient(base_url=self._url, version=self._negotiated(_NEVER), timeout=_NEVER)
-            stream = client.events(filters={"type": ["container", "network"]})
+            stream = asking.stream(client, "/events", filters=json.dumps({"type": ["container", "network"]}))
         self._answering = True
+        self._images.anew()
         try:
             yield listing.Event("subscribed")
             yield from map(listing.event, objects(stream))
@@ -236,10 +243,8 @@ class DockerApi:
                 self.engine = noted(engine, self.engine)
             finally:
                 client.close()
-            # docker-py speaks up to a version of its own; 20.10 tops out at 1.41, 29 starts at 1.44.
-            ours = tuple(map(int, DEFAULT_DOCKER_API_VERSION.split(".")))
-            theirs = tuple(map(int, str(told["ApiVersion"]).split(".")))
-            self._version = ".".join(map(str, min(ours, theirs)))
+            self._images.anew()
+            self._version = asking.version(told)
         return self._version
 
     def _client(self, timeout: Any) -> docker.APIClient:
@@ -252,22 +257,16 @@ class DockerApi:
             kept[key] = docker.APIClient(base_url=self._url, version=version, timeout=timeout)
         return kept[key]
 
-    def _labelled(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Labelled:
-        if self._trust_images or not labelled.asks_for_image(listed):
-            return labelled.read(listed, None)
-        try:
-            return labelled.read(listed, self._image_labels(client, listed["ImageID"]))
-        except NotFound as error:
-            return labelled.read(listed, None, gone=str(error.explanation))
 
-    def _image_labels(self, client: docker.APIClient, image_id: str) -> Mapping[str, str]:
-        """What the image brings: an image must not open its own ports. An image never changes, so it is kept."""
-        if image_id not in self._images:
-            config = client.inspect_image(image_id).get("Config") or {}  # type: ignore[no-untyped-call]
-            if len(self._images) > 1000:
-                self._images.clear()
-            self._images[image_id] = config.get("Labels") or {}
-        return self._images[image_id]
+def _container(client: docker.APIClient, container_id: str, **query: str) -> Mapping[str, Any] | None:
+    """One container as Docker lists it; None if it does not, or if that is too large to be read: it stays closed."""
+    filters = json.dumps({"id": [container_id]})
+    for listed in asking.several(client, _LIST, listing.needed, filters=filters, **query):
+        if isinstance(listed, Cut):
+            log.error("container %s %s", container_id[:12], listed.CLOSED)
+            return None
+        return cast(Mapping[str, Any], listed)
+    return None
 
 
 def _read(read: Callable[[Any], T], raw: Any) -> T | None:

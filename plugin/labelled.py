@@ -1,7 +1,8 @@
 """A container as Docker lists it → what its labels say on each of its networks. Pure.
 
 Docker merges an image's labels into the container's, so a label equal to the image's is taken for the image's: it opens
-nothing unless a setting trusts images, and whatever of it can only close counts.
+nothing unless a setting trusts images, and whatever of it can only close counts. Which labels are the image's is not
+always known (`plugin.images`); then any may be.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _OF_ONE = ("container-number", "config-hash")
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """`own`: labels that count, `brought`: the image's, which do not. `networks`: those it is on, by name."""
+    """`own`: labels that count, `brought`: the image's, which do not. `networks`: those it is on, by name.
+
+    `unsure`: it is not known which are the image's, so all of `brought` may be the user's.
+    """
 
     id: str
     name: str
@@ -36,6 +40,7 @@ class Labelled:
     project: str = ""
     service: str = ""
     networks: tuple[str, ...] = ()
+    unsure: bool = False
 
 
 def ours(listed: Mapping[str, Any]) -> dict[str, str]:
@@ -50,30 +55,36 @@ def asks_for_image(listed: Mapping[str, Any]) -> bool:
     return bool(ours(listed)) or _COMPOSE + "project" in told
 
 
-def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, gone: str = "") -> Labelled:
+def matters(key: str) -> bool:
+    """True for the labels of an image that are ever compared with a container's."""
+    return key.lower().startswith(labels.PREFIX) or key.startswith(_COMPOSE)
+
+
+def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> Labelled:
     """A container as `GET /containers/json` lists it. `image`: the image's labels; None if they are trusted.
 
-    `gone`: why the image cannot be asked; then every label is taken for the image's, and that is a problem.
+    `unknown`: why these are not known; then every label is taken for the image's, and that is a problem.
     """
     names = listed.get("Names") or []
     # A linked container has several names; its own is the one without a second slash.
     name = next((n[1:] for n in names if n.count("/") == 1), listed["Id"][:12])
     told = listed.get("Labels") or {}
     said, image = ours(listed), image or {}
-    brought = said if gone else {key: value for key, value in said.items() if image.get(key) == value}
+    brought = said if unknown else {key: value for key, value in said.items() if image.get(key) == value}
     own = {key: value for key, value in said.items() if key not in brought} | labels.only_closing(brought)
     return Labelled(
         id=listed["Id"],
         name=name,
         own=tuple(sorted(own.items())),
         brought=tuple(sorted((key, value) for key, value in brought.items() if key not in own)),
-        problems=_unasked(brought, own, gone) if gone else (),
-        **_compose(told, image, gone=bool(gone)),
+        problems=_unasked(brought, own, unknown) if unknown else (),
+        **_compose(told, image, known=not unknown),
         networks=tuple(sorted((listed.get("NetworkSettings") or {}).get("Networks") or {})),
+        unsure=bool(unknown),
     )
 
 
-def _compose(told: Mapping[str, Any], image: Mapping[str, str], *, gone: bool) -> dict[str, str]:
+def _compose(told: Mapping[str, Any], image: Mapping[str, str], *, known: bool) -> dict[str, str]:
     """Which compose project and service the container is of: others' rules may speak of it as a peer.
 
     compose marks the images that it builds with both, so these say nothing by themselves; what it says of one container
@@ -81,16 +92,14 @@ def _compose(told: Mapping[str, Any], image: Mapping[str, str], *, gone: bool) -
     """
     own = any(told.get(key) and told[key] != image.get(key) for key in map(_COMPOSE.__add__, _OF_ONE))
     names = {name: _name(told, name) for name in ("project", "service")}
-    return names if own and not gone else dict.fromkeys(names, "")
+    return names if own and known else dict.fromkeys(names, "")
 
 
-def _unasked(brought: Mapping[str, str], own: Mapping[str, str], gone: str) -> tuple[Problem, ...]:
+def _unasked(brought: Mapping[str, str], own: Mapping[str, str], unknown: str) -> tuple[Problem, ...]:
     left = {key: value for key, value in brought.items() if key not in own}
     if not left:
         return ()
-    text = (
-        f"the image is gone ({gone}), so it cannot be told whether the image brought this label; pull the image again"
-    )
+    text = f"it is not known whether the image brought this label: {unknown}"
     wrong, keys = labels.parse(left).problems, {labels.split(key)[1] for key in left}
     closes = any(problem.closes for problem in wrong) or any(_may_close(key, value) for key, value in left.items())
     confines = any(problem.confines for problem in wrong) or "fw.egress" in keys
@@ -125,12 +134,10 @@ def at(who: Labelled, network: str, key: str = "") -> Container:
     parsed = _parsed(who.own)
     project, _, called = key.partition("/")
     mine = {*_names(who, network), *((called,) if called and project == who.project else ())}
-    notices = [
-        f'label {label[:80]}="{value[:80]}" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
-        for label, value in who.brought[:_TOLD]
-    ]
+    notices = [_of_the_image(label, value, unsure=who.unsure) for label, value in who.brought[:_TOLD]]
     if len(who.brought) > _TOLD:
-        notices.append(f"{len(who.brought) - _TOLD} more labels came with the image and open nothing")
+        came = "may have come" if who.unsure else "came"
+        notices.append(f"{len(who.brought) - _TOLD} more labels {came} with the image and open nothing")
     problems = [*who.problems, *parsed.problems]
     known = {name for each in who.networks for name in _names(who, each)} | mine
     for name, said in parsed.networks:
@@ -152,6 +159,12 @@ def at(who: Labelled, network: str, key: str = "") -> Container:
         project=who.project,
         service=who.service,
     )
+
+
+def _of_the_image(label: str, value: str, *, unsure: bool) -> str:
+    came = "may have come" if unsure else "came"
+    nothing = "counts for nothing" if labels.split(label)[1] == "fw.rate" else "opens nothing"
+    return f'label {label[:80]}="{value[:80]}" {came} with the image and {nothing} (FW_IMAGE_LABELS=trust lets it)'
 
 
 def _parsed(pairs: tuple[tuple[str, str], ...]) -> Parsed:
@@ -177,8 +190,11 @@ def _only_opens(said: Said) -> bool:
 
 
 def _closing(said: Said) -> Said:
-    """Of what an image says that which only closes where nobody else says anything."""
-    return dataclasses.replace(Said(), egress=said.egress, rate=said.rate)
+    """Of what an image says that which only closes where nobody else says anything.
+
+    Not its `fw.rate`: each rate costs the kernel memory, and an image must not spend the host's.
+    """
+    return dataclasses.replace(Said(), egress=said.egress)
 
 
 def known_names(networks: Collection[Mapping[str, Any]]) -> frozenset[str]:

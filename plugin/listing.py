@@ -13,16 +13,23 @@ from types import MappingProxyType
 from typing import Any
 
 from plugin import labelled, labels
+from plugin.answers import Cut
 from plugin.labelled import Labelled
 from plugin.model import Address, Container, Endpoint, Guarded, Published, Said
 from plugin.record import address, boolean, interface_name, only, port, protocol, text
 
 _BRIDGE = "com.docker.network.bridge."
+#: Labels of a container that are kept as they are.
+_MANY = 100
 #: What reading raises where something is not as it should be.
 LIES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 CONNECTING = {"network connect", "network disconnect"}
+#: One that was too large to be read, and did not say at its beginning what it is.
+UNREAD = "larger event than is read"
 #: Events that are about somebody.
-ABOUT = {*CONNECTING, "network destroy", *(f"container {what}" for what in ("create", "start", "die", "destroy"))}
+ABOUT = {
+    UNREAD, *CONNECTING, "network destroy", *(f"container {what}" for what in ("create", "start", "die", "destroy"))
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +126,18 @@ def identity(raw: Any) -> str:
     return text(raw, "Id")
 
 
+def needed(raw: Any) -> Any:
+    """A container as `GET /containers/json` lists it, without labels that are never read if there are many: a list of
+    all is kept for a moment, and each of ten thousand labels takes more memory than it has characters."""
+    told = raw.get("Labels") if isinstance(raw, dict) else None
+    if not isinstance(told, dict) or len(told) <= _MANY:
+        return raw
+    return {**raw, "Labels": {key: value for key, value in told.items() if labelled.matters(key)}}
+
+
 def many(raw: Any) -> list[Any]:
     """A list. Raises ValueError if it is none, or nothing in it says what it is."""
-    if not isinstance(raw, list) or (raw and not any(isinstance(each, dict) and each.get("Id") for each in raw)):
+    if not isinstance(raw, list) or (raw and not any(map(_has_id, raw))):
         raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
     return raw
 
@@ -137,6 +153,10 @@ def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
         return frozenset(port for each in raw for port in published(each))
     except LIES:
         return None
+
+
+def _has_id(raw: Any) -> bool:
+    return bool(raw.get("Id") if isinstance(raw, dict) else isinstance(raw, Cut) and raw.id)
 
 
 def places(raw: Any) -> tuple[str, ...]:
@@ -219,8 +239,11 @@ def _one(value: Any, kind: Any) -> Any:
     return only(kind, address)(value) if value else None
 
 
-def event(raw: Mapping[str, Any]) -> Event:
-    """An event as `GET /events` tells it. Never raises: what is not there is empty."""
+def event(raw: Mapping[str, Any] | None) -> Event:
+    """An event as `GET /events` tells it, or as much of it as `stream.objects` gives. Never raises: what is not there
+    is empty."""
+    if raw is None:
+        return Event(UNREAD)
     actor: Any = raw.get("Actor") or {}
     told: Any = actor.get("Attributes") or {} if isinstance(actor, dict) else {}
     told = told if isinstance(told, dict) else {}

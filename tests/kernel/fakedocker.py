@@ -132,7 +132,7 @@ class FakeDocker:
         if path == "/version":
             self._reply(request, {"Version": self.version, "ApiVersion": "1.44", "MinAPIVersion": "1.24"})
         elif path == "/info":
-            self._reply(request, {})
+            self._reply(request, {"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]]})
         elif path == "/events":
             self._stream(request)
         elif path == "/networks":

@@ -16,6 +16,7 @@ from tests.kernel.packets import new_flow, until
 from tests.kernel.running import BASE, Body, Running
 from tests.kernel.site import Box, Site
 
+LARGE = 5 << 20
 NETWORK, WEB, BAD = "a" * 64, "b" * 64, "c" * 64
 WRONG: tuple[Any, ...] = (5, -1, True, "\u2603", [None], [[]], {"\u2603": []}, {"Networks": 5})
 PLACES = ("Names", "ImageID", "Labels", "State", "NetworkSettings", "HostConfig", "Ports")
@@ -42,6 +43,41 @@ def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> No
         assert truth["Id"] in look.existing
     docker.containers[BAD] = truth
     assert set(api.look().containers) == {WEB, BAD}
+
+
+@pytest.mark.parametrize("large", [{"Labels": {"fw.allow": "9090", "x": "y" * LARGE}}, {"Command": "y" * LARGE}])
+def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[str, Any]) -> None:
+    """A container whose entry is too large to be read stays closed, and exists; every other one's labels are read. It
+    is told by name, and when it is asked for alone nobody waits for it."""
+    api, truth = DockerApi(str(docker.path)), docker.containers[BAD]
+    first = {"Id": truth["Id"], "Names": truth["Names"]}
+    docker.containers = {BAD: {**first, **truth, **large}, WEB: docker.containers[WEB]}
+    look = api.look()
+    assert set(look.containers) == {WEB}
+    assert truth["Id"] in look.existing
+    assert look.whole
+    assert "stays closed" in look.apart["bad"]
+    assert [endpoint.id for endpoint in look.endpoints] == [WEB]
+    with pytest.raises(ApiSilent):
+        api.find(NETWORK, BAD)
+    assert api.find(NETWORK, WEB), "hooks go on asking"
+    del docker.containers[WEB]
+    assert api.running(truth["Id"]) == []
+    docker.networks[NETWORK]["Driver"] = "bridge"
+    assert api.guest(NETWORK, truth["Id"]) is None
+    assert api.look().existing == {truth["Id"]}
+
+
+@pytest.mark.parametrize("path", ["/networks/", "/images/"])
+def test_an_answer_of_megabytes_about_one_thing_is_that_things(docker: FakeDocker, path: str) -> None:
+    """A look goes on without it."""
+    docker.containers[BAD]["ImageID"] = "sha256:large"
+    docker.images["sha256:large"] = {}
+    docker.networks["f" * 64] = {"Id": "f" * 64, "Name": "docker_gwbridge", "Driver": "bridge"}
+    with lying(docker, path, lambda told: told if "sha256:plain" in str(told) else {**told, "x": "y" * 2 * LARGE}):
+        look = DockerApi(str(docker.path)).look()
+    assert WEB in look.containers
+    assert (BAD in look.containers) is (path == "/networks/")
 
 
 @pytest.mark.parametrize("place", ["Id", "Name", "Driver", "Labels", "Options", "IPAM", "Internal", "Containers"])
@@ -91,6 +127,7 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
 # --- the running plugin, and packets ------------------------------------------------------------------------------
 
 DEEP = b"[" * 200_000
+MEGABYTES = b"x" * LARGE
 Lie = Callable[[list[Any]], list[Any]]
 
 
@@ -242,3 +279,58 @@ def test_nonsense_among_the_events(bed: Bed, words: bytes) -> None:
         bed.fw.docker.end_streams()
     bed.comes()
     assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+
+
+def _line(words: bytes) -> bytes:
+    return words + MEGABYTES + b'"}}}\n'
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b'{"status":"create","id":"%b","from":"x","Type":"container","Action":"create","Actor":{"ID":"%b","Attributes":{"a":"'
+     % ((b"9" * 64,) * 2),
+     b'{"status":"exec_create: '],
+    ids=["labels", "command"],
+)  # fmt: skip
+def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None:
+    """Giant labels, or a giant command: it is known whose event it is, and the stream goes on."""
+    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    subscribed = sum("/events" in path for path in bed.fw.docker.asked)
+    for _ in range(10):
+        _tell(bed.fw.docker, chunk(_line(beginning)))
+        assert bed.gets(bed.stays)
+    bed.comes()
+    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
+
+
+def test_an_event_of_megabytes_that_may_be_anybodys(bed: Bed) -> None:
+    """Everything is looked at once more, by the stream that goes on; many of them starve nobody."""
+    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    subscribed = sum("/events" in path for path in bed.fw.docker.asked)
+    listed = sum("/containers/json" in path for path in bed.fw.docker.asked)
+    for _ in range(20):
+        _tell(bed.fw.docker, chunk(_line(b'{"Type":"network","Action":"prune","Actor":{"Attributes":{"x":"')))
+    until(lambda: sum("/containers/json" in path for path in bed.fw.docker.asked) > listed, "everything is looked at")
+    bed.comes()
+    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
+
+
+def test_a_container_of_megabytes_closes_nobody(bed: Bed) -> None:
+    """Its entry is not read; whoever is there stays open, whoever comes is known, and status names it."""
+    number = next(bed.numbers)
+    endpoint = bed.endpoint(number)
+    box = bed.box(number)
+    labels = {"fw.policy": "open", "x": "y" * LARGE}
+    bed.fw.docker.container("large", endpoint["EndpointID"], endpoint["NetworkID"], labels)
+    bed.comes()
+    assert [bed.gets(each) for each in (bed.stays, box)] == [True, False]
+    until(lambda: "large" in bed.fw.status()["apart"], "status names it")
+    del bed.fw.docker.containers[endpoint["EndpointID"]]
+
+
+def _tell(docker: FakeDocker, words: bytes) -> None:
+    for stream in list(docker._streams):
+        with contextlib.suppress(BrokenPipeError):
+            stream.sendall(words)

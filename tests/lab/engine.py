@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,11 +29,17 @@ class Engine(Daemon):
     """
 
     def __init__(self, version: str = DEFAULT, args: Sequence[str] = (), *, wan: Wan | None = None,
-                 host: Host | None = None, live_restore: bool = False, with_busybox: bool = True) -> None:
-        """`args` are more arguments for dockerd.  A `host` given here stays the caller's to close."""
+                 host: Host | None = None, live_restore: bool = False, with_busybox: bool = True,
+                 containerd_store: bool = False) -> None:
+        """`args` are more arguments for dockerd.  A `host` given here stays the caller's to close.
+
+        With `containerd_store` it keeps its images in containerd's store, as Docker 29 does by default.
+        """
         self.version = version
         self._own_host = host is None
         self.host = host or Host(engine_root(version), wan)
+        if containerd_store:
+            self.host.write("/etc/docker/daemon.json", json.dumps({"features": {"containerd-snapshotter": True}}))
         super().__init__(self.host, args, live_restore=live_restore, with_busybox=with_busybox)
 
     def __enter__(self) -> Engine:

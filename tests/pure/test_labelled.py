@@ -32,9 +32,10 @@ def compose(*networks: str, **labels: str) -> dict[str, Any]:
 
 
 def container(
-    raw: dict[str, Any], network: str = "bridge", *, image: dict[str, str] | None = None, key: str = "", gone: str = ""
-) -> Container:
-    return labelled.at(labelled.read(raw, image, gone=gone), network, key)
+    raw: dict[str, Any], network: str = "bridge", *, image: dict[str, str] | None = None, key: str = "",
+    unknown: str = "",
+) -> Container:  # fmt: skip
+    return labelled.at(labelled.read(raw, image, unknown=unknown), network, key)
 
 
 def test_an_image_makes_nobody_a_service() -> None:
@@ -47,7 +48,7 @@ def test_an_image_makes_nobody_a_service() -> None:
     built = {**raw, "Labels": {**image, "com.docker.compose.container-number": "1"}}
     assert container(built, image=image).service == "api"
     assert container(built, image={**image, "com.docker.compose.container-number": "1"}).service == ""
-    assert container(built, gone="no such image").service == ""
+    assert container(built, unknown="it is gone; pull it again").service == ""
 
 
 # --- who it is ----------------------------------------------------------------------------------------------------
@@ -218,12 +219,16 @@ def test_an_image_may_close() -> None:
 
 
 def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None:
-    """An image's list of what it needs to begin, and its rates, are the least specific word of all."""
+    """An image's list of what it needs to begin is the least specific word of all. Its `fw.rate` counts for nothing:
+    each rate takes memory of the kernel's, which is not an image's to spend."""
     image = {"fw.egress": "443", "fw.rate": "22 1/day", "fw.log": "none"}
     made = container(listed(**{k.replace(".", "__"): v for k, v in image.items()}), image=image)
     assert made.said == Said()
-    assert made.brought == Said(egress=(HTTPS,), rate=(Rate("tcp", 22, 22, 1, "day", 5),))
+    assert made.brought == Said(egress=(HTTPS,))
     assert len(made.notices) == 3
+    assert made.notices[-1] == (
+        'label fw.rate="22 1/day" came with the image and counts for nothing (FW_IMAGE_LABELS=trust lets it)'
+    )
 
 
 def test_a_mistake_of_an_image_is_nobodys() -> None:
@@ -277,25 +282,29 @@ def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
         ({"fw.network.front.allow": "443"}, False, False),
     ],
 )
-def test_while_the_image_is_gone_every_label_may_be_its(labels: dict[str, str], closes: bool, confines: bool) -> None:
+def test_while_an_images_labels_are_not_known_any_may_be_its(
+    labels: dict[str, str], closes: bool, confines: bool
+) -> None:
     """Then none opens anything, which is told as a mistake, and what the user may have meant to close is closed."""
     raw = listed(**{key.replace(".", "__"): value for key, value in labels.items()})
-    made = container(raw, gone="no such image")
+    made = container(raw, unknown="it is gone; pull it again")
     (problem,) = made.problems
     first = min(labels)
     assert str(problem) == (
-        f'label {first}="{labels[first]}": the image is gone (no such image), so it cannot be told whether the image '
-        "brought this label; pull the image again"
+        f'label {first}="{labels[first]}": it is not known whether the image brought this label: '
+        "it is gone; pull it again"
     )
     assert (problem.closes, problem.confines) == (closes, confines)
     assert made.said == Said()
+    assert {notice.split('"')[0].removesuffix("=") for notice in made.notices} == {f"label {key}" for key in labels}
+    assert all("may have come with the image" in notice for notice in made.notices)
 
 
-def test_while_the_image_is_gone_what_closes_counts() -> None:
+def test_while_an_images_labels_are_not_known_what_closes_counts() -> None:
     """Labels that can only close are the user's or the image's, and count either way."""
-    made = container(listed(fw__deny="22", fw__policy="closed", fw__egress="none"), gone="no such image")
+    made = container(listed(fw__deny="22", fw__policy="closed", fw__egress="none"), unknown="it is gone; pull it again")
     assert made == Container("c" * 64, "web", Said(deny=(SSH,), policy="closed", egress=()), network="bridge")
-    assert container(listed(), gone="no such image").problems == ()
+    assert container(listed(), unknown="it is gone; pull it again").problems == ()
 
 
 def test_networks_by_name() -> None:

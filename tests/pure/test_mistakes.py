@@ -274,7 +274,7 @@ def test_while_an_image_cannot_be_asked_nothing_is_wider(
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    unsure = labelled.at(labelled.read(listed, None, gone="no such image"), "front")
+    unsure = labelled.at(labelled.read(listed, None, unknown="no such image"), "front")
     no_wider(world, unsure, labelled.at(labelled.read(listed, None), "front"))
     no_wider(world, unsure, labelled.at(labelled.read(listed, told), "front"))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plugin import listing
 from plugin.stream import LONGEST, objects
 from tests.pure.strategies import examples, json_values
 
@@ -41,12 +44,56 @@ def test_what_is_no_event_ends_it(nonsense: bytes) -> None:
         next(told)
 
 
-def test_a_line_without_an_end_ends_it() -> None:
-    """It is not kept in memory for ever."""
+def event(action: str, **more: Any) -> bytes:
+    """As moby writes it: what is deprecated first, then whose it is, then its labels."""
+    labels = {"a": "x" * (LONGEST + 1), "Type": "network", "ID": "f" * 64}
+    told = {"status": action, "id": "c" * 64, "from": "x", "Type": "container", "Action": action,
+            "Actor": {"ID": "c" * 64, "Attributes": labels}, "scope": "local", **more}  # fmt: skip
+    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
 
-    def endless() -> Iterator[bytes]:
-        while True:
-            yield b"{" * (1 << 20)
 
-    with pytest.raises(ValueError, match=f"more than {LONGEST} bytes"):
-        next(objects(endless()))
+SMALL = {"Type": "container", "Action": "start", "Actor": {"ID": "d" * 64}}
+
+
+@pytest.mark.parametrize("size", [1 << 16, 1001, 1 << 24])
+def test_of_a_line_that_is_too_long_its_beginning_tells_who_it_is_about(size: int) -> None:
+    """A container's labels are megabytes: it is heard that it goes, and what comes after it. Programs that are run in
+    a container, whose commands may be as long, are nobody's coming or going."""
+    lines = [event("create"), event("die"), event("exec_create: " + "y" * (2 * LONGEST)), event("destroy")]
+    data = json.dumps(SMALL).encode() + b"\n" + b"".join(lines) + json.dumps(SMALL).encode() + b"\n"
+    found = list(objects(data[at : at + size] for at in range(0, len(data), size)))
+    actor = {"ID": "c" * 64}
+    told = [{"Type": "container", "Action": each, "Actor": actor} for each in ("create", "die", "destroy")]
+    assert found == [SMALL, *told, SMALL]
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"{" * 5000, b'{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"c","x":"',
+     b'{"Type":"container","Action":"die","Actor":{"Attributes":{"ID":"c","x":"', b'{"status":"die","from":"', b"\xff",
+     b'{"Type":"container","Actor":{"ID":"c","Attributes":{"x":"'],
+)  # fmt: skip
+def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes) -> None:
+    """It is told as such before its end has come, once, and what comes after it is heard."""
+
+    def chunks() -> Iterator[bytes]:
+        yield beginning
+        yield b"y" * (LONGEST + 1)
+        told.append("more")
+        yield from [b"y" * (1 << 16)] * 64
+        yield b'"}\n' + json.dumps(SMALL).encode() + b"\n"
+
+    told: list[Any] = []
+    for each in objects(chunks()):
+        told.append(each)
+    assert told == [None, "more", SMALL]
+    unread = listing.event(None)
+    assert not unread.whole
+
+
+def test_a_line_without_an_end_takes_no_memory() -> None:
+    """Of a gigabyte that ends nowhere no more is kept than of a line that is read."""
+    tracemalloc.start()
+    assert list(objects(itertools.repeat(b"{" * (1 << 16), 1 << 14))) == [None]
+    assert tracemalloc.get_traced_memory()[1] < 8 * LONGEST
+    tracemalloc.stop()

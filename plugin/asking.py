@@ -1,0 +1,75 @@
+"""One question to Docker's API, answered within bounds of size and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import docker
+
+from plugin import answers
+
+#: Seconds for the whole of an answer; the time-out of a client is for each read, and an answer may come in drops.
+LONGEST = 60.0
+_PIECE = 1 << 16
+#: The newest API version that anything here needs: the first that shows each variant of an image.
+NEWEST = (1, 49)
+
+
+def version(told: Mapping[str, Any]) -> str:
+    """The API version to ask in, by what `GET /version` tells: 20.10 tops out at 1.41, 29 starts at 1.44.
+
+    docker-py itself would stop at 1.45, which it says nothing different in.
+    """
+    least, most = _numbers(told.get("MinAPIVersion") or "1.0"), _numbers(told["ApiVersion"])
+    return ".".join(map(str, max(least, min(NEWEST, most))))
+
+
+def _numbers(text: Any) -> tuple[int, ...]:
+    return tuple(map(int, str(text).split(".")))
+
+
+def one(client: docker.APIClient, path: str, *names: str, **query: str) -> Any:
+    """The answer about one thing; `names` take the place of `{0}`. Raises APIError, ValueError beyond the bound."""
+    with _answer(client, path, names, query) as chunks:
+        return answers.whole(chunks)
+
+
+def several(
+    client: docker.APIClient, path: str, needed: Callable[[Any], Any] = lambda each: each, **query: str
+) -> list[Any]:
+    """A list: of each element what is `needed`, or an `answers.Cut` if it is too large. Raises APIError, ValueError."""
+    with _answer(client, path, (), query) as chunks:
+        return [each if isinstance(each, answers.Cut) else needed(each) for each in answers.elements(chunks)]
+
+
+def stream(client: docker.APIClient, path: str, **query: str) -> Iterator[bytes]:
+    """An answer that goes on, as it comes. Raises APIError."""
+    raw: Any = client
+    response = raw._get(raw._url(path), params=query, stream=True)
+    raw._raise_for_status(response)
+    # docker-py would read each chunk whole, whatever its length.
+    return iter(response.iter_content(_PIECE))
+
+
+@contextmanager
+def _answer(
+    client: docker.APIClient, path: str, names: tuple[str, ...], query: Mapping[str, str]
+) -> Iterator[Iterator[bytes]]:
+    raw: Any = client
+    response = raw._get(raw._url(path, *names), params=query, stream=True)
+    try:
+        raw._raise_for_status(response)
+        yield _in_time(response.iter_content(_PIECE))
+    finally:
+        response.close()
+
+
+def _in_time(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    end = time.monotonic() + LONGEST
+    for chunk in chunks:
+        yield chunk
+        if time.monotonic() > end:
+            raise ValueError(f"Docker took more than {LONGEST:.0f} s for an answer")

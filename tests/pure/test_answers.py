@@ -1,0 +1,140 @@
+"""Docker's answers in pieces of any size and of any length: what is too large costs itself alone, and little memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin import answers
+from plugin.answers import Cut, elements, members, whole
+from tests.pure.strategies import examples, json_values
+
+ID = "c" * 64
+
+
+def pieces(data: bytes, size: int = 1 << 16) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+def container(**labels: str) -> dict[str, Any]:
+    """As moby lists it: the ID first."""
+    return {"Id": ID, "Names": ["/web"], "Image": "x", "Labels": labels, "State": "running", "Ports": []}
+
+
+@given(st.lists(json_values, max_size=6), st.lists(st.integers(0, 600), max_size=8), st.booleans(), st.booleans())
+@examples(200)
+def test_a_list_in_whatever_pieces_it_comes(told: list[Any], cuts: list[int], spaced: bool, at_once: bool) -> None:
+    """Each element once and in order, as if the answer had been read whole; with spaces, and text of any script."""
+    data = json.dumps(told, indent=1 if spaced else None, ensure_ascii=spaced).encode() + b"\n"
+    edges = [0, *sorted(min(at, len(data)) for at in cuts), len(data)]
+    with pytest.MonkeyPatch.context() as patch:
+        if not at_once:
+            patch.setattr(answers, "AT_ONCE", 1)
+        found = list(elements(data[a:b] for a, b in itertools.pairwise(edges)))
+    assert json.dumps(found) == json.dumps(told)
+
+
+@given(st.lists(json_values, max_size=4), st.integers(1, 40))
+@examples(100)
+def test_small_pieces_and_small_bounds(told: list[Any], size: int) -> None:
+    """With bounds of some bytes: objects that are within them are read, others are cut, and no other is touched."""
+    data = json.dumps([{"Id": f"{n}", "Of": each} for n, each in enumerate(told)]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LARGEST", 60), ("SMALL", 20), ("_PIECE", size), ("AT_ONCE", 1)):
+            patch.setattr(answers, name, value)
+        found = list(elements(pieces(data, size)))
+    for number, (got, each) in enumerate(zip(found, told, strict=True)):
+        right = {"Id": f"{number}", "Of": each}
+        assert got == (right if len(json.dumps(right)) <= 60 else Cut(f"{number}"))
+
+
+LARGE = {
+    "one label": {"fw.allow": "x" * (answers.LARGEST + 1)},
+    "many labels": {f"fw.{n}": "" for n in range(600_000)},
+    "escapes": {"fw.allow": '\\"' * answers.LARGEST, "}]": "{["},
+    "brackets": {"fw.allow": "[{" * answers.LARGEST},
+}
+
+
+@pytest.mark.parametrize("labels", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("size", [1 << 16, 4099])
+def test_what_is_too_large_is_cut_alone(labels: dict[str, str], size: int) -> None:
+    """Its ID and its name are known; what comes before and after it is read."""
+    data = json.dumps([container(), container(**labels), container(a="b")]).encode()
+    assert list(elements(pieces(data, size))) == [container(), Cut(ID, "web"), container(a="b")]
+
+
+def test_what_is_nested_too_deep_is_cut_alone() -> None:
+    """Python reads no object of a hundred thousand levels."""
+    deep = b'{"Id": "d", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert list(elements([b"[" + deep + b', {"Id": "e"}]'])) == [Cut("d"), {"Id": "e"}]
+
+
+def test_many_large_ones_are_cut_when_they_are_too_much_together() -> None:
+    """Small ones are read whatever the large ones take."""
+    large, small = container(a="x" * (answers.LARGEST // 2)), container(a="x")
+    data = json.dumps([large] * 40).encode()[:-1] + b"," + json.dumps([small] * 3).encode()[1:]
+    found = list(elements(pieces(data)))
+    assert found[:15] == [large] * 15
+    assert found[16:] == [Cut(ID, "web")] * 24 + [small] * 3
+
+
+def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
+    """A list with such a container is read with memory for some of its pieces, and in seconds."""
+
+    def answer() -> Iterator[bytes]:
+        yield json.dumps([container()])[:-1].encode() + b',{"Id":"' + ID.encode() + b'","Labels":{"a":"'
+        yield from itertools.repeat(b'\\"{[' * (1 << 14), 1 << 12)
+        yield b'"}},' + json.dumps(container()).encode() + b"]"
+
+    tracemalloc.start()
+    began = time.monotonic()
+    assert list(elements(answer())) == [container(), Cut(ID), container()]
+    took, (_, most) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 64 << 20
+    assert took < 30
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"", b"{}", b"5", b"null", b"[", b"[1", b"[1,", b"[1,]", b"[1 2]", b"[}", b"[1]]", b"[1] x", b'["\xff"]',
+     b'[{"a":', b"[" + b" " * 100_000, b'["' + b"x" * (20 << 20) + b'"]', b'[{"a": "' + b"x" * (5 << 20)],
+    ids=lambda each: each[:8],
+)  # fmt: skip
+@pytest.mark.parametrize("at_once", [1, answers.AT_ONCE])
+def test_what_is_no_list_is_no_answer(monkeypatch: pytest.MonkeyPatch, nonsense: bytes, at_once: int) -> None:
+    """Docker counts as silent then."""
+    monkeypatch.setattr(answers, "AT_ONCE", at_once)
+    with pytest.raises(ValueError):  # noqa: PT011 (whatever it says)
+        list(elements(pieces(nonsense)))
+
+
+def test_an_answer_about_one_thing_has_a_bound() -> None:
+    """It is not read beyond."""
+    assert whole([b'{"a"', b": 1}"]) == {"a": 1}
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield b"x" * (1 << 16)
+
+    with pytest.raises(ValueError, match="more than"):
+        whole(endless())
+
+
+@given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.integers(0, 80))
+@examples(200)
+def test_what_a_beginning_tells(told: dict[str, Any], end: int) -> None:
+    """Members that are there whole, in order; of one that is cut within an object, the object's own."""
+    found = members(json.dumps(told, separators=(",", ":"))[:end])
+    for key, value in list(found.items())[:-1]:
+        assert value == told[key]
+    assert list(found) == list(told)[: len(found)]
