@@ -46,7 +46,7 @@ DONE: dict[str, Any] = {
     "/allow": {"container": "web", "said": [{"kind": "allow", "rule": "9000/tcp", "until": None}], "places": []},
     "/deny": {"container": "web", "said": [{"kind": "deny", "rule": "22/tcp", "until": None}], "places": []},
     "/revert": {"reverted": [{"container": "web", "id": "c"}]},
-    "/ban": {"banned": [{"address": "203.0.113.7", "until": None}]},
+    "/ban": {"banned": [{"address": "203.0.113.7", "until": None}], "cut": 2, "notes": []},
     "/unban": {"unbanned": ["203.0.113.7"], "absent": [], "still": []},
     "/status": STATUS, "/explain": {"flows": [FLOW], "accepted": True, "notes": []}, "/plan": PLAN,
     "/export": {"text": "table inet fw {}\n"},
@@ -206,7 +206,7 @@ def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> 
     assert json.loads(run("allow", "web", "9000", "--json")[1]) == DONE["/allow"]
     assert json.loads(run("explain", "a", "b", "80", "--json")[1]) == DONE["/explain"]
     assert run("allow", "web", "9000")[1] == "web: fwctl allow 9000/tcp, for ever\n"
-    assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, for ever\n"
+    assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, for ever\nflows cut: 2\n"
     assert run("export")[1] == "table inet fw {}\n"
 
 
