@@ -114,10 +114,13 @@ class Cuts:
 
     def release(self, owners: Iterable[Owner]) -> None:
         """Holds no longer what these owners let through again, nor what their addresses' last owners did."""
+        owners = list(owners)
         held = list(self._held)
-        if not held:
+        if not owners or not (held or self._vacated):
             return
         answers = self.answers(owners)
+        new = self._vacated & answers.keys()
+        self._vacated -= new
         concerned = [element for element in held if not answers.keys().isdisjoint(element.key)]
         if not concerned:
             return
@@ -126,8 +129,7 @@ class Cuts:
         answers = self.answers(owner for owner in self._known.owners() if self._is_at(owner, ends))
         ways = [way for element in concerned if (way := _way(element))]
         free = set(map(_element, let_through(ways, answers, conntrack.local_addresses())))
-        free.update(element for element in concerned if not self._vacated.isdisjoint(element.key))
-        self._vacated -= answers.keys()
+        free.update(element for element in concerned if not new.isdisjoint(element.key))
         if free:
             self._later(partial(self._let_go, free, time.monotonic()))
 

@@ -25,6 +25,7 @@ from plugin.nft import Nft
 from plugin.overrides import in_force, unwatched
 from plugin.reconcile import Reconciler
 from plugin.record import INTERFACE_NAME
+from plugin.resolver import on_loopback
 from plugin.ruleset import dockerd_elements
 from plugin.sets import Element
 from plugin.settings import Settings
@@ -78,6 +79,7 @@ class Questions:
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
             "unsaved": self._state.owes,
+            "host_resolver": on_loopback(),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:

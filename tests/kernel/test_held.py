@@ -324,6 +324,28 @@ def held(site: Site) -> str:
     return "".join(each.partition("elements = ")[2] for each in lists)
 
 
+def test_the_next_owner_of_an_address_has_flows_of_its_own(
+    site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was held of the last owner is not of the next one's, and what is cut of the next one is held as ever."""
+    monkeypatch.setattr(sets, "HELD", 2)
+    fw.restart()
+    fw.says(boxes.web, allow="5353/udp")
+    old = flow(site, "udp", None, boxes.web, 6)
+    assert old.begins()
+    fw.says(boxes.web, policy="closed")
+    assert not old.server_says()
+    fw.state.drop_endpoint(boxes.web.endpoint.id)
+    until(lambda: not held(site), "nothing is held any more")
+    fw.says(boxes.web, allow="5353/udp")
+    talk = flow(site, "udp", None, boxes.web, 6)
+    assert talk.begins()
+    fw.says(boxes.web, policy="closed", egress="all")
+    assert not talk.server_says()
+    fw.says(boxes.web, policy="closed", allow="8080")
+    assert not talk.server_says(), "what opens is something else"
+
+
 @every_kind
 def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
     """A new docker-fw holds what the last one held, and so does a table that somebody flushed and that is put there

@@ -36,6 +36,7 @@ WEB = {
 STATUS = {
     "version": "1", "now": 1.0, "guarded": [], "apart": {}, "foreign": [], "overrides": [], "banned": 0,
     "listening": True, "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
+    "host_resolver": "",
     "networks": [{"id": "n" * 64, "name": "", "bridge": "fw-n", "subnets": ["10.1.0.0/24"], "internal": False,
                   "problems": [], "endpoints": [WEB]}],
 }  # fmt: skip
