@@ -36,13 +36,18 @@ class Cut:
     deleted: int = 0
     offloaded: int = 0
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know of it."""
+        return [f"{self.offloaded} flows could not be cut: {_OFFLOADED}"] if self.offloaded else []
+
     def __add__(self, other: Cut) -> Cut:
         return Cut(self.deleted + other.deleted, self.offloaded + other.offloaded)
 
 
 #: Linux before 6.4 (and 6.1.32, 5.15.115) answers EBUSY. Newer ones delete such an entry, and its packets meet the
 #: rules again from then on (flow_offload_lookup).
-OFFLOADED = (
+_OFFLOADED = (
     "a flow table of this host's (flow offload) has them, and this kernel does not give them back: their packets pass "
     "by every rule until they end or the flow table is deleted"
 )
@@ -96,6 +101,24 @@ def cut_strangers(
             _cut(version, set(), partial(flows.is_strange, version=version, prefixes=wanted, known=packed), hold)
 
 
+def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
+    """Forgets every flow from and to these addresses and prefixes, whoever began it. Never raises.
+
+    A dump for each family, whatever there is to be cut.
+    """
+    cut = Cut()
+    for version in (4, 6):
+        wanted: dict[int, set[int]] = {}
+        for prefix in prefixes:
+            if prefix.version == version:
+                shift = prefix.max_prefixlen - prefix.prefixlen
+                wanted.setdefault(shift, set()).add(int(prefix.network_address) >> shift)
+        marks = {p.network_address.packed[: p.prefixlen // 8] for p in prefixes if p.version == version}
+        if wanted:
+            cut += _cut(version, marks, partial(flows.is_within, wanted=wanted))
+    return cut
+
+
 def cut_closed(guarded: Mapping[Address, Answers], hold: Hold = _hold_nothing) -> None:
     """Forgets flows that outsiders began to these addresses and that are not accepted there, and those that these
     began and may not. Never raises.
@@ -146,9 +169,9 @@ def _cut(
             for flow in found:
                 cut += _delete(sock, version, flow)
     except OSError as error:
-        log.error("could not cut flows of an address that changes hands: %s", error)
-    if cut.offloaded:
-        log.error("%d flows could not be cut: %s", cut.offloaded, OFFLOADED)
+        log.error("could not cut flows: %s", error)
+    for note in cut.notes:
+        log.error("%s", note)
     return cut
 
 

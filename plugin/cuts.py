@@ -76,26 +76,32 @@ class Cuts:
 
     def hold(self, ways: Collection[Way]) -> None:
         """Keeps cut flows from coming back by the next packet of who answered in them."""
+        left = list(ways)
         with self._holding:
-            if len(self._held) + len(ways) > _MOST:
+            if len(self._held) + len(left) > _MOST:
                 self._look()
-            ours = {_element(way): way for way in ways}
-            many = Counter(element.set for element in self._held.keys() | ours.keys())
-            exact = {element for element in ours if many[element.set] <= _MOST}
-            whole = {_whole(way) for element, way in ours.items() if element not in exact}
-            try:
-                self._put(exact)
-            except NftError as error:
-                log.error("cut flows cannot be held one by one: %s", error)
-                whole = set(map(_whole, ways))
-            try:
-                self._put(whole)
-            except NftError as error:
-                log.error("cut flows may come back: %s", error)
-            for element in whole:
-                log.error("too many cut flows to hold one by one: for %d s after the last try all new flows of IP "
-                          "protocol %s %s %s are dropped", sets.HELD, element.key[1],
-                          "from" if element.set.endswith("from") else "to", element.key[0])  # fmt: skip
+            for level in (_element, _port, _whole):
+                left = self._hold_at(level, left)
+                if not left:
+                    return
+            log.error("cut flows may come back: %d could not be held", len(left))
+
+    def _hold_at(self, level: Callable[[Way], Element], ways: list[Way]) -> list[Way]:
+        """Returns those for which there was no room."""
+        wanted = {level(way) for way in ways}
+        many = Counter(element.set for element in self._held.keys() | wanted)
+        fit = {element for element in wanted if many[element.set] <= _MOST}
+        try:
+            self._put(fit)
+        except NftError as error:
+            log.error("cut flows are not held: %s", error)
+            # Where there is no table, it comes back with them.
+            return ways if all(self._kernels(element.set) is not None for element in list(fit)[:1]) else []
+        if fit and level is not _element:
+            some = "; ".join(map(_words, list(fit)[:8])) + (f"; and {len(fit) - 8} more" if len(fit) > 8 else "")
+            log.error("too many cut flows to hold one by one: until none was tried for %d s, new flows are dropped %s",
+                      sets.HELD, some)  # fmt: skip
+        return [way for way in ways if level(way) not in fit]
 
     def _put(self, elements: set[Element]) -> None:
         if not elements:
@@ -105,7 +111,11 @@ class Cuts:
         self._held.update(dict.fromkeys(elements, time.monotonic()))
         self._nft.change(Change(), dict.fromkeys(elements, sets.HELD))
         if again:  # what stands has kept its time
-            self._nft.change(Change(again), dict.fromkeys(again, sets.HELD))
+            timed = dict.fromkeys(again, sets.HELD)
+            try:
+                self._nft.change(Change(again), timed)
+            except NftError:  # one has just ended by itself
+                self._nft.change(Change(), timed)
 
     def take_over(self) -> None:
         """What the last docker-fw held. Before the table is replaced."""
@@ -123,20 +133,22 @@ class Cuts:
 
     def release(self, owners: Iterable[Owner]) -> None:
         """Holds no longer what these owners let through again, nor what their addresses' last owners did."""
+        owners = list(owners)
         held = list(self._held)
-        if not held:
+        if not owners or not (held or self._vacated):
             return
         answers = self.answers(owners)
+        new = self._vacated & answers.keys()
+        self._vacated -= new
         concerned = [element for element in held if not answers.keys().isdisjoint(element.key)]
         if not concerned:
             return
         # The other end may have a rule of its own.
         ends = {value for element in concerned for value in element.key}
         answers = self.answers(owner for owner in self._known.owners() if self._is_at(owner, ends))
-        ways = [way for element in concerned if (way := _way(element))]
-        free = set(map(_element, let_through(ways, answers, conntrack.local_addresses())))
-        free.update(element for element in concerned if not self._vacated.isdisjoint(element.key))
-        self._vacated -= answers.keys()
+        ways = {way: element for element in concerned if (way := _way(element))}
+        free = {ways[way] for way in let_through(ways, answers, conntrack.local_addresses())}
+        free.update(element for element in concerned if not new.isdisjoint(element.key))
         if free:
             self._later(partial(self._let_go, free, time.monotonic()))
 
@@ -190,15 +202,31 @@ def _element(way: Way) -> Element:
     return Element(f"held{v}_pairs", (way.source, way.proto, way.peer))
 
 
+def _port(way: Way) -> Element:
+    """All that the container answers from the port, or that it is answered there."""
+    if not (way.source_port or way.peer_port):
+        return _whole(way)
+    end, port = ("from", way.source_port) if way.whose == way.source else ("to", way.peer_port)
+    return Element(f"held{way.source.version}_ports_{end}", (way.whose, way.proto, port))
+
+
 def _whole(way: Way) -> Element:
     """All that the container answers, or all that it is answered, over the protocol."""
     end = "from" if way.whose == way.source else "to"
     return Element(f"held{way.source.version}_all_{end}", (way.whose, way.proto))
 
 
+def _words(element: Element) -> str:
+    address, proto, *port = element.key
+    where = f" port {port[0]}" if port else ""
+    return f"{element.set.rpartition('_')[2]} {address}{where} over IP protocol {proto}"
+
+
 def _way(element: Element) -> Way | None:
-    """The other way round; None for what is held whole."""
+    """The other way round: with nobody as the peer of a port; None where more is held than one rule speaks of."""
     match element.key:
+        case (IPv4Address() | IPv6Address() as source, int(proto), int(port)) if element.set.endswith("from"):
+            return Way(source, proto, port, type(source)(0), 0, source)
         case (IPv4Address() | IPv6Address() as source, int(proto), int(port), IPv4Address() | IPv6Address() as peer,
               int(peer_port)):  # fmt: skip
             return Way(source, proto, port, peer, peer_port, source)

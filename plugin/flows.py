@@ -131,6 +131,16 @@ def touches(flow: Flow, version: int, packed: set[bytes]) -> bool:
     return False
 
 
+def is_within(flow: Flow, wanted: Mapping[int, Collection[int]]) -> bool:
+    """True if one end is in one of the prefixes. `wanted`: by the number of bits behind a prefix, those in front."""
+    for where in (TUPLE_ORIG, TUPLE_REPLY):
+        for packed in nl.attributes(nl.attributes(flow[where]).get(_TUPLE_IP, b"")).values():
+            address = int.from_bytes(packed, "big")
+            if any(address >> shift in prefixes for shift, prefixes in wanted.items()):
+                return True
+    return False
+
+
 def aims_at(
     flow: Flow, version: int, wanted: Mapping[tuple[int, bytes], Collection[Published]], local: set[bytes],
     stays: Callable[[Published, Address], bool] | None,

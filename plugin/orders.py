@@ -14,7 +14,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from plugin import bans, hostlinks, overrides
+from plugin import bans, conntrack, hostlinks, overrides
 from plugin.grammar import parse_allow, parse_deny
 from plugin.guard import Guard
 from plugin.model import Address, FwError, Overriding, Prefix, Rule
@@ -93,7 +93,10 @@ class Orders:
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}
 
     def ban(self, wanted: Sequence[tuple[str, float | None]]) -> dict[str, Any]:
-        """`fwctl ban`: addresses and prefixes, each for so many seconds (None: for ever). All of them, or none."""
+        """`fwctl ban`: addresses and prefixes, each for so many seconds (None: for ever). All of them, or none.
+
+        What they had established is cut, which takes a moment where the host has very many flows.
+        """
         now = self._clock()
         read, wrong = _banned([(text, now + seconds if seconds else 0) for text, seconds in wanted])
         own = _around(self._own_addresses())
@@ -102,7 +105,11 @@ class Orders:
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise FwError("; ".join(wrong[:8]) + more)
         self._state.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
-        return {"banned": [bans.told(prefix, until) for prefix, until in read.items()]}
+        # Their packets are dropped already, but for those of flows in a flow table, which pass by every rule.
+        cut = conntrack.cut_prefixes(list(read))
+        log.info("fwctl ban %s: %d flows cut", ", ".join(map(bans.written, list(read)[:8])), cut.deleted)
+        told = [bans.told(prefix, until) for prefix, until in read.items()]
+        return {"banned": told, "cut": cut.deleted, "notes": cut.notes}
 
     def unban(self, addresses: Sequence[str] | None) -> dict[str, Any]:
         """`fwctl unban`; None: everybody. Who is not banned is told of, and no mistake."""

@@ -118,8 +118,12 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"held{v}_pairs": SetSpec(
             (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD
         ),
+        f"held{v}_ports_from": SetSpec(
+            by[:2] + ("th sport",), comment="too many to be held one by one: ports that begin none", meter=HELD
+        ),
+        f"held{v}_ports_to": SetSpec(to, comment="the same: ports to which none is begun", meter=HELD),
         f"held{v}_all_from": SetSpec(
-            (source, "meta l4proto"), comment="too many to be held one by one: containers that begin none", meter=HELD
+            (source, "meta l4proto"), comment="too many ports: containers that begin none", meter=HELD
         ),
         f"held{v}_all_to": SetSpec(
             (target, "meta l4proto"), comment="the same: containers to which none is begun", meter=HELD
@@ -179,8 +183,11 @@ class Element(NamedTuple):
     data: tuple[Value, ...] = ()
 
 
-#: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's.
-HELD_SETS = {v: (f"held{v}", f"held{v}_pairs", f"held{v}_all_from", f"held{v}_all_to") for v in (4, 6)}
+#: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's port or of a container.
+HELD_SETS = {
+    v: (f"held{v}", *(f"held{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to")))
+    for v in AF
+}
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("watched", (family,)) for family in AF.values())
 

@@ -145,6 +145,7 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
     yield from ([(text, "bad")] for text in (told["unfit"], "" if boot == "kept" else boot) if text)
     if told["unsaved"]:
         yield [(f"{told['unsaved']}: nothing new opens, and what closed is forgotten if docker-fw restarts now", "bad")]
+    yield from _names_that_leave(told)
     yield from ([(f"{name}: {why}", "dim")] for name, why in sorted(told["apart"].items()))
     for each in told["overrides"]:
         who = f"container {each['container_id'][:12]}, which is on no network now"
@@ -164,6 +165,14 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
     if not told["listening"]:
         text = "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again"
         yield [(text, "bad")]
+
+
+def _names_that_leave(told: dict[str, Any]) -> Iterator[Line]:
+    """Past `fw.egress`, where somebody is held to it."""
+    egress = (endpoint["egress"] for network in networks(told) for endpoint in network["endpoints"])
+    if told["host_resolver"] and any(rules is not None for rules in egress):
+        yield [(f"fw.egress does not hold names back: Docker's DNS asks the host's resolver ({told['host_resolver']}) "
+                "from the host, so that containers send names out whatever they may begin", "warn")]  # fmt: skip
 
 
 # --- published ports, the dry run -------------------------------------------------------------------------------------

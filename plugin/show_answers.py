@@ -77,6 +77,9 @@ def reverted(told: dict[str, Any]) -> Iterator[Line]:
 def banned(told: dict[str, Any], now: float) -> Iterator[Line]:
     for each in told["banned"]:
         yield [(f"banned: {each['address']}, {until(each['until'], now)}", "good")]
+    if told["cut"]:
+        yield [(f"flows cut: {told['cut']}", "")]
+    yield from ([(note, "bad")] for note in told["notes"])
 
 
 def unbanned(told: dict[str, Any]) -> Iterator[Line]:

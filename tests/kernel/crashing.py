@@ -115,5 +115,5 @@ links.IPRoute = _IPRoute  # type: ignore[attr-defined]
 for _name in ("_run", "_batch"):
     setattr(Nft, _name, _step(getattr(Nft, _name), f"nft {_name}"))
 Sysctl._write = _step(Sysctl._write)  # type: ignore[method-assign]
-for _name in ("cut_addresses", "cut_closed", "cut_published", "cut_strangers"):
+for _name in ("cut_addresses", "cut_closed", "cut_published", "cut_strangers", "cut_prefixes"):
     setattr(conntrack, _name, _step(getattr(conntrack, _name), _name))

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from plugin.bans import ban_change, ban_elements
+from plugin.guard import Guard
 from plugin.model import Address, Defaults, Prefix, Rule, Said
+from plugin.orders import Orders
 from plugin.reconcile import Reconciler
 from plugin.sets import Change
 from plugin.state import State
@@ -271,6 +273,32 @@ def test_bans_outlive_whatever_happens_to_the_table(
         assert end - 0.1 <= time.time() <= end + 2
         again.edit_state(lambda state: dataclasses.replace(state, bans={}))
         assert passing() == [True, True]
+
+
+def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
+    """A ban leaves no flow from or to who is banned in connection tracking, by whomever it was begun; so a flow table
+    of the host's has none that goes on. Those beside them stay."""
+
+    def talking() -> set[str]:
+        told = "".join(site.run("conntrack", "-L", "-f", f, check=False).stdout for f in ("ipv4", "ipv6"))
+        everybody = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
+        return {str(address) for address in everybody if f"={address} " in told}
+
+    orders = Orders(reconciler, Guard(reconciler))
+    with site.inside():
+        site.forget_flows()
+        for v in (4, 6):
+            site.deliver([udp(peer[v], at(boxes.web, v), 53, next(_ports)) for peer in (BANNED, NEXT)], boxes.web)
+        for target in (BANNED[4], IPv6Address("2001:db8:66::1:1")):
+            mine = at(boxes.web, target.version)
+            site.send([udp(mine, target, 53, next(_ports))], boxes.web)
+        assert len(talking()) == 5
+        told = orders.ban([(str(BANNED[4]), None), (str(BANNED[6]), 60)])
+        assert (told["cut"], told["notes"]) == (3, [])
+        assert talking() == {str(NEXT[4]), str(NEXT[6]), "2001:db8:66::1:1"}
+        assert orders.ban([("2001:db8:66::/64", None)])["cut"] == 3, "and a ping"
+        assert talking() == {str(NEXT[4])}
+        orders.unban(None)
 
 
 def test_thousands_of_bans_are_one_change(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:

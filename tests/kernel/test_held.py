@@ -140,7 +140,7 @@ def at(box: Box, version: int) -> Address:
 
 @dataclass(frozen=True)
 class Flow:
-    """One that `client` begins to `server`'s port 5353."""
+    """One that `client` begins to `server`'s port."""
 
     site: Site
     kind: Kind
@@ -149,7 +149,7 @@ class Flow:
     source: Address
     target: Address
     sport: int
-    witness: tuple[NamedNetns, NamedNetns]
+    port: int = 5353
 
     def begins(self) -> bool:
         """The client's first packet arrives, and the answer."""
@@ -164,9 +164,9 @@ class Flow:
 
     def _passes(self, made: Callable[[Address, Address, int, int], Packet], by_client: bool) -> bool:
         if by_client:
-            packet, ways = made(self.source, self.target, 5353, self.sport), (self.client, self.server)
+            packet, ways = made(self.source, self.target, self.port, self.sport), (self.client, self.server)
         else:
-            packet, ways = made(self.target, self.source, self.sport, 5353), (self.server, self.client)
+            packet, ways = made(self.target, self.source, self.sport, self.port), (self.server, self.client)
         address = self.target if by_client else self.source
         # Behind it goes a ping of the host's, which may reach everybody.
         last = ping(self._host(address), address)
@@ -181,7 +181,7 @@ def flow(site: Site, name: str, client: Box | None, server: Box | None, version:
     out = Site.OUT4 if version == 4 else Site.OUT6
     source, target = (at(box, version) if box else out for box in (client, server))
     ends = (client or site.wan, server or site.wan)
-    return Flow(site, KINDS[name], *ends, source, target, next(PORTS), ends)
+    return Flow(site, KINDS[name], *ends, source, target, next(PORTS))
 
 
 @every_kind
@@ -325,6 +325,28 @@ def held(site: Site) -> str:
     return "".join(each.partition("elements = ")[2] for each in lists)
 
 
+def test_the_next_owner_of_an_address_has_flows_of_its_own(
+    site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was held of the last owner is not of the next one's, and what is cut of the next one is held as ever."""
+    monkeypatch.setattr(sets, "HELD", 2)
+    fw.restart()
+    fw.says(boxes.web, allow="5353/udp")
+    old = flow(site, "udp", None, boxes.web, 6)
+    assert old.begins()
+    fw.says(boxes.web, policy="closed")
+    assert not old.server_says()
+    fw.state.drop_endpoint(boxes.web.endpoint.id)
+    until(lambda: not held(site), "nothing is held any more")
+    fw.says(boxes.web, allow="5353/udp")
+    talk = flow(site, "udp", None, boxes.web, 6)
+    assert talk.begins()
+    fw.says(boxes.web, policy="closed", egress="all")
+    assert not talk.server_says()
+    fw.says(boxes.web, policy="closed", allow="8080")
+    assert not talk.server_says(), "what opens is something else"
+
+
 @every_kind
 def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
     """A new docker-fw holds what the last one held, and so does a table that somebody flushed and that is put there
@@ -347,7 +369,8 @@ def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind:
 def test_too_many_to_be_held_one_by_one(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Then all of that protocol that the container begins is, and it is said; its next owner's is not."""
+    """Then all that the container begins from that port is, and its other flows are not; from too many ports, all of
+    that protocol. It is said in the log. When the port is opened again all may speak; its next owner may at once."""
     monkeypatch.setattr(cuts, "_MOST", 20)
     fw.says(boxes.web, allow="5353/udp")
     talks = [flow(site, "udp", None, boxes.web, 4) for _ in range(25)]
@@ -355,10 +378,26 @@ def test_too_many_to_be_held_one_by_one(
     fw.says(boxes.web, policy="closed")
     assert not any(talk.server_says() for talk in talks)
     assert not any(talk.client_says() for talk in talks)
-    assert "too many cut flows to hold one by one" in caplog.text
-    mine = udp(boxes.web.v4, Site.OUT4, 53, next(PORTS))
-    assert site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4)) == set()
+    assert "new flows are dropped from 10.1.0.2 port 5353 over IP protocol 17" in caplog.text
+
+    def begins_its_own() -> bool:
+        mine = udp(boxes.web.v4, Site.OUT4, 53, next(PORTS))
+        return mine in site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4))
+
+    assert begins_its_own()
+    fw.says(boxes.web, allow="5353/udp")
+    assert all(talk.server_says() for talk in talks)
+
+    monkeypatch.setattr(cuts, "_MOST", 2)
+    fw.says(boxes.web, allow="5353-5355/udp")
+    some = flow(site, "udp", None, boxes.web, 4)
+    talks = [dataclasses.replace(some, sport=next(PORTS), port=port) for port in (5353, 5354, 5355)]
+    assert all(talk.begins() for talk in talks)
+    fw.says(boxes.web, policy="closed")
+    assert not any(talk.server_says() for talk in talks)
+    assert "new flows are dropped from 10.1.0.2 over IP protocol 17" in caplog.text
+    assert not begins_its_own()
     fw.state.drop_endpoint(boxes.web.endpoint.id)
     assert not any(talk.server_says() for talk in talks[:2]), "before anybody else has the address"
     fw.says(boxes.web)
-    assert site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4)) == {mine}
+    assert begins_its_own()

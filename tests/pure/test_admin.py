@@ -52,6 +52,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_addresses", lambda *_: None)
+    monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
 
 
 class Desk:
@@ -301,6 +302,7 @@ def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
 def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     """For a time the kernel counts itself, or for ever; a later word about the same address gives it another time."""
     told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
+    assert (told["cut"], told["notes"]) == (0, [])
     assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
     names = {e.set for e in desk.site.kernel.table if e.set.startswith("bann")}
     assert names == {"banning", "banning_nets", "banned6_48", "banned6_64"}

@@ -37,6 +37,7 @@ WEB = {
 STATUS = {
     "version": "1", "now": 1.0, "guarded": [], "apart": {}, "foreign": [], "overrides": [], "banned": 0,
     "listening": True, "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
+    "host_resolver": "",
     "networks": [{"id": "n" * 64, "name": "", "bridge": "fw-n", "subnets": ["10.1.0.0/24"], "internal": False,
                   "problems": [], "endpoints": [WEB]}],
 }  # fmt: skip
@@ -47,7 +48,7 @@ DONE: dict[str, Any] = {
     "/allow": {"container": "web", "said": [{"kind": "allow", "rule": "9000/tcp", "until": None}], "places": []},
     "/deny": {"container": "web", "said": [{"kind": "deny", "rule": "22/tcp", "until": None}], "places": []},
     "/revert": {"reverted": [{"container": "web", "id": "c"}]},
-    "/ban": {"banned": [{"address": "203.0.113.7", "until": None}]},
+    "/ban": {"banned": [{"address": "203.0.113.7", "until": None}], "cut": 2, "notes": []},
     "/unban": {"unbanned": ["203.0.113.7"], "absent": [], "still": []},
     "/status": STATUS, "/explain": {"flows": [FLOW], "accepted": True, "notes": []}, "/plan": PLAN,
     "/export": {"text": "table inet docker-fw {}\n"},
@@ -207,7 +208,7 @@ def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> 
     assert json.loads(run("allow", "web", "9000", "--json")[1]) == DONE["/allow"]
     assert json.loads(run("explain", "a", "b", "80", "--json")[1]) == DONE["/explain"]
     assert run("allow", "web", "9000")[1] == "web: fwctl allow 9000/tcp, for ever\n"
-    assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, for ever\n"
+    assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, for ever\nflows cut: 2\n"
     assert run("export")[1] == "table inet docker-fw {}\n"
 
 

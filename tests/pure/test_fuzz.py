@@ -186,6 +186,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and links are none of ours."""
     for name in ("cut_closed", "cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
     monkeypatch.setattr(driver, "exists", lambda _: True)
 
 

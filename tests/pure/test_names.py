@@ -110,6 +110,7 @@ class Host:
             "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.apart,
             "foreign": sorted(self.bridges.foreign()), "overrides": [], "banned": 0, "listening": True,
             "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
+            "host_resolver": "",
         }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from plugin.duration import left, parse
 from plugin.effect import Engine
 from plugin.labels import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
+from plugin.resolver import on_loopback
 from plugin.state import State
 from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
 
@@ -48,7 +49,8 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     return {
         "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
         "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
-        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True, **more,
+        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
+        "host_resolver": "", **more,
     }  # fmt: skip
 
 
@@ -148,6 +150,41 @@ def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
     assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in said
     assert "18080" not in said
     assert "18081" not in said
+
+
+def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
+    """Where somebody may not begin everything and the host's resolver is on loopback; else there is nothing to say."""
+    free, confined = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
+    said = "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1) from the host"
+    assert said in words(confined, host_resolver="127.0.0.1")
+    assert "names" not in words(confined)
+    assert "names" not in words(free, host_resolver="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "systemd", "found"),
+    [
+        ("nameserver 192.0.2.53\n", "", ""),
+        ("# nameserver 127.0.0.1\nsearch lan\nnameserver 192.0.2.53\n  nameserver 127.0.1.1 \n", "", "127.0.1.1"),
+        ("nameserver ::1\n", "", "::1"),
+        ("nameserver fe80::1%eth0\n", "", ""),
+        ("nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n", ""),
+        ("nameserver 127.0.0.53\n", "nameserver 127.0.0.1\n", "127.0.0.1"),
+        ("nameserver 127.0.0.53\n", "", "127.0.0.53"),
+        ("nameserver 127.0.0.53\nnameserver 127.0.0.1\n", "nameserver 192.0.2.53\n", "127.0.0.53"),
+        ("nameserver\nnameserver x\n\x00", "", ""),
+        (None, "", ""),
+    ],
+)  # fmt: skip
+def test_which_resolver_docker_asks_from_the_host(
+    tmp_path: Path, hosts: str | None, systemd: str, found: str
+) -> None:
+    """The first on loopback; but where systemd's stub is the only one Docker takes the servers that systemd has."""
+    mine, theirs = tmp_path / "resolv.conf", tmp_path / "systemd.conf"
+    for path, text in ((mine, hosts), (theirs, systemd)):
+        if text:
+            path.write_text(text)
+    assert on_loopback(str(mine), (str(theirs),)) == found
 
 
 def test_status_tells_of_the_host(site: Site) -> None:

@@ -1,0 +1,52 @@
+"""Docker's DNS and `fw.egress`: what a container's names are held back by, and where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.product import Fw, Net, until
+
+
+@contextmanager
+def resolver(fw: Fw, address: str) -> Iterator[None]:
+    """The host's name server, until the end. Docker reads it at each start of a container."""
+    fw.host.write("/etc/resolv.conf", f"nameserver {address}\n")
+    try:
+        yield
+    finally:
+        fw.host.write("/etc/resolv.conf", f"nameserver {fw.wan.FAR_V4}\n")
+
+
+def confined(fw: Fw, net: Net, *options: str) -> str:
+    """A container that may begin nothing, and cannot."""
+    app = fw.run(net, "--label", "fw.egress=none", *options)
+    until(lambda: fw.engine.netns(app).probe.tcp(fw.wan.FAR_V4, 8000, timeout=0.3) == "silent", "it is confined")
+    return app
+
+
+@pytest.mark.parametrize("driver", [None, "bridge"])
+def test_names_leave_by_a_resolver_on_the_hosts_loopback(deep: Fw, driver: str | None) -> None:
+    """What LABELS.md says of `fw.egress`: dockerd asks it from the host, whatever the container may begin, and `fwctl
+    status` says so. With a server of the container's own, or another one of the host's, nothing leaves."""
+    with (
+        deep.network(driver=driver) as net,
+        deep.host.probe.serve(udp=[53]) as host,
+        deep.wan.probe.serve(udp=[53], tcp=[8000]) as far,
+    ):
+
+        def asks(app: str) -> None:
+            deep.engine.try_docker("exec", app, "timeout", "2", "nslookup", "secret.example.com")
+
+        asks(confined(deep, net))
+        with resolver(deep, "127.0.0.1"):
+            asks(confined(deep, net, "--dns", deep.wan.FAR_V4))
+            assert not host.seen()
+            assert not [each for each in far.seen() if each["port"] == 53]
+            asks(confined(deep, net))
+            assert host.seen(), "the leak that is written down"
+            said = " ".join(deep.fwctl("status").split())
+            assert "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1)" in said
+        assert "does not hold names back" not in deep.fwctl("status")

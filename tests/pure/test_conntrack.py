@@ -1,0 +1,67 @@
+"""What the kernel answers when flows are cut. The packets are tests/kernel's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from plugin import conntrack
+from plugin import netlink as nl
+from plugin.show import plain
+from plugin.show_answers import banned
+
+
+def _flow(source: str, target: str) -> bytes:
+    """As a dump tells it, behind its header: IPv4, both ways."""
+
+    def ends(one: str, other: str) -> bytes:
+        return nl.nested(1, nl.attr(1, socket.inet_aton(one)), nl.attr(2, socket.inet_aton(other)))
+
+    return nl.nested(1, ends(source, target)) + nl.nested(2, ends(target, source))
+
+
+class Kernel:
+    """Two flows of one peer, of which a flow table has one, and another peer's."""
+
+    def __init__(self) -> None:
+        self.deleted = 0
+        self.flows = [_flow("203.0.113.7", f"10.1.0.{n}") for n in (2, 3)] + [_flow("203.0.114.7", "10.1.0.2")]
+        self._asked = 0
+
+    def send(self, message: bytes) -> None:
+        self._asked = int.from_bytes(message[8:12], "little")
+
+    def replies(self, _: object) -> Iterator[tuple[int, int, bytes]]:
+        yield from ((0, self._asked, nl.nfgen(socket.AF_INET) + flow) for flow in self.flows)
+        yield nl.NLMSG_DONE, self._asked, b""
+
+    def request(self, _sock: object, _kind: int, _flags: int, body: bytes) -> None:
+        if socket.inet_aton("10.1.0.3") in body:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        self.deleted += 1
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is kept."""
+
+
+def test_who_bans_is_told_of_flows_that_the_kernel_does_not_give_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of a flow table, where Linux is older than 6.4: how many, and until when they go on; the others are cut."""
+    kernel = Kernel()
+    for name, what in (("open_socket", lambda: kernel), ("replies", kernel.replies), ("request", kernel.request)):
+        monkeypatch.setattr(conntrack.nl, name, what)
+    cut = conntrack.cut_prefixes([ip_network("203.0.113.0/24")])
+    assert (cut.deleted, cut.offloaded, kernel.deleted) == (1, 1, 1)
+    assert "1 flows could not be cut: a flow table of this host's" in caplog.text
+    told: dict[str, Any] = {"banned": [], "cut": cut.deleted, "notes": cut.notes}
+    assert plain(banned(told, 0)).startswith("flows cut: 1\n1 flows could not be cut: a flow table")
