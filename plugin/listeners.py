@@ -178,10 +178,5 @@ class ByPort:
             else:
                 self._ranges.append(each)
 
-    def asks_for(self, proto: str, port: int) -> bool:
-        """On whatever address."""
-        asked = (*self._single.get(port, ()), *self._ranges)
-        return any(each.proto == proto and each.first <= port <= each.last for each in asked)
-
     def may_be(self, port: Published) -> bool:
         return any(each.may_be(port) for each in (*self._single.get(port.host_port, ()), *self._ranges))

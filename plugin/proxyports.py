@@ -15,9 +15,10 @@ from pathlib import Path
 
 from plugin.asked import Asked
 from plugin.inventory import Noted, Owner
-from plugin.listeners import ByPort, Listeners
+from plugin.listeners import Listeners
 from plugin.look import Look
 from plugin.model import FwError, Published, Rule
+from plugin.nft import NftError
 from plugin.reconcile import Reconciler
 from plugin.ruleset import dockerd_elements, proxied_element
 from plugin.sets import Element
@@ -47,6 +48,8 @@ class ProxyPorts:
         self._since: dict[str, float] = {}
         self._unknown: set[str] = set()
         self._listening: frozenset[Element] = frozenset()
+        #: By container, those of dockerd's own ports that it asks for; most ask for none.
+        self._claims = {k: found for k, ports in self._asked.items() if (found := claimed(dockerd, ports))}
         #: dockerd's own ports as they are in the table from the start.
         self._own = own_ports(dockerd, [each for ports in self._asked.values() for each in ports])
         self._warned: frozenset[Element] = frozenset()
@@ -66,8 +69,13 @@ class ProxyPorts:
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
             self._asked[container_id] = ports
+            if found := claimed(self._dockerd, ports):
+                self._claims[container_id] = found
+            alone = container_id in self._unknown
             self._unknown.discard(container_id)
-            self._keep()
+            self._note()
+            if alone:  # others are kept together, when everything was looked at
+                self._keep()
 
     def lacks(self, containers: Iterable[str]) -> list[str]:
         """Those of which it is not known what they ask for."""
@@ -82,12 +90,13 @@ class ProxyPorts:
     def _drop(self, containers: Iterable[str]) -> None:
         for each in containers:
             self._asked.pop(each, None)
+            self._claims.pop(each, None)
             self._since.pop(each, None)
             self._unknown.discard(each)
+        self._note()
         self._keep()
 
     def _keep(self) -> None:
-        self._note()
         kept = {container: ports for container, ports in self._asked.items() if ports}
         if kept != self._state.state.asked:
             try:
@@ -96,9 +105,9 @@ class ProxyPorts:
                 log.error("%s; what containers ask for is asked anew at the next start", error)
 
     def _note(self) -> None:
-        asked = [each for ports in self._asked.values() for each in ports]
-        left = own_ports(self._dockerd, asked)
-        if closed := (own_ports(self._dockerd, ()) - left) - self._warned:
+        taken = frozenset().union(*self._claims.values())
+        left = own_ports(self._dockerd, ()) - taken
+        if closed := taken - self._warned:
             ports = ", ".join(sorted({str(element.key[1]) for element in closed}))
             log.warning("containers ask for ports of dockerd's own, which are closed therefore: %s", ports)
             self._warned |= closed
@@ -106,8 +115,11 @@ class ProxyPorts:
             self._look_around()
             left &= {Element("dockerd", port) for port in self._listeners.everybody()}
         if left != self._own:
-            self._state.note({"dockerd": Noted(left)})
-            self._own = left
+            try:
+                self._state.note({"dockerd": Noted(left)})
+                self._own = left
+            except NftError as error:
+                log.error("ports of dockerd's own that containers ask for could not be closed: %s", error)
 
     # --- who listens ----------------------------------------------------------------------------------------------
 
@@ -116,8 +128,8 @@ class ProxyPorts:
         with self._lock:
             if look.whole:
                 gone = [each for each in self._asked.keys() | self._unknown if each not in look.existing]
-                if gone := [each for each in gone if self._since.get(each, 0.0) < asked]:
-                    self._drop(gone)
+                self._drop([each for each in gone if self._since.get(each, 0.0) < asked])
+            self._keep()
             known = look.whole and look.published is not None and look.existing <= self._asked.keys()
             wanted = [each for ports in self._asked.values() for each in ports]
             self._listeners.judge(asked, look.published or (), wanted, known=known)
@@ -157,13 +169,18 @@ class ProxyPorts:
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Element]:
     """dockerd's own ports but for those that containers ask for."""
-    wants = ByPort(asked)
-    return frozenset(
-        element
+    return frozenset(dockerd_elements(dockerd)) - claimed(dockerd, asked)
+
+
+def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Element]:
+    """Those of dockerd's own ports that containers ask for, on whatever address."""
+    shared = (
+        Rule(rule.proto, max(rule.first, each.first), min(rule.last, each.last))
+        for each in asked
         for rule in dockerd
-        for element in dockerd_elements([rule])
-        if not wants.asks_for(rule.proto, int(str(element.key[1])))
+        if rule.proto == each.proto and max(rule.first, each.first) <= min(rule.last, each.last)
     )
+    return frozenset(dockerd_elements(shared))
 
 
 def passing(sysctl: str) -> int:
