@@ -41,7 +41,7 @@ class Writer:
         #: were removed, so that flows may stand that would not begin any more.
         self.behind: dict[Owner, bool] = {}
         #: Rules of which it was told that they are too much.
-        self._told: dict[Owner, tuple[str, ...]] = {}
+        self._told: dict[Owner, frozenset[str]] = {}
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
@@ -140,13 +140,12 @@ class Writer:
     def _caught_up(self, owners: Iterable[Owner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
-            now = tuple(self._known.too_many(owner))
-            if now != self._told.get(owner, ()):
-                for sentence in now:
-                    log.error("%s: %s", self._known.called(owner), sentence)
+            told, sentences = self._told.pop(owner, frozenset()), self._known.too_many(owner)
+            # How many they are changes with each peer; which rules they are is news.
+            if now := frozenset(sentence.partition(":")[0] for sentence in sentences):
                 self._told[owner] = now
-            if not now:
-                self._told.pop(owner, None)
+                for sentence in sentences if now != told else ():
+                    log.error("%s: %s", self._known.called(owner), sentence)
 
     def _close(self, new: Mapping[Owner, frozenset[Element]]) -> None:
         """What the kernel does not take must not keep open what closes by the same change."""

@@ -33,7 +33,7 @@ from tests.bench.table import Table, percentile, say
 from tests.kernel.site import Site
 
 #: Members of each project of the crowd, and of the one whose members leave: each names all of its own project.
-_SMALL, _LARGE = 20, 100
+_SMALL, _LARGE = 10, 100
 _NET = Network(
     "b" * 64, "fw-bench", IPv4Interface("10.99.0.1/16"), IPv6Interface("2001:db8:99::1/64"), masquerade=False
 )
