@@ -14,7 +14,7 @@ from plugin.sets import Change, Element
 #: Sets whose elements let something pass; of "free…" and "confined" see `narrower`.
 _OPENING = ("allow", "other", "from", "via", "dnat", "served", "out", "to", "free")
 #: Sets whose elements only close.
-_CLOSING = ("confined", "proxied", "rated", "rating")
+_CLOSING = ("confined", "proxied", "rated", "remembering")
 #: Sets whose elements let something pass, or lead to somebody: they go before anything is computed.
 _FIRST = (*_OPENING, "publish", "self", "neighbour")
 #: Sets whose elements bind a port of a bridge to an address that its container sends from.
@@ -122,6 +122,10 @@ class Books:
             return True
         closes = ("confined", "proxied") if old else ("confined",)
         return any(element.set.startswith(closes) for element in new - old)
+
+    def wider(self, owner: str, new: frozenset[Element]) -> bool:
+        """True if more passes than before: what was cut may be let through again."""
+        return any(element.set.startswith(_OPENING) for element in new - self.of(owner))
 
     def only_closes(self, owner: str, new: frozenset[Element]) -> bool:
         """True if nothing comes that lets anything pass, or leads anywhere."""

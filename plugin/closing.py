@@ -75,7 +75,7 @@ def close(nft: Nft, settings: Settings) -> None:
     inventory = Inventory(settings.defaults, state, noted)
     elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
     lasting, timed = ban_elements(state.bans, time.time())
-    nft.replace(elements | lasting, timed, gone=True)
+    nft.replace(elements | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:

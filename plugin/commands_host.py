@@ -19,7 +19,7 @@ from plugin.model import Address, FwError
 from plugin.sets import TABLE
 
 if TYPE_CHECKING:
-    from plugin.conntrack import ClosedFlow
+    from plugin.flows import ClosedFlow
 
 
 def add(commands: Any) -> None:

@@ -1,23 +1,30 @@
-"""Which established flows end when less is let through than before: just those that would not begin any more."""
+"""Which established flows end when less is let through than before: just those that would not begin any more.
+
+A flow that was cut is held: the next packet of who answered in it would begin one of its own, the other way round, and
+all that comes back would be established. It is held as long as it is tried again, and until it may be once more.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 
-from plugin import conntrack
+from plugin import conntrack, sets, standing
+from plugin.flows import Way, let_through
 from plugin.inventory import Inventory, Owner, subnets
 from plugin.model import Address, Answers
 from plugin.nft import Nft, NftError
-from plugin.sets import Change, Element
+from plugin.sets import HELD_SETS, Change, Element
 
 log = logging.getLogger(__name__)
-#: Seconds that a cut UDP flow is kept from coming back: longer than the peer keeps asking, and than nf_conntrack's own
-#: time-out of a stream (nf_conntrack_udp_timeout_stream, 120).
-HELD = 180
+#: Flows held one by one, in each set, which has room for 65,535.
+_MOST = 60_000
 
 
 class Cuts:
@@ -27,21 +34,32 @@ class Cuts:
         self._nft = nft
         self._known = known
         self._later = later
-        #: Until when cut flows are held.
+        #: All that the kernel may hold, and when it was put there last. Packets renew it there, where nobody counts.
         self._held: dict[Element, float] = {}
         self._holding = threading.Lock()
+        #: Addresses of which something is held and whose container has left.
+        self._vacated: set[Address] = set()
 
     def everywhere(self) -> None:
         """What came in while the rules were not there, or accepted more, would stay, as established."""
-        conntrack.cut_closed(self.answers(self._known.owners()), self.hold)
+        for cut in self.of(self._known.owners()):
+            cut()
 
     def later(self, owners: list[Owner]) -> None:
         """Cuts what these owners do not let through any more, by docker-proxy too, and waits for nothing."""
-        if answers := self.answers(owners):
-            self._later(partial(conntrack.cut_closed, answers, self.hold))
-        for ports, stays in map(self._known.through_proxy, owners):
-            if ports:
-                self._later(partial(conntrack.cut_published, ports, stays))
+        for cut in self.of(owners):
+            self._later(cut)
+
+    def of(self, owners: Iterable[Owner]) -> list[Callable[[], None]]:
+        """What cuts that: to their addresses, and to the host's ports that docker-proxy serves for them."""
+        owners = list(owners)
+        answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
+        cuts: list[Callable[[], None]] = []
+        if answers:
+            cuts.append(partial(conntrack.cut_closed, answers, self.hold))
+        if ports:
+            cuts.append(partial(conntrack.cut_published, ports, stays))
+        return cuts
 
     def strangers(self, bridges: Collection[str]) -> None:
         """Cuts what was begun on networks that are confined from now on by whoever is not known there."""
@@ -49,30 +67,141 @@ class Cuts:
         prefixes = [subnet for network in networks for subnet in subnets(network)]
         known = frozenset(self.answers(self._known.owners()))
         if prefixes:
-            self._later(partial(conntrack.cut_strangers, prefixes, known))
+            self._later(partial(conntrack.cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
         return self._known.answers_of(owners)
 
-    def hold(self, ways: list[conntrack.Way]) -> None:
-        """Keeps cut UDP flows from coming back by the container's own next datagram."""
-        held = {Element(f"held{way.source.version}", tuple(way)): HELD for way in ways}
-        try:
-            with self._holding:
-                self._hold(held, time.monotonic())
-        except NftError as error:
-            log.error("cut UDP flows may come back: %s", error)
+    # --- what was cut does not come back --------------------------------------------------------------------------
 
-    def _hold(self, held: dict[Element, int], now: float) -> None:
-        self._held = {element: until for element, until in self._held.items() if until > now}
-        # An element that stands keeps its time when it is added again, so it goes first.
-        standing = tuple(held.keys() & self._held.keys())
-        try:
-            self._nft.change(Change(standing), held)
-        except NftError:  # some have just gone by themselves, or with the table
-            for element in held:
+    def hold(self, ways: Collection[Way]) -> None:
+        """Keeps cut flows from coming back by the next packet of who answered in them."""
+        with self._holding:
+            if len(self._held) + len(ways) > _MOST:
+                self._look()
+            ours = {_element(way): way for way in ways}
+            many = Counter(element.set for element in self._held.keys() | ours.keys())
+            exact = {element for element in ours if many[element.set] <= _MOST}
+            whole = {_whole(way) for element, way in ours.items() if element not in exact}
+            try:
+                self._put(exact)
+            except NftError as error:
+                log.error("cut flows cannot be held one by one: %s", error)
+                whole = set(map(_whole, ways))
+            try:
+                self._put(whole)
+            except NftError as error:
+                log.error("cut flows may come back: %s", error)
+            for element in whole:
+                log.error("too many cut flows to hold one by one: for %d s after the last try all new flows of IP "
+                          "protocol %s %s %s are dropped", sets.HELD, element.key[1],
+                          "from" if element.set.endswith("from") else "to", element.key[0])  # fmt: skip
+
+    def _put(self, elements: set[Element]) -> None:
+        if not elements:
+            return
+        again = tuple(self._held.keys() & elements)
+        # First: where the table is gone it comes back with all that is known here.
+        self._held.update(dict.fromkeys(elements, time.monotonic()))
+        self._nft.change(Change(), dict.fromkeys(elements, sets.HELD))
+        if again:  # what stands has kept its time
+            self._nft.change(Change(again), dict.fromkeys(again, sets.HELD))
+
+    def take_over(self) -> None:
+        """What the last docker-fw held. Before the table is replaced."""
+        with self._holding:
+            for version in HELD_SETS:
+                for name in HELD_SETS[version]:
+                    self._held.update(dict.fromkeys(self._kernels(name) or (), time.monotonic()))
+
+    @contextmanager
+    def kept(self) -> Iterator[dict[Element, int]]:
+        """What a table that is put there anew must hold, and for how long. Nothing is held meanwhile."""
+        with self._holding:
+            self._look()
+            yield dict.fromkeys(self._held, sets.HELD)
+
+    def release(self, owners: Iterable[Owner]) -> None:
+        """Holds no longer what these owners let through again, nor what their addresses' last owners did."""
+        held = list(self._held)
+        if not held:
+            return
+        answers = self.answers(owners)
+        concerned = [element for element in held if not answers.keys().isdisjoint(element.key)]
+        if not concerned:
+            return
+        # The other end may have a rule of its own.
+        ends = {value for element in concerned for value in element.key}
+        answers = self.answers(owner for owner in self._known.owners() if self._is_at(owner, ends))
+        ways = [way for element in concerned if (way := _way(element))]
+        free = set(map(_element, let_through(ways, answers, conntrack.local_addresses())))
+        free.update(element for element in concerned if not self._vacated.isdisjoint(element.key))
+        self._vacated -= answers.keys()
+        if free:
+            self._later(partial(self._let_go, free, time.monotonic()))
+
+    def vacate(self, addresses: Collection[Address]) -> None:
+        """These addresses have nobody now; who gets them is another one, for whom nothing is held."""
+        if addresses:
+            for element in list(self._held):
+                self._vacated.update(address for address in addresses if address in element.key)
+
+    def _is_at(self, owner: Owner, ends: Collection[object]) -> bool:
+        found = self._known.endpoint(owner)
+        return found is not None and (found[1].addr4 in ends or found[1].addr6 in ends)
+
+    def _let_go(self, free: Collection[Element], moment: float) -> None:
+        with self._holding:
+            for last in (False, True):  # one may end by itself at this very moment
+                self._look()
+                going = tuple(element for element in free if self._held.get(element, moment + 1) <= moment)
                 try:
-                    self._nft.change(Change((element,)), {element: HELD})
-                except NftError:
-                    self._nft.change(Change(), {element: HELD})
-        self._held.update(dict.fromkeys(held, now + HELD))
+                    self._nft.change(Change(going))
+                except NftError as error:
+                    if last:
+                        log.error("what may pass again is held for a while yet: %s", error)
+                else:
+                    for element in going:
+                        del self._held[element]
+                    return
+
+    def _look(self) -> None:
+        """Forgets what the kernel holds no longer. Without a table it is what that must hold again."""
+        for name in {element.set for element in self._held}:
+            found = self._kernels(name)
+            if found is not None:
+                self._held = {e: when for e, when in self._held.items() if e.set != name or e in found}
+
+    def _kernels(self, name: str) -> set[Element] | None:
+        """What it holds in this set; None where there is no such set, or nobody says."""
+        try:
+            return set(standing.elements(self._nft.dump(name), name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.error("could not read which cut flows are held: %s", error)
+            return None
+
+
+def _element(way: Way) -> Element:
+    v = way.source.version
+    if way.source_port or way.peer_port:
+        return Element(f"held{v}", (way.source, way.proto, way.source_port, way.peer, way.peer_port))
+    return Element(f"held{v}_pairs", (way.source, way.proto, way.peer))
+
+
+def _whole(way: Way) -> Element:
+    """All that the container answers, or all that it is answered, over the protocol."""
+    end = "from" if way.whose == way.source else "to"
+    return Element(f"held{way.source.version}_all_{end}", (way.whose, way.proto))
+
+
+def _way(element: Element) -> Way | None:
+    """The other way round; None for what is held whole."""
+    match element.key:
+        case (IPv4Address() | IPv6Address() as source, int(proto), int(port), IPv4Address() | IPv6Address() as peer,
+              int(peer_port)):  # fmt: skip
+            return Way(source, proto, port, peer, peer_port, source)
+        case (IPv4Address() | IPv6Address() as source, int(proto), IPv4Address() | IPv6Address() as peer):
+            return Way(source, proto, 0, peer, 0, source)
+    return None

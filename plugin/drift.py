@@ -76,8 +76,8 @@ def drift(
     return [*found, *_rules(text, put, standing.lines)]
 
 
-#: Sets that rates bring with them, of whoever came.
-_METERS = ("seen4", "seen6", "seen_host4", "seen_host6")
+#: Sets that rates bring with them, of the sources that came.
+_METERS = tuple(f"{word}{kind}" for word in ("seen", "wide", "kept") for kind in ("4", "6", "_host4", "_host6"))
 
 
 def elements(change: Change, who: Names) -> list[Told]:

@@ -183,7 +183,7 @@ class Driver:
         except FwError:
             self._ports.release(endpoint.id)
             raise
-        conntrack.cut_published([port for port in published if port.proto == "udp"])
+        conntrack.cut_published([port for port in published if port.proto != "tcp"])
         return {}
 
     def revoke_external_connectivity(self, body: Any) -> Reply:

@@ -10,7 +10,7 @@ Nothing that is wrong ever becomes a rule, and each mistake quotes the part at f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv6Network, ip_network
 from operator import attrgetter
 from typing import TypeVar
@@ -22,6 +22,8 @@ from plugin.tiers import block_count, piece_count
 MAX_LENGTH = 4096
 #: More rules than this in one value is a mistake: nobody means it.
 MAX_RULES = 256
+#: Different rates that one value may name: each takes memory of the kernel for each address of the container.
+MAX_RATES = 8
 #: The highest count of a rate.
 MOST = 1_000_000
 #: Seconds in what a rate may be counted by.
@@ -67,7 +69,18 @@ def parse_deny(text: str) -> tuple[list[Rule], list[str]]:
 
 def parse_rate(text: str) -> tuple[list[Rate], list[str]]:
     """`fw.rate`'s value → (rates, mistakes)."""
-    return _list(text, _rate, '"22 5/minute burst 10"')
+    rates, mistakes = _list(text, _rate, '"22 5/minute burst 10"')
+    if mistake := too_many_rates(rates):
+        return [], [*mistakes, mistake]
+    return rates, mistakes
+
+
+def too_many_rates(rates: Iterable[Rate]) -> str:
+    """What is wrong with so many different ones; "" if nothing is."""
+    different = {(rate.count, rate.unit, rate.burst) for rate in rates}
+    if len(different) <= MAX_RATES:
+        return ""
+    return f"names {len(different)} different rates; a container may have {MAX_RATES}: give several ports the same one"
 
 
 def taken_back(text: str) -> list[Rule]:
@@ -118,6 +131,8 @@ def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list
 
 def elements(each: object) -> int:
     """What a rule becomes in the table: its ports in blocks, times its peers, prefixes in pieces."""
+    if isinstance(each, Rate):
+        return block_count(each.first, each.last)
     if not isinstance(each, Rule):
         return 1
     return block_count(each.first, each.last) * max(1, sum(map(_peer_elements, each.peers)))

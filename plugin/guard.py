@@ -221,7 +221,7 @@ class Guard:
             finally:  # whatever the kernel says: nobody else inherits their flows
                 self._cut([address for guest in going for address in addresses(guest.endpoint)])
                 # By docker-proxy a flow is the host's, not the address's.
-                self._ports.cut([p for guest in going for p in guest.endpoint.published if p.proto != "sctp"])
+                self._ports.cut([p for guest in going for p in guest.endpoint.published])
 
     def _close_first(self, doubted: Iterable[Guest]) -> None:
         """All ports of these, before it is computed which of them are closed."""

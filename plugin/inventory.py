@@ -25,8 +25,17 @@ from plugin.model import (
     Policy,
     Prefix,
     Published,
+    Rule,
 )
-from plugin.ruleset import confining_elements, endpoint_elements, guarded_elements, guest_elements, network_elements
+from plugin.quota import Quota, rates
+from plugin.ruleset import (
+    confining_elements,
+    endpoint_elements,
+    guarded_elements,
+    guest_elements,
+    network_elements,
+    published_port,
+)
 from plugin.sets import Element
 from plugin.state import State
 
@@ -71,10 +80,12 @@ class Inventory:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     directory: Directory = field(default_factory=Directory)
     watched: bool = True
+    quota: Quota = field(default_factory=Quota)
 
     def copy(self, *, watched: bool = True) -> Inventory:
         """As it is now, to be read while the other goes on changing."""
-        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, self.directory.copy(), watched)
+        directory, quota = self.directory.copy(), self.quota.copy()
+        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, directory, watched, quota)
 
     def owners(self) -> list[Owner]:
         return ["host", *self.noted, *self.state.networks, *self.state.endpoints]
@@ -88,9 +99,11 @@ class Inventory:
                 self.noted[owner] = what
 
     def introduce(self, owners: Iterable[Owner]) -> list[Owner]:
-        """Notes who these owners are now; returns them and those whose rules speak of whoever came or went."""
+        """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
+        get room for their rates that others left."""
         owners = list(dict.fromkeys(owners))
         changed: set[Key] = set()
+        rated: dict[Owner, frozenset[Element]] = {}
         for owner in owners:
             found = self.endpoint(owner)
             endpoint = found[1] if found else None
@@ -100,7 +113,12 @@ class Inventory:
             container = endpoint.container if endpoint else None
             own = (itself(container),) if container and owner in self.state.endpoints else ()
             self.directory.asks(owner, rules, container, *own)
-        return list(dict.fromkeys((*owners, *self.directory.askers(changed))))
+            rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
+        moved = self.quota.change(rated)
+        # Docker lists all who are on its networks at once, after a start.
+        if self.quota.keeping and any(owner in self.noted and self.endpoint(owner) for owner in owners):
+            moved += self.quota.settle()
+        return list(dict.fromkeys((*owners, *self.directory.askers(changed), *moved)))
 
     def who(self, owner: Owner, state: State | None = None) -> Who | None:
         """Who an owner is, as far as others' rules may speak of it. `state`: as it would be then."""
@@ -113,6 +131,9 @@ class Inventory:
 
     def elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
         """`state`: as it would be then."""
+        return self.quota.within(owner, self._elements(owner, state))
+
+    def _elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
         state = state or self.state
         if owner == "host":
             return frozenset(Element("no_transit", (family,)) for family in state.switched)
@@ -142,7 +163,7 @@ class Inventory:
         if self.doubted(owner):
             resolved = policy.in_doubt(resolved)
         return {
-            address: Answers(subnet, resolved)
+            address: Answers(subnet, resolved, network.internal)
             for address in (endpoint.addr4, endpoint.addr6)
             for subnet in subnets(network)
             if address and address in subnet
@@ -151,20 +172,28 @@ class Inventory:
     def answers_of(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
-    def through_proxy(self, owner: Owner) -> tuple[list[Published], Callable[[Published, Address], bool]]:
+    def through_proxy(self, owners: Iterable[Owner]) -> tuple[list[Published], Callable[[Published, Address], bool]]:
         """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
-        place = self.noted[owner].place if owner in self.noted else None
-        if place is None or place.guest is None:
-            return [], lambda port, source: False
-        rules = self.resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
-        neighbours = place.network.subnets if place.network.flat else ()
+        rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
+        for noted in filter(None, map(self.noted.get, owners)):
+            for element in noted.elements:
+                if element.set.startswith("proxied"):  # closed before it is known whose port it is
+                    rules.setdefault(published_port(element), [])
+            place = noted.place
+            if place and place.guest:
+                accepts = self.resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
+                neighbours = place.network.subnets if place.network.flat else ()
+                for port in place.closed:
+                    rules.setdefault(port, []).append((accepts, neighbours))
 
         def stays(port: Published, source: Address) -> bool:
-            if any(source in subnet for subnet in neighbours):
-                return True
-            return policy.passes(rules, port.proto, port.container_port, source)
+            return any(
+                any(source in subnet for subnet in neighbours)
+                or policy.passes(accepts, port.proto, port.container_port, source)
+                for accepts, neighbours in rules[port]
+            )
 
-        return [port for port in place.closed if port.proto != "sctp"], stays
+        return list(rules), stays
 
     def decided(self, owner: Owner) -> Policy | None:
         """The owner's policy with its peers by name; None where it has no endpoint."""

@@ -116,6 +116,9 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> Parsed:
         found = (*said.allow, *said.deny, *(said.egress or ()), *(said.rate or ()))
         rules, elements = rules + len(found), elements + sum(map(grammar.elements, found))
         places[network or ""] = _both(places.get(network or "", Said()), said)
+        if name == "fw.rate" and (mistake := grammar.too_many_rates(places[network or ""].rate or ())):
+            problems.append(Problem(where + key, text, mistake))
+            places[network or ""] = dataclasses.replace(places[network or ""], rate=None)
     if problems:
         places = {k: _opening_nothing(said) for k, said in places.items()}
     rest = tuple(sorted((k, v) for k, v in places.items() if k and v != Said()))

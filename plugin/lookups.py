@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plugin.grammar import remembered
-from plugin.sets import BAN_LENGTHS, SetSpec, spec_of
+from plugin import sets
+from plugin.sets import BAN_LENGTHS, HELD_SETS, SetSpec, spec_of
 from plugin.tiers import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
 
-#: Seconds that a source is remembered at least, so that a few attempts a day are not forgotten in between.
-_REMEMBERED = 60
 _IP = {4: "ip", 6: "ip6"}
-#: A source of new flows: an address, of IPv6 its /64, which is one customer's at least.
-_SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
 
 
 def set_text(name: str, spec: SetSpec) -> str:
@@ -20,7 +16,8 @@ def set_text(name: str, spec: SetSpec) -> str:
     typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
     more = "\t\tflags timeout\n" if spec.timed else ""
     more += "\t\tcounter\n" if spec.counted else ""
-    more += f"\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
+    more += f"\t\tsize {spec.size}\n" if spec.meter and spec.size else ""
+    more += f"\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
     return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{more}\t}}\n"
 
 
@@ -95,44 +92,17 @@ def bans(*, nets: bool) -> str:
     return _lines(rules)
 
 
-def limited(version: int) -> str:
-    return _lines(_by_port(version, "daddr", "rated", f"goto limited{version}"))
+def held(version: int) -> str:
+    """What was cut and does not come back; each try makes it last as long again."""
+    rules = []
+    for name in HELD_SETS[version]:
+        key = " . ".join(spec_of(name).key)
+        rules.append(f"{key} @{name} update @{name} {{ {key} timeout {sets.HELD}s }} goto deny")
+    return _lines(rules)
 
 
-def rate_texts(name: str) -> tuple[str, str]:
-    """For one rate: its sets and chains, as they stand in the table; and the rules that lead there.
-
-    When the set of sources is full, a source that is not in it yet waits: unsure is closed.
-    """
-    count, unit, burst = name.split("_")
-    limit = f"limit rate {count}/{unit} burst {burst} packets"
-    last = max(_REMEMBERED, remembered(int(count), unit, int(burst)))
-    sets, chains, rules = [], [], []
-    for version, ip in _IP.items():
-        for suffix in ("", "_blocks"):
-            sets.append(set_text(f"rated{version}{suffix}__{name}", spec_of(f"rated{version}{suffix}")))
-        key = f"{ip} daddr . meta l4proto . th dport . "
-        seen = SetSpec((f"{ip} daddr", "meta l4proto", "th dport", f"{ip} saddr"), comment="who came", meter=last)
-        sets.append(set_text(f"seen{version}__{name}", seen))
-        chains.append(
-            f"\tchain limit{version}__{name} {{\n"
-            f"\t\tupdate @seen{version}__{name} {{ {key}{_SOURCE[version]} {limit} }} return\n\t\tgoto deny\n\t}}\n"
-        )
-        jump = f"jump limit{version}__{name}"
-        address = f"{ip} daddr . meta l4proto . "
-        rules.append(f"limited{version} {address}th dport @rated{version}__{name} {jump}")
-        rules += [
-            f"limited{version} {address}{block_expression(n)} @rated{version}_blocks__{name} {jump}" for n in BLOCKS
-        ]
-    sets.append(set_text(f"rated_host__{name}", spec_of("rated_host")))
-    host = []
-    for version, ip in _IP.items():
-        seen = SetSpec(("meta l4proto", "th dport", f"{ip} saddr"), comment="who came", meter=last)
-        sets.append(set_text(f"seen_host{version}__{name}", seen))
-        host.append(
-            f"\t\tupdate @seen_host{version}__{name} "
-            f"{{ meta l4proto . th dport . {_SOURCE[version]} {limit} }} return\n"
-        )
-    chains.append(f"\tchain limit_host__{name} {{\n{''.join(host)}\t\tgoto deny\n\t}}\n")
-    rules.append(f"limited_host meta nfproto . meta l4proto . th dport @rated_host__{name} jump limit_host__{name}")
-    return "\n".join([*sets, *chains]), "\n".join(rules)
+def rated(version: int) -> str:
+    """Each chain that the port, or a block that it is in, leads to; all may have something against the packet."""
+    key = f"{_IP[version]} daddr . meta l4proto . "
+    blocks = [f"{key}{block_expression(size)} vmap @rated{version}_blocks" for size in BLOCKS]
+    return _lines([f"{key}th dport vmap @rated{version}", *blocks])

@@ -291,7 +291,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """An address's policy, with peers by address alone, and its subnet: within it, and from the host, all is free."""
+    """An address's policy, with peers by address alone, and its subnet: within it, and from the host, all is free.
+
+    `internal`: its network is, which is entered and left by nobody."""
 
     subnet: Prefix
     policy: Policy
+    internal: bool = False

@@ -16,25 +16,32 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain
 from types import MappingProxyType
 
+from plugin import limits
 from plugin import netlink as nl
 from plugin.model import Address
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
-from plugin.sets import CGROUP, TABLE, Change, Element, rate_of, spec_of
-from plugin.table import TRY_BRIDGE, TRY_OWNED, rates_added, replace, skeleton
+from plugin.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
+from plugin.table import TRY_BRIDGE, TRY_OWNED, replace, skeleton
 
 _SUBSYS = 10 << 8
-_GETTABLE, _DELTABLE, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
-    _SUBSYS | n for n in (1, 2, 7, 12, 13, 14, 16)
+_GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
+    _SUBSYS | n for n in (1, 2, 4, 7, 12, 13, 14, 16)
 )
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _GEN_ID = 1, 2, 4, 1, 1
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_HANDLE, _RULE_TABLE, _RULE_CHAIN, _GEN_ID = 1, 2, 4, 1, 2, 1
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 
 log = logging.getLogger(__name__)
+
+
+#: How often a change is written anew that the kernel refused because somebody else was faster.
+_TRIES = 20
 
 
 class NftError(Exception):
@@ -67,46 +74,82 @@ class Nft:
         self.owned = True
         #: The kernel has tables for frames within a bridge: a port of ours is bound to its container's addresses.
         self.binds = True
-        #: Rates that have their sets and rules in the table.
-        self._rates: frozenset[str] = frozenset()
+        #: A replacement ended halfway: the table closes, and not all that should be open is.
+        self.incomplete = False
+        #: The chains of rates that are in the table, and the elements that lead to each.
+        self._rates: dict[str, set[Element]] = {}
+        #: The ruleset's generation, without our own transactions, when the table was last seen to be as we put it.
+        self._untouched = -1
 
-    def replace(
-        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), *, gone: bool = False
-    ) -> None:
+    def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         """Puts the table there with exactly these elements, whatever stood before. Raises NftError.
 
-        `timed`: elements that last for so many seconds. `gone`: the table is not there, so that everything is open: it
-        stands closed within milliseconds, and its elements, which text takes seconds for when they are many, follow.
+        `timed`: elements that last for so many seconds.
+
+        Where the table stands it is exchanged in one transaction. Where it does not, or somebody touched its rules,
+        something may be open, and thousands of elements take seconds as text: so the rules come first, within
+        milliseconds, and shut (`sets.SHUT`). One more transaction brings the elements and ends that. The same where
+        there are elements that text has no words for: what closes is never missing.
         """
         elements = list(elements)
         with self._alone():
-            # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
-            tries = [(self.tells_cgroups, self.logs)]
+            whole = self._stands_untouched()
             if not self._print:
                 self.owned = self._can(TRY_OWNED, "the tables cannot be owned here, they are watched")
                 self.binds = self._can(TRY_BRIDGE, "containers of one network may take each other's addresses")
-                tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
             elements = [e for e in elements if self.binds or not spec_of(e.set).bridge]
-            for attempt, (cgroups, logs) in enumerate(tries, 1):
-                words = () if gone else elements
-                lasting: Mapping[Element, int] = {} if gone else timed
-                text = replace(
-                    self._mark, words, owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs, timed=lasting,
-                    rates=_rates(elements),
-                )  # fmt: skip
-                try:
-                    self._run(text)
-                except NftError as error:
-                    if attempt == len(tries):
-                        raise
-                    log.warning("this kernel does not take all of the table: %s", error)
-                else:
-                    self.tells_cgroups, self.logs = cgroups, logs
-                    break
-            self._rates = _rates(elements)
-            rest = tuple(e for e in elements if gone or spec_of(e.set).raw)
-            self._batch(self._possible(Change(add=rest)), timed if gone else {})
+            rates = _rates(elements)
+            rest = tuple(e for e in elements if not whole or spec_of(e.set).raw)
+            shut = bool(rest) or not whole
+            self.incomplete = True
+            self._rewrite(elements if whole else [], timed if whole else {}, rates if whole else (), shut=shut)
+            if rates and not whole:  # which takes a while when they are many
+                self._run_again(limits.added(rates))
+            self._rates = rates
+            if shut:
+                self._fill(rest, {} if whole else timed, wanted=set(elements))
             self._print = self._fingerprint()  # last: what is not there whole is not intact
+            self.incomplete = False
+
+    def _stands_untouched(self) -> bool:
+        """True if a table stands that closes: the one that we put there, or at the first time whatever stood."""
+        if self._print:
+            return self._fingerprint() == self._print
+        return bool(self._told(NFPROTO_INET)[1])
+
+    def _rewrite(
+        self, elements: list[Element], timed: Mapping[Element, int], rates: Iterable[str], *, shut: bool
+    ) -> None:
+        """The table as text, with these elements; `shut` if there are more to come."""
+        if shut:
+            elements = [*elements, *BANNING]
+            timed = {**timed, **dict.fromkeys(SHUT, SHUT_SECONDS)}
+        # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
+        tries = [(self.tells_cgroups, self.logs)]
+        if not self._print:
+            tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
+        for attempt, (cgroups, logs) in enumerate(tries, 1):
+            text = replace(
+                self._mark, dict.fromkeys(elements), owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs,
+                timed=timed, rates=rates,
+            )  # fmt: skip
+            try:
+                self._run(text)
+            except NftError as error:
+                if attempt == len(tries):
+                    raise
+                log.warning("this kernel does not take all of the table: %s", error)
+            else:
+                self.tells_cgroups, self.logs = cgroups, logs
+                return
+
+    def _fill(self, add: tuple[Element, ...], timed: Mapping[Element, int], wanted: Collection[Element]) -> None:
+        """Brings the elements of a shut table, which then is shut no more."""
+        asking = tuple(element for element in BANNING if element not in wanted)
+        try:
+            self._batch(self._possible(Change((*SHUT, *asking), add)), timed)
+        except NftError:  # it has ended by itself on a machine that is very busy
+            self._batch(self._possible(Change(asking, add)), timed)
 
     def _can(self, text: str, otherwise: str) -> bool:
         """Asked of an empty table: a whole one takes seconds to be refused, and until it stands all is open."""
@@ -149,9 +192,13 @@ class Nft:
         if not change and not timed:
             return
         with self._alone():
-            if new := _rates(change.add) - self._rates:
+            rates = _rates(change.add)
+            if new := rates.keys() - self._rates.keys():
                 self._add_rates(new)
             self._batch(self._possible(change), timed)
+            for chain_, those in rates.items():
+                self._rates[chain_] |= those
+            self._drop_rates(change.remove)
 
     def dropped(self) -> dict[Address, tuple[int, int]]:
         """By address, how many packets were dropped on their way to it, and how many that it began.
@@ -159,27 +206,97 @@ class Nft:
         Since the table was put there last. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
-        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
-        with self._dumping:
-            for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
-                try:
-                    told = nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))
-                except FileNotFoundError:
-                    continue
-                for address, packets in counted(told):
+        for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
+            with suppress(FileNotFoundError):
+                for address, packets in counted(self.dump(name)):
                     found.setdefault(address, [0, 0])[which] = packets
         return {address: (counts[0], counts[1]) for address, counts in found.items()}
 
-    def _add_rates(self, rates: frozenset[str]) -> None:
-        before = self._generation()
-        if self._fingerprint() != self._print:
-            raise NftError("somebody touched the rules")
-        self._run(rates_added(rates))
+    def dump(self, name: str) -> list[bytes]:
+        """A set's elements, as the kernel tells them. Raises OSError, FileNotFoundError where there is no such set."""
+        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
+        with self._dumping:
+            return [body[4:] for _, body in nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
+
+    def _add_rates(self, rates: Collection[str]) -> None:
+        """Chains and sets of rates, before an element leads to them: until then they do nothing."""
+        before = self._seen_untouched()
+        self._run_again(limits.added(rates))
+        self._rates |= {name: set() for name in rates}
+        chains = [name for rate in sorted(rates) for name in limits.limit(rate).chains]
+        if self._generation() == before + 1:
+            self._print = self._with(chain(*(self._rules(NFPROTO_INET, name) for name in chains)))
+            return
+        # Somebody else changed the ruleset meanwhile, which is no matter of ours unless it was our table.
         now = self._fingerprint()
-        if self._generation() != before + 1:
-            raise NftError("somebody changed the ruleset at the same moment")
-        self._rates |= rates
+        more = Counter(now) - Counter(self._print)
+        ours = all(_chain_of(rule) in chains for rule in more) and sum(more.values()) == limits.rule_count(rates)
+        if not ours or Counter(self._print) - Counter(now):
+            raise NftError("somebody touched the rules")
         self._print = now
+
+    def _drop_rates(self, gone: Iterable[Element]) -> None:
+        """Takes chains and sets of rates away that no element leads to any more. What fails is tried again later."""
+        left = _rates(gone)
+        for name, elements in left.items():
+            self._rates.get(name, set()).difference_update(elements)
+        unused = [name for name, elements in self._rates.items() if not elements] if left else []
+        if not unused:
+            return
+        try:
+            self._seen_untouched()
+            chains = [name for rate in unused for name in limits.limit(rate).chains]
+            rules = {rule for name in chains for rule in self._rules(NFPROTO_INET, name)}
+            self._run_again(limits.removed(unused))
+        except (NftError, OSError) as error:
+            log.warning("rates that are not used any more stay in the table for now: %s", error)
+            return
+        for name in unused:
+            del self._rates[name]
+        self._print = tuple(part for part in self._print if part not in rules)
+
+    def _seen_untouched(self) -> int:
+        """The ruleset's generation. Raises NftError if somebody touched the rules: nothing is built upon those."""
+        generation = self._generation()
+        if generation - self.changes != self._untouched:
+            if self._fingerprint() != self._print:
+                raise NftError("somebody touched the rules")
+            self._untouched = generation - self.changes
+        return generation
+
+    def _run_again(self, text: str) -> None:
+        """The kernel refuses what was written while somebody else changed the ruleset: then it is written again."""
+        for _ in range(_TRIES):
+            before = self._generation()
+            try:
+                self._run(text)
+            except NftError as error:
+                if self._generation() == before:
+                    raise
+                failed = error
+            else:
+                return
+        raise failed
+
+    def _with(self, rules: Iterable[bytes]) -> tuple[bytes, ...]:
+        """What the table looks like with rules in chains that have just been added: they are its last."""
+        behind = len(self._rules(NFPROTO_BRIDGE)) if self.binds else 0
+        end = len(self._print) - behind
+        return (*self._print[:end], *rules, *self._print[end:])
+
+    def limits(self) -> frozenset[str]:
+        """The chains of rates that stand in the kernel, whoever put them there. Raises NftError."""
+        asked = nl.nfgen(NFPROTO_INET) + nl.attr(_CHAIN_TABLE, TABLE.encode() + b"\0")
+        with self._alone():
+            try:
+                told = nl.request(self._read, _GETCHAIN, nl.NLM_F_DUMP, asked)
+            except FileNotFoundError:
+                return frozenset()
+            chains = (nl.attributes(body[4:]) for _, body in told)
+            names = [_text(of[_CHAIN_NAME]) for of in chains if _text(of[_CHAIN_TABLE]) == TABLE]
+            # A dot in the last part is of a chain that only such a chain leads to.
+            last = {name: name.rpartition("__")[2] for name in names if name.startswith("limit")}
+        return frozenset(name for name, rate in last.items() if rate != name and "." not in rate)
 
     def put(self) -> tuple[str, tuple[bytes, ...]]:
         """The rules: as text, and as the kernel told them when they had been put there."""
@@ -227,11 +344,17 @@ class Nft:
         name = TABLE.encode() + b"\0"
         try:
             ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(family) + nl.attr(_TABLE_NAME, name))
-            rules = nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, nl.nfgen(family) + nl.attr(_RULE_TABLE, name))
+            rules = self._rules(family)
         except FileNotFoundError:
             return (), ()
         of = nl.attributes(table[4:])
-        return (of[_TABLE_FLAGS], of[_TABLE_HANDLE]), tuple(rule[4:] for _, rule in rules)
+        return (of[_TABLE_FLAGS], of[_TABLE_HANDLE]), rules
+
+    def _rules(self, family: int, of_chain: str = "") -> tuple[bytes, ...]:
+        asked = nl.nfgen(family) + nl.attr(_RULE_TABLE, TABLE.encode() + b"\0")
+        if of_chain:
+            asked += nl.attr(_RULE_CHAIN, of_chain.encode() + b"\0")
+        return tuple(rule[4:] for _, rule in nl.request(self._read, _GETRULE, nl.NLM_F_DUMP, asked))
 
     def _batch(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         if not change and not timed:
@@ -273,8 +396,21 @@ class Nft:
         return codes
 
 
-def _rates(elements: Iterable[Element]) -> frozenset[str]:
-    return frozenset(rate for element in elements if (rate := rate_of(element.set)))
+def _rates(elements: Iterable[Element]) -> dict[str, set[Element]]:
+    """The chains of rates that elements need, each with these elements."""
+    found: dict[str, set[Element]] = {}
+    for element in elements:
+        for name in limiting(element):
+            found.setdefault(name, set()).add(element)
+    return found
+
+
+def _chain_of(rule: bytes) -> str:
+    return _text(nl.attributes(rule).get(_RULE_CHAIN, b""))
+
+
+def _text(packed: bytes) -> str:
+    return packed.rstrip(b"\0").decode("utf-8", "replace")
 
 
 def remove_tables() -> bool:

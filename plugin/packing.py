@@ -12,14 +12,16 @@ from types import MappingProxyType
 
 from plugin import netlink as nl
 from plugin.model import Address
-from plugin.sets import CGROUP, TABLE, Element, Value, spec_of
+from plugin.sets import CGROUP, TABLE, VERDICT, Element, Value, spec_of
 
 NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
 #: NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
 _ELEM_EXPR, _EXPR_DATA, _COUNTER_PACKETS = 7, 2, 2
+#: NFTA_DATA_VERDICT, NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN, NFT_JUMP
+_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN, _JUMP = 2, 1, 2, -3
 #: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", CGROUP: "=Q"}
+_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", "meta iiftype": "=H", CGROUP: "=Q"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
 
@@ -34,10 +36,10 @@ def _family(name: str) -> int:
     return NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
 
 
-def counted(told: Iterable[tuple[int, bytes]]) -> Iterator[tuple[Address, int]]:
+def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
     """The elements of a set with counters, as a dump of it tells them."""
-    for _, body in told:
-        for element in nl.each(nl.attributes(body[4:]).get(_LIST_ELEMENTS, b"")):
+    for body in told:
+        for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(element)
             key = nl.attributes(of.get(_KEY, b"")).get(_VALUE, b"")
             counter = nl.attributes(nl.attributes(of.get(_ELEM_EXPR, b"")).get(_EXPR_DATA, b""))
@@ -63,6 +65,10 @@ def _packed(element: Element, seconds: int) -> bytes:
         return nl.nested(_LIST_ELEM, key, nl.attr(_TIMEOUT, struct.pack("!Q", 1000 * seconds)))
     if not spec.data:
         return nl.nested(_LIST_ELEM, key)
+    if spec.data == VERDICT:
+        code, chain = struct.pack("!i", _JUMP), f"{element.data[0]}\0".encode()
+        jump = nl.nested(_DATA_VERDICT, nl.attr(_VERDICT_CODE, code), nl.attr(_VERDICT_CHAIN, chain))
+        return nl.nested(_LIST_ELEM, key, nl.nested(_DATA, jump))
     data = nl.nested(_DATA, nl.attr(_VALUE, concatenated(spec.data, element.data)))
     return nl.nested(_LIST_ELEM, key, data)
 

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from plugin import conntrack, overrides, standing
+from plugin import overrides, standing
 from plugin.behind import Behind
 from plugin.inventory import CONFINED, Inventory, Noted, Owner, confined
 from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy, Published
@@ -205,10 +205,11 @@ class Reconciler:
         self.cut_closed(owners)  # at once: no later work is done any more
 
     def cut_closed(self, owners: Iterable[Owner]) -> None:
-        """Cuts the flows of what is noted under these names that are not accepted, or may not be begun."""
+        """Cuts the flows of these owners, by docker-proxy too, that are not accepted, or may not be begun."""
         with self._lock:
-            answers = self._writer.cuts.answers(owners)
-        conntrack.cut_closed(answers, self._writer.cuts.hold)
+            cuts = self._writer.cuts.of(owners)
+        for cut in cuts:
+            cut()
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
@@ -225,6 +226,11 @@ class Reconciler:
         found = standing.read()  # which takes a while with many elements, and holds nobody up
         with self._lock:
             return self._writer.put_right(found) if self._nft.generation() == found.generation else None
+
+    @property
+    def incomplete(self) -> bool:
+        """True while the table lacks elements because the kernel did not take them: `repair` tries again."""
+        return self._nft.incomplete
 
     def generation(self) -> int:
         """A number that others' transactions change and our own do not."""

@@ -56,5 +56,6 @@ def bridge() -> str:
 
 	chain stray {{
 		iifname @ports drop
+		meta iiftype @shut_ports drop
 	}}
 """

@@ -12,7 +12,7 @@ _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-ne
 _NAMED = "tcp, udp, sctp, gre, esp, ah, icmp, ipv6-icmp"
 
 
-def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -> str:
+def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
     """`log`: the statement that tells of a drop. `no_in`, `no_out`: but for bridges that are left alone by name."""
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
@@ -27,6 +27,7 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 		meta nfproto @banning jump banned
 		ct state established goto established
 		ct state new fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		ct state new jump held
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
@@ -38,12 +39,36 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 
 	# Nothing from them and nothing to them, before everything.
 	chain banned {{
+		meta nfproto @shut jump shut
 {lookups.bans(nets=False)}
 		meta nfproto @banning_nets jump banned_nets
 	}}
 
 	chain banned_nets {{
 {lookups.bans(nets=True)}
+	}}
+
+	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
+	chain shut {{
+		ct state established return
+		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
+		goto deny
+	}}
+
+	# A flow that was cut has no state left, so that the next packet of who answered in it would begin one of its own
+	# the other way round, in which all that comes back is established. TCP is not among them: it begins with a SYN.
+	chain held {{
+		meta l4proto {{ tcp, icmp, ipv6-icmp }} return
+		meta nfproto ipv6 goto held6
+		goto held4
+	}}
+
+	chain held6 {{
+{lookups.held(6)}
+	}}
+
+	chain held4 {{
+{lookups.held(4)}
 	}}
 
 	# Docker accepts the established packets of its own networks by itself.
@@ -64,6 +89,8 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	# What Docker's networks accept stands while docker-fw follows Docker: nobody else tells when a container goes.
 	chain inbound {{
 		iifname . oifname @same_bridge accept
+		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @foreign{no_in} jump from_container
+		oifname @confined ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
 		ct state related accept
 		oifname @internal goto deny
@@ -105,27 +132,37 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 
 {lookups.peer_chains(6, "from", "goto permit")}
 {lookups.peer_chains(4, "from", "goto permit")}
-	# Accepted, but a source may open just so many flows in a time. Another rate is another chain.
 	chain permit {{
-		meta nfproto @rating jump rated
 		accept
 	}}
 
-	chain rated {{
-{lookups.limited(6)}
-{lookups.limited(4)}
+	# Accepted, but a source may open just so many flows in a time. This is reached by a chain that is there only while
+	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
+	chain rating {{
+		ct state related accept
+		ct state established goto remembering
+		iifname . oifname @same_bridge accept
+		meta nfproto ipv6 goto rated6
+		goto rated4
 	}}
 
-	chain limited6 {{
+	# Which sources have completed a handshake.
+	chain remembering {{
+		meta l4proto != tcp accept
+		ct direction reply accept
+		ct status & assured == 0x0 accept
+		ip6 daddr @remembering6 goto rated6
+		ip daddr @remembering4 goto rated4
 	}}
 
-	chain limited4 {{
+	chain rated6 {{
+{lookups.rated(6)}
 	}}
 
-	chain limited_host {{
+	chain rated4 {{
+{lookups.rated(4)}
 	}}
 
-{rate_chains}
 	# On a network where not everybody may begin everything, nobody may who is not known to. Our bit of the mark says
 	# that a rule was found.
 	chain confined {{
@@ -185,8 +222,6 @@ def forward(mark: int, *, log: str, rate_chains: str, no_in: str, no_out: str) -
 	# container's own (nf_conntrack_tcp_loose).
 	chain from_container {{
 		ct state new tcp flags & (fin | syn | rst | ack) != syn goto not_begun
-		ct state new meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
-		ct state new meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 	}}

@@ -29,7 +29,6 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
-		ct state new meta nfproto . meta l4proto . th dport @rated_host jump limited_host
 		ct state new meta nfproto != @watched jump unwatched
 {unknown}	}}
 
@@ -79,8 +78,29 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain permit_host {{
-		meta nfproto . meta l4proto . th dport @rated_host jump limited_host
 		accept
+	}}
+
+	# As `rating` is for what is forwarded.
+	chain rating_host {{
+		iifname "lo" accept
+		ct state related accept
+		ct state established goto remembering_host
+		iifname . meta l4proto . th dport @neighbour accept
+		goto rated_host
+	}}
+
+	chain remembering_host {{
+		meta l4proto != tcp accept
+		ct direction reply accept
+		ct status & assured == 0x0 accept
+		goto rated_host
+	}}
+
+	chain rated_host {{
+		meta nfproto . meta l4proto . th dport vmap @rated_host
+		ip daddr . meta l4proto . th dport vmap @rated_host4
+		ip6 daddr . meta l4proto . th dport vmap @rated_host6
 	}}
 
 	# Nobody tells when the container goes whose port it is, however docker-proxy is known.
@@ -108,17 +128,16 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	# docker-proxy's listening side begins nothing: what it says after its flow was cut would bring the flow back. Nor
-	# do the host's programs bring back what a confined container began and may not any more.
+	# do the host's programs bring back what a container began and may not any more.
 	chain said {{
 		type filter hook output priority filter - 1; policy accept;
+		ct state new oifname != "lo" jump held
 		ct state new oifname @confined jump to_confined
 		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto by_proxy
 	}}
 
 	chain to_confined {{
 		tcp flags & (fin | syn | rst | ack) != syn goto deny
-		meta l4proto udp ip saddr . th sport . ip daddr . th dport @held4 goto deny
-		meta l4proto udp ip6 saddr . th sport . ip6 daddr . th dport @held6 goto deny
 	}}
 
 	chain by_proxy {{

@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
-from plugin.model import OTHER, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Prefix, Published, Rate, Rule
+from plugin.limits import remembers
+from plugin.model import (
+    OTHER,
+    PROTO_NAME,
+    PROTO_NUMBER,
+    Address,
+    Endpoint,
+    Guarded,
+    Network,
+    Policy,
+    Prefix,
+    Published,
+    Rate,
+    Rule,
+)
 from plugin.policy import closed_ports, covers, prefix_of
-from plugin.sets import AF, NUMBER, Element, Value, host_side, rate_name
+from plugin.sets import AF, NUMBER, Element, Value, host_side, limit_chain
 from plugin.tiers import block_key, blocks, pieces
+
+#: Every address of a family, as Docker writes it.
+_EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
@@ -70,13 +87,22 @@ def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[
     yield from _egress(bridge, address, policy.egress, known=policy.known)
     yield Element(f"dropped{v}", (address,))
     yield Element(f"refused{v}", (address,))
-    for rate in policy.rates:
-        yield Element("rating", (AF[v],))
-        for suffix, proto, port in _ports(rate):
-            yield Element(f"rated{v}{suffix}", (address, proto, port))
-            yield Element(f"rated{v}{suffix}__{rate_name(rate)}", (address, proto, port))
+    yield from _rated(address, policy.rates)
     for rule in policy.published:
         yield Element(f"dnat{v}", (address, NUMBER[rule.proto], rule.first))
+
+
+def _rated(address: Address, rates: Iterable[Rate]) -> Iterator[Element]:
+    """Which chain limits new flows to a port: that of all the rates that speak of it."""
+    v = address.version
+    by_port: dict[tuple[str, int, int], list[Rate]] = {}
+    for rate in rates:
+        for port in _ports(rate):
+            by_port.setdefault(port, []).append(rate)
+        if remembers(rate.count, rate.unit, rate.burst):
+            yield Element(f"remembering{v}", (address,))
+    for (suffix, proto, number), those in by_port.items():
+        yield Element(f"rated{v}{suffix}", (address, proto, number), (limit_chain(address, v, those),))
 
 
 def dockerd_elements(rules: Iterable[Rule]) -> Iterator[Element]:
@@ -127,7 +153,7 @@ def guest_elements(
         elements.add(proxied_element(port, "proxied" if port in shut else "served"))
         if port in shut:
             elements.update(_via(port, policy.accepts))
-        elements.update(_rated_host(port, policy.rates))
+        elements.update(_rated_host(endpoint, port, policy.rates))
         if network.flat:
             elements.add(Element("neighbour", (network.bridge, PROTO_NUMBER[port.proto], port.host_port)))
     return frozenset(elements)
@@ -140,6 +166,14 @@ def proxied_element(port: Published, name: str = "proxied") -> Element:
     if port.host_ip.is_unspecified:
         return Element(name, (AF[version], *key))
     return Element(f"{name}{version}", (port.host_ip, *key))
+
+
+def published_port(element: Element) -> Published:
+    """The port of the host that a `proxied_element` closes; the container's port is not in it."""
+    *_, proto, port = element.key
+    address = element.key[0]
+    host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
+    return Published(PROTO_NAME[int(proto)], host_ip, int(port), int(port))
 
 
 def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
@@ -155,12 +189,12 @@ def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
                         yield Element(f"from{version}", (port.host_ip, *key, *piece))
 
 
-def _rated_host(port: Published, rates: Iterable[Rate]) -> Iterator[Element]:
-    for rate in rates:
-        if rate.proto == port.proto and rate.first <= port.container_port <= rate.last:
-            key = (AF[port.host_ip.version], PROTO_NUMBER[port.proto], port.host_port)
-            yield Element("rated_host", key)
-            yield Element(f"rated_host__{rate_name(rate)}", key)
+def _rated_host(endpoint: Endpoint, port: Published, rates: Iterable[Rate]) -> Iterator[Element]:
+    those = [r for r in rates if r.proto == port.proto and r.first <= port.container_port <= r.last]
+    address = endpoint.addr4 or endpoint.addr6
+    if those and address:
+        chain = limit_chain(address, port.host_ip.version, those, host=True)
+        yield proxied_element(port, "rated_host")._replace(data=(chain,))
 
 
 def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterator[Element]:

@@ -6,6 +6,7 @@ thousand.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,10 @@ Value = Address | int | str
 NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
 AF = {4: 2, 6: 10}
 
+#: Seconds for which a cut flow is held since who answered in it spoke last: as long as conntrack itself remembers a
+#: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.
+HELD = 600
+
 #: What nft calls the control group of the socket that a packet is for: system.slice/docker.service is of level 2.
 CGROUP = "socket cgroupv2 level 2"
 #: A published port on every address of a family.
@@ -32,6 +37,8 @@ _ANY = ("meta nfproto", "meta l4proto", "th dport")
 #: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
 #: 1.0.6 has no name for it, and a newer one lists `@th,64,128` by its name, which the set's type then is not.
 TARGET = "@nh,384,128"
+#: Data of a map whose elements name the chain to jump to.
+VERDICT = ("verdict",)
 #: The length of a prefix, in front of it.
 _NET = ("th sport",)
 #: Lengths of banned prefixes: each packet pays for each of them, so others are cut or widened into these.
@@ -42,8 +49,9 @@ class SetSpec(NamedTuple):
     """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
 
     `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each may last for a time of its own.
-    `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last.
-    `bridge`: it is of the table that frames within a bridge go through.
+    `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last, and
+    `size` how many there may be (0: as many as the kernel takes then, 65,535). `bridge`: it is of the table that frames
+    within a bridge go through.
     """
 
     key: tuple[str, ...]
@@ -53,6 +61,7 @@ class SetSpec(NamedTuple):
     timed: bool = False
     counted: bool = False
     meter: int = 0
+    size: int = 65535
     bridge: bool = False
 
 
@@ -61,7 +70,8 @@ def _family(v: int) -> dict[str, SetSpec]:
     ip = "ip" if v == 4 else "ip6"
     to, by = (f"{ip} daddr", "meta l4proto", "th dport"), (f"{ip} saddr", "meta l4proto", "th dport")
     source, target = f"{ip} saddr", f"{ip} daddr"
-    flow = (source, "th sport", target, "th dport")
+    flow = (source, "meta l4proto", "th sport", target, "th dport")
+    held = "flows that were cut, the way they were answered: none begins so"
     return {
         f"allow{v}": SetSpec(to, comment=f"what IPv{v} addresses accept from everybody"),
         f"allow{v}_blocks": SetSpec(to, comment="the same, blocks of 16, 256, 4096 and all ports by their middle"),
@@ -70,8 +80,10 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"gate{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
         f"from{v}": SetSpec((*to, *_NET, source), comment="from which prefix, its length before it"),
         f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="blocks of ports: from which prefix"),
-        f"rated{v}": SetSpec(to, comment="ports to which a source may open so many flows in a time"),
-        f"rated{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
+        f"rated{v}": SetSpec(to, VERDICT, "ports to which a source may open only so many flows in a time"),
+        f"rated{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports"),
+        f"rated_host{v}": SetSpec(to, VERDICT, "published ports of the host, on one address, that have a rate"),
+        f"remembering{v}": SetSpec((target,), comment="addresses with a rate for which sources are remembered longer"),
         f"free{v}": SetSpec(("iifname", source), comment="who may begin everything, on a network where not all may"),
         f"out{v}": SetSpec(by, comment="what a confined container may begin, to everybody"),
         f"out{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
@@ -94,7 +106,16 @@ def _family(v: int) -> dict[str, SetSpec]:
         f"proxied{v}": SetSpec(to, comment="published ports of the host, on one address, that not everybody may reach"),
         f"served{v}": SetSpec(to, comment="published ports of the host, on one address, that everybody may reach"),
         f"via{v}": SetSpec((*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same"),
-        f"held{v}": SetSpec(flow, comment="UDP flows that were cut: a container's datagram begins none", timed=True),
+        f"held{v}": SetSpec(flow, comment=held, meter=HELD),
+        f"held{v}_pairs": SetSpec(
+            (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD
+        ),
+        f"held{v}_all_from": SetSpec(
+            (source, "meta l4proto"), comment="too many to be held one by one: containers that begin none", meter=HELD
+        ),
+        f"held{v}_all_to": SetSpec(
+            (target, "meta l4proto"), comment="the same: containers to which none is begun", meter=HELD
+        ),
         f"self{v}": SetSpec((source, target), comment="who publishes ports, and may come back to itself by them"),
         f"publish{v}": SetSpec(to, (target, "th dport"), "-p HOSTIP:…"),
         f"publish{v}_any": SetSpec(to[1:], (target, "th dport"), f"-p on every IPv{v} address"),
@@ -115,17 +136,18 @@ SETS: dict[str, SetSpec] = {
     "watched": SetSpec(("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True),
     "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach"),
     "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach"),
-    "rated_host": SetSpec(_ANY, comment="published ports to which a source may open so many flows in a time"),
+    "rated_host": SetSpec(_ANY, VERDICT, "published ports to which a source may open only so many flows in a time"),
     "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
     "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
     "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
     "neighbour": SetSpec(("iifname", "meta l4proto", "th dport"), comment="who shares a network with the container"),
     "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
-    "rating": SetSpec(("meta nfproto",), comment="families in which ports have a rate"),
     "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
     "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
+    "shut": SetSpec(("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True),
     "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
     "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
+    "shut_ports": SetSpec(("meta iiftype",), comment="the same: no frame of a port of ours", timed=True, bridge=True),
     "ports": SetSpec(("iifname",), comment="ports of our bridges whose containers are known", bridge=True),
     "bound4": SetSpec(("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True),
     "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True),
@@ -146,8 +168,18 @@ class Element(NamedTuple):
     data: tuple[Value, ...] = ()
 
 
+#: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's.
+HELD_SETS = {v: (f"held{v}", f"held{v}_pairs", f"held{v}_all_from", f"held{v}_all_to") for v in (4, 6)}
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("watched", (family,)) for family in AF.values())
+
+
+#: A table that is put there without its elements lets nothing new pass until they are there.
+SHUT = (*(Element("shut", (family,)) for family in AF.values()), Element("shut_ports", (1,)))  # 1: ARPHRD_ETHER
+#: Seconds until a shut table ends by itself to be so: no error locks the host's owner out for good.
+SHUT_SECONDS = 60
+#: What leads packets to the bans, and to where a table is shut.
+BANNING = tuple(Element("banning", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +193,30 @@ class Change:
         return bool(self.remove or self.add)
 
 
-#: Sets that there are for each rate in use: count, unit and burst stand in the name, behind one of these.
-RATED = ("rated4", "rated4_blocks", "rated6", "rated6_blocks", "rated_host")
+#: Maps from ports that have a rate to the chain that limits them, which is there only while an element leads to it.
+RATED = frozenset(name for name, spec in SETS.items() if spec.data == VERDICT)
+#: The chain for a port whose rate found no room in the table.
+DENIED = "deny"
+#: Chains that send packets through these maps, while there are elements: forwarded, and to the host.
+RATING, RATING_HOST = "rates", "rates_host"
 
 
-def rate_name(rate: Rate) -> str:
-    return f"{rate.count}_{rate.unit}_{rate.burst}"
+def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bool = False) -> str:
+    """The chain that applies these rates to ports of a container with the address `where`, or to its host ports.
+
+    Its name says all that it does. Each container's is its own, so that no source counts for two.
+    """
+    names = sorted(f"{rate.count}_{rate.unit}_{rate.burst}" for rate in rates)
+    return "__".join((f"limit{'_host' if host else ''}{version}", str(where).replace(":", "-"), *dict.fromkeys(names)))
 
 
-def rate_of(name: str) -> str | None:
-    """The rate that a set is about, as its name has it; None for a set that is always there."""
-    return name.partition("__")[2] or None
+def limiting(element: Element) -> tuple[str, ...]:
+    """The chains that this element needs and that are not always there."""
+    if element.set not in RATED:
+        return ()
+    base = RATING_HOST if element.set.startswith("rated_host") else RATING
+    chain = str(element.data[0])
+    return (base,) if chain == DENIED else (base, chain)
 
 
 def spec_of(name: str) -> SetSpec:

@@ -7,23 +7,23 @@ anything changed meanwhile; then it is read again.
 from __future__ import annotations
 
 import socket
-import struct
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin import netlink as nl
 from plugin.drift import Line, Standing
 from plugin.packing import NFPROTO_BRIDGE, NFPROTO_INET
-from plugin.sets import CGROUP, SETS, TABLE, TARGET, Element, SetSpec, Value, spec_of
+from plugin.sets import CGROUP, SETS, TABLE, TARGET, VERDICT, Element, SetSpec, Value, spec_of
 
 _SUBSYS = 10 << 8
 _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
 #: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
 _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
-_KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE = 1, 2, 5, 1, 1
+_KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
 #: Bytes that a part of a key takes, where it is neither an address nor a name.
-_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, CGROUP: 8, "ether saddr": 6, TARGET: 16}
-_NATIVE = ("oif", CGROUP)
+_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, "meta iiftype": 2, CGROUP: 8, "ether saddr": 6, TARGET: 16}
+_NATIVE = ("oif", "meta iiftype", CGROUP)
 #: How often it is read anew when somebody changes something meanwhile.
 _TRIES = 5
 
@@ -80,15 +80,32 @@ def _generation(sock: socket.socket) -> int:
     return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
 
+def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
+    """A set's elements as a dump of it tells them; nothing where an older docker-fw made it of other parts."""
+    spec = spec_of(name)
+    length = sum((_width(part) + 3) & ~3 for part in spec.key)
+    for body in told:
+        for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            key = nl.attributes(nl.attributes(one)[_KEY])[_VALUE]
+            if len(key) == length:
+                yield Element(name, _values(key, spec.key))
+
+
 def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
     """Each, and whether it goes within two seconds."""
     for body in told:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(one)
             key = _values(nl.attributes(of[_KEY])[_VALUE], spec.key)
-            data = _values(nl.attributes(of[_DATA])[_DATA_VALUE], spec.data) if spec.data and _DATA in of else ()
+            data = _data(nl.attributes(of[_DATA]), spec.data) if spec.data and _DATA in of else ()
             soon = _EXPIRATION in of and int.from_bytes(of[_EXPIRATION], "big") < 2000
             yield Element(name, key, data), soon
+
+
+def _data(told: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
+    if expressions == VERDICT:
+        return (_text(nl.attributes(told[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
+    return _values(told[_DATA_VALUE], expressions)
 
 
 def _values(packed: bytes, expressions: tuple[str, ...]) -> tuple[Value, ...]:
@@ -118,7 +135,7 @@ def _value(packed: bytes, expression: str) -> Value:
     if expression.endswith(("iifname", "oifname")):
         return packed.rstrip(b"\0").decode("utf-8", "replace")
     if expression in _NATIVE:
-        return int(struct.unpack("=I" if len(packed) == 4 else "=Q", packed)[0])
+        return int.from_bytes(packed, sys.byteorder)
     return int.from_bytes(packed, "big")
 
 

@@ -9,6 +9,7 @@ from plugin.effect import Engine, within, without_effect
 from plugin.inventory import Inventory, Owner
 from plugin.model import Address, Endpoint, Guarded, Network, Overriding, Policy, Published, Rule
 from plugin.policy import closed_ports, covers
+from plugin.quota import FULL
 from plugin.whom import containers
 
 #: Packets that were dropped on their way to an address, and those that it began and may not.
@@ -108,7 +109,10 @@ def _endpoint(
         "rates": [{"rate": str(rate), "origin": rate.origin} for rate in policy.rates],
         "log": policy.log,
         "published": [_port(port, policy) for port in endpoint.published],
-        "problems": [str(p) for p in container.problems] if container else [],
+        "problems": [
+            *(str(p) for p in (container.problems if container else ())),
+            *([FULL] if inventory.quota.refused(owner) else []),
+        ],
         "no_effect": [
             *(container.notices if container else ()),
             *within(network, endpoint, resolved),

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 
-from plugin import lookups
+from plugin import limits
 from plugin.lookups import set_text
 from plugin.model import PORTLESS, PROTO_NAME
 from plugin.rules_bridge import bridge
 from plugin.rules_forward import forward
 from plugin.rules_host import host
-from plugin.sets import CGROUP, SETS, TABLE, TARGET, Element, Value, rate_of, spec_of
+from plugin.sets import CGROUP, SETS, TABLE, TARGET, Element, Value, limiting, spec_of
 
 #: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
 LOG_GROUP = 0x6677
@@ -40,16 +40,14 @@ def skeleton(
     `binds`: frames within our bridges go through a table too, which binds a port to its container's addresses.
     `cgroups`: the kernel can tell a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
     `foreign`: bridges that are left alone by name, where their indices cannot be known yet (`plugin.boot`).
-    `rates`: those in use, each with sets and rules of its own.
+    `rates`: the chains of those in use (`sets.limiting`), each with sets of its own.
     """
     names = ", ".join(f'"{name}"' for name in sorted(foreign))
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
     sets = _sets(name for name, spec in SETS.items() if not spec.bridge and (cgroups or CGROUP not in spec.key))
     unknown = f"\t\tct state new {CGROUP} @proxies goto to_unknown\n" if cgroups else ""
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if logs else "continue"
-    limits = [lookups.rate_texts(rate) for rate in sorted(rates)]
-    rate_chains = "\n".join(text for text, _ in limits)
-    rate_rules = "".join(f"add rule inet {TABLE} {line}\n" for _, rules in limits for line in rules.splitlines())
+    rates = list(rates)
     flags = f"\t{_OWNED};\n" if owned else ""
     within = ""
     if binds:
@@ -60,9 +58,10 @@ def skeleton(
 	counter drops {{
 	}}
 
-{forward(mark, log=log, rate_chains=rate_chains, no_in=no_in, no_out=no_out)}
-{host(mark, log=log, unknown=unknown, no_in=no_in)}}}
-{rate_rules}{within}"""
+{forward(mark, log=log, no_in=no_in, no_out=no_out)}
+{host(mark, log=log, unknown=unknown, no_in=no_in)}
+{limits.inside(rates)}}}
+{limits.shrunk(rates)}{within}"""
 
 
 def _sets(names: Iterable[str]) -> str:
@@ -75,7 +74,7 @@ def replace(
 ) -> str:  # fmt: skip
     """One transaction that puts the tables there whole, whatever stood before.
 
-    `timed`: elements that last for so many seconds. `rates`: those that elements will speak of.
+    `timed`: elements that last for so many seconds. `rates`: chains of rates that elements will lead to.
     """
     text = document(mark, elements, cgroups=cgroups, logs=logs, owned=owned, binds=binds, timed=timed, rates=rates)
     return away("inet", owned=owned) + (away("bridge", owned=owned) if binds else "") + text
@@ -95,27 +94,18 @@ def document(
 ) -> str:  # fmt: skip
     """The tables with their elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
     by_set: dict[str, list[str]] = {}
+    elements = list(elements)
     wordy = [element for element in (*elements, *timed) if not spec_of(element.set).raw]
     for element in sorted(wordy, key=lambda e: (e.set, e.key, e.data)):
         lasting = f" timeout {timed[element]}s" if element in timed else ""
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
-    rates = {*rates, *(rate for name in by_set if (rate := rate_of(name)))}
+    rates = {*rates, *(chain for element in elements for chain in limiting(element))}
     text = skeleton(mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, foreign=foreign, rates=rates)
     for name, texts in by_set.items():
         if not spec_of(name).bridge:
             text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"
         elif binds:
             text += f"add element bridge {TABLE} {name} {{ {', '.join(texts)} }}\n"
-    return text
-
-
-def rates_added(rates: Iterable[str]) -> str:
-    """What these rates need, to be added to a table that stands."""
-    text = ""
-    for rate in sorted(rates):
-        inside, rules = lookups.rate_texts(rate)
-        text += f"table inet {TABLE} {{\n{inside}}}\n"
-        text += "".join(f"add rule inet {TABLE} {line}\n" for line in rules.splitlines())
     return text
 
 
@@ -131,8 +121,8 @@ def _value_text(expression: str, value: Value) -> str:
         return hex(int(value)) if expression == TARGET else str(value)
     if isinstance(value, int):
         if expression == "meta l4proto":
-            return _NAMES[value]
+            return _NAMES.get(value, str(value))
         return {2: "ipv4", 10: "ipv6"}[value] if expression == "meta nfproto" else str(value)
     if expression == "ether saddr":
         return bytes.fromhex(value.replace(":", "")).hex(":")
-    return f'"{value}"'
+    return f"jump {value}" if expression == "verdict" else f'"{value}"'

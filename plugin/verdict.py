@@ -14,6 +14,7 @@ from plugin.bans import holding, written
 from plugin.inventory import Inventory, Owner, subnets
 from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Rule
 from plugin.policy import covers, in_doubt, passes
+from plugin.quota import FULL
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
 ICMP = "icmp"
@@ -158,6 +159,8 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         return
     for rate in policy.rates:
         if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
+            if inventory.quota.refused(target.owner):
+                yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
             yield Step(f"a source may open so many: {rate}", "", rate.origin)
     yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
 

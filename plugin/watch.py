@@ -97,6 +97,8 @@ class Watcher:
         self._drifted = threading.Event()
         self._spoken = threading.Event()
         self._noting = threading.Lock()
+        #: Why the table could not be put back at the last try.
+        self._refused = ""
         self._renewed = time.monotonic()
 
     def start(self) -> None:
@@ -152,7 +154,7 @@ class Watcher:
             asked = self._check.wait(TICK)
             self._check.clear()
             now = self._state.generation()
-            if asked or now != generation:
+            if asked or now != generation or self._state.incomplete:
                 generation = now
                 self._mend()
                 self._touched.set()
@@ -187,8 +189,11 @@ class Watcher:
         try:
             if self._state.repair():
                 log.warning("somebody removed docker-fw's rules; they stand again")
+            self._refused = ""
         except NftError as error:
-            log.error("docker-fw's rules are gone and could not be put back: %s", error)
+            if str(error) != self._refused:  # tried again at each tick, reported once
+                self._refused = str(error)
+                log.error("docker-fw's table could not be put back whole; it is tried again: %s", error)
 
     def _answer_neighbours(self) -> None:
         while not self._stop.is_set():

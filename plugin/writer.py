@@ -16,7 +16,8 @@ from plugin.inventory import Inventory, Owner
 from plugin.lease import Lease
 from plugin.model import Override, Prefix
 from plugin.nft import Nft, NftError
-from plugin.sets import SETS, Change, Element
+from plugin.quota import FULL
+from plugin.sets import RATED, SETS, Change, Element
 from plugin.state import State
 
 log = logging.getLogger(__name__)
@@ -40,16 +41,18 @@ class Writer:
         #: Whose elements are not computed anew yet since somebody whom their rules speak of came or went; True: some
         #: were removed, so that flows may stand that would not begin any more.
         self.behind: dict[Owner, bool] = {}
-        #: Rules of which it was told that they are too much.
+        #: What was said of rules that are too much, and of rates that found no room.
         self._told: dict[Owner, frozenset[str]] = {}
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
+        self._known.quota.keep(self._nft.limits())
         self._known.introduce(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
         self.behind.clear()
         self._caught_up(self._known.owners())
         self.lease.begin()
+        self.cuts.take_over()
         self._replace(self.books)
         self.cuts.everywhere()
 
@@ -62,23 +65,23 @@ class Writer:
         closed = self.close_first({owner: self._known.who(owner) for owner in owners})
         new = {owner: self._known.elements(owner) for owner in self._at_once(owners, everybody=not closed)}
         narrower = [o for o, elements in new.items() if self.behind.get(o) or self.books.narrower(o, elements)]
+        wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
         change = self.books.change(new)
+        banned, timed = ban_change(*bans, time.time()) if bans else (Change(), {})
+        both = Change((*change.remove, *banned.remove), (*change.add, *banned.add))
         try:
-            self._nft.change(change)
-            if bans:
-                self._nft.change(*ban_change(*bans, time.time()))
+            self._nft.change(both, timed)
         except NftError as error:
-            # Somebody flushed or deleted under our hands: the whole table again, from what should be.
-            log.warning("putting the whole table there: %s", error)
-            try:
-                self._replace(self.books.after(new), gone=True)
-            except NftError:
-                self._close(new)
-                raise
+            # Somebody changed the table under our hands, or something in the change is refused for what it is.
+            log.warning("the kernel refused a change, so the whole table is put there: %s", error)
+            self._close(new, Change(add=banned.add), timed)
+            self._replace(self.books.after(new))
             self.cuts.everywhere()
+        self._vacate(new)
         self.books.write(new)
         self._caught_up(new)
         self.cuts.later(narrower)
+        self.cuts.release(wider)
         return touches_confined(change)
 
     def close_first(self, now: Mapping[Owner, Who | None]) -> bool:
@@ -140,23 +143,32 @@ class Writer:
     def _caught_up(self, owners: Iterable[Owner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
-            told, sentences = self._told.pop(owner, frozenset()), self._known.too_many(owner)
-            # How many they are changes with each peer; which rules they are is news.
+            told, full = self._told.pop(owner, frozenset()), self._known.quota.refused(owner)
+            sentences = (*self._known.too_many(owner), *([FULL] if full else ()))
+            # How many the peers are changes with each of them; which rules they are is news.
             if now := frozenset(sentence.partition(":")[0] for sentence in sentences):
                 self._told[owner] = now
                 for sentence in sentences if now != told else ():
                     log.error("%s: %s", self._known.called(owner), sentence)
 
-    def _close(self, new: Mapping[Owner, frozenset[Element]]) -> None:
-        """What the kernel does not take must not keep open what closes by the same change."""
+    def _vacate(self, new: Mapping[Owner, frozenset[Element]]) -> None:
+        """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
+        gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
+        self.cuts.vacate([e.key[0] for e in gone if e.set in ("dropped4", "dropped6")])  # type: ignore[misc]
+
+    def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
+        """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
-            owner: elements & self.books.of(owner) | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            owner: elements & self.books.of(owner)
+            | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            | {e for e in self.books.of(owner) if e.set in RATED}
             for owner, elements in new.items()
         }
         try:
             self._nft.change(self.books.change(less))
+            self._nft.change(bans, timed)
         except NftError as error:
-            log.error("what should be closed could not be: %s", error)
+            log.warning("what closes could not be done alone: %s", error)
         else:
             self.books.write(less)
             self.cuts.later(list(less))
@@ -175,7 +187,7 @@ class Writer:
         """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
         if self._nft.intact():
             return False
-        self._replace(self.books, gone=True)
+        self._replace(self.books)
         self.cuts.everywhere()
         return True
 
@@ -198,9 +210,10 @@ class Writer:
             self.cuts.everywhere()
         return len(missing) + len(extra) + len(late)
 
-    def _replace(self, elements: Iterable[Element], *, gone: bool = False) -> None:
+    def _replace(self, elements: Iterable[Element]) -> None:
         lasting, timed = self._besides()
-        self._nft.replace((*elements, *lasting), timed, gone=gone)
+        with self.cuts.kept() as held:
+            self._nft.replace((*elements, *lasting), timed | held)
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
         """What stands besides the books: elements that last, and those that last for so many seconds."""

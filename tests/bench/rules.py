@@ -1,4 +1,5 @@
-"""One element of the table in and out: as docker-fw does it, against libnftables' text for the same change.
+"""One element of the table in and out: as docker-fw does it, against libnftables' text for the same change; and one
+more rate, which has chains and sets of its own.
 
 Runs in a network namespace of its own (`unshare --net`), in a process of its own: `measure` starts it, the last
 lines are it. Nothing here needs Docker.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import Any
 
+from plugin import limits
 from plugin.nft import Nft, remove_tables
 from plugin.sets import TABLE, Change, Element
 from plugin.table import element_text
@@ -21,6 +23,8 @@ from tests.bench.bed import Bed
 from tests.bench.table import Table, median, say
 
 _NET = int(IPv6Address("2001:db8:b::"))
+#: Rates that stand already when one more comes.
+_FEW, _CROWD = 10, 1000
 
 
 def measure(bed: Bed, table: Table) -> None:
@@ -40,6 +44,12 @@ def measure(bed: Bed, table: Table) -> None:
     table.add(f"rules: the whole table anew, {many:,} elements", told["replace"] * 1e3, "ms")
     table.add("memory: kernel, the empty table", told["empty"] / 1e6, "MB")
     table.add(f"memory: kernel, {many:,} elements in it", told["full"] / 1e6, "MB")
+    few, crowd = told["rates"]
+    for count, rates in ((_FEW, few), (_CROWD, crowd)):
+        table.add(f"rules: a rate of a new address in, beside {count:,} others", rates["in"] * 1e3, "ms")
+        table.add(f"rules: it goes, beside {count:,} others", rates["out"] * 1e3, "ms")
+    table.add("memory: kernel, one more rate, unused", crowd["empty"] / 1e3, "kB", None, "value < 30")
+    table.add("memory: kernel, one more rate, its set full of sources", crowd["full"] / 1e3, "kB")
 
 
 def _child(many: int) -> dict[str, Any]:
@@ -55,7 +65,43 @@ def _child(many: int) -> dict[str, Any]:
     subprocess.run(["nft", "delete", "table", "inet", "blocklist"], check=True)
     intact = median([_timed(nft.intact) for _ in range(50)])
     full = _weight(lambda: nft.replace(elements), lambda: nft.replace([]))
-    return {"changes": changes, "replace": replace, "intact": intact, "empty": empty, "full": full}
+    rates = [_rates(nft, count) for count in (_FEW, _CROWD)]
+    return {"changes": changes, "replace": replace, "intact": intact, "empty": empty, "full": full, "rates": rates}
+
+
+def _rates(nft: Nft, count: int) -> dict[str, float]:
+    """Seconds under the writer's lock, and bytes, for one more rate beside so many others."""
+    nft.replace([])
+    before = _settled()
+    nft.change(Change(add=tuple(map(_rated, range(count)))))
+    empty = (_settled() - before) / count
+    times: dict[str, list[float]] = {"in": [], "out": []}
+    for n in range(20):
+        one = (_rated(count + n),)
+        times["in"].append(_timed(lambda o=one: nft.change(Change(add=o))))  # type: ignore[misc]
+        times["out"].append(_timed(lambda o=one: nft.change(Change(remove=o))))  # type: ignore[misc]
+    return {"in": median(times["in"]), "out": median(times["out"]), "empty": empty, "full": _full(nft)}
+
+
+def _rated(number: int) -> Element:
+    """SSH of one container, with a rate for which proven sources are remembered for hours."""
+    address = IPv6Address(_NET + number)
+    chain = f"limit6__{str(address).replace(':', '-')}__5_hour_10"
+    return Element("rated6", (address, 6, 22), (chain,))
+
+
+def _full(nft: Nft) -> float:
+    """Bytes that the sources of one flooded rate take."""
+    name = f"seen6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
+    before = _settled()
+    sources = (f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * limits.NEW))
+    _must(nft, f"add element inet {TABLE} {name} {{ {', '.join(sources)} }}")
+    return _settled() - before
+
+
+def _settled() -> float:
+    time.sleep(1)  # sets shrink, and the kernel frees, a moment later
+    return _kernel_memory()
 
 
 def _pair(nft: Nft, count: int) -> tuple[float, float]:

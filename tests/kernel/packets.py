@@ -107,6 +107,20 @@ def udp(src: str | Address, dst: str | Address, port: int, sport: int, body: byt
     return Packet(here, there, 17, head[:6] + struct.pack("!H", _sum(here, there, 17, head) or 0xFFFF) + head[8:])
 
 
+def udplite(src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
+    """A datagram whose checksum covers all of it (RFC 3828), as connection tracking counts it: it takes UDP's number
+    into it, and so a packet with the right one from elsewhere is invalid to it (Linux 6.18)."""
+    here, there = packed(src), packed(dst)
+    head = struct.pack("!HHHH", sport, port, 0, 0) + b"fw"
+    return Packet(here, there, 136, head[:6] + struct.pack("!H", _sum(here, there, 17, head) or 0xFFFF) + head[8:])
+
+
+def sctp_chunk(src: str | Address, dst: str | Address, port: int, sport: int, kind: int, *, tag: int) -> Packet:
+    """One chunk with as much behind it as an INIT or a HEARTBEAT needs."""
+    body = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
+    return Packet(packed(src), packed(dst), 132, sctp_packet(sport, port, tag, kind, 0, body))
+
+
 def sctp(src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
     """An INIT."""
     init = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)

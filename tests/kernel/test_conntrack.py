@@ -160,6 +160,51 @@ def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[B
     assert flows(site) == before - closed
 
 
+def test_icmp_that_no_rule_would_let_in_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+    """After a time without rules: a ping goes on, but for one to an internal network; what asks anything else ends."""
+    box, _ = boxes
+    site.deliver([ping(Site.OUT4, box.v4), ping(Site.OUT6, box.v6)], box)
+    subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
+    pings = {flow for flow in flows(site) if flow[0].startswith("icmp")}
+    assert len(pings) >= 2
+    asks = ("-s", str(Site.OUT4), "-d", str(box.v4), "-p", "icmp", "--icmp-type", "13", "--icmp-code", "0")
+    site.run("conntrack", "-I", *asks, "--icmp-id", "7", "-t", "60")
+    before = flows(site)
+    with site.inside():
+        conntrack.cut_closed({address: Answers(subnet, Policy()) for address, subnet in subnets})
+    left = site.run("conntrack", "-L", check=False).stdout
+    assert "type=8" in left
+    assert "type=13" not in left
+    assert flows(site) <= before
+    with site.inside():
+        conntrack.cut_closed({address: Answers(subnet, Policy(), internal=True) for address, subnet in subnets})
+    assert not pings & flows(site)
+
+
+def test_what_an_internal_network_began_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
+    """Nobody leaves it: what was begun from there while no rule said so ends, though the container may begin all."""
+    box, _ = boxes
+    make_flows(site, box)
+    began = {flow for flow in flows(site) if flow[1] in (str(box.v4), str(box.v6))}
+    assert len(began) >= 4
+    subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
+    with site.inside():
+        conntrack.cut_closed({address: Answers(subnet, Policy(), internal=True) for address, subnet in subnets})
+    assert not began & flows(site)
+
+
+def test_docker_proxys_sctp_is_cut(site: Site) -> None:
+    """It serves SCTP as well: an association to a published port ends with the others."""
+    site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
+    # Without SCTP the host answers that it has none, which is no answer of the flow's.
+    site.send([new_flow("sctp", Site.OUT4, Site.HOST4, port, 6002) for port in (3868, 3869)])
+    site.wan.probe.ping(str(Site.HOST4))
+    assert {f[3] for f in flows(site) if f[0] == "sctp"} == {"3868", "3869"}
+    with site.inside():
+        conntrack.cut_published([Published("sctp", IPv4Address("0.0.0.0"), 3868, 3868)])
+    assert {f[3] for f in flows(site) if f[0] == "sctp"} == {"3869"}
+
+
 def test_nothing_to_cut_is_well(site: Site) -> None:
     """An address without flows is cut without an error."""
     with site.inside():

@@ -6,15 +6,16 @@ import dataclasses
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
 from plugin import conntrack, hostlinks
+from plugin.flows import Way
 from plugin.hostlinks import Link, Told
-from plugin.model import Answers, Container, Defaults, Guarded, Policy, Published, Rule
+from plugin.model import PROTO_NUMBER, Answers, Container, Defaults, Guarded, Policy, Published, Rule
 from plugin.policy import of
 from plugin.ruleset import guest_elements
 from plugin.sets import Change, Element
@@ -323,8 +324,9 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
         site.load(more=closed)
         assert site.deliver([asked], boxes.web) == {asked}, "established, until it is cut"
 
-        def hold(ways: list[conntrack.Way]) -> None:
-            site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)): 60 for way in ways})
+        def hold(ways: Collection[Way]) -> None:
+            found = [way for way in ways if way.proto == PROTO_NUMBER["udp"]]
+            site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)[:5]): 60 for way in found})
 
         with site.inside():
             conntrack.cut_closed({mine: Answers(subnet, Policy())}, hold)

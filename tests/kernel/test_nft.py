@@ -59,6 +59,11 @@ def listed(host: NamedNetns) -> str:
     return re.sub(r"packets \d+ bytes \d+| expires \w+", "", shown)
 
 
+def blocks(host: NamedNetns) -> list[str]:
+    """The sets and chains, sorted: those of rates that were added are the last, whatever their names."""
+    return sorted(re.findall(r"\t(?:set|map|chain) .*?\n\t\}", listed(host), re.DOTALL))
+
+
 def standing(host: NamedNetns) -> set[str]:
     """The elements of all our sets as nft lists them, as `SET: element`."""
     found: set[str] = set()
@@ -85,7 +90,13 @@ _WORDS["ether saddr"] = st.binary(min_size=6, max_size=6).map(lambda mac: mac.he
 _WORDS[TARGET] = _WORDS["ip6 daddr"]
 _WORDS["th sport"] = _WORDS["th dport"]
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
+_WORDS["meta iiftype"] = st.integers(2, 2**16 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
+#: Chains of rates: they are added with the first element that leads there.
+_LIMITS = (
+    "limit4__10.1.2.3__5_minute_10", "limit_host6__2001-db8--1__1_second_1", "limit6__2001-db8--1__1_day_2__7_hour_9",
+)  # fmt: skip
+_WORDS["verdict"] = st.sampled_from([*_LIMITS, "deny"])
 
 
 def elements_of(name: str, spec: SetSpec) -> st.SearchStrategy[Element]:
@@ -125,8 +136,10 @@ def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft
 
 
 _EXAMPLE: dict[str, Any] = {
+    "verdict": _LIMITS[0],
     "ip daddr": IPv4Address("10.1.2.3"), "ip6 daddr": IPv6Address("2001:db8::1:2"), "ip saddr": IPv4Address("10.3.2.1"),
     "ip6 saddr": IPv6Address("2001:db8::2:1"), "meta l4proto": 132, "th dport": 0x1234, "meta nfproto": 10,
+    "meta iiftype": 1,
     "iifname": "fw-0123456789ab", "oifname": "a", "fib saddr oifname": "a",
     "th sport": 0x4321, "oif": 0x12345678, CGROUP: 1 << 50, "ether saddr": "02:42:ac:12:00:03",
     TARGET: IPv6Address("fe80::42:acff:fe12:3"),
@@ -141,11 +154,11 @@ def test_a_change_makes_what_a_replacement_makes(
     """Between any two states the difference over netlink leads to the very table that the whole text would make."""
     nft.replace(before)
     nft.change(Change(tuple(set(before) - set(after)), tuple(set(after) - set(before))))
-    by_change = listed(host)
+    by_change = blocks(host)
     assert len(standing(host)) == len(after)
     assert nft.intact()
     nft.replace(after)
-    assert listed(host) == by_change
+    assert blocks(host) == by_change
 
 
 def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: Nft) -> None:
@@ -510,14 +523,15 @@ def test_a_kernel_that_knows_less_gets_the_rest(
 
 
 def _one_of_each() -> dict[str, Element]:
-    """An element of each set that nft has words for, of the sets of a rate too; but for those that packets fill."""
+    """An element of each set that nft has words for, and of each kind of rate; but for those that packets fill."""
     found = {}
     for name, spec in WRITTEN.items():
         if not spec.raw:
             key, data = (tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data))
             found[name] = Element(name, key, data)
             if name in RATED:
-                found |= {rate: Element(rate, key) for n in ("5_minute_10", "7_day_2") if (rate := f"{name}__{n}")}
+                more = (Element(name, (*key[:-1], port), (chain,)) for port, chain in enumerate((*_LIMITS[1:], "deny")))
+                found |= {f"{name}, {element.data[0]}": element for element in more}
     return found
 
 

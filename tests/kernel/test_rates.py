@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
 
+from plugin import limits, quota
 from plugin.labels import parse
 from plugin.model import Published, Said
+from plugin.nft import NftError
 from plugin.sets import Change, Element
-from tests.kernel.packets import Packet, arrived, new_flow, ping
+from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.site import Box, Site
 
 _ports = itertools.cycle(range(20000, 60000))
@@ -186,26 +190,242 @@ def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
     assert passing(site, boxes.web, [(one, 25)] * 4) == [True, True, True, False]
 
 
-def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
-    """When 65,535 sources are remembered one more is refused, and who is remembered may come: unsure is closed."""
-    load(site, boxes, label(rate="53/udp 1/hour burst 2", allow="53/udp"))
-    box, size = boxes.web, 65535
-    first = IPv4Address("1.0.0.0")
-    rest = [new_flow("udp", first + n, box.v4, 53, next(_ports)) for n in range(size)]
-    sniffer = site.sniffer(box)
-    got: set[Packet] = set()
-    list(sniffer.read())
-    for start in range(0, size, 5000):  # no more at once than a sniffer holds
-        last = ping(site.wan.V6, box.v6)
-        site.send([*rest[start : start + 5000], last])
-        got |= arrived([sniffer], last)[0]
+def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()) -> list[bool]:
+    """Sends a SYN to 22 from each of these sources, and without a pause to those of `then`: which of these arrive?"""
+    packets = [tcp(source, at(box, source.version), 22, next(_ports)) for source in sources]
+    last, got = [tcp(source, at(box, source.version), 22, next(_ports)) for source in then], set()
+    for start in range(0, len(packets), 5000):  # no more at once than the kernel's queues hold
+        part = packets[start : start + 5000]
+        more = last if start + 5000 >= len(packets) else []
+        got |= site.deliver([*part, *more], box, None, ping(site.wan.V6, box.v6))
         site.forget_flows()
-    missing = set(rest) - got
-    assert not missing
-    late = [(first + size + n, 53) for n in range(3)]
-    assert passing(site, box, [*late, (first, 53), (first + size - 1, 53)], "udp") == [False] * 3 + [True] * 2
-    assert passing(site, box, [(first, 53)], "udp") == [False], "its own third"
-    assert passing(site, box, [(first + size, 22)]) == [True], "a port without a rate"
+    return [packet in got for packet in last]
+
+
+def forged(count: int = 3 * limits.NEW) -> list[IPv4Address]:
+    """Sources all over the Internet: more than there is room for, and no network of theirs is too large a part."""
+    return [IPv4Address("1.0.0.1") + 256 * n for n in range(count)]
+
+
+@pytest.fixture
+def forgetting(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A source is forgotten after two seconds instead of a minute, unless it is proven."""
+    monkeypatch.setattr(limits, "SHORT", 2)
+    return 2
+
+
+def eventually(true: Callable[[], object], what: str = "not in time") -> None:
+    end = time.monotonic() + 15
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def remembered(site: Site, kind: str) -> int:
+    """How many sources stand in the sets of this kind ("seen4", …)."""
+    sets = {key for chain in site.nft.limits() for key in limits.limit(chain).sets if key.startswith(kind)}
+    return sum(site.run("nft", "list", "set", "inet", "fw", key).stdout.count("expires") for key in sets)
+
+
+def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
+    """While more sources come than there is room for a new one waits, and who is remembered may come: unsure is
+    closed. Other ports and the other family are not concerned."""
+    load(site, boxes, label(rate="22 1/hour burst 2"))
+    one, two, _ = sources(4)
+    assert passing(site, boxes.web, [(one, 22)]) == [True]
+    assert flood(site, boxes.web, forged(), [two, one, one, sources(6)[0]]) == [False, True, False, True]
+    assert remembered(site, "seen4") < 2 * limits.NEW
+    assert passing(site, boxes.web, [(two, 443)]) == [True]
+
+
+def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxes) -> None:
+    """Forged sources fill what one container's rate remembers; the same rate of another container takes no notice."""
+    said = label(rate="22 5/minute burst 10")
+    load(site, boxes, said, said)
+    one, two, _ = sources(4)
+    assert flood(site, boxes.web, forged(), [one]) == [False]
+    assert passing(site, boxes.db, [(one, 22), (two, 22)]) == [True] * 2
+    assert passing(site, boxes.guest, [(one, 22), (two, 22)]) == [True] * 2
+
+
+def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
+    """A moment after the last forged packet a new source gets in, even where a source is remembered for days."""
+    load(site, boxes, label(rate="22 1/day burst 5"))
+    one, _, _ = sources(4)
+    assert flood(site, boxes.web, forged(), [one]) == [False]
+    eventually(lambda: passing(site, boxes.web, [(one, 22)])[0])
+    assert remembered(site, "kept4") == 0, "nobody completed a handshake"
+
+
+def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
+    """Whoever has a /48 has 65,536 sources, and whoever has one address as many ports: others come all the same."""
+    load(site, boxes, label(rate="22 1/hour burst 2, 10000-30000/udp 1/hour burst 2", allow="10000-30000/udp"))
+    one, _, three = sources(6)
+    own = [IPv6Address("2001:db8:77::1") + (n << 64) for n in range(65536)]
+    assert flood(site, boxes.web, own[:-1], [own[-1], one, three]) == [False, True, True]
+    assert limits.NEW_OF_ONE <= remembered(site, "seen6") <= 2 * limits.NEW_OF_ONE + 10
+    scan = [new_flow("udp", sources(4)[0], boxes.web.v4, port, next(_ports)) for port in range(10000, 22000)]
+    site.deliver(scan[:6000], boxes.web, None, ping(site.wan.V6, boxes.web.v6))
+    site.deliver(scan[6000:], boxes.web, None, ping(site.wan.V6, boxes.web.v6))
+    assert passing(site, boxes.web, [(IPv4Address("192.0.2.9"), 12345)], "udp") == [True]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
+    site: Site, boxes: Boxes, box: Box, version: int, forgetting: int
+) -> None:
+    """A source that has completed a TCP handshake is not forgotten with those that may be forged: who has used its
+    burst waits for an hour."""
+    load(site, boxes, label(rate="22 1/hour burst 3"))
+    site.forget_flows()
+    forger, _, _ = sources(version)
+    with box.probe.serve(tcp=[22]):
+        found = [site.wan.probe.tcp(str(at(box, version)), 22, timeout=0.3) for _ in range(4)]
+        assert found == ["open", "open", "open", "silent"]
+        assert passing(site, box, [(forger, 22)] * 4) == [True] * 3 + [False]
+        eventually(lambda: remembered(site, f"seen{version}") == 0)
+        assert remembered(site, f"kept{version}") == 1
+        assert site.wan.probe.tcp(str(at(box, version)), 22, timeout=0.3) == "silent"
+    assert passing(site, box, [(forger, 22)]) == [True], "nothing proves a single packet"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_proven_source_is_remembered_at_docker_proxys_too(
+    site: Site, boxes: Boxes, version: int, forgetting: int
+) -> None:
+    """The same where docker-proxy serves the container's port on the host's."""
+    any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
+    port = Published("tcp", any_, 15432, 5432)
+    said = label(rate="5432 1/hour burst 2", allow="5432")
+    site.load(more=site.guarded(boxes.guest, BRIDGE, said=said, published=(port,)))
+    site.forget_flows()
+    with site.host.probe.serve(tcp=[15432]):
+        found = [site.wan.probe.tcp(str(host), 15432, timeout=0.3) for _ in range(3)]
+        assert found == ["open", "open", "silent"]
+        eventually(lambda: remembered(site, f"seen_host{version}") == 0)
+        assert site.wan.probe.tcp(str(host), 15432, timeout=0.3) == "silent"
+
+
+def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
+    """With the last element that leads to them a rate's chains and sets go, while the table stands untouched."""
+    load(site, boxes, Said(), Said())
+    plain = _names(site)
+    said = label(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
+    anew = _elements(site, boxes, said) - _elements(site, boxes, Said())
+    for _ in range(2):
+        site.nft.change(Change(add=tuple(anew)))
+        assert site.nft.intact()
+        assert len(site.nft.limits()) == 2 * 3, "of each family: of 22, which has two rates; of the others; of 9/udp"
+        site.nft.change(Change(remove=tuple(anew)))
+        assert site.nft.intact()
+        assert _names(site) == plain
+
+
+def _names(site: Site) -> set[str]:
+    """The chains and sets of the table."""
+    shown = site.run("nft", "list", "table", "inet", "fw").stdout
+    return {line.strip() for line in shown.splitlines() if re.match(r"\t(set|map|chain) ", line)}
+
+
+def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> None:
+    """While a container's rate is exchanged for another, goes with the container, and comes back, its port is never
+    without a limit."""
+    rated = [_elements(site, boxes, label(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
+    load(site, boxes, Said(), label(rate="22 1/hour burst 1"))
+    changes = [(rated[0], rated[1]), (rated[1], set()), (set(), rated[1]), (rated[1], rated[0])]
+    done = threading.Event()
+
+    def change() -> None:
+        for before, after in changes * 25:
+            site.nft.change(Change(tuple(before - after), tuple(after - before)))
+        done.set()
+
+    thread, passed, rounds = threading.Thread(target=change), 0, 0
+    thread.start()
+    while not done.is_set():
+        source = IPv6Address("2001:db8:9000::1") + (rounds << 80)
+        passed = max(passed, sum(passing(site, boxes.db, [(source, 22)] * 40)))
+        rounds += 1
+    thread.join()
+    assert rounds > 10
+    # A burst of each rate that stood in the meantime, and not one more.
+    assert passed < 20
+    assert site.nft.intact()
+
+
+def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes: Boxes) -> None:
+    """iptables-nft, or any other program, may commit at the very moment when a rate is added or taken out: it is
+    written again, nothing is taken for a touch, and the table is not replaced."""
+    load(site, boxes, Said(), Said())
+    handle = _handle(site)
+    others = "while :; do nft 'add table ip other; delete table ip other'; done"
+    noise = site.host.popen(["sh", "-c", others])
+    try:
+        for n in range(30):
+            anew = _elements(site, boxes, label(rate=f"22 {n + 1}/hour burst 1")) - _elements(site, boxes, Said())
+            site.nft.change(Change(add=tuple(anew)))
+            assert site.nft.intact()
+            site.nft.change(Change(remove=tuple(anew)))
+            assert site.nft.intact()
+    finally:
+        noise.kill()
+        noise.wait()
+    assert _handle(site) == handle
+
+
+def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
+    """Neither is built upon touched rules, nor is the touch forgotten."""
+    load(site, boxes, Said(), Said())
+    anew = tuple(_elements(site, boxes, label(rate="22 9/hour")) - _elements(site, boxes, Said()))
+    site.nft.change(Change(add=anew))
+    site.run("nft", "flush", "chain", "inet", "fw", min(site.nft.limits()), check=False)
+    if site.nft.owned:
+        return
+    assert not site.nft.intact()
+    with pytest.raises(NftError, match="touched"):
+        site.nft.change(Change(add=tuple(_elements(site, boxes, label(rate="80 8/hour")))))
+    assert not site.nft.intact()
+
+
+def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: Boxes) -> None:
+    """Their sets grow with use: until sources come a rate takes some kilobytes, and the last is added in a moment."""
+    load(site, boxes, Said(), Said())
+    wanted = [
+        Element("rated4", (IPv4Address("10.200.0.0") + n, 6, 22), (f"limit4__10.200.{n >> 8}.{n & 255}__1_day_5",))
+        for n in range(600)
+    ]
+    site.nft.change(Change(add=tuple(wanted[:10])))
+    before = _kernel_memory()
+    site.nft.change(Change(add=tuple(wanted[10:-1])))
+    began = time.perf_counter()
+    site.nft.change(Change(add=(wanted[-1],)))
+    took = time.perf_counter() - began
+    eventually(lambda: (_kernel_memory() - before) / 590 < 30, f"{(_kernel_memory() - before) / 590} KiB")
+    assert took < 0.5
+    assert site.nft.intact()
+    site.nft.change(Change(remove=tuple(wanted)))
+    assert site.nft.intact()
+    assert not site.nft.limits()
+
+
+def _kernel_memory() -> int:
+    """KiB that the kernel took for itself, on the whole machine."""
+    with open("/proc/meminfo") as lines:
+        sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"]
+
+
+def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host holds so many rates. The ports of who comes after that are closed, those alone that have a rate; and they
+    open when there is room."""
+    monkeypatch.setattr(quota, "MOST", 2)
+    said = label(rate="22 1/hour burst 1")
+    load(site, boxes, said, said)
+    one, two, _ = sources(4)
+    assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
+    assert passing(site, boxes.db, [(one, 22), (two, 22), (one, 443)]) == [False, False, True]
+    load(site, boxes, Said(), said)
+    assert passing(site, boxes.db, [(one, 22)] * 2) == [True, False]
 
 
 @pytest.mark.parametrize("version", [4, 6])

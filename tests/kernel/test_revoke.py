@@ -85,6 +85,7 @@ class Writer(Reconciler):
 def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Writer]:
     """With our networks and nobody on them. The test runs inside the host."""
     with site.inside():
+        site.load()  # what another test's docker-fw held is none of this one's
         made = Writer(site, tmp_path)
         made.start(State(dict(site.networks)), {"links": Noted(frozenset(claimed(ONE, TWO)))})
         yield made
@@ -136,12 +137,12 @@ def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes
         talks.open("witness", "tcp", site.wan, boxes.web, address, 80)
         says()
         first = left(site)
-        until(lambda: left(site) < first, "a second passes")
+        until(lambda: left(site) < first - 1, "seconds pass")
         says(allow=f"{port}/udp")
         talks.all["flow"].says(True, b"again")
         assert talks.all["flow"].hears(False, b"again", wait=True)
         says()
-        assert left(site) >= first
+        assert left(site) >= first - 1
         assert talks.going("witness") == {"witness"}
 
 

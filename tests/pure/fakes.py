@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from plugin.model import FwError
 from plugin.nft import NftError
-from plugin.sets import Change, Element
+from plugin.sets import Change, Element, limiting
 from plugin.state import State
 
 
@@ -21,9 +21,7 @@ class Kernel:
         self.timed: dict[Element, int] = {}
         self.refuses = 0  # so many transactions from now on
 
-    def replace(
-        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), *, gone: bool = False
-    ) -> None:
+    def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         wanted, lasting = set(elements), dict(timed)
         self._may_refuse()
         self.table, self.timed = wanted, lasting
@@ -38,6 +36,13 @@ class Kernel:
         assert all(element.set.startswith("banning") for element in again), "added twice"
         self.table = (self.table - set(change.remove)) | set(change.add)
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)
+
+    def dump(self, name: str) -> list[bytes]:
+        """Nothing is held."""
+        return []
+
+    def limits(self) -> frozenset[str]:
+        return frozenset(chain for element in self.table or () for chain in limiting(element)[1:])
 
     def intact(self) -> bool:
         return self.table is not None

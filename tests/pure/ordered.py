@@ -33,6 +33,9 @@ class Kernel:
         self.timed: dict[Element, int] = {}
         self.refuses = 0
 
+    def limits(self) -> frozenset[str]:
+        return frozenset()
+
     def replace(
         self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), **_: object
     ) -> None:
@@ -47,6 +50,10 @@ class Kernel:
             raise NftError("No such file or directory")
         self.table = (self.table - set(change.remove)) | set(change.add)
         self.timed = {k: v for k, v in self.timed.items() if k not in change.remove} | dict(timed)
+
+    def dump(self, name: str) -> list[bytes]:
+        """Nothing is held."""
+        return []
 
     def _may_refuse(self) -> None:
         if self.refuses:

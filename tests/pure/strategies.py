@@ -155,5 +155,6 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 _IP = r"[0-9a-f:]+(\.[0-9.]+)?|[0-9.]+"
 _WORD = rf'(({_IP})|tcp|udp|sctp|gre|esp|ah|ipv4|ipv6|[0-9]+|0x[0-9a-f]+|"[A-Za-z0-9][A-Za-z0-9_.-]{{0,14}}")'
-#: All that an element may be in nft's words.
-ELEMENT_TEXT = rf"{_WORD}( \. {_WORD})*( : {_WORD}( \. {_WORD})*)?"
+#: The name of a rate's chain, and all that an element may be in nft's words.
+_CHAIN = r"limit(_host)?[46]__[0-9a-f.-]+(__[0-9]+_(second|minute|hour|day)_[0-9]+)+"
+ELEMENT_TEXT = rf"{_WORD}( \. {_WORD})*( : (jump {_CHAIN}|{_WORD}( \. {_WORD})*))?"

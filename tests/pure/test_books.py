@@ -68,7 +68,7 @@ def test_an_element_of_two_owners_goes_with_the_last() -> None:
 V4 = IPv4Address("172.18.0.2")
 _OPENING = ["allow4", "allow6_blocks", "other4", "from4", "from6_blocks", "via4", "dnat4", "served", "served6", "out4",
             "outgate4_blocks", "to6", "tohost4", "free4"]  # fmt: skip
-_OTHERS = ["gate4", "gating", "dropped4", "refused6", "rated4", "rating", "rated4__5_minute_10", "same_bridge",
+_OTHERS = ["gate4", "gating", "dropped4", "refused6", "rated4", "remembering4", "rated_host", "same_bridge",
            "bridges", "neighbour", "proxies", "dockers", "routed", "publish4", "self4"]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
     assert books.narrower("b", wanted) is new
 
 
-@pytest.mark.parametrize("name", ["confined", "proxied", "proxied6", "rated4_blocks", "rated_host__1_day_5", "rating"])
+@pytest.mark.parametrize("name", ["confined", "proxied", "proxied6", "rated4_blocks", "rated_host4", "remembering6"])
 def test_what_comes_may_only_close(name: str) -> None:
     """What goes, and what confines, closes or limits, need not be on the disk first; whatever else comes must be."""
     books = Books()

@@ -72,7 +72,7 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
     """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
     lines = boot.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@foreign" in line]
-    assert len(asks) == 7
+    assert len(asks) == 8
     for line in asks:
         way = "o" if "oif != @foreign" in line else "i"
         assert f'{way}if != @foreign {way}ifname != {{ "br-lan", "virbr0" }} ' in line

@@ -21,23 +21,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return read({"FW_STATE": str(tmp_path / "state.json")})
 
 
-class Nothing:
-    """A kernel in which no table of ours stands."""
-
-    def __init__(self) -> None:
-        self.put: list[bool] = []
-
-    def replace(self, elements: object, timed: object, *, gone: bool = False) -> None:
-        self.put.append(gone)
-
-
-def test_what_closes_stands_before_the_elements(settings: Any) -> None:
-    """A long list of bans, which the text of a table takes seconds for, keeps no bridge open for as long."""
-    kernel: Any = Nothing()
-    closing.close(kernel, settings)
-    assert kernel.put == [True]
-
-
 def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
     settings: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

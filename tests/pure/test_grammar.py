@@ -553,3 +553,14 @@ def test_one_value_never_becomes_a_table_of_its_own() -> None:
     assert parse_egress("1-65534 to 2001:db8::/57 2001:db8:1::/57")[1]
     assert not parse_allow("1-65534 from 2001:db8::/56 10.0.0.0/8")[1]
     assert time.process_time() - began < 5
+
+
+def test_different_rates_are_few() -> None:
+    """Each one takes memory of the kernel; many ports may have the same one."""
+    same = ", ".join(f"{port} 5/minute" for port in range(100, 300))
+    assert not parse_rate(same)[1]
+    assert not parse_rate(", ".join(f"{port} {port}/minute" for port in range(1, 9)))[1]
+    rates, (mistake,) = parse_rate(", ".join(f"{port} {port}/minute" for port in range(1, 201)))
+    assert not rates
+    assert "names 200 different rates" in mistake
+    assert "may have 8" in mistake

@@ -500,3 +500,11 @@ def test_what_was_not_read_may_have_been_meant_to_close() -> None:
     (last,) = [problem for problem in parsed.problems if problem.closes]
     assert str(last) == 'label fw.deny="22": was not read, nor what follows: there are too many mistakes'
     assert last.confines
+
+
+def test_different_rates_are_few_in_all_that_one_place_says() -> None:
+    """Also where the key is written many times, in capitals and small letters: nothing of it counts."""
+    keys = ["fw.rate", "FW.rate", "fw.RATE", "Fw.Rate"]
+    parsed = parse({key: ", ".join(f"22 {n}{m}/hour" for m in range(5)) for n, key in enumerate(keys, 1)})
+    assert [p.text for p in parsed.problems if "different rates" in p.text]
+    assert len(parsed.said.rate or ()) <= 8

@@ -117,9 +117,9 @@ def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
 
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
-    """Those of rates that are not in use any more stay, and are no difference."""
+    """Those that the rates of containers have are no difference."""
     wanted = set(site.state.should())
-    rates = {"rated4__5_minute_5", "seen4__5_minute_5", "seen_host6__5_minute_5"}
+    rates = {"seen4__10.0.0.2__5_minute_5", "wide_host6__10.0.0.2__5_minute_5", "kept6__2001-db8--2__1_day_5"}
     sets = (frozenset(SETS) - {"held4"}) | rates | {"theirs"}
     assert drifted(site, standing(wanted, sets=sets)) == ["+ set held4", "- set theirs"]
     old = frozenset(SETS) - {"proxies"}  # a kernel that knows no control groups
@@ -128,8 +128,8 @@ def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
 
 def test_every_rule_of_the_real_table_has_its_words() -> None:
     """The text of each chain has one line for each rule, so that the words are the right rule's."""
-    found = drift._by_chain(skeleton(MARK, rates=["5_minute_10"]))
-    assert set(found) >= {"forward", "input", "inbound6", "deny", "limited4", "limit4__5_minute_10"}
+    found = drift._by_chain(skeleton(MARK, rates=["rates", "limit4__10.0.0.2__5_minute_10"]))
+    assert set(found) >= {"forward", "input", "inbound6", "deny", "rates", "rated4", "limit4__10.0.0.2__5_minute_10"}
     assert all(not line.startswith(("#", "type ", "chain ", "}")) for chain in found.values() for line in chain)
     assert found["marked"] == [f"meta mark set meta mark | {MARK:#010x} accept"]
 

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plugin import limits
 from plugin.directory import Directory
 from plugin.inventory import Inventory, Noted, Place
 from plugin.labels import parse
-from plugin.lookups import rate_texts
 from plugin.model import (
     PORTLESS,
     PROTO_NUMBER,
@@ -55,9 +55,9 @@ from plugin.ruleset import (
     proxied_element,
     rule_elements,
 )
-from plugin.sets import RATED, SETS, Element, rate_name, rate_of, spec_of
+from plugin.sets import RATED, SETS, Element, spec_of
 from plugin.state import State
-from plugin.table import document, element_text, rates_added, replace, skeleton
+from plugin.table import document, element_text, replace, skeleton
 from tests.pure import strategies
 from tests.pure.strategies import (
     ELEMENT_TEXT,
@@ -71,7 +71,7 @@ from tests.pure.strategies import (
     rules,
     saids,
 )
-from tests.pure.tracer import CHAINS, Packet, Table
+from tests.pure.tracer import CHAINS, Packet, Table, value
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MARK = 0x08000000
@@ -203,8 +203,10 @@ def test_elements_open_only_the_endpoints_own_addresses(network: Network, endpoi
             assert element.key[0] in own
         if element.set.startswith("free"):
             assert element.key[1] in own
-        if element.data:
+        if element.data and element.set not in RATED:
             assert element.data[0] in own
+        if element.set in RATED:
+            assert str(element.data[0]).split("__")[1] in {str(each).replace(":", "-") for each in own}
 
 
 @given(networks, endpoints, saids)
@@ -219,15 +221,13 @@ def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint,
 @examples(60)
 def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpoint, everywhere: Said) -> None:
     """An element's text is addresses, numbers, protocol names and interface names, whatever labels and names say; its
-    set is one of ours, or one of those that a rate has, whose name is numbers and a unit."""
+    set is one of ours."""
     guests = guest_elements(GUARDED, endpoint, decided(GUARDED, endpoint, everywhere))
     for element in elements_of(network, endpoint, everywhere) | network_elements(network) | guests:
         assert re.fullmatch(ELEMENT_TEXT, element_text(element))
         spec = spec_of(element.set)
         assert (len(element.key), len(element.data)) == (len(spec.key), len(spec.data))
-        base, _, rate = element.set.partition("__")
-        assert base in SETS
-        assert not rate or (base in RATED and re.fullmatch(r"[0-9]+_(second|minute|hour|day)_[0-9]+", rate))
+        assert element.set in SETS
 
 
 @given(st.lists(rules, max_size=3), st.sampled_from([V4, V6]))
@@ -268,38 +268,61 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
 @given(st.lists(rates, min_size=1, max_size=3), st.sampled_from([V4, V6]), ports, protos)
 @examples(60)
 def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
-    """A packet to a limited port is sent to the chain of its rate, and no other packet is."""
+    """A packet to a limited port goes to chains that count by just the rates that are about it, and no other does."""
     v = address.version
-    table = Table(address_elements("br0", address, Policy(rates=tuple(listed), in_order=True, known=True)))
-    packet = Packet(OUT4 if v == 4 else OUT6, address, NUMBERS[proto], port)
-    about = {rate_name(rate) for rate in listed if rate.proto == proto and rate.first <= port <= rate.last}
-    assert bool(table.found(CHAINS["rated"], packet)) is bool(about)
-    for name in map(rate_name, listed):
-        ours = [line.partition(" ")[2] for line in rate_texts(name)[1].splitlines() if line.startswith(f"limited{v} ")]
-        assert set(table.found(ours, packet)) == ({f"limit{v}__{name}"} if name in about else set())
-    assert table.sets["rating"] == {(2 if v == 4 else 10,)}
+    elements = set(address_elements("br0", address, Policy(rates=tuple(listed), in_order=True, known=True)))
+    chains = {(element.set, element.key): str(element.data[0]) for element in elements if element.set in RATED}
+    packet, found = Packet(OUT4 if v == 4 else OUT6, address, NUMBERS[proto], port), set()
+    for line in CHAINS[f"rated{v}"]:
+        key, _, name = line.partition(" vmap @")
+        chain_ = chains.get((name, tuple(value(part, packet) for part in key.split(" . "))), "")  # type: ignore[arg-type]
+        found |= set(re.findall("limit rate ([0-9]+/[a-z]+ burst [0-9]+)", limits.inside([chain_]) if chain_ else ""))
+    about = [rate for rate in listed if rate.proto == proto and rate.first <= port <= rate.last]
+    assert found == {f"{rate.count}/{rate.unit} burst {rate.burst}" for rate in about}
 
 
-def test_each_rate_has_sets_and_chains_of_its_own() -> None:
-    """They are named by numbers and a unit, are added to a table that stands, and stand in a new one."""
+def test_the_rates_of_an_address_are_its_own() -> None:
+    """Chains and sets are named by the address and the rate. They are added to a table that stands, are in a new one,
+    and nothing of them is left when they are taken out."""
     (rate,) = parse({"fw.rate": "22 5/minute burst 10"}).said.rate or ()
-    elements = set(address_elements("br0", V6, Policy(rates=(rate,))))
-    assert {rate_of(element.set) for element in elements} == {None, "5_minute_10"}
-    added, whole = rates_added(["5_minute_10"]), document(MARK, elements)
-    for text in (added, whole):
-        assert "set rated6__5_minute_10 {" in text
-        assert "limit rate 5/minute burst 10 packets" in text
-        assert re.search(r"add rule inet fw limited6 .* @rated6__5_minute_10 jump limit6__5_minute_10", text)
+    names = set()
+    for address in (V4, V4 + 1, V6):
+        elements = set(address_elements("br0", address, Policy(rates=(rate,))))
+        (chain_,) = {str(element.data[0]) for element in elements if element.set in RATED}
+        names.add(chain_)
+        added, whole, removed = limits.added([chain_]), document(MARK, elements), limits.removed([chain_])
+        own = re.findall(r"\t(set|chain) (\S+) \{", added)
+        assert len(own) == 5
+        for kind, name in own:
+            assert f"\t{kind} {name} {{" in whole
+            assert f"delete {kind} inet fw {name}\n" in removed
+        assert "limit rate 5/minute burst 10 packets" in added
+        assert "chain rates {" in whole
+    assert len(names) == 3
+    assert "limit4__172.18.0.2__5_minute_10" in names
     assert "__" not in document(MARK, set(address_elements("br0", V6, Policy())))
 
 
 @pytest.mark.parametrize(
-    ("rate", "seconds"),
-    [("1_second_5", 60), ("5_minute_10", 121), ("1_day_2", 172801), ("1000_second_65535", 66), ("1_hour_1", 3601)],
+    ("rate", "short", "kept"),
+    [("1_second_5", 6, 0), ("5_minute_10", 60, 121), ("1_day_2", 60, 172801), ("1000_second_60000", 60, 61)],
 )
-def test_a_source_is_remembered_as_long_as_its_burst_takes(rate: str, seconds: int) -> None:
-    """Few attempts a day are not forgotten between two of them."""
-    assert set(re.findall(r"timeout ([0-9]+)s", rate_texts(rate)[0])) == {str(seconds)}
+def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: int) -> None:
+    """What anybody may forge is forgotten after a minute; a source that completed a handshake when it has its burst."""
+    sets = limits.limit(f"limit4__172.18.0.2__{rate}").sets
+    meters = {name.partition("4__")[0]: spec.meter for name, spec in sets.items()}
+    assert meters == {"seen": short, "wide": short} | ({"kept": kept} if kept else {})
+
+
+def test_no_network_fills_a_set_alone() -> None:
+    """A /24 or /48 may bring a quarter of the sources at most, in the time that they are remembered."""
+    for rate in ("1_second_5", "5_minute_10", "1_day_2", "60_second_1"):
+        text = limits.inside([f"limit6__2001-db8--1__{rate}"])
+        seconds = int(re.findall("timeout ([0-9]+)s", text)[0])
+        found = re.findall(r"(@wide.*)? limit rate over ([0-9]+)/second burst ([0-9]+) packets(?: \})? goto", text)
+        one, every = (int(burst) + int(count) * seconds for _, count, burst in found[-2:])
+        assert (one, every) == (pytest.approx(every / 4, rel=0.1), pytest.approx(2 * limits.NEW, rel=0.1))
+        assert every < 65535
 
 
 # --- published ports, by docker-proxy -----------------------------------------------------------------------------
@@ -347,8 +370,8 @@ def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
     endpoint = Endpoint("e", GUARDED.id, V4, joined=True, container=Container("c", "c"), published=(port,))
     made = guest_elements(GUARDED, endpoint, Policy(rates=(rate,), in_order=True, known=True))
     assert {e for e in made if e.set.startswith("rated_host")} == {
-        Element("rated_host", (2, 6, 2222)), Element("rated_host__5_minute_10", (2, 6, 2222))
-    }  # fmt: skip
+        Element("rated_host", (2, 6, 2222), ("limit_host4__172.18.0.2__5_minute_10",))
+    }
 
 
 def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
@@ -431,20 +454,22 @@ def test_a_host_with_nft_1_0_6_can_list_it() -> None:
             r"|\t\ttypeof .*\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout [0-9]+s", body
         ), name  # fmt: skip
     assert len(re.findall(r"\t(?:set|map) \w+ \{", text)) == len(SETS)
-    assert "vmap" not in text
-    assert "verdict" not in text
+    assert not re.search(r"vmap \{", text)
+    assert not re.search(r"type .*verdict", text.replace("typeof", ""))
 
 
 def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
     """Plain hash sets only, without `flags interval` and without a reserved `size`; but for those that packets fill,
     which are bounded, and whose elements go by themselves."""
-    text = skeleton(MARK, rates=["5_minute_10"])
+    chain_ = "limit4__172.18.0.2__5_minute_10"
+    text, own = skeleton(MARK, rates=["rates", chain_]), limits.limit(chain_).sets
     assert "interval" not in text
-    for _, name, body in re.findall(r"\t(set|map) (\w+) \{\n(.*?)\n\t\}", text, re.DOTALL):
-        filled = name.startswith("seen") or bool(spec_of(name).meter)
-        assert ("size" in body) is ("dynamic" in body) is filled, name
-    for name in re.findall(r"update @(\w+)", text):
-        assert name.startswith("seen") or spec_of(name).meter
+    for _, name, body in re.findall(r"\t(set|map) (\S+) \{\n(.*?)\n\t\}", text, re.DOTALL):
+        filled = name in own or bool(spec_of(name).meter)
+        assert ("dynamic" in body) is filled, name
+        assert ("size" in body) is (filled and not name.startswith("seen")), name
+    for name in re.findall(r"(?:update|add) @(\S+)", text):
+        assert name in own or spec_of(name).meter
 
 
 def test_every_way_to_a_container_ends_in_a_drop() -> None:
@@ -464,33 +489,35 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         assert not [rule for rule in found[name] if re.search(r"\b(return|continue)\b", rule)]
     for name in (*ends - {"permit"}, "deny_host"):
         assert found[name][-1] == 'counter name "drops" drop'
-    assert asked == {"gates4", "gates6", "rated"}
+    assert asked == {"gates4", "gates6", "from_container"}
     for rule in chain.from_iterable(found[name] for name in found if name.startswith(("inbound", "gate", "from"))):
         if re.search("goto permit|accept", rule):
             assert re.search(r"@(allow|other|from|dnat|same_bridge)\w* (goto permit|accept)|related accept", rule), rule
     for name in ("gates4", "gates6", *(n for n in found if re.match("from[46]", n))):
         assert not [rule for rule in found[name] if not re.search(r"(jump from\w+|goto permit)$", rule)]
-    assert found["permit"] == ["meta nfproto @rating jump rated", "accept"]
+    assert found["permit"] == ["accept"]
     assert found["to_docker"][-1] == "goto inbound"
 
 
 def test_going_out_to_a_container_bridge_comes_first() -> None:
     """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
-    or not; nobody else's mark is believed; before that there is only who is banned, what is established, forged, or
-    may not be begun."""
-    first, banned, established, forged, confined, *verdicts = CHAINS["forward"]
+    or not; nobody else's mark is believed; before that there is only who is banned, what is established, forged, was
+    cut, or may not be begun."""
+    first, banned, established, forged, held, confined, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @banning jump banned"
     assert established == "ct state established goto established"
     assert forged.startswith("ct state new fib saddr oifname @bridges")
     assert forged.endswith("goto deny")
+    assert held == "ct state new jump held"
     assert confined == "iifname @confined jump confined"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
 
 def test_a_ban_and_a_confinement_accept_nothing() -> None:
     """What is asked before everything else drops or returns, and never accepts."""
-    for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container"):
+    for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container", "held",
+                 "held4", "held6"):  # fmt: skip
         assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
 
 

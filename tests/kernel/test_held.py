@@ -1,0 +1,363 @@
+"""What was cut does not come back, by no protocol, as long as it is tried; what may be again is let through at once.
+
+A flow that was cut leaves no state behind. So the next packet of who answered in it would begin a flow of its own, in
+which the packets of the other side are answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from plugin import cuts, sets
+from plugin.guard import Guard
+from plugin.inventory import Noted
+from plugin.labels import parse
+from plugin.model import Address, Container, Defaults, Endpoint, Guarded, Said
+from plugin.reconcile import Reconciler
+from plugin.state import State
+from plugin.store import Store
+from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite, until
+from tests.kernel.site import Box, Site, claimed
+from tests.lab import NamedNetns
+
+BRIDGE = "br-000000000001"
+GUARDED = Guarded(
+    "d" * 64, "dock", BRIDGE, (IPv4Network("10.101.0.0/24"), IPv6Network("2001:db8:101::/64"))
+)  # fmt: skip
+PORTS = itertools.count(10000)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as made:
+        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        yield made
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Of ours: web, and peer on another network. Of Docker's: shop."""
+
+    web: Box
+    peer: Box
+    shop: Box
+
+
+@pytest.fixture(scope="module")
+def boxes(site: Site) -> Boxes:
+    return Boxes(site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(BRIDGE, 101))
+
+
+class Firewall:
+    """The one writer on the site's host, and what containers' labels are."""
+
+    def __init__(self, site: Site, path: Path) -> None:
+        self.site = site
+        self._path = path
+        self.restart()
+
+    def restart(self) -> None:
+        """docker-fw ends and starts again: all but what is in the kernel and on the disk is forgotten."""
+        store = Store(str(self._path / "state.json"))
+        self.state = Reconciler(self.site.nft, store, Defaults())
+        networks = {network.id: network for network in self.site.networks.values()}
+        state = store.load() if (self._path / "state.json").exists() else State(networks)
+        self.state.start(state, {"links": Noted(frozenset(claimed(BRIDGE)))})
+        self.guard = Guard(self.state)
+
+    def says(self, box: Box, **words: str) -> None:
+        """The box's container has these labels from now on."""
+        parsed = parse({f"fw.{key}": value for key, value in words.items()})
+        assert not parsed.problems
+        endpoint = known(box, parsed.said)
+        if box.network is None:
+            guest = dataclasses.replace(endpoint, network_id=GUARDED.id)
+            self.guard.replace([GUARDED], [guest], asked=self.guard.now())
+        else:
+            self.state.put_endpoint(endpoint)
+
+
+def known(box: Box, said: Said) -> Endpoint:
+    return dataclasses.replace(box.endpoint, container=Container(box.name, box.name, said))
+
+
+@pytest.fixture
+def fw(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Firewall]:
+    """With nobody known yet. The test runs inside the host."""
+    with site.inside():
+        site.load()
+        site.forget_flows()
+        yield Firewall(site, tmp_path)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How both sides of a flow speak: first the packet that begins it, then what can follow."""
+
+    asks: Callable[[Address, Address, int, int], Packet]
+    says: Callable[[Address, Address, int, int], Packet]
+
+
+def _portless(proto: str) -> Kind:
+    def made(source: Address, target: Address, port: int, sport: int) -> Packet:
+        return portless(proto, source, target)
+
+    return Kind(made, made)
+
+
+def _init(source: Address, target: Address, port: int, sport: int) -> Packet:
+    return sctp_chunk(source, target, port, sport, 1, tag=0)
+
+
+def _heartbeat(source: Address, target: Address, port: int, sport: int) -> Packet:
+    """Every association sends one every 30 s by itself."""
+    return sctp_chunk(source, target, port, sport, 4, tag=1)
+
+
+KINDS = {
+    "udp": Kind(udp, udp),
+    "udplite": Kind(udplite, udplite),
+    "sctp": Kind(_init, _heartbeat),
+    **{name: _portless(name) for name in ("gre", "esp", "ah", "other")},
+}
+#: Of these a label can speak; of all others `fw.policy: open` alone does.
+NAMED = {"udp": "5353/udp", "sctp": "5353/sctp", "gre": "gre", "esp": "esp", "ah": "ah"}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+both = pytest.mark.parametrize("version", [4, 6])
+
+
+def at(box: Box, version: int) -> Address:
+    return box.v4 if version == 4 else box.v6
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One that `client` begins to `server`'s port 5353."""
+
+    site: Site
+    kind: Kind
+    client: NamedNetns
+    server: NamedNetns
+    source: Address
+    target: Address
+    sport: int
+    witness: tuple[NamedNetns, NamedNetns]
+
+    def begins(self) -> bool:
+        """The client's first packet arrives, and the answer."""
+        return self._passes(self.kind.asks, True) and self.server_says()
+
+    def client_says(self) -> bool:
+        """A packet of the client's arrives."""
+        return self._passes(self.kind.says, True)
+
+    def server_says(self) -> bool:
+        return self._passes(self.kind.says, False)
+
+    def _passes(self, made: Callable[[Address, Address, int, int], Packet], by_client: bool) -> bool:
+        if by_client:
+            packet, ways = made(self.source, self.target, 5353, self.sport), (self.client, self.server)
+        else:
+            packet, ways = made(self.target, self.source, self.sport, 5353), (self.server, self.client)
+        address = self.target if by_client else self.source
+        # Behind it goes a ping of the host's, which may reach everybody.
+        last = ping(self._host(address), address)
+        return packet in self.site.deliver([packet], ways[1], ways[0], last=last, witness=self.site.host)
+
+    def _host(self, address: Address) -> Address:
+        return Site.HOST4 if address.version == 4 else Site.HOST6
+
+
+def flow(site: Site, name: str, client: Box | None, server: Box | None, version: int) -> Flow:
+    """None is the outsider."""
+    out = Site.OUT4 if version == 4 else Site.OUT6
+    source, target = (at(box, version) if box else out for box in (client, server))
+    ends = (client or site.wan, server or site.wan)
+    return Flow(site, KINDS[name], *ends, source, target, next(PORTS), ends)
+
+
+@every_kind
+@both
+@pytest.mark.parametrize("place", ["web", "shop"])
+def test_a_flow_that_came_in(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int, place: str) -> None:
+    """A container that does not notice that a port was closed, and sends on, does not open it to its peer again; to
+    others it may begin what it likes. When the port is opened again, both sides are heard at once."""
+    box: Box = getattr(boxes, place)
+    wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
+    fw.says(box, **wide)
+    talk = flow(site, kind, None, box, version)
+    assert talk.begins()
+    fw.says(box, policy="closed")
+    for _ in range(2):
+        assert not talk.server_says()
+        assert not talk.client_says()
+    if kind in ("udp", "udplite", "sctp"):
+        other = dataclasses.replace(talk, sport=next(PORTS))
+        assert dataclasses.replace(other, client=box, server=site.wan, source=talk.target, target=talk.source)._passes(
+            KINDS[kind].asks, True
+        ), "its own"
+    fw.says(box, **wide)
+    assert talk.server_says()
+    assert talk.client_says()
+
+
+@every_kind
+@both
+def test_a_flow_that_went_out(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
+    """Who may begin nothing any more does not go on because its peer does, though the container accepts everything."""
+    fw.says(boxes.web, policy="open")
+    talk = flow(site, kind, boxes.web, None, version)
+    assert talk.begins()
+    fw.says(boxes.web, policy="open", egress="none")
+    for _ in range(2):
+        assert not talk.server_says()
+        assert not talk.client_says()
+    fw.says(boxes.web, policy="open")
+    assert talk.server_says()
+    assert talk.client_says()
+
+
+@every_kind
+@both
+def test_a_flow_between_containers(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
+    """A peer on another network that accepts everything is no way round: what it was cut from it does not get back."""
+    wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
+    fw.says(boxes.web, **wide)
+    fw.says(boxes.peer, policy="open")
+    talk = flow(site, kind, boxes.peer, boxes.web, version)
+    assert talk.begins()
+    fw.says(boxes.web, policy="closed")
+    assert not talk.server_says()
+    assert not talk.client_says()
+
+
+@pytest.mark.parametrize("inner", ["tcp", "udp"])
+def test_behind_an_authentication_header(site: Site, boxes: Boxes, fw: Firewall, inner: str) -> None:
+    """Over IPv6 conntrack sees what is behind it, and rules see just the header."""
+    fw.says(boxes.web, policy="open")
+    ports, out, mine = (5353, next(PORTS)), Site.OUT6, boxes.web.v6
+    if inner == "tcp":
+        asks, answer = tcp(out, mine, *ports), tcp(mine, out, *reversed(ports), 0x12, 1)
+        later = tcp(mine, out, *reversed(ports), 0x18, 1)
+    else:
+        asks, answer, later = udp(out, mine, *ports), *[udp(mine, out, *reversed(ports), w) for w in (b"a", b"b")]
+    asks, answer, later = map(authenticated, (asks, answer, later))
+    assert site.deliver([asks], boxes.web) == {asks}
+    assert site.deliver([answer], site.wan, boxes.web) == {answer}
+    fw.says(boxes.web, policy="closed")
+    assert site.deliver([later], site.wan, boxes.web) == set()
+    fw.says(boxes.web, policy="open")
+    assert site.deliver([later], site.wan, boxes.web) == {later}
+
+
+@both
+def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
+    """The same of TCP: the next segment of one that was cut begins none, whoever sends it, however open both are."""
+    fw.says(boxes.web, policy="open")
+    fw.says(boxes.peer, policy="open")
+    for source, target in ((boxes.web, boxes.peer), (boxes.peer, boxes.web)):
+        segment = tcp(at(source, version), at(target, version), next(PORTS), 5432, 0x18, 1)
+        last = ping(at(source, version), at(target, version))
+        assert site.deliver([segment], target, source, last=last) == set()
+
+
+@both
+def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
+    """Nor does the peer's next segment, where the container accepts everything and begins nothing."""
+    fw.says(boxes.web, policy="open", egress="none")
+    out = Site.OUT4 if version == 4 else Site.OUT6
+    segment = tcp(out, at(boxes.web, version), next(PORTS), 443, 0x18, 1)
+    assert site.deliver([segment], boxes.web) == set()
+    begins = tcp(out, at(boxes.web, version), next(PORTS), 443)
+    assert site.deliver([begins], boxes.web) == {begins}
+
+
+@both
+def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
+    """A program of the host's that goes on answering a container which may not ask it any more."""
+    fw.says(boxes.web, egress="all")
+    host = Site.HOST4 if version == 4 else Site.HOST6
+    mine, port = at(boxes.web, version), next(PORTS)
+    site.send([udp(mine, host, 5353, port)], boxes.web)
+
+    def says(packet: Packet) -> bool:
+        try:
+            return packet in site.deliver([packet], boxes.web, site.host, last=ping(host, mine))
+        except PermissionError:  # so a program is told
+            return False
+
+    assert says(udp(host, mine, port, 5353))
+    fw.says(boxes.web, egress="none")
+    assert not says(udp(host, mine, port, 5353))
+    assert says(udp(host, mine, next(PORTS), 5353)), "the host may begin what it likes"
+
+
+@pytest.mark.parametrize("kind", ["udp", "gre"])
+def test_as_long_as_it_is_tried(
+    site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is held longer than it would be without a try, and ends by itself when both are silent."""
+    monkeypatch.setattr(sets, "HELD", 2)
+    fw.restart()  # with rules of that time
+    fw.says(boxes.web, allow=NAMED[kind])
+    talk = flow(site, kind, None, boxes.web, 6)
+    assert talk.begins()
+    fw.says(boxes.web, policy="closed")
+    began = time.monotonic()
+    while time.monotonic() < began + 5:
+        assert not talk.server_says()
+    until(lambda: not held(site), "it ends when nobody tries")
+    assert talk.server_says(), "a flow of the container's own"
+
+
+def held(site: Site) -> str:
+    """What is held, as nft lists it."""
+    lists = [site.run("nft", "list", "set", "inet", "fw", name).stdout for v in (4, 6) for name in sets.HELD_SETS[v]]
+    return "".join(each.partition("elements = ")[2] for each in lists)
+
+
+@every_kind
+def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
+    """A new docker-fw holds what the last one held, and so does a table that somebody flushed and that is put there
+    again."""
+    wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
+    fw.says(boxes.web, **wide)
+    talk = flow(site, kind, None, boxes.web, 4)
+    assert talk.begins()
+    fw.says(boxes.web, policy="closed")
+    fw.restart()
+    assert not talk.server_says()
+    site.run("nft", "flush", "ruleset")
+    assert fw.state.repair()
+    assert not talk.server_says()
+    assert not talk.client_says()
+    fw.says(boxes.web, **wide)
+    assert talk.server_says()
+
+
+def test_too_many_to_be_held_one_by_one(
+    site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then all of that protocol that the container begins is, and it is said; its next owner's is not."""
+    monkeypatch.setattr(cuts, "_MOST", 20)
+    fw.says(boxes.web, allow="5353/udp")
+    talks = [flow(site, "udp", None, boxes.web, 4) for _ in range(25)]
+    assert all(talk.begins() for talk in talks)
+    fw.says(boxes.web, policy="closed")
+    assert not any(talk.server_says() for talk in talks)
+    assert not any(talk.client_says() for talk in talks)
+    assert "too many cut flows to hold one by one" in caplog.text
+    mine = udp(boxes.web.v4, Site.OUT4, 53, next(PORTS))
+    assert site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4)) == set()
+    fw.state.drop_endpoint(boxes.web.endpoint.id)
+    assert not any(talk.server_says() for talk in talks[:2]), "before anybody else has the address"
+    fw.says(boxes.web)
+    assert site.deliver([mine], site.wan, boxes.web, last=ping(boxes.web.v4, Site.OUT4)) == {mine}

@@ -1,0 +1,236 @@
+"""At no moment does a table stand that opens for lack of its elements: whatever is refused, flushed or in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin import standing
+from plugin.bans import ban_elements
+from plugin.inventory import Inventory, Noted
+from plugin.model import Defaults, FwError, Published, Rule, Said
+from plugin.nft import NftError
+from plugin.reconcile import Reconciler
+from plugin.ruleset import proxied_element
+from plugin.sets import Change, Element
+from plugin.store import Store
+from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
+from tests.kernel.site import Box, Site
+from tests.kernel.talks import Talks
+from tests.lab import NamedNetns
+
+PORT = 9090
+BANNED = IPv4Address("192.0.2.66")
+CLOSED = [Published(*each, PORT, PORT) for each in itertools.product(("tcp", "udp"), (IPv4Address(0), IPv6Address(0)))]
+_ports = itertools.cycle(range(20000, 60000))
+
+
+@pytest.fixture
+def web(site: Site) -> Box:
+    """A container of ours."""
+    site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    return site.box(site.network(1), 2)
+
+
+def known(site: Site, web: Box) -> Inventory:
+    """The container may begin nothing, docker-proxy has a closed port, an address is banned, dockerd has a group."""
+    inventory = site.inventory(Site.known(web, said=Said(egress=())))
+    inventory.noted["closed"] = Noted(frozenset({*map(proxied_element, CLOSED), Element("proxies", (1 << 50,))}))
+    inventory.state = dataclasses.replace(inventory.state, bans={ip_network(BANNED): 0.0})
+    return inventory
+
+
+def elements(inventory: Inventory) -> set[Element]:
+    found = {element for owner in inventory.owners() for element in inventory.elements(owner)}
+    return found | ban_elements(inventory.state.bans, 0)[0]
+
+
+def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns | None, last: Packet) -> bool:
+    """True if a packet from somewhere is heard; `last` is sent by the host behind it, and always passes."""
+    for _ in ear.read():
+        pass
+    site.send([shot], source)
+    site.send([last], site.host)
+    return shot in arrived([ear], last)[0]
+
+
+def passing(site: Site, web: Box) -> set[str]:
+    """Which new flows pass, of some that no table of ours may let through."""
+    sport, lo = next(_ports), IPv4Address("127.0.0.1")
+    shots: dict[str, tuple[Sniffer | Listener, Packet, NamedNetns | None, Packet]] = {
+        "to docker-proxy's closed port": (
+            site.listener, tcp(site.OUT4, site.HOST4, PORT, sport), None, udp(lo, lo, 9, sport),
+        ),
+        "from a banned address to the host": (
+            site.listener, udp(BANNED, site.HOST4, 53, sport), None, udp(lo, lo, 10, sport),
+        ),
+        "out of a container that may begin nothing": (
+            site.sniffer(site.wan), udp(web.v4, site.OUT4, 53, sport), web, udp(site.HOST4, site.OUT4, 9, sport),
+        ),
+        "to a container's closed port": (
+            site.sniffer(web), tcp(site.OUT4, web.v4, 5432, sport), None, udp("10.1.0.1", web.v4, 9, sport),
+        ),
+    }  # fmt: skip
+    return {name for name, shot in shots.items() if hears(site, *shot)}
+
+
+class Moments:
+    """What passes after each transaction of a firewall's."""
+
+    def __init__(self, site: Site, web: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed: list[set[str]] = []
+        for name in ("_run", "_batch"):
+            monkeypatch.setattr(site.nft, name, self._looked_at(getattr(site.nft, name), site, web))
+
+    def _looked_at(self, transaction: Callable[..., Any], site: Site, web: Box) -> Callable[..., Any]:
+        def one(*args: Any, **more: Any) -> Any:
+            try:
+                return transaction(*args, **more)
+            finally:
+                self.passed.append(passing(site, web))
+
+        return one
+
+
+TOUCHES = {
+    "nothing": "list tables",
+    "flush ruleset": "flush ruleset",
+    "flush the table's rules": "flush table inet fw",
+    "a rule that accepts": "insert rule inet fw forward accept; insert rule inet fw input accept",
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+def test_a_table_that_is_put_there_is_closed_from_its_first_transaction(
+    site: Site, web: Box, monkeypatch: pytest.MonkeyPatch, touch: str
+) -> None:
+    """Whatever somebody did to it: what its elements close is closed before the elements come."""
+    wanted = elements(known(site, web))
+    site.nft.replace(wanted)
+    site.nft.owned = False
+    site.nft.replace(wanted)
+    site.run("nft", touch)
+    moments = Moments(site, web, monkeypatch)
+    site.nft.replace(wanted)
+    assert moments.passed, "no transaction was seen"
+    assert not set().union(*moments.passed)
+    assert site.nft.intact()
+    left = standing_elements(site)
+    assert not [element for element in left if element.set.startswith("shut")]
+
+
+def standing_elements(site: Site) -> Iterable[Element]:
+    with site.inside():
+        return standing.read().elements
+
+
+def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
+    site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it all is open; after its first transaction nothing of that is."""
+    wanted = elements(known(site, web))
+    assert len(passing(site, web)) == 4
+    moments = Moments(site, web, monkeypatch)
+    site.nft.replace(wanted)
+    tried = 2  # whether tables can be owned, and whether there are some for bridges
+    assert not set().union(*moments.passed[tried:])
+
+
+def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Box) -> None:
+    """The table stands, shut, and is put there whole when the kernel takes it again; established flows go on."""
+    wanted = elements(known(site, web))
+    site.nft.owned = False
+    site.nft.replace(wanted)
+    one, two = (Element("publish4_any", (6, 81), (IPv4Address(f"10.1.0.{n}"), 80)) for n in (2, 3))
+    site.run("nft", "flush ruleset")
+    with pytest.raises(NftError):
+        site.nft.replace({*wanted, one, two})
+    assert site.nft.incomplete
+    assert not passing(site, web)
+    site.nft.replace(wanted)
+    assert not site.nft.incomplete
+    assert not passing(site, web)
+    assert site.nft.intact()
+
+
+class Writes(Reconciler):
+    def __init__(self, site: Site, path: Path) -> None:
+        super().__init__(site.nft, Store(str(path / "state.json")), Defaults())
+
+
+@pytest.fixture
+def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
+    site.nft.owned = False
+    made = Writes(site, tmp_path)
+    inventory = known(site, web)
+    with site.inside():
+        made.start(inventory.state, dict(inventory.noted))
+    return made
+
+
+def test_a_refused_change_never_puts_half_a_table_there(
+    site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that the kernel refuses, and the table that then is put there whole, open nothing at any moment."""
+    endpoint = Site.known(web, said=Said(allow=(Rule("tcp", 8080, 8080),), egress=()))
+    with site.inside():
+        writer.put_endpoint(endpoint)
+        assert not passing(site, web)
+        # Somebody deleted an element that the next change is to remove.
+        site.run("nft", "delete element inet fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
+        moments = Moments(site, web, monkeypatch)
+        writer.put_endpoint(Site.known(web, said=Said(egress=())))
+    assert len(moments.passed) > 1, "the change was not refused"
+    assert not set().union(*moments.passed)
+    assert site.nft.intact()
+
+
+def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
+    site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that closes something and is refused for something else closes that in its first transaction, before
+    the whole table is put there, and keeps it closed if the kernel does not take that either."""
+    with site.inside():
+        writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
+    assert passing(site, web) >= {"to a container's closed port"}
+    change, seen = site.nft.change, []
+
+    def refuses(what: Change, timed: Any = None) -> None:
+        if any(element.set == "allow4" for element in what.add):
+            raise NftError("no")
+        change(what, timed or {})
+        seen.append(passing(site, web))
+
+    def whole(*_: Any) -> None:
+        raise NftError("no")
+
+    monkeypatch.setattr(site.nft, "change", refuses)
+    monkeypatch.setattr(site.nft, "replace", whole)
+    with site.inside(), pytest.raises(FwError):
+        writer.put_endpoint(Site.known(web, Rule("tcp", 8080, 8080)))
+    assert seen
+    assert "to a container's closed port" not in seen[0]
+
+
+def test_what_came_in_while_the_rules_were_gone_is_cut_at_docker_proxys_ports_too(
+    site: Site, web: Box, writer: Writes
+) -> None:
+    """An outsider's connections and datagrams to a closed published port end with the repair, and those of whom a rule
+    lets in go on. A flow to a port of the same number on an address where it is nobody's is left alone."""
+    with Talks() as talks, site.inside():
+        # Docker's own rules look at the state of connections, so the kernel goes on tracking them.
+        site.run("nft", "flush ruleset")
+        site.run("nft", "table inet other { chain c { type filter hook input priority 0; ct state new; }; }")
+        talks.open("docker-proxy's", "tcp", site.wan, site.host, site.HOST4, PORT, source=site.OUT4)
+        talks.open("by udp", "udp", site.wan, site.host, site.HOST4, PORT, source=site.OUT4)
+        talks.open("of both families", "tcp", site.wan, site.host, site.HOST6, PORT, source=site.OUT6)
+        talks.open("the host's own", "tcp", site.wan, site.host, site.HOST4, PORT + 1, source=site.OUT4)
+        assert talks.going("the host's own") == set(talks.all)
+        assert writer.repair()
+        assert talks.going("the host's own") == {"the host's own"}

@@ -1,0 +1,135 @@
+"""Whose rates the table holds, and what becomes of the ports of those that find no room."""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import IPv4Address, IPv4Interface
+
+import pytest
+
+from plugin import quota, status
+from plugin.inventory import Inventory
+from plugin.labels import parse
+from plugin.model import Container, Defaults, Endpoint, Network, Said
+from plugin.quota import Quota
+from plugin.reconcile import Reconciler
+from plugin.sets import DENIED, RATED, Element
+from plugin.state import State
+from plugin.verdict import Packet, verdict
+from tests.pure.fakes import Disk, Kernel
+
+NET = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/24"))
+OUT = IPv4Address("203.0.113.7")
+
+
+def endpoint(number: int, rate: str = "22 5/minute burst 10", address: int = 0) -> Endpoint:
+    said = parse({"fw.rate": rate}).said if rate else Said()
+    container = Container(f"{number:064x}", f"c{number}", said)
+    at = IPv4Address(f"10.1.0.{address or number}")
+    return Endpoint(f"{number:064x}", NET.id, at, joined=True, container=container)
+
+
+def started(kernel: Kernel, *endpoints: Endpoint) -> Reconciler:
+    made = Reconciler(kernel, Disk(), Defaults(), later=lambda work: None)  # type: ignore[arg-type]
+    made.start(State({NET.id: NET}, {each.id: each for each in endpoints}))
+    return made
+
+
+def closed(kernel: Kernel) -> set[int]:
+    """The last byte of addresses whose port 22 is closed for want of room."""
+    found = {e for e in kernel.table or () if e.set in RATED and e.data == (DENIED,)}
+    return {int(e.key[0]) & 255 for e in found}  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "MOST", 2)
+
+
+def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    """A container whose rates find no room has the ports closed that have one; log, status and explain say so. Those
+    that have room notice nothing."""
+    kernel = Kernel()
+    state = started(kernel, endpoint(2), endpoint(3))
+    with caplog.at_level(logging.WARNING):
+        state.put_endpoint(endpoint(4))
+        state.put_endpoint(endpoint(5, rate=""))
+    assert closed(kernel) == {4}
+    assert [r.getMessage() for r in caplog.records] == [f"c4: {quota.FULL}"]
+    told = {e["container"]: e["problems"] for e in _endpoints(state)}
+    assert told == {"c2": [], "c3": [], "c4": [quota.FULL], "c5": []}
+    for number, port, accepted in ((2, 22, True), (4, 22, False), (4, 443, True)):
+        packet = Packet(OUT, IPv4Address(f"10.1.0.{number}"), "tcp", port)
+        assert verdict(state.inventory, packet).accepted is accepted
+
+
+def _endpoints(state: Reconciler) -> list[dict[str, object]]:
+    return [status._endpoint(state.inventory, e.id, NET, e, {}) for e in state.endpoints.values()]
+
+
+def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """In the same change in which another one leaves; the first who waits is the first who gets it."""
+    kernel = Kernel()
+    state = started(kernel, *map(endpoint, (2, 3, 4, 5)))
+    assert closed(kernel) == {4, 5}
+    state.drop_endpoint(endpoint(2).id)
+    assert closed(kernel) == {5}
+    state.put_endpoint(endpoint(3, rate=""))
+    assert closed(kernel) == set()
+
+
+def test_who_has_room_keeps_it_over_a_restart() -> None:
+    """docker-fw that starts again finds in the table who had room, whatever order they are told of in."""
+    kernel = Kernel()
+    first = started(kernel, endpoint(2), endpoint(3))
+    first.put_endpoint(endpoint(4))
+    started(kernel, *map(endpoint, (4, 3, 2)))
+    assert closed(kernel) == {4}
+
+
+def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
+    """Until all who were there have been seen, a newcomer does not get the room of one of them."""
+    held = Quota()
+    held.keep(["limit4__10.1.0.2__5_minute_10", "limit4__10.1.0.9__5_minute_10"])
+    two, nine, new = (_wanted(f"10.1.0.{n}") for n in (2, 9, 4))
+    held.change({"new": new})
+    assert held.refused("new")
+    held.change({"two": two})
+    assert not held.refused("two")
+    assert held.settle() == ["new"]
+    held.change({"nine": nine})
+    assert (held.refused("new"), held.refused("nine")) == (False, True)
+
+
+def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:
+    chain = f"limit4__{address}__{rate}"
+    return frozenset({Element("rated4", (IPv4Address(address), 6, 22), (chain,))})
+
+
+def test_one_address_has_one_limit() -> None:
+    """Where two claim an address, with rates of their own for a port, the first one's holds, and the table has one
+    element for the port; when it goes, the other's does."""
+    held, one, other = Quota(), _wanted("10.1.0.2"), _wanted("10.1.0.2", "1_day_5")
+    assert held.change({"one": one}) == []
+    held.change({"other": other})
+    assert (held.within("one", one), held.within("other", other)) == (one, frozenset())
+    assert held.change({"one": frozenset()}) == ["other"]
+    assert held.within("other", other) == other
+
+
+def test_what_was_never_admitted_is_closed() -> None:
+    """Rates of an owner that nobody introduced open nothing."""
+    inventory = Inventory(Defaults(), State({NET.id: NET}, {endpoint(2).id: endpoint(2)}))
+    found = {e.data for e in inventory.elements(endpoint(2).id) if e.set in RATED}
+    assert found == {(DENIED,)}
+
+
+def test_a_copy_is_its_own() -> None:
+    """What would be under other settings changes nothing of what is."""
+    held = Quota()
+    held.change({"one": _wanted("10.1.0.2"), "two": _wanted("10.1.0.3")})
+    other = held.copy()
+    other.change({"one": frozenset(), "three": _wanted("10.1.0.4")})
+    assert not other.refused("three")
+    held.change({"three": _wanted("10.1.0.4")})
+    assert held.refused("three")
