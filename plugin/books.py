@@ -17,6 +17,8 @@ _OPENING = ("allow", "other", "from", "via", "dnat", "served", "listening", "out
 _CLOSING = ("confined", "proxied", "holding", "rated", "remembering")
 #: Sets whose elements let something pass, or lead to somebody: they go before anything is computed.
 _FIRST = (*_OPENING, "publish", "self", "neighbour")
+#: Sets whose elements bind a port of a bridge to an address that its container sends from.
+_BOUND = ("bound4", "bound6")
 #: Sets whose elements name the other end, its prefix's length before it.
 _PEERS = frozenset(
     f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks")
@@ -29,8 +31,8 @@ class Books:
     def __init__(self) -> None:
         self._owned: dict[str, frozenset[Element]] = {}
         self._count: Counter[Element] = Counter()
-        #: By an address, whose elements let it pass as a peer; prefixes that it is in do not count.
-        self._passing: dict[Address, dict[str, set[Element]]] = {}
+        #: By an address, whose elements let it pass as a peer, or as a sender; prefixes that it is in do not count.
+        self._passing: dict[Address, dict[str, tuple[Element, ...]]] = {}
 
     def __iter__(self) -> Iterator[Element]:
         return iter(self._count)
@@ -101,15 +103,17 @@ class Books:
         }
 
     def _index(self, owner: str, less: Iterable[Element], more: Iterable[Element]) -> None:
-        for element in filter(_passes_one, less):
-            owners = self._passing[element.key[-1]]  # type: ignore[index]
-            owners[owner].discard(element)
+        """Tuples, for there are as many as containers that let one another pass, and nearly all are of one element."""
+        for address, gone in _by_last(less).items():
+            owners = self._passing[address]
+            owners[owner] = tuple(element for element in owners[owner] if element not in gone)
             if not owners[owner]:
                 del owners[owner]
             if not owners:
-                del self._passing[element.key[-1]]  # type: ignore[arg-type]
-        for element in filter(_passes_one, more):
-            self._passing.setdefault(element.key[-1], {}).setdefault(owner, set()).add(element)  # type: ignore[arg-type]
+                del self._passing[address]
+        for address, new in _by_last(more).items():
+            owners = self._passing.setdefault(address, {})
+            owners[owner] = (*owners.get(owner, ()), *new)
 
     def narrower(self, owner: str, new: frozenset[Element]) -> bool:
         """True if less passes than before: flows may stand that would not begin any more."""
@@ -140,9 +144,18 @@ class Books:
         return count
 
 
+def _by_last(elements: Iterable[Element]) -> dict[Address, dict[Element, None]]:
+    found: dict[Address, dict[Element, None]] = {}
+    for element in filter(_passes_one, elements):
+        found.setdefault(element.key[-1], {})[element] = None  # type: ignore[arg-type]
+    return found
+
+
 def _passes_one(element: Element) -> bool:
-    """True if it lets a single address pass, or leads to one."""
-    return element.set in _PEERS and element.key[-2] == (32 if "4" in element.set else 128)
+    """True if it lets a single address pass, or leads to one; it is the last of the key."""
+    if element.set in _PEERS:
+        return element.key[-2] == (32 if "4" in element.set else 128)
+    return element.set in _BOUND
 
 
 def _shut(served: Element) -> Element:

@@ -120,10 +120,11 @@ class Directory:
             before = self._who.get(owner)
             if before is None or before == then:
                 continue
-            if then is None:
-                gone.append(owner)
             stays = then.keys if then and then.addresses == before.addresses else frozenset[Key]()
             askers = self.askers(before.keys - stays)
+            if then is None:
+                gone.append(owner)
+                askers.discard(owner)
             for address in before.addresses if askers else ():
                 lost.setdefault(address, set()).update(askers)
         return gone, lost

@@ -42,7 +42,7 @@ class Writer:
         #: were removed, so that flows may stand that would not begin any more.
         self.behind: dict[Owner, bool] = {}
         #: What was said of rules that are too much, and of rates that found no room.
-        self._told: dict[Owner, tuple[str, ...]] = {}
+        self._told: dict[Owner, frozenset[str]] = {}
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
@@ -143,13 +143,13 @@ class Writer:
     def _caught_up(self, owners: Iterable[Owner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
-            now = (*self._known.too_many(owner), *([FULL] if self._known.quota.refused(owner) else ()))
-            if now != self._told.get(owner, ()):
-                for sentence in now:
-                    log.error("%s: %s", self._known.called(owner), sentence)
+            told, full = self._told.pop(owner, frozenset()), self._known.quota.refused(owner)
+            sentences = (*self._known.too_many(owner), *([FULL] if full else ()))
+            # How many the peers are changes with each of them; which rules they are is news.
+            if now := frozenset(sentence.partition(":")[0] for sentence in sentences):
                 self._told[owner] = now
-            if not now:
-                self._told.pop(owner, None)
+                for sentence in sentences if now != told else ():
+                    log.error("%s: %s", self._known.called(owner), sentence)
 
     def _vacate(self, new: Mapping[Owner, frozenset[Element]]) -> None:
         """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""

@@ -33,7 +33,7 @@ from tests.bench.table import Table, percentile, say
 from tests.kernel.site import Site
 
 #: Members of each project of the crowd, and of the one whose members leave: each names all of its own project.
-_SMALL, _LARGE = 20, 100
+_SMALL, _LARGE = 10, 100
 _NET = Network(
     "b" * 64, "fw-bench", IPv4Interface("10.99.0.1/16"), IPv6Interface("2001:db8:99::1/64"), masquerade=False
 )
@@ -77,32 +77,43 @@ def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
 
 
 class Watched:
-    """`Nft`, and when its transaction returned by which the last element that opens for the address went."""
+    """`Nft`, and when its transaction returned by which the last element that opens for an address went."""
 
-    def __init__(self, nft: Nft) -> None:
-        self._nft = nft
+    def __init__(self, nft: Nft, stands: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
         self._change = nft.change
-        self.open: set[Element] = set()
-        self.closed = 0.0, 0.0
+        self._open: dict[object, set[Element]] = {address: set() for address in addresses}
+        for element in stands:
+            self._noted(element)
+        self._waiting: set[Element] = set()
+        self._closed = 0.0, 0.0
         nft.change = self._watched  # type: ignore[method-assign]
+
+    def _noted(self, element: Element) -> None:
+        if element.set.startswith(("allow", "from", "other", "to", "out", "free")):
+            for value in element.key:
+                if type(value) is IPv6Address and value in self._open:
+                    self._open[value].add(element)
 
     def _watched(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         self._change(change, timed)
-        if self.open:
-            self.open.difference_update(change.remove)
-            if not self.open:
-                self.closed = time.perf_counter(), time.thread_time()
+        if self._waiting:
+            self._waiting.difference_update(change.remove)
+            if not self._waiting:
+                self._closed = time.perf_counter(), time.thread_time()
+        for opened in self._open.values():
+            opened.difference_update(change.remove)
+        for element in change.add:
+            self._noted(element)
 
-    def leave(self, address: IPv6Address, stands: Iterable[Element], go: Callable[[], object]) -> dict[str, float]:
+    def leave(self, address: IPv6Address, go: Callable[[], object]) -> dict[str, float]:
         """Seconds until it was closed, how many of them this process worked, and seconds until `go` returned."""
-        opening = ("allow", "from", "other", "to", "out", "free")
-        self.open = {e for e in stands if address in e.key and e.set.startswith(opening)}
-        assert self.open
+        self._waiting = set(self._open[address])
+        assert self._waiting
         began, worked = time.perf_counter(), time.thread_time()
         go()
         done = time.perf_counter()
-        assert not self.open, "it is not closed"
-        return {"closed": self.closed[0] - began, "work": self.closed[1] - worked, "done": done - began}
+        assert not self._waiting, "it is not closed"
+        return {"closed": self._closed[0] - began, "work": self._closed[1] - worked, "done": done - began}
 
 
 def _members(network: Network | Guarded, first: int, count: int, size: int, name: str) -> Iterator[Endpoint]:
@@ -120,30 +131,31 @@ def _members(network: Network | Guarded, first: int, count: int, size: int, name
 def _child(many: int) -> dict[str, Any]:
     told: dict[str, Any] = {"labels": _labels()}
     with Site() as site, site.inside(), tempfile.TemporaryDirectory() as directory:
-        watched = Watched(site.nft)
+        change = site.nft.change
         for state, count in (("few", 0), ("many", many)):
             told[state] = {}
             for kind, network in (("hook", _NET), ("event", _GUARDED)):
                 crowd = list(_members(network, 1024, count, _SMALL, "crowd"))
                 leavers = list(_members(network, 0, _LARGE, _LARGE, "leaver"))[2:]
                 reconciler = Reconciler(site.nft, Store(f"{directory}/{state}{kind}"), Defaults(), later=lambda _: None)
-                measured = _hook if kind == "hook" else _event
-                told[state][kind] = measured(reconciler, watched, crowd, leavers)
+                site.nft.change = change  # type: ignore[method-assign]
+                go = (_hook if kind == "hook" else _event)(reconciler, crowd, leavers)
+                watched = Watched(site.nft, reconciler.should(), [each.addr6 for each in leavers if each.addr6])
+                told[state][kind] = _timed(watched, leavers, go)
     return told
 
 
-def _hook(state: Reconciler, watched: Watched, crowd: list[Endpoint], leavers: list[Endpoint]) -> dict[str, Any]:
+def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(State({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)}))
     # The first save is of everything; each later one is a line.
     state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
 
-    def leave(each: Endpoint) -> None:
-        state.edit_endpoint(each.id, lambda e: replace(e, joined=False, container=None, published=()))
+    return lambda each: state.edit_endpoint(
+        each.id, lambda e: replace(e, joined=False, container=None, published=())
+    )  # fmt: skip
 
-    return _timed(state, watched, leavers, leave)
 
-
-def _event(state: Reconciler, watched: Watched, crowd: list[Endpoint], leavers: list[Endpoint]) -> dict[str, Any]:
+def _event(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(State())
     guard = Guard(state, lambda _: None)
     guard.replace([_GUARDED], [*crowd, *leavers], asked=guard.now())
@@ -152,16 +164,14 @@ def _event(state: Reconciler, watched: Watched, crowd: list[Endpoint], leavers: 
         assert each.container
         guard.leaves("", each.container.id)
 
-    return _timed(state, watched, leavers, die)
+    return die
 
 
-def _timed(
-    state: Reconciler, watched: Watched, leavers: list[Endpoint], go: Callable[[Endpoint], None]
-) -> dict[str, Any]:
+def _timed(watched: Watched, leavers: list[Endpoint], go: Callable[[Endpoint], object]) -> dict[str, Any]:
     times = []
     for each in leavers:
         assert each.addr6
-        times.append(watched.leave(each.addr6, state.should(), partial(go, each)))
+        times.append(watched.leave(each.addr6, partial(go, each)))
     return {what: [each[what] for each in times] for what in ("closed", "work", "done")}
 
 
