@@ -114,11 +114,11 @@ class Inventory:
             own = (itself(container),) if container and owner in self.state.endpoints else ()
             self.directory.asks(owner, rules, container, *own)
             rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
-        moved = self.quota.change(rated)
+        self.quota.change(rated)
         # Docker lists all who are on its networks at once, after a start.
         if self.quota.keeping and any(owner in self.noted and self.endpoint(owner) for owner in owners):
-            moved += self.quota.settle()
-        return list(dict.fromkeys((*owners, *self.directory.askers(changed), *moved)))
+            self.quota.settle()
+        return list(dict.fromkeys((*owners, *self.directory.askers(changed), *self.quota.moved)))
 
     def who(self, owner: Owner, state: State | None = None) -> Who | None:
         """Who an owner is, as far as others' rules may speak of it. `state`: as it would be then."""

@@ -28,6 +28,8 @@ class Quota:
     """Not thread-safe."""
 
     def __init__(self) -> None:
+        #: Whose elements the last change changed besides, which must be so in the same transaction.
+        self.moved: list[str] = []
         self._kept: set[str] = set()
         self._wanted: dict[str, frozenset[Element]] = {}
         self._held: set[str] = set()
@@ -58,18 +60,21 @@ class Quota:
             owner: elements for owner, elements in wanted.items() if self._wanted.get(owner, frozenset()) != elements
         }
         if not new:
+            self.moved = []
             return []
         others = {other for owner in new for other in self._forget(owner)}
         # Those who were there before come first.
         for owner in sorted(new, key=lambda each: not (_chains(new[each]) & self._kept)):
             others |= self._want(owner, new[owner])
-        return list((others | self._next()) - new.keys())
+        self.moved = list((others | self._next()) - new.keys())
+        return self.moved
 
     def settle(self) -> list[str]:
         """All who were there before have been seen by now. Returns those who get the room that was kept."""
         self._used -= sum(map(size, self._kept))
         self._kept.clear()
-        return list(self._next())
+        self.moved += self._next()
+        return self.moved
 
     def refused(self, owner: str) -> bool:
         """True if the owner's rates found no room, so that their ports are closed."""

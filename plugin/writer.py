@@ -108,8 +108,10 @@ class Writer:
         """These owners, and those whose rules speak of them; without `everybody` as many as one change may compute,
         small ones first. Who lets pass one less waits: that is removed already.
         """
-        others = set(self._known.introduce(owners)).difference(owners)
-        found, left = list(owners), AT_ONCE
+        introduced = self._known.introduce(owners)
+        # Where one gets the limit that another had, no port may be without in between.
+        found, left = list(dict.fromkeys((*owners, *self._known.quota.moved))), AT_ONCE
+        others = set(introduced).difference(found)
         for owner in sorted(others, key=lambda owner: (len(self.books.of(owner)), owner)):
             left -= len(self.books.of(owner)) + 1
             if everybody or (left > 0 and not self.behind.get(owner)):

@@ -71,10 +71,8 @@ def _child(many: int) -> dict[str, Any]:
 
 def _rates(nft: Nft, count: int) -> dict[str, float]:
     """Seconds under the writer's lock, and bytes, for one more rate beside so many others."""
-    nft.replace([])
-    before = _settled()
-    nft.change(Change(add=tuple(map(_rated, range(count)))))
-    empty = (_settled() - before) / count
+    crowd = Change(add=tuple(map(_rated, range(count))))
+    empty = _weight(lambda: _settled(nft.change, crowd), lambda: nft.replace([])) / count
     times: dict[str, list[float]] = {"in": [], "out": []}
     for n in range(20):
         one = (_rated(count + n),)
@@ -93,15 +91,14 @@ def _rated(number: int) -> Element:
 def _full(nft: Nft) -> float:
     """Bytes that the sources of one flooded rate take."""
     name = f"seen6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
-    before = _settled()
-    sources = (f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * limits.NEW))
-    _must(nft, f"add element inet {TABLE} {name} {{ {', '.join(sources)} }}")
-    return _settled() - before
+    sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * limits.NEW))
+    fill = f"add element inet {TABLE} {name} {{ {sources} }}"
+    return _weight(lambda: _settled(_must, nft, fill), lambda: _must(nft, f"flush set inet {TABLE} {name}"))
 
 
-def _settled() -> float:
-    time.sleep(1)  # sets shrink, and the kernel frees, a moment later
-    return _kernel_memory()
+def _settled(work: Callable[..., None], *args: Any) -> None:
+    work(*args)
+    time.sleep(0.3)  # sets shrink a moment later
 
 
 def _pair(nft: Nft, count: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
-from plugin import quota, status
+from plugin import quota, status, writer
 from plugin.inventory import Inventory
 from plugin.labels import parse
 from plugin.model import Container, Defaults, Endpoint, Network, Said
@@ -115,6 +115,17 @@ def test_one_address_has_one_limit() -> None:
     assert (held.within("one", one), held.within("other", other)) == (one, frozenset())
     assert held.change({"one": frozenset()}) == ["other"]
     assert held.within("other", other) == other
+
+
+def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who takes over gets its own limit in the very transaction that takes the other's out, however much else
+    is to be computed."""
+    monkeypatch.setattr(writer, "AT_ONCE", 0)
+    kernel = Kernel()
+    state = started(kernel, endpoint(2))
+    state.put_endpoint(endpoint(3, "22 1/day", address=2))
+    state.drop_endpoint(endpoint(2).id)
+    assert [e.data for e in kernel.table or () if e.set in RATED] == [("limit4__10.1.0.2__1_day_5",)]
 
 
 def test_what_was_never_admitted_is_closed() -> None:
