@@ -65,12 +65,22 @@ class Inspections(Attachments):
         super().__init__()
         self._client = client
         self._threads = ThreadPoolExecutor(8, "inspection")
+        #: Containers that publish no port at all.
+        self._unpublished: set[str] = set()
         self.asks: Callable[[str, tuple[Asked, ...]], None] = lambda *_: None
         self.lacks: Callable[[Iterable[str]], list[str]] = lambda _: []
 
     def created(self, container_id: str) -> None:
         """Before it starts. Waits for no answer: it may be starting now."""
         self._threads.submit(self.ask, container_id)
+
+    def publishes(self, container_id: str) -> bool:
+        """False if the container asks for no port of the host; that never changes. True also where it is not known."""
+        return container_id not in self._unpublished
+
+    def retain(self, existing: Collection[str]) -> None:
+        super().retain(existing)
+        self._unpublished &= set(existing)
 
     def all(self, listed: Collection[Mapping[str, Any]]) -> list[Options | None]:
         """Of each of these running containers what its attachments say; None where Docker does not tell."""
@@ -103,7 +113,10 @@ class Inspections(Attachments):
             log.debug("container %s: %s", container_id[:12], error)
             return False
         try:
-            self.asks(container_id, asked(inspected))
+            ports = asked(inspected)
+            if not ports:
+                self._unpublished.add(container_id)
+            self.asks(container_id, ports)
         except LIES as error:
             log.error("container %s asks for ports that docker-fw does not understand: %s", container_id[:12], error)
         return True

@@ -179,6 +179,8 @@ class DockerApi:
                     options = self.inspections.get(container_id, network.name)
                 who = self._images.read(client, listed)
                 endpoint = listing.attached(inspected, who, options or {})
+                if endpoint and not self.inspections.publishes(container_id):
+                    endpoint = replace(endpoint, unlisted=False)
                 return (network, endpoint, options is not None) if endpoint else None
         return None
 
