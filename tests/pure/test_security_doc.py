@@ -76,7 +76,7 @@ def test_the_table_of_mounts_is_what_config_and_compose_file_mount() -> None:
     plugins = {each["source"]: "read-only" if "ro" in each["options"] else "writable" for each in config["mounts"]}
     assert plugins == {source: mode for source, (mode, sidecars) in told.items() if not sidecars}
     compose = (ROOT / "compose-examples/sidecar.yml").read_text()
-    mounted = re.findall(r"^ +- (/[\w/]+):/[\w/]+?(:ro)?(?: |$)", compose, re.MULTILINE)
+    mounted = re.findall(r"^ +- (/[\w/-]+):/[\w/-]+?(:ro)?(?: |$)", compose, re.MULTILINE)
     assert {source: "read-only" if ro else "writable" for source, ro in mounted} == {
         source: mode for source, (mode, _) in told.items()
     }
