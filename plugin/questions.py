@@ -25,7 +25,7 @@ from plugin.nft import Nft
 from plugin.overrides import in_force, unwatched
 from plugin.reconcile import Reconciler
 from plugin.record import INTERFACE_NAME
-from plugin.resolver import on_loopback
+from plugin.resolver import asked_from_host
 from plugin.ruleset import dockerd_elements
 from plugin.sets import Element
 from plugin.settings import Settings
@@ -79,7 +79,7 @@ class Questions:
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
             "unsaved": self._state.owes,
-            "host_resolver": on_loopback(),
+            "host_resolver": asked_from_host(self._api.engine.major),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:
