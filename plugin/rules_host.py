@@ -84,7 +84,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		iifname "lo" accept
 		ct state related accept
 		ct state established goto remembering_host
-		iifname . meta l4proto . th dport @neighbour accept
+{_neighbours("accept")}
 		goto rated_host
 	}}
 
