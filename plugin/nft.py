@@ -132,8 +132,8 @@ class Nft:
             tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
         for attempt, (cgroups, logs) in enumerate(tries, 1):
             text = replace(
-                self._mark, dict.fromkeys(elements), owned=self.owned, binds=self.binds, cgroups=cgroups, logs=logs,
-                timed=timed, rates=rates,
+                self._mark, dict.fromkeys(elements), owned=self.owned, binds=self.binds, holds=self.holds,
+                cgroups=cgroups, logs=logs, timed=timed, rates=rates,
             )  # fmt: skip
             try:
                 self._run(others + named(text, self._table))
