@@ -151,6 +151,7 @@ class Reconciler:
                 self._known.noted = before  # so that the next call tries again
                 self._known.note({owner: noted[owner] for owner in gone})  # but who has gone does not come back by that
                 self._known.introduce(noted)
+                self._writer.behind.update(dict.fromkeys(gone, True))
                 self._behind.later()
                 raise
 
@@ -212,9 +213,13 @@ class Reconciler:
             cut()
 
     def repair(self) -> bool:
-        """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
+        """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
+        Raises NftError."""
         with self._lock:
-            return self._writer.repair()
+            repaired = self._writer.repair()
+            if repaired:
+                self._behind.later()
+            return repaired
 
     def put_right(self) -> int | None:
         """Elements that somebody added or deleted, as they should be. How many; None: it changes, ask again.
