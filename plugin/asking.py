@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import docker
+from requests.exceptions import RequestException, Timeout
+from urllib3.exceptions import ReadTimeoutError
 
 from plugin import answers
 
@@ -16,6 +18,16 @@ LONGEST = 60.0
 _PIECE = 1 << 16
 #: The newest API version that anything here needs: the first that shows each variant of an image.
 NEWEST = (1, 49)
+
+
+class TooLongError(ValueError):
+    """An answer began, and did not end in time."""
+
+
+def late(error: Exception) -> bool:
+    """True if Docker was asked and did not answer in time: it need not be silent for all that."""
+    inner = error.args[0] if isinstance(error, RequestException) and error.args else None
+    return isinstance(error, Timeout | TooLongError) or isinstance(inner, ReadTimeoutError)
 
 
 def version(told: Mapping[str, Any]) -> str:
@@ -72,4 +84,4 @@ def _in_time(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         if time.monotonic() > end:
-            raise ValueError(f"Docker took more than {LONGEST:.0f} s for an answer")
+            raise TooLongError(f"Docker took more than {LONGEST:.0f} s for an answer")
