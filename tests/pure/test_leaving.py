@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plugin import conntrack, directory, policy, writer
+from plugin import behind, conntrack, directory, policy, writer
 from plugin.guard import Guard
 from plugin.inventory import Inventory
 from plugin.labels import parse
@@ -313,8 +313,24 @@ def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monke
     kernel.steps.clear()
     state.put_endpoint(member(70))
     assert 1 < kernel.steps.count("elements") < 10
-    (work,) = later
-    work()
+    assert len(later) == 1
+    done(later)
+    assert kernel.table == right(state)
+
+
+def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that come and go all the time, and are named by many, do not keep others' flows from being cut: what
+    was asked for meanwhile has its turn after a moment of computing, not when there is nothing left to compute."""
+    monkeypatch.setattr(writer, "A_BIT", 1)
+    monkeypatch.setattr(behind, "_AT_A_TIME", 0.0, raising=False)
+    later: list[Callable[[], None]] = []
+    members = [member(n) for n in range(MEMBERS)]
+    state, left = made(kernel, members, later), list[int]()
+    state.drop_endpoint(members[7].id)
+    kernel.steps.clear()
+    later.append(lambda: left.append(kernel.steps.count("elements")))
+    done(later)
+    assert left[0] < 10 < MEMBERS - 1 <= kernel.steps.count("elements")
     assert kernel.table == right(state)
 
 
