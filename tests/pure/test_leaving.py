@@ -386,6 +386,29 @@ def test_published_ports_count_too() -> None:
     assert known.resolved(wanted, None, ports).accepts == ()
 
 
+def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    """One label of 2,690 characters, within every bound of labels, is 19,200 pieces of prefixes: at 1,000 ports that
+    docker-proxy serves they would be 19 million elements, and gigabytes of memory. The rule opens nothing then; others
+    of the container's rules hold, log and status say so, and one that fits is as ever."""
+    lists = "* from " + " ".join(f"2001:db8:{n:x}::/121" for n in range(150))
+    ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
+    later: list[Callable[[], None]] = []
+    state = made(kernel, [], later)
+    guard = Guard(state, later.append)
+    few = member(1, DOCKERS, *ports[:1], allow=lists)
+    many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
+    guard.replace([DOCKERS], [few, many], asked=guard.now())
+    stands = kernel.table or set()
+    assert sum(e.set.startswith("via") for e in stands) == 150 * 128
+    assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in stands  # type: ignore[arg-type]
+    assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in stands)
+    assert state.inventory.too_many(f"endpoint {few.id}") == []
+    (told,) = state.inventory.too_many(f"endpoint {many.id}")
+    assert told in caplog.text
+    ours = member(3, OURS, *ports, allow=lists)
+    assert state.inventory.resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
+
+
 def test_a_bound_is_kept_rule_by_rule() -> None:
     """What fits stays: addresses of a rule that also has names too many for it, and smaller rules after it."""
     known = directory.Directory()
