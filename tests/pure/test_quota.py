@@ -46,6 +46,28 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "MOST", 2)
 
 
+def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that needs more room than is left may have thousands of ports with a rate: while it waits, others
+    come and go without a look at each of those."""
+    looked: list[str] = []
+    known, limited = Quota(), quota.limiting
+    monkeypatch.setattr(quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))
+
+    def wants(address: str, *chains: str) -> frozenset[Element]:
+        ports = enumerate(chains * 100, 1)
+        return frozenset(Element("rated4", (IPv4Address(address), 6, port), (chain,)) for port, chain in ports)
+
+    known.change({"small": wants("10.1.0.1", "limit4__10.1.0.1__5_minute_1")})
+    known.change({"waits": wants("10.1.0.2", *(f"limit4__10.1.0.2__{n}_minute_1" for n in (1, 2)))})
+    assert known.refused("waits")
+    looked.clear()
+    known.change({"other": wants("10.1.0.3", "limit4__10.1.0.3__5_minute_1")})
+    known.change({"other": frozenset()})
+    assert "10.1.0.2" not in looked
+    known.change({"small": frozenset()})
+    assert not known.refused("waits")
+
+
 def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> None:
     """A container whose rates find no room has the ports closed that have one; log, status and explain say so. Those
     that have room notice nothing."""
