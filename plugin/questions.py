@@ -26,7 +26,7 @@ from plugin.overrides import in_force, unwatched
 from plugin.proxyports import own_ports
 from plugin.reconcile import Reconciler
 from plugin.record import INTERFACE_NAME
-from plugin.resolver import on_loopback
+from plugin.resolver import asked_from_host
 from plugin.sets import Element
 from plugin.settings import Settings
 
@@ -84,7 +84,7 @@ class Questions:
             "unfit": unfit(self._api.engine),
             "unsaved": self._state.owes,
             "boot": self._boot(),
-            "host_resolver": on_loopback(),
+            "host_resolver": asked_from_host(self._api.engine.major),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Where Docker's DNS asks for names that it does not know, as far as `fw.egress` cannot hold them back.
 
-Docker's embedded DNS (127.0.0.11) asks from the container's namespace, past every rule of the container's. But where
-the host's resolver is on loopback, which a container cannot reach, dockerd asks it from the host's (libnetwork's
-`HostLoopback`): then a name, and what is coded in it, leaves whatever the container may begin.
+Docker's embedded DNS (127.0.0.11) asks a name server that was given to the container (`--dns`, `dns` in daemon.json)
+from the container's namespace, where its rules hold. One of the host's resolv.conf it asks from the host's: if it is on
+loopback (20.10.24, 26.1.5), or always (28.5.2; `ExtServers: [host(…)]` in the container's resolv.conf). Then a name,
+and what is coded in it, leaves whatever the container may begin.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ _HOSTS = "/etc/resolv.conf"
 #: Docker reads this in its place where systemd-resolved's stub is the only name server: it has the real ones.
 _SYSTEMD = ("/host/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/resolv.conf")
 _STUB = "127.0.0.53"
+#: Docker's major versions that ask others than those on loopback from the container's namespace. Not tried: 27.
+_FROM_CONTAINERS = range(1, 27)
 
 
-def on_loopback(hosts: str = _HOSTS, systemd: tuple[str, ...] = _SYSTEMD) -> str:
-    """The host's name server that dockerd asks from the host's namespace; "" if there is none, or it is not known."""
+def asked_from_host(major: int, hosts: str = _HOSTS, systemd: tuple[str, ...] = _SYSTEMD) -> str:
+    """The host's name server that dockerd of this version (0: unknown) asks from the host's namespace; "" if none."""
     servers = list(_servers(hosts))
     if servers == [_STUB]:
         servers = next(filter(None, (list(_servers(path)) for path in systemd)), servers)
-    return next((server for server in servers if _is_loopback(server)), "")
+    return next((server for server in servers if major not in _FROM_CONTAINERS or _is_loopback(server)), "")
 
 
 def _servers(path: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from plugin.duration import left, parse
 from plugin.effect import Engine
 from plugin.labels import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
-from plugin.resolver import on_loopback
+from plugin.resolver import asked_from_host
 from plugin.state import State
 from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
 
@@ -184,7 +184,15 @@ def test_which_resolver_docker_asks_from_the_host(
     for path, text in ((mine, hosts), (theirs, systemd)):
         if text:
             path.write_text(text)
-    assert on_loopback(str(mine), (str(theirs),)) == found
+    assert asked_from_host(26, str(mine), (str(theirs),)) == found
+
+
+@pytest.mark.parametrize("major", [0, 27, 28, 29])
+def test_newer_docker_asks_every_server_from_the_host(tmp_path: Path, major: int) -> None:
+    """So does a Docker of which nothing is known."""
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
+    assert asked_from_host(major, str(tmp_path / "resolv.conf"), ()) == "192.0.2.53"
+    assert asked_from_host(26, str(tmp_path / "resolv.conf"), ()) == ""
 
 
 def test_status_tells_of_the_host(site: Site) -> None:
