@@ -138,7 +138,7 @@ def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
     assert len(passing(site, web)) == 4
     moments = Moments(site, web, monkeypatch)
     site.nft.replace(wanted)
-    tried = 3  # whether tables can be owned, whether there are some for bridges, whether a socket can be asked for
+    tried = 3  # whether tables can be owned, whether there are some for bridges, whether listeners can be held
     assert not set().union(*moments.passed[tried:])
 
 
