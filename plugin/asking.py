@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import docker
+from requests.exceptions import ConnectionError as BrokenError
 from requests.exceptions import RequestException, Timeout
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from plugin import answers
 
@@ -74,9 +75,18 @@ def _answer(
     response = raw._get(raw._url(path, *names), params=query, stream=True)
     try:
         raw._raise_for_status(response)
-        yield _in_time(response.iter_content(_PIECE))
+        yield _in_time(_pieces(response.raw))
     finally:
         response.close()
+
+
+def _pieces(raw: Any) -> Iterator[bytes]:
+    """As they come: requests itself waits until a piece is full, which an answer in drops is after days."""
+    try:
+        while piece := raw.read1(_PIECE, decode_content=True):
+            yield piece
+    except HTTPError as error:
+        raise BrokenError(error) from error
 
 
 def _in_time(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -253,6 +254,21 @@ def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
         assert there["users"].said.policy == "open"
         assert closed(there["odd"])
     assert len(asked) == 2
+
+
+def test_an_answer_in_drops_ends(docker: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each drop comes in time, and all of them would take hours: who asked gives up, and asks again."""
+    api = DockerApi(str(docker.path))
+    docker.create("users", PLAIN, OPEN)
+    assert look(docker, api)
+    monkeypatch.setattr(asking, "LONGEST", 0.2)
+    docker.mode = "drip"
+    began = time.monotonic()
+    with pytest.raises(ApiSilent, match="more than 0 s"):
+        api.look()
+    assert time.monotonic() - began < 5
+    docker.mode = "answer"
+    assert look(docker, api)["users"].said.policy == "open"
 
 
 def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> None:
