@@ -27,14 +27,14 @@ from docker.errors import APIError, DockerException, NotFound
 from requests.exceptions import RequestException
 
 from plugin import asking, images, labelled, listing
-from plugin.answers import Cut
+from plugin.answers import LARGEST, Cut
 from plugin.attachments import Inspections
 from plugin.effect import Engine
 from plugin.engines import noted
 from plugin.labelled import Labelled
 from plugin.listing import LIES
 from plugin.look import Look
-from plugin.model import Container, Endpoint, Guarded
+from plugin.model import Container, Endpoint, Guarded, Problem
 from plugin.stream import objects
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
@@ -99,6 +99,8 @@ class DockerApi:
             return None
         filters = json.dumps({"name": [f"^/{re.escape(name)}$"]})
         for listed in asking.several(client, _LIST, all="1", filters=filters):
+            if isinstance(listed, Cut):  # only one has this name
+                return Container(listed.id, name, problems=(_too_large(name),))
             if f"/{name}" in (listed.get("Names") or []):
                 who = self._images.read(client, listed, hook=True)
                 return labelled.at(who, str(network.get("Name") or ""), labelled.compose_key(network))
@@ -271,6 +273,11 @@ def _container(client: docker.APIClient, container_id: str, **query: str) -> Map
             return None
         return cast(Mapping[str, Any], listed)
     return None
+
+
+def _too_large(name: str) -> Problem:
+    why = f"its entry in Docker's list exceeds {LARGEST >> 20} MiB, so its labels are not read"
+    return Problem("container", name, f"{why}; give it fewer or shorter ones", confines=True)
 
 
 def _read(read: Callable[[Any], T], raw: Any) -> T | None:

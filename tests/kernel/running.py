@@ -240,7 +240,7 @@ class Running:
         containers, and whose drops were logged a moment ago."""
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
         bridges, ports = "foreign|dockers|bridges|same_bridge", "dockerd|proxies|holding|listening[46]?"
-        hosts = re.compile(f"set (watched|no_transit|{bridges}|{ports}|noticed[46]) ")
+        hosts = re.compile(f"set (watched|no_transit|{bridges}|{ports}|noticed[46]|noticed_host) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

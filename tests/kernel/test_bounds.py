@@ -18,7 +18,8 @@ MASSES = {
     "rules": ({f"fw.network.n{n}.allow": FULL for n in range(1000)}, "there are more than 2048 rules before it"),
     "entries": ({"fw.allow": ", ".join(map(str, range(1, 10_001)))}, "characters long; at most 4096 are read"),
     "megabytes": ({"fw.allow": "8080, " * (1 << 18)}, "characters long; at most 4096 are read"),
-    "keys": ({f"fw.{n}" + "x" * 10_000: "1" for n in range(1000)}, "docker-fw has none of more than 512"),
+    "keys": ({f"fw.{n}" + "x" * 1000: "1" for n in range(1000)}, "docker-fw has none of more than 512"),
+    "too large": ({f"fw.{n}" + "x" * 10_000: "1" for n in range(1000)}, "exceeds 4 MiB, so its labels are not read"),
     "names": (
         {"fw.allow": ", ".join(f"{256 * n + 1}-{256 * n + 254} from project:shop" for n in range(100))},
         "means more than 20000 rules: ports times peers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -496,10 +497,10 @@ def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> N
     fw.site.host.ip("link add vm0 type bridge", "link set vm0 up")
     fw.docker.networks["b" * 64] = {"Id": "b" * 64, "Name": "other", "Driver": "null"}
     fw.start()
-    until(lambda: fw.status()["foreign"] == ["vm0"], "the bridge is left alone", 15)
+    until(lambda: "vm0" in fw.status()["foreign"], "the bridge is left alone", 15)
     fw.docker.mode = "hang"
     fw.docker.event("network", "create")
     until(lambda: fw.status()["foreign"] == [], "it is not")
-    until(lambda: "closed until Docker's API answers: vm0" in fw.log.read_text(), "the log says so", 15)
+    until(lambda: re.search("closed until Docker's API answers: .*vm0", fw.log.read_text()), "the log says so", 15)
     fw.docker.mode = "answer"
-    until(lambda: fw.status()["foreign"] == ["vm0"], "it is left alone again", 15)
+    until(lambda: "vm0" in fw.status()["foreign"], "it is left alone again", 15)
