@@ -182,6 +182,7 @@ class Guard:
             spoken = {each.container for each in self._state.state.overrides}
             self._forget_overrides({each for each in spoken - there if not self._state.has(each)})
             self._state.note({KEPT: None})
+            self._state.all_known()
             return True
 
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:

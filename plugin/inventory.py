@@ -115,9 +115,6 @@ class Inventory:
             self.directory.asks(owner, rules, container, *own)
             rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
         self.quota.change(rated)
-        # Docker lists all who are on its networks at once, after a start.
-        if self.quota.keeping and any(owner in self.noted and self.endpoint(owner) for owner in owners):
-            self.quota.settle()
         return list(dict.fromkeys((*owners, *self.directory.askers(changed), *self.quota.moved)))
 
     def who(self, owner: Owner, state: State | None = None) -> Who | None:

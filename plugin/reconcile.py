@@ -163,6 +163,13 @@ class Reconciler:
                 self._keep_confined(self.state.confined & set(bridges))
                 self._apply([CONFINED])
 
+    def all_known(self) -> None:
+        """Docker has listed everybody since the start: who has not come back leaves its room to others. Raises
+        NftError."""
+        with self._lock:
+            if self._known.quota.keeping and (moved := self._known.quota.settle()):
+                self._apply(moved)
+
     def know_networks(self, names: frozenset[str]) -> None:
         """Docker's networks by name, for peers that speak of one. Raises NftError."""
         with self._lock:

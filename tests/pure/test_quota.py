@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from plugin import quota, status, writer
+from plugin.guard import Guard
 from plugin.inventory import Inventory
 from plugin.labels import parse
-from plugin.model import Container, Defaults, Endpoint, Network, Said
+from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Said
 from plugin.quota import Quota
 from plugin.reconcile import Reconciler
 from plugin.sets import DENIED, RATED, Element
@@ -121,6 +123,35 @@ def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
     assert held.settle() == ["new"]
     held.change({"nine": nine})
     assert (held.refused("new"), held.refused("nine")) == (False, True)
+
+
+DOCKERS = Guarded("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("10.1.0.0/24"),))
+
+
+def guest(number: int) -> Endpoint:
+    return dataclasses.replace(endpoint(number), network_id=DOCKERS.id)
+
+
+def test_room_is_kept_until_docker_has_listed_everybody() -> None:
+    """At a start of docker-fw: who comes before that takes no room from those who had it, and what the rest leaves is
+    given away, though nobody is on Docker's own networks."""
+    kernel = Kernel()
+    kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
+    state = started(kernel)
+    guard = Guard(state, lambda work: None)
+    guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
+    state.put_endpoint(endpoint(5))
+    assert closed(kernel) == {4, 5}
+    guard.replace([DOCKERS], [guest(2), guest(3), guest(4)], asked=guard.now())
+    assert closed(kernel) == {4, 5}
+
+    kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
+    state = started(kernel)
+    guard = Guard(state, lambda work: None)
+    state.put_endpoint(endpoint(5))
+    assert closed(kernel) == {5}
+    guard.replace([], [], asked=guard.now())
+    assert closed(kernel) == set()
 
 
 def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:
