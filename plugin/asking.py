@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import docker
+from requests.exceptions import ConnectionError as BrokenError
+from requests.exceptions import RequestException, Timeout
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from plugin import answers
 
@@ -16,6 +19,16 @@ LONGEST = 60.0
 _PIECE = 1 << 16
 #: The newest API version that anything here needs: the first that shows each variant of an image.
 NEWEST = (1, 49)
+
+
+class TooLongError(ValueError):
+    """An answer began, and did not end in time."""
+
+
+def late(error: Exception) -> bool:
+    """True if Docker was asked and did not answer in time: it need not be silent for all that."""
+    inner = error.args[0] if isinstance(error, RequestException) and error.args else None
+    return isinstance(error, Timeout | TooLongError) or isinstance(inner, ReadTimeoutError)
 
 
 def version(told: Mapping[str, Any]) -> str:
@@ -62,9 +75,18 @@ def _answer(
     response = raw._get(raw._url(path, *names), params=query, stream=True)
     try:
         raw._raise_for_status(response)
-        yield _in_time(response.iter_content(_PIECE))
+        yield _in_time(_pieces(response.raw))
     finally:
         response.close()
+
+
+def _pieces(raw: Any) -> Iterator[bytes]:
+    """As they come: requests itself waits until a piece is full, which an answer in drops is after days."""
+    try:
+        while piece := raw.read1(_PIECE, decode_content=True):
+            yield piece
+    except HTTPError as error:
+        raise BrokenError(error) from error
 
 
 def _in_time(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -72,4 +94,4 @@ def _in_time(chunks: Iterator[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         yield chunk
         if time.monotonic() > end:
-            raise ValueError(f"Docker took more than {LONGEST:.0f} s for an answer")
+            raise TooLongError(f"Docker took more than {LONGEST:.0f} s for an answer")

@@ -13,6 +13,8 @@ from plugin.writer import Writer
 
 #: Seconds between two bits, in which others get the lock.
 _BREATH = 0.001
+#: Seconds of computing after which other work has its turn, such as flows to be cut.
+_AT_A_TIME = 0.05
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,7 @@ class Behind:
             self._later(self._catch_up)
 
     def _catch_up(self) -> None:
+        end = time.monotonic() + _AT_A_TIME
         while self._running:
             with self._lock:
                 try:
@@ -47,4 +50,7 @@ class Behind:
                 except BaseException:
                     self._running = False
                     raise
+            if self._running and time.monotonic() >= end:
+                self._later(self._catch_up)
+                return
             time.sleep(_BREATH)

@@ -6,6 +6,7 @@ A name that matches nobody matches nothing.
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +14,14 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from plugin.model import PROTO_NUMBER, Address, Container, Endpoint, Peer, Policy, Published, Rule
-from plugin.tiers import block_count
+from plugin.policy import prefix_of
+from plugin.tiers import block_count, piece_count
 
 #: Elements that the names in one endpoint's rules may become, each way: each change of a peer computes them anew.
 MAX_NAMED = 10_000
+#: Elements that the addresses in one endpoint's rules may become by published ports, where docker-proxy serves these:
+#: each such port lets in each piece of each prefix.
+MAX_LISTED = 100_000
 _NAMED = ("container", "service", "project", "network")
 #: What a peer is called everywhere: its kind, the compose project it is to be looked for in, and the name.
 Key = tuple[str, str, str]
@@ -57,11 +62,40 @@ def who(endpoint: Endpoint) -> Who | None:
 
 
 class _Cost(NamedTuple):
-    """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much."""
+    """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much. `flood`: so are the
+    addresses that are written there, by published ports: the rule opens nothing at all."""
 
     addresses: int
     ports: int
     beyond: bool
+    flood: bool = False
+
+
+class _Published:
+    """Published ports, of which those of a range are counted: there may be thousands, and as many rules."""
+
+    def __init__(self, ports: Iterable[Published]) -> None:
+        self._ports: dict[tuple[str, int], list[int]] = {}
+        for port in ports:
+            self._ports.setdefault((port.proto, port.host_ip.version), []).append(port.container_port)
+        for each in self._ports.values():
+            each.sort()
+
+    def __bool__(self) -> bool:
+        return bool(self._ports)
+
+    def within(self, rule: Rule, version: int) -> int:
+        there = self._ports.get((rule.proto, version), [])
+        return bisect_right(there, rule.last) - bisect_left(there, rule.first)
+
+
+def _literal(rule: Rule, served: _Published) -> int:
+    """What the addresses that a rule names become by docker-proxy's ports."""
+    ports = {version: served.within(rule, version) for version in (4, 6)}
+    if not any(ports.values()):
+        return 0
+    prefixes = (prefix_of(peer) for peer in rule.peers if peer.kind == "prefix")
+    return sum(ports[prefix.version] * piece_count(prefix) for prefix in prefixes)
 
 
 @lru_cache(maxsize=65536)
@@ -160,24 +194,36 @@ class Directory:
         short = {name[at + 1 :] for name in names for at, letter in enumerate(name) if letter == "_"}
         return sorted(self.askers(("network", "", name) for name in names | short))
 
-    def resolved(self, policy: Policy, container: Container | None, published: Collection[Published] = ()) -> Policy:
+    def resolved(
+        self, policy: Policy, container: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+    ) -> Policy:  # fmt: skip
         """The policy with addresses in the place of names. A rule with peers that are nobody is none at all.
 
         `published`: the endpoint's ports, of which each is as many elements more. Beyond MAX_NAMED names open nothing.
+        `proxied`: those that docker-proxy serves. Beyond MAX_LISTED a rule with addresses opens nothing.
         """
-        return dataclasses.replace(
-            policy,
-            accepts=tuple(self._rules(policy.accepts, container, published, inbound=True)),
-            egress=None if policy.egress is None else tuple(self._rules(policy.egress, container, inbound=False)),
-        )
+        accepts = tuple(self._rules(policy.accepts, container, published, proxied, inbound=True))
+        egress = None if policy.egress is None else tuple(self._rules(policy.egress, container, inbound=False))
+        return dataclasses.replace(policy, accepts=accepts, egress=egress)
 
     def too_many(
-        self, policy: Policy, container: Container | None, published: Collection[Published] = ()
-    ) -> Iterator[str]:
-        """One sentence for each rule whose names stand for so many addresses that they open nothing."""
-        for word, rules, ports in (("fw.allow", policy.accepts, published), ("fw.egress", policy.egress or (), ())):
-            for rule, cost in zip(rules, self._costs(rules, container, ports), strict=True):
-                if cost.beyond:
+        self, policy: Policy, container: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+    ) -> Iterator[str]:  # fmt: skip
+        """One sentence for each rule whose names stand for so many addresses that they open nothing; and for each that
+        opens nothing for its addresses, at so many published ports."""
+        for word, rules, ports, those in (
+            ("fw.allow", policy.accepts, published, proxied), ("fw.egress", policy.egress or (), (), ()),
+        ):  # fmt: skip
+            for rule, cost in zip(rules, self._costs(rules, container, ports, those), strict=True):
+                if cost.flood:
+                    yield (
+                        f"{word}={rule.what} from {len(rule.peers)} peers allows nothing: each published port times "
+                        f"each prefix (or its pieces), with the rules before it, is more than {MAX_LISTED} table "
+                        "entries; publish fewer ports, or write fewer or rounder prefixes (/48, /64; /16, /24)"
+                    )
+                elif cost.beyond:
                     names = " ".join(str(peer) for peer in rule.peers if peer.kind in _NAMED)
                     yield (
                         f"{word}={rule.what} allows nothing for {names[:200]}: {cost.addresses} addresses times "
@@ -186,27 +232,35 @@ class Directory:
                     )
 
     def _costs(
-        self, rules: Iterable[Rule], container: Container | None, published: Collection[Published] = ()
-    ) -> Iterator[_Cost]:
-        """What each rule's names would become, counted without making it. An address with two names counts twice."""
-        total = 0
+        self, rules: Iterable[Rule], container: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+    ) -> Iterator[_Cost]:  # fmt: skip
+        """What each rule's peers would become, counted without making it. An address with two names counts twice."""
+        total = listed = 0
+        counted, served = _Published(published), _Published(proxied)
         for rule in rules:
             keys = [key for peer in rule.peers for key in self._keys(peer, container)]
             addresses = sum(len(self._by_key.get(key, ())) for key in keys)
             ports = 0
             if addresses:
                 ports = block_count(rule.first, rule.last) if rule.proto in PROTO_NUMBER else 1
-                ports += sum(rule.proto == p.proto and rule.first <= p.container_port <= rule.last for p in published)
+                ports += sum(counted.within(rule, version) for version in (4, 6))
             beyond = total + addresses * ports > MAX_NAMED
             total += 0 if beyond else addresses * ports
-            yield _Cost(addresses, ports, beyond)
+            literal = _literal(rule, served) if served else 0
+            flood = listed + literal > MAX_LISTED
+            listed += 0 if flood else literal
+            yield _Cost(addresses, ports, beyond, flood)
 
     def _rules(
-        self, rules: Collection[Rule], of: Container | None, published: Collection[Published] = (), *, inbound: bool
-    ) -> Iterator[Rule]:
-        for rule, cost in zip(rules, self._costs(rules, of, published), strict=True):
+        self, rules: Collection[Rule], of: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (), *, inbound: bool,
+    ) -> Iterator[Rule]:  # fmt: skip
+        for rule, cost in zip(rules, self._costs(rules, of, published, proxied), strict=True):
             if not rule.peers:
                 yield rule
+                continue
+            if cost.flood:
                 continue
             peers: set[Peer] = set()
             for peer in rule.peers:

@@ -84,6 +84,8 @@ class DockerApi:
             return self._hooks.submit(self._find, network_id, endpoint_id).result(HOOK_LIMIT)
         except NotFound:
             return None
+        except images.LateError as error:
+            raise ApiSilent(f"endpoint {endpoint_id[:12]}: {error}") from error
         except (DockerException, RequestException, OSError, *LIES) as error:
             self._answering = isinstance(error, LIES) and not isinstance(error, RequestException)
             self._version = ""
@@ -100,7 +102,7 @@ class DockerApi:
             if isinstance(listed, Cut):  # only one has this name
                 return Container(listed.id, name, problems=(_too_large(name),))
             if f"/{name}" in (listed.get("Names") or []):
-                who = self._images.read(client, listed)
+                who = self._images.read(client, listed, hook=True)
                 return labelled.at(who, str(network.get("Name") or ""), labelled.compose_key(network))
         return None
 

@@ -18,7 +18,7 @@ from plugin.closedports import ClosedPorts, Judged
 from plugin.goodbyes import Goodbyes
 from plugin.guests import Guests, addresses
 from plugin.inventory import Noted, Owner, Place
-from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Published
+from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Problem, Published
 from plugin.overrides import without
 from plugin.reconcile import Reconciler
 
@@ -51,6 +51,8 @@ class Guard:
         #: What was to be noted last was refused.
         self._owing = False
         self._ports = ClosedPorts(reconciler, closed, later)
+        #: By endpoint, the mistakes that the log has: lists come every few seconds.
+        self._told: dict[str, tuple[Problem, ...]] = {}
         self._ended = False
 
     @property
@@ -167,6 +169,7 @@ class Guard:
             for endpoint in found:
                 if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
                     self._put(endpoint, True, asked, endpoint.id not in unsure)
+            self._told = {k: problems for k, problems in self._told.items() if self._guests.get(k)}
             stay = {address for guest in self._guests for address in addresses(guest.endpoint)}
             there = {*existing, *(g.endpoint.container.id for g in self._guests if g.endpoint.container)}
             self._ports.retain(there)
@@ -179,6 +182,7 @@ class Guard:
             spoken = {each.container for each in self._state.state.overrides}
             self._forget_overrides({each for each in spoken - there if not self._state.has(each)})
             self._state.note({KEPT: None})
+            self._state.all_known()
             return True
 
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
@@ -192,17 +196,23 @@ class Guard:
             return
         for other in others:
             self._guests.remove(other.endpoint.id)
+        self._tell(endpoint)
         known = self._guests.get(endpoint.id)
-        if known is None and endpoint.container:
-            for problem in endpoint.container.problems:
-                rest = "ICMP only" if problem.closes else "only what stands without it"
-                log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
         if known is None or listed or not known.listed:
             self._guests.put(Guest(endpoint, listed, self._goodbyes.now, sure))
+
+    def _tell(self, endpoint: Endpoint) -> None:
+        problems = endpoint.container.problems if endpoint.container else ()
+        if endpoint.container and problems != self._told.get(endpoint.id, ()):
+            self._told[endpoint.id] = problems
+            for problem in problems:
+                rest = "ICMP only" if problem.closes else "only what stands without it"
+                log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
 
     def _drop(self, going: list[Guest]) -> None:
         for guest in going:
             self._guests.remove(guest.endpoint.id)
+            self._told.pop(guest.endpoint.id, None)
         if going:
             try:
                 self._note(dict.fromkeys(f"endpoint {guest.endpoint.id}" for guest in going))

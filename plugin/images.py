@@ -9,12 +9,14 @@ container does. Anything else is `Unknown`, and then every label of the containe
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import docker
 from docker.errors import APIError, NotFound
+from requests.exceptions import RequestException
 
 from plugin import asking, labelled
 from plugin.labelled import Labelled
@@ -26,11 +28,18 @@ STORE, TELLS, SELECTS = (1, 43), (1, 48), asking.NEWEST
 _KEPT, _LARGE = 1000, 1 << 16
 #: Characters of a platform as the API's parameter; Docker's are below 100.
 _LONGEST = 1024
+#: Seconds that nobody waits again for an image that Docker did not show in time, at first and at most.
+_SOON, _LATER = 60.0, 3600.0
 _TRUST = "or set FW_IMAGE_LABELS=trust if you trust every image on this host"
 
 
 class Unknown(Exception):
     """It cannot be told which labels the image brought. The text says why, and what to do."""
+
+
+class LateError(Exception):
+    """Docker did not show an image (in time). That is about this image, whose author may want it: Docker is not silent.
+    """
 
 
 class Images:
@@ -42,24 +51,48 @@ class Images:
     def __init__(self, *, trust: bool) -> None:
         self._trust = trust
         self._known: dict[Variant, Mapping[str, str]] = {}
+        #: Until when nobody waits for these, and for how long then.
+        self._late: dict[Variant, tuple[float, float]] = {}
         self._containerd: bool | None = None
 
     def anew(self) -> None:
         """Another daemon may answer from now on, with another image store."""
         self._containerd = None
 
-    def read(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Labelled:
-        """A container as `GET /containers/json` lists it. Raises APIError where Docker fails, not where it refuses."""
+    def read(self, client: docker.APIClient, listed: Mapping[str, Any], *, hook: bool = False) -> Labelled:
+        """A container as `GET /containers/json` lists it. Raises APIError where Docker fails, not where it refuses.
+
+        `hook`: with a short time-out, which says nothing of the image. Raises LateError then, and where Docker fails.
+        """
         if self._trust or not labelled.asks_for_image(listed):
             return labelled.read(listed, None)
         try:
             return labelled.read(listed, self._labels(client, listed))
+        except LateError as error:
+            if hook:
+                raise
+            self._note_late(variant(listed))
+            return labelled.read(listed, None, unknown=str(error))
+        except APIError as error:
+            if hook:
+                raise LateError(f"Docker does not tell of the image ({error.explanation})") from error
+            raise
         except Unknown as error:
             return labelled.read(listed, None, unknown=str(error))
+
+    def _note_late(self, of: Variant) -> None:
+        now, (until, pause) = time.monotonic(), self._late.get(of, (0.0, _SOON / 2))
+        if now >= until:
+            if len(self._late) >= _KEPT:
+                self._late.clear()
+            pause = min(2 * pause, _LATER)
+            self._late[of] = (now + pause, pause)
 
     def _labels(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Mapping[str, str]:
         of = variant(listed)
         if of not in self._known:
+            if time.monotonic() < self._late.get(of, (0.0, 0.0))[0]:
+                raise LateError("Docker did not show the image in time; it is asked again later")
             try:
                 labels = self._ask(client, of)
             except NotFound as error:
@@ -69,6 +102,11 @@ class Images:
                     raise
                 # A refusal is about this image, whose author may want it: nobody else's look-up ends with it.
                 raise Unknown(f"Docker does not tell of the image ({error.explanation})") from error
+            except (RequestException, asking.TooLongError) as error:
+                if not asking.late(error):
+                    raise
+                raise LateError("Docker did not show the image in time; it is asked again later") from error
+            self._late.pop(of, None)
             if sum(len(key) + len(str(value)) for key, value in labels.items()) > _LARGE:
                 return labels
             if len(self._known) >= _KEPT:

@@ -115,9 +115,6 @@ class Inventory:
             self.directory.asks(owner, rules, container, *own)
             rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
         self.quota.change(rated)
-        # Docker lists all who are on its networks at once, after a start.
-        if self.quota.keeping and any(owner in self.noted and self.endpoint(owner) for owner in owners):
-            self.quota.settle()
         return list(dict.fromkeys((*owners, *self.directory.askers(changed), *self.quota.moved)))
 
     def who(self, owner: Owner, state: State | None = None) -> Who | None:
@@ -212,15 +209,17 @@ class Inventory:
         return [o for o, f in found if f and f[1].container and f[1].container.id == container_id]
 
     def resolved(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
-        return self.directory.resolved(self.decide(network, endpoint), endpoint.container, endpoint.published)
+        published, proxied = endpoint.published, _proxied(network, endpoint)
+        return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
 
     def too_many(self, owner: Owner) -> list[str]:
         """What the owner's rules let nobody pass by for it would be too much, as sentences."""
-        found = self.endpoint(owner) if self.directory.asking(owner) and not self.doubted(owner) else None
-        if found is None:
+        found = self.endpoint(owner) if not self.doubted(owner) else None
+        proxied = _proxied(*found) if found else ()
+        if found is None or not (proxied or self.directory.asking(owner)):
             return []
         endpoint = found[1]
-        return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published))
+        return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published, proxied))
 
     def _noted(self, owner: Owner, noted: Noted) -> frozenset[Element]:
         place = noted.place
@@ -258,6 +257,13 @@ class Inventory:
     def doubted(self, owner: Owner) -> bool:
         place = self.noted[owner].place if owner in self.noted else None
         return bool(place and place.guest and not place.guest.sure)
+
+
+def _proxied(network: Network | Guarded, endpoint: Endpoint) -> tuple[Published, ...]:
+    """The published ports that docker-proxy serves."""
+    if isinstance(network, Network):
+        return ()
+    return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
 
 
 def subnets(network: Network | Guarded) -> tuple[Prefix, ...]:

@@ -32,6 +32,8 @@ class Quota:
         self.moved: list[str] = []
         self._kept: set[str] = set()
         self._wanted: dict[str, frozenset[Element]] = {}
+        #: The chains that each owner wants: thousands of ports may share a few.
+        self._needs: dict[str, frozenset[str]] = {}
         self._held: set[str] = set()
         #: By port of an address, who has a rate for it: Docker gives an address to one container at a time.
         self._claims: dict[_Key, set[str]] = {}
@@ -41,6 +43,7 @@ class Quota:
     def copy(self) -> Quota:
         other = Quota()
         other._kept, other._wanted, other._held = set(self._kept), dict(self._wanted), set(self._held)
+        other._needs = dict(self._needs)
         other._claims = {key: set(owners) for key, owners in self._claims.items()}
         other._chains, other._used = self._chains.copy(), self._used
         return other
@@ -95,15 +98,14 @@ class Quota:
         """Returns the others who have a rate for the same ports of the same address."""
         if not elements:
             return set()
-        self._wanted[owner] = elements
+        self._wanted[owner], self._needs[owner] = elements, _chains(elements)
         for element in elements:
             self._claims.setdefault(_key(element), set()).add(owner)
         self._admit(owner)
         return {other for element in elements for other in self._claims[_key(element)]}
 
     def _admit(self, owner: str) -> bool:
-        elements = self._wanted[owner]
-        chains = _chains(elements)
+        elements, chains = self._wanted[owner], self._needs[owner]
         more = sum(size(chain) for chain in chains if chain not in self._chains and chain not in self._kept)
         if self._used + more > MOST or any(self._claims[_key(element)] & self._held for element in elements):
             return False
@@ -115,7 +117,7 @@ class Quota:
 
     def _forget(self, owner: str) -> set[str]:
         others: set[str] = set()
-        elements = self._wanted.pop(owner, frozenset())
+        elements, chains = self._wanted.pop(owner, frozenset()), self._needs.pop(owner, frozenset())
         for element in elements:
             claims = self._claims[_key(element)]
             claims.discard(owner)
@@ -124,8 +126,8 @@ class Quota:
                 del self._claims[_key(element)]
         if owner in self._held:
             self._held.discard(owner)
-            self._chains -= Counter(_chains(elements))
-            self._used -= sum(size(chain) for chain in _chains(elements) if chain not in self._chains)
+            self._chains -= Counter(chains)
+            self._used -= sum(size(chain) for chain in chains if chain not in self._chains)
         return others
 
     def _next(self) -> set[str]:

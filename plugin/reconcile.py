@@ -151,6 +151,7 @@ class Reconciler:
                 self._known.noted = before  # so that the next call tries again
                 self._known.note({owner: noted[owner] for owner in gone})  # but who has gone does not come back by that
                 self._known.introduce(noted)
+                self._writer.behind.update(dict.fromkeys(gone, True))
                 self._behind.later()
                 raise
 
@@ -161,6 +162,13 @@ class Reconciler:
             with self._lock:
                 self._keep_confined(self.state.confined & set(bridges))
                 self._apply([CONFINED])
+
+    def all_known(self) -> None:
+        """Docker has listed everybody since the start: who has not come back leaves its room to others. Raises
+        NftError."""
+        with self._lock:
+            if self._known.quota.keeping and (moved := self._known.quota.settle()):
+                self._apply(moved)
 
     def know_networks(self, names: frozenset[str]) -> None:
         """Docker's networks by name, for peers that speak of one. Raises NftError."""
@@ -212,9 +220,13 @@ class Reconciler:
             cut()
 
     def repair(self) -> bool:
-        """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
+        """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
+        Raises NftError."""
         with self._lock:
-            return self._writer.repair()
+            repaired = self._writer.repair()
+            if repaired:
+                self._behind.later()
+            return repaired
 
     def put_right(self) -> int | None:
         """Elements that somebody added or deleted, as they should be. How many; None: it changes, ask again.

@@ -29,7 +29,7 @@ add chain bridge {TABLE}_try try {{ type filter hook prerouting priority filter;
 delete table bridge {TABLE}_try
 """
 #: The same of whether a socket listens where a packet goes (Linux 4.18).
-TRY_HOLD = f"""table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
+TRY_HOLD = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
 delete table inet {TABLE}_try
 """
 _NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}

@@ -197,10 +197,13 @@ class Watcher:
             self._docker_user.ensure()
 
     def _mend(self) -> None:
+        lacking = self._state.incomplete
         try:
             if self._state.repair():
-                log.warning("somebody removed docker-fw's rules; they stand again")
-            self._refused = ""
+                removed = "somebody removed docker-fw's rules; they stand again"
+                log.warning("%s", "the kernel takes docker-fw's table again" if lacking else removed)
+            if not self._state.incomplete:
+                self._refused = ""
         except NftError as error:
             if str(error) != self._refused:  # tried again at each tick, reported once
                 self._refused = str(error)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 AT_ONCE, A_BIT = 10_000, 2_000
 #: What lasts for less than so many seconds yet may have gone by itself.
 _LEAVING = 2
+#: A kernel that refuses the whole table is asked again after so many times as long as that took.
+_PATIENCE = 10
 Bans = Mapping[Prefix, float]
 
 
@@ -43,6 +45,8 @@ class Writer:
         self.behind: dict[Owner, bool] = {}
         #: What was said of rules that are too much, and of rates that found no room.
         self._told: dict[Owner, frozenset[str]] = {}
+        #: When a table that the kernel did not take, while its rules stand, is tried again.
+        self._again = 0.0
 
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
@@ -186,10 +190,17 @@ class Writer:
             log.exception("could not put the table there; what stands in the kernel stays")
 
     def repair(self) -> bool:
-        """If somebody touched our table's rules, puts it there again. True if so. Raises NftError."""
-        if self._nft.intact():
+        """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
+        Raises NftError."""
+        began = time.monotonic()
+        if self._nft.intact() and not (self._nft.incomplete and began >= self._again):
             return False
-        self._replace(self.books)
+        try:
+            self._replace(self.books)
+        except NftError:
+            now = time.monotonic()
+            self._again = now + _PATIENCE * (now - began)
+            raise
         self.cuts.everywhere()
         return True
 

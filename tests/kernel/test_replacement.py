@@ -234,3 +234,45 @@ def test_what_came_in_while_the_rules_were_gone_is_cut_at_docker_proxys_ports_to
         assert talks.going("the host's own") == set(talks.all)
         assert writer.repair()
         assert talks.going("the host's own") == {"the host's own"}
+
+
+def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any) -> None:
+        raise NftError("Cannot allocate memory")
+
+    monkeypatch.setattr(nft, "_run", no)
+    monkeypatch.setattr(nft, "_batch", no)
+
+
+def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
+    site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container leaves while the kernel has no memory for a single change: as soon as it has, the container's ports
+    are closed, for its address may be another's. The table's rules are untouched, so nothing else would mend that."""
+    with site.inside():
+        writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
+        assert "to a container's closed port" in passing(site, web)
+        with monkeypatch.context() as short:
+            refuses_all(site.nft, short)
+            writer.drop_endpoint(Site.known(web).id)
+        assert writer.incomplete
+        writer.repair()
+        assert "to a container's closed port" not in passing(site, web)
+        assert not writer.incomplete
+
+
+def test_a_kernel_that_cannot_tell_a_listening_socket_takes_the_table(
+    site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no rule can ask for a packet's socket (no nft_socket), the table is made without that one, and closes."""
+    run = site.nft._run
+
+    def old(text: str) -> None:
+        if "socket transparent" in text:
+            raise NftError("Could not process rule: No such file or directory")
+        run(text)
+
+    monkeypatch.setattr(site.nft, "_run", old)
+    site.nft.replace(elements(known(site, web)))
+    assert not site.nft.holds
+    assert not passing(site, web)

@@ -20,10 +20,13 @@ class Kernel:
         #: Elements that last for so many seconds, as they were last put there.
         self.timed: dict[Element, int] = {}
         self.refuses = 0  # so many transactions from now on
+        self.incomplete = False
 
     def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         wanted, lasting = set(elements), dict(timed)
+        self.incomplete = True
         self._may_refuse()
+        self.incomplete = False
         self.table, self.timed = wanted, lasting
 
     def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:

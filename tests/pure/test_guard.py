@@ -130,6 +130,21 @@ def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
     assert of(network, endpoint("e", 2, web)).accepts == (BASE if base else ())
 
 
+def test_a_mistake_is_logged_once(guard: Guard, caplog: pytest.LogCaptureFixture) -> None:
+    """Not with each list, which may come every second; again when the container starts anew, or says other things."""
+
+    def told(name: str, *values: str) -> int:
+        caplog.clear()
+        for value in values:
+            who = Container("w" * 64, "web", problems=parse({"fw.allow": value}).problems)
+            guard.replace([NETWORK], [endpoint(name, 2, who)], asked=guard.now())
+        return sum("web answers on" in record.getMessage() for record in caplog.records)
+
+    assert told("one", "808O", "808O", "808O") == 1
+    assert told("one", "8O8O") == 1
+    assert told("two", "8O8O", "8O8O") == 1
+
+
 def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: Guard) -> None:
     """docker-proxy's port is closed to the outside unless the container's is open; loopback is no outside."""
     ports = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -14,8 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from plugin import asking
-from plugin.dockerapi import DockerApi
+from plugin import asking, dockerapi
+from plugin.dockerapi import ApiSilent, DockerApi
 from plugin.images import Unknown, Variant, brought, in_containerd, variant
 from plugin.model import Container, Said
 from tests.kernel.fakedocker import FakeDocker
@@ -221,6 +222,73 @@ def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> 
     assert found
     assert found.said.policy == "open"
     assert {name: made.said.policy for name, made in look(docker, api).items()} == {"odd": "", "users": "open"}
+
+
+@pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], ids=["nothing", "a half"])
+def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
+    docker: Store, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image may be made so that Docker takes minutes to inspect it: its container is closed, and everybody else's
+    labels are read, in a look and in a hook; nobody waits for it again a moment later."""
+    monkeypatch.setattr(dockerapi, "LOOK_TIMEOUT", 0.2)
+    docker.create("odd", Manifest(7, "odd"), OPEN)
+    docker.create("users", PLAIN, OPEN)
+    docker.index, truth, asked = [PLAIN], docker._inspect, []
+
+    def hang(request: BaseHTTPRequestHandler, image: str, version: int, platform: str) -> None:
+        if json.loads(platform)["architecture"] == "odd":
+            asked.append(image)
+            request.wfile.write(part.encode())
+            docker._closed.wait()
+        else:
+            truth(request, image, version, platform)
+
+    docker._inspect = hang  # type: ignore[method-assign,assignment]
+    api = DockerApi(str(docker.path))
+    odd, users = docker.containers
+    with pytest.raises(ApiSilent):
+        api.find(NETWORK, odd)
+    assert (api.find(NETWORK, users) or Container("", "")).said.policy == "open"
+    for _ in range(2):
+        there = look(docker, api)
+        assert there["users"].said.policy == "open"
+        assert closed(there["odd"])
+    assert len(asked) == 2
+
+
+def test_an_answer_in_drops_ends(docker: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each drop comes in time, and all of them would take hours: who asked gives up, and asks again."""
+    api = DockerApi(str(docker.path))
+    docker.create("users", PLAIN, OPEN)
+    assert look(docker, api)
+    monkeypatch.setattr(asking, "LONGEST", 0.2)
+    docker.mode = "drip"
+    began = time.monotonic()
+    with pytest.raises(ApiSilent, match="more than 0 s"):
+        api.look()
+    assert time.monotonic() - began < 5
+    docker.mode = "answer"
+    assert look(docker, api)["users"].said.policy == "open"
+
+
+def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> None:
+    """Its container joins closed; the next one's labels are read in the hook."""
+    docker.create("odd", Manifest(7, "odd"), OPEN)
+    docker.create("users", PLAIN, OPEN)
+    docker.index, truth = [PLAIN], docker._inspect
+
+    def fail(request: BaseHTTPRequestHandler, image: str, version: int, platform: str) -> None:
+        if json.loads(platform)["architecture"] == "odd":
+            docker._reply(request, {"message": "unexpected end of JSON input"}, 500)
+        else:
+            truth(request, image, version, platform)
+
+    docker._inspect = fail  # type: ignore[method-assign]
+    api = DockerApi(str(docker.path))
+    odd, users = docker.containers
+    with pytest.raises(ApiSilent):
+        api.find(NETWORK, odd)
+    assert (api.find(NETWORK, users) or Container("", "")).said.policy == "open"
 
 
 # --- the store of graph drivers -----------------------------------------------------------------------------------

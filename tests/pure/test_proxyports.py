@@ -279,6 +279,21 @@ def test_listeners_are_told_where_they_matter(desk: Desk) -> None:
     assert desk.ports.held() == [tcp(80)]
 
 
+def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may publish ten thousand ports: five looks a second at all of them would take a quarter of a core.
+    When docker-proxy is not known any more, who came since the last look is held."""
+    looks, truth = [], desk.ports._listeners._listed
+    monkeypatch.setattr(desk.ports._listeners, "_listed", lambda: looks.append(1) or truth())
+    desk.host.listens(tcp(22))
+    for _ in range(100):
+        desk.noted(KNOWN)
+        desk.host.time += 0.2
+    assert 1 < len(looks) < 10
+    desk.host.listens(tcp(80))
+    assert desk.noted(BLIND)["listening"] == {22}
+    assert desk.ports.held() == [tcp(80)]
+
+
 def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
     """Without a rule for it a fresh listener is closed by its port, once it is seen, until it is known whose it is."""
     desk = Desk(host, kinds=lambda: (False, False))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
 from plugin import quota, status, writer
+from plugin.guard import Guard
 from plugin.inventory import Inventory
 from plugin.labels import parse
-from plugin.model import Container, Defaults, Endpoint, Network, Said
+from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Said
 from plugin.quota import Quota
 from plugin.reconcile import Reconciler
 from plugin.sets import DENIED, RATED, Element
@@ -44,6 +46,28 @@ def closed(kernel: Kernel) -> set[int]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "MOST", 2)
+
+
+def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that needs more room than is left may have thousands of ports with a rate: while it waits, others
+    come and go without a look at each of those."""
+    looked: list[str] = []
+    known, limited = Quota(), quota.limiting
+    monkeypatch.setattr(quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))
+
+    def wants(address: str, *chains: str) -> frozenset[Element]:
+        ports = enumerate(chains * 100, 1)
+        return frozenset(Element("rated4", (IPv4Address(address), 6, port), (chain,)) for port, chain in ports)
+
+    known.change({"small": wants("10.1.0.1", "limit4__10.1.0.1__5_minute_1")})
+    known.change({"waits": wants("10.1.0.2", *(f"limit4__10.1.0.2__{n}_minute_1" for n in (1, 2)))})
+    assert known.refused("waits")
+    looked.clear()
+    known.change({"other": wants("10.1.0.3", "limit4__10.1.0.3__5_minute_1")})
+    known.change({"other": frozenset()})
+    assert "10.1.0.2" not in looked
+    known.change({"small": frozenset()})
+    assert not known.refused("waits")
 
 
 def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> None:
@@ -99,6 +123,35 @@ def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
     assert held.settle() == ["new"]
     held.change({"nine": nine})
     assert (held.refused("new"), held.refused("nine")) == (False, True)
+
+
+DOCKERS = Guarded("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("10.1.0.0/24"),))
+
+
+def guest(number: int) -> Endpoint:
+    return dataclasses.replace(endpoint(number), network_id=DOCKERS.id)
+
+
+def test_room_is_kept_until_docker_has_listed_everybody() -> None:
+    """At a start of docker-fw: who comes before that takes no room from those who had it, and what the rest leaves is
+    given away, though nobody is on Docker's own networks."""
+    kernel = Kernel()
+    kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
+    state = started(kernel)
+    guard = Guard(state, lambda work: None)
+    guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
+    state.put_endpoint(endpoint(5))
+    assert closed(kernel) == {4, 5}
+    guard.replace([DOCKERS], [guest(2), guest(3), guest(4)], asked=guard.now())
+    assert closed(kernel) == {4, 5}
+
+    kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
+    state = started(kernel)
+    guard = Guard(state, lambda work: None)
+    state.put_endpoint(endpoint(5))
+    assert closed(kernel) == {5}
+    guard.replace([], [], asked=guard.now())
+    assert closed(kernel) == set()
 
 
 def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:

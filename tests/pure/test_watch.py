@@ -30,6 +30,12 @@ class World:
         self.links: dict[int, Link] = {}
         self._stopped = threading.Event()
 
+    #: Of the reconciler, which has taken all.
+    incomplete = False
+
+    def hurry(self) -> None:
+        """Nothing is waiting."""
+
     def sync(self, *_: object) -> None:
         self.synced += 1
 
