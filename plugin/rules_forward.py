@@ -48,9 +48,12 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	}}
 
 	# A neighbour is looked for from any address, and from none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval).
+	# Within one network anybody may be the source, unless not all may leave it: what answers a packet that a container
+	# forged from outside, to itself by way of the host, would leave as established. Link-local sources do not.
 	chain reverse_path_bridge {{
-		iifname . oifname @same_bridge return
 		icmpv6 type {{ {LINK6} }} return
+		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
+		iifname != @confined iifname != @internal iifname . oifname @same_bridge return
 		fib saddr . iif oif missing goto deny
 	}}
 
