@@ -7,6 +7,8 @@ from plugin.sets import GROUP
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+#: The first segment of a connection in the place of one that has ended.
+BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
 #: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
 LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
@@ -25,8 +27,8 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 		meta nfproto @banning jump banned
-		ct state established goto established
-		ct state new,invalid,untracked jump reverse_path
+		ct state established jump established
+		ct state != related jump reverse_path
 		ct state new jump held
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
@@ -91,8 +93,10 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 {lookups.held(4)}
 	}}
 
-	# Docker accepts the established packets of its own networks by itself.
+	# Docker accepts the established packets of its own networks by itself. A connection begins with a SYN: one from the
+	# same port as a connection that the other side reset is of the old one to conntrack (tcp_conntracks, sIG).
 	chain established {{
+		{BEGINS_ANEW} return
 		oifgroup {GROUP:#x} goto marked
 		iifgroup {GROUP:#x} goto on_its_way
 		accept
@@ -160,7 +164,12 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
 	chain rating {{
 		ct state related accept
+		{BEGINS_ANEW} goto counted
 		ct state established goto remembering
+		goto counted
+	}}
+
+	chain counted {{
 		iifname . oifname @same_bridge accept
 		meta nfproto ipv6 goto rated6
 		goto rated4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plugin import lookups
-from plugin.rules_forward import LINK6
+from plugin.rules_forward import BEGINS_ANEW, LINK6
 from plugin.sets import GROUP
 
 
@@ -27,7 +27,12 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
-		ct state new meta nfproto != @watched jump unwatched
+		ct state new goto begun
+		{BEGINS_ANEW} goto begun
+	}}
+
+	chain begun {{
+		meta nfproto != @watched jump unwatched
 {unknown}	}}
 
 	chain to_host {{
@@ -57,12 +62,17 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain to_proxy {{
-		ct state established,related accept
+		ct state established,related jump standing
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @watched goto deny_host
 		meta nfproto ipv6 goto via6
 		goto via4
+	}}
+
+	chain standing {{
+		{BEGINS_ANEW} return
+		accept
 	}}
 
 	chain via6 {{
@@ -83,7 +93,12 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	chain rating_host {{
 		iifname "lo" accept
 		ct state related accept
+		{BEGINS_ANEW} goto counted_host
 		ct state established goto remembering_host
+		goto counted_host
+	}}
+
+	chain counted_host {{
 {_neighbours("accept")}
 		goto rated_host
 	}}

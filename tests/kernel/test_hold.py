@@ -19,6 +19,7 @@ from plugin.sets import AF, WATCHED, Element
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site
+from tests.kernel.test_rates import resetting, served
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 HOLDING = {Element("holding", (family,)) for family in AF.values()}
@@ -101,6 +102,22 @@ while data := c.recv(99):
     site.load(more=HOLDING)
     with site.wan.probe.serve(udp=[7005]):
         assert set(site.host.probe([("udp", str(out), 7005) for out in (Site.OUT4, Site.OUT6)]).values()) == {"open"}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("closes", ["held", "proxied", "served"])
+def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
+    """A program of the host's reset a connection, and then docker-proxy has the port: who comes again as he came
+    is held, and finds what is closed closed, and what nobody follows any more too, like everybody."""
+    site.load(more=WATCHED)
+    sport = 21000
+    with resetting(site.host, host, 7001):
+        assert served(site, host, 7001, 2, sport) == 2
+    ports = [Published("tcp", every, 7001, 80) for every in (ANY4, ANY6)]
+    more = HOLDING if closes == "held" else {proxied_element(port, closes) for port in ports}
+    site.load(more=more if closes == "served" else {*more, *WATCHED})
+    with resetting(site.host, host, 7001):
+        assert served(site, host, 7001, 1, sport) == 0
 
 
 # --- who listens ------------------------------------------------------------------------------------------------------
