@@ -9,6 +9,9 @@ from plugin.sets import GROUP
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
 #: The first segment of a connection in the place of one that has ended.
 BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
+#: Nobody but the host has its own address, of which Linux asks of IPv4 alone (martians). It is in each of its networks,
+#: from which a port may be open.
+NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
 #: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
 LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
@@ -124,6 +127,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
 		oifgroup != {GROUP:#x} meta nfproto != @watched goto deny
+		{NOT_OWN}
 		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto permit
 		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto permit
 		meta nfproto ipv6 goto inbound6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plugin import lookups
-from plugin.rules_forward import BEGINS_ANEW, LINK6
+from plugin.rules_forward import BEGINS_ANEW, LINK6, NOT_OWN
 from plugin.sets import GROUP
 
 
@@ -66,8 +66,15 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @watched goto deny_host
+		jump not_own
 		meta nfproto ipv6 goto via6
 		goto via4
+	}}
+
+	# What the host says to itself in a VRF comes by the VRF's link.
+	chain not_own {{
+		meta iifkind "vrf" return
+		{NOT_OWN}
 	}}
 
 	chain standing {{
