@@ -238,6 +238,26 @@ def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> 
                 until(lambda: reached(fw, 7004), "Docker answers, and it is reached", 15)
 
 
+def test_a_program_that_starts_again_is_reached_though_docker_is_silent(fw: Running) -> None:
+    """sshd is started again while Docker does not answer: who would mend that is not locked out. A port that was not
+    the host's when Docker was asked last, and one that a container asks for, stay held."""
+    with serving(fw.site, 7001):
+        fw.start()
+        with serving(fw.site, 7002):
+            until(lambda: reached(fw, 7002), "Docker answers, and it is reached", 15)
+        fw.docker.container("web", "e" * 64, "n" * 64)
+        (web,) = fw.docker.containers.values()
+        web["HostConfig"] = {"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "7002"}]}}
+        fw.docker.event("container", "create")
+        until(lambda: any(web["Id"] in path for path in fw.docker.asked), "the container is asked about")
+        fw.docker.mode = "hang"
+        fw.docker.end_streams()
+    with serving(fw.site, 7001, 7002, 7003):
+        until(lambda: reached(fw, 7001), "it is reached", 15)
+        assert not reached(fw, 7002)
+        assert not reached(fw, 7003)
+
+
 # --- control groups ---------------------------------------------------------------------------------------------------
 
 
