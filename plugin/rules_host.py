@@ -29,6 +29,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
 		ct state new goto begun
 		{BEGINS_ANEW} goto begun
+		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto begun
 	}}
 
 	chain begun {{

@@ -47,6 +47,18 @@ def test_whatever_begins_to_listen_is_held(site: Site) -> None:
         assert seen(site, 7001) == set(everybodys(7001))
 
 
+def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
+    """On a host that does not track connections (notrack, for speed) a closed port is as closed, and what docker-proxy
+    begins to listen on as held; also while docker-fw does not follow Docker."""
+    rules = "chain c { type filter hook prerouting priority raw\n tcp dport 7001 notrack\n }"
+    site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
+    served = {proxied_element(Published("tcp", every, 7001, 80), "served") for every in (ANY4, ANY6)}
+    with site.host.probe.serve(tcp=[7001]):
+        for more in ({*HOLDING, *WATCHED}, served):
+            site.load(more=more)
+            assert seen(site, 7001) == set()
+
+
 def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
     """On all addresses of a family or on one; nor what a label opens, and what is dockerd's own."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
