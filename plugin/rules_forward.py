@@ -75,6 +75,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
 	chain shut {{
+		{BEGINS_ANEW} goto deny
 		ct state established return
 		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
 		goto deny

@@ -15,7 +15,7 @@ import pytest
 from plugin.listeners import Listeners, listening
 from plugin.model import Published
 from plugin.ruleset import proxied_element
-from plugin.sets import AF, WATCHED, Element
+from plugin.sets import AF, BANNING, WATCHED, Element
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site
@@ -117,7 +117,7 @@ while data := c.recv(99):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("closes", ["held", "proxied", "served"])
+@pytest.mark.parametrize("closes", ["held", "proxied", "served", "shut"])
 def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
     """A program of the host's reset a connection, and then docker-proxy has the port: who comes again as he came
     is held, and finds what is closed closed, and what nobody follows any more too, like everybody."""
@@ -126,8 +126,11 @@ def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host:
     with resetting(site.host, host, 7001):
         assert served(site, host, 7001, 2, sport) == 2
     ports = [Published("tcp", every, 7001, 80) for every in (ANY4, ANY6)]
-    more = HOLDING if closes == "held" else {proxied_element(port, closes) for port in ports}
+    more = set(HOLDING) if closes == "held" else set(BANNING)
+    more |= {proxied_element(port, closes) for port in ports if closes in ("proxied", "served")}
     site.load(more=more if closes == "served" else {*more, *WATCHED})
+    if closes == "shut":
+        site.run("nft", "add", "element", "inet", "docker-fw", "shut", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
     with resetting(site.host, host, 7001):
         assert served(site, host, 7001, 1, sport) == 0
 
