@@ -30,7 +30,7 @@ NEWEST = VERSIONS[-1]
 DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
 #: What every container answers on without a word of configuration.
 BASE = (22, 80, 443)
-_numbers = itertools.count(1)
+_numbers, _subnets = itertools.count(1), itertools.count(1)
 
 
 def image_tar() -> Path:
@@ -97,7 +97,7 @@ class Fw:
 
         Of docker-fw's driver, or of Docker's own with `driver="bridge"`.
         """
-        number = next(_numbers)
+        number = next(_subnets)
         net = Net(f"net{number}", f"10.88.{number}.0/24" if v4 else "", f"2001:db8:88:{number}::/64" if v6 else "")
         arguments = [*(("--subnet", net.v4) if v4 else ()), *(("--ipv6", "--subnet", net.v6) if v6 else ())]
         self.engine.docker("network", "create", "-d", driver or self.driver, *arguments, *options, net.name)

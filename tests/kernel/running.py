@@ -164,7 +164,7 @@ class Running:
 
     def standing(self) -> tuple[Any, ...]:
         """Links, table, state file and status, but for what counts by itself."""
-        counts = {"now", "dropped", "refused"}
+        counts = {"now", "dropped", "refused", "held"}
 
         def uncounted(value: Any) -> Any:
             if isinstance(value, dict):

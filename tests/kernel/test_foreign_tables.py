@@ -46,6 +46,12 @@ def listed(fw: Running, name: str) -> str:
     return fw.site.run("nft", "list", "table", "inet", name, check=False).stdout
 
 
+def complete(fw: Running, name: str) -> bool:
+    """The table is there with its elements: until then it lets nothing new pass, and no ping."""
+    shown = fw.site.run("nft", "list", "set", "inet", name, "shut", check=False).stdout
+    return bool(shown) and "elements" not in shown
+
+
 @contextmanager
 def database(fw: Running) -> Iterator[None]:
     """PostgreSQL on the host: no moment at which the outsider reaches it."""
@@ -113,7 +119,7 @@ def test_another_programs_table_under_our_name_refuses_the_start(own: Running, f
         assert f"table inet {CLOSED} blocks new connections" in error
     assert todo in own.log.read_text()
     own.site.run("nft", "delete", "table", "inet", CLOSED)
-    until(lambda: listed(own, CLOSED), "the closing table stands again")
+    until(lambda: complete(own, CLOSED), "the closing table stands again")
     assert arriving(own.site, box) == set()
     assert theirs() == before
     own.stop()
