@@ -9,14 +9,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from plugin.model import Address
-from plugin.sets import Change, Element
+from plugin.sets import Change, Element, spec_of
 
-#: Sets whose elements let something pass; of "free…" and "confined" see `narrower`.
-_OPENING = ("allow", "other", "from", "via", "dnat", "served", "listening", "out", "to", "free")
-#: Sets whose elements only close.
-_CLOSING = ("confined", "proxied", "holding", "rated", "remembering")
-#: Sets whose elements let something pass, or lead to somebody: they go before anything is computed.
-_FIRST = (*_OPENING, "publish", "self", "neighbour")
+#: Sets whose elements lead to a container: they go first with what opens.
+_LEADING = ("publish", "self")
 #: Sets whose elements bind a port of a bridge to an address that its container sends from.
 _BOUND = ("bound4", "bound6")
 #: Sets whose elements name the other end, its prefix's length before it.
@@ -79,7 +75,7 @@ class Books:
 
         `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.
         """
-        going = {owner: {e for e in self.of(owner) if e.set.startswith(_FIRST)} for owner in gone}
+        going = {owner: {e for e in self.of(owner) if _opens(e) or e.set.startswith(_LEADING)} for owner in gone}
         for address, owners in lost.items():
             for owner, elements in self._passing.get(address, {}).items():
                 if owner in owners:
@@ -116,20 +112,23 @@ class Books:
             owners[owner] = (*owners.get(owner, ()), *new)
 
     def narrower(self, owner: str, new: frozenset[Element]) -> bool:
-        """True if less passes than before: flows may stand that would not begin any more."""
+        """True if less passes than before: flows may stand that would not begin any more.
+
+        A closed port of docker-proxy's that comes with its owner was not open before: nobody listened there.
+        """
         old = self.of(owner)
-        if any(element.set.startswith(_OPENING) for element in old - new):
+        if any(map(_opens, old - new)):
             return True
         closes = ("confined", "proxied") if old else ("confined",)
         return any(element.set.startswith(closes) for element in new - old)
 
     def wider(self, owner: str, new: frozenset[Element]) -> bool:
         """True if more passes than before: what was cut may be let through again."""
-        return any(element.set.startswith(_OPENING) for element in new - self.of(owner))
+        return any(map(_opens, new - self.of(owner)))
 
     def only_closes(self, owner: str, new: frozenset[Element]) -> bool:
         """True if nothing comes that lets anything pass, or leads anywhere."""
-        return all(element.set.startswith(_CLOSING) for element in new - self.of(owner))
+        return all(spec_of(element.set).effect == "closes" for element in new - self.of(owner))
 
     def confined(self) -> frozenset[str]:
         """The bridges on which not everybody may begin everything."""
@@ -149,6 +148,12 @@ def _by_last(elements: Iterable[Element]) -> dict[Address, dict[Element, None]]:
     for element in filter(_passes_one, elements):
         found.setdefault(element.key[-1], {})[element] = None  # type: ignore[arg-type]
     return found
+
+
+def _opens(element: Element) -> bool:
+    """True if it lets flows pass: not frames within a bridge, which have none."""
+    spec = spec_of(element.set)
+    return spec.effect == "opens" and not spec.bridge
 
 
 def _passes_one(element: Element) -> bool:

@@ -37,6 +37,8 @@ _SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
 _NETWORK = {4: "ip saddr & 255.255.255.0", 6: "ip6 saddr & ffff:ffff:ffff::"}
 #: An element that is put into a new set and taken out of it, which makes the kernel shrink the set's buckets.
 _NONE = {4: "0.0.0.0", 6: "::"}
+#: A segment of a connection that is open. (Only TCP's come here, of those that are established.)
+_STANDS = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
 _HOOKS = {
     RATING: ("type filter hook forward priority filter; policy accept;", "goto rating"),
     RATING_HOST: ("type filter hook input priority filter; policy accept;", "goto rating_host"),
@@ -85,13 +87,13 @@ def _one(chain: str, version: int, rate: str) -> Limit:
         f"goto {DENIED}",
     )
     if memory <= SHORT:
-        return Limit(sets, {chain: ("ct state established return", *rules)})
+        return Limit(sets, {chain: (f"{_STANDS} return", *rules)})
     sets[kept] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=KEPT)
     # To find an element is to count by its limit; not to find it is not.
     over = f"@{kept} {{ {key} limit rate over {limited} }}"
     proven = (
-        f"ct state established {key} != @{kept} add {over}",
-        "ct state established return",
+        f"{_STANDS} {key} != @{kept} add {over}",
+        f"{_STANDS} return",
         f"{key} != @{kept} goto {chain}.short",
         f"update {over} goto {DENIED}",
         f"{key} != @{kept} goto {DENIED}",

@@ -7,7 +7,8 @@ before. Where it is not known by its control group every listener may be one, un
 - Docker's list that was asked for after the socket came names the ports of every container that runs; ports that one
   which does not run asks for are known from its inspection. A socket that none of them accounts for is the host's.
 
-It is sockets that are known, not ports: another one on the same port is looked at anew.
+It is sockets that are known, not ports: another one on the same port is looked at anew. But while Docker is silent
+nobody would ever say whose it is, and sshd may be started again: then a port that was the host's stays so (`PATIENCE`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _ATTRIBUTES, _V6ONLY = 72, 11
 _ANY4 = IPv4Address(0)
 #: More ports of the host than these are not told to the kernel, those of passing sockets first.
 MOST = 8192
+#: Seconds that a program of the host's which starts again waits for Docker's word, on a port that Docker's last list
+#: left to the host and that no container asks for.
+PATIENCE = 5.0
 
 
 class Listener(NamedTuple):
@@ -103,6 +107,8 @@ class Listeners:
         self._others: dict[Listener, float] = {}
         self._proxies: set[Listener] = set()
         self._judged = 0.0
+        #: Ports of root's that were the host's when Docker was asked last.
+        self._homes: set[Published] = set()
 
     def poll(self) -> frozenset[Element]:
         """Looks who is there now; the elements for the host's own. Raises OSError."""
@@ -119,10 +125,21 @@ class Listeners:
                 else:
                     self._others[each] = now
             self._first = False
+            for each in [each for each, since in self._others.items() if self._is_back(each, since, now)]:
+                self._hosts.add(each)
+                del self._others[each]
             ports = {each.port for each in self._hosts}
         if len(ports) > MOST:
             ports = set(sorted(ports, key=lambda port: (port.proto == "udp", port.host_port))[:MOST])
         return frozenset(proxied_element(port, "listening") for port in ports)
+
+    def doubt(self) -> None:
+        """Docker has made a container, and it is not known which ports that asks for."""
+        with self._lock:
+            self._homes.clear()
+
+    def _is_back(self, each: Listener, since: float, now: float) -> bool:
+        return each.port in self._homes and each not in self._proxies and max(since, self._judged) + PATIENCE < now
 
     def _before(self, port: Published) -> bool:
         if self._known is not None:
@@ -157,10 +174,17 @@ class Listeners:
                 self._others[each] = 0.0
             self._proxies = {each for each in self._others if wants.may_be(each.port)}
             for each in [each for each, since in self._others.items() if since < asked]:
-                passing = wants.chooses and each.port.host_port >= self._passing
-                if known and not passing and each not in self._proxies:
+                if known and not self._passes(each.port, wants) and each not in self._proxies:
                     self._hosts.add(each)
                     del self._others[each]
+            if known:
+                there = (each.port for each in self._hosts if each.root)
+                self._homes = {port for port in there if not (wants.may_be(port) or self._passes(port, wants))}
+            else:
+                self._homes = {port for port in self._homes if not wants.may_be(port)}
+
+    def _passes(self, port: Published, wants: ByPort) -> bool:
+        return wants.chooses and port.host_port >= self._passing
 
 
 class ByPort:

@@ -67,6 +67,7 @@ class ProxyPorts:
             self._since[container_id] = self._listeners.now()
             if container_id not in self._asked:
                 self._unknown.add(container_id)
+                self._listeners.doubt()
                 self._note()
 
     def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
@@ -137,6 +138,8 @@ class ProxyPorts:
             known = look.whole and look.published is not None and look.existing <= self._asked.keys()
             wanted = [each for ports in self._asked.values() for each in ports]
             self._listeners.judge(asked, look.published or (), wanted, known=known)
+            if self._unknown:
+                self._listeners.doubt()
 
     def noted(self, proxies: Mapping[Owner, Noted]) -> dict[Owner, Noted]:
         """What the table needs to know of docker-proxy; `proxies` is its control group. To be called often."""

@@ -7,6 +7,11 @@ from plugin.sets import GROUP
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+#: The first segment of a connection in the place of one that has ended.
+BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
+#: Nobody but the host has its own address, of which Linux asks of IPv4 alone (martians). It is in each of its networks,
+#: from which a port may be open.
+NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
 #: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
 LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
@@ -25,8 +30,8 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 		meta nfproto @banning jump banned
-		ct state established goto established
-		ct state new,invalid,untracked jump reverse_path
+		ct state established jump established
+		ct state != related jump reverse_path
 		ct state new jump held
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
@@ -48,9 +53,12 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	}}
 
 	# A neighbour is looked for from any address, and from none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval).
+	# Within one network anybody may be the source, unless not all may leave it: what answers a packet that a container
+	# forged from outside, to itself by way of the host, would leave as established. Link-local sources do not.
 	chain reverse_path_bridge {{
-		iifname . oifname @same_bridge return
 		icmpv6 type {{ {LINK6} }} return
+		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
+		iifname != @confined iifname != @internal iifname . oifname @same_bridge return
 		fib saddr . iif oif missing goto deny
 	}}
 
@@ -67,6 +75,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
 	chain shut {{
+		{BEGINS_ANEW} goto deny
 		ct state established return
 		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
 		goto deny
@@ -88,8 +97,10 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 {lookups.held(4)}
 	}}
 
-	# Docker accepts the established packets of its own networks by itself.
+	# Docker accepts the established packets of its own networks by itself. A connection begins with a SYN: one from the
+	# same port as a connection that the other side reset is of the old one to conntrack (tcp_conntracks, sIG).
 	chain established {{
+		{BEGINS_ANEW} return
 		oifgroup {GROUP:#x} goto marked
 		iifgroup {GROUP:#x} goto on_its_way
 		accept
@@ -117,6 +128,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
 		oifgroup != {GROUP:#x} meta nfproto != @watched goto deny
+		{NOT_OWN}
 		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto permit
 		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto permit
 		meta nfproto ipv6 goto inbound6
@@ -157,7 +169,12 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
 	chain rating {{
 		ct state related accept
+		{BEGINS_ANEW} goto counted
 		ct state established goto remembering
+		goto counted
+	}}
+
+	chain counted {{
 		iifname . oifname @same_bridge accept
 		meta nfproto ipv6 goto rated6
 		goto rated4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plugin import lookups
-from plugin.rules_forward import LINK6
+from plugin.rules_forward import BEGINS_ANEW, LINK6, NOT_OWN
 from plugin.sets import GROUP
 
 
@@ -27,7 +27,13 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
 		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
 		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
-		ct state new meta nfproto != @watched jump unwatched
+		ct state new goto begun
+		{BEGINS_ANEW} goto begun
+		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto begun
+	}}
+
+	chain begun {{
+		meta nfproto != @watched jump unwatched
 {unknown}	}}
 
 	chain to_host {{
@@ -57,12 +63,24 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain to_proxy {{
-		ct state established,related accept
+		ct state established,related jump standing
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @watched goto deny_host
+		jump not_own
 		meta nfproto ipv6 goto via6
 		goto via4
+	}}
+
+	# What the host says to itself in a VRF comes by the VRF's link.
+	chain not_own {{
+		meta iifkind "vrf" return
+		{NOT_OWN}
+	}}
+
+	chain standing {{
+		{BEGINS_ANEW} return
+		accept
 	}}
 
 	chain via6 {{
@@ -83,7 +101,12 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	chain rating_host {{
 		iifname "lo" accept
 		ct state related accept
+		{BEGINS_ANEW} goto counted_host
 		ct state established goto remembering_host
+		goto counted_host
+	}}
+
+	chain counted_host {{
 {_neighbours("accept")}
 		goto rated_host
 	}}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
 
@@ -58,6 +58,10 @@ class SetSpec(NamedTuple):
     `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last, and
     `size` how many there may be (0: as many as the kernel takes then, 65,535). `bridge`: it is of the table that frames
     within a bridge go through.
+
+    `effect`: what an element does to packets: "opens" (something passes that did not), "closes" (something does not
+    pass, or not as often), or "" (it counts, reports, translates, or leads to a look-up). Changes go by it:
+    what closes comes first and may come alone, and flows are cut where something opens no more.
     """
 
     key: tuple[str, ...]
@@ -69,6 +73,7 @@ class SetSpec(NamedTuple):
     meter: int = 0
     size: int = 65535
     bridge: bool = False
+    effect: Literal["opens", "closes", ""] = ""
 
 
 def _family(v: int) -> dict[str, SetSpec]:
@@ -79,54 +84,83 @@ def _family(v: int) -> dict[str, SetSpec]:
     flow = (source, "meta l4proto", "th sport", target, "th dport")
     held = "flows that were cut, the way they were answered: none begins so"
     return {
-        f"allow{v}": SetSpec(to, comment=f"what IPv{v} addresses accept from everybody"),
-        f"allow{v}_blocks": SetSpec(to, comment="the same, blocks of 16, 256, 4096 and all ports by their middle"),
-        f"other{v}": SetSpec((target,), comment="who accepts every protocol that no rule can name"),
+        f"allow{v}": SetSpec(to, comment=f"what IPv{v} addresses accept from everybody", effect="opens"),
+        f"allow{v}_blocks": SetSpec(
+            to, comment="the same, blocks of 16, 256, 4096 and all ports by their middle", effect="opens"
+        ),
+        f"other{v}": SetSpec((target,), comment="who accepts every protocol that no rule can name", effect="opens"),
         f"gate{v}": SetSpec(to, comment="what is accepted from some"),
         f"gate{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
-        f"from{v}": SetSpec((*to, *_NET, source), comment="from which prefix, its length before it"),
-        f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="blocks of ports: from which prefix"),
-        f"rated{v}": SetSpec(to, VERDICT, "ports to which a source may open only so many flows in a time"),
-        f"rated{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports"),
-        f"rated_host{v}": SetSpec(to, VERDICT, "published ports of the host, on one address, that have a rate"),
-        f"remembering{v}": SetSpec((target,), comment="addresses with a rate for which sources are remembered longer"),
-        f"free{v}": SetSpec(("iifname", source), comment="who may begin everything, on a network where not all may"),
-        f"out{v}": SetSpec(by, comment="what a confined container may begin, to everybody"),
-        f"out{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
-        f"outgate{v}": SetSpec(by, comment="what it may begin, to some"),
-        f"outgate{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
-        f"to{v}": SetSpec((*by, *_NET, target), comment="to which prefix, its length before it"),
-        f"to{v}_blocks": SetSpec((*by, *_NET, target), comment="blocks of ports: to which prefix"),
-        f"tohost{v}": SetSpec(by, comment="what it may begin, to the host"),
-        f"tohost{v}_blocks": SetSpec(by, comment="the same, blocks of ports"),
-        f"banned{v}": SetSpec((source,), comment="nothing from and to these, before everything", timed=True),
+        f"from{v}": SetSpec((*to, *_NET, source), comment="from which prefix, its length before it", effect="opens"),
+        f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="blocks of ports: from which prefix", effect="opens"),
+        f"rated{v}": SetSpec(
+            to, VERDICT, "ports to which a source may open only so many flows in a time", effect="closes"
+        ),
+        f"rated{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports", effect="closes"),
+        f"rated_host{v}": SetSpec(
+            to, VERDICT, "published ports of the host, on one address, that have a rate", effect="closes"
+        ),
+        f"remembering{v}": SetSpec(
+            (target,), comment="addresses with a rate for which sources are remembered longer", effect="closes"
+        ),
+        f"free{v}": SetSpec(
+            ("iifname", source), comment="who may begin everything, on a network where not all may", effect="opens"
+        ),
+        f"out{v}": SetSpec(by, comment="what a confined container may begin, to everybody", effect="opens"),
+        f"out{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+        f"outgate{v}": SetSpec(by, comment="what it may begin, to some", effect="opens"),
+        f"outgate{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+        f"to{v}": SetSpec((*by, *_NET, target), comment="to which prefix, its length before it", effect="opens"),
+        f"to{v}_blocks": SetSpec((*by, *_NET, target), comment="blocks of ports: to which prefix", effect="opens"),
+        f"tohost{v}": SetSpec(by, comment="what it may begin, to the host", effect="opens"),
+        f"tohost{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+        f"banned{v}": SetSpec(
+            (source,), comment="nothing from and to these, before everything", timed=True, effect="closes"
+        ),
         **{
-            f"banned{v}_{n}": SetSpec((source,), comment=f"the same, prefixes of length {n}", timed=True)
+            f"banned{v}_{n}": SetSpec(
+                (source,), comment=f"the same, prefixes of length {n}", timed=True, effect="closes"
+            )
             for n in BAN_LENGTHS[v]
         },
         f"dropped{v}": SetSpec((target,), comment="containers, and what was dropped on its way to them", counted=True),
         f"refused{v}": SetSpec((source,), comment="containers, and what they began and may not", counted=True),
         f"noticed{v}": SetSpec((target,), comment="whose drops were told a moment ago", meter=10),
         f"noticed_by{v}": SetSpec((source,), comment="the same, of what they began", meter=10),
-        f"dnat{v}": SetSpec(to, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)"),
-        f"proxied{v}": SetSpec(to, comment="published ports of the host, on one address, that not everybody may reach"),
-        f"served{v}": SetSpec(to, comment="published ports of the host, on one address, that everybody may reach"),
-        f"listening{v}": SetSpec(to, comment="ports of the host, on one address, that its own programs serve"),
-        f"neighbour{v}": SetSpec(("iifname", *to), comment="the same as neighbour, ports of one address of the host"),
-        f"via{v}": SetSpec((*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same"),
-        f"held{v}": SetSpec(flow, comment=held, meter=HELD),
+        f"dnat{v}": SetSpec(
+            to, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)", effect="opens"
+        ),
+        f"proxied{v}": SetSpec(
+            to, comment="published ports of the host, on one address, that not everybody may reach", effect="closes"
+        ),
+        f"served{v}": SetSpec(
+            to, comment="published ports of the host, on one address, that everybody may reach", effect="opens"
+        ),
+        f"listening{v}": SetSpec(
+            to, comment="ports of the host, on one address, that its own programs serve", effect="opens"
+        ),
+        f"neighbour{v}": SetSpec(
+            ("iifname", *to), comment="the same as neighbour, ports of one address of the host", effect="opens"
+        ),
+        f"via{v}": SetSpec(
+            (*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same", effect="opens"
+        ),
+        f"held{v}": SetSpec(flow, comment=held, meter=HELD, effect="closes"),
         f"held{v}_pairs": SetSpec(
-            (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD
+            (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD, effect="closes"
         ),
         f"held{v}_ports_from": SetSpec(
-            by[:2] + ("th sport",), comment="too many to be held one by one: ports that begin none", meter=HELD
+            by[:2] + ("th sport",),
+            comment="too many to be held one by one: ports that begin none",
+            meter=HELD,
+            effect="closes",
         ),
-        f"held{v}_ports_to": SetSpec(to, comment="the same: ports to which none is begun", meter=HELD),
+        f"held{v}_ports_to": SetSpec(to, comment="the same: ports to which none is begun", meter=HELD, effect="closes"),
         f"held{v}_all_from": SetSpec(
-            (source, "meta l4proto"), comment="too many ports: containers that begin none", meter=HELD
+            (source, "meta l4proto"), comment="too many ports: containers that begin none", meter=HELD, effect="closes"
         ),
         f"held{v}_all_to": SetSpec(
-            (target, "meta l4proto"), comment="the same: containers to which none is begun", meter=HELD
+            (target, "meta l4proto"), comment="the same: containers to which none is begun", meter=HELD, effect="closes"
         ),
         f"self{v}": SetSpec((source, target), comment="who publishes ports, and may come back to itself by them"),
         f"publish{v}": SetSpec(to, (target, "th dport"), "-p HOSTIP:…"),
@@ -137,36 +171,70 @@ def _family(v: int) -> dict[str, SetSpec]:
 SETS: dict[str, SetSpec] = {
     **_family(4),
     **_family(6),
-    "same_bridge": SetSpec(("iifname", "oifname"), comment="within one network, seen here with br_netfilter"),
-    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge but foreign ones"),
-    "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves"),
-    "confined": SetSpec(("iifname",), comment="networks where somebody may not begin everything"),
+    "same_bridge": SetSpec(
+        ("iifname", "oifname"), comment="within one network, seen here with br_netfilter", effect="opens"
+    ),
+    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge but foreign ones", effect="closes"),
+    "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves", effect="closes"),
+    "confined": SetSpec(("iifname",), comment="networks where somebody may not begin everything", effect="closes"),
     "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
-    "foreign": SetSpec(("oif",), comment="bridges that are neither ours nor Docker's, and are left alone"),
-    "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says"),
-    "routed": SetSpec(("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses"),
-    "watched": SetSpec(("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True),
-    "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach"),
-    "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach"),
-    "listening": SetSpec(_ANY, comment="ports of the host that its own programs serve: no docker-proxy does"),
-    "holding": SetSpec(("meta nfproto",), comment="families in which docker-proxy is not known by its control group"),
-    "rated_host": SetSpec(_ANY, VERDICT, "published ports to which a source may open only so many flows in a time"),
+    "foreign": SetSpec(
+        ("oif",), comment="bridges that are neither ours nor Docker's, and are left alone", effect="opens"
+    ),
+    "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says", effect="opens"),
+    "routed": SetSpec(
+        ("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses", effect="opens"
+    ),
+    "watched": SetSpec(
+        ("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True, effect="opens"
+    ),
+    "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach", effect="closes"),
+    "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach", effect="opens"),
+    "listening": SetSpec(
+        _ANY, comment="ports of the host that its own programs serve: no docker-proxy does", effect="opens"
+    ),
+    "holding": SetSpec(
+        ("meta nfproto",), comment="families in which docker-proxy is not known by its control group", effect="closes"
+    ),
+    "rated_host": SetSpec(
+        _ANY, VERDICT, "published ports to which a source may open only so many flows in a time", effect="closes"
+    ),
     "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
-    "dockerd": SetSpec(("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics"),
-    "proxies": SetSpec((CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True),
-    "neighbour": SetSpec(("iifname", *_ANY), comment="published ports, and on whose network all may reach them"),
+    "dockerd": SetSpec(
+        ("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics", effect="opens"
+    ),
+    "proxies": SetSpec(
+        (CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True, effect="closes"
+    ),
+    "neighbour": SetSpec(
+        ("iifname", *_ANY), comment="published ports, and on whose network all may reach them", effect="opens"
+    ),
     "unregistered": SetSpec(("oifname",), comment="networks, and packets to addresses of no known container", meter=10),
     "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
-    "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned"),
-    "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned"),
-    "shut": SetSpec(("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True),
-    "no_transit": SetSpec(("meta nfproto",), comment="families whose forwarding docker-fw switched on"),
+    "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned", effect="closes"),
+    "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned", effect="closes"),
+    "shut": SetSpec(
+        ("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True, effect="closes"
+    ),
+    "no_transit": SetSpec(
+        ("meta nfproto",), comment="families whose forwarding docker-fw switched on", effect="closes"
+    ),
     "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
-    "shut_ports": SetSpec(("meta iiftype",), comment="the same: no frame of a port of ours", timed=True, bridge=True),
-    "ports": SetSpec(("iifname",), comment="ports of our bridges whose containers are known", bridge=True),
-    "bound4": SetSpec(("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True),
-    "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True),
-    "targets": SetSpec(("iifname", "ether saddr", TARGET), comment="what it may say to have", bridge=True),
+    "shut_ports": SetSpec(
+        ("meta iiftype",), comment="the same: no frame of a port of ours", timed=True, bridge=True, effect="closes"
+    ),
+    "ports": SetSpec(
+        ("iifname",), comment="ports of our bridges whose containers are known", bridge=True, effect="closes"
+    ),
+    "bound4": SetSpec(
+        ("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True, effect="opens"
+    ),
+    "bound6": SetSpec(
+        ("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True, effect="opens"
+    ),
+    "targets": SetSpec(
+        ("iifname", "ether saddr", TARGET), comment="what it may say to have", bridge=True, effect="opens"
+    ),
 }
 
 
@@ -185,8 +253,7 @@ class Element(NamedTuple):
 
 #: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's port or of a container.
 HELD_SETS = {
-    v: (f"held{v}", *(f"held{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to")))
-    for v in AF
+    v: (f"held{v}", *(f"held{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to"))) for v in AF
 }
 #: The lease: docker-fw follows Docker.
 WATCHED = tuple(Element("watched", (family,)) for family in AF.values())

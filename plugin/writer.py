@@ -17,7 +17,7 @@ from plugin.lease import Lease
 from plugin.model import Override, Prefix
 from plugin.nft import Nft, NftError
 from plugin.quota import FULL
-from plugin.sets import RATED, SETS, Change, Element
+from plugin.sets import RATED, SETS, Change, Element, spec_of
 from plugin.state import State
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Writer:
         """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
             owner: elements & self.books.of(owner)
-            | {e for e in elements if e.set.startswith(("confined", "proxied"))}
+            | {e for e in elements if e.set not in RATED and spec_of(e.set).effect == "closes"}
             | {e for e in self.books.of(owner) if e.set in RATED}
             for owner, elements in new.items()
         }

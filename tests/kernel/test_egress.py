@@ -17,6 +17,7 @@ from plugin.ruleset import confining_elements, guest_elements
 from plugin.sets import Element
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, icmp, new_flow, packed, ping, portless, udp
 from tests.kernel.site import Box, Site, claimed
+from tests.kernel.test_hostile import frame
 from tests.lab import NamedNetns
 
 PROTOS = ("tcp", "udp", "sctp")
@@ -161,6 +162,27 @@ def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
     assert left(site, boxes.web, None) == set()
     assert left(site, boxes.web, boxes.other) == set()
     assert host_hears(site, boxes.web, HOST) == host_hears(site, boxes.web, boxes.gateways) == set()
+
+
+def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, dockers: Boxes) -> None:
+    """Root in a container that may begin nothing forges a flow from outside to itself, or to a neighbour, by way of the
+    host: what answers it is no answer, and does not leave."""
+    load(site, dockers, "none")
+    site.forget_flows()
+    web, twin = dockers.web, dockers.twin
+    own, host = (
+        at.run(["ip", "-o", "link", "show", link]).stdout.split("link/ether ")[1].split()[0]
+        for at, link in ((web, "eth0"), (site.host, dockers.bridge))
+    )
+    sniffer = site.sniffer(site.wan)
+    list(sniffer.read())
+    answers = []
+    for outside, to in [*zip(OUTSIDE, (web.v4, web.v6), strict=True), *zip(OUTSIDE, (twin.v4, twin.v6), strict=True)]:
+        port, sport = next(_ports), next(_ports)
+        frame(web, own, host, udp(outside, to, port, sport))
+        answers.append(udp(to, outside, sport, port))
+        site.send(answers[-1:], web if to in (web.v4, web.v6) else twin)
+    assert _seen(site, sniffer, ping(site.HOST6, Site.OUT6), site.host) & set(answers) == set()
 
 
 def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> None:

@@ -232,3 +232,19 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
     lies: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
     assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+
+
+def test_nobody_comes_from_the_hosts_own_address(site: Site, friendly: Boxes) -> None:
+    """An outsider with an address of the host's, which may be in a network to which a port is open: not to a container,
+    not to docker-proxy's port. (Linux asks of IPv4 alone whether such a source is a martian.)"""
+    own = [Site.HOST6, IPv6Address("2001:db8:2::1"), IPv6Address("2001:db8:101::1")]
+    for to_, port, ear in (
+        (friendly.ours.v6, 53, site.sniffer(friendly.ours)), (friendly.docker.v6, 53, site.sniffer(friendly.docker)),
+        (Site.HOST6, 15353, site.listener),
+    ):  # fmt: skip
+        lies = [udp(a, to_, port, next(_ports)) for a in own]
+        list(ear.read())
+        last = ping(Site.OUT6, to_)
+        site.send([*lies, last])
+        (seen,) = arrived([ear], last)
+        assert seen & set(lies) == set()

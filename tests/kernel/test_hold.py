@@ -15,10 +15,11 @@ import pytest
 from plugin.listeners import Listeners, listening
 from plugin.model import Published
 from plugin.ruleset import proxied_element
-from plugin.sets import AF, WATCHED, Element
+from plugin.sets import AF, BANNING, WATCHED, Element
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site
+from tests.kernel.test_rates import resetting, served
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 HOLDING = {Element("holding", (family,)) for family in AF.values()}
@@ -44,6 +45,18 @@ def test_whatever_begins_to_listen_is_held(site: Site) -> None:
         assert set(site.host.probe([*everybodys(7001), ("tcp", "127.0.0.1", 7001)]).values()) == {"open"}
         site.load()
         assert seen(site, 7001) == set(everybodys(7001))
+
+
+def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
+    """On a host that does not track connections (notrack, for speed) a closed port is as closed, and what docker-proxy
+    begins to listen on as held; also while docker-fw does not follow Docker."""
+    rules = "chain c { type filter hook prerouting priority raw\n tcp dport 7001 notrack\n }"
+    site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
+    served = {proxied_element(Published("tcp", every, 7001, 80), "served") for every in (ANY4, ANY6)}
+    with site.host.probe.serve(tcp=[7001]):
+        for more in ({*HOLDING, *WATCHED}, served):
+            site.load(more=more)
+            assert seen(site, 7001) == set()
 
 
 def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
@@ -101,6 +114,25 @@ while data := c.recv(99):
     site.load(more=HOLDING)
     with site.wan.probe.serve(udp=[7005]):
         assert set(site.host.probe([("udp", str(out), 7005) for out in (Site.OUT4, Site.OUT6)]).values()) == {"open"}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("closes", ["held", "proxied", "served", "shut"])
+def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
+    """A program of the host's reset a connection, and then docker-proxy has the port: who comes again as he came
+    is held, and finds what is closed closed, and what nobody follows any more too, like everybody."""
+    site.load(more=WATCHED)
+    sport = 21000
+    with resetting(site.host, host, 7001):
+        assert served(site, host, 7001, 2, sport) == 2
+    ports = [Published("tcp", every, 7001, 80) for every in (ANY4, ANY6)]
+    more = set(HOLDING) if closes == "held" else set(BANNING)
+    more |= {proxied_element(port, closes) for port in ports if closes in ("proxied", "served")}
+    site.load(more=more if closes == "served" else {*more, *WATCHED})
+    if closes == "shut":
+        site.run("nft", "add", "element", "inet", "docker-fw", "shut", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+    with resetting(site.host, host, 7001):
+        assert served(site, host, 7001, 1, sport) == 0
 
 
 # --- who listens ------------------------------------------------------------------------------------------------------
@@ -219,6 +251,26 @@ def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> 
                 assert (reached(fw, 7001), reached(fw, 7002), reached(fw, 7004)) == (True, True, False)
                 fw.docker.mode = "answer"
                 until(lambda: reached(fw, 7004), "Docker answers, and it is reached", 15)
+
+
+def test_a_program_that_starts_again_is_reached_though_docker_is_silent(fw: Running) -> None:
+    """sshd is started again while Docker does not answer: who would mend that is not locked out. A port that was not
+    the host's when Docker was asked last, and one that a container asks for, stay held."""
+    with serving(fw.site, 7001):
+        fw.start()
+        with serving(fw.site, 7002):
+            until(lambda: reached(fw, 7002), "Docker answers, and it is reached", 15)
+        fw.docker.container("web", "e" * 64, "n" * 64)
+        (web,) = fw.docker.containers.values()
+        web["HostConfig"] = {"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "7002"}]}}
+        fw.docker.event("container", "create")
+        until(lambda: any(web["Id"] in path for path in fw.docker.asked), "the container is asked about")
+        fw.docker.mode = "hang"
+        fw.docker.end_streams()
+    with serving(fw.site, 7001, 7002, 7003):
+        until(lambda: reached(fw, 7001), "it is reached", 15)
+        assert not reached(fw, 7002)
+        assert not reached(fw, 7003)
 
 
 # --- control groups ---------------------------------------------------------------------------------------------------

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -18,8 +22,10 @@ from plugin.labels import parse
 from plugin.model import Published, Said
 from plugin.nft import NftError
 from plugin.sets import Change, Element
+from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.site import Box, Site
+from tests.lab import NamedNetns
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
@@ -139,6 +145,78 @@ def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) ->
         assert site.wan.probe.tcp(str(box.v6), 80) == "open"
         assert site.wan.probe.tcp(str(box.v6), 80, timeout=0.2) == "silent"
         assert box.probe.ping(str(Site.OUT6)) == "open"
+
+
+RESETS = """
+import socket, struct, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+s = socket.create_server((sys.argv[1], int(sys.argv[2])), family=family)
+print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    c.send(b"hello")
+    c.recv(9)
+    c.close()
+"""
+
+
+@contextmanager
+def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
+    """A server that resets each connection, as one does that closes while there is something that it has not read."""
+    argv = [sys.executable, "-c", RESETS, str(address), str(port)]
+    server = netns.popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "ready\n"
+        yield
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def served(site: Site, address: object, port: int, times: int, sport: int = 0) -> int:
+    """How many of so many connections, one after the other from the same port, the server answers."""
+    answered, sport = 0, sport or next(_ports)
+    for _ in range(times):
+        family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+        with inside(site.wan.path), socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", sport))
+            sock.settimeout(0.3)
+            with suppress(TimeoutError):
+                sock.connect((str(address), port))
+                answered += sock.recv(5) == b"hello"
+                sock.send(b"bye")
+                with suppress(ConnectionResetError):
+                    sock.recv(1)
+    return answered
+
+
+@pytest.mark.parametrize("rate", ["80 1/hour burst 3", "80 2/minute burst 3"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_who_comes_again_from_the_same_port_is_counted(
+    site: Site, boxes: Boxes, box: Box, version: int, rate: str
+) -> None:
+    """A connection that the server reset is followed by another one from the same port: it counts, though to conntrack
+    its SYN is the old one's packet."""
+    load(site, boxes, label(rate=rate))
+    site.forget_flows()
+    with resetting(box, at(box, version), 80):
+        assert served(site, at(box, version), 80, 6) == 3
+
+
+@pytest.mark.parametrize("rate", ["5432 1/hour burst 3", "5432 2/minute burst 3"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
+    site: Site, boxes: Boxes, version: int, rate: str
+) -> None:
+    """The same where docker-proxy serves the container's port on the host's."""
+    any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
+    port = Published("tcp", any_, 15432, 5432)
+    site.load(more=site.guarded(boxes.guest, BRIDGE, said=label(rate=rate, allow="5432"), published=(port,)))
+    site.forget_flows()
+    with resetting(site.host, host, 15432):
+        assert served(site, host, 15432, 6) == 3
 
 
 def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: Boxes) -> None:

@@ -15,7 +15,7 @@ from plugin import asked as asking
 from plugin.asked import MOST, Asked, asked
 from plugin.dockerapi import DockerApi
 from plugin.inventory import Noted
-from plugin.listeners import Listener, Listeners
+from plugin.listeners import PATIENCE, Listener, Listeners
 from plugin.look import Look
 from plugin.model import Address, Defaults, Published, Rule
 from plugin.proxyports import ProxyPorts, before, own_ports, passing
@@ -197,6 +197,33 @@ def test_who_shares_a_port_of_the_hosts_is_the_hosts(host: Host) -> None:
     host.sockets.clear()
     host.listens(tcp(80))
     assert not listeners.poll(), "another program's, after all"
+
+
+def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> None:
+    """On a port that Docker's last list left to the host; not while it is not known what a new container asks for, nor
+    where one asks for the port."""
+    first = {host.listens(tcp(port)) for port in (22, 80)}
+    listeners = host.listeners()
+    listeners.poll()
+
+    def again(*wanted: Asked, doubted: bool = False) -> set[Any]:
+        host.time += 1
+        listeners.judge(host.time, (), wanted, known=True)
+        listeners.poll()
+        if doubted:
+            listeners.doubt()
+        host.sockets = set()
+        for port in (22, 80, 443):
+            host.listens(tcp(port))
+        host.time += 1
+        assert not listeners.poll()
+        host.time += PATIENCE + 1
+        return ports(listeners.poll())
+
+    assert first
+    assert again() == {22, 80}
+    assert again(Asked("tcp", ANY4, 80, 80)) == {22, 443}
+    assert again(doubted=True) == set()
 
 
 def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
