@@ -51,6 +51,20 @@ def whole(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
     return json.loads(b"".join(pieces))
 
 
+def beginning(chunks: Iterable[bytes], limit: int = INSPECTED) -> tuple[Any, bool]:
+    """One value, and whether that is all of it: of an object that is longer than `limit` bytes, the members that are
+    told whole before. Raises ValueError if it is none."""
+    pieces, size = [], 0
+    for chunk in chunks:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            told = members(b"".join(pieces).decode(errors="replace"))
+            # The last one may be told in part.
+            return dict(list(told.items())[:-1]), False
+    return json.loads(b"".join(pieces)), True
+
+
 def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
     """What a list holds, one by one; a `Cut` for each object that is too large. Raises ValueError if it is no list."""
     text, left = _Text(chunks), ALL

@@ -50,6 +50,12 @@ def one(client: docker.APIClient, path: str, *names: str, **query: str) -> Any:
         return answers.whole(chunks)
 
 
+def beginning(client: docker.APIClient, path: str, *names: str) -> tuple[Any, bool]:
+    """The same, and True; of an answer beyond the bound its first members, and False. Raises APIError, ValueError."""
+    with _answer(client, path, names, {}) as chunks:
+        return answers.beginning(chunks)
+
+
 def several(
     client: docker.APIClient, path: str, needed: Callable[[Any], Any] = lambda each: each, **query: str
 ) -> list[Any]:

@@ -87,7 +87,7 @@ class Inspections(Attachments):
         return list(self._threads.map(self.options, listed))
 
     def idle(self, containers: Iterable[str]) -> None:
-        """Asks what these ask for that do not run."""
+        """Asks what these ask for: containers that do not run, or of which the list does not tell."""
         list(self._threads.map(self.ask, self.lacks(containers)[:MOST]))
 
     def options(self, listed: Mapping[str, Any]) -> Options | None:
@@ -107,8 +107,10 @@ class Inspections(Attachments):
 
     def ask(self, container_id: str, places: tuple[str, ...] = ()) -> bool:
         try:
-            inspected = asking.one(self._client(), "/containers/{0}/json", container_id)
-            self.put(container_id, places, listing.driver_options(inspected))
+            # Its labels may be megabytes. Which ports it asks for is told before them.
+            inspected, whole = asking.beginning(self._client(), "/containers/{0}/json", container_id)
+            if whole:
+                self.put(container_id, places, listing.driver_options(inspected))
         except (DockerException, RequestException, OSError, *LIES) as error:
             log.debug("container %s: %s", container_id[:12], error)
             return False
@@ -119,4 +121,4 @@ class Inspections(Attachments):
             self.asks(container_id, ports)
         except LIES as error:
             log.error("container %s asks for ports that docker-fw does not understand: %s", container_id[:12], error)
-        return True
+        return whole

@@ -131,7 +131,8 @@ class DockerApi:
             rest = [each for each in told if not isinstance(each, Cut)]
             everybody = [each for each in rest if _read(listing.identity, each)]
             there = [each for each in everybody if each.get("State") in ("running", "paused", "restarting")]
-            self.inspections.idle(idle := listing.idle(everybody))
+            idle, large = listing.idle(everybody), [each.id for each in too_large if each.id]
+            self.inspections.idle([*idle, *large])
             for listed, options in zip(there, self.inspections.all(there), strict=True):
                 try:
                     who, why = self._images.read(client, listed), listing.apart(listed)
@@ -156,14 +157,14 @@ class DockerApi:
                     if place := _read(partial(listing.attached, who=who, options={}, listed=listed), inspected):
                         endpoints.setdefault(place.id, place)
         self._answering = True
-        existing = frozenset([*(listed["Id"] for listed in everybody), *(each.id for each in too_large if each.id)])
+        existing = frozenset([*(listed["Id"] for listed in everybody), *large])
         self.inspections.retain(existing)
         names = labelled.known_names(listed_networks)
         whole, on = len(existing) == len(told), tuple(endpoints.values())
         # Docker has always some of its own (`host`, `none`): an empty list says nothing.
         known = frozenset(keys) if keys and len(listed_networks) == len(all_networks) else None
-        # Of what is too large to be read nobody knows what it publishes.
-        ports = None if too_large else listing.all_published(everybody)
+        # What is too large to be read publishes what it asks for; without an ID that is not known.
+        ports = listing.all_published(everybody) if len(large) == len(too_large) else None
         return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole, known, idle, ports)
 
     def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:

@@ -18,7 +18,8 @@ class Look:
     `existing`: the IDs of all containers, stopped ones too. `names`: of every network, whatever its driver.
     `unsure`: endpoints of which it is not known what their attachment says. `whole`: nobody was left out of `existing`.
     `known`: the IDs of all networks; None if they are not all known. `idle`: the IDs of containers that do not run.
-    `published`: the published ports of all that do, on whatever network; None if they are not all known.
+    `published`: the published ports of all that do, on whatever network, but for those that are too large to be read;
+    None if they are not all known.
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin import answers
-from plugin.answers import Cut, elements, members, whole
+from plugin.answers import Cut, beginning, elements, members, whole
 from tests.pure.strategies import examples, json_values
 
 ID = "c" * 64
@@ -70,6 +70,19 @@ def test_what_is_too_large_is_cut_alone(labels: dict[str, str], size: int) -> No
     """Its ID and its name are known; what comes before and after it is read."""
     data = json.dumps([container(), container(**labels), container(a="b")]).encode()
     assert list(elements(pieces(data, size))) == [container(), Cut(ID, "web"), container(a="b")]
+
+
+def test_of_an_inspection_that_is_too_large_the_beginning_is_read() -> None:
+    """What Docker tells before the labels, as far as it is whole."""
+    told = {"Id": ID, "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Config": {"a": 1, "b": "x"}}
+    data = json.dumps(told).encode()
+    assert beginning([data]) == (told, True)
+    start = {key: told[key] for key in ("Id", "HostConfig")}
+    for length in range(data.index(b"8080") - 4, len(data)):
+        got, whole = beginning([data[:length], data[length:]], length - 1)
+        assert not whole
+        assert got in ({}, {"Id": ID}, start), length
+    assert got == start
 
 
 def test_what_is_nested_too_deep_is_cut_alone() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from plugin import asked as asking
 from plugin.asked import MOST, Asked, asked
+from plugin.dockerapi import DockerApi
 from plugin.inventory import Noted
 from plugin.listeners import PATIENCE, Listener, Listeners
 from plugin.look import Look
@@ -23,6 +24,7 @@ from plugin.ruleset import proxied_element
 from plugin.sets import AF, Element
 from plugin.state import State
 from plugin.store import _plain
+from tests.kernel.fakedocker import FakeDocker
 from tests.pure.fakes import Disk, Kernel
 
 ANY4, ANY6, ONE = IPv4Address(0), IPv6Address(0), IPv4Address("192.0.2.1")
@@ -347,6 +349,30 @@ def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> N
     assert desk.noted(BLIND)["listening"] == set()
     desk.ports.judge(look, desk.ports.now())
     assert desk.noted(BLIND)["listening"] == {8080}
+
+
+def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path: Path) -> None:
+    """It asks for its ports before its labels are told: they are kept closed, and a program of the host that is started
+    again, such as sshd, is reached again."""
+    docker = FakeDocker(tmp_path / "docker.sock")
+    try:
+        api = DockerApi(str(docker.path))
+        api.inspections.asks, api.inspections.lacks = desk.ports.asks, desk.ports.lacks
+        docker.networks["n" * 64] = {"Id": "n" * 64, "Name": "host", "Driver": "host"}
+        docker.containers["e"] = {
+            "Id": "c" * 64, "Names": ["/large"], "State": "running",
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Labels": {"fw.x": "x" * (9 << 20)},
+        }  # fmt: skip
+        for port in (22, 8080):
+            desk.host.listens(tcp(port))
+        desk.ports._listeners._first = False
+        desk.noted(BLIND)
+        desk.host.time += 1
+        desk.ports.judge(api.look(), desk.ports.now())
+        assert desk.noted(BLIND)["listening"] == {22}
+        assert desk.ports.held() == []
+    finally:
+        docker.close()
 
 
 def test_sockets_that_cannot_be_listed_leave_what_was_known(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
