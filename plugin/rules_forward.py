@@ -7,6 +7,9 @@ from plugin.sets import GROUP
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
+#: ICMP errors about a flow. What a connection tracking helper expects (FTP's data, for example) is related too, at
+#: whatever port one end names to the other: it needs a rule like any flow.
+ERRORS = "meta l4proto { icmp, ipv6-icmp } ct state related"
 #: The first segment of a connection in the place of one that has ended.
 BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
 #: Nobody but the host has its own address, of which Linux asks of IPv4 alone (martians). It is in each of its networks,
@@ -32,6 +35,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		meta nfproto @banning jump banned
 		ct state established jump established
 		ct state != related jump reverse_path
+		ct state related meta l4proto != {{ icmp, ipv6-icmp }} jump reverse_path
 		ct state new jump held
 		iifname @confined jump confined
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
@@ -120,7 +124,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @foreign{no_in} jump from_container
 		oifname @confined ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
-		ct state related goto to_registered
+		{ERRORS} goto to_registered
 		oifname @internal goto deny
 		iifname @internal goto deny
 		rt type 0 goto deny
@@ -168,7 +172,6 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# Accepted, but a source may open just so many flows in a time. This is reached by a chain that is there only while
 	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
 	chain rating {{
-		ct state related accept
 		{BEGINS_ANEW} goto counted
 		ct state established goto remembering
 		goto counted
@@ -201,7 +204,7 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# that a rule was found.
 	chain confined {{
 		iifname . oifname @same_bridge return
-		ct state related return
+		{ERRORS} return
 		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
 		iifname . ip6 saddr @free6 return
 		iifname . ip saddr @free4 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plugin import lookups
-from plugin.rules_forward import BEGINS_ANEW, LINK6, NOT_OWN
+from plugin.rules_forward import BEGINS_ANEW, ERRORS, LINK6, NOT_OWN
 from plugin.sets import GROUP
 
 
@@ -43,7 +43,8 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain confined_host {{
-		ct state established,related return
+		ct state established return
+		{ERRORS} return
 		icmpv6 type {{ {LINK6} }} return
 		meta l4proto igmp return
 		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
@@ -63,7 +64,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	}}
 
 	chain to_proxy {{
-		ct state established,related jump standing
+		ct state established jump standing
 {_neighbours("accept")}
 		ct state invalid goto deny
 		meta nfproto != @watched goto deny_host
@@ -100,7 +101,6 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	# As `rating` is for what is forwarded.
 	chain rating_host {{
 		iifname "lo" accept
-		ct state related accept
 		{BEGINS_ANEW} goto counted_host
 		ct state established goto remembering_host
 		goto counted_host

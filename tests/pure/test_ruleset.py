@@ -511,7 +511,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
     or not; nobody else's mark is believed; before that there is only who is banned, what is established
     (but for a new beginning), forged, was cut, or may not be begun."""
-    first, banned, established, forged, held, confined, *verdicts = CHAINS["forward"]
+    first, banned, established, forged, expected, held, confined, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @banning jump banned"
     assert established == "ct state established jump established"
@@ -519,6 +519,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     assert first == "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn return"
     assert last == "accept"
     assert forged == "ct state != related jump reverse_path"
+    assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path"
     assert held == "ct state new jump held"
     assert confined == "iifname @confined jump confined"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"

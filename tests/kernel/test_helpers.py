@@ -1,0 +1,72 @@
+"""What the host's connection tracking helpers expect is judged like any flow."""
+
+from __future__ import annotations
+
+import socket
+
+from plugin.model import Rule
+from tests.kernel.netns import inside
+from tests.kernel.packets import until
+from tests.kernel.site import Box, Site
+
+#: As an administrator assigns it: whoever speaks to an FTP server is listened to for ports.
+HELPER = """
+table inet helpers {
+	ct helper ftp {
+		type "ftp" protocol tcp
+	}
+	chain prerouting {
+		type filter hook prerouting priority 0; policy accept;
+		tcp dport 21 ct helper set "ftp"
+	}
+}
+"""
+
+
+def listening(namespace: str, address: object, port: int) -> socket.socket:
+    with inside(namespace):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((str(address), port))
+    sock.listen()
+    sock.settimeout(5)
+    return sock
+
+
+def answers(site: Site, box: Box, port: int) -> bool:
+    """True if the outsider's server, by its own address, gets a connection."""
+    with inside(site.wan.path):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with sock:
+        sock.settimeout(1)
+        sock.bind((str(site.OUT4), 0))
+        return sock.connect_ex((str(box.v4), port)) == 0
+
+
+def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) -> None:
+    """The host listens to FTP for ports (`ct helper`). A container that names its closed port to an outsider's server
+    does not open it; one that a rule opens stays open."""
+    site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    box = site.box(site.network(1), 2)
+    site.load(site.known(box, Rule("tcp", 8080, 8080)))
+    site.run("nft", "-f", "-", input=HELPER)
+    with (
+        listening(site.wan.path, site.OUT4, 21) as server,
+        listening(box.path, box.v4, 5432), listening(box.path, box.v4, 8080),
+    ):  # fmt: skip
+        with inside(box.path):
+            control = socket.create_connection((str(site.OUT4), 21), 5)
+        there, _ = server.accept()
+        with control, there:
+            there.settimeout(5)
+            address = str(box.v4).replace(".", ",")
+            # The first lines only let the helper follow the sequence numbers.
+            for line in ("USER a", "NOOP", f"PORT {address},{5432 >> 8},{5432 & 255}"):
+                control.sendall(f"{line}\r\n".encode())
+                assert there.recv(200)
+                there.sendall(b"200 well\r\n")
+                assert control.recv(200)
+            expected = "/proc/net/nf_conntrack_expect"
+            until(lambda: "dport=5432" in site.run("cat", expected).stdout, "the helper expects a connection")
+            assert answers(site, box, 8080)
+            assert not answers(site, box, 5432)
