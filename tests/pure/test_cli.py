@@ -471,11 +471,18 @@ def test_the_crowdsec_bouncer_waits_for_docker_fw(fake: Fake, tmp_path: Path) ->
     """While it restarts nothing is lost."""
     hidden = tmp_path / "hidden.sock"
     fake.path.rename(hidden)
-    back = threading.Timer(1.5, lambda: hidden.rename(fake.path))
-    back.start()
-    done = bounce(fake, decide("add", "203.0.113.7"))
-    assert done.returncode == 0
-    assert done.stderr.count("does not answer, trying again") == 1
+    with subprocess.Popen(
+        [sys.executable, str(BOUNCER)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "DOCKER_FW_SOCKET": str(fake.path)},
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stderr
+        process.stdin.write(decide("add", "203.0.113.7"))
+        process.stdin.close()
+        assert "does not answer, trying again" in process.stderr.readline()
+        hidden.rename(fake.path)
+        assert "does not answer" not in process.stderr.read()
+        assert process.wait(20) == 0
     assert len(fake.asked) == 1
 
 
