@@ -150,8 +150,10 @@ class Nft:
         asking = tuple(element for element in BANNING if element not in wanted)
         try:
             self._batch(self._possible(Change((*SHUT, *asking), add)), timed)
-        except NftError:  # it has ended by itself on a machine that is very busy
+        except NftError:  # it has ended by itself on a machine that is very busy, or the kernel refused it just once
             self._batch(self._possible(Change(asking, add)), timed)
+            with suppress(NftError):
+                self._batch(self._possible(Change(SHUT)))
 
     def _others(self) -> str:
         """Takes away our tables of other names, a former version's for example, in the same transaction. Raises

@@ -432,7 +432,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
     done: list[int] = []
 
     def bounded_changes() -> None:
-        for round_ in range(150):
+        for round_ in range(50):  # each change may wait for a look at all rules, and that for a replacement
             for number in range(3):
                 changes(number)()
             if round_ % 10 == 0:
@@ -443,7 +443,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
     threads.append(threading.Thread(target=guarded(bounded_changes)))
     for thread in threads:
         thread.start()
-    until(stop.is_set, "the threads are done", 30)
+    until(stop.is_set, "the threads are done", 120)
     for thread in threads:
         thread.join(10)
     assert not failures

@@ -159,6 +159,24 @@ def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Bo
     assert site.nft.intact()
 
 
+def test_a_transaction_that_is_refused_once_leaves_nothing_shut(
+    site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the kernel takes the elements at the second try, new connections pass at once, not when a minute is over."""
+    batch, refusals = site.nft._batch, [NftError("Cannot allocate memory")]
+
+    def refuses_once(*args: Any, **more: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        batch(*args, **more)
+
+    monkeypatch.setattr(site.nft, "_batch", refuses_once)
+    site.nft.replace(elements(known(site, web)))
+    assert not refusals
+    assert not [element for element in standing_elements(site) if element.set.startswith("shut")]
+    assert not passing(site, web)
+
+
 class Writes(Reconciler):
     def __init__(self, site: Site, path: Path) -> None:
         super().__init__(site.nft, Store(str(path / "state.json")), Defaults())
