@@ -237,10 +237,10 @@ class Running:
 
     def elements(self) -> str:
         """The sets of the table that hold elements, without counts, but for those about the host and not about
-        containers, and whose drops were logged a moment ago."""
+        containers, and those that end by themselves: whose drops were logged, and which flows were cut."""
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
         bridges, ports = "foreign|dockers|bridges|same_bridge", "dockerd|proxies|holding|listening[46]?"
-        hosts = re.compile(f"set (watched|no_transit|{bridges}|{ports}|noticed[46]|noticed_host) ")
+        hosts = re.compile(rf"set (watched|no_transit|{bridges}|{ports}|noticed[46]|noticed_host|held[46]\w*) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:
@@ -263,7 +263,8 @@ class Running:
     def nothing_left(self) -> None:
         """No link, no element, no record: as if nothing had been."""
         assert self.links() == set()
-        assert self.elements() == ""
+        left = self.elements()
+        assert left == "", left
         assert (self.kept()["networks"], self.kept()["endpoints"]) == ({}, {}) if self.state.exists() else True
         assert self.status()["networks"] == []
 
