@@ -12,9 +12,9 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from plugin import rights
+from plugin.jsonio import readable
+from plugin.kernel import capabilities
 from plugin.model import FwError, NewerStateError
-from plugin.record import readable
 from plugin.settings import Settings, read
 
 
@@ -45,7 +45,7 @@ preload_app = False
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"plain": {"()": "plugin.oneline.OneLine", "fmt": "%(levelname)s %(name)s: %(message)s"}},
+    "formatters": {"plain": {"()": "plugin.daemon.log_format.OneLine", "fmt": "%(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}},
     "root": {"level": _read.log_level.upper(), "handlers": ["stdout"]},
     "loggers": {
@@ -59,10 +59,10 @@ proc_name = "docker-fw"
 
 
 def on_starting(server: Any) -> None:
-    from plugin.closing import close_first  # noqa: PLC0415
+    from plugin.daemon.early_table import close_first  # noqa: PLC0415
 
     try:
-        rights.keep()
+        capabilities.keep()
     except FwError as error:
         sys.exit(f"docker-fw: {error}")
     close_first(_read)
@@ -70,9 +70,9 @@ def on_starting(server: Any) -> None:
 
 def load() -> Any:
     """Makes the plugin in the worker: it has taken over what stands before the first call is taken."""
-    from plugin.identity import ForeignTableError  # noqa: PLC0415
-    from plugin.main import Plugin  # noqa: PLC0415
-    from plugin.refusing import Refusing  # noqa: PLC0415
+    from plugin.daemon.plugin import Plugin  # noqa: PLC0415
+    from plugin.daemon.refuse_all import Refusing  # noqa: PLC0415
+    from plugin.nftables.identity import ForeignTableError  # noqa: PLC0415
 
     plugin: Plugin | Refusing
     try:

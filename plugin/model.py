@@ -112,7 +112,7 @@ class Problem:
 class Said:
     """What one place says in the label language: a container's labels, a network's options, an attachment, settings.
 
-    What it does not say is empty or None. `egress`: () is none, `plugin.policy.EVERYTHING` is all.
+    What it does not say is empty or None. `egress`: () is none, `plugin.policy.decide.EVERYTHING` is all.
     """
 
     allow: tuple[Rule, ...] = ()

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plugin import labels
-from plugin.grammar import parse_deny
+from plugin.labels import parser
+from plugin.labels.grammar import parse_deny
 from plugin.model import PROTO_NUMBER, Defaults, FwError, Rule, Said
 
 #: Every setting: default, meaning. `config.json` and the README are checked against it.
@@ -79,11 +79,11 @@ def read(environ: Mapping[str, str]) -> Settings:
         if not re.fullmatch(r"[^/\s]+(/[^/\s]+){0,3}", group) or {".", ".."} & set(group.split("/"))
     ]
     said = Said()
-    for key in labels.KEYS:
-        name = "FW_" + key.removeprefix(labels.PREFIX).upper()
+    for key in parser.KEYS:
+        name = "FW_" + key.removeprefix(parser.PREFIX).upper()
         if values[name]:
-            parsed = labels.parse({key: values[name]}, "setting ")
-            said = labels.over(said, parsed.said)
+            parsed = parser.parse({key: values[name]}, "setting ")
+            said = parser.over(said, parsed.said)
             faults += [f'{name}="{values[name]}": {problem.text}' for problem in parsed.problems]
     mark = 0
     if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", values["FW_MARK"]):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugin.ask import ask
+from plugin.fwctl.cli.client import ask
 from tests.lab import ENGINES, Engine
 from tests.lab.builder import build_image
 from tests.lab.store import cached
@@ -154,7 +154,7 @@ class Fw:
 
     def fwctl(self, *arguments: str) -> str:
         """What fwctl prints when it asks this plugin. Raises CalledProcessError."""
-        command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.socket())]
+        command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.socket())]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
 
     def known(self, container: str) -> bool:

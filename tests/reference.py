@@ -6,12 +6,12 @@ import re
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
-from plugin.directory import Directory, Who
-from plugin.labels import KEYS, parse
+from plugin.labels.parser import KEYS, parse
 from plugin.model import Container, Endpoint, Guarded
-from plugin.policy import of
-from plugin.ruleset import address_elements
-from plugin.table import element_text
+from plugin.nftables.document import element_text
+from plugin.nftables.elements import address_elements
+from plugin.policy.decide import of
+from plugin.policy.peers import Directory, Who
 
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
 ADDRESS = IPv6Address("2001:db8:1::2")

@@ -24,10 +24,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugin.hostsocket import raise_fd_limit
+from plugin.driver.host_ports import HostPorts
+from plugin.driver.host_socket import raise_fd_limit
+from plugin.driver.relay_tcp import Relay
 from plugin.model import FwError, PortBinding, Proto, Published
-from plugin.ports import HostPorts
-from plugin.relay import Relay
 
 pytestmark = pytest.mark.kernel
 

@@ -18,10 +18,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from plugin import netlink as nl
-from plugin.nft import _DELSETELEM, _NEWSETELEM
-from plugin.packing import concatenated
-from plugin.sets import SETS
+from plugin.kernel import netlink as nl
+from plugin.nftables.codec import concatenated
+from plugin.nftables.sets import SETS
+from plugin.nftables.table import _DELSETELEM, _NEWSETELEM
 from tests.bench.bed import GUARDED, LABEL, Bed, connect, disconnect
 from tests.bench.table import Table, median, percentile, say
 from tests.bench.traffic import within

@@ -19,15 +19,15 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from types import MappingProxyType
 from typing import Any
 
-from plugin import labels
-from plugin.grammar import MAX_LENGTH
-from plugin.guard import Guard
+from plugin.docker.tracker import Guard
+from plugin.labels import parser
+from plugin.labels.grammar import MAX_LENGTH
 from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Peer, Rule, Said
-from plugin.nft import Nft
-from plugin.reconcile import Reconciler
-from plugin.sets import Change, Element
-from plugin.state import State
-from plugin.store import Store
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import Nft
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.bench.bed import Bed
 from tests.bench.table import Table, percentile, say
 from tests.kernel.site import Site
@@ -178,7 +178,7 @@ def _timed(watched: Watched, leavers: list[Endpoint], go: Callable[[Endpoint], o
 def _labels() -> dict[str, tuple[float, str, float]]:
     """For each key the slowest text of 4 KB, in milliseconds, and what plain ports cost."""
     found = {}
-    for key in labels.KEYS:
+    for key in parser.KEYS:
         times = [(_read(key, (text * MAX_LENGTH)[:MAX_LENGTH]), text) for text in _TEXTS]
         times += [(_read(key, ("22 from " + text * MAX_LENGTH)[:MAX_LENGTH]), "22 from " + text) for text in _TEXTS]
         found[key] = (*max(times), _read(key, ", ".join(str(3 * n + 1) for n in range(256))))
@@ -189,7 +189,7 @@ def _read(key: str, value: str) -> float:
     times = []
     for _ in range(_ROUNDS):
         began = time.thread_time()
-        labels.parse({key: value})
+        parser.parse({key: value})
         times.append(1e3 * (time.thread_time() - began))
     return percentile(times, 50)
 

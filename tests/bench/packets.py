@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from plugin import netlink as nl
+from plugin.kernel import netlink as nl
 from tests.bench.bed import GUARDED, LABEL, Bed
 from tests.bench.table import Table, percentile, say
 from tests.bench.traffic import PORT, Datagrams, Path, new_flows, within

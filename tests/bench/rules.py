@@ -15,10 +15,10 @@ from collections.abc import Callable
 from ipaddress import IPv6Address
 from typing import Any
 
-from plugin import identity, limits
-from plugin.nft import Nft
-from plugin.sets import TABLE, Change, Element
-from plugin.table import element_text
+from plugin.nftables import identity, rate_chains
+from plugin.nftables.document import element_text
+from plugin.nftables.sets import TABLE, Change, Element
+from plugin.nftables.table import Nft
 from tests.bench.bed import Bed
 from tests.bench.table import Table, median, say
 
@@ -91,7 +91,7 @@ def _rated(number: int) -> Element:
 def _full(nft: Nft) -> float:
     """Bytes that the sources of one flooded rate take."""
     name = f"seen6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
-    sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * limits.NEW))
+    sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * rate_chains.NEW))
     fill = f"add element inet {TABLE} {name} {{ {sources} }}"
     return _weight(lambda: _settled(_must, nft, fill), lambda: _must(nft, f"flush set inet {TABLE} {name}"))
 

@@ -17,11 +17,11 @@ from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 from random import Random
 from typing import Any
 
-from plugin import netlink as nl
+from plugin.kernel import netlink as nl
 from plugin.model import Container, Defaults, Endpoint, Network, Peer, Rule, Said
-from plugin.reconcile import Reconciler
-from plugin.state import State
-from plugin.store import Store
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.bench.bed import Bed
 from tests.bench.table import Table, percentile, say
 from tests.bench.traffic import PORT, Path, new_flows

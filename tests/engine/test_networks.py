@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from plugin.links import bridge_mac
+from plugin.kernel.links import bridge_mac
 from tests.lab import DockerError
 from tests.product import Fw, until
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from plugin.sets import TABLE
+from plugin.nftables.sets import TABLE
 from tests.engine.leftovers import left, standing
 from tests.lab import Engine, Registry, Wan
 from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir, until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from plugin.rights import NEEDED
+from plugin.kernel.capabilities import NEEDED
 from tests.product import Fw
 
 

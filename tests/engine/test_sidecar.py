@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin import boot
+from plugin.fwctl.host import boot_unit
 from tests.engine import test_guard as guard
 from tests.engine.leftovers import left, standing
 from tests.engine.test_guard import FORWARDING, dockers
@@ -134,7 +134,7 @@ def untimed(table: str) -> str:
 
 def start_line(host: Host) -> list[str]:
     """What systemd runs before docker.service: the unit by the link in docker.service.wants."""
-    unit = host.run(["cat", f"/{boot.WANTS}"]).stdout
+    unit = host.run(["cat", f"/{boot_unit.WANTS}"]).stdout
     (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     return shlex.split(line)
 
@@ -204,7 +204,7 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     Run in another way than told it says what is missing and leaves nothing half-done. While docker-fw runs, starting
     the unit changes nothing, and loading its file is refused.
     """
-    paths = [f"/{path}" for path in (boot.FILE, boot.SCRIPT, boot.UNIT, boot.WANTS)]
+    paths = [f"/{path}" for path in (boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT, boot_unit.WANTS)]
     there = ["sh", "-c", f"ls -d {' '.join(paths)} 2>/dev/null"]
 
     def refused(left_out: str) -> str:
@@ -223,12 +223,12 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
         assert [f"{word}: {path}\n" in said for path in paths[1:]] == [True] * 3
         assert "docker-fw keeps the file current." in said
     if each.host.run(["sh", "-c", "command -v systemd-analyze"], check=False).returncode == 0:
-        verified = each.host.run(["systemd-analyze", "verify", boot.NAME])
+        verified = each.host.run(["systemd-analyze", "verify", boot_unit.NAME])
         assert verified.stdout + verified.stderr == ""
     table = ["nft", "list", "table", "inet", "docker-fw"]
     before = untimed(each.host.run(table).stdout)
     each.host.run(start_line(each.host))
-    assert each.host.run(["nft", "-f", f"/{boot.FILE}"], check=False).returncode != 0
+    assert each.host.run(["nft", "-f", f"/{boot_unit.FILE}"], check=False).returncode != 0
     assert untimed(each.host.run(table).stdout) == before
     said = each.user(BOOT_INSTALL.replace("install", "remove"))
     assert [f"removed: {path}\n" in said for path in paths] == [True] * 4
@@ -276,7 +276,8 @@ def test_never_over_a_boot(each: Sidecar) -> None:
     """
     with dockers(each) as net, boots(each), app_on(each, net) as (_, v4, v6):
         served(each)
-        until(lambda: " . tcp . 19090" in each.host.run(["cat", f"/{boot.FILE}"]).stdout, "the sidecar has written it")
+        written = ["cat", f"/{boot_unit.FILE}"]
+        until(lambda: " . tcp . 19090" in each.host.run(written).stdout, "the sidecar has written it")
         proxied: Targets = [("tcp", host, 19090) for host in (each.host.v4, each.host.v6)]
         with each.wan.probe.hammer(*proxied, *closed(each, v4, v6), every=0.004) as hammer:
             reboot(each)

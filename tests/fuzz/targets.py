@@ -9,15 +9,20 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from plugin import bans, labelled, labels, listing, protocol, store
-from plugin import netlink as nl
-from plugin.check.run import run as check
-from plugin.dropped import Drop, header, line
-from plugin.duration import parse as duration
-from plugin.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
-from plugin.labels import KEYS
-from plugin.links import bridge_name
+from plugin.docker import container_labels
+from plugin.docker import parse as listing
+from plugin.driver import protocol
+from plugin.fwctl.check.run import run as check
+from plugin.fwctl.drop_record import Drop, header, line
+from plugin.kernel import netlink as nl
+from plugin.kernel.links import bridge_name
+from plugin.labels import parser
+from plugin.labels.duration import parse as duration
+from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
+from plugin.labels.parser import KEYS
 from plugin.model import Defaults, FwError
+from plugin.policy import bans
+from plugin.state import store
 
 
 def _json(data: bytes) -> Any:
@@ -36,7 +41,7 @@ def values(data: bytes) -> None:
         assert parse_allow(str(rule))[0] == [rule], (text, rule)
     taken_back(text)
     for key in KEYS:
-        parsed = labels.parse({key: text})
+        parsed = parser.parse({key: text})
         assert not (parsed.problems and parsed.said.allow), text
         assert all(str(problem).isprintable() for problem in parsed.problems)
 
@@ -44,7 +49,7 @@ def values(data: bytes) -> None:
 def keys(data: bytes) -> None:
     """Labels as KEY=VALUE lines."""
     lines = (line.partition("=") for line in data.decode("utf-8", "replace").split("\n"))
-    parsed = labels.parse({"fw." + key: value for key, _, value in lines})
+    parsed = parser.parse({"fw." + key: value for key, _, value in lines})
     assert not (parsed.problems and parsed.said.allow)
     assert all(len(str(problem)) < 4000 for problem in parsed.problems)
 
@@ -74,10 +79,13 @@ def lists(data: bytes) -> None:
     raw = _json(data)
     listing.event(raw if isinstance(raw, dict) else {})
     for read in (
-        listing.network, listing.places, listing.driver_options, listing.apart, labelled.compose_key,
+        listing.network, listing.places, listing.driver_options, listing.apart, container_labels.compose_key,
         lambda r: list(listing.published(r)), lambda r: listing.bridges([r]),
-        lambda r: [labelled.at(who, "net") for who in (labelled.read(r, {}), labelled.read(r, None, gone="gone"))],
-        lambda r: list(listing.endpoints(r, labelled.read(r, {}))),
+        lambda r: [
+            container_labels.at(who, "net")
+            for who in (container_labels.read(r, {}), container_labels.read(r, None, gone="gone"))
+        ],
+        lambda r: list(listing.endpoints(r, container_labels.read(r, {}))),
     ):  # fmt: skip
         try:
             read(raw)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from plugin import lease
+from plugin.state import lease
 
 lease.SECONDS = int(os.environ["LEASE"])
 lease.EVERY = lease.SECONDS / 3

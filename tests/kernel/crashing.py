@@ -18,11 +18,12 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-import plugin.main  # here, and so not in each new worker  # noqa: F401
-from plugin import conntrack, journal, links, store
+import plugin.daemon.plugin  # here, and so not in each new worker  # noqa: F401
 from plugin.gunicorn_conf import *  # noqa: F403
-from plugin.nft import Nft
-from plugin.sysctl import Sysctl
+from plugin.kernel import conntrack, links
+from plugin.kernel.sysctl import Sysctl
+from plugin.nftables.table import Nft
+from plugin.state import journal, store
 
 ORDER = Path(os.environ["CRASH"])
 DIED = Path(f"{ORDER}.died")

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from plugin.links import bridge_name, container_side
-from plugin.sets import host_side
-from plugin.store import Store
+from plugin.kernel.links import bridge_name, container_side
+from plugin.nftables.sets import host_side
+from plugin.state.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import until
 from tests.kernel.site import MARK, Box, Site

@@ -18,16 +18,16 @@ from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
-from plugin import netlink as nl
-from plugin import policy
-from plugin.inventory import Inventory
-from plugin.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel import netlink as nl
+from plugin.kernel.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel.sysctl import Sysctl
 from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Published, Rule, Said
-from plugin.nft import Nft
-from plugin.ruleset import guarded_elements, guest_elements
-from plugin.sets import WATCHED, Element
-from plugin.state import State
-from plugin.sysctl import Sysctl
+from plugin.nftables.elements import guarded_elements, guest_elements
+from plugin.nftables.sets import WATCHED, Element
+from plugin.nftables.table import Nft
+from plugin.policy import decide
+from plugin.policy.facts import Inventory
+from plugin.policy.saved import State
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, ping, written
 from tests.lab import NamedNetns, Wan
@@ -189,7 +189,7 @@ class Site:
         endpoint = dataclasses.replace(
             box.endpoint, container=container, published=(*box.endpoint.published, *published)
         )
-        decided = policy.of(network, endpoint, defaults)
+        decided = decide.of(network, endpoint, defaults)
         return {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
 
     def index(self, link: str) -> int:

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from plugin.bans import ban_change, ban_elements
-from plugin.guard import Guard
+from plugin.docker.tracker import Guard
+from plugin.fwctl.api.commands import Orders
 from plugin.model import Address, Defaults, Prefix, Rule, Said
-from plugin.orders import Orders
-from plugin.reconcile import Reconciler
-from plugin.sets import Change
-from plugin.state import State
-from plugin.store import Store
+from plugin.nftables.sets import Change
+from plugin.policy.bans import ban_change, ban_elements
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, new_flow, ping, udp, until
 from tests.kernel.site import Box, Site

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from plugin import boot
-from plugin.sets import CLOSED, TABLE
+from plugin.fwctl.host import boot_unit
+from plugin.nftables.sets import CLOSED, TABLE
 from tests.kernel.packets import until
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import MARK, Box, Site
@@ -34,15 +34,15 @@ class Host:
         self.root = fw.directory / "root"
         self.root.mkdir()
         (self.root / "etc").mkdir()
-        fw.environ["FW_BOOT"] = str(self.root / boot.DIRECTORY)
+        fw.environ["FW_BOOT"] = str(self.root / boot_unit.DIRECTORY)
         self.install()
 
     def install(self) -> None:
-        boot.install(self.root, NFT, boot.nft_text(MARK, (), ()))
+        boot_unit.install(self.root, NFT, boot_unit.nft_text(MARK, (), ()))
 
     @property
     def text(self) -> str:
-        return (self.root / boot.FILE).read_text()
+        return (self.root / boot_unit.FILE).read_text()
 
     def guest(self, labels: dict[str, str]) -> Box:
         """A container of Docker's, which publishes its ports 9090 and 8080; docker-proxy serves them."""
@@ -63,7 +63,7 @@ class Host:
         return fw.site.docker_box(CONFINED, 100)
 
     def fwctl(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.fw.socket)]
+        command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.fw.socket)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL)
 
     def reboots(self) -> None:
@@ -74,7 +74,8 @@ class Host:
         self.fw.site.forget_flows()
 
     def unit(self) -> int:
-        script = (self.root / boot.SCRIPT).read_text().replace(f"/{boot.FILE}", str(self.root / boot.FILE))
+        script = (self.root / boot_unit.SCRIPT).read_text()
+        script = script.replace(f"/{boot_unit.FILE}", str(self.root / boot_unit.FILE))
         return self.fw.site.run("sh", "-s", input=script, check=False).returncode
 
 
@@ -141,9 +142,9 @@ def test_it_is_kept_current_and_no_more(host: Host) -> None:
     until(lambda: "banned4 { 203.0.113.99 }" in host.text, "it is written again")
     host.fwctl("unban", "203.0.113.99")
     until(lambda: "203.0.113.99" not in host.text, "the ban's end is written")
-    boot.remove(host.root)
+    boot_unit.remove(host.root)
     until(lambda: fw.status()["boot"] == "", "docker-fw sees that it is gone")
-    assert not (host.root / boot.FILE).exists()
+    assert not (host.root / boot_unit.FILE).exists()
     host.install()
     until(lambda: fw.status()["boot"] == "kept", "it is there again, and kept")
     assert f"ipv4 . tcp . {SHUT}" in host.text
@@ -152,12 +153,12 @@ def test_it_is_kept_current_and_no_more(host: Host) -> None:
 def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
     """Where the file cannot be written, `fwctl status` and the log say so; what was there stays whole."""
     fw = host.fw
-    (host.root / f"{boot.FILE}.kept").mkdir()
+    (host.root / f"{boot_unit.FILE}.kept").mkdir()
     before = host.text
     fw.start()
     until(lambda: "is not kept current" in fw.status()["boot"], "status says why")
     assert host.text == before
-    (host.root / f"{boot.FILE}.kept").rmdir()
+    (host.root / f"{boot_unit.FILE}.kept").rmdir()
     until(lambda: fw.status()["boot"] == "kept", "it is kept again")
 
 
@@ -222,7 +223,7 @@ def test_the_unit_leaves_a_table_of_ours_alone_and_closes_beside_another_program
 def test_a_ban_that_nft_does_not_take_keeps_nothing_open(host: Host) -> None:
     """Should a line about a ban be damaged, the table is loaded without the bans that end."""
     box = host.fw.site.docker_box(NAMED, 100)
-    with (host.root / boot.FILE).open("a") as file:
+    with (host.root / boot_unit.FILE).open("a") as file:
         file.write("#until 99999999999 nowhere x\n")
     assert arriving(host.fw.site, box)
     assert host.unit() == 0

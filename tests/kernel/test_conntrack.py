@@ -8,9 +8,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from plugin import conntrack
+from plugin.kernel import conntrack
 from plugin.model import Address, Answers, Policy, Published, Rule
-from plugin.policy import BASE
+from plugin.policy.decide import BASE
 from tests.kernel.packets import Packet, new_flow, ping, udp
 from tests.kernel.site import Box, Site
 

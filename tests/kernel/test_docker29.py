@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from plugin.dockerapi import DockerApi
-from plugin.effect import Engine, without_effect
+from plugin.docker.client import DockerApi
+from plugin.fwctl.api.docker_firewall import Engine, without_effect
 from plugin.model import Container, Defaults, Guarded, Published, Rule, Said
-from plugin.sets import Element
+from plugin.nftables.sets import Element
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import Packet, arrived, icmp, new_flow, ping
 from tests.kernel.site import MARK, Box, Site

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from plugin.labels import parse
+from plugin.labels.parser import parse
 from plugin.model import Container, Guarded, Said
-from plugin.policy import of
-from plugin.ruleset import confining_elements, guest_elements
-from plugin.sets import Element
+from plugin.nftables.elements import confining_elements, guest_elements
+from plugin.nftables.sets import Element
+from plugin.policy.decide import of
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, icmp, new_flow, packed, ping, portless, udp
 from tests.kernel.site import Box, Site, claimed
 from tests.kernel.test_hostile import frame

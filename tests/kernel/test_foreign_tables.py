@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from plugin.sets import CLOSED, FORMER, TABLE
+from plugin.nftables.sets import CLOSED, FORMER, TABLE
 from tests.kernel import older
 from tests.kernel.packets import until
 from tests.kernel.running import ROOT, Running
@@ -155,7 +155,7 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
 
     def dry_run(*options: str) -> str:
         with own.site.host.popen(
-            [sys.executable, "-m", "plugin.cli", "dry-run", *options], cwd=ROOT, env=own.environ,
+            [sys.executable, "-m", "plugin.fwctl.cli", "dry-run", *options], cwd=ROOT, env=own.environ,
             stdout=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
             out, _ = process.communicate(timeout=30)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from plugin.model import Peer, Published, Rule
-from plugin.sets import Element
+from plugin.nftables.sets import Element
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, icmp, new_flow, packed, ping, portless, tcp, udp
 from tests.kernel.site import Box, Site

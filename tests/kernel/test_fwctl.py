@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from plugin.ask import ask
+from plugin.fwctl.cli.client import ask
 from tests.kernel.netns import inside, nowhere
 from tests.kernel.packets import until
 from tests.kernel.running import Body, Running
@@ -33,7 +33,7 @@ class Fw(Running):
 
     def fwctl(self, *arguments: str, status: int = 0) -> str:
         """What it prints; it must end with this status."""
-        command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(self.socket)]
+        command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.socket)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == status, (arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout + done.stderr
@@ -376,12 +376,12 @@ def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
 
 def elements(fw: Fw) -> set[str]:
     """Every element, as `plan` writes it."""
-    from plugin import standing
-    from plugin.sets import SETS
-    from plugin.table import element_text
+    from plugin.nftables import dump
+    from plugin.nftables.document import element_text
+    from plugin.nftables.sets import SETS
 
     with inside(fw.site.host.path):
-        there = standing.read().elements
+        there = dump.read().elements
     return {f"{e.set} {element_text(e)}" for e in there if not SETS[e.set.partition("__")[0]].raw}
 
 
@@ -432,7 +432,8 @@ def _nft(*arguments: str, text: str = "") -> str:
 def test_status_watch_sees_a_change(fw: Fw) -> None:
     """`fwctl status --watch --json` tells each time how it is then."""
     fw.web(network(fw))
-    command = [sys.executable, "-m", "plugin.cli", "status", "--watch", "0.1", "--json", "--socket", str(fw.socket)]
+    watch = ["status", "--watch", "0.1", "--json", "--socket", str(fw.socket)]
+    command = [sys.executable, "-m", "plugin.fwctl.cli", *watch]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()

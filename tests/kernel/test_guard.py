@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from plugin import conntrack, hostlinks
-from plugin.flows import Way
-from plugin.hostlinks import Link, Told
+from plugin.kernel import conntrack, link_monitor
+from plugin.kernel.link_monitor import Link, Told
 from plugin.model import PROTO_NUMBER, Answers, Container, Defaults, Guarded, Policy, Published, Rule
-from plugin.policy import of
-from plugin.ruleset import guest_elements
-from plugin.sets import WATCHED, Change, Element
+from plugin.nftables.elements import guest_elements
+from plugin.nftables.sets import WATCHED, Change, Element
+from plugin.policy.decide import of
+from plugin.policy.flows import Way
 from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site
@@ -471,11 +471,11 @@ def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: 
 def test_links_are_told_as_they_come_and_go(site: Site) -> None:
     """A bridge is told when it comes and goes, a port when it leaves; the list says the same."""
     with site.inside():
-        changes = hostlinks.Changes()
+        changes = link_monitor.Changes()
         try:
             site.host.ip("link add br-feedfeedfeed type bridge", "link add vp0 type veth peer name vp1",
                          "link set vp0 master br-feedfeedfeed")  # fmt: skip
-            there = {link.name: link for link in hostlinks.links().values()}
+            there = {link.name: link for link in link_monitor.links().values()}
             bridge = there["br-feedfeedfeed"]
             assert bridge == Link(bridge.index, "br-feedfeedfeed", bridge=True)
             assert there["vp0"].master == bridge.index

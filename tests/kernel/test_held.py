@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from plugin import cuts, sets
-from plugin.guard import Guard
-from plugin.inventory import Noted
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.labels.parser import parse
 from plugin.model import Address, Container, Defaults, Endpoint, Guarded, Said
-from plugin.reconcile import Reconciler
-from plugin.state import State
-from plugin.store import Store
+from plugin.nftables import sets
+from plugin.policy.facts import Noted
+from plugin.policy.saved import State
+from plugin.state import flow_cutter
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite, until
 from tests.kernel.site import Box, Site, claimed
 from tests.lab import NamedNetns
@@ -371,7 +372,7 @@ def test_too_many_to_be_held_one_by_one(
 ) -> None:
     """Then all that the container begins from that port is, and its other flows are not; from too many ports, all of
     that protocol. It is said in the log. When the port is opened again all may speak; its next owner may at once."""
-    monkeypatch.setattr(cuts, "_MOST", 20)
+    monkeypatch.setattr(flow_cutter, "_MOST", 20)
     fw.says(boxes.web, allow="5353/udp")
     talks = [flow(site, "udp", None, boxes.web, 4) for _ in range(25)]
     assert all(talk.begins() for talk in talks)
@@ -388,7 +389,7 @@ def test_too_many_to_be_held_one_by_one(
     fw.says(boxes.web, allow="5353/udp")
     assert all(talk.server_says() for talk in talks)
 
-    monkeypatch.setattr(cuts, "_MOST", 2)
+    monkeypatch.setattr(flow_cutter, "_MOST", 2)
     fw.says(boxes.web, allow="5353-5355/udp")
     some = flow(site, "udp", None, boxes.web, 4)
     talks = [dataclasses.replace(some, sport=next(PORTS), port=port) for port in (5353, 5354, 5355)]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from plugin.listeners import Listeners, listening
+from plugin.kernel.sock_diag import Listeners, listening
 from plugin.model import Published
-from plugin.ruleset import proxied_element
-from plugin.sets import AF, BANNING, WATCHED, Element
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import AF, BANNING, WATCHED, Element
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site

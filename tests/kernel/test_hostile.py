@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from plugin.model import Container, Endpoint, Rule, Said
-from plugin.ruleset import link_local
-from plugin.sets import host_side
+from plugin.nftables.elements import link_local
+from plugin.nftables.sets import host_side
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, Sniffer, arrived, extended, icmp, new_flow, packed, ping, tcp, udp
 from tests.kernel.site import Box, Site

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from plugin.lease import SECONDS, Lease
-from plugin.nft import NftError
-from plugin.sets import WATCHED
+from plugin.nftables.sets import WATCHED
+from plugin.nftables.table import NftError
+from plugin.state.lease import SECONDS, Lease
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plugin.dockerapi import ApiSilent, DockerApi
+from plugin.docker.client import ApiSilent, DockerApi
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import new_flow, until
 from tests.kernel.running import BASE, Body, Running

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from plugin import hostlinks
-from plugin.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel import link_monitor
+from plugin.kernel.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
-from plugin.sets import GROUP, Element, host_side
-from plugin.sysctl import Sysctl
+from plugin.nftables.sets import GROUP, Element, host_side
 from tests.kernel.netns import inside
 from tests.kernel.packets import icmp, new_flow, until
 from tests.kernel.site import Site
@@ -195,7 +195,7 @@ def test_a_bridge_of_an_odd_name_is_not_ours(site: Site, links: Links, name: str
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     site.run("ip", "link", "add", "name", name, "type", "bridge")
     with site.inside():
-        there = {link.name: link.ours for link in hostlinks.links().values() if link.bridge}
+        there = {link.name: link.ours for link in link_monitor.links().values() if link.bridge}
     assert there == {"front0": True, name: False}
 
 

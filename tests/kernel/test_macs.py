@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from plugin.links import bridge_mac
-from plugin.sets import host_side
+from plugin.kernel.links import bridge_mac
+from plugin.nftables.sets import host_side
 from tests.kernel.running import BASE, Body, Running
 
 CHOSEN = "02:aa:00:00:00:07"

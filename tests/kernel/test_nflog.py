@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from plugin import droplog
-from plugin.droplog import KEPT, TAKEN, DropLog
-from plugin.droplog_http import FOLLOWERS
-from plugin.dropped import Drop
-from plugin.inventory import Inventory
-from plugin.links import bridge_name
+from plugin.fwctl.api import droplog
+from plugin.fwctl.api.droplog import KEPT, TAKEN, DropLog
+from plugin.fwctl.api.droplog_http import FOLLOWERS
+from plugin.fwctl.drop_record import Drop
+from plugin.kernel.links import bridge_name
+from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, Said
-from plugin.nflog import NfLog, TakenError
-from plugin.table import LOG_GROUP
+from plugin.nftables.document import LOG_GROUP
+from plugin.policy.facts import Inventory
 from tests.kernel.packets import Packet, icmp, tcp, udp, until
 from tests.kernel.running import ROOT, Running, UnixConnection, took
 from tests.kernel.site import Box, Site
@@ -271,7 +271,8 @@ def test_another_program_in_our_group_is_said_and_outlived(
     finally:
         log.stop()
         thread.join(5)
-    assert [r.getMessage() for r in caplog.records if r.name == "plugin.droplog"] == [TAKEN, "drops are told again"]
+    told = [r.getMessage() for r in caplog.records if r.name == "plugin.fwctl.api.droplog"]
+    assert told == [TAKEN, "drops are told again"]
 
 
 # --- the whole plugin -------------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def kept_ports(running: Running) -> list[int | None]:
 def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
     """`fwctl log`, killed at the end."""
     shown = subprocess.Popen(
-        [sys.executable, "-m", "plugin.cli", "log", "--socket", str(running.socket), *argv],
+        [sys.executable, "-m", "plugin.fwctl.cli", "log", "--socket", str(running.socket), *argv],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
     with shown:

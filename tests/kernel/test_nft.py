@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugin import netlink
+from plugin.kernel import netlink
 from plugin.model import PROTO_NAME, Rule
-from plugin.nft import Nft, NftError
-from plugin.ruleset import rule_elements
-from plugin.sets import CGROUP, RATED, SETS, TARGET, Change, Element, SetSpec, spec_of
-from plugin.table import document, element_text, skeleton
+from plugin.nftables.document import document, element_text, skeleton
+from plugin.nftables.elements import rule_elements
+from plugin.nftables.sets import CGROUP, RATED, SETS, TARGET, Change, Element, SetSpec, spec_of
+from plugin.nftables.table import Nft, NftError
 from tests.kernel.netns import inside
 from tests.kernel.packets import until
 from tests.kernel.site import MARK

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from plugin import directory
-from plugin.guard import Guard
-from plugin.inventory import Inventory, Noted
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Proto, Published, Said
-from plugin.reconcile import Reconciler
-from plugin.sets import Element
-from plugin.state import State
-from plugin.store import Store
+from plugin.nftables.sets import Element
+from plugin.policy import peers
+from plugin.policy.facts import Inventory, Noted
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.kernel.packets import arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed
 
@@ -186,7 +186,7 @@ def test_names_of_too_many_open_nothing(
 ) -> None:
     """A rule whose names would be more entries than the bound lets nobody in by a name, and those by address; when
     there are fewer again it does."""
-    monkeypatch.setattr(directory, "MAX_NAMED", 2 * 20 + 2)
+    monkeypatch.setattr(peers, "MAX_NAMED", 2 * 20 + 2)
     labels = label(allow=f"7001-7020 from project:shop {boxes.stray.v4} {boxes.stray.v6}, 8080 from service:api")
     writer.put_endpoint(known(boxes.web, "web", labels, project="other"))
     writer.put_endpoint(known(boxes.api, "api"))

@@ -1,4 +1,4 @@
-"""With what rights docker-fw does its work: those of `plugin.rights`, no others; and what is said where they lack."""
+"""docker-fw works with the capabilities of `kernel.capabilities` and no others; and what is said where they lack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.rights import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
+from plugin.kernel.capabilities import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from plugin import limits, quota
-from plugin.labels import parse
+from plugin.labels.parser import parse
 from plugin.model import Published, Said
-from plugin.nft import NftError
-from plugin.sets import Change, Element
+from plugin.nftables import rate_chains
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy import rate_quota
 from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.site import Box, Site
@@ -280,7 +281,7 @@ def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()
     return [packet in got for packet in last]
 
 
-def forged(count: int = 3 * limits.NEW) -> list[IPv4Address]:
+def forged(count: int = 3 * rate_chains.NEW) -> list[IPv4Address]:
     """Sources all over the Internet: more than there is room for, and no network of theirs is too large a part."""
     return [IPv4Address("1.0.0.1") + 256 * n for n in range(count)]
 
@@ -288,7 +289,7 @@ def forged(count: int = 3 * limits.NEW) -> list[IPv4Address]:
 @pytest.fixture
 def forgetting(monkeypatch: pytest.MonkeyPatch) -> int:
     """A source is forgotten after two seconds instead of a minute, unless it is proven."""
-    monkeypatch.setattr(limits, "SHORT", 2)
+    monkeypatch.setattr(rate_chains, "SHORT", 2)
     return 2
 
 
@@ -301,7 +302,7 @@ def eventually(true: Callable[[], object], what: str = "not in time") -> None:
 
 def remembered(site: Site, kind: str) -> int:
     """How many sources stand in the sets of this kind ("seen4", …)."""
-    sets = {key for chain in site.nft.limits() for key in limits.limit(chain).sets if key.startswith(kind)}
+    sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
     return sum(site.run("nft", "list", "set", "inet", "docker-fw", key).stdout.count("expires") for key in sets)
 
 
@@ -312,7 +313,7 @@ def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)]) == [True]
     assert flood(site, boxes.web, forged(), [two, one, one, sources(6)[0]]) == [False, True, False, True]
-    assert remembered(site, "seen4") < 2 * limits.NEW
+    assert remembered(site, "seen4") < 2 * rate_chains.NEW
     assert passing(site, boxes.web, [(two, 443)]) == [True]
 
 
@@ -341,7 +342,7 @@ def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
     one, _, three = sources(6)
     own = [IPv6Address("2001:db8:77::1") + (n << 64) for n in range(65536)]
     assert flood(site, boxes.web, own[:-1], [own[-1], one, three]) == [False, True, True]
-    assert limits.NEW_OF_ONE <= remembered(site, "seen6") <= 2 * limits.NEW_OF_ONE + 10
+    assert rate_chains.NEW_OF_ONE <= remembered(site, "seen6") <= 2 * rate_chains.NEW_OF_ONE + 10
     scan = [new_flow("udp", sources(4)[0], boxes.web.v4, port, next(_ports)) for port in range(10000, 22000)]
     site.deliver(scan[:6000], boxes.web, None, ping(site.wan.V6, boxes.web.v6))
     site.deliver(scan[6000:], boxes.web, None, ping(site.wan.V6, boxes.web.v6))
@@ -498,7 +499,7 @@ def _kernel_memory() -> int:
 def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host holds so many rates. The ports of who comes after that are closed, those alone that have a rate; and they
     open when there is room."""
-    monkeypatch.setattr(quota, "MOST", 2)
+    monkeypatch.setattr(rate_quota, "MOST", 2)
     said = label(rate="22 1/hour burst 1")
     load(site, boxes, said, said)
     one, two, _ = sources(4)

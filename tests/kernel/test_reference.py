@@ -1,4 +1,4 @@
-"""The kernel is held to the reference: whatever the policies are, what `plugin.verdict` says of a packet happens to it.
+"""The kernel is held to the reference: whatever the policies are, what `policy.verdict` says of a packet happens.
 
 Policies of every kind, all at once, on containers of docker-fw's networks and of Docker's own; then real packets from
 outside, from other containers, to containers, to the host, to the outside, by published ports. Nothing waits for
@@ -21,9 +21,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from plugin.bans import ban_elements, read
-from plugin.inventory import Inventory, Noted, Place
-from plugin.labels import EVERYTHING
+from plugin.labels.parser import EVERYTHING
 from plugin.model import (
     OTHER,
     PORTLESS,
@@ -45,11 +43,13 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.policy import closed_ports, prefix_of
-from plugin.sets import WATCHED, Change, Element
-from plugin.state import State
-from plugin.verdict import ICMP, Verdict, verdict
-from plugin.verdict import Packet as Asked
+from plugin.nftables.sets import WATCHED, Change, Element
+from plugin.policy.bans import ban_elements, read
+from plugin.policy.decide import closed_ports, prefix_of
+from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.saved import State
+from plugin.policy.verdict import ICMP, Verdict, verdict
+from plugin.policy.verdict import Packet as Asked
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from plugin import standing
-from plugin.bans import ban_elements
-from plugin.inventory import Inventory, Noted
 from plugin.model import Defaults, FwError, Published, Rule, Said
-from plugin.nft import NftError
-from plugin.reconcile import Reconciler
-from plugin.ruleset import proxied_element
-from plugin.sets import Change, Element
-from plugin.store import Store
+from plugin.nftables import dump
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy.bans import ban_elements
+from plugin.policy.facts import Inventory, Noted
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
 from tests.kernel.site import Box, Site
 from tests.kernel.talks import Talks
@@ -127,7 +127,7 @@ def test_a_table_that_is_put_there_is_closed_from_its_first_transaction(
 
 def standing_elements(site: Site) -> Iterable[Element]:
     with site.inside():
-        return standing.read().elements
+        return dump.read().elements
 
 
 def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from plugin.guard import Guard
-from plugin.inventory import Noted
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Overriding, Published, Rule, Said
-from plugin.reconcile import Reconciler
-from plugin.state import State
-from plugin.store import Store
+from plugin.policy.facts import Noted
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
 from tests.kernel.packets import until
 from tests.kernel.site import Box, Site, claimed
 from tests.kernel.talks import Proto, Talks

@@ -25,9 +25,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin.links import bridge_name, container_side
-from plugin.sets import host_side
-from plugin.store import VERSION
+from plugin.kernel.links import bridge_name, container_side
+from plugin.nftables.sets import host_side
+from plugin.state.store import VERSION
 from tests.kernel.fakedocker import Mode
 from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, until

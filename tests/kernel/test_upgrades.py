@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from plugin.identity import SETS_OF_OURS, Found, Table, find
-from plugin.packing import NFPROTO_INET
-from plugin.sets import FORMER, TABLE
-from plugin.store import VERSION
-from plugin.table import skeleton
+from plugin.nftables.codec import NFPROTO_INET
+from plugin.nftables.document import skeleton
+from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
+from plugin.nftables.sets import FORMER, TABLE
+from plugin.state.store import VERSION
 from tests.kernel import older
 from tests.kernel.packets import arrived, new_flow, until
 from tests.kernel.running import ROOT, Running
@@ -28,7 +28,7 @@ RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
 def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
     """`fwctl cleanup` on the site's host."""
     with fw.site.host.popen(
-        [sys.executable, "-m", "plugin.cli", "cleanup"],
+        [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
         cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         out, err = process.communicate(timeout=30)

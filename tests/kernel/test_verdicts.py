@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from plugin.model import Network, Peer, Proto, Published, Rule, Said
-from plugin.sets import Element
+from plugin.nftables.sets import Element
 from tests.kernel import packets as pk
 from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping, until
 from tests.kernel.site import MARK, Box, Site

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from textwrap import dedent
 from typing import Any, NamedTuple
 
-from plugin.check import run as run_module
-from plugin.check.run import run
-from plugin.compose.files import Fetch, Project, read
-from plugin.compose.model import Notes, Value
+from plugin.fwctl.check import run as run_module
+from plugin.fwctl.check.compose.files import Fetch, Project, read
+from plugin.fwctl.check.compose.model import Notes, Value
+from plugin.fwctl.check.run import run
 from plugin.model import Defaults
 
 

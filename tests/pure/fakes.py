@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from plugin.model import FwError
-from plugin.nft import NftError
-from plugin.sets import Change, Element, limiting
-from plugin.state import State
+from plugin.nftables.sets import Change, Element, limiting
+from plugin.nftables.table import NftError
+from plugin.policy.saved import State
 
 
 class Kernel:

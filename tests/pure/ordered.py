@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import MappingProxyType
 
-from plugin.guard import Guard
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Published
-from plugin.nft import NftError
-from plugin.reconcile import Reconciler
-from plugin.sets import Change, Element
-from plugin.state import State
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 #: A network of the driver's, and two of Docker's own.

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from plugin.grammar import LONGEST, remembered
-from plugin.labels import EVERYTHING
+from plugin.labels.grammar import LONGEST, remembered
+from plugin.labels.parser import EVERYTHING
 from plugin.model import (
     PORTLESS,
     PROTO_NUMBER,

@@ -17,13 +17,14 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import conntrack, writer
-from plugin.admin import add_routes
-from plugin.app import create_app
+from plugin.driver.http import create_app
+from plugin.fwctl.api.commands import MOST, Orders
+from plugin.fwctl.api.routes import add_routes
+from plugin.kernel import conntrack
 from plugin.model import FwError, Overriding, Rule
-from plugin.orders import MOST, Orders
-from plugin.overrides import expired
-from plugin.state import State
+from plugin.policy.overrides import expired
+from plugin.policy.saved import State
+from plugin.state import applier
 from tests.pure.ordered import BACK, FRONT, HOST, Site, container, guest, ours, published
 from tests.pure.strategies import examples
 
@@ -48,7 +49,7 @@ CLOCK = Clock()
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and its clock are none of ours."""
     CLOCK.now = 1_000_000.0
-    monkeypatch.setattr(writer, "time", SimpleNamespace(time=CLOCK))
+    monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
     monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_addresses", lambda *_: None)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.bans import MAX_PIECES, WIDEST, ban_elements, holding, pieces, read, told, written
 from plugin.model import FwError, Prefix
-from plugin.sets import BAN_LENGTHS, Element
+from plugin.nftables.sets import BAN_LENGTHS, Element
+from plugin.policy.bans import MAX_PIECES, WIDEST, ban_elements, holding, pieces, read, told, written
 from tests.pure.strategies import examples, prefixes4, prefixes6
 from tests.pure.tracer import CHAINS, Packet, Table
 

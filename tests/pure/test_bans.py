@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.bans import ban_change, ban_elements, holding, pieces, read, written
 from plugin.model import FwError, Prefix
-from plugin.sets import BAN_LENGTHS, Element
+from plugin.nftables.sets import BAN_LENGTHS, Element
+from plugin.policy.bans import ban_change, ban_elements, holding, pieces, read, written
 from tests.pure.strategies import examples
 
 NOW = 1_000_000.0

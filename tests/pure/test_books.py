@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.books import Books, touches_confined
-from plugin.sets import SETS, Change, Element
+from plugin.nftables.applied import Books, touches_confined
+from plugin.nftables.sets import SETS, Change, Element
 from tests.pure.strategies import examples
 
 ELEMENTS = [Element("dockers", (f"br{n}",)) for n in range(5)]

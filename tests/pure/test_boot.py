@@ -13,22 +13,23 @@ from typing import Any
 
 import pytest
 
-from plugin import boot, bootfile, closing
-from plugin.cli import main
-from plugin.dockerapi import ApiSilent
-from plugin.hostlinks import Link
-from plugin.look import Look
+from plugin.daemon import early_table
+from plugin.docker.client import ApiSilent
+from plugin.docker.snapshot import Look
+from plugin.fwctl.cli.main import main
+from plugin.fwctl.host import boot_table, boot_unit
+from plugin.kernel.link_monitor import Link
 from plugin.model import FwError, Guarded, Published
-from plugin.ruleset import proxied_element
-from plugin.sets import TABLE, Element, spec_of
+from plugin.nftables.document import document, element_text
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import TABLE, Element, spec_of
+from plugin.policy.saved import State
 from plugin.settings import read
-from plugin.state import State
-from plugin.table import document, element_text
 
 MARK = 0x08000000
 NFT = "/usr/sbin/nft"
 OURS = "br-0123456789ab"
-PATHS = [boot.FILE, boot.SCRIPT, boot.UNIT, boot.WANTS]
+PATHS = [boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT, boot_unit.WANTS]
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def everything(root: Path) -> dict[str, str]:
 
 def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     """Nothing opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
-    text = boot.nft_text(MARK, {OURS}, {"br-lan"})
+    text = boot_unit.nft_text(MARK, {OURS}, {"br-lan"})
     added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
     assert added == {
         "bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
@@ -75,7 +76,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
 
 def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
     """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
-    lines = boot.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
+    lines = boot_unit.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@foreign" in line]
     assert len(asks) == 9
     for line in asks:
@@ -87,7 +88,7 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
 
 def test_a_host_without_other_bridges_gets_no_name() -> None:
     """Where nothing is foreign nothing is exempt."""
-    assert "ifname != {" not in boot.nft_text(MARK, (), ())
+    assert "ifname != {" not in boot_unit.nft_text(MARK, (), ())
 
 
 def test_it_closes_whatever_else_closes_now() -> None:
@@ -101,7 +102,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
         },
     )  # fmt: skip
     internal = Guarded("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
-    text = bootfile.text(state, [internal], {OURS}, (), read({}))
+    text = boot_table.text(state, [internal], {OURS}, (), read({}))
     for element in (Element("confined", (OURS,)), proxied_element(port), Element("internal", ("br-internal",))):
         assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
     assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
@@ -121,9 +122,9 @@ def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPat
             put.extend(elements)
 
     links(monkeypatch, ["docker0", OURS])
-    monkeypatch.setattr(closing.Store, "load", lambda _: state)
-    closing.close(Kernel(), read({}))  # type: ignore[arg-type]
-    text = bootfile.text(state, (), {OURS, "docker0"}, (), read({}))
+    monkeypatch.setattr(early_table.Store, "load", lambda _: state)
+    early_table.close(Kernel(), read({}))  # type: ignore[arg-type]
+    text = boot_table.text(state, (), {OURS, "docker0"}, (), read({}))
     of_now = ("foreign", "listening")
     missing = [
         e for e in put if not spec_of(e.set).raw and not e.set.startswith(of_now) and element_text(e) not in text
@@ -152,27 +153,27 @@ class Silent:
 
 def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
     there = {n: Link(n, name, bridge=True, ours=name.startswith("fw-")) for n, name in enumerate(names, 3)}
-    monkeypatch.setattr(boot.hostlinks, "links", lambda: there | {1: Link(1, "lo"), 2: Link(2, "eth0")})
+    monkeypatch.setattr(boot_unit.link_monitor, "links", lambda: there | {1: Link(1, "lo"), 2: Link(2, "eth0")})
 
 
 def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Docker lists is Docker's, whatever its name; docker-fw's own and odd names are in neither list."""
     links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
-    monkeypatch.setattr("plugin.bridges.SETTLE", 0.0)  # no time passes here
+    monkeypatch.setattr("plugin.docker.bridges.SETTLE", 0.0)  # no time passes here
     waits: list[float] = []
-    dockers, foreign = boot.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
+    dockers, foreign = boot_unit.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
     assert dockers == {"docker0", OURS, "br-ffffffffffff", "front1"}
     assert foreign == {"virbr0", "br-lan"}
-    assert waits == [boot.SETTLE]
+    assert waits == [boot_unit.SETTLE]
 
 
 def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent API, or a network namespace where the host's bridges are not to be seen, is an error with advice."""
     links(monkeypatch, ["virbr0"])
     with pytest.raises(FwError, match=r"nobody there.*FW_DOCKER_SOCKET"):
-        boot.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
+        boot_unit.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
     with pytest.raises(FwError, match=r"docker0 is not to be seen.*--network host"):
-        boot.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
+        boot_unit.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
 
 
 # --- the unit -----------------------------------------------------------------------------------------------------
@@ -183,17 +184,17 @@ def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
     and a table that stands is left alone."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read_string(boot.unit_text())
+    unit.read_string(boot_unit.unit_text())
     assert unit["Unit"]["Before"] == "docker.service"
     assert unit["Unit"]["After"] == "nftables.service"
     assert unit["Unit"]["PartOf"] == "docker.service nftables.service"
     assert set(unit["Service"]) == {"Type", "RemainAfterExit", "ExecStart"}
     assert unit["Service"]["Type"] == "oneshot"
-    assert unit["Service"]["ExecStart"] == f"/bin/sh /{boot.SCRIPT}"
-    assert f"nft={NFT} file=/{boot.FILE} table={TABLE}\n" in boot.script_text(NFT)
-    assert 'ours() { $nft -t list chain inet "$1" deny >/dev/null 2>&1; }\n' in boot.script_text(NFT)
+    assert unit["Service"]["ExecStart"] == f"/bin/sh /{boot_unit.SCRIPT}"
+    assert f"nft={NFT} file=/{boot_unit.FILE} table={TABLE}\n" in boot_unit.script_text(NFT)
+    assert 'ours() { $nft -t list chain inet "$1" deny >/dev/null 2>&1; }\n' in boot_unit.script_text(NFT)
     wanted = unit["Install"]["WantedBy"]
-    assert os.path.split(boot.WANTS) == (f"etc/systemd/system/{wanted}.wants", os.path.basename(boot.UNIT))
+    assert os.path.split(boot_unit.WANTS) == (f"etc/systemd/system/{wanted}.wants", os.path.basename(boot_unit.UNIT))
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -202,49 +203,49 @@ def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
 def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
     """The file, the unit and the link that systemctl enable would make, and nothing half-made beside them."""
     before = everything(root)
-    assert boot.install(root, NFT, "text\n") == PATHS
-    assert boot.install(root, NFT, "text\n") == []
-    assert boot.install(root, NFT, "other\n") == [boot.FILE]
+    assert boot_unit.install(root, NFT, "text\n") == PATHS
+    assert boot_unit.install(root, NFT, "text\n") == []
+    assert boot_unit.install(root, NFT, "other\n") == [boot_unit.FILE]
     after = everything(root)
     assert {k: after[k] for k in PATHS} == {
-        boot.FILE: "other\n", boot.SCRIPT: boot.script_text(NFT),
-        boot.UNIT: boot.unit_text(), boot.WANTS: f"-> /{boot.UNIT}",
+        boot_unit.FILE: "other\n", boot_unit.SCRIPT: boot_unit.script_text(NFT),
+        boot_unit.UNIT: boot_unit.unit_text(), boot_unit.WANTS: f"-> /{boot_unit.UNIT}",
     }  # fmt: skip
-    assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot.WANTS)}
-    for path in (boot.FILE, boot.SCRIPT, boot.UNIT):
+    assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot_unit.WANTS)}
+    for path in (boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT):
         assert (root / path).stat().st_mode & 0o133 == 0
 
 
 def test_install_mends_what_stands_in_its_way(root: Path) -> None:
     """A link to elsewhere, a changed file, what a crash left: afterwards everything is as it should be."""
-    boot.install(root, NFT, "text\n")
+    boot_unit.install(root, NFT, "text\n")
     right = everything(root)
-    (root / boot.WANTS).unlink()
-    (root / boot.WANTS).symlink_to("/dev/null")
-    (root / boot.UNIT).unlink()
-    (root / boot.UNIT).symlink_to("/dev/null")
-    (root / f"{boot.FILE}.new").write_text("half")
-    (root / boot.SCRIPT).write_text("exit\n")
-    (root / boot.FILE).write_text("old")
-    assert boot.install(root, NFT, "text\n") == PATHS
+    (root / boot_unit.WANTS).unlink()
+    (root / boot_unit.WANTS).symlink_to("/dev/null")
+    (root / boot_unit.UNIT).unlink()
+    (root / boot_unit.UNIT).symlink_to("/dev/null")
+    (root / f"{boot_unit.FILE}.new").write_text("half")
+    (root / boot_unit.SCRIPT).write_text("exit\n")
+    (root / boot_unit.FILE).write_text("old")
+    assert boot_unit.install(root, NFT, "text\n") == PATHS
     assert everything(root) == right
 
 
 def test_remove_takes_exactly_those_away(root: Path) -> None:
     """Afterwards the host is as before, other units and Docker's other wants included, but for the directory, which a
     sidecar may have mounted; again, it says nothing was."""
-    (root / boot.DIRECTORY).mkdir()
+    (root / boot_unit.DIRECTORY).mkdir()
     before = everything(root)
-    boot.install(root, NFT, "text\n")
-    assert boot.remove(root) == [boot.WANTS, boot.UNIT, boot.SCRIPT, boot.FILE]
+    boot_unit.install(root, NFT, "text\n")
+    assert boot_unit.remove(root) == [boot_unit.WANTS, boot_unit.UNIT, boot_unit.SCRIPT, boot_unit.FILE]
     assert everything(root) == before
-    assert boot.remove(root) == []
-    other = root / os.path.dirname(boot.WANTS) / "other.service"
+    assert boot_unit.remove(root) == []
+    other = root / os.path.dirname(boot_unit.WANTS) / "other.service"
     other.parent.mkdir()
     other.symlink_to("/etc/systemd/system/other.service")
     before = everything(root)
-    boot.install(root, NFT, "text\n")
-    boot.remove(root)
+    boot_unit.install(root, NFT, "text\n")
+    boot_unit.remove(root)
     assert everything(root) == before
 
 
@@ -262,20 +263,20 @@ def test_remove_takes_exactly_those_away(root: Path) -> None:
 )
 def test_what_is_missing_on_the_host_is_named(root: Path, missing: str, advice: str) -> None:
     """Each error says what to do, and nothing is written."""
-    assert boot.find_nft(root) == NFT
+    assert boot_unit.find_nft(root) == NFT
     (root / missing).rename(root / "gone")
     with pytest.raises(FwError, match=advice):
-        boot.find_nft(root)
+        boot_unit.find_nft(root)
 
 
 def test_a_file_system_that_does_not_take_it(root: Path) -> None:
     """Which path could not be written, or removed, and why."""
     (root / "etc/docker-fw").write_text("")
     with pytest.raises(FwError, match=r"could not write .*etc/docker-fw.*: File exists"):
-        boot.install(root, NFT, "text\n")
-    (root / boot.UNIT).mkdir()
+        boot_unit.install(root, NFT, "text\n")
+    (root / boot_unit.UNIT).mkdir()
     with pytest.raises(FwError, match=r"could not remove .*docker-fw-boot.service: Is a directory"):
-        boot.remove(root)
+        boot_unit.remove(root)
 
 
 @pytest.mark.parametrize(
@@ -295,20 +296,20 @@ def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
         asked.append((command, options["input"]))
         return subprocess.CompletedProcess(command, int(bool(said)), "", f"{said}\nmore\n")
 
-    monkeypatch.setattr(boot.subprocess, "run", run)
+    monkeypatch.setattr(boot_unit.subprocess, "run", run)
     with pytest.raises(FwError, match=f"{re.escape(said)}.*{advice}"):
-        boot.check(root, NFT, "create table inet docker-fw\n")
+        boot_unit.check(root, NFT, "create table inet docker-fw\n")
     said = ""
-    boot.check(root, NFT, "create table inet docker-fw\n")
+    boot_unit.check(root, NFT, "create table inet docker-fw\n")
     text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
 
 
 def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`fwctl boot install` and `remove` name every path and the next step; an error is one line and status 1."""
-    monkeypatch.setattr(boot, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
-    monkeypatch.setattr(boot, "check", lambda *_: None)
-    monkeypatch.setattr("plugin.dockerapi.DockerApi.look", lambda _: Look())
+    monkeypatch.setattr(boot_unit, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
+    monkeypatch.setattr(boot_unit, "check", lambda *_: None)
+    monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: Look())
     for word in ("wrote", "stood already"):
         assert main(["boot", "install", "--root", str(root)]) == 0
         said = capsys.readouterr().out
@@ -317,7 +318,7 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert "Left alone, for they are not Docker's: virbr0.\n" in said
         assert "systemctl daemon-reload && systemctl start docker-fw-boot" in said
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
-    assert (root / boot.FILE).read_text() == bootfile.text(State(), (), *nothing)
+    assert (root / boot_unit.FILE).read_text() == boot_table.text(State(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
     said = capsys.readouterr().out
     assert [f"removed: /{path}" in said for path in PATHS] == [True] * 4

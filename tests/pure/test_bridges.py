@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.bridges import SETTLE, Bridges
-from plugin.hostlinks import Link
-from plugin.sets import Element
+from plugin.docker.bridges import SETTLE, Bridges
+from plugin.kernel.link_monitor import Link
+from plugin.nftables.sets import Element
 from tests.pure.strategies import examples
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from plugin.check.run import run
-from plugin.labels import KEYS
+from plugin.fwctl.check.run import run
+from plugin.labels.parser import KEYS
 from plugin.model import Defaults, Rule, Said
 from tests.pure.composing import checked, fetching
 

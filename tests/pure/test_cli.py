@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from plugin.ask import ask
-from plugin.cli import main
+from plugin.fwctl.cli.client import ask
+from plugin.fwctl.cli.main import main
 from plugin.model import FwError
 from tests.product import until
 
@@ -256,7 +256,7 @@ def test_where_nobody_answers_is_told_with_what_to_do(
         assert main(["plan", "--socket", str(path)]) == 2
         assert main(["explain", "a", "b", "80", "--socket", str(path)]) == 1
         capsys.readouterr()
-    monkeypatch.setattr("plugin.ask.SOCKETS", (str(tmp_path / "*.none"),))
+    monkeypatch.setattr("plugin.fwctl.cli.client.SOCKETS", (str(tmp_path / "*.none"),))
     assert main(["status"]) == 1
     assert "is the plugin enabled?" in capsys.readouterr().err
 
@@ -279,7 +279,7 @@ def test_a_path_of_any_length_is_reached(tmp_path: Path) -> None:
 
 
 def fwctl(fake: Fake, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(fake.path)]
+    command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(fake.path)]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, **environ}
     )
@@ -299,7 +299,7 @@ def on_terminal(fake: Fake, *arguments: str, until: bytes, **environ: str) -> by
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        command = [sys.executable, "-m", "plugin.cli", *arguments, "--socket", str(fake.path)]
+        command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(fake.path)]
         size = {"TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"}
         os.execve(command[0], command, {**os.environ, **size, **environ})  # noqa: S606
     shown, end = b"", time.monotonic() + 20
@@ -346,7 +346,8 @@ def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
 
 def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
     """As JSON one line each, for programs that follow."""
-    command = [sys.executable, "-m", "plugin.cli", "status", "--watch", "0.1", "--json", "--socket", str(fake.path)]
+    watch = ["status", "--watch", "0.1", "--json", "--socket", str(fake.path)]
+    command = [sys.executable, "-m", "plugin.fwctl.cli", *watch]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
@@ -359,7 +360,7 @@ def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
 def test_a_reader_that_has_enough_is_no_error(fake: Fake) -> None:
     """`fwctl export | head -1`."""
     fake.answers["/export"] = {"text": "x\n" * 1_000_000}
-    command = f"{sys.executable} -m plugin.cli export --socket {fake.path} | head -1"
+    command = f"{sys.executable} -m plugin.fwctl.cli export --socket {fake.path} | head -1"
     shell = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
@@ -404,7 +405,7 @@ def test_the_fail2ban_action_runs_what_fwctl_takes(fake: Fake, tmp_path: Path) -
     config.read_string(file.read_text())
     assert set(config["Definition"]) == {"actionstart", "actionstop", "actioncheck", "actionban", "actionunban"}
     assert "docker run" in config["Init"]["fwctl"]
-    (tmp_path / "fwctl").write_text(f'#!/bin/sh\nexec {sys.executable} -m plugin.cli "$@" --socket {fake.path}\n')
+    (tmp_path / "fwctl").write_text(f'#!/bin/sh\nexec {sys.executable} -m plugin.fwctl.cli "$@" --socket {fake.path}\n')
     (tmp_path / "fwctl").chmod(0o755)
 
     def acts(action: str, ip: str, bantime: str) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from plugin import closing
+from plugin.daemon import early_table
 from plugin.settings import read
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(closing.hostlinks, "links", dict)
+    monkeypatch.setattr(early_table.link_monitor, "links", dict)
     return read({"FW_STATE": str(tmp_path / "state.json")})
 
 
@@ -29,13 +29,13 @@ def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
     def fails(*_: object) -> object:
         raise RuntimeError("nobody foresaw this")
 
-    monkeypatch.setattr(closing, "Nft", fails)
+    monkeypatch.setattr(early_table, "Nft", fails)
     handler = logging.StreamHandler(sys.stderr)
-    closing.log.addHandler(handler)
+    early_table.log.addHandler(handler)
     try:
-        closing.close_first(settings)
+        early_table.close_first(settings)
     finally:
-        closing.log.removeHandler(handler)
+        early_table.log.removeHandler(handler)
     told = capfd.readouterr().err
     assert "could not close the bridges" in told
     assert "RuntimeError: nobody foresaw this" in told
@@ -52,8 +52,8 @@ def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(closing, "Nft", hangs)
-    monkeypatch.setattr(closing, "LONGEST", 0.1)
+    monkeypatch.setattr(early_table, "Nft", hangs)
+    monkeypatch.setattr(early_table, "LONGEST", 0.1)
     began = time.monotonic()
-    closing.close_first(settings)
+    early_table.close_first(settings)
     assert time.monotonic() - began < 1

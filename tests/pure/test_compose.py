@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.check.run import run
-from plugin.compose.files import MAX_FILES, read
-from plugin.compose.model import Notes, Unreadable
-from plugin.compose.tree import scalar
-from plugin.compose.variables import dotenv, expand
+from plugin.fwctl.check.compose.files import MAX_FILES, read
+from plugin.fwctl.check.compose.model import Notes, Unreadable
+from plugin.fwctl.check.compose.tree import scalar
+from plugin.fwctl.check.compose.variables import dotenv, expand
+from plugin.fwctl.check.run import run
 from tests.pure.composing import checked, fetching, labels, project
 from tests.pure.strategies import examples
 

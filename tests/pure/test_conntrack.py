@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from plugin import conntrack
-from plugin import netlink as nl
-from plugin.show import plain
-from plugin.show_answers import banned
+from plugin.fwctl.cli.render import plain
+from plugin.fwctl.cli.render_answers import banned
+from plugin.kernel import conntrack
+from plugin.kernel import netlink as nl
 
 
 def _flow(source: str, target: str) -> bytes:

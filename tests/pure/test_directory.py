@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from plugin.directory import Directory, Key, Who, who
 from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
+from plugin.policy.peers import Directory, Key, Who, who
 
 A, B, C = (IPv4Address(f"172.18.0.{n}") for n in (2, 3, 4))
 A6 = IPv6Address("2001:db8:1::2")

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from plugin.labels import KEYS, parse
+from plugin.labels.parser import KEYS, parse
 from plugin.settings import SETTINGS, read
 from tests import reference
 

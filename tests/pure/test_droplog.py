@@ -20,15 +20,15 @@ from flask import Flask
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from plugin import droplog_cli
-from plugin.droplog import AGAIN, NO_KERNEL, TAKEN, DropLog, Lines, Ring
-from plugin.droplog_http import FOLLOWERS, add_route
-from plugin.dropnames import Names
-from plugin.dropped import Drop, Header, header, line
-from plugin.inventory import Inventory
+from plugin.fwctl.api.drop_names import Names
+from plugin.fwctl.api.droplog import AGAIN, NO_KERNEL, TAKEN, DropLog, Lines, Ring
+from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
+from plugin.fwctl.cli import log as droplog_cli
+from plugin.fwctl.drop_record import Drop, Header, header, line
+from plugin.kernel.nflog import LOCAL_IN, Logged, TakenError
 from plugin.model import Container, Defaults, Endpoint, Network, Said
-from plugin.nflog import LOCAL_IN, Logged, TakenError
-from plugin.state import State
+from plugin.policy.facts import Inventory
+from plugin.policy.saved import State
 from tests.kernel import packets as made
 from tests.pure.strategies import examples
 
@@ -88,7 +88,7 @@ def drops_of(known: Known, *told: Logged, clock: Callable[[], float] = time.mono
 
 
 def lines_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "plugin.droplog"]
+    return [record.getMessage() for record in caplog.records if record.name == "plugin.fwctl.api.droplog"]
 
 
 # --- bytes --------------------------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_a_kernel_without_it_is_said_so(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the kernel has no nfnetlink_log, that is said once, nothing is tried, and docker-fw goes on."""
-    monkeypatch.setattr("plugin.droplog.AGAIN", 0.001)
+    monkeypatch.setattr("plugin.fwctl.api.droplog.AGAIN", 0.001)
     asked: list[bool] = []
     thrice = threading.Event()
 
@@ -448,7 +448,7 @@ def test_a_group_that_another_program_has_is_a_warning(
 ) -> None:
     """Who else listens is told once; docker-fw tries again, and tells when it has the drops again."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("plugin.droplog.AGAIN", 0.001)
+    monkeypatch.setattr("plugin.fwctl.api.droplog.AGAIN", 0.001)
     assert AGAIN > 1
     kernel, refusals = Kernel(), [TakenError(1, "x")] * 3
 
@@ -542,7 +542,7 @@ def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
 
 def test_a_follower_that_does_not_read_or_is_gone_is_let_go(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a client that does not read, and one that hung up is noticed at the next sign of life."""
-    monkeypatch.setattr("plugin.droplog_http._STALLED_MS", 10)
+    monkeypatch.setattr("plugin.fwctl.api.droplog_http._STALLED_MS", 10)
     for gone in (False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from plugin.effect import Engine, within, without_effect
-from plugin.labels import parse
+from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
+from plugin.labels.parser import parse
 from plugin.model import Container, Endpoint, Guarded, Network, Policy, Published, Rule
 
 MARK = 0x08000000

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from plugin.effect import Engine
-from plugin.engines import noted, refusal, unfit
+from plugin.docker.engine import noted, refusal, unfit
+from plugin.fwctl.api.docker_firewall import Engine
 
 
 @pytest.mark.parametrize("version", ["29.0.0", "29.0.1", "29.0.2", "29.0.0-rc.1", "29.0.2+dfsg1", "29.0"])

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from plugin import conntrack
-from plugin.effect import Engine
-from plugin.explain import NOTE, Around, explain
-from plugin.labels import parse
+from plugin.fwctl.api.docker_firewall import Engine
+from plugin.fwctl.api.explain import NOTE, Around, explain
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError, Guarded, Published
-from plugin.state import State
+from plugin.policy.saved import State
 from tests.pure.ordered import ANY4, ANY6, BACK, FRONT, HOST, Site, container, guest, ours, published
 
 NOW = 1_000_000.0

@@ -13,20 +13,21 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from plugin import follow, ours
-from plugin.bridges import SETTLE, Bridges
-from plugin.dockerapi import ApiSilent
-from plugin.driver import Driver
-from plugin.follow import Follower
-from plugin.hostlinks import Link
-from plugin.listeners import Listeners
-from plugin.listing import Event
-from plugin.look import Look
+from plugin.docker import driver_sync
+from plugin.docker import follower as follow
+from plugin.docker.bridges import SETTLE, Bridges
+from plugin.docker.client import ApiSilent
+from plugin.docker.driver_sync import Ours
+from plugin.docker.follower import Follower
+from plugin.docker.parse import Event
+from plugin.docker.proxy_ports import ProxyPorts
+from plugin.docker.snapshot import Look
+from plugin.driver.driver import Driver
+from plugin.kernel.link_monitor import Link
+from plugin.kernel.sock_diag import Listeners
 from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Overriding, Problem, Rule, Said
-from plugin.ours import Ours
-from plugin.proxyports import ProxyPorts
-from plugin.reconcile import Reconciler
-from plugin.state import State
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_guard import NETWORK, endpoint
 from tests.pure.test_watch import until
@@ -365,7 +366,7 @@ def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
     found.bury({}, None)
     found.bury({}, None)
     assert world.forgotten == []
-    monkeypatch.setattr(ours, "GONE", 0.0)
+    monkeypatch.setattr(driver_sync, "GONE", 0.0)
     found.bury({JOINED.id: WEB}, None)
     assert world.forgotten == []
     found.bury({}, None)
@@ -375,9 +376,9 @@ def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
 def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """dockerd died before it kept a network that was made, or we before we kept that it went: its subnet is free again
     after a minute. Not one that somebody is on, and none while Docker's networks are not all known."""
-    monkeypatch.setattr(ours, "GONE", 30.0)
+    monkeypatch.setattr(driver_sync, "GONE", 30.0)
     moment = [100.0]
-    monkeypatch.setattr("plugin.ours.time.monotonic", lambda: moment[0])
+    monkeypatch.setattr("plugin.docker.driver_sync.time.monotonic", lambda: moment[0])
     mine, empty, known = (Network(each * 64, f"fw-{each}") for each in ("n", "a", "b"))
     world.networks = {each.id: each for each in (mine, empty, known)}
     found = Ours(world, world.undo)  # type: ignore[arg-type]
@@ -393,7 +394,7 @@ def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypa
 
 def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel or the disk refuses is tried again with the next look."""
-    monkeypatch.setattr(ours, "GONE", 0.0)
+    monkeypatch.setattr(driver_sync, "GONE", 0.0)
     other = dataclasses.replace(JOINED, id="f" * 64)
     world.endpoints[other.id] = other
 

@@ -23,21 +23,22 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin import conntrack, driver
-from plugin.admin import add_routes
-from plugin.app import create_app
-from plugin.driver import Driver
-from plugin.droplog import DropLog
-from plugin.droplog_http import FOLLOWERS, add_route
-from plugin.guard import Guard
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.driver import driver
+from plugin.driver.driver import Driver
+from plugin.driver.http import create_app
+from plugin.fwctl.api.commands import Orders
+from plugin.fwctl.api.droplog import DropLog
+from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
+from plugin.fwctl.api.routes import add_routes
+from plugin.kernel import conntrack
+from plugin.kernel.nflog import Logged
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Published, Rule, Said
-from plugin.nflog import Logged
-from plugin.orders import Orders
-from plugin.reconcile import Reconciler
-from plugin.sets import Element
-from plugin.state import State
-from plugin.table import element_text
+from plugin.nftables.document import element_text
+from plugin.nftables.sets import Element
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, json_values

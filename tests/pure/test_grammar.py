@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.grammar import (
+from plugin.labels.grammar import (
     MAX_LENGTH,
     MAX_RULES,
     parse_allow,

@@ -11,15 +11,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from plugin import conntrack
-from plugin.guard import Guard
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
 from plugin.model import Address, Container, Defaults, Endpoint, Guarded, Overriding, Problem, Published, Rule, Said
-from plugin.overrides import with_one
-from plugin.policy import BASE, of, passes
-from plugin.reconcile import Reconciler
-from plugin.sets import Element
-from plugin.state import State
+from plugin.nftables.sets import Element
+from plugin.policy.decide import BASE, of, passes
+from plugin.policy.overrides import with_one
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.guests import Guests, addresses
+from plugin.docker.tracked import Guests, addresses
 from plugin.model import Container, Endpoint, Guest
 from tests.pure.strategies import examples
 

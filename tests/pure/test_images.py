@@ -15,9 +15,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from plugin import asking, dockerapi
-from plugin.dockerapi import ApiSilent, DockerApi
-from plugin.images import Unknown, Variant, brought, in_containerd, variant
+from plugin.docker import client
+from plugin.docker import request as asking
+from plugin.docker.client import ApiSilent, DockerApi
+from plugin.docker.images import Unknown, Variant, brought, in_containerd, variant
 from plugin.model import Container, Said
 from tests.kernel.fakedocker import FakeDocker
 
@@ -230,7 +231,7 @@ def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
 ) -> None:
     """An image may be made so that Docker takes minutes to inspect it: its container is closed, and everybody else's
     labels are read, in a look and in a hook; nobody waits for it again a moment later."""
-    monkeypatch.setattr(dockerapi, "LOOK_TIMEOUT", 0.2)
+    monkeypatch.setattr(client, "LOOK_TIMEOUT", 0.2)
     docker.create("odd", Manifest(7, "odd"), OPEN)
     docker.create("users", PLAIN, OPEN)
     docker.index, truth, asked = [PLAIN], docker._inspect, []

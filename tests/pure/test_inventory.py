@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
-from plugin.inventory import Inventory, Noted, Place, subnets
-from plugin.labels import parse
+from plugin.labels.parser import parse
 from plugin.model import (
     Answers,
     Container,
@@ -21,9 +20,10 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.policy import closed_together
-from plugin.sets import Element
-from plugin.state import State
+from plugin.nftables.sets import Element
+from plugin.policy.decide import closed_together
+from plugin.policy.facts import Inventory, Noted, Place, subnets
+from plugin.policy.saved import State
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 APP = Guarded("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import journal
 from plugin.model import Endpoint, FwError
-from plugin.state import State
-from plugin.store import Store
+from plugin.policy.saved import State
+from plugin.state import journal
+from plugin.state.store import Store
 from tests.pure.strategies import endpoints, examples
 from tests.pure.test_store import AFTER, ENDPOINT, NETWORK, directory
 

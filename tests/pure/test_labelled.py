@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from plugin import labelled
-from plugin.labelled import Labelled
-from plugin.labels import EVERYTHING
+from plugin.docker import container_labels
+from plugin.docker.container_labels import Labelled
+from plugin.labels.parser import EVERYTHING
 from plugin.model import Container, Rate, Rule, Said
 
 SSH, HTTP, HTTPS, MORE = (Rule("tcp", port, port) for port in (22, 80, 443, 8080))
@@ -35,7 +35,7 @@ def container(
     raw: dict[str, Any], network: str = "bridge", *, image: dict[str, str] | None = None, key: str = "",
     unknown: str = "",
 ) -> Container:  # fmt: skip
-    return labelled.at(labelled.read(raw, image, unknown=unknown), network, key)
+    return container_labels.at(container_labels.read(raw, image, unknown=unknown), network, key)
 
 
 def test_an_image_makes_nobody_a_service() -> None:
@@ -57,7 +57,7 @@ def test_an_image_makes_nobody_a_service() -> None:
 def test_a_plain_container() -> None:
     """Its ID, its name, nothing said; what is not there is empty."""
     assert container(listed()) == Container("c" * 64, "web", network="bridge")
-    assert labelled.read({"Id": "d" * 64}, None) == Labelled("d" * 64, "d" * 12)
+    assert container_labels.read({"Id": "d" * 64}, None) == Labelled("d" * 64, "d" * 12)
 
 
 def test_a_linked_container_has_its_own_name() -> None:
@@ -76,8 +76,8 @@ def test_compose_tells_project_and_service() -> None:
 def test_only_our_labels_are_read() -> None:
     """Whatever else a container's labels say is nobody's mistake."""
     raw = compose(traefik__enable="true", fwallow="1", fw__allow="8080", FW__Deny="22")
-    assert labelled.ours(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
-    assert labelled.ours({"Labels": None}) == labelled.ours({}) == {}
+    assert container_labels.ours(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
+    assert container_labels.ours({"Labels": None}) == container_labels.ours({}) == {}
     assert container(raw).said == Said(allow=(MORE,), deny=(SSH,))
 
 
@@ -129,10 +129,10 @@ def test_what_another_projects_file_calls_a_network_does_not_count() -> None:
 def test_what_compose_calls_a_network() -> None:
     """By the labels that compose gives its networks; of others nothing is known."""
     told = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
-    assert labelled.compose_key({"Labels": told}) == "shop/front"
+    assert container_labels.compose_key({"Labels": told}) == "shop/front"
     for other in ({}, {"Labels": None}, {"Labels": {}}, {"Labels": {"com.docker.compose.network": "front"}},
                   {"Labels": {"com.docker.compose.project": "shop"}}):  # fmt: skip
-        assert labelled.compose_key(other) == ""
+        assert container_labels.compose_key(other) == ""
 
 
 def test_names_are_told_apart_by_case() -> None:
@@ -309,4 +309,5 @@ def test_while_an_images_labels_are_not_known_what_closes_counts() -> None:
 
 def test_networks_by_name() -> None:
     """The names of all of Docker's networks, whatever else is odd about one."""
-    assert labelled.known_names([{"Name": "a"}, {"Name": 7}, {}, {"Name": "b", "Driver": "overlay"}]) == {"a", "b"}
+    listed = [{"Name": "a"}, {"Name": 7}, {}, {"Name": "b", "Driver": "overlay"}]
+    assert container_labels.known_names(listed) == {"a", "b"}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.grammar import MAX_LENGTH, UNITS
-from plugin.labels import (
+from plugin.labels.grammar import MAX_LENGTH, UNITS
+from plugin.labels.parser import (
     EVERYTHING,
     KEYS,
     MAX_PROBLEMS,

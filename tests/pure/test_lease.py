@@ -12,22 +12,25 @@ from typing import Any
 
 import pytest
 
-from plugin import conntrack, follow, hostlinks, lease, watch
-from plugin.bridges import Bridges
-from plugin.drift import Standing
-from plugin.follow import Follower
-from plugin.inventory import Inventory
-from plugin.lease import SECONDS
-from plugin.listeners import Listeners
+from plugin.daemon import loops
+from plugin.daemon.loops import Later, Watcher
+from plugin.docker import follower as follow
+from plugin.docker.bridges import Bridges
+from plugin.docker.follower import Follower
+from plugin.docker.proxy_ports import ProxyPorts
+from plugin.kernel import conntrack, link_monitor
+from plugin.kernel.sock_diag import Listeners
 from plugin.model import Defaults
-from plugin.nft import NftError
-from plugin.proxyports import ProxyPorts
-from plugin.reconcile import Reconciler
-from plugin.sets import SETS, WATCHED, Element
-from plugin.state import State
-from plugin.verdict import Packet, verdict
-from plugin.watch import Later, Watcher
-from plugin.writer import Writer
+from plugin.nftables.drift import Standing
+from plugin.nftables.sets import SETS, WATCHED, Element
+from plugin.nftables.table import NftError
+from plugin.policy.facts import Inventory
+from plugin.policy.saved import State
+from plugin.policy.verdict import Packet, verdict
+from plugin.state import lease
+from plugin.state.applier import Writer
+from plugin.state.lease import SECONDS
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_follow import World as Followed
 from tests.pure.test_verdict import MUTE, SHUT, WEB, WIDE, world
@@ -149,9 +152,9 @@ class Room(Watched):
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     made = Room()
-    monkeypatch.setattr(hostlinks, "Changes", Changes)
-    monkeypatch.setattr(hostlinks, "links", dict)
-    monkeypatch.setattr(watch, "EVERY", 0.02)
+    monkeypatch.setattr(link_monitor, "Changes", Changes)
+    monkeypatch.setattr(link_monitor, "links", dict)
+    monkeypatch.setattr(loops, "EVERY", 0.02)
     watcher = Watcher(made, made, made, Bridges(set), made, made, Later())  # type: ignore[arg-type]
     watcher.start()
     yield made

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from plugin import behind, conntrack, directory, policy, writer
-from plugin.guard import Guard
-from plugin.inventory import Inventory
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Peer, Published, Rule, Said
-from plugin.nft import NftError
-from plugin.reconcile import Reconciler
-from plugin.sets import Change, Element
-from plugin.state import State
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy import decide, peers
+from plugin.policy.facts import Inventory
+from plugin.policy.saved import State
+from plugin.state import applier, deferred
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 OURS = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/16"), IPv6Interface("2001:db8:1::1/64"))
@@ -54,7 +56,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((policy, "of"), (directory.Directory, "resolved"), (Inventory, "elements")):
+    for where, name in ((decide, "of"), (peers.Directory, "resolved"), (Inventory, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -306,8 +308,8 @@ def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kerne
 
 def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A newcomer that hundreds name: at once it is let in by as many as one change may compute, by all of them soon."""
-    monkeypatch.setattr(writer, "AT_ONCE", 300)
-    monkeypatch.setattr(writer, "A_BIT", 100)
+    monkeypatch.setattr(applier, "AT_ONCE", 300)
+    monkeypatch.setattr(applier, "A_BIT", 100)
     later: list[Callable[[], None]] = []
     state = made(kernel, [member(n) for n in range(60)], later)
     kernel.steps.clear()
@@ -321,8 +323,8 @@ def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monke
 def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers that come and go all the time, and are named by many, do not keep others' flows from being cut: what
     was asked for meanwhile has its turn after a moment of computing, not when there is nothing left to compute."""
-    monkeypatch.setattr(writer, "A_BIT", 1)
-    monkeypatch.setattr(behind, "_AT_A_TIME", 0.0, raising=False)
+    monkeypatch.setattr(applier, "A_BIT", 1)
+    monkeypatch.setattr(deferred, "_AT_A_TIME", 0.0, raising=False)
     later: list[Callable[[], None]] = []
     members = [member(n) for n in range(MEMBERS)]
     state, left = made(kernel, members, later), list[int]()
@@ -356,7 +358,7 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
     before = len(kernel.table or ())
     asker = member(0, OURS, allow=f"{wide}, 22 from container:m1, 8080", egress=f"{wide.replace('from', 'to')}, 53/udp")
     state.put_endpoint(asker)
-    assert len(kernel.table or ()) < before + 2 * directory.MAX_NAMED + 2 * MEMBERS
+    assert len(kernel.table or ()) < before + 2 * peers.MAX_NAMED + 2 * MEMBERS
     stands = {e for e in kernel.table or () if asker.addr4 in e.key}
     assert Element("allow4", (asker.addr4, 6, 8080)) in stands  # type: ignore[arg-type]
     assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in stands  # type: ignore[arg-type]
@@ -376,11 +378,11 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
 def test_published_ports_count_too() -> None:
     """docker-proxy's ports are elements of their own for each peer: a thousand for a hundred peers are too many, where
     the range alone is not."""
-    known = directory.Directory()
+    known = peers.Directory()
     for n in range(MEMBERS):
-        known.put(str(n), directory.who(member(n)))
+        known.put(str(n), peers.who(member(n)))
     rule = Rule("tcp", 4096, 8191, (Peer("project", "shop"),))
-    wanted = policy.Policy(accepts=(rule,))
+    wanted = decide.Policy(accepts=(rule,))
     ports = [Published("tcp", ANY, n, n) for n in range(4096, 5096)]
     assert known.resolved(wanted, None).accepts
     assert known.resolved(wanted, None, ports).accepts == ()
@@ -411,14 +413,14 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
 
 def test_a_bound_is_kept_rule_by_rule() -> None:
     """What fits stays: addresses of a rule that also has names too many for it, and smaller rules after it."""
-    known = directory.Directory()
+    known = peers.Directory()
     for n in range(MEMBERS):
-        known.put(str(n), directory.who(member(n)))
+        known.put(str(n), peers.who(member(n)))
     shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")
     rules = (Rule("tcp", 1, 4095, (one, shop)), Rule("tcp", 5000, 5000, (shop,)))
-    told = list(known.too_many(policy.Policy(accepts=rules), None))
+    told = list(known.too_many(decide.Policy(accepts=rules), None))
     assert len(told) <= 1
     first = Rule("tcp", 1, 65534, (one, shop))
-    found = known.resolved(policy.Policy(accepts=(first, rules[1])), None).accepts
+    found = known.resolved(decide.Policy(accepts=(first, rules[1])), None).accepts
     assert found[0].peers == (one,)
     assert len(found[1].peers) == 2 * MEMBERS

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import answers, labels
-from plugin.grammar import MAX_LENGTH, parse_allow, parse_deny, parse_egress, parse_rate, taken_back
+from plugin.docker import bounded_json
+from plugin.labels import parser
+from plugin.labels.grammar import MAX_LENGTH, parse_allow, parse_deny, parse_egress, parse_rate, taken_back
 from plugin.model import Rule
-from plugin.policy import minus
+from plugin.policy.decide import minus
 from tests.pure.strategies import examples
 
 PLUGIN = sorted((Path(__file__).parents[2] / "plugin").rglob("*.py"))
@@ -120,7 +121,7 @@ def test_no_expression_backtracks(text: str, anywhere: bool) -> None:
     """Two repeats without a bound never share a stretch of the text, and none stands within another."""
     if text.startswith(r"[ \t]*(?:export"):
         pytest.skip("a whole .env file, by `fwctl check` alone, of which each line ends the match")
-    if text in (answers._PLAIN.pattern, answers._INSIDE.pattern):
+    if text in (bounded_json._PLAIN.pattern, bounded_json._INSIDE.pattern):
         pytest.skip("nothing follows it, so that wherever it ends is a match, and nothing is tried twice")
     assert _backtracks(text, anywhere=anywhere) == ""
 
@@ -169,13 +170,13 @@ def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object
             assert steps(lambda text=whole: read(text)) <= 2.5 * steps(lambda text=half: read(text)) + 200, unit
 
 
-@pytest.mark.parametrize("key", labels.KEYS)
+@pytest.mark.parametrize("key", parser.KEYS)
 def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
     """At most 16 calls a character, whatever is written, which is some milliseconds."""
     for before in _BEFORE:
         for unit in _UNITS:
             value = (before + unit * MAX_LENGTH)[:MAX_LENGTH]
-            assert steps(lambda value=value: labels.parse({key: value})) <= 16 * MAX_LENGTH, unit
+            assert steps(lambda value=value: parser.parse({key: value})) <= 16 * MAX_LENGTH, unit
 
 
 def test_a_rule_with_hundreds_of_wrong_peers_is_told_by_the_first_ones() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from plugin import labelled, listing
+from plugin.docker import container_labels, parse
 from plugin.model import Container, Published, Rule, Said
 from tests.pure.strategies import examples, json_values
 
@@ -44,13 +44,13 @@ RUNNING: dict[str, Any] = {
 
 
 COMPOSE = {"com.docker.compose.project": "shop", "com.docker.compose.container-number": "1"}
-WEB = labelled.read(RUNNING, None)
+WEB = container_labels.read(RUNNING, None)
 MORE, SSH = Rule("tcp", 8080, 8080), Rule("tcp", 22, 22)
 
 
 def test_a_network_is_read_as_docker_lists_it() -> None:
     """Its bridge by Docker's rule, subnets, gateway modes, and what its options open."""
-    found = listing.network(NETWORK)
+    found = parse.network(NETWORK)
     assert found
     assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
     assert found.subnets == (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
@@ -61,7 +61,7 @@ def test_a_network_is_read_as_docker_lists_it() -> None:
 @pytest.mark.parametrize("value", ["false", "0", "F", "False"])
 def test_a_network_on_which_containers_do_not_talk(value: str) -> None:
     """enable_icc=false, as on swarm's docker_gwbridge, in all of Go's spellings."""
-    found = listing.network({**NETWORK, "Options": {"com.docker.network.bridge.enable_icc": value}})
+    found = parse.network({**NETWORK, "Options": {"com.docker.network.bridge.enable_icc": value}})
     assert found
     assert not found.flat
 
@@ -69,10 +69,10 @@ def test_a_network_on_which_containers_do_not_talk(value: str) -> None:
 def test_a_network_says_all_that_a_container_may() -> None:
     """Every key of the language may be an option of a network, but fw.network.NAME."""
     options = {"fw.deny": "22", "fw.policy": "closed", "FW.EGRESS": "none", "fw.log": "drop"}
-    found = listing.network({**NETWORK, "Options": options})
+    found = parse.network({**NETWORK, "Options": options})
     assert found
     assert found.said == Said(deny=(SSH,), policy="closed", egress=(), log="drop")
-    found = listing.network({**NETWORK, "Options": {"fw.network.front.deny": "22"}})
+    found = parse.network({**NETWORK, "Options": {"fw.network.front.deny": "22"}})
     assert found
     assert str(found.problems[0]) == (
         'network option fw.network.front.deny="22": is for container labels; here write fw.deny'
@@ -82,7 +82,7 @@ def test_a_network_says_all_that_a_container_may() -> None:
 def test_a_bridge_of_the_users_own_name() -> None:
     """The name in the options is the bridge's, as on the default network and docker_gwbridge."""
     options = {"com.docker.network.bridge.name": "docker0"}
-    found = listing.network({**NETWORK, "Options": options})
+    found = parse.network({**NETWORK, "Options": options})
     assert found
     assert found.bridge == "docker0"
 
@@ -92,26 +92,26 @@ def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
     """A network whose bridge docker-fw cannot name in its table is not read; its bridge is Docker's all the same."""
     odd = {**NETWORK, "Id": "f" * 64, "Options": {"com.docker.network.bridge.name": name}}
     with pytest.raises(ValueError, match="bridge name"):
-        listing.network(odd)
-    assert listing.bridges([NETWORK, odd]) == ({"br-1a2b3c4d5e6f", name}, True)
+        parse.network(odd)
+    assert parse.bridges([NETWORK, odd]) == ({"br-1a2b3c4d5e6f", name}, True)
 
 
 @pytest.mark.parametrize("odd", [None, {}, {"Driver": "bridge"}, {"Driver": "bridge", "Id": 7}, "network",
                                  {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}}])  # fmt: skip
 def test_what_is_left_out_of_a_list_is_said(odd: Any) -> None:
     """A network that is not understood leaves the others known, and the list incomplete."""
-    assert listing.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
+    assert parse.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
 
 
 @pytest.mark.parametrize("driver", ["host", "null", "overlay", "macvlan", "fw:latest", ""])
 def test_networks_of_other_drivers_are_not_dockers_bridges(driver: str) -> None:
     """Only what Docker's bridge driver made is guarded as such."""
-    assert listing.network({**NETWORK, "Driver": driver}) is None
+    assert parse.network({**NETWORK, "Driver": driver}) is None
 
 
 def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
     """It opens nothing, and is told with where it stands."""
-    found = listing.network({**NETWORK, "Options": {"fw.allow": "808O"}})
+    found = parse.network({**NETWORK, "Options": {"fw.allow": "808O"}})
     assert found
     assert found.said.allow == ()
     assert str(found.problems[0]).startswith('network option fw.allow="808O": ')
@@ -119,7 +119,7 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
 
 def test_a_running_container_has_its_places_and_ports() -> None:
     """Each network with its addresses of either family; one that it is not on just now is none."""
-    front, six = listing.endpoints(RUNNING, WEB)
+    front, six = parse.endpoints(RUNNING, WEB)
     assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
     assert (front.addr4, front.addr6) == (IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
     assert (six.addr4, six.addr6) == (None, IPv6Address("2001:db8:2::2"))
@@ -135,8 +135,8 @@ def test_each_place_has_its_own_labels_and_options() -> None:
     """What labels say for one network, by its name or compose's, and what an attachment's driver_opts say."""
     raw = {**RUNNING, "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22",
                                  **COMPOSE}}  # fmt: skip
-    who = labelled.read(raw, None)
-    front, six = listing.endpoints(raw, who, {}, {"front": {"fw.allow": "53/udp"}})
+    who = container_labels.read(raw, None)
+    front, six = parse.endpoints(raw, who, {}, {"front": {"fw.allow": "53/udp"}})
     assert front.container
     assert six.container
     assert (front.container.said, front.said) == (
@@ -144,7 +144,7 @@ def test_each_place_has_its_own_labels_and_options() -> None:
     )  # fmt: skip
     assert (six.container.said, six.said) == (Said(deny=(SSH,), policy="closed"), Said())
     renamed = {"Networks": {"edge": RUNNING["NetworkSettings"]["Networks"]["front"]}}
-    (edge,) = listing.endpoints({**raw, "NetworkSettings": renamed}, who, {NETWORK["Id"]: "shop/front"})
+    (edge,) = parse.endpoints({**raw, "NetworkSettings": renamed}, who, {NETWORK["Id"]: "shop/front"})
     assert edge.container
     assert edge.container.said.allow == (MORE,)
 
@@ -153,7 +153,7 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
     """Nothing can be refused on Docker's own networks: it is told with the container's own mistakes, at that place."""
     raw = {**RUNNING, "Labels": {"fw.allow": "0"}}
     options = {"front": {"fw.policy": "opne", "com.docker.network.endpoint.sysctls": "x"}}
-    front, six = listing.endpoints(raw, labelled.read(raw, None), {}, options)
+    front, six = parse.endpoints(raw, container_labels.read(raw, None), {}, options)
     assert front.container
     assert six.container
     assert [str(problem).partition(":")[0] for problem in front.container.problems] == [
@@ -165,14 +165,14 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
 
 def test_where_a_container_is_and_with_what_options() -> None:
     """Its endpoints, which are others each time that it starts; the options of its attachments, where they are any."""
-    assert listing.places(RUNNING) == ("", "e" * 64, "f" * 64)
-    assert listing.places({}) == ()
+    assert parse.places(RUNNING) == ("", "e" * 64, "f" * 64)
+    assert parse.places({}) == ()
     inspected = {"NetworkSettings": {"Networks": {
         "front": {"DriverOpts": {"fw.allow": "1"}}, "six": {"DriverOpts": None}, "odd": {"DriverOpts": ["x"]},
         "none": None,
     }}}  # fmt: skip
-    assert listing.driver_options(inspected) == {"front": {"fw.allow": "1"}, "six": {}}
-    assert listing.driver_options({"NetworkSettings": None}) == {}
+    assert parse.driver_options(inspected) == {"front": {"fw.allow": "1"}, "six": {}}
+    assert parse.driver_options({"NetworkSettings": None}) == {}
 
 
 @pytest.mark.parametrize("key", ["ep-" + "e" * 64, "c" * 64])
@@ -181,23 +181,23 @@ def test_a_container_that_is_being_connected(key: str) -> None:
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
     other = {"Name": "db", "EndpointID": "d" * 64, "IPv4Address": "172.18.0.9/16", "IPv6Address": ""}
     there = {**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}
-    found = listing.attached(there, WEB, {"fw.deny": "22"})
+    found = parse.attached(there, WEB, {"fw.deny": "22"})
     assert found
     assert (found.container, found.said) == (Container("c" * 64, "web", network="front"), Said(deny=(SSH,)))
     assert found.unlisted
     assert not found.published
     listed = {"Ports": [{"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]}
-    known = listing.attached(there, WEB, {}, listed)
+    known = parse.attached(there, WEB, {}, listed)
     assert known
     assert (known.published, known.unlisted) == ((Published("tcp", IPv4Address("127.0.0.1"), 8080, 80),), False)
     assert (found.id, found.addr4, found.addr6) == ("e" * 64, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
-    assert listing.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
+    assert parse.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
 
 
 def test_a_name_alone_is_nobody() -> None:
     """Another container's entry under its own ID is not ours because it once had our name."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": ""}
-    assert listing.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB, {}) is None
+    assert parse.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB, {}) is None
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -220,14 +220,14 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
     """Whatever stands in whatever place of Docker's answers: read, or an error; what is open was in the right place."""
     for path in _paths(NETWORK)[1:]:
         try:
-            found = listing.network(_with(NETWORK, path, new))
+            found = parse.network(_with(NETWORK, path, new))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         assert found is None or path[0] == "Options" or found.said == Said(allow=(Rule("tcp", 9100, 9100),))
     for path in _paths(RUNNING)[1:]:
         try:
             raw = _with(RUNNING, path, new)
-            places = list(listing.endpoints(raw, labelled.read(raw, None)))
+            places = list(parse.endpoints(raw, container_labels.read(raw, None)))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         for place in places:
@@ -245,8 +245,8 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
 )  # fmt: skip
 def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
     """It is said of a container whose labels count for nothing, and why."""
-    assert listing.apart({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
-    assert listing.apart({}) == ""
+    assert parse.apart({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
+    assert parse.apart({}) == ""
 
 
 @given(json_values)
@@ -254,7 +254,7 @@ def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
 def test_any_event_is_read(told: Any) -> None:
     """Whatever Docker's events bring: what is not there is empty, and nothing is raised."""
     for raw in ({"Type": told, "Action": told, "Actor": told}, {"Actor": {"ID": told, "Attributes": told}}):
-        found = listing.event(raw)
+        found = parse.event(raw)
         assert isinstance(found.id, str)
         assert isinstance(found.container, str)
 
@@ -262,5 +262,5 @@ def test_any_event_is_read(told: Any) -> None:
 def test_an_event_is_read() -> None:
     """What happened, to which network or container, and who was concerned."""
     actor = {"ID": "n", "Attributes": {"container": "c", "type": "bridge"}}
-    found = listing.event({"Type": "network", "Action": "connect", "Actor": actor})
-    assert found == listing.Event("network connect", "n", "c", "bridge")
+    found = parse.event({"Type": "network", "Action": "connect", "Actor": actor})
+    assert found == parse.Event("network connect", "n", "c", "bridge")

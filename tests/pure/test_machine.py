@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plugin import conntrack, driver
-from plugin.app import create_app
-from plugin.dockerapi import ApiSilent
-from plugin.driver import Driver
-from plugin.labels import parse
+from plugin.docker.client import ApiSilent
+from plugin.driver import driver
+from plugin.driver.driver import Driver
+from plugin.driver.http import create_app
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults
-from plugin.reconcile import Reconciler
-from plugin.state import State
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 from tests.pure import naive
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_fuzz import NoLinks

@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import labelled, labels, policy
-from plugin.directory import Directory, Who
+from plugin.docker import container_labels
+from plugin.labels import parser
 from plugin.model import Defaults, Endpoint, Guarded, Network, Override, Policy, Published, Rule, Said
-from plugin.policy import closed_ports
+from plugin.policy import decide as policy
+from plugin.policy.decide import closed_ports
+from plugin.policy.peers import Directory, Who
 from tests.pure import naive
 from tests.pure.naive import Flow
 from tests.pure.strategies import examples
@@ -61,7 +63,7 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    return labelled.at(labelled.read(listed, image), network)
+    return container_labels.at(container_labels.read(listed, image), network)
 
 
 def directory() -> Directory:
@@ -177,7 +179,7 @@ suspicious = st.sampled_from(sorted(RIGHT)).flatmap(
         st.sampled_from(_WHERE).map(lambda w: w + key[3:]) | st.just(key.upper()) | _wrong_keys, near_misses[key]
     )
 )
-_saids = _pairs(("fw.",), 3).map(lambda pairs: labels.parse(pairs).said)
+_saids = _pairs(("fw.",), 3).map(lambda pairs: parser.parse(pairs).said)
 worlds = st.builds(
     World,
     network=st.one_of(
@@ -231,7 +233,7 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
 ) -> None:
     """The same holds for the options of one of Docker's networks, and for an attachment's."""
     key, value = label
-    right, wrong = (labels.parse(p, "network option ") for p in (options, {**options, key: value}))
+    right, wrong = (parser.parse(p, "network option ") for p in (options, {**options, key: value}))
     if key in options or not wrong.problems or isinstance(world.network, Network):
         return
     who = container(pairs)
@@ -274,9 +276,9 @@ def test_while_an_image_cannot_be_asked_nothing_is_wider(
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    unsure = labelled.at(labelled.read(listed, None, unknown="no such image"), "front")
-    no_wider(world, unsure, labelled.at(labelled.read(listed, None), "front"))
-    no_wider(world, unsure, labelled.at(labelled.read(listed, told), "front"))
+    unsure = container_labels.at(container_labels.read(listed, None, unknown="no such image"), "front")
+    no_wider(world, unsure, container_labels.at(container_labels.read(listed, None), "front"))
+    no_wider(world, unsure, container_labels.at(container_labels.read(listed, told), "front"))
 
 
 # --- a right one opens what it says -------------------------------------------------------------------------------
@@ -300,7 +302,7 @@ def test_what_is_right_accepts_and_begins_exactly_what_it_says(
 
     Setting < network < container < the container's for this network < attachment.
     """
-    said = [labels.parse(each) for each in (settings, options, attached)]
+    said = [parser.parse(each) for each in (settings, options, attached)]
     who = container(pairs)
     assert not [problem for each in (*said, who) for problem in each.problems]
     network = dataclasses.replace(FRONT, said=said[1].said)
@@ -333,7 +335,7 @@ def test_the_examples_are_worth_something() -> None:
                       ("fw.deny", "22"), ("fw.policy", "closed"), ("fw.rate", "22 5/minute"), ("fw.log", "drop")):
         for at in range(len(text) + 1):
             for scrap in ("x", "", "0", " "):
-                problems = labels.parse({key: _damaged(text, at, scrap)}).problems
+                problems = parser.parse({key: _damaged(text, at, scrap)}).problems
                 right, wrong = right + (not problems), wrong + bool(problems)
     assert right > 50
     assert wrong > 100

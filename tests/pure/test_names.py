@@ -13,22 +13,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from plugin import boot, conntrack, labelled, listing, plan, screen, show, show_answers, status
-from plugin.bridges import Bridges
-from plugin.check.run import run as check
-from plugin.dropped import Drop, Header, line
-from plugin.effect import Engine
-from plugin.explain import Around, explain
-from plugin.guard import Guard
-from plugin.hostlinks import Link
-from plugin.inventory import Inventory
-from plugin.labels import parse
+from plugin.docker import container_labels
+from plugin.docker import parse as listing
+from plugin.docker.bridges import Bridges
+from plugin.docker.tracker import Guard
+from plugin.fwctl.api import plan, status
+from plugin.fwctl.api.docker_firewall import Engine
+from plugin.fwctl.api.explain import Around, explain
+from plugin.fwctl.api.find_container import containers
+from plugin.fwctl.check.run import run as check
+from plugin.fwctl.cli import render, render_answers, terminal
+from plugin.fwctl.drop_record import Drop, Header, line
+from plugin.fwctl.host import boot_unit
+from plugin.kernel import conntrack
+from plugin.kernel.link_monitor import Link
+from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
-from plugin.reconcile import Reconciler
-from plugin.sets import Element
-from plugin.state import State
-from plugin.table import document, element_text
-from plugin.whom import containers
+from plugin.nftables.document import document, element_text
+from plugin.nftables.sets import Element
+from plugin.policy.facts import Inventory
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT
 from tests.pure.test_fuzz import EVIL
@@ -84,10 +89,10 @@ class Host:
             "Ports": [{"Type": "tcp", "IP": "0.0.0.0", "PublicPort": 18080, "PrivatePort": 8080}],
             "NetworkSettings": {"Networks": {right["Name"]: places}},
         }  # fmt: skip
-        who = labelled.read(listed, {})
+        who = container_labels.read(listed, {})
         self.name = who.name
         known = [found for raw in (network, right) if (found := self._network(raw))]
-        keys = {"b" * 64: labelled.compose_key(right)}
+        keys = {"b" * 64: container_labels.compose_key(right)}
         self.guard.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
         self.apart = {text(): listing.apart({"HostConfig": {"NetworkMode": "container:" + text()}})}
 
@@ -158,15 +163,15 @@ def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], ot
 
     there = {n: Link(n, name, bridge=True) for n, name in enumerate((*dockers, *others, "br-lan"), 2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boot.hostlinks, "links", lambda: there)
-        patch.setattr("plugin.bridges.SETTLE", 0.0)
-        found = boot.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
-    text = boot.nft_text(MARK, *found)
+        patch.setattr(boot_unit.link_monitor, "links", lambda: there)
+        patch.setattr("plugin.docker.bridges.SETTLE", 0.0)
+        found = boot_unit.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
+    text = boot_unit.nft_text(MARK, *found)
     checked = r'"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"'
     around, elements = skeletons(text)
     for each in elements:
         assert re.fullmatch(rf"{checked}(, {checked})*|{checked} \. {checked}(, {checked} \. {checked})*", each), each
-    plain = boot.nft_text(MARK, (), {"br-lan"})
+    plain = boot_unit.nft_text(MARK, (), {"br-lan"})
     around = re.sub(rf"ifname != \{{ {checked}(, {checked})* \}}", 'ifname != { "br-lan" }', around)
     assert around == skeletons(plain)[0]
 
@@ -174,22 +179,22 @@ def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], ot
 def _shown(host: Host) -> Iterator[str]:
     """What `fwctl` prints of it, for pipes and terminals, each text with the name of the command."""
     told = json.loads(json.dumps(host.status()))
-    yield show.status(told)
-    yield show.ports(told)
-    yield show.dry_run(told["guarded"], told["apart"], [f"203.0.113.1 → {host.name} 22/tcp"])
+    yield render.status(told)
+    yield render.ports(told)
+    yield render.dry_run(told["guarded"], told["apart"], [f"203.0.113.1 → {host.name} 22/tcp"])
     for width in (80, 200):
         file = io.StringIO()
         on = Console(file=file, width=width, color_system=None, highlight=False, markup=False)
-        on.print(screen.status(told, width))
-        on.print(screen.ports(told))
+        on.print(terminal.status(told, width))
+        on.print(terminal.ports(told))
         yield file.getvalue()
     inventory = host.inventory
     around = Around((), host.apart, A, MARK, 1.0)
     for who in (host.name, *host.texts[:3]):
         try:
-            yield show.plain(show_answers.explain(explain(inventory, "internet", who, "8080", around)))
+            yield render.plain(render_answers.explain(explain(inventory, "internet", who, "8080", around)))
         except FwError as error:
-            yield show.printable(str(error))
+            yield render.printable(str(error))
     closed = parse({"fw.policy": "closed"}, "setting ").said
 
     def change(other: Inventory) -> None:
@@ -197,7 +202,7 @@ def _shown(host: Host) -> Iterator[str]:
 
     told = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
     told["policy"] = plan.policies(plan.under(inventory, lambda _: None), plan.under(inventory, change))
-    yield show.plain(show_answers.plan(told))
+    yield render.plain(render_answers.plan(told))
     endpoint = next(iter(host.guard.known()))
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])

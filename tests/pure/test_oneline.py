@@ -14,13 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plugin import gunicorn_conf
-from plugin.oneline import OneLine
-from plugin.record import MAX_ERROR
+from plugin.daemon.log_format import OneLine
+from plugin.jsonio import MAX_ERROR
 from tests.pure.strategies import examples
 
 ROOT = Path(__file__).parents[2]
 #: A line more, a terminal's title, right to left, what UTF-8 has no bytes for, and nothing.
-ODD = "a\nERROR plugin.nft: b\r\x1b]0;x\x07\u202e\ud800\x00\x85\u2028"
+ODD = "a\nERROR plugin.nftables.table: b\r\x1b]0;x\x07\u202e\ud800\x00\x85\u2028"
 
 
 def written(message: str, *arguments: object, error: BaseException | None = None) -> str:
@@ -70,19 +70,19 @@ def test_the_plugin_writes_its_log_so() -> None:
     config = copy.deepcopy(gunicorn_conf.logconfig_dict)
     made = {name: DictConfigurator({}).configure_formatter(each) for name, each in config["formatters"].items()}
     assert {type(made[handler["formatter"]]) for handler in config["handlers"].values()} == {OneLine}
-    record = logging.LogRecord("plugin.dockerapi", logging.ERROR, "", 0, "silent", (), None)
-    assert made["plain"].format(record) == "ERROR plugin.dockerapi: silent"
+    record = logging.LogRecord("plugin.docker.client", logging.ERROR, "", 0, "silent", (), None)
+    assert made["plain"].format(record) == "ERROR plugin.docker.client: silent"
 
 
 def test_fwctl_writes_its_log_so() -> None:
     """What the rooms that it uses have to say comes to stderr in the same form, not as it came."""
     code = (
-        "import logging\nfrom plugin import cli, droplog_cli\n"
-        f"droplog_cli.run = lambda _: logging.getLogger('plugin.x').error({ODD!r}) or 0\n"
-        "raise SystemExit(cli.main(['log']))"
+        "import logging\nfrom plugin.fwctl.cli import log, main\n"
+        f"log.run = lambda _: logging.getLogger('plugin.x').error({ODD!r}) or 0\n"
+        "raise SystemExit(main.main(['log']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr.decode().splitlines() == [
-        "fwctl: a\\nERROR plugin.nft: b\\r\\x1b]0;x\\x07\\u202e\\ud800\\x00\\x85\\u2028"
+        "fwctl: a\\nERROR plugin.nftables.table: b\\r\\x1b]0;x\\x07\\u202e\\ud800\\x00\\x85\\u2028"
     ]

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from plugin.model import Container, Endpoint, Network, Override, Overriding, Peer, Prefix, Rule
-from plugin.overrides import ended, expired, in_force, lapsed, swept, unwatched, with_one, without
-from plugin.policy import of, passes
-from plugin.state import State
+from plugin.policy.decide import of, passes
+from plugin.policy.overrides import ended, expired, in_force, lapsed, swept, unwatched, with_one, without
+from plugin.policy.saved import State
 from tests.pure.strategies import examples
 
 SSH, MORE = Rule("tcp", 22, 22), Rule("tcp", 8080, 8080)

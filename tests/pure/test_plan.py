@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from plugin import conntrack, drift, export, plan
-from plugin.bans import ban_elements
-from plugin.drift import Line, Standing
-from plugin.inventory import Inventory
-from plugin.labels import parse
+from plugin.fwctl.api import export, plan
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
-from plugin.overrides import in_force, unwatched
-from plugin.ruleset import dockerd_elements
-from plugin.sets import SETS, WATCHED, Change, Element
+from plugin.nftables import drift
+from plugin.nftables.document import document, skeleton
+from plugin.nftables.drift import Line, Standing
+from plugin.nftables.elements import dockerd_elements
+from plugin.nftables.sets import SETS, WATCHED, Change, Element
+from plugin.policy.bans import ban_elements
+from plugin.policy.facts import Inventory
+from plugin.policy.overrides import in_force, unwatched
 from plugin.settings import Settings, read
-from plugin.table import document, skeleton
 from tests.pure.ordered import FRONT, Site, container, guest, ours, published
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})

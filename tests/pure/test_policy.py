@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels import EVERYTHING, over, parse
+from plugin.labels.parser import EVERYTHING, over, parse
 from plugin.model import (
     PORTLESS,
     Container,
@@ -26,7 +26,19 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.policy import BASE, closed_ports, covers, in_doubt, in_order, minus, of, passes, prefix_of, published, words
+from plugin.policy.decide import (
+    BASE,
+    closed_ports,
+    covers,
+    in_doubt,
+    in_order,
+    minus,
+    of,
+    passes,
+    prefix_of,
+    published,
+    words,
+)
 from tests.pure import strategies
 from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import protocol
+from plugin.driver import protocol
 from plugin.model import Endpoint, FwError, Network, PortBinding, Rate, Rule, Said
 from tests.pure.strategies import examples, json_values
 

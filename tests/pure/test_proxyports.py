@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import asked as asking
-from plugin.asked import MOST, Asked, asked
-from plugin.dockerapi import DockerApi
-from plugin.inventory import Noted
-from plugin.listeners import PATIENCE, Listener, Listeners
-from plugin.look import Look
+from plugin.docker.client import DockerApi
+from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
+from plugin.docker.snapshot import Look
+from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
 from plugin.model import Address, Defaults, Published, Rule
-from plugin.proxyports import ProxyPorts, before, own_ports, passing
-from plugin.reconcile import Reconciler
-from plugin.ruleset import proxied_element
-from plugin.sets import AF, Element
-from plugin.state import State
-from plugin.store import _plain
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import AF, Element
+from plugin.policy import requested_ports as asking
+from plugin.policy.facts import Noted
+from plugin.policy.requested_ports import MOST, Asked, asked
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import _plain
 from tests.kernel.fakedocker import FakeDocker
 from tests.pure.fakes import Disk, Kernel
 
@@ -228,7 +228,7 @@ def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> Non
 
 def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """TCP and low ports first."""
-    monkeypatch.setattr("plugin.listeners.MOST", 3)
+    monkeypatch.setattr("plugin.kernel.sock_diag.MOST", 3)
     for port in range(50000, 50010):
         host.listens(Published("udp", ANY4, port, port), root=False)
     for port in (22, 80):

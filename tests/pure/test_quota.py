@@ -8,16 +8,18 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from plugin import quota, status, writer
-from plugin.guard import Guard
-from plugin.inventory import Inventory
-from plugin.labels import parse
+from plugin.docker.tracker import Guard
+from plugin.fwctl.api import status
+from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Said
-from plugin.quota import Quota
-from plugin.reconcile import Reconciler
-from plugin.sets import DENIED, RATED, Element
-from plugin.state import State
-from plugin.verdict import Packet, verdict
+from plugin.nftables.sets import DENIED, RATED, Element
+from plugin.policy import rate_quota
+from plugin.policy.facts import Inventory
+from plugin.policy.rate_quota import Quota
+from plugin.policy.saved import State
+from plugin.policy.verdict import Packet, verdict
+from plugin.state import applier
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 NET = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/24"))
@@ -45,15 +47,15 @@ def closed(kernel: Kernel) -> set[int]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "MOST", 2)
+    monkeypatch.setattr(rate_quota, "MOST", 2)
 
 
 def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container that needs more room than is left may have thousands of ports with a rate: while it waits, others
     come and go without a look at each of those."""
     looked: list[str] = []
-    known, limited = Quota(), quota.limiting
-    monkeypatch.setattr(quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))
+    known, limited = Quota(), rate_quota.limiting
+    monkeypatch.setattr(rate_quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))
 
     def wants(address: str, *chains: str) -> frozenset[Element]:
         ports = enumerate(chains * 100, 1)
@@ -79,9 +81,9 @@ def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> Non
         state.put_endpoint(endpoint(4))
         state.put_endpoint(endpoint(5, rate=""))
     assert closed(kernel) == {4}
-    assert [r.getMessage() for r in caplog.records] == [f"c4: {quota.FULL}"]
+    assert [r.getMessage() for r in caplog.records] == [f"c4: {rate_quota.FULL}"]
     told = {e["container"]: e["problems"] for e in _endpoints(state)}
-    assert told == {"c2": [], "c3": [], "c4": [quota.FULL], "c5": []}
+    assert told == {"c2": [], "c3": [], "c4": [rate_quota.FULL], "c5": []}
     for number, port, accepted in ((2, 22, True), (4, 22, False), (4, 443, True)):
         packet = Packet(OUT, IPv4Address(f"10.1.0.{number}"), "tcp", port)
         assert verdict(state.inventory, packet).accepted is accepted
@@ -173,7 +175,7 @@ def test_one_address_has_one_limit() -> None:
 def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one who takes over gets its own limit in the very transaction that takes the other's out, however much else
     is to be computed."""
-    monkeypatch.setattr(writer, "AT_ONCE", 0)
+    monkeypatch.setattr(applier, "AT_ONCE", 0)
     kernel = Kernel()
     state = started(kernel, endpoint(2))
     state.put_endpoint(endpoint(3, "22 1/day", address=2))

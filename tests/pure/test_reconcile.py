@@ -16,9 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from plugin import conntrack
-from plugin.bans import ban_elements
-from plugin.inventory import Inventory, Noted
+from plugin.kernel import conntrack
 from plugin.model import (
     Container,
     Defaults,
@@ -33,11 +31,13 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.nft import NftError
-from plugin.overrides import in_force, with_one, without
-from plugin.reconcile import Reconciler
-from plugin.sets import Change, Element
-from plugin.state import State
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy.bans import ban_elements
+from plugin.policy.facts import Inventory, Noted
+from plugin.policy.overrides import in_force, with_one, without
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 EVERYWHERE = Defaults(Said(allow=(Rule("udp", 161, 161),)))

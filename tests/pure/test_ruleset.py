@@ -18,10 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import limits
-from plugin.directory import Directory
-from plugin.inventory import Inventory, Noted, Place
-from plugin.labels import parse
+from plugin.labels.parser import parse
 from plugin.model import (
     PORTLESS,
     PROTO_NUMBER,
@@ -41,9 +38,9 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.overrides import in_force
-from plugin.policy import covers, of, passes, prefix_of
-from plugin.ruleset import (
+from plugin.nftables import rate_chains
+from plugin.nftables.document import document, element_text, replace, skeleton
+from plugin.nftables.elements import (
     address_elements,
     confining_elements,
     dockerd_elements,
@@ -55,9 +52,12 @@ from plugin.ruleset import (
     proxied_element,
     rule_elements,
 )
-from plugin.sets import RATED, SETS, Element, spec_of
-from plugin.state import State
-from plugin.table import document, element_text, replace, skeleton
+from plugin.nftables.sets import RATED, SETS, Element, spec_of
+from plugin.policy.decide import covers, of, passes, prefix_of
+from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.overrides import in_force
+from plugin.policy.peers import Directory
+from plugin.policy.saved import State
 from tests.pure import strategies
 from tests.pure.strategies import (
     ELEMENT_TEXT,
@@ -276,7 +276,8 @@ def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port:
     for line in CHAINS[f"rated{v}"]:
         key, _, name = line.partition(" vmap @")
         chain_ = chains.get((name, tuple(value(part, packet) for part in key.split(" . "))), "")  # type: ignore[arg-type]
-        found |= set(re.findall("limit rate ([0-9]+/[a-z]+ burst [0-9]+)", limits.inside([chain_]) if chain_ else ""))
+        text = rate_chains.inside([chain_]) if chain_ else ""
+        found |= set(re.findall("limit rate ([0-9]+/[a-z]+ burst [0-9]+)", text))
     about = [rate for rate in listed if rate.proto == proto and rate.first <= port <= rate.last]
     assert found == {f"{rate.count}/{rate.unit} burst {rate.burst}" for rate in about}
 
@@ -290,7 +291,7 @@ def test_the_rates_of_an_address_are_its_own() -> None:
         elements = set(address_elements("br0", address, Policy(rates=(rate,))))
         (chain_,) = {str(element.data[0]) for element in elements if element.set in RATED}
         names.add(chain_)
-        added, whole, removed = limits.added([chain_]), document(MARK, elements), limits.removed([chain_])
+        added, whole, removed = rate_chains.added([chain_]), document(MARK, elements), rate_chains.removed([chain_])
         own = re.findall(r"\t(set|chain) (\S+) \{", added)
         assert len(own) == 5
         for kind, name in own:
@@ -309,7 +310,7 @@ def test_the_rates_of_an_address_are_its_own() -> None:
 )
 def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: int) -> None:
     """What anybody may forge is forgotten after a minute; a source that completed a handshake when it has its burst."""
-    sets = limits.limit(f"limit4__172.18.0.2__{rate}").sets
+    sets = rate_chains.limit(f"limit4__172.18.0.2__{rate}").sets
     meters = {name.partition("4__")[0]: spec.meter for name, spec in sets.items()}
     assert meters == {"seen": short, "wide": short} | ({"kept": kept} if kept else {})
 
@@ -317,11 +318,11 @@ def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: in
 def test_no_network_fills_a_set_alone() -> None:
     """A /24 or /48 may bring a quarter of the sources at most, in the time that they are remembered."""
     for rate in ("1_second_5", "5_minute_10", "1_day_2", "60_second_1"):
-        text = limits.inside([f"limit6__2001-db8--1__{rate}"])
+        text = rate_chains.inside([f"limit6__2001-db8--1__{rate}"])
         seconds = int(re.findall("timeout ([0-9]+)s", text)[0])
         found = re.findall(r"(@wide.*)? limit rate over ([0-9]+)/second burst ([0-9]+) packets(?: \})? goto", text)
         one, every = (int(burst) + int(count) * seconds for _, count, burst in found[-2:])
-        assert (one, every) == (pytest.approx(every / 4, rel=0.1), pytest.approx(2 * limits.NEW, rel=0.1))
+        assert (one, every) == (pytest.approx(every / 4, rel=0.1), pytest.approx(2 * rate_chains.NEW, rel=0.1))
         assert every < 65535
 
 
@@ -462,7 +463,7 @@ def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
     """Plain hash sets only, without `flags interval` and without a reserved `size`; but for those that packets fill,
     which are bounded, and whose elements go by themselves."""
     chain_ = "limit4__172.18.0.2__5_minute_10"
-    text, own = skeleton(MARK, rates=["rates", chain_]), limits.limit(chain_).sets
+    text, own = skeleton(MARK, rates=["rates", chain_]), rate_chains.limit(chain_).sets
     assert "interval" not in text
     for _, name, body in re.findall(r"\t(set|map) (\S+) \{\n(.*?)\n\t\}", text, re.DOTALL):
         filled = name in own or bool(spec_of(name).meter)

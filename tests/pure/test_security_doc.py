@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from plugin.dockerapi import DockerApi
-from plugin.rights import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
+from plugin.docker.client import DockerApi
+from plugin.kernel.capabilities import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import until
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels import EVERYTHING, KEYS
+from plugin.labels.parser import EVERYTHING, KEYS
 from plugin.model import Defaults, FwError, Rate, Rule, Said
 from plugin.settings import SETTINGS, Settings, read
 from tests.pure.strategies import examples

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from plugin import conntrack, screen, show, show_answers, status
-from plugin.duration import left, parse
-from plugin.effect import Engine
-from plugin.labels import parse as labels
+from plugin.fwctl.api import status
+from plugin.fwctl.api.docker_firewall import Engine
+from plugin.fwctl.cli import render, render_answers, terminal
+from plugin.kernel import conntrack
+from plugin.kernel.resolver import asked_from_host
+from plugin.labels.duration import left, parse
+from plugin.labels.parser import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
-from plugin.resolver import asked_from_host
-from plugin.state import State
+from plugin.policy.saved import State
 from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +57,7 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
 
 
 def words(site: Site, **more: Any) -> str:
-    return show.status(told(site, **more))
+    return render.status(told(site, **more))
 
 
 @pytest.fixture
@@ -220,8 +222,8 @@ def test_status_tells_of_the_host(site: Site) -> None:
 def test_nothing_is_told_in_a_sentence() -> None:
     """And an empty network of Docker's is of no interest."""
     empty = told(Site())
-    assert "fw-ffffffffffff" in show.status(empty)
-    assert show.status({**empty, "networks": []}).splitlines() == [
+    assert "fw-ffffffffffff" in render.status(empty)
+    assert render.status({**empty, "networks": []}).splitlines() == [
         "no container on any network; all that comes will be closed but for TCP 22, 80, 443",
         "the table is docker-fw's alone: while it runs, no other tool can change or flush it",
     ]
@@ -229,18 +231,18 @@ def test_nothing_is_told_in_a_sentence() -> None:
 
 def test_ports_tell_from_whom(site: Site) -> None:
     """Each published port with its container, and for whom it is open."""
-    said = show.ports(told(site)).splitlines()
+    said = render.ports(told(site)).splitlines()
     assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in said
     assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in said
     assert f"{'web':<30} [::]:16000->6000/tcp  (closed to the outside: fw.allow does not open 6000/tcp)" in said
-    assert show.ports(told(Site())) == "no published ports"
+    assert render.ports(told(Site())) == "no published ports"
 
 
 def test_a_dry_run_tells_what_closes_to_whom() -> None:
     """Before anything is closed; a port that stays open to some is told with them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
-    said = show.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
+    said = render.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
     assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in said
     assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it: label fw.allow: "6000")' in said
     assert "published 0.0.0.0:10080->80/tcp: stays open\n" in said
@@ -261,7 +263,7 @@ def test_an_explanation_is_told_step_by_step() -> None:
     out = {"name": "203.0.113.7", "address": "203.0.113.7"}
     host = {**flow, "from": {"name": "the host", "address": None}, "to": out,
             "accepted": False, "steps": [{"text": "no", "outcome": "drop", "origin": "Docker"}]}  # fmt: skip
-    assert show.plain(show_answers.explain({"flows": [flow, host], "notes": ["not asked: ufw"]})) == (
+    assert render.plain(render_answers.explain({"flows": [flow, host], "notes": ["not asked: ufw"]})) == (
         "the Internet (203.0.113.1) → web (10.1.0.2), 8080/tcp, IPv4: accepted\n"
         "  10.1.0.2 is web\n"
         "  web accepts 8080/tcp  (label fw.allow): accepted\n"
@@ -277,39 +279,39 @@ def test_a_plan_is_told_as_a_diff() -> None:
     gone = {"sign": "-", "what": "element", "text": "allow4 10.1.0.2 . tcp . 9999", "who": "web"}
     empty: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
     full = {**empty, "drift": [gone], "policy": [line], "changes": True, "notes": ["a note"]}
-    said = show.plain(show_answers.plan(full))
+    said = render.plain(render_answers.plan(full))
     assert said.splitlines() == [
         "the table in the kernel is not as it should be; to mend it:", "- allow4 10.1.0.2 . tcp . 9999  web",
         "with these settings:", "+ web on front: accepts 9100/tcp  (setting x)", "a note",
     ]  # fmt: skip
-    assert show.plain(show_answers.plan(empty)) == "nothing would change"
+    assert render.plain(render_answers.plan(empty)) == "nothing would change"
 
 
 def test_bans_are_told_those_that_end_first_first() -> None:
     """With the time that is left."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
-    assert show.plain(show_answers.bans({"now": NOW, "bans": there})).split() == [
+    assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
         "2001:db8::/48", "60", "s", "left", "203.0.113.7", "for", "ever"
     ]  # fmt: skip
-    assert show.plain(show_answers.bans({"now": NOW, "bans": []})) == "nobody is banned"
+    assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "nobody is banned"
 
 
 def test_what_was_done_is_told(site: Site) -> None:
     """With what the container answers on now, and what has no effect."""
     places = status.places(site.state.snapshot(), WEB.id, Engine(), 0)
     word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
-    said = show.plain(show_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
+    said = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
     assert said.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
     assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it answers on 80/tcp, " in said
-    assert show.plain(show_answers.reverted({"reverted": []})) == "nothing was overridden"
-    assert show.plain(show_answers.reverted({"reverted": [{"container": None, "id": "a" * 64}]})) == (
+    assert render.plain(render_answers.reverted({"reverted": []})) == "nothing was overridden"
+    assert render.plain(render_answers.reverted({"reverted": [{"container": None, "id": "a" * 64}]})) == (
         "aaaaaaaaaaaa: as its labels say"
     )
     still = {"unbanned": [], "absent": ["203.0.113.7"], "still": [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]}
-    assert show.plain(show_answers.unbanned(still)) == (
+    assert render.plain(render_answers.unbanned(still)) == (
         "was not banned: 203.0.113.7\n203.0.113.7 is still banned, with all of 203.0.113.0/24"
     )
-    assert show.plain(show_answers.unbanned({"unbanned": [], "absent": [], "still": []})) == "nobody is banned"
+    assert render.plain(render_answers.unbanned({"unbanned": [], "absent": [], "still": []})) == "nobody is banned"
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------------------
@@ -332,15 +334,15 @@ def bare(text: str) -> str:
 def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
     """As tables where there is room, as coloured lines where there is not; no word of the plain form is missing."""
     data = told(site, foreign=["virbr0"], banned=1)
-    shown = bare(drawn(screen.status(data, width), width=width)).split()
-    plain = show.status(data).replace(",", " ").split()
+    shown = bare(drawn(terminal.status(data, width), width=width)).split()
+    plain = render.status(data).replace(",", " ").split()
     missing = {word for word in plain if word not in set(" ".join(shown).replace(",", " ").split())}
     assert not {word for word in missing if word not in "".join(shown)}
-    assert "\x1b[" in drawn(screen.status(data, width), width=width)
-    ports = bare(drawn(screen.ports(data)))
+    assert "\x1b[" in drawn(terminal.status(data, width), width=width)
+    ports = bare(drawn(terminal.ports(data)))
     assert "open to container:db service:api, closed to others" in ports
-    assert "no published ports" in drawn(screen.ports(told(Site())))
-    assert "no container on any network" in bare(drawn(screen.status({**told(Site()), "networks": []}, width)))
+    assert "no published ports" in drawn(terminal.ports(told(Site())))
+    assert "no container on any network" in bare(drawn(terminal.status({**told(Site()), "networks": []}, width)))
 
 
 EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
@@ -350,11 +352,11 @@ def test_others_words_move_no_cursor() -> None:
     """A label's value is quoted in a terminal: it is text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
     data = told(site, apart={EVIL: EVIL}, foreign=[EVIL])
-    for text in (show.status(data), show.ports(data), show.dry_run(data["guarded"], data["apart"], [EVIL])):
+    for text in (render.status(data), render.ports(data), render.dry_run(data["guarded"], data["apart"], [EVIL])):
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
         assert "[red]no[/red]" in text or text == "no published ports"
     for width in (80, 200):
-        text = bare(drawn(screen.status(data, width), screen.ports(data), screen.problem(EVIL), width=width))
+        text = bare(drawn(terminal.status(data, width), terminal.ports(data), terminal.problem(EVIL), width=width))
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
         assert "[red]no[/red]" in "".join(text.split())
 
@@ -372,7 +374,9 @@ def test_times_are_read_and_told_as_people_write_them() -> None:
 
 def test_the_driver_never_imports_rich() -> None:
     """It is for terminals; the process that serves Docker stays small. So does `fwctl` in a pipe."""
-    for modules in ("plugin.main, plugin.app, plugin.gunicorn_conf", "plugin.cli, plugin.show, plugin.show_answers"):
+    serves = "plugin.daemon.plugin, plugin.driver.http, plugin.gunicorn_conf"
+    tool = "plugin.fwctl.cli.main, plugin.fwctl.cli.render, plugin.fwctl.cli.render_answers"
+    for modules in (serves, tool):
         tops = "('rich', 'pygments', 'yaml')"
         code = f"import sys, {modules}\nprint([m for m in sys.modules if m.split('.')[0] in {tops}])"
         command = [sys.executable, "-c", code]

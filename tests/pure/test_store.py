@@ -18,8 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.inventory import Inventory, Noted
-from plugin.labels import EVERYTHING
+from plugin.labels.parser import EVERYTHING
 from plugin.model import (
     Container,
     Defaults,
@@ -34,12 +33,13 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.overrides import in_force
-from plugin.reconcile import Reconciler
-from plugin.sets import Element
-from plugin.state import State
-from plugin.store import VERSION, Store
-from plugin.table import element_text
+from plugin.nftables.document import element_text
+from plugin.nftables.sets import Element
+from plugin.policy.facts import Inventory, Noted
+from plugin.policy.overrides import in_force
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import VERSION, Store
 from tests.pure.fakes import Kernel
 from tests.pure.strategies import (
     ELEMENT_TEXT,

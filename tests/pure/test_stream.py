@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import listing
-from plugin.stream import LONGEST, objects
+from plugin.docker import parse
+from plugin.docker.events import LONGEST, objects
 from tests.pure.strategies import examples, json_values
 
 EVENTS = st.lists(st.dictionaries(st.text(max_size=8), json_values, max_size=3), max_size=4)
@@ -87,7 +87,7 @@ def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes)
     for each in objects(chunks()):
         told.append(each)
     assert told == [None, "more", SMALL]
-    unread = listing.event(None)
+    unread = parse.event(None)
     assert not unread.whole
 
 

@@ -1,6 +1,6 @@
 """Ranges and prefixes as keys of hash sets: a masked look-up finds exactly what was put there.
 
-What nft would look up is read from the expressions that `plugin.tiers` writes, not computed a second time.
+What nft would look up is read from the expressions that `plugin.labels.ranges` writes, not computed a second time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from plugin.labels.ranges import BLOCKS, LENGTHS, block_expression, block_key, blocks, length_and_prefix, masked, pieces
 from plugin.model import Prefix
-from plugin.tiers import BLOCKS, LENGTHS, block_expression, block_key, blocks, length_and_prefix, masked, pieces
 from tests.pure.strategies import examples, ipv4, ipv6, near4, near6, ports, prefixes4, prefixes6
 from tests.pure.tracer import Packet, value
 

@@ -8,8 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from plugin.inventory import Inventory, Noted, Place
-from plugin.labels import parse
+from plugin.labels.parser import parse
 from plugin.model import (
     Container,
     Defaults,
@@ -23,8 +22,9 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.state import State
-from plugin.verdict import Packet, confined, find, number_of, policy_of, verdict
+from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.saved import State
+from plugin.policy.verdict import Packet, confined, find, number_of, policy_of, verdict
 
 FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))

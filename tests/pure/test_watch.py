@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from plugin import hostlinks
-from plugin.bridges import Bridges
-from plugin.hostlinks import Link, Told
-from plugin.watch import Later, Watcher
+from plugin.daemon.loops import Later, Watcher
+from plugin.docker.bridges import Bridges
+from plugin.kernel import link_monitor
+from plugin.kernel.link_monitor import Link, Told
 
 
 class World:
@@ -93,8 +93,8 @@ def until(condition: Callable[[], Any], seconds: float = 5) -> None:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(hostlinks, "Changes", Changes)
-    monkeypatch.setattr(hostlinks, "links", lambda: dict(made.links))
+    monkeypatch.setattr(link_monitor, "Changes", Changes)
+    monkeypatch.setattr(link_monitor, "links", lambda: dict(made.links))
     return made
 
 

@@ -7,14 +7,14 @@ from ipaddress import ip_network
 
 import pytest
 
-from plugin import conntrack
-from plugin.bans import ban_elements
-from plugin.drift import Standing
-from plugin.inventory import Inventory
+from plugin.kernel import conntrack
 from plugin.model import Defaults
-from plugin.sets import SETS, Element
-from plugin.state import State
-from plugin.writer import Writer
+from plugin.nftables.drift import Standing
+from plugin.nftables.sets import SETS, Element
+from plugin.policy.bans import ban_elements
+from plugin.policy.facts import Inventory
+from plugin.policy.saved import State
+from plugin.state.applier import Writer
 from tests.pure.fakes import Kernel
 
 BANNED = ip_network("203.0.113.7/32")

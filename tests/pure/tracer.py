@@ -1,6 +1,6 @@
 """A packet's way through the look-ups, by the rules' own text and the sets' elements, as the kernel would go it.
 
-Only what `plugin.lookups` writes is understood: keys of sets, `jump`, `goto`, `return`, our bit of the mark.
+Only what `plugin.nftables.lookups` writes is understood: keys of sets, `jump`, `goto`, `return`, our bit of the mark.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from plugin.sets import Element
-from plugin.table import skeleton
+from plugin.nftables.document import skeleton
+from plugin.nftables.sets import Element
 
 Value = IPv4Address | IPv6Address | int
 _FIELD = r"(?:ip6? [sd]addr|meta (?:l4proto|nfproto)|th [sd]port)"

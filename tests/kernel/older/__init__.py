@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugin.links import container_side
+from plugin.kernel.links import container_side
 from plugin.model import Endpoint, Network
-from plugin.sets import host_side
-from plugin.store import Store
+from plugin.nftables.sets import host_side
+from plugin.state.store import Store
 from tests.kernel.running import Running
 from tests.kernel.site import Box
 from tests.lab import NamedNetns

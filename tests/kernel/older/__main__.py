@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plugin.sets import FORMER, TABLE
+from plugin.nftables.sets import FORMER, TABLE
 from tests.kernel.netns import nowhere
 from tests.kernel.older import BANNED, BOOT, BRIDGE, HERE, ORDER, boot_id, docker_knows
 from tests.kernel.packets import until

@@ -1,1 +1,0 @@
-"""`fwctl check`: what a compose file would open, and its mistakes with file and line."""

@@ -1,0 +1,114 @@
+"""Before anybody can reach our socket: where nothing of ours stands in the kernel, every bridge is closed.
+
+dockerd dials a plugin's socket half a second after it has started it, tries again every three seconds, and goes on as
+soon as somebody listens (moby plugin/manager_linux.go, pluginPostStart): at a boot with containers, and some engines at
+once with the docker-proxies of before. The plugin itself takes as long to be loaded as all of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from plugin.docker.bridges import Bridges
+from plugin.docker.proxy_ports import before, own_ports
+from plugin.docker.tracker import KEPT
+from plugin.kernel import link_monitor
+from plugin.kernel.cgroup import proxies
+from plugin.kernel.sock_diag import Listeners
+from plugin.model import FwError
+from plugin.nftables import identity
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import TABLE, Element
+from plugin.nftables.table import Nft
+from plugin.policy.bans import ban_elements
+from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, confined
+from plugin.policy.saved import State
+from plugin.settings import Settings
+from plugin.state.store import Store
+
+log = logging.getLogger(__name__)
+#: Seconds that the start waits for it: dockerd gives up a plugin whose socket is not there after nine, and disables it,
+#: so that the boot after that would find everything open.
+LONGEST = 6.0
+
+
+def close_first(settings: Settings) -> None:
+    """Returns when a table of ours stands: one that did, or one that opens nothing. Errors are logged alone; so is
+    that it takes too long. Where another program's table has our name, ours gets another one.
+
+    In a process of its own: a table that is owned obeys just the socket that made it, and the plugin has another.
+    """
+    child = os.fork()
+    if child:
+        end = time.monotonic() + LONGEST
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                log.error("the bridges are not closed after %d s; the start goes on", LONGEST)
+                os.kill(child, signal.SIGKILL)  # it must not put its table in the plugin's place; gunicorn reaps it
+                break
+            time.sleep(0.005)
+        return
+    try:
+        name = identity.free_name()
+        nft = Nft(settings.mark, name)
+        if not nft.stands():
+            close(nft, settings, lasts=name != TABLE)
+    except Exception:  # whatever it is: the plugin itself must start, and closes too
+        log.exception("could not close the bridges before anybody is served")
+    finally:
+        os._exit(0)
+
+
+def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
+    """Puts a table there that opens nothing, whatever stood before. Raises NftError, OSError.
+
+    `lasts`: no docker-fw replaces it in a moment. By which bridges default routes leave is asked just then: it takes as
+    long as all the rest.
+    """
+    try:
+        state = Store(settings.state).load()
+    except FwError:  # a newer version's: the plugin says so when it is loaded
+        state, lasts = State(), True
+    bridges = Bridges(_uplinks(settings) if lasts else set, state.foreign)
+    bridges.see(link_monitor.links().values())
+    listeners = before(state, settings.sysctl, None)
+    lasting, timed = ban_elements(state.bans, time.time())
+    nft.replace(bridges.noted().elements | shut(state, settings, listeners) | lasting, timed)
+
+
+def _uplinks(settings: Settings) -> Callable[[], set[str]]:
+    from plugin.kernel.links import Links  # noqa: PLC0415
+    from plugin.kernel.sysctl import Sysctl  # noqa: PLC0415
+
+    return Links(Sysctl(settings.sysctl)).default_route_links
+
+
+def shut(state: State, settings: Settings, listeners: Listeners | None = None) -> set[Element]:
+    """What closes by what is kept: confined networks, ports of the host. Bridges and bans besides make it whole.
+
+    `listeners`: who listens on the host now, where the table is for now.
+    """
+    noted = {CONFINED: confined(state.confined), **closing(state, settings, listeners)}
+    # The containers of when it was kept may be gone, and have given their addresses to others.
+    inventory = Inventory(settings.defaults, dataclasses.replace(state, endpoints={}), noted)
+    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
+
+
+def closing(state: State, settings: Settings, listeners: Listeners | None) -> dict[Owner, Noted]:
+    """What closes the host's own ports: Docker's, those on which docker-proxy listened when we last ran or may now."""
+    kept = (proxied_element(port) for ports in state.proxied.values() for port in ports)
+    daemon = own_ports(settings.dockerd_ports, [each for ports in state.asked.values() for each in ports])
+    known = {
+        KEPT: Noted(frozenset(kept)), "dockerd": Noted(daemon), **proxies(settings.cgroup, settings.dockerd_cgroup),
+    }  # fmt: skip
+    try:
+        if listeners:
+            known["listening"] = Noted(listeners.poll())
+    except OSError as error:
+        log.error("could not see who listens on the host's ports: %s", error)
+    return known

@@ -1,0 +1,26 @@
+"""One record of the log is one line, whatever is in it: names, labels and Docker's errors are others' words."""
+
+from __future__ import annotations
+
+import logging
+
+from plugin.jsonio import MAX_ERROR, readable
+
+_HALF = MAX_ERROR // 2
+
+
+class OneLine(logging.Formatter):
+    """Line breaks and what moves a terminal's cursor are shown, not sent; of a megabyte both ends are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if len(text) > MAX_ERROR:  # the end too: of a traceback that is the error
+            text = f"{text[: _HALF - 1]}…{text[-_HALF:]}"
+        return readable(text)
+
+
+def to_stderr() -> None:
+    """For `fwctl`, which uses rooms that log. Without it Python would write their words as they are."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("fwctl: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -1,0 +1,282 @@
+"""The loops beside the hooks: the table and Docker's chain as we put them, the host's links, Docker, neighbours.
+
+No loop ever opens anything that the containers' own labels do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from typing import Protocol
+
+from plugin.docker.bridges import Bridges
+from plugin.docker.follower import INTERVAL, Follower
+from plugin.docker.tracker import Guard
+from plugin.kernel import link_monitor
+from plugin.kernel.link_monitor import Link, Told
+from plugin.model import Endpoint, Network
+from plugin.nftables.table import NftError
+from plugin.policy.facts import Noted, Owner
+from plugin.state.lease import EVERY
+from plugin.state.reconciler import Reconciler
+
+log = logging.getLogger(__name__)
+#: Seconds between two looks at the ruleset's generation (3 µs each).
+TICK = 0.2
+
+
+class Ensures(Protocol):
+    def ensure(self) -> list[str]: ...
+
+
+class Syncs(Protocol):
+    def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None: ...
+
+
+class Drops(Protocol):
+    def drop_loop(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Boots(Protocol):
+    def boot_loop(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Later:
+    """Work that may last and that nobody waits for, one after the other: flows to be cut."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        self._queue.put(work)
+
+    def stop(self) -> None:
+        self._queue.put(None)
+
+    def loop(self) -> None:
+        while work := self._queue.get():
+            work()
+
+
+class Watcher:
+    """Runs the loops in threads of its own from `start` to `stop`.
+
+    `ends` ends what fwctl said for a time, and returns the seconds until it is to be called again.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        follower: Follower,
+        guard: Guard,
+        bridges: Bridges,
+        docker_user: Ensures,
+        neighbours: Syncs,
+        later: Later,
+        proxies: Callable[[], Mapping[Owner, Noted]] = dict,
+        drops: Drops | None = None,
+        ends: Callable[[], float] = lambda: INTERVAL,
+        boot: Boots | None = None,
+    ) -> None:
+        self._state = reconciler
+        self._follower = follower
+        self._guard = guard
+        self._bridges = bridges
+        self._docker_user = docker_user
+        self._neighbours = neighbours
+        self._later = later
+        self._proxies = proxies
+        self._drops = drops
+        self._ends = ends
+        self._boot = boot
+        self._known: Mapping[Owner, Noted] = {}
+        self._changed = threading.Event()
+        self._stop = threading.Event()
+        self._check = threading.Event()
+        self._touched = threading.Event()
+        self._drifted = threading.Event()
+        self._spoken = threading.Event()
+        self._noting = threading.Lock()
+        #: Why the table could not be put back at the last try.
+        self._refused = ""
+        self._renewed = time.monotonic()
+
+    def start(self) -> None:
+        follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
+        keep = (self._keep, self._keep_elements, self._keep_dockers, self._answer_neighbours)
+        others = (self._later.loop, self._end_overrides)
+        drops = (self._drops.drop_loop,) if self._drops else ()
+        boot = (self._boot.boot_loop,) if self._boot else ()
+        for loop in (*follow, *keep, *others, *drops, *boot):
+            threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._follower.stop()
+        self._later.stop()
+        if self._drops:
+            self._drops.stop()
+        if self._boot:
+            self._boot.stop()
+        self._check.set()
+        self._touched.set()
+        self._drifted.set()
+        self._changed.set()
+        self._spoken.set()
+
+    def changed(self) -> None:
+        """An endpoint came or went."""
+        self._changed.set()
+
+    def spoken(self) -> None:
+        """Something was said that ends by itself."""
+        self._spoken.set()
+
+    def wake(self) -> None:
+        """Look at everything now: a hook saw something that needs it."""
+        self._follower.wake()
+        self._check.set()
+
+    def note(self) -> None:
+        """Puts what is known of the host's bridges into the table."""
+        with self._noting:
+            self._state.note({"links": self._bridges.noted()})
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                loop()
+            except Exception:
+                log.exception("the %s loop stumbled; going on", loop.__name__.strip("_"))
+                self._stop.wait(1)
+
+    def _keep(self) -> None:
+        # Nothing else in this loop: while the rules are gone, everything is open.
+        generation = -1
+        while not self._stop.is_set():
+            asked = self._check.wait(TICK)
+            self._check.clear()
+            now = self._state.generation()
+            if asked or now != generation or self._state.incomplete:
+                generation = now
+                self._mend()
+                self._touched.set()
+                self._drifted.set()
+
+    def _keep_elements(self) -> None:
+        # Only where the table is not owned. Not in the loop above: with thousands of elements it takes a while.
+        while not self._stop.is_set():
+            self._drifted.wait(INTERVAL)
+            self._drifted.clear()
+            if self._stop.is_set():
+                return
+            try:
+                while (wrong := self._state.put_right()) is None and not self._stop.wait(TICK):
+                    pass
+                if wrong:
+                    log.warning("somebody changed %d elements of docker-fw's table; they are as they should be", wrong)
+            except (NftError, OSError) as error:
+                log.error("elements of docker-fw's table could not be put right: %s", error)
+            self._stop.wait(TICK)  # others may change their own tables many times a second
+
+    def _keep_dockers(self) -> None:
+        while not self._stop.is_set():
+            # iptables-legacy does not raise the generation, so now and then a look without any sign.
+            self._touched.wait(INTERVAL / 6)
+            self._touched.clear()
+            if self._stop.is_set():
+                return
+            self._docker_user.ensure()
+
+    def _mend(self) -> None:
+        lacking = self._state.incomplete
+        try:
+            if self._state.repair():
+                removed = "somebody removed docker-fw's rules; they stand again"
+                log.warning("%s", "the kernel takes docker-fw's table again" if lacking else removed)
+            if not self._state.incomplete:
+                self._refused = ""
+        except NftError as error:
+            if str(error) != self._refused:  # tried again at each tick, reported once
+                self._refused = str(error)
+                log.error("docker-fw's table could not be put back whole; it is tried again: %s", error)
+
+    def _answer_neighbours(self) -> None:
+        while not self._stop.is_set():
+            self._changed.wait(INTERVAL)
+            self._changed.clear()
+            self._neighbours.sync(self._state.networks, self._state.endpoints.values())
+
+    def _end_overrides(self) -> None:
+        while not self._stop.is_set():
+            self._spoken.wait(self._ends())
+            self._spoken.clear()
+
+    def _follow_links(self) -> None:
+        with closing(link_monitor.Changes()) as changes:
+            links = link_monitor.links()
+            self._see(links)
+            if not self._follower.listening:
+                self._guard.doubt()  # who left a bridge while this loop did not run is not known
+            while not self._stop.is_set():
+                for told in changes.read():
+                    self._link(told, links)
+                self.note_proxies()
+                self._follower.hurry()
+                # A default route may have come by a bridge that nobody knows yet.
+                if self._bridges.waiting():
+                    self.note()
+                if time.monotonic() - self._renewed >= EVERY:
+                    self._renewed = time.monotonic()
+                    self._renew()
+
+    def _renew(self) -> None:
+        """Of the lease. Here, for this loop and the events' are those that close when a container goes; and with the
+        locks that they need: one that is stuck lets the lease end."""
+        if not self._follower.keeps_up():
+            log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
+            return
+        self._guard.now()
+        try:
+            with self._state.locked:
+                self._state.lease.renew()
+        except NftError as error:
+            log.error("Docker's own networks are closed unless this ends: %s", error)
+
+    def note_proxies(self) -> None:
+        """Puts what is known of docker-proxy, and of who else listens, into the table."""
+        with self._noting:
+            if (found := self._proxies()) != self._known:
+                self._state.note(found)
+                self._known = found
+
+    def _link(self, told: Told, links: dict[int, Link]) -> None:
+        if told.link is None:
+            links.clear()
+            links.update(link_monitor.links())
+            before, after, bridge = None, None, None
+        else:
+            before = links.pop(told.link.index, None)
+            after = told.link if told.what == "came" else None
+            if after:
+                links[after.index] = after
+            bridge = links.get(before.master) if before else None
+        if told.link is None or (before != after and (told.link.bridge or (before and before.bridge))):
+            self._see(links)
+            self._follower.wake()
+        left = bridge is not None and (after is None or after.master != bridge.index)
+        if not self._follower.listening and (told.link is None or left):
+            # A container's link has gone and nobody will say whose it was: its address may be another's any moment.
+            self._guard.doubt(bridge.name if bridge else None)
+
+    def _see(self, links: Mapping[int, Link]) -> None:
+        self._bridges.see(links.values())
+        self.note()

@@ -1,0 +1,200 @@
+"""The composition root: builds the rooms, takes over what stands, starts and stops the loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from flask import Flask
+from pyroute2.netlink.exceptions import NetlinkError
+
+from plugin import __version__
+from plugin.daemon.early_table import closing
+from plugin.daemon.loops import Later, Watcher
+from plugin.docker.bridges import Bridges
+from plugin.docker.client import DockerApi
+from plugin.docker.engine import refusal
+from plugin.docker.follower import Follower
+from plugin.docker.proxy_ports import ProxyPorts, before
+from plugin.docker.tracker import Guard
+from plugin.driver.driver import Driver
+from plugin.driver.host_ports import HostPorts
+from plugin.driver.host_socket import raise_fd_limit
+from plugin.driver.http import create_app
+from plugin.driver.relay_tcp import Relay
+from plugin.fwctl.api.commands import Orders
+from plugin.fwctl.api.droplog import DropLog
+from plugin.fwctl.api.droplog_http import add_route
+from plugin.fwctl.api.queries import Questions
+from plugin.fwctl.api.routes import add_routes
+from plugin.fwctl.host.boot_table import BootFile
+from plugin.kernel import conntrack, link_monitor
+from plugin.kernel.cgroup import dockerd, proxies, shared
+from plugin.kernel.docker_user import DockerUser
+from plugin.kernel.instance_lock import claim
+from plugin.kernel.links import Links, exists, lives
+from plugin.kernel.ndp_proxy import Neighbours
+from plugin.kernel.sysctl import Sysctl
+from plugin.model import Address, Endpoint, FwError, Published
+from plugin.nftables import dump, identity
+from plugin.nftables.sets import host_side
+from plugin.nftables.table import Nft, NftError
+from plugin.policy.overrides import expired
+from plugin.policy.saved import State
+from plugin.settings import Settings, read
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def _without(lost: Collection[Published]) -> Callable[[Endpoint], Endpoint]:
+    return lambda e: dataclasses.replace(e, published=tuple(p for p in e.published if p not in lost))
+
+
+class Plugin:
+    """Everything that runs in one process. Making it closes what must be closed; `start` adds the loops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._claim = claim(settings.docker_socket)
+        # libnftables' socket first: libnftables aborts if its number is 1024 or more.
+        self._nft = nft = Nft(settings.mark)
+        identity.refuse_foreign()
+        raise_fd_limit()
+        self._settings = settings
+        sysctl = Sysctl(settings.sysctl)
+        self._links = Links(sysctl)
+        store = Store(settings.state)
+        later = Later()
+        self._state = Reconciler(nft, store, settings.defaults, later)
+        self._orphaned: list[Address] = []
+        state = self._survivors(expired(store.load(), time.time()))
+        self._bridges = Bridges(self._links.default_route_links, state.foreign)
+        self._bridges.see(link_monitor.links().values())
+        # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
+        listeners = before(state, settings.sysctl, dump.listening())
+        self._state.start(state, {"links": self._bridges.noted(), **closing(state, settings, listeners)})
+        conntrack.cut_addresses(self._orphaned)
+        self._relay = Relay()
+        self._ports = HostPorts(self._relay)
+        self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
+        self._driver = Driver(
+            self._state, self._links, sysctl, self._ports, api,
+            wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
+            refuse=settings.refuse, refusal=lambda: refusal(api.engine),
+        )  # fmt: skip
+        docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
+        self._drops = drops = DropLog(self._state, lambda: nft.logs)
+        self._guard = Guard(self._state, later, state.proxied)
+        self._proxies = ProxyPorts(
+            self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
+        )
+        api.inspections.asks, api.inspections.lacks = self._proxies.asks, self._proxies.lacks
+        self._follower = Follower(
+            api, self._state, self._guard, self._bridges, self._proxies,
+            note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
+            sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
+        )  # fmt: skip
+        self._boot = boot = BootFile(
+            settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
+        )
+        self._orders = Orders(
+            self._state, self._guard, lambda: self._follower.apart,
+            spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+        )  # fmt: skip
+        self._questions = Questions(
+            self._state, self._guard, nft, self._bridges, self._follower, api, settings,
+            read=lambda more: read({**os.environ, **more}), blind=self._blind, held=self._proxies.held,
+            boot=lambda: boot.word,
+        )  # fmt: skip
+        self._watcher = Watcher(
+            self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
+            lambda: self._proxies.noted(proxies(settings.cgroup, settings.dockerd_cgroup)), drops, self._orders.end,
+            boot,
+        )  # fmt: skip
+
+    def app(self) -> Flask:
+        app = create_app(self._driver, self._questions)
+        add_routes(app, self._orders, self._questions)
+        add_route(app, self._drops)
+        return app
+
+    def _blind(self) -> bool:
+        """True if docker-proxy is not known by its control group: whatever begins to listen on the host is held."""
+        settings = self._settings
+        known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
+        return not (self._nft.tells_cgroups and known)
+
+    def start(self, serving: Callable[[], bool] = lambda: True) -> None:
+        """Puts links and ports back as they were, then watches. `serving`: whether requests are still taken."""
+        self._drops.serving = serving
+        self._relay.start()
+        self._rebuild()
+        self._watcher.start()
+        self._watcher.wake()
+        self._watcher.changed()
+        if self._blind():
+            how = "is held until Docker has told whose it is" if self._nft.holds else "is closed once it is seen"
+            log.warning("docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
+                        "listen on the host %s", how)  # fmt: skip
+        log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
+
+    def stop(self) -> None:
+        """Ends the loops. Rules, links and published ports' rules stay: closed is closed without us too.
+
+        What containers on Docker's own networks accept goes: Docker gives their addresses to others without telling us.
+        So does what `fwctl` opened for a time, until docker-fw runs again: nobody would close it.
+        """
+        self._watcher.stop()
+        self._guard.end()
+        try:
+            self._state.unwatch()
+        except NftError as error:
+            log.error("what fwctl allowed for a time stays open while docker-fw does not run: %s", error)
+        self._relay.stop()
+
+    def _survivors(self, state: State) -> State:
+        """What of the kept state is still true. After a boot no endpoint is: Docker makes new ones.
+
+        An endpoint that was joined lives as long as its link: with the container's network namespace both ends go.
+        """
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        if state.boot != boot:
+            return dataclasses.replace(state, endpoints={}, boot=boot, switched=frozenset())
+        alive: dict[str, Endpoint] = {}
+        for e in state.endpoints.values():
+            if not e.joined or lives(e.id):
+                alive[e.id] = e
+            elif exists(host_side(e.id)):  # we were killed amid a Join, which Docker repeats, or it took the pair back
+                alive[e.id] = dataclasses.replace(e, joined=False, container=None, published=())
+        # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
+        self._orphaned = [
+            address for e in state.endpoints.values() if alive.get(e.id) is not e
+            for address in (e.addr4, e.addr6) if address
+        ]  # fmt: skip
+        return dataclasses.replace(state, endpoints=alive)
+
+    def _rebuild(self) -> None:
+        """Bridges that are gone (a reboot), ports of bridges, host ports. One failure never stops the others."""
+        for network in self._state.networks.values():
+            try:
+                if self._links.make_bridge(network):
+                    log.info("made bridge %s again", network.bridge)
+                # Also to a bridge that stands: an older docker-fw did not bind ports to their MACs.
+                self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
+            except (FwError, NetlinkError, OSError) as error:
+                log.error("network %s: %s", network.id[:12], error)
+        try:
+            self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
+        except (NetlinkError, OSError) as error:
+            log.error("links left behind by a crash stay: %s", error)
+        for endpoint in self._state.endpoints.values():
+            if endpoint.joined and endpoint.published:
+                lost = self._ports.restore(endpoint.id, endpoint.published, addr4=endpoint.addr4, addr6=endpoint.addr6)
+                if lost:
+                    log.error("host ports that another program took meanwhile: %s", ", ".join(map(str, lost)))
+                    self._state.edit_endpoint(endpoint.id, _without(lost))

@@ -1,0 +1,69 @@
+"""What the driver knows, by Docker's list: whose labels become known late, who has a new name, what is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+
+from plugin.kernel.links import lives
+from plugin.model import Container, Endpoint, FwError, Network
+from plugin.state.reconciler import Reconciler
+
+log = logging.getLogger(__name__)
+#: Seconds after which what Docker does not list is forgotten.
+GONE = 60.0
+
+
+class Ours:
+    """Not thread-safe. `forget` undoes an endpoint, or a network."""
+
+    def __init__(self, reconciler: Reconciler, forget: Callable[[Endpoint | Network], None]) -> None:
+        self._state = reconciler
+        self._forget = forget
+        self._missing: dict[str, float] = {}
+        self._refused: set[str] = set()
+
+    def learn(self, containers: Mapping[str, Container]) -> None:
+        """Gives the endpoints whose labels were unknown at Join what Docker tells now, and follows renames."""
+        for endpoint in list(self._state.endpoints.values()):
+            container = containers.get(endpoint.id)
+            if container is None or not endpoint.joined or endpoint.container == container:
+                continue
+            try:
+                self._state.edit_endpoint(endpoint.id, _knows(container))
+            except FwError as error:  # one that is refused holds up no other; it is tried with each look
+                if endpoint.id not in self._refused:
+                    log.error("%s (endpoint %s) stays as it was: %s", container.name, endpoint.id[:12], error)
+                self._refused.add(endpoint.id)
+                continue
+            self._refused.discard(endpoint.id)
+            if endpoint.container is None:
+                for problem in container.problems:
+                    log.error("%s stays closed but for ICMP: %s", container.name, problem)
+                log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
+
+    def bury(self, containers: Mapping[str, Container], networks: Collection[str] | None) -> None:
+        """Forgets endpoints that Docker has not had for GONE seconds: their Leave, or Join, never came; and networks on
+        which nobody is, if all of Docker's are known: it died before it kept them, or we before we kept that they went.
+
+        Not at once, and not while a container has its link: one that is just starting is not listed yet.
+        """
+        now, there = time.monotonic(), list(self._state.endpoints.values())
+        missing: dict[str, Endpoint | Network] = {e.id: e for e in there if e.id not in containers}
+        self._refused &= {endpoint.id for endpoint in there}
+        if networks is not None:
+            empty = self._state.networks.keys() - {endpoint.network_id for endpoint in there}
+            missing |= {n.id: n for n in list(self._state.networks.values()) if n.id in empty and n.id not in networks}
+        self._missing = {each: self._missing.get(each, now) for each in missing}
+        for each, since in self._missing.items():
+            if now - since >= GONE and not (isinstance(missing[each], Endpoint) and lives(each)):
+                try:
+                    self._forget(missing[each])
+                except FwError as error:  # it holds up no other; it is tried with each look
+                    log.error("%s is not forgotten yet: %s", each[:12], error)
+
+
+def _knows(container: Container) -> Callable[[Endpoint], Endpoint]:
+    return lambda endpoint: dataclasses.replace(endpoint, container=container) if endpoint.joined else endpoint

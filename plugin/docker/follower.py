@@ -1,0 +1,287 @@
+"""Following Docker: its events say what goes, at once, and where to look; its lists say what is there.
+
+Level-triggered: after each subscription, after what is not understood, and every INTERVAL everything is looked at.
+What closes waits for nobody; what opens waits for Docker's answer. Two threads, so that an API which hangs holds up
+no closing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from plugin.docker.bridges import SETTLE, Bridges
+from plugin.docker.client import ApiSilent
+from plugin.docker.driver_sync import Ours
+from plugin.docker.parse import Event
+from plugin.docker.proxy_ports import ProxyPorts
+from plugin.docker.snapshot import Look
+from plugin.docker.tracker import Guard
+from plugin.model import Endpoint, FwError, Guarded, Network
+from plugin.state.lease import EVERY
+from plugin.state.reconciler import Reconciler
+
+log = logging.getLogger(__name__)
+#: Seconds between two looks at everything when nothing happens.
+INTERVAL = 30.0
+#: Seconds until Docker's events are asked for again when they ended, at first and at most.
+SOON, LATER = 0.1, 2.0
+#: Seconds until the next try when Docker does not answer though its events come.
+RETRY = 0.5
+#: Seconds until the next look while there is somebody of whom not all is known, or what is known is not on the disk.
+UNSURE = 1.0
+
+
+class Api(Protocol):
+    def bridges(self) -> tuple[frozenset[str], bool]: ...
+    def look(self) -> Look: ...
+    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None: ...
+    def created(self, container_id: str) -> None: ...
+    def running(self, container_id: str) -> list[Endpoint]: ...
+    def events(self) -> Iterator[Event]: ...
+
+
+class Follower:
+    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint or a network of the
+    driver's.
+
+    `sighted` puts what is known of docker-proxy, and of who else listens on the host, into the table.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        reconciler: Reconciler,
+        guard: Guard,
+        bridges: Bridges,
+        proxies: ProxyPorts,
+        note: Callable[[], None],
+        forget: Callable[[Endpoint | Network], None] = lambda _: None,
+        sighted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._api = api
+        self._state = reconciler
+        self._guard = guard
+        self._bridges = bridges
+        self._proxies = proxies
+        self._note = note
+        self._ours = Ours(reconciler, forget)
+        self._sighted = sighted
+        self._stop = threading.Event()
+        self._wanted = threading.Condition()
+        self._all = False
+        self._places: dict[tuple[str, str], None] = {}
+        self._started: dict[str, None] = {}
+        #: Something may have come in while nobody followed Docker.
+        self._missed = True
+        #: Bridges of which the log says that they are not left alone any more.
+        self._told_unsure: frozenset[str] = frozenset()
+        #: When everything was looked at last.
+        self._looked = 0.0
+        #: docker_gwbridge's ID, if there is one.
+        self._gwbridge = ""
+        #: Since when something that Docker told is in hand; 0: nothing is.
+        self._hearing = 0.0
+        #: Docker tells what happens. While it does not, nobody says who goes.
+        self.listening = False
+        #: Containers without a network of their own, with the reason.
+        self.apart: Mapping[str, str] = {}
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at everything now."""
+        with self._wanted:
+            self._all = True
+            self._wanted.notify_all()
+
+    def hurry(self) -> None:
+        """Looks soon if something listens on the host of which it is not known whose it is. To be called often."""
+        if self.listening and self._proxies.waiting() and time.monotonic() - self._looked > UNSURE:
+            self.wake()
+
+    # --- what Docker tells ----------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Until `stop`: reads events."""
+        wait = SOON
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                for event in self._api.events():
+                    self._hearing = time.monotonic()
+                    self._told(event)
+                    self._hearing = 0.0
+            except ApiSilent as silent:
+                log.debug("%s", silent)
+            finally:
+                self.listening, self._hearing = False, 0.0
+            wait = SOON if time.monotonic() - began > LATER else min(2 * wait, LATER)
+            self._stop.wait(wait)
+
+    def keeps_up(self) -> bool:
+        """False while one thing that Docker told has been in hand for long: who goes meanwhile is not closed."""
+        hearing = self._hearing
+        return not hearing or time.monotonic() - hearing < EVERY
+
+    def _told(self, event: Event) -> None:
+        if not event.whole:
+            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.what)
+            self._guard.doubt()
+            self.wake()
+            return
+        match event.what:
+            case "subscribed":
+                self._guard.start_over()
+                self._missed = True
+                self.listening = True
+                self.wake()
+            case "container die":
+                self._guard.leaves("", event.id)
+            case "container destroy":
+                self._guard.forget(event.id)
+                self._proxies.forget(event.id)
+            case "container start":
+                self._guard.returns("", event.id)
+                self._want(started=event.id)
+            case "container create":
+                self._proxies.created(event.id)
+                self._sighted()  # its port may have been a program's of the host until now
+                self._api.created(event.id)
+            case "container rename":
+                self.wake()
+            case _:
+                self._told_of_network(event)
+
+    def _told_of_network(self, event: Event) -> None:
+        match event.what:
+            case "network connect" if event.kind in ("bridge", ""):
+                self._guard.returns(event.id, event.container)
+                self._want(place=(event.id, event.container))
+            case "network connect" if event.kind == "overlay":
+                # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
+                self.wake()
+            case "network connect":
+                self._want()
+            case "network disconnect":
+                self._guard.leaves(event.id, event.container)
+            case "network create":
+                self._bridges.doubt()
+                self._note()
+                self.wake()
+            case "network destroy":
+                self._guard.network_gone(event.id)
+
+    def _want(self, place: tuple[str, str] | None = None, started: str = "") -> None:
+        with self._wanted:
+            if place:
+                self._places[place] = None
+            if started:
+                self._started[started] = None
+            # Endpoints of the driver's whose labels are not known can be found in the whole list only.
+            self._all |= any(e.joined and e.container is None for e in list(self._state.endpoints.values()))
+            self._wanted.notify_all()
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def place_loop(self) -> None:
+        """Until `stop`: looks at the containers that events told of, one by one. A look at everything holds up none."""
+        while not self._stop.is_set():
+            with self._wanted:
+                while not (self._places or self._started or self._stop.is_set()):
+                    self._wanted.wait()
+                places, self._places = self._places, {}
+                started, self._started = self._started, {}
+            try:
+                self._look_at(places, started)
+            except ApiSilent as silent:
+                log.debug("%s", silent)
+                # If Docker has gone the stream of events ends too, and a look at everything follows the next one.
+                if self.listening:
+                    self.wake()
+
+    def look_loop(self) -> None:
+        """Until `stop`: looks at everything when it was asked to, and now and then."""
+        next_all = time.monotonic()
+        while not self._stop.is_set():
+            with self._wanted:
+                if not self._all:
+                    self._wanted.wait_for(lambda: self._all, max(0.0, next_all - time.monotonic()))
+                self._all = False
+            if self._stop.is_set():
+                return
+            next_all = time.monotonic() + INTERVAL
+            try:
+                self._look()
+            except ApiSilent as silent:
+                log.debug("%s", silent)
+                self._tell_unsure()
+                next_all = time.monotonic() + RETRY if self.listening else next_all
+            if self._bridges.waiting():
+                next_all = min(next_all, time.monotonic() + SETTLE + 0.05)
+            if self._owing() or (self.listening and self._guard.unsure()):
+                next_all = min(next_all, time.monotonic() + UNSURE)
+
+    def _tell_unsure(self) -> None:
+        if (unsure := self._bridges.unsure()) and unsure != self._told_unsure:
+            self._told_unsure = unsure
+            why = "Docker made a network, which may be on a bridge that was left alone"
+            log.warning("%s; closed until Docker's API answers: %s", why, ", ".join(sorted(unsure)))
+
+    def _owing(self) -> bool:
+        """True while the disk does not take what is known: tried again each time."""
+        try:
+            self._state.save_again()
+        except FwError as error:
+            log.debug("%s", error)
+        return bool(self._state.owes)
+
+    def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
+        asked, took = self._guard.now(), []
+        for network_id, container_id in places:
+            if found := self._api.guest(network_id, container_id):
+                took.append(self._guard.put(found[0], [found[1]], listed=False, asked=asked, sure=found[2]))
+                started = {**started, container_id: None}  # it may run already: Docker connects late ones too
+        for container_id in started:
+            if running := self._api.running(container_id):
+                took.append(self._guard.put(None, running, listed=True, asked=asked))
+                # Whoever is there by an overlay publishes its ports there.
+                if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
+                    place = dataclasses.replace(found[1], published=running[0].published, unlisted=False)
+                    took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
+        if not all(took):
+            self.wake()  # it was too old when it came
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        asked, moment, then = self._bridges.now(), self._guard.now(), self._proxies.now()
+        bridges, complete = self._api.bridges()
+        self._bridges.told(bridges, asked, complete=complete)
+        self._told_unsure = frozenset()
+        self._note()
+        look = self._api.look()
+        self._proxies.judge(look, then)
+        self._sighted()
+        self._state.know_networks(look.names)
+        existing = look.existing
+        if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
+            existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
+        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unsure):
+            self.wake()  # it was too old when it came
+            return
+        self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
+        if self._missed:
+            self._missed = False
+            self._guard.cut_closed()
+        self.apart = look.apart
+        self._ours.learn(look.containers)
+        self._ours.bury(look.containers, look.known)
+        driver = {network.bridge for network in list(self._state.networks.values())}
+        self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
+        self._state.remember_foreign(self._bridges.foreign())

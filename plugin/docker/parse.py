@@ -1,0 +1,255 @@
+"""What Docker's API lists → networks and endpoints that docker-fw guards. Pure.
+
+Docker's JSON is read with care: what is not as it should be raises ValueError that names it, and stays closed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from types import MappingProxyType
+from typing import Any
+
+from plugin.docker import container_labels
+from plugin.docker.bounded_json import Cut
+from plugin.docker.container_labels import Labelled
+from plugin.jsonio import address, boolean, interface_name, only, port, protocol, text
+from plugin.labels import parser
+from plugin.model import Address, Container, Endpoint, Guarded, Published, Said
+
+_BRIDGE = "com.docker.network.bridge."
+#: Labels of a container that are kept as they are.
+_MANY = 100
+#: What reading raises where something is not as it should be.
+LIES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+CONNECTING = {"network connect", "network disconnect"}
+#: One that was too large to be read, and did not say at its beginning what it is.
+UNREAD = "larger event than is read"
+#: Events that are about somebody.
+ABOUT = {
+    UNREAD, *CONNECTING, "network destroy", *(f"container {what}" for what in ("create", "start", "die", "destroy"))
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened: `what` is "network connect", `id` the network's (or the container's), `container` who it was."""
+
+    what: str
+    id: str = ""
+    container: str = ""
+    kind: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """False if it is one that says who goes or comes, and does not say who."""
+        return bool(self.id and (self.container or self.what not in CONNECTING)) or self.what not in ABOUT
+
+
+def network(raw: Any) -> Guarded | None:
+    """A network as `GET /networks` lists it, if Docker's bridge driver made it. Raises ValueError.
+
+    Options: moby, daemon/libnetwork/drivers/bridge/bridge_linux.go (parseNetworkGenericOptions).
+    """
+    if text(raw, "Driver") != "bridge":
+        return None
+    identity, options = text(raw, "Id"), raw.get("Options") or {}
+    bridge = options.get(_BRIDGE + "name") or f"br-{identity[:12]}"
+    configs = (raw.get("IPAM") or {}).get("Config") or []
+    said = parser.parse(options, "network option ")
+    return Guarded(
+        id=identity,
+        name=text(raw, "Name"),
+        bridge=interface_name({"bridge name": bridge}, "bridge name"),
+        subnets=tuple(ip_network(text(config, "Subnet"), strict=False) for config in configs if config.get("Subnet")),
+        internal=boolean(raw, "Internal") if "Internal" in raw else False,
+        # As Go's strconv.ParseBool reads it.
+        flat=str(options.get(_BRIDGE + "enable_icc")) not in ("0", "f", "F", "false", "FALSE", "False"),
+        mode4=options.get(_BRIDGE + "gateway_mode_ipv4") or "nat",
+        mode6=options.get(_BRIDGE + "gateway_mode_ipv6") or "nat",
+        said=said.said,
+        problems=said.problems,
+    )
+
+
+def bridges(raw: Any) -> tuple[frozenset[str], bool]:
+    """The names of all bridges of Docker's, from `GET /networks`, and whether nothing was left out of it.
+
+    Whatever else is wrong with a network: its bridge is Docker's.
+    """
+    names, complete = set(), True
+    for each in raw:
+        try:
+            if each["Driver"] == "bridge":
+                name = (each.get("Options") or {}).get(_BRIDGE + "name") or f"br-{each['Id'][:12]}"
+                names.add(name)
+                complete &= isinstance(name, str)
+        except (KeyError, TypeError, AttributeError):
+            complete = False
+    return frozenset(name for name in names if isinstance(name, str)), complete
+
+
+def endpoints(
+    raw: Any, who: Labelled, keys: Mapping[str, str] = MappingProxyType({}),
+    options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> list[Endpoint]:  # fmt: skip
+    """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError.
+
+    `keys`: by network ID, what compose's file calls it. `options`: by network, the attachment's `driver_opts`.
+    """
+    return list(_endpoints(raw, who, keys, options, tuple(published(raw))))
+
+
+def _endpoints(
+    raw: Any, who: Labelled, keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]],
+    ports: tuple[Published, ...],
+) -> Iterator[Endpoint]:  # fmt: skip
+    for name, attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).items():
+        if isinstance(attached, dict) and attached.get("EndpointID"):
+            key = keys.get(attached.get("NetworkID") or "", "")
+            container, said = attachment(who, name, key, options.get(name) or {})
+            yield Endpoint(
+                id=text(attached, "EndpointID"),
+                network_id=text(attached, "NetworkID"),
+                addr4=_one(attached.get("IPAddress"), IPv4Address),
+                addr6=_one(attached.get("GlobalIPv6Address"), IPv6Address),
+                joined=True,
+                said=said,
+                container=container,
+                published=ports,
+            )
+
+
+def identity(raw: Any) -> str:
+    """The ID of whatever is listed. Raises ValueError."""
+    return text(raw, "Id")
+
+
+def needed(raw: Any) -> Any:
+    """A container as `GET /containers/json` lists it, without labels that are never read if there are many: a list of
+    all is kept for a moment, and each of ten thousand labels takes more memory than it has characters."""
+    told = raw.get("Labels") if isinstance(raw, dict) else None
+    if not isinstance(told, dict) or len(told) <= _MANY:
+        return raw
+    return {**raw, "Labels": {key: value for key, value in told.items() if container_labels.matters(key)}}
+
+
+def many(raw: Any) -> list[Any]:
+    """A list. Raises ValueError if it is none, or nothing in it says what it is."""
+    if not isinstance(raw, list) or (raw and not any(map(_has_id, raw))):
+        raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
+    return raw
+
+
+def idle(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Of these listed containers those that do not run, and may start at any moment."""
+    return frozenset(each["Id"] for each in raw if each.get("State") not in ("running", "paused"))
+
+
+def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
+    """The published ports of all these listed containers; None if some are not understood."""
+    try:
+        return frozenset(port for each in raw for port in published(each))
+    except LIES:
+        return None
+
+
+def _has_id(raw: Any) -> bool:
+    return bool(raw.get("Id") if isinstance(raw, dict) else isinstance(raw, Cut) and raw.id)
+
+
+def places(raw: Any) -> tuple[str, ...]:
+    """The IDs of a listed container's endpoints: others each time that it starts."""
+    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    return tuple(sorted(str(each.get("EndpointID")) for each in networks.values() if isinstance(each, dict)))
+
+
+def driver_options(raw: Any) -> dict[str, Mapping[str, Any]]:
+    """By network, the `driver_opts` of a container's attachments, as `GET /containers/ID/json` shows it."""
+    networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
+    found = {name: each.get("DriverOpts") or {} for name, each in networks.items() if isinstance(each, dict)}
+    return {str(name): options for name, options in found.items() if isinstance(options, dict)}
+
+
+def attachment(who: Labelled, network: str, key: str, options: Mapping[str, Any]) -> tuple[Container, Said]:
+    """The container as it is on that network, and what is said of its attachment (`driver_opts`).
+
+    A mistake there is one of the container's, for on Docker's own networks nothing can be refused.
+    """
+    container, parsed = container_labels.at(who, network, key), parser.parse(options, "driver option ")
+    if parsed.problems:
+        container = dataclasses.replace(container, problems=(*container.problems, *parsed.problems))
+    return container, parsed.said
+
+
+def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
+    """The container's name: `ep-<EndpointID>` before the sandbox is told, the container's ID after."""
+    for key, value in (network.get("Containers") or {}).items():
+        if key == f"ep-{endpoint_id}" or value.get("EndpointID") == endpoint_id:
+            return str(value["Name"]) or None
+    return None
+
+
+def published(raw: Any) -> Iterator[Published]:
+    """The published ports of a container, as `GET /containers/json` lists it. Raises ValueError."""
+    for each in raw.get("Ports") or []:
+        if each.get("PublicPort"):
+            host_ip: Address = address(each.get("IP") or "0.0.0.0")
+            yield Published(protocol(each, "Type"), host_ip, port(each, "PublicPort"), port(each, "PrivatePort"))
+
+
+def attached(
+    raw: Mapping[str, Any], who: Labelled, options: Mapping[str, Any], listed: Mapping[str, Any] = MappingProxyType({})
+) -> Endpoint | None:
+    """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports: those are in `listed`,
+    the container as `GET /containers/json` lists it. Raises ValueError.
+
+    Until the container's sandbox is told, its entry has the key `ep-<EndpointID>` and the container's name.
+    """
+    for key, value in (raw.get("Containers") or {}).items():
+        starting = key.startswith("ep-") and value.get("Name") == who.name
+        if key == who.id or starting:
+            container, said = attachment(who, text(raw, "Name"), container_labels.compose_key(raw), options)
+            return Endpoint(
+                id=text(value, "EndpointID"),
+                network_id=text(raw, "Id"),
+                addr4=_one(str(value.get("IPv4Address") or "").partition("/")[0], IPv4Address),
+                addr6=_one(str(value.get("IPv6Address") or "").partition("/")[0], IPv6Address),
+                joined=True,
+                said=said,
+                container=container,
+                published=tuple(published(listed)),
+                unlisted=not listed,
+            )
+    return None
+
+
+def apart(raw: Mapping[str, Any]) -> str:
+    """Why a container has no network of its own, in words for people; "" if it has one."""
+    mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
+    if mode == "host":
+        return "has the host's network: it answers like any program of the host"
+    if mode.startswith("container:"):
+        return f"shares the network of {mode[10:22]}: that container's labels count, not its own"
+    return ""
+
+
+def _one(value: Any, kind: Any) -> Any:
+    return only(kind, address)(value) if value else None
+
+
+def event(raw: Mapping[str, Any] | None) -> Event:
+    """An event as `GET /events` tells it, or as much of it as `stream.objects` gives. Never raises: what is not there
+    is empty."""
+    if raw is None:
+        return Event(UNREAD)
+    actor: Any = raw.get("Actor") or {}
+    told: Any = actor.get("Attributes") or {} if isinstance(actor, dict) else {}
+    told = told if isinstance(told, dict) else {}
+    actor = actor if isinstance(actor, dict) else {}
+    return Event(
+        f"{raw.get('Type')} {raw.get('Action')}", str(actor.get("ID") or ""), str(told.get("container") or ""),
+        str(told.get("type") or ""),
+    )  # fmt: skip

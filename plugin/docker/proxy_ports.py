@@ -1,0 +1,208 @@
+"""Ports of the host on which a docker-proxy may listen before Docker lists its container, kept closed until then.
+
+Where docker-proxy is known by its control group that leaves dockerd's own ports, which are open: not those that a
+container asks for, nor, while it is not known what one asks for, those on which nobody listens yet. Elsewhere whatever
+begins to listen is held (`plugin.kernel.sock_diag`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from plugin.docker.snapshot import Look
+from plugin.kernel.sock_diag import Listeners
+from plugin.model import FwError, Published, Rule
+from plugin.nftables.elements import dockerd_elements, proxied_element
+from plugin.nftables.sets import Element
+from plugin.nftables.table import NftError
+from plugin.policy.facts import Noted, Owner
+from plugin.policy.requested_ports import Asked
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+
+log = logging.getLogger(__name__)
+#: Ports from here on pass from program to program, where the host does not say from where on.
+PASSING = 32768
+#: Seconds between two looks at who listens where nobody is held: a look at 10,000 sockets takes 70 ms.
+IDLE = 5.0
+
+
+class ProxyPorts:
+    """Thread-safe. `dockerd`: ports of dockerd's own. `kinds`: whether the kernel knows control groups, and whether it
+    can hold a fresh listener.
+    """
+
+    def __init__(
+        self, reconciler: Reconciler, listeners: Listeners, dockerd: Collection[Rule],
+        kinds: Callable[[], tuple[bool, bool]] = lambda: (True, True),
+    ) -> None:  # fmt: skip
+        self._state = reconciler
+        self._listeners = listeners
+        self._dockerd = dockerd
+        self._kinds = kinds
+        self._lock = threading.Lock()
+        self._asked: dict[str, tuple[Asked, ...]] = dict(reconciler.state.asked)
+        #: When each container was told of by itself, and those of which nothing else is known.
+        self._since: dict[str, float] = {}
+        self._unknown: set[str] = set()
+        self._listening: frozenset[Element] = frozenset()
+        #: By container, those of dockerd's own ports that it asks for; most ask for none.
+        self._claims = {k: found for k, ports in self._asked.items() if (found := claimed(dockerd, ports))}
+        #: dockerd's own ports as they are in the table from the start.
+        self._own = own_ports(dockerd, [each for ports in self._asked.values() for each in ports])
+        self._warned: frozenset[Element] = frozenset()
+        self._blind = False
+        #: When it was looked last.
+        self._looked = -IDLE
+
+    # --- what containers ask for ----------------------------------------------------------------------------------
+
+    def created(self, container_id: str) -> None:
+        """Docker made a container: what it asks for is asked for, and it may start before that is known."""
+        with self._lock:
+            self._since[container_id] = self._listeners.now()
+            if container_id not in self._asked:
+                self._unknown.add(container_id)
+                self._listeners.doubt()
+                self._note()
+
+    def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
+        with self._lock:
+            self._since.setdefault(container_id, self._listeners.now())
+            self._asked[container_id] = ports
+            if found := claimed(self._dockerd, ports):
+                self._claims[container_id] = found
+            alone = container_id in self._unknown
+            self._unknown.discard(container_id)
+            self._note()
+            if alone:  # others are kept together, when everything was looked at
+                self._keep()
+
+    def lacks(self, containers: Iterable[str]) -> list[str]:
+        """Those of which it is not known what they ask for."""
+        with self._lock:
+            return [each for each in containers if each not in self._asked]
+
+    def forget(self, container_id: str) -> None:
+        """The container does not exist any more."""
+        with self._lock:
+            self._drop([container_id])
+
+    def _drop(self, containers: Iterable[str]) -> None:
+        for each in containers:
+            self._asked.pop(each, None)
+            self._claims.pop(each, None)
+            self._since.pop(each, None)
+            self._unknown.discard(each)
+        self._note()
+        self._keep()
+
+    def _keep(self) -> None:
+        kept = {container: ports for container, ports in self._asked.items() if ports}
+        if kept != self._state.state.asked:
+            try:
+                self._state.remember(lambda state: replace(state, asked=kept))
+            except FwError as error:
+                log.error("%s; what containers ask for is asked anew at the next start", error)
+
+    def _note(self) -> None:
+        taken = frozenset().union(*self._claims.values())
+        left = own_ports(self._dockerd, ()) - taken
+        if closed := taken - self._warned:
+            ports = ", ".join(sorted({str(element.key[1]) for element in closed}))
+            log.warning("containers ask for ports of dockerd's own, which are closed therefore: %s", ports)
+            self._warned |= closed
+        if self._unknown:
+            self._look_around()
+            left &= {Element("dockerd", port) for port in self._listeners.everybody()}
+        if left != self._own:
+            try:
+                self._state.note({"dockerd": Noted(left)})
+                self._own = left
+            except NftError as error:
+                log.error("ports of dockerd's own that containers ask for could not be closed: %s", error)
+
+    # --- who listens ----------------------------------------------------------------------------------------------
+
+    def judge(self, look: Look, asked: float) -> None:
+        """Docker told this when it was asked at that moment (of the listeners' clock)."""
+        with self._lock:
+            if look.whole:
+                gone = [each for each in self._asked.keys() | self._unknown if each not in look.existing]
+                self._drop([each for each in gone if self._since.get(each, 0.0) < asked])
+            self._keep()
+            known = look.whole and look.published is not None and look.existing <= self._asked.keys()
+            wanted = [each for ports in self._asked.values() for each in ports]
+            self._listeners.judge(asked, look.published or (), wanted, known=known)
+            if self._unknown:
+                self._listeners.doubt()
+
+    def noted(self, proxies: Mapping[Owner, Noted]) -> dict[Owner, Noted]:
+        """What the table needs to know of docker-proxy; `proxies` is its control group. To be called often."""
+        groups, holds = self._kinds()
+        blind = not groups or any(e.set == "holding" for noted in proxies.values() for e in noted.elements)
+        with self._lock:
+            self._blind = blind
+            # Where nobody is held it is for when that changes: whoever came since the last look counts as new then.
+            if blind or self._listeners.now() - self._looked >= IDLE:
+                self._look_around()
+            suspects = [] if holds or not blind else self._listeners.held()
+            return {
+                **proxies,
+                "listening": Noted(self._listening if blind and holds else frozenset()),
+                "suspects": Noted(frozenset(map(proxied_element, suspects))),
+            }
+
+    def _look_around(self) -> None:
+        self._looked = self._listeners.now()
+        try:
+            self._listening = self._listeners.poll()
+        except OSError as error:
+            log.error("could not see who listens on the host's ports: %s", error)
+
+    def now(self) -> float:
+        """A moment, to be taken before Docker is asked and given with its answer."""
+        return self._listeners.now()
+
+    def waiting(self) -> bool:
+        """True if something is held and Docker has not been asked since it came."""
+        return self._blind and self._listeners.waiting()
+
+    def held(self) -> list[Published]:
+        """Ports of the host that are held, and not known to be a container's."""
+        return self._listeners.held() if self._blind else []
+
+
+def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Element]:
+    """dockerd's own ports but for those that containers ask for."""
+    return frozenset(dockerd_elements(dockerd)) - claimed(dockerd, asked)
+
+
+def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Element]:
+    """Those of dockerd's own ports that containers ask for, on whatever address."""
+    shared = (
+        Rule(rule.proto, max(rule.first, each.first), min(rule.last, each.last))
+        for each in asked
+        for rule in dockerd
+        if rule.proto == each.proto and max(rule.first, each.first) <= min(rule.last, each.last)
+    )
+    return frozenset(dockerd_elements(shared))
+
+
+def passing(sysctl: str) -> int:
+    """From which port on Docker chooses; `sysctl` is the host's /proc/sys/net."""
+    try:
+        return min(PASSING, int((Path(sysctl) / "ipv4/ip_local_port_range").read_text().split()[0]))
+    except (OSError, ValueError, IndexError):
+        return PASSING
+
+
+def before(state: State, sysctl: str, known: Collection[Element] | None) -> Listeners:
+    """The listeners as they are found at a start; `known`: those of the table that stands."""
+    closed = (Asked(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports)
+    wanted = (each for ports in state.asked.values() for each in ports)
+    return Listeners(known=known, asked=[*closed, *wanted], passing=passing(sysctl))

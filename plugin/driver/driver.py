@@ -1,0 +1,297 @@
+"""One method per call of libnetwork's NetworkDriver. Idempotent, bounded in time, nothing half-made left behind.
+
+Order of a start: CreateEndpoint → Join → ProgramExternalConnectivity → the process runs. What the container may
+answer on stands when Join returns, so before its first instruction. Order of a stop: (Revoke) → Leave →
+DeleteEndpoint; each undoes all that it finds, for Docker forgets some of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from plugin.docker.client import ApiSilent
+from plugin.driver import protocol
+from plugin.driver.host_ports import HostPorts
+from plugin.driver.macs import settled
+from plugin.kernel import conntrack
+from plugin.kernel.links import Links, bridge_name, container_side, exists
+from plugin.kernel.sysctl import Sysctl
+from plugin.model import Container, Endpoint, FwError, Network
+from plugin.nftables.sets import host_side
+from plugin.state.reconciler import Reconciler
+
+log = logging.getLogger(__name__)
+Reply = dict[str, Any]
+
+
+class Finds(Protocol):
+    """Docker's API, as far as a hook may use it."""
+
+    def find(self, network_id: str, endpoint_id: str) -> Container | None: ...
+
+
+class Driver:
+    """`refuse`: a container with a wrong label does not start; otherwise it starts, and stays closed.
+
+    `refusal`: why nothing may join on this engine, "" where it may.
+    """
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        links: Links,
+        sysctl: Sysctl,
+        ports: HostPorts,
+        api: Finds,
+        wake: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
+        *,
+        refuse: bool = True,
+        refusal: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._refuse = refuse
+        self._refusal = refusal
+        self._state = reconciler
+        self._links = links
+        self._sysctl = sysctl
+        self._ports = ports
+        self._api = api
+        self._wake = wake
+        self._changed = changed
+        self._networks = threading.Lock()
+
+    def create_network(self, body: Any) -> Reply:
+        network = protocol.create_network(body, bridge_name)
+        self._refuse_engine()
+        # One at a time: of two that want the same name or subnet at the same moment the second must see the first.
+        with self._networks:
+            self._create_network(network)
+        self._wake()
+        return {}
+
+    def _create_network(self, network: Network) -> None:
+        known = self._state.networks.get(network.id)
+        if known is not None and known != network:
+            raise FwError(f"network {network.id[:12]} exists already with other options")
+        if known is None:
+            self._refuse_clash(network)
+        # The policy first: when the bridge appears, all that it needs to be closed stands already.
+        self._state.put_network(network)
+        try:
+            self._links.make_bridge(network)
+            self._forward(network)
+        except FwError:
+            if known is None:
+                self._links.delete_bridge(network)
+                self._state.drop_network(network.id)
+            raise
+
+    def delete_network(self, body: Any) -> Reply:
+        network_id = protocol.identifier(body, "NetworkID")
+        with self._networks:
+            network = self._state.networks.get(network_id)
+            if network is None:
+                self._links.delete_bridge_of(network_id)  # our state was lost, and Docker still knows it
+                return {}
+            for endpoint in [e for e in self._state.endpoints.values() if e.network_id == network.id]:
+                self._remove(endpoint)
+            # The bridge first, its policy after: nothing of it is ever open in between.
+            self._links.delete_bridge(network)
+            self._state.drop_network(network.id)
+        return {}
+
+    def create_endpoint(self, body: Any) -> Reply:
+        endpoint = protocol.create_endpoint(body)
+        self._refuse_engine()
+        _refuse_outside(self._network(endpoint.network_id), endpoint)
+        self._forget_others(endpoint)
+        # One at a time: of two that want the same MAC at the same moment the second must see the first.
+        with self._state.locked:
+            known = self._state.endpoints.get(endpoint.id)
+            if known is None:
+                known = dataclasses.replace(endpoint, mac=settled(endpoint, self._state.endpoints.values()))
+                self._state.put_endpoint(known)
+        if (known.network_id, known.addr4, known.addr6) != (endpoint.network_id, endpoint.addr4, endpoint.addr6):
+            raise FwError(f"endpoint {endpoint.id[:12]} exists already with other addresses")
+        if endpoint.mac not in ("", known.mac):
+            raise FwError(f"endpoint {endpoint.id[:12]} exists already with another MAC address")
+        return {"Interface": {} if endpoint.mac else {"MacAddress": known.mac}}
+
+    def delete_endpoint(self, body: Any) -> Reply:
+        protocol.identifier(body, "NetworkID")
+        endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
+        if endpoint is not None:
+            self._remove(endpoint)
+        return {}
+
+    def endpoint_info(self, body: Any) -> Reply:
+        endpoint = self._endpoint(body)
+        # Docker shows none of it for a remote driver; it is here for who asks the driver.
+        return {"Value": {"com.docker.network.endpoint.macaddress": endpoint.mac}}
+
+    def join(self, body: Any) -> Reply:
+        endpoint = self._endpoint(body)
+        network = self._network(endpoint.network_id)
+        self._forget_others(endpoint)
+        self._forward(network)
+        self._mend_bridge(network)
+        self._links.attach(network, endpoint)
+        try:
+            container = self._find(endpoint)
+            if container is not None and container.problems and self._refuse:
+                raise FwError(f"{container.name}: " + "; ".join(map(str, container.problems)))
+            self._state.edit_endpoint(
+                endpoint.id, lambda e: dataclasses.replace(e, joined=True, container=container or e.container)
+            )
+        except FwError:
+            self._links.delete(host_side(endpoint.id))
+            raise
+        self._changed()
+        if container is None:
+            self._wake()
+        reply: Reply = {
+            "InterfaceName": {"SrcName": container_side(endpoint.id), "DstPrefix": network.iface_prefix},
+            # Without this Docker attaches docker_gwbridge too, with the published ports on it, past the policy.
+            "DisableGatewayService": True,
+        }
+        if not network.internal:
+            if network.gateway4 and endpoint.addr4:
+                reply["Gateway"] = str(network.gateway4.ip)
+            if network.gateway6 and endpoint.addr6:
+                reply["GatewayIPv6"] = str(network.gateway6.ip)
+        return reply
+
+    def leave(self, body: Any) -> Reply:
+        protocol.identifier(body, "NetworkID")
+        endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
+        if endpoint is not None:
+            self._close(endpoint)
+        return {}
+
+    def program_external_connectivity(self, body: Any) -> Reply:
+        endpoint = self._endpoint(body)
+        network = self._network(endpoint.network_id)
+        bindings = protocol.port_bindings(body)
+        if network.internal or not bindings:
+            return {}
+        published = self._ports.publish(
+            endpoint.id, bindings, default_host_ip=network.host_ip, addr4=endpoint.addr4, addr6=endpoint.addr6
+        )
+        try:
+            self._links.hairpin(endpoint)
+            self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=published))
+        except FwError:
+            self._ports.release(endpoint.id)
+            raise
+        conntrack.cut_published([port for port in published if port.proto != "tcp"])
+        return {}
+
+    def revoke_external_connectivity(self, body: Any) -> Reply:
+        protocol.identifier(body, "NetworkID")
+        endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
+        if endpoint is not None:
+            self._unpublish(endpoint)
+        return {}
+
+    def _forward(self, network: Network) -> None:
+        # Closed first: not one packet passes that the host did not forward before.
+        missing = self._sysctl.missing(network)
+        self._state.note_switched(missing)
+        self._sysctl.forward(missing)
+
+    def _find(self, endpoint: Endpoint) -> Container | None:
+        try:
+            return self._api.find(endpoint.network_id, endpoint.id)
+        except ApiSilent as silent:
+            log.info("endpoint %s answers on ICMP only until its labels are known: %s", endpoint.id[:12], silent)
+            return None
+
+    def _close(self, endpoint: Endpoint) -> None:
+        """The address is closed first; then its flows are cut, its ports given back, its link taken away."""
+        try:
+            self._state.edit_endpoint(
+                endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
+            )
+        finally:  # whatever disk and kernel say: nobody else inherits its link, its ports, its flows
+            self._ports.release(endpoint.id)
+            self._links.delete(host_side(endpoint.id))
+            conntrack.cut_addresses([address for address in (endpoint.addr4, endpoint.addr6) if address])
+            self._changed()
+
+    def forget(self, gone: Endpoint | Network) -> None:
+        """Undoes what Docker does not have any more: a Leave, a DeleteEndpoint, a DeleteNetwork that never came."""
+        if isinstance(gone, Network):
+            log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
+            self.delete_network({"NetworkID": gone.id})
+        else:
+            log.warning("endpoint %s is gone without a word from Docker; closing its addresses", gone.id[:12])
+            self._remove(gone)
+
+    def _forget_others(self, endpoint: Endpoint) -> None:
+        """Docker's IPAM gave the addresses to this endpoint, so whoever else has them here is a ghost of ours. So is
+        who has the same MAC and had a link, and has none any more."""
+        mine = {address for address in (endpoint.addr4, endpoint.addr6) if address}
+        for other in list(self._state.endpoints.values()):
+            if other.network_id == endpoint.network_id and other.id != endpoint.id:
+                gone = other.joined and other.mac == endpoint.mac != "" and not exists(host_side(other.id))
+                if gone or mine & {other.addr4, other.addr6}:
+                    self.forget(other)
+
+    def _mend_bridge(self, network: Network) -> None:
+        if not exists(network.bridge):
+            log.warning("bridge %s is gone; making it again", network.bridge)
+            self._links.make_bridge(network)
+            self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        if endpoint.joined or endpoint.published:
+            self._close(endpoint)
+        self._state.drop_endpoint(endpoint.id)
+
+    def _unpublish(self, endpoint: Endpoint) -> None:
+        self._state.edit_endpoint(endpoint.id, lambda e: dataclasses.replace(e, published=()))
+        self._ports.release(endpoint.id)
+
+    def _refuse_engine(self) -> None:
+        if why := self._refusal():
+            raise FwError(why)
+
+    def _refuse_clash(self, network: Network) -> None:
+        for other in self._state.networks.values():
+            if other.bridge == network.bridge:
+                raise FwError(f"bridge name {network.bridge} is taken by network {other.id[:12]}")
+            for mine, theirs in ((network.gateway4, other.gateway4), (network.gateway6, other.gateway6)):
+                if mine and theirs and mine.network.overlaps(theirs.network):
+                    raise FwError(f"{mine.network} overlaps {theirs.network} of network {other.id[:12]}")
+        if overlap := self._links.overlap(network):
+            raise FwError(f"{overlap}; choose another --subnet")
+
+    def _network(self, network_id: str) -> Network:
+        network = self._state.networks.get(network_id)
+        if network is None:
+            raise FwError(
+                f"docker-fw does not know network {network_id[:12]}; if its state was lost, remove the network "
+                "(docker network rm) and create it again"
+            )
+        return network
+
+    def _endpoint(self, body: Any) -> Endpoint:
+        network_id = protocol.identifier(body, "NetworkID")
+        endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
+        if endpoint is None or endpoint.network_id != network_id:
+            raise FwError(
+                f"docker-fw does not know endpoint {body['EndpointID'][:12]} on network {network_id[:12]}; "
+                "restart the container"
+            )
+        return endpoint
+
+
+def _refuse_outside(network: Network, endpoint: Endpoint) -> None:
+    for address, gateway in ((endpoint.addr4, network.gateway4), (endpoint.addr6, network.gateway6)):
+        if address and (gateway is None or address not in gateway.network):
+            subnet = f"outside {gateway.network}" if gateway else "of a family that the network has not"
+            raise FwError(f"address {address} is {subnet}; choose another --ip or --ip6")

@@ -1,0 +1,302 @@
+"""Host ports for `docker run -p`, reserved as moby reserves them: a conflict is an error, an ephemeral port is free.
+
+A reservation is a bound socket that is deaf from outside: a socket filter, attached before bind, drops every packet
+that is not addressed to loopback over `lo`. A packet that comes here because the DNAT rules are gone meets silence,
+never a SYN-ACK and never an RST. (moby: daemon/libnetwork/portallocator/osallocator_linux.go, with a drop-all filter.)
+What comes over loopback is the relay's to carry, for `[::1]` cannot be DNATed and 127.0.0.1 only with route_localnet.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
+from typing import Protocol
+
+from plugin.driver.host_socket import (
+    BusyError,
+    ephemeral_ports,
+    host_has_ipv6,
+    implied,
+    overlap,
+    reserve,
+    same_port,
+    shown,
+)
+from plugin.model import Address, FwError, PortBinding, Proto, Published
+
+_LOG = logging.getLogger(__name__)
+
+_ANY4, _ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+_LOOPBACK4, _LOOPBACK6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
+Addresses = tuple[IPv4Address | None, IPv6Address | None]
+
+
+class LoopbackRelay(Protocol):
+    """What carries the loopback traffic of a reserved port to its container (`plugin.driver.relay_tcp.Relay`)."""
+
+    def serve(self, sock: socket.socket, host: Address, port: int) -> None:
+        """Carry what comes in on `sock` to the container's address and port. Returns at once."""
+
+    def drop(self, socks: Iterable[socket.socket]) -> None:
+        """Close these sockets and every connection that came in by them, then return."""
+
+
+@dataclass(slots=True)
+class _Wish:
+    """Host addresses that must get one and the same host port out of `ports` (moby's needSamePort)."""
+
+    proto: Proto
+    container_port: int
+    ports: tuple[int, int]  # (0, 0): ephemeral
+    host_ips: list[Address]
+
+    def at(self, port: int) -> list[Published]:
+        return [Published(self.proto, ip, port, self.container_port) for ip in self.host_ips]
+
+    @property
+    def choice(self) -> int:
+        """How many ports would do. Those with the least choice come first, as in moby."""
+        return self.ports[1] - self.ports[0] + 1 if self.ports[0] else 1 << 16
+
+
+@dataclass(slots=True)
+class _Holding:
+    addresses: Addresses
+    socks: dict[Published, socket.socket | None] = field(default_factory=dict)  # None: held in memory only
+
+
+class HostPorts:
+    """Which endpoint holds which host port. Thread-safe. Sockets are made in the calling thread's network namespace.
+
+    Without a relay nothing answers on loopback: the reservations are deaf to it as well.
+    """
+
+    def __init__(self, relay: LoopbackRelay | None = None) -> None:
+        self._relay = relay
+        self._lock = threading.Lock()
+        self._held: dict[str, _Holding] = {}
+        self._taken: dict[tuple[Proto, int], set[Address]] = {}
+        self._next_ephemeral = 0
+
+    def publish(
+        self,
+        endpoint_id: str,
+        bindings: Sequence[PortBinding],
+        *,
+        default_host_ip: Address | None,
+        addr4: IPv4Address | None,
+        addr6: IPv6Address | None,
+    ) -> tuple[Published, ...]:
+        """Reserve a host port for each binding: all of them, or none and an FwError worded as Docker words it.
+
+        No host address (or the default 0.0.0.0) means every address of the families that the container has, the same
+        port in both, and of the other family the loopback address, by the relay (`[::1]:8080` to an IPv4-only one).
+        Repeated: returns what stands if that fulfils the bindings, else replaces it (relayed connections end); a
+        replacement that fails leaves what stood.
+        """
+        addresses = (addr4, addr6)
+        wishes = _wishes(bindings, default_host_ip, addresses, relayed=self._relay is not None)
+        with self._lock:
+            old = self._held.get(endpoint_id, _Holding(addresses))
+            if old.addresses == addresses and _fulfilled(wishes, old.socks):
+                return tuple(old.socks)
+            self._release(endpoint_id)
+            new = _Holding(addresses)
+            try:
+                for wish in wishes:
+                    self._choose(new, wish)
+            except BaseException:
+                self._give_back(new)
+                self._retake(endpoint_id, old.socks, old.addresses)
+                raise
+            if new.socks:
+                self._held[endpoint_id] = new
+            return tuple(new.socks)
+
+    def release(self, endpoint_id: str) -> None:
+        """Free every port of the endpoint and end its relayed connections. An unknown endpoint is no error."""
+        with self._lock:
+            self._release(endpoint_id)
+
+    def restore(
+        self, endpoint_id: str, published: Iterable[Published], addr4: IPv4Address | None, addr6: IPv6Address | None
+    ) -> tuple[Published, ...]:
+        """Take the same host ports again after a restart; returns, and logs, those that could not be taken.
+
+        Raises no FwError. Repeated, it tries again what is missing.
+        """
+        with self._lock:
+            return self._retake(endpoint_id, published, (addr4, addr6))
+
+    def held(self) -> Mapping[str, tuple[Published, ...]]:
+        """What is reserved now, by endpoint: a copy."""
+        with self._lock:
+            return {endpoint_id: tuple(holding.socks) for endpoint_id, holding in self._held.items()}
+
+    def _release(self, endpoint_id: str) -> None:
+        holding = self._held.pop(endpoint_id, None)
+        if holding is not None:
+            self._give_back(holding)
+
+    def _give_back(self, holding: _Holding) -> None:
+        served = [sock for one, sock in holding.socks.items() if sock and self._target(one, holding.addresses)]
+        if self._relay and served:
+            self._relay.drop(served)
+        self._forget(holding.socks)
+
+    def _forget(self, socks: Mapping[Published, socket.socket | None]) -> None:
+        for one, sock in socks.items():
+            if sock is not None:
+                sock.close()
+            addresses = self._taken[one.proto, one.host_port]
+            addresses.remove(one.host_ip)
+            if not addresses:
+                del self._taken[one.proto, one.host_port]
+
+    def _retake(self, endpoint_id: str, published: Iterable[Published], addresses: Addresses) -> tuple[Published, ...]:
+        holding = self._held.get(endpoint_id) or _Holding(addresses)
+        lost = []
+        for one in published:
+            if one not in holding.socks:
+                try:
+                    self._take(holding, [one])
+                except FwError as error:
+                    lost.append(one)
+                    _LOG.warning("endpoint %.12s lost a published port: %s", endpoint_id, error)
+        if holding.socks:
+            self._held[endpoint_id] = holding
+        return tuple(lost)
+
+    def _choose(self, holding: _Holding, wish: _Wish) -> None:
+        """Take the first free port of the wish's range."""
+        first, last = wish.ports
+        for port in range(first, last + 1) if first else self._ephemeral():
+            try:
+                self._take(holding, wish.at(port))
+            except BusyError:
+                if first == last != 0:
+                    raise
+            else:
+                self._next_ephemeral = self._next_ephemeral if first else port + 1
+                return
+        where = f"s {shown(wish.host_ips[0])}:{first}-{last}" if first else f" {shown(wish.host_ips[0])}:0 (ephemeral)"
+        raise FwError(f"failed to bind host port{where}/{wish.proto}: all ports are allocated")
+
+    def _ephemeral(self) -> Iterator[int]:
+        """Every port that the kernel itself would pick from, beginning after the last one given, as moby does."""
+        first, last, reserved = ephemeral_ports()
+        begin = self._next_ephemeral if first <= self._next_ephemeral <= last else first
+        return (port for port in chain(range(begin, last + 1), range(first, begin)) if port not in reserved)
+
+    def _take(self, holding: _Holding, published: Sequence[Published]) -> None:
+        """Reserve all of these, or none."""
+        socks: dict[Published, socket.socket | None] = {}
+        try:
+            for one in published:
+                by_the_way = implied(one, published)
+                try:
+                    self._refuse_taken(one, yields=not by_the_way)
+                    socks[one] = reserve(one, relayed=self._target(one, holding.addresses) is not None)
+                except BusyError:
+                    if not by_the_way:
+                        raise
+                    continue  # nobody asked for it by name
+                self._taken.setdefault((one.proto, one.host_port), set()).add(one.host_ip)
+        except BaseException:
+            self._forget(socks)
+            raise
+        holding.socks |= socks
+        for one, sock in socks.items():
+            target = self._target(one, holding.addresses)
+            if self._relay and sock and target:
+                self._relay.serve(sock, target, one.container_port)
+
+    def _refuse_taken(self, one: Published, *, yields: bool) -> None:
+        """Raises BusyError if one of ours holds the port; what it holds only by implication yields to a wish."""
+        for holding in self._held.values() if yields else ():
+            rows = list(holding.socks)
+            for other in [other for other in rows if same_port(one, other) and implied(other, rows)]:
+                self._give_back(_Holding(holding.addresses, {other: holding.socks.pop(other)}))
+        if any(overlap(one.host_ip, other) for other in self._taken.get((one.proto, one.host_port), ())):
+            where = f"{shown(one.host_ip)}:{one.host_port}"
+            raise BusyError(f"Bind for {where} failed: port is already allocated")
+
+    def _target(self, one: Published, addresses: Addresses) -> Address | None:
+        """Where the relay carries this port's loopback traffic: to the same family's address if there is one."""
+        reachable = one.host_ip.is_unspecified or one.host_ip.is_loopback
+        if self._relay is None or not reachable or one.proto == "sctp":
+            return None
+        own, other = addresses if one.host_ip.version == 4 else addresses[::-1]
+        return own or other
+
+
+def _wishes(
+    bindings: Sequence[PortBinding], default_host_ip: Address | None, addresses: Addresses, *, relayed: bool
+) -> list[_Wish]:
+    wishes: list[_Wish] = []
+    for binding in bindings:
+        ports = _port_range(binding)
+        host_ips = _host_ips(binding, default_host_ip, addresses, relayed=relayed)
+        for wish in wishes:
+            same = (wish.proto, wish.container_port, wish.ports) == (binding.proto, binding.container_port, ports)
+            if same and not any(overlap(ip, other) for ip in host_ips for other in wish.host_ips):
+                wish.host_ips += host_ips
+                break
+        else:
+            wishes.append(_Wish(binding.proto, binding.container_port, ports, host_ips))
+    return sorted(wishes, key=lambda wish: wish.choice)
+
+
+def _port_range(binding: PortBinding) -> tuple[int, int]:
+    first, last = binding.host_port, binding.host_port_end or binding.host_port
+    if not 0 <= first <= last <= 65535 or (first == 0 and last != 0):
+        raise FwError(
+            f"host ports {first}-{last} to publish {binding.container_port}/{binding.proto}: "
+            "a port is 1-65535, and a range goes upwards"
+        )
+    if not 1 <= binding.container_port <= 65535:
+        raise FwError(f"container port {binding.container_port}/{binding.proto}: a port is 1-65535")
+    return first, last
+
+
+def _host_ips(
+    binding: PortBinding, default_host_ip: Address | None, addresses: Addresses, *, relayed: bool
+) -> list[Address]:
+    has4, has6 = addresses[0] is not None, addresses[1] is not None
+    relayed = relayed and binding.proto != "sctp"
+    what = f"publish {binding.container_port}/{binding.proto}"
+    if not has4 and not has6:
+        raise FwError(f"cannot {what}: the container has no address on this network")
+    host_ip = binding.host_ip or default_host_ip
+    if host_ip is None or (binding.host_ip is None and host_ip == _ANY4):
+        host_ips: list[Address] = [_ANY4] if has4 else [_LOOPBACK4] if relayed else []
+        if host_has_ipv6():  # moby's IsV6Listenable: implicit, so a host without IPv6 is no error
+            host_ips += [_ANY6] if has6 else [_LOOPBACK6] if relayed else []
+        return host_ips
+    if isinstance(host_ip, IPv6Address) and host_ip.ipv4_mapped:
+        host_ip = host_ip.ipv4_mapped
+    if not addresses[host_ip.version == 6] and not (host_ip.is_loopback and relayed):
+        family, other = ("IPv4", "IPv6") if host_ip.version == 4 else ("IPv6", "IPv4")
+        raise FwError(
+            f"cannot {what} on host address {host_ip}: the container has no {family} address; "
+            f"give an {other} host address, or the network an {family} subnet"
+        )
+    return [host_ip]
+
+
+def _fulfilled(wishes: Iterable[_Wish], standing: Iterable[Published]) -> bool:
+    left = set(standing)
+    for wish in wishes:
+        first, last = wish.ports
+        for port in sorted({one.host_port for one in left}):
+            if left.issuperset(wish.at(port)) and (first <= port <= last or first == 0):
+                left.difference_update(wish.at(port))
+                break
+        else:
+            return False
+    return not left

@@ -1,0 +1,157 @@
+"""The sockets behind host ports: bound, deaf from outside, and what the kernel says when a port is taken.
+
+A socket filter, attached before bind, drops every packet that is not addressed to loopback over `lo`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import resource
+import socket
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from plugin.driver.relay_udp import IP_PKTINFO
+from plugin.model import PROTO_NUMBER, Address, FwError, Published
+
+_LOG = logging.getLogger(__name__)
+
+_BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
+_EPHEMERAL = (49153, 65535)  # moby's range where the kernel does not tell its own
+
+# Classic BPF (linux/filter.h): opcodes, and the negative offsets where the kernel keeps what is not payload.
+_SO_ATTACH_FILTER = 26
+_LD_WORD, _LD_BYTE, _JEQ, _RET = 0x20, 0x30, 0x15, 0x06
+_IFINDEX = 0xFFFFF000 + 8  # SKF_AD_OFF + SKF_AD_IFINDEX
+_IP_HEADER = 0xFFF00000  # SKF_NET_OFF
+_LO = 1  # LOOPBACK_IFINDEX: the same in every network namespace
+_FROM_LO = [(_LD_WORD, _IFINDEX, _LO)]  # (load, offset, the value it must have); with route_localnet a
+# neighbour can send to 127.0.0.1 (CVE-2020-8558), so the destination alone does not prove that it is local
+_LOOPBACK_ONLY = {
+    socket.AF_INET: [*_FROM_LO, (_LD_BYTE, _IP_HEADER + 16, 127)],
+    socket.AF_INET6: [*_FROM_LO, *((_LD_WORD, _IP_HEADER + 24 + 4 * i, int(i == 3)) for i in range(4))],
+}
+
+
+class BusyError(FwError):
+    """The port is taken: where there is a choice, the next one may be free."""
+
+
+def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
+    """A bound (and, but for udp, listening) socket; None where the kernel has no SCTP."""
+    family = socket.AF_INET if one.host_ip.version == 4 else socket.AF_INET6
+    kind = socket.SOCK_DGRAM if one.proto == "udp" else socket.SOCK_STREAM
+    sock = None
+    try:
+        sock = socket.socket(family, kind, PROTO_NUMBER[one.proto])
+        _attach_filter(sock, _LOOPBACK_ONLY[family] if relayed else None)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if one.proto != "udp":
+            # Old connections in TIME_WAIT do not count. For udp this would let two processes share the port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        elif not relayed:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # nobody reads it: the kernel's minimum
+        elif family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)  # for the relay, from the first datagram
+        sock.bind((str(one.host_ip), one.host_port))
+        if one.proto != "udp":
+            sock.listen(_BACKLOG)
+        return sock
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        elif one.proto == "sctp" and error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+            return None
+        raise _bind_error(one, error) from error
+
+
+def _attach_filter(sock: socket.socket, tests: list[tuple[int, int, int]] | None) -> None:
+    """Let pass only packets of which each load gives its value; None lets none pass."""
+    code = []
+    for i, (load, offset, value) in enumerate(tests or ()):
+        to_drop = 2 * (len(tests or ()) - i) - 1
+        code += [(load, 0, 0, offset), (_JEQ, 0, to_drop, value)]
+    code += [(_RET, 0, 0, 0xFFFFFFFF)] * bool(tests) + [(_RET, 0, 0, 0)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in code))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(program)))
+
+
+def _bind_error(one: Published, error: OSError) -> FwError:
+    start = f"failed to bind host port {shown(one.host_ip)}:{one.host_port}/{one.proto}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return BusyError(f"{start}: address already in use")
+        case errno.EADDRNOTAVAIL:
+            return FwError(f"{start}: this host has no address {one.host_ip}; give one of its own, or none for all")
+        case errno.EMFILE | errno.ENFILE:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return FwError(
+                f"{start}: the plugin has no file descriptor left (its limit is {limit}): publish fewer "
+                "ports (a range costs one each), or raise LimitNOFILE of the Docker service"
+            )
+        case errno.EACCES | errno.EPERM:
+            return FwError(f"{start}: permission denied; ports below 1024 need CAP_NET_BIND_SERVICE")
+    return FwError(f"{start}: {(error.strerror or str(error)).lower()}")
+
+
+def ephemeral_ports() -> tuple[int, int, set[int]]:
+    """The kernel's range for automatic ports, and those that an administrator took out of it."""
+    sysctl = Path("/proc/sys/net/ipv4")
+    try:
+        first, last = map(int, (sysctl / "ip_local_port_range").read_text().split())
+    except (OSError, ValueError):
+        first, last = _EPHEMERAL
+    reserved: set[int] = set()
+    try:
+        for part in filter(None, (sysctl / "ip_local_reserved_ports").read_text().strip().split(",")):
+            low, _, high = part.partition("-")
+            reserved.update(range(int(low), int(high or low) + 1))
+    except (OSError, ValueError) as error:
+        _LOG.info("no reserved ports known: %s", error)
+    return first, last, reserved
+
+
+def host_has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def raise_fd_limit() -> int:
+    """Raise this process's soft limit of open files to its hard limit, which it returns: a published port costs one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def shown(ip: Address) -> str:
+    return str(ip) if ip.version == 4 else f"[{ip}]"
+
+
+def overlap(one: Address, other: Address) -> bool:
+    """Whether the kernel would refuse both on one port (IPv6 sockets are V6ONLY)."""
+    return one.version == other.version and (one == other or one.is_unspecified or other.is_unspecified)
+
+
+def same_port(one: Published, other: Published) -> bool:
+    return (one.proto, one.host_port) == (other.proto, other.host_port) and overlap(one.host_ip, other.host_ip)
+
+
+def implied(one: Published, among: Iterable[Published]) -> bool:
+    """Whether this is the loopback of the family that the container has not, beside every address of the other.
+
+    A container on an IPv4-only and an IPv6-only network publishes on both: each has the other's loopback implied.
+    """
+    return one.host_ip.is_loopback and any(
+        other.host_ip.is_unspecified
+        and other.host_ip.version != one.host_ip.version
+        and (other.proto, other.host_port, other.container_port) == (one.proto, one.host_port, one.container_port)
+        for other in among
+    )

@@ -1,0 +1,111 @@
+"""The HTTP application: the driver protocol's routes and one error boundary. Served on the plugin's socket only.
+
+Replies are 200 and a JSON object; an error is {"Err": text}, whose text Docker shows to the user.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from flask import Flask, Response, request
+
+from plugin.driver.driver import Driver
+from plugin.jsonio import readable
+from plugin.model import FwError
+
+#: A request of Docker's is a few KB; thousands of published ports make some 100 KB.
+MAX_BODY = 8 << 20
+CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
+log = logging.getLogger(__name__)
+
+
+class Shows(Protocol):
+    """What `GET /status` answers with."""
+
+    def status(self) -> dict[str, Any]: ...
+
+
+def create_app(driver: Driver, shows: Shows) -> Flask:
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+
+    calls: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "NetworkDriver.CreateNetwork": driver.create_network,
+        "NetworkDriver.DeleteNetwork": driver.delete_network,
+        "NetworkDriver.CreateEndpoint": driver.create_endpoint,
+        "NetworkDriver.DeleteEndpoint": driver.delete_endpoint,
+        "NetworkDriver.EndpointOperInfo": driver.endpoint_info,
+        "NetworkDriver.Join": driver.join,
+        "NetworkDriver.Leave": driver.leave,
+        "NetworkDriver.ProgramExternalConnectivity": driver.program_external_connectivity,
+        "NetworkDriver.RevokeExternalConnectivity": driver.revoke_external_connectivity,
+        # Swarm's own: a driver of local scope hears of them and has nothing to do.
+        "NetworkDriver.DiscoverNew": _nothing,
+        "NetworkDriver.DiscoverDelete": _nothing,
+        "NetworkDriver.AllocateNetwork": lambda _: {"Options": {}},
+        "NetworkDriver.FreeNetwork": _nothing,
+    }
+
+    @app.post("/Plugin.Activate")
+    def activate() -> Response:
+        return _reply({"Implements": ["NetworkDriver"]})
+
+    @app.post("/NetworkDriver.GetCapabilities")
+    def capabilities() -> Response:
+        return _reply({"Scope": "local", "ConnectivityScope": "local"})
+
+    @app.post("/<call>")
+    def hook(call: str) -> Response | tuple[Response, int]:
+        if call not in calls:
+            return _reply({"Err": readable(f"docker-fw does not know the call {call[:80]}")}), 404
+        log.debug("%s %s", call, request.get_data()[:2000])
+        return _reply(calls[call](_body()))
+
+    @app.get("/status")
+    def status() -> Response:
+        return Response(json.dumps(shows.status(), indent=1), content_type="application/json")
+
+    @app.errorhandler(FwError)
+    def refused(error: FwError) -> tuple[Response, int]:
+        told = readable(str(error))
+        log.error("%s: %s", request.path, told)
+        return _reply({"Err": told}), 200
+
+    @app.errorhandler(404)
+    @app.errorhandler(405)
+    @app.errorhandler(413)
+    def unknown(error: Any) -> tuple[Response, int]:
+        return _reply({"Err": readable(f"{request.method} {request.path[:80]}: {error.name}")}), int(error.code)
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> tuple[Response, int]:
+        log.exception("%s failed", request.path)
+        told = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
+        return _reply({"Err": told}), 200
+
+    return app
+
+
+def _body() -> dict[str, Any]:
+    """The request's object. An empty body is a retry whose body got lost: an error, never a default."""
+    data = request.get_data()
+    if not data:
+        raise FwError("the request came without a body; try again")
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FwError(f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise FwError("the request must be a JSON object")
+    return body
+
+
+def _nothing(_: Any) -> dict[str, Any]:
+    return {}
+
+
+def _reply(body: dict[str, Any]) -> Response:
+    return Response(json.dumps(body), content_type=CONTENT_TYPE)

@@ -1,0 +1,46 @@
+"""Which MAC an endpoint has: the one that the user chose, if it is free on the network, or one made from its addresses.
+
+Two ports of one bridge with one MAC would share the frames for it; the last one to come would have them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from plugin.kernel.links import bridge_mac, mac_of
+from plugin.model import Endpoint, FwError
+
+
+def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
+    """The endpoint's MAC. `others`: of all networks. Raises FwError if the user chose one that it must not have."""
+    taken = {o.mac: _called(o) for o in others if o.network_id == endpoint.network_id and o.id != endpoint.id}
+    taken[bridge_mac(endpoint.network_id)] = "the network's bridge"
+    if not endpoint.mac:
+        return _made(endpoint, taken.keys())
+    if why := _wrong(endpoint.mac) or (endpoint.mac in taken and f"belongs to {taken[endpoint.mac]}"):
+        raise FwError(
+            f"MAC address {endpoint.mac} {why}, and frames for one container would reach another; choose another "
+            "--mac-address (mac_address in a compose file), or leave it out"
+        )
+    return endpoint.mac
+
+
+def _made(endpoint: Endpoint, taken: Iterable[str]) -> str:
+    """From the addresses; where somebody has chosen that one, from the endpoint's ID."""
+    mac, number = mac_of(endpoint.addr4, endpoint.addr6), 0
+    while mac in taken:
+        digest = hashlib.sha256(f"{endpoint.id} {number}".encode()).digest()
+        mac, number = ":".join(f"{byte:02x}" for byte in b"\x02\x42" + digest[:4]), number + 1
+    return mac
+
+
+def _wrong(mac: str) -> str:
+    """Why nobody may have it (IEEE 802 section 8.2: the first octet's lowest bit is a group's)."""
+    if not int(mac.replace(":", ""), 16):
+        return "is all zeros"
+    return "is a multicast address" if int(mac[:2], 16) & 1 else ""
+
+
+def _called(endpoint: Endpoint) -> str:
+    return f"container {endpoint.container.name}" if endpoint.container else f"endpoint {endpoint.id[:12]}"

@@ -1,0 +1,120 @@
+"""What other settings would change, as data: + is what would come, - is what would go. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from plugin.model import Container, Endpoint, Guarded, Network, Policy, Published
+from plugin.nftables.document import skeleton
+from plugin.nftables.drift import Told, told
+from plugin.nftables.sets import Change, Element
+from plugin.policy.decide import closed_ports, closed_together
+from plugin.policy.facts import Inventory, Noted, Owner
+
+
+def under(inventory: Inventory, change: Callable[[Inventory], None]) -> Inventory:
+    """The inventory as it would be; `change` gets one of its own, whose names are looked up anew after it."""
+    other = dataclasses.replace(inventory.copy(), directory=type(inventory.directory)())
+    other.directory.networks = inventory.directory.networks
+    change(other)
+    other.introduce(other.owners())
+    closed = _closed(other)
+    for owner, noted in list(other.noted.items()):
+        if noted.place and noted.place.guest:
+            ports = closed.get(noted.place.guest.container_id, frozenset())
+            other.noted[owner] = dataclasses.replace(noted, place=dataclasses.replace(noted.place, closed=ports))
+    return other
+
+
+def _closed(inventory: Inventory) -> dict[str, frozenset[Published]]:
+    """As `plugin.docker.tracker` judges it."""
+    places: dict[str, list[frozenset[Published]]] = {}
+    guests = [(n.place.network, n.place.guest) for n in inventory.noted.values() if n.place and n.place.guest]
+    for network, guest in guests:
+        if guest.endpoint.published:
+            ports = closed_ports(inventory.decide(network, guest.as_known), guest.endpoint)
+            places.setdefault(guest.container_id, []).append(frozenset(ports))
+    return closed_together(places, {guest.container_id for _, guest in guests if not guest.sure})
+
+
+def with_containers(known: Mapping[str, Container]) -> Callable[[Inventory], None]:
+    """Labels as they would be read, by the endpoint's ID."""
+
+    def change(inventory: Inventory) -> None:
+        for owner, noted in list(inventory.noted.items()):
+            if noted.place and (guest := noted.place.guest):
+                endpoint = _with(guest.endpoint, known)
+                place = dataclasses.replace(noted.place, guest=dataclasses.replace(guest, endpoint=endpoint))
+                inventory.noted[owner] = dataclasses.replace(noted, place=place)
+        endpoints = {key: _with(endpoint, known) for key, endpoint in inventory.state.endpoints.items()}
+        inventory.state = dataclasses.replace(inventory.state, endpoints=endpoints)
+
+    return change
+
+
+def _with(endpoint: Endpoint, known: Mapping[str, Container]) -> Endpoint:
+    container = known.get(endpoint.id)
+    return dataclasses.replace(endpoint, container=container) if container and endpoint.container else endpoint
+
+
+def noting(owner: Owner, noted: Iterable[Element]) -> Callable[[Inventory], None]:
+    what = frozenset(noted)
+
+    def change(inventory: Inventory) -> None:
+        inventory.noted[owner] = Noted(what)
+
+    return change
+
+
+def policies(before: Inventory, after: Inventory) -> list[Told]:
+    """What each container would accept and may begin that it does not now, and the other way round."""
+    found: list[Told] = []
+    for owner in before.owners():
+        old, new = before.endpoint(owner), after.endpoint(owner)
+        if old and new and old[1].container:
+            was, will = (dict(_said(inventory.decide(*place))) for inventory, place in ((before, old), (after, new)))
+            who = f"{old[1].container.name} on {_called(old[0], old[1])}"
+            found += [told("-", "policy", text, who) | {"origin": was[text]} for text in was if text not in will]
+            found += [told("+", "policy", text, who) | {"origin": will[text]} for text in will if text not in was]
+    return sorted(found, key=lambda line: (line["who"], line["sign"] == "+"))
+
+
+def _said(policy: Policy) -> Iterator[tuple[str, str]]:
+    """What a policy says, sentence by sentence, and who said it."""
+    if not policy.in_order:
+        yield "answers on ICMP only", ""
+    for rule in policy.accepts:
+        yield f"accepts {rule}", rule.origin
+    for rule in policy.published:
+        yield f"accepts {rule.what} by its published port", rule.origin
+    if policy.egress is None:
+        yield "may begin everything", ""
+    elif not policy.egress:
+        yield "may begin nothing", ""
+    for rule in policy.egress or ():
+        yield f"may begin {rule}".replace(" from ", " to ", 1), rule.origin
+    for rate in policy.rates:
+        yield f"limits {rate}", rate.origin
+    if policy.log:
+        yield f"logs drops: {policy.log}", ""
+
+
+def _called(network: Network | Guarded, endpoint: Endpoint) -> str:
+    if isinstance(network, Guarded):
+        return network.name
+    return (endpoint.container.network if endpoint.container else "") or network.bridge
+
+
+def difference(before: Inventory, after: Inventory) -> Change:
+    """Elements that would go and come."""
+    old, new = ({e for owner in each.owners() for e in each.elements(owner)} for each in (before, after))
+    return Change(tuple(old - new), tuple(new - old))
+
+
+def rules_apart(before: int, after: int) -> list[Told]:
+    """The rules that differ by the mark."""
+    one, other = skeleton(before).splitlines(), skeleton(after).splitlines()
+    lines = (line for line in difflib.ndiff(one, other) if line[:2] in ("- ", "+ "))
+    return [told(line[0], "rule", line[2:].strip(), "") for line in lines]

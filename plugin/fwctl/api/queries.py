@@ -1,0 +1,205 @@
+"""What `fwctl` asks: how things are, why a flow passes or not, what would change, the table as a file. Changes nothing.
+
+Each answer is made from a copy of what is known, so that no container waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from plugin import __version__
+from plugin.docker.bridges import Bridges
+from plugin.docker.client import ApiSilent, DockerApi
+from plugin.docker.engine import unfit
+from plugin.docker.follower import Follower
+from plugin.docker.proxy_ports import own_ports
+from plugin.docker.tracker import Guard
+from plugin.fwctl.api import export, plan, status
+from plugin.fwctl.api.explain import Around, explain
+from plugin.jsonio import INTERFACE_NAME
+from plugin.kernel import link_monitor
+from plugin.kernel.resolver import asked_from_host
+from plugin.model import Address, FwError, Prefix, Published
+from plugin.nftables import drift, dump
+from plugin.nftables.sets import Element
+from plugin.nftables.table import Nft
+from plugin.policy.bans import ban_elements
+from plugin.policy.facts import Inventory
+from plugin.policy.overrides import in_force, unwatched
+from plugin.settings import Settings
+from plugin.state.reconciler import Reconciler
+
+#: Settings that the table comes from, besides those that are said of every container.
+_OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
+_OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
+#: How often the kernel is read without holding anything up, before it is read under the lock.
+_TRIES = 3
+log = logging.getLogger(__name__)
+
+
+class Questions:
+    """Thread-safe. `read` makes Settings of ours with some exchanged; `blind` tells if docker-proxy is not known."""
+
+    def __init__(
+        self, reconciler: Reconciler, guard: Guard, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
+        settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
+        held: Callable[[], list[Published]] = list, boot: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
+        self._state = reconciler
+        self._guard = guard
+        self._nft = nft
+        self._bridges = bridges
+        self._follower = follower
+        self._api = api
+        self._settings = settings
+        self._read = read
+        self._blind = blind
+        self._held = held
+        self._boot = boot
+
+    def status(self) -> dict[str, Any]:
+        """What there is and what it answers on, for people and programs."""
+        # Before the snapshot, and never under the reconciler's lock: the guard's comes first.
+        guests, networks = self._guard.known(), list(self._guard.networks.values())
+        inventory, now = self._state.snapshot(), time.time()
+        dropped = self._dropped()
+        return {
+            "version": __version__,
+            "now": now,
+            "networks": status.driver_networks(inventory, dropped),
+            "guarded": status.guarded_networks(
+                inventory, guests, networks, self._api.engine, self._settings.mark, dropped
+            ),
+            "apart": dict(self._follower.apart),
+            "foreign": sorted(self._bridges.foreign()),
+            "overrides": status.elsewhere(inventory),
+            "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
+            "watched": inventory.watched,
+            "listening": self._follower.listening,
+            "proxy_known": not self._blind(),
+            "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held()],
+            "owned": self._nft.owned,
+            "binds": self._nft.binds,
+            "unfit": unfit(self._api.engine),
+            "unsaved": self._state.owes,
+            "boot": self._boot(),
+            "host_resolver": asked_from_host(self._api.engine.major),
+        }
+
+    def places(self, container_id: str) -> list[dict[str, Any]]:
+        """What a container accepts and may begin, network by network."""
+        return status.places(self._state.snapshot(), container_id, self._api.engine, self._settings.mark)
+
+    def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
+        """What becomes of a flow, step by step, in both families or in one. Raises FwError."""
+        around = Around(_own(), dict(self._follower.apart), self._api.engine, self._settings.mark, time.time())
+        return explain(self._state.snapshot(), source, target, what, around, family)
+
+    def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """How the kernel differs from what should be, and what these settings would change. Raises FwError."""
+        inventory = self._state.snapshot()
+        who = drift.names(inventory)
+        found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
+        if given:
+            settings = self._read(given)
+            found["notes"] = _notes(given)
+            before = plan.under(inventory, lambda _: None)
+            after = plan.under(inventory, self._changed(settings))
+            found["policy"] = plan.policies(before, after)
+            found["elements"] = drift.elements(plan.difference(before, after), who)
+            if settings.mark != self._settings.mark:
+                found["rules"] = plan.rules_apart(self._settings.mark, settings.mark)
+        found["changes"] = any(found[part] for part in ("drift", "policy", "elements", "rules"))
+        return found
+
+    def export(self) -> dict[str, Any]:
+        """The table as a file for `nft -f`."""
+
+        def lasting(inventory: Inventory) -> None:
+            inventory.overrides = in_force(unwatched(inventory.state))
+
+        inventory = plan.under(self._state.snapshot(), lasting)
+        elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
+        banned, timed = ban_elements(inventory.state.bans, time.time())
+        foreign = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.foreign()))
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        text = export.file(
+            self._settings.mark, elements | banned, timed, foreign, logs=self._nft.logs, binds=self._nft.binds,
+            version=__version__, when=when,
+        )  # fmt: skip
+        return {"text": text}
+
+    def _changed(self, settings: Settings) -> Callable[[Inventory], None]:
+        changes: list[Callable[[Inventory], None]] = []
+        if settings.dockerd_ports != self._settings.dockerd_ports:
+            asked = [each for ports in self._state.state.asked.values() for each in ports]
+            changes.append(plan.noting("dockerd", own_ports(settings.dockerd_ports, asked)))
+        if settings.trust_images != self._settings.trust_images:
+            try:
+                look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
+            except ApiSilent as silent:
+                raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
+            changes.append(plan.with_containers(look.containers))
+
+        def change(inventory: Inventory) -> None:
+            inventory.defaults = settings.defaults
+            for each in changes:
+                each(inventory)
+
+        return change
+
+    def _drift(self, who: drift.Names) -> list[drift.Told]:
+        try:
+            for _ in range(_TRIES):
+                found = dump.read()
+                with self._state.locked:
+                    same, should = self._nft.generation() == found.generation, self._should()
+                if same:
+                    break
+            else:
+                with self._state.locked:
+                    found, should = dump.read(), self._should()
+        except OSError as error:
+            raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
+        bans, elements, (text, put), lease = should
+        lasting, timed = ban_elements(bans, time.time())
+        # What ends in a moment may have ended.
+        timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
+        wanted = lasting.union(elements)
+        return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
+
+    def _should(
+        self,
+    ) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]], dict[Element, int]]:
+        """Bans, elements, rules, lease as they should stand, to be compared when nobody waits for the lock."""
+        return self._state.state.bans, self._state.should(), self._nft.put(), self._state.lease.left()
+
+    def _dropped(self) -> Mapping[Address, tuple[int, int]]:
+        try:
+            return self._nft.dropped()
+        except OSError as error:
+            log.error("could not read how much was dropped: %s", error)
+            return {}
+
+
+def _own() -> frozenset[Address]:
+    try:
+        return frozenset(ip_address(packed) for packed in link_monitor.addresses() if len(packed) in (4, 16))
+    except OSError as error:
+        raise FwError(f"could not read the host's addresses: {error.strerror}") from error
+
+
+def _notes(given: Mapping[str, str]) -> list[str]:
+    notes = []
+    for name in given:
+        if name == "FW_MISTAKES":
+            notes.append("FW_MISTAKES counts for containers that start then, and changes nothing now")
+        elif name == "FW_MARK":
+            notes.append("FW_MARK is in the rule in DOCKER-USER too, or in dockerd's --bridge-accept-fwmark")
+        elif name not in (*_OF_THE_TABLE, *_OF_CONTAINERS):
+            notes.append(f"{name} changes nothing of the table")
+    return notes

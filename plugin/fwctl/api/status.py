@@ -1,0 +1,182 @@
+"""What there is, what it answers on and why, as data for `fwctl` and for programs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
+from plugin.fwctl.api.find_container import containers
+from plugin.model import Address, Endpoint, Guarded, Network, Overriding, Policy, Published, Rule
+from plugin.policy.decide import closed_ports, covers
+from plugin.policy.facts import Inventory, Owner
+from plugin.policy.rate_quota import FULL
+
+#: Packets that were dropped on their way to an address, and those that it began and may not.
+Dropped = Mapping[Address, tuple[int, int]]
+
+
+def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, Any]]:
+    """Networks of docker-fw's own driver. Docker does not tell a driver their names; their containers know them."""
+    found, by_network = [], _by_network(inventory.state.endpoints.values())
+    for network in inventory.state.networks.values():
+        there = by_network.get(network.id, [])
+        names = {e.container.network for e in there if e.container and e.container.network}
+        found.append(
+            {
+                "id": network.id,
+                "name": min(names, default=""),
+                "bridge": network.bridge,
+                "subnets": [str(g.network) for g in (network.gateway4, network.gateway6) if g],
+                "internal": network.internal,
+                "problems": [],
+                "endpoints": [_endpoint(inventory, e.id, network, e, dropped) for e in there],
+            }
+        )
+    return found
+
+
+def guarded_networks(
+    inventory: Inventory, guests: Iterable[Endpoint], networks: Iterable[Guarded], engine: Engine, mark: int,
+    dropped: Dropped,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Docker's own bridge networks."""
+    there = _by_network(guests)
+    return [
+        {
+            "id": network.id,
+            "name": network.name,
+            "bridge": network.bridge,
+            "subnets": [str(subnet) for subnet in network.subnets],
+            "internal": network.internal,
+            "problems": [str(problem) for problem in network.problems],
+            "endpoints": [
+                _guest(inventory, network, endpoint, engine, mark, dropped) for endpoint in there.get(network.id, ())
+            ],
+        }
+        for network in networks
+    ]
+
+
+def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
+    found: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        found.setdefault(endpoint.network_id, []).append(endpoint)
+    return found
+
+
+def _guest(
+    inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
+) -> dict[str, Any]:
+    told = _endpoint(inventory, f"endpoint {endpoint.id}", network, endpoint, dropped)
+    told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
+    return told
+
+
+def _without_effect(
+    inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int
+) -> tuple[str, ...]:
+    return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
+
+
+def closed(inventory: Inventory, networks: Mapping[str, Guarded], guests: Iterable[Endpoint]) -> list[Published]:
+    """The published ports on Docker's own networks that not everybody from outside may reach."""
+    return [
+        port
+        for guest in guests
+        if guest.network_id in networks
+        for port in closed_ports(inventory.decide(networks[guest.network_id], guest), guest)
+    ]
+
+
+def _endpoint(
+    inventory: Inventory, owner: Owner, network: Network | Guarded, endpoint: Endpoint, dropped: Dropped
+) -> dict[str, Any]:
+    container = endpoint.container
+    policy = inventory.decide(network, endpoint)
+    resolved = inventory.resolved(network, endpoint)
+    addresses = [address for address in (endpoint.addr4, endpoint.addr6) if address]
+    return {
+        "id": endpoint.id,
+        "container": container.name if container else None,
+        "container_id": container.id if container else None,
+        "addresses": [str(address) for address in addresses],
+        "known": container is not None,
+        "icmp_only": not policy.in_order,
+        "accepts": [str(rule) for rule in policy.accepts],
+        "rules": [_rule(rule, resolved.accepts) for rule in policy.accepts],
+        "egress": None if policy.egress is None else [_rule(rule, resolved.egress or ()) for rule in policy.egress],
+        "rates": [{"rate": str(rate), "origin": rate.origin} for rate in policy.rates],
+        "log": policy.log,
+        "published": [_port(port, policy) for port in endpoint.published],
+        "problems": [
+            *(str(p) for p in (container.problems if container else ())),
+            *([FULL] if inventory.quota.refused(owner) else []),
+        ],
+        "no_effect": [
+            *(container.notices if container else ()),
+            *within(network, endpoint, resolved),
+            *inventory.too_many(owner),
+        ],
+        "overrides": [
+            override(each) for each in inventory.state.overrides if container and each.container == container.id
+        ],
+        "dropped": sum(dropped.get(address, (0, 0))[0] for address in addresses),
+        "refused": sum(dropped.get(address, (0, 0))[1] for address in addresses),
+    }
+
+
+def _rule(rule: Rule, resolved: Iterable[Rule]) -> dict[str, Any]:
+    """`peers`: as they were written; `addresses`: who they are now, None for a rule that is for everybody."""
+    now = {
+        str(peer)
+        for each in resolved
+        if (each.proto, each.first, each.last, each.origin) == (rule.proto, rule.first, rule.last, rule.origin)
+        for peer in each.peers
+    }
+    return {
+        "what": rule.what,
+        "peers": [str(peer) for peer in rule.peers],
+        "addresses": sorted(now) if rule.peers else None,
+        "origin": rule.origin,
+    }
+
+
+def override(each: Overriding) -> dict[str, Any]:
+    """A word of `fwctl allow` or `deny`; `until` None is for ever."""
+    return {"kind": "deny" if each.deny else "allow", "rule": str(each.rule), "until": each.until or None}
+
+
+def _port(port: Published, policy: Policy) -> dict[str, Any]:
+    """`open`: to everybody; `some`: to those that a rule with `from` names, `peers`."""
+    rules = [r for r in (*policy.accepts, *policy.published) if covers(r, port.proto, port.container_port)]
+    return {
+        "proto": port.proto,
+        "host_ip": str(port.host_ip),
+        "host_port": port.host_port,
+        "container_port": port.container_port,
+        "open": port.host_ip.is_loopback or any(not rule.peers for rule in rules),
+        "some": any(rule.peers for rule in rules),
+        "peers": sorted({str(peer) for rule in rules for peer in rule.peers}),
+    }
+
+
+def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -> list[dict[str, Any]]:
+    """A container's places, network by network."""
+    found = []
+    for owner in inventory.of_container(container_id):
+        if place := inventory.endpoint(owner):
+            network, endpoint = place
+            name = network.name if isinstance(network, Guarded) else network.bridge
+            told = _endpoint(inventory, owner, network, endpoint, {})
+            if isinstance(network, Guarded):
+                told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
+            found.append({"network": name, **told})
+    return found
+
+
+def elsewhere(inventory: Inventory) -> list[dict[str, Any]]:
+    """What `fwctl` said of containers that are on no network now: they do not run."""
+    there = containers(inventory)
+    spoken = (each for each in inventory.state.overrides if each.container not in there)
+    return [{"container_id": each.container, **override(each)} for each in spoken]

@@ -1,0 +1,74 @@
+"""Keys of docker-fw's that stand where they count for nothing, and keys that only look like them. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from plugin.fwctl.check.compose.model import Notes, Value
+from plugin.fwctl.check.compose.stack import Stack, near
+from plugin.labels import parser
+
+
+def misplaced(services: Mapping[str, Value], networks: Mapping[str, Value], notes: Notes) -> None:
+    """Labels of a swarm service, of an image, of a network; annotations."""
+    for name, service in services.items():
+        for key, value in _ours(_inner(service, "deploy", "labels")):
+            what = f"deploy.labels {key} is the swarm service's, not its containers', and counts for nothing; "
+            notes.mistake(value.place, what + "move it to labels: of the service itself", name)
+        for key, value in _ours(_inner(service, "build", "labels")):
+            what = f"build.labels {key} is the image's, which opens nothing; move it to labels: of the service itself"
+            notes.warn(value.place, what, name)
+        for key, value in _ours(_inner(service, "annotations")):
+            notes.warn(value.place, f"annotation {key} counts for nothing; move it to labels:", name)
+    for name, network in networks.items():
+        for key, value in _ours(_inner(network, "labels")):
+            what = f"label {key} counts for nothing; for every container on it write it under driver_opts:"
+            notes.warn(value.place, f"network {name}: {what}")
+
+
+def unheard(stack: Stack, notes: Notes) -> None:
+    """Labels of services that docker-fw does not guard, options that nobody reads, numbers that are read as others."""
+    for service in stack.services.values():
+        kinds = {attachment.net.kind for attachment in service.attachments}
+        why = ""
+        if service.shares:
+            whose = service.shares.replace(":", " ", 1)
+            why = f"{service.name} shares the network of {whose}, whose labels count; move it there"
+        elif kinds <= {"apart"}:
+            why = "; ".join(dict.fromkeys(f"{each.net.key} is {each.net.why}" for each in service.attachments))
+        for key, value in service.labels.items():
+            if key.lower().startswith(parser.PREFIX):
+                if why:
+                    notes.warn(value.place, f"label {key} has no effect: {why}", service.name)
+                if value.written:
+                    what = f"label {key}: YAML reads {value.written} as the number {value.text}; put it in quotes"
+                    notes.warn(value.place, what, service.name)
+            elif likely := lookalike(key):
+                notes.warn(value.place, f"label {key} counts for nothing; did you mean {likely}?", service.name)
+        for attachment in service.attachments:
+            for key, value in _ours(attachment.options) if attachment.net.kind == "apart" else ():
+                why = f"{attachment.net.key} is {attachment.net.why}"
+                notes.warn(value.place, f"driver_opts {key} has no effect: {why}", service.name)
+
+
+def lookalike(key: str) -> str:
+    """The key of docker-fw's that a label like fw-allow or FW_ALLOW was probably meant to be; "" if none."""
+    bare = re.sub(r"[^a-z0-9]+", ".", key.lower()[:128]).strip(".").removeprefix("docker.")
+    if key.lower().startswith(parser.PREFIX) or not bare.startswith("fw"):
+        return ""
+    if bare.startswith(parser.ONE_NETWORK):
+        return f"{parser.ONE_NETWORK}NAME.{bare.rpartition('.')[2]}"
+    same = (known for known in parser.KEYS if known.replace(".", "") == bare.replace(".", ""))
+    like = (known for known in parser.KEYS if bare.startswith(parser.PREFIX) and near(bare, [known]))
+    return next(same, "") or next(like, "")
+
+
+def _inner(value: Value, *path: str) -> Mapping[str, Value]:
+    for key in path:
+        value = value.map.get(key, Value(None, value.place))
+    return value.map
+
+
+def _ours(pairs: Mapping[str, Value]) -> Iterable[tuple[str, Value]]:
+    return [(key, value) for key, value in pairs.items() if key.lower().startswith(parser.PREFIX)]

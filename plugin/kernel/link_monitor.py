@@ -1,0 +1,106 @@
+"""The host's links as they come and go, told by the kernel: which bridges there are, and when a port leaves one.
+
+A bridge is looked at by its index, which the kernel gives to no other one: a name can come back as somebody else's.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from plugin.kernel import netlink as nl
+from plugin.nftables.sets import GROUP
+
+_NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
+#: linux/if_addr.h: IFA_ADDRESS, IFA_LOCAL
+_ADDRESS, _LOCAL = 1, 2
+_RTMGRP_LINK = 1
+#: linux/if_link.h: IFLA_IFNAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK; IFLA_INFO_KIND; RTEXT_FILTER_SKIP_STATS
+_NAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK, _KIND, _SKIP_STATS = 3, 10, 18, 27, 29, 1, 8
+_ROUTE = 0
+#: Messages after which the reader gets a chance to do something else.
+_MANY = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """`bridge`: it is one. `ours`: docker-fw made it. `master`: the index of the bridge that it is a port of, or 0."""
+
+    index: int
+    name: str
+    bridge: bool = False
+    ours: bool = False
+    master: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the kernel told. "all": something was missed; look at everything."""
+
+    what: Literal["came", "went", "all"]
+    link: Link | None = None
+
+
+def links() -> dict[int, Link]:
+    """The host's links by index. Raises OSError."""
+    with nl.open_socket(_ROUTE) as sock:
+        mask = nl.attr(_EXT_MASK, struct.pack("=I", _SKIP_STATS))
+        answers = nl.request(sock, _GETLINK, nl.NLM_F_DUMP, bytes(16) + mask)
+    return {link.index: link for kind, body in answers if kind == _NEWLINK and (link := _read(body))}
+
+
+def addresses() -> set[bytes]:
+    """The host's own addresses of both families, packed. Raises OSError."""
+    with nl.open_socket(_ROUTE) as sock:
+        answers = nl.request(sock, _GETADDR, nl.NLM_F_DUMP, bytes(8))
+    found = (nl.attributes(body[8:]) for _, body in answers)
+    return {told.get(_LOCAL, told.get(_ADDRESS, b"")) for told in found}
+
+
+class Changes:
+    """Subscribed when made: look at everything after that, and then read."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _ROUTE)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._sock.bind((0, _RTMGRP_LINK))
+        self._sock.settimeout(0.2)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def read(self) -> Iterator[Told]:
+        """What came, until there was nothing for 0.2 s, or much. Raises OSError but for an overrun: that is "all"."""
+        try:
+            for count, (kind, _, body) in enumerate(nl.replies(self._sock)):
+                if count == _MANY:
+                    yield Told("all")  # what else stood in the same message is lost
+                    return
+                if kind in (_NEWLINK, _DELLINK):
+                    # The bridge's own word on its ports and neighbours (AF_BRIDGE) is about no link's coming or going.
+                    if body[0] == socket.AF_UNSPEC and (link := _read(body)):
+                        yield Told("came" if kind == _NEWLINK else "went", link)
+                else:
+                    yield Told("all")
+        except TimeoutError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield Told("all")
+
+
+def _read(body: bytes) -> Link | None:
+    (index,) = struct.unpack_from("=i", body, 4)
+    told = nl.attributes(body[16:])
+    name = told.get(_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+    if not name:
+        return None
+    kind = nl.attributes(told.get(_LINKINFO, b"")).get(_KIND, b"").rstrip(b"\0")
+    ours = told.get(_GROUP, b"") == struct.pack("=I", GROUP)
+    master = struct.unpack("=I", told[_MASTER])[0] if _MASTER in told else 0
+    return Link(index, name, kind == b"bridge", ours, master)

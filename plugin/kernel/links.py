@@ -1,0 +1,296 @@
+"""Bridges and veth pairs, by pyroute2. Every name derives from Docker's IDs, so a repeated call finds its own work.
+
+A bridge is one of ours if it carries our device group: the policy goes by it too, so a bridge is closed from the
+moment it exists, whatever its name. Interface names: at most 15 bytes (IFNAMSIZ, linux/if.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from plugin.kernel.sysctl import Sysctl
+from plugin.model import Endpoint, FwError, Network
+from plugin.nftables.sets import BRIDGE_PREFIX, GROUP, PORT_PREFIX, host_side
+
+_IFA_F_NODAD = 0x02
+_NUD_NOARP = 0x40  # a static entry of a bridge's table (linux/neighbour.h)
+_NTF_MASTER = 0x04
+log = logging.getLogger(__name__)
+
+
+def bridge_name(network_id: str) -> str:
+    return BRIDGE_PREFIX + network_id[:12].lower()
+
+
+def container_side(endpoint_id: str) -> str:
+    return "fwc" + endpoint_id[:12].lower()
+
+
+def mac_of(addr4: IPv4Address | None, addr6: IPv6Address | None) -> str:
+    """A locally administered MAC that follows the address, as Docker's bridge makes it: neighbours need not unlearn."""
+    tail = addr4.packed if addr4 else hashlib.sha256(addr6.packed if addr6 else b"").digest()[:4]
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + tail)
+
+
+def exists(name: str) -> bool:
+    return _index(name) is not None
+
+
+def lives(endpoint_id: str) -> bool:
+    """True if a container has the endpoint's inner side.
+
+    With the container's network namespace both sides go; but dockerd may have moved the inner one back to the host
+    when it gave up on us, so a pair that stands whole on the host is nobody's.
+    """
+    return exists(host_side(endpoint_id)) and not exists(container_side(endpoint_id))
+
+
+class Links:
+    """The host's links, in the network namespace of the process."""
+
+    def __init__(self, sysctl: Sysctl) -> None:
+        self._ipr = IPRoute()
+        self._sysctl = sysctl
+
+    def make_bridge(self, network: Network) -> bool:
+        """Makes the network's bridge, or completes it. True if it was made now.
+
+        Raises FwError when the name is taken by a link that is not ours; nothing half-made stays.
+        """
+        made = False
+        try:
+            self._ipr.link("add", ifname=network.bridge, kind="bridge", group=GROUP, address=bridge_mac(network.id))
+            made = True
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise FwError(f"could not make bridge {network.bridge}: {error}") from error
+            if not self._ours(network.bridge, network.id):
+                raise FwError(
+                    f"bridge name {network.bridge} is taken by an interface that is not this network's; "
+                    "choose another with -o com.docker.network.bridge.name=…"
+                ) from error
+        try:
+            self._configure(network)
+        except (NetlinkError, OSError, FwError) as error:
+            if made:
+                self.delete(network.bridge)
+            if isinstance(error, FwError):
+                raise
+            raise FwError(f"could not set up bridge {network.bridge}: {error}") from error
+        return made
+
+    def _configure(self, network: Network) -> None:
+        index = socket.if_nametoindex(network.bridge)
+        self._ipr.link("set", index=index, ifalias=_alias(network.id), mtu=network.mtu)
+        # Else two queries of a container's (MLD, RFC 3810) keep neighbour solicitations from its neighbours.
+        self._ipr.link("set", index=index, kind="bridge", br_mcast_snooping=0)
+        self._sysctl.prepare_bridge(network)
+        for gateway in (network.gateway4, network.gateway6):
+            if gateway is None:
+                continue
+            flags = _IFA_F_NODAD if gateway.version == 6 else 0
+            self._ipr.addr(
+                "replace", index=index, address=str(gateway.ip), prefixlen=gateway.network.prefixlen, flags=flags
+            )
+        self._ipr.link("set", index=index, state="up")
+
+    def attach(self, network: Network, endpoint: Endpoint) -> None:
+        """Makes the endpoint's veth pair, its host side on the bridge, the other side ready for Docker to move.
+
+        Raises FwError, with nothing left behind. A pair that stands from an earlier try is made anew.
+        """
+        bridge = _index(network.bridge)
+        if bridge is None:
+            raise FwError(f"the bridge {network.bridge} of network {network.id[:12]} is gone; recreate the network")
+        outer, inner = host_side(endpoint.id), container_side(endpoint.id)
+        self.delete(outer)
+        try:
+            self._ipr.link(
+                "add",
+                ifname=outer,
+                kind="veth",
+                mtu=network.mtu,
+                peer={"ifname": inner, "address": endpoint.mac, "mtu": network.mtu},
+            )
+            index = socket.if_nametoindex(outer)
+            self._sysctl.prepare_port(outer)
+            self._join(bridge, index, endpoint)
+        except (NetlinkError, OSError) as error:
+            self.delete(outer)
+            if getattr(error, "code", 0) == errno.EXFULL:
+                raise FwError(
+                    f"network {network.id[:12]} is full: a bridge of the kernel holds 1023 ports; use another network"
+                ) from error
+            raise FwError(f"could not connect the container to {network.bridge}: {error}") from error
+
+    def hairpin(self, endpoint: Endpoint) -> None:
+        """Lets the bridge hand a frame back to the port it came from.
+
+        With br_netfilter a container's packet to its own published port is turned round inside the bridge. Raises
+        FwError.
+        """
+        if (index := _index(host_side(endpoint.id))) is None:
+            return
+        try:
+            self._ipr.brport("set", index=index, mode=1)
+        except NetlinkError as error:
+            raise FwError(f"could not set hairpin mode on {host_side(endpoint.id)}: {error}") from error
+
+    def reattach(self, network: Network, endpoints: Iterable[Endpoint]) -> None:
+        """Host sides that outlived their bridge, or that an older docker-fw left unbound, become its ports."""
+        bridge = _index(network.bridge)
+        for endpoint in endpoints:
+            port = host_side(endpoint.id)
+            if not _joined(port) and (index := _index(port)) is not None:
+                self._join(bridge, index, endpoint)
+
+    def _join(self, bridge: int | None, index: int, endpoint: Endpoint) -> None:
+        """Makes a host side a port that belongs to the endpoint's MAC alone.
+
+        A container cannot send from another MAC, nor draw a neighbour's frames to itself, nor fill the bridge's table
+        so that frames go everywhere. A kernel before 5.18 does not know `locked`: there it can do the first of these.
+        """
+        self._ipr.link("set", index=index, master=bridge)
+        if endpoint.mac:
+            self._ipr.fdb("replace", ifindex=index, lladdr=endpoint.mac, state=_NUD_NOARP, flags=_NTF_MASTER)
+        self._ipr.brport("set", index=index, learning=0, unicast_flood=0, IFLA_BRPORT_LOCKED=1)
+        self._ipr.link("set", index=index, state="up")
+
+    def sweep(self, keep: set[str]) -> None:
+        """Removes host sides that no endpoint owns: what a crash between two steps left behind.
+
+        Not one whose other side a container has: if our state was lost, its neighbours still want to reach it.
+        """
+        for link in self._ipr.link("dump", kind="veth"):
+            name = link.get("ifname") or ""
+            if name.startswith(PORT_PREFIX) and len(name) == 15 and name not in keep and exists("fwc" + name[3:]):
+                self.delete(name)
+
+    def delete(self, name: str) -> None:
+        """Removes a link; one that is gone already is well."""
+        index = _index(name)
+        if index is None:
+            return
+        try:
+            self._ipr.link("del", index=index)
+        except NetlinkError as error:
+            if error.code not in (errno.ENODEV, errno.EINVAL):
+                log.warning("could not remove %s: %s", name, error)
+
+    def delete_bridge_of(self, network_id: str) -> None:
+        """Removes the bridge of a network that we have forgotten, told by its alias."""
+        for link in self._ipr.link("dump", kind="bridge"):
+            if link.get("group") == GROUP and link.get("ifalias") == _alias(network_id):
+                self.delete(link.get("ifname"))
+
+    def delete_bridge(self, network: Network) -> None:
+        if self._ours(network.bridge, network.id):
+            self.delete(network.bridge)
+
+    def bridges(self) -> dict[str, bool]:
+        """Every bridge of the host by name → whether it is one of ours."""
+        found: dict[str, bool] = {}
+        for link in self._ipr.link("dump", kind="bridge"):
+            name, group = link.get("ifname"), link.get("group")
+            info = link.get("linkinfo")
+            if name and info is not None and info.get("kind") == "bridge":
+                found[name] = group == GROUP
+        return found
+
+    def default_route_links(self) -> set[str]:
+        """The links by which a default route leaves."""
+        names: set[str] = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in self._ipr.route("dump", family=family, dst_len=0, table=254):
+                if route["dst_len"] == 0 and (index := route.get("oif")):
+                    try:
+                        names.add(socket.if_indextoname(index))
+                    except OSError:
+                        continue
+        return names
+
+    def overlap(self, network: Network) -> str | None:
+        """Says which link of the host already holds (part of) the network's subnets, or None.
+
+        For IPv6 a subnet inside a wider on-link prefix is well, as long as no address of the host is in it.
+        """
+        wanted = [gateway.network for gateway in (network.gateway4, network.gateway6) if gateway]
+        for message in self._ipr.addr("dump"):
+            name = _name(message["index"])
+            address = message.get("address")
+            if name in (None, network.bridge) or not address:
+                continue
+            held = _subnet(address, message["prefixlen"])
+            for subnet in wanted:
+                if held.version != subnet.version:
+                    continue
+                inside = _in(address, subnet)
+                if inside or (subnet.version == 4 and _overlaps(held, subnet)):
+                    return f"{subnet} overlaps {address}/{message['prefixlen']} on {name}"
+        return None
+
+    def _ours(self, name: str, network_id: str) -> bool:
+        index = _index(name)
+        if index is None:
+            return False
+        try:
+            (link,) = self._ipr.link("get", index=index)
+        except NetlinkError:
+            return False
+        # The kernel takes a name's group at once and its alias only later: a crash may have come between.
+        return bool(link.get("group") == GROUP and link.get("ifalias") in (None, "", _alias(network_id)))
+
+
+def _joined(port: str) -> bool:
+    """True if it is known to be a port as `_join` makes it; asked of thousands at a start, where netlink takes 1 ms."""
+    try:
+        return Path(f"/sys/class/net/{port}/brport/learning").read_text() == "0\n"
+    except OSError:
+        return False
+
+
+def _alias(network_id: str) -> str:
+    return f"docker-fw {network_id}"
+
+
+def bridge_mac(network_id: str) -> str:
+    """A MAC that stays: without one the kernel takes the lowest of the ports', and changes it as they come and go."""
+    return "02:66:" + ":".join(f"{byte:02x}" for byte in hashlib.sha256(network_id.encode()).digest()[:4])
+
+
+def _index(name: str) -> int | None:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return None
+
+
+def _name(index: int) -> str | None:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
+
+
+def _subnet(address: str, prefixlen: int) -> IPv4Network | IPv6Network:
+    kind = IPv6Network if ":" in address else IPv4Network
+    return kind((address.partition("%")[0], prefixlen), strict=False)
+
+
+def _in(address: str, subnet: IPv4Network | IPv6Network) -> bool:
+    kind: Any = IPv6Address if ":" in address else IPv4Address
+    return kind(address.partition("%")[0]) in subnet
+
+
+def _overlaps(a: Any, b: Any) -> bool:
+    return bool(a.overlaps(b))

@@ -1,0 +1,101 @@
+"""Answers for containers on the host's own link (neighbour discovery proxy, RFC 4389 in spirit, ip-neighbour(8) proxy).
+
+Many hosts get one /64 on their uplink and no routed prefix: the router asks for each address by neighbour solicitation
+on that link. Where a network's subnet lies within a prefix that is on-link elsewhere, the host answers for the
+endpoints' addresses there, one entry each. A routed prefix needs none of it, and gets none.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address, IPv6Interface
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from plugin.kernel import netlink as nl
+from plugin.kernel.sysctl import Sysctl
+from plugin.model import Endpoint, FwError, Network
+
+_NTF_PROXY = 0x08
+_NUD_PERMANENT = 0x80
+#: linux/neighbour.h: struct ndmsg (family, index, state, flags, type), NDA_DST; rtnetlink.h: RTM_GETNEIGH
+_NDMSG, _DST, _GETNEIGH = "=B3xiHBB", 1, 30
+log = logging.getLogger(__name__)
+
+
+class Neighbours:
+    """Keeps the proxy entries of our networks' addresses as they should be; others' entries are left alone."""
+
+    def __init__(self, sysctl: Sysctl) -> None:
+        self._ipr = IPRoute()
+        self._sysctl = sysctl
+        self._added: set[tuple[int, IPv6Address]] = set()
+
+    def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None:
+        """Adds what is missing and removes what is left over of addresses within our subnets."""
+        subnets = {n.id: n.gateway6.network for n in networks.values() if n.gateway6 and not n.internal}
+        links: dict[str, list[int]] = {}
+        ours = {network.bridge for network in networks.values()}
+        for index, held in self._on_link(ours):
+            for network_id, subnet in subnets.items():
+                if subnet.subnet_of(held.network):
+                    links.setdefault(network_id, []).append(index)
+        wanted = {
+            (index, endpoint.addr6)
+            for endpoint in endpoints
+            if endpoint.joined and endpoint.addr6
+            for index in links.get(endpoint.network_id, ())
+        }
+        standing = {
+            (index, address)
+            for index, address in self._proxied()
+            if any(address in subnet for subnet in subnets.values())
+        }
+        for index in {index for index, _ in wanted}:
+            self._switch_on(index)
+        for index, address in wanted - standing:
+            self._neigh("replace", index, address)
+        # Only what we added: an administrator may have entries of his own within our subnets.
+        for index, address in (standing & self._added) - wanted:
+            self._neigh("del", index, address)
+        self._added = wanted
+
+    def _on_link(self, ours: set[str]) -> Iterable[tuple[int, IPv6Interface]]:
+        for message in self._ipr.addr("dump", family=socket.AF_INET6):
+            address, index = message.get("address"), message["index"]
+            if not address or message["prefixlen"] >= 127 or message["scope"] != 0:
+                continue
+            try:
+                if socket.if_indextoname(index) not in ours:
+                    yield index, IPv6Interface((address, message["prefixlen"]))
+            except OSError:
+                continue
+
+    def _proxied(self) -> Iterable[tuple[int, IPv6Address]]:
+        # By hand: pyroute2's dump takes `flags` for a filter of its own, and the kernel lists proxies only if asked so.
+        asked = struct.pack(_NDMSG, socket.AF_INET6, 0, 0, _NTF_PROXY, 0)
+        with nl.open_socket(nl.NETLINK_ROUTE) as sock:
+            for _, body in nl.request(sock, _GETNEIGH, nl.NLM_F_DUMP, asked):
+                _, index, _, flags, _ = struct.unpack_from(_NDMSG, body)
+                address = nl.attributes(body[12:]).get(_DST)
+                if flags & _NTF_PROXY and address is not None:
+                    yield index, IPv6Address(address)
+
+    def _switch_on(self, index: int) -> None:
+        try:
+            self._sysctl.proxy_ndp(socket.if_indextoname(index))
+        except (OSError, FwError) as error:
+            log.warning("neighbours on link %d are not answered for our containers: %s", index, error)
+
+    def _neigh(self, command: str, index: int, address: IPv6Address) -> None:
+        try:
+            self._ipr.neigh(
+                command,
+                family=socket.AF_INET6, dst=str(address), ifindex=index, flags=_NTF_PROXY, state=_NUD_PERMANENT,
+            )  # fmt: skip
+        except NetlinkError as error:
+            log.debug("neighbour proxy %s %s on link %d: %s", command, address, index, error)

@@ -1,0 +1,206 @@
+"""Who listens on the host's ports, by sock_diag(7), and which of them are the host's own programs.
+
+docker-proxy listens on a published port before Docker tells of the container, and on a port that nobody may have known
+before. Where it is not known by its control group every listener may be one, until it is known whose it is:
+
+- A socket that another user than root made is none: docker-proxy runs as dockerd does.
+- Docker's list that was asked for after the socket came names the ports of every container that runs; ports that one
+  which does not run asks for are known from its inspection. A socket that none of them accounts for is the host's.
+
+It is sockets that are known, not ports: another one on the same port is looked at anew. But while Docker is silent
+nobody would ever say whose it is, and sshd may be started again: then a port that was the host's stays so (`PATIENCE`).
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from plugin.kernel import netlink as nl
+from plugin.model import PROTO_NUMBER, Proto, Published
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import Element
+from plugin.policy.requested_ports import Asked
+
+_SOCK_DIAG, _BY_FAMILY = 4, 20
+#: linux/tcp_states.h: TCP_CLOSE (UDP sockets without a peer), TCP_LISTEN
+_STATES: dict[Proto, int] = {"tcp": 1 << 10, "udp": 1 << 7, "sctp": 1 << 10}
+#: linux/inet_diag.h: where the answer's attributes begin, and INET_DIAG_SKV6ONLY.
+_ATTRIBUTES, _V6ONLY = 72, 11
+_ANY4 = IPv4Address(0)
+#: More ports of the host than these are not told to the kernel, those of passing sockets first.
+MOST = 8192
+#: Seconds that a program of the host's which starts again waits for Docker's word, on a port that Docker's last list
+#: left to the host and that no container asks for.
+PATIENCE = 5.0
+
+
+class Listener(NamedTuple):
+    """A socket: the kernel's own number for it, where it listens, and whether root made it."""
+
+    cookie: int
+    port: Published
+    root: bool
+
+
+def listening() -> set[Listener]:
+    """Everything that is listened on in this network namespace, loopback left out. Raises OSError."""
+    found: set[Listener] = set()
+    with nl.open_socket(_SOCK_DIAG) as sock:
+        for proto, states in _STATES.items():
+            for family in (socket.AF_INET, socket.AF_INET6):
+                # struct inet_diag_req_v2: family, protocol, extensions, padding, states, and a socket's identity (any).
+                asked = struct.pack("=BBBBI", family, PROTO_NUMBER[proto], 0, 0, states) + bytes(48)
+                try:
+                    told = nl.request(sock, _BY_FAMILY, nl.NLM_F_DUMP, asked)
+                except FileNotFoundError:  # a kernel without this protocol has no sockets of it
+                    continue
+                for _, body in told:
+                    found.update(_read(proto, family, body))
+    return found
+
+
+def _read(proto: Proto, family: int, body: bytes) -> Iterator[Listener]:
+    (port,) = struct.unpack_from("!H", body, 4)
+    host = ip_address(body[8 : 8 + (4 if family == socket.AF_INET else 16)])
+    if isinstance(host, IPv6Address) and host.ipv4_mapped:
+        host = host.ipv4_mapped
+    if not port or host.is_loopback:
+        return
+    (cookie,), (user,) = struct.unpack_from("=Q", body, 44), struct.unpack_from("=I", body, 64)
+    yield Listener(cookie, Published(proto, host, port, port), not user)
+    if host == IPv6Address(0) and nl.attributes(body[_ATTRIBUTES:]).get(_V6ONLY) == b"\0":
+        yield Listener(cookie, Published(proto, _ANY4, port, port), not user)
+
+
+class Listeners:
+    """Thread-safe. `listed` is `listening`.
+
+    `known`: the elements of "listening" in a table that stood before us; None where it held nobody. Then who is there
+    before us is the host's, but for ports that containers are known to ask for, `asked`, and those from `passing` on,
+    of which Docker chooses some.
+    """
+
+    def __init__(
+        self,
+        listed: Callable[[], set[Listener]] = listening,
+        known: Collection[Element] | None = None,
+        asked: Iterable[Asked] = (),
+        passing: int = 32768,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listed = listed
+        self._known = known
+        self._asked = tuple(asked)
+        self._passing = passing
+        #: The clock by which `judge` is told when Docker was asked.
+        self.now = clock
+        self._lock = threading.Lock()
+        self._first = True
+        self._hosts: set[Listener] = set()
+        #: Since when those are there of whom it is not known whose they are, or known to be docker-proxies.
+        self._others: dict[Listener, float] = {}
+        self._proxies: set[Listener] = set()
+        self._judged = 0.0
+        #: Ports of root's that were the host's when Docker was asked last.
+        self._homes: set[Published] = set()
+
+    def poll(self) -> frozenset[Element]:
+        """Looks who is there now; the elements for the host's own. Raises OSError."""
+        with self._lock:
+            there, now = self._listed(), self.now()
+            self._hosts &= there
+            self._others = {each: since for each, since in self._others.items() if each in there}
+            self._proxies &= self._others.keys()
+            beside = {each.port for each in self._hosts}
+            for each in there - self._hosts - self._others.keys():
+                # A port is shared by those alone who all agree to it, which docker-proxy does not.
+                if not each.root or each.port in beside or (self._first and self._before(each.port)):
+                    self._hosts.add(each)
+                else:
+                    self._others[each] = now
+            self._first = False
+            for each in [each for each, since in self._others.items() if self._is_back(each, since, now)]:
+                self._hosts.add(each)
+                del self._others[each]
+            ports = {each.port for each in self._hosts}
+        if len(ports) > MOST:
+            ports = set(sorted(ports, key=lambda port: (port.proto == "udp", port.host_port))[:MOST])
+        return frozenset(proxied_element(port, "listening") for port in ports)
+
+    def doubt(self) -> None:
+        """Docker has made a container, and it is not known which ports that asks for."""
+        with self._lock:
+            self._homes.clear()
+
+    def _is_back(self, each: Listener, since: float, now: float) -> bool:
+        return each.port in self._homes and each not in self._proxies and max(since, self._judged) + PATIENCE < now
+
+    def _before(self, port: Published) -> bool:
+        if self._known is not None:
+            return proxied_element(port, "listening") in self._known
+        return port.host_port < self._passing and not any(each.may_be(port) for each in self._asked)
+
+    def waiting(self) -> bool:
+        """True if somebody came since Docker was asked last."""
+        with self._lock:
+            return any(since >= self._judged for since in self._others.values())
+
+    def everybody(self) -> set[tuple[int, int]]:
+        """Protocol and port of all that were there when it was looked last."""
+        with self._lock:
+            ports = (each.port for each in (*self._hosts, *self._others))
+            return {(PROTO_NUMBER[port.proto], port.host_port) for port in ports}
+
+    def held(self) -> list[Published]:
+        """Ports of which it is not known whose they are."""
+        with self._lock:
+            return sorted({each.port for each in self._others.keys() - self._proxies}, key=str)
+
+    def judge(self, asked: float, running: Iterable[Published], wanted: Iterable[Asked], *, known: bool) -> None:
+        """What Docker told when it was asked at this moment (of `now`): ports of the containers that run, and what all
+        containers ask for. Not `known`: not of all of them."""
+        theirs = [Asked(port.proto, port.host_ip, port.host_port, port.host_port) for port in running]
+        now_theirs, wants = ByPort(theirs), ByPort([*theirs, *wanted])
+        with self._lock:
+            self._judged = asked
+            for each in [each for each in self._hosts if each.root and now_theirs.may_be(each.port)]:
+                self._hosts.discard(each)
+                self._others[each] = 0.0
+            self._proxies = {each for each in self._others if wants.may_be(each.port)}
+            for each in [each for each, since in self._others.items() if since < asked]:
+                if known and not self._passes(each.port, wants) and each not in self._proxies:
+                    self._hosts.add(each)
+                    del self._others[each]
+            if known:
+                there = (each.port for each in self._hosts if each.root)
+                self._homes = {port for port in there if not (wants.may_be(port) or self._passes(port, wants))}
+            else:
+                self._homes = {port for port in self._homes if not wants.may_be(port)}
+
+    def _passes(self, port: Published, wants: ByPort) -> bool:
+        return wants.chooses and port.host_port >= self._passing
+
+
+class ByPort:
+    """Ports that containers ask for, to be looked up: there may be thousands, and thousands of listeners."""
+
+    def __init__(self, asked: Iterable[Asked]) -> None:
+        self._single: dict[int, list[Asked]] = {}
+        self._ranges: list[Asked] = []
+        #: One lets Docker choose.
+        self.chooses = False
+        for each in set(asked):
+            self.chooses |= not each.first
+            if each.first == each.last:
+                self._single.setdefault(each.first, []).append(each)
+            else:
+                self._ranges.append(each)
+
+    def may_be(self, port: Published) -> bool:
+        return any(each.may_be(port) for each in (*self._single.get(port.host_port, ()), *self._ranges))

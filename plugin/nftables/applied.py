@@ -1,0 +1,172 @@
+"""Whose elements stand in the kernel, and what one change of them is. Pure.
+
+Two owners may need the same element; it stands as long as one of them does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from plugin.model import Address
+from plugin.nftables.sets import Change, Element, spec_of
+
+#: Sets whose elements lead to a container: they go first with what opens.
+_LEADING = ("publish", "self")
+#: Sets whose elements bind a port of a bridge to an address that its container sends from.
+_BOUND = ("bound4", "bound6")
+#: Sets whose elements name the other end, its prefix's length before it.
+_PEERS = frozenset(
+    f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks")
+)
+
+
+class Books:
+    """Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._owned: dict[str, frozenset[Element]] = {}
+        self._count: Counter[Element] = Counter()
+        #: By an address, whose elements let it pass as a peer, or as a sender; prefixes that it is in do not count.
+        self._passing: dict[Address, dict[str, tuple[Element, ...]]] = {}
+
+    def __iter__(self) -> Iterator[Element]:
+        return iter(self._count)
+
+    def of(self, owner: str) -> frozenset[Element]:
+        return self._owned.get(owner, frozenset())
+
+    def start(self, owned: Mapping[str, frozenset[Element]]) -> None:
+        self._owned = {owner: elements for owner, elements in owned.items() if elements}
+        self._count = Counter(element for elements in self._owned.values() for element in elements)
+        self._passing = {}
+        for owner, elements in self._owned.items():
+            self._index(owner, (), elements)
+
+    def change(self, new: Mapping[str, frozenset[Element]]) -> Change:
+        """What makes the kernel as `new` has it for these owners."""
+        count = self._difference(new)
+        return Change(
+            remove=tuple(e for e, n in count.items() if n < 0 and self._count[e] + n == 0),
+            add=tuple(e for e, n in count.items() if n > 0 and self._count[e] == 0),
+        )
+
+    def after(self, new: Mapping[str, frozenset[Element]]) -> list[Element]:
+        """Every element that should stand when `new` has been written."""
+        total = self._count.copy()
+        total.update(self._difference(new))
+        return [element for element, n in total.items() if n > 0]
+
+    def write(self, new: Mapping[str, frozenset[Element]]) -> None:
+        for element, n in self._difference(new).items():
+            self._count[element] += n
+            if not self._count[element]:
+                del self._count[element]
+        for owner, elements in new.items():
+            old = self.of(owner)
+            self._index(owner, old - elements, elements - old)
+            if elements:
+                self._owned[owner] = elements
+            else:
+                self._owned.pop(owner, None)
+
+    def going(self, gone: Iterable[str], lost: Mapping[Address, Collection[str]]) -> dict[str, set[Element]]:
+        """By owner, what nobody may pass by any more. Nothing is computed: it is what stands.
+
+        `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.
+        """
+        going = {owner: {e for e in self.of(owner) if _opens(e) or e.set.startswith(_LEADING)} for owner in gone}
+        for address, owners in lost.items():
+            for owner, elements in self._passing.get(address, {}).items():
+                if owner in owners:
+                    going.setdefault(owner, set()).update(elements)
+        return {owner: elements for owner, elements in going.items() if elements}
+
+    def closing(self, going: Mapping[str, Collection[Element]]) -> Change:
+        """What makes the kernel without these elements of these owners. Where dockerd's control group is not known,
+        a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open."""
+        count = Counter(element for elements in going.values() for element in elements)
+        remove = tuple(element for element, n in count.items() if self._count[element] == n)
+        shut = (_shut(element) for element in remove if element.set.startswith("served"))
+        return Change(remove, tuple(element for element in shut if not self._count[element]))
+
+    def without(self, going: Mapping[str, Collection[Element]], closing: Change) -> dict[str, frozenset[Element]]:
+        """What these owners have after `closing`."""
+        shut = {element: _shut(element) for element in closing.remove if element.set.startswith("served")}
+        return {
+            owner: self.of(owner).difference(elements).union(shut[e] for e in elements if e in shut)
+            for owner, elements in going.items()
+        }
+
+    def _index(self, owner: str, less: Iterable[Element], more: Iterable[Element]) -> None:
+        """Tuples, for there are as many as containers that let one another pass, and nearly all are of one element."""
+        for address, gone in _by_last(less).items():
+            owners = self._passing[address]
+            owners[owner] = tuple(element for element in owners[owner] if element not in gone)
+            if not owners[owner]:
+                del owners[owner]
+            if not owners:
+                del self._passing[address]
+        for address, new in _by_last(more).items():
+            owners = self._passing.setdefault(address, {})
+            owners[owner] = (*owners.get(owner, ()), *new)
+
+    def narrower(self, owner: str, new: frozenset[Element]) -> bool:
+        """True if less passes than before: flows may stand that would not begin any more.
+
+        A closed port of docker-proxy's that comes with its owner was not open before: nobody listened there.
+        """
+        old = self.of(owner)
+        if any(map(_opens, old - new)):
+            return True
+        closes = ("confined", "proxied") if old else ("confined",)
+        return any(element.set.startswith(closes) for element in new - old)
+
+    def wider(self, owner: str, new: frozenset[Element]) -> bool:
+        """True if more passes than before: what was cut may be let through again."""
+        return any(map(_opens, new - self.of(owner)))
+
+    def only_closes(self, owner: str, new: frozenset[Element]) -> bool:
+        """True if nothing comes that lets anything pass, or leads anywhere."""
+        return all(spec_of(element.set).effect == "closes" for element in new - self.of(owner))
+
+    def confined(self) -> frozenset[str]:
+        """The bridges on which not everybody may begin everything."""
+        return frozenset(str(element.key[0]) for element in self._count if element.set == "confined")
+
+    def _difference(self, new: Mapping[str, frozenset[Element]]) -> Counter[Element]:
+        count: Counter[Element] = Counter()
+        for owner, elements in new.items():
+            old = self.of(owner)
+            count.update(dict.fromkeys(elements - old, 1))
+            count.subtract(dict.fromkeys(old - elements, 1))
+        return count
+
+
+def _by_last(elements: Iterable[Element]) -> dict[Address, dict[Element, None]]:
+    found: dict[Address, dict[Element, None]] = {}
+    for element in filter(_passes_one, elements):
+        found.setdefault(element.key[-1], {})[element] = None  # type: ignore[arg-type]
+    return found
+
+
+def _opens(element: Element) -> bool:
+    """True if it lets flows pass: not frames within a bridge, which have none."""
+    spec = spec_of(element.set)
+    return spec.effect == "opens" and not spec.bridge
+
+
+def _passes_one(element: Element) -> bool:
+    """True if it lets a single address pass, or leads to one; it is the last of the key."""
+    if element.set in _PEERS:
+        return element.key[-2] == (32 if "4" in element.set else 128)
+    return element.set in _BOUND
+
+
+def _shut(served: Element) -> Element:
+    """What closes the port of docker-proxy's that another element keeps open."""
+    return Element(served.set.replace("served", "proxied"), served.key)
+
+
+def touches_confined(change: Change) -> bool:
+    return any(element.set == "confined" for element in (*change.remove, *change.add))

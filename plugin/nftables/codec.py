@@ -1,0 +1,91 @@
+"""Elements of the table's sets as the bodies of netlink messages, and back.
+
+linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_{TABLE,SET,ELEMENTS}, NFTA_LIST_ELEM, NFTA_SET_ELEM_{KEY,DATA}, …
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from types import MappingProxyType
+
+from plugin.kernel import netlink as nl
+from plugin.model import Address
+from plugin.nftables.sets import CGROUP, TABLE, VERDICT, Element, Value, spec_of
+
+NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
+#: NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
+_ELEM_EXPR, _EXPR_DATA, _COUNTER_PACKETS = 7, 2, 2
+#: NFTA_DATA_VERDICT, NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN, NFT_JUMP
+_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN, _JUMP = 2, 1, 2, -3
+#: How a number stands in a key, where it takes more than a byte.
+_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", "meta iiftype": "=H", CGROUP: "=Q"}
+#: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
+_PER_MESSAGE = 500
+
+
+def of_set(name: str, table: str = TABLE) -> bytes:
+    """The body of a message that asks for a set's elements."""
+    head = nl.nfgen(_family(name)) + nl.attr(_LIST_TABLE, table.encode() + b"\0")
+    return head + nl.attr(_LIST_SET, name.encode() + b"\0")
+
+
+def _family(name: str) -> int:
+    return NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
+
+
+def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
+    """The elements of a set with counters, as a dump of it tells them."""
+    for body in told:
+        for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            of = nl.attributes(element)
+            key = nl.attributes(of.get(_KEY, b"")).get(_VALUE, b"")
+            counter = nl.attributes(nl.attributes(of.get(_ELEM_EXPR, b"")).get(_EXPR_DATA, b""))
+            if len(key) in (4, 16):
+                yield ip_address(key), int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big")
+
+
+def bodies(
+    elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), table: str = TABLE
+) -> list[bytes]:
+    by_set: dict[str, list[bytes]] = {}
+    for element in elements:
+        by_set.setdefault(element.set, []).append(_packed(element, timed.get(element, 0)))
+    return [
+        of_set(name, table) + nl.nested(_LIST_ELEMENTS, *part)
+        for name, packed in by_set.items()
+        for part in (packed[i : i + _PER_MESSAGE] for i in range(0, len(packed), _PER_MESSAGE))
+    ]
+
+
+def _packed(element: Element, seconds: int) -> bytes:
+    spec = spec_of(element.set)
+    key = nl.nested(_KEY, nl.attr(_VALUE, concatenated(spec.key, element.key)))
+    if seconds:
+        return nl.nested(_LIST_ELEM, key, nl.attr(_TIMEOUT, struct.pack("!Q", 1000 * seconds)))
+    if not spec.data:
+        return nl.nested(_LIST_ELEM, key)
+    if spec.data == VERDICT:
+        code, chain = struct.pack("!i", _JUMP), f"{element.data[0]}\0".encode()
+        jump = nl.nested(_DATA_VERDICT, nl.attr(_VERDICT_CODE, code), nl.attr(_VERDICT_CHAIN, chain))
+        return nl.nested(_LIST_ELEM, key, nl.nested(_DATA, jump))
+    data = nl.nested(_DATA, nl.attr(_VALUE, concatenated(spec.data, element.data)))
+    return nl.nested(_LIST_ELEM, key, data)
+
+
+def concatenated(expressions: tuple[str, ...], values: tuple[Value, ...]) -> bytes:
+    fields = [_field(expression, value) for expression, value in zip(expressions, values, strict=True)]
+    # In a concatenation each field fills whole 32-bit registers; a field alone stands as it is.
+    return fields[0] if len(fields) == 1 else b"".join(f + b"\0" * (-len(f) % 4) for f in fields)
+
+
+def _field(expression: str, value: Value) -> bytes:
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value.packed
+    if isinstance(value, str):
+        if expression == "ether saddr":
+            return bytes.fromhex(value.replace(":", ""))
+        return value.encode().ljust(16, b"\0")
+    return struct.pack(_FORMATS.get(expression, "=B"), value)

@@ -1,0 +1,150 @@
+"""The tables as text, as `nft -f` reads them: the static rules, and elements in nft's words. Pure.
+
+Written so that a host's nft 1.0.6 can list it: `typeof` sets, no anonymous verdict maps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
+
+from plugin.model import PORTLESS, PROTO_NAME
+from plugin.nftables import rate_chains
+from plugin.nftables.lookups import set_text
+from plugin.nftables.rules_bridge import bridge
+from plugin.nftables.rules_forward import forward
+from plugin.nftables.rules_host import host
+from plugin.nftables.sets import CGROUP, CGROUP_LEVELS, SETS, TABLE, TARGET, Element, Value, limiting, spec_of
+
+#: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
+LOG_GROUP = 0x6677
+_OWNED = "flags owner, persist"
+#: Goes through where kernel and nft know such a table, and leaves nothing.
+TRY_OWNED = f"create table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
+#: The same of a table that frames within a bridge go through (CONFIG_NF_TABLES_BRIDGE).
+TRY_BRIDGE = f"""create table bridge {TABLE}_try
+add chain bridge {TABLE}_try try {{ type filter hook prerouting priority filter; }}
+delete table bridge {TABLE}_try
+"""
+#: The same of whether a socket listens where a packet goes (Linux 4.18).
+TRY_HOLD = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
+delete table inet {TABLE}_try
+"""
+_NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
+
+
+def skeleton(
+    mark: int, *, cgroups: bool = True, logs: bool = True, owned: bool = False, binds: bool = True,
+    holds: bool = True, foreign: Iterable[str] = (), rates: Iterable[str] = (),
+) -> str:  # fmt: skip
+    """The tables without elements, as `nft -f` reads them. `mark` is one bit.
+
+    `owned`: nobody but the socket that this goes through may change the table, and it outlives the socket
+    (kernel ≥ 6.9, nft ≥ 1.1.0).
+    `binds`: frames within our bridges go through a table too, which binds a port to its container's addresses.
+    `cgroups`: the kernel can tell a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
+    `holds`: the kernel tells whether a socket listens (≥ 4.18), so that a fresh one can be held until it is known whose
+    it is; where the kernel does not tell control groups that is always done.
+    `foreign`: bridges that are left alone by name, where their indices cannot be known yet: before the boot.
+    `rates`: the chains of those in use (`sets.limiting`), each with sets of its own.
+    """
+    names = ", ".join(f'"{name}"' for name in sorted(foreign))
+    no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
+    sets = _sets(name for name, spec in SETS.items() if not spec.bridge and (cgroups or CGROUP not in spec.key))
+    levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
+    unknown = "".join(f"\t\t{level} @proxies goto to_unknown\n" for level in levels) if cgroups else ""
+    if holds:
+        blind = "meta nfproto @holding " if cgroups else ""
+        unknown += f"\t\t{blind}socket transparent 0 goto to_fresh\n"
+    log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if logs else "continue"
+    rates = list(rates)
+    flags = f"\t{_OWNED};\n" if owned else ""
+    within = ""
+    if binds:
+        ports = _sets(name for name, spec in SETS.items() if spec.bridge)
+        within = f"\ntable bridge {TABLE} {{\n{flags}{ports}\n{bridge()}}}\n"
+    return f"""table inet {TABLE} {{
+{flags}{sets}
+	counter drops {{
+	}}
+
+{forward(mark, log=log, no_in=no_in, no_out=no_out)}
+{host(mark, log=log, unknown=unknown, no_in=no_in)}
+{rate_chains.inside(rates)}}}
+{rate_chains.shrunk(rates)}{within}"""
+
+
+def _sets(names: Iterable[str]) -> str:
+    return "\n".join(set_text(name, SETS[name]) for name in names)
+
+
+def replace(
+    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
+    binds: bool = True, holds: bool = True, timed: Mapping[Element, int] = MappingProxyType({}),
+    rates: Iterable[str] = (),
+) -> str:  # fmt: skip
+    """One transaction that puts the tables there whole, whatever stood before.
+
+    `timed`: elements that last for so many seconds. `rates`: chains of rates that elements will lead to.
+    """
+    text = document(
+        mark, elements, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, timed=timed, rates=rates
+    )
+    return away("inet", owned=owned) + (away("bridge", owned=owned) if binds else "") + text
+
+
+def away(family: str, *, owned: bool = False) -> str:
+    """Takes a table away that may be there or not."""
+    # To name a table with other flags than it has is refused; who knows `persist` knows `destroy` (nft ≥ 1.0.7).
+    first = "destroy" if owned else f"table {family} {TABLE} {{}}\ndelete"
+    return f"{first} table {family} {TABLE}\n"
+
+
+def named(text: str, table: str) -> str:
+    """The same of tables with another name."""
+    return re.sub(rf"\b(inet|bridge) {TABLE}(?![\w-])", rf"\1 {table}", text)
+
+
+def document(
+    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
+    binds: bool = True, holds: bool = True, foreign: Iterable[str] = (),
+    timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
+) -> str:  # fmt: skip
+    """The tables with their elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
+    by_set: dict[str, list[str]] = {}
+    elements = list(elements)
+    wordy = [element for element in (*elements, *timed) if not spec_of(element.set).raw]
+    for element in sorted(wordy, key=lambda e: (e.set, e.key, e.data)):
+        lasting = f" timeout {timed[element]}s" if element in timed else ""
+        by_set.setdefault(element.set, []).append(element_text(element) + lasting)
+    rates = {*rates, *(chain for element in elements for chain in limiting(element))}
+    text = skeleton(
+        mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, foreign=foreign, rates=rates
+    )
+    for name, texts in by_set.items():
+        if not spec_of(name).bridge:
+            text += f"add element inet {TABLE} {name} {{ {', '.join(texts)} }}\n"
+        elif binds:
+            text += f"add element bridge {TABLE} {name} {{ {', '.join(texts)} }}\n"
+    return text
+
+
+def element_text(element: Element) -> str:
+    """An element in nft's words. Only numbers, addresses and checked interface names can get here."""
+    spec = spec_of(element.set)
+    key = " . ".join(map(_value_text, spec.key, element.key))
+    return f"{key} : {' . '.join(map(_value_text, spec.data, element.data))}" if spec.data else key
+
+
+def _value_text(expression: str, value: Value) -> str:
+    if isinstance(value, IPv4Address | IPv6Address):
+        return hex(int(value)) if expression == TARGET else str(value)
+    if isinstance(value, int):
+        if expression == "meta l4proto":
+            return _NAMES.get(value, str(value))
+        return {2: "ipv4", 10: "ipv6"}[value] if expression == "meta nfproto" else str(value)
+    if expression == "ether saddr":
+        return bytes.fromhex(value.replace(":", "")).hex(":")
+    return f"jump {value}" if expression == "verdict" else f'"{value}"'

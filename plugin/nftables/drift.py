@@ -1,0 +1,140 @@
+"""Where the kernel's table is not as it should be, as data: + is what would come, - is what would go. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from plugin.model import Guarded
+from plugin.nftables.document import element_text
+from plugin.nftables.sets import CGROUP, SETS, TABLE, Change, Element, Value, spec_of
+from plugin.policy.facts import Inventory
+
+Told = dict[str, Any]
+#: Who is meant by an address or the name of a bridge.
+Names = Mapping[Value, str]
+
+
+def names(inventory: Inventory) -> dict[Value, str]:
+    """Containers by their addresses, networks by their bridges."""
+    found: dict[Value, str] = {}
+    for network in inventory.networks():
+        found[network.bridge] = network.name if isinstance(network, Guarded) else f"network {network.id[:12]}"
+    for owner in inventory.owners():
+        if (place := inventory.endpoint(owner)) and (container := place[1].container):
+            found.update((address, container.name) for address in (place[1].addr4, place[1].addr6) if address)
+            if container.network:
+                found[place[0].bridge] = container.network
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One rule: its bytes, as the kernel tells them, the chain that it stands in, and its number there."""
+
+    raw: bytes
+    chain: str
+    handle: int
+    family: str = "inet"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is in the kernel. `sets`: all there are, by name. `leaving`: elements that last for less than a moment yet.
+
+    No table at all: everything is empty.
+    """
+
+    generation: int
+    sets: frozenset[str]
+    elements: frozenset[Element]
+    leaving: frozenset[Element]
+    lines: tuple[Line, ...]
+
+
+def drift(
+    wanted: Collection[Element], timed: Collection[Element], standing: Standing,
+    text: str, put: Collection[Line], who: Names,
+) -> list[Told]:  # fmt: skip
+    """What would make the kernel's table as it should be. `text`: the rules as they were put there, `put` as they were
+    read back then. `timed`: elements that stand until their time is over."""
+    if not standing.sets:
+        return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
+    binds = "table bridge" in text
+    there = {
+        name for name, spec in SETS.items()
+        if name in standing.sets or (CGROUP not in spec.key and (binds or not spec.bridge))
+    }  # fmt: skip
+    should = {element for element in wanted if element.set in there or element.set not in SETS}
+    sets = there | {element.set for element in should}
+    found = [told("+", "set", f"set {name}", "") for name in sorted(sets - standing.sets)]
+    stray = {name for name in standing.sets if name.partition("__")[0] not in (*SETS, *_METERS)}
+    found += [told("-", "set", f"set {name}", "") for name in sorted(stray)]
+    too_much = {e for e in standing.elements - should - set(timed) - standing.leaving if not e.set.startswith("held")}
+    found += elements(Change(tuple(too_much), tuple((should | set(timed)) - standing.elements)), who)
+    return [*found, *_rules(text, put, standing.lines)]
+
+
+#: Sets that rates bring with them, of the sources that came.
+_METERS = tuple(f"{word}{kind}" for word in ("seen", "wide", "kept") for kind in ("4", "6", "_host4", "_host6"))
+
+
+def elements(change: Change, who: Names) -> list[Told]:
+    """Sorted: what goes and comes of one set stands together."""
+    both = [("-", element) for element in change.remove] + [("+", element) for element in change.add]
+    return [
+        told(sign, "element", f"{element.set} {_text(element)}", who_is(element, who))
+        for sign, element in sorted(both, key=lambda each: (each[1].set, _text(each[1]), each[0]))
+    ]
+
+
+def who_is(element: Element, who: Names) -> str:
+    """Whom the element is about: containers, or else the network."""
+    values = (*element.key, *element.data)
+    by_address = [value for value in values if not isinstance(value, str)]
+    found = [who[value] for value in by_address if value in who] or [who[value] for value in values if value in who]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _text(element: Element) -> str:
+    return " . ".join(map(str, element.key)) if spec_of(element.set).raw else element_text(element)
+
+
+def told(sign: str, what: str, text: str, who: str) -> Told:
+    return {"sign": sign, "what": what, "text": text, "who": who}
+
+
+def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[Told]:
+    """Rules that are gone, in our words; rules that are not ours, by where they stand."""
+    ours, there = {each.raw for each in put}, list(now)
+    left = {line.raw for line in there}
+    words = _by_chain(text)
+    number: dict[str, int] = {}
+    for line in put:
+        at = number[line.chain] = number.get(line.chain, -1) + 1
+        if line.raw not in left:
+            of = words.get(line.chain, [])
+            yield told("+", "rule", f"chain {line.chain}: {of[at] if at < len(of) else f'rule {at + 1}'}", "")
+    for line in there:
+        if line.raw not in ours:
+            where = f"nft -a list chain {line.family} {TABLE} {line.chain}"
+            stray = f"a rule that is not docker-fw's, handle {line.handle} ({where})"
+            yield told("-", "rule", f"chain {line.chain}: {stray}", "")
+
+
+def _by_chain(text: str) -> dict[str, list[str]]:
+    """The rules of a table's text, chain by chain, each one line."""
+    found: dict[str, list[str]] = {}
+    chain: list[str] | None = None
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("chain ") and line.endswith("{"):
+            chain = found.setdefault(line.split()[1], [])
+        elif line.startswith(f"add rule inet {TABLE} "):
+            name, _, rule = line.removeprefix(f"add rule inet {TABLE} ").partition(" ")
+            found.setdefault(name, []).append(rule)
+        elif line == "}":
+            chain = None
+        elif chain is not None and line and not line.startswith(("#", "type ")):
+            chain.append(line)
+    return found

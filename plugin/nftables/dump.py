@@ -1,0 +1,153 @@
+"""What stands in our table, read back from the kernel: which sets, which elements, which rules.
+
+With a socket of its own and no lock: a dump of 80,000 elements takes a while. The ruleset's generation tells whether
+anything changed meanwhile; then it is read again.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
+
+from plugin.kernel import netlink as nl
+from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
+from plugin.nftables.drift import Line, Standing
+from plugin.nftables.sets import CGROUP, SETS, TABLE, TARGET, VERDICT, Element, SetSpec, Value, spec_of
+
+_SUBSYS = 10 << 8
+_GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
+#: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
+_TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
+_KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
+#: Bytes that a part of a key takes, where it is neither an address nor a name.
+_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, "meta iiftype": 2, CGROUP: 8, "ether saddr": 6, TARGET: 16}
+_NATIVE = ("oif", "meta iiftype", CGROUP)
+#: How often it is read anew when somebody changes something meanwhile.
+_TRIES = 5
+
+
+def read() -> Standing:
+    """Raises OSError. What changed all the time is told as it was read last."""
+    with nl.open_socket() as sock:
+        for _ in range(_TRIES):
+            found = _read(sock)
+            if _generation(sock) == found.generation:
+                break
+    return found
+
+
+def listening() -> frozenset[Element] | None:
+    """The ports of the host's own programs in a table that stands; None where it holds no others. Raises OSError."""
+    with nl.open_socket() as sock:
+        if not _dump(sock, _GETSETELEM, NFPROTO_INET, "holding"):
+            return None
+        names = ("listening", "listening4", "listening6")
+        told = ((name, _dump(sock, _GETSETELEM, NFPROTO_INET, name)) for name in names)
+        return frozenset(element for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+
+
+def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:
+    """Rules as the kernel tells them, without the header of 4 bytes."""
+    told = ((raw, nl.attributes(raw)) for raw in rules)
+    return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big"), family) for raw, of in told)
+
+
+def _read(sock: socket.socket) -> Standing:
+    generation = _generation(sock)
+    tables = (NFPROTO_INET, NFPROTO_BRIDGE)
+    told = [_text(nl.attributes(body)[_NAME]) for family in tables for body in _dump(sock, _GETSET, family)]
+    # Sets without a name of their own are a rule's.
+    names = [name for name in told if not name.startswith("__")]
+    elements: set[Element] = set()
+    leaving: set[Element] = set()
+    for name in names:
+        base = name.partition("__")[0]
+        if base not in SETS or spec_of(name).meter:
+            continue  # what packets themselves put there is no matter of ours
+        family = NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
+        for element, soon in _elements(_dump(sock, _GETSETELEM, family, name), name, spec_of(name)):
+            elements.add(element)
+            if soon:
+                leaving.add(element)
+    rules = lines(_dump(sock, _GETRULE, NFPROTO_INET)), lines(_dump(sock, _GETRULE, NFPROTO_BRIDGE), "bridge")
+    return Standing(generation, frozenset(names), frozenset(elements), frozenset(leaving), (*rules[0], *rules[1]))
+
+
+def _dump(sock: socket.socket, kind: int, family: int, name: str = "") -> list[bytes]:
+    body = nl.nfgen(family) + nl.attr(_TABLE, TABLE.encode() + b"\0")
+    if name:
+        body += nl.attr(_LIST_SET, name.encode() + b"\0")
+    try:
+        return [answer[4:] for _, answer in nl.request(sock, kind, nl.NLM_F_DUMP, body)]
+    except FileNotFoundError:
+        return []
+
+
+def _generation(sock: socket.socket) -> int:
+    ((_, body),) = nl.request(sock, _GETGEN, 0, nl.nfgen(0))
+    return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
+
+
+def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
+    """A set's elements as a dump of it tells them; nothing where an older docker-fw made it of other parts."""
+    spec = spec_of(name)
+    length = sum((_width(part) + 3) & ~3 for part in spec.key)
+    for body in told:
+        for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            key = nl.attributes(nl.attributes(one)[_KEY])[_VALUE]
+            if len(key) == length:
+                yield Element(name, _values(key, spec.key))
+
+
+def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
+    """Each, and whether it goes within two seconds."""
+    for body in told:
+        for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
+            of = nl.attributes(one)
+            key = _values(nl.attributes(of[_KEY])[_VALUE], spec.key)
+            data = _data(nl.attributes(of[_DATA]), spec.data) if spec.data and _DATA in of else ()
+            soon = _EXPIRATION in of and int.from_bytes(of[_EXPIRATION], "big") < 2000
+            yield Element(name, key, data), soon
+
+
+def _data(told: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
+    if expressions == VERDICT:
+        return (_text(nl.attributes(told[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
+    return _values(told[_DATA_VALUE], expressions)
+
+
+def _values(packed: bytes, expressions: tuple[str, ...]) -> tuple[Value, ...]:
+    found: list[Value] = []
+    for expression in expressions:
+        width = _width(expression)
+        found.append(_value(packed[:width], expression))
+        packed = packed[(width + 3) & ~3 :]
+    return tuple(found)
+
+
+def _width(expression: str) -> int:
+    if expression.startswith(("ip saddr", "ip daddr")):
+        return 4
+    if expression.startswith("ip6 ") or expression.endswith(("iifname", "oifname")):
+        return 16
+    return _WIDTH.get(expression, 1)
+
+
+def _value(packed: bytes, expression: str) -> Value:
+    if expression.startswith("ip "):
+        return IPv4Address(packed)
+    if expression.startswith("ip6 ") or expression == TARGET:
+        return IPv6Address(packed)
+    if expression == "ether saddr":
+        return packed.hex(":")
+    if expression.endswith(("iifname", "oifname")):
+        return packed.rstrip(b"\0").decode("utf-8", "replace")
+    if expression in _NATIVE:
+        return int.from_bytes(packed, sys.byteorder)
+    return int.from_bytes(packed, "big")
+
+
+def _text(packed: bytes) -> str:
+    return packed.rstrip(b"\0").decode("utf-8", "replace")

@@ -1,0 +1,108 @@
+"""The parts of the table's text that are the same many times over: look-ups by port, block and prefix. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plugin.labels.ranges import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
+from plugin.nftables import sets
+from plugin.nftables.sets import BAN_LENGTHS, HELD_SETS, SetSpec, spec_of
+
+_IP = {4: "ip", 6: "ip6"}
+
+
+def set_text(name: str, spec: SetSpec) -> str:
+    kind = "map" if spec.data else "set"
+    typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
+    more = "\t\tflags timeout\n" if spec.timed else ""
+    more += "\t\tcounter\n" if spec.counted else ""
+    more += f"\t\tsize {spec.size}\n" if spec.meter and spec.size else ""
+    more += f"\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
+    return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{more}\t}}\n"
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "\n".join(f"\t\t{line}" for line in lines)
+
+
+def _by_port(version: int, end: str, name: str, verdict: str) -> list[str]:
+    """By an address and a port, and by the blocks that the port is in."""
+    key = f"{_IP[version]} {end} . meta l4proto . "
+    exact = f"{key}th dport @{name}{version} {verdict}"
+    return [exact, *(f"{key}{block_expression(size)} @{name}{version}_blocks {verdict}" for size in BLOCKS)]
+
+
+def allowed(version: int) -> str:
+    return _lines(_by_port(version, "daddr", "allow", "goto permit"))
+
+
+def gates(version: int) -> str:
+    """Chains of their own for single ports and for each size of block, for only these know what to look for."""
+    return _lines(_gated(version, "daddr", "gate", "from"))
+
+
+def leaving(version: int, passes: str) -> str:
+    """What a confined container may begin; `passes` says that it may."""
+    return _lines([*_by_port(version, "saddr", "out", passes), *_gated(version, "saddr", "outgate", "to")])
+
+
+def to_host(version: int, passes: str) -> str:
+    return _lines(_by_port(version, "saddr", "tohost", passes))
+
+
+def _gated(version: int, end: str, gate: str, chain: str) -> list[str]:
+    key = f"{_IP[version]} {end} . meta l4proto . "
+    exact = f"{key}th dport @{gate}{version} jump {chain}{version}"
+    return [
+        exact,
+        *(f"{key}{block_expression(n)} @{gate}{version}_blocks jump {chain}{version}_{n}" for n in BLOCKS),
+    ]
+
+
+def peer_chains(version: int, chain: str, verdict: str) -> str:
+    """The chains that `gates` and `leaving` jump to: from, or to, whom."""
+    near, far = ("daddr", "saddr") if chain == "from" else ("saddr", "daddr")
+    chains = []
+    for size in (1, *BLOCKS):
+        port = "th dport" if size == 1 else block_expression(size)
+        name = f"{chain}{version}" + ("" if size == 1 else "_blocks")
+        key = f"{_IP[version]} {near} . meta l4proto . {port} . "
+        rules = [f"{key}{length_and_prefix(version, n, far)} @{name} {verdict}" for n in LENGTHS[version]]
+        chains.append(f"\tchain {chain}{version}{'' if size == 1 else f'_{size}'} {{\n{_lines(rules)}\n\t}}\n")
+    return "\n".join(chains)
+
+
+def via(version: int) -> str:
+    """Who may reach a published port at docker-proxy's, on every address of the host or on one."""
+    ip, proto = _IP[version], "meta l4proto . th dport . "
+    rules = []
+    for key, name in ((proto, f"via{version}"), (f"{ip} daddr . {proto}", f"from{version}")):
+        rules += [f"{key}{length_and_prefix(version, n)} @{name} goto permit_host" for n in LENGTHS[version]]
+    return _lines(rules)
+
+
+def bans(*, nets: bool) -> str:
+    rules = []
+    for version, ip in _IP.items():
+        for end in ("saddr", "daddr"):
+            if nets:
+                rules += [f"{masked(version, n, end)} @banned{version}_{n} goto deny" for n in BAN_LENGTHS[version]]
+            else:
+                rules.append(f"{ip} {end} @banned{version} goto deny")
+    return _lines(rules)
+
+
+def held(version: int) -> str:
+    """What was cut and does not come back; each try makes it last as long again."""
+    rules = []
+    for name in HELD_SETS[version]:
+        key = " . ".join(spec_of(name).key)
+        rules.append(f"{key} @{name} update @{name} {{ {key} timeout {sets.HELD}s }} goto deny")
+    return _lines(rules)
+
+
+def rated(version: int) -> str:
+    """Each chain that the port, or a block that it is in, leads to; all may have something against the packet."""
+    key = f"{_IP[version]} daddr . meta l4proto . "
+    blocks = [f"{key}{block_expression(size)} vmap @rated{version}_blocks" for size in BLOCKS]
+    return _lines([f"{key}th dport vmap @rated{version}", *blocks])

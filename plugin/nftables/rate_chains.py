@@ -1,0 +1,155 @@
+"""The chains that limit new flows to ports with a rate, and their sets of sources, as nft's text. Pure.
+
+Rates are the one thing that adds chains to the table. A container's chains and sets are its own: sources that flood
+one container take no room from another's. A chain's name says for which address and which rates it is
+(`sets.limit_chain`), and everything in it follows from that.
+
+- `seen`: the sources of a moment ago. Anybody can forge sources, so a source is forgotten after `SHORT` at most, and so
+  many come in a time at most: the set holds twice `NEW`, and after a flood it has room again at once. A source that
+  finds none waits: unsure is closed.
+- `wide`: the networks that these come from. One network may bring a quarter of them. If it is full, as by a flood from
+  all over the Internet, it limits nothing.
+- `kept`, for a rate whose burst takes longer to come back: sources that completed a TCP handshake, which a forged one
+  cannot. They are remembered for as long as that takes. If it is full, `seen` still limits.
+
+The kernel makes a set's buckets for as many elements as it may hold. Only `seen` has no size, for that is 65,535 then,
+without buckets for them; the others are made to shrink at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from plugin.labels.grammar import remembered
+from plugin.nftables.lookups import set_text
+from plugin.nftables.sets import DENIED, RATING, RATING_HOST, TABLE, SetSpec
+
+#: Seconds that a source is remembered at most, unless it has proven that it is not forged.
+SHORT = 60
+#: New sources that may come at once, and again in the time that they are remembered; and so of one network.
+NEW, NEW_OF_ONE = 4096, 1024
+#: Proven sources, and networks, that are remembered.
+KEPT, NETWORKS = 4096, 1024
+_IP = {4: "ip", 6: "ip6"}
+#: A source: an address, of IPv6 its /64, which is one customer's at least. And its network.
+_SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
+_NETWORK = {4: "ip saddr & 255.255.255.0", 6: "ip6 saddr & ffff:ffff:ffff::"}
+#: An element that is put into a new set and taken out of it, which makes the kernel shrink the set's buckets.
+_NONE = {4: "0.0.0.0", 6: "::"}
+#: A segment of a connection that is open. (Only TCP's come here, of those that are established.)
+_STANDS = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
+_HOOKS = {
+    RATING: ("type filter hook forward priority filter; policy accept;", "goto rating"),
+    RATING_HOST: ("type filter hook input priority filter; policy accept;", "goto rating_host"),
+}
+
+
+class Limit(NamedTuple):
+    """What a chain needs: sets by name, and chains with their rules by name, itself first."""
+
+    sets: dict[str, SetSpec]
+    chains: dict[str, tuple[str, ...]]
+
+
+def limit(name: str) -> Limit:
+    """`name` is of `sets.limiting`."""
+    if name in _HOOKS:
+        return Limit({}, {name: _HOOKS[name]})
+    kind, _, *rates = name.split("__")
+    if len(rates) == 1:
+        return _one(name, int(kind[-1]), rates[0])
+    each = {f"{name}.{number}": rate for number, rate in enumerate(rates)}
+    needed = [_one(chain, int(kind[-1]), rate) for chain, rate in each.items()]
+    chains = {name: tuple(f"jump {chain}" for chain in each)}
+    for one in needed:
+        chains |= one.chains
+    return Limit({key: spec for one in needed for key, spec in one.sets.items()}, chains)
+
+
+def _one(chain: str, version: int, rate: str) -> Limit:
+    count, unit, burst = rate.split("_")
+    limited = f"{count}/{unit} burst {burst} packets"
+    memory = remembered(int(count), unit, int(burst))
+    short = min(memory, SHORT)
+    of, ip = chain.removeprefix("limit"), _IP[version]
+    seen, wide, kept = f"seen{of}", f"wide{of}", f"kept{of}"
+    typed, key = ("meta l4proto", "th dport", f"{ip} saddr"), f"meta l4proto . th dport . {_SOURCE[version]}"
+    sets = {
+        seen: SetSpec(typed, comment="sources of a moment ago", meter=short, size=0),
+        wide: SetSpec((f"{ip} saddr",), comment="the networks that they come from", meter=short, size=NETWORKS),
+    }
+    of_one = f"{_NETWORK[version]} limit rate over {NEW_OF_ONE // short}/second burst {NEW_OF_ONE} packets"
+    rules = (
+        f"{key} != @{seen} update @{wide} {{ {of_one} }} goto {DENIED}",
+        f"{key} != @{seen} limit rate over {NEW // short}/second burst {NEW} packets goto {DENIED}",
+        f"update @{seen} {{ {key} limit rate {limited} }} return",
+        f"goto {DENIED}",
+    )
+    if memory <= SHORT:
+        return Limit(sets, {chain: (f"{_STANDS} return", *rules)})
+    sets[kept] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=KEPT)
+    # To find an element is to count by its limit; not to find it is not.
+    over = f"@{kept} {{ {key} limit rate over {limited} }}"
+    proven = (
+        f"{_STANDS} {key} != @{kept} add {over}",
+        f"{_STANDS} return",
+        f"{key} != @{kept} goto {chain}.short",
+        f"update {over} goto {DENIED}",
+        f"{key} != @{kept} goto {DENIED}",
+    )
+    return Limit(sets, {chain: proven, f"{chain}.short": rules})
+
+
+def inside(names: Iterable[str]) -> str:
+    """The sets and chains, as they stand within the table."""
+    text = ""
+    for name in sorted(names):
+        needed = limit(name)
+        text += "".join(f"{set_text(key, spec)}\n" for key, spec in needed.sets.items())
+        for chain, rules in needed.chains.items():
+            text += f"\tchain {chain} {{\n" + "".join(f"\t\t{rule}\n" for rule in rules) + "\t}\n\n"
+    return text
+
+
+def shrunk(names: Iterable[str]) -> str:
+    """What goes behind it: the sets are as small as they can be, and grow with use."""
+    text = ""
+    for name in sorted(names):
+        for key, spec in ((key, spec) for key, spec in limit(name).sets.items() if spec.size):
+            zero = _NONE[6 if "ip6 saddr" in spec.key else 4]
+            element = zero if len(spec.key) == 1 else f"tcp . 0 . {zero}"
+            text += "".join(f"{verb} element inet {TABLE} {key} {{ {element} }}\n" for verb in ("add", "delete"))
+    return text
+
+
+def added(names: Iterable[str]) -> str:
+    """What these need, to be added to a table that stands."""
+    names = list(names)
+    return f"table inet {TABLE} {{\n{inside(names)}}}\n{shrunk(names)}"
+
+
+def removed(names: Iterable[str]) -> str:
+    """Takes them out of a table; no element may lead to them any more."""
+    text = ""
+    for name in sorted(names):
+        needed = limit(name)
+        text += "".join(f"flush chain inet {TABLE} {chain}\n" for chain in needed.chains)
+        text += "".join(f"delete chain inet {TABLE} {chain}\n" for chain in needed.chains)
+        text += "".join(f"delete set inet {TABLE} {key}\n" for key in needed.sets)
+    return text
+
+
+def rule_count(names: Iterable[str]) -> int:
+    """How many rules they have in the kernel."""
+    return sum(len(rules) - (chain in _HOOKS) for name in names for chain, rules in limit(name).chains.items())
+
+
+def size(name: str) -> int:
+    """How many limits a chain holds: what costs memory."""
+    return 0 if name in (*_HOOKS, DENIED) else max(1, name.count("__") - 1)
+
+
+def remembers(count: int, unit: str, burst: int) -> bool:
+    """True if a source must be remembered longer than anybody is who may be forged."""
+    return remembered(count, unit, burst) > SHORT

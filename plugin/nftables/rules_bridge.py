@@ -1,0 +1,61 @@
+"""The rules for frames that come from a port of our bridges, as nft's text: nobody speaks in another's name. Pure.
+
+What the bridge itself does not hold: it binds a port to a MAC, and knows nothing of addresses. Neighbours of one
+network reach each other without a rule of the inet table, so a forged ARP reply or neighbour advertisement (RFC 4861
+section 11.1) would draw a neighbour's flows away, and a forged source would have what is opened for another.
+"""
+
+from __future__ import annotations
+
+from plugin.nftables.sets import PORT_PREFIX, TARGET
+
+_FROM = "iifname . ether saddr . "
+#: IGMP: a membership query (RFC 3376), a multicast router's advertisement (RFC 4286), which ICMPv6 has too.
+_QUERY, _ROUTER, _ROUTER6 = 0x11, 0x30, 151
+
+
+def bridge() -> str:
+    """A port whose container is not known, because our state was lost, keeps its network; it is nobody's to open."""
+    return f"""\
+	# Behind the port of a container that is known, only frames from its own MAC and addresses pass: IPv4, IPv6 and ARP.
+	# Not VLANs, nor anything else that would pass the rules by.
+	chain frames {{
+		type filter hook prerouting priority filter; policy accept;
+		iifname "{PORT_PREFIX}*" goto port
+	}}
+
+	chain port {{
+		ether type ip meta l4proto != igmp {_FROM}ip saddr @bound4 accept
+		ether type ip6 meta l4proto != ipv6-icmp {_FROM}ip6 saddr @bound6 accept
+		ether type ip6 meta l4proto ipv6-icmp goto port_icmp6
+		ether type arp goto port_arp
+		ether type ip igmp type != {{ {_QUERY}, {_ROUTER} }} {_FROM}ip saddr @bound4 accept
+		goto stray
+	}}
+
+	# A probe (RFC 5227 section 1.1) says nothing of who has the address.
+	chain port_arp {{
+		arp htype != 1 goto stray
+		{_FROM}arp saddr ip @bound4 iifname . arp saddr ether . arp saddr ip @bound4 accept
+		arp operation request arp saddr ip 0.0.0.0 accept
+		goto stray
+	}}
+
+	# Nobody but the host is a router here, nor asks for groups: a query that just the bridge sees would make it forget
+	# who is in which group, and neighbours would be found no more (RFC 4541). Before it has an address a link may ask
+	# whether somebody has it, and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
+	chain port_icmp6 {{
+		icmpv6 type {{ nd-router-advert, nd-redirect, mld-listener-query, {_ROUTER6} }} goto stray
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 nexthdr != ipv6-icmp goto stray
+		icmpv6 type nd-neighbor-advert {_FROM}{TARGET} != @targets goto stray
+		{_FROM}ip6 saddr @bound6 accept
+		ip6 saddr :: icmpv6 type nd-neighbor-solicit {_FROM}{TARGET} @targets accept
+		ip6 saddr :: icmpv6 type mld2-listener-report accept
+		goto stray
+	}}
+
+	chain stray {{
+		iifname @ports drop
+		meta iiftype @shut_ports drop
+	}}
+"""

@@ -1,0 +1,196 @@
+"""Networks + endpoints + what is said of them → what each address accepts and may begin. Pure.
+
+`of` is the whole decision; `plugin.policy.verdict` is the reference for one packet, against which the kernel is tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, reduce
+from ipaddress import ip_network
+from operator import itemgetter
+
+from plugin.labels.parser import EVERYTHING, over
+from plugin.model import (
+    Address,
+    Container,
+    Defaults,
+    Endpoint,
+    Guarded,
+    Network,
+    Override,
+    Peer,
+    Policy,
+    Prefix,
+    Published,
+    Rule,
+    Said,
+)
+
+#: The floor that needs no configuration: ssh, http (Let's Encrypt's verification), https.
+BASE: tuple[Rule, ...] = tuple(Rule("tcp", port, port, origin="base") for port in (22, 80, 443))
+NOTHING = Override()
+_UNSET = Defaults()
+
+
+@lru_cache(maxsize=65536)
+def prefix_of(peer: Peer) -> Prefix:
+    """The prefix that a `prefix` peer is."""
+    return ip_network(peer.value)
+
+
+def of(
+    network: Network | Guarded, endpoint: Endpoint, defaults: Defaults = _UNSET, override: Override = NOTHING
+) -> Policy:
+    """The policy of an endpoint's addresses.
+
+    They accept nothing until the endpoint is joined and its container's labels are known and right: an address is
+    closed until known. Nothing on an internal network, which nobody from outside reaches.
+    """
+    said = words(network, endpoint, defaults)
+    log, known = said.log, endpoint.joined and endpoint.container is not None
+    if not in_order(network, endpoint):
+        return Policy(egress=_confined(network, endpoint, said), log=log, known=known)
+    base, by_port = BASE, published(endpoint) if defaults.published else ()
+    if said.policy == "closed":
+        base, by_port = (), ()
+    elif said.policy == "open":
+        base = tuple(dataclasses.replace(rule, origin="fw.policy: open") for rule in EVERYTHING)
+    if isinstance(network, Guarded):
+        base = () if endpoint.unlisted else tuple(minus(base, for_host_alone(endpoint)))
+    # A rule with peers takes its ports out of the base, whoever they are.
+    allow = (*said.allow, *override.allow)
+    taken = (*said.deny, *(rule for rule in allow if rule.peers), *override.deny)
+    accepts = [*minus(base, taken), *minus(said.allow, override.deny), *override.allow]
+    return Policy(
+        accepts=tuple(sorted(dict.fromkeys(accepts))),
+        published=tuple(sorted(set(minus(by_port, taken)))),
+        egress=_confined(network, endpoint, said),
+        rates=said.rate or (),
+        log=log,
+        in_order=True,
+        known=known,
+    )
+
+
+def in_doubt(policy: Policy) -> Policy:
+    """Nobody knows who has the addresses now: closed, and where one was confined, one stays so."""
+    return Policy(egress=None if policy.egress is None else (), log=policy.log)
+
+
+def words(network: Network | Guarded, endpoint: Endpoint, defaults: Defaults) -> Said:
+    """What is said, from the least to the most specific: settings, the network, the container, the attachment."""
+    container = endpoint.container or Container("", "")
+    return reduce(over, (container.brought, defaults.said, network.said, container.said, endpoint.said))
+
+
+def in_order(network: Network | Guarded, endpoint: Endpoint) -> bool:
+    """False if the endpoint answers on ICMP only.
+
+    On a guarded network nothing can be refused, so a mistake in `fw.allow` opens nothing and leaves the base.
+    """
+    container = endpoint.container
+    if network.internal or not endpoint.joined or container is None:
+        return False
+    if isinstance(network, Guarded):
+        return not any(problem.closes for problem in (*network.problems, *container.problems))
+    return not container.problems
+
+
+def _confined(network: Network | Guarded, endpoint: Endpoint, said: Said) -> tuple[Rule, ...] | None:
+    """What the endpoint may begin; None: everything. A mistake that may have been about that leaves nothing."""
+    problems = endpoint.container.problems if endpoint.container else ()
+    if isinstance(network, Guarded):
+        problems = tuple(problem for problem in (*network.problems, *problems) if problem.confines)
+    if problems:
+        return ()
+    return None if said.egress is None or said.egress == EVERYTHING else said.egress
+
+
+def published(endpoint: Endpoint) -> tuple[Rule, ...]:
+    """The container's ports behind those that are published to more than the host."""
+    ports = (p for p in endpoint.published if not p.host_ip.is_loopback)
+    return tuple(dict.fromkeys(Rule(p.proto, p.container_port, p.container_port, origin="-p") for p in ports))
+
+
+def for_host_alone(endpoint: Endpoint) -> list[Rule]:
+    """The container's ports that are published on loopback addresses only.
+
+    On Docker's own networks they are not in the base: Docker's rules for such a port let in who has a route to the
+    container. Networks of docker-fw are reached by address, so there the base stays.
+    """
+    ports = [(p.host_ip.is_loopback, (p.proto, p.container_port)) for p in endpoint.published]
+    alone = {port for loopback, port in ports if loopback} - {port for loopback, port in ports if not loopback}
+    return [Rule(proto, port, port) for proto, port in alone]
+
+
+def minus(rules: Iterable[Rule], holes: Iterable[Rule]) -> Iterator[Rule]:
+    """The rules without what the holes cover; whom a rule is for does not change."""
+    covered: dict[str, list[tuple[int, int]]] = {}
+    for hole in sorted(holes):
+        ranges = covered.setdefault(hole.proto, [])
+        if ranges and hole.first <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], hole.last))
+        else:
+            ranges.append((hole.first, hole.last))
+    for rule in rules:
+        yield from _without(rule, covered.get(rule.proto, []))
+
+
+def _without(rule: Rule, covered: Sequence[tuple[int, int]]) -> Iterator[Rule]:
+    """`covered`: ranges in their order, of which none meets another."""
+    first = rule.first
+    for index in range(bisect_left(covered, first, key=itemgetter(1)), len(covered)):
+        start, end = covered[index]
+        if rule.last < start:
+            break
+        if first < start:
+            yield dataclasses.replace(rule, first=first, last=start - 1)
+        first = end + 1
+    if first == rule.first:
+        yield rule
+    elif first <= rule.last:
+        yield dataclasses.replace(rule, first=first)
+
+
+def closed_ports(policy: Policy, endpoint: Endpoint) -> tuple[Published, ...]:
+    """Of the endpoint's published ports those that are not open to everybody; who is on the host may always."""
+    rules = (*policy.accepts, *policy.published)
+    return tuple(
+        port
+        for port in endpoint.published
+        if not port.host_ip.is_loopback
+        and not any(not rule.peers for rule in rules if covers(rule, port.proto, port.container_port))
+    )
+
+
+def closed_together(
+    places: Mapping[str, Collection[frozenset[Published]]], doubted: Collection[str]
+) -> dict[str, frozenset[Published]]:
+    """By container on Docker's own networks, its published ports that are not open to everybody.
+
+    Docker publishes a port for a container, not for one of its places: it is closed if it is so at each of them, or if
+    one of them is in doubt.
+    """
+    return {
+        container: frozenset().union(*ports) if container in doubted else frozenset.intersection(*ports)
+        for container, ports in places.items()
+    }
+
+
+def covers(rule: Rule, proto: str, port: int) -> bool:
+    """True if the rule is about this port (0 for a protocol without ports), with whomever."""
+    return rule.proto == proto and rule.first <= port <= rule.last
+
+
+def passes(rules: Iterable[Rule], proto: str, port: int, peer: Address) -> bool:
+    """True if one of the rules is about this flow with this peer; their peers are addresses."""
+    return any(
+        covers(rule, proto, port) and (not rule.peers or any(_is(peer, each) for each in rule.peers)) for rule in rules
+    )
+
+
+def _is(address: Address, peer: Peer) -> bool:
+    return peer.kind == "prefix" and address in prefix_of(peer)

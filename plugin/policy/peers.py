@@ -1,0 +1,292 @@
+"""Who is called what: named peers → addresses, and who must be looked at again when somebody comes or goes. Pure.
+
+A name that matches nobody matches nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
+
+from plugin.labels.ranges import block_count, piece_count
+from plugin.model import PROTO_NUMBER, Address, Container, Endpoint, Peer, Policy, Published, Rule
+from plugin.policy.decide import prefix_of
+
+#: Elements that the names in one endpoint's rules may become, each way: each change of a peer computes them anew.
+MAX_NAMED = 10_000
+#: Elements that the addresses in one endpoint's rules may become by published ports, where docker-proxy serves these:
+#: each such port lets in each piece of each prefix.
+MAX_LISTED = 100_000
+_NAMED = ("container", "service", "project", "network")
+#: What a peer is called everywhere: its kind, the compose project it is to be looked for in, and the name.
+Key = tuple[str, str, str]
+
+
+def itself(container: Container) -> Key:
+    """A container under whatever name, for its own places: by one of them it sends from all its addresses."""
+    return ("itself", "", container.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """One endpoint's addresses and the names of whoever has them."""
+
+    addresses: tuple[Address, ...] = ()
+    container: str = ""
+    project: str = ""
+    service: str = ""
+    network: str = ""
+    id: str = ""
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        found = {("container", "", self.container), ("network", "", self.network), ("project", "", self.project)}
+        found.add(("itself", "", self.id))
+        if self.project:
+            found.add(("service", self.project, self.service))
+        return frozenset(key for key in found if key[2])
+
+
+def who(endpoint: Endpoint) -> Who | None:
+    """None while nobody is known there."""
+    container = endpoint.container
+    if container is None or not endpoint.joined:
+        return None
+    addresses = tuple(address for address in (endpoint.addr4, endpoint.addr6) if address)
+    return Who(addresses, container.name, container.project, container.service, container.network, container.id)
+
+
+class _Cost(NamedTuple):
+    """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much. `flood`: so are the
+    addresses that are written there, by published ports: the rule opens nothing at all."""
+
+    addresses: int
+    ports: int
+    beyond: bool
+    flood: bool = False
+
+
+class _Published:
+    """Published ports, of which those of a range are counted: there may be thousands, and as many rules."""
+
+    def __init__(self, ports: Iterable[Published]) -> None:
+        self._ports: dict[tuple[str, int], list[int]] = {}
+        for port in ports:
+            self._ports.setdefault((port.proto, port.host_ip.version), []).append(port.container_port)
+        for each in self._ports.values():
+            each.sort()
+
+    def __bool__(self) -> bool:
+        return bool(self._ports)
+
+    def within(self, rule: Rule, version: int) -> int:
+        there = self._ports.get((rule.proto, version), [])
+        return bisect_right(there, rule.last) - bisect_left(there, rule.first)
+
+
+def _literal(rule: Rule, served: _Published) -> int:
+    """What the addresses that a rule names become by docker-proxy's ports."""
+    ports = {version: served.within(rule, version) for version in (4, 6)}
+    if not any(ports.values()):
+        return 0
+    prefixes = (prefix_of(peer) for peer in rule.peers if peer.kind == "prefix")
+    return sum(ports[prefix.version] * piece_count(prefix) for prefix in prefixes)
+
+
+@lru_cache(maxsize=65536)
+def _as_peer(address: Address) -> Peer:
+    return Peer("prefix", str(address))
+
+
+class Directory:
+    """Not thread-safe. Owners are those of `plugin.state.reconciler`."""
+
+    def __init__(self) -> None:
+        self._who: dict[str, Who] = {}
+        self._by_key: dict[Key, dict[Address, int]] = {}
+        self._asks: dict[str, frozenset[Key]] = {}
+        self._asked_by: dict[Key, set[str]] = {}
+        #: Every network of Docker's by name, empty ones too; None until Docker has told.
+        self.networks: frozenset[str] | None = None
+
+    def copy(self) -> Directory:
+        """As it is now, for `resolved` and `addresses`: who must be looked at again it does not know."""
+        other = Directory()
+        other._who = dict(self._who)
+        other._by_key = {key: dict(addresses) for key, addresses in self._by_key.items()}
+        other.networks = self.networks
+        return other
+
+    def knows(self, owner: str) -> bool:
+        return owner in self._who
+
+    def put(self, owner: str, now: Who | None) -> set[Key]:
+        """Notes who an owner is; returns the names whose addresses are others now."""
+        before = self._who.pop(owner, None)
+        if now is not None:
+            self._who[owner] = now
+        if now == before:
+            return set()
+        changed = set()
+        for each, step in ((before, -1), (now, 1)):
+            for key in each.keys if each else ():
+                addresses = self._by_key.setdefault(key, {})
+                for address in each.addresses if each else ():
+                    addresses[address] = addresses.get(address, 0) + step
+                    if not addresses[address]:
+                        del addresses[address]
+                if not addresses:
+                    del self._by_key[key]
+                changed.add(key)
+        return changed
+
+    def losing(self, now: Mapping[str, Who | None]) -> tuple[list[str], dict[Address, set[str]]]:
+        """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
+        rules speak of what it was called. Nothing is noted yet."""
+        gone: list[str] = []
+        lost: dict[Address, set[str]] = {}
+        for owner, then in now.items():
+            before = self._who.get(owner)
+            if before is None or before == then:
+                continue
+            stays = then.keys if then and then.addresses == before.addresses else frozenset[Key]()
+            askers = self.askers(before.keys - stays)
+            if then is None:
+                gone.append(owner)
+                askers.discard(owner)
+            for address in before.addresses if askers else ():
+                lost.setdefault(address, set()).update(askers)
+        return gone, lost
+
+    def asks(self, owner: str, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
+        """Notes which names an owner's rules speak of, and `more`."""
+        spoken = (key for rule in rules for peer in rule.peers for key in self._keys(peer, container))
+        keys = frozenset((*spoken, *more))
+        before = self._asks.pop(owner, frozenset())
+        if keys:
+            self._asks[owner] = keys
+        for key in before - keys:
+            self._asked_by[key].discard(owner)
+            if not self._asked_by[key]:
+                del self._asked_by[key]
+        for key in keys - before:
+            self._asked_by.setdefault(key, set()).add(owner)
+
+    def asking(self, owner: str) -> bool:
+        """True if the owner's rules speak of somebody by name."""
+        return any(kind != "itself" for kind, _, _ in self._asks.get(owner, ()))
+
+    def askers(self, keys: Iterable[Key]) -> set[str]:
+        """The owners whose rules speak of one of these names."""
+        return {owner for key in keys for owner in self._asked_by.get(key, ())}
+
+    def network_askers(self, before: frozenset[str] | None) -> list[str]:
+        """The owners whose rules speak of a network that may be another one than before: which one is meant depends on
+        what networks there are."""
+        if before is None or self.networks is None:
+            return [owner for owner, keys in self._asks.items() if any(kind == "network" for kind, _, _ in keys)]
+        names = before ^ self.networks
+        short = {name[at + 1 :] for name in names for at, letter in enumerate(name) if letter == "_"}
+        return sorted(self.askers(("network", "", name) for name in names | short))
+
+    def resolved(
+        self, policy: Policy, container: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+    ) -> Policy:  # fmt: skip
+        """The policy with addresses in the place of names. A rule with peers that are nobody is none at all.
+
+        `published`: the endpoint's ports, of which each is as many elements more. Beyond MAX_NAMED names open nothing.
+        `proxied`: those that docker-proxy serves. Beyond MAX_LISTED a rule with addresses opens nothing.
+        """
+        accepts = tuple(self._rules(policy.accepts, container, published, proxied, inbound=True))
+        egress = None if policy.egress is None else tuple(self._rules(policy.egress, container, inbound=False))
+        return dataclasses.replace(policy, accepts=accepts, egress=egress)
+
+    def too_many(
+        self, policy: Policy, container: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+    ) -> Iterator[str]:  # fmt: skip
+        """One sentence for each rule whose names stand for so many addresses that they open nothing; and for each that
+        opens nothing for its addresses, at so many published ports."""
+        for word, rules, ports, those in (
+            ("fw.allow", policy.accepts, published, proxied), ("fw.egress", policy.egress or (), (), ()),
+        ):  # fmt: skip
+            for rule, cost in zip(rules, self._costs(rules, container, ports, those), strict=True):
+                if cost.flood:
+                    yield (
+                        f"{word}={rule.what} from {len(rule.peers)} peers allows nothing: each published port times "
+                        f"each prefix (or its pieces), with the rules before it, is more than {MAX_LISTED} table "
+                        "entries; publish fewer ports, or write fewer or rounder prefixes (/48, /64; /16, /24)"
+                    )
+                elif cost.beyond:
+                    names = " ".join(str(peer) for peer in rule.peers if peer.kind in _NAMED)
+                    yield (
+                        f"{word}={rule.what} allows nothing for {names[:200]}: {cost.addresses} addresses times "
+                        f"{cost.ports} ports or blocks of ports, with the rules before it more than {MAX_NAMED} table "
+                        "entries; name fewer containers, or use fewer or rounder port ranges (16-31, 4096-8191, *)"
+                    )
+
+    def _costs(
+        self, rules: Iterable[Rule], container: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+    ) -> Iterator[_Cost]:  # fmt: skip
+        """What each rule's peers would become, counted without making it. An address with two names counts twice."""
+        total = listed = 0
+        counted, served = _Published(published), _Published(proxied)
+        for rule in rules:
+            keys = [key for peer in rule.peers for key in self._keys(peer, container)]
+            addresses = sum(len(self._by_key.get(key, ())) for key in keys)
+            ports = 0
+            if addresses:
+                ports = block_count(rule.first, rule.last) if rule.proto in PROTO_NUMBER else 1
+                ports += sum(counted.within(rule, version) for version in (4, 6))
+            beyond = total + addresses * ports > MAX_NAMED
+            total += 0 if beyond else addresses * ports
+            literal = _literal(rule, served) if served else 0
+            flood = listed + literal > MAX_LISTED
+            listed += 0 if flood else literal
+            yield _Cost(addresses, ports, beyond, flood)
+
+    def _rules(
+        self, rules: Collection[Rule], of: Container | None, published: Collection[Published] = (),
+        proxied: Collection[Published] = (), *, inbound: bool,
+    ) -> Iterator[Rule]:  # fmt: skip
+        for rule, cost in zip(rules, self._costs(rules, of, published, proxied), strict=True):
+            if not rule.peers:
+                yield rule
+                continue
+            if cost.flood:
+                continue
+            peers: set[Peer] = set()
+            for peer in rule.peers:
+                if peer.kind == "prefix" or (peer.kind == "host" and not inbound):
+                    peers.add(peer)  # who is on the host needs no rule to come in
+                elif not cost.beyond:
+                    peers.update(_as_peer(a) for key in self._keys(peer, of) for a in self.addresses(key))
+            if peers:
+                yield dataclasses.replace(rule, peers=tuple(sorted(peers, key=attrgetter("kind", "value"))))
+
+    def addresses(self, key: Key) -> list[Address]:
+        return list(self._by_key.get(key, ()))
+
+    def _keys(self, peer: Peer, container: Container | None) -> list[Key]:
+        project = container.project if container else ""
+        match peer.kind:
+            case "container" | "project":
+                return [(peer.kind, "", peer.value)]
+            case "service":
+                return [("service", project, peer.value)] if project else []
+            case "network":
+                # As compose's file calls it in the same project, or by its full name.
+                if not project:
+                    return [("network", "", peer.value)]
+                if self.networks is None:  # it is not known which one is meant, so nobody is
+                    return [("network", project, peer.value)]
+                local = f"{project}_{peer.value}"
+                return [("network", "", local if local in self.networks else peer.value)]
+        return []

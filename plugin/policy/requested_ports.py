@@ -1,0 +1,89 @@
+"""Ports of the host that containers ask for, as `GET /containers/ID/json` shows it: docker-proxy gets them. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from plugin.jsonio import address, protocol, within
+from plugin.model import PROTO_NUMBER, Address, Proto, Published
+
+#: A container that asks for more ranges than that is taken to ask for every port.
+MOST = 200
+_EVERY: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Asked:
+    """`first` to `last` of the host's ports; 0: Docker chooses one each time the container starts."""
+
+    proto: Proto
+    host_ip: Address
+    first: int
+    last: int
+
+    def may_be(self, port: Published) -> bool:
+        """True if one that listens there may be this container's docker-proxy."""
+        if self.proto != port.proto or not self.first <= port.host_port <= self.last:
+            return False
+        if self.host_ip.version != port.host_ip.version:
+            return False
+        return self.host_ip == port.host_ip or self.host_ip.is_unspecified or port.host_ip.is_unspecified
+
+
+def asked(raw: Any) -> tuple[Asked, ...]:
+    """What an inspected container asks for. Raises ValueError, and the like."""
+    config = raw["HostConfig"]
+    mode = str(config.get("NetworkMode") or "")
+    if mode == "host" or mode.startswith("container:"):
+        return ()
+    found = [_choice(proto) for proto in PROTO_NUMBER] if config.get("PublishAllPorts") else []
+    for name, bindings in (config.get("PortBindings") or {}).items():
+        proto = protocol({"protocol": name.partition("/")[2] or "tcp"}, "protocol")
+        for binding in bindings or [{}]:
+            found += _binding(proto, binding or {})
+    joined = tuple(_joined(found))
+    return joined if len(joined) <= MOST else tuple(Asked(p, host, 0, 65535) for p in PROTO_NUMBER for host in _EVERY)
+
+
+def read(raw: Any) -> Asked:
+    """One that was kept. Raises ValueError."""
+    return Asked(
+        protocol(raw, "proto"), address(raw["host_ip"]), within(raw, "first", 0, 65535), within(raw, "last", 0, 65535)
+    )
+
+
+def _choice(proto: Proto) -> Asked:
+    return Asked(proto, _EVERY[0], 0, 0)
+
+
+def _binding(proto: Proto, binding: Any) -> list[Asked]:
+    text = str(binding.get("HostPort") or "0")
+    if not re.fullmatch(r"[0-9]{1,5}(-[0-9]{1,5})?", text):
+        raise ValueError(f"HostPort: {text!r:.40} is neither a port nor a range")
+    first, last = (int(part) for part in (text.split("-") * 2)[:2])
+    if not 0 <= first <= last <= 65535:
+        raise ValueError(f"HostPort: {text} is no range of ports")
+    if not last:
+        return [_choice(proto)]
+    host = binding.get("HostIp")
+    given = address(host) if host else _EVERY[0]
+    # An unspecified address is Docker's word for all, of both families in most versions.
+    return [Asked(proto, each, first, last) for each in (_EVERY if given.is_unspecified else (given,))]
+
+
+def _joined(found: list[Asked]) -> Iterator[Asked]:
+    """Ports one after the other as one range: `-p 8000-8999:8000-8999` is a thousand bindings."""
+    first: Asked | None = None
+    last: Asked | None = None
+    for each in sorted(set(found), key=lambda each: (each.proto, str(each.host_ip), each.first, each.last)):
+        alike = last is not None and (last.proto, last.host_ip, last.last + 1) == (each.proto, each.host_ip, each.first)
+        if first and last and not (alike and last.first):
+            yield replace(first, last=last.last)
+            first = None
+        first, last = first or each, each
+    if first and last:
+        yield replace(first, last=last.last)

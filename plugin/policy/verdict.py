@@ -1,0 +1,220 @@
+"""The reference: what becomes of the first packet of a flow, step by step, by the policy alone. Pure.
+
+`fwctl explain` says this, and a test holds the kernel to it: where they differ one of them is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Literal
+
+from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Rule
+from plugin.policy.bans import holding, written
+from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
+from plugin.policy.facts import Inventory, Owner, subnets
+from plugin.policy.rate_quota import FULL
+
+#: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
+ICMP = "icmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The first one of a flow. `source` None: a program of the host itself. `proto`: tcp, udp, sctp, gre, esp, ah, icmp
+    or "other"; `port` 0 where there is none. `host`: the target is an address of the host's own. `by`: it came by a
+    published port, which leads to this target and port, and is sent on ("dnat") or served by docker-proxy ("proxy").
+    """
+
+    source: Address | None
+    target: Address
+    proto: str
+    port: int = 0
+    host: bool = False
+    by: Literal["", "dnat", "proxy"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that was looked at, and what came of it: "" (go on), "accept" or "drop". `origin`: who said so."""
+
+    text: str
+    outcome: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    steps: tuple[Step, ...]
+
+    @property
+    def accepted(self) -> bool:
+        return self.steps[-1].outcome == "accept"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An address within a network, and who has it (nobody known: None)."""
+
+    network: Network | Guarded
+    endpoint: Endpoint | None = None
+    owner: Owner = ""
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.container.name if self.endpoint and self.endpoint.container else "an unknown address"
+
+
+def verdict(inventory: Inventory, packet: Packet, now: float = 0) -> Verdict:
+    """What docker-fw lets through; Docker's own firewall and the host's are not asked. `now`: Unix time, for bans."""
+    return Verdict(tuple(_until_decided(_steps(inventory, packet, now))))
+
+
+def _until_decided(steps: Iterator[Step]) -> Iterator[Step]:
+    for step in steps:
+        yield step
+        if step.outcome:
+            return
+
+
+def _steps(inventory: Inventory, packet: Packet, now: float) -> Iterator[Step]:
+    if packet.source is None:
+        yield Step("the host reaches every container", "accept")
+        return
+    # docker-proxy's own way to the container begins on the host, where no ban is asked for.
+    for address in (packet.source,) if packet.by == "proxy" else (packet.source, packet.target):
+        if prefix := holding(ip_network(address), inventory.state.bans, now):
+            for_a_time = " for a time" if inventory.state.bans[prefix] else ""
+            yield Step(f"{address} is banned ({written(prefix)}{for_a_time})", "drop", "fwctl ban")
+    source, target = find(inventory, packet.source), None if packet.host else find(inventory, packet.target)
+    together = source and target and source.network.id == target.network.id
+    if source and together and (packet.by != "proxy" or _flat(source.network)):
+        yield Step(f"both are on {_called(source.network)}, where containers talk freely", "accept")
+    if source and packet.by != "proxy":  # whose packets go to the host, and are judged as such
+        yield from _leaves(inventory, packet, source)
+    if target is None:
+        where = "the host itself, which docker-fw does not guard" if packet.host else "no container's network"
+        yield Step(f"{packet.target} is {where}", "accept")
+        return
+    yield from _enters(inventory, packet, target)
+
+
+def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Step]:
+    network = source.network
+    if network.internal and not packet.host:
+        yield Step(f"{_called(network)} is internal: nobody leaves it", "drop")
+    if not confined(inventory, network):
+        yield Step(f"on {_called(network)} everybody may begin everything")
+        return
+    yield from _unwatched(inventory, network)
+    policy = policy_of(inventory, source)
+    if policy is None or (policy.egress is None and not policy.known):
+        yield Step(f"on {_called(network)} not everybody may begin everything, and {source.name} is not known", "drop")
+        return
+    if policy.egress is None:
+        yield Step(f"{source.name} may begin everything")
+        return
+    rule = _host_rule(policy, packet) or _rule(policy.egress, packet.proto, packet.port, packet.target)
+    if rule is None:
+        allowed = ", ".join(map(str, policy.egress)).replace(" from ", " to ") or "nothing"
+        yield Step(f"{source.name} may begin {allowed}, and not this", "drop", "fw.egress")
+    else:
+        yield Step(f"{source.name} may begin this: {str(rule).replace(' from ', ' to ')}", "", rule.origin)
+
+
+def _unwatched(inventory: Inventory, network: Network | Guarded) -> Iterator[Step]:
+    if isinstance(network, Guarded) and not inventory.watched:
+        text = f"docker-fw does not keep up with Docker, and nobody else knows who is on {_called(network)} now"
+        yield Step(text, "drop")
+
+
+def _host_rule(policy: Policy, packet: Packet) -> Rule | None:
+    rules = (rule for rule in policy.egress or () if any(peer.kind == "host" for peer in rule.peers))
+    return next((rule for rule in rules if packet.host and covers(rule, packet.proto, packet.port)), None)
+
+
+def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Step]:
+    network = target.network
+    if network.internal:
+        yield Step(f"{_called(network)} is internal: nobody from outside enters it", "drop")
+    if packet.proto == ICMP:
+        text = "useful ICMP (errors, ping) is always accepted"
+        if target.endpoint is None:
+            text = f"no container is known to have {packet.target}: a few packets of useful ICMP a second are accepted"
+        yield Step(text, "accept", "base")
+    yield from _unwatched(inventory, network)
+    policy = policy_of(inventory, target)
+    if policy is None or not policy.known:
+        yield Step(f"it is not known who has {packet.target}: it answers on ICMP only", "drop")
+        return
+    yield Step(f"{packet.target} is {target.name} on {_called(network)}")
+    if not policy.in_order:
+        yield Step(f"{target.name} has a mistake in its labels, and answers on ICMP only", "drop")
+    what = Rule(packet.proto, packet.port, packet.port).what
+    rules = (*policy.accepts, *(policy.published if packet.by else ()))
+    rule = _rule(rules, packet.proto, packet.port, packet.source) if packet.source else None
+    if rule is None:
+        near = [r for r in policy.accepts if covers(r, packet.proto, packet.port)]
+        others = "; ".join(f"{r} ({r.origin})" for r in near)
+        accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
+        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, Guarded) else ()
+        if not others and any(covers(each, packet.proto, packet.port) for each in alone):
+            accepts += ", which is published on the host's loopback alone"
+        yield Step(f"{target.name} {accepts}", "drop")
+        return
+    for rate in policy.rates:
+        if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
+            if inventory.quota.refused(target.owner):
+                yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
+            yield Step(f"a source may open so many: {rate}", "", rate.origin)
+    yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
+
+
+def _rule(rules: tuple[Rule, ...], proto: str, port: int, peer: Address) -> Rule | None:
+    return next((rule for rule in rules if passes((rule,), proto, port, peer)), None)
+
+
+def policy_of(inventory: Inventory, found: Found) -> Policy | None:
+    """With addresses in the place of names."""
+    if found.endpoint is None:
+        return None
+    policy = inventory.resolved(found.network, found.endpoint)
+    return in_doubt(policy) if inventory.doubted(found.owner) else policy
+
+
+def confined(inventory: Inventory, network: Network | Guarded) -> bool:
+    """True if not everybody on the network may begin everything; who is not known there may begin nothing."""
+    if inventory.confines(network):
+        return True
+    there = (found for owner in inventory.owners() if (found := inventory.endpoint(owner)) and found[0] == network)
+    return any(inventory.decide(*found).egress is not None for found in there if found[1].joined)
+
+
+def find(inventory: Inventory, address: Address) -> Found | None:
+    """The network that the address is in, and who has it; None where it is in none."""
+    network: Network | Guarded | None = None
+    for owner in inventory.owners():
+        found = inventory.endpoint(owner)
+        if found and found[1].joined and address in (found[1].addr4, found[1].addr6):
+            return Found(found[0], found[1], owner)
+    for candidate in inventory.networks():
+        if any(address in subnet for subnet in subnets(candidate)):
+            network = candidate
+    return Found(network) if network else None
+
+
+def number_of(proto: str) -> str:
+    """What a user writes for a protocol → what rules call it."""
+    proto = proto.lower()
+    if proto in PROTO_NUMBER or proto in PORTLESS or proto in (ICMP, OTHER):
+        return proto
+    return ICMP if proto in ("icmpv6", "icmp6", "ping") else OTHER
+
+
+def _flat(network: Network | Guarded) -> bool:
+    return network.flat if isinstance(network, Guarded) else True
+
+
+def _called(network: Network | Guarded) -> str:
+    return network.name if isinstance(network, Guarded) else network.bridge

@@ -1,0 +1,89 @@
+"""What was said, as the state file keeps it → nouns. Pure. Raises ValueError that names what is wrong.
+
+Files of version 1 knew `fw.allow` alone, as `allow`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plugin.jsonio import boolean, integer, items, port, protocol, text
+from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
+from plugin.model import OTHER, PORTLESS, Overriding, Peer, Problem, Rate, Rule, Said
+
+
+def said(raw: Any) -> Said:
+    """Of a record that has a `said`, or an `allow` as in version 1."""
+    if "said" not in raw:
+        return Said(allow=_rules(raw, "allow"))
+    return one(raw["said"])
+
+
+def one(value: Any) -> Said:
+    policy, log = text(value, "policy"), text(value, "log")
+    if policy not in ("", "default", "closed", "open") or log not in ("", "drop", "none"):
+        raise ValueError(f"policy {policy!r} or log {log!r} is not of the language")
+    return Said(
+        allow=_rules(value, "allow"),
+        deny=_rules(value, "deny"),
+        policy=policy,
+        egress=None if value["egress"] is None else _rules(value, "egress"),
+        rate=None if value["rate"] is None else tuple(map(_rate, items(value, "rate"))),
+        log=log,
+    )
+
+
+def problem(raw: Any) -> Problem:
+    # Files of before there was a guard have no `closes`.
+    closes = boolean(raw, "closes") if "closes" in raw else True
+    confines = boolean(raw, "confines") if "confines" in raw else False
+    return Problem(text(raw, "where"), text(raw, "value"), text(raw, "text"), closes, confines)
+
+
+def overriding(raw: Any) -> Overriding:
+    return Overriding(text(raw, "container"), rule(raw["rule"]), boolean(raw, "deny"), moment(raw["until"]))
+
+
+def moment(value: Any) -> float:
+    """Unix time, of this millennium and the next."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
+        raise ValueError(f"{value!r} is no moment")
+    return value
+
+
+def rule(raw: Any) -> Rule:
+    proto = text(raw, "proto")
+    peers = tuple(map(_peer, raw.get("peers", [])))
+    origin = text(raw, "origin") if "origin" in raw else ""
+    if proto == OTHER or proto in PORTLESS:
+        return Rule(proto, 0, 0, peers, origin)
+    found = Rule(protocol(raw, "proto"), port(raw, "first"), port(raw, "last"), peers, origin)
+    if found.first > found.last:
+        raise ValueError(f"{found} is not a range of ports")
+    return found
+
+
+def _rules(raw: Any, key: str) -> tuple[Rule, ...]:
+    return tuple(map(rule, items(raw, key)))
+
+
+def _peer(raw: Any) -> Peer:
+    kind, value = text(raw, "kind"), text(raw, "value")
+    if kind == "prefix":
+        if parse_prefix(value) != Peer(kind, value):
+            raise ValueError(f"{value!r} is not a prefix")
+    elif kind not in ("container", "service", "project", "network", "host"):
+        raise ValueError(f"{kind!r} is no kind of peer")
+    return Peer(kind, value)
+
+
+def _rate(raw: Any) -> Rate:
+    found = Rate(
+        protocol(raw, "proto"), port(raw, "first"), port(raw, "last"), integer(raw, "count"), text(raw, "unit"),
+        integer(raw, "burst"), text(raw, "origin") if "origin" in raw else "",
+    )  # fmt: skip
+    right = found.first <= found.last and found.unit in UNITS
+    right = right and 1 <= found.count <= MOST and 1 <= found.burst <= 65535
+    if not right or remembered(found.count, found.unit, found.burst) > LONGEST:
+        raise ValueError(f"{found} is not a rate")
+    return found

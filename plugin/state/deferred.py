@@ -1,0 +1,56 @@
+"""What one change leaves for later is computed bit by bit, so that whoever goes meanwhile is closed in between."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from plugin.nftables.table import NftError
+from plugin.policy.facts import Owner
+from plugin.state.applier import Writer
+
+#: Seconds between two bits, in which others get the lock.
+_BREATH = 0.001
+#: Seconds of computing after which other work has its turn, such as flows to be cut.
+_AT_A_TIME = 0.05
+log = logging.getLogger(__name__)
+
+
+class Behind:
+    """`apply` makes the kernel as these owners are known; `later` takes work that may last, and returns at once."""
+
+    def __init__(
+        self, writer: Writer, lock: threading.RLock, apply: Callable[[Iterable[Owner]], None],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:  # fmt: skip
+        self._writer = writer
+        self._lock = lock
+        self._apply = apply
+        self._later = later
+        self._running = False
+
+    def later(self) -> None:
+        """To be called under the lock, after each change."""
+        if self._writer.behind and not self._running:
+            self._running = True
+            self._later(self._catch_up)
+
+    def _catch_up(self) -> None:
+        end = time.monotonic() + _AT_A_TIME
+        while self._running:
+            with self._lock:
+                try:
+                    self._apply(self._writer.next_behind())
+                    self._running = bool(self._writer.behind)
+                except (NftError, OSError) as error:  # the next change tries again
+                    self._running = False
+                    log.error("what rules with names let pass is not up to date: %s", error)
+                except BaseException:
+                    self._running = False
+                    raise
+            if self._running and time.monotonic() >= end:
+                self._later(self._catch_up)
+                return
+            time.sleep(_BREATH)

@@ -1,0 +1,236 @@
+"""Which established flows end when less is let through than before: just those that would not begin any more.
+
+A flow that was cut is held: the next packet of who answered in it would begin one of its own, the other way round, and
+all that comes back would be established. It is held as long as it is tried again, and until it may be once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+
+from plugin.kernel import conntrack
+from plugin.model import Address, Answers
+from plugin.nftables import dump, sets
+from plugin.nftables.sets import HELD_SETS, Change, Element
+from plugin.nftables.table import Nft, NftError
+from plugin.policy.facts import Inventory, Owner, subnets
+from plugin.policy.flows import Way, let_through
+
+log = logging.getLogger(__name__)
+#: Flows held one by one, in each set, which has room for 65,535.
+_MOST = 60_000
+
+
+class Cuts:
+    """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
+
+    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], None]], None]) -> None:
+        self._nft = nft
+        self._known = known
+        self._later = later
+        #: All that the kernel may hold, and when it was put there last. Packets renew it there, where nobody counts.
+        self._held: dict[Element, float] = {}
+        self._holding = threading.Lock()
+        #: Addresses of which something is held and whose container has left.
+        self._vacated: set[Address] = set()
+
+    def everywhere(self) -> None:
+        """What came in while the rules were not there, or accepted more, would stay, as established."""
+        for cut in self.of(self._known.owners()):
+            cut()
+
+    def later(self, owners: list[Owner]) -> None:
+        """Cuts what these owners do not let through any more, by docker-proxy too, and waits for nothing."""
+        for cut in self.of(owners):
+            self._later(cut)
+
+    def of(self, owners: Iterable[Owner]) -> list[Callable[[], None]]:
+        """What cuts that: to their addresses, and to the host's ports that docker-proxy serves for them."""
+        owners = list(owners)
+        answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
+        cuts: list[Callable[[], None]] = []
+        if answers:
+            cuts.append(partial(conntrack.cut_closed, answers, self.hold))
+        if ports:
+            cuts.append(partial(conntrack.cut_published, ports, stays))
+        return cuts
+
+    def strangers(self, bridges: Collection[str]) -> None:
+        """Cuts what was begun on networks that are confined from now on by whoever is not known there."""
+        networks = [network for network in self._known.networks() if network.bridge in bridges]
+        prefixes = [subnet for network in networks for subnet in subnets(network)]
+        known = frozenset(self.answers(self._known.owners()))
+        if prefixes:
+            self._later(partial(conntrack.cut_strangers, prefixes, known, self.hold))
+
+    def answers(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
+        return self._known.answers_of(owners)
+
+    # --- what was cut does not come back --------------------------------------------------------------------------
+
+    def hold(self, ways: Collection[Way]) -> None:
+        """Keeps cut flows from coming back by the next packet of who answered in them."""
+        left = list(ways)
+        with self._holding:
+            if len(self._held) + len(left) > _MOST:
+                self._look()
+            for level in (_element, _port, _whole):
+                left = self._hold_at(level, left)
+                if not left:
+                    return
+            log.error("cut flows may come back: %d could not be held", len(left))
+
+    def _hold_at(self, level: Callable[[Way], Element], ways: list[Way]) -> list[Way]:
+        """Returns those for which there was no room."""
+        wanted = {level(way) for way in ways}
+        many = Counter(element.set for element in self._held.keys() | wanted)
+        fit = {element for element in wanted if many[element.set] <= _MOST}
+        try:
+            self._put(fit)
+        except NftError as error:
+            log.error("cut flows are not held: %s", error)
+            # Where there is no table, it comes back with them.
+            return ways if all(self._kernels(element.set) is not None for element in list(fit)[:1]) else []
+        if fit and level is not _element:
+            some = "; ".join(map(_words, list(fit)[:8])) + (f"; and {len(fit) - 8} more" if len(fit) > 8 else "")
+            log.error("too many cut flows to hold one by one: until none was tried for %d s, new flows are dropped %s",
+                      sets.HELD, some)  # fmt: skip
+        return [way for way in ways if level(way) not in fit]
+
+    def _put(self, elements: set[Element]) -> None:
+        if not elements:
+            return
+        again = tuple(self._held.keys() & elements)
+        # First: where the table is gone it comes back with all that is known here.
+        self._held.update(dict.fromkeys(elements, time.monotonic()))
+        self._nft.change(Change(), dict.fromkeys(elements, sets.HELD))
+        if again:  # what stands has kept its time
+            timed = dict.fromkeys(again, sets.HELD)
+            try:
+                self._nft.change(Change(again), timed)
+            except NftError:  # one has just ended by itself
+                self._nft.change(Change(), timed)
+
+    def take_over(self) -> None:
+        """What the last docker-fw held. Before the table is replaced."""
+        with self._holding:
+            for version in HELD_SETS:
+                for name in HELD_SETS[version]:
+                    self._held.update(dict.fromkeys(self._kernels(name) or (), time.monotonic()))
+
+    @contextmanager
+    def kept(self) -> Iterator[dict[Element, int]]:
+        """What a table that is put there anew must hold, and for how long. Nothing is held meanwhile."""
+        with self._holding:
+            self._look()
+            yield dict.fromkeys(self._held, sets.HELD)
+
+    def release(self, owners: Iterable[Owner]) -> None:
+        """Holds no longer what these owners let through again, nor what their addresses' last owners did."""
+        owners = list(owners)
+        held = list(self._held)
+        if not owners or not (held or self._vacated):
+            return
+        answers = self.answers(owners)
+        new = self._vacated & answers.keys()
+        self._vacated -= new
+        concerned = [element for element in held if not answers.keys().isdisjoint(element.key)]
+        if not concerned:
+            return
+        # The other end may have a rule of its own.
+        ends = {value for element in concerned for value in element.key}
+        answers = self.answers(owner for owner in self._known.owners() if self._is_at(owner, ends))
+        ways = {way: element for element in concerned if (way := _way(element))}
+        free = {ways[way] for way in let_through(ways, answers, conntrack.local_addresses())}
+        free.update(element for element in concerned if not new.isdisjoint(element.key))
+        if free:
+            self._later(partial(self._let_go, free, time.monotonic()))
+
+    def vacate(self, addresses: Collection[Address]) -> None:
+        """These addresses have nobody now; who gets them is another one, for whom nothing is held."""
+        if addresses:
+            for element in list(self._held):
+                self._vacated.update(address for address in addresses if address in element.key)
+
+    def _is_at(self, owner: Owner, ends: Collection[object]) -> bool:
+        found = self._known.endpoint(owner)
+        return found is not None and (found[1].addr4 in ends or found[1].addr6 in ends)
+
+    def _let_go(self, free: Collection[Element], moment: float) -> None:
+        with self._holding:
+            for last in (False, True):  # one may end by itself at this very moment
+                self._look()
+                going = tuple(element for element in free if self._held.get(element, moment + 1) <= moment)
+                try:
+                    self._nft.change(Change(going))
+                except NftError as error:
+                    if last:
+                        log.error("what may pass again is held for a while yet: %s", error)
+                else:
+                    for element in going:
+                        del self._held[element]
+                    return
+
+    def _look(self) -> None:
+        """Forgets what the kernel holds no longer. Without a table it is what that must hold again."""
+        for name in {element.set for element in self._held}:
+            found = self._kernels(name)
+            if found is not None:
+                self._held = {e: when for e, when in self._held.items() if e.set != name or e in found}
+
+    def _kernels(self, name: str) -> set[Element] | None:
+        """What it holds in this set; None where there is no such set, or nobody says."""
+        try:
+            return set(dump.elements(self._nft.dump(name), name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.error("could not read which cut flows are held: %s", error)
+            return None
+
+
+def _element(way: Way) -> Element:
+    v = way.source.version
+    if way.source_port or way.peer_port:
+        return Element(f"held{v}", (way.source, way.proto, way.source_port, way.peer, way.peer_port))
+    return Element(f"held{v}_pairs", (way.source, way.proto, way.peer))
+
+
+def _port(way: Way) -> Element:
+    """All that the container answers from the port, or that it is answered there."""
+    if not (way.source_port or way.peer_port):
+        return _whole(way)
+    end, port = ("from", way.source_port) if way.whose == way.source else ("to", way.peer_port)
+    return Element(f"held{way.source.version}_ports_{end}", (way.whose, way.proto, port))
+
+
+def _whole(way: Way) -> Element:
+    """All that the container answers, or all that it is answered, over the protocol."""
+    end = "from" if way.whose == way.source else "to"
+    return Element(f"held{way.source.version}_all_{end}", (way.whose, way.proto))
+
+
+def _words(element: Element) -> str:
+    address, proto, *port = element.key
+    where = f" port {port[0]}" if port else ""
+    return f"{element.set.rpartition('_')[2]} {address}{where} over IP protocol {proto}"
+
+
+def _way(element: Element) -> Way | None:
+    """The other way round: with nobody as the peer of a port; None where more is held than one rule speaks of."""
+    match element.key:
+        case (IPv4Address() | IPv6Address() as source, int(proto), int(port)) if element.set.endswith("from"):
+            return Way(source, proto, port, type(source)(0), 0, source)
+        case (IPv4Address() | IPv6Address() as source, int(proto), int(port), IPv4Address() | IPv6Address() as peer,
+              int(peer_port)):  # fmt: skip
+            return Way(source, proto, port, peer, peer_port, source)
+        case (IPv4Address() | IPv6Address() as source, int(proto), IPv4Address() | IPv6Address() as peer):
+            return Way(source, proto, 0, peer, 0, source)
+    return None

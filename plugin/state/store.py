@@ -1,0 +1,282 @@
+"""What must survive a restart and Docker will not tell again: networks and endpoints, in one atomic JSON file.
+
+Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
+Written to a temporary file and renamed. A change of networks is flushed to the disk (fsync), for they must survive
+a power cut; endpoints die with the host, so theirs need to survive only our own process, and a change of one is a line
+in `FILE.log` (`plugin.state.journal`). Before the first unflushed write after a flushed one, the flushed file is
+kept as `FILE~`, to fall back to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
+from pathlib import Path
+from typing import Any
+
+from plugin.jsonio import (
+    ID,
+    INTERFACE_NAME,
+    MAC,
+    address,
+    boolean,
+    integer,
+    interface,
+    interface_name,
+    items,
+    matching,
+    only,
+    optional,
+    port,
+    protocol,
+    text,
+    within,
+)
+from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, Prefix, Published, Said
+from plugin.policy import requested_ports
+from plugin.policy.saved import State
+from plugin.state import codec
+from plugin.state.journal import Journal
+
+VERSION = 2
+#: What reading a record raises that somebody edited, or a disk.
+NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """The file at `path`; its directory is made (0700) when missing."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._backup = Path(path + "~")
+        self._journal = Journal(Path(path + ".log"))
+        self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
+        self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
+        self._flushed = False
+        #: Why the state is not on the disk as it is; "" if it is.
+        self.owes = ""
+
+    def load(self) -> State:
+        """The last state. Nothing there: an empty one. A corrupt file is kept aside, and the fallback is read.
+
+        Raises NewerStateError.
+        """
+        for path in (self._path, self._backup):
+            try:
+                document = json.loads(path.read_text())
+                state = _decode(document)
+                serial = document.get("serial", "")
+            except FileNotFoundError:
+                continue
+            except (*NOT_AS_IT_SHOULD_BE, RecursionError, OSError) as error:
+                aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+                log.error("state file %s is not readable (%s); kept as %s, going on without it", path, error, aside)
+                with contextlib.suppress(OSError):
+                    path.replace(aside)
+                self._journal.keep()  # it says what has changed since that file
+                continue
+            if path == self._backup:
+                log.warning("read the last flushed state from %s", path)
+            self._flushed = path == self._path  # it holds every network, so the next write keeps it aside
+            return self._replayed(state, serial)
+        return State()
+
+    def _replayed(self, state: State, serial: str) -> State:
+        """The state with the journal's changes; up to the first that is not as it should be."""
+        endpoints = dict(state.endpoints)
+        for change in self._journal.read(serial):
+            try:
+                key = text(change, "endpoint")
+                item = _endpoint(change["is"]) if change["is"] is not None else None
+                if item and item.id != key:
+                    raise ValueError("a record stands under another ID than its own")
+            except NOT_AS_IT_SHOULD_BE as error:
+                log.error("the state file's log is damaged (%s); what follows in it is left out", error)
+                self._journal.keep()
+                break
+            if item:
+                endpoints[key] = item
+            else:
+                endpoints.pop(key, None)
+        return dataclasses.replace(state, endpoints=endpoints)
+
+    def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
+        """Raises FwError when the disk does not take it: then the old state stands.
+
+        `endpoint`: nothing but this one has changed since the last save.
+        """
+        room = self._journal.begun and self._journal.length < max(100, len(state.endpoints) // 2)
+        little = endpoint and not flush and room
+        try:
+            if little:
+                item = state.endpoints.get(endpoint)
+                self._journal.append({"endpoint": endpoint, "is": _plain(item) if item else None})
+            else:
+                self._replace(state, flush=flush)
+        except OSError as error:
+            self._journal.begin("")  # the next save is of everything, whatever this one was to say
+            self.owes = f"could not write the state file {self._path}{'.log' * bool(little)}: {error.strerror}"
+            raise FwError(self.owes) from error
+        if self.owes:
+            self.owes = ""
+            log.warning("the state file %s is written again", self._path)
+
+    def _replace(self, state: State, *, flush: bool) -> None:
+        # A record is frozen, so the line it became once serves until another record takes its place.
+        self._lines = {
+            (key := (type(item), item.id)): kept
+            if (kept := self._lines.get(key)) and kept[0] is item
+            else (item, _line(item))
+            for item in _records(state)
+        }
+        serial = os.urandom(8).hex()
+        head = {"version": VERSION, "serial": serial, "boot": state.boot, "switched": sorted(state.switched)}
+        head["foreign"] = sorted(state.foreign)
+        head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
+        head["asked"] = {container: _plain(ports) for container, ports in state.asked.items()}
+        head["confined"] = sorted(state.confined)
+        head["overrides"] = _plain(state.overrides)
+        if self._bans[0] is not state.bans:  # a blocklist is long, and seldom another one
+            self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
+        document = (
+            json.dumps(head)[:-1]
+            + f', "bans": {self._bans[1]}'
+            + ',\n"networks": {\n'
+            + ",\n".join(self._lines[Network, key][1] for key in state.networks)
+            + '\n},\n"endpoints": {\n'
+            + ",\n".join(self._lines[Endpoint, key][1] for key in state.endpoints)
+            + "\n}}\n"
+        )
+        new = self._path.with_name(self._path.name + ".new")
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(document)
+            if flush:
+                file.flush()
+                os.fsync(fd)
+        if self._flushed and not flush:
+            # A second name for it, so that at no moment there is no file.
+            with contextlib.suppress(FileNotFoundError):
+                self._backup.unlink()
+            with contextlib.suppress(FileNotFoundError):  # somebody removed it
+                os.link(self._path, self._backup)
+        new.replace(self._path)
+        if flush:
+            self._sync_directory()
+        self._flushed = flush
+        self._journal.begin(serial)
+
+    def _sync_directory(self) -> None:
+        fd = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _records(state: State) -> list[Network | Endpoint]:
+    return [*state.networks.values(), *state.endpoints.values()]
+
+
+def _line(item: Network | Endpoint) -> str:
+    return f"{json.dumps(item.id)}: {json.dumps(_plain(item), separators=(',', ':'))}"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _decode(document: Any) -> State:
+    version = integer(document, "version")
+    if version > VERSION:
+        raise NewerStateError(
+            f"the state file is of version {version}, newer than this docker-fw (version {VERSION}); "
+            "install the newer docker-fw again, or move the file away"
+        )
+    networks = {key: _network(value) for key, value in document["networks"].items()}
+    endpoints = {key: _endpoint(value) for key, value in document["endpoints"].items()}
+    state = State(
+        networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))),
+        frozenset(filter(_plain_name, document.get("foreign", []))),
+        {container: tuple(map(_published, ports)) for container, ports in document.get("proxied", {}).items()},
+        frozenset(filter(_plain_name, document.get("confined", []))),
+        tuple(map(codec.overriding, document.get("overrides", []))),
+        {ip_network(prefix): codec.moment(until) for prefix, until in document.get("bans", {}).items()},
+        {container: tuple(map(requested_ports.read, ports)) for container, ports in document.get("asked", {}).items()},
+    )  # fmt: skip
+    if [*networks, *endpoints] != [item.id for item in _records(state)]:
+        raise ValueError("a record stands under another ID than its own")
+    return state
+
+
+def _plain_name(value: Any) -> bool:
+    """One name that is none must not take bans and networks with it."""
+    return isinstance(value, str) and INTERFACE_NAME.fullmatch(value) is not None
+
+
+def _family(value: Any) -> int:
+    if value not in (2, 10):
+        raise ValueError("switched must hold address families (2, 10)")
+    return int(value)
+
+
+def _network(raw: Any) -> Network:
+    return Network(
+        id=matching(raw, "id", ID),
+        bridge=interface_name(raw, "bridge"),
+        gateway4=optional(raw, "gateway4", only(IPv4Interface, interface)),
+        gateway6=optional(raw, "gateway6", only(IPv6Interface, interface)),
+        internal=boolean(raw, "internal"),
+        mtu=within(raw, "mtu", 68, 65535),
+        masquerade=boolean(raw, "masquerade"),
+        host_ip=optional(raw, "host_ip", address),
+        iface_prefix=text(raw, "iface_prefix"),
+        said=codec.said(raw),
+    )
+
+
+def _endpoint(raw: Any) -> Endpoint:
+    return Endpoint(
+        id=matching(raw, "id", ID),
+        network_id=matching(raw, "network_id", ID),
+        addr4=optional(raw, "addr4", only(IPv4Address, address)),
+        addr6=optional(raw, "addr6", only(IPv6Address, address)),
+        mac=matching(raw, "mac", MAC) if raw.get("mac") else "",
+        joined=boolean(raw, "joined"),
+        said=codec.said(raw),
+        container=None if raw["container"] is None else _container(raw["container"]),
+        published=tuple(map(_published, items(raw, "published"))),
+    )
+
+
+def _container(raw: Any) -> Container:
+    return Container(
+        id=text(raw, "id"),
+        name=text(raw, "name"),
+        said=codec.said(raw),
+        brought=codec.one(raw["brought"]) if "brought" in raw else Said(),
+        problems=tuple(map(codec.problem, items(raw, "problems"))),
+        notices=tuple(text({"notice": each}, "notice") for each in raw.get("notices", [])),
+        **{name: text({name: raw.get(name, "")}, name) for name in ("network", "project", "service")},
+    )
+
+
+def _published(raw: Any) -> Published:
+    return Published(
+        protocol(raw, "proto"),
+        address(raw["host_ip"]),
+        port(raw, "host_port"),
+        port(raw, "container_port"),
+    )

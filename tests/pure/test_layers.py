@@ -1,0 +1,264 @@
+"""The architecture: which package may import which, which modules are pure, and which alone uses a library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _name(path: Path) -> str:
+    """`plugin/policy/peers.py` → `policy.peers`, `plugin/policy/__init__.py` → `policy`."""
+    parts = path.relative_to(ROOT / "plugin").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in sorted((ROOT / "plugin").rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+#: Which packages and top-level modules a package may import, besides itself.
+LAYERS = {
+    "model": "",
+    "jsonio": "model",
+    "labels": "model jsonio",
+    "settings": "model jsonio labels",
+    "kernel": "model jsonio",
+    "policy": "model jsonio labels",
+    "nftables": "model jsonio labels policy kernel",
+    "state": "model jsonio settings labels policy nftables kernel",
+    "docker": "model jsonio settings labels policy kernel state",
+    "driver": "model jsonio settings labels kernel state",
+    "fwctl": "model jsonio labels",
+    "fwctl.check": "model jsonio labels policy fwctl",
+    "fwctl.host": "model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.api": "model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.cli": "model jsonio settings labels fwctl fwctl.check",
+    "daemon": "model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api fwctl.host",
+    "gunicorn_conf": "model jsonio settings labels policy nftables kernel state daemon",
+}
+#: fwctl's commands load these only when they run, inside functions: `fwctl status` must start at once.
+LAZY = {"fwctl.cli": "fwctl.host"}
+#: Imports that the layers forbid and that are still there. Only ever shorter: a line whose import is gone fails, too.
+LATER: set[tuple[str, str]] = {
+    ("docker.bridges", "nftables.sets"),
+    ("docker.client", "fwctl.api.docker_firewall"),
+    ("docker.engine", "fwctl.api.docker_firewall"),
+    ("docker.proxy_ports", "nftables.elements"),
+    ("docker.proxy_ports", "nftables.sets"),
+    ("docker.proxy_ports", "nftables.table"),
+    ("driver.driver", "docker.client"),
+    ("driver.driver", "nftables.sets"),
+    ("fwctl.check.show", "fwctl.cli.render"),
+    ("fwctl.cli.host", "docker.client"),
+    ("fwctl.cli.host", "fwctl.api.status"),
+    ("fwctl.cli.host", "kernel.conntrack"),
+    ("fwctl.cli.host", "kernel.docker_user"),
+    ("fwctl.cli.host", "kernel.links"),
+    ("fwctl.cli.host", "kernel.sysctl"),
+    ("fwctl.cli.host", "nftables.codec"),
+    ("fwctl.cli.host", "nftables.identity"),
+    ("fwctl.cli.host", "nftables.sets"),
+    ("fwctl.cli.host", "policy.facts"),
+    ("fwctl.cli.host", "policy.flows"),
+    ("fwctl.cli.main", "daemon.log_format"),
+    ("fwctl.host.boot_table", "daemon.early_table"),
+    ("fwctl.host.boot_table", "fwctl.api.status"),
+    ("fwctl.host.boot_table", "fwctl.cli.client"),
+    ("kernel.cgroup", "nftables.sets"),
+    ("kernel.cgroup", "policy.facts"),
+    ("kernel.conntrack", "policy.flows"),
+    ("kernel.link_monitor", "nftables.sets"),
+    ("kernel.links", "nftables.sets"),
+    ("kernel.sock_diag", "nftables.elements"),
+    ("kernel.sock_diag", "nftables.sets"),
+    ("kernel.sock_diag", "policy.requested_ports"),
+    ("policy.bans", "nftables.sets"),
+    ("policy.facts", "nftables.elements"),
+    ("policy.facts", "nftables.sets"),
+    ("policy.flows", "kernel.netlink"),
+    ("policy.rate_quota", "nftables.rate_chains"),
+    ("policy.rate_quota", "nftables.sets"),
+}
+
+#: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
+PURE = (
+    "model", "jsonio", "settings", "labels", "policy",
+    *(f"nftables.{name}" for name in (
+        "sets", "lookups", "rate_chains", "rules_forward", "rules_host", "rules_bridge", "document", "elements",
+        "applied", "drift",
+    )),
+    "docker.parse", "docker.container_labels", "docker.tracked", "docker.snapshot", "docker.events",
+    "docker.bounded_json", "docker.event_clock", "driver.protocol", "state.codec",
+    *(f"fwctl.api.{name}" for name in (
+        "export", "status", "plan", "explain", "flow_ends", "find_container", "docker_firewall",
+        "docker_firewall_drops",
+    )),
+    "fwctl.drop_record", "fwctl.cli.render", "fwctl.cli.render_answers",
+    *(f"fwctl.check.{name}" for name in ("hints", "judge", "places", "show")),
+    *(f"fwctl.check.compose.{name}" for name in ("form", "model", "ports", "stack", "variables")),
+)  # fmt: skip
+#: Of the standard library, what a pure module has no business with.
+EFFECTS = {
+    "asyncio", "ctypes", "fcntl", "glob", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random",
+    "select", "shutil", "signal", "socket", "sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time",
+    "urllib",
+}  # fmt: skip
+#: Which modules alone may import a library.
+OWNERS = {
+    "docker": ("docker",),
+    "requests": ("docker",),
+    "urllib3": ("docker",),
+    "pyroute2": ("kernel",),
+    "nftables": ("nftables",),
+    "flask": ("driver.http", "fwctl.api", "daemon"),
+    "gunicorn": ("gunicorn_conf",),
+    "yaml": ("fwctl.check",),
+    "rich": ("fwctl.cli.terminal",),
+}
+#: Modules that use one of these all the same; only ever shorter.
+USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}, "nftables": {"fwctl.cli.host"}}
+
+
+def package(module: str) -> str:
+    """`policy.peers` → `policy`, `fwctl.api.status` → `fwctl.api`, `fwctl.drop_record` → `fwctl`."""
+    parts = module.split(".")
+    nested = parts[0] == "fwctl" and f"fwctl.{parts[1] if parts[1:] else ''}" in LAYERS
+    return ".".join(parts[:2]) if nested else parts[0]
+
+
+def imports(name: str, *, lazy: bool | None = None) -> set[str]:
+    """Every module that a module imports, as `plugin.policy.peers` or `socket`. `lazy`: only those inside functions,
+    or only those that are not."""
+    inside = {
+        inner
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
+    }  # fmt: skip
+    found: set[str] = set()
+    for node in ast.walk(TREES[name]):
+        if lazy is not None and lazy != (node in inside):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            module = node.module or ""
+            named = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {each for each in named if each.removeprefix("plugin.") in MODULES} or {module}
+    return found
+
+
+def within(module: str, places: tuple[str, ...] | list[str]) -> bool:
+    """True if the module is one of these, or in one of them."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def _edges() -> dict[tuple[str, str], str]:
+    """Imports that the layers forbid, and what to do about them."""
+    found = {}
+    for name in MODULES:
+        mine = package(name)
+        for lazy in (False, True):
+            allowed = LAYERS.get(mine, "").split() + (LAZY.get(mine, "").split() if lazy else [])
+            for module in imports(name, lazy=lazy):
+                other = module.removeprefix("plugin.")
+                if module == "plugin" or other == module or not name:
+                    continue
+                if package(other) not in (mine, *allowed):
+                    found[name, other] = f"{mine} may import {' '.join(allowed) or 'nothing'}, not {package(other)}"
+    return found
+
+
+def test_every_package_has_a_layer() -> None:
+    """A new package says first which others it may import."""
+    assert {package(name) for name in MODULES if name} == set(LAYERS)
+
+
+def test_packages_import_only_what_their_layer_allows() -> None:
+    """Data flows one way: what decides knows nothing of what acts, and no package is imported in a circle."""
+    edges = _edges()
+    new = {f"{a} imports {b}: {why}" for (a, b), why in edges.items() if (a, b) not in LATER}
+    assert not new
+    assert not LATER - edges.keys(), f"gone, so take it off the list: {LATER - edges.keys()}"
+
+
+#: Still imported in a circle; only ever shorter.
+CIRCLE = ("driver.relay_tcp", "driver.relay_udp")
+
+
+def test_no_module_is_imported_in_a_circle() -> None:
+    """Also within a package, and inside functions, one reads a module knowing only what it imports."""
+    graph = {name: {each.removeprefix("plugin.") for each in imports(name)} & MODULES.keys() for name in MODULES}
+    assert CIRCLE[0] in graph[CIRCLE[1]], "gone, so take it off the list"
+    graph[CIRCLE[1]].remove(CIRCLE[0])
+    while leaves := {name for name, needed in graph.items() if not needed}:
+        graph = {name: needed - leaves for name, needed in graph.items() if name not in leaves}
+    assert not graph
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if within(name, PURE)])
+def test_a_pure_module_touches_nothing(name: str) -> None:
+    """What decides about packets can be run, tested and trusted without a kernel, a disk, a clock or Docker."""
+    for module in imports(name):
+        top, _, rest = module.partition(".")
+        if top == "plugin":
+            assert within(rest, PURE) or (name, rest) in LATER, f"{name} is pure and imports {module}"
+        else:
+            assert top in sys.stdlib_module_names, f"{name} is pure and imports {module}"
+            assert top not in EFFECTS, f"{name} is pure and imports {module}"
+    names = {node.id for node in ast.walk(TREES[name]) if isinstance(node, ast.Name)}
+    assert not names & {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}
+
+
+def test_every_pure_place_exists() -> None:
+    """A module that moves stays held to its purity."""
+    assert not {place for place in PURE if place not in MODULES}
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_has_one_place(library: str) -> None:
+    """Whoever changes to another library reads one package."""
+    users = {name for name in MODULES for module in imports(name) if module.split(".")[0] == library}
+    assert users
+    assert {name for name in users if not within(name, OWNERS[library])} == USED_LATER.get(library, set())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_what_it_is_for(name: str) -> None:
+    """Each module begins with a docstring."""
+    assert ast.get_docstring(TREES[name])
+
+
+_WATCHED = """
+import sys
+import argparse, concurrent.futures, ctypes, docker, flask, gunicorn, json.scanner, pyroute2, requests, urllib3
+seen = []
+def hook(event, args):
+    writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+    if event == "open" and not writes and str(args[0]).endswith((".py", ".pyc")):
+        return
+    if event.startswith(("open", "socket.", "subprocess.", "os.", "ctypes.dlopen", "shutil.")):
+        if event not in ("os.listdir", "os.fspath"):
+            seen.append(f"importing {name}: {event} {args!r:.200}")
+sys.addaudithook(hook)
+for name in sys.argv[1:]:
+    __import__("plugin." + name)
+print("\\n".join(seen), end="")
+"""
+
+
+def test_importing_does_nothing() -> None:
+    """Importing a module opens no file, socket or process: what happens, happens in the composition root."""
+    names = [name for name, path in MODULES.items() if path.name not in ("__init__.py", "__main__.py")]
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, *names],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
