@@ -179,9 +179,9 @@ def test_install_takes_bans_and_confined_networks_along(host: Host) -> None:
     host.fwctl("ban", "203.0.113.98", "--for", "1h")
     program = f"""
 import sys
-from plugin import boot
-from plugin.cli import main
-boot.check = lambda *_: None
+from plugin.fwctl.host import boot_unit
+from plugin.fwctl.cli.main import main
+boot_unit.check = lambda *_: None
 sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
 """
     with fw.site.host.popen(

@@ -464,7 +464,7 @@ def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
 def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
     """Without CAP_NET_ADMIN the start fails with the kernel's own words, and nothing else happens."""
     script = (
-        "from plugin.nft import Nft, NftError\n"
+        "from plugin.nftables.table import Nft, NftError\n"
         "import ctypes\n"
         "nft = Nft(0x08000000)\n"
         "import os\n"

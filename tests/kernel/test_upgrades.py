@@ -194,8 +194,8 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
 def orphan(fw: Running, name: str = TABLE, *commands: str) -> None:
     """A table with `flags owner, persist` whose owner is gone (nft 1.0 has no word for it)."""
     program = f"""
-from plugin import netlink as nl
-from plugin.nft import Nft
+from plugin.kernel import netlink as nl
+from plugin.nftables.table import Nft
 nft = Nft(1 << 27)
 body = nl.nfgen(1) + nl.attr(1, b"{name}\\0") + nl.attr(2, (2 | 4).to_bytes(4, "big"))
 nft._sock.send(nl.message(16, 0, 1, nl.nfgen(0, 10)) + nl.message(2560, 0x405, 2, body)
