@@ -26,7 +26,7 @@ from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element
 from plugin.nftables.table import Nft
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, confined
+from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, egress_restricted
 from plugin.policy.saved import State
 from plugin.settings import Settings
 from plugin.state.store import Store
@@ -74,7 +74,7 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
         state = Store(settings.state).load()
     except FwError:  # a newer version's: the plugin says so when it is loaded
         state, lasts = State(), True
-    bridges = Bridges(_uplinks(settings) if lasts else set, state.foreign)
+    bridges = Bridges(_uplinks(settings) if lasts else set, state.unmanaged)
     bridges.see(link_monitor.links().values())
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())
@@ -93,7 +93,7 @@ def shut(state: State, settings: Settings, listeners: Listeners | None = None) -
 
     `listeners`: who listens on the host now, where the table is for now.
     """
-    noted = {CONFINED: confined(state.confined), **closing(state, settings, listeners)}
+    noted = {CONFINED: egress_restricted(state.egress_restricted), **closing(state, settings, listeners)}
     # The containers of when it was kept may be gone, and have given their addresses to others.
     inventory = Inventory(settings.defaults, dataclasses.replace(state, endpoints={}), noted)
     return {element for owner in inventory.owners() for element in inventory.elements(owner)}
@@ -104,8 +104,10 @@ def closing(state: State, settings: Settings, listeners: Listeners | None) -> di
     kept = (proxied_element(port) for ports in state.proxied.values() for port in ports)
     daemon = own_ports(settings.dockerd_ports, [each for ports in state.asked.values() for each in ports])
     known = {
-        KEPT: Noted(frozenset(kept)), "dockerd": Noted(daemon), **proxies(settings.cgroup, settings.dockerd_cgroup),
-    }  # fmt: skip
+        KEPT: Noted(frozenset(kept)),
+        "dockerd": Noted(daemon),
+        **proxies(settings.cgroup, settings.dockerd_cgroup),
+    }
     try:
         if listeners:
             known["listening"] = Noted(listeners.poll())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from plugin.kernel import conntrack
-from plugin.model import Guarded, Guest, Override, Published
+from plugin.model import BridgeNetwork, Override, Published, TrackedEndpoint
 from plugin.policy.decide import closed_ports, closed_together
 from plugin.state.reconciler import Reconciler
 
@@ -63,16 +63,16 @@ class Judged:
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._state = reconciler
-        self._judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
+        self._judged: dict[str, tuple[BridgeNetwork, TrackedEndpoint, Override, frozenset[Published]]] = {}
 
     def closed(
-        self, guests: Iterable[Guest], networks: Mapping[str, Guarded], *, whole: bool
+        self, guests: Iterable[TrackedEndpoint], networks: Mapping[str, BridgeNetwork], *, whole: bool
     ) -> dict[str, frozenset[Published]]:
         """By container, its published ports that are not open to everybody. Each container with all of its places.
 
         `whole`: these are all; what is known of others is forgotten.
         """
-        judged: dict[str, tuple[Guarded, Guest, Override, frozenset[Published]]] = {}
+        judged: dict[str, tuple[BridgeNetwork, TrackedEndpoint, Override, frozenset[Published]]] = {}
         places: dict[str, list[frozenset[Published]]] = {}
         doubted = set()
         for guest in guests:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from plugin.docker.snapshot import Look
+from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import FwError, Published, Rule
 from plugin.nftables.elements import dockerd_elements, proxied_element
@@ -37,9 +37,12 @@ class ProxyPorts:
     """
 
     def __init__(
-        self, reconciler: Reconciler, listeners: Listeners, dockerd: Collection[Rule],
+        self,
+        reconciler: Reconciler,
+        listeners: Listeners,
+        dockerd: Collection[Rule],
         kinds: Callable[[], tuple[bool, bool]] = lambda: (True, True),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state = reconciler
         self._listeners = listeners
         self._dockerd = dockerd
@@ -128,7 +131,7 @@ class ProxyPorts:
 
     # --- who listens ----------------------------------------------------------------------------------------------
 
-    def judge(self, look: Look, asked: float) -> None:
+    def judge(self, look: DockerSnapshot, asked: float) -> None:
         """Docker told this when it was asked at that moment (of the listeners' clock)."""
         with self._lock:
             if look.whole:
@@ -144,16 +147,16 @@ class ProxyPorts:
     def noted(self, proxies: Mapping[Owner, Noted]) -> dict[Owner, Noted]:
         """What the table needs to know of docker-proxy; `proxies` is its control group. To be called often."""
         groups, holds = self._kinds()
-        blind = not groups or any(e.set == "holding" for noted in proxies.values() for e in noted.elements)
+        proxy_unidentified = not groups or any(e.set == "holding" for noted in proxies.values() for e in noted.elements)
         with self._lock:
-            self._blind = blind
+            self._blind = proxy_unidentified
             # Where nobody is held it is for when that changes: whoever came since the last look counts as new then.
-            if blind or self._listeners.now() - self._looked >= IDLE:
+            if proxy_unidentified or self._listeners.now() - self._looked >= IDLE:
                 self._look_around()
-            suspects = [] if holds or not blind else self._listeners.held()
+            suspects = [] if holds or not proxy_unidentified else self._listeners.held()
             return {
                 **proxies,
-                "listening": Noted(self._listening if blind and holds else frozenset()),
+                "listening": Noted(self._listening if proxy_unidentified and holds else frozenset()),
                 "suspects": Noted(frozenset(map(proxied_element, suspects))),
             }
 

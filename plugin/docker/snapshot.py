@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from plugin.model import Container, Endpoint, Guarded, Guest, Published
+from plugin.model import BridgeNetwork, Container, Endpoint, Published, TrackedEndpoint
 from plugin.policy.facts import Noted, Owner, Place
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DockerSnapshot:
     """Everything that Docker told at one moment.
 
     `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
@@ -23,9 +23,9 @@ class Look:
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
-    networks: tuple[Guarded, ...] = ()
+    networks: tuple[BridgeNetwork, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
-    apart: Mapping[str, str] = field(default_factory=dict)
+    not_guarded: Mapping[str, str] = field(default_factory=dict)
     existing: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     unsure: frozenset[str] = frozenset()
@@ -37,7 +37,7 @@ class Look:
     def noted(self) -> dict[Owner, Noted]:
         """The networks of Docker's own and who is on them, as `plugin.policy.facts` takes it."""
         networks = {network.id: network for network in self.networks}
-        guests = (Guest(endpoint, True, 0) for endpoint in self.endpoints if endpoint.network_id in networks)
+        guests = (TrackedEndpoint(endpoint, True, 0) for endpoint in self.endpoints if endpoint.network_id in networks)
         return {
             **{f"network {network.id}": Noted(place=Place(network)) for network in self.networks},
             **{f"endpoint {g.endpoint.id}": Noted(place=Place(networks[g.endpoint.network_id], g)) for g in guests},

@@ -14,10 +14,10 @@ from functools import partial
 from types import MappingProxyType
 
 from plugin.docker.closed_ports import ClosedPorts, Judged
-from plugin.docker.event_clock import Goodbyes
+from plugin.docker.event_clock import EventClock
 from plugin.docker.tracked import Guests, addresses
 from plugin.kernel import conntrack
-from plugin.model import Address, Endpoint, FwError, Guarded, Guest, Problem, Published
+from plugin.model import Address, BridgeNetwork, Endpoint, FwError, Problem, Published, TrackedEndpoint
 from plugin.policy.facts import Noted, Owner, Place
 from plugin.policy.overrides import without
 from plugin.state.reconciler import Reconciler
@@ -27,7 +27,7 @@ KEPT: Owner = "kept"
 log = logging.getLogger(__name__)
 
 
-class Guard:
+class EndpointTracker:
     """Thread-safe. `later` takes work that may last (flows to be cut) and must return at once.
     `closed`: by container, the published ports that were closed when docker-fw last ran.
     """
@@ -41,11 +41,11 @@ class Guard:
         self._state = reconciler
         self._later = later
         self._lock = threading.RLock()
-        self._networks: dict[str, Guarded] = {}
+        self._networks: dict[str, BridgeNetwork] = {}
         #: When each network was told of alone, not by a list of all.
         self._since: dict[str, int] = {}
         self._guests = Guests()
-        self._goodbyes = Goodbyes()
+        self._goodbyes = EventClock()
         self._noted: dict[Owner, Noted] = {}
         self._judged = Judged(reconciler)
         #: What was to be noted last was refused.
@@ -56,11 +56,11 @@ class Guard:
         self._ended = False
 
     @property
-    def networks(self) -> Mapping[str, Guarded]:
+    def networks(self) -> Mapping[str, BridgeNetwork]:
         return self._networks
 
     @property
-    def guests(self) -> list[Guest]:
+    def guests(self) -> list[TrackedEndpoint]:
         with self._lock:
             return list(self._guests)
 
@@ -127,7 +127,7 @@ class Guard:
                 self._apply()
 
     def put(
-        self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
+        self, network: BridgeNetwork | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
     ) -> bool:
         """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
         Not `sure`: not all is known of them yet, and they stay closed."""
@@ -146,7 +146,7 @@ class Guard:
 
     def replace(
         self,
-        networks: Iterable[Guarded],
+        networks: Iterable[BridgeNetwork],
         found: Iterable[Endpoint],
         existing: Collection[str] = (),
         *,
@@ -199,7 +199,7 @@ class Guard:
         self._tell(endpoint)
         known = self._guests.get(endpoint.id)
         if known is None or listed or not known.listed:
-            self._guests.put(Guest(endpoint, listed, self._goodbyes.now, sure))
+            self._guests.put(TrackedEndpoint(endpoint, listed, self._goodbyes.now, sure))
 
     def _tell(self, endpoint: Endpoint) -> None:
         problems = endpoint.container.problems if endpoint.container else ()
@@ -209,7 +209,7 @@ class Guard:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
 
-    def _drop(self, going: list[Guest]) -> None:
+    def _drop(self, going: list[TrackedEndpoint]) -> None:
         for guest in going:
             self._guests.remove(guest.endpoint.id)
             self._told.pop(guest.endpoint.id, None)
@@ -222,7 +222,7 @@ class Guard:
                 # By docker-proxy a flow is the host's, not the address's.
                 self._ports.cut([p for guest in going for p in guest.endpoint.published])
 
-    def _close_first(self, doubted: Iterable[Guest]) -> None:
+    def _close_first(self, doubted: Iterable[TrackedEndpoint]) -> None:
         """All ports of these, before it is computed which of them are closed."""
         noted: dict[Owner, Noted | None] = {}
         for guest in doubted:

@@ -16,12 +16,10 @@ _LEADING = ("publish", "self")
 #: Sets whose elements bind a port of a bridge to an address that its container sends from.
 _BOUND = ("bound4", "bound6")
 #: Sets whose elements name the other end, its prefix's length before it.
-_PEERS = frozenset(
-    f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks")
-)
+_PEERS = frozenset(f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks"))
 
 
-class Books:
+class AppliedElements:
     """Not thread-safe."""
 
     def __init__(self) -> None:
@@ -130,7 +128,7 @@ class Books:
         """True if nothing comes that lets anything pass, or leads anywhere."""
         return all(spec_of(element.set).effect == "closes" for element in new - self.of(owner))
 
-    def confined(self) -> frozenset[str]:
+    def egress_restricted(self) -> frozenset[str]:
         """The bridges on which not everybody may begin everything."""
         return frozenset(str(element.key[0]) for element in self._count if element.set == "confined")
 

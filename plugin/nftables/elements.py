@@ -11,8 +11,8 @@ from plugin.model import (
     PROTO_NAME,
     PROTO_NUMBER,
     Address,
+    BridgeNetwork,
     Endpoint,
-    Guarded,
     Network,
     Policy,
     Prefix,
@@ -122,7 +122,7 @@ def network_elements(network: Network) -> frozenset[Element]:
     return frozenset(elements)
 
 
-def guarded_elements(network: Guarded) -> frozenset[Element]:
+def guarded_elements(network: BridgeNetwork) -> frozenset[Element]:
     """What a network of Docker's needs besides its endpoints: the mark overrules Docker's drop where it is routed."""
     if network.internal:
         return frozenset({Element("internal", (network.bridge,))})
@@ -132,13 +132,13 @@ def guarded_elements(network: Guarded) -> frozenset[Element]:
     )
 
 
-def confining_elements(bridge: str, *, confined: bool) -> frozenset[Element]:
+def confining_elements(bridge: str, *, egress_restricted: bool) -> frozenset[Element]:
     """From the network's first moment on where its own options, or a setting, confine whoever is on it."""
-    return frozenset({Element("confined", (bridge,))} if confined else ())
+    return frozenset({Element("confined", (bridge,))} if egress_restricted else ())
 
 
 def guest_elements(
-    network: Guarded, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
+    network: BridgeNetwork, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
 ) -> frozenset[Element]:
     """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve to all.
 

@@ -12,18 +12,18 @@ from itertools import chain
 from plugin.labels.parser import EVERYTHING, over
 from plugin.model import (
     Address,
-    Answers,
+    AddressPolicy,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
-    Guest,
     Network,
     Override,
     Policy,
     Prefix,
     Published,
     Rule,
+    TrackedEndpoint,
 )
 from plugin.nftables.elements import (
     confining_elements,
@@ -35,7 +35,7 @@ from plugin.nftables.elements import (
 )
 from plugin.nftables.sets import Element
 from plugin.policy import decide as policy
-from plugin.policy.peers import Directory, Key, Who, itself, who
+from plugin.policy.peers import Key, PeerIndex, Who, itself, who
 from plugin.policy.rate_quota import Quota, rates
 from plugin.policy.saved import State
 
@@ -48,11 +48,11 @@ CONFINED: Owner = "confined before"
 class Place:
     """A network of Docker's own, or who is on it; `closed`: the container's published ports that are closed to some."""
 
-    network: Guarded
-    guest: Guest | None = None
+    network: BridgeNetwork
+    guest: TrackedEndpoint | None = None
     closed: frozenset[Published] = frozenset()
 
-    def made_of(self, network: Guarded, guest: Guest, closed: frozenset[Published]) -> bool:
+    def made_of(self, network: BridgeNetwork, guest: TrackedEndpoint, closed: frozenset[Published]) -> bool:
         """True if it is of these very ones: thousands are as they were at each event, and need no closer look."""
         return self.network is network and self.guest is guest and self.closed == closed
 
@@ -65,7 +65,7 @@ class Noted:
     place: Place | None = None
 
 
-def confined(bridges: Iterable[str]) -> Noted:
+def egress_restricted(bridges: Iterable[str]) -> Noted:
     """Bridges on which whoever is not known may begin nothing."""
     return Noted(frozenset(Element("confined", (bridge,)) for bridge in bridges))
 
@@ -78,7 +78,7 @@ class Inventory:
     state: State = field(default_factory=State)
     noted: dict[Owner, Noted] = field(default_factory=dict)
     overrides: Mapping[str, Override] = field(default_factory=dict)
-    directory: Directory = field(default_factory=Directory)
+    directory: PeerIndex = field(default_factory=PeerIndex)
     watched: bool = True
     quota: Quota = field(default_factory=Quota)
 
@@ -98,7 +98,7 @@ class Inventory:
             else:
                 self.noted[owner] = what
 
-    def introduce(self, owners: Iterable[Owner]) -> list[Owner]:
+    def reindex(self, owners: Iterable[Owner]) -> list[Owner]:
         """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
         get room for their rates that others left."""
         owners = list(dict.fromkeys(owners))
@@ -115,7 +115,7 @@ class Inventory:
             self.directory.asks(owner, rules, container, *own)
             rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
         self.quota.change(rated)
-        return list(dict.fromkeys((*owners, *self.directory.askers(changed), *self.quota.moved)))
+        return list(dict.fromkeys((*owners, *self.directory.dependents(changed), *self.quota.moved)))
 
     def who(self, owner: Owner, state: State | None = None) -> Who | None:
         """Who an owner is, as far as others' rules may speak of it. `state`: as it would be then."""
@@ -137,7 +137,9 @@ class Inventory:
         if owner in self.noted:
             return self._noted(owner, self.noted[owner])
         if network := state.networks.get(owner):
-            return network_elements(network) | confining_elements(network.bridge, confined=self.confines(network))
+            return network_elements(network) | confining_elements(
+                network.bridge, egress_restricted=self.confines(network)
+            )
         endpoint = state.endpoints.get(owner)
         if endpoint is None or endpoint.network_id not in state.networks:
             return frozenset()
@@ -150,7 +152,7 @@ class Inventory:
         found = self.endpoint(owner)
         return found[1].container.name if found and found[1].container else owner
 
-    def answers(self, owner: Owner) -> dict[Address, Answers]:
+    def answers(self, owner: Owner) -> dict[Address, AddressPolicy]:
         """What the owner's addresses accept and may begin; nothing where it has none."""
         found = self.endpoint(owner)
         if found is None:
@@ -160,13 +162,13 @@ class Inventory:
         if self.doubted(owner):
             resolved = policy.in_doubt(resolved)
         return {
-            address: Answers(subnet, resolved, network.internal)
+            address: AddressPolicy(subnet, resolved, network.internal)
             for address in (endpoint.addr4, endpoint.addr6)
             for subnet in subnets(network)
             if address and address in subnet
         }
 
-    def answers_of(self, owners: Iterable[Owner]) -> dict[Address, Answers]:
+    def answers_of(self, owners: Iterable[Owner]) -> dict[Address, AddressPolicy]:
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
     def through_proxy(self, owners: Iterable[Owner]) -> tuple[list[Published], Callable[[Published, Address], bool]]:
@@ -197,7 +199,7 @@ class Inventory:
         found = self.endpoint(owner)
         return self.decide(*found) if found else None
 
-    def decide(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+    def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         return policy.of(network, endpoint, self.defaults, self.override(endpoint.container))
 
     def override(self, container: Container | None) -> Override:
@@ -208,7 +210,7 @@ class Inventory:
         found = ((owner, self.endpoint(owner)) for owner in self.owners())
         return [o for o, f in found if f and f[1].container and f[1].container.id == container_id]
 
-    def resolved(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+    def resolved(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         published, proxied = endpoint.published, _proxied(network, endpoint)
         return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
 
@@ -226,26 +228,30 @@ class Inventory:
         if place is None:
             return noted.elements
         if place.guest is None:
-            bridge, confined = place.network.bridge, self.confines(place.network)
-            return noted.elements | guarded_elements(place.network) | confining_elements(bridge, confined=confined)
+            bridge, egress_restricted = place.network.bridge, self.confines(place.network)
+            return (
+                noted.elements
+                | guarded_elements(place.network)
+                | confining_elements(bridge, egress_restricted=egress_restricted)
+            )
         endpoint = place.guest.endpoint
         resolved = self.resolved(place.network, endpoint)
         if not place.guest.sure:
             resolved = policy.in_doubt(resolved)
         return noted.elements | guest_elements(place.network, endpoint, resolved, place.closed)
 
-    def confines(self, network: Network | Guarded) -> bool:
+    def confines(self, network: Network | BridgeNetwork) -> bool:
         """True if whoever is on the network may not begin everything, unless its own labels say so."""
-        if isinstance(network, Guarded) and any(problem.confines for problem in network.problems):
+        if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
             return True
-        return over(self.defaults.said, network.said).egress not in (None, EVERYTHING)
+        return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
 
-    def networks(self) -> list[Network | Guarded]:
+    def networks(self) -> list[Network | BridgeNetwork]:
         """Docker's own and the driver's."""
         places = (noted.place for noted in self.noted.values())
         return [*self.state.networks.values(), *(place.network for place in places if place and not place.guest)]
 
-    def endpoint(self, owner: Owner, state: State | None = None) -> tuple[Network | Guarded, Endpoint] | None:
+    def endpoint(self, owner: Owner, state: State | None = None) -> tuple[Network | BridgeNetwork, Endpoint] | None:
         if owner in self.noted:
             place = self.noted[owner].place
             return (place.network, place.guest.endpoint) if place and place.guest else None
@@ -259,14 +265,14 @@ class Inventory:
         return bool(place and place.guest and not place.guest.sure)
 
 
-def _proxied(network: Network | Guarded, endpoint: Endpoint) -> tuple[Published, ...]:
+def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Published, ...]:
     """The published ports that docker-proxy serves."""
     if isinstance(network, Network):
         return ()
     return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
 
 
-def subnets(network: Network | Guarded) -> tuple[Prefix, ...]:
-    if isinstance(network, Guarded):
+def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
+    if isinstance(network, BridgeNetwork):
         return network.subnets
     return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

@@ -19,11 +19,11 @@ class State:
     #: Families (AF_) whose forwarding docker-fw switched on since `boot`.
     switched: frozenset[int] = frozenset()
     #: Bridges that were nobody's of ours and not Docker's, by name.
-    foreign: frozenset[str] = frozenset()
+    unmanaged: frozenset[str] = frozenset()
     #: By container on Docker's own networks, the published ports behind which the container's port was closed.
     proxied: Mapping[str, tuple[Published, ...]] = field(default_factory=dict)
     #: Bridges on which not everybody might begin everything.
-    confined: frozenset[str] = frozenset()
+    egress_restricted: frozenset[str] = frozenset()
     #: What `fwctl allow` and `fwctl deny` said, in that order.
     overrides: tuple[Overriding, ...] = ()
     #: Banned prefixes, until when (Unix time; 0: for ever).

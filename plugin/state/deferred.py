@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from plugin.nftables.table import NftError
 from plugin.policy.facts import Owner
-from plugin.state.applier import Writer
+from plugin.state.applier import TableApplier
 
 #: Seconds between two bits, in which others get the lock.
 _BREATH = 0.001
@@ -22,9 +22,12 @@ class Behind:
     """`apply` makes the kernel as these owners are known; `later` takes work that may last, and returns at once."""
 
     def __init__(
-        self, writer: Writer, lock: threading.RLock, apply: Callable[[Iterable[Owner]], None],
+        self,
+        writer: TableApplier,
+        lock: threading.RLock,
+        apply: Callable[[Iterable[Owner]], None],
         later: Callable[[Callable[[], None]], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._writer = writer
         self._lock = lock
         self._apply = apply

@@ -13,14 +13,14 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from plugin.jsonio import INTERFACE_NAME
-from plugin.model import Defaults, Endpoint, FwError, Guarded, Network, Override, Policy
+from plugin.model import BridgeNetwork, Defaults, Endpoint, FwError, Network, Override, Policy
 from plugin.nftables import dump
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy import overrides
-from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, confined
+from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, egress_restricted
 from plugin.policy.saved import State
-from plugin.state.applier import Bans, Writer
+from plugin.state.applier import Bans, TableApplier
 from plugin.state.deferred import Behind
 from plugin.state.store import Store
 
@@ -34,14 +34,17 @@ class Reconciler:
     """
 
     def __init__(
-        self, nft: Nft, store: Store, defaults: Defaults,
+        self,
+        nft: Nft,
+        store: Store,
+        defaults: Defaults,
         later: Callable[[Callable[[], None]], None] = lambda work: work(),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._nft = nft
         self._store = store
         self._lock = threading.RLock()
         self._known = Inventory(defaults)
-        self._writer = Writer(nft, self._known, later)
+        self._writer = TableApplier(nft, self._known, later)
         self.lease = self._writer.lease
         self._unwatched = False
         self._behind = Behind(self._writer, self._lock, self._apply, later)
@@ -68,14 +71,14 @@ class Reconciler:
         return self._lock
 
     @property
-    def owes(self) -> str:
+    def unsaved_reason(self) -> str:
         """Why what is known is not on the disk; "" if it is."""
-        return self._store.owes
+        return self._store.unsaved_reason
 
     def save_again(self) -> None:
         """Writes what the disk did not take. Raises FwError if it still does not."""
         with self._lock:
-            if self._store.owes:
+            if self._store.unsaved_reason:
                 self._store.save(self.state, flush=True)
 
     def snapshot(self) -> Inventory:
@@ -90,7 +93,10 @@ class Reconciler:
     def start(self, state: State, noted: Mapping[Owner, Noted] | None = None) -> None:
         """Takes over the kept state and puts the table there whole. Raises NftError: then nothing may go on."""
         with self._lock:
-            self._known.state, self._known.noted = state, {**(noted or {}), CONFINED: confined(state.confined)}
+            self._known.state, self._known.noted = (
+                state,
+                {**(noted or {}), CONFINED: egress_restricted(state.egress_restricted)},
+            )
             self._known.overrides = self._in_force(state)
             self._writer.start()
             self._note_confined()  # we may have been killed before that
@@ -105,8 +111,8 @@ class Reconciler:
             network = self.networks.get(network_id)
             owners = [network_id, *self.state.on(network_id)]
             self._commit(lambda s: s.without_network(network_id), owners, flush=True)
-            if network and network.bridge in self.state.confined:
-                self._keep_confined(self.state.confined - {network.bridge})
+            if network and network.bridge in self.state.egress_restricted:
+                self._keep_confined(self.state.egress_restricted - {network.bridge})
                 self._apply([CONFINED])
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
@@ -134,7 +140,7 @@ class Reconciler:
     def remember_foreign(self, bridges: frozenset[str]) -> None:
         """Keeps the names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
         plain = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
-        self._commit(lambda s: dataclasses.replace(s, foreign=plain), [])
+        self._commit(lambda s: dataclasses.replace(s, unmanaged=plain), [])
 
     def remember(self, edit: Callable[[State], State]) -> None:
         """Keeps what is for the next start alone, such as which published ports are closed now. Raises FwError."""
@@ -151,7 +157,7 @@ class Reconciler:
             except (NftError, OSError):
                 self._known.noted = before  # so that the next call tries again
                 self._known.note({owner: noted[owner] for owner in gone})  # but who has gone does not come back by that
-                self._known.introduce(noted)
+                self._known.reindex(noted)
                 self._writer.behind.update(dict.fromkeys(gone, True))
                 self._behind.later()
                 raise
@@ -159,9 +165,9 @@ class Reconciler:
     def forget_confined(self, bridges: Collection[str]) -> None:
         """Only these bridges exist. Where somebody was confined once, whoever is not known stays so until the network
         goes: a container that comes back while Docker's API is silent must not begin what its labels forbid."""
-        if self.state.confined - set(bridges):
+        if self.state.egress_restricted - set(bridges):
             with self._lock:
-                self._keep_confined(self.state.confined & set(bridges))
+                self._keep_confined(self.state.egress_restricted & set(bridges))
                 self._apply([CONFINED])
 
     def all_known(self) -> None:
@@ -192,7 +198,7 @@ class Reconciler:
         with self._lock:
             return bool(self._known.of_container(container_id))
 
-    def decide(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+    def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         with self._lock:
             return self._known.decide(network, endpoint)
 
@@ -202,7 +208,7 @@ class Reconciler:
             owners = [owner for container in containers for owner in self._known.of_container(container)]
             self._commit(edit, owners, flush=True)
 
-    def unwatch(self) -> None:
+    def suspend_timed_overrides(self) -> None:
         """Nobody will watch the clock any more: what was opened for a time is closed, and is kept. Raises NftError."""
         with self._lock:
             self._unwatched = True
@@ -229,7 +235,7 @@ class Reconciler:
                 self._behind.later()
             return repaired
 
-    def put_right(self) -> int | None:
+    def sync_elements(self) -> int | None:
         """Elements that somebody added or deleted, as they should be. How many; None: it changes, ask again.
 
         An owned table is nobody else's to change. Raises NftError, OSError.
@@ -238,7 +244,7 @@ class Reconciler:
             return 0
         found = dump.read()  # which takes a while with many elements, and holds nobody up
         with self._lock:
-            return self._writer.put_right(found) if self._nft.generation() == found.generation else None
+            return self._writer.sync_elements(found) if self._nft.generation() == found.generation else None
 
     @property
     def incomplete(self) -> bool:
@@ -299,16 +305,16 @@ class Reconciler:
         self._behind.later()
 
     def _note_confined(self) -> None:
-        if new := self._writer.books.confined() - self.state.confined:
-            self._keep_confined(self.state.confined | new)
+        if new := self._writer.books.egress_restricted() - self.state.egress_restricted:
+            self._keep_confined(self.state.egress_restricted | new)
             self._writer.books.write({CONFINED: self._known.elements(CONFINED)})
             self._writer.cuts.strangers(new)
 
     def _keep_confined(self, bridges: frozenset[str]) -> None:
-        state = dataclasses.replace(self.state, confined=bridges)
+        state = dataclasses.replace(self.state, egress_restricted=bridges)
         try:
             self._store.save(state, flush=True)
         except FwError as error:
             log.error("%s; after a boot networks may not be confined until Docker answers", error)
         self._known.state = state
-        self._known.noted[CONFINED] = confined(bridges)
+        self._known.noted[CONFINED] = egress_restricted(bridges)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugin.labels.parser import parse
-from plugin.model import Container, Guarded, Said
+from plugin.model import BridgeNetwork, Container, PolicySpec
 from plugin.nftables.elements import confining_elements, guest_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
@@ -49,16 +49,16 @@ class Boxes:
         may be known too."""
         label = parse({"fw.allow": "9/udp"} | ({"fw.egress": "\n".join(words)} if words else {}))
         assert not label.problems
-        said = [(self.web, self.bridge, label.said), (self.other, self.bridge2, Said(policy="open"))]
+        spec = [(self.web, self.bridge, label.spec), (self.other, self.bridge2, PolicySpec(policy="open"))]
         if twin:
-            said.append((self.twin, self.bridge, Said()))
+            spec.append((self.twin, self.bridge, PolicySpec()))
         found: set[Element] = set()
-        for box, bridge, what in said:
+        for box, bridge, what in spec:
             if box.network:
-                endpoint = Site.known(box, said=what)
+                endpoint = Site.known(box, spec=what)
                 found |= site.inventory(endpoint).elements(endpoint.id)
             else:
-                found |= site.guarded(box, bridge, said=what)
+                found |= site.guarded(box, bridge, spec=what)
         return found
 
 
@@ -213,7 +213,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
 
 def test_all_is_everything(site: Site, boxes: Boxes) -> None:
     """`all` on a network that is confined by itself: everything leaves, of this container only."""
-    load(site, boxes, "all", more=confining_elements(boxes.bridge, confined=True))
+    load(site, boxes, "all", more=confining_elements(boxes.bridge, egress_restricted=True))
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
     assert host_hears(site, boxes.web, HOST) == EVERYTHING
     assert left(site, boxes.twin, None) == set()
@@ -294,7 +294,7 @@ def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxe
 
 def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes) -> None:
     """A network whose own options say `none` lets nobody begin anything from its first moment on."""
-    site.load(more={*confining_elements(boxes.bridge, confined=True), *claimed("br-000000000001")})
+    site.load(more={*confining_elements(boxes.bridge, egress_restricted=True), *claimed("br-000000000001")})
     assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.web, HOST) == set()
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS
@@ -303,7 +303,10 @@ def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes)
 def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
     """Where nothing can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
     label = parse({"fw.egress": "443 too 203.0.113.7"})
-    network, container = Guarded("d" * 64, "app", dockers.bridge), Container("c", "web", label.said, label.problems)
+    network, container = (
+        BridgeNetwork("d" * 64, "app", dockers.bridge),
+        Container("c", "web", label.spec, label.problems),
+    )
     endpoint = dataclasses.replace(dockers.web.endpoint, container=container)
     site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *claimed(dockers.bridge)})
     assert left(site, dockers.web, None) == set()

@@ -7,18 +7,18 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 from plugin.labels.parser import parse
 from plugin.model import (
-    Answers,
+    AddressPolicy,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
-    Guest,
     Network,
     Override,
+    PolicySpec,
     Problem,
     Published,
     Rule,
-    Said,
+    TrackedEndpoint,
 )
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
@@ -26,42 +26,47 @@ from plugin.policy.facts import Inventory, Noted, Place, subnets
 from plugin.policy.saved import State
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
-APP = Guarded("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))
+APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))
 APART = dataclasses.replace(APP, id="p" * 64, name="apart", bridge="br-p", flat=False)
 PORT, SCTP = Published("tcp", IPv4Address("0.0.0.0"), 15432, 5432), Published("sctp", IPv4Address("0.0.0.0"), 9, 9)
 
 
-def said(**pairs: str) -> Said:
+def spec(**pairs: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
 def who(name: str, **pairs: str) -> Container:
-    return Container(name.ljust(64, "0"), name, said(**pairs), project="shop", service=name)
+    return Container(name.ljust(64, "0"), name, spec(**pairs), project="shop", service=name)
 
 
 WEB = Endpoint(
     "w" * 64, OURS.id, IPv4Address("10.1.0.2"), IPv6Address("2001:db8:1::2"), joined=True, container=who("web")
-)  # fmt: skip
+)
 DB = Endpoint(
-    "d" * 64, APP.id, IPv4Address("172.18.0.2"), joined=True, published=(PORT,),
+    "d" * 64,
+    APP.id,
+    IPv4Address("172.18.0.2"),
+    joined=True,
+    published=(PORT,),
     container=who("db", allow="5432 from service:web 203.0.113.0/24"),
-)  # fmt: skip
+)
 
 
 def guest(
-    endpoint: Endpoint, network: Guarded = APP, *, sure: bool = True, closed: tuple[Published, ...] = ()
+    endpoint: Endpoint, network: BridgeNetwork = APP, *, sure: bool = True, closed: tuple[Published, ...] = ()
 ) -> Noted:
-    return Noted(place=Place(network, Guest(endpoint, True, 0, sure), frozenset(closed)))
+    return Noted(place=Place(network, TrackedEndpoint(endpoint, True, 0, sure), frozenset(closed)))
 
 
 def made(**noted: Noted) -> Inventory:
     inventory = Inventory(
-        Defaults(), State({OURS.id: OURS}, {WEB.id: WEB}),
+        Defaults(),
+        State({OURS.id: OURS}, {WEB.id: WEB}),
         {"network app": Noted(place=Place(APP)), "endpoint db": guest(DB, closed=(PORT,)), **noted},
-    )  # fmt: skip
-    inventory.introduce(inventory.owners())
+    )
+    inventory.reindex(inventory.owners())
     return inventory
 
 
@@ -72,7 +77,7 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
     other = dataclasses.replace(bound, id="x" * 64, addr4=IPv4Address("10.1.0.3"), addr6=None, container=who("x"))
     inventory = made()
     inventory.state = dataclasses.replace(inventory.state, endpoints={bound.id: bound, other.id: other})
-    inventory.introduce([bound.id, other.id])
+    inventory.reindex([bound.id, other.id])
 
     def sources(owner: str) -> set[str]:
         found = {str(e.key[2]) for e in inventory.elements(owner) if e.set.startswith("bound")}
@@ -81,11 +86,11 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
     assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2"}
     second = dataclasses.replace(DB, id="s" * 64, addr4=IPv4Address("172.18.0.9"), container=WEB.container)
     inventory.noted["endpoint second"] = guest(second)
-    assert {*inventory.introduce(["endpoint second"])} == {"endpoint second", bound.id, "endpoint db"}
+    assert {*inventory.reindex(["endpoint second"])} == {"endpoint second", bound.id, "endpoint db"}
     assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2", "172.18.0.9"}
     assert sources(other.id) == {"10.1.0.3"}
     del inventory.noted["endpoint second"]
-    inventory.introduce(["endpoint second"])
+    inventory.reindex(["endpoint second"])
     assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2"}
 
 
@@ -95,27 +100,27 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it() -> None:
     """Nobody else needs to be."""
     inventory = made()
-    assert inventory.introduce([WEB.id]) == [WEB.id]  # nothing has changed
+    assert inventory.reindex([WEB.id]) == [WEB.id]  # nothing has changed
     inventory.state = dataclasses.replace(inventory.state, endpoints={})
-    assert inventory.introduce([WEB.id]) == [WEB.id, "endpoint db"]
+    assert inventory.reindex([WEB.id]) == [WEB.id, "endpoint db"]
     inventory.state = dataclasses.replace(inventory.state, endpoints={WEB.id: WEB})
-    assert inventory.introduce([WEB.id, WEB.id]) == [WEB.id, "endpoint db"]
+    assert inventory.reindex([WEB.id, WEB.id]) == [WEB.id, "endpoint db"]
     inventory.noted["endpoint db"] = guest(dataclasses.replace(DB, container=who("db")))
-    inventory.introduce(["endpoint db"])
+    inventory.reindex(["endpoint db"])
     inventory.state = dataclasses.replace(inventory.state, endpoints={})
-    assert inventory.introduce([WEB.id]) == [WEB.id]
+    assert inventory.reindex([WEB.id]) == [WEB.id]
 
 
 def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
     """`fwctl allow web "22 from service:db"` follows the service like a label."""
     inventory = made()
     assert WEB.container
-    (rule,) = said(allow="22 from service:db").allow
+    (rule,) = spec(allow="22 from service:db").allow
     inventory.overrides = {WEB.container.id: Override((rule,))}
-    inventory.introduce([WEB.id])
+    inventory.reindex([WEB.id])
     assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in inventory.elements(WEB.id)
     del inventory.noted["endpoint db"]
-    assert inventory.introduce(["endpoint db"]) == ["endpoint db", WEB.id]
+    assert inventory.reindex(["endpoint db"]) == ["endpoint db", WEB.id]
     assert not {e for e in inventory.elements(WEB.id) if e.set.startswith("from")}
 
 
@@ -123,12 +128,12 @@ def test_who_is_in_doubt_is_nobodys_peer() -> None:
     """While nobody tells who has an address now no rule lets it in, on whatever network it asks."""
     inventory = made()
     inventory.state = dataclasses.replace(
-        inventory.state, endpoints={WEB.id: dataclasses.replace(WEB, said=said(allow="22 from service:db"))}
-    )  # fmt: skip
-    inventory.introduce(inventory.owners())
+        inventory.state, endpoints={WEB.id: dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))}
+    )
+    inventory.reindex(inventory.owners())
     assert {e.key[4] for e in inventory.elements(WEB.id) if e.set == "from4"} == {DB.addr4}
     inventory.noted["endpoint db"] = guest(DB, sure=False)
-    assert WEB.id in inventory.introduce(["endpoint db"])
+    assert WEB.id in inventory.reindex(["endpoint db"])
     assert not {e for e in inventory.elements(WEB.id) if e.set == "from4"}
 
 
@@ -171,22 +176,22 @@ def test_what_is_noted_stands_beside_what_follows_from_it() -> None:
 def test_a_network_confines_from_its_first_moment() -> None:
     """Where its own options, a setting, or a mistake about egress do; whoever comes is not free until it is known."""
     for network, settings in (
-        (dataclasses.replace(APP, said=said(egress="443")), Said()),
-        (dataclasses.replace(APP, problems=(Problem("network option fw.egress", "x", "", False, True),)), Said()),
-        (APP, said(egress="none")),
+        (dataclasses.replace(APP, spec=spec(egress="443")), PolicySpec()),
+        (dataclasses.replace(APP, problems=(Problem("network option fw.egress", "x", "", False, True),)), PolicySpec()),
+        (APP, spec(egress="none")),
     ):
         inventory = Inventory(Defaults(settings), noted={"network app": Noted(place=Place(network))})
         assert Element("confined", ("br-app",)) in inventory.elements("network app")
         assert inventory.confines(network)
     assert not made().confines(APP)
-    free = dataclasses.replace(APP, said=said(egress="all"))
-    assert not Inventory(Defaults(said(egress="none"))).confines(free)
+    free = dataclasses.replace(APP, spec=spec(egress="all"))
+    assert not Inventory(Defaults(spec(egress="none"))).confines(free)
 
 
 def test_a_place_in_doubt_is_closed() -> None:
     """Its addresses have nothing that opens, its published ports are closed, and what it may begin stays nothing."""
-    confined = dataclasses.replace(DB, container=who("db", egress="443"))
-    inventory = made(**{"endpoint x": guest(confined, sure=False, closed=(PORT,))})
+    egress_restricted = dataclasses.replace(DB, container=who("db", egress="443"))
+    inventory = made(**{"endpoint x": guest(egress_restricted, sure=False, closed=(PORT,))})
     sets = {element.set for element in inventory.elements("endpoint x")}
     assert sets == {"confined", "dropped4", "refused4", "proxied", "neighbour"}
     (answer,) = inventory.answers("endpoint x").values()
@@ -202,7 +207,7 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
     found = inventory.answers("endpoint db")
     (answer,) = found.values()
     assert found.keys() == {DB.addr4}
-    assert answer == Answers(APP.subnets[0], answer.policy)
+    assert answer == AddressPolicy(APP.subnets[0], answer.policy)
     assert str(answer.policy.accepts[-1]) == "5432/tcp from 10.1.0.2 2001:db8:1::2 203.0.113.0/24"
     stray = dataclasses.replace(DB, addr4=IPv4Address("192.0.2.1"))
     assert made(**{"endpoint x": guest(stray)}).answers("endpoint x") == {}
@@ -214,10 +219,12 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
 
 def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
     """There a flow is the host's: whom a rule lets in, and neighbours where they talk freely, keep theirs."""
-    inventory = made(**{
-        "endpoint doubt": guest(DB, sure=False, closed=(PORT,)),
-        "endpoint apart": guest(DB, APART, closed=(PORT, SCTP)),
-    })  # fmt: skip
+    inventory = made(
+        **{
+            "endpoint doubt": guest(DB, sure=False, closed=(PORT,)),
+            "endpoint apart": guest(DB, APART, closed=(PORT, SCTP)),
+        }
+    )
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
     ports, stays = inventory.through_proxy(["endpoint db"])
     assert ports == [PORT]
@@ -260,7 +267,7 @@ def test_a_copy_stays_as_it_was() -> None:
     before = {owner: copy.elements(owner) for owner in copy.owners()}
     inventory.state = State()
     inventory.noted.clear()
-    inventory.introduce([WEB.id, "endpoint db"])
+    inventory.reindex([WEB.id, "endpoint db"])
     assert {owner: copy.elements(owner) for owner in copy.owners()} == before
 
 

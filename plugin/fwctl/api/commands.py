@@ -14,7 +14,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api.find_container import containers, whom
 from plugin.fwctl.api.status import override
 from plugin.kernel import conntrack, link_monitor
@@ -36,20 +36,24 @@ _AGAIN = 5.0
 log = logging.getLogger(__name__)
 
 
-class Orders:
+class AdminCommands:
     """`apart` tells which containers have no network of their own, and why; `spoken` is called when something may end.
 
     Thread-safe. Every call but `end` raises FwError.
     """
 
     def __init__(
-        self, reconciler: Reconciler, guard: Guard, apart: Callable[[], Mapping[str, str]] = dict,
-        spoken: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.time,
+        self,
+        reconciler: Reconciler,
+        guard: EndpointTracker,
+        not_guarded: Callable[[], Mapping[str, str]] = dict,
+        spoken: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
         own: Callable[[], set[bytes]] = link_monitor.addresses,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state = reconciler
         self._guard = guard
-        self._apart = apart
+        self._apart = not_guarded
         self._spoken = spoken
         self._clock = clock
         self._own = own

@@ -13,11 +13,11 @@ from typing import Any
 
 from plugin import __version__
 from plugin.docker.bridges import Bridges
-from plugin.docker.client import ApiSilent, DockerApi
+from plugin.docker.client import DockerApi, DockerUnavailable
 from plugin.docker.engine import unfit
-from plugin.docker.follower import Follower
+from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import own_ports
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import export, plan, status
 from plugin.fwctl.api.explain import Around, explain
 from plugin.jsonio import INTERFACE_NAME
@@ -41,14 +41,23 @@ _TRIES = 3
 log = logging.getLogger(__name__)
 
 
-class Questions:
+class AdminQueries:
     """Thread-safe. `read` makes Settings of ours with some exchanged; `blind` tells if docker-proxy is not known."""
 
     def __init__(
-        self, reconciler: Reconciler, guard: Guard, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
-        settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
-        held: Callable[[], list[Published]] = list, boot: Callable[[], str] = str,
-    ) -> None:  # fmt: skip
+        self,
+        reconciler: Reconciler,
+        guard: EndpointTracker,
+        nft: Nft,
+        bridges: Bridges,
+        follower: DockerFollower,
+        api: DockerApi,
+        settings: Settings,
+        read: Callable[[Mapping[str, str]], Settings],
+        proxy_unidentified: Callable[[], bool],
+        held: Callable[[], list[Published]] = list,
+        boot: Callable[[], str] = str,
+    ) -> None:
         self._state = reconciler
         self._guard = guard
         self._nft = nft
@@ -57,7 +66,7 @@ class Questions:
         self._api = api
         self._settings = settings
         self._read = read
-        self._blind = blind
+        self._blind = proxy_unidentified
         self._held = held
         self._boot = boot
 
@@ -74,8 +83,8 @@ class Questions:
             "guarded": status.guarded_networks(
                 inventory, guests, networks, self._api.engine, self._settings.mark, dropped
             ),
-            "apart": dict(self._follower.apart),
-            "foreign": sorted(self._bridges.foreign()),
+            "apart": dict(self._follower.not_guarded),
+            "foreign": sorted(self._bridges.unmanaged()),
             "overrides": status.elsewhere(inventory),
             "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
             "watched": inventory.watched,
@@ -85,7 +94,7 @@ class Questions:
             "owned": self._nft.owned,
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
-            "unsaved": self._state.owes,
+            "unsaved": self._state.unsaved_reason,
             "boot": self._boot(),
             "host_resolver": asked_from_host(self._api.engine.major),
         }
@@ -96,7 +105,7 @@ class Questions:
 
     def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
         """What becomes of a flow, step by step, in both families or in one. Raises FwError."""
-        around = Around(_own(), dict(self._follower.apart), self._api.engine, self._settings.mark, time.time())
+        around = Around(_own(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time())
         return explain(self._state.snapshot(), source, target, what, around, family)
 
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
@@ -125,12 +134,18 @@ class Questions:
         inventory = plan.under(self._state.snapshot(), lasting)
         elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
         banned, timed = ban_elements(inventory.state.bans, time.time())
-        foreign = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.foreign()))
+        unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = export.file(
-            self._settings.mark, elements | banned, timed, foreign, logs=self._nft.logs, binds=self._nft.binds,
-            version=__version__, when=when,
-        )  # fmt: skip
+            self._settings.mark,
+            elements | banned,
+            timed,
+            unmanaged,
+            logs=self._nft.logs,
+            binds=self._nft.binds,
+            version=__version__,
+            when=when,
+        )
         return {"text": text}
 
     def _changed(self, settings: Settings) -> Callable[[Inventory], None]:
@@ -141,7 +156,7 @@ class Questions:
         if settings.trust_images != self._settings.trust_images:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
-            except ApiSilent as silent:
+            except DockerUnavailable as silent:
                 raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
             changes.append(plan.with_containers(look.containers))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
 from plugin.fwctl.api.find_container import containers
-from plugin.model import Address, Endpoint, Guarded, Network, Overriding, Policy, Published, Rule
+from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
 from plugin.policy.decide import closed_ports, covers
 from plugin.policy.facts import Inventory, Owner
 from plugin.policy.rate_quota import FULL
@@ -37,9 +37,13 @@ def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, An
 
 
 def guarded_networks(
-    inventory: Inventory, guests: Iterable[Endpoint], networks: Iterable[Guarded], engine: Engine, mark: int,
+    inventory: Inventory,
+    guests: Iterable[Endpoint],
+    networks: Iterable[BridgeNetwork],
+    engine: Engine,
+    mark: int,
     dropped: Dropped,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Docker's own bridge networks."""
     there = _by_network(guests)
     return [
@@ -66,7 +70,7 @@ def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
 
 
 def _guest(
-    inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
+    inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
 ) -> dict[str, Any]:
     told = _endpoint(inventory, f"endpoint {endpoint.id}", network, endpoint, dropped)
     told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
@@ -74,12 +78,12 @@ def _guest(
 
 
 def _without_effect(
-    inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int
+    inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int
 ) -> tuple[str, ...]:
     return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
 
 
-def closed(inventory: Inventory, networks: Mapping[str, Guarded], guests: Iterable[Endpoint]) -> list[Published]:
+def closed(inventory: Inventory, networks: Mapping[str, BridgeNetwork], guests: Iterable[Endpoint]) -> list[Published]:
     """The published ports on Docker's own networks that not everybody from outside may reach."""
     return [
         port
@@ -90,7 +94,7 @@ def closed(inventory: Inventory, networks: Mapping[str, Guarded], guests: Iterab
 
 
 def _endpoint(
-    inventory: Inventory, owner: Owner, network: Network | Guarded, endpoint: Endpoint, dropped: Dropped
+    inventory: Inventory, owner: Owner, network: Network | BridgeNetwork, endpoint: Endpoint, dropped: Dropped
 ) -> dict[str, Any]:
     container = endpoint.container
     policy = inventory.decide(network, endpoint)
@@ -102,7 +106,7 @@ def _endpoint(
         "container_id": container.id if container else None,
         "addresses": [str(address) for address in addresses],
         "known": container is not None,
-        "icmp_only": not policy.in_order,
+        "icmp_only": not policy.labels_valid,
         "accepts": [str(rule) for rule in policy.accepts],
         "rules": [_rule(rule, resolved.accepts) for rule in policy.accepts],
         "egress": None if policy.egress is None else [_rule(rule, resolved.egress or ()) for rule in policy.egress],
@@ -167,9 +171,9 @@ def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -
     for owner in inventory.of_container(container_id):
         if place := inventory.endpoint(owner):
             network, endpoint = place
-            name = network.name if isinstance(network, Guarded) else network.bridge
+            name = network.name if isinstance(network, BridgeNetwork) else network.bridge
             told = _endpoint(inventory, owner, network, endpoint, {})
-            if isinstance(network, Guarded):
+            if isinstance(network, BridgeNetwork):
                 told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
             found.append({"network": name, **told})
     return found
