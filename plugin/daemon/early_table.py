@@ -22,10 +22,10 @@ from plugin.kernel.cgroup import proxies
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import FwError
 from plugin.nftables import identity
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element
 from plugin.nftables.table import Nft
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, egress_restricted
 from plugin.policy.saved import State
 from plugin.settings import Settings

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from plugin.nftables.sets import AF, Element
+from plugin.kernel.names import AF
+from plugin.nftables.sets import Element
 from plugin.policy.facts import Noted, Owner
 
 

@@ -43,8 +43,9 @@ from plugin.model import (
     Rule,
     TrackedEndpoint,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import WATCHED, Change, Element
-from plugin.policy.bans import ban_elements, read
+from plugin.policy.bans import read
 from plugin.policy.decide import closed_ports, prefix_of
 from plugin.policy.facts import Inventory, Noted, Place
 from plugin.policy.saved import State

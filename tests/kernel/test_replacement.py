@@ -13,10 +13,10 @@ import pytest
 
 from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Inventory, Noted
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store

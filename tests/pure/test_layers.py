@@ -52,7 +52,6 @@ LATER: set[tuple[str, str]] = {
     ("docker.proxy_ports", "nftables.sets"),
     ("docker.proxy_ports", "nftables.table"),
     ("driver.driver", "docker.client"),
-    ("driver.driver", "nftables.sets"),
     ("fwctl.check.show", "fwctl.cli.render"),
     ("fwctl.cli.host", "docker.client"),
     ("fwctl.cli.host", "fwctl.api.status"),
@@ -72,12 +71,9 @@ LATER: set[tuple[str, str]] = {
     ("kernel.cgroup", "nftables.sets"),
     ("kernel.cgroup", "policy.facts"),
     ("kernel.conntrack", "policy.flows"),
-    ("kernel.link_monitor", "nftables.sets"),
-    ("kernel.links", "nftables.sets"),
     ("kernel.sock_diag", "nftables.elements"),
     ("kernel.sock_diag", "nftables.sets"),
     ("kernel.sock_diag", "policy.requested_ports"),
-    ("policy.bans", "nftables.sets"),
     ("policy.facts", "nftables.elements"),
     ("policy.facts", "nftables.sets"),
     ("policy.flows", "kernel.netlink"),
@@ -92,6 +88,7 @@ PURE = (
     "settings",
     "labels",
     "policy",
+    "kernel.names",
     *(
         f"nftables.{name}"
         for name in (
@@ -103,6 +100,7 @@ PURE = (
             "rules_bridge",
             "document",
             "elements",
+            "ban_elements",
             "applied",
             "drift",
         )
@@ -154,7 +152,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}, "nftables": {"fwctl.cli.host"}}
+USED_LATER = {"nftables": {"fwctl.cli.host"}}
 
 
 def package(module: str) -> str:

@@ -13,11 +13,11 @@ from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.elements import dockerd_elements
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Inventory
 from plugin.policy.overrides import in_force, unwatched
 from plugin.settings import Settings, read

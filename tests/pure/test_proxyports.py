@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from plugin.docker.client import DockerApi
 from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
 from plugin.docker.snapshot import DockerSnapshot
+from plugin.kernel.names import AF
 from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
 from plugin.model import Address, Defaults, Published, Rule
 from plugin.nftables.elements import proxied_element
-from plugin.nftables.sets import AF, Element
+from plugin.nftables.sets import Element
 from plugin.policy import requested_ports as asking
 from plugin.policy.facts import Noted
 from plugin.policy.requested_ports import MOST, Asked, asked

@@ -31,9 +31,9 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Inventory, Noted
 from plugin.policy.overrides import in_force, with_one, without
 from plugin.policy.saved import State

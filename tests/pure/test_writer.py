@@ -9,9 +9,9 @@ import pytest
 
 from plugin.kernel import conntrack
 from plugin.model import Defaults
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
 from plugin.state.applier import TableApplier
