@@ -1,7 +1,7 @@
 """Banned addresses and prefixes: what can be banned, and which pieces the firewall looks up.
 
 Each packet pays for each prefix length that is looked up, so there are few (`BAN_LENGTHS`). A prefix of another length
-is split into pieces of the next longer one, and an IPv6 prefix longer than /64, which is one customer's, is widened to it.
+is split into pieces of the next longer one. An IPv6 prefix longer than /64 is widened to it, for one customer has that.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from plugin.nftables.sets import HELD_SETS, Change, Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import Inventory, Owner, subnets
 from plugin.policy.flows import Way, let_through
+from plugin.state.closed_flows import cut_closed, cut_strangers
 
 log = logging.getLogger(__name__)
 #: Flows held one by one, in each set, which has room for 65,535.
@@ -57,7 +58,7 @@ class FlowCutter:
         answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
         if answers:
-            cuts.append(partial(conntrack.cut_closed, answers, self.hold))
+            cuts.append(partial(cut_closed, answers, self.hold))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
         return cuts
@@ -68,7 +69,7 @@ class FlowCutter:
         prefixes = [subnet for network in networks for subnet in subnets(network)]
         known = frozenset(self.answers(self._known.owners()))
         if prefixes:
-            self._later(partial(conntrack.cut_strangers, prefixes, known, self.hold))
+            self._later(partial(cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[Owner]) -> dict[Address, AddressPolicy]:
         return self._known.answers_of(owners)
