@@ -22,7 +22,7 @@ from plugin.nftables.sets import HELD_SETS, Change, Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import Inventory, Owner, subnets
 from plugin.policy.flows import Way, let_through
-from plugin.state.closed_flows import cut_closed, cut_strangers
+from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
 #: Flows held one by one, in each set, which has room for 65,535.
@@ -58,7 +58,7 @@ class FlowCutter:
         answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
         if answers:
-            cuts.append(partial(cut_closed, answers, self.hold))
+            cuts.append(partial(closed_flows.cut_closed, answers, self.hold))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
         return cuts
@@ -69,7 +69,7 @@ class FlowCutter:
         prefixes = [subnet for network in networks for subnet in subnets(network)]
         known = frozenset(self.answers(self._known.owners()))
         if prefixes:
-            self._later(partial(cut_strangers, prefixes, known, self.hold))
+            self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[Owner]) -> dict[Address, AddressPolicy]:
         return self._known.answers_of(owners)

@@ -33,6 +33,7 @@ from plugin.nftables.document import document, element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT
@@ -120,8 +121,9 @@ class Host:
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows are none of ours."""
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def some(count: int) -> settings:

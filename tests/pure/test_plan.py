@@ -21,6 +21,7 @@ from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.facts import Inventory
 from plugin.policy.overrides import in_force, unwatched
 from plugin.settings import Settings, read
+from plugin.state import closed_flows
 from tests.pure.ordered import FRONT, Site, container, guest, ours, published
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})
@@ -29,8 +30,9 @@ MARK = 0x08000000
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 @pytest.fixture
