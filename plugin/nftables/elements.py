@@ -21,8 +21,9 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.nftables.fields import Value
 from plugin.nftables.rate_chains import remembers
-from plugin.nftables.sets import NUMBER, Element, Value, limit_chain
+from plugin.nftables.sets import NUMBER, Element, limit_chain
 from plugin.policy.decide import closed_ports, covers, prefix_of
 
 #: Every address of a family, as Docker writes it.

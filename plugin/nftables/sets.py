@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from plugin.kernel.names import AF
 from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
+from plugin.nftables.fields import CGROUP, TARGET, VERDICT, Value
 from plugin.policy.bans import BAN_LENGTHS
 
 #: The name of the tables, inet and bridge: one that no host gives to a table of its own.
@@ -21,8 +22,6 @@ CLOSED = "docker-fw-closed"
 #: The name in former versions.
 FORMER = "fw"
 
-#: A value in a key: an address, an IP protocol or port or family number, an interface name, a MAC.
-Value = Address | int | str
 #: IP protocols that an element may name.
 NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
 
@@ -30,16 +29,11 @@ NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.
 #: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.
 HELD = 600
 
-#: What nft calls the control group of the socket that a packet is for, and at which levels it is looked for:
-#: openrc.docker is of level 1, system.slice/docker.service of level 2. A group's number is no other's at any level.
-CGROUP, CGROUP_LEVELS = "socket cgroupv2 level 2", (1, 2, 3, 4)
+#: At which levels a socket's control group is looked for: openrc.docker is of level 1, system.slice/docker.service of
+#: level 2. A group's number is no other's at any level.
+CGROUP_LEVELS = (1, 2, 3, 4)
 #: A published port on every address of a family.
 _ANY = ("meta nfproto", "meta l4proto", "th dport")
-#: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
-#: 1.0.6 has no name for it, and a newer one lists `@th,64,128` by its name, which the set's type then is not.
-TARGET = "@nh,384,128"
-#: Data of a map whose elements name the chain to jump to.
-VERDICT = ("verdict",)
 #: The length of a prefix, in front of it.
 _NET = ("th sport",)
 

@@ -33,10 +33,10 @@ from plugin.nftables.elements import (
     network_elements,
     published_port,
 )
+from plugin.nftables.rate_quota import Quota, rates
 from plugin.nftables.sets import Element
 from plugin.policy import decide as policy
 from plugin.policy.peers import Key, PeerIndex, Who, itself, who
-from plugin.policy.rate_quota import Quota, rates
 from plugin.policy.saved import State
 
 Owner = str

@@ -74,9 +74,8 @@ LATER: set[tuple[str, str]] = {
     ("kernel.sock_diag", "nftables.sets"),
     ("kernel.sock_diag", "policy.requested_ports"),
     ("policy.facts", "nftables.elements"),
+    ("policy.facts", "nftables.rate_quota"),
     ("policy.facts", "nftables.sets"),
-    ("policy.rate_quota", "nftables.rate_chains"),
-    ("policy.rate_quota", "nftables.sets"),
 }
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
@@ -90,9 +89,11 @@ PURE = (
     *(
         f"nftables.{name}"
         for name in (
+            "fields",
             "sets",
             "lookups",
             "rate_chains",
+            "rate_quota",
             "rules_forward",
             "rules_host",
             "rules_bridge",
