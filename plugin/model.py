@@ -27,6 +27,10 @@ class FwError(Exception):
     """Something a user can mend. The text is shown by Docker as it is: it names the value and what would be right."""
 
 
+class DockerUnavailable(Exception):
+    """Docker's API did not answer, or not in time. Anything that stays unknown stays closed."""
+
+
 class NewerStateError(FwError):
     """The state is a newer version's: what it means is not ours to guess."""
 
