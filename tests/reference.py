@@ -11,6 +11,7 @@ from plugin.model import Container, Endpoint, Guarded
 from plugin.nftables.document import element_text
 from plugin.nftables.elements import address_elements
 from plugin.policy.decide import of
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.peers import Directory, Who
 
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
@@ -50,7 +51,7 @@ def _pair(labels: dict[str, str]) -> str:
     container = Container("c", "web", parsed.said, project="shop")
     directory = Directory()
     for number, peer in enumerate(PEERS):
-        directory.put(str(number), Who((peer,), f"api{number}", "shop", "api"))
+        directory.put(ElementOwner(Kind.ENDPOINT, str(number)), Who((peer,), f"api{number}", "shop", "api"))
     policy = of(network, Endpoint("e", "n", addr6=ADDRESS, joined=True, container=container))
     elements = address_elements(network.bridge, ADDRESS, directory.resolved(policy, container))
     by_set: dict[str, list[str]] = {}

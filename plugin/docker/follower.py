@@ -7,11 +7,11 @@ no closing.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from plugin.docker.bridges import SETTLE, Bridges
@@ -253,7 +253,7 @@ class Follower:
                 took.append(self._guard.put(None, running, listed=True, asked=asked))
                 # Whoever is there by an overlay publishes its ports there.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
-                    place = dataclasses.replace(found[1], published=running[0].published, unlisted=False)
+                    place = replace(found[1], published=running[0].published, unlisted=False)
                     took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
         if not all(took):
             self.wake()  # it was too old when it came
@@ -268,7 +268,7 @@ class Follower:
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
-        self._state.know_networks(look.names)
+        self._state.observe(lambda facts: facts if facts.names == look.names else replace(facts, names=look.names))
         existing = look.existing
         if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
@@ -278,10 +278,11 @@ class Follower:
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         if self._missed:
             self._missed = False
-            self._guard.cut_closed()
+            self._state.cut_closed()
         self.apart = look.apart
         self._ours.learn(look.containers)
         self._ours.bury(look.containers, look.known)
         driver = {network.bridge for network in list(self._state.networks.values())}
-        self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
-        self._state.remember_foreign(self._bridges.foreign())
+        there = driver | self._bridges.dockers() | {network.bridge for network in look.networks}
+        foreign = self._bridges.foreign()
+        self._state.observe(lambda facts: facts.keeping(lambda s: s.with_bridges(there).with_foreign(foreign)))

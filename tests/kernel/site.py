@@ -26,8 +26,9 @@ from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
 from plugin.nftables.table import Nft
 from plugin.policy import decide
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, ping, written
 from tests.lab import NamedNetns, Wan
@@ -264,9 +265,9 @@ class Site:
 
     def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> Inventory:
         """Every network of ours, and these endpoints."""
-        inventory = Inventory(defaults, State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
-        inventory.introduce(inventory.owners())
-        return inventory
+        return evaluated(
+            defaults, Facts(State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
+        )
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Puts the table there, with these endpoints and nothing else known."""

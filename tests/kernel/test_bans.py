@@ -19,6 +19,7 @@ from plugin.fwctl.api.commands import Orders
 from plugin.model import Address, Defaults, Prefix, Rule, Said
 from plugin.nftables.sets import Change
 from plugin.policy.bans import ban_change, ban_elements
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -244,7 +245,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         endpoint = Site.known(boxes.web, said=OPEN)
-        made.start(State(dict(site.networks), {endpoint.id: endpoint}))
+        made.start(Facts(State(dict(site.networks), {endpoint.id: endpoint})))
     return made
 
 

@@ -24,7 +24,7 @@ from plugin.kernel.links import bridge_name
 from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, Said
 from plugin.nftables.document import LOG_GROUP
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 from tests.kernel.packets import Packet, icmp, tcp, udp, until
 from tests.kernel.running import ROOT, Running, UnixConnection, took
 from tests.kernel.site import Box, Site

@@ -17,7 +17,8 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Proto, Published, Said
 from plugin.nftables.sets import Element
 from plugin.policy import peers
-from plugin.policy.facts import Inventory, Noted
+from plugin.policy.facts import Noted
+from plugin.policy.view import Inventory
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -193,7 +194,7 @@ def test_names_of_too_many_open_nothing(
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
     writer.put_endpoint(known(boxes.api2, "api2"))
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, port=7001) == [False, False, True]
-    assert "allows nothing for project:shop" in writer.inventory.too_many(boxes.web.endpoint.id)[0]
+    assert "allows nothing for project:shop" in writer.read(lambda known: known).too_many(boxes.web.endpoint.id)[0]
     writer.drop_endpoint(boxes.api2.endpoint.id)
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
 

@@ -17,7 +17,8 @@ from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory, Noted
+from plugin.policy.facts import Noted
+from plugin.policy.view import Inventory
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp

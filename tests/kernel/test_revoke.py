@@ -294,6 +294,6 @@ def test_when_a_published_port_closes_who_may_still_come_goes_on(
         everything = set(talks.all)
         assert talks.going("witness") == everything
         words = [Overriding("shop-id", Rule(proto, 5432, 5432), deny=True) for proto in BOTH]
-        writer.edit_state(lambda state: dataclasses.replace(state, overrides=tuple(words)), ["shop-id"])
+        writer.edit_state(lambda state: dataclasses.replace(state, overrides=tuple(words)))
         guard.again()
         assert talks.going("witness") == {n for n in everything if n.startswith(("near", "host", "witness"))}

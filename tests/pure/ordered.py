@@ -12,6 +12,7 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Published
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 
@@ -112,7 +113,7 @@ class Site:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
-        self.state.start(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there))
+        self.state.start(Facts(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there)))
         self.guard = Guard(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)

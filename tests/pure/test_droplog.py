@@ -27,7 +27,7 @@ from plugin.fwctl.cli import log as droplog_cli
 from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, TakenError
 from plugin.model import Container, Defaults, Endpoint, Network, Said
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 from plugin.policy.saved import State
 from tests.kernel import packets as made
 from tests.pure.strategies import examples
@@ -57,14 +57,14 @@ class Known:
     def __init__(self, *endpoints: Endpoint, **said: Any) -> None:
         networks = {f"n{number}": network(number) for number in (1, 2)}
         state = State(networks, {e.id: e for e in endpoints})
-        self.inventory = Inventory(Defaults(Said(**{"log": "none", **said})), state)
-        self.inventory.introduce(self.inventory.owners())
+        self.read(lambda known: known) = Inventory(Defaults(Said(**{"log": "none", **said})), state)
+        self.read(lambda known: known).introduce(self.read(lambda known: known).owners())
         self.locked: AbstractContextManager[Any] = threading.RLock()
 
     def put(self, each: Endpoint) -> None:
-        state = self.inventory.state
-        self.inventory.state = dataclasses.replace(state, endpoints={**state.endpoints, each.id: each})
-        self.inventory.introduce([each.id])
+        state = self.read(lambda known: known).state
+        self.read(lambda known: known).state = dataclasses.replace(state, endpoints={**state.endpoints, each.id: each})
+        self.read(lambda known: known).introduce([each.id])
 
 
 class Clock:

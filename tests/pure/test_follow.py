@@ -26,6 +26,7 @@ from plugin.driver.driver import Driver
 from plugin.kernel.link_monitor import Link
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Overriding, Problem, Rule, Said
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -416,7 +417,7 @@ def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
     made = Driver(state, links, nothing, nothing, nothing)
     network = Network(JOINED.network_id, "fw-n", IPv4Interface("10.0.0.1/24"))
     endpoint = dataclasses.replace(JOINED, joined=False)
-    state.start(State({network.id: network}, {endpoint.id: endpoint}))
+    state.start(Facts(State({network.id: network}, {endpoint.id: endpoint})))
     made.forget(endpoint)
     assert disk.kept.endpoints == {}
     made.forget(network)

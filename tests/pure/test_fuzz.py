@@ -37,6 +37,7 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Published, Rule, Said
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
@@ -136,7 +137,7 @@ class Plugin:
     def __init__(self, unix: socket.socket) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, Defaults(Said(allow=(Rule("udp", 161, 161),))))  # type: ignore[arg-type]
-        self.state.start(State())
+        self.state.start(Facts(State()))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, none)
         asked: Any = Answers()

@@ -22,7 +22,8 @@ from plugin.model import (
 )
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
-from plugin.policy.facts import Inventory, Noted, Place, subnets
+from plugin.policy.facts import Noted, Place
+from plugin.policy.view import Inventory, subnets
 from plugin.policy.saved import State
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))

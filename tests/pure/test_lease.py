@@ -24,7 +24,8 @@ from plugin.model import Defaults
 from plugin.nftables.drift import Standing
 from plugin.nftables.sets import SETS, WATCHED, Element
 from plugin.nftables.table import NftError
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, verdict
 from plugin.state import lease
@@ -262,7 +263,7 @@ def test_without_it_dockers_networks_are_closed(source: str, target: str, more: 
 def test_what_status_and_explain_are_made_from_says_whether_it_stands(kernel: Kernel, clock: Clock) -> None:
     """From the start on, until it is out."""
     state = Reconciler(kernel, Disk(), Defaults())  # type: ignore[arg-type]
-    state.start(State())
+    state.start(Facts(State()))
     assert state.snapshot().watched
     clock.now += SECONDS
     assert not state.snapshot().watched

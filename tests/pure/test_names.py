@@ -31,7 +31,8 @@ from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
 from plugin.nftables.sets import Element
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -61,7 +62,7 @@ class Host:
 
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, Disk(), Defaults())  # type: ignore[arg-type]
-        self.state.start(State())
+        self.state.start(Facts(State()))
         bridge = text()
         network = {
             "Id": "a" * 64, "Name": text(), "Driver": "bridge",

@@ -18,7 +18,7 @@ from plugin.nftables.drift import Line, Standing
 from plugin.nftables.elements import dockerd_elements
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 from plugin.policy.overrides import in_force, unwatched
 from plugin.settings import Settings, read
 from tests.pure.ordered import FRONT, Site, container, guest, ours, published

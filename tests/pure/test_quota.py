@@ -14,8 +14,9 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Said
 from plugin.nftables.sets import DENIED, RATED, Element
 from plugin.policy import rate_quota
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 from plugin.policy.rate_quota import Quota
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, verdict
 from plugin.state import applier
@@ -35,7 +36,7 @@ def endpoint(number: int, rate: str = "22 5/minute burst 10", address: int = 0) 
 
 def started(kernel: Kernel, *endpoints: Endpoint) -> Reconciler:
     made = Reconciler(kernel, Disk(), Defaults(), later=lambda work: None)  # type: ignore[arg-type]
-    made.start(State({NET.id: NET}, {each.id: each for each in endpoints}))
+    made.start(Facts(State({NET.id: NET}, {each.id: each for each in endpoints})))
     return made
 
 
@@ -86,11 +87,11 @@ def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> Non
     assert told == {"c2": [], "c3": [], "c4": [rate_quota.FULL], "c5": []}
     for number, port, accepted in ((2, 22, True), (4, 22, False), (4, 443, True)):
         packet = Packet(OUT, IPv4Address(f"10.1.0.{number}"), "tcp", port)
-        assert verdict(state.inventory, packet).accepted is accepted
+        assert verdict(state.read(lambda known: known), packet).accepted is accepted
 
 
 def _endpoints(state: Reconciler) -> list[dict[str, object]]:
-    return [status._endpoint(state.inventory, e.id, NET, e, {}) for e in state.endpoints.values()]
+    return [status._endpoint(state.read(lambda known: known), e.id, NET, e, {}) for e in state.endpoints.values()]
 
 
 def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +141,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
     kernel = Kernel()
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = Guard(state, lambda work: None)
+    guard = Guard(state)
     guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {4, 5}
@@ -149,7 +150,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
 
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = Guard(state, lambda work: None)
+    guard = Guard(state)
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {5}
     guard.replace([], [], asked=guard.now())

@@ -54,7 +54,8 @@ from plugin.nftables.elements import (
 )
 from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
-from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.facts import Noted, Place
+from plugin.policy.view import Inventory
 from plugin.policy.overrides import in_force
 from plugin.policy.peers import Directory
 from plugin.policy.saved import State

@@ -35,7 +35,8 @@ from plugin.model import (
 )
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
-from plugin.policy.facts import Inventory, Noted
+from plugin.policy.facts import Facts, Noted
+from plugin.policy.view import Inventory
 from plugin.policy.overrides import in_force
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -500,7 +501,7 @@ def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
     nothing: Any = Kernel()
     state = Reconciler(nothing, Store(str(path)), Defaults(Said()))
     bridge = "br-0123456789ab"
-    state.start(State())
+    state.start(Facts(State()))
     state.note({"confines": Noted(frozenset({Element("confined", (bridge,))}))})
     state.remember_foreign(frozenset({"virbr0"}))  # a later save that is not flushed
     path.write_text("")  # as the disk may have it then

@@ -22,7 +22,8 @@ from plugin.model import (
     Rule,
     Said,
 )
-from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.facts import Noted, Place
+from plugin.policy.view import Inventory
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, confined, find, number_of, policy_of, verdict
 

@@ -12,7 +12,7 @@ from plugin.model import Defaults
 from plugin.nftables.drift import Standing
 from plugin.nftables.sets import SETS, Element
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 from plugin.policy.saved import State
 from plugin.state.applier import Writer
 from tests.pure.fakes import Kernel
