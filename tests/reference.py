@@ -10,6 +10,7 @@ from plugin.labels.parser import KEYS, parse
 from plugin.model import Container, Endpoint, Guarded
 from plugin.nftables.document import element_text
 from plugin.nftables.elements import address_elements
+from plugin.nftables.sets import Element
 from plugin.policy.decide import of
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.peers import Directory, Who
@@ -54,8 +55,9 @@ def _pair(labels: dict[str, str]) -> str:
         directory.put(ElementOwner(Kind.ENDPOINT, str(number)), Who((peer,), f"api{number}", "shop", "api"))
     policy = of(network, Endpoint("e", "n", addr6=ADDRESS, joined=True, container=container))
     elements = address_elements(network.bridge, ADDRESS, directory.resolved(policy, container))
+    restricted = () if policy.egress is None else (Element("confined", (network.bridge,)),)
     by_set: dict[str, list[str]] = {}
-    for element in sorted(set(elements), key=lambda e: (e.set, e.key)):
+    for element in sorted({*elements, *restricted}, key=lambda e: (e.set, e.key)):
         if element.set not in ALWAYS:
             by_set.setdefault(element.set, []).append(element_text(element))
     said = "\n".join(f'{key}: "{value}"' for key, value in labels.items()) or "# no label"

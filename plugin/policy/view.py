@@ -68,8 +68,8 @@ class Inventory:
     def owners(self) -> list[ElementOwner]:
         return list(self.facts.owners())
 
-    def take(self, facts: Facts, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
-        """These are the facts from now on; `owners`: those that they change. Returns others whose rates find room."""
+    def take(self, facts: Facts, owners: Iterable[ElementOwner]) -> None:
+        """These are the facts from now on; `owners`: those that they change."""
         before, self.facts = self.facts, facts
         for owner in owners:
             was, now = before.container_of(owner), facts.container_of(owner)
@@ -83,8 +83,11 @@ class Inventory:
         if (before.saved.overrides, before.suspended) != (facts.saved.overrides, facts.suspended):
             self.overrides = _in_force(facts)
         self.directory.networks = facts.names
-        # Whoever was there before docker-fw started, and has not come back, leaves its room to others.
-        return self.quota.settle() if facts.listed and self.quota.keeping else []
+
+    def room_left(self) -> list[ElementOwner]:
+        """Whoever was there before docker-fw started, and has not come back when Docker has listed everybody, leaves
+        its room for rates to others. Returns these."""
+        return self.quota.settle() if self.facts.listed and self.quota.keeping else []
 
     def start(self, facts: Facts) -> None:
         """These are the facts, whatever was known before."""

@@ -146,11 +146,12 @@ class Reconciler:
             return
         with self._view.deciding():
             owners = self._view.changed(before, after)
-            owners |= dict.fromkeys(self._view.take(after, owners))
+            self._view.take(after, owners)
             owed = self._writer.owe(owners)
             ends += self._writer.cuts.departed(before, after, owners)
             gone = self._view.departing(owners)
-            self._writer.close_first(gone)
+            # Where the disk may refuse the change, nobody is closed who does not go.
+            self._writer.close_first({owner: self._view.who(owner) for owner in (gone if self.owes else owners)})
             after = self._settle(before, owners)
             try:
                 self._save(before.saved, after.saved)
@@ -161,6 +162,9 @@ class Reconciler:
                 log.error("%s; what must be closed is closed all the same", error)
             try:
                 self._apply(owners, before)
+                if room := self._view.room_left():
+                    self._writer.owe(room)
+                    self._apply(room)
             except (NftError, OSError) as error:
                 self._refused(error, before, owners, owed, gone=bool(gone), observed=observed)
                 return
@@ -200,6 +204,7 @@ class Reconciler:
     def _take_back(self, before: Facts, owners: Owners, owed: Owners) -> None:
         self._view.take(before, owners)
         self._writer.settle(owed)
+        self._behind.later()
 
     def _apply(self, owners: Iterable[ElementOwner], before: Facts | None = None) -> None:
         bans = self._view.state.bans

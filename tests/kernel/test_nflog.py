@@ -39,8 +39,11 @@ class Known:
     """The reconciler, as far as the drop log sees it."""
 
     def __init__(self, inventory: Inventory) -> None:
-        self.inventory = inventory
-        self.locked = threading.RLock()
+        self._inventory, self._lock = inventory, threading.RLock()
+
+    def read(self, question: Callable[[Inventory], Any]) -> Any:
+        with self._lock:
+            return question(self._inventory)
 
 
 class Told:

@@ -18,8 +18,8 @@ from plugin.model import Container, Defaults, Endpoint, Guarded, Proto, Publishe
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import Noted
-from plugin.policy.view import Inventory
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import arrived, new_flow, ping

@@ -47,10 +47,10 @@ from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.bans import ban_elements, read
 from plugin.policy.decide import closed_ports, prefix_of
 from plugin.policy.facts import Noted, Place
-from plugin.policy.view import Inventory
 from plugin.policy.saved import State
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
+from plugin.policy.view import Inventory
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing

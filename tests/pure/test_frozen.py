@@ -33,7 +33,7 @@ def test_no_difference_is_missed(start: dict[int, object], changes: list[tuple[d
 
 def test_one_change_is_one_key() -> None:
     """Of ten thousand, one that comes, changes or goes is all that differs; what changes nothing is the same dict."""
-    many = FrozenDict({n: VALUES[0] for n in range(10_000)})
+    many = FrozenDict(dict.fromkeys(range(10000), VALUES[0]))
     assert many.put(7, VALUES[1]).differing(many) == {7}
     assert many.drop([7]).differing(many) == {7}
     assert many.put(-1, VALUES[1]).drop([8]).differing(many) == {-1, 8}

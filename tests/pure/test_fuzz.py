@@ -23,7 +23,6 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin.docker.tracker import Guard
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
@@ -142,7 +141,7 @@ class Plugin:
         made = Driver(self.state, none, none, none, none)
         asked: Any = Answers()
         self.app: Flask = create_app(made, asked)
-        add_routes(self.app, Orders(self.state, Guard(self.state), own=set), asked)
+        add_routes(self.app, Orders(self.state, own=set), asked)
         self.drops = DropLog(self.state, lambda: True)
         self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
         add_route(self.app, self.drops)

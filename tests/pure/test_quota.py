@@ -14,11 +14,11 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Said
 from plugin.nftables.sets import DENIED, RATED, Element
 from plugin.policy import rate_quota
-from plugin.policy.view import Inventory
+from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.rate_quota import Quota
-from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, verdict
+from plugin.policy.view import Inventory
 from plugin.state import applier
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -91,7 +91,10 @@ def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def _endpoints(state: Reconciler) -> list[dict[str, object]]:
-    return [status._endpoint(state.read(lambda known: known), e.id, NET, e, {}) for e in state.endpoints.values()]
+    known = state.snapshot()
+    return [
+        status._endpoint(known, ElementOwner(Kind.ENDPOINT, e.id), NET, e, {}) for e in state.endpoints.values()
+    ]  # fmt: skip
 
 
 def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
@@ -186,8 +189,9 @@ def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pyte
 
 def test_what_was_never_admitted_is_closed() -> None:
     """Rates of an owner that nobody introduced open nothing."""
-    inventory = Inventory(Defaults(), State({NET.id: NET}, {endpoint(2).id: endpoint(2)}))
-    found = {e.data for e in inventory.elements(endpoint(2).id) if e.set in RATED}
+    inventory = Inventory(Defaults(), Facts(State({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
+    owner = ElementOwner(Kind.ENDPOINT, endpoint(2).id)
+    found = {e.data for e in inventory.elements(owner) if e.set in RATED}
     assert found == {(DENIED,)}
 
 

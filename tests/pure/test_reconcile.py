@@ -71,7 +71,8 @@ def desired(state: Reconciler) -> set[Element]:
     """What should stand, found anew from what is known and nothing else."""
     fresh = evaluated(EVERYWHERE, state.facts)
     assert fresh.facts == state.facts  # all that follows from it is in it
-    return {element for owner in fresh.owners() for element in fresh.elements(owner)} | ban_elements(state.state.bans, 0)[0]
+    elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
+    return elements | ban_elements(state.state.bans, 0)[0]
 
 
 _SAID = [
