@@ -116,9 +116,9 @@ class Directory:
         self.networks: frozenset[str] | None = None
 
     def copy(self) -> Directory:
-        """As it is now, for `resolved` and `addresses`: who must be looked at again it does not know."""
+        """As it is now, to be read: who must be looked at again it does not know."""
         other = Directory()
-        other._who = dict(self._who)
+        other._who, other._asks = dict(self._who), dict(self._asks)
         other._by_key = {key: dict(addresses) for key, addresses in self._by_key.items()}
         other.networks = self.networks
         return other

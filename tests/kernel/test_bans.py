@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from plugin.docker.tracker import Guard
 from plugin.fwctl.api.commands import Orders
 from plugin.model import Address, Defaults, Prefix, Rule, Said
 from plugin.nftables.sets import Change
@@ -25,7 +24,7 @@ from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, new_flow, ping, udp, until
-from tests.kernel.site import Box, Site
+from tests.kernel.site import Box, Site, of_endpoint, standing
 from tests.lab import NamedNetns
 
 _ports = itertools.cycle(range(20000, 60000))
@@ -67,8 +66,8 @@ def bans(*prefixes: str, until: float = 0) -> dict[Prefix, float]:
 def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     lasting, timed = ban_elements(banned, time.time())
     known = (Site.known(boxes.web, said=OPEN), Site.known(boxes.other, said=OPEN))
-    elements = set().union(*(site.inventory(e).elements(e.id) for e in known))
-    elements |= {element for owner in site.networks for element in site.inventory().elements(owner)}
+    elements = set().union(*(of_endpoint(site.inventory(e), e) for e in known))
+    elements |= standing(site.inventory())
     elements |= site.guarded(boxes.guest, BRIDGE, said=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
 
@@ -285,7 +284,7 @@ def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Recon
         everybody = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
         return {str(address) for address in everybody if f"={address} " in told}
 
-    orders = Orders(reconciler, Guard(reconciler))
+    orders = Orders(reconciler)
     with site.inside():
         site.forget_flows()
         for v in (4, 6):
