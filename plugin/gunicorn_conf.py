@@ -71,15 +71,15 @@ def on_starting(server: Any) -> None:
 def load() -> Any:
     """Makes the plugin in the worker: it has taken over what stands before the first call is taken."""
     from plugin.daemon.plugin import Plugin  # noqa: PLC0415
-    from plugin.daemon.refuse_all import Refusing  # noqa: PLC0415
+    from plugin.daemon.refuse_all import RefusingPlugin  # noqa: PLC0415
     from plugin.nftables.identity import ForeignTableError  # noqa: PLC0415
 
-    plugin: Plugin | Refusing
+    plugin: Plugin | RefusingPlugin
     try:
         plugin = Plugin(_read)
     except (NewerStateError, ForeignTableError) as error:
         print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
-        plugin = Refusing(_read, str(error))
+        plugin = RefusingPlugin(_read, str(error))
     except FwError as error:
         print(f"docker-fw: {readable(str(error))}", file=sys.stderr, flush=True)
         # By this status gunicorn's master knows that trying again is of no use, and ends too.

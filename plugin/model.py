@@ -109,7 +109,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PolicySpec:
     """What one place says in the label language: a container's labels, a network's options, an attachment, settings.
 
     What it does not say is empty or None. `egress`: () is none, `plugin.policy.decide.EVERYTHING` is all.
@@ -136,11 +136,11 @@ class Network:
     masquerade: bool = True
     host_ip: Address | None = None
     iface_prefix: str = "eth"
-    said: Said = Said()
+    spec: PolicySpec = PolicySpec()
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
+class BridgeNetwork:
     """A network of Docker's own bridge driver, as its API lists it: docker-fw guards it, and did not make it.
 
     `flat`: its containers talk freely (not so with enable_icc=false, as on swarm's docker_gwbridge).
@@ -155,7 +155,7 @@ class Guarded:
     flat: bool = True
     mode4: str = "nat"
     mode6: str = "nat"
-    said: Said = Said()
+    spec: PolicySpec = PolicySpec()
     problems: tuple[Problem, ...] = ()
 
 
@@ -163,20 +163,20 @@ class Guarded:
 class Container:
     """What Docker told about the container behind an endpoint, as far as the policy of that endpoint needs it.
 
-    `said`: its labels, those for this network alone (`fw.network.NAME.…`) included; `brought`: what its image says,
+    `said`: its labels, those for this network alone (`fw.network.NAME.…`) included; `image_spec`: what its image says,
     which counts where nobody else says anything. `problems` not empty: its labels are wrong. `notices`: what counts for
     nothing, and why. `network`: the name of the endpoint's network, if known. `project`, `service`: compose's.
     """
 
     id: str
     name: str
-    said: Said = Said()
+    spec: PolicySpec = PolicySpec()
     problems: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()
     network: str = ""
     project: str = ""
     service: str = ""
-    brought: Said = Said()
+    image_spec: PolicySpec = PolicySpec()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ class Endpoint:
     addr6: IPv6Address | None = None
     mac: str = ""
     joined: bool = False
-    said: Said = Said()
+    spec: PolicySpec = PolicySpec()
     container: Container | None = None
     published: tuple[Published, ...] = ()
     unlisted: bool = False
@@ -229,7 +229,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class TrackedEndpoint:
     """An endpoint on one of Docker's own networks.
 
     `listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
@@ -254,7 +254,7 @@ class Guest:
 class Defaults:
     """What settings say for every container, and whether `-p` itself opens a port."""
 
-    said: Said = Said()
+    spec: PolicySpec = PolicySpec()
     published: bool = False
 
 
@@ -280,7 +280,8 @@ class Overriding:
 class Policy:
     """What the addresses of an endpoint accept and may begin, decided.
 
-    `known`: it is known who has the addresses. `in_order`: False if they answer on ICMP only. `accepts`: besides ICMP.
+    `known`: it is known who has the addresses. `labels_valid`: False if they answer on ICMP only. `accepts`: in
+    addition to ICMP.
     `published`: what `-p` itself opens to those who come by the published port. `egress`: None is everything. `log`:
     "drop", "none", or "" where nobody said.
     """
@@ -290,12 +291,12 @@ class Policy:
     egress: tuple[Rule, ...] | None = None
     rates: tuple[Rate, ...] = ()
     log: str = ""
-    in_order: bool = False
+    labels_valid: bool = False
     known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AddressPolicy:
     """An address's policy, with peers by address alone, and its subnet: within it, and from the host, all is free.
 
     `internal`: its network is, which is entered and left by nobody."""

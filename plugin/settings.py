@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from plugin.labels import parser
 from plugin.labels.grammar import parse_deny
-from plugin.model import PROTO_NUMBER, Defaults, FwError, Rule, Said
+from plugin.model import PROTO_NUMBER, Defaults, FwError, PolicySpec, Rule
 
 #: Every setting: default, meaning. `config.json` and the README are checked against it.
 SETTINGS: dict[str, tuple[str, str]] = {
@@ -78,12 +78,12 @@ def read(environ: Mapping[str, str]) -> Settings:
         for group in groups
         if not re.fullmatch(r"[^/\s]+(/[^/\s]+){0,3}", group) or {".", ".."} & set(group.split("/"))
     ]
-    said = Said()
+    spec = PolicySpec()
     for key in parser.KEYS:
         name = "FW_" + key.removeprefix(parser.PREFIX).upper()
         if values[name]:
             parsed = parser.parse({key: values[name]}, "setting ")
-            said = parser.over(said, parsed.said)
+            spec = parser.over(spec, parsed.spec)
             faults += [f'{name}="{values[name]}": {problem.text}' for problem in parsed.problems]
     mark = 0
     if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", values["FW_MARK"]):
@@ -91,8 +91,10 @@ def read(environ: Mapping[str, str]) -> Settings:
     if mark.bit_count() != 1 or mark >= 1 << 32:
         faults.append(f'FW_MARK="{values["FW_MARK"]}": must be one bit of 32, like 0x08000000')
     for name, *words in (
-        ("FW_PUBLISHED", "policy", "allow"), ("FW_MISTAKES", "refuse", "close"), ("FW_IMAGE_LABELS", "ignore", "trust"),
-    ):  # fmt: skip
+        ("FW_PUBLISHED", "policy", "allow"),
+        ("FW_MISTAKES", "refuse", "close"),
+        ("FW_IMAGE_LABELS", "ignore", "trust"),
+    ):
         if values[name].lower() not in words:
             faults.append(f'{name}="{values[name]}": must be {" or ".join(words)}')
     if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
@@ -111,7 +113,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         dockerd_cgroup=groups,
         boot=values["FW_BOOT"],
         dockerd_ports=tuple(sorted(set(dockerd_ports))),
-        defaults=Defaults(said, values["FW_PUBLISHED"].lower() == "allow"),
+        defaults=Defaults(spec, values["FW_PUBLISHED"].lower() == "allow"),
         refuse=values["FW_MISTAKES"].lower() == "refuse",
         trust_images=values["FW_IMAGE_LABELS"].lower() == "trust",
         mark=mark,

@@ -35,7 +35,7 @@ class Line:
 
 def stand_in() -> Rootfs:
     """caddy:2 of Debian's package: the lab reaches no registry."""
-    return rootfs_image("caddy:2", ("caddy", "ca-certificates"), changes=('WORKDIR /srv', 'CMD ["caddy", "version"]'))
+    return rootfs_image("caddy:2", ("caddy", "ca-certificates"), changes=("WORKDIR /srv", 'CMD ["caddy", "version"]'))
 
 
 def say(text: str) -> None:
@@ -109,8 +109,8 @@ def probes(fw: Fw) -> list[Line]:
     for host in (fw.host.v6, fw.host.v4):
         url = f"http://[{host}]/" if ":" in host else f"http://{host}/"
         code = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
-        said = wan.run([sys.executable, "-c", code], check=False).stdout.strip()
-        lines.append(Line("the app through the proxy", f"GET {url}", said or "no answer", said == "the app, unguarded"))
+        spec = wan.run([sys.executable, "-c", code], check=False).stdout.strip()
+        lines.append(Line("the app through the proxy", f"GET {url}", spec or "no answer", spec == "the app, unguarded"))
     return lines
 
 

@@ -90,9 +90,7 @@ class Fw:
         return cls(engine)
 
     @contextmanager
-    def network(
-        self, *options: str, v4: bool = True, v6: bool = True, driver: str | None = None
-    ) -> Iterator[Net]:
+    def network(self, *options: str, v4: bool = True, v6: bool = True, driver: str | None = None) -> Iterator[Net]:
         """A network with subnets of its own; it and the containers on it are gone afterwards.
 
         Of docker-fw's driver, or of Docker's own with `driver="bridge"`.

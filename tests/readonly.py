@@ -1,8 +1,8 @@
 """A proxy before Docker's socket that lets through what it is told to and nothing else, as SECURITY.md proposes one.
 
-    with ReadOnly(listen, docker, ["/version", "/networks/ID"]) as proxy:
-        …
-        proxy.passed, proxy.refused                    # what was asked, as the table of SECURITY.md writes it
+with ReadOnly(listen, docker, ["/version", "/networks/ID"]) as proxy:
+    …
+    proxy.passed, proxy.refused                    # what was asked, as the table of SECURITY.md writes it
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 from plugin.labels.parser import KEYS, parse
-from plugin.model import Container, Endpoint, Guarded
+from plugin.model import BridgeNetwork, Container, Endpoint
 from plugin.nftables.document import element_text
 from plugin.nftables.elements import address_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
 from plugin.policy.facts import ElementOwner, Kind
-from plugin.policy.peers import Directory, Who
+from plugin.policy.peers import PeerIndex, Who
 
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
 ADDRESS = IPv6Address("2001:db8:1::2")
@@ -46,11 +46,11 @@ def pairs() -> str:
 
 
 def _pair(labels: dict[str, str]) -> str:
-    network = Guarded("n", "front", "br-front", (IPv6Network("2001:db8:1::/64"),))
+    network = BridgeNetwork("n", "front", "br-front", (IPv6Network("2001:db8:1::/64"),))
     parsed = parse(labels)
     assert not parsed.problems
-    container = Container("c", "web", parsed.said, project="shop")
-    directory = Directory()
+    container = Container("c", "web", parsed.spec, project="shop")
+    directory = PeerIndex()
     for number, peer in enumerate(PEERS):
         directory.put(ElementOwner(Kind.ENDPOINT, str(number)), Who((peer,), f"api{number}", "shop", "api"))
     policy = of(network, Endpoint("e", "n", addr6=ADDRESS, joined=True, container=container))
@@ -60,9 +60,9 @@ def _pair(labels: dict[str, str]) -> str:
     for element in sorted({*elements, *restricted}, key=lambda e: (e.set, e.key)):
         if element.set not in ALWAYS:
             by_set.setdefault(element.set, []).append(element_text(element))
-    said = "\n".join(f'{key}: "{value}"' for key, value in labels.items()) or "# no label"
+    spec = "\n".join(f'{key}: "{value}"' for key, value in labels.items()) or "# no label"
     lines = "\n".join(f"{name} {{ {', '.join(texts)} }}" for name, texts in by_set.items())
-    return f"```yaml\n{said}\n```\n```\n{lines}\n```"
+    return f"```yaml\n{spec}\n```\n```\n{lines}\n```"
 
 
 def written(text: str) -> str:

@@ -38,8 +38,14 @@ def host() -> Iterator[Host]:
 
 def root_network() -> str:
     """All that Docker might touch in this machine's own network namespace, as text."""
-    commands = ("ip link", "ip address", "ip route show table all", "ip -6 route show table all", "nft list ruleset",
-                "sysctl -a --pattern '^net\\.(ipv4|ipv6)\\.(ip_forward|conf)'")
+    commands = (
+        "ip link",
+        "ip address",
+        "ip route show table all",
+        "ip -6 route show table all",
+        "nft list ruleset",
+        "sysctl -a --pattern '^net\\.(ipv4|ipv6)\\.(ip_forward|conf)'",
+    )
     done = subprocess.run(["sh", "-c", "; ".join(commands)], capture_output=True, text=True, check=False)
     return "\n".join(line for line in done.stdout.splitlines() if "expires" not in line)
 
@@ -233,8 +239,7 @@ else:
 @pytest.mark.parametrize("how", ["close", "kill"])
 def test_nothing_is_left(how: str) -> None:
     before = root_network()
-    done = subprocess.run([sys.executable, "-c", LAB_THAT_IS_KILLED, how], capture_output=True, text=True,
-                          check=False)
+    done = subprocess.run([sys.executable, "-c", LAB_THAT_IS_KILLED, how], capture_output=True, text=True, check=False)
     assert done.returncode == (0 if how == "close" else -signal.SIGKILL), done.stderr
     name, *processes = done.stdout.split()
     assert len(processes) >= 5  # init, dockerd, containerd, a shim, the container's

@@ -75,7 +75,7 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
         state = Store(settings.state).load()
     except FwError:  # a newer version's: the plugin says so when it is loaded
         state, lasts = State(), True
-    bridges = Bridges(_uplinks(settings) if lasts else set, state.foreign)
+    bridges = Bridges(_uplinks(settings) if lasts else set, state.unmanaged)
     bridges.see(link_monitor.links().values())
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())

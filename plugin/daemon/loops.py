@@ -15,8 +15,8 @@ from contextlib import closing
 from typing import Protocol
 
 from plugin.docker.bridges import Bridges
-from plugin.docker.follower import INTERVAL, Follower
-from plugin.docker.tracker import Guard
+from plugin.docker.follower import INTERVAL, DockerFollower
+from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
 from plugin.model import Endpoint, Network
@@ -50,7 +50,7 @@ class Boots(Protocol):
     def stop(self) -> None: ...
 
 
-class Later:
+class Worker:
     """Work that may last and that nobody waits for, one after the other: flows to be cut."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Later:
             work()
 
 
-class Watcher:
+class Loops:
     """Runs the loops in threads of its own from `start` to `stop`.
 
     `ends` ends what fwctl said for a time, and returns the seconds until it is to be called again.
@@ -76,12 +76,12 @@ class Watcher:
     def __init__(
         self,
         reconciler: Reconciler,
-        follower: Follower,
-        guard: Guard,
+        follower: DockerFollower,
+        guard: EndpointTracker,
         bridges: Bridges,
         docker_user: Ensures,
         neighbours: Syncs,
-        later: Later,
+        later: Worker,
         proxies: Callable[[], object] = lambda: None,
         drops: Drops | None = None,
         ends: Callable[[], float] = lambda: INTERVAL,
@@ -182,7 +182,7 @@ class Watcher:
             if self._stop.is_set():
                 return
             try:
-                while (wrong := self._state.put_right()) is None and not self._stop.wait(TICK):
+                while (wrong := self._state.sync_elements()) is None and not self._stop.wait(TICK):
                     pass
                 if wrong:
                     log.warning("somebody changed %d elements of docker-fw's table; they are as they should be", wrong)

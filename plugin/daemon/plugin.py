@@ -14,22 +14,22 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin import __version__
 from plugin.daemon.early_table import closing
-from plugin.daemon.loops import Later, Watcher
+from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.docker.client import DockerApi
 from plugin.docker.engine import refusal
-from plugin.docker.follower import Follower
+from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import ProxyPorts, before
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.driver.driver import Driver
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.host_socket import raise_fd_limit
 from plugin.driver.http import create_app
 from plugin.driver.relay_tcp import Relay
-from plugin.fwctl.api.commands import Orders
+from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import add_route
-from plugin.fwctl.api.queries import Questions
+from plugin.fwctl.api.queries import AdminQueries
 from plugin.fwctl.api.routes import add_routes
 from plugin.fwctl.host.boot_table import BootFile
 from plugin.kernel import link_monitor
@@ -88,11 +88,11 @@ class Plugin:
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
         store = Store(settings.state)
-        later = Later()
+        later = Worker()
         self._state = Reconciler(nft, store, settings.defaults, later)
         kept = expired(store.load(), time.time())
         state = _survivors(kept)
-        self._bridges = Bridges(self._links.default_route_links, state.foreign)
+        self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
         self._bridges.see(link_monitor.links().values())
         # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
@@ -103,39 +103,66 @@ class Plugin:
         self._ports = HostPorts(self._relay)
         self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
         self._driver = Driver(
-            self._state, self._links, sysctl, self._ports, api,
-            wake=lambda: self._watcher.wake(), changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
-            refuse=settings.refuse, refusal=lambda: refusal(api.engine),
-        )  # fmt: skip
+            self._state,
+            self._links,
+            sysctl,
+            self._ports,
+            api,
+            wake=lambda: self._watcher.wake(),  # noqa: PLW0108 (made below)
+            changed=lambda: self._watcher.changed(),  # noqa: PLW0108 (made below)
+            refuse=settings.refuse,
+            refusal=lambda: refusal(api.engine),
+        )
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         self._drops = drops = DropLog(self._state, lambda: nft.logs)
-        self._guard = Guard(self._state)
+        self._guard = EndpointTracker(self._state)
         self._proxies = ProxyPorts(
             self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
         )
         api.inspections.asks, api.inspections.lacks = self._proxies.asks, self._proxies.lacks
-        self._follower = Follower(
-            api, self._state, self._guard, self._bridges, self._proxies,
-            note=lambda: self._watcher.note(), forget=self._driver.forget,  # noqa: PLW0108 (made below)
+        self._follower = DockerFollower(
+            api,
+            self._state,
+            self._guard,
+            self._bridges,
+            self._proxies,
+            note=lambda: self._watcher.note(),  # noqa: PLW0108 (made below)
+            forget=self._driver.forget,
             sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
-        )  # fmt: skip
+        )
         self._boot = boot = BootFile(
             settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
         )
-        self._orders = Orders(
-            self._state, lambda: self._follower.apart,
+        self._orders = AdminCommands(
+            self._state,
+            lambda: self._follower.not_guarded,
             spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
-        )  # fmt: skip
-        self._questions = Questions(
-            self._state, nft, self._bridges, self._follower, api, settings,
-            read=lambda more: read({**os.environ, **more}), blind=self._blind, held=self._proxies.held,
+        )
+        self._questions = AdminQueries(
+            self._state,
+            nft,
+            self._bridges,
+            self._follower,
+            api,
+            settings,
+            read=lambda more: read({**os.environ, **more}),
+            proxy_unidentified=self._blind,
+            held=self._proxies.held,
             boot=lambda: boot.word,
-        )  # fmt: skip
-        self._watcher = Watcher(
-            self._state, self._follower, self._guard, self._bridges, docker_user, neighbours, later,
+        )
+        self._watcher = Loops(
+            self._state,
+            self._follower,
+            self._guard,
+            self._bridges,
+            docker_user,
+            neighbours,
+            later,
             lambda: self._proxies.look(ProxyFacts(*proxies(settings.cgroup, settings.dockerd_cgroup))),
-            drops, self._orders.end, boot,
-        )  # fmt: skip
+            drops,
+            self._orders.end,
+            boot,
+        )
 
     def app(self) -> Flask:
         app = create_app(self._driver, self._questions)
@@ -159,8 +186,11 @@ class Plugin:
         self._watcher.changed()
         if self._blind():
             how = "is held until Docker has told whose it is" if self._nft.holds else "is closed once it is seen"
-            log.warning("docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
-                        "listen on the host %s", how)  # fmt: skip
+            log.warning(
+                "docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
+                "listen on the host %s",
+                how,
+            )
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
 
     def stop(self) -> None:

@@ -28,7 +28,7 @@ from plugin.settings import Settings
 log = logging.getLogger(__name__)
 
 
-class Refusing:
+class RefusingPlugin:
     """To be used as Plugin is."""
 
     def __init__(self, settings: Settings, why: str) -> None:

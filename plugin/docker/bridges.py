@@ -96,7 +96,7 @@ class Bridges:
         with self._lock:
             return self._names(self._claimed)
 
-    def foreign(self) -> frozenset[str]:
+    def unmanaged(self) -> frozenset[str]:
         """The names of bridges that are left alone."""
         with self._lock:
             return frozenset(self._seen[index][0].name for index in self._exempt())

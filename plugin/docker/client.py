@@ -29,13 +29,13 @@ from requests.exceptions import RequestException
 from plugin.docker import container_labels, images, parse, request
 from plugin.docker.attachments import Inspections
 from plugin.docker.bounded_json import LARGEST, Cut
-from plugin.docker.container_labels import Labelled
+from plugin.docker.container_labels import ContainerLabels
 from plugin.docker.engine import noted
 from plugin.docker.events import objects
 from plugin.docker.parse import LIES
-from plugin.docker.snapshot import Look
+from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.api.docker_firewall import Engine
-from plugin.model import Container, Endpoint, Guarded, Problem
+from plugin.model import BridgeNetwork, Container, Endpoint, Problem
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
 HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class ApiSilent(Exception):
+class DockerUnavailable(Exception):
     """Docker's API did not answer (in time). What is not known stays closed."""
 
 
@@ -79,17 +79,19 @@ class DockerApi:
         Bounded by HOOK_LIMIT. Raises ApiSilent, at once if the API was silent the last time.
         """
         if not self._answering:
-            raise ApiSilent("Docker's API has not answered since the last time it was asked")
+            raise DockerUnavailable("Docker's API has not answered since the last time it was asked")
         try:
             return self._hooks.submit(self._find, network_id, endpoint_id).result(HOOK_LIMIT)
         except NotFound:
             return None
         except images.LateError as error:
-            raise ApiSilent(f"endpoint {endpoint_id[:12]}: {error}") from error
+            raise DockerUnavailable(f"endpoint {endpoint_id[:12]}: {error}") from error
         except (DockerException, RequestException, OSError, *LIES) as error:
             self._answering = isinstance(error, LIES) and not isinstance(error, RequestException)
             self._version = ""
-            raise ApiSilent(f"Docker's API did not tell whose endpoint {endpoint_id[:12]} is: {error}") from error
+            raise DockerUnavailable(
+                f"Docker's API did not tell whose endpoint {endpoint_id[:12]} is: {error}"
+            ) from error
 
     def _find(self, network_id: str, endpoint_id: str) -> Container | None:
         client = self._client(HOOK_TIMEOUT)
@@ -111,7 +113,7 @@ class DockerApi:
         with self._asking():
             return parse.bridges(request.several(self._client(LOOK_TIMEOUT), "/networks"))
 
-    def look(self) -> Look:
+    def look(self) -> DockerSnapshot:
         """Asks for everything. Raises ApiSilent."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
@@ -121,12 +123,12 @@ class DockerApi:
             self._keys = keys = {raw["Id"]: _read(container_labels.compose_key, raw) or "" for raw in listed_networks}
             containers: dict[str, Container] = {}
             endpoints: dict[str, Endpoint] = {}
-            apart: dict[str, str] = {}
-            running: list[tuple[Labelled, Any]] = []
+            not_guarded: dict[str, str] = {}
+            running: list[tuple[ContainerLabels, Any]] = []
             unsure: set[str] = set()
             told = parse.many(request.several(client, _LIST, parse.needed, all="1"))
             for each in (too_large := [each for each in told if isinstance(each, Cut)]):
-                apart[each.name or each.id[:12]] = each.CLOSED
+                not_guarded[each.name or each.id[:12]] = each.CLOSED
                 log.error("container %s %s", each.id[:12], each.CLOSED)
             rest = [each for each in told if not isinstance(each, Cut)]
             everybody = [each for each in rest if _read(parse.identity, each)]
@@ -135,13 +137,13 @@ class DockerApi:
             self.inspections.idle([*idle, *large])
             for listed, options in zip(there, self.inspections.all(there), strict=True):
                 try:
-                    who, why = self._images.read(client, listed), parse.apart(listed)
+                    who, why = self._images.read(client, listed), parse.not_guarded(listed)
                 except (APIError, *LIES) as error:
                     # What cannot be read of a container or its image closes that container, and nobody else.
                     log.error("container %s stays closed: %s", str(listed.get("Id"))[:12], error)
                     continue
                 if why:
-                    apart[who.name] = why
+                    not_guarded[who.name] = why
                 running.append((who, listed))
                 places = partial(parse.endpoints, who=who, keys=keys, options=options or {})
                 for endpoint in _read(places, listed) or ():
@@ -165,9 +167,11 @@ class DockerApi:
         known = frozenset(keys) if keys and len(listed_networks) == len(all_networks) else None
         # What is too large to be read publishes what it asks for; without an ID that is not known.
         ports = parse.all_published(everybody) if len(large) == len(too_large) else None
-        return Look(containers, networks, on, apart, existing, names, frozenset(unsure), whole, known, idle, ports)
+        return DockerSnapshot(
+            containers, networks, on, not_guarded, existing, names, frozenset(unsure), whole, known, idle, ports
+        )
 
-    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None:
+    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
         """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent.
 
         The last part is False while it is not known what its attachment says: until it has started Docker does not
@@ -198,7 +202,7 @@ class DockerApi:
                 return []
             who, options = self._images.read(client, listed), self.inspections.options(listed)
             if options is None:
-                raise ApiSilent(f"Docker did not tell of the attachments of {who.name}")
+                raise DockerUnavailable(f"Docker did not tell of the attachments of {who.name}")
             return parse.endpoints(listed, who, self._keys, options)
 
     def created(self, container_id: str) -> None:
@@ -233,7 +237,7 @@ class DockerApi:
             yield
         except (DockerException, RequestException, OSError, *LIES) as error:
             self._version = ""
-            raise ApiSilent(f"Docker's API did not answer: {error}") from error
+            raise DockerUnavailable(f"Docker's API did not answer: {error}") from error
 
     def _negotiated(self, timeout: Any) -> str:
         if not self._version:

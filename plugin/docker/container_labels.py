@@ -15,8 +15,8 @@ from typing import Any
 
 from plugin.labels import parser
 from plugin.labels.grammar import MAX_LENGTH, taken_back
-from plugin.labels.parser import Parsed
-from plugin.model import Container, Problem, Said
+from plugin.labels.parser import ParsedLabels
+from plugin.model import Container, PolicySpec, Problem
 
 _COMPOSE = "com.docker.compose."
 #: Labels of an image of which a container's user is told; characters of labels whose reading is kept.
@@ -26,16 +26,16 @@ _OF_ONE = ("container-number", "config-hash")
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """`own`: labels that count, `brought`: the image's, which do not. `networks`: those it is on, by name.
+class ContainerLabels:
+    """`own`: labels that count, `image_labels`: the image's, which do not. `networks`: those it is on, by name.
 
-    `unsure`: it is not known which are the image's, so all of `brought` may be the user's.
+    `unsure`: it is not known which are the image's, so all of `image_labels` may be the user's.
     """
 
     id: str
     name: str
     own: tuple[tuple[str, str], ...] = ()
-    brought: tuple[tuple[str, str], ...] = ()
+    image_labels: tuple[tuple[str, str], ...] = ()
     problems: tuple[Problem, ...] = ()
     project: str = ""
     service: str = ""
@@ -60,7 +60,7 @@ def matters(key: str) -> bool:
     return key.lower().startswith(parser.PREFIX) or key.startswith(_COMPOSE)
 
 
-def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> Labelled:
+def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> ContainerLabels:
     """A container as `GET /containers/json` lists it. `image`: the image's labels; None if they are trusted.
 
     `unknown`: why these are not known; then every label is taken for the image's, and that is a problem.
@@ -69,15 +69,15 @@ def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown:
     # A linked container has several names; its own is the one without a second slash.
     name = next((n[1:] for n in names if n.count("/") == 1), listed["Id"][:12])
     told = listed.get("Labels") or {}
-    said, image = ours(listed), image or {}
-    brought = said if unknown else {key: value for key, value in said.items() if image.get(key) == value}
-    own = {key: value for key, value in said.items() if key not in brought} | parser.only_closing(brought)
-    return Labelled(
+    spec, image = ours(listed), image or {}
+    image_labels = spec if unknown else {key: value for key, value in spec.items() if image.get(key) == value}
+    own = {key: value for key, value in spec.items() if key not in image_labels} | parser.only_closing(image_labels)
+    return ContainerLabels(
         id=listed["Id"],
         name=name,
         own=tuple(sorted(own.items())),
-        brought=tuple(sorted((key, value) for key, value in brought.items() if key not in own)),
-        problems=_unasked(brought, own, unknown) if unknown else (),
+        image_labels=tuple(sorted((key, value) for key, value in image_labels.items() if key not in own)),
+        problems=_unasked(image_labels, own, unknown) if unknown else (),
         **_compose(told, image, known=not unknown),
         networks=tuple(sorted((listed.get("NetworkSettings") or {}).get("Networks") or {})),
         unsure=bool(unknown),
@@ -95,8 +95,8 @@ def _compose(told: Mapping[str, Any], image: Mapping[str, str], *, known: bool) 
     return names if own and known else dict.fromkeys(names, "")
 
 
-def _unasked(brought: Mapping[str, str], own: Mapping[str, str], unknown: str) -> tuple[Problem, ...]:
-    left = {key: value for key, value in brought.items() if key not in own}
+def _unasked(image_labels: Mapping[str, str], own: Mapping[str, str], unknown: str) -> tuple[Problem, ...]:
+    left = {key: value for key, value in image_labels.items() if key not in own}
     if not left:
         return ()
     text = f"it is not known whether the image brought this label: {unknown}"
@@ -129,30 +129,30 @@ def _name(told: Mapping[str, Any], name: str) -> str:
     return found if len(found) <= MAX_LENGTH else ""
 
 
-def at(who: Labelled, network: str, key: str = "") -> Container:
+def at(who: ContainerLabels, network: str, key: str = "") -> Container:
     """The container as it is on the network of that name. `key`: of `compose_key`; it may be another project's."""
     parsed = _parsed(who.own)
     project, _, called = key.partition("/")
     mine = {*_names(who, network), *((called,) if called and project == who.project else ())}
-    notices = [_of_the_image(label, value, unsure=who.unsure) for label, value in who.brought[:_TOLD]]
-    if len(who.brought) > _TOLD:
+    notices = [_of_the_image(label, value, unsure=who.unsure) for label, value in who.image_labels[:_TOLD]]
+    if len(who.image_labels) > _TOLD:
         came = "may have come" if who.unsure else "came"
-        notices.append(f"{len(who.brought) - _TOLD} more labels {came} with the image and open nothing")
+        notices.append(f"{len(who.image_labels) - _TOLD} more labels {came} with the image and open nothing")
     problems = [*who.problems, *parsed.problems]
     known = {name for each in who.networks for name in _names(who, each)} | mine
-    for name, said in parsed.networks:
+    for name, spec in parsed.networks:
         if name not in known:
             where, text = f"label fw.network.{name}", f"the container is on no network {name[:64]!r}"
             there = ", ".join(sorted({*who.networks, network})[:8])
-            if _only_opens(said):
+            if _only_opens(spec):
                 notices.append(f"{where} has no effect: {text} (it is on {there})")
             else:
-                problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=said.egress is not None))
+                problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=spec.egress is not None))
     return Container(
         id=who.id,
         name=who.name,
-        said=parser.for_network(parsed, mine),
-        brought=_closing(parser.for_network(_parsed(who.brought), mine)),
+        spec=parser.for_network(parsed, mine),
+        image_spec=_closing(parser.for_network(_parsed(who.image_labels), mine)),
         problems=tuple(problems),
         notices=tuple(notices),
         network=network,
@@ -167,34 +167,34 @@ def _of_the_image(label: str, value: str, *, unsure: bool) -> str:
     return f'label {label[:80]}="{value[:80]}" {came} with the image and {nothing} (FW_IMAGE_LABELS=trust lets it)'
 
 
-def _parsed(pairs: tuple[tuple[str, str], ...]) -> Parsed:
+def _parsed(pairs: tuple[tuple[str, str], ...]) -> ParsedLabels:
     """What is refused for its size is so in no time, and not kept."""
     size = sum(len(key) + len(str(value)) for key, value in pairs)
     return _kept(pairs) if size <= _KEPT else parser.parse(dict(pairs))
 
 
 @lru_cache(maxsize=4096)
-def _kept(pairs: tuple[tuple[str, str], ...]) -> Parsed:
+def _kept(pairs: tuple[tuple[str, str], ...]) -> ParsedLabels:
     return parser.parse(dict(pairs))
 
 
-def _names(who: Labelled, network: str) -> Iterator[str]:
+def _names(who: ContainerLabels, network: str) -> Iterator[str]:
     """The network's name, and what compose's file calls it if nobody named it otherwise."""
     yield network
     if who.project and network.startswith(who.project + "_"):
         yield network[len(who.project) + 1 :]
 
 
-def _only_opens(said: Said) -> bool:
-    return said == Said(allow=said.allow, log=said.log) and not any(rule.peers for rule in said.allow)
+def _only_opens(spec: PolicySpec) -> bool:
+    return spec == PolicySpec(allow=spec.allow, log=spec.log) and not any(rule.peers for rule in spec.allow)
 
 
-def _closing(said: Said) -> Said:
+def _closing(spec: PolicySpec) -> PolicySpec:
     """Of what an image says that which only closes where nobody else says anything.
 
     Not its `fw.rate`: each rate costs the kernel memory, and an image must not spend the host's.
     """
-    return dataclasses.replace(Said(), egress=said.egress)
+    return dataclasses.replace(PolicySpec(), egress=spec.egress)
 
 
 def known_names(networks: Collection[Mapping[str, Any]]) -> frozenset[str]:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 GONE = 60.0
 
 
-class Ours:
+class DriverSync:
     """Not thread-safe. `forget` undoes an endpoint, or a network."""
 
     def __init__(self, reconciler: Reconciler, forget: Callable[[Endpoint | Network], None]) -> None:
@@ -25,7 +25,7 @@ class Ours:
         self._missing: dict[str, float] = {}
         self._refused: set[str] = set()
 
-    def learn(self, containers: Mapping[str, Container]) -> None:
+    def update_labels(self, containers: Mapping[str, Container]) -> None:
         """Gives the endpoints whose labels were unknown at Join what Docker tells now, and follows renames."""
         for endpoint in list(self._state.endpoints.values()):
             container = containers.get(endpoint.id)
@@ -44,7 +44,7 @@ class Ours:
                     log.error("%s stays closed but for ICMP: %s", container.name, problem)
                 log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
 
-    def bury(self, containers: Mapping[str, Container], networks: Collection[str] | None) -> None:
+    def prune(self, containers: Mapping[str, Container], networks: Collection[str] | None) -> None:
         """Forgets endpoints that Docker has not had for GONE seconds: their Leave, or Join, never came; and networks on
         which nobody is, if all of Docker's are known: it died before it kept them, or we before we kept that they went.
 

@@ -7,7 +7,7 @@ goes on with each coming and going: whoever has gone after Docker was asked is n
 from __future__ import annotations
 
 
-class Goodbyes:
+class EventClock:
     """Not thread-safe. A place is a network's and a container's ID; without a network it is all of a container's."""
 
     def __init__(self) -> None:

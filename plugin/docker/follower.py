@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import ApiSilent
-from plugin.docker.driver_sync import Ours
+from plugin.docker.client import DockerUnavailable
+from plugin.docker.driver_sync import DriverSync
 from plugin.docker.parse import Event
 from plugin.docker.proxy_ports import ProxyPorts
-from plugin.docker.snapshot import Look
-from plugin.docker.tracker import Guard
-from plugin.model import Endpoint, FwError, Guarded, Network
+from plugin.docker.snapshot import DockerSnapshot
+from plugin.docker.tracker import EndpointTracker
+from plugin.model import BridgeNetwork, Endpoint, FwError, Network
 from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler
 
@@ -38,14 +38,14 @@ UNSURE = 1.0
 
 class Api(Protocol):
     def bridges(self) -> tuple[frozenset[str], bool]: ...
-    def look(self) -> Look: ...
-    def guest(self, network_id: str, container_id: str) -> tuple[Guarded, Endpoint, bool] | None: ...
+    def look(self) -> DockerSnapshot: ...
+    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None: ...
     def created(self, container_id: str) -> None: ...
     def running(self, container_id: str) -> list[Endpoint]: ...
     def events(self) -> Iterator[Event]: ...
 
 
-class Follower:
+class DockerFollower:
     """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint or a network of the
     driver's.
 
@@ -56,7 +56,7 @@ class Follower:
         self,
         api: Api,
         reconciler: Reconciler,
-        guard: Guard,
+        guard: EndpointTracker,
         bridges: Bridges,
         proxies: ProxyPorts,
         note: Callable[[], None],
@@ -69,7 +69,7 @@ class Follower:
         self._bridges = bridges
         self._proxies = proxies
         self._note = note
-        self._ours = Ours(reconciler, forget)
+        self._ours = DriverSync(reconciler, forget)
         self._sighted = sighted
         self._stop = threading.Event()
         self._wanted = threading.Condition()
@@ -89,7 +89,7 @@ class Follower:
         #: Docker tells what happens. While it does not, nobody says who goes.
         self.listening = False
         #: Containers without a network of their own, with the reason.
-        self.apart: Mapping[str, str] = {}
+        self.not_guarded: Mapping[str, str] = {}
 
     def stop(self) -> None:
         self._stop.set()
@@ -118,7 +118,7 @@ class Follower:
                     self._hearing = time.monotonic()
                     self._told(event)
                     self._hearing = 0.0
-            except ApiSilent as silent:
+            except DockerUnavailable as silent:
                 log.debug("%s", silent)
             finally:
                 self.listening, self._hearing = False, 0.0
@@ -200,7 +200,7 @@ class Follower:
                 started, self._started = self._started, {}
             try:
                 self._look_at(places, started)
-            except ApiSilent as silent:
+            except DockerUnavailable as silent:
                 log.debug("%s", silent)
                 # If Docker has gone the stream of events ends too, and a look at everything follows the next one.
                 if self.listening:
@@ -219,7 +219,7 @@ class Follower:
             next_all = time.monotonic() + INTERVAL
             try:
                 self._look()
-            except ApiSilent as silent:
+            except DockerUnavailable as silent:
                 log.debug("%s", silent)
                 self._tell_unsure()
                 next_all = time.monotonic() + RETRY if self.listening else next_all
@@ -240,7 +240,7 @@ class Follower:
             self._state.save_again()
         except FwError as error:
             log.debug("%s", error)
-        return bool(self._state.owes)
+        return bool(self._state.unsaved_reason)
 
     def _look_at(self, places: Mapping[tuple[str, str], None], started: Mapping[str, None]) -> None:
         asked, took = self._guard.now(), []
@@ -279,10 +279,10 @@ class Follower:
         if self._missed:
             self._missed = False
             self._state.cut_closed()
-        self.apart = look.apart
-        self._ours.learn(look.containers)
-        self._ours.bury(look.containers, look.known)
+        self.not_guarded = look.not_guarded
+        self._ours.update_labels(look.containers)
+        self._ours.prune(look.containers, look.known)
         driver = {network.bridge for network in list(self._state.networks.values())}
         there = driver | self._bridges.dockers() | {network.bridge for network in look.networks}
-        foreign = self._bridges.foreign()
-        self._state.observe(lambda facts: facts.keeping(lambda s: s.with_bridges(there).with_foreign(foreign)))
+        unmanaged = self._bridges.unmanaged()
+        self._state.observe(lambda facts: facts.keeping(lambda s: s.with_bridges(there).with_foreign(unmanaged)))

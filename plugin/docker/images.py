@@ -19,7 +19,7 @@ from docker.errors import APIError, NotFound
 from requests.exceptions import RequestException
 
 from plugin.docker import container_labels, request
-from plugin.docker.container_labels import Labelled
+from plugin.docker.container_labels import ContainerLabels
 
 #: The first API version that tells a container's manifest, and images' descriptors; and the first that inspects the
 #: variant of a platform. Before `STORE` Docker had no containerd image store.
@@ -38,8 +38,7 @@ class Unknown(Exception):
 
 
 class LateError(Exception):
-    """Docker did not show an image (in time). That is about this image, whose author may want it: Docker is not silent.
-    """
+    """Docker did not show an image (in time). Its author may want that, and Docker is not silent."""
 
 
 class Images:
@@ -59,7 +58,7 @@ class Images:
         """Another daemon may answer from now on, with another image store."""
         self._containerd = None
 
-    def read(self, client: docker.APIClient, listed: Mapping[str, Any], *, hook: bool = False) -> Labelled:
+    def read(self, client: docker.APIClient, listed: Mapping[str, Any], *, hook: bool = False) -> ContainerLabels:
         """A container as `GET /containers/json` lists it. Raises APIError where Docker fails, not where it refuses.
 
         `hook`: with a short time-out, which says nothing of the image. Raises LateError then, and where Docker fails.
@@ -122,7 +121,7 @@ class Images:
                 f"container was created from; upgrade Docker to 28.1 or newer, {_TRUST}"
             )
         query = {"platform": of.platform} if of.platform and version >= SELECTS else {}
-        return brought(of, request.one(client, "/images/{0}/json", of.image, **query))
+        return image_labels(of, request.one(client, "/images/{0}/json", of.image, **query))
 
     def _in_containerd(self, client: docker.APIClient) -> bool:
         if self._containerd is None:
@@ -158,7 +157,7 @@ def variant(listed: Mapping[str, Any]) -> Variant:
     return Variant(listed["ImageID"], digest, asked)
 
 
-def brought(of: Variant, told: Mapping[str, Any]) -> Mapping[str, str]:
+def image_labels(of: Variant, told: Mapping[str, Any]) -> Mapping[str, str]:
     """The labels, from what `GET /images/ID/json` tells. Raises Unknown if it tells of anything but that variant."""
     described = told.get("Descriptor")
     if described is None and (of.manifest or told.get("Id") != of.image):

@@ -14,10 +14,10 @@ from typing import Any
 
 from plugin.docker import container_labels
 from plugin.docker.bounded_json import Cut
-from plugin.docker.container_labels import Labelled
+from plugin.docker.container_labels import ContainerLabels
 from plugin.jsonio import address, boolean, interface_name, only, port, protocol, text
 from plugin.labels import parser
-from plugin.model import Address, Container, Endpoint, Guarded, Published, Said
+from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec, Published
 
 _BRIDGE = "com.docker.network.bridge."
 #: Labels of a container that are kept as they are.
@@ -29,8 +29,11 @@ CONNECTING = {"network connect", "network disconnect"}
 UNREAD = "larger event than is read"
 #: Events that are about somebody.
 ABOUT = {
-    UNREAD, *CONNECTING, "network destroy", *(f"container {what}" for what in ("create", "start", "die", "destroy"))
-}  # fmt: skip
+    UNREAD,
+    *CONNECTING,
+    "network destroy",
+    *(f"container {what}" for what in ("create", "start", "die", "destroy")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Event:
         return bool(self.id and (self.container or self.what not in CONNECTING)) or self.what not in ABOUT
 
 
-def network(raw: Any) -> Guarded | None:
+def network(raw: Any) -> BridgeNetwork | None:
     """A network as `GET /networks` lists it, if Docker's bridge driver made it. Raises ValueError.
 
     Options: moby, daemon/libnetwork/drivers/bridge/bridge_linux.go (parseNetworkGenericOptions).
@@ -58,8 +61,8 @@ def network(raw: Any) -> Guarded | None:
     identity, options = text(raw, "Id"), raw.get("Options") or {}
     bridge = options.get(_BRIDGE + "name") or f"br-{identity[:12]}"
     configs = (raw.get("IPAM") or {}).get("Config") or []
-    said = parser.parse(options, "network option ")
-    return Guarded(
+    spec = parser.parse(options, "network option ")
+    return BridgeNetwork(
         id=identity,
         name=text(raw, "Name"),
         bridge=interface_name({"bridge name": bridge}, "bridge name"),
@@ -69,8 +72,8 @@ def network(raw: Any) -> Guarded | None:
         flat=str(options.get(_BRIDGE + "enable_icc")) not in ("0", "f", "F", "false", "FALSE", "False"),
         mode4=options.get(_BRIDGE + "gateway_mode_ipv4") or "nat",
         mode6=options.get(_BRIDGE + "gateway_mode_ipv6") or "nat",
-        said=said.said,
-        problems=said.problems,
+        spec=spec.spec,
+        problems=spec.problems,
     )
 
 
@@ -92,9 +95,11 @@ def bridges(raw: Any) -> tuple[frozenset[str], bool]:
 
 
 def endpoints(
-    raw: Any, who: Labelled, keys: Mapping[str, str] = MappingProxyType({}),
+    raw: Any,
+    who: ContainerLabels,
+    keys: Mapping[str, str] = MappingProxyType({}),
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> list[Endpoint]:  # fmt: skip
+) -> list[Endpoint]:
     """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError.
 
     `keys`: by network ID, what compose's file calls it. `options`: by network, the attachment's `driver_opts`.
@@ -103,20 +108,23 @@ def endpoints(
 
 
 def _endpoints(
-    raw: Any, who: Labelled, keys: Mapping[str, str], options: Mapping[str, Mapping[str, Any]],
+    raw: Any,
+    who: ContainerLabels,
+    keys: Mapping[str, str],
+    options: Mapping[str, Mapping[str, Any]],
     ports: tuple[Published, ...],
-) -> Iterator[Endpoint]:  # fmt: skip
+) -> Iterator[Endpoint]:
     for name, attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).items():
         if isinstance(attached, dict) and attached.get("EndpointID"):
             key = keys.get(attached.get("NetworkID") or "", "")
-            container, said = attachment(who, name, key, options.get(name) or {})
+            container, spec = attachment(who, name, key, options.get(name) or {})
             yield Endpoint(
                 id=text(attached, "EndpointID"),
                 network_id=text(attached, "NetworkID"),
                 addr4=_one(attached.get("IPAddress"), IPv4Address),
                 addr6=_one(attached.get("GlobalIPv6Address"), IPv6Address),
                 joined=True,
-                said=said,
+                spec=spec,
                 container=container,
                 published=ports,
             )
@@ -173,7 +181,9 @@ def driver_options(raw: Any) -> dict[str, Mapping[str, Any]]:
     return {str(name): options for name, options in found.items() if isinstance(options, dict)}
 
 
-def attachment(who: Labelled, network: str, key: str, options: Mapping[str, Any]) -> tuple[Container, Said]:
+def attachment(
+    who: ContainerLabels, network: str, key: str, options: Mapping[str, Any]
+) -> tuple[Container, PolicySpec]:
     """The container as it is on that network, and what is said of its attachment (`driver_opts`).
 
     A mistake there is one of the container's, for on Docker's own networks nothing can be refused.
@@ -181,7 +191,7 @@ def attachment(who: Labelled, network: str, key: str, options: Mapping[str, Any]
     container, parsed = container_labels.at(who, network, key), parser.parse(options, "driver option ")
     if parsed.problems:
         container = dataclasses.replace(container, problems=(*container.problems, *parsed.problems))
-    return container, parsed.said
+    return container, parsed.spec
 
 
 def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
@@ -201,7 +211,10 @@ def published(raw: Any) -> Iterator[Published]:
 
 
 def attached(
-    raw: Mapping[str, Any], who: Labelled, options: Mapping[str, Any], listed: Mapping[str, Any] = MappingProxyType({})
+    raw: Mapping[str, Any],
+    who: ContainerLabels,
+    options: Mapping[str, Any],
+    listed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Endpoint | None:
     """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports: those are in `listed`,
     the container as `GET /containers/json` lists it. Raises ValueError.
@@ -211,14 +224,14 @@ def attached(
     for key, value in (raw.get("Containers") or {}).items():
         starting = key.startswith("ep-") and value.get("Name") == who.name
         if key == who.id or starting:
-            container, said = attachment(who, text(raw, "Name"), container_labels.compose_key(raw), options)
+            container, spec = attachment(who, text(raw, "Name"), container_labels.compose_key(raw), options)
             return Endpoint(
                 id=text(value, "EndpointID"),
                 network_id=text(raw, "Id"),
                 addr4=_one(str(value.get("IPv4Address") or "").partition("/")[0], IPv4Address),
                 addr6=_one(str(value.get("IPv6Address") or "").partition("/")[0], IPv6Address),
                 joined=True,
-                said=said,
+                spec=spec,
                 container=container,
                 published=tuple(published(listed)),
                 unlisted=not listed,
@@ -226,7 +239,7 @@ def attached(
     return None
 
 
-def apart(raw: Mapping[str, Any]) -> str:
+def not_guarded(raw: Mapping[str, Any]) -> str:
     """Why a container has no network of its own, in words for people; "" if it has one."""
     mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
     if mode == "host":
@@ -250,6 +263,8 @@ def event(raw: Mapping[str, Any] | None) -> Event:
     told = told if isinstance(told, dict) else {}
     actor = actor if isinstance(actor, dict) else {}
     return Event(
-        f"{raw.get('Type')} {raw.get('Action')}", str(actor.get("ID") or ""), str(told.get("container") or ""),
+        f"{raw.get('Type')} {raw.get('Action')}",
+        str(actor.get("ID") or ""),
+        str(told.get("container") or ""),
         str(told.get("type") or ""),
-    )  # fmt: skip
+    )

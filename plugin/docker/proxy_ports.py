@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from plugin.docker.snapshot import Look
+from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import PROTO_NUMBER, Published, Rule
 from plugin.policy.facts import Facts, ProxyFacts
@@ -36,9 +36,12 @@ class ProxyPorts:
     """
 
     def __init__(
-        self, reconciler: Reconciler, listeners: Listeners, dockerd: Collection[Rule],
+        self,
+        reconciler: Reconciler,
+        listeners: Listeners,
+        dockerd: Collection[Rule],
         kinds: Callable[[], tuple[bool, bool]] = lambda: (True, True),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state = reconciler
         self._listeners = listeners
         self._dockerd = dockerd
@@ -122,7 +125,7 @@ class ProxyPorts:
 
     # --- who listens ----------------------------------------------------------------------------------------------
 
-    def judge(self, look: Look, asked: float) -> None:
+    def judge(self, look: DockerSnapshot, asked: float) -> None:
         """Docker told this when it was asked at that moment (of the listeners' clock)."""
         with self._lock:
             if look.whole:
@@ -138,14 +141,14 @@ class ProxyPorts:
     def look(self, proxies: ProxyFacts) -> None:
         """Looks who listens, and makes it known together with docker-proxy's control groups. To be called often."""
         groups, holds = self._kinds()
-        blind = not groups or proxies.holding
+        proxy_unidentified = not groups or proxies.holding
         with self._lock:
-            self._blind = blind
+            self._blind = proxy_unidentified
             # Where nobody is held it is for when that changes: whoever came since the last look counts as new then.
-            if blind or self._listeners.now() - self._looked >= IDLE:
+            if proxy_unidentified or self._listeners.now() - self._looked >= IDLE:
                 self._look_around()
-            suspects = frozenset[Published]() if holds or not blind else frozenset(self._listeners.held())
-            listening = self._listening if blind and holds else frozenset[Published]()
+            suspects = frozenset[Published]() if holds or not proxy_unidentified else frozenset(self._listeners.held())
+            listening = self._listening if proxy_unidentified and holds else frozenset[Published]()
             self._looks = number = self._looks + 1
 
         def edit(facts: Facts) -> Facts:

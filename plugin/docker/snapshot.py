@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from plugin.model import Container, Endpoint, Guarded, Guest, Published
+from plugin.model import BridgeNetwork, Container, Endpoint, Published, TrackedEndpoint
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import FrozenDict
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DockerSnapshot:
     """Everything that Docker told at one moment.
 
     `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
@@ -24,9 +24,9 @@ class Look:
     """
 
     containers: Mapping[str, Container] = field(default_factory=dict)
-    networks: tuple[Guarded, ...] = ()
+    networks: tuple[BridgeNetwork, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
-    apart: Mapping[str, str] = field(default_factory=dict)
+    not_guarded: Mapping[str, str] = field(default_factory=dict)
     existing: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
     unsure: frozenset[str] = frozenset()
@@ -38,5 +38,5 @@ class Look:
     def facts(self) -> Facts:
         """The networks of Docker's own and who is on them."""
         networks = {network.id: network for network in self.networks}
-        guests = {each.id: Guest(each, listed=True) for each in self.endpoints if each.network_id in networks}
+        guests = {each.id: TrackedEndpoint(each, listed=True) for each in self.endpoints if each.network_id in networks}
         return Facts(names=self.names, networks=FrozenDict(networks), guests=FrozenDict(guests), listed=True)

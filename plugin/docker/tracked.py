@@ -7,35 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from plugin.model import Address, Endpoint, Guest
+from plugin.model import Address, Endpoint, TrackedEndpoint
 
 
 class Guests:
     """Not thread-safe."""
 
-    def __init__(self, guests: Iterable[Guest] = ()) -> None:
-        self._guests: dict[str, Guest] = {}
+    def __init__(self, guests: Iterable[TrackedEndpoint] = ()) -> None:
+        self._guests: dict[str, TrackedEndpoint] = {}
         self._of: dict[str, dict[str, None]] = {}
         self._at: dict[tuple[str, Address], str] = {}
         for guest in guests:
             self.put(guest)
 
-    def __iter__(self) -> Iterator[Guest]:
+    def __iter__(self) -> Iterator[TrackedEndpoint]:
         return iter(self._guests.values())
 
-    def get(self, endpoint_id: str) -> Guest | None:
+    def get(self, endpoint_id: str) -> TrackedEndpoint | None:
         return self._guests.get(endpoint_id)
 
-    def of(self, container_id: str) -> list[Guest]:
+    def of(self, container_id: str) -> list[TrackedEndpoint]:
         """The container's places."""
         return [self._guests[each] for each in self._of.get(container_id, ())]
 
-    def at(self, endpoint: Endpoint) -> list[Guest]:
+    def at(self, endpoint: Endpoint) -> list[TrackedEndpoint]:
         """Others that have one of the endpoint's addresses on its network."""
         found = dict.fromkeys(self._at.get((endpoint.network_id, each), "") for each in endpoint.addresses)
         return [self._guests[each] for each in found if each and each != endpoint.id]
 
-    def put(self, guest: Guest) -> None:
+    def put(self, guest: TrackedEndpoint) -> None:
         """In the place of whoever has had the endpoint's ID; who else has its addresses keeps all but these."""
         endpoint = guest.endpoint
         self.remove(endpoint.id)

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from plugin.docker.event_clock import Goodbyes
+from plugin.docker.event_clock import EventClock
 from plugin.docker.tracked import Guests
-from plugin.model import Endpoint, Guarded, Guest, Problem
+from plugin.model import BridgeNetwork, Endpoint, Problem, TrackedEndpoint
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import frozen
 from plugin.policy.overrides import without
@@ -23,7 +23,7 @@ from plugin.state.reconciler import Reconciler
 log = logging.getLogger(__name__)
 
 
-class Guard:
+class EndpointTracker:
     """Thread-safe. What it knows besides the facts is read and changed within edits of them, under their lock."""
 
     def __init__(self, reconciler: Reconciler) -> None:
@@ -31,20 +31,20 @@ class Guard:
         #: When each network was told of alone, not by a list of all; and when each endpoint was told of.
         self._networks_since: dict[str, int] = {}
         self._since: dict[str, int] = {}
-        self._goodbyes = Goodbyes()
+        self._goodbyes = EventClock()
         #: The facts' guests, by container and by address too.
         self._guests = Guests()
-        self._mirrored: Mapping[str, Guest] | None = None
+        self._mirrored: Mapping[str, TrackedEndpoint] | None = None
         #: By endpoint, the mistakes that the log has: lists come every few seconds.
         self._told: dict[str, tuple[Problem, ...]] = {}
         self._ended = False
 
     @property
-    def networks(self) -> Mapping[str, Guarded]:
+    def networks(self) -> Mapping[str, BridgeNetwork]:
         return self._state.facts.networks
 
     @property
-    def guests(self) -> list[Guest]:
+    def guests(self) -> list[TrackedEndpoint]:
         return list(self._state.facts.guests.values())
 
     def unsure(self) -> bool:
@@ -125,7 +125,7 @@ class Guard:
     # --- who is there ---------------------------------------------------------------------------------------------
 
     def put(
-        self, network: Guarded | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
+        self, network: BridgeNetwork | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
     ) -> bool:
         """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
         Not `sure`: not all is known of them yet, and they stay closed."""
@@ -154,7 +154,7 @@ class Guard:
 
     def replace(
         self,
-        networks: Iterable[Guarded],
+        networks: Iterable[BridgeNetwork],
         found: Iterable[Endpoint],
         existing: Collection[str] = (),
         *,
@@ -187,9 +187,13 @@ class Guard:
         return took
 
     def _candidate(
-        self, facts: Facts, listed: Mapping[str, Guarded], found: Iterable[Endpoint], asked: int,
+        self,
+        facts: Facts,
+        listed: Mapping[str, BridgeNetwork],
+        found: Iterable[Endpoint],
+        asked: int,
         unsure: Collection[str],
-    ) -> _Candidate:  # fmt: skip
+    ) -> _Candidate:
         """What the facts become by a list of everything."""
         now, since = self._goodbyes.now, self._networks_since
         newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
@@ -230,7 +234,7 @@ class Guard:
         self._mirrored = facts.guests
         return self._guests
 
-    def _with(self, facts: Facts, new: Mapping[str, Guest], gone: Collection[str] = ()) -> Facts:
+    def _with(self, facts: Facts, new: Mapping[str, TrackedEndpoint], gone: Collection[str] = ()) -> Facts:
         for key in gone:
             self._told.pop(key, None)
             self._since.pop(key, None)
@@ -252,9 +256,9 @@ class _Candidate(NamedTuple):
 
     facts: Facts
     now: int
-    networks: Mapping[str, Guarded]
+    networks: Mapping[str, BridgeNetwork]
     newer: frozenset[str]
-    new: Mapping[str, Guest]
+    new: Mapping[str, TrackedEndpoint]
     gone: list[str]
     since: dict[str, int]
 
@@ -269,7 +273,7 @@ class _Seen:
         self.guests = guests
         self._known_since = known_since
         self.since: dict[str, int] = {}
-        self.new: dict[str, Guest] = {}
+        self.new: dict[str, TrackedEndpoint] = {}
         self.gone: set[str] = set()
 
     def put(self, endpoint: Endpoint, asked: int, moment: int, *, listed: bool, sure: bool) -> None:
@@ -281,7 +285,7 @@ class _Seen:
             self.guests.remove(other)
             self.new.pop(other, None)
             self.gone.add(other)
-        known, guest = self.guests.get(endpoint.id), Guest(endpoint, listed, sure)
+        known, guest = self.guests.get(endpoint.id), TrackedEndpoint(endpoint, listed, sure)
         if known is None or listed or not known.listed:
             self.since[endpoint.id] = moment
             self.gone.discard(endpoint.id)

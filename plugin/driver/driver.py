@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from plugin.docker.client import ApiSilent
+from plugin.docker.client import DockerUnavailable
 from plugin.driver import protocol
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.macs import settled
@@ -202,7 +202,7 @@ class Driver:
     def _find(self, endpoint: Endpoint) -> Container | None:
         try:
             return self._api.find(endpoint.network_id, endpoint.id)
-        except ApiSilent as silent:
+        except DockerUnavailable as silent:
             log.info("endpoint %s answers on ICMP only until its labels are known: %s", endpoint.id[:12], silent)
             return None
 

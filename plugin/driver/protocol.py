@@ -52,7 +52,7 @@ def create_network(body: Any, default_bridge: Callable[[str], str]) -> Network:
         masquerade=_masquerade(generic),
         host_ip=_host_ip(generic),
         iface_prefix=_prefix(generic, "com.docker.network.container_iface_prefix", "eth"),
-        said=opened.said,
+        spec=opened.spec,
     )
 
 
@@ -79,7 +79,7 @@ def create_endpoint(body: Any) -> Endpoint:
         addr4=address4.ip if address4 else None,
         addr6=address6.ip if address6 else None,
         mac=mac.lower(),
-        said=opened.said,
+        spec=opened.spec,
     )
 
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from plugin.kernel import link_monitor
 from plugin.kernel import netlink as nl
-from plugin.model import PROTO_NUMBER, Address, Answers, Prefix, Published
+from plugin.model import PROTO_NUMBER, Address, AddressPolicy, Prefix, Published
 from plugin.policy import flows
 from plugin.policy.flows import PROTO_DST_PORT, TUPLE_ORIG, TUPLE_REPLY, ClosedFlow, Flow, Way
 
@@ -88,9 +88,7 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
             _cut(version, marks, partial(flows.aims_at, version=version, wanted=wanted, local=local, stays=stays))
 
 
-def cut_strangers(
-    prefixes: Collection[Prefix], known: Collection[Address], hold: Hold = _hold_nothing
-) -> None:  # fmt: skip
+def cut_strangers(prefixes: Collection[Prefix], known: Collection[Address], hold: Hold = _hold_nothing) -> None:
     """Forgets flows that addresses which are not known began from within the prefixes to elsewhere. Never raises.
 
     `hold` is told of them before, as in `cut_closed`.
@@ -120,7 +118,7 @@ def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
     return cut
 
 
-def cut_closed(guarded: Mapping[Address, Answers], hold: Hold = _hold_nothing) -> None:
+def cut_closed(guarded: Mapping[Address, AddressPolicy], hold: Hold = _hold_nothing) -> None:
     """Forgets flows that outsiders began to these addresses and that are not accepted there, and those that these
     began and may not. Never raises.
 
@@ -134,7 +132,7 @@ def cut_closed(guarded: Mapping[Address, Answers], hold: Hold = _hold_nothing) -
             _cut(version, set(packed), chosen, hold, packed)
 
 
-def closed_flows(guarded: Mapping[Address, Answers]) -> list[ClosedFlow]:
+def closed_flows(guarded: Mapping[Address, AddressPolicy]) -> list[ClosedFlow]:
     """What `cut_closed` would cut. Raises OSError."""
     found = []
     for version in (4, 6):
@@ -156,9 +154,12 @@ def local_addresses() -> set[bytes]:
 
 
 def _cut(
-    version: int, marks: set[bytes], chosen: Callable[[Flow], bool], hold: Hold = _hold_nothing,
-    guarded: Mapping[bytes, Answers] = MappingProxyType({}),
-) -> Cut:  # fmt: skip
+    version: int,
+    marks: set[bytes],
+    chosen: Callable[[Flow], bool],
+    hold: Hold = _hold_nothing,
+    guarded: Mapping[bytes, AddressPolicy] = MappingProxyType({}),
+) -> Cut:
     """`marks`: bytes of which each flow that may be chosen holds one; a few are sooner looked for than a flow read.
     `guarded`: the containers' addresses, whose end of a flow is theirs."""
     cut = Cut()

@@ -95,7 +95,11 @@ class Neighbours:
         try:
             self._ipr.neigh(
                 command,
-                family=socket.AF_INET6, dst=str(address), ifindex=index, flags=_NTF_PROXY, state=_NUD_PERMANENT,
-            )  # fmt: skip
+                family=socket.AF_INET6,
+                dst=str(address),
+                ifindex=index,
+                flags=_NTF_PROXY,
+                state=_NUD_PERMANENT,
+            )
         except NetlinkError as error:
             log.debug("neighbour proxy %s %s on link %d: %s", command, address, index, error)

@@ -92,9 +92,12 @@ def _read(body: bytes) -> Logged:
     told = nl.attributes(body[4:])
     header = told.get(_HEADER, b"")
     return Logged(
-        told.get(_PAYLOAD, b""), header[2] if len(header) > 2 else 0,
-        _number(told.get(_INDEV)), _number(told.get(_OUTDEV)), _number(told.get(_MARK)),
-    )  # fmt: skip
+        told.get(_PAYLOAD, b""),
+        header[2] if len(header) > 2 else 0,
+        _number(told.get(_INDEV)),
+        _number(told.get(_OUTDEV)),
+        _number(told.get(_MARK)),
+    )
 
 
 def _number(data: bytes | None) -> int:

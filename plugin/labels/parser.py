@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from plugin.labels import grammar
 from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
-from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Problem, Rule, Said
+from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, PolicySpec, Problem, Rule
 
 
 class Key(NamedTuple):
@@ -29,23 +29,31 @@ class Key(NamedTuple):
 KEYS: dict[str, Key] = {
     "fw.allow": Key(
         "inbound flows to accept besides the base; `from` restricts a rule to some and takes its ports out of the base",
-        "list of rules", "–", "8080, 53/udp, 9000-9100, 5432 from 2001:db8:5::/48 service:api",
+        "list of rules",
+        "–",
+        "8080, 53/udp, 9000-9100, 5432 from 2001:db8:5::/48 service:api",
     ),
     "fw.deny": Key("takes ports out of the base", "list of ports", "–", "22, 80"),
     "fw.policy": Key(
-        "the base: TCP 22, 80, 443 and ICMP · ICMP only · everything", "`default`, `closed`, `open`", "`default`",
+        "the base: TCP 22, 80, 443 and ICMP · ICMP only · everything",
+        "`default`, `closed`, `open`",
+        "`default`",
         "closed",
     ),
     "fw.egress": Key(
         "what the container may begin, to other networks and to the host; a list makes everything else drop",
-        "`all`, `none`, or a list of rules with `to`", "`all`", "443, 53/udp to 2001:4860:4860::8888",
+        "`all`, `none`, or a list of rules with `to`",
+        "`all`",
+        "443, 53/udp to 2001:4860:4860::8888",
     ),
     "fw.rate": Key(
-        "new flows that a source (IPv4 address, IPv6 /64) may open to an accepted port", "list of ports with a rate",
-        "–", "22 5/minute burst 10",
+        "new flows that a source (IPv4 address, IPv6 /64) may open to an accepted port",
+        "list of ports with a rate",
+        "–",
+        "22 5/minute burst 10",
     ),
     "fw.log": Key("log what is dropped, rate-limited, with the container's name", "`drop`, `none`", "`FW_LOG`", "drop"),
-}  # fmt: skip
+}
 PREFIX = "fw."
 #: `fw.network.NAME.KEY`: any key, for this container's address on that network only.
 ONE_NETWORK = "fw.network."
@@ -63,28 +71,28 @@ MAX_KEYS, MAX_RULES, MAX_ALL = 256, 2048, 40_000
 MAX_KEY = 512
 
 
-SILENT = Said()
+SILENT = PolicySpec()
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
+class ParsedLabels:
     """What one place says, and what is wrong with it. What is wrong opens nothing and stands in `problems`.
 
     `networks`: what it says for one network alone, by the name that is written.
     """
 
-    said: Said = SILENT
+    spec: PolicySpec = SILENT
     problems: tuple[Problem, ...] = ()
-    networks: tuple[tuple[str, Said], ...] = ()
+    networks: tuple[tuple[str, PolicySpec], ...] = ()
 
 
-def parse(pairs: Mapping[str, object], where: str = "label ") -> Parsed:
+def parse(pairs: Mapping[str, object], where: str = "label ") -> ParsedLabels:
     """Reads every `fw.` key among `pairs`; `where` says in messages where it stood (`label `, `network option `).
 
     Every mistake is reported at once, in the order of the keys. Other keys are not ours and are left alone. A mistake
     in one value leaves the other keys as they are, but opens nothing: with any mistake no `fw.allow` counts.
     """
-    places: dict[str, Said] = {}
+    places: dict[str, PolicySpec] = {}
     problems: list[Problem] = []
     keys = sorted(k for k in pairs if isinstance(k, str) and k.lower().startswith(PREFIX))
     rules = elements = 0
@@ -109,20 +117,20 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> Parsed:
             continue
         closes, confines = name not in ("fw.allow", "fw.egress", "fw.log"), name == "fw.egress"
         if isinstance(value, str):
-            said, mistakes = _READ[name](value, where + key)
+            spec, mistakes = _READ[name](value, where + key)
         else:
-            said, mistakes = Said(), [f'must be text, like "{KEYS[name].example}"']
+            spec, mistakes = PolicySpec(), [f'must be text, like "{KEYS[name].example}"']
         problems += [Problem(where + key, text, mistake, closes, confines) for mistake in mistakes]
-        found = (*said.allow, *said.deny, *(said.egress or ()), *(said.rate or ()))
+        found = (*spec.allow, *spec.deny, *(spec.egress or ()), *(spec.rate or ()))
         rules, elements = rules + len(found), elements + sum(map(grammar.elements, found))
-        places[network or ""] = _both(places.get(network or "", Said()), said)
+        places[network or ""] = _both(places.get(network or "", PolicySpec()), spec)
         if name == "fw.rate" and (mistake := grammar.too_many_rates(places[network or ""].rate or ())):
             problems.append(Problem(where + key, text, mistake))
             places[network or ""] = dataclasses.replace(places[network or ""], rate=None)
     if problems:
-        places = {k: _opening_nothing(said) for k, said in places.items()}
-    rest = tuple(sorted((k, v) for k, v in places.items() if k and v != Said()))
-    return Parsed(places.get("", Said()), tuple(problems), rest)
+        places = {k: _opening_nothing(spec) for k, spec in places.items()}
+    rest = tuple(sorted((k, v) for k, v in places.items() if k and v != PolicySpec()))
+    return ParsedLabels(places.get("", PolicySpec()), tuple(problems), rest)
 
 
 def _too_many(keys: int, problems: int, rules: int, elements: int) -> str:
@@ -149,18 +157,18 @@ def split(key: str) -> tuple[str | None, str]:
     return None, key.lower()
 
 
-def for_network(parsed: Parsed, names: Collection[str]) -> Said:
+def for_network(parsed: ParsedLabels, names: Collection[str]) -> PolicySpec:
     """What holds on the network that is called by any of `names`: the general part, and what is for it alone."""
-    said = parsed.said
+    spec = parsed.spec
     for name, more in parsed.networks:
         if name in names:
-            said = over(said, more)
-    return said
+            spec = over(spec, more)
+    return spec
 
 
-def over(general: Said, special: Said) -> Said:
+def over(general: PolicySpec, special: PolicySpec) -> PolicySpec:
     """Lists of ports add up; of the others the more specific one wins."""
-    return Said(
+    return PolicySpec(
         tuple(dict.fromkeys((*general.allow, *special.allow))),
         tuple(dict.fromkeys((*general.deny, *special.deny))),
         special.policy or general.policy,
@@ -180,12 +188,12 @@ def only_closing(pairs: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _both(one: Said, other: Said) -> Said:
+def _both(one: PolicySpec, other: PolicySpec) -> PolicySpec:
     """The same key twice, in different cases: lists add up; where one must win, the closer one does."""
     rank = ("", "open", "default", "closed")
     egress = [e for e in (one.egress, other.egress) if e is not None]
     rates = [r for r in (one.rate, other.rate) if r is not None]
-    return Said(
+    return PolicySpec(
         tuple(sorted({*one.allow, *other.allow})),
         tuple(sorted({*one.deny, *other.deny})),
         max(one.policy, other.policy, key=rank.index),
@@ -195,56 +203,65 @@ def _both(one: Said, other: Said) -> Said:
     )
 
 
-def _opening_nothing(said: Said) -> Said:
+def _opening_nothing(spec: PolicySpec) -> PolicySpec:
     """A base and a way out that are wide open stay out too; what closes, or may close elsewhere, stays."""
     return dataclasses.replace(
-        said, allow=(), policy="" if said.policy == "open" else said.policy,
-        egress=None if said.egress == EVERYTHING else said.egress,
+        spec,
+        allow=(),
+        policy="" if spec.policy == "open" else spec.policy,
+        egress=None if spec.egress == EVERYTHING else spec.egress,
         # A rule with `from` takes its ports out of the base, and still does.
-        deny=tuple(sorted({*said.deny, *(dataclasses.replace(r, peers=()) for r in said.allow if r.peers)})),
-    )  # fmt: skip
+        deny=tuple(sorted({*spec.deny, *(dataclasses.replace(r, peers=()) for r in spec.allow if r.peers)})),
+    )
 
 
-def _allow(text: str, where: str) -> tuple[Said, list[str]]:
+def _allow(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     rules, mistakes = parse_allow(text)
     if mistakes:
-        return Said(deny=_from(taken_back(text), where)), mistakes
-    return Said(allow=_from(rules, where)), []
+        return PolicySpec(deny=_from(taken_back(text), where)), mistakes
+    return PolicySpec(allow=_from(rules, where)), []
 
 
-def _deny(text: str, where: str) -> tuple[Said, list[str]]:
+def _deny(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     rules, mistakes = parse_deny(text)
-    return Said(deny=_from(rules, where)), mistakes
+    return PolicySpec(deny=_from(rules, where)), mistakes
 
 
-def _policy(text: str, where: str) -> tuple[Said, list[str]]:
+def _policy(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     word = text.strip().lower()
     if word in ("default", "closed", "open"):
-        return Said(policy=word), []
-    return Said(), [_one_of(text, "default", "closed", "open")]
+        return PolicySpec(policy=word), []
+    return PolicySpec(), [_one_of(text, "default", "closed", "open")]
 
 
-def _egress(text: str, where: str) -> tuple[Said, list[str]]:
+def _egress(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     word = text.strip().lower()
     if word in ("all", "none"):
-        return Said(egress=EVERYTHING if word == "all" else ()), []
+        return PolicySpec(egress=EVERYTHING if word == "all" else ()), []
     rules, mistakes = parse_egress(text)
-    return Said(egress=() if mistakes else _from(rules, where)), mistakes
+    return PolicySpec(egress=() if mistakes else _from(rules, where)), mistakes
 
 
-def _rate(text: str, where: str) -> tuple[Said, list[str]]:
+def _rate(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     rates, mistakes = parse_rate(text)
-    return Said(rate=tuple(dataclasses.replace(rate, origin=where) for rate in sorted(set(rates))) or None), mistakes
+    return PolicySpec(
+        rate=tuple(dataclasses.replace(rate, origin=where) for rate in sorted(set(rates))) or None
+    ), mistakes
 
 
-def _log(text: str, where: str) -> tuple[Said, list[str]]:
+def _log(text: str, where: str) -> tuple[PolicySpec, list[str]]:
     word = text.strip().lower()
-    return (Said(log=word), []) if word in ("drop", "none") else (Said(), [_one_of(text, "drop", "none")])
+    return (PolicySpec(log=word), []) if word in ("drop", "none") else (PolicySpec(), [_one_of(text, "drop", "none")])
 
 
-_READ: dict[str, Callable[[str, str], tuple[Said, list[str]]]] = {
-    "fw.allow": _allow, "fw.deny": _deny, "fw.policy": _policy, "fw.egress": _egress, "fw.rate": _rate, "fw.log": _log,
-}  # fmt: skip
+_READ: dict[str, Callable[[str, str], tuple[PolicySpec, list[str]]]] = {
+    "fw.allow": _allow,
+    "fw.deny": _deny,
+    "fw.policy": _policy,
+    "fw.egress": _egress,
+    "fw.rate": _rate,
+    "fw.log": _log,
+}
 
 
 def _from(rules: Iterable[Rule], where: str) -> tuple[Rule, ...]:

@@ -17,12 +17,10 @@ _LEADING = ("publish", "self")
 #: Sets whose elements bind a port of a bridge to an address that its container sends from.
 _BOUND = ("bound4", "bound6")
 #: Sets whose elements name the other end, its prefix's length before it.
-_PEERS = frozenset(
-    f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks")
-)
+_PEERS = frozenset(f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks"))
 
 
-class Books:
+class AppliedElements:
     """Not thread-safe."""
 
     def __init__(self) -> None:
@@ -73,7 +71,7 @@ class Books:
 
     def going(
         self, gone: Iterable[ElementOwner], lost: Mapping[Address, Collection[ElementOwner]]
-    ) -> dict[ElementOwner, set[Element]]:  # fmt: skip
+    ) -> dict[ElementOwner, set[Element]]:
         """By owner, what nobody may pass by any more. Nothing is computed: it is what stands.
 
         `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.

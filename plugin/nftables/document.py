@@ -36,9 +36,16 @@ _NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORT
 
 
 def skeleton(
-    mark: int, *, cgroups: bool = True, logs: bool = True, owned: bool = False, binds: bool = True,
-    holds: bool = True, foreign: Iterable[str] = (), rates: Iterable[str] = (),
-) -> str:  # fmt: skip
+    mark: int,
+    *,
+    cgroups: bool = True,
+    logs: bool = True,
+    owned: bool = False,
+    binds: bool = True,
+    holds: bool = True,
+    unmanaged: Iterable[str] = (),
+    rates: Iterable[str] = (),
+) -> str:
     """The tables without elements, as `nft -f` reads them. `mark` is one bit.
 
     `owned`: nobody but the socket that this goes through may change the table, and it outlives the socket
@@ -50,14 +57,14 @@ def skeleton(
     `foreign`: bridges that are left alone by name, where their indices cannot be known yet: before the boot.
     `rates`: the chains of those in use (`sets.limiting`), each with sets of its own.
     """
-    names = ", ".join(f'"{name}"' for name in sorted(foreign))
+    names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
     sets = _sets(name for name, spec in SETS.items() if not spec.bridge and (cgroups or CGROUP not in spec.key))
     levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
     unknown = "".join(f"\t\t{level} @proxies goto to_unknown\n" for level in levels) if cgroups else ""
     if holds:
-        blind = "meta nfproto @holding " if cgroups else ""
-        unknown += f"\t\t{blind}socket transparent 0 goto to_fresh\n"
+        proxy_unidentified = "meta nfproto @holding " if cgroups else ""
+        unknown += f"\t\t{proxy_unidentified}socket transparent 0 goto to_fresh\n"
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if logs else "continue"
     rates = list(rates)
     flags = f"\t{_OWNED};\n" if owned else ""
@@ -81,10 +88,17 @@ def _sets(names: Iterable[str]) -> str:
 
 
 def replace(
-    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
-    binds: bool = True, holds: bool = True, timed: Mapping[Element, int] = MappingProxyType({}),
+    mark: int,
+    elements: Iterable[Element],
+    *,
+    cgroups: bool = True,
+    logs: bool = True,
+    owned: bool = False,
+    binds: bool = True,
+    holds: bool = True,
+    timed: Mapping[Element, int] = MappingProxyType({}),
     rates: Iterable[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """One transaction that puts the tables there whole, whatever stood before.
 
     `timed`: elements that last for so many seconds. `rates`: chains of rates that elements will lead to.
@@ -108,10 +122,18 @@ def named(text: str, table: str) -> str:
 
 
 def document(
-    mark: int, elements: Iterable[Element], *, cgroups: bool = True, logs: bool = True, owned: bool = False,
-    binds: bool = True, holds: bool = True, foreign: Iterable[str] = (),
-    timed: Mapping[Element, int] = MappingProxyType({}), rates: Iterable[str] = (),
-) -> str:  # fmt: skip
+    mark: int,
+    elements: Iterable[Element],
+    *,
+    cgroups: bool = True,
+    logs: bool = True,
+    owned: bool = False,
+    binds: bool = True,
+    holds: bool = True,
+    unmanaged: Iterable[str] = (),
+    timed: Mapping[Element, int] = MappingProxyType({}),
+    rates: Iterable[str] = (),
+) -> str:
     """The tables with their elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
     by_set: dict[str, list[str]] = {}
     elements = list(elements)
@@ -121,7 +143,7 @@ def document(
         by_set.setdefault(element.set, []).append(element_text(element) + lasting)
     rates = {*rates, *(chain for element in elements for chain in limiting(element))}
     text = skeleton(
-        mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, foreign=foreign, rates=rates
+        mark, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, unmanaged=unmanaged, rates=rates
     )
     for name, texts in by_set.items():
         if not spec_of(name).bridge:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plugin.model import Guarded
+from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import CGROUP, SETS, TABLE, Change, Element, Value, spec_of
 from plugin.policy.view import Inventory
@@ -20,7 +20,7 @@ def names(inventory: Inventory) -> dict[Value, str]:
     """Containers by their addresses, networks by their bridges."""
     found: dict[Value, str] = {}
     for network in inventory.networks():
-        found[network.bridge] = network.name if isinstance(network, Guarded) else f"network {network.id[:12]}"
+        found[network.bridge] = network.name if isinstance(network, BridgeNetwork) else f"network {network.id[:12]}"
     for owner in inventory.owners():
         if (place := inventory.endpoint(owner)) and (container := place[1].container):
             found.update((address, container.name) for address in (place[1].addr4, place[1].addr6) if address)
@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TableDump:
     """What is in the kernel. `sets`: all there are, by name. `leaving`: elements that last for less than a moment yet.
 
     No table at all: everything is empty.
@@ -54,18 +54,23 @@ class Standing:
 
 
 def drift(
-    wanted: Collection[Element], timed: Collection[Element], standing: Standing,
-    text: str, put: Collection[Line], who: Names,
-) -> list[Told]:  # fmt: skip
+    wanted: Collection[Element],
+    timed: Collection[Element],
+    standing: TableDump,
+    text: str,
+    put: Collection[Line],
+    who: Names,
+) -> list[Told]:
     """What would make the kernel's table as it should be. `text`: the rules as they were put there, `put` as they were
     read back then. `timed`: elements that stand until their time is over."""
     if not standing.sets:
         return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
     binds = "table bridge" in text
     there = {
-        name for name, spec in SETS.items()
+        name
+        for name, spec in SETS.items()
         if name in standing.sets or (CGROUP not in spec.key and (binds or not spec.bridge))
-    }  # fmt: skip
+    }
     should = {element for element in wanted if element.set in there or element.set not in SETS}
     sets = there | {element.set for element in should}
     found = [told("+", "set", f"set {name}", "") for name in sorted(sets - standing.sets)]

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from plugin.kernel import netlink as nl
 from plugin.model import PROTO_NAME, Address, Published
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
-from plugin.nftables.drift import Line, Standing
+from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import AF, CGROUP, SETS, TABLE, TARGET, VERDICT, Element, SetSpec, Value, spec_of
 
 _SUBSYS = 10 << 8
@@ -31,7 +31,7 @@ _NATIVE = ("oif", "meta iiftype", CGROUP)
 _TRIES = 5
 
 
-def read() -> Standing:
+def read() -> TableDump:
     """Raises OSError. What changed all the time is told as it was read last."""
     with nl.open_socket() as sock:
         for _ in range(_TRIES):
@@ -65,7 +65,7 @@ def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:
     return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big"), family) for raw, of in told)
 
 
-def _read(sock: socket.socket) -> Standing:
+def _read(sock: socket.socket) -> TableDump:
     generation = _generation(sock)
     tables = (NFPROTO_INET, NFPROTO_BRIDGE)
     told = [_text(nl.attributes(body)[_NAME]) for family in tables for body in _dump(sock, _GETSET, family)]
@@ -83,7 +83,7 @@ def _read(sock: socket.socket) -> Standing:
             if soon:
                 leaving.add(element)
     rules = lines(_dump(sock, _GETRULE, NFPROTO_INET)), lines(_dump(sock, _GETRULE, NFPROTO_BRIDGE), "bridge")
-    return Standing(generation, frozenset(names), frozenset(elements), frozenset(leaving), (*rules[0], *rules[1]))
+    return TableDump(generation, frozenset(names), frozenset(elements), frozenset(leaving), (*rules[0], *rules[1]))
 
 
 def _dump(sock: socket.socket, kind: int, family: int, name: str = "") -> list[bytes]:

@@ -10,8 +10,8 @@ from plugin.model import (
     OTHER,
     PROTO_NUMBER,
     Address,
+    BridgeNetwork,
     Endpoint,
-    Guarded,
     Network,
     Policy,
     Prefix,
@@ -111,7 +111,7 @@ def network_elements(network: Network) -> frozenset[Element]:
     return frozenset(elements)
 
 
-def guarded_elements(network: Guarded) -> frozenset[Element]:
+def guarded_elements(network: BridgeNetwork) -> frozenset[Element]:
     """What a network of Docker's needs besides its endpoints: the mark overrules Docker's drop where it is routed."""
     if network.internal:
         return frozenset({Element("internal", (network.bridge,))})
@@ -124,7 +124,7 @@ def guarded_elements(network: Guarded) -> frozenset[Element]:
 def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
     """What the table needs to know of bridges that are not the driver's."""
     return frozenset(
-        {Element("foreign", (index,)) for index in bridges.foreign}
+        {Element("foreign", (index,)) for index in bridges.unmanaged}
         | {Element("dockers", (name,)) for name in bridges.dockers}
         | {Element("bridges", (name,)) for name in bridges.guarded}
         # Within one bridge nobody comes from elsewhere, whosever it is.
@@ -139,7 +139,7 @@ def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
 
 
 def guest_elements(
-    network: Guarded, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
+    network: BridgeNetwork, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
 ) -> frozenset[Element]:
     """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve to all.
 

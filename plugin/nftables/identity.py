@@ -54,7 +54,7 @@ class Found(NamedTuple):
     """The tables under the names that docker-fw uses: its own, and those of other programs."""
 
     ours: tuple[Table, ...]
-    foreign: tuple[Table, ...]
+    unmanaged: tuple[Table, ...]
 
 
 def find(sock: socket.socket | None = None) -> Found:
@@ -70,7 +70,7 @@ def find(sock: socket.socket | None = None) -> Found:
 
 
 def _find(sock: socket.socket) -> Found:
-    ours, foreign = [], []
+    ours, unmanaged = [], []
     for name in (TABLE, CLOSED, FORMER):
         for family, characteristic in SETS_OF_OURS.items():
             table = Table(family, name)
@@ -80,10 +80,10 @@ def _find(sock: socket.socket) -> Found:
             if sets >= characteristic:
                 ours.append(table)
             elif sets or _has_chains(sock, table):
-                foreign.append(table)
+                unmanaged.append(table)
             elif name != FORMER:  # an empty one: there is nothing in it to lose
                 ours.append(table)
-    return Found(tuple(ours), tuple(foreign))
+    return Found(tuple(ours), tuple(unmanaged))
 
 
 def closes(sock: socket.socket, table: Table) -> bool:
@@ -96,21 +96,21 @@ def closes(sock: socket.socket, table: Table) -> bool:
 
 def free_name(sock: socket.socket | None = None) -> str:
     """The name for a table that closes: ours, or the other one where another program's table has it."""
-    return CLOSED if any(table.name == TABLE for table in find(sock).foreign) else TABLE
+    return CLOSED if any(table.name == TABLE for table in find(sock).unmanaged) else TABLE
 
 
 def refuse_foreign(sock: socket.socket | None = None) -> None:
     """Raises ForeignTableError, which says what to do, where another program's table has the name of ours."""
-    if why := refusal(find(sock).foreign):
+    if why := refusal(find(sock).unmanaged):
         raise ForeignTableError(why)
 
 
-def refusal(foreign: Collection[Table]) -> str:
+def refusal(unmanaged: Collection[Table]) -> str:
     """Why docker-fw does not start beside these tables, what to do, and what is closed meanwhile; "" if it starts."""
-    table = next((table for table in foreign if table.name == TABLE), None)
+    table = next((table for table in unmanaged if table.name == TABLE), None)
     if table is None:
         return ""
-    if any(other.name == CLOSED for other in foreign):
+    if any(other.name == CLOSED for other in unmanaged):
         meanwhile = f"Until then docker-fw filters nothing, because another program uses the name {CLOSED} too."
     else:
         meanwhile = (
@@ -130,7 +130,7 @@ def remove() -> Found:
     Raises OSError with the kernel's errno.
     """
     found = find()
-    return Found(tuple(table for table in found.ours if _removed(table)), found.foreign)
+    return Found(tuple(table for table in found.ours if _removed(table)), found.unmanaged)
 
 
 def _removed(table: Table) -> bool:

@@ -132,9 +132,16 @@ class Nft:
             tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
         for attempt, (cgroups, logs) in enumerate(tries, 1):
             text = replace(
-                self._mark, dict.fromkeys(elements), owned=self.owned, binds=self.binds, holds=self.holds,
-                cgroups=cgroups, logs=logs, timed=timed, rates=rates,
-            )  # fmt: skip
+                self._mark,
+                dict.fromkeys(elements),
+                owned=self.owned,
+                binds=self.binds,
+                holds=self.holds,
+                cgroups=cgroups,
+                logs=logs,
+                timed=timed,
+                rates=rates,
+            )
             try:
                 self._run(others + named(text, self._table))
             except NftError as error:
@@ -159,7 +166,7 @@ class Nft:
         """Takes away our tables of other names, a former version's for example, in the same transaction. Raises
         NftError rather than to take another program's table for ours."""
         found = identity.find(self._read)
-        if not self._print and (taken := [table for table in found.foreign if table.name == self._table]):
+        if not self._print and (taken := [table for table in found.unmanaged if table.name == self._table]):
             raise NftError(f"table {taken[0]} is another program's")
         return "".join(f"delete table {table}\n" for table in found.ours if table.name != self._table)
 
@@ -314,9 +321,14 @@ class Nft:
         """The rules: as text, and as the kernel told them when they had been put there."""
         with self._lock:
             text = skeleton(
-                self._mark, owned=self.owned, binds=self.binds, holds=self.holds, cgroups=self.tells_cgroups,
-                logs=self.logs, rates=self._rates,
-            )  # fmt: skip
+                self._mark,
+                owned=self.owned,
+                binds=self.binds,
+                holds=self.holds,
+                cgroups=self.tells_cgroups,
+                logs=self.logs,
+                rates=self._rates,
+            )
             return text, self._print[2 * len(self._families) :]
 
     def generation(self) -> int:

@@ -15,18 +15,18 @@ from operator import itemgetter
 from plugin.labels.parser import EVERYTHING, over
 from plugin.model import (
     Address,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
     Network,
     Override,
     Peer,
     Policy,
+    PolicySpec,
     Prefix,
     Published,
     Rule,
-    Said,
 )
 
 #: The floor that needs no configuration: ssh, http (Let's Encrypt's verification), https.
@@ -42,35 +42,35 @@ def prefix_of(peer: Peer) -> Prefix:
 
 
 def of(
-    network: Network | Guarded, endpoint: Endpoint, defaults: Defaults = _UNSET, override: Override = NOTHING
+    network: Network | BridgeNetwork, endpoint: Endpoint, defaults: Defaults = _UNSET, override: Override = NOTHING
 ) -> Policy:
     """The policy of an endpoint's addresses.
 
     They accept nothing until the endpoint is joined and its container's labels are known and right: an address is
     closed until known. Nothing on an internal network, which nobody from outside reaches.
     """
-    said = words(network, endpoint, defaults)
-    log, known = said.log, endpoint.joined and endpoint.container is not None
-    if not in_order(network, endpoint):
-        return Policy(egress=_confined(network, endpoint, said), log=log, known=known)
+    spec = words(network, endpoint, defaults)
+    log, known = spec.log, endpoint.joined and endpoint.container is not None
+    if not labels_valid(network, endpoint):
+        return Policy(egress=_confined(network, endpoint, spec), log=log, known=known)
     base, by_port = BASE, published(endpoint) if defaults.published else ()
-    if said.policy == "closed":
+    if spec.policy == "closed":
         base, by_port = (), ()
-    elif said.policy == "open":
+    elif spec.policy == "open":
         base = tuple(dataclasses.replace(rule, origin="fw.policy: open") for rule in EVERYTHING)
-    if isinstance(network, Guarded):
+    if isinstance(network, BridgeNetwork):
         base = () if endpoint.unlisted else tuple(minus(base, for_host_alone(endpoint)))
     # A rule with peers takes its ports out of the base, whoever they are.
-    allow = (*said.allow, *override.allow)
-    taken = (*said.deny, *(rule for rule in allow if rule.peers), *override.deny)
-    accepts = [*minus(base, taken), *minus(said.allow, override.deny), *override.allow]
+    allow = (*spec.allow, *override.allow)
+    taken = (*spec.deny, *(rule for rule in allow if rule.peers), *override.deny)
+    accepts = [*minus(base, taken), *minus(spec.allow, override.deny), *override.allow]
     return Policy(
         accepts=tuple(sorted(dict.fromkeys(accepts))),
         published=tuple(sorted(set(minus(by_port, taken)))),
-        egress=_confined(network, endpoint, said),
-        rates=said.rate or (),
+        egress=_confined(network, endpoint, spec),
+        rates=spec.rate or (),
         log=log,
-        in_order=True,
+        labels_valid=True,
         known=known,
     )
 
@@ -80,13 +80,13 @@ def in_doubt(policy: Policy) -> Policy:
     return Policy(egress=None if policy.egress is None else (), log=policy.log)
 
 
-def words(network: Network | Guarded, endpoint: Endpoint, defaults: Defaults) -> Said:
+def words(network: Network | BridgeNetwork, endpoint: Endpoint, defaults: Defaults) -> PolicySpec:
     """What is said, from the least to the most specific: settings, the network, the container, the attachment."""
     container = endpoint.container or Container("", "")
-    return reduce(over, (container.brought, defaults.said, network.said, container.said, endpoint.said))
+    return reduce(over, (container.image_spec, defaults.spec, network.spec, container.spec, endpoint.spec))
 
 
-def in_order(network: Network | Guarded, endpoint: Endpoint) -> bool:
+def labels_valid(network: Network | BridgeNetwork, endpoint: Endpoint) -> bool:
     """False if the endpoint answers on ICMP only.
 
     On a guarded network nothing can be refused, so a mistake in `fw.allow` opens nothing and leaves the base.
@@ -94,19 +94,19 @@ def in_order(network: Network | Guarded, endpoint: Endpoint) -> bool:
     container = endpoint.container
     if network.internal or not endpoint.joined or container is None:
         return False
-    if isinstance(network, Guarded):
+    if isinstance(network, BridgeNetwork):
         return not any(problem.closes for problem in (*network.problems, *container.problems))
     return not container.problems
 
 
-def _confined(network: Network | Guarded, endpoint: Endpoint, said: Said) -> tuple[Rule, ...] | None:
+def _confined(network: Network | BridgeNetwork, endpoint: Endpoint, spec: PolicySpec) -> tuple[Rule, ...] | None:
     """What the endpoint may begin; None: everything. A mistake that may have been about that leaves nothing."""
     problems = endpoint.container.problems if endpoint.container else ()
-    if isinstance(network, Guarded):
+    if isinstance(network, BridgeNetwork):
         problems = tuple(problem for problem in (*network.problems, *problems) if problem.confines)
     if problems:
         return ()
-    return None if said.egress is None or said.egress == EVERYTHING else said.egress
+    return None if spec.egress is None or spec.egress == EVERYTHING else spec.egress
 
 
 def published(endpoint: Endpoint) -> tuple[Rule, ...]:

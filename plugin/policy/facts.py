@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from plugin.model import Endpoint, Guarded, Guest, Network, Overriding, Published
+from plugin.model import BridgeNetwork, Endpoint, Network, Overriding, Published, TrackedEndpoint
 from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import State
 
@@ -50,7 +50,7 @@ class BridgeFacts:
     """The host's bridges that are not the driver's: `foreign` ones (by index) are left alone, `dockers` are Docker's,
     `guarded` are all but the foreign ones, `there` are all of them, by name."""
 
-    foreign: frozenset[int] = frozenset()
+    unmanaged: frozenset[int] = frozenset()
     dockers: frozenset[str] = frozenset()
     guarded: frozenset[str] = frozenset()
     there: frozenset[str] = frozenset()
@@ -81,8 +81,8 @@ class Facts:
     listening: frozenset[Published] = frozenset()
     suspects: frozenset[Published] = frozenset()
     names: frozenset[str] | None = None
-    networks: Mapping[str, Guarded] = field(default_factory=FrozenDict)
-    guests: Mapping[str, Guest] = field(default_factory=FrozenDict)
+    networks: Mapping[str, BridgeNetwork] = field(default_factory=FrozenDict)
+    guests: Mapping[str, TrackedEndpoint] = field(default_factory=FrozenDict)
     listed: bool = False
     suspended: bool = False
 
@@ -95,11 +95,11 @@ class Facts:
         saved = edit(self.saved)
         return self if saved is self.saved else replace(self, saved=saved)
 
-    def with_guests(self, more: Mapping[str, Guest], less: Collection[str] = ()) -> Facts:
+    def with_guests(self, more: Mapping[str, TrackedEndpoint], less: Collection[str] = ()) -> Facts:
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
 
-    def with_networks(self, more: Mapping[str, Guarded], less: Collection[str] = ()) -> Facts:
+    def with_networks(self, more: Mapping[str, BridgeNetwork], less: Collection[str] = ()) -> Facts:
         """One that is as it was stays the same object."""
         changed = {key: network for key, network in more.items() if self.networks.get(key) != network}
         networks = frozen(self.networks).replace(changed, [key for key in less if key not in more])
@@ -110,9 +110,9 @@ class Facts:
         for kind, known in self._by_kind().items():
             yield from (ElementOwner(kind, key) for key in known)
 
-    def endpoint(self, owner: ElementOwner) -> tuple[Network | Guarded, Endpoint] | None:
+    def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
         """The endpoint that the owner is, and its network."""
-        network: Network | Guarded | None = None
+        network: Network | BridgeNetwork | None = None
         endpoint: Endpoint | None = None
         if owner.kind is Kind.ENDPOINT:
             if endpoint := self.saved.endpoints.get(owner.id):
@@ -129,9 +129,11 @@ class Facts:
 
     def _by_kind(self) -> dict[Kind, Mapping[str, Any]]:
         return {
-            Kind.NETWORK: self.saved.networks, Kind.DOCKER_NETWORK: self.networks,
-            Kind.ENDPOINT: self.saved.endpoints, Kind.TRACKED: self.guests,
-        }  # fmt: skip
+            Kind.NETWORK: self.saved.networks,
+            Kind.DOCKER_NETWORK: self.networks,
+            Kind.ENDPOINT: self.saved.endpoints,
+            Kind.TRACKED: self.guests,
+        }
 
 
 #: What the elements of an owner that there is once follow from.
@@ -142,16 +144,14 @@ _ALONE: dict[Kind, Callable[[Facts], Any]] = {
     Kind.DOCKERD: lambda facts: facts.dockerd,
     Kind.LISTENING: lambda facts: facts.listening,
     Kind.SUSPECTS: lambda facts: facts.suspects,
-    Kind.EGRESS: lambda facts: facts.saved.confined,
+    Kind.EGRESS: lambda facts: facts.saved.egress_restricted,
     Kind.LAST_RUN: lambda facts: None if facts.listed else facts.saved.proxied,
 }
 #: The networks that the endpoints of a kind are on.
 _ON = {Kind.ENDPOINT: Kind.NETWORK, Kind.TRACKED: Kind.DOCKER_NETWORK}
 
 
-def changed(
-    before: Facts, after: Facts, places: Callable[[str], Iterable[ElementOwner]]
-) -> dict[ElementOwner, None]:  # fmt: skip
+def changed(before: Facts, after: Facts, places: Callable[[str], Iterable[ElementOwner]]) -> dict[ElementOwner, None]:
     """The owners whose elements may be others now. `places`: a container's endpoints before.
 
     A network takes along all that are on it; an endpoint on Docker's networks takes along the other places of its
@@ -182,8 +182,8 @@ def _differ(one: Any, other: Any) -> bool:
     return one is not other and one != other
 
 
-def _endpoint(what: Endpoint | Guest) -> Endpoint:
-    return what.endpoint if isinstance(what, Guest) else what
+def _endpoint(what: Endpoint | TrackedEndpoint) -> Endpoint:
+    return what.endpoint if isinstance(what, TrackedEndpoint) else what
 
 
 def _overridden(before: Facts, after: Facts) -> set[str]:

@@ -17,7 +17,7 @@ from plugin.model import (
     PROTO_NAME,
     PROTO_NUMBER,
     Address,
-    Answers,
+    AddressPolicy,
     Policy,
     Prefix,
     Proto,
@@ -63,8 +63,10 @@ class _Ends(NamedTuple):
 
 
 def _ends(flow: Flow, version: int) -> _Ends:
-    by, to = (nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(IP[version][0], b"")
-              for way in (TUPLE_ORIG, TUPLE_REPLY))  # fmt: skip
+    by, to = (
+        nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(IP[version][0], b"")
+        for way in (TUPLE_ORIG, TUPLE_REPLY)
+    )
     asked, told = _protos(flow)
     number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
     port = int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big") if number in PROTO_NAME else 0
@@ -76,7 +78,7 @@ def _protos(flow: Flow) -> tuple[Flow, Flow]:
     return nl.attributes(asked), nl.attributes(told)
 
 
-def ways(flow: Flow, version: int, guarded: Mapping[bytes, Answers]) -> Iterator[Way]:
+def ways(flow: Flow, version: int, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
     """How the flow was answered, as a packet of it would begin one; nothing where it would not."""
     asked, told = _protos(flow)
     by, to, number, *_ = ends = _ends(flow, version)
@@ -107,13 +109,14 @@ def closed_flow(flow: Flow, version: int) -> ClosedFlow:
     answer = nl.attributes(flow[TUPLE_REPLY])
     told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
     return ClosedFlow(
-        ip_address(asked[source]), ip_address(nl.attributes(answer[_TUPLE_IP])[source]),
+        ip_address(asked[source]),
+        ip_address(nl.attributes(answer[_TUPLE_IP])[source]),
         PROTO_NAME.get(int.from_bytes(told.get(_PROTO_NUM, b""), "big")),
         int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big"),
-    )  # fmt: skip
+    )
 
 
-def let_through(ways: Collection[Way], guarded: Mapping[Address, Answers], local: set[bytes]) -> list[Way]:
+def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy], local: set[bytes]) -> list[Way]:
     """Those of the ways in which flows were answered that would be let through now."""
     packed = {address.packed: what for address, what in guarded.items()}
 
@@ -142,9 +145,12 @@ def is_within(flow: Flow, wanted: Mapping[int, Collection[int]]) -> bool:
 
 
 def aims_at(
-    flow: Flow, version: int, wanted: Mapping[tuple[int, bytes], Collection[Published]], local: set[bytes],
+    flow: Flow,
+    version: int,
+    wanted: Mapping[tuple[int, bytes], Collection[Published]],
+    local: set[bytes],
     stays: Callable[[Published, Address], bool] | None,
-) -> bool:  # fmt: skip
+) -> bool:
     asked = nl.attributes(flow[TUPLE_ORIG])
     ends = nl.attributes(asked.get(_TUPLE_IP, b""))
     target = ends.get(IP[version][1], b"")
@@ -159,11 +165,11 @@ def aims_at(
     return source not in local and not any(stays(port, ip_address(source)) for port in ports)
 
 
-def is_closed(flow: Flow, version: int, guarded: Mapping[bytes, Answers], local: set[bytes]) -> bool:
+def is_closed(flow: Flow, version: int, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
     return _judged_closed(_ends(flow, version), guarded, local)
 
 
-def _judged_closed(ends: _Ends, guarded: Mapping[bytes, Answers], local: set[bytes]) -> bool:
+def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
     """True if the flow came to one of these addresses, or was begun by one, and would not be let through now."""
     comes, goes = guarded.get(ends.to), guarded.get(ends.by)
     if comes is None and goes is None:
@@ -192,8 +198,10 @@ def _judged_closed(ends: _Ends, guarded: Mapping[bytes, Answers], local: set[byt
 
 
 def is_strange(flow: Flow, version: int, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
-    by, to = (nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(IP[version][0], b"")
-              for way in (TUPLE_ORIG, TUPLE_REPLY))  # fmt: skip
+    by, to = (
+        nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(IP[version][0], b"")
+        for way in (TUPLE_ORIG, TUPLE_REPLY)
+    )
     if by in known:
         return False
     source, target = ip_address(by), ip_address(to)

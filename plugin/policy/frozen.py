@@ -65,6 +65,5 @@ class FrozenDict(dict[K, V]):
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
 
 
-
 def frozen(known: Mapping[K, V]) -> FrozenDict[K, V]:
     return known if isinstance(known, FrozenDict) else FrozenDict(known)

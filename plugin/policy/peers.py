@@ -104,7 +104,7 @@ def _as_peer(address: Address) -> Peer:
     return Peer("prefix", str(address))
 
 
-class Directory:
+class PeerIndex:
     """Not thread-safe."""
 
     def __init__(self) -> None:
@@ -115,9 +115,9 @@ class Directory:
         #: Every network of Docker's by name, empty ones too; None until Docker has told.
         self.networks: frozenset[str] | None = None
 
-    def copy(self) -> Directory:
+    def copy(self) -> PeerIndex:
         """As it is now, to be read: who must be looked at again it does not know."""
-        other = Directory()
+        other = PeerIndex()
         other._who, other._asks = dict(self._who), dict(self._asks)
         other._by_key = {key: dict(addresses) for key, addresses in self._by_key.items()}
         other.networks = self.networks
@@ -148,7 +148,7 @@ class Directory:
 
     def losing(
         self, now: Mapping[ElementOwner, Who | None]
-    ) -> tuple[list[ElementOwner], dict[Address, set[ElementOwner]]]:  # fmt: skip
+    ) -> tuple[list[ElementOwner], dict[Address, set[ElementOwner]]]:
         """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
         rules speak of what it was called. Nothing is noted yet."""
         gone: list[ElementOwner] = []
@@ -158,12 +158,12 @@ class Directory:
             if before is None or before == then:
                 continue
             stays = then.keys if then and then.addresses == before.addresses else frozenset[Key]()
-            askers = self.askers(before.keys - stays)
+            dependents = self.dependents(before.keys - stays)
             if then is None:
                 gone.append(owner)
-                askers.discard(owner)
-            for address in before.addresses if askers else ():
-                lost.setdefault(address, set()).update(askers)
+                dependents.discard(owner)
+            for address in before.addresses if dependents else ():
+                lost.setdefault(address, set()).update(dependents)
         return gone, lost
 
     def asks(self, owner: ElementOwner, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
@@ -184,7 +184,7 @@ class Directory:
         """True if the owner's rules speak of somebody by name."""
         return any(kind != "itself" for kind, _, _ in self._asks.get(owner, ()))
 
-    def askers(self, keys: Iterable[Key]) -> set[ElementOwner]:
+    def dependents(self, keys: Iterable[Key]) -> set[ElementOwner]:
         """The owners whose rules speak of one of these names."""
         return {owner for key in keys for owner in self._asked_by.get(key, ())}
 
@@ -195,12 +195,15 @@ class Directory:
             return [owner for owner, keys in self._asks.items() if any(kind == "network" for kind, _, _ in keys)]
         names = before ^ self.networks
         short = {name[at + 1 :] for name in names for at, letter in enumerate(name) if letter == "_"}
-        return sorted(self.askers(("network", "", name) for name in names | short))
+        return sorted(self.dependents(("network", "", name) for name in names | short))
 
     def resolved(
-        self, policy: Policy, container: Container | None, published: Collection[Published] = (),
+        self,
+        policy: Policy,
+        container: Container | None,
+        published: Collection[Published] = (),
         proxied: Collection[Published] = (),
-    ) -> Policy:  # fmt: skip
+    ) -> Policy:
         """The policy with addresses in the place of names. A rule with peers that are nobody is none at all.
 
         `published`: the endpoint's ports, of which each is as many elements more. Beyond MAX_NAMED names open nothing.
@@ -211,14 +214,18 @@ class Directory:
         return dataclasses.replace(policy, accepts=accepts, egress=egress)
 
     def too_many(
-        self, policy: Policy, container: Container | None, published: Collection[Published] = (),
+        self,
+        policy: Policy,
+        container: Container | None,
+        published: Collection[Published] = (),
         proxied: Collection[Published] = (),
-    ) -> Iterator[str]:  # fmt: skip
+    ) -> Iterator[str]:
         """One sentence for each rule whose names stand for so many addresses that they open nothing; and for each that
         opens nothing for its addresses, at so many published ports."""
         for word, rules, ports, those in (
-            ("fw.allow", policy.accepts, published, proxied), ("fw.egress", policy.egress or (), (), ()),
-        ):  # fmt: skip
+            ("fw.allow", policy.accepts, published, proxied),
+            ("fw.egress", policy.egress or (), (), ()),
+        ):
             for rule, cost in zip(rules, self._costs(rules, container, ports, those), strict=True):
                 if cost.flood:
                     yield (
@@ -235,9 +242,12 @@ class Directory:
                     )
 
     def _costs(
-        self, rules: Iterable[Rule], container: Container | None, published: Collection[Published] = (),
+        self,
+        rules: Iterable[Rule],
+        container: Container | None,
+        published: Collection[Published] = (),
         proxied: Collection[Published] = (),
-    ) -> Iterator[_Cost]:  # fmt: skip
+    ) -> Iterator[_Cost]:
         """What each rule's peers would become, counted without making it. An address with two names counts twice."""
         total = listed = 0
         counted, served = _Published(published), _Published(proxied)
@@ -256,9 +266,14 @@ class Directory:
             yield _Cost(addresses, ports, beyond, flood)
 
     def _rules(
-        self, rules: Collection[Rule], of: Container | None, published: Collection[Published] = (),
-        proxied: Collection[Published] = (), *, inbound: bool,
-    ) -> Iterator[Rule]:  # fmt: skip
+        self,
+        rules: Collection[Rule],
+        of: Container | None,
+        published: Collection[Published] = (),
+        proxied: Collection[Published] = (),
+        *,
+        inbound: bool,
+    ) -> Iterator[Rule]:
         for rule, cost in zip(rules, self._costs(rules, of, published, proxied), strict=True):
             if not rule.peers:
                 yield rule

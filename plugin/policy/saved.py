@@ -21,11 +21,11 @@ class State:
     #: Families (AF_) whose forwarding docker-fw switched on since `boot`.
     switched: frozenset[int] = frozenset()
     #: Bridges that were nobody's of ours and not Docker's, by name.
-    foreign: frozenset[str] = frozenset()
+    unmanaged: frozenset[str] = frozenset()
     #: By container on Docker's own networks, the published ports behind which the container's port was closed.
     proxied: Mapping[str, tuple[Published, ...]] = field(default_factory=FrozenDict)
     #: Bridges on which not everybody might begin everything.
-    confined: frozenset[str] = frozenset()
+    egress_restricted: frozenset[str] = frozenset()
     #: What `fwctl allow` and `fwctl deny` said, in that order.
     overrides: tuple[Overriding, ...] = ()
     #: Banned prefixes, until when (Unix time; 0: for ever).
@@ -49,7 +49,7 @@ class State:
             self,
             networks=frozen(self.networks).drop([network_id]),
             endpoints=frozen(self.endpoints).drop(self.on(network_id)),
-            confined=self.confined - {network.bridge} if network else self.confined,
+            egress_restricted=self.egress_restricted - {network.bridge} if network else self.egress_restricted,
         )
 
     def with_endpoint(self, endpoint: Endpoint) -> State:
@@ -63,13 +63,15 @@ class State:
     def with_bridges(self, there: Collection[str]) -> State:
         """Only these exist. On the others whoever is not known may begin nothing if somebody might not begin everything
         once: a container that comes back while Docker's API is silent must not begin what its labels forbid."""
-        confined = self.confined & frozenset(there)
-        return self if confined == self.confined else replace(self, confined=confined)
+        egress_restricted = self.egress_restricted & frozenset(there)
+        return (
+            self if egress_restricted == self.egress_restricted else replace(self, egress_restricted=egress_restricted)
+        )
 
     def with_foreign(self, bridges: Iterable[str]) -> State:
         """Names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
-        foreign = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
-        return self if foreign == self.foreign else replace(self, foreign=foreign)
+        unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
+        return self if unmanaged == self.unmanaged else replace(self, unmanaged=unmanaged)
 
     def on(self, network_id: str) -> list[str]:
         """The IDs of the endpoints on a network."""

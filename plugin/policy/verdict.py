@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Literal
 
-from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, Endpoint, Guarded, Network, Policy, Rule
+from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.bans import holding, written
 from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
 from plugin.policy.facts import ElementOwner, Kind
@@ -59,7 +59,7 @@ class Verdict:
 class Found:
     """An address within a network, and who has it (nobody known: None)."""
 
-    network: Network | Guarded
+    network: Network | BridgeNetwork
     endpoint: Endpoint | None = None
     owner: ElementOwner = _NOBODY
 
@@ -106,7 +106,7 @@ def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Ste
     network = source.network
     if network.internal and not packet.host:
         yield Step(f"{_called(network)} is internal: nobody leaves it", "drop")
-    if not confined(inventory, network):
+    if not egress_restricted(inventory, network):
         yield Step(f"on {_called(network)} everybody may begin everything")
         return
     yield from _unwatched(inventory, network)
@@ -125,8 +125,8 @@ def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Ste
         yield Step(f"{source.name} may begin this: {str(rule).replace(' from ', ' to ')}", "", rule.origin)
 
 
-def _unwatched(inventory: Inventory, network: Network | Guarded) -> Iterator[Step]:
-    if isinstance(network, Guarded) and not inventory.watched:
+def _unwatched(inventory: Inventory, network: Network | BridgeNetwork) -> Iterator[Step]:
+    if isinstance(network, BridgeNetwork) and not inventory.watched:
         text = f"docker-fw does not keep up with Docker, and nobody else knows who is on {_called(network)} now"
         yield Step(text, "drop")
 
@@ -151,7 +151,7 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         yield Step(f"it is not known who has {packet.target}: it answers on ICMP only", "drop")
         return
     yield Step(f"{packet.target} is {target.name} on {_called(network)}")
-    if not policy.in_order:
+    if not policy.labels_valid:
         yield Step(f"{target.name} has a mistake in its labels, and answers on ICMP only", "drop")
     what = Rule(packet.proto, packet.port, packet.port).what
     rules = (*policy.accepts, *(policy.published if packet.by else ()))
@@ -160,7 +160,7 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         near = [r for r in policy.accepts if covers(r, packet.proto, packet.port)]
         others = "; ".join(f"{r} ({r.origin})" for r in near)
         accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
-        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, Guarded) else ()
+        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, BridgeNetwork) else ()
         if not others and any(covers(each, packet.proto, packet.port) for each in alone):
             accepts += ", which is published on the host's loopback alone"
         yield Step(f"{target.name} {accepts}", "drop")
@@ -185,7 +185,7 @@ def policy_of(inventory: Inventory, found: Found) -> Policy | None:
     return in_doubt(policy) if inventory.doubted(found.owner) else policy
 
 
-def confined(inventory: Inventory, network: Network | Guarded) -> bool:
+def egress_restricted(inventory: Inventory, network: Network | BridgeNetwork) -> bool:
     """True if not everybody on the network may begin everything; who is not known there may begin nothing."""
     if inventory.confines(network):
         return True
@@ -195,7 +195,7 @@ def confined(inventory: Inventory, network: Network | Guarded) -> bool:
 
 def find(inventory: Inventory, address: Address) -> Found | None:
     """The network that the address is in, and who has it; None where it is in none."""
-    network: Network | Guarded | None = None
+    network: Network | BridgeNetwork | None = None
     for owner in inventory.owners():
         found = inventory.endpoint(owner)
         if found and found[1].joined and address in (found[1].addr4, found[1].addr6):
@@ -214,9 +214,9 @@ def number_of(proto: str) -> str:
     return ICMP if proto in ("icmpv6", "icmp6", "ping") else OTHER
 
 
-def _flat(network: Network | Guarded) -> bool:
-    return network.flat if isinstance(network, Guarded) else True
+def _flat(network: Network | BridgeNetwork) -> bool:
+    return network.flat if isinstance(network, BridgeNetwork) else True
 
 
-def _called(network: Network | Guarded) -> str:
-    return network.name if isinstance(network, Guarded) else network.bridge
+def _called(network: Network | BridgeNetwork) -> str:
+    return network.name if isinstance(network, BridgeNetwork) else network.bridge

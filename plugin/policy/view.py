@@ -10,11 +10,11 @@ from itertools import chain
 from plugin.labels.parser import EVERYTHING, over
 from plugin.model import (
     Address,
-    Answers,
+    AddressPolicy,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
     Network,
     Override,
     Policy,
@@ -36,7 +36,7 @@ from plugin.policy import decide as policy
 from plugin.policy import overrides
 from plugin.policy.facts import ElementOwner, Facts, Kind, changed
 from plugin.policy.frozen import frozen
-from plugin.policy.peers import Directory, Key, Who, itself, who
+from plugin.policy.peers import Key, PeerIndex, Who, itself, who
 from plugin.policy.rate_quota import Quota, rates
 from plugin.policy.saved import State
 
@@ -48,13 +48,13 @@ class Inventory:
     defaults: Defaults
     facts: Facts = field(default_factory=Facts)
     overrides: Mapping[str, Override] = field(default_factory=dict)
-    directory: Directory = field(default_factory=Directory)
+    directory: PeerIndex = field(default_factory=PeerIndex)
     watched: bool = True
     quota: Quota = field(default_factory=Quota)
     #: By container, its endpoints.
     _places: dict[str, dict[ElementOwner, None]] = field(default_factory=dict)
     #: While a change is made: policies by endpoint, and what each was decided from.
-    _decided: dict[str, tuple[Network | Guarded, Endpoint, Override, Policy]] | None = None
+    _decided: dict[str, tuple[Network | BridgeNetwork, Endpoint, Override, Policy]] | None = None
 
     @property
     def state(self) -> State:
@@ -92,7 +92,7 @@ class Inventory:
     def start(self, facts: Facts) -> None:
         """These are the facts, whatever was known before."""
         self.facts, self.overrides, self._places = facts, _in_force(facts), _index(facts)
-        self.directory, self.quota = Directory(), Quota()
+        self.directory, self.quota = PeerIndex(), Quota()
         self.directory.networks = facts.names
 
     def changed(self, before: Facts, after: Facts) -> dict[ElementOwner, None]:
@@ -125,22 +125,22 @@ class Inventory:
         until they go; closed published ports, until their container goes. `owners`: those that differ from `before`."""
         owners = list(owners)
         saved = self.facts.saved
-        confined = saved.confined | self._restricted(before, owners)
+        egress_restricted = saved.egress_restricted | self._restricted(before, owners)
         proxied = self._closed_ports(owners)
-        if confined == saved.confined and proxied is saved.proxied:
+        if egress_restricted == saved.egress_restricted and proxied is saved.proxied:
             return self.facts
-        return replace(self.facts, saved=replace(saved, confined=confined, proxied=proxied))
+        return replace(self.facts, saved=replace(saved, egress_restricted=egress_restricted, proxied=proxied))
 
     def _restricted(self, before: Facts, owners: Iterable[ElementOwner]) -> set[str]:
         """The bridges on which one of these owners restricts what may be begun. None is forgotten while one does."""
-        known, found = self.state.confined, set[str]()
-        for owner in self.owners() if before.saved.confined - known else owners:
+        known, found = self.state.egress_restricted, set[str]()
+        for owner in self.owners() if before.saved.egress_restricted - known else owners:
             network = self._network(owner)
             if network and network.bridge not in known | found and self._restricts(owner, network):
                 found.add(network.bridge)
         return found
 
-    def _network(self, owner: ElementOwner) -> Network | Guarded | None:
+    def _network(self, owner: ElementOwner) -> Network | BridgeNetwork | None:
         """The network that the owner is, or is on."""
         match owner.kind:
             case Kind.NETWORK:
@@ -150,7 +150,7 @@ class Inventory:
         found = self.endpoint(owner)
         return found[0] if found else None
 
-    def _restricts(self, owner: ElementOwner, network: Network | Guarded) -> bool:
+    def _restricts(self, owner: ElementOwner, network: Network | BridgeNetwork) -> bool:
         if place := self.endpoint(owner):
             endpoint = place[1]
             return endpoint.joined and bool(endpoint.addresses) and self.decide(network, endpoint).egress is not None
@@ -167,9 +167,7 @@ class Inventory:
 
     def closed(self, container_id: str) -> frozenset[Published]:
         """The container's published ports on Docker's networks that are not open to everybody."""
-        guests = [
-            g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))
-        ]  # fmt: skip
+        guests = [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
         places = [
             frozenset(policy.closed_ports(self.decide(network, guest.as_known), guest.endpoint))
             for guest in guests
@@ -179,7 +177,7 @@ class Inventory:
 
     # --- who is there ---------------------------------------------------------------------------------------------
 
-    def introduce(self, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
+    def reindex(self, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
         """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
         get room for their rates that others left."""
         owners = list(dict.fromkeys(owners))
@@ -196,7 +194,7 @@ class Inventory:
             self.directory.asks(owner, rules, container, *own)
             rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
         self.quota.change(rated)
-        return list(dict.fromkeys((*owners, *self.directory.askers(changed), *self.quota.moved)))
+        return list(dict.fromkeys((*owners, *self.directory.dependents(changed), *self.quota.moved)))
 
     def who(self, owner: ElementOwner) -> Who | None:
         """Who an owner is, as far as others' rules may speak of it."""
@@ -226,7 +224,7 @@ class Inventory:
             case Kind.SUSPECTS | Kind.LAST_RUN:
                 return frozenset(map(proxied_element, self._shut(owner)))
             case Kind.EGRESS:
-                return frozenset(Element("confined", (bridge,)) for bridge in facts.saved.confined)
+                return frozenset(Element("confined", (bridge,)) for bridge in facts.saved.egress_restricted)
             case Kind.NETWORK if network := facts.saved.networks.get(owner.id):
                 return network_elements(network)
             case Kind.DOCKER_NETWORK if guarded := facts.networks.get(owner.id):
@@ -236,7 +234,7 @@ class Inventory:
             return frozenset()
         place, endpoint = found
         resolved = self.resolved(place, endpoint)
-        if isinstance(place, Guarded):
+        if isinstance(place, BridgeNetwork):
             if self.doubted(owner):
                 resolved = policy.in_doubt(resolved)
             return guest_elements(place, endpoint, resolved, self._closed_at(endpoint))
@@ -261,7 +259,7 @@ class Inventory:
         found = self.endpoint(owner)
         return found[1].container.name if found and found[1].container else str(owner)
 
-    def answers(self, owner: ElementOwner) -> dict[Address, Answers]:
+    def answers(self, owner: ElementOwner) -> dict[Address, AddressPolicy]:
         """What the owner's addresses accept and may begin; nothing where it has none."""
         found = self.endpoint(owner)
         if found is None:
@@ -271,13 +269,13 @@ class Inventory:
         if self.doubted(owner):
             resolved = policy.in_doubt(resolved)
         return {
-            address: Answers(subnet, resolved, network.internal)
+            address: AddressPolicy(subnet, resolved, network.internal)
             for address in endpoint.addresses
             for subnet in subnets(network)
             if address in subnet
         }
 
-    def answers_of(self, owners: Iterable[ElementOwner]) -> dict[Address, Answers]:
+    def answers_of(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
     def through_proxy(
@@ -292,7 +290,7 @@ class Inventory:
             elif owner.kind is Kind.TRACKED and (found := self.endpoint(owner)):
                 network, endpoint = found
                 accepts = () if self.doubted(owner) else self.resolved(network, endpoint).accepts
-                neighbours = network.subnets if isinstance(network, Guarded) and network.flat else ()
+                neighbours = network.subnets if isinstance(network, BridgeNetwork) and network.flat else ()
                 for port in self._closed_at(endpoint):
                     rules.setdefault(port, []).append((accepts, neighbours))
 
@@ -310,7 +308,7 @@ class Inventory:
         found = self.endpoint(owner)
         return self.decide(*found) if found else None
 
-    def decide(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+    def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         override = self.override(endpoint.container)
         known = self._decided.get(endpoint.id) if self._decided is not None else None
         if known and known[0] is network and known[1] is endpoint and known[2] == override:
@@ -327,7 +325,7 @@ class Inventory:
         """The owners that are this container's endpoints."""
         return list(self.places(container_id))
 
-    def resolved(self, network: Network | Guarded, endpoint: Endpoint) -> Policy:
+    def resolved(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
         published, proxied = endpoint.published, _proxied(network, endpoint)
         return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
 
@@ -340,17 +338,17 @@ class Inventory:
         endpoint = found[1]
         return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published, proxied))
 
-    def confines(self, network: Network | Guarded) -> bool:
+    def confines(self, network: Network | BridgeNetwork) -> bool:
         """True if whoever is on the network may not begin everything, unless its own labels say so."""
-        if isinstance(network, Guarded) and any(problem.confines for problem in network.problems):
+        if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
             return True
-        return over(self.defaults.said, network.said).egress not in (None, EVERYTHING)
+        return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
 
-    def networks(self) -> list[Network | Guarded]:
+    def networks(self) -> list[Network | BridgeNetwork]:
         """Docker's own and the driver's."""
         return [*self.state.networks.values(), *self.facts.networks.values()]
 
-    def endpoint(self, owner: ElementOwner) -> tuple[Network | Guarded, Endpoint] | None:
+    def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
         return self.facts.endpoint(owner)
 
     def doubted(self, owner: ElementOwner) -> bool:
@@ -364,7 +362,7 @@ def evaluated(defaults: Defaults, facts: Facts) -> Inventory:
     made.start(facts)
     with made.deciding():
         made.start(made.settled(facts, made.owners()))
-        made.introduce(made.owners())
+        made.reindex(made.owners())
     return made
 
 
@@ -380,14 +378,14 @@ def _index(facts: Facts) -> dict[str, dict[ElementOwner, None]]:
     return found
 
 
-def _proxied(network: Network | Guarded, endpoint: Endpoint) -> tuple[Published, ...]:
+def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Published, ...]:
     """The published ports that docker-proxy serves."""
     if isinstance(network, Network):
         return ()
     return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
 
 
-def subnets(network: Network | Guarded) -> tuple[Prefix, ...]:
-    if isinstance(network, Guarded):
+def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
+    if isinstance(network, BridgeNetwork):
         return network.subnets
     return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

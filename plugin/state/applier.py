@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from plugin.model import Prefix
-from plugin.nftables.applied import Books
-from plugin.nftables.drift import Standing
+from plugin.nftables.applied import AppliedElements
+from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import RATED, SETS, Change, Element, spec_of
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.bans import ban_change, ban_elements
@@ -16,7 +16,7 @@ from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
 from plugin.policy.rate_quota import FULL
 from plugin.policy.view import Inventory
-from plugin.state.flow_cutter import Cuts
+from plugin.state.flow_cutter import FlowCutter
 from plugin.state.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,12 @@ _PATIENCE = 10
 Bans = Mapping[Prefix, float]
 
 
-class Writer:
+class TableApplier:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
     def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
-        self.books = Books()
-        self.cuts = Cuts(nft, known, later)
+        self.books = AppliedElements()
+        self.cuts = FlowCutter(nft, known, later)
         self.lease = Lease(nft)
         self._nft = nft
         self._known = known
@@ -50,7 +50,7 @@ class Writer:
     def start(self) -> None:
         """Puts the table there whole from what is known. Raises NftError."""
         self._known.quota.keep(self._nft.limits())
-        self._known.introduce(self._known.owners())
+        self._known.reindex(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
         self.behind.clear()
         self._caught_up(self._known.owners())
@@ -122,7 +122,7 @@ class Writer:
         """These owners, and those whose rules speak of them; without `everybody` as many as one change may compute,
         small ones first. Who lets pass one less waits: that is removed already.
         """
-        introduced = self._known.introduce(owners)
+        introduced = self._known.reindex(owners)
         # Where one gets the limit that another had, no port may be without in between.
         found, left = list(dict.fromkeys((*owners, *self._known.quota.moved))), AT_ONCE
         others = set(introduced).difference(found)
@@ -192,7 +192,7 @@ class Writer:
 
     def whole(self, owners: Iterable[ElementOwner]) -> None:
         """Puts the table there whole as these owners are known now; never raises NftError."""
-        new = {owner: self._known.elements(owner) for owner in self._known.introduce(owners)}
+        new = {owner: self._known.elements(owner) for owner in self._known.reindex(owners)}
         self.books.write(new)
         self._caught_up(new)
         try:
@@ -215,7 +215,7 @@ class Writer:
         self.cuts.everywhere()
         return True
 
-    def put_right(self, found: Standing) -> int:
+    def sync_elements(self, found: TableDump) -> int:
         """Adds the elements that are missing in what was found, and removes those that are too much. How many.
 
         `found` must be of this very moment. A table that is owned needs no such look. Raises NftError.
@@ -225,9 +225,10 @@ class Writer:
         should = known | lasting
         missing = should - found.elements
         extra = {
-            element for element in found.elements - should - found.leaving
+            element
+            for element in found.elements - should - found.leaving
             if element not in timed and not element.set.startswith("held")
-        }  # fmt: skip
+        }
         late = {e: seconds for e, seconds in timed.items() if seconds > _LEAVING and e not in found.elements}
         if missing or extra or late:
             self._nft.change(Change(tuple(extra), tuple(missing)), late)

@@ -9,21 +9,21 @@ from typing import Any
 
 from plugin.jsonio import boolean, integer, items, port, protocol, text
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
-from plugin.model import OTHER, PORTLESS, Overriding, Peer, Problem, Rate, Rule, Said
+from plugin.model import OTHER, PORTLESS, Overriding, Peer, PolicySpec, Problem, Rate, Rule
 
 
-def said(raw: Any) -> Said:
+def spec(raw: Any) -> PolicySpec:
     """Of a record that has a `said`, or an `allow` as in version 1."""
     if "said" not in raw:
-        return Said(allow=_rules(raw, "allow"))
+        return PolicySpec(allow=_rules(raw, "allow"))
     return one(raw["said"])
 
 
-def one(value: Any) -> Said:
+def one(value: Any) -> PolicySpec:
     policy, log = text(value, "policy"), text(value, "log")
     if policy not in ("", "default", "closed", "open") or log not in ("", "drop", "none"):
         raise ValueError(f"policy {policy!r} or log {log!r} is not of the language")
-    return Said(
+    return PolicySpec(
         allow=_rules(value, "allow"),
         deny=_rules(value, "deny"),
         policy=policy,
@@ -79,9 +79,14 @@ def _peer(raw: Any) -> Peer:
 
 def _rate(raw: Any) -> Rate:
     found = Rate(
-        protocol(raw, "proto"), port(raw, "first"), port(raw, "last"), integer(raw, "count"), text(raw, "unit"),
-        integer(raw, "burst"), text(raw, "origin") if "origin" in raw else "",
-    )  # fmt: skip
+        protocol(raw, "proto"),
+        port(raw, "first"),
+        port(raw, "last"),
+        integer(raw, "count"),
+        text(raw, "unit"),
+        integer(raw, "burst"),
+        text(raw, "origin") if "origin" in raw else "",
+    )
     right = found.first <= found.last and found.unit in UNITS
     right = right and 1 <= found.count <= MOST and 1 <= found.burst <= 65535
     if not right or remembered(found.count, found.unit, found.burst) > LONGEST:

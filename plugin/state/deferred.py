@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from plugin.nftables.table import NftError
 from plugin.policy.facts import ElementOwner
-from plugin.state.applier import Writer
+from plugin.state.applier import TableApplier
 
 #: Seconds between two bits, in which others get the lock.
 _BREATH = 0.001
@@ -24,9 +24,12 @@ class Behind:
     """`apply` makes the kernel as these owners are known; `later` takes work that may last, and returns at once."""
 
     def __init__(
-        self, writer: Writer, lock: threading.RLock, apply: Callable[[Iterable[ElementOwner]], None],
+        self,
+        writer: TableApplier,
+        lock: threading.RLock,
+        apply: Callable[[Iterable[ElementOwner]], None],
         later: Callable[[Callable[[], object]], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._writer = writer
         self._lock = lock
         self._apply = apply

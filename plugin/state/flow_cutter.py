@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel import conntrack
 from plugin.kernel.conntrack import Cut
-from plugin.model import Address, Answers, Published
+from plugin.model import Address, AddressPolicy, Published
 from plugin.nftables import dump, sets
 from plugin.nftables.sets import HELD_SETS, Change, Element
 from plugin.nftables.table import Nft, NftError
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _MOST = 60_000
 
 
-class Cuts:
+class FlowCutter:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
     def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
@@ -104,7 +104,7 @@ class Cuts:
         cuts: list[Callable[[], Cut | None]] = []
         if ports:
             cuts.append(partial(conntrack.cut_published, ports))
-        if bridges := now.confined - was.confined:
+        if bridges := now.egress_restricted - was.egress_restricted:
             self._strangers(bridges)
         if now.bans is not was.bans and (banned := [p for p, until in now.bans.items() if was.bans.get(p) != until]):
             cuts.append(partial(conntrack.cut_prefixes, banned))
@@ -118,7 +118,7 @@ class Cuts:
             known = frozenset(self.answers(self._known.owners()))
             self._later(partial(conntrack.cut_strangers, prefixes, known, self.hold))
 
-    def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, Answers]:
+    def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         return self._known.answers_of(owners)
 
     # --- what was cut does not come back --------------------------------------------------------------------------
@@ -148,8 +148,11 @@ class Cuts:
             return ways if all(self._kernels(element.set) is not None for element in list(fit)[:1]) else []
         if fit and level is not _element:
             some = "; ".join(map(_words, list(fit)[:8])) + (f"; and {len(fit) - 8} more" if len(fit) > 8 else "")
-            log.error("too many cut flows to hold one by one: until none was tried for %d s, new flows are dropped %s",
-                      sets.HELD, some)  # fmt: skip
+            log.error(
+                "too many cut flows to hold one by one: until none was tried for %d s, new flows are dropped %s",
+                sets.HELD,
+                some,
+            )
         return [way for way in ways if level(way) not in fit]
 
     def _put(self, elements: set[Element]) -> None:
@@ -289,8 +292,13 @@ def _way(element: Element) -> Way | None:
     match element.key:
         case (IPv4Address() | IPv6Address() as source, int(proto), int(port)) if element.set.endswith("from"):
             return Way(source, proto, port, type(source)(0), 0, source)
-        case (IPv4Address() | IPv6Address() as source, int(proto), int(port), IPv4Address() | IPv6Address() as peer,
-              int(peer_port)):  # fmt: skip
+        case (
+            IPv4Address() | IPv6Address() as source,
+            int(proto),
+            int(port),
+            IPv4Address() | IPv6Address() as peer,
+            int(peer_port),
+        ):
             return Way(source, proto, port, peer, peer_port, source)
         case (IPv4Address() | IPv6Address() as source, int(proto), IPv4Address() | IPv6Address() as peer):
             return Way(source, proto, 0, peer, 0, source)

@@ -23,7 +23,7 @@ from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.frozen import frozen
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
-from plugin.state.applier import Writer
+from plugin.state.applier import TableApplier
 from plugin.state.deferred import Behind
 from plugin.state.store import Store
 
@@ -43,15 +43,18 @@ class Reconciler:
     """
 
     def __init__(
-        self, nft: Nft, store: Store, defaults: Defaults,
+        self,
+        nft: Nft,
+        store: Store,
+        defaults: Defaults,
         later: Callable[[Callable[[], object]], object] = lambda work: work(),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._nft = nft
         self._store = store
         self._later = later
         self._lock = threading.RLock()
         self._view = Inventory(defaults)
-        self._writer = Writer(nft, self._view, later)
+        self._writer = TableApplier(nft, self._view, later)
         self._behind = Behind(self._writer, self._lock, self._apply, later)
 
     # --- what is known --------------------------------------------------------------------------------------------
@@ -151,7 +154,9 @@ class Reconciler:
             ends += self._writer.cuts.departed(before, after, owners)
             gone = self._view.departing(owners)
             # Where the disk may refuse the change, nobody is closed who does not go.
-            self._writer.close_first({owner: self._view.who(owner) for owner in (gone if self.owes else owners)})
+            self._writer.close_first(
+                {owner: self._view.who(owner) for owner in (gone if self.unsaved_reason else owners)}
+            )
             after = self._settle(before, owners)
             try:
                 self._save(before.saved, after.saved)
@@ -183,7 +188,7 @@ class Reconciler:
 
     def _refused(
         self, error: Exception, before: Facts, owners: Owners, owed: Owners, *, gone: bool, observed: bool
-    ) -> None:  # fmt: skip
+    ) -> None:
         if observed:
             self._writer.owe(owners, narrower=True)
             log.error("the kernel refused a change, which is tried again: %s", error)
@@ -230,14 +235,14 @@ class Reconciler:
             log.error("%s; after a boot networks may not be confined until Docker answers", error)
 
     @property
-    def owes(self) -> str:
+    def unsaved_reason(self) -> str:
         """Why what is known is not on the disk; "" if it is."""
-        return self._store.owes
+        return self._store.unsaved_reason
 
     def save_again(self) -> None:
         """Writes what the disk did not take. Raises FwError if it still does not."""
         with self._lock:
-            if self._store.owes:
+            if self._store.unsaved_reason:
                 self._store.save(self.state, flush=True)
 
     # --- edits that several callers make --------------------------------------------------------------------------
@@ -270,7 +275,7 @@ class Reconciler:
 
     def edit_endpoint(
         self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint], then: Callable[[], None] | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Changes what is known of an endpoint, if it is still there, from what is known at that moment."""
 
         def change(state: State) -> State:
@@ -322,7 +327,7 @@ class Reconciler:
             self._behind.again()
             return repaired
 
-    def put_right(self) -> int | None:
+    def sync_elements(self) -> int | None:
         """Elements that somebody added or deleted, as they should be. How many; None: it changes, ask again.
 
         An owned table is nobody else's to change. Raises NftError, OSError.
@@ -331,7 +336,7 @@ class Reconciler:
             return 0
         found = standing.read()  # which takes a while with many elements, and holds nobody up
         with self._lock:
-            return self._writer.put_right(found) if self._nft.generation() == found.generation else None
+            return self._writer.sync_elements(found) if self._nft.generation() == found.generation else None
 
     @property
     def incomplete(self) -> bool:

@@ -38,7 +38,7 @@ from plugin.jsonio import (
     text,
     within,
 )
-from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, Prefix, Published, Said
+from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, PolicySpec, Prefix, Published
 from plugin.policy import requested_ports
 from plugin.policy.saved import State
 from plugin.state import codec
@@ -47,6 +47,8 @@ from plugin.state.journal import Journal
 VERSION = 2
 #: What reading a record raises that somebody edited, or a disk.
 NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+#: Fields that the file has under the name of former versions, which read it after a downgrade.
+_KEYS = {"spec": "said", "image_spec": "brought"}
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ class Store:
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
         self._flushed = False
         #: Why the state is not on the disk as it is; "" if it is.
-        self.owes = ""
+        self.unsaved_reason = ""
 
     def load(self) -> State:
         """The last state. Nothing there: an empty one. A corrupt file is kept aside, and the fallback is read.
@@ -122,10 +124,12 @@ class Store:
                 self._replace(state, flush=flush)
         except OSError as error:
             self._journal.begin("")  # the next save is of everything, whatever this one was to say
-            self.owes = f"could not write the state file {self._path}{'.log' * bool(little)}: {error.strerror}"
-            raise FwError(self.owes) from error
-        if self.owes:
-            self.owes = ""
+            self.unsaved_reason = (
+                f"could not write the state file {self._path}{'.log' * bool(little)}: {error.strerror}"
+            )
+            raise FwError(self.unsaved_reason) from error
+        if self.unsaved_reason:
+            self.unsaved_reason = ""
             log.warning("the state file %s is written again", self._path)
 
     def _replace(self, state: State, *, flush: bool) -> None:
@@ -138,10 +142,10 @@ class Store:
         }
         serial = os.urandom(8).hex()
         head = {"version": VERSION, "serial": serial, "boot": state.boot, "switched": sorted(state.switched)}
-        head["foreign"] = sorted(state.foreign)
+        head["foreign"] = sorted(state.unmanaged)
         head["proxied"] = {container: _plain(ports) for container, ports in state.proxied.items()}
         head["asked"] = {container: _plain(ports) for container, ports in state.asked.items()}
-        head["confined"] = sorted(state.confined)
+        head["confined"] = sorted(state.egress_restricted)
         head["overrides"] = _plain(state.overrides)
         if self._bans[0] is not state.bans:  # a blocklist is long, and seldom another one
             self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
@@ -192,7 +196,8 @@ def _line(item: Network | Endpoint) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        fields = (each.name for each in dataclasses.fields(value))
+        return {_KEYS.get(name, name): _plain(getattr(value, name)) for name in fields}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
@@ -208,14 +213,17 @@ def _decode(document: Any) -> State:
     networks = {key: _network(value) for key, value in document["networks"].items()}
     endpoints = {key: _endpoint(value) for key, value in document["endpoints"].items()}
     state = State(
-        networks, endpoints, text(document, "boot"), frozenset(map(_family, items(document, "switched"))),
+        networks,
+        endpoints,
+        text(document, "boot"),
+        frozenset(map(_family, items(document, "switched"))),
         frozenset(filter(_plain_name, document.get("foreign", []))),
         {container: tuple(map(_published, ports)) for container, ports in document.get("proxied", {}).items()},
         frozenset(filter(_plain_name, document.get("confined", []))),
         tuple(map(codec.overriding, document.get("overrides", []))),
         {ip_network(prefix): codec.moment(until) for prefix, until in document.get("bans", {}).items()},
         {container: tuple(map(requested_ports.read, ports)) for container, ports in document.get("asked", {}).items()},
-    )  # fmt: skip
+    )
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")
     return state
@@ -243,7 +251,7 @@ def _network(raw: Any) -> Network:
         masquerade=boolean(raw, "masquerade"),
         host_ip=optional(raw, "host_ip", address),
         iface_prefix=text(raw, "iface_prefix"),
-        said=codec.said(raw),
+        spec=codec.spec(raw),
     )
 
 
@@ -255,7 +263,7 @@ def _endpoint(raw: Any) -> Endpoint:
         addr6=optional(raw, "addr6", only(IPv6Address, address)),
         mac=matching(raw, "mac", MAC) if raw.get("mac") else "",
         joined=boolean(raw, "joined"),
-        said=codec.said(raw),
+        spec=codec.spec(raw),
         container=None if raw["container"] is None else _container(raw["container"]),
         published=tuple(map(_published, items(raw, "published"))),
     )
@@ -265,8 +273,8 @@ def _container(raw: Any) -> Container:
     return Container(
         id=text(raw, "id"),
         name=text(raw, "name"),
-        said=codec.said(raw),
-        brought=codec.one(raw["brought"]) if "brought" in raw else Said(),
+        spec=codec.spec(raw),
+        image_spec=codec.one(raw["brought"]) if "brought" in raw else PolicySpec(),
         problems=tuple(map(codec.problem, items(raw, "problems"))),
         notices=tuple(text({"notice": each}, "notice") for each in raw.get("notices", [])),
         **{name: text({name: raw.get(name, "")}, name) for name in ("network", "project", "service")},

@@ -19,10 +19,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from types import MappingProxyType
 from typing import Any
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.labels import parser
 from plugin.labels.grammar import MAX_LENGTH
-from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Peer, Rule, Said
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import Nft
 from plugin.policy.facts import Facts
@@ -38,7 +38,7 @@ _SMALL, _LARGE = 10, 100
 _NET = Network(
     "b" * 64, "fw-bench", IPv4Interface("10.99.0.1/16"), IPv6Interface("2001:db8:99::1/64"), masquerade=False
 )
-_GUARDED = Guarded(
+_GUARDED = BridgeNetwork(
     "d" * 64, "bench", "br-bench", (IPv4Network("10.98.0.0/16"), IPv6Network("2001:db8:98::/64")), mode6="routed"
 )
 #: What costs most to read, of what is known: each again and again, to 4 KB.
@@ -117,13 +117,13 @@ class Watched:
         return {"closed": self._closed[0] - began, "work": self._closed[1] - worked, "done": done - began}
 
 
-def _members(network: Network | Guarded, first: int, count: int, size: int, name: str) -> Iterator[Endpoint]:
+def _members(network: Network | BridgeNetwork, first: int, count: int, size: int, name: str) -> Iterator[Endpoint]:
     prefix = 99 if isinstance(network, Network) else 98
     for n in range(first, first + count):
         project = f"{name}{n // size}"
-        said = Said(allow=(Rule("tcp", 5432, 5432, (Peer("project", project),)), Rule("tcp", 8080, 8080)))
+        spec = PolicySpec(allow=(Rule("tcp", 5432, 5432, (Peer("project", project),)), Rule("tcp", 8080, 8080)))
         identity = f"{prefix:02x}{n:062x}"
-        container = Container(identity, f"{name}{n}", said, project=project, service=f"s{n}")
+        container = Container(identity, f"{name}{n}", spec, project=project, service=f"s{n}")
         four = IPv4Address(f"10.{prefix}.{n >> 8}.{n & 255}")
         six = IPv6Address(f"2001:db8:{prefix}::{n:x}")
         yield Endpoint(identity, network.id, four, six, joined=True, container=container)
@@ -151,14 +151,12 @@ def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> 
     # The first save is of everything; each later one is a line.
     state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
 
-    return lambda each: state.edit_endpoint(
-        each.id, lambda e: replace(e, joined=False, container=None, published=())
-    )  # fmt: skip
+    return lambda each: state.edit_endpoint(each.id, lambda e: replace(e, joined=False, container=None, published=()))
 
 
 def _event(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(Facts())
-    guard = Guard(state)
+    guard = EndpointTracker(state)
     guard.replace([_GUARDED], [*crowd, *leavers], asked=guard.now())
 
     def die(each: Endpoint) -> None:

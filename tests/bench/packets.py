@@ -125,15 +125,19 @@ def _free(bed: Bed) -> Iterator[Target]:
         addresses = {4: "10.79.0.2", 6: "2001:db8:d::2"}
         host.ip(
             "link add bridge0 type bridge nf_call_iptables 0 nf_call_ip6tables 0",
-            "addr add 10.79.0.1/24 dev bridge0", "addr add 2001:db8:d::1/64 dev bridge0 nodad",
+            "addr add 10.79.0.1/24 dev bridge0",
+            "addr add 2001:db8:d::1/64 dev bridge0 nodad",
             "link set bridge0 up",
             f"link add port0 type veth peer name eth0 netns {container.name}",
             "link set port0 master bridge0 up",
-        )  # fmt: skip
+        )
         container.ip(
-            "addr add 10.79.0.2/24 dev eth0", "addr add 2001:db8:d::2/64 dev eth0 nodad", "link set eth0 up",
-            "route add default via 10.79.0.1", "route add ::/0 via 2001:db8:d::1",
-        )  # fmt: skip
+            "addr add 10.79.0.2/24 dev eth0",
+            "addr add 2001:db8:d::2/64 dev eth0 nodad",
+            "link set eth0 up",
+            "route add default via 10.79.0.1",
+            "route add ::/0 via 2001:db8:d::1",
+        )
         off = {f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")}
         host.sysctl({"net/ipv4/conf/all/forwarding": 1, "net/ipv6/conf/all/forwarding": 1, **off})
         _route(bed, 2, addresses)

@@ -32,8 +32,11 @@ def measure(bed: Bed, table: Table) -> None:
     say(f"rules: one change at 10 and {many} elements, and beside a blocklist of {many}")
     done = subprocess.run(
         ["unshare", "--net", "--", sys.executable, "-m", "tests.bench.rules", str(many)],
-        check=False, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     if done.returncode:
         raise RuntimeError(f"tests.bench.rules failed:\n{done.stderr[-2000:]}")
     told: dict[str, Any] = json.loads(done.stdout)

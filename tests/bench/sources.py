@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from plugin.kernel import netlink as nl
-from plugin.model import Container, Defaults, Endpoint, Network, Peer, Rule, Said
+from plugin.model import Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -84,7 +84,7 @@ def _crowd(count: int) -> dict[str, Endpoint]:
     return {
         f"{n:064x}": Endpoint(
             f"{n:064x}", _NET.id, addr6=IPv6Address(first + n), joined=True,
-            container=Container(f"{n:064x}", f"c{n}", Said(allow=(next(lists),))),
+            container=Container(f"{n:064x}", f"c{n}", PolicySpec(allow=(next(lists),))),
         )
         for n in range(count)
     }  # fmt: skip
@@ -101,7 +101,9 @@ def _child(many: int) -> dict[str, Any]:
             mine = Rule("udp", PORT, PORT, (Peer("prefix", "2001:db8:5::/48"), Peer("prefix", "2001:db8:ffff::/48")))
             open_to = {"to an open port": Rule("udp", PORT, PORT), "to a port that is open to a list": mine}
             known = {
-                box.endpoint.id: replace(box.endpoint, container=Container("c", "web", Said(allow=(open_to[kind],))))
+                box.endpoint.id: replace(
+                    box.endpoint, container=Container("c", "web", PolicySpec(allow=(open_to[kind],)))
+                )
                 for kind, box in boxes.items()
             }
             state_ = State({_NET.id: _NET, ours.id: ours}, {**known, **_crowd(count)})
@@ -144,7 +146,7 @@ def _changes(reconciler: Reconciler) -> dict[str, float]:
 
 def _one(number: int, *rules: Rule, name: str = "") -> Endpoint:
     identity = f"f{number:063x}"
-    container = Container(identity, name or f"one{number}", Said(allow=rules))
+    container = Container(identity, name or f"one{number}", PolicySpec(allow=rules))
     return Endpoint(identity, _NET.id, addr6=IPv6Address(f"2001:db8:99::{number}"), joined=True, container=container)
 
 

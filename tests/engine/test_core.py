@@ -73,9 +73,15 @@ def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) 
         with each.wan.probe.hammer(*targets, every=0.005) as hammer:
             for _ in range(3):
                 app = each.run(
-                    net, "--ip", v4, "--ip6", v6, "--label", "fw.allow=8080",
+                    net,
+                    "--ip",
+                    v4,
+                    "--ip6",
+                    v6,
+                    "--label",
+                    "fw.allow=8080",
                     command=("sh", "-c", "httpd -p 5432 & exec httpd -f -p 8080"),
-                )  # fmt: skip
+                )
                 until(lambda: each.host.probe.tcp(v6, 5432) == "open", "the server of the container")
                 seen = each.wan.probe([("tcp", v4, 8080), ("tcp", v6, 8080)])
                 assert set(seen.values()) == {"open"}
@@ -88,9 +94,9 @@ def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) 
 def test_a_wrong_label_refuses_the_start_with_a_message(each: Fw, value: str) -> None:
     """A container whose label is wrong does not start, and Docker prints the label, its value and what is right."""
     with each.network() as net:
-        said = each.refuse(net, "--label", f"fw.allow={value}")
-        assert f'label fw.allow="{value}"' in said
-        assert any(word in said for word in ("is not a port", "is not a protocol", "is empty"))
+        spec = each.refuse(net, "--label", f"fw.allow={value}")
+        assert f'label fw.allow="{value}"' in spec
+        assert any(word in spec for word in ("is not a port", "is not a protocol", "is empty"))
 
 
 def test_containers_of_one_network_talk_freely(deep: Fw) -> None:
@@ -113,9 +119,9 @@ def test_names_of_services_resolve(deep: Fw) -> None:
         db = deep.run(net, "--network-alias", "database")
         app = deep.run(net)
         for name in (db, "database"):
-            said = deep.engine.docker("exec", app, "nslookup", name)
+            spec = deep.engine.docker("exec", app, "nslookup", name)
             for address in deep.addresses(db, net):
-                assert address in said
+                assert address in spec
 
 
 def test_containers_reach_the_internet_ipv6_as_they_are_and_ipv4_masqueraded(each: Fw) -> None:

@@ -20,7 +20,7 @@ def resolver(fw: Fw, address: str) -> Iterator[None]:
         fw.host.write("/etc/resolv.conf", f"nameserver {fw.wan.FAR_V4}\n")
 
 
-def confined(fw: Fw, net: Net, *options: str) -> str:
+def egress_restricted(fw: Fw, net: Net, *options: str) -> str:
     """A container that may begin nothing, and cannot."""
     app = fw.run(net, "--label", "fw.egress=none", *options)
     until(lambda: fw.engine.netns(app).probe.tcp(fw.wan.FAR_V4, 8000, timeout=0.3) == "silent", "it is confined")
@@ -41,14 +41,14 @@ def test_names_leave_by_the_hosts_resolver(deep: Fw, driver: str | None) -> None
             deep.engine.try_docker("exec", app, "timeout", "2", "nslookup", "secret.example.com")
 
         with resolver(deep, "127.0.0.1"):
-            asks(confined(deep, net, "--dns", deep.wan.FAR_V4))
+            asks(egress_restricted(deep, net, "--dns", deep.wan.FAR_V4))
             assert not host.seen()
             assert not [each for each in far.seen() if each["port"] == 53]
-            asks(confined(deep, net))
+            asks(egress_restricted(deep, net))
             assert host.seen(), "the leak that is written down"
-            said = " ".join(deep.fwctl("status").split())
-            assert "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1)" in said
+            spec = " ".join(deep.fwctl("status").split())
+            assert "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1)" in spec
         # Another one of the host's is asked from the host, or not: status says what is the case.
-        asks(confined(deep, net))
+        asks(egress_restricted(deep, net))
         leaks = any(each["port"] == 53 for each in far.seen())
         assert ("does not hold names back" in deep.fwctl("status")) is leaks

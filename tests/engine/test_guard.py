@@ -227,9 +227,9 @@ def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
             base = {("tcp", host, ports["80"]) for host in hosts(deep)}
             others = [("tcp", h, p) for h in hosts(deep) for p in (ports["8080"], theirs["80"])]
             until(lambda: seen(deep, *base, *others) == base, "the base, and nothing else", 5)
-        said = deep.fwctl("status")
-        assert 'label fw.allow="8080, 808O": "808O" is not a port' in said
-        assert 'label fw.dney="80": is not a key of docker-fw' in said
+        spec = deep.fwctl("status")
+        assert 'label fw.allow="8080, 808O": "808O" is not a port' in spec
+        assert 'label fw.dney="80": is not a key of docker-fw' in spec
     finally:
         deep.remove(app, typo)
 
@@ -240,11 +240,11 @@ def test_what_has_no_effect_is_said(deep: Fw) -> None:
         app = deep.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
         hidden = deep.run(inner, "--label", "fw.allow=8080")
         until(lambda: hidden in deep.fwctl("status"), "both are known", 5)
-        said = deep.fwctl("status")
-        assert f"fw.allow=8080 has no effect on {net.name} because it is a nat network" in said
-        assert "publish it (-p 8080:8080)" in said
-        assert f"fw.allow=9000 has no effect on {net.name}" not in said
-        assert f"fw.allow=8080 has no effect on {inner.name} because the network is internal" in said
+        spec = deep.fwctl("status")
+        assert f"fw.allow=8080 has no effect on {net.name} because it is a nat network" in spec
+        assert "publish it (-p 8080:8080)" in spec
+        assert f"fw.allow=9000 has no effect on {net.name}" not in spec
+        assert f"fw.allow=8080 has no effect on {inner.name} because the network is internal" in spec
         assert app in deep.fwctl("ports")
 
 
@@ -266,7 +266,7 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
                 assert talking.stdout.readline()
                 tables = engine.host.run(["nft", "list", "tables"]).stdout
                 asked = ("run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", "-v", "/run:/host/run:ro")
-                said = engine.docker(*asked, IMAGE, "dry-run")
+                spec = engine.docker(*asked, IMAGE, "dry-run")
                 bare = [word for word in asked if word not in ("--cap-add", "NET_ADMIN")]
                 refused = engine.try_docker(*bare, IMAGE, "dry-run")
             finally:
@@ -275,13 +275,13 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
         assert refused.returncode == 1
         assert refused.stderr.startswith("fwctl: could not see which connections stand")
         assert "--cap-add NET_ADMIN" in refused.stderr
-        assert 'published 0.0.0.0:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in said
-        assert 'published [::]:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in said
-        assert "published 0.0.0.0:18080->80/tcp: stays open" in said
-        assert "6379" not in said
-        assert "fw.allow=9000 has no effect on bridge" in said
-        assert "tool: has the host's network" in said
-        assert "198.51.100.2 → db 5432/tcp" in said
+        assert 'published 0.0.0.0:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in spec
+        assert 'published [::]:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in spec
+        assert "published 0.0.0.0:18080->80/tcp: stays open" in spec
+        assert "6379" not in spec
+        assert "fw.allow=9000 has no effect on bridge" in spec
+        assert "tool: has the host's network" in spec
+        assert "198.51.100.2 → db 5432/tcp" in spec
         assert engine.host.run(["nft", "list", "tables"]).stdout == tables
 
 
@@ -298,9 +298,12 @@ def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
             machine = fw.run("none")  # on no network of Docker's: it has just the link that it is given here
             names.append(machine)
             net.ip(
-                f"link add {bridge} type bridge", f"addr add 10.60.{number}.1/24 dev {bridge}", f"link set {bridge} up",
-                f"link add vm{number} type veth peer name in{number}", f"link set vm{number} master {bridge} up",
-            )  # fmt: skip
+                f"link add {bridge} type bridge",
+                f"addr add 10.60.{number}.1/24 dev {bridge}",
+                f"link set {bridge} up",
+                f"link add vm{number} type veth peer name in{number}",
+                f"link set vm{number} master {bridge} up",
+            )
             fw.host.run(["ip", "link", "set", f"in{number}", "netns", str(fw.engine.pid_of(machine))])
             inside = fw.engine.netns(machine)
             for words in (f"addr add 10.60.{number}.2/24 dev in{number}", f"link set in{number} up",

@@ -29,9 +29,19 @@ Targets = list[tuple[str, str, int]]
 def labelled(fw: Fw, net: Net) -> Iterator[str]:
     """A container that comes back by itself, with 8080 opened and 9090 not, both published."""
     app = fw.run(
-        net, "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080",
-        "-p", "18080:8080", "-p", "19090:9090", command=SERVERS,
-    )  # fmt: skip
+        net,
+        "--restart",
+        "always",
+        "--stop-timeout",
+        "0",
+        "--label",
+        "fw.allow=8080",
+        "-p",
+        "18080:8080",
+        "-p",
+        "19090:9090",
+        command=SERVERS,
+    )
     try:
         yield app
     finally:

@@ -263,14 +263,14 @@ def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str
 def test_every_mistake_at_once(deep: Fw) -> None:
     """A container with several wrong labels does not start, and Docker prints all of them, with what would be right."""
     with deep.network() as net:
-        said = deep.refuse(
+        spec = deep.refuse(
             net, *labels(allow="808O, 22 from 10.0.0.0/33", polcy="closed", egress="443 form host", rate="22 often")
         )
         for part in (
             '"808O" is not a port', '"10.0.0.0/33" is not an address', "did you mean fw.policy?",
             '"443 form host" is not', '"22 often" is not a rate',
         ):  # fmt: skip
-            assert part in said, said
+            assert part in spec, spec
 
 
 def test_a_mistake_on_dockers_own_network_closes(deep: Fw) -> None:

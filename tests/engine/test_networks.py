@@ -176,15 +176,15 @@ def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
         (("-o", "com.docker.network.bridge.enable_icc=false"), "talk freely"),
         (("--subnet", "198.51.100.0/24"), "overlaps"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
-    fw: Fw, options: tuple[str, ...], said: str
+    fw: Fw, options: tuple[str, ...], spec: str
 ) -> None:
     """`docker network create` fails with the option, its value and what is right; no link, no network is left."""
     before = fw.host.run(["ip", "-o", "link"]).stdout
     with pytest.raises(DockerError) as error, fw.network(*options, v4="--subnet" not in options, v6=False):
         pass
-    assert said in str(error.value)
+    assert spec in str(error.value)
     assert [line.split(":")[1] for line in before.splitlines()] == [
         line.split(":")[1] for line in fw.host.run(["ip", "-o", "link"]).stdout.splitlines()
     ]
@@ -205,9 +205,20 @@ def test_published_ports_in_ranges_on_addresses_and_chosen_by_us(fw: Fw) -> None
     """Host port ranges, one host address, loopback only, a port that docker-fw picks; `fwctl ports` shows them."""
     with fw.network() as net:
         app = fw.run(
-            net, "-p", "18400-18402:8000-8002", "-p", f"{fw.host.v4}:18410:80", "-p", "127.0.0.1:18411:80",
-            "-p", "80", "-p", "18420-18429:443", "--label", "fw.allow=8000-8002",
-        )  # fmt: skip
+            net,
+            "-p",
+            "18400-18402:8000-8002",
+            "-p",
+            f"{fw.host.v4}:18410:80",
+            "-p",
+            "127.0.0.1:18411:80",
+            "-p",
+            "80",
+            "-p",
+            "18420-18429:443",
+            "--label",
+            "fw.allow=8000-8002",
+        )
         second = fw.run(net, "-p", "18420-18429:443")
         rows = fw.status()["networks"][0]["endpoints"]
         published = {p["host_port"] for row in rows if row["container"] == app for p in row["published"]}

@@ -127,8 +127,12 @@ def test_a_wrong_setting_ends_the_start_with_a_message(engines: object, setting:
     name, _, value = setting.partition("=")
     done = subprocess.run(
         [sys.executable, "-c", "import plugin.gunicorn_conf"],
-        cwd=ROOT, env={**os.environ, name: value}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode != 0
     assert name in done.stderr
     assert "wrong settings" in done.stderr

@@ -83,9 +83,21 @@ def test_it_serves_the_driver_fw_and_is_the_only_one(each: Sidecar) -> None:
     """`docker network create -d fw` works; a second docker-fw would undo its table: it does not start, and says why."""
     opens_just_the_label(each)
     second = each.engine.try_docker(
-        "run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", "-v", "/run:/host/run:ro",
-        "-v", "/proc/sys/net:/host/proc/sys/net", "-e", "FW_SOCKET=/tmp/fw.sock", IMAGE, timeout=30,
-    )  # fmt: skip
+        "run",
+        "--rm",
+        "--network",
+        "host",
+        "--cap-add",
+        "NET_ADMIN",
+        "-v",
+        "/run:/host/run:ro",
+        "-v",
+        "/proc/sys/net:/host/proc/sys/net",
+        "-e",
+        "FW_SOCKET=/tmp/fw.sock",
+        IMAGE,
+        timeout=30,
+    )
     assert second.returncode != 0
     assert "another docker-fw runs on this host" in second.stdout + second.stderr
     opens_just_the_label(each)
@@ -111,19 +123,32 @@ def wire(host: Host) -> None:
     """What the host's own configuration does at boot: forwarding, its uplink on a bridge, a machine on another."""
     host.netns.sysctl(FORWARDING)
     host.netns.ip(
-        "link add br0 type bridge", "link set br0 up", "addr flush dev eth0", "link set eth0 master br0",
-        f"addr add {host.v4}/24 dev br0", f"addr add {host.v6}/64 dev br0 nodad",
-        f"route replace default via {Wan.V4}", f"route replace ::/0 via {Wan.V6}",
-        "link add br-lan type bridge", "addr add 10.60.0.1/24 dev br-lan", "link set br-lan up",
-    )  # fmt: skip
-    host.run(["sh", "-ec", """
+        "link add br0 type bridge",
+        "link set br0 up",
+        "addr flush dev eth0",
+        "link set eth0 master br0",
+        f"addr add {host.v4}/24 dev br0",
+        f"addr add {host.v6}/64 dev br0 nodad",
+        f"route replace default via {Wan.V4}",
+        f"route replace ::/0 via {Wan.V6}",
+        "link add br-lan type bridge",
+        "addr add 10.60.0.1/24 dev br-lan",
+        "link set br-lan up",
+    )
+    host.run(
+        [
+            "sh",
+            "-ec",
+            """
         ip netns add machine
         ip link add vm0 type veth peer name eth0 netns machine
         ip link set vm0 master br-lan up
         in="ip -n machine"
         $in addr add 10.60.0.2/24 dev eth0; $in link set eth0 up; $in route add default via 10.60.0.1
         for way in -s -d; do iptables -I FORWARD $way 10.60.0.0/16 -j ACCEPT; done
-    """])
+    """,
+        ]
+    )
     Netns(f"{host.inside}/run/netns/machine").probe.serve(tcp=[9999], name="machine")
 
 
@@ -178,9 +203,23 @@ def app_on(fw: Fw, net: Net) -> Iterator[tuple[str, str, str]]:
     """A container that comes back by itself to the same addresses: 8080 opened, 9090 not, both published."""
     v4, v6 = net.v4.replace(".0/24", ".80"), net.v6.replace("::/64", "::80")
     app = fw.run(
-        net, "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080", "--ip", v4, "--ip6", v6,
-        "-p", "18080:8080", "-p", "19090:9090", command=SERVERS,
-    )  # fmt: skip
+        net,
+        "--restart",
+        "always",
+        "--stop-timeout",
+        "0",
+        "--label",
+        "fw.allow=8080",
+        "--ip",
+        v4,
+        "--ip6",
+        v6,
+        "-p",
+        "18080:8080",
+        "-p",
+        "19090:9090",
+        command=SERVERS,
+    )
     try:
         yield app, v4, v6
     finally:
@@ -219,9 +258,9 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     assert "no host's file system at /host" in refused(" -v /:/host")
     assert each.host.run(there, check=False).stdout == ""
     for word in ("wrote", "stood already"):
-        said = each.user(BOOT_INSTALL)
-        assert [f"{word}: {path}\n" in said for path in paths[1:]] == [True] * 3
-        assert "docker-fw keeps the file current." in said
+        spec = each.user(BOOT_INSTALL)
+        assert [f"{word}: {path}\n" in spec for path in paths[1:]] == [True] * 3
+        assert "docker-fw keeps the file current." in spec
     if each.host.run(["sh", "-c", "command -v systemd-analyze"], check=False).returncode == 0:
         verified = each.host.run(["systemd-analyze", "verify", boot_unit.NAME])
         assert verified.stdout + verified.stderr == ""
@@ -230,8 +269,8 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
     each.host.run(start_line(each.host))
     assert each.host.run(["nft", "-f", f"/{boot_unit.FILE}"], check=False).returncode != 0
     assert untimed(each.host.run(table).stdout) == before
-    said = each.user(BOOT_INSTALL.replace("install", "remove"))
-    assert [f"removed: {path}\n" in said for path in paths] == [True] * 4
+    spec = each.user(BOOT_INSTALL.replace("install", "remove"))
+    assert [f"removed: {path}\n" in spec for path in paths] == [True] * 4
     assert each.host.run(there, check=False).stdout == ""
 
 

@@ -27,10 +27,19 @@ def live(fw: Fw) -> Iterator[Fw]:
 def labelled(fw: Fw, net: Net) -> Iterator[str]:
     """A container that comes back by itself, with port 8080 opened and 9090 not, both published."""
     app = fw.run(
-        net, "--restart", "always", "--stop-timeout", "0", "--label", "fw.allow=8080",
-        "-p", "18080:8080", "-p", "19090:9090",
+        net,
+        "--restart",
+        "always",
+        "--stop-timeout",
+        "0",
+        "--label",
+        "fw.allow=8080",
+        "-p",
+        "18080:8080",
+        "-p",
+        "19090:9090",
         command=("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080"),
-    )  # fmt: skip
+    )
     yield app
 
 

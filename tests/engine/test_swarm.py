@@ -43,9 +43,22 @@ class Node(Fw):
         """A service of one task; its name. It is gone afterwards, and so is its container."""
         name = f"s{next(_numbers)}"
         self.engine.docker(
-            "service", "create", "--detach", "--no-resolve-image", "--name", name, "--network", "over",
-            "--endpoint-mode", "dnsrr", "--stop-grace-period", "0s", *options, "busybox", *command,
-        )  # fmt: skip
+            "service",
+            "create",
+            "--detach",
+            "--no-resolve-image",
+            "--name",
+            name,
+            "--network",
+            "over",
+            "--endpoint-mode",
+            "dnsrr",
+            "--stop-grace-period",
+            "0s",
+            *options,
+            "busybox",
+            *command,
+        )
         try:
             yield name
         finally:
@@ -236,10 +249,19 @@ def test_a_gwbridge_with_ipv6(engines: object) -> None:
     """Whoever makes docker_gwbridge with IPv6 gets published ports by DNAT to IPv6 addresses: the same policy."""
     with Engine(NEWEST) as engine:
         engine.docker(
-            "network", "create", "--ipv6", "--subnet", "172.30.0.0/16", "--subnet", "2001:db8:30::/64",
-            "-o", "com.docker.network.bridge.name=docker_gwbridge", "-o", "com.docker.network.bridge.enable_icc=false",
+            "network",
+            "create",
+            "--ipv6",
+            "--subnet",
+            "172.30.0.0/16",
+            "--subnet",
+            "2001:db8:30::/64",
+            "-o",
+            "com.docker.network.bridge.name=docker_gwbridge",
+            "-o",
+            "com.docker.network.bridge.enable_icc=false",
             "docker_gwbridge",
-        )  # fmt: skip
+        )
         node = Node.manage(engine)
         options, ports = run_mode(*PORTS)
         labels, more = run_mode(*PORTS)

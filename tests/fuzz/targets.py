@@ -42,7 +42,7 @@ def values(data: bytes) -> None:
     taken_back(text)
     for key in KEYS:
         parsed = parser.parse({key: text})
-        assert not (parsed.problems and parsed.said.allow), text
+        assert not (parsed.problems and parsed.spec.allow), text
         assert all(str(problem).isprintable() for problem in parsed.problems)
 
 
@@ -50,7 +50,7 @@ def keys(data: bytes) -> None:
     """Labels as KEY=VALUE lines."""
     lines = (line.partition("=") for line in data.decode("utf-8", "replace").split("\n"))
     parsed = parser.parse({"fw." + key: value for key, _, value in lines})
-    assert not (parsed.problems and parsed.said.allow)
+    assert not (parsed.problems and parsed.spec.allow)
     assert all(len(str(problem)) < 4000 for problem in parsed.problems)
 
 
@@ -79,7 +79,7 @@ def lists(data: bytes) -> None:
     raw = _json(data)
     listing.event(raw if isinstance(raw, dict) else {})
     for read in (
-        listing.network, listing.places, listing.driver_options, listing.apart, container_labels.compose_key,
+        listing.network, listing.places, listing.driver_options, listing.not_guarded, container_labels.compose_key,
         lambda r: list(listing.published(r)), lambda r: listing.bridges([r]),
         lambda r: [
             container_labels.at(who, "net")

@@ -78,7 +78,7 @@ class _File:
 class _StatePath(type(Path())):  # type: ignore[misc]
     replace, unlink, mkdir = (
         _step(getattr(Path, name), f"{name} the state") for name in ("replace", "unlink", "mkdir")
-    )  # fmt: skip
+    )
 
 
 def _torn(fd: int, line: bytes) -> int:

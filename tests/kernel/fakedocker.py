@@ -1,8 +1,8 @@
 """Docker's API as far as the plugin asks it, on a unix socket; it can also hang, hang up, talk nonsense, or drip.
 
-    docker = FakeDocker(path)
-    docker.container("web", endpoint_id, network_id, {"fw.allow": "8080"})
-    docker.mode = "hang"
+docker = FakeDocker(path)
+docker.container("web", endpoint_id, network_id, {"fw.allow": "8080"})
+docker.mode = "hang"
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class FakeDocker:
         self.path.unlink(missing_ok=True)
 
     def container(
-        self, name: str, endpoint_id: str, network_id: str, labels: dict[str, str] | None = None,
+        self,
+        name: str,
+        endpoint_id: str,
+        network_id: str,
+        labels: dict[str, str] | None = None,
         image: str = "sha256:plain",
     ) -> None:
         """A container that Docker is starting, and its endpoint."""

@@ -71,8 +71,13 @@ class Running:
         """Starts it and does not wait."""
         with self.log.open("ab") as log:
             self.process = self.site.host.popen(
-                self.command, cwd=ROOT, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                self.command,
+                cwd=ROOT,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
 
     def start(self) -> Running:
         """Starts it, and returns when it answers."""
@@ -220,9 +225,11 @@ class Running:
         """What Docker does after Join: the link goes to the container, with its addresses and routes."""
         joined, given = endpoint["Joined"], endpoint["Interface"]
         return self.site.settle(
-            joined["InterfaceName"]["SrcName"], bridge or bridge_name(endpoint["NetworkID"]),
-            (given["Address"], given["AddressIPv6"]), (joined["Gateway"], joined["GatewayIPv6"]),
-        )  # fmt: skip
+            joined["InterfaceName"]["SrcName"],
+            bridge or bridge_name(endpoint["NetworkID"]),
+            (given["Address"], given["AddressIPv6"]),
+            (joined["Gateway"], joined["GatewayIPv6"]),
+        )
 
     # --- what stands ----------------------------------------------------------------------------------------------
 

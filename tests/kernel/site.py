@@ -1,11 +1,11 @@
 """An outsider, a host, and containers on the host's bridges, made by the plugin's own rooms.
 
-    with Site() as site:
-        net = site.network(1)                         # a bridge of ours: 10.1.0.1/24, 2001:db8:1::1/64
-        web = site.box(net, 2)                        # a container on it: 10.1.0.2, 2001:db8:1::2
-        site.load(site.known(web, Rule("tcp", 8080, 8080)))
-        site.deliver([tcp(site.OUT4, web.v4, 8080, 1)])  # → the packets that arrived
-        site.wan.probe.tcp(str(web.v4), 8080)         # or the lab's probes
+with Site() as site:
+    net = site.network(1)                         # a bridge of ours: 10.1.0.1/24, 2001:db8:1::1/64
+    web = site.box(net, 2)                        # a container on it: 10.1.0.2, 2001:db8:1::2
+    site.load(site.known(web, Rule("tcp", 8080, 8080)))
+    site.deliver([tcp(site.OUT4, web.v4, 8080, 1)])  # → the packets that arrived
+    site.wan.probe.tcp(str(web.v4), 8080)         # or the lab's probes
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from plugin.kernel import netlink as nl
 from plugin.kernel.links import Links, bridge_name, container_side, mac_of
 from plugin.kernel.sysctl import Sysctl
-from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Published, Rule, Said
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec, Published, Rule
 from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
 from plugin.nftables.table import Nft
@@ -145,11 +145,14 @@ class Site:
         network_id = f"{number:012x}".ljust(64, "0")
         network = dataclasses.replace(
             Network(
-                network_id, bridge_name(network_id),
-                IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64"), masquerade=False,
+                network_id,
+                bridge_name(network_id),
+                IPv4Interface(f"10.{number}.0.1/24"),
+                IPv6Interface(f"2001:db8:{number}::1/64"),
+                masquerade=False,
             ),
             **fields,
-        )  # fmt: skip
+        )
         with self.inside():
             self.links.make_bridge(network)
             if forward:
@@ -178,9 +181,11 @@ class Site:
         gateway4, gateway6 = IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         if self.run("ip", "link", "show", bridge, check=False).returncode:
             self.host.ip(
-                f"link add {bridge} type bridge", f"addr add {gateway4} dev {bridge}",
-                f"addr add {gateway6} dev {bridge} nodad", f"link set {bridge} up",
-            )  # fmt: skip
+                f"link add {bridge} type bridge",
+                f"addr add {gateway4} dev {bridge}",
+                f"addr add {gateway6} dev {bridge} nodad",
+                f"link set {bridge} up",
+            )
         endpoint = Endpoint(
             f"{next(_names):012x}".ljust(64, "e"), "", gateway4.network[host], gateway6.network[host], joined=True
         )
@@ -193,15 +198,21 @@ class Site:
 
     @staticmethod
     def guarded(
-        box: Box, bridge: str, *allow: Rule, known: bool = True, published: tuple[Published, ...] = (),
-        defaults: Defaults = PLAIN, said: Said | None = None, **fields: Any,
-    ) -> set[Element]:  # fmt: skip
+        box: Box,
+        bridge: str,
+        *allow: Rule,
+        known: bool = True,
+        published: tuple[Published, ...] = (),
+        defaults: Defaults = PLAIN,
+        spec: PolicySpec | None = None,
+        **fields: Any,
+    ) -> set[Element]:
         """What the table holds of a container on one of Docker's bridges (of this name, so not ours).
 
         It says `allow`, or all of `said`; `published` are its ports, besides the box's own.
         """
-        network = Guarded("d" * 64, "app_default", bridge, **fields)
-        container = Container("c" * 64, "web", said or Said(allow=allow)) if known else None
+        network = BridgeNetwork("d" * 64, "app_default", bridge, **fields)
+        container = Container("c" * 64, "web", spec or PolicySpec(allow=allow)) if known else None
         endpoint = dataclasses.replace(
             box.endpoint, container=container, published=(*box.endpoint.published, *published)
         )
@@ -221,9 +232,11 @@ class Site:
         box.make()
         link, inner = f"lan{number}", f"inner{number}"
         self.host.ip(
-            f"link add {link} type veth peer name {inner}", f"addr add {gateway4} dev {link}",
-            f"addr add {gateway6} dev {link} nodad", f"link set {link} up",
-        )  # fmt: skip
+            f"link add {link} type veth peer name {inner}",
+            f"addr add {gateway4} dev {link}",
+            f"addr add {gateway6} dev {link} nodad",
+            f"link set {link} up",
+        )
         self._settle(box, inner, link, gateway4, gateway6)
         return box
 
@@ -233,9 +246,12 @@ class Site:
         box = Box(self._name("m"), None, Endpoint("f" * 64, "", four.ip, six.ip, joined=True))
         box.make()
         self._settle(
-            box, inner, bridge, IPv4Interface((gateways[0], four.network.prefixlen)),
+            box,
+            inner,
+            bridge,
+            IPv4Interface((gateways[0], four.network.prefixlen)),
             IPv6Interface((gateways[1], six.network.prefixlen)),
-        )  # fmt: skip
+        )
         return box
 
     def _settle(
@@ -274,16 +290,14 @@ class Site:
     # --- policy ---------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def known(box: Box, *allow: Rule, said: Said | None = None, **fields: Any) -> Endpoint:
+    def known(box: Box, *allow: Rule, spec: PolicySpec | None = None, **fields: Any) -> Endpoint:
         """The box's endpoint with its labels known: `allow`, or all of `said`."""
-        container = Container("c" * 64, "web", said or Said(allow=allow))
+        container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
     def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> Inventory:
         """Every network of ours, and these endpoints."""
-        return evaluated(
-            defaults, Facts(State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
-        )
+        return evaluated(defaults, Facts(State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints})))
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Puts the table there, with these endpoints and nothing else known."""
@@ -315,9 +329,13 @@ class Site:
         return self._listener
 
     def deliver(
-        self, packets: Iterable[Packet], to: NamedNetns, source: NamedNetns | None = None, last: Packet | None = None,
+        self,
+        packets: Iterable[Packet],
+        to: NamedNetns,
+        source: NamedNetns | None = None,
+        last: Packet | None = None,
         witness: NamedNetns | None = None,
-    ) -> set[Packet]:  # fmt: skip
+    ) -> set[Packet]:
         """Sends packets from the outsider (or `source`) and returns which of them arrived at `to`.
 
         No time-out decides: behind them goes a last packet on the same way, an echo request by default; or from

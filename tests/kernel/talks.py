@@ -1,9 +1,9 @@
 """Conversations over real sockets that stand while the policy changes: which of them go on.
 
-    with Talks() as talks:
-        talks.open("old", "tcp", client_netns, server_netns, "2001:db8:1::2", 5432)
-        ...
-        assert talks.going() == {"old"}
+with Talks() as talks:
+    talks.open("old", "tcp", client_netns, server_netns, "2001:db8:1::2", 5432)
+    ...
+    assert talks.going() == {"old"}
 """
 
 from __future__ import annotations
@@ -64,9 +64,16 @@ class Talks:
         self._stack.close()
 
     def open(
-        self, name: str, proto: Proto, client: NamedNetns, server: NamedNetns, address: object, port: int,
-        *, source: object = "",
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        proto: Proto,
+        client: NamedNetns,
+        server: NamedNetns,
+        address: object,
+        port: int,
+        *,
+        source: object = "",
+    ) -> None:
         """Must be let through. `address` is the server's; `source`: one of the client's."""
         family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
         kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from plugin.fwctl.api.commands import Orders
-from plugin.model import Address, Defaults, Prefix, Rule, Said
+from plugin.fwctl.api.commands import AdminCommands
+from plugin.model import Address, Defaults, PolicySpec, Prefix, Rule
 from plugin.nftables.sets import Change
 from plugin.policy.bans import ban_change, ban_elements
 from plugin.policy.facts import Facts
@@ -29,7 +29,7 @@ from tests.lab import NamedNetns
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
-OPEN = Said(allow=(Rule("udp", 53, 53), Rule("tcp", 8080, 8080)))
+OPEN = PolicySpec(allow=(Rule("udp", 53, 53), Rule("tcp", 8080, 8080)))
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def bans(*prefixes: str, until: float = 0) -> dict[Prefix, float]:
 
 def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     lasting, timed = ban_elements(banned, time.time())
-    known = (Site.known(boxes.web, said=OPEN), Site.known(boxes.other, said=OPEN))
+    known = (Site.known(boxes.web, spec=OPEN), Site.known(boxes.other, spec=OPEN))
     elements = set().union(*(of_endpoint(site.inventory(e), e) for e in known))
     elements |= standing(site.inventory())
-    elements |= site.guarded(boxes.guest, BRIDGE, said=OPEN)
+    elements |= site.guarded(boxes.guest, BRIDGE, spec=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
 
 
@@ -182,9 +182,7 @@ def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> No
         ("2001:db8:6600::/44", "2001:db8:660f:ffff::1", "2001:db8:6610::"),
     ],
 )
-def test_a_prefix_is_banned_to_its_edge(
-    site: Site, boxes: Boxes, prefix: str, inside_: str, outside_: str
-) -> None:
+def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, inside_: str, outside_: str) -> None:
     """Whatever its length: its first and last address are banned, those beside it are not."""
     load(site, boxes, bans(prefix))
     network = ip_network(prefix)
@@ -243,7 +241,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
     """The one writer, with the web container known."""
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        endpoint = Site.known(boxes.web, said=OPEN)
+        endpoint = Site.known(boxes.web, spec=OPEN)
         made.start(Facts(State(dict(site.networks), {endpoint.id: endpoint})))
     return made
 
@@ -284,7 +282,7 @@ def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Recon
         everybody = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
         return {str(address) for address in everybody if f"={address} " in told}
 
-    orders = Orders(reconciler)
+    orders = AdminCommands(reconciler)
     with site.inside():
         site.forget_flows()
         for v in (4, 6):

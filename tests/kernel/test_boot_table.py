@@ -187,9 +187,9 @@ sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
     with fw.site.host.popen(
         [sys.executable, "-c", program], cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, text=True
     ) as process:
-        said, _ = process.communicate(timeout=60)
+        spec, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "The file is as of now: docker-fw does not see /etc/docker-fw" in said
+    assert "The file is as of now: docker-fw does not see /etc/docker-fw" in spec
     assert f'confined {{ "{CONFINED}" }}' in host.text
     assert f"ipv4 . tcp . {SHUT}" in host.text
     assert "banned4 { 203.0.113.99 }" in host.text
@@ -228,4 +228,3 @@ def test_a_ban_that_nft_does_not_take_keeps_nothing_open(host: Host) -> None:
     assert arriving(host.fw.site, box)
     assert host.unit() == 0
     assert arriving(host.fw.site, box) == set()
-

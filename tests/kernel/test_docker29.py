@@ -20,7 +20,7 @@ import pytest
 
 from plugin.docker.client import DockerApi
 from plugin.fwctl.api.docker_firewall import Engine, without_effect
-from plugin.model import Container, Defaults, Guarded, Published, Rule, Said
+from plugin.model import BridgeNetwork, Container, Defaults, PolicySpec, Published, Rule
 from plugin.nftables.sets import Element
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import Packet, arrived, icmp, new_flow, ping
@@ -79,18 +79,20 @@ class Bed:
         _, bridge, number, _ = MODES[name]
         self.site.host.ip(f"link add e{number} type veth peer name i{number}", f"link set e{number} master {bridge} up")
         box = self.site.settle(
-            f"i{number}", bridge, (f"10.{number}.0.3/24", f"2001:db8:{number}::3/64"),
+            f"i{number}",
+            bridge,
+            (f"10.{number}.0.3/24", f"2001:db8:{number}::3/64"),
             (f"10.{number}.0.1", f"2001:db8:{number}::1"),
-        )  # fmt: skip
+        )
         pair = (box, self.boxes[name])
         macs = {b: b.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip() for b in pair}
         for here, there in (pair, pair[::-1]):
             here.ip(*(f"neigh replace {a} lladdr {macs[there]} dev eth0 nud permanent" for a in (there.v4, there.v6)))
         return box
 
-    def guarded(self, name: str) -> Guarded:
+    def guarded(self, name: str) -> BridgeNetwork:
         mode, bridge, _, _ = MODES[name]
-        return Guarded("d" * 64, name, bridge, internal=name == "internal", mode4=mode, mode6=mode)
+        return BridgeNetwork("d" * 64, name, bridge, internal=name == "internal", mode4=mode, mode6=mode)
 
     def elements(self, *allow: Rule, known: bool = True) -> set[Element]:
         """What our table holds of 29's networks, each container with these labels."""
@@ -420,7 +422,7 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
     Or else it names what lets them in: publishing the port.
     """
     box = bed.boxes[name]
-    endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", Said(allow=(rule,))))
+    endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", PolicySpec(allow=(rule,))))
     notes = without_effect(bed.guarded(name), endpoint, Engine("29.7.2", "nftables"), MARK)
     by_port = [p.host_port for p in box.endpoint.published if p.container_port == rule.first]
     bed.load(rule, option=False)
@@ -433,7 +435,9 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
 def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
     """The sentence of status names the option by which Docker writes the very rule that opens the label's port."""
     network = bed.guarded("routed")
-    endpoint = dataclasses.replace(bed.boxes["routed"].endpoint, container=Container("c", "c", Said(allow=(WEB,))))
+    endpoint = dataclasses.replace(
+        bed.boxes["routed"].endpoint, container=Container("c", "c", PolicySpec(allow=(WEB,)))
+    )
     (sentence,) = without_effect(network, endpoint, Engine("29.7.2", "nftables"), MARK)
     told = re.search(r"--bridge-accept-fwmark=(\w+)/(\w+)", sentence)
     assert told, sentence

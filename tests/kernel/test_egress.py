@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugin.labels.parser import parse
-from plugin.model import Container, Guarded, Said
+from plugin.model import BridgeNetwork, Container, PolicySpec
 from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
@@ -49,16 +49,16 @@ class Boxes:
         may be known too."""
         label = parse({"fw.allow": "9/udp"} | ({"fw.egress": "\n".join(words)} if words else {}))
         assert not label.problems
-        said = [(self.web, self.bridge, label.said), (self.other, self.bridge2, Said(policy="open"))]
+        spec = [(self.web, self.bridge, label.spec), (self.other, self.bridge2, PolicySpec(policy="open"))]
         if twin:
-            said.append((self.twin, self.bridge, Said()))
+            spec.append((self.twin, self.bridge, PolicySpec()))
         found: set[Element] = set()
-        for box, bridge, what in said:
+        for box, bridge, what in spec:
             if box.network:
-                endpoint = Site.known(box, said=what)
+                endpoint = Site.known(box, spec=what)
                 found |= of_endpoint(site.inventory(endpoint), endpoint)
             else:
-                found |= site.guarded(box, bridge, said=what)
+                found |= site.guarded(box, bridge, spec=what)
         return found
 
 
@@ -303,7 +303,10 @@ def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes)
 def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
     """Where nothing can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
     label = parse({"fw.egress": "443 too 203.0.113.7"})
-    network, container = Guarded("d" * 64, "app", dockers.bridge), Container("c", "web", label.said, label.problems)
+    network, container = (
+        BridgeNetwork("d" * 64, "app", dockers.bridge),
+        Container("c", "web", label.spec, label.problems),
+    )
     endpoint = dataclasses.replace(dockers.web.endpoint, container=container)
     bridge = claimed(dockers.bridge) | confining(dockers.bridge)
     site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *bridge})

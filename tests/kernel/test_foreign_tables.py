@@ -218,4 +218,3 @@ def way_back() -> str:
     """The command of the README's paragraph."""
     text = (ROOT / "README.md").read_text().partition("**The way back**")[2]
     return text.partition("```sh\n")[2].partition("```")[0]
-

@@ -26,9 +26,19 @@ ONE, TWO = "br-0123456789ab", "br-ba9876543210"
 #: From whom ports are open: the outsider, some other network of the Internet, the host, and two networks of Docker's.
 FRIENDS = tuple(
     Peer("prefix", prefix)
-    for prefix in ("203.0.113.0/24", "192.0.2.0/24", "198.51.100.0/24", "10.101.0.0/16", "10.2.0.0/16",
-                   "2001:db8:5::/48", "2001:db8:77::/48", "2001:db8:ffff::/64", "2001:db8:101::/64", "2001:db8:2::/64")
-)  # fmt: skip
+    for prefix in (
+        "203.0.113.0/24",
+        "192.0.2.0/24",
+        "198.51.100.0/24",
+        "10.101.0.0/16",
+        "10.2.0.0/16",
+        "2001:db8:5::/48",
+        "2001:db8:77::/48",
+        "2001:db8:ffff::/64",
+        "2001:db8:101::/64",
+        "2001:db8:2::/64",
+    )
+)
 
 
 @pytest.fixture(scope="module")

@@ -235,14 +235,24 @@ def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
     """20,000 addresses at once by the CrowdSec bouncer; meanwhile and after it containers start as fast as ever."""
     net = network(fw)
     lines = "".join(
-        json.dumps({"action": "add", "value": f"100.{64 + n // 65536}.{n // 256 % 256}.{n % 256}", "duration": "4h",
-                    "scope": "Ip", "type": "ban"}) + "\n"
+        json.dumps(
+            {
+                "action": "add",
+                "value": f"100.{64 + n // 65536}.{n // 256 % 256}.{n % 256}",
+                "duration": "4h",
+                "scope": "Ip",
+                "type": "ban",
+            }
+        )
+        + "\n"
         for n in range(20_000)
-    )  # fmt: skip
+    )
     bouncer = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples/crowdsec/docker-fw-bouncer")], stdin=subprocess.PIPE, text=True,
+        [sys.executable, str(ROOT / "examples/crowdsec/docker-fw-bouncer")],
+        stdin=subprocess.PIPE,
+        text=True,
         env={**os.environ, "DOCKER_FW_SOCKET": str(fw.socket)},
-    )  # fmt: skip
+    )
     assert bouncer.stdin
     bouncer.stdin.write(lines)
     bouncer.stdin.close()
@@ -397,9 +407,14 @@ def test_a_wrong_setting_is_told(fw: Fw) -> None:
 def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
     """In an empty network namespace with this machine's nft, twice; and in the place of docker-fw's own table it lets
     the same packets through."""
-    _, box = fw.web(network(fw), labels={
-        "fw.allow": f"8080, 9001 from {OUT4}, */sctp, gre", "fw.rate": "22 5/minute", "fw.egress": "443 to 10.0.0.0/8",
-    })  # fmt: skip
+    _, box = fw.web(
+        network(fw),
+        labels={
+            "fw.allow": f"8080, 9001 from {OUT4}, */sctp, gre",
+            "fw.rate": "22 5/minute",
+            "fw.egress": "443 to 10.0.0.0/8",
+        },
+    )
     fw.fwctl("ban", "203.0.113.7", "2001:db8:77::/48", "--for", "1h")
     fw.fwctl("allow", "c2", "9002", "--for", "1h")
     fw.fwctl("allow", "c2", "9003")

@@ -16,7 +16,7 @@ import pytest
 
 from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.link_monitor import Link, Told
-from plugin.model import PROTO_NUMBER, Answers, Container, Defaults, Guarded, Policy, Published, Rule
+from plugin.model import PROTO_NUMBER, AddressPolicy, BridgeNetwork, Container, Defaults, Policy, Published, Rule
 from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.decide import of
@@ -133,10 +133,11 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilt
     site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": netfilter for kind in ("iptables", "ip6tables")})
     mac = {b: b.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip() for b in (twin, boxes.web)}
     boxes.web.ip(
-        "route replace 10.105.0.0/24 dev eth0", "route replace 2001:db8:105::/64 dev eth0",
+        "route replace 10.105.0.0/24 dev eth0",
+        "route replace 2001:db8:105::/64 dev eth0",
         f"neigh replace {twin.v4} lladdr {mac[twin]} dev eth0 nud permanent",
         f"neigh replace {twin.v6} lladdr {mac[twin]} dev eth0 nud permanent",
-    )  # fmt: skip
+    )
     site.load(more=[Element("same_bridge", (NAMED, NAMED))])
     try:
         assert "8080/udp" in arriving(site, twin, boxes.web)
@@ -282,16 +283,16 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     site.load(more=site.guarded(boxes.web, NAMED, published=mine)
               | site.guarded(boxes.other, "br-ba9876543210", published=theirs))  # fmt: skip
     web = boxes.web
-    said = {
+    spec = {
         udp(more6, web.v6, 9, 15353): True, udp(Site.HOST6, web.v6, 9, 15353): False,
         udp(Site.HOST4, web.v4, 9, 15354): True, udp(Site.HOST6, web.v6, 9, 15354): False,
     }  # fmt: skip
     passed = set()
-    for packet in said:
+    for packet in spec:
         with contextlib.suppress(PermissionError):  # so output's drop is told
             site.send([packet], site.host)
             passed.add(packet)
-    assert passed == {packet for packet, passes in said.items() if passes}
+    assert passed == {packet for packet, passes in spec.items() if passes}
 
 
 def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
@@ -381,7 +382,7 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
             site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)[:5]): 60 for way in found})
 
         with site.inside():
-            conntrack.cut_closed({mine: Answers(subnet, Policy())}, hold)
+            conntrack.cut_closed({mine: AddressPolicy(subnet, Policy())}, hold)
         other = udp(mine, out, 7778, 5353)
         assert site.deliver([answer, other], site.wan, boxes.web) == {other}
         assert site.deliver([asked], boxes.web) == set()
@@ -422,7 +423,7 @@ def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxe
 def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:
     """On a network with enable_icc=false (swarm's docker_gwbridge) a closed published port is closed to the others."""
     port = Published("tcp", IPv6Address("::"), 15432, 5432)
-    network = Guarded("d" * 64, "docker_gwbridge", NAMED, flat=False)
+    network = BridgeNetwork("d" * 64, "docker_gwbridge", NAMED, flat=False)
     endpoint = dataclasses.replace(boxes.other.endpoint, container=Container("c", "c"), published=(port,))
     with site.host.probe.serve(tcp=[15432]):
         site.load(more=guest_elements(network, endpoint, of(network, endpoint)))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
-from plugin.model import Address, Container, Defaults, Endpoint, Guarded, Said
+from plugin.model import Address, BridgeNetwork, Container, Defaults, Endpoint, PolicySpec
 from plugin.nftables import sets
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
@@ -30,9 +30,7 @@ from tests.kernel.site import Box, Site, seen
 from tests.lab import NamedNetns
 
 BRIDGE = "br-000000000001"
-GUARDED = Guarded(
-    "d" * 64, "dock", BRIDGE, (IPv4Network("10.101.0.0/24"), IPv6Network("2001:db8:101::/64"))
-)  # fmt: skip
+GUARDED = BridgeNetwork("d" * 64, "dock", BRIDGE, (IPv4Network("10.101.0.0/24"), IPv6Network("2001:db8:101::/64")))
 PORTS = itertools.count(10000)
 
 
@@ -72,13 +70,13 @@ class Firewall:
         networks = {network.id: network for network in self.site.networks.values()}
         state = store.load() if (self._path / "state.json").exists() else State(networks)
         self.state.start(Facts(state, bridges=seen(BRIDGE)))
-        self.guard = Guard(self.state)
+        self.guard = EndpointTracker(self.state)
 
     def says(self, box: Box, **words: str) -> None:
         """The box's container has these labels from now on."""
         parsed = parse({f"fw.{key}": value for key, value in words.items()})
         assert not parsed.problems
-        endpoint = known(box, parsed.said)
+        endpoint = known(box, parsed.spec)
         if box.network is None:
             guest = dataclasses.replace(endpoint, network_id=GUARDED.id)
             self.guard.replace([GUARDED], [guest], asked=self.guard.now())
@@ -86,8 +84,8 @@ class Firewall:
             self.state.put_endpoint(endpoint)
 
 
-def known(box: Box, said: Said) -> Endpoint:
-    return dataclasses.replace(box.endpoint, container=Container(box.name, box.name, said))
+def known(box: Box, spec: PolicySpec) -> Endpoint:
+    return dataclasses.replace(box.endpoint, container=Container(box.name, box.name, spec))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from plugin.model import Container, Endpoint, Rule, Said
+from plugin.model import Container, Endpoint, PolicySpec, Rule
 from plugin.nftables.elements import link_local
 from plugin.nftables.sets import host_side
 from tests.kernel.netns import inside
@@ -127,7 +127,7 @@ def bound(site: Site, boxes: list[Box]) -> list[Box]:
 
 def known(box: Box, *allow: Rule) -> Endpoint:
     """Each of a container of its own."""
-    return dataclasses.replace(box.endpoint, container=Container(box.endpoint.id, "web", Said(allow=allow)))
+    return dataclasses.replace(box.endpoint, container=Container(box.endpoint.id, "web", PolicySpec(allow=allow)))
 
 
 def lladdr(box: Box) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plugin.docker.client import ApiSilent, DockerApi
+from plugin.docker.client import DockerApi, DockerUnavailable
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import new_flow, until
 from tests.kernel.running import BASE, Body, Running
@@ -56,7 +56,7 @@ def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[st
     assert set(look.containers) == {WEB}
     assert truth["Id"] in look.existing
     assert look.whole
-    assert "stays closed" in look.apart["bad"]
+    assert "stays closed" in look.not_guarded["bad"]
     assert [endpoint.id for endpoint in look.endpoints] == [WEB]
     found = api.find(NETWORK, BAD)
     assert found
@@ -110,7 +110,7 @@ def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> N
 @pytest.mark.parametrize("answer", [{}, {"message": "busy"}, [5], [{"message": "busy"}], None, "x"])
 def test_no_list_is_no_answer(docker: FakeDocker, path: str, answer: Any) -> None:
     """What is no list of anything does not say that nobody is there: Docker counts as silent, all stays as it was."""
-    with lying(docker, path, lambda _: answer), pytest.raises(ApiSilent):
+    with lying(docker, path, lambda _: answer), pytest.raises(DockerUnavailable):
         DockerApi(str(docker.path)).look()
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
     """A daemon that answers with nonsense when asked for its version counts as silent: it is asked again."""
     api, reply = DockerApi(str(docker.path)), docker._reply
     monkeypatch.setattr(docker, "_reply", lambda to, value: reply(to, version if to.path == "/version" else value))
-    with pytest.raises(ApiSilent):
+    with pytest.raises(DockerUnavailable):
         next(api.events())
     monkeypatch.undo()
     assert next(api.events()).what == "subscribed"
@@ -242,9 +242,10 @@ def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "lie"), [("/networks", DEEP), ("/containers/json", DEEP), ("/version", b"\xff{")],
+    ("path", "lie"),
+    [("/networks", DEEP), ("/containers/json", DEEP), ("/version", b"\xff{")],
     ids=["deep networks", "deep containers", "no text"],
-)  # fmt: skip
+)
 def test_an_answer_that_is_none(bed: Bed, path: str, lie: bytes) -> None:
     """While Docker's answers cannot be read, Join answers all the same and opens nothing, and who is there stays as it
     is; as soon as they can be, the label is known."""
@@ -288,11 +289,13 @@ def _line(words: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "beginning",
-    [b'{"status":"create","id":"%b","from":"x","Type":"container","Action":"create","Actor":{"ID":"%b","Attributes":{"a":"'
-     % ((b"9" * 64,) * 2),
-     b'{"status":"exec_create: '],
+    [
+        b'{"status":"create","id":"%b","from":"x","Type":"container","Action":"create","Actor":{"ID":"%b","Attributes":{"a":"'
+        % ((b"9" * 64,) * 2),
+        b'{"status":"exec_create: ',
+    ],
     ids=["labels", "command"],
-)  # fmt: skip
+)
 def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None:
     """Giant labels, or a giant command: it is known whose event it is, and the stream goes on."""
     until(lambda: bed.fw.status()["listening"], "the plugin listens")

@@ -142,9 +142,7 @@ def test_another_networks_bridge_is_taken_too(site: Site, links: Links) -> None:
     ],
     ids=str,
 )
-def test_what_the_kernel_refuses_leaves_nothing(
-    site: Site, links: Links, fields: dict[str, Any], words: str
-) -> None:
+def test_what_the_kernel_refuses_leaves_nothing(site: Site, links: Links, fields: dict[str, Any], words: str) -> None:
     """A name or an MTU that the kernel does not take is an error with its name, and no half-made bridge stays."""
     with pytest.raises(FwError, match=words):
         links.make_bridge(dataclasses.replace(NETWORK, **fields))
@@ -229,9 +227,10 @@ def test_a_clashing_subnet_is_named(
 ) -> None:
     """A subnet that the host already has elsewhere is told with the address and the link."""
     wanted = dataclasses.replace(
-        NETWORK, gateway4=IPv4Interface(gateway4) if gateway4 else None,
+        NETWORK,
+        gateway4=IPv4Interface(gateway4) if gateway4 else None,
         gateway6=IPv6Interface(gateway6) if gateway6 else None,
-    )  # fmt: skip
+    )
     found = links.overlap(wanted)
     assert found == clash or (clash and found and clash in found)
 

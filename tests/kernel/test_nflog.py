@@ -22,7 +22,7 @@ from plugin.fwctl.api.droplog_http import FOLLOWERS
 from plugin.fwctl.drop_record import Drop
 from plugin.kernel.links import bridge_name
 from plugin.kernel.nflog import NfLog, TakenError
-from plugin.model import Endpoint, Said
+from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP
 from plugin.policy.view import Inventory
 from tests.kernel.packets import Packet, icmp, tcp, udp, until
@@ -32,7 +32,7 @@ from tests.lab import NamedNetns
 
 #: A group of the tests' own, told of without any limit.
 GROUP = 77
-CONFINED = Said(egress=())
+CONFINED = PolicySpec(egress=())
 
 
 class Known:
@@ -123,7 +123,7 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
     web, _ = boxes
     assert web.network
     source, outside = (web.v4, Site.OUT4) if version == 4 else (web.v6, Site.OUT6)
-    with listening(site, site.known(web, said=CONFINED)) as told:
+    with listening(site, site.known(web, spec=CONFINED)) as told:
         site.send([udp(source, outside, 53, 40000)], web)
         away = told.one()
         site.send([tcp(source, Site.HOST4 if version == 4 else Site.HOST6, 2375, 40000)], web)
@@ -173,8 +173,9 @@ def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Bo
         found: list[Drop] = []
         until(
             lambda: found.extend(told.next()) or any(d.header.target == other.v4 for d in found),  # type: ignore[func-returns-value]
-            "the other's drop is told", 1,
-        )  # fmt: skip
+            "the other's drop is told",
+            1,
+        )
         seconds = took(began)
     assert sum(drop.header.target == web.v4 for drop in found) <= 20 + 5 * (seconds + 1)
     assert len(found) <= KEPT
@@ -197,9 +198,7 @@ def all_told(site: Site) -> Iterator[Callable[[int], None]]:
     site.run("nft", "delete", "table", "inet", "told", check=False)
 
 
-def test_who_does_not_read_holds_up_nobody(
-    site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
-) -> None:
+def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]) -> None:
     """When packets are told faster than they are read they go their way as ever, some are lost, which is counted, and
     what comes later is told again."""
     web, _ = boxes
@@ -219,7 +218,7 @@ def test_who_does_not_read_holds_up_nobody(
         until(
             lambda: ports.extend(each.payload[20:22] for each in log.read()) or (40003).to_bytes(2, "big") in ports,  # type: ignore[func-returns-value]
             "what comes later is told",
-        )  # fmt: skip
+        )
 
 
 def test_a_flood_of_somebody_elses_rules_is_only_sampled(
@@ -301,7 +300,7 @@ def web(running: Running) -> NamedNetns:
     return running.move(running.begin(net, 2, {"fw.log": "drop"}), bridge_name(net["NetworkID"]))
 
 
-class Follower:
+class DockerFollower:
     """A client of `GET /drops`."""
 
     def __init__(self, running: Running, query: str = "?follow=1") -> None:
@@ -325,7 +324,7 @@ class Follower:
 def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, web: NamedNetns) -> None:
     """A follower has a drop within a second with the container's name; the log has it too where fw.log says drop, and
     not for its neighbour that says nothing."""
-    with closing(Follower(running)) as follower:
+    with closing(DockerFollower(running)) as follower:
         began = time.monotonic()
         running.site.send([tcp(Site.OUT4, "10.1.0.3", 5432, 40000)])
         assert follower.drop()["container"] == "c3"
@@ -348,8 +347,12 @@ def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
     """`fwctl log`, killed at the end."""
     shown = subprocess.Popen(
         [sys.executable, "-m", "plugin.fwctl.cli", "log", "--socket", str(running.socket), *argv],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PATH": os.environ["PATH"]},
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
     with shown:
         try:
             yield shown
@@ -357,12 +360,12 @@ def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
             shown.kill()
 
 
-def place(running: Running) -> Follower:
+def place(running: Running) -> DockerFollower:
     """A follower that has its place; those of earlier tests are given back within a second."""
-    found: list[Follower] = []
+    found: list[DockerFollower] = []
 
     def there() -> bool:
-        found.append(Follower(running))
+        found.append(DockerFollower(running))
         if found[-1].reply.status != 200:
             found.pop().close()
         return bool(found)
@@ -390,12 +393,12 @@ def test_followers_do_not_starve_dockers_hooks(running: Running, web: NamedNetns
     """Four follow at once; a fifth is told why not; hooks are answered meanwhile; one that goes makes room."""
     with ExitStack() as stack:
         there = [stack.enter_context(closing(place(running))) for _ in range(FOLLOWERS)]
-        fifth = stack.enter_context(closing(Follower(running)))
+        fifth = stack.enter_context(closing(DockerFollower(running)))
         assert fifth.reply.status == 503
         assert "others follow the drops" in json.loads(fifth.reply.read())["Err"]
         with fwctl(running) as shown:
-            _, said = shown.communicate(timeout=10)
-        assert (shown.returncode, "others follow the drops" in said) == (1, True)
+            _, spec = shown.communicate(timeout=10)
+        assert (shown.returncode, "others follow the drops" in spec) == (1, True)
         for _ in range(20):
             began = time.monotonic()
             assert "Err" not in running.driver("GetCapabilities")
@@ -410,7 +413,7 @@ def test_followers_do_not_keep_the_plugin_from_stopping(running: Running) -> Non
         own = Running(site)
         try:
             own.start()
-            followers = [Follower(own) for _ in range(FOLLOWERS)]
+            followers = [DockerFollower(own) for _ in range(FOLLOWERS)]
             assert [follower.next() for follower in followers] == [{"newest": 0, "lost": 0}] * FOLLOWERS
             with ExitStack() as stack:
                 reading = stack.enter_context(closing(followers.pop()))
@@ -438,10 +441,10 @@ def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> Non
                 assert shown.wait(10) == 1
                 assert shown.stderr.read() == "fwctl: docker-fw has ended\n"
             with fwctl(own) as shown:
-                _, said = shown.communicate(timeout=10)
+                _, spec = shown.communicate(timeout=10)
             assert shown.returncode == 1
-            assert said.startswith(f"fwctl: {own.socket} does not answer: ")
-            assert len(said.splitlines()) == 1
+            assert spec.startswith(f"fwctl: {own.socket} does not answer: ")
+            assert len(spec.splitlines()) == 1
         finally:
             own.close()
 

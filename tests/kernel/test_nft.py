@@ -94,8 +94,10 @@ _WORDS["meta iiftype"] = st.integers(2, 2**16 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
 #: Chains of rates: they are added with the first element that leads there.
 _LIMITS = (
-    "limit4__10.1.2.3__5_minute_10", "limit_host6__2001-db8--1__1_second_1", "limit6__2001-db8--1__1_day_2__7_hour_9",
-)  # fmt: skip
+    "limit4__10.1.2.3__5_minute_10",
+    "limit_host6__2001-db8--1__1_second_1",
+    "limit6__2001-db8--1__1_day_2__7_hour_9",
+)
 _WORDS["verdict"] = st.sampled_from([*_LIMITS, "deny"])
 
 
@@ -502,8 +504,9 @@ def test_the_table_loads_without_what_a_kernel_may_not_know(
 
 @pytest.mark.parametrize(
     "unknown",
-    [("log group",), ("socket cgroupv2",), ("socket transparent",), ("log group", "socket cgroupv2")], ids=str,
-)  # fmt: skip
+    [("log group",), ("socket cgroupv2",), ("socket transparent",), ("log group", "socket cgroupv2")],
+    ids=str,
+)
 def test_a_kernel_that_knows_less_gets_the_rest(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:

@@ -74,9 +74,7 @@ def source_of(source: Box | None, family: int) -> Any:
 @pytest.mark.parametrize("source", ["outside", "another network"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("target", ["ours", "docker"])
-def test_few_packets_to_nobody_pass(
-    site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str
-) -> None:
+def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str) -> None:
     """Who tries all addresses of a network, by ping or by errors about what nobody sent, makes few entries; a container
     there is reached meanwhile as ever, with pings and errors both."""
     box: Box = getattr(fresh, target)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, Endpoint, Guarded, Proto, Published, Said
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, PolicySpec, Proto, Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
@@ -53,28 +53,33 @@ class Boxes:
 def boxes(site: Site) -> Boxes:
     one, two = site.network(1), site.network(2)
     return Boxes(
-        site.box(one, 2), site.box(two, 2), site.box(two, 3), site.box(two, 4), site.docker_box(ONE, 101),
-        site.docker_box(ONE, 101, 3), site.docker_box(TWO, 102),
-    )  # fmt: skip
+        site.box(one, 2),
+        site.box(two, 2),
+        site.box(two, 3),
+        site.box(two, 4),
+        site.docker_box(ONE, 101),
+        site.docker_box(ONE, 101, 3),
+        site.docker_box(TWO, 102),
+    )
 
 
 GUARDED = tuple(
-    Guarded(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
+    BridgeNetwork(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
     for name, bridge, n in (("dock1", ONE, 101), ("dock2", TWO, 102))
 )
 
 
-def label(**words: str) -> Said:
+def label(**words: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in words.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
 def known(
-    box: Box, name: str, said: Said | None = None, *, project: str = "shop", service: str = "", network: str = ""
+    box: Box, name: str, spec: PolicySpec | None = None, *, project: str = "shop", service: str = "", network: str = ""
 ) -> Endpoint:
     container = Container(
-        f"{name}-id", name, said or Said(), project=project, service=service or name, network=network
+        f"{name}-id", name, spec or PolicySpec(), project=project, service=service or name, network=network
     )
     return dataclasses.replace(box.endpoint, container=container)
 
@@ -94,8 +99,8 @@ def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Reconciler]:
 
 
 @pytest.fixture
-def guard(writer: Reconciler) -> Guard:
-    return Guard(writer)
+def guard(writer: Reconciler) -> EndpointTracker:
+    return EndpointTracker(writer)
 
 
 def reach(site: Site, target: Box, *sources: Box | None, port: int = 5432, proto: Proto = "tcp") -> list[bool]:
@@ -150,7 +155,7 @@ def test_a_peer_follows_its_containers(
 
 @pytest.mark.parametrize("where", ["ours", "docker's", "docker's, in doubt"])
 def test_who_goes_is_closed_before_anything_is_computed(
-    site: Site, boxes: Boxes, writer: Reconciler, guard: Guard, monkeypatch: pytest.MonkeyPatch, where: str
+    site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """When the first policy is computed after a container has gone, packets of its address pass nowhere any more, and
     none come to its ports: whoever gets the address while all the others' rules are computed finds nothing open."""
@@ -201,7 +206,7 @@ def test_names_of_too_many_open_nothing(
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
 
 
-def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconciler, guard: Guard) -> None:
+def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
     """Between a network of ours and Docker's, both ways: `from` here and there is who Docker says is there."""
     writer.put_endpoint(known(boxes.web, "web", label(allow="5432 from service:job")))
     writer.put_endpoint(known(boxes.api, "api"))
@@ -240,12 +245,12 @@ def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Recon
     assert reach(site, boxes.web, boxes.api, boxes.api2) == [False, False]
 
 
-def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconciler, guard: Guard) -> None:
+def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
     """`policy: open` accepts every port of every protocol and from everybody, but for `deny` and what is for some."""
-    said = label(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
-    writer.put_endpoint(known(boxes.web, "web", said))
+    spec = label(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
+    writer.put_endpoint(known(boxes.web, "web", spec))
     writer.put_endpoint(known(boxes.api, "api"))
-    guard.replace(GUARDED, [guest(0, known(boxes.shop, "shop", said))], asked=guard.now())
+    guard.replace(GUARDED, [guest(0, known(boxes.shop, "shop", spec))], asked=guard.now())
     for box in (boxes.web, boxes.shop):
         for port, expected in ((24, True), (25, False), (26, True), (5999, True), (6000, False), (6063, False),
                                (6064, True), (65535, True)):  # fmt: skip
@@ -299,7 +304,7 @@ HOSTS: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 @pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
 def test_from_is_judged_where_docker_proxy_listens(
-    site: Site, boxes: Boxes, writer: Reconciler, guard: Guard, hosts: Callable[[], tuple[Any, Any]]
+    site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, hosts: Callable[[], tuple[Any, Any]]
 ) -> None:
     """docker-proxy hides its client from the container, so that `from` is asked for at the host's own door: addresses,
     prefixes to their edge, named peers; the host and the container's network as ever; each family by itself."""
@@ -322,7 +327,9 @@ def test_from_is_judged_where_docker_proxy_listens(
         assert heard(site, host, boxes.api, boxes.job) == [False, True]
 
 
-def test_two_containers_ports_are_not_mixed_up(site: Site, boxes: Boxes, writer: Reconciler, guard: Guard) -> None:
+def test_two_containers_ports_are_not_mixed_up(
+    site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker
+) -> None:
     """One address of the host each, with the same port: who may reach the one may not reach the other by it."""
     four, six = Published("tcp", Site.HOST4, 15432, 5432), Published("tcp", Site.HOST6, 15432, 5432)
     shop = guest(0, known(boxes.shop, "shop", label(allow=f"5432 from {IN4} {IN6}")), four)
@@ -330,4 +337,3 @@ def test_two_containers_ports_are_not_mixed_up(site: Site, boxes: Boxes, writer:
     guard.replace(GUARDED, [shop, job], asked=guard.now())
     assert heard(site, Site.HOST4, IN4, IPv4Address("192.0.2.1")) == [True, False]
     assert heard(site, Site.HOST6, IN6) == [False]
-

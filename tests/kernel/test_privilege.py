@@ -129,9 +129,9 @@ def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     ],
     indirect=["lacking"],
 )
-def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, said: str) -> None:
+def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, spec: str) -> None:
     """With a word that names the mount; nothing half-made is left, and Docker's own bridges are closed as ever."""
-    assert said in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
+    assert spec in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
     assert lacking.links() == set()
     assert "chain inbound" in lacking.table()
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from plugin.labels.parser import parse
-from plugin.model import Published, Said
+from plugin.model import PolicySpec, Published
 from plugin.nftables import rate_chains
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
@@ -53,16 +53,16 @@ def boxes(site: Site) -> Boxes:
     return Boxes(site.box(network, 2), site.box(network, 3), site.docker_box(BRIDGE, 101))
 
 
-def label(**words: str) -> Said:
+def label(**words: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in words.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
-def load(site: Site, boxes: Boxes, said: Said, db: Said | None = None) -> None:
+def load(site: Site, boxes: Boxes, spec: PolicySpec, db: PolicySpec | None = None) -> None:
     """The containers web and guest say this, and db that."""
-    known = [Site.known(boxes.web, said=said), Site.known(boxes.db, said=db or Said())]
-    site.load(*known, more=site.guarded(boxes.guest, BRIDGE, said=said))
+    known = [Site.known(boxes.web, spec=spec), Site.known(boxes.db, spec=db or PolicySpec())]
+    site.load(*known, more=site.guarded(boxes.guest, BRIDGE, spec=spec))
 
 
 #: Sources of their own: of IPv6, each in a /64 of its own.
@@ -104,7 +104,9 @@ def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: B
 @pytest.mark.parametrize("version", [4, 6])
 def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: Boxes, version: int) -> None:
     """A rate is each port's own: who came too often to 22 reaches 443 and the same port of another container."""
-    load(site, boxes, label(rate="22 1/hour burst 1, 8000-8100 1/hour burst 2", allow="8000-8100, 53/udp"), Said())
+    load(
+        site, boxes, label(rate="22 1/hour burst 1, 8000-8100 1/hour burst 2", allow="8000-8100, 53/udp"), PolicySpec()
+    )
     one, two, _ = sources(version)
     assert passing(site, boxes.web, [(one, 22)] * 2 + [(one, 443)] * 3) == [True, False, True, True, True]
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
@@ -214,7 +216,7 @@ def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
     """The same where docker-proxy serves the container's port on the host's."""
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
-    site.load(more=site.guarded(boxes.guest, BRIDGE, said=label(rate=rate, allow="5432"), published=(port,)))
+    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=label(rate=rate, allow="5432"), published=(port,)))
     site.forget_flows()
     with resetting(site.host, host, 15432):
         assert served(site, host, 15432, 6) == 3
@@ -231,7 +233,7 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     dropped = site.nft.dropped()[boxes.web.v6]
     handle = _handle(site)
     generation = site.nft.generation()
-    anew = _elements(site, boxes, quick) - _elements(site, boxes, Said())
+    anew = _elements(site, boxes, quick) - _elements(site, boxes, PolicySpec())
     site.nft.change(Change(add=tuple(anew)))
     assert site.nft.generation() == generation + 2, "rules, and elements"
     assert site.nft.intact()
@@ -249,8 +251,8 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     assert passing(site, boxes.db, [(one, 22)] * 3) == [True, True, False]
 
 
-def _elements(site: Site, boxes: Boxes, said: Said) -> set[Element]:
-    endpoint = Site.known(boxes.db, said=said)
+def _elements(site: Site, boxes: Boxes, spec: PolicySpec) -> set[Element]:
+    endpoint = Site.known(boxes.db, spec=spec)
     return set(of_endpoint(site.inventory(endpoint), endpoint))
 
 
@@ -319,8 +321,8 @@ def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
 
 def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxes) -> None:
     """Forged sources fill what one container's rate remembers; the same rate of another container takes no notice."""
-    said = label(rate="22 5/minute burst 10")
-    load(site, boxes, said, said)
+    spec = label(rate="22 5/minute burst 10")
+    load(site, boxes, spec, spec)
     one, two, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
     assert passing(site, boxes.db, [(one, 22), (two, 22)]) == [True] * 2
@@ -375,8 +377,8 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
     """The same where docker-proxy serves the container's port on the host's."""
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
-    said = label(rate="5432 1/hour burst 2", allow="5432")
-    site.load(more=site.guarded(boxes.guest, BRIDGE, said=said, published=(port,)))
+    spec = label(rate="5432 1/hour burst 2", allow="5432")
+    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
     site.forget_flows()
     with site.host.probe.serve(tcp=[15432]):
         found = [site.wan.probe.tcp(str(host), 15432, timeout=0.3) for _ in range(3)]
@@ -387,10 +389,10 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
 
 def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
     """With the last element that leads to them a rate's chains and sets go, while the table stands untouched."""
-    load(site, boxes, Said(), Said())
+    load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
-    said = label(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
-    anew = _elements(site, boxes, said) - _elements(site, boxes, Said())
+    spec = label(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
+    anew = _elements(site, boxes, spec) - _elements(site, boxes, PolicySpec())
     for _ in range(2):
         site.nft.change(Change(add=tuple(anew)))
         assert site.nft.intact()
@@ -410,7 +412,7 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
     """While a container's rate is exchanged for another, goes with the container, and comes back, its port is never
     without a limit."""
     rated = [_elements(site, boxes, label(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
-    load(site, boxes, Said(), label(rate="22 1/hour burst 1"))
+    load(site, boxes, PolicySpec(), label(rate="22 1/hour burst 1"))
     # Its address stays known: pings to others are few, and the last packet of each round is one.
     gone = {element for element in rated[1] if element.set.startswith("dropped")}
     changes = [(rated[0], rated[1]), (rated[1], gone), (gone, rated[1]), (rated[1], rated[0])]
@@ -437,13 +439,13 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
 def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes: Boxes) -> None:
     """iptables-nft, or any other program, may commit at the very moment when a rate is added or taken out: it is
     written again, nothing is taken for a touch, and the table is not replaced."""
-    load(site, boxes, Said(), Said())
+    load(site, boxes, PolicySpec(), PolicySpec())
     handle = _handle(site)
     others = "while :; do nft 'add table ip other; delete table ip other'; done"
     noise = site.host.popen(["sh", "-c", others])
     try:
         for n in range(30):
-            anew = _elements(site, boxes, label(rate=f"22 {n + 1}/hour burst 1")) - _elements(site, boxes, Said())
+            anew = _elements(site, boxes, label(rate=f"22 {n + 1}/hour burst 1")) - _elements(site, boxes, PolicySpec())
             site.nft.change(Change(add=tuple(anew)))
             assert site.nft.intact()
             site.nft.change(Change(remove=tuple(anew)))
@@ -456,8 +458,8 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
 
 def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
     """Neither is built upon touched rules, nor is the touch forgotten."""
-    load(site, boxes, Said(), Said())
-    anew = tuple(_elements(site, boxes, label(rate="22 9/hour")) - _elements(site, boxes, Said()))
+    load(site, boxes, PolicySpec(), PolicySpec())
+    anew = tuple(_elements(site, boxes, label(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
     site.nft.change(Change(add=anew))
     site.run("nft", "flush", "chain", "inet", "docker-fw", min(site.nft.limits()), check=False)
     if site.nft.owned:
@@ -470,7 +472,7 @@ def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Box
 
 def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: Boxes) -> None:
     """Their sets grow with use: until sources come a rate takes some kilobytes, and the last is added in a moment."""
-    load(site, boxes, Said(), Said())
+    load(site, boxes, PolicySpec(), PolicySpec())
     wanted = [
         Element("rated4", (IPv4Address("10.200.0.0") + n, 6, 22), (f"limit4__10.200.{n >> 8}.{n & 255}__1_day_5",))
         for n in range(600)
@@ -500,12 +502,12 @@ def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pyte
     """A host holds so many rates. The ports of who comes after that are closed, those alone that have a rate; and they
     open when there is room."""
     monkeypatch.setattr(rate_quota, "MOST", 2)
-    said = label(rate="22 1/hour burst 1")
-    load(site, boxes, said, said)
+    spec = label(rate="22 1/hour burst 1")
+    load(site, boxes, spec, spec)
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
     assert passing(site, boxes.db, [(one, 22), (two, 22), (one, 443)]) == [False, False, True]
-    load(site, boxes, Said(), said)
+    load(site, boxes, PolicySpec(), spec)
     assert passing(site, boxes.db, [(one, 22)] * 2) == [True, False]
 
 
@@ -517,8 +519,8 @@ def test_docker_proxys_port_has_its_containers_rate(site: Site, boxes: Boxes, ve
     port = Published("tcp", any_, 15432, 5432)
     one, two, three = sources(version)
     for allow in ("5432", "5432 from 203.0.113.0/24 2001:db8:5::/48"):
-        said = label(rate="5432 1/hour burst 2", allow=allow)
-        site.load(more=site.guarded(boxes.guest, BRIDGE, said=said, published=(port,)))
+        spec = label(rate="5432 1/hour burst 2", allow=allow)
+        site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
         sent = [new_flow("tcp", source, host, 15432, next(_ports)) for source in (one, one, one, two, two, two, three)]
         list(site.listener.read())
         last = ping(site.wan.V6, Site.HOST6)

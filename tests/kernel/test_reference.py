@@ -26,22 +26,22 @@ from plugin.model import (
     OTHER,
     PORTLESS,
     Address,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
     FwError,
-    Guarded,
-    Guest,
     Network,
     Override,
     Peer,
+    PolicySpec,
     Prefix,
     Problem,
     Proto,
     Published,
     Rate,
     Rule,
-    Said,
+    TrackedEndpoint,
 )
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.bans import ban_elements, read
@@ -141,17 +141,23 @@ class Bed:
                 (there / f"bridge-nf-call-{kind}").write_text(str(int(shown)))
             return shown and there.exists()
 
-    def place(self, name: str, told: dict[str, Any]) -> Network | Guarded:
+    def place(self, name: str, told: dict[str, Any]) -> Network | BridgeNetwork:
         """The network of that name, as it is told of."""
         if name in OURS:
             known = self.networks[f"{OURS[name]:012x}".ljust(64, "0")]
-            return dataclasses.replace(known, said=told["said"], internal=told["internal"])
+            return dataclasses.replace(known, spec=told["said"], internal=told["internal"])
         number = self.numbers[name]
         subnets = (ip_network(f"10.{number}.0.0/24"), ip_network(f"2001:db8:{number}::/64"))
-        return Guarded(
-            name.ljust(64, "d"), name, self.bridges[name], subnets, told["internal"], told["flat"], said=told["said"],
+        return BridgeNetwork(
+            name.ljust(64, "d"),
+            name,
+            self.bridges[name],
+            subnets,
+            told["internal"],
+            told["flat"],
+            spec=told["said"],
             problems=told["problems"],
-        )  # fmt: skip
+        )
 
     def load(self, inventory: Inventory, *, whole: bool) -> None:
         """Puts it into the kernel, whole or by what is different from what stands."""
@@ -238,16 +244,18 @@ some_peers: st.SearchStrategy[Iterable[Peer]] = st.one_of(st.just(()), st.lists(
 rules = st.lists(rules_with(some_peers), max_size=3).map(tuple)
 denied = st.one_of(st.just(()), st.lists(rules_with(st.just(())), max_size=2).map(tuple))
 egress: st.SearchStrategy[tuple[Rule, ...] | None] = st.one_of(
-    *[st.none()] * 4, st.just(()), st.just(EVERYTHING),
+    *[st.none()] * 4,
+    st.just(()),
+    st.just(EVERYTHING),
     *[st.lists(rules_with(some_peers), min_size=1, max_size=3).map(tuple)] * 3,
-)  # fmt: skip
+)
 #: So many that they are never too many: a rate changes where a packet goes, and here not what becomes of it.
 PLENTY = (Rate("tcp", 1, 65535, 1_000_000, "second", 65535), Rate("udp", 53, 5353, 999_999, "second", 65000))
 rates = st.sampled_from([None, None, None, (), PLENTY[:1], PLENTY])
 policies = st.sampled_from(["", "", "", "default", "closed", "open", "open"])
-said = st.builds(Said, rules, denied, policies, egress, rates)
+spec = st.builds(PolicySpec, rules, denied, policies, egress, rates)
 #: What is said in more general places: seldom much.
-general = st.one_of(*[st.just(Said())] * 6, *[st.builds(Said, rules, denied)] * 3, said)
+general = st.one_of(*[st.just(PolicySpec())] * 6, *[st.builds(PolicySpec, rules, denied)] * 3, spec)
 mostly = st.sampled_from([True] * 11 + [False])
 problems = st.one_of(
     *[st.just(())] * 9,
@@ -263,17 +271,15 @@ networks = st.fixed_dictionaries(
 )
 #: 0.0.0.0 and ::, or one address of the host's, or its loopback.
 _host_ips = st.sampled_from([(ANY4, ANY6), (Site.HOST4, Site.HOST6), (ANY4,), (ANY6,), (LOOPBACK4, LOOPBACK6)])
-published = st.lists(
-    st.tuples(st.integers(0, len(BEHIND) - 1), _host_ips), max_size=3, unique_by=lambda each: each[0]
-)  # fmt: skip
+published = st.lists(st.tuples(st.integers(0, len(BEHIND) - 1), _host_ips), max_size=3, unique_by=lambda each: each[0])
 containers = st.fixed_dictionaries(
     {
         "known": mostly,
         "there": mostly,
         "joined": mostly,
         "sure": mostly,
-        "said": said,
-        "attached": st.one_of(st.just(Said()), st.just(Said()), general),
+        "said": spec,
+        "attached": st.one_of(st.just(PolicySpec()), st.just(PolicySpec()), general),
         "problems": problems,
         "override": st.one_of(st.just(Override()), st.just(Override()), st.builds(Override, rules, denied)),
         "published": published,
@@ -283,43 +289,58 @@ settings_ = st.builds(Defaults, general, st.booleans())
 
 
 def inventory_of(
-    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]],
+    bed: Bed,
+    defaults: Defaults,
+    nets: dict[str, Any],
+    told: list[dict[str, Any]],
     bans: Mapping[Prefix, float] = MappingProxyType({}),
-) -> Inventory:  # fmt: skip
+) -> Inventory:
     """All that is known, of these words."""
     places = {name: bed.place(name, each) for name, each in nets.items()}
     ours = {**bed.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
-    guests: dict[str, Guest] = {}
+    guests: dict[str, TrackedEndpoint] = {}
     endpoints: dict[str, Endpoint] = {}
     for seat, each in zip(bed.seats, told, strict=True):
         if not each["there"]:
             continue
         place = places[seat.network]
         container = Container(
-            seat.name, seat.name, each["said"], each["problems"], network=seat.network, project=seat.project,
+            seat.name,
+            seat.name,
+            each["said"],
+            each["problems"],
+            network=seat.network,
+            project=seat.project,
             service=seat.service,
-        )  # fmt: skip
+        )
         open_to = tuple(
             Published(BEHIND[index][0], host_ip, seat.first + index, BEHIND[index][1])
             for index, host_ips in each["published"]
             for host_ip in host_ips
         )
         endpoint = dataclasses.replace(
-            seat.box.endpoint, network_id=place.id, said=each["attached"], published=open_to,
-            container=container if each["known"] else None, joined=each["joined"] or isinstance(place, Guarded),
-        )  # fmt: skip
+            seat.box.endpoint,
+            network_id=place.id,
+            spec=each["attached"],
+            published=open_to,
+            container=container if each["known"] else None,
+            joined=each["joined"] or isinstance(place, BridgeNetwork),
+        )
         if isinstance(place, Network):
             endpoints[endpoint.id] = endpoint
         else:
-            guests[endpoint.id] = Guest(endpoint, True, each["sure"])
+            guests[endpoint.id] = TrackedEndpoint(endpoint, True, each["sure"])
     facts = Facts(
-        State(ours, endpoints, bans=bans), names=frozenset(places), guests=guests, listed=True,
-        networks={p.id: p for p in places.values() if isinstance(p, Guarded)},
-    )  # fmt: skip
+        State(ours, endpoints, bans=bans),
+        names=frozenset(places),
+        guests=guests,
+        listed=True,
+        networks={p.id: p for p in places.values() if isinstance(p, BridgeNetwork)},
+    )
     inventory = evaluated(defaults, facts)
     inventory.overrides = {s.name: t["override"] for s, t in zip(bed.seats, told, strict=True)}
     inventory.take(inventory.settled(inventory.facts, inventory.owners()), ())
-    inventory.introduce(inventory.owners())
+    inventory.reindex(inventory.owners())
     return inventory
 
 
@@ -353,14 +374,14 @@ class Gun:
         seats = {seat.box.endpoint.id: seat for seat in bed.seats}
         self.where = {address: seat.network for seat in bed.seats for address in (seat.box.v4, seat.box.v6)}
         #: Who says it, the rule, and whether it is about what comes in.
-        self.said: list[tuple[Seat, Rule, bool]] = []
+        self.spec: list[tuple[Seat, Rule, bool]] = []
         for found in filter(None, map(inventory.endpoint, inventory.owners())):
             policy = inventory.directory.resolved(inventory.decide(*found), found[1].container)
             seat = seats[found[1].id]
-            self.said += [(seat, rule, True) for rule in (*policy.accepts, *policy.published)]
-            self.said += [(seat, rule, False) for rule in policy.egress or ()]
-        self.gated = [each for each in self.said if each[1].peers]
-        spoken = [rule for _, rule, _ in self.said]
+            self.spec += [(seat, rule, True) for rule in (*policy.accepts, *policy.published)]
+            self.spec += [(seat, rule, False) for rule in policy.egress or ()]
+        self.gated = [each for each in self.spec if each[1].peers]
+        spoken = [rule for _, rule, _ in self.spec]
         edges = {p for rule in spoken for p in (rule.first - 1, rule.first, rule.last, rule.last + 1)}
         edges |= {
             p
@@ -424,9 +445,9 @@ class Gun:
 
     def _meant(self) -> Shot | None:
         """What a rule with peers is about, or what lies close beside it."""
-        if not self.said:
+        if not self.spec:
             return None
-        seat, rule, inbound = self._pick(self.gated or self.said)
+        seat, rule, inbound = self._pick(self.gated or self.spec)
         version = self._pick([4, 6])
         prefixes = [p for peer in rule.peers if peer.kind == "prefix" and (p := prefix_of(peer)).version == version]
         mine = self._at(seat.box, version)
@@ -559,17 +580,26 @@ seeds = st.integers(0, 2**32)
 def examples(count: int) -> settings:
     """So many, the same in every run. What fails tells which packet and why, and is not worth minutes of shrinking."""
     return settings(
-        max_examples=count, deadline=None, derandomize=True, phases=[Phase.generate],
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow],
-    )  # fmt: skip
+    )
 
 
 @given(settings_, each_network, everybody, seeds, st.sampled_from([True] * 5 + [False]), st.booleans(), st.booleans())
 @examples(60)
 def test_the_kernels_verdict_is_the_references(
-    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]], seed: int, watched: bool,
-    whole: bool, bridges: bool,
-) -> None:  # fmt: skip
+    bed: Bed,
+    defaults: Defaults,
+    nets: dict[str, Any],
+    told: list[dict[str, Any]],
+    seed: int,
+    watched: bool,
+    whole: bool,
+    bridges: bool,
+) -> None:
     """Whatever is said, anywhere, docker-fw keeping up with Docker or not: each packet passes exactly if the reference
     says so."""
     inventory = inventory_of(bed, defaults, nets, told)
@@ -594,8 +624,14 @@ banned = st.dictionaries(_banned, st.sampled_from([0.0, NOW + 300]), min_size=1,
 @given(settings_, each_network, everybody, banned, seeds, st.booleans(), st.booleans())
 @examples(30)
 def test_bans_are_the_references(
-    bed: Bed, defaults: Defaults, nets: dict[str, Any], told: list[dict[str, Any]], bans: dict[Prefix, float],
-    seed: int, whole: bool, bridges: bool,
-) -> None:  # fmt: skip
+    bed: Bed,
+    defaults: Defaults,
+    nets: dict[str, Any],
+    told: list[dict[str, Any]],
+    bans: dict[Prefix, float],
+    seed: int,
+    whole: bool,
+    bridges: bool,
+) -> None:
     """With addresses and prefixes of any length banned, wherever they are: nothing from them, nothing to them."""
     hold(bed, inventory_of(bed, defaults, nets, told, bans), seed, whole=whole, bridges=bridges)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plugin.model import Defaults, FwError, Published, Rule, Said
+from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
@@ -40,7 +40,7 @@ def web(site: Site) -> Box:
 
 def known(site: Site, web: Box) -> Inventory:
     """The container may begin nothing, docker-proxy has a closed port, an address is banned, dockerd has a group."""
-    facts = site.inventory(Site.known(web, said=Said(egress=()))).facts
+    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
     proxies = ProxyFacts(frozenset({1 << 50}))
     return evaluated(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
@@ -196,14 +196,14 @@ def test_a_refused_change_never_puts_half_a_table_there(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A change that the kernel refuses, and the table that then is put there whole, open nothing at any moment."""
-    endpoint = Site.known(web, said=Said(allow=(Rule("tcp", 8080, 8080),), egress=()))
+    endpoint = Site.known(web, spec=PolicySpec(allow=(Rule("tcp", 8080, 8080),), egress=()))
     with site.inside():
         writer.put_endpoint(endpoint)
         assert not passing(site, web)
         # Somebody deleted an element that the next change is to remove.
         site.run("nft", "delete element inet docker-fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
         moments = Moments(site, web, monkeypatch)
-        writer.put_endpoint(Site.known(web, said=Said(egress=())))
+        writer.put_endpoint(Site.known(web, spec=PolicySpec(egress=())))
     assert len(moments.passed) > 1, "the change was not refused"
     assert not set().union(*moments.passed)
     assert site.nft.intact()

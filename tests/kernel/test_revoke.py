@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, Endpoint, Guarded, Overriding, Published, Rule, Said
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Overriding, PolicySpec, Published, Rule
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -51,30 +51,35 @@ class Boxes:
 def boxes(site: Site) -> Boxes:
     one, two = site.network(1), site.network(2)
     return Boxes(
-        site.box(one, 2), site.box(one, 3), site.box(two, 2), site.box(two, 3), site.docker_box(ONE, 101),
-        site.docker_box(ONE, 101, 3), site.docker_box(TWO, 102),
-    )  # fmt: skip
+        site.box(one, 2),
+        site.box(one, 3),
+        site.box(two, 2),
+        site.box(two, 3),
+        site.docker_box(ONE, 101),
+        site.docker_box(ONE, 101, 3),
+        site.docker_box(TWO, 102),
+    )
 
 
 GUARDED = tuple(
-    Guarded(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
+    BridgeNetwork(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
     for name, bridge, n in (("dock1", ONE, 101), ("dock2", TWO, 102))
 )
 
 
-def label(**words: str) -> Said:
+def label(**words: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in words.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
-def known(box: Box, name: str, said: Said | None = None, service: str = "") -> Endpoint:
+def known(box: Box, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
     """The box as a container of compose's project shop."""
-    container = Container(f"{name}-id", name, said or Said(), project="shop", service=service or name)
+    container = Container(f"{name}-id", name, spec or PolicySpec(), project="shop", service=service or name)
     return dataclasses.replace(box.endpoint, container=container)
 
 
-class Writer(Reconciler):
+class TableApplier(Reconciler):
     """The one writer, in the site's host; what it does later it does at once."""
 
     def __init__(self, site: Site, path: Path) -> None:
@@ -82,11 +87,11 @@ class Writer(Reconciler):
 
 
 @pytest.fixture
-def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Writer]:
+def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[TableApplier]:
     """With our networks and nobody on them. The test runs inside the host."""
     with site.inside():
         site.load()  # what another test's docker-fw held is none of this one's
-        made = Writer(site, tmp_path)
+        made = TableApplier(site, tmp_path)
         made.start(Facts(State(dict(site.networks)), bridges=seen(ONE, TWO)))
         yield made
 
@@ -94,7 +99,7 @@ def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Writer]:
 BOTH: tuple[Proto, ...] = ("tcp", "udp")
 
 
-def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, writer: Writer) -> None:
+def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, writer: TableApplier) -> None:
     """Of all flows to a container those of a peer that is none any more are cut, if nothing else accepts them: what is
     open to everybody, the other peers', outsiders', its neighbours', the host's and the container's own go on. When its
     container leaves, all of its own end."""
@@ -124,7 +129,7 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
         assert talks.going("outside") == left, "and they do not come back"
 
 
-def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes, writer: Writer) -> None:
+def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes, writer: TableApplier) -> None:
     """A UDP flow that was cut, may be for a while and is cut again: the container does not bring it back meanwhile, not
     when the time of the first cut is over."""
     address, port = boxes.web.v6, 5353
@@ -155,7 +160,7 @@ def left(site: Site) -> int:
     return int(element["elem"]["expires"])
 
 
-def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: Writer) -> None:
+def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: TableApplier) -> None:
     """Who joins a service may come from then on, and all that stood goes on."""
     web = known(boxes.web, "web", label(allow="5432 from service:api"))
     writer.put_endpoint(web)
@@ -170,11 +175,11 @@ def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: Writer)
 
 @pytest.mark.parametrize("service", ["db2", "job"], ids=["of ours", "of Docker's"])
 def test_when_egress_becomes_narrower_what_it_began_is_cut(
-    site: Site, boxes: Boxes, writer: Writer, service: str
+    site: Site, boxes: Boxes, writer: TableApplier, service: str
 ) -> None:
     """Flows that a container began and may not begin any more are cut, to outsiders, to the host and to peers that
     left; those that it may, and all that others began, go on."""
-    guard = Guard(writer)
+    guard = EndpointTracker(writer)
     peers = {"db2": boxes.api2, "job": boxes.job}
     wide = label(egress=f"443, 53/udp, 5432 to service:{service}, 2222 to host", allow="8080")
     web, peer = known(boxes.web, "web", wide), peers[service]
@@ -228,28 +233,28 @@ PORTS = tuple(Published(p, a, 15432, 5432) for p in BOTH for a in (IPv4Address("
 
 
 @pytest.fixture
-def guard(writer: Writer) -> Guard:
-    return Guard(writer)
+def guard(writer: TableApplier) -> EndpointTracker:
+    return EndpointTracker(writer)
 
 
-def shop(boxes: Boxes, said: Said) -> Endpoint:
+def shop(boxes: Boxes, spec: PolicySpec) -> Endpoint:
     """The shop's container with its port published, as docker-proxy would serve it."""
-    return dataclasses.replace(known(boxes.shop, "shop", said), network_id=GUARDED[0].id, published=PORTS)
+    return dataclasses.replace(known(boxes.shop, "shop", spec), network_id=GUARDED[0].id, published=PORTS)
 
 
-def guest(box: Box, number: int, name: str, said: Said | None = None, service: str = "") -> Endpoint:
-    return dataclasses.replace(known(box, name, said, service), network_id=GUARDED[number].id)
+def guest(box: Box, number: int, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
+    return dataclasses.replace(known(box, name, spec, service), network_id=GUARDED[number].id)
 
 
 def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
-    site: Site, boxes: Boxes, writer: Writer, guard: Guard
+    site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
     """By docker-proxy a flow is between its client and the host: the clients that may still come go on, and so do the
     host's own and those of the container's network."""
-    said = label(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
+    spec = label(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
     api, job = known(boxes.api, "api", service="api"), guest(boxes.job, 1, "job", service="api")
     writer.put_endpoint(api)
-    guard.replace(GUARDED, [shop(boxes, said), job, guest(boxes.near, 0, "near")], asked=guard.now())
+    guard.replace(GUARDED, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
     with Talks() as talks:
         for v, host in ((4, Site.HOST4), (6, Site.HOST6)):
             who = (("leaves", boxes.api), ("stays", boxes.job), ("near", boxes.near), ("host", site.host))
@@ -264,12 +269,14 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
         assert talks.going("prefix") == {name for name in everything if not name.startswith("leaves")}
 
 
-def test_a_guest_that_may_be_reached_by_fewer(site: Site, boxes: Boxes, writer: Writer, guard: Guard) -> None:
+def test_a_guest_that_may_be_reached_by_fewer(
+    site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
+) -> None:
     """A container of Docker's that accepts a service of another network: the service's going cuts just its flows."""
-    said = label(allow="5432 from service:api")
+    spec = label(allow="5432 from service:api")
     job, api = guest(boxes.job, 1, "job", service="api"), known(boxes.api, "api", service="api")
     writer.put_endpoint(api)
-    guard.replace(GUARDED, [shop(boxes, said), job, guest(boxes.near, 0, "near")], asked=guard.now())
+    guard.replace(GUARDED, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
     with Talks() as talks:
         for name, client in (("leaves", boxes.job), ("stays", boxes.api), ("near", boxes.near), ("host", site.host)):
             talks.open(f"{name} tcp", "tcp", client, boxes.shop, boxes.shop.v6, 5432)
@@ -282,7 +289,7 @@ def test_a_guest_that_may_be_reached_by_fewer(site: Site, boxes: Boxes, writer: 
 
 
 def test_when_a_published_port_closes_who_may_still_come_goes_on(
-    site: Site, boxes: Boxes, writer: Writer, guard: Guard
+    site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
     """`fwctl deny` of a port that was open to everybody cuts docker-proxy's flows of everybody from outside; not those
     of the host itself nor of the container's network, for whom it is not closed."""

@@ -266,7 +266,7 @@ def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> N
         ({"fw.allow": "0, 8080, 70000"}, '"0" is not a port'),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_wrong_label_refuses_the_start(fw: Running, labels: dict[str, str], words: str) -> None:
     """Docker gets the container's name and each mistake as text; nothing is open, no link stays."""
     network = fw.network(1)
@@ -541,9 +541,7 @@ BAD: dict[str, bytes] = {
     "many wrong labels": json.dumps(
         {**CREATE_NETWORK, "Options": {GENERIC: {f"fw.{n}": "x" for n in range(100_000)}}}
     ).encode(),
-    "many ports": json.dumps(
-        {**CREATE_ENDPOINT, "Options": {PORTMAP: [{"Proto": 6, "Port": 80}] * 100_000}}
-    ).encode(),
+    "many ports": json.dumps({**CREATE_ENDPOINT, "Options": {PORTMAP: [{"Proto": 6, "Port": 80}] * 100_000}}).encode(),
 }
 
 
@@ -629,14 +627,24 @@ def test_after_all_that_nothing_is_left(fw: Running) -> None:
 _steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["CreateNetwork", "DeleteNetwork", "CreateEndpoint", "Join", "Join", "Leave", "DeleteEndpoint",
-             "ProgramExternalConnectivity", "RevokeExternalConnectivity", "EndpointOperInfo"]
+            [
+                "CreateNetwork",
+                "DeleteNetwork",
+                "CreateEndpoint",
+                "Join",
+                "Join",
+                "Leave",
+                "DeleteEndpoint",
+                "ProgramExternalConnectivity",
+                "RevokeExternalConnectivity",
+                "EndpointOperInfo",
+            ]
         ),
         st.integers(1, 2),
         st.integers(2, 3),
     ),
     max_size=14,
-)  # fmt: skip
+)
 
 
 @given(steps=_steps)
@@ -1063,8 +1071,8 @@ def test_a_newer_state_file_is_left_alone_with_the_rules(own: Running) -> None:
     lasting = re.compile(r" expires \w+")
     rules = lasting.sub("", fw.table())
     fw.start()
-    said = fw.driver("CreateNetwork", fw.network(2))["Err"]
-    assert "the state file is of version 9, newer than this docker-fw" in said
+    spec = fw.driver("CreateNetwork", fw.network(2))["Err"]
+    assert "the state file is of version 9, newer than this docker-fw" in spec
     fw.stop()
     assert fw.state.read_text() == newer
     assert lasting.sub("", fw.table()) == rules
@@ -1077,9 +1085,9 @@ def test_wrong_settings_are_an_error_at_start(own: Running) -> None:
     assert own.process
     assert own.process.wait(20) != 0
     own.process = None
-    said = own.log.read_text()
-    assert 'FW_MARK="3": must be one bit of 32' in said
-    assert 'FW_ALLOW="808O": "808O" is not a port' in said
+    spec = own.log.read_text()
+    assert 'FW_MARK="3": must be one bit of 32' in spec
+    assert 'FW_ALLOW="808O": "808O" is not a port' in spec
     assert own.table() == ""
 
 

@@ -64,8 +64,8 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         own.start()
         until(lambda: set(probe([("tcp", a, 8080) for a in guests]).values()) == {"open"}, "the guest answers")
         assert set(probe([("tcp", a, 9090) for a in guests]).values()) == {"silent"}
-        said = probe([("tcp", a, port) for a in SHUT for port in (443, 7000)])
-        assert list(said.values()) == (["silent", "open"] if spoken else ["open", "silent"]) * 2
+        spec = probe([("tcp", a, port) for a in SHUT for port in (443, 7000)])
+        assert list(spec.values()) == (["silent", "open"] if spoken else ["open", "silent"]) * 2
     assert not closed.result.opened
     assert len(closed.result.shots) > 50
     assert not opened.result.failed

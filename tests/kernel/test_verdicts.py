@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from plugin.model import Network, Peer, Proto, Published, Rule, Said
+from plugin.model import Network, Peer, PolicySpec, Proto, Published, Rule
 from plugin.nftables.sets import Element
 from tests.kernel import packets as pk
 from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping, until
@@ -51,9 +51,14 @@ def boxes(site: Site) -> Boxes:
     inner = site.network(4, internal=True)
     four, six = site.network(5, gateway6=None), site.network(6, gateway4=None)
     return Boxes(
-        site.box(one, 2), site.box(one, 3), site.box(two, 2), site.box(chosen, 2), site.box(inner, 2),
-        site.box(four, 2), site.box(six, 2),
-    )  # fmt: skip
+        site.box(one, 2),
+        site.box(one, 3),
+        site.box(two, 2),
+        site.box(chosen, 2),
+        site.box(inner, 2),
+        site.box(four, 2),
+        site.box(six, 2),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def docker(site: Site) -> Box:
 
 
 @pytest.fixture(scope="module")
-def foreign(site: Site) -> Box:
+def unmanaged(site: Site) -> Box:
     """A machine on a bridge that is neither ours nor Docker's."""
     return site.docker_box("virbr0", 101)
 
@@ -219,13 +224,13 @@ def test_of_what_is_open_a_protocol_can_be_denied(site: Site, boxes: Boxes, prot
     src, dst = outside(boxes.web)[1]
     sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
     somebody = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
-    for said, passing in (
-        (Said(policy="open"), {"gre", "esp", "ah", "other"}),
-        (Said(policy="open", deny=(Rule(proto, 0, 0),)), {"gre", "esp", "ah", "other"} - {proto}),
-        (Said(policy="open", allow=(somebody,)), {"gre", "esp", "ah", "other"} - {proto}),
-        (Said(allow=(Rule(proto, 0, 0),)), {proto}),
+    for spec, passing in (
+        (PolicySpec(policy="open"), {"gre", "esp", "ah", "other"}),
+        (PolicySpec(policy="open", deny=(Rule(proto, 0, 0),)), {"gre", "esp", "ah", "other"} - {proto}),
+        (PolicySpec(policy="open", allow=(somebody,)), {"gre", "esp", "ah", "other"} - {proto}),
+        (PolicySpec(allow=(Rule(proto, 0, 0),)), {proto}),
     ):
-        site.load(site.known(boxes.web, said=said))
+        site.load(site.known(boxes.web, spec=spec))
         got = site.deliver(sent, boxes.web, last=ping(src, dst))
         assert got == {packet for packet, each in sent.items() if each in passing}
 
@@ -304,9 +309,7 @@ def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes
 
 
 @pytest.mark.parametrize("name", ["chosen name", "fw- by hand"])
-def test_no_router_advertisement_from_any_bridge_of_ours(
-    site: Site, boxes: Boxes, by_hand: Box, name: str
-) -> None:
+def test_no_router_advertisement_from_any_bridge_of_ours(site: Site, boxes: Boxes, by_hand: Box, name: str) -> None:
     """A bridge is ours by its device group or by its name; either is enough to tell a container's advertisement."""
     site.load(site.known(boxes.other))
     source = boxes.chosen if name == "chosen name" else by_hand
@@ -606,7 +609,7 @@ table inet marks {{
     ],
 )
 def test_the_mark_is_exact(
-    site: Site, boxes: Boxes, docker: Box, foreign: Box, way: str, marked: bool, forge: bool
+    site: Site, boxes: Boxes, docker: Box, unmanaged: Box, way: str, marked: bool, forge: bool
 ) -> None:
     """Our mark is on what our table accepted and on nothing else, whatever mark a packet came with.
 
@@ -620,7 +623,7 @@ def test_the_mark_is_exact(
         "outside": (None, (Site.OUT4, Site.OUT6)),
         "ours": (boxes.web, (boxes.web.v4, boxes.web.v6)),
         "Docker's bridge": (docker, (docker.v4, docker.v6)),
-        "foreign bridge": (foreign, (foreign.v4, foreign.v6)),
+        "foreign bridge": (unmanaged, (unmanaged.v4, unmanaged.v6)),
     }
     path, _, what = way.partition(", ")
     start, _, end = path.partition(" → ")
@@ -654,7 +657,7 @@ def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Box
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_what_was_never_forwarded_stays_so(
-    site: Site, boxes: Boxes, docker: Box, foreign: Box, lan: Box, family: int
+    site: Site, boxes: Boxes, docker: Box, unmanaged: Box, lan: Box, family: int
 ) -> None:
     """A host that was no router before does not become one between its other links, in the families we switched on."""
     number = {4: 2, 6: 10}[family]
@@ -670,8 +673,8 @@ def test_what_was_never_forwarded_stays_so(
     last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])
     assert site.deliver(sent, lan, None, last) == set()
     # Nor by way of a bridge that is nobody's known; containers, ours and Docker's, are reached as before.
-    sent = [new_flow("udp", [foreign.v4, foreign.v6][index], [lan.v4, lan.v6][index], 80, next(_ports))]
-    site.send(sent, foreign)
+    sent = [new_flow("udp", [unmanaged.v4, unmanaged.v6][index], [lan.v4, lan.v6][index], 80, next(_ports))]
+    site.send(sent, unmanaged)
     assert site.deliver(sent, lan, None, ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])) == set()
     assert arriving_ports(site, [outside(boxes.web)[index]], boxes.web) == BASE
     packet = new_flow("tcp", [Site.OUT4, Site.OUT6][index], [docker.v4, docker.v6][index], 80, next(_ports))

@@ -27,15 +27,28 @@ def shell(version: str, args: Sequence[str], command: Sequence[str]) -> int:
     with Engine(version, args) as engine:
         host = engine.host
         if not command:
-            say(HINTS.format(
-                version=version, name=host.name, v4=host.v4, v6=host.v6, wan=host.wan.path, wan4=Wan.V4,
-                wan6=Wan.V6, far4=Wan.FAR_V4, far6=Wan.FAR_V6, pid=host.init_pid, share=host.share,
-            ))
+            say(
+                HINTS.format(
+                    version=version,
+                    name=host.name,
+                    v4=host.v4,
+                    v6=host.v6,
+                    wan=host.wan.path,
+                    wan4=Wan.V4,
+                    wan6=Wan.V6,
+                    far4=Wan.FAR_V4,
+                    far6=Wan.FAR_V6,
+                    pid=host.init_pid,
+                    share=host.share,
+                )
+            )
         env = {"TERM": os.environ.get("TERM", "dumb"), "PS1": f"docker-{version} \\w# "}
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the shell's affair
         try:
-            return subprocess.call(host.command(command or ["bash", "--norc"], env, cwd="/root"),
-                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+            return subprocess.call(
+                host.command(command or ["bash", "--norc"], env, cwd="/root"),
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         finally:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,18 +57,31 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.lab", description=__doc__)
     todo = parser.add_subparsers(dest="todo", required=True, metavar="COMMAND")
-    it = todo.add_parser("shell", help="a shell on a host with a running engine",
-                         description="Start an engine on a host of its own and open a shell there.")
+    it = todo.add_parser(
+        "shell",
+        help="a shell on a host with a running engine",
+        description="Start an engine on a host of its own and open a shell there.",
+    )
     it.add_argument("--engine", default=DEFAULT, choices=[*ENGINES], help="which one (default: %(default)s)")
-    it.add_argument("--dockerd", action="append", default=[], metavar="ARG",
-                    help="an argument for dockerd, such as --dockerd=--ip6tables; may be repeated")
+    it.add_argument(
+        "--dockerd",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="an argument for dockerd, such as --dockerd=--ip6tables; may be repeated",
+    )
     it.add_argument("command", nargs="*", help="run this instead of a shell (put -- before it)")
-    it = todo.add_parser("roots", help="make what is not cached yet: the engines' roots, busybox",
-                         description="Make the engines' root file systems, about 45 s each, once.")
-    it.add_argument("engine", nargs="*", metavar="ENGINE",
-                    help=f"some of {', '.join(ENGINES)} (default: all)")
-    todo.add_parser("sweep", help="take away what killed labs left",
-                    description="Take away namespaces, processes and files of labs whose owner is dead.")
+    it = todo.add_parser(
+        "roots",
+        help="make what is not cached yet: the engines' roots, busybox",
+        description="Make the engines' root file systems, about 45 s each, once.",
+    )
+    it.add_argument("engine", nargs="*", metavar="ENGINE", help=f"some of {', '.join(ENGINES)} (default: all)")
+    todo.add_parser(
+        "sweep",
+        help="take away what killed labs left",
+        description="Take away namespaces, processes and files of labs whose owner is dead.",
+    )
     args = parser.parse_args()
     try:
         if args.todo == "shell":

@@ -17,8 +17,14 @@ from .roots import engine_root
 from .store import LabError, cache, cached, digest, locked, say
 
 #: dockerd then makes no link, sets no sysctl and writes no rule, so it can live in the root namespace
-_HARMLESS = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
-             "--ip-masq=false", "--userland-proxy=false")
+_HARMLESS = (
+    "--bridge=none",
+    "--iptables=false",
+    "--ip6tables=false",
+    "--ip-forward=false",
+    "--ip-masq=false",
+    "--userland-proxy=false",
+)
 _KEPT = 4  # built images of one name that stay in the cache
 
 
@@ -35,8 +41,12 @@ def build_image(context: Path, tag: str, dockerfile: str = "Dockerfile") -> Path
     base = debian_base(_base(context / dockerfile))
     stem = tag.replace("/", "-").replace(":", "-")
     name = f"{stem}-{digest(tag, dockerfile, contents, base.tar.name)}.tar"
-    made = cached("built", name, f"the image {tag} (minutes the first time)",
-                  lambda path: _build(context, sources, dockerfile, tag, path))
+    made = cached(
+        "built",
+        name,
+        f"the image {tag} (minutes the first time)",
+        lambda path: _build(context, sources, dockerfile, tag, path),
+    )
     os.utime(made)
     for old in sorted(made.parent.glob(f"{stem}-????????????.tar"), key=os.path.getmtime)[:-_KEPT]:
         old.unlink(missing_ok=True)
@@ -68,8 +78,16 @@ def _build(context: Path, sources: list[Path], dockerfile: str, tag: str, target
             proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
             say("  docker build…")
             arguments = [f"--build-arg={key}" for key in proxies]
-            argv = ["docker", "build", "--network=host", "--force-rm", *arguments,
-                    f"--file={inside}/{dockerfile}", f"--tag={tag}", inside]
+            argv = [
+                "docker",
+                "build",
+                "--network=host",
+                "--force-rm",
+                *arguments,
+                f"--file={inside}/{dockerfile}",
+                f"--tag={tag}",
+                inside,
+            ]
             done = capsule.run(argv, check=False, timeout=1800, env={"DOCKER_BUILDKIT": "0", **proxies})
         if done.returncode:
             raise LabError(f"docker build of {tag} failed:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")

@@ -22,8 +22,11 @@ from .store import LabError, call
 
 #: directories on a plain directory instead of the overlay: Docker's overlay2 cannot sit on one
 PLAIN = ("/var/lib/docker", "/var/lib/docker-fw")
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "HOME": "/root", "LANG": "C.UTF-8"}
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
 _CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -35,8 +38,9 @@ class Capsule:
     capsule dies at once, and the next lab's sweep takes its files away.
     """
 
-    def __init__(self, root: Path, *, netns: Netns | None = None, kind: str = "c",
-                 binds: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self, root: Path, *, netns: Netns | None = None, kind: str = "c", binds: Mapping[str, Path] | None = None
+    ) -> None:
         """`root` is read only; `netns` None means this machine's own network; `binds` (path inside →
         directory of this machine) adds to `PLAIN`, or replaces one of them."""
         self.root = root
@@ -99,15 +103,22 @@ class Capsule:
         self._claim.save()
         top = self._claim.directory
         spec: init.Spec = {
-            "hostname": self.name, "netns": self._net.path if self._net else None,
-            "lower": str(self.root), "upper": str(self.disk), "work": str(top / "work"),
-            "merged": str(top / "merged"), "binds": [(str(a), b) for b, a in self._binds.items()],
+            "hostname": self.name,
+            "netns": self._net.path if self._net else None,
+            "lower": str(self.root),
+            "upper": str(self.disk),
+            "work": str(top / "work"),
+            "merged": str(top / "merged"),
+            "binds": [(str(a), b) for b, a in self._binds.items()],
             **asdict(self._cgroups),  # type: ignore[typeddict-item]
         }
         (top / "work").mkdir(exist_ok=True)
         self._init = subprocess.Popen(
             [sys.executable, "-I", "-S", init.__file__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         lifeline, output, errors = self._init.stdin, self._init.stdout, self._init.stderr
         assert lifeline is not None
@@ -147,12 +158,32 @@ class Capsule:
         """The words that run `argv` inside, for those who start processes in their own way."""
         joins = "; ".join(f"echo 0 >{shlex.quote(path)}/cgroup.procs" for path in self._cgroups.joins)
         variables = [f"{key}={value}" for key, value in (_ENVIRONMENT | dict(env or {})).items()]
-        enter = ["nsenter", f"--target={self.init_pid}", "--mount", "--uts", "--ipc", "--net", "--pid",
-                 "--cgroup", "env", "-i", f"--chdir={cwd}", *variables, *argv]
+        enter = [
+            "nsenter",
+            f"--target={self.init_pid}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+            "env",
+            "-i",
+            f"--chdir={cwd}",
+            *variables,
+            *argv,
+        ]
         return ["sh", "-ec", f'{joins}; exec "$@"', "enter", *enter]
 
-    def run(self, argv: Sequence[str], *, check: bool = True, input: str | None = None, timeout: float = 60,
-            env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program inside and wait; LabError with its output if it fails and `check` is true."""
         return finish(self.command(argv, env), check=check, input=input, timeout=timeout, shown=argv)
 

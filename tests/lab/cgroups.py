@@ -33,8 +33,7 @@ def make(name: str) -> Cgroups:
     """Make directories called `name` in all hierarchies; LabError if no hierarchy is mounted."""
     made = Cgroups()
     own = {  # controllers, as the kernel writes them ("" for v2) → this process's cgroup
-        line.split(":")[1]: line.split(":", 2)[2]
-        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        line.split(":")[1]: line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()
     }
     for kind, options, root, point in _mounted():
         if kind == "cgroup2" and point == "/sys/fs/cgroup":

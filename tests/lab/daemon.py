@@ -20,7 +20,10 @@ from .images import Rootfs, busybox
 from .store import LabError
 
 #: What systemd does before it starts dockerd: a control group of its own for it and what it starts.
-SERVICE = ("sh", "-ec", """
+SERVICE = (
+    "sh",
+    "-ec",
+    """
 for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
     if [ -e $top/cgroup.controllers ]; then
         mkdir -p $top/system.slice/docker.service
@@ -28,7 +31,9 @@ for top in /sys/fs/cgroup /sys/fs/cgroup/unified; do
     fi
 done
 exec "$@"
-""", "docker.service")
+""",
+    "docker.service",
+)
 
 
 class DockerError(LabError):
@@ -38,8 +43,9 @@ class DockerError(LabError):
 class Daemon:
     """A dockerd that can be started and ended, in a capsule that is somebody else's."""
 
-    def __init__(self, capsule: Capsule, args: Sequence[str] = (), *, live_restore: bool = False,
-                 with_busybox: bool = True) -> None:
+    def __init__(
+        self, capsule: Capsule, args: Sequence[str] = (), *, live_restore: bool = False, with_busybox: bool = True
+    ) -> None:
         """`args` are more arguments for dockerd; with live-restore its containers outlive it."""
         self.capsule, self.args = capsule, list(args)
         self.live_restore = live_restore
@@ -73,8 +79,9 @@ class Daemon:
         argv = [*SERVICE, "dockerd", *(["--live-restore"] if self.live_restore else []), *self.args]
         with open(self.log, "ab") as log:
             log.write(f"--- {' '.join(argv)}\n".encode())
-            self._process = self.capsule.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                               start_new_session=True)
+            self._process = self.capsule.popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         if wait:
             self.ready()
 
@@ -89,8 +96,7 @@ class Daemon:
                 break
             except (OSError, DockerError) as error:
                 if time.monotonic() > end:
-                    raise LabError(f"dockerd is not ready after {timeout:g} s "
-                                   f"({error}):\n{self.log_tail()}") from error
+                    raise LabError(f"dockerd is not ready after {timeout:g} s ({error}):\n{self.log_tail()}") from error
                 time.sleep(0.02)
         if self._wants_busybox:
             self._wants_busybox = False  # it is kept on the disk
@@ -135,8 +141,9 @@ class Daemon:
             raise DockerError(f"docker {' '.join(args)}: status {done.returncode}\n{said}")
         return done.stdout.rstrip("\n")
 
-    def try_docker(self, *args: str, input: str | None = None,
-                   timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def try_docker(
+        self, *args: str, input: str | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Run the docker CLI inside; the caller looks at returncode, stdout and stderr."""
         return self.capsule.run(["docker", *args], check=False, input=input, timeout=timeout)
 

@@ -28,9 +28,17 @@ class Engine(Daemon):
     Entering the `with` boots the host, starts dockerd and loads the image ``busybox``.
     """
 
-    def __init__(self, version: str = DEFAULT, args: Sequence[str] = (), *, wan: Wan | None = None,
-                 host: Host | None = None, live_restore: bool = False, with_busybox: bool = True,
-                 containerd_store: bool = False) -> None:
+    def __init__(
+        self,
+        version: str = DEFAULT,
+        args: Sequence[str] = (),
+        *,
+        wan: Wan | None = None,
+        host: Host | None = None,
+        live_restore: bool = False,
+        with_busybox: bool = True,
+        containerd_store: bool = False,
+    ) -> None:
         """`args` are more arguments for dockerd.  A `host` given here stays the caller's to close.
 
         With `containerd_store` it keeps its images in containerd's store, as Docker 29 does by default.
@@ -95,8 +103,9 @@ class Engine(Daemon):
         """The container's network namespace: to probe from, or to run this machine's programs in."""
         return Netns(f"{self.host.inside}/proc/{self.pid_of(container)}/ns/net")
 
-    def serve(self, container: str, *, tcp: Iterable[int] = (), udp: Iterable[int] = (),
-              sctp: Iterable[int] = ()) -> Servers:
+    def serve(
+        self, container: str, *, tcp: Iterable[int] = (), udp: Iterable[int] = (), sctp: Iterable[int] = ()
+    ) -> Servers:
         """Echo servers inside the container's network, on all its addresses of both families.
 
         They end with `close` (or the end of a ``with``), and when the container's first process does.
@@ -119,7 +128,7 @@ def outer_pid(inner: Path) -> int:
                     continue
             except OSError:
                 continue
-            if _ns_pids(status)[-len(wanted):] == wanted:
+            if _ns_pids(status)[-len(wanted) :] == wanted:
                 return int(entry)
     raise LabError(f"{inner} has ended")
 

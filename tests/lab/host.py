@@ -24,8 +24,14 @@ class Host(Capsule):
     `reboot` and `halt` lose every process, mount, link and rule; the disk stays.
     """
 
-    def __init__(self, root: Path | None = None, wan: Wan | None = None,
-                 *, advertised: bool = False, binds: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        wan: Wan | None = None,
+        *,
+        advertised: bool = False,
+        binds: Mapping[str, Path] | None = None,
+    ) -> None:
         """`root` defaults to the default engine's; without a `wan` it makes one and closes it, too.
 
         If `advertised`, its IPv6 default route comes from a router advertisement (it has it when
@@ -94,8 +100,9 @@ class Host(Capsule):
         if self._own_wan:
             self.wan.close()
 
-    def run_outside(self, argv: Sequence[str], *, check: bool = True, input: str | None = None,
-                    timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run_outside(
+        self, argv: Sequence[str], *, check: bool = True, input: str | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program of *this machine's* file system in the host's network; see `Netns.run`."""
         return self.netns.run(argv, check=check, input=input, timeout=timeout)
 

@@ -27,8 +27,13 @@ class Rootfs:
     changes: tuple[str, ...] = ()
 
 
-def rootfs_image(name: str, packages: tuple[str, ...], files: Mapping[str, str | bytes] | None = None,
-                 changes: tuple[str, ...] = (), suite: str = "trixie") -> Rootfs:
+def rootfs_image(
+    name: str,
+    packages: tuple[str, ...],
+    files: Mapping[str, str | bytes] | None = None,
+    changes: tuple[str, ...] = (),
+    suite: str = "trixie",
+) -> Rootfs:
     """An image of Debian packages, such as ``rootfs_image("nginx", ("nginx-light",), changes=(…))``.
 
     `files` (path → content, mode 0644) are laid over it.  The first call takes about 25 s; cached

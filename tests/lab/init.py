@@ -31,10 +31,8 @@ class Spec(TypedDict):
     cgroup_mounts: list[tuple[str, str, str]]  # (file system type, options, path inside)
 
 
-NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWPID, NEWNET = (
-    0x20000, 0x2000000, 0x4000000, 0x8000000, 0x20000000, 0x40000000)
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = (
-    2, 4, 8, 4096, 16384, 1 << 18, 1 << 20)
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWPID, NEWNET = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x20000000, 0x40000000)
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = (2, 4, 8, 4096, 16384, 1 << 18, 1 << 20)
 MNT_DETACH = 2
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
@@ -52,8 +50,12 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
     """mount(2), making the target directory if it is not there."""
     if not os.path.lexists(target):
         os.makedirs(target)
-    check(libc.mount(source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags),
-                     options.encode() or None), f"mount {kind or source} on {target}")
+    check(
+        libc.mount(
+            source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), options.encode() or None
+        ),
+        f"mount {kind or source} on {target}",
+    )
 
 
 def setns(path: str, kind: int) -> None:
@@ -89,8 +91,9 @@ def make_mounts(spec: Spec) -> None:
     os.fchdir(ours)
     os.close(ours)
     os.chroot(".")  # the paths in `spec` are the starter's
-    mount("overlay", top, "overlay",
-          options=f"lowerdir={spec['lower']},upperdir={spec['upper']},workdir={spec['work']}")
+    mount(
+        "overlay", top, "overlay", options=f"lowerdir={spec['lower']},upperdir={spec['upper']},workdir={spec['work']}"
+    )
     mount("proc", f"{top}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     # A fresh sysfs belongs to this network namespace: /sys/class/net shows the capsule's own links.
     mount("sysfs", f"{top}/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -99,8 +102,7 @@ def make_mounts(spec: Spec) -> None:
     for kind, options, path in spec["cgroup_mounts"]:
         mount("cgroup", top + path, kind, MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     mount("/dev", f"{top}/dev", flags=MS_BIND)
-    mount("devpts", f"{top}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
-          "newinstance,ptmxmode=0666,mode=0620,gid=5")
+    mount("devpts", f"{top}/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5")
     for path, mode in (("/dev/shm", "1777"), ("/run", "755"), ("/tmp", "1777")):
         mount("tmpfs", top + path, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
     os.makedirs(f"{top}/run/lock", exist_ok=True)

@@ -34,8 +34,9 @@ class Netns:
 
         return Prober(self.path)
 
-    def run(self, argv: Sequence[str], *, check: bool = True, input: str | None = None,
-            timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, argv: Sequence[str], *, check: bool = True, input: str | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program and wait; LabError with its output if it fails and `check` is true."""
         return finish([*self.prefix, *argv], check=check, input=input, timeout=timeout, shown=argv)
 
@@ -68,25 +69,38 @@ class NamedNetns(Netns):
         call(["ip", "netns", "add", self.name])
         fresh: dict[str, int | str] = {
             # IPv4 settings would else be copies of this machine's
-            "net/ipv4/conf/all/forwarding": 0, "net/ipv4/conf/default/forwarding": 0,
-            "net/ipv6/conf/all/forwarding": 0, "net/ipv6/conf/default/forwarding": 0,
-            "net/ipv4/conf/all/rp_filter": 0, "net/ipv4/conf/default/rp_filter": 2,  # as systemd sets it
+            "net/ipv4/conf/all/forwarding": 0,
+            "net/ipv4/conf/default/forwarding": 0,
+            "net/ipv6/conf/all/forwarding": 0,
+            "net/ipv6/conf/default/forwarding": 0,
+            "net/ipv4/conf/all/rp_filter": 0,
+            "net/ipv4/conf/default/rp_filter": 2,  # as systemd sets it
             # No duplicate address detection: addresses work at once.
-            "net/ipv6/conf/all/accept_dad": 0, "net/ipv6/conf/default/accept_dad": 0,
+            "net/ipv6/conf/all/accept_dad": 0,
+            "net/ipv6/conf/default/accept_dad": 0,
             # Else only the first six refusals by ICMP are told, and further ones look like silence.
-            "net/ipv4/icmp_ratelimit": 0, "net/ipv6/icmp/ratelimit": 0,
+            "net/ipv4/icmp_ratelimit": 0,
+            "net/ipv6/icmp/ratelimit": 0,
         }
         self.sysctl(fresh)
         self.ip("link set lo up")
 
 
-def finish(argv: Sequence[str], *, check: bool, input: str | None, timeout: float,
-           shown: Sequence[str] | None = None) -> subprocess.CompletedProcess[str]:
+def finish(
+    argv: Sequence[str], *, check: bool, input: str | None, timeout: float, shown: Sequence[str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """subprocess.run as the lab uses it: text, captured, errors as LabError with the output."""
     shown = shown or argv
     try:
-        done = subprocess.run(argv, check=False, input=input, timeout=timeout, text=True, capture_output=True,
-                              stdin=subprocess.DEVNULL if input is None else None)
+        done = subprocess.run(
+            argv,
+            check=False,
+            input=input,
+            timeout=timeout,
+            text=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL if input is None else None,
+        )
     except subprocess.TimeoutExpired as late:
         raise LabError(f"{' '.join(shown)}: not done after {timeout:g} s") from late
     if check and done.returncode:

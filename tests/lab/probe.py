@@ -1,9 +1,9 @@
 """Probes, echo servers and hammers in any network namespace; see `Prober`.
 
-    wan.probe.tcp("2001:db8:1::2", 80)                  # "open", "refused", "silent" or "unsent"
-    wan.probe([("tcp", a, 80), ("udp", a, 53), ("ping", a)])   # all at once: {target: verdict}
-    with wan.probe.hammer(("tcp", a, 8080)) as hammer: ...
-    assert not hammer.result.opened
+wan.probe.tcp("2001:db8:1::2", 80)                  # "open", "refused", "silent" or "unsent"
+wan.probe([("tcp", a, 80), ("udp", a, 53), ("ping", a)])   # all at once: {target: verdict}
+with wan.probe.hammer(("tcp", a, 8080)) as hammer: ...
+assert not hammer.result.opened
 """
 
 from __future__ import annotations
@@ -92,8 +92,12 @@ class Agent:
         for _ in (__package__ or "").split("."):
             top = top.parent
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-m", f"{__package__}.agent"], text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(top)},
+            [sys.executable, "-S", "-m", f"{__package__}.agent"],
+            text=True,
+            bufsize=1,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(top)},
             start_new_session=True,  # Ctrl-C is for the lab's owner to handle
         )
         atexit.register(self._close)
@@ -154,14 +158,27 @@ class Prober:
     def __init__(self, netns: str) -> None:
         self.netns = netns
 
-    def ask(self, targets: Iterable[Target], *, timeout: float = TIMEOUT, linger: float = LINGER,
-            source: str | None = None, source_port: int = 0) -> dict[Target, Answer]:
+    def ask(
+        self,
+        targets: Iterable[Target],
+        *,
+        timeout: float = TIMEOUT,
+        linger: float = LINGER,
+        source: str | None = None,
+        source_port: int = 0,
+    ) -> dict[Target, Answer]:
         """Probe all targets at once.  `timeout` (seconds) is when silence is silence; `source` is an
         address of this namespace to send from.  A namespace that is not there is a LabError."""
         wanted = list(dict.fromkeys(targets))
         found = Agent.get().ask(
-            "probe", netns=self.netns, probes=[[*target, 0][:3] for target in wanted], timeout=timeout,
-            linger=linger, source=source, source_port=source_port, wait=timeout + linger + 30,
+            "probe",
+            netns=self.netns,
+            probes=[[*target, 0][:3] for target in wanted],
+            timeout=timeout,
+            linger=linger,
+            source=source,
+            source_port=source_port,
+            wait=timeout + linger + 30,
         )
         return {target: Answer(**answer) for target, answer in zip(wanted, found, strict=True)}
 
@@ -189,13 +206,21 @@ class Prober:
         """Does an echo request get its reply?"""
         return self.one(("ping", address), **options).verdict
 
-    def hammer(self, *targets: Target, every: float = 0.005, timeout: float = TIMEOUT,
-               source: str | None = None) -> Hammer:
+    def hammer(
+        self, *targets: Target, every: float = 0.005, timeout: float = TIMEOUT, source: str | None = None
+    ) -> Hammer:
         """Start probing in the background, one probe each `every` seconds, the targets in turn."""
         return Hammer(self.netns, targets, every, timeout, source)
 
-    def serve(self, *, tcp: Iterable[int] = (), udp: Iterable[int] = (), sctp: Iterable[int] = (),
-              name: str = "lab", watch: int = 0) -> Servers:
+    def serve(
+        self,
+        *,
+        tcp: Iterable[int] = (),
+        udp: Iterable[int] = (),
+        sctp: Iterable[int] = (),
+        name: str = "lab",
+        watch: int = 0,
+    ) -> Servers:
         """Start echo servers here, both families.  They end with `close`, or with the process `watch`."""
         ports = {"tcp": list(tcp), "udp": list(udp), "sctp": list(sctp)}
         return Servers(netns=self.netns, name=name, watch=watch, **ports)
@@ -204,12 +229,20 @@ class Prober:
 class Hammer:
     """Background probing, by `Prober.hammer`.  Use it in a `with`, or call `stop`."""
 
-    def __init__(self, netns: str, targets: tuple[Target, ...], every: float, timeout: float,
-                 source: str | None) -> None:
+    def __init__(
+        self, netns: str, targets: tuple[Target, ...], every: float, timeout: float, source: str | None
+    ) -> None:
         self._targets, self._ident, self.result = targets, next(_idents), Volley()
         self._stopped = False
-        Agent.get().ask("hammer", ident=self._ident, netns=netns, every=every, timeout=timeout, source=source,
-                        targets=[[*target, 0][:3] for target in targets])
+        Agent.get().ask(
+            "hammer",
+            ident=self._ident,
+            netns=netns,
+            every=every,
+            timeout=timeout,
+            source=source,
+            targets=[[*target, 0][:3] for target in targets],
+        )
 
     def stop(self) -> Volley:
         """Stop and tell what happened; the last probes may take their time-out to end."""

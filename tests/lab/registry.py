@@ -48,9 +48,13 @@ class Registry:
         (self.capsule.share / "registry.yml").write_text(_CONFIG.format(address=self.address))
         log = self.capsule.share / "registry.log"
         with open(log, "ab") as out:
-            self._process = self.capsule.popen(["docker-registry", "serve", "/lab/registry.yml"],
-                                               stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                               start_new_session=True)
+            self._process = self.capsule.popen(
+                ["docker-registry", "serve", "/lab/registry.yml"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
         end = time.monotonic() + timeout
         host, _, port = self.address.rpartition(":")
         while self._where.probe.tcp(host.strip("[]"), int(port), linger=0) != "open":

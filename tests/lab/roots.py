@@ -46,7 +46,9 @@ def engine_root(version: str = DEFAULT, extra: tuple[str, ...] = ()) -> Path:
     more = f" with {', '.join(extra)}" if extra else ""
     name = f"docker-{version}-{digest(suite, packages, _LEAVE_OUT)}"
     made = cached(
-        "roots", name, f"the Docker {version} root{more} (Debian {suite}, about 45 s, once)",
+        "roots",
+        name,
+        f"the Docker {version} root{more} (Debian {suite}, about 45 s, once)",
         lambda path: debootstrap(suite, packages, path),
     )
     found = engine_version(made)

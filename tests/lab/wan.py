@@ -35,8 +35,10 @@ class Wan(NamedNetns):
         # The bridge forwards frames between hosts without asking any rule.
         self.ip(
             "link add lan type bridge stp_state 0 mcast_snooping 0 nf_call_iptables 0 nf_call_ip6tables 0",
-            f"addr add {self.V4}/24 dev lan", f"addr add {self.V6}/64 dev lan nodad",
-            f"addr add {self.FAR_V4}/32 dev lo", f"addr add {self.FAR_V6}/128 dev lo",
+            f"addr add {self.V4}/24 dev lan",
+            f"addr add {self.V6}/64 dev lan nodad",
+            f"addr add {self.FAR_V4}/32 dev lo",
+            f"addr add {self.FAR_V6}/128 dev lo",
             "link set lan up",
         )
         if Path("/proc/sys/net/bridge").exists():  # br_netfilter is there
@@ -63,8 +65,7 @@ class Wan(NamedNetns):
         If `advertised`, its IPv6 default route is not set but learnt from `advertise`.
         """
         port = f"host{number}"
-        self.ip(f"link add {port} type veth peer name eth0 netns {host.name}",
-                f"link set {port} master lan up")
+        self.ip(f"link add {port} type veth peer name eth0 netns {host.name}", f"link set {port} master lan up")
         host.ip(
             f"addr add {self.host_v4(number)}/24 dev eth0",
             f"addr add {self.host_v6(number)}/64 dev eth0 nodad",

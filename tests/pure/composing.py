@@ -58,9 +58,11 @@ def fetching(files: Mapping[str, str | bytes]) -> Fetch:
 
 
 def checked(
-    files: str | Mapping[str, str | bytes], *paths: str, environ: Mapping[str, str] | None = None,
+    files: str | Mapping[str, str | bytes],
+    *paths: str,
+    environ: Mapping[str, str] | None = None,
     defaults: Defaults = run_module.PLAIN,
-) -> Checked:  # fmt: skip
+) -> Checked:
     """Checks the files (one text is compose.yml) in both forms of output."""
     there = {"compose.yml": files} if isinstance(files, str) else files
     fetch, env, names = fetching(there), environ or {}, paths or tuple(there)[:1]

@@ -62,10 +62,10 @@ class Disk:
     def __init__(self) -> None:
         self.kept = State()
         self.full = False
-        self.owes = ""
+        self.unsaved_reason = ""
 
     def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
         if self.full:
-            self.owes = "could not write the state file: No space left on device"
-            raise FwError(self.owes)
-        self.kept, self.owes = dataclasses.replace(state), ""
+            self.unsaved_reason = "could not write the state file: No space left on device"
+            raise FwError(self.unsaved_reason)
+        self.kept, self.unsaved_reason = dataclasses.replace(state), ""

@@ -176,35 +176,35 @@ class Reading:
 
 def read(places: Iterable[Mapping[str, str]]) -> Reading:
     """`places`, from the least to the most specific one: right labels by their keys, in small letters."""
-    said = Reading([], [], "default", None)
+    spec = Reading([], [], "default", None)
     for place in places:
-        said.allow += rules(place["fw.allow"]) or [] if "fw.allow" in place else []
-        said.deny += denies(place["fw.deny"]) or [] if "fw.deny" in place else []
+        spec.allow += rules(place["fw.allow"]) or [] if "fw.allow" in place else []
+        spec.deny += denies(place["fw.deny"]) or [] if "fw.deny" in place else []
         if "fw.policy" in place:
-            said.policy = place["fw.policy"].strip().lower()
+            spec.policy = place["fw.policy"].strip().lower()
         if "fw.egress" in place:
-            said.egress = egress(place["fw.egress"])
-    return said
+            spec.egress = egress(place["fw.egress"])
+    return spec
 
 
-def accepts(said: Reading, flow: Flow, names: Names, published: Set[tuple[str, int]] = frozenset()) -> bool:
+def accepts(spec: Reading, flow: Flow, names: Names, published: Set[tuple[str, int]] = frozenset()) -> bool:
     """True if who has these labels accepts the flow. `published`: ports that -p itself opens (FW_PUBLISHED=allow)."""
-    about = [item for item in said.allow if is_about(item, flow)]
+    about = [item for item in spec.allow if is_about(item, flow)]
     if any(is_with(item, flow.peer, names) for item in about):
         return True
-    if any(is_about(item, flow) for item in said.deny) or any(item.peers is not None for item in about):
+    if any(is_about(item, flow) for item in spec.deny) or any(item.peers is not None for item in about):
         return False
-    if said.policy == "closed":
+    if spec.policy == "closed":
         return False
-    if said.policy == "open" or (flow.proto, flow.port) in published:
+    if spec.policy == "open" or (flow.proto, flow.port) in published:
         return True
     return flow.proto == "tcp" and flow.port in (22, 80, 443)
 
 
-def begins(said: Reading, flow: Flow, names: Names, host: Set[Address] = frozenset()) -> bool:
+def begins(spec: Reading, flow: Flow, names: Names, host: Set[Address] = frozenset()) -> bool:
     """True if who has these labels may begin the flow."""
-    if said.egress is None or said.egress == "all":
+    if spec.egress is None or spec.egress == "all":
         return True
-    if isinstance(said.egress, str):
+    if isinstance(spec.egress, str):
         return False
-    return any(is_about(item, flow) and is_with(item, flow.peer, names, host=host) for item in said.egress)
+    return any(is_about(item, flow) and is_with(item, flow.peer, names, host=host) for item in spec.egress)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import MappingProxyType
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Published
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Published
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
@@ -20,8 +20,8 @@ from tests.pure.fakes import Disk
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 #: A network of the driver's, and two of Docker's own.
 OURS = Network("f" * 64, "fw-ffffffffffff", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
-FRONT = Guarded("a" * 64, "front", "br-front", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:a::/64")))
-BACK = Guarded("b" * 64, "back", "br-back", (IPv4Network("172.19.0.0/16"),))
+FRONT = BridgeNetwork("a" * 64, "front", "br-front", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:a::/64")))
+BACK = BridgeNetwork("b" * 64, "back", "br-back", (IPv4Network("172.19.0.0/16"),))
 PLAIN = Defaults()
 #: Addresses of the host's own.
 HOST = {IPv4Address("198.51.100.1").packed, IPv6Address("2001:db8:ffff::1").packed, IPv4Address("127.0.0.1").packed}
@@ -39,7 +39,7 @@ class Kernel(fakes.Kernel):
 
 def container(name: str, labels: Mapping[str, str] = MappingProxyType({}), network: str = "") -> Container:
     parsed = parse(labels)
-    return Container(name.ljust(64, "0"), name, parsed.said, parsed.problems, network=network)
+    return Container(name.ljust(64, "0"), name, parsed.spec, parsed.problems, network=network)
 
 
 def ours(number: int, who: Container | None, *ports: Published) -> Endpoint:
@@ -48,7 +48,7 @@ def ours(number: int, who: Container | None, *ports: Published) -> Endpoint:
     return Endpoint(f"{number:x}".rjust(64, "e"), OURS.id, *addresses, joined=True, container=who, published=ports)
 
 
-def guest(network: Guarded, number: int, who: Container | None, *ports: Published) -> Endpoint:
+def guest(network: BridgeNetwork, number: int, who: Container | None, *ports: Published) -> Endpoint:
     """A place on one of Docker's networks."""
     v4 = IPv4Address(int(network.subnets[0].network_address) + number)
     v6 = IPv6Address(int(network.subnets[1].network_address) + number) if len(network.subnets) > 1 else None
@@ -65,14 +65,17 @@ class Site:
     """A reconciler and a guard over that kernel and disk, with these containers."""
 
     def __init__(
-        self, *endpoints: Endpoint, defaults: Defaults = PLAIN, state: State | None = None,
+        self,
+        *endpoints: Endpoint,
+        defaults: Defaults = PLAIN,
+        state: State | None = None,
         existing: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
         self.state.start(Facts(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there)))
-        self.guard = Guard(self.state)
+        self.guard = EndpointTracker(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)
 

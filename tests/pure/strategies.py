@@ -19,12 +19,12 @@ from plugin.model import (
     Override,
     Overriding,
     Peer,
+    PolicySpec,
     Prefix,
     Problem,
     Published,
     Rate,
     Rule,
-    Said,
 )
 
 
@@ -91,7 +91,7 @@ rates = st.builds(
 ).filter(lambda rate: remembered(rate.count, rate.unit, rate.burst) <= LONGEST)  # fmt: skip
 policies = st.sampled_from(["", "", "default", "closed", "open"])
 saids = st.builds(
-    Said,
+    PolicySpec,
     allow=some_any_rules,
     deny=denied,
     policy=policies,
@@ -111,13 +111,13 @@ containers = st.builds(
     Container,
     id=ids,
     name=texts | names,
-    said=saids,
+    spec=saids,
     problems=st.lists(problems, max_size=2).map(tuple),
     notices=st.lists(texts, max_size=2).map(tuple),
     network=texts | names,
     project=texts | names,
     service=texts | names,
-    brought=st.just(Said()) | saids,
+    image_spec=st.just(PolicySpec()) | saids,
 )
 published = st.builds(Published, protos, st.one_of(ipv4, ipv6), ports, ports)
 bridges = st.from_regex(r"[a-z][a-z0-9_.-]{0,14}", fullmatch=True)
@@ -132,7 +132,7 @@ networks = st.builds(
     masquerade=st.booleans(),
     host_ip=st.none() | ipv4,
     iface_prefix=st.sampled_from(["eth", "net"]),
-    said=saids,
+    spec=saids,
 )
 endpoints = st.builds(
     Endpoint,
@@ -142,7 +142,7 @@ endpoints = st.builds(
     addr6=st.none() | ipv6,
     mac=st.sampled_from(["", "02:42:ac:12:00:02"]),
     joined=st.booleans(),
-    said=saids,
+    spec=saids,
     container=st.none() | containers,
     published=st.lists(published, max_size=3).map(tuple),
 )

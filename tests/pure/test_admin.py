@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.driver.http import create_app
-from plugin.fwctl.api.commands import MOST, Orders
+from plugin.fwctl.api.commands import MOST, AdminCommands
 from plugin.fwctl.api.routes import add_routes
 from plugin.kernel import conntrack
 from plugin.model import FwError, Overriding, Rule
@@ -63,10 +63,8 @@ class Desk:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
         self.clock = CLOCK
         self.spoken = 0
-        apart = {"tool": "has the host's network: it answers like any program of the host"}
-        self.orders = Orders(
-            self.site.state, lambda: apart, self._speak, self.clock, lambda: set(HOST)
-        )  # fmt: skip
+        not_guarded = {"tool": "has the host's network: it answers like any program of the host"}
+        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST))
 
     def _speak(self) -> None:
         self.spoken += 1
@@ -147,12 +145,15 @@ def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("808O", '"808O" is not a port (1-65535, a range like 9000-9100, or *)'), ("", "is empty"),
-        ("8080/icmp", '"icmp" is not a protocol'), ("8080 from nobody", '"nobody" is not an address'),
-        ("8080 to 10.0.0.0/8", 'write "from" here'), ("9100-9000", "did you mean 9000-9100"),
+        ("808O", '"808O" is not a port (1-65535, a range like 9000-9100, or *)'),
+        ("", "is empty"),
+        ("8080/icmp", '"icmp" is not a protocol'),
+        ("8080 from nobody", '"nobody" is not an address'),
+        ("8080 to 10.0.0.0/8", 'write "from" here'),
+        ("9100-9000", "did you mean 9000-9100"),
         ("x" * 5000, "characters"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str, why: str) -> None:
     """One mistake, and nothing of what was asked for is done."""
     before = desk.opens()
@@ -333,11 +334,13 @@ def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
         ("198.51.100.0/24", "cannot ban 198.51.100.0/24: 198.51.100.1, in it, is the host's own"),
         ("2001:db8:ffff::1:0:0:0/80", "is the host's own"),  # its /64 holds the host's address
         ("10.1.0.1", "cannot ban 10.1.0.1: it is the gateway of the network on fw-ffffffffffff"),
-        ("10.0.0.0/8", "10.1.0.1, in it, is the gateway"), ("2001:db8:1::/64", "is the gateway"),
-        ("127.0.0.0/8", "no address of anybody's"), ("ff02::1", "no address of anybody's"),
+        ("10.0.0.0/8", "10.1.0.1, in it, is the gateway"),
+        ("2001:db8:1::/64", "is the gateway"),
+        ("127.0.0.0/8", "no address of anybody's"),
+        ("ff02::1", "no address of anybody's"),
         ("web", "is not an address"),
     ],
-)  # fmt: skip
+)
 def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
     """Its own addresses, a network's gateway, loopback, multicast: refused, and nobody else of that call is banned."""
     with pytest.raises(FwError) as error:
@@ -487,10 +490,15 @@ def test_a_wrong_body_is_a_400_that_names_the_field(
 
 
 _values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
     | st.sampled_from(["web", "8080", "203.0.113.7", "1h", "8080 from 10.0.0.0/8"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 _fields = st.sampled_from(
     ["container", "rules", "seconds", "all", "bans", "addresses", "from", "to", "what", "settings", "family"]
 )
@@ -559,8 +567,9 @@ def test_what_fails_inside_is_told_without_a_traceback(
     monkeypatch.setattr(type(asked), "export", fails, raising=False)
     reply = client.get("/export")
     assert (reply.status_code, reply.get_json()) == (
-        500, {"Err": "docker-fw failed on /export: ZeroDivisionError: division by zero"}
-    )  # fmt: skip
+        500,
+        {"Err": "docker-fw failed on /export: ZeroDivisionError: division by zero"},
+    )
 
 
 def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:

@@ -122,10 +122,27 @@ def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
 
 @pytest.mark.parametrize(
     "nonsense",
-    [b"", b"{}", b"5", b"null", b"[", b"[1", b"[1,", b"[1,]", b"[1 2]", b"[}", b"[1]]", b"[1] x", b'["\xff"]',
-     b'[{"a":', b"[" + b" " * 100_000, b'["' + b"x" * (20 << 20) + b'"]', b'[{"a": "' + b"x" * (5 << 20)],
+    [
+        b"",
+        b"{}",
+        b"5",
+        b"null",
+        b"[",
+        b"[1",
+        b"[1,",
+        b"[1,]",
+        b"[1 2]",
+        b"[}",
+        b"[1]]",
+        b"[1] x",
+        b'["\xff"]',
+        b'[{"a":',
+        b"[" + b" " * 100_000,
+        b'["' + b"x" * (20 << 20) + b'"]',
+        b'[{"a": "' + b"x" * (5 << 20),
+    ],
     ids=lambda each: each[:8],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("at_once", [1, bounded_json.AT_ONCE])
 def test_what_is_no_list_is_no_answer(monkeypatch: pytest.MonkeyPatch, nonsense: bytes, at_once: int) -> None:
     """Docker counts as silent then."""

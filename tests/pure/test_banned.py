@@ -22,10 +22,14 @@ NOW = 1_900_000_000.0
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("203.0.113.7/32", "203.0.113.7/32"), ("203.0.113.0/25", "203.0.113.0/25"), ("2001:DB8::/56", "2001:db8::/56"),
-        ("2001:db8::8/127", "2001:db8::/64"), ("2001:db8::/65", "2001:db8::/64"), ("2001:db8::1", "2001:db8::1/128"),
+        ("203.0.113.7/32", "203.0.113.7/32"),
+        ("203.0.113.0/25", "203.0.113.0/25"),
+        ("2001:DB8::/56", "2001:db8::/56"),
+        ("2001:db8::8/127", "2001:db8::/64"),
+        ("2001:db8::/65", "2001:db8::/64"),
+        ("2001:db8::1", "2001:db8::1/128"),
     ],
-)  # fmt: skip
+)
 def test_what_is_banned(text: str, meant: str) -> None:
     """An address or a prefix of either family; of IPv6 what is longer than one customer's /64 is widened to it."""
     assert read(text) == ip_network(meant)
@@ -44,10 +48,12 @@ def test_what_is_banned(text: str, meant: str) -> None:
         ("::1", "cannot ban ::1: it is no address of anybody's on the Internet"),
         ("0.0.0.0/0", "cannot ban 0.0.0.0/0: it is too wide, at most /8 of IPv4 and /40 of IPv6"),
         ("2000::/3", "cannot ban 2000::/3: it is too wide, at most /8 of IPv4 and /40 of IPv6"),
-        ("2001:db8::/52", "cannot ban 2001:db8::/52: a /49 to /55 is too many pieces; "
-         "ban 2001:db8::/48, or its /56s one by one"),
+        (
+            "2001:db8::/52",
+            "cannot ban 2001:db8::/52: a /49 to /55 is too many pieces; ban 2001:db8::/48, or its /56s one by one",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_banned_is_said(text: str, message: str) -> None:
     """What is no address, is nobody's on the Internet, or takes too many elements, is refused, and how to write it."""
     with pytest.raises(FwError) as caught:

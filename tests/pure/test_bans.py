@@ -20,12 +20,16 @@ NOW = 1_000_000.0
 @pytest.mark.parametrize(
     ("text", "banned"),
     [
-        ("203.0.113.7", "203.0.113.7"), ("203.0.113.0/24", "203.0.113.0/24"), (" 10.0.0.0/8 ", "10.0.0.0/8"),
-        ("2001:db8::7", "2001:db8::7"), ("2001:db8:5::/48", "2001:db8:5::/48"), ("2001:db8::/40", "2001:db8::/40"),
+        ("203.0.113.7", "203.0.113.7"),
+        ("203.0.113.0/24", "203.0.113.0/24"),
+        (" 10.0.0.0/8 ", "10.0.0.0/8"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("2001:db8:5::/48", "2001:db8:5::/48"),
+        ("2001:db8::/40", "2001:db8::/40"),
         # One customer has a /64 at least.
         ("2001:db8:5:6:7::/80", "2001:db8:5:6::/64"),
     ],
-)  # fmt: skip
+)
 def test_addresses_and_prefixes_are_read(text: str, banned: str) -> None:
     """What is banned is what was written, or the whole /64 of it."""
     assert written(read(text)) == banned
@@ -34,14 +38,24 @@ def test_addresses_and_prefixes_are_read(text: str, banned: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("127.0.0.1", "no address of anybody's"), ("::1", "no address of anybody's"), ("224.0.0.1", "no address of"),
-        ("ff02::1", "no address of"), ("fe80::1", "no address of"), ("169.254.0.0/16", "no address of"),
-        ("0.0.0.0", "no address of"), ("::", "no address of"),
-        ("0.0.0.0/0", "too wide"), ("128.0.0.0/7", "too wide"), ("::/0", "too wide"), ("2001:db8::/39", "too wide"),
-        ("203.0.113.7/24", "did you mean 203.0.113.0/24"), ("web", '"web" is not an address'), ("", "is not"),
+        ("127.0.0.1", "no address of anybody's"),
+        ("::1", "no address of anybody's"),
+        ("224.0.0.1", "no address of"),
+        ("ff02::1", "no address of"),
+        ("fe80::1", "no address of"),
+        ("169.254.0.0/16", "no address of"),
+        ("0.0.0.0", "no address of"),
+        ("::", "no address of"),
+        ("0.0.0.0/0", "too wide"),
+        ("128.0.0.0/7", "too wide"),
+        ("::/0", "too wide"),
+        ("2001:db8::/39", "too wide"),
+        ("203.0.113.7/24", "did you mean 203.0.113.0/24"),
+        ("web", '"web" is not an address'),
+        ("", "is not"),
         ("::ffff:203.0.113.7", "write 203.0.113.7"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_banned_is_refused_with_a_reason(text: str, why: str) -> None:
     """Loopback, multicast, link-local, everybody, a typo: the message says what would be right."""
     with pytest.raises(FwError, match="cannot ban") as error:

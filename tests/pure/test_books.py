@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.nftables.applied import Books
+from plugin.nftables.applied import AppliedElements
 from plugin.nftables.sets import SETS, Change, Element
 from tests.pure.strategies import examples
 
@@ -30,7 +30,7 @@ def test_after_any_sequence_there_is_what_somebody_owns(
 ) -> None:
     """However owners change: what stands is the union of all, each change is exactly the difference of the two unions,
     and asking what it would be changes nothing."""
-    books, owned = Books(), dict(first)
+    books, owned = AppliedElements(), dict(first)
     books.start(first)
     for new in steps:
         before, wanted = union(owned), union({**owned, **new})
@@ -56,7 +56,7 @@ def test_after_any_sequence_there_is_what_somebody_owns(
 
 def test_an_element_of_two_owners_goes_with_the_last() -> None:
     """Docker may give an address again before its old endpoint is gone: what the new one needs stays."""
-    books = Books()
+    books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
     assert books.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
     books.write({"a": frozenset()})
@@ -77,7 +77,7 @@ _OTHERS = ["gate4", "gating", "dropped4", "refused6", "rated4", "remembering4", 
 @pytest.mark.parametrize("name", _OPENING)
 def test_what_stops_being_open_is_narrower(name: str) -> None:
     """Where something that let flows pass goes, flows may stand that would not begin any more."""
-    books, element = Books(), Element(name, (V4, 6, 80))
+    books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert books.narrower("a", frozenset())
     assert not books.narrower("a", frozenset({element, Element("dropped4", (V4,))}))
@@ -87,7 +87,7 @@ def test_what_stops_being_open_is_narrower(name: str) -> None:
 @pytest.mark.parametrize("name", _OTHERS)
 def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
     """The going of any other element closes nothing."""
-    books, element = Books(), Element(name, (V4, 6, 80))
+    books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert not books.narrower("a", frozenset())
 
@@ -96,7 +96,7 @@ def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
                                                     ("proxied4", False, True), ("allow4", False, False)])  # fmt: skip
 def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
     """A network that begins to confine, and a published port that closes for somebody who is there already."""
-    books = Books()
+    books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:1])})
     wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
     assert books.narrower("a", wanted) is known
@@ -106,7 +106,7 @@ def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
 @pytest.mark.parametrize("name", ["confined", "proxied", "proxied6", "rated4_blocks", "rated_host4", "remembering6"])
 def test_what_comes_may_only_close(name: str) -> None:
     """What goes, and what confines, closes or limits, need not be on the disk first; whatever else comes must be."""
-    books = Books()
+    books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:2])})
     assert books.only_closes("a", frozenset())
     assert books.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
@@ -134,7 +134,7 @@ def test_what_lets_an_address_pass_is_found_without_looking(
 ) -> None:
     """After any sequence: an address's elements of these owners are found, and no prefix; without them the kernel has
     what is left to the others."""
-    books, owned = Books(), dict(first)
+    books, owned = AppliedElements(), dict(first)
     books.start(first)
     for new in steps:
         books.write(new)
@@ -155,7 +155,7 @@ def test_what_lets_an_address_pass_is_found_without_looking(
 
 def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
     """Where an owner goes, what opens goes and what closes stays; what kept docker-proxy's port open closes it."""
-    books, open_, shut = Books(), Element("served4", (V4, 6, 8080)), Element("proxied4", (V4, 6, 8080))
+    books, open_, shut = AppliedElements(), Element("served4", (V4, 6, 8080)), Element("proxied4", (V4, 6, 8080))
     stays = Element("rated4", (V4, 6, 22))
     books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
     assert books.closing(books.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from plugin.daemon import early_table
-from plugin.docker.client import ApiSilent
-from plugin.docker.snapshot import Look
+from plugin.docker.client import DockerUnavailable
+from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.kernel.link_monitor import Link
-from plugin.model import FwError, Guarded, Published
+from plugin.model import BridgeNetwork, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element, spec_of
@@ -96,12 +96,15 @@ def test_it_closes_whatever_else_closes_now() -> None:
     ends is there with its end, not with the time that is left, which would count anew from each boot."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 5432, 5432)
     state = State(
-        confined=frozenset({OURS}), proxied={"c" * 64: (port,)},
+        egress_restricted=frozenset({OURS}),
+        proxied={"c" * 64: (port,)},
         bans={
-            ip_network("203.0.113.9"): 0, ip_network("203.0.113.0/24"): 1700000000.5, ip_network("2001:db8::1"): 17e8,
+            ip_network("203.0.113.9"): 0,
+            ip_network("203.0.113.0/24"): 1700000000.5,
+            ip_network("2001:db8::1"): 17e8,
         },
-    )  # fmt: skip
-    internal = Guarded("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
+    )
+    internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
     text = boot_table.text(state, [internal], {OURS}, (), read({}))
     for element in (Element("confined", (OURS,)), proxied_element(port), Element("internal", ("br-internal",))):
         assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
@@ -114,7 +117,9 @@ def test_it_closes_whatever_else_closes_now() -> None:
 def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the plugin's first table holds, except what is of the moment: who listens, numbers of links and
     control groups."""
-    state = State(confined=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)})
+    state = State(
+        egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
+    )
     put: list[Element] = []
 
     class Kernel:
@@ -140,7 +145,7 @@ class Api:
     """Docker, with networks on these bridges."""
 
     def __init__(self, *bridges: str) -> None:
-        self._networks = [Guarded("a" * 64, "n", b, (IPv4Network("10.0.0.0/24"),)) for b in bridges]
+        self._networks = [BridgeNetwork("a" * 64, "n", b, (IPv4Network("10.0.0.0/24"),)) for b in bridges]
 
     def bridges(self) -> tuple[frozenset[str], bool]:
         return frozenset(network.bridge for network in self._networks), True
@@ -148,7 +153,7 @@ class Api:
 
 class Silent:
     def bridges(self) -> Any:
-        raise ApiSilent("Docker's API did not answer: nobody there")
+        raise DockerUnavailable("Docker's API did not answer: nobody there")
 
 
 def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
@@ -161,9 +166,9 @@ def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> No
     links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
     monkeypatch.setattr("plugin.docker.bridges.SETTLE", 0.0)  # no time passes here
     waits: list[float] = []
-    dockers, foreign = boot_unit.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
+    dockers, unmanaged = boot_unit.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
     assert dockers == {"docker0", OURS, "br-ffffffffffff", "front1"}
-    assert foreign == {"virbr0", "br-lan"}
+    assert unmanaged == {"virbr0", "br-lan"}
     assert waits == [boot_unit.SETTLE]
 
 
@@ -287,19 +292,19 @@ def test_a_file_system_that_does_not_take_it(root: Path) -> None:
     ],
 )
 def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
-    root: Path, monkeypatch: pytest.MonkeyPatch, said: str, advice: str
+    root: Path, monkeypatch: pytest.MonkeyPatch, spec: str, advice: str
 ) -> None:
     """The host's own nft judges before anything is written, for at boot nobody would see its error."""
     asked: list[Any] = []
 
     def run(command: list[str], **options: Any) -> Any:
         asked.append((command, options["input"]))
-        return subprocess.CompletedProcess(command, int(bool(said)), "", f"{said}\nmore\n")
+        return subprocess.CompletedProcess(command, int(bool(spec)), "", f"{spec}\nmore\n")
 
     monkeypatch.setattr(boot_unit.subprocess, "run", run)
-    with pytest.raises(FwError, match=f"{re.escape(said)}.*{advice}"):
+    with pytest.raises(FwError, match=f"{re.escape(spec)}.*{advice}"):
         boot_unit.check(root, NFT, "create table inet docker-fw\n")
-    said = ""
+    spec = ""
     boot_unit.check(root, NFT, "create table inet docker-fw\n")
     text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
@@ -309,19 +314,19 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """`fwctl boot install` and `remove` name every path and the next step; an error is one line and status 1."""
     monkeypatch.setattr(boot_unit, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
     monkeypatch.setattr(boot_unit, "check", lambda *_: None)
-    monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: Look())
+    monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: DockerSnapshot())
     for word in ("wrote", "stood already"):
         assert main(["boot", "install", "--root", str(root)]) == 0
-        said = capsys.readouterr().out
-        assert said.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
-        assert "The file is as of now: no docker-fw runs here that answers." in said
-        assert "Left alone, for they are not Docker's: virbr0.\n" in said
-        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in said
+        spec = capsys.readouterr().out
+        assert spec.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
+        assert "The file is as of now: no docker-fw runs here that answers." in spec
+        assert "Left alone, for they are not Docker's: virbr0.\n" in spec
+        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in spec
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
     assert (root / boot_unit.FILE).read_text() == boot_table.text(State(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
-    said = capsys.readouterr().out
-    assert [f"removed: /{path}" in said for path in PATHS] == [True] * 4
+    spec = capsys.readouterr().out
+    assert [f"removed: /{path}" in spec for path in PATHS] == [True] * 4
     assert main(["boot", "remove", "--root", str(root)]) == 0
     assert capsys.readouterr().out == "there was nothing to remove\n"
     for what in ("install", "remove"):

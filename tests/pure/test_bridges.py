@@ -40,7 +40,7 @@ class Host:
     def known(self, name: str) -> set[object]:
         return set(getattr(self.bridges.facts(), name))
 
-    def foreign(self) -> set[str]:
+    def unmanaged(self) -> set[str]:
         found = self.known("foreign")
         return {name for name, link in self.links.items() if link.index in found}
 
@@ -49,11 +49,11 @@ def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
     """A bridge of unknown name is left alone once Docker lists its own without it, not before."""
     host = Host()
     host.have("virbr0", "front1", "docker0", "br-0123456789ab")
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
     assert host.bridges.waiting()
     host.now += SETTLE
     host.ask("docker0", "br-0123456789ab", "front1")
-    assert host.foreign() == {"virbr0"}
+    assert host.unmanaged() == {"virbr0"}
     assert not host.bridges.waiting()
 
 
@@ -63,12 +63,12 @@ def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
     host.have("front1")
     host.now += SETTLE / 2
     host.ask()
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
     assert host.bridges.waiting()
     host.ask("front1")
     host.now += SETTLE
     host.ask("front1")
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
     assert not host.bridges.waiting()
 
 
@@ -82,17 +82,17 @@ def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
     host.have("front1")
     host.now += SETTLE
     host.ask()
-    assert host.foreign() == {"old0", "front1", "br0"}
+    assert host.unmanaged() == {"old0", "front1", "br0"}
     before = host.now
     host.now += 1
     host.bridges.doubt()
     assert host.bridges.unsure() == {"old0", "front1"}
-    assert host.foreign() == {"br0"}
+    assert host.unmanaged() == {"br0"}
     assert host.bridges.waiting()
     host.bridges.told(frozenset(), before)
-    assert host.foreign() == {"br0"}, "an answer that was asked for before says nothing of the new network"
+    assert host.unmanaged() == {"br0"}, "an answer that was asked for before says nothing of the new network"
     host.ask("old0")
-    assert host.foreign() == {"front1", "br0"}
+    assert host.unmanaged() == {"front1", "br0"}
     assert host.bridges.unsure() == set()
     assert host.known("dockers") == {"old0"}
 
@@ -103,10 +103,10 @@ def test_a_name_that_comes_back_is_somebody_elses() -> None:
     host.have("net0")
     host.now += SETTLE
     host.ask()
-    assert host.foreign() == {"net0"}
+    assert host.unmanaged() == {"net0"}
     host.lose("net0")
     host.have("net0")
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
 
 
 def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
@@ -114,23 +114,23 @@ def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
     host = Host()
     host.uplinks = {"br0", "docker0"}
     host.have("br0", "docker0")
-    assert host.foreign() == {"br0"}
+    assert host.unmanaged() == {"br0"}
     host.now += SETTLE
     host.ask("br0")
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
 
 
 def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
     """Remembered bridges are left alone until Docker's first list, and after it unless Docker claims them."""
     host = Host(frozenset({"virbr0", "was0", "docker0"}))
     host.have("virbr0", "was0", "docker0", "new0")
-    assert host.foreign() == {"virbr0", "was0"}
-    assert host.bridges.foreign() == {"virbr0", "was0"}
+    assert host.unmanaged() == {"virbr0", "was0"}
+    assert host.bridges.unmanaged() == {"virbr0", "was0"}
     host.ask("was0")
-    assert host.foreign() == {"virbr0"}
+    assert host.unmanaged() == {"virbr0"}
     host.lose("virbr0")
     host.have("virbr0")
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
 
 
 def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
@@ -173,7 +173,7 @@ def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
     host.bridges.see(host.links.values())
     host.now += 2 * SETTLE
     host.ask("br-0123456789ab")
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
     assert host.known("dockers") == {"lan0"}
 
 
@@ -183,9 +183,9 @@ def test_a_list_that_is_not_understood_whole_frees_nobody() -> None:
     host.have("front1")
     host.now += 2 * SETTLE
     host.bridges.told(frozenset(), host.now, complete=False)
-    assert host.foreign() == set()
+    assert host.unmanaged() == set()
     host.ask()
-    assert host.foreign() == {"front1"}
+    assert host.unmanaged() == {"front1"}
 
 
 _names = st.sampled_from(["docker0", "br-0123456789ab", "front1", "virbr0", "br-lan"])
@@ -216,4 +216,4 @@ def test_what_docker_claims_is_never_left_alone(steps: list[tuple[str, object]])
             host.now += value  # type: ignore[operator]
         elif what == "doubt":
             host.bridges.doubt()
-        assert not host.foreign() & {*last, "docker0", "br-0123456789ab"}
+        assert not host.unmanaged() & {*last, "docker0", "br-0123456789ab"}

@@ -11,7 +11,7 @@ import pytest
 
 from plugin.fwctl.check.run import run
 from plugin.labels.parser import KEYS
-from plugin.model import Defaults, Rule, Said
+from plugin.model import Defaults, PolicySpec, Rule
 from tests.pure.composing import checked, fetching
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,10 +123,20 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
 
 @pytest.mark.parametrize(
     ("driver", "kind"),
-    [("", "guarded"), ("bridge", "guarded"), ("fw", "own"), ("fw:latest", "own"), ("example/fw:1", "own"),
-     ("macvlan", "apart"), ("ipvlan", "apart"), ("overlay", "apart"), ("none", "apart"), ("host", "apart"),
-     ("weave", "apart")],
-)  # fmt: skip
+    [
+        ("", "guarded"),
+        ("bridge", "guarded"),
+        ("fw", "own"),
+        ("fw:latest", "own"),
+        ("example/fw:1", "own"),
+        ("macvlan", "apart"),
+        ("ipvlan", "apart"),
+        ("overlay", "apart"),
+        ("none", "apart"),
+        ("host", "apart"),
+        ("weave", "apart"),
+    ],
+)
 def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
     """Where docker-fw has no say it says so, and that labels do nothing there."""
     told = checked(
@@ -384,10 +394,18 @@ def test_published_ports_long_short_and_in_ranges() -> None:
 
 @pytest.mark.parametrize(
     ("port", "what"),
-    [('"a:b"', '"a:b" is not a port'), ('"80/icmp"', '"icmp" is not a protocol'), ('"1-2:1-3"', "not equally long"),
-     ('"x:1:1"', '"x" is not an address of the host'), ('"70000"', "is not a port"), ("{}", "is not a port"),
-     ("{target: []}", "is not a port"), ("~", "is not a port"), ('"9-8"', "is not a port")],
-)  # fmt: skip
+    [
+        ('"a:b"', '"a:b" is not a port'),
+        ('"80/icmp"', '"icmp" is not a protocol'),
+        ('"1-2:1-3"', "not equally long"),
+        ('"x:1:1"', '"x" is not an address of the host'),
+        ('"70000"', "is not a port"),
+        ("{}", "is not a port"),
+        ("{target: []}", "is not a port"),
+        ("~", "is not a port"),
+        ('"9-8"', "is not a port"),
+    ],
+)
 def test_a_port_that_compose_would_refuse_is_a_mistake(port: str, what: str) -> None:
     """With its line, and what would be right."""
     told = checked(f"services:\n  web:\n    ports:\n      - {port}\n")
@@ -400,7 +418,7 @@ def test_settings_of_the_host_count() -> None:
     """FW_ALLOW adds to every container, and with FW_PUBLISHED=allow a published port is open by itself."""
     file = "services: {web: {ports: ['8080:8080', '9-10:9-10']}}"
     assert checked(file).on("web")["published"][0]["open_to"] == "nobody"
-    told = checked(file, defaults=Defaults(Said(allow=(Rule("tcp", 7, 7, origin="FW_ALLOW"),)), published=True))
+    told = checked(file, defaults=Defaults(PolicySpec(allow=(Rule("tcp", 7, 7, origin="FW_ALLOW"),)), published=True))
     assert told.accepts("web") == ["7/tcp", *BASE, "9-10/tcp", "8080/tcp"]
     assert {port["open_to"] for port in told.on("web")["published"]} == {"everybody"}
     assert "7/tcp (FW_ALLOW)" in told.text

@@ -133,17 +133,25 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
         ("allow --for 30s web 9000", "/allow", {"container": "web", "rules": ["9000"], "seconds": 30}),
         ("allow db 80 from 10.0.0.7", "/allow", {"container": "db", "rules": ["80 from 10.0.0.7"], "seconds": None}),
         ("deny web 22 --for 2d", "/deny", {"container": "web", "rules": ["22"], "seconds": 172800}),
-        ("revert web", "/revert", {"container": "web"}), ("revert --all", "/revert", {"all": True}),
-        ("ban 203.0.113.7 2001:db8::/48 --for 10m", "/ban",
-         {"bans": [{"address": "203.0.113.7", "seconds": 600}, {"address": "2001:db8::/48", "seconds": 600}]}),
-        ("unban 203.0.113.7", "/unban", {"addresses": ["203.0.113.7"]}), ("unban --all", "/unban", {"all": True}),
+        ("revert web", "/revert", {"container": "web"}),
+        ("revert --all", "/revert", {"all": True}),
+        (
+            "ban 203.0.113.7 2001:db8::/48 --for 10m",
+            "/ban",
+            {"bans": [{"address": "203.0.113.7", "seconds": 600}, {"address": "2001:db8::/48", "seconds": 600}]},
+        ),
+        ("unban 203.0.113.7", "/unban", {"addresses": ["203.0.113.7"]}),
+        ("unban --all", "/unban", {"all": True}),
         ("explain internet web 80", "/explain", {"from": "internet", "to": "web", "what": "80", "family": None}),
         ("explain -6 internet web gre", "/explain", {"from": "internet", "to": "web", "what": "gre", "family": 6}),
         ("plan", "/plan", {"settings": {}}),
         ("plan FW_ALLOW=80=x FW_DENY=", "/plan", {"settings": {"FW_ALLOW": "80=x", "FW_DENY": ""}}),
-        ("status", "/status", None), ("ports", "/status", None), ("bans", "/bans", None), ("export", "/export", None),
+        ("status", "/status", None),
+        ("ports", "/status", None),
+        ("bans", "/bans", None),
+        ("export", "/export", None),
     ],
-)  # fmt: skip
+)
 def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: str, body: Any) -> None:
     """One call, with a body that the plugin takes; status 0, and nothing on stderr."""
     assert run(*words.split())[::2] == (0, "")
@@ -153,13 +161,32 @@ def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: 
 @pytest.mark.parametrize(
     "words",
     [
-        "", "stauts", "status x", "allow", "allow web", "allow web 80 --for", "allow web 80 --for 1",
-        "allow web 80 --for x", "deny web", "revert", "revert web --all", "ban", "ban 203.0.113.7 --for -1s", "unban",
+        "",
+        "stauts",
+        "status x",
+        "allow",
+        "allow web",
+        "allow web 80 --for",
+        "allow web 80 --for 1",
+        "allow web 80 --for x",
+        "deny web",
+        "revert",
+        "revert web --all",
+        "ban",
+        "ban 203.0.113.7 --for -1s",
+        "unban",
         "unban 203.0.113.7 --all",
-        "explain internet web", "explain -4 -6 internet web 80", "plan FW_ALLOW", "plan =80", "status --watch 0",
-        "status --watch x", "status --color blue", "boot", "boot up",
+        "explain internet web",
+        "explain -4 -6 internet web 80",
+        "plan FW_ALLOW",
+        "plan =80",
+        "status --watch 0",
+        "status --watch x",
+        "status --color blue",
+        "boot",
+        "boot up",
     ],
-)  # fmt: skip
+)
 def test_a_wrong_use_is_status_2_and_asks_nothing(fake: Fake, run: Run, words: str) -> None:
     """With a message on stderr that says what is wrong."""
     status, out, err = run(*words.split())
@@ -435,19 +462,30 @@ def decide(action: str, value: str, duration: str = "3h59m58.5s", **more: Any) -
 
 def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BOUNCER)], input="".join(lines), capture_output=True, text=True, timeout=30, check=False,
+        [sys.executable, str(BOUNCER)],
+        input="".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
         env={**os.environ, "DOCKER_FW_SOCKET": str(fake.path)},
-    )  # fmt: skip
+    )
 
 
 def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
     """All that comes together in one call, with the time that is left; other scopes and types are not ours."""
     done = bounce(
-        fake, decide("add", "203.0.113.7"), decide("add", "203.0.113.8", "1m30s"),
-        decide("add", "2001:db8::/48", scope="Range"), decide("add", "FR", scope="Country"),
-        decide("add", "203.0.113.9", type="captcha"), decide("add", "203.0.113.5", "-3s"),
-        "nonsense\n", decide("add", "203.0.113.6"), decide("del", "203.0.113.6"),
-    )  # fmt: skip
+        fake,
+        decide("add", "203.0.113.7"),
+        decide("add", "203.0.113.8", "1m30s"),
+        decide("add", "2001:db8::/48", scope="Range"),
+        decide("add", "FR", scope="Country"),
+        decide("add", "203.0.113.9", type="captcha"),
+        decide("add", "203.0.113.5", "-3s"),
+        "nonsense\n",
+        decide("add", "203.0.113.6"),
+        decide("del", "203.0.113.6"),
+    )
     assert done.returncode == 0
     assert "not a decision" in done.stderr
     assert fake.asked == [

@@ -91,8 +91,9 @@ def test_later_files_win_key_by_key() -> None:
             networks: {front: {driver: fw, driver_opts: {y: 2}}, back: }
             """,
         },
-        "a.yml", "b.yml",
-    )  # fmt: skip
+        "a.yml",
+        "b.yml",
+    )
     web, front = found.services["web"].map, found.networks["front"].map
     assert labels(found.services["web"]) == {"a": "1", "b": "2", "c": "2"}
     assert [port.text for port in web["ports"].items] == ["80:80", "81:81"]
@@ -112,8 +113,9 @@ def test_reset_takes_away_and_override_replaces() -> None:
               web: {labels: {a: !reset null}, ports: !override ["1:1"], networks: !reset [], container_name: !reset x}
             """,
         },
-        "a.yml", "b.yml",
-    )  # fmt: skip
+        "a.yml",
+        "b.yml",
+    )
     web = found.services["web"].map
     assert labels(found.services["web"]) == {"b": "1"}
     assert [port.text for port in web["ports"].items] == ["1:1"]
@@ -326,23 +328,106 @@ def test_files_that_include_one_another_without_end_are_stopped() -> None:
 
 #: Text that is much like a compose file, to be broken in every way.
 _WORDS = st.sampled_from(
-    ["services", "networks", "web", "labels", "fw.allow", "fw.network.front.deny", "ports", "driver", "fw:latest", "80",
-     "8080:80", "extends", "include", "external", "!reset", "!override", "<<", "*a", "&a", "null", "~", "|", ">", "- ",
-     ": ", "{", "}", "[", "]", "\n", "\n  ", "\n    ", ", ", "'", '"', "${A", "}", "$", "name", "deploy", "build",
-     "network_mode", "service:web", "---", "%YAML 1.1", "\t", "#", "?", "\\U", "label_file", "driver_opts"]
-)  # fmt: skip
+    [
+        "services",
+        "networks",
+        "web",
+        "labels",
+        "fw.allow",
+        "fw.network.front.deny",
+        "ports",
+        "driver",
+        "fw:latest",
+        "80",
+        "8080:80",
+        "extends",
+        "include",
+        "external",
+        "!reset",
+        "!override",
+        "<<",
+        "*a",
+        "&a",
+        "null",
+        "~",
+        "|",
+        ">",
+        "- ",
+        ": ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\n",
+        "\n  ",
+        "\n    ",
+        ", ",
+        "'",
+        '"',
+        "${A",
+        "}",
+        "$",
+        "name",
+        "deploy",
+        "build",
+        "network_mode",
+        "service:web",
+        "---",
+        "%YAML 1.1",
+        "\t",
+        "#",
+        "?",
+        "\\U",
+        "label_file",
+        "driver_opts",
+    ]
+)
 _VALUES: st.SearchStrategy[object] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(["web", "front", "80:80", "fw", "service:web", "8080 from service:web", "${A}", "true"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["services", "networks", "web", "labels", "fw.allow", "fw.egress", "ports", "driver", "extends",
-                         "driver_opts", "deploy", "build", "external", "name", "include", "network_mode", "target",
-                         "container_name", "annotations", "internal", "file", "service", "label_file", "front", "path"])
-        | st.text(max_size=4), inner, max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "services",
+                    "networks",
+                    "web",
+                    "labels",
+                    "fw.allow",
+                    "fw.egress",
+                    "ports",
+                    "driver",
+                    "extends",
+                    "driver_opts",
+                    "deploy",
+                    "build",
+                    "external",
+                    "name",
+                    "include",
+                    "network_mode",
+                    "target",
+                    "container_name",
+                    "annotations",
+                    "internal",
+                    "file",
+                    "service",
+                    "label_file",
+                    "front",
+                    "path",
+                ]
+            )
+            | st.text(max_size=4),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 def _no_traceback(text: str) -> None:

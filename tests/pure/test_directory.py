@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
-from plugin.policy.peers import Directory, Key, Who, who
+from plugin.policy.peers import Key, PeerIndex, Who, who
 
 A, B, C = (IPv4Address(f"172.18.0.{n}") for n in (2, 3, 4))
 A6 = IPv6Address("2001:db8:1::2")
@@ -25,15 +25,15 @@ def for_peers(*peers: Peer) -> Rule:
     return Rule("tcp", 22, 22, peers)
 
 
-def resolved(directory: Directory, *peers: Peer, asker: Container | None = WEB) -> set[str]:
+def resolved(directory: PeerIndex, *peers: Peer, asker: Container | None = WEB) -> set[str]:
     """The addresses that a rule for these peers lets in."""
     policy = directory.resolved(Policy(accepts=(for_peers(*peers),)), asker)
     return {peer.value for rule in policy.accepts for peer in rule.peers}
 
 
 @pytest.fixture
-def directory() -> Directory:
-    made = Directory()
+def directory() -> PeerIndex:
+    made = PeerIndex()
     made.networks = frozenset({"shop_front", "front", "bridge"})
     made.put("a", API)
     return made
@@ -75,12 +75,12 @@ def test_nobody_is_there_until_it_is_known() -> None:
     ],
     ids=str,
 )
-def test_each_kind_of_name_finds_its_own(directory: Directory, peer: Peer, found: list[str]) -> None:
+def test_each_kind_of_name_finds_its_own(directory: PeerIndex, peer: Peer, found: list[str]) -> None:
     """A name finds the addresses of whoever is called so, by that kind of name and letter by letter; others nobody."""
     assert sorted(resolved(directory, peer)) == found
 
 
-def test_a_rule_for_nobody_is_no_rule(directory: Directory) -> None:
+def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
     """A name that matches nobody matches nothing, never everybody; beside others it is left out."""
     nobody = for_peers(Peer("service", "gone"))
     policy = Policy(accepts=(nobody, Rule("tcp", 80, 80)), egress=(nobody,))
@@ -88,7 +88,7 @@ def test_a_rule_for_nobody_is_no_rule(directory: Directory) -> None:
     assert resolved(directory, Peer("service", "gone"), Peer("prefix", "10.0.0.1")) == {"10.0.0.1"}
 
 
-def test_a_service_is_one_of_the_same_project(directory: Directory) -> None:
+def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
     """`service:api` is this project's api: another project's is another one, and without a project there is none."""
     directory.put("b", Who((B,), "blog-api-1", "blog", "api", "blog_front"))
     directory.put("c", Who((C,), "api", "", "api", "bridge"))
@@ -98,7 +98,7 @@ def test_a_service_is_one_of_the_same_project(directory: Directory) -> None:
     assert resolved(directory, Peer("service", "api"), asker=None) == set()
 
 
-def test_a_network_is_composes_or_dockers(directory: Directory) -> None:
+def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
     """`network:front` is the project's own front if there is one, and Docker's network of that name otherwise."""
     directory.put("b", Who((B,), "other", "", "", "front"))
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
@@ -110,13 +110,13 @@ def test_a_network_is_composes_or_dockers(directory: Directory) -> None:
 
 def test_the_projects_own_network_counts_though_it_is_empty() -> None:
     """Nobody is on the project's own front: then nobody is meant, and not who is on another front."""
-    made = Directory()
+    made = PeerIndex()
     made.networks = frozenset({"shop_front", "front"})
     made.put("b", Who((B,), "other", "", "", "front"))
     assert resolved(made, Peer("network", "front")) == set()
 
 
-def test_the_host_is_a_peer_on_the_way_out_alone(directory: Directory) -> None:
+def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
     """Who is on the host needs no rule to come in; to the host something may be begun."""
     rule = for_peers(Peer("host"), Peer("prefix", "10.0.0.1"))
     policy = directory.resolved(Policy(accepts=(rule,), egress=(rule,)), WEB)
@@ -126,9 +126,9 @@ def test_the_host_is_a_peer_on_the_way_out_alone(directory: Directory) -> None:
     assert (only.accepts, only.egress) == ((), (for_peers(Peer("host")),))
 
 
-def test_everything_else_of_a_policy_stays(directory: Directory) -> None:
+def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
     """Only peers are looked up: an egress of everything stays so, and whatever else was decided."""
-    policy = Policy(published=(Rule("tcp", 1, 1),), egress=None, log="drop", in_order=True, known=True)
+    policy = Policy(published=(Rule("tcp", 1, 1),), egress=None, log="drop", labels_valid=True, known=True)
     assert directory.resolved(policy, WEB) == policy
     rule = Rule("tcp", 1, 2, (Peer("service", "api"),), "label fw.allow")
     (found,) = directory.resolved(Policy(accepts=(rule,)), WEB).accepts
@@ -138,7 +138,7 @@ def test_everything_else_of_a_policy_stays(directory: Directory) -> None:
 # --- coming and going ---------------------------------------------------------------------------------------------
 
 
-def test_peers_follow_containers(directory: Directory) -> None:
+def test_peers_follow_containers(directory: PeerIndex) -> None:
     """A new container of a service joins its rules, one that goes leaves them, a renamed one has its new name."""
     more = Who((B,), "shop-api-2", "shop", "api", "shop_front")
     directory.put("b", more)
@@ -152,7 +152,7 @@ def test_peers_follow_containers(directory: Directory) -> None:
     assert resolved(directory, Peer("service", "api"), Peer("project", "shop"), Peer("network", "front")) == set()
 
 
-def test_two_endpoints_with_one_name_are_both_found(directory: Directory) -> None:
+def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> None:
     """A container on two networks is found on both; what one endpoint gives back the other keeps."""
     directory.put("b", dataclasses.replace(API, addresses=(B,), network="back"))
     assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
@@ -162,37 +162,44 @@ def test_two_endpoints_with_one_name_are_both_found(directory: Directory) -> Non
     assert resolved(directory, Peer("network", "shop_front")) == set()
 
 
-def test_whose_rules_speak_of_whom_is_told(directory: Directory) -> None:
+def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
     """When somebody comes or goes it is told whose rules speak of it, and nobody else's."""
     directory.asks("w", [for_peers(Peer("service", "api"), Peer("prefix", "10.0.0.1")), Rule("tcp", 1, 1)], WEB)
     directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)
     directory.asks("y", [for_peers(Peer("service", "db"), Peer("host"))], WEB)
     directory.asks("z", [for_peers(Peer("network", "front"))], WEB)
-    assert directory.askers(directory.put("a", API)) == set()
-    assert directory.askers(directory.put("a", None)) == {"w", "x", "z"}
-    assert directory.askers(directory.put("b", Who((B,), "one", "shop", "db"))) == {"y"}
-    assert directory.askers(directory.put("c", Who((C,), "two", "blog", "api"))) == set()
+    assert directory.dependents(directory.put("a", API)) == set()
+    assert directory.dependents(directory.put("a", None)) == {"w", "x", "z"}
+    assert directory.dependents(directory.put("b", Who((B,), "one", "shop", "db"))) == {"y"}
+    assert directory.dependents(directory.put("c", Who((C,), "two", "blog", "api"))) == set()
     directory.asks("x", (), None)
     directory.asks("z", (), None)
-    assert directory.askers(directory.put("a", API)) == {"w"}
+    assert directory.dependents(directory.put("a", API)) == {"w"}
 
 
 # --- any order ----------------------------------------------------------------------------------------------------
 
 _names = st.sampled_from(["", "api", "db"])
 _whos = st.builds(
-    Who, st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple), _names,
-    st.sampled_from(["", "shop", "blog"]), _names, st.sampled_from(["", "front", "shop_front"]),
-)  # fmt: skip
+    Who,
+    st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
+    _names,
+    st.sampled_from(["", "shop", "blog"]),
+    _names,
+    st.sampled_from(["", "front", "shop_front"]),
+)
 _rules = st.lists(
     st.builds(
         for_peers,
-        st.builds(Peer, st.sampled_from(["container", "service", "project", "network"]),
-                  st.sampled_from(["api", "db", "shop", "front", "shop_front"]))
+        st.builds(
+            Peer,
+            st.sampled_from(["container", "service", "project", "network"]),
+            st.sampled_from(["api", "db", "shop", "front", "shop_front"]),
+        )
         | st.sampled_from([Peer("host"), Peer("prefix", "10.0.0.0/8")]),
     ),
     max_size=3,
-)  # fmt: skip
+)
 _askers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project=""), BLOG])
 
 
@@ -201,7 +208,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Directory()
+        self.directory = PeerIndex()
         self.directory.networks = frozenset({"shop_front"})
         self.there: dict[str, Who] = {}
         self.asked: dict[str, tuple[list[Rule], Container | None]] = {}
@@ -239,7 +246,7 @@ class AnyOrder(RuleBasedStateMachine):
             other for other, (rules, asker) in self.asked.items()
             if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
         }  # fmt: skip
-        assert self.directory.askers(changed) == speaks
+        assert self.directory.dependents(changed) == speaks
 
     @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_askers)
     def asks(self, owner: str, rules: list[Rule], asker: Container | None) -> None:
@@ -249,7 +256,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def it_is_as_if_made_anew(self) -> None:
         """The index equals one that is made of what there is now: nothing of what was before is left in it."""
-        fresh = Directory()
+        fresh = PeerIndex()
         fresh.networks = self.directory.networks
         for owner, each in self.there.items():
             fresh.put(owner, each)

@@ -25,7 +25,7 @@ from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
 from plugin.fwctl.cli import log as droplog_cli
 from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, TakenError
-from plugin.model import Container, Defaults, Endpoint, Network, Said
+from plugin.model import Container, Defaults, Endpoint, Network, PolicySpec
 from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
@@ -43,21 +43,25 @@ def network(number: int) -> Network:
     )
 
 
-def endpoint(number: int, name: str, **said: Any) -> Endpoint:
+def endpoint(number: int, name: str, **spec: Any) -> Endpoint:
     """A container `name` as .2 of network `number`."""
     return Endpoint(
-        f"e{number}", f"n{number}", IPv4Address(f"10.{number}.0.2"), IPv6Address(f"2001:db8:{number}::2"), joined=True,
-        container=Container(f"c{number}", name, Said(**said)),
-    )  # fmt: skip
+        f"e{number}",
+        f"n{number}",
+        IPv4Address(f"10.{number}.0.2"),
+        IPv6Address(f"2001:db8:{number}::2"),
+        joined=True,
+        container=Container(f"c{number}", name, PolicySpec(**spec)),
+    )
 
 
 class Known:
     """The reconciler, as far as the drop log sees it."""
 
-    def __init__(self, *endpoints: Endpoint, **said: Any) -> None:
+    def __init__(self, *endpoints: Endpoint, **spec: Any) -> None:
         networks = {f"n{number}": network(number) for number in (1, 2)}
         self.inventory = evaluated(
-            Defaults(Said(**{"log": "none", **said})), Facts(State(networks, {e.id: e for e in endpoints}))
+            Defaults(PolicySpec(**{"log": "none", **spec})), Facts(State(networks, {e.id: e for e in endpoints}))
         )
         self._lock = threading.RLock()
 

@@ -9,23 +9,25 @@ import pytest
 
 from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
 from plugin.labels.parser import parse
-from plugin.model import Container, Endpoint, Guarded, Network, Policy, Published, Rule
+from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy, Published, Rule
 
 MARK = 0x08000000
-FRONT = Guarded("f" * 64, "front", "br-f", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64")))
+FRONT = BridgeNetwork("f" * 64, "front", "br-f", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64")))
 ROUTED = dataclasses.replace(FRONT, mode6="routed")
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 PORT = Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080)
 
 
 def endpoint(allow: str, *ports: Published, four: bool = True) -> Endpoint:
-    said = parse({"fw.allow": allow}).said
+    spec = parse({"fw.allow": allow}).spec
     return Endpoint(
-        "e", FRONT.id, V4 if four else None, V6, joined=True, container=Container("c", "web", said), published=ports
-    )  # fmt: skip
+        "e", FRONT.id, V4 if four else None, V6, joined=True, container=Container("c", "web", spec), published=ports
+    )
 
 
-def notes(network: Guarded, where: Endpoint, version: str = "28.5.2", backend: str = "iptables") -> tuple[str, ...]:
+def notes(
+    network: BridgeNetwork, where: Endpoint, version: str = "28.5.2", backend: str = "iptables"
+) -> tuple[str, ...]:
     return without_effect(network, where, Engine(version, backend), MARK)
 
 
@@ -62,7 +64,7 @@ def test_a_protocol_without_ports_cannot_be_published() -> None:
         (FRONT, endpoint("8080"), "26.1.4"),  # whose IPv6 Docker leaves alone
     ],
 )
-def test_where_a_label_has_an_effect_nothing_is_said(network: Guarded, where: Endpoint, version: str) -> None:
+def test_where_a_label_has_an_effect_nothing_is_said(network: BridgeNetwork, where: Endpoint, version: str) -> None:
     """Published ports, networks that are reached by their own addresses, IPv6 of old engines."""
     assert notes(network, where, version) == ()
 
@@ -106,8 +108,8 @@ def test_the_engines_version(version: str, major: int) -> None:
 
 
 def rules(text: str, word: str = "from") -> Policy:
-    said = parse({"fw.allow" if word == "from" else "fw.egress": text}).said
-    return Policy(accepts=said.allow, egress=said.egress)
+    spec = parse({"fw.allow" if word == "from" else "fw.egress": text}).spec
+    return Policy(accepts=spec.allow, egress=spec.egress)
 
 
 def test_between_neighbours_a_rule_changes_nothing() -> None:

@@ -12,7 +12,7 @@ from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import NOTE, Around, explain
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
-from plugin.model import Defaults, FwError, Guarded, Published
+from plugin.model import BridgeNetwork, Defaults, FwError, Published
 from plugin.policy.saved import State
 from tests.pure.ordered import ANY4, ANY6, BACK, FRONT, HOST, Site, container, guest, ours, published
 
@@ -40,17 +40,20 @@ def ask(
     return explain(site.state.snapshot(), source, target, what, engine or around(), family)
 
 
-def said(told: Any) -> str:
+def spec(told: Any) -> str:
     return "\n".join(step["text"] for flow in told["flows"] for step in flow["steps"])
 
 
 @pytest.fixture
 def site() -> Site:
     return Site(
-        ours(2, WEB, *published(8080, 18080), *published(5432, 15432)), ours(3, API), ours(4, SHY),
-        guest(FRONT, 2, APP, *published(8080, 28080), *published(9000, 29000)), guest(FRONT, 3, container("mate")),
+        ours(2, WEB, *published(8080, 18080), *published(5432, 15432)),
+        ours(3, API),
+        ours(4, SHY),
+        guest(FRONT, 2, APP, *published(8080, 28080), *published(9000, 29000)),
+        guest(FRONT, 3, container("mate")),
         guest(BACK, 2, container("deep", {"fw.allow": "7000"}), *published(7000, 27000)),
-    )  # fmt: skip
+    )
 
 
 # --- who is meant -----------------------------------------------------------------------------------------------------
@@ -87,7 +90,7 @@ def test_the_internet_is_somebody_whom_no_rule_names() -> None:
     site = Site(ours(2, web), state=State(bans=bans))
     told = ask(site, "internet", "web", "9000")
     assert [flow["accepted"] for flow in told["flows"]] == [False, False]
-    assert "banned" not in said(told)
+    assert "banned" not in spec(told)
     assert ask(site, "internet", "web", "9001")["accepted"]
 
 
@@ -113,7 +116,8 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
     ("question", "accepted", "words"),
     [
         (("internet", "web", "8080"), True, "web accepts 8080/tcp"),
-        (("internet", "web", "22"), True, "web accepts 22/tcp"), (("internet", "web", "gre"), True, "web accepts gre"),
+        (("internet", "web", "22"), True, "web accepts 22/tcp"),
+        (("internet", "web", "gre"), True, "web accepts gre"),
         (("internet", "web", "esp"), False, "web does not accept esp"),
         (("internet", "web", "icmp"), True, "useful ICMP"),
         (("internet", "web", "ping"), True, "useful ICMP"),
@@ -129,21 +133,21 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
         (("internet", "192.0.2.200", "80"), True, "no container's network"),
         (("mate", "app", "1"), True, "both are on front"),
     ],
-)  # fmt: skip
+)
 def test_steps_name_the_rule_that_decides(
     site: Site, question: tuple[str, str, str], accepted: bool, words: str
 ) -> None:
     """Each question ends with the word that decides, and tells who said it."""
     told = ask(site, *question)
     assert told["accepted"] == accepted
-    assert words in said(told)
+    assert words in spec(told)
     last = told["flows"][0]["steps"][-1]
     assert last["outcome"] == ("accept" if accepted else "drop")
 
 
 def test_who_said_it_is_told() -> None:
     """Base, setting, label, fwctl."""
-    defaults = Defaults(parse({"fw.allow": "9100"}, "setting ").said)
+    defaults = Defaults(parse({"fw.allow": "9100"}, "setting ").spec)
     site = Site(ours(2, WEB), defaults=defaults)
     origins = {}
     for port in ("80", "9100", "8080"):
@@ -156,7 +160,7 @@ def test_bans_come_first_and_end(site: Site) -> None:
     bans = {ip_network("203.0.113.0/24"): NOW + 60, ip_network("198.51.100.7"): NOW - 1, ip_network("10.1.0.3"): 0.0}
     banned = Site(ours(2, WEB), ours(3, API), state=State(bans=bans))
     told = ask(banned, "203.0.113.7", "web", "80")
-    assert (told["accepted"], said(told)) == (False, "203.0.113.7 is banned (203.0.113.0/24 for a time)")
+    assert (told["accepted"], spec(told)) == (False, "203.0.113.7 is banned (203.0.113.0/24 for a time)")
     assert ask(banned, "198.51.100.7", "web", "80")["accepted"]
     assert not ask(banned, "api", "web", "80", family=4)["accepted"]
 
@@ -168,20 +172,20 @@ def test_a_published_port_leads_to_its_container(site: Site) -> None:
     """TO host, or the host's address: which container and port it leads to, and what that one says."""
     told = ask(site, "internet", "host", "18080")
     assert told["accepted"]
-    assert "the host's port 18080/tcp leads to web's port 8080/tcp (10.1.0.2) by DNAT" in said(told)
+    assert "the host's port 18080/tcp leads to web's port 8080/tcp (10.1.0.2) by DNAT" in spec(told)
     assert [flow["to"]["address"] for flow in told["flows"]] == ["198.51.100.1", "2001:db8:ffff::1"]
     assert not ask(site, "internet", "198.51.100.1", "15432")["accepted"]
     assert ask(site, "api", "host", "15432")["accepted"]  # on one network, by whatever way
     told = ask(site, "internet", "host", "5432")
     assert told["accepted"]
-    assert "the host itself, which docker-fw does not guard" in said(told)
+    assert "the host itself, which docker-fw does not guard" in spec(told)
 
 
 def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) -> None:
     """By the other family's address: the container's port still decides, by the client's own address."""
     told = ask(site, "internet", "host", "27000", family=6)
     assert told["accepted"]
-    assert "leads to deep's port 7000/tcp (172.19.0.2) by docker-proxy" in said(told)
+    assert "leads to deep's port 7000/tcp (172.19.0.2) by docker-proxy" in spec(told)
     assert not ask(site, "internet", "host", "29000")["accepted"]
     some = container("some", {"fw.allow": "7000 from 2001:db8:5::/48"})
     only = Site(guest(BACK, 2, some, *published(7000, 27000)))
@@ -194,11 +198,11 @@ def test_a_port_of_one_host_address_is_not_one_of_another() -> None:
     here = Published("tcp", IPv4Address("198.51.100.1"), 18080, 80)
     loop = Published("tcp", IPv4Address("127.0.0.1"), 18081, 80)
     site = Site(ours(2, container("web"), here, loop))
-    assert "leads to" in said(ask(site, "internet", "198.51.100.1", "18080"))
-    assert "leads to" in said(ask(site, "internet", "host", "18080", family=4))
-    assert "leads to" not in said(ask(site, "host", "127.0.0.1", "18080"))
-    assert "leads to" not in said(ask(site, "internet", "host", "18081", family=4))
-    assert "leads to" in said(ask(site, "host", "127.0.0.1", "18081"))
+    assert "leads to" in spec(ask(site, "internet", "198.51.100.1", "18080"))
+    assert "leads to" in spec(ask(site, "internet", "host", "18080", family=4))
+    assert "leads to" not in spec(ask(site, "host", "127.0.0.1", "18080"))
+    assert "leads to" not in spec(ask(site, "internet", "host", "18081", family=4))
+    assert "leads to" in spec(ask(site, "host", "127.0.0.1", "18081"))
 
 
 def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
@@ -213,13 +217,13 @@ def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
 def test_a_confined_container_is_judged_on_its_way_to_the_host_too(site: Site) -> None:
     """By DNAT its packet is for the container; to docker-proxy, for the host."""
     inside = container("inside", {"fw.egress": "8080"})
-    confined = Site(
+    egress_restricted = Site(
         guest(FRONT, 2, inside), guest(BACK, 2, APP, *published(8080, 28080)), ours(2, WEB, *published(8080, 18080))
     )
-    assert ask(confined, "inside", "host", "18080")["accepted"]  # to web's port 8080
-    told = ask(confined, "inside", "host", "28080", family=4)
+    assert ask(egress_restricted, "inside", "host", "18080")["accepted"]  # to web's port 8080
+    told = ask(egress_restricted, "inside", "host", "28080", family=4)
     assert not told["accepted"]
-    assert "inside may begin 8080/tcp, and not this" in said(told)
+    assert "inside may begin 8080/tcp, and not this" in spec(told)
 
 
 def test_a_container_on_several_networks_is_met_where_both_are() -> None:
@@ -234,21 +238,23 @@ def test_a_container_on_several_networks_is_met_where_both_are() -> None:
 # --- Docker's own firewall --------------------------------------------------------------------------------------------
 
 
-def _mode(mode: str) -> Guarded:
+def _mode(mode: str) -> BridgeNetwork:
     return dataclasses.replace(FRONT, mode4=mode, mode6=mode)
 
 
 @pytest.mark.parametrize(
     ("network", "engine", "accepted"),
     [
-        (FRONT, around("28.5.2"), {4: False, 6: False}), (FRONT, around("26.1.5"), {4: False, 6: True}),
-        (FRONT, around(""), {4: False, 6: False}), (_mode("routed"), around("28.5.2"), {4: True, 6: True}),
+        (FRONT, around("28.5.2"), {4: False, 6: False}),
+        (FRONT, around("26.1.5"), {4: False, 6: True}),
+        (FRONT, around(""), {4: False, 6: False}),
+        (_mode("routed"), around("28.5.2"), {4: True, 6: True}),
         (_mode("nat-unprotected"), around("28.5.2"), {4: True, 6: True}),
         (_mode("nat-unprotected"), around("29.7.2", "nftables"), {4: True, 6: True}),
     ],
-)  # fmt: skip
+)
 def test_docker_drops_what_is_for_an_own_address_on_a_nat_network(
-    network: Guarded, engine: Around, accepted: dict[int, bool]
+    network: BridgeNetwork, engine: Around, accepted: dict[int, bool]
 ) -> None:
     """Whatever docker-fw accepts; older engines leave IPv6 alone."""
     site = Site(guest(network, 2, APP))
@@ -264,10 +270,10 @@ def test_docker_keeps_its_networks_apart(site: Site) -> None:
     """From another of its networks, by the container's own address; by a published port docker-proxy takes it on."""
     told = ask(site, "mate", "deep", "7000")
     assert not told["accepted"]
-    assert "Docker keeps its networks apart" in said(told)
+    assert "Docker keeps its networks apart" in spec(told)
     told = ask(site, "mate", "host", "27000", family=4)
     assert told["accepted"]
-    assert "docker-proxy takes it on; with userland-proxy=false Docker drops it" in said(told)
+    assert "docker-proxy takes it on; with userland-proxy=false Docker drops it" in spec(told)
     # A network of docker-fw's own is somebody from outside to Docker.
     assert not ask(site, "api", "deep", "7000")["accepted"]
     assert ask(site, "mate", "web", "8080")["accepted"]
@@ -279,7 +285,7 @@ def test_nftables_behind_a_mark_is_told_as_a_condition() -> None:
     site.guard.replace([_mode("routed")], site.guests, asked=1 << 30)
     told = ask(site, "internet", "app", "8080", engine=around("29.7.2", "nftables"))
     assert told["accepted"]
-    assert "unless dockerd runs with --bridge-accept-fwmark=0x8000000/0x8000000" in said(told)
+    assert "unless dockerd runs with --bridge-accept-fwmark=0x8000000/0x8000000" in spec(told)
 
 
 def test_addresses_of_the_host_are_the_host(site: Site) -> None:

@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
-from plugin.fwctl.api.commands import Orders
+from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
 from plugin.fwctl.api.routes import add_routes
 from plugin.kernel import conntrack
 from plugin.kernel.nflog import Logged
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, Published, Rule, Said
+from plugin.model import Container, Defaults, PolicySpec, Published, Rule
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
@@ -91,9 +91,11 @@ EVIL = [
 #: A SYN to the container's port 80.
 TCP4 = bytes.fromhex("4500002800010000400600000a000002ac12000204d20050000000000000000050020000")
 values = (
-    st.sampled_from(EVIL) | st.text(max_size=12) | json_values
+    st.sampled_from(EVIL)
+    | st.text(max_size=12)
+    | json_values
     | st.sampled_from([None, True, 0, -1, 2**31, 2**63, 2**64, 10**400, 0.5, float("nan"), float("inf"), [], {}, [[]]])
-)  # fmt: skip
+)
 keys = st.sampled_from(["fw.allow", "fw.deny", "fw.egress", "fw.rate", "fw.policy", "fw.network.a.allow", "fw.x"])
 
 
@@ -113,17 +115,18 @@ class NoLinks:
 
     def find(self, *_: object) -> Container:
         parsed = parse({"fw.allow": "8080"})
-        return Container("c" * 64, "web", parsed.said, parsed.problems)
+        return Container("c" * 64, "web", parsed.spec, parsed.problems)
 
     def publish(self, _: str, bindings: Any, **addresses: Any) -> tuple[Published, ...]:
         there = [address for name in ("addr4", "addr6") if (address := addresses[name])]
         return tuple(
             Published(b.proto, type(address)(0), b.host_port or 40000, b.container_port)
-            for b in bindings for address in there
-        )  # fmt: skip
+            for b in bindings
+            for address in there
+        )
 
 
-class Answers:
+class AddressPolicy:
     """`fwctl`'s questions, of which none changes anything."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -135,13 +138,13 @@ class Plugin:
 
     def __init__(self, unix: socket.socket) -> None:
         self.kernel, self.disk = Kernel(), Disk()
-        self.state = Reconciler(self.kernel, self.disk, Defaults(Said(allow=(Rule("udp", 161, 161),))))  # type: ignore[arg-type]
+        self.state = Reconciler(self.kernel, self.disk, Defaults(PolicySpec(allow=(Rule("udp", 161, 161),))))  # type: ignore[arg-type]
         self.state.start(Facts(State()))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, none)
-        asked: Any = Answers()
+        asked: Any = AddressPolicy()
         self.app: Flask = create_app(made, asked)
-        add_routes(self.app, Orders(self.state, own=set), asked)
+        add_routes(self.app, AdminCommands(self.state, own=set), asked)
         self.drops = DropLog(self.state, lambda: True)
         self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
         add_route(self.app, self.drops)

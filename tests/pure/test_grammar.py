@@ -237,8 +237,9 @@ def test_the_longest_value_and_the_most_rules() -> None:
     assert parse_allow(most) == ([tcp(80)] * MAX_RULES, [])
     assert parse_allow(most + ",")[1] == []
     assert parse_allow(most + ",80") == (
-        [], [f"has {MAX_RULES + 1} rules; at most {MAX_RULES} are read, use ranges like 9000-9100"]
-    )  # fmt: skip
+        [],
+        [f"has {MAX_RULES + 1} rules; at most {MAX_RULES} are read, use ranges like 9000-9100"],
+    )
     for parse in (parse_deny, parse_egress, parse_rate):
         assert parse(" " + just)[1] == parse_allow(" " + just)[1]
         assert parse(most + ",80")[1] == parse_allow(most + ",80")[1]
@@ -267,14 +268,18 @@ def test_what_is_denied(text: str, expected: list[Rule]) -> None:
         ("", 'is empty; write ports, like "22, 80", or leave the label out'),
         ("22x", f'"22x" {PORT}'),
         ("all", f'"all" {PORT}'),
-        ("22 from 10.0.0.1", '"22 from 10.0.0.1": a port is denied to everybody; '
-         'for some write fw.allow: "22 from 2001:db8::/32"'),
-        ("22 from any", '"22 from any": a port is denied to everybody; '
-         'for some write fw.allow: "22 from 2001:db8::/32"'),
+        (
+            "22 from 10.0.0.1",
+            '"22 from 10.0.0.1": a port is denied to everybody; for some write fw.allow: "22 from 2001:db8::/32"',
+        ),
+        (
+            "22 from any",
+            '"22 from any": a port is denied to everybody; for some write fw.allow: "22 from 2001:db8::/32"',
+        ),
         ("22 to 10.0.0.1", f'"22 to 10.0.0.1" {PORT}'),
         ("22/icmp", f'"22/icmp": "icmp" {PROTO}'),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_deny_is_answered(text: str, message: str) -> None:
     """A port is denied to everybody: whoever means some is told how to write that."""
     assert parse_deny(text) == ([], [message])
@@ -398,11 +403,56 @@ def test_every_prefix_can_be_written(prefix: object) -> None:
 
 #: Text that looks much like the grammar's, so that chance finds its edges, or like nothing.
 scraps = st.sampled_from(
-    ["80", "8080", "65535", "65536", "0", "9000-9100", "-", "/", "udp", "tcp", "sctp", "/udp", "*", ",", "\n", " ",
-     "\t", "x", "١", "\u2028", "\x0b", "\u00a0", "1" * 30, "from", "any", "Ⅷ", "\ud800", "\x00", '"', " from ",
-     " to ", "10.0.0.1", "10.0.0.0/8", "::1", "2001:db8::/32", "service:", "service:api", "host", "gre", "/gre", "none",
-     "all", " 5/minute", " burst 3", "/day", ":", "::ffff:1.2.3.4"]
-)  # fmt: skip
+    [
+        "80",
+        "8080",
+        "65535",
+        "65536",
+        "0",
+        "9000-9100",
+        "-",
+        "/",
+        "udp",
+        "tcp",
+        "sctp",
+        "/udp",
+        "*",
+        ",",
+        "\n",
+        " ",
+        "\t",
+        "x",
+        "١",
+        "\u2028",
+        "\x0b",
+        "\u00a0",
+        "1" * 30,
+        "from",
+        "any",
+        "Ⅷ",
+        "\ud800",
+        "\x00",
+        '"',
+        " from ",
+        " to ",
+        "10.0.0.1",
+        "10.0.0.0/8",
+        "::1",
+        "2001:db8::/32",
+        "service:",
+        "service:api",
+        "host",
+        "gre",
+        "/gre",
+        "none",
+        "all",
+        " 5/minute",
+        " burst 3",
+        "/day",
+        ":",
+        "::ffff:1.2.3.4",
+    ]
+)
 any_text = st.text(max_size=200) | st.lists(scraps, max_size=30).map("".join)
 #: The same of what a keyboard has, with the blanks that the grammar knows; the likelier to be almost right.
 near_text = st.lists(scraps.filter(lambda s: s.isascii() and s != "\x0b"), max_size=8).map("".join)
@@ -526,12 +576,26 @@ def test_whatever_names_some_is_taken_back(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["9" * (8 << 20), " " * (8 << 20), "," * (8 << 20), "8080-" * (1 << 20), "\n" * (8 << 20), "😀" * (2 << 20),
-     "1" + " " * (MAX_LENGTH - 2) + "1", "1-" + " " * (MAX_LENGTH - 2), " \t" * (MAX_LENGTH // 2 - 1) + "x",
-     "1 from " * 580, ("1 " * (MAX_LENGTH // 2))[:-1], "22" + " 1/" * 1300, "22 " + "1" * 4000,
-     "a " * 2000 + "1/second", "22 from " + "1:" * 2040, "from " * 800],
+    [
+        "9" * (8 << 20),
+        " " * (8 << 20),
+        "," * (8 << 20),
+        "8080-" * (1 << 20),
+        "\n" * (8 << 20),
+        "😀" * (2 << 20),
+        "1" + " " * (MAX_LENGTH - 2) + "1",
+        "1-" + " " * (MAX_LENGTH - 2),
+        " \t" * (MAX_LENGTH // 2 - 1) + "x",
+        "1 from " * 580,
+        ("1 " * (MAX_LENGTH // 2))[:-1],
+        "22" + " 1/" * 1300,
+        "22 " + "1" * 4000,
+        "a " * 2000 + "1/second",
+        "22 from " + "1:" * 2040,
+        "from " * 800,
+    ],
     ids=lambda text: f"{text[:3]!r}×{len(text)}",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("parse", [parse_allow, parse_deny, parse_egress, parse_rate])
 def test_huge_values_cost_no_time(text: str, parse: object) -> None:
     """The largest value that the plugin's socket takes is refused in a moment, whatever is in it."""
@@ -548,8 +612,9 @@ def test_one_value_never_becomes_a_table_of_its_own() -> None:
     wide = " ".join(f"2001:db8:{n:x}::/57" for n in range(200))
     began = time.process_time()
     assert parse_allow(f"1-65534 from {wide}") == (
-        [], ["means more than 20000 rules: ports times peers; use rounder ranges and prefixes"]
-    )  # fmt: skip
+        [],
+        ["means more than 20000 rules: ports times peers; use rounder ranges and prefixes"],
+    )
     assert parse_egress("1-65534 to 2001:db8::/57 2001:db8:1::/57")[1]
     assert not parse_allow("1-65534 from 2001:db8::/56 10.0.0.0/8")[1]
     assert time.process_time() - began < 5

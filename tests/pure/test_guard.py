@@ -12,10 +12,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
-from plugin.model import Address, Container, Defaults, Endpoint, Guarded, Overriding, Problem, Published, Rule, Said
+from plugin.model import (
+    Address,
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Overriding,
+    PolicySpec,
+    Problem,
+    Published,
+    Rule,
+)
 from plugin.nftables.sets import Element
 from plugin.policy.decide import BASE, of, passes
 from plugin.policy.facts import Facts
@@ -25,25 +36,27 @@ from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
-NETWORK = Guarded("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
-OTHER = Guarded("o" * 64, "other", "br-oooooooooooo", (IPv4Network("172.19.0.0/16"),))
+NETWORK = BridgeNetwork("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
+OTHER = BridgeNetwork("o" * 64, "other", "br-oooooooooooo", (IPv4Network("172.19.0.0/16"),))
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 PLAIN = Defaults()
 
 
-def said(**pairs: str) -> Said:
+def spec(**pairs: str) -> PolicySpec:
     """What these labels say; they must be right."""
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
 def container(name: str, *ports: int, **labels: str) -> Container:
     allow = {"allow": ", ".join(map(str, ports))} if ports else {}
-    return Container(name.ljust(64, "0"), name, said(**allow, **labels))
+    return Container(name.ljust(64, "0"), name, spec(**allow, **labels))
 
 
-def endpoint(name: str, host: int, of: Container | None, network: Guarded = NETWORK, *ports: Published) -> Endpoint:
+def endpoint(
+    name: str, host: int, of: Container | None, network: BridgeNetwork = NETWORK, *ports: Published
+) -> Endpoint:
     v4 = IPv4Address(int(network.subnets[0].network_address) + host)
     v6 = IPv6Address(f"2001:db8:1::{host:x}") if network is NETWORK else None
     return Endpoint(name.ljust(64, "e"), network.id, v4, v6, joined=True, container=of, published=ports)
@@ -104,8 +117,8 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def guard(table: Table) -> Guard:
-    return Guard(table)
+def guard(table: Table) -> EndpointTracker:
+    return EndpointTracker(table)
 
 
 # --- what an address accepts --------------------------------------------------------------------------------------
@@ -113,8 +126,8 @@ def guard(table: Table) -> Guard:
 
 def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
     """The base, and what its labels, its network's options and the setting open."""
-    network = dataclasses.replace(NETWORK, said=said(allow="9100"))
-    rules = of(network, endpoint("e", 2, WEB), Defaults(said(allow="161/udp"))).accepts
+    network = dataclasses.replace(NETWORK, spec=spec(allow="9100"))
+    rules = of(network, endpoint("e", 2, WEB), Defaults(spec(allow="161/udp"))).accepts
     assert set(rules) == {*BASE, Rule("tcp", 8080, 8080), Rule("tcp", 9100, 9100), Rule("udp", 161, 161)}
     assert of(dataclasses.replace(NETWORK, internal=True), endpoint("e", 2, WEB)).accepts == ()
     assert of(NETWORK, endpoint("e", 2, None)).accepts == ()
@@ -129,14 +142,14 @@ def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
     meant to close, and leaves ICMP only."""
     parsed = parse({key: "808O", "fw.allow": "808O"})
     assert parsed.problems
-    web = dataclasses.replace(WEB, said=parsed.said, problems=parsed.problems if where == "container" else ())
+    web = dataclasses.replace(WEB, spec=parsed.spec, problems=parsed.problems if where == "container" else ())
     network = dataclasses.replace(NETWORK, problems=parsed.problems if where == "network" else ())
     if where == "network":
         web = container("web")
     assert of(network, endpoint("e", 2, web)).accepts == (BASE if base else ())
 
 
-def test_a_mistake_is_logged_once(guard: Guard, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCaptureFixture) -> None:
     """Not with each list, which may come every second; again when the container starts anew, or says other things."""
 
     def told(name: str, *values: str) -> int:
@@ -151,13 +164,16 @@ def test_a_mistake_is_logged_once(guard: Guard, caplog: pytest.LogCaptureFixture
     assert told("two", "8O8O", "8O8O") == 1
 
 
-def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: Guard) -> None:
+def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: EndpointTracker) -> None:
     """docker-proxy's port is closed to the outside unless the container's is open; loopback is no outside."""
     ports = (
-        Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY6, 15432, 5432), Published("tcp", ANY4, 18080, 80),
-        Published("udp", IPv4Address("198.51.100.1"), 53, 53), Published("tcp", IPv6Address("2001:db8::1"), 99, 99),
+        Published("tcp", ANY4, 15432, 5432),
+        Published("tcp", ANY6, 15432, 5432),
+        Published("tcp", ANY4, 18080, 80),
+        Published("udp", IPv4Address("198.51.100.1"), 53, 53),
+        Published("tcp", IPv6Address("2001:db8::1"), 99, 99),
         Published("tcp", IPv4Address("127.0.0.1"), 6379, 6379),
-    )  # fmt: skip
+    )
     guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
     assert table.of("proxied") == {
         Element("proxied", (2, 6, 15432)), Element("proxied", (10, 6, 15432)),
@@ -175,10 +191,11 @@ def test_with_the_setting_p_itself_opens() -> None:
     """FW_PUBLISHED=allow: reached by the published port, and by nothing else; what a label denies, or has for some, and
     a wrong label, still close."""
     ports = (
-        Published("tcp", ANY4, 15432, 5432), Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
-    )  # fmt: skip
+        Published("tcp", ANY4, 15432, 5432),
+        Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
+    )
     table = Table(Defaults(published=True))
-    guard = Guard(table)
+    guard = EndpointTracker(table)
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
     guard.replace([NETWORK], [guest], asked=NOW)
     assert {(e.set, e.key[0]) for e in table.of("dnat", "proxied")} == {("dnat4", guest.addr4), ("dnat6", guest.addr6)}
@@ -194,7 +211,7 @@ def test_a_published_port_for_some() -> None:
     """`5432 from 203.0.113.0/24`: those reach the published port, and others do not, by DNAT and by docker-proxy."""
     table, port = Table(), Published("tcp", ANY4, 15432, 5432)
     guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
-    Guard(table).replace([NETWORK], [guest], asked=NOW)
+    EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
     net = IPv4Address("203.0.113.0")
     assert table.of("proxied", "via", "from") == {
         Element("proxied", (2, 6, 15432)), Element("via4", (6, 15432, 24, net)),
@@ -206,7 +223,7 @@ def test_a_published_port_for_some() -> None:
 
 
 def test_an_exception_stands_from_the_connection_and_goes_with_it(
-    table: Table, guard: Guard, cut: list[Address]
+    table: Table, guard: EndpointTracker, cut: list[Address]
 ) -> None:
     """Docker connects a container: its ports are open before its process runs; it leaves: closed, flows cut."""
     guest = endpoint("e", 2, WEB)
@@ -218,7 +235,7 @@ def test_an_exception_stands_from_the_connection_and_goes_with_it(
     assert cut == [guest.addr4, guest.addr6]
 
 
-def test_a_container_that_dies_leaves_every_network(table: Table, guard: Guard) -> None:
+def test_a_container_that_dies_leaves_every_network(table: Table, guard: EndpointTracker) -> None:
     """One event closes all of its addresses, and no other container's."""
     mine = [endpoint("a", 2, WEB), endpoint("b", 2, WEB, OTHER)]
     his = endpoint("c", 3, DB)
@@ -228,7 +245,7 @@ def test_a_container_that_dies_leaves_every_network(table: Table, guard: Guard) 
     assert table.opens(his.addr4) == {5432}
 
 
-def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: Guard) -> None:
+def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: EndpointTracker) -> None:
     """Docker's list still has a container that it said has gone: closed stays closed until it is connected again."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
@@ -241,7 +258,7 @@ def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table
     assert table.opens(guest.addr4) == {8080}
 
 
-def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: Guard) -> None:
+def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: EndpointTracker) -> None:
     """Docker was asked, the container went and came back elsewhere, and then the old answer is there: it is no news."""
     old, new, heir = endpoint("a", 2, WEB), endpoint("b", 3, WEB), endpoint("c", 2, DB)
     guard.replace([NETWORK], [old], asked=NOW)
@@ -257,7 +274,7 @@ def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table,
     assert table.opens(old.addr4) == {5432}
 
 
-def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: Guard) -> None:
+def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: EndpointTracker) -> None:
     """A list of everything takes its time; who came meanwhile, with its network, is not in it and stays."""
     asked = guard.now()
     guest = endpoint("e", 2, WEB)
@@ -272,7 +289,7 @@ def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard:
     assert not table.knows(guest.addr4)
 
 
-def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: Guard) -> None:
+def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: EndpointTracker) -> None:
     """`docker rm` while a list is under way: the heir of its address keeps it, and nothing of the dead one stands."""
     old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [old], asked=guard.now())
@@ -285,7 +302,7 @@ def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, gua
     assert table.opens(old.addr4) == {5432}
 
 
-def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: Guard) -> None:
+def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: EndpointTracker) -> None:
     """What Docker was asked before its events were missed, or a link left a bridge, is not believed: ask again."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=guard.now())
@@ -301,7 +318,7 @@ def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: Guard) 
     assert not guard.replace([NETWORK], [], asked=asked)
 
 
-def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: Guard) -> None:
+def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: EndpointTracker) -> None:
     """A container on an internal network too: its port is open by docker-proxy if it is so at one of its places; not
     while one of them is in doubt."""
     port = Published("tcp", ANY6, 18080, 80)
@@ -316,18 +333,23 @@ def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: 
     assert Element("served", key) not in table.elements()
 
 
-def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: Guard) -> None:
+def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: EndpointTracker) -> None:
     """A container on two networks, and its port is for some on one of them: those reach it, whatever the other says."""
     port = Published("tcp", ANY4, 18080, 8080)
-    some = dataclasses.replace(WEB, said=said(allow="8080 from 203.0.113.7"))
-    guard.replace([NETWORK, OTHER], [
-        endpoint("a", 2, some, NETWORK, port), endpoint("b", 2, dataclasses.replace(WEB, said=Said()), OTHER, port),
-    ], asked=NOW)  # fmt: skip
+    some = dataclasses.replace(WEB, spec=spec(allow="8080 from 203.0.113.7"))
+    guard.replace(
+        [NETWORK, OTHER],
+        [
+            endpoint("a", 2, some, NETWORK, port),
+            endpoint("b", 2, dataclasses.replace(WEB, spec=PolicySpec()), OTHER, port),
+        ],
+        asked=NOW,
+    )
     assert Element("proxied", (2, 6, 18080)) in table.elements()
     assert table.of("via4") == {Element("via4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
 
 
-def test_after_the_end_nothing_is_believed(table: Table, guard: Guard) -> None:
+def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
     """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
@@ -337,7 +359,7 @@ def test_after_the_end_nothing_is_believed(table: Table, guard: Guard) -> None:
     assert not table.knows(guest.addr4)
 
 
-def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: Guard) -> None:
+def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: EndpointTracker) -> None:
     """Until it is removed: Docker may start it, at a boot, before it tells anybody."""
     ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
@@ -351,7 +373,7 @@ def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: G
     assert table.disk.kept.proxied == {}
 
 
-def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: Guard) -> None:
+def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: EndpointTracker) -> None:
     """Docker gives an address to another container in the same second, and its owner's goodbye is not yet told."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [first], asked=NOW)
@@ -361,7 +383,7 @@ def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: 
     assert table.opens(first.addr4) == {5432}
 
 
-def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: Guard) -> None:
+def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: EndpointTracker) -> None:
     """A look at everything does not close a container that Docker has connected and does not list yet."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
@@ -372,7 +394,7 @@ def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: Guard
     assert not table.knows(guest.addr4)
 
 
-def test_after_events_were_missed_only_the_list_counts(table: Table, guard: Guard) -> None:
+def test_after_events_were_missed_only_the_list_counts(table: Table, guard: EndpointTracker) -> None:
     """Docker's stream of events ended and began anew: who is not in the next list is gone, however new."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
@@ -383,7 +405,7 @@ def test_after_events_were_missed_only_the_list_counts(table: Table, guard: Guar
     assert table.opens(IPv4Address("172.19.0.2")) == {8080}
 
 
-def test_when_nobody_tells_nothing_is_believed(table: Table, guard: Guard) -> None:
+def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
     """Who is on a bridge cannot be known just now: every address there is closed, its published ports too."""
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
@@ -399,27 +421,27 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: Guard) -> No
     assert not table.knows(other.addr4)
 
 
-def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: Guard, judged: list[Any]) -> None:
+def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
     """Where an exception goes while its container stays, just that endpoint's flows are looked through."""
     guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
     guard.replace([NETWORK], [guest, other], asked=NOW)
-    for labels in (Said(), said(deny="22"), said(allow="22 from 10.0.0.1"), said(egress="none", allow="8080")):
+    for labels in (PolicySpec(), spec(deny="22"), spec(allow="22 from 10.0.0.1"), spec(egress="none", allow="8080")):
         judged.clear()
-        less = dataclasses.replace(guest, container=dataclasses.replace(WEB, said=labels))
+        less = dataclasses.replace(guest, container=dataclasses.replace(WEB, spec=labels))
         guard.replace([NETWORK], [less, other], asked=NOW)
         (once,) = judged
         assert once.keys() == {guest.addr4, guest.addr6}
         guard.replace([NETWORK], [guest, other], asked=NOW)
     judged.clear()
-    more = dataclasses.replace(guest, container=dataclasses.replace(WEB, said=said(allow="8080, 9090")))
+    more = dataclasses.replace(guest, container=dataclasses.replace(WEB, spec=spec(allow="8080, 9090")))
     guard.replace([NETWORK], [more, other], asked=NOW)
     assert judged == []
 
 
-def test_peers_follow_containers(table: Table, guard: Guard, judged: list[Any]) -> None:
+def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
     """A rule for a service lets in whoever is one now: a new one from its connection, none that has gone, and flows of
     one that has gone are cut."""
-    asker = dataclasses.replace(DB, said=said(allow="5432 from service:api"), project="shop", service="db")
+    asker = dataclasses.replace(DB, spec=spec(allow="5432 from service:api"), project="shop", service="db")
     api = dataclasses.replace(WEB, project="shop", service="api")
     guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker)], asked=NOW)
     assert not table.of("from")
@@ -437,7 +459,7 @@ def test_peers_follow_containers(table: Table, guard: Guard, judged: list[Any]) 
     assert not table.of("from")
 
 
-def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Guard) -> None:
+def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: EndpointTracker) -> None:
     """One container with fw.egress: on its network whoever is not known may begin nothing, also when it has gone (it
     may come back while Docker is silent), until the network goes."""
     guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
@@ -446,20 +468,20 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Guard) 
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
     assert {e.key[1] for e in table.of("free")} == {other.addr4, other.addr6}
-    assert table.disk.kept.confined == {NETWORK.bridge}
+    assert table.disk.kept.egress_restricted == {NETWORK.bridge}
     guard.leaves("", guest.container.id if guest.container else "")
     assert table.of("confined")
     table.only({NETWORK.bridge})
-    assert table.disk.kept.confined == {NETWORK.bridge}
+    assert table.disk.kept.egress_restricted == {NETWORK.bridge}
     table.only(())
     assert not table.of("confined")
-    assert table.disk.kept.confined == set()
+    assert table.disk.kept.egress_restricted == set()
 
 
 def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
-    table = Table(state=State(confined=frozenset({NETWORK.bridge})))
-    guard = Guard(table)
+    table = Table(state=State(egress_restricted=frozenset({NETWORK.bridge})))
+    guard = EndpointTracker(table)
     assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
     guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
     assert table.of("confined")
@@ -467,7 +489,7 @@ def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     assert not table.of("confined")
 
 
-def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: Guard) -> None:
+def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: EndpointTracker) -> None:
     """It counts while the container exists, stopped or not; another one of its name is another one."""
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
     guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
@@ -485,7 +507,7 @@ def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard
     assert table.state.overrides == ()
 
 
-def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: Guard) -> None:
+def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: EndpointTracker) -> None:
     """What fwctl said of it stays while the disk is full: the container is gone all the same, and the look goes on."""
     table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 1, 1), deny=True)))
     table.disk.full = True
@@ -498,7 +520,9 @@ def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, 
     assert table.state.overrides == ()
 
 
-def test_after_docker_was_silent_flows_are_looked_through(table: Table, guard: Guard, judged: list[Any]) -> None:
+def test_after_docker_was_silent_flows_are_looked_through(
+    table: Table, guard: EndpointTracker, judged: list[Any]
+) -> None:
     """What came in while less was closed than now does not live on as established."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
@@ -507,7 +531,7 @@ def test_after_docker_was_silent_flows_are_looked_through(table: Table, guard: G
     assert [set(each) for each in judged] == [{guest.addr4, guest.addr6}]
 
 
-def test_who_is_not_all_known_yet_is_closed(table: Table, guard: Guard) -> None:
+def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker) -> None:
     """What an attachment says is told later than the labels: until then the address answers on ICMP only."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
@@ -518,7 +542,7 @@ def test_who_is_not_all_known_yet_is_closed(table: Table, guard: Guard) -> None:
     assert not table.knows(guest.addr4)
 
 
-def test_a_network_that_goes_takes_everything_along(table: Table, guard: Guard) -> None:
+def test_a_network_that_goes_takes_everything_along(table: Table, guard: EndpointTracker) -> None:
     """Nothing of a removed network stays in the table."""
     network = dataclasses.replace(NETWORK, mode6="routed")
     guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
@@ -531,7 +555,7 @@ def test_a_network_that_goes_takes_everything_along(table: Table, guard: Guard) 
     ("mode", "marked"), [("nat", False), ("isolated", False), ("routed", True), ("nat-unprotected", True), ("", False)]
 )
 def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
-    table: Table, guard: Guard, mode: str, marked: bool
+    table: Table, guard: EndpointTracker, mode: str, marked: bool
 ) -> None:
     """The mark goes to networks whose own addresses are meant to be reached, per family."""
     guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [], asked=NOW)
@@ -551,7 +575,7 @@ class Churn(RuleBasedStateMachine):
         self.patch.setattr(conntrack, "cut_published", lambda *_: None)
         self.patch.setattr(conntrack, "cut_closed", lambda *_: None)
         self.table = Table()
-        self.guard = Guard(self.table)
+        self.guard = EndpointTracker(self.table)
         self.guard.replace([NETWORK], [], asked=NOW)
         self.on: dict[int, Endpoint] = {}  # host number → who has the address, as Docker has it
         self.told: set[str] = set()  # endpoints that Docker has told of
@@ -563,7 +587,7 @@ class Churn(RuleBasedStateMachine):
 
     @rule(host=st.integers(2, 4), who=st.sampled_from([1001, 1002, 1003]))
     def connect(self, host: int, who: int) -> None:
-        if host in self.on or any(e.container.said.allow[0].first == who for e in self.on.values() if e.container):
+        if host in self.on or any(e.container.spec.allow[0].first == who for e in self.on.values() if e.container):
             return
         self.serial += 1
         guest = endpoint(f"{self.serial:x}x", host, container(f"c{who}", who))
@@ -588,7 +612,11 @@ class Churn(RuleBasedStateMachine):
 
     @rule()
     def old_list(self) -> None:
-        gone = [e for e in self.old if e.container and all(e.container.id != o.container.id for o in self.on.values() if o.container)]  # noqa: E501
+        gone = [
+            e
+            for e in self.old
+            if e.container and all(e.container.id != o.container.id for o in self.on.values() if o.container)
+        ]
         self.guard.put(NETWORK, gone, listed=True, asked=NOW)
 
     @rule()
@@ -600,7 +628,7 @@ class Churn(RuleBasedStateMachine):
         for host in (2, 3, 4):
             address = IPv4Address(f"172.18.0.{host}")
             mine = self.on.get(host)
-            right = {rule.first for rule in mine.container.said.allow} if mine and mine.container else set()
+            right = {rule.first for rule in mine.container.spec.allow} if mine and mine.container else set()
             assert self.table.opens(address) <= right
 
 

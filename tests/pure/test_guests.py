@@ -8,23 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.docker.tracked import Guests
-from plugin.model import Container, Endpoint, Guest
+from plugin.model import Container, Endpoint, TrackedEndpoint
 from tests.pure.strategies import examples
 
 _FOUR = [None, IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")]
 _WHO = [None, Container("web", "web"), Container("db", "db")]
 _guests = st.builds(
-    lambda *each: Guest(Endpoint(*each[:4], joined=True, container=each[4]), listed=True),
-    st.sampled_from("abcd"), st.sampled_from("mn"), st.sampled_from(_FOUR), st.sampled_from([None, IPv6Address("::9")]),
+    lambda *each: TrackedEndpoint(Endpoint(*each[:4], joined=True, container=each[4]), listed=True),
+    st.sampled_from("abcd"),
+    st.sampled_from("mn"),
+    st.sampled_from(_FOUR),
+    st.sampled_from([None, IPv6Address("::9")]),
     st.sampled_from(_WHO),
-)  # fmt: skip
+)
 
 
 @given(st.lists(_guests | st.sampled_from("abcd"), max_size=12), _guests)
 @examples(300)
-def test_they_are_found_as_if_all_were_looked_through(steps: list[Guest | str], asked: Guest) -> None:
+def test_they_are_found_as_if_all_were_looked_through(
+    steps: list[TrackedEndpoint | str], asked: TrackedEndpoint
+) -> None:
     """After any comings (an endpoint's address may have changed hands: who had it is removed first) and goings."""
-    guests, plain = Guests(), dict[str, Guest]()
+    guests, plain = Guests(), dict[str, TrackedEndpoint]()
     for step in steps:
         if isinstance(step, str):
             guests.remove(step)

@@ -38,9 +38,7 @@ def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ..
     options = ("-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(ROOT))
     command = [sys.executable, "-c", program, *options, "-c", str(ROOT / "pyproject.toml"), *arguments]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
-    done = subprocess.run(
-        command, cwd=directory, env=environ, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, text=True, check=False, timeout=300)
     return done.stdout + done.stderr
 
 

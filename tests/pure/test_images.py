@@ -17,9 +17,9 @@ import pytest
 
 from plugin.docker import client
 from plugin.docker import request as asking
-from plugin.docker.client import ApiSilent, DockerApi
-from plugin.docker.images import Unknown, Variant, brought, in_containerd, variant
-from plugin.model import Container, Said
+from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.images import Unknown, Variant, image_labels, in_containerd, variant
+from plugin.model import Container, PolicySpec
 from tests.kernel.fakedocker import FakeDocker
 
 NETWORK, INDEX = "a" * 64, "sha256:" + "1" * 64
@@ -120,7 +120,7 @@ def look(docker: Store, api: DockerApi | None = None) -> dict[str, Container]:
 
 def closed(container: Container) -> bool:
     """True if nothing of what opens counts, and it is told why."""
-    return container.said == Said() and container.brought == Said() and bool(container.problems)
+    return container.spec == PolicySpec() and container.image_spec == PolicySpec() and bool(container.problems)
 
 
 # --- the variant --------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_the_label_of_another_variant_than_docker_prefers_is_the_images(docker: 
     docker.release = release
     docker.create("loud", LOUD)
     made = look(docker)["loud"]
-    assert made.said == Said()
+    assert made.spec == PolicySpec()
     assert "with the image and opens nothing" in made.notices[0]
     assert bool(made.problems) is (release not in SHOW)
 
@@ -146,7 +146,7 @@ def test_a_label_of_the_users_opens(docker: Store, release: str) -> None:
     api = DockerApi(str(docker.path))
     for _ in range(2):
         made = look(docker, api)
-        assert [made[each].said.policy for each in ("one", "two", "three", "four")] == ["", "open", "", "open"]
+        assert [made[each].spec.policy for each in ("one", "two", "three", "four")] == ["", "open", "", "open"]
         assert not any(each.problems for each in made.values())
     assert len([path for path in docker.asked if "/images/" in path]) == 2, "each variant is asked for once"
 
@@ -161,9 +161,9 @@ def test_where_no_variant_is_told_any_label_may_be_the_images(docker: Store, rel
     assert closed(made["users"])
     assert "upgrade Docker to 28.1 or newer, or set FW_IMAGE_LABELS=trust" in str(made["users"].problems[0])
     assert not made["closing"].problems
-    assert made["closing"].said.egress == ()
+    assert made["closing"].spec.egress == ()
     trusting = {each.name: each for each in DockerApi(str(docker.path), trust_images=True).look().containers.values()}
-    assert trusting["users"].said.policy == "open"
+    assert trusting["users"].spec.policy == "open"
 
 
 @pytest.mark.parametrize("release", SHOW)
@@ -184,9 +184,15 @@ def test_an_answer_about_anything_else_is_none(docker: Store, release: str) -> N
 
 @pytest.mark.parametrize(
     "descriptor",
-    [None, {}, {"digest": digest(1)}, {"digest": digest(1), "platform": None}, {"digest": "", "platform": {}},
-     {"digest": digest(1), "platform": {"os": "linux", "architecture": "a" * 4096}}],
-)  # fmt: skip
+    [
+        None,
+        {},
+        {"digest": digest(1)},
+        {"digest": digest(1), "platform": None},
+        {"digest": "", "platform": {}},
+        {"digest": digest(1), "platform": {"os": "linux", "architecture": "a" * 4096}},
+    ],
+)
 def test_a_container_without_a_variant_is_of_none(docker: Store, descriptor: Any) -> None:
     """Docker's list names none, or not so that it can be asked for."""
     docker.create("users", PLAIN, OPEN, ImageManifestDescriptor=descriptor)
@@ -199,7 +205,7 @@ def test_one_variant_is_known_without_platforms_too(docker: Store) -> None:
     docker.create("users", PLAIN, OPEN)
     (container,) = docker.containers.values()
     container["ImageManifestDescriptor"]["digest"] = INDEX
-    assert look(docker)["users"].said.policy == "open"
+    assert look(docker)["users"].spec.policy == "open"
 
 
 def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> None:
@@ -221,8 +227,8 @@ def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> 
     assert closed(api.find(NETWORK, odd) or Container("", ""))
     found = api.find(NETWORK, users)
     assert found
-    assert found.said.policy == "open"
-    assert {name: made.said.policy for name, made in look(docker, api).items()} == {"odd": "", "users": "open"}
+    assert found.spec.policy == "open"
+    assert {name: made.spec.policy for name, made in look(docker, api).items()} == {"odd": "", "users": "open"}
 
 
 @pytest.mark.parametrize("part", ["", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], ids=["nothing", "a half"])
@@ -247,12 +253,12 @@ def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
     docker._inspect = hang  # type: ignore[method-assign,assignment]
     api = DockerApi(str(docker.path))
     odd, users = docker.containers
-    with pytest.raises(ApiSilent):
+    with pytest.raises(DockerUnavailable):
         api.find(NETWORK, odd)
-    assert (api.find(NETWORK, users) or Container("", "")).said.policy == "open"
+    assert (api.find(NETWORK, users) or Container("", "")).spec.policy == "open"
     for _ in range(2):
         there = look(docker, api)
-        assert there["users"].said.policy == "open"
+        assert there["users"].spec.policy == "open"
         assert closed(there["odd"])
     assert len(asked) == 2
 
@@ -265,11 +271,11 @@ def test_an_answer_in_drops_ends(docker: Store, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(asking, "LONGEST", 0.2)
     docker.mode = "drip"
     began = time.monotonic()
-    with pytest.raises(ApiSilent, match="more than 0 s"):
+    with pytest.raises(DockerUnavailable, match="more than 0 s"):
         api.look()
     assert time.monotonic() - began < 5
     docker.mode = "answer"
-    assert look(docker, api)["users"].said.policy == "open"
+    assert look(docker, api)["users"].spec.policy == "open"
 
 
 def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> None:
@@ -287,9 +293,9 @@ def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> N
     docker._inspect = fail  # type: ignore[method-assign]
     api = DockerApi(str(docker.path))
     odd, users = docker.containers
-    with pytest.raises(ApiSilent):
+    with pytest.raises(DockerUnavailable):
         api.find(NETWORK, odd)
-    assert (api.find(NETWORK, users) or Container("", "")).said.policy == "open"
+    assert (api.find(NETWORK, users) or Container("", "")).spec.policy == "open"
 
 
 # --- the store of graph drivers -----------------------------------------------------------------------------------
@@ -304,7 +310,7 @@ def test_in_the_store_of_graph_drivers_an_image_is_one(tmp_path: Path) -> None:
         for number, image in enumerate(("sha256:loud", "sha256:plain", "sha256:loud")):
             docker.container(f"c{number}", f"{number + 1:064x}", NETWORK, OPEN, image)
         made = {each.name: each for each in DockerApi(str(docker.path)).look().containers.values()}
-        assert [made[name].said.policy for name in ("c0", "c1", "c2")] == ["", "open", ""]
+        assert [made[name].spec.policy for name in ("c0", "c1", "c2")] == ["", "open", ""]
         assert len([path for path in docker.asked if "/images/" in path]) == 2
         assert len([path for path in docker.asked if path.endswith("/info")]) == 1
     finally:
@@ -335,18 +341,18 @@ def test_a_store_that_is_not_told_is_not_known(info: dict[str, Any]) -> None:
 
 def test_another_images_answer_is_none() -> None:
     """An answer must name the image that was asked for."""
-    assert brought(Variant("sha256:a"), {"Id": "sha256:a", "Config": None}) == {}
+    assert image_labels(Variant("sha256:a"), {"Id": "sha256:a", "Config": None}) == {}
     for told in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
         with pytest.raises(Unknown):
-            brought(Variant("sha256:a"), told)
+            image_labels(Variant("sha256:a"), told)
     with pytest.raises(Unknown):
-        brought(Variant("sha256:a", "sha256:m", "{}"), {"Id": "sha256:a", "Os": "linux", "Architecture": "386"})
+        image_labels(Variant("sha256:a", "sha256:m", "{}"), {"Id": "sha256:a", "Os": "linux", "Architecture": "386"})
 
 
 def test_only_labels_that_matter_are_kept() -> None:
     """Of an image's megabytes of labels those that are compared."""
     told = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
-    assert brought(variant({"ImageID": "x"}), told) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
+    assert image_labels(variant({"ImageID": "x"}), told) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
 
 
 def test_the_reason_is_logged_and_told_for_each_container(docker: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -361,9 +367,14 @@ def test_the_reason_is_logged_and_told_for_each_container(docker: Store, caplog:
 
 @pytest.mark.parametrize(
     ("least", "most", "asked"),
-    [(None, "1.41", "1.41"), ("1.24", "1.45", "1.45"), ("1.24", "1.51", "1.49"), ("1.44", "1.55", "1.49"),
-     ("1.52", "1.60", "1.52")],
-)  # fmt: skip
+    [
+        (None, "1.41", "1.41"),
+        ("1.24", "1.45", "1.45"),
+        ("1.24", "1.51", "1.49"),
+        ("1.44", "1.55", "1.49"),
+        ("1.52", "1.60", "1.52"),
+    ],
+)
 def test_the_version_that_docker_is_asked_in(least: str | None, most: str, asked: str) -> None:
     """One that it serves: 20.10 knows none after 1.41, 29 none before 1.44, and a later one may drop what we know."""
     assert asking.version({"ApiVersion": most, "MinAPIVersion": least}) == asked

@@ -212,15 +212,15 @@ def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
     path = logged(tmp_path, other(1))
     store, new = Store(str(path)), path.with_name("state.json.new")
     store.save(store.load(), flush=True)
-    assert store.owes == ""
+    assert store.unsaved_reason == ""
     new.symlink_to("/dev/full")
     gone = State({}, {}, "boot-2")
     with pytest.raises(FwError):
         store.save(gone, flush=True)
-    assert "No space left on device" in store.owes
+    assert "No space left on device" in store.unsaved_reason
     new.unlink()
     store.save(gone.with_endpoint(other(2)), flush=False, endpoint=other(2).id)
-    assert store.owes == ""
+    assert store.unsaved_reason == ""
     assert Store(str(path)).load() == gone.with_endpoint(other(2))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from plugin.docker import container_labels
-from plugin.docker.container_labels import Labelled
+from plugin.docker.container_labels import ContainerLabels
 from plugin.labels.parser import EVERYTHING
-from plugin.model import Container, Rate, Rule, Said
+from plugin.model import Container, PolicySpec, Rate, Rule
 
 SSH, HTTP, HTTPS, MORE = (Rule("tcp", port, port) for port in (22, 80, 443, 8080))
 COMPOSE = {
@@ -32,9 +32,13 @@ def compose(*networks: str, **labels: str) -> dict[str, Any]:
 
 
 def container(
-    raw: dict[str, Any], network: str = "bridge", *, image: dict[str, str] | None = None, key: str = "",
+    raw: dict[str, Any],
+    network: str = "bridge",
+    *,
+    image: dict[str, str] | None = None,
+    key: str = "",
     unknown: str = "",
-) -> Container:  # fmt: skip
+) -> Container:
     return container_labels.at(container_labels.read(raw, image, unknown=unknown), network, key)
 
 
@@ -57,7 +61,7 @@ def test_an_image_makes_nobody_a_service() -> None:
 def test_a_plain_container() -> None:
     """Its ID, its name, nothing said; what is not there is empty."""
     assert container(listed()) == Container("c" * 64, "web", network="bridge")
-    assert container_labels.read({"Id": "d" * 64}, None) == Labelled("d" * 64, "d" * 12)
+    assert container_labels.read({"Id": "d" * 64}, None) == ContainerLabels("d" * 64, "d" * 12)
 
 
 def test_a_linked_container_has_its_own_name() -> None:
@@ -78,7 +82,7 @@ def test_only_our_labels_are_read() -> None:
     raw = compose(traefik__enable="true", fwallow="1", fw__allow="8080", FW__Deny="22")
     assert container_labels.ours(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
     assert container_labels.ours({"Labels": None}) == container_labels.ours({}) == {}
-    assert container(raw).said == Said(allow=(MORE,), deny=(SSH,))
+    assert container(raw).spec == PolicySpec(allow=(MORE,), deny=(SSH,))
 
 
 # --- one network --------------------------------------------------------------------------------------------------
@@ -87,8 +91,8 @@ def test_only_our_labels_are_read() -> None:
 def test_a_network_specific_label_counts_there_alone() -> None:
     """`fw.network.front.allow` is for the address on `front`; elsewhere it is as if it were not there."""
     raw = listed("front", "back", fw__allow="80", fw__network__front__allow="8080", fw__network__back__policy="closed")
-    assert container(raw, "front").said == Said(allow=(HTTP, MORE))
-    assert container(raw, "back").said == Said(allow=(HTTP,), policy="closed")
+    assert container(raw, "front").spec == PolicySpec(allow=(HTTP, MORE))
+    assert container(raw, "back").spec == PolicySpec(allow=(HTTP,), policy="closed")
     assert container(raw, "front").problems == container(raw, "back").notices == ()
 
 
@@ -97,7 +101,7 @@ def test_the_network_specific_label_is_the_more_specific_one() -> None:
     raw = listed("front", fw__policy="closed", fw__egress="443", fw__rate="22 1/day",
                  fw__network__front__policy="open", fw__network__front__egress="all",
                  fw__network__front__rate="22 2/day", fw__network__front__log="drop")  # fmt: skip
-    assert container(raw, "front").said == Said(
+    assert container(raw, "front").spec == PolicySpec(
         policy="open", egress=EVERYTHING, rate=(Rate("tcp", 22, 22, 2, "day", 5),), log="drop"
     )
 
@@ -107,23 +111,26 @@ def test_a_network_by_composes_name_or_docker_s(name: str) -> None:
     """NAME is what the compose file calls the network, or its full name."""
     raw = compose("shop_front", **{f"fw__network__{name}__allow": "8080"})
     made = container(raw, "shop_front", key="shop/front")
-    assert (made.said.allow, made.problems, made.notices) == ((MORE,), (), ())
-    assert container(raw, "shop_front").said.allow == (MORE,)
+    assert (made.spec.allow, made.problems, made.notices) == ((MORE,), (), ())
+    assert container(raw, "shop_front").spec.allow == (MORE,)
 
 
 def test_a_network_that_compose_s_file_names_otherwise() -> None:
     """With `name:` in the file the network's labels tell what the file calls it."""
     raw = compose("edge", fw__network__front__allow="8080", fw__network__edge__deny="22")
-    assert container(raw, "edge", key="shop/front").said == Said(allow=(MORE,), deny=(SSH,))
-    assert container(raw, "edge").said == Said(deny=(SSH,))
+    assert container(raw, "edge", key="shop/front").spec == PolicySpec(allow=(MORE,), deny=(SSH,))
+    assert container(raw, "edge").spec == PolicySpec(deny=(SSH,))
 
 
 def test_what_another_projects_file_calls_a_network_does_not_count() -> None:
     """An external network of another project: that project's `front` is not this one's."""
     raw = compose("shop_front", "blog_front", fw__network__front__allow="8080")
-    assert container(raw, "shop_front", key="shop/front").said.allow == (MORE,)
-    assert container(raw, "blog_front", key="blog/front").said.allow == ()
-    assert container(listed("blog_front", fw__network__front__allow="1"), "blog_front", key="blog/front").said == Said()
+    assert container(raw, "shop_front", key="shop/front").spec.allow == (MORE,)
+    assert container(raw, "blog_front", key="blog/front").spec.allow == ()
+    assert (
+        container(listed("blog_front", fw__network__front__allow="1"), "blog_front", key="blog/front").spec
+        == PolicySpec()
+    )
 
 
 def test_what_compose_calls_a_network() -> None:
@@ -138,21 +145,21 @@ def test_what_compose_calls_a_network() -> None:
 def test_names_are_told_apart_by_case() -> None:
     """`fw.network.Front` is not `front`: names are case-sensitive, keywords are not."""
     raw = listed("front", "Front", fw__NETWORK__Front__ALLOW="8080")
-    assert container(raw, "Front").said.allow == (MORE,)
-    assert container(raw, "front").said.allow == ()
+    assert container(raw, "Front").spec.allow == (MORE,)
+    assert container(raw, "front").spec.allow == ()
     assert container(raw, "front").problems == ()
 
 
 def test_a_name_with_dots() -> None:
     """A network may be called `my.net`: the last dot is the key's."""
     raw = listed("my.net", fw__network__my__net__allow="8080")
-    assert container(raw, "my.net").said.allow == (MORE,)
+    assert container(raw, "my.net").spec.allow == (MORE,)
 
 
 def test_the_name_of_no_network_that_opens_is_told() -> None:
     """Nothing opens, and `fwctl status` says why."""
     made = container(listed("front", "back", fw__network__nowhere__allow="8080", fw__network__x__log="drop"), "front")
-    assert (made.said, made.problems) == (Said(), ())
+    assert (made.spec, made.problems) == (PolicySpec(), ())
     assert made.notices == (
         "label fw.network.nowhere has no effect: the container is on no network 'nowhere' (it is on back, front)",
         "label fw.network.x has no effect: the container is on no network 'x' (it is on back, front)",
@@ -161,14 +168,19 @@ def test_the_name_of_no_network_that_opens_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "confines"),
-    [("deny", "22", False), ("policy", "closed", False), ("rate", "22 1/day", False), ("egress", "none", True),
-     ("allow", "22 from 10.0.0.1", False)],
-)  # fmt: skip
+    [
+        ("deny", "22", False),
+        ("policy", "closed", False),
+        ("rate", "22 1/day", False),
+        ("egress", "none", True),
+        ("allow", "22 from 10.0.0.1", False),
+    ],
+)
 def test_the_name_of_no_network_that_closes_is_a_mistake(key: str, value: str, confines: bool) -> None:
     """It was meant to close something, and would not: that is a mistake of the container's, on each of its networks."""
     raw = listed("front", **{f"fw__network__nowhere__{key}": value})
     (problem,) = container(raw, "front").problems
-    assert str(problem) == 'label fw.network.nowhere="…": the container is on no network \'nowhere\'; it is on front'
+    assert str(problem) == "label fw.network.nowhere=\"…\": the container is on no network 'nowhere'; it is on front"
     assert (problem.closes, problem.confines) == (True, confines)
 
 
@@ -178,14 +190,14 @@ def test_what_is_to_close_and_names_no_network_is_a_mistake() -> None:
     (problem,) = container(raw, "shop_back").problems
     assert problem.closes
     assert "the container is on no network 'front'; it is on edge, shop_back" in str(problem)
-    assert container(raw, "edge", key="shop/front").said == Said(deny=(SSH,))
+    assert container(raw, "edge", key="shop/front").spec == PolicySpec(deny=(SSH,))
     assert container(compose("shop_back", fw__network__front__deny="22"), "shop_back").problems
 
 
 def test_the_network_at_hand_need_not_be_listed_yet() -> None:
     """While a container is being connected its list has not got the network: its name is known all the same."""
     raw = listed("front", fw__network__back__deny="22")
-    assert container(raw, "back").said == Said(deny=(SSH,))
+    assert container(raw, "back").spec == PolicySpec(deny=(SSH,))
     assert container(raw, "back").problems == ()
     assert container({**raw, "NetworkSettings": None}, "back").problems == ()
 
@@ -197,7 +209,7 @@ def test_an_image_opens_nothing() -> None:
     """Labels that the image brought count for nothing, and `fwctl status` says so; the user's own count."""
     image = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "maintainer": "x"}
     made = container(listed(fw__allow="8080", fw__policy="open", fw__egress="all", FW__ALLOW="443"), image=image)
-    assert made.said == Said(allow=(HTTPS,))
+    assert made.spec == PolicySpec(allow=(HTTPS,))
     assert made.problems == ()
     assert made.notices[0] == (
         'label fw.allow="8080" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
@@ -208,14 +220,14 @@ def test_an_image_opens_nothing() -> None:
 def test_a_label_that_the_user_changed_is_the_users() -> None:
     """The image says one thing and the user another: the user's counts."""
     made = container(listed(fw__allow="443"), image={"fw.allow": "8080"})
-    assert (made.said, made.notices) == (Said(allow=(HTTPS,)), ())
+    assert (made.spec, made.notices) == (PolicySpec(allow=(HTTPS,)), ())
 
 
 def test_an_image_may_close() -> None:
     """Whatever of an image's labels can only close counts, as if the user had said it."""
     image = {"fw.deny": "22", "fw.policy": "closed", "fw.egress": "none", "fw.network.front.deny": "80"}
     made = container(listed("front", **{k.replace(".", "__"): v for k, v in image.items()}), "front", image=image)
-    assert made == Container("c" * 64, "web", Said(deny=(SSH, HTTP), policy="closed", egress=()), network="front")
+    assert made == Container("c" * 64, "web", PolicySpec(deny=(SSH, HTTP), policy="closed", egress=()), network="front")
 
 
 def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None:
@@ -223,8 +235,8 @@ def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None
     each rate takes memory of the kernel's, which is not an image's to spend."""
     image = {"fw.egress": "443", "fw.rate": "22 1/day", "fw.log": "none"}
     made = container(listed(**{k.replace(".", "__"): v for k, v in image.items()}), image=image)
-    assert made.said == Said()
-    assert made.brought == Said(egress=(HTTPS,))
+    assert made.spec == PolicySpec()
+    assert made.image_spec == PolicySpec(egress=(HTTPS,))
     assert len(made.notices) == 3
     assert made.notices[-1] == (
         'label fw.rate="22 1/day" came with the image and counts for nothing (FW_IMAGE_LABELS=trust lets it)'
@@ -234,7 +246,7 @@ def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None
 def test_a_mistake_of_an_image_is_nobodys() -> None:
     """A wrong label of an image's that could only open is no mistake of the user's; one that closes is."""
     made = container(listed(fw__allow="808O"), image={"fw.allow": "808O"})
-    assert (made.problems, made.said, made.brought) == ((), Said(), Said())
+    assert (made.problems, made.spec, made.image_spec) == ((), PolicySpec(), PolicySpec())
     assert made.notices[0].startswith('label fw.allow="808O" came with the image')
     (problem,) = container(listed(fw__deny="x"), image={"fw.deny": "x"}).problems
     assert problem.closes
@@ -243,7 +255,7 @@ def test_a_mistake_of_an_image_is_nobodys() -> None:
 def test_a_trusted_image_is_like_a_user() -> None:
     """With FW_IMAGE_LABELS=trust nobody asks for the image, and all labels count."""
     made = container(listed(fw__allow="8080"), image=None)
-    assert (made.said, made.notices) == (Said(allow=(MORE,)), ())
+    assert (made.spec, made.notices) == (PolicySpec(allow=(MORE,)), ())
 
 
 def test_a_long_value_in_a_notice_is_cut() -> None:
@@ -295,7 +307,7 @@ def test_while_an_images_labels_are_not_known_any_may_be_its(
         "it is gone; pull it again"
     )
     assert (problem.closes, problem.confines) == (closes, confines)
-    assert made.said == Said()
+    assert made.spec == PolicySpec()
     assert {notice.split('"')[0].removesuffix("=") for notice in made.notices} == {f"label {key}" for key in labels}
     assert all("may have come with the image" in notice for notice in made.notices)
 
@@ -303,7 +315,7 @@ def test_while_an_images_labels_are_not_known_any_may_be_its(
 def test_while_an_images_labels_are_not_known_what_closes_counts() -> None:
     """Labels that can only close are the user's or the image's, and count either way."""
     made = container(listed(fw__deny="22", fw__policy="closed", fw__egress="none"), unknown="it is gone; pull it again")
-    assert made == Container("c" * 64, "web", Said(deny=(SSH,), policy="closed", egress=()), network="bridge")
+    assert made == Container("c" * 64, "web", PolicySpec(deny=(SSH,), policy="closed", egress=()), network="bridge")
     assert container(listed(), unknown="it is gone; pull it again").problems == ()
 
 

@@ -16,28 +16,32 @@ from plugin.labels.parser import (
     KEYS,
     MAX_PROBLEMS,
     PREFIX,
-    Parsed,
+    ParsedLabels,
     for_network,
     only_closing,
     over,
     parse,
     split,
 )
-from plugin.model import Peer, Rate, Rule, Said
+from plugin.model import Peer, PolicySpec, Rate, Rule
 from tests.pure.strategies import examples, json_values, saids
 from tests.pure.test_grammar import PORT, WRONG, any_text
 
 SSH, WEB, HTTPS, MORE, DNS = (
-    Rule("tcp", 22, 22), Rule("tcp", 80, 80), Rule("tcp", 443, 443), Rule("tcp", 8080, 8080), Rule("udp", 53, 53),
-)  # fmt: skip
+    Rule("tcp", 22, 22),
+    Rule("tcp", 80, 80),
+    Rule("tcp", 443, 443),
+    Rule("tcp", 8080, 8080),
+    Rule("udp", 53, 53),
+)
 TEN = Peer("prefix", "10.0.0.0/8")
 
 
-def said(**pairs: str) -> Said:
+def spec(**pairs: str) -> PolicySpec:
     """What these labels say; they must be right."""
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
 def told(pairs: dict[str, object], where: str = "label ") -> list[str]:
@@ -46,39 +50,39 @@ def told(pairs: dict[str, object], where: str = "label ") -> list[str]:
 
 # --- each key -----------------------------------------------------------------------------------------------------
 
-MEANS: dict[tuple[str, str], Said] = {
-    ("fw.allow", "8080, 53/udp, 8080"): Said(allow=(MORE, DNS)),
-    ("fw.allow", "22 from 10.0.0.0/8"): Said(allow=(Rule("tcp", 22, 22, (TEN,)),)),
-    ("fw.deny", "80, 22"): Said(deny=(SSH, WEB)),
-    ("fw.policy", "default"): Said(policy="default"),
-    ("fw.policy", " Closed\n"): Said(policy="closed"),
-    ("fw.policy", "OPEN"): Said(policy="open"),
-    ("fw.egress", "all"): Said(egress=EVERYTHING),
-    ("fw.egress", " None "): Said(egress=()),
-    ("fw.egress", "443, 53/udp to 10.0.0.0/8"): Said(egress=(HTTPS, Rule("udp", 53, 53, (TEN,)))),
-    ("fw.egress", "8125/udp to host"): Said(egress=(Rule("udp", 8125, 8125, (Peer("host"),)),)),
-    ("fw.rate", "22 5/minute burst 10"): Said(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)),
-    ("fw.log", "drop"): Said(log="drop"),
-    ("fw.log", "NONE"): Said(log="none"),
+MEANS: dict[tuple[str, str], PolicySpec] = {
+    ("fw.allow", "8080, 53/udp, 8080"): PolicySpec(allow=(MORE, DNS)),
+    ("fw.allow", "22 from 10.0.0.0/8"): PolicySpec(allow=(Rule("tcp", 22, 22, (TEN,)),)),
+    ("fw.deny", "80, 22"): PolicySpec(deny=(SSH, WEB)),
+    ("fw.policy", "default"): PolicySpec(policy="default"),
+    ("fw.policy", " Closed\n"): PolicySpec(policy="closed"),
+    ("fw.policy", "OPEN"): PolicySpec(policy="open"),
+    ("fw.egress", "all"): PolicySpec(egress=EVERYTHING),
+    ("fw.egress", " None "): PolicySpec(egress=()),
+    ("fw.egress", "443, 53/udp to 10.0.0.0/8"): PolicySpec(egress=(HTTPS, Rule("udp", 53, 53, (TEN,)))),
+    ("fw.egress", "8125/udp to host"): PolicySpec(egress=(Rule("udp", 8125, 8125, (Peer("host"),)),)),
+    ("fw.rate", "22 5/minute burst 10"): PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)),
+    ("fw.log", "drop"): PolicySpec(log="drop"),
+    ("fw.log", "NONE"): PolicySpec(log="none"),
 }
 
 
 @pytest.mark.parametrize(("pair", "expected"), MEANS.items(), ids=repr)
-def test_what_is_right_says_just_that(pair: tuple[str, str], expected: Said) -> None:
+def test_what_is_right_says_just_that(pair: tuple[str, str], expected: PolicySpec) -> None:
     """Each key says its own, sorted and without doubles, and nothing else; blanks and the case of keywords are free."""
     key, value = pair
-    assert parse({key: value}) == Parsed(expected)
-    assert parse({key.upper(): value}) == Parsed(expected)
-    assert parse({key: value}, "network option ") == Parsed(expected)
+    assert parse({key: value}) == ParsedLabels(expected)
+    assert parse({key.upper(): value}) == ParsedLabels(expected)
+    assert parse({key: value}, "network option ") == ParsedLabels(expected)
 
 
 def test_a_rule_knows_where_it_was_said() -> None:
     """`fwctl` shows from where each rule comes: the very key, as it was written."""
     parsed = parse({"fw.Allow": "8080", "fw.network.front.allow": "9090", "fw.rate": "22 5/minute"})
-    assert [rule.origin for rule in parsed.said.allow] == ["label fw.Allow"]
+    assert [rule.origin for rule in parsed.spec.allow] == ["label fw.Allow"]
     assert [rule.origin for _, more in parsed.networks for rule in more.allow] == ["label fw.network.front.allow"]
-    assert [rate.origin for rate in parsed.said.rate or ()] == ["label fw.rate"]
-    ((rule,), (option,)) = (parse({key: "1"}, "setting ").said.allow for key in ("fw.allow", "FW.ALLOW"))
+    assert [rate.origin for rate in parsed.spec.rate or ()] == ["label fw.rate"]
+    ((rule,), (option,)) = (parse({key: "1"}, "setting ").spec.allow for key in ("fw.allow", "FW.ALLOW"))
     assert (rule.origin, option.origin) == ("setting fw.allow", "setting FW.ALLOW")
     assert rule == option
 
@@ -109,7 +113,7 @@ def test_what_is_wrong_is_quoted_with_what_would_be_right(pair: tuple[str, str],
 def test_a_mistake_opens_nothing(text: str) -> None:
     """A label with one mistake opens none of its ports, not even the right ones."""
     parsed = parse({"fw.allow": text})
-    assert parsed.said.allow == ()
+    assert parsed.spec.allow == ()
     assert parsed.problems
 
 
@@ -160,7 +164,7 @@ def test_what_was_right_and_closes_stays() -> None:
     right = {"fw.deny": "80", "fw.policy": "closed", "fw.egress": "443 to 10.0.0.0/8", "fw.rate": "22 5/minute",
              "fw.log": "drop", "fw.network.front.egress": "none", "fw.network.front.policy": "closed"}  # fmt: skip
     parsed = parse({**right, "fw.allow": "808O"})
-    assert (parsed.said, parsed.networks) == (parse(right).said, parse(right).networks)
+    assert (parsed.spec, parsed.networks) == (parse(right).spec, parse(right).networks)
 
 
 def test_what_was_right_and_opens_does_not_count() -> None:
@@ -168,19 +172,19 @@ def test_what_was_right_and_opens_does_not_count() -> None:
     opens = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "fw.network.front.policy": "open",
              "fw.network.front.allow": "9090", "fw.network.back.egress": "all"}  # fmt: skip
     parsed = parse({**opens, "fw.log": "x"})
-    assert (parsed.said, parsed.networks) == (Said(), ())
+    assert (parsed.spec, parsed.networks) == (PolicySpec(), ())
 
 
 def test_a_base_that_was_chosen_stays_chosen() -> None:
     """`fw.policy: default` under a setting that opens everything closes: a mistake beside it does not take it back."""
-    assert parse({"fw.policy": "default", "fw.log": "x"}).said == Said(policy="default")
+    assert parse({"fw.policy": "default", "fw.log": "x"}).spec == PolicySpec(policy="default")
 
 
 def test_what_was_for_some_is_for_nobody() -> None:
     """With a mistake beside it a rule with `from` takes its port out of the base and lets nobody in."""
     for wrong in ({"fw.log": "x"}, {"FW.ALLOW": "808O"}, {"fw.zzzzzz": ""}):
-        assert parse({"fw.allow": "22 from 10.0.0.0/8, 8080", **wrong}).said == Said(deny=(SSH,))
-    assert parse({"fw.allow": "22 from 10.0.0.0/33, 8080"}).said == Said(deny=(SSH,))
+        assert parse({"fw.allow": "22 from 10.0.0.0/8, 8080", **wrong}).spec == PolicySpec(deny=(SSH,))
+    assert parse({"fw.allow": "22 from 10.0.0.0/33, 8080"}).spec == PolicySpec(deny=(SSH,))
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------
@@ -189,44 +193,51 @@ def test_what_was_for_some_is_for_nobody() -> None:
 @pytest.mark.parametrize("key", ["fw.allow", "FW.ALLOW", "Fw.Allow"])
 def test_keys_are_read_in_any_case(key: str) -> None:
     """The CLI lower-cases some keys and people capitalise others: it is the same key."""
-    assert parse({key: "8080"}) == Parsed(Said(allow=(MORE,)))
+    assert parse({key: "8080"}) == ParsedLabels(PolicySpec(allow=(MORE,)))
 
 
 def test_the_same_key_twice_adds_up() -> None:
     """`fw.allow` and `FW.ALLOW` on one container are two lists that add up, and both must be right."""
-    assert parse({"fw.allow": "8080", "FW.ALLOW": "53/udp, 8080"}).said.allow == (MORE, DNS)
-    assert parse({"fw.allow": "8080", "FW.ALLOW": "x"}).said.allow == ()
-    assert parse({"fw.deny": "22", "FW.deny": "80"}).said.deny == (SSH, WEB)
-    both = parse({"fw.rate": "22 5/minute", "FW.Rate": "80 1/day"}).said.rate
+    assert parse({"fw.allow": "8080", "FW.ALLOW": "53/udp, 8080"}).spec.allow == (MORE, DNS)
+    assert parse({"fw.allow": "8080", "FW.ALLOW": "x"}).spec.allow == ()
+    assert parse({"fw.deny": "22", "FW.deny": "80"}).spec.deny == (SSH, WEB)
+    both = parse({"fw.rate": "22 5/minute", "FW.Rate": "80 1/day"}).spec.rate
     assert both == (Rate("tcp", 22, 22, 5, "minute", 5), Rate("tcp", 80, 80, 1, "day", 5))
 
 
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        ({"fw.policy": "open"}, {"FW.policy": "closed"}, Said(policy="closed")),
-        ({"fw.policy": "default"}, {"FW.policy": "open"}, Said(policy="default")),
-        ({"fw.policy": "closed"}, {"FW.policy": "default"}, Said(policy="closed")),
-        ({"fw.egress": "all"}, {"FW.egress": "none"}, Said(egress=())),
-        ({"fw.egress": "all"}, {"FW.egress": "443"}, Said(egress=(HTTPS,))),
-        ({"fw.egress": "443, 80"}, {"FW.egress": "none"}, Said(egress=())),
+        ({"fw.policy": "open"}, {"FW.policy": "closed"}, PolicySpec(policy="closed")),
+        ({"fw.policy": "default"}, {"FW.policy": "open"}, PolicySpec(policy="default")),
+        ({"fw.policy": "closed"}, {"FW.policy": "default"}, PolicySpec(policy="closed")),
+        ({"fw.egress": "all"}, {"FW.egress": "none"}, PolicySpec(egress=())),
+        ({"fw.egress": "all"}, {"FW.egress": "443"}, PolicySpec(egress=(HTTPS,))),
+        ({"fw.egress": "443, 80"}, {"FW.egress": "none"}, PolicySpec(egress=())),
     ],
 )
-def test_the_same_key_twice_is_the_closer_one(one: dict[str, str], other: dict[str, str], expected: Said) -> None:
+def test_the_same_key_twice_is_the_closer_one(one: dict[str, str], other: dict[str, str], expected: PolicySpec) -> None:
     """Where two cannot both hold, the one that closes more does, in whatever order they are written."""
-    assert parse({**one, **other}).said == parse({**other, **one}).said == expected
+    assert parse({**one, **other}).spec == parse({**other, **one}).spec == expected
 
 
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
         *((key, "fw.allow") for key in ("fw.alow", "fw.allows", "fw.Allow ", "fw.alllow", "fw.all", "fw.allow.x")),
-        ("fw.dney", "fw.deny"), ("fw.denies", "fw.deny"), ("fw.polcy", "fw.policy"), ("FW.POLICIES", "fw.policy"),
-        ("fw.egres", "fw.egress"), ("fw.ingress", "fw.egress"), ("fw.rates", "fw.rate"), ("fw.logs", "fw.log"),
-        ("fw.network.front.alow", "fw.network.front.allow"), ("fw.network.a.b.EGRES", "fw.network.a.b.egress"),
+        ("fw.dney", "fw.deny"),
+        ("fw.denies", "fw.deny"),
+        ("fw.polcy", "fw.policy"),
+        ("FW.POLICIES", "fw.policy"),
+        ("fw.egres", "fw.egress"),
+        ("fw.ingress", "fw.egress"),
+        ("fw.rates", "fw.rate"),
+        ("fw.logs", "fw.log"),
+        ("fw.network.front.alow", "fw.network.front.allow"),
+        ("fw.network.a.b.EGRES", "fw.network.a.b.egress"),
         ("FW.Network.Front.alow", "FW.Network.Front.allow"),
     ],
-)  # fmt: skip
+)
 def test_a_near_miss_gets_a_suggestion(key: str, meant: str) -> None:
     """A misspelt key is a mistake, and the key that was probably meant is named."""
     assert told({key: "8080"}) == [f'label {key}="8080": is not a key of docker-fw; did you mean {meant}?']
@@ -251,7 +262,7 @@ def test_every_mistake_of_a_container_at_once_in_the_order_of_keys() -> None:
         ("label fw.log", "x"),
         ("label fw.zzzzzzzz", ""),
     ]
-    assert parsed.said.allow == ()
+    assert parsed.spec.allow == ()
 
 
 @pytest.mark.parametrize("value", [None, 8080, True, ["8080"], {"8080": ""}, 8080.0], ids=repr)
@@ -259,7 +270,7 @@ def test_every_mistake_of_a_container_at_once_in_the_order_of_keys() -> None:
 def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
     """YAML may make a number of `8080`; where that reaches us it is refused with what would be right."""
     assert told({key: value}) == [f'label {key}="{value!r}": must be text, like "{KEYS[key].example}"']
-    assert parse({key: value}).said == Said()
+    assert parse({key: value}).spec == PolicySpec()
 
 
 @pytest.mark.parametrize(
@@ -267,7 +278,7 @@ def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
 )
 def test_labels_of_others_are_left_alone(key: str) -> None:
     """What does not begin with `fw.` is somebody else's: no rule, no mistake."""
-    assert parse({key: "8080"}) == Parsed()
+    assert parse({key: "8080"}) == ParsedLabels()
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))
@@ -309,14 +320,19 @@ def test_what_is_for_one_network_alone() -> None:
     """Each key may be said for one network; names are told apart by case, keywords are not."""
     parsed = parse({"fw.network.front.allow": "8080", "fw.network.front.Deny": "22", "FW.NETWORK.Front.egress": "none",
                     "fw.network.my.net.policy": "closed", "fw.allow": "53/udp"})  # fmt: skip
-    assert parsed == Parsed(
-        Said(allow=(DNS,)), (),
-        (("Front", Said(egress=())), ("front", Said(allow=(MORE,), deny=(SSH,))), ("my.net", Said(policy="closed"))),
-    )  # fmt: skip
-    assert for_network(parsed, {"back"}) == Said(allow=(DNS,))
-    assert for_network(parsed, {"front"}) == Said(allow=(DNS, MORE), deny=(SSH,))
-    assert for_network(parsed, {"Front", "my.net"}) == Said(allow=(DNS,), egress=(), policy="closed")
-    assert for_network(parsed, ()) == Said(allow=(DNS,))
+    assert parsed == ParsedLabels(
+        PolicySpec(allow=(DNS,)),
+        (),
+        (
+            ("Front", PolicySpec(egress=())),
+            ("front", PolicySpec(allow=(MORE,), deny=(SSH,))),
+            ("my.net", PolicySpec(policy="closed")),
+        ),
+    )
+    assert for_network(parsed, {"back"}) == PolicySpec(allow=(DNS,))
+    assert for_network(parsed, {"front"}) == PolicySpec(allow=(DNS, MORE), deny=(SSH,))
+    assert for_network(parsed, {"Front", "my.net"}) == PolicySpec(allow=(DNS,), egress=(), policy="closed")
+    assert for_network(parsed, ()) == PolicySpec(allow=(DNS,))
 
 
 @pytest.mark.parametrize("key", ["fw.network.allow", "fw.network..allow", "fw.network.", "fw.network", "FW.network.x"])
@@ -343,17 +359,17 @@ def test_only_a_container_speaks_of_one_network(where: str) -> None:
 def test_lists_add_up_and_of_others_the_more_specific_wins() -> None:
     """Allowed and denied ports add up; of policy, egress, rate and log that counts which stands closer."""
     rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
-    general = Said((MORE,), (SSH,), "closed", (HTTPS,), (rate,), "drop")
-    assert over(general, Said()) == over(Said(), general) == general
-    special = Said((DNS, MORE), (WEB, SSH), "open", (), (other,), "none")
-    assert over(general, special) == Said((MORE, DNS), (SSH, WEB), "open", (), (other,), "none")
-    assert over(general, Said(rate=())).rate == ()
-    assert over(general, Said(egress=EVERYTHING)).egress == EVERYTHING
+    general = PolicySpec((MORE,), (SSH,), "closed", (HTTPS,), (rate,), "drop")
+    assert over(general, PolicySpec()) == over(PolicySpec(), general) == general
+    special = PolicySpec((DNS, MORE), (WEB, SSH), "open", (), (other,), "none")
+    assert over(general, special) == PolicySpec((MORE, DNS), (SSH, WEB), "open", (), (other,), "none")
+    assert over(general, PolicySpec(rate=())).rate == ()
+    assert over(general, PolicySpec(egress=EVERYTHING)).egress == EVERYTHING
 
 
 @given(saids, saids, saids)
 @examples(60)
-def test_it_does_not_matter_how_places_are_put_together(one: Said, two: Said, three: Said) -> None:
+def test_it_does_not_matter_how_places_are_put_together(one: PolicySpec, two: PolicySpec, three: PolicySpec) -> None:
     """One place over another over a third is the same in either grouping."""
     assert over(over(one, two), three) == over(one, over(two, three))
 
@@ -373,12 +389,28 @@ def test_what_only_closes_counts_whoever_wrote_it() -> None:
 # --- any labels at all --------------------------------------------------------------------------------------------
 
 label_maps = st.dictionaries(
-    st.sampled_from(["fw.allow", "FW.allow", "fw.alow", "fw.", "fw.allow.", "com.example", "fw.deny", "fw.policy",
-                     "fw.egress", "fw.rate", "fw.log", "fw.network.front.allow", "fw.network.x", "fw.network.a.b.deny"])
+    st.sampled_from(
+        [
+            "fw.allow",
+            "FW.allow",
+            "fw.alow",
+            "fw.",
+            "fw.allow.",
+            "com.example",
+            "fw.deny",
+            "fw.policy",
+            "fw.egress",
+            "fw.rate",
+            "fw.log",
+            "fw.network.front.allow",
+            "fw.network.x",
+            "fw.network.a.b.deny",
+        ]
+    )
     | st.text(max_size=12),
     any_text | st.sampled_from(["8080", "53/udp", "closed", "none", "22 from 10.0.0.1", "22 5/minute"]) | json_values,
     max_size=5,
-)  # fmt: skip
+)
 
 
 @given(label_maps)
@@ -386,7 +418,7 @@ label_maps = st.dictionaries(
 def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> None:
     """Any labels at all: either everything of ours is right, or nothing is opened; and each mistake can be shown."""
     parsed = parse(pairs)
-    for each in (parsed.said, *(more for _, more in parsed.networks)):
+    for each in (parsed.spec, *(more for _, more in parsed.networks)):
         assert not (each.allow and parsed.problems)
         assert not (each.policy == "open" and parsed.problems)
         assert list(each.allow) == sorted(set(each.allow))
@@ -397,17 +429,17 @@ def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> Non
         assert problem.where.removeprefix("label ") in pairs
     ours = [key for key in pairs if key.lower().startswith(PREFIX)]
     if not ours:
-        assert parsed == Parsed()
+        assert parsed == ParsedLabels()
     for name, more in parsed.networks:
         assert any(key.lower().startswith("fw.network.") and f".{name}." in key for key in ours)
-        assert more != Said()
+        assert more != PolicySpec()
 
 
 @given(label_maps, st.sampled_from(["fw.alow", "fw.", "fw.dney", "fw.network.allow"]), any_text)
 @examples(100)
 def test_a_further_mistake_never_opens_anything(pairs: dict[str, object], key: str, value: str) -> None:
     """Labels with one more wrong key open a subset of what they opened: nothing."""
-    assert parse({**pairs, key: value}).said.allow == ()
+    assert parse({**pairs, key: value}).spec.allow == ()
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------
@@ -422,15 +454,16 @@ def test_what_is_too_long_is_not_parsed() -> None:
 
 @pytest.mark.parametrize("key", [*KEYS, "fw.alow", "fw.network.front.policy"])
 @pytest.mark.parametrize(
-    "text", ["x" * (8 << 20), "closed" * (1 << 20), " \t" * (4 << 20) + "x", "5/minute," * (1 << 18)],
+    "text",
+    ["x" * (8 << 20), "closed" * (1 << 20), " \t" * (4 << 20) + "x", "5/minute," * (1 << 18)],
     ids=lambda text: f"{text[:3]!r}×{len(text)}",
-)  # fmt: skip
+)
 def test_huge_values_cost_no_time(key: str, text: str) -> None:
     """The largest value that the plugin's socket takes is refused in a moment, whatever key it stands at."""
     began = time.process_time()
     parsed = parse({key: text})
     assert time.process_time() - began < 0.5
-    assert parsed.said in (Said(), Said(egress=()))
+    assert parsed.spec in (PolicySpec(), PolicySpec(egress=()))
     assert all(len(str(problem)) < 500 for problem in parsed.problems)
 
 
@@ -463,8 +496,8 @@ def test_masses_of_labels_cost_no_time_and_close(which: str) -> None:
     assert parsed.problems[-1].text == f"was not read, nor what follows: {why}"
     assert parsed.problems[-1].closes
     assert parsed.problems[-1].confines
-    assert not parsed.said.allow
-    assert not any(said.allow for _, said in parsed.networks)
+    assert not parsed.spec.allow
+    assert not any(spec.allow for _, spec in parsed.networks)
     assert all(len(problem.where) + len(problem.value) < 3000 for problem in parsed.problems)
 
 
@@ -488,7 +521,7 @@ def test_a_flood_of_wrong_labels_costs_no_time() -> None:
     began = time.process_time()
     parsed = parse({f"fw.{number}": "8080" for number in range(200_000)})
     assert time.process_time() - began < 1
-    assert parsed.said == Said()
+    assert parsed.spec == PolicySpec()
     assert len(parsed.problems) == MAX_PROBLEMS + 1
     assert sum(len(str(problem)) for problem in parsed.problems) < 100_000
 
@@ -507,4 +540,4 @@ def test_different_rates_are_few_in_all_that_one_place_says() -> None:
     keys = ["fw.rate", "FW.rate", "fw.RATE", "Fw.Rate"]
     parsed = parse({key: ", ".join(f"22 {n}{m}/hour" for m in range(5)) for n, key in enumerate(keys, 1)})
     assert [p.text for p in parsed.problems if "different rates" in p.text]
-    assert len(parsed.said.rate or ()) <= 8
+    assert len(parsed.spec.rate or ()) <= 8

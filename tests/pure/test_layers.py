@@ -78,21 +78,54 @@ LATER: set[tuple[str, str]] = {
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
 PURE = (
-    "model", "jsonio", "settings", "labels", "policy",
-    *(f"nftables.{name}" for name in (
-        "sets", "lookups", "rate_chains", "rules_forward", "rules_host", "rules_bridge", "document", "elements",
-        "applied", "drift",
-    )),
-    "docker.parse", "docker.container_labels", "docker.tracked", "docker.snapshot", "docker.events",
-    "docker.bounded_json", "docker.event_clock", "driver.protocol", "state.codec",
-    *(f"fwctl.api.{name}" for name in (
-        "export", "status", "plan", "explain", "flow_ends", "find_container", "docker_firewall",
-        "docker_firewall_drops",
-    )),
-    "fwctl.drop_record", "fwctl.cli.render", "fwctl.cli.render_answers",
+    "model",
+    "jsonio",
+    "settings",
+    "labels",
+    "policy",
+    *(
+        f"nftables.{name}"
+        for name in (
+            "sets",
+            "lookups",
+            "rate_chains",
+            "rules_forward",
+            "rules_host",
+            "rules_bridge",
+            "document",
+            "elements",
+            "applied",
+            "drift",
+        )
+    ),
+    "docker.parse",
+    "docker.container_labels",
+    "docker.tracked",
+    "docker.snapshot",
+    "docker.events",
+    "docker.bounded_json",
+    "docker.event_clock",
+    "driver.protocol",
+    "state.codec",
+    *(
+        f"fwctl.api.{name}"
+        for name in (
+            "export",
+            "status",
+            "plan",
+            "explain",
+            "flow_ends",
+            "find_container",
+            "docker_firewall",
+            "docker_firewall_drops",
+        )
+    ),
+    "fwctl.drop_record",
+    "fwctl.cli.render",
+    "fwctl.cli.render_answers",
     *(f"fwctl.check.{name}" for name in ("hints", "judge", "places", "show")),
     *(f"fwctl.check.compose.{name}" for name in ("form", "model", "ports", "stack", "variables")),
-)  # fmt: skip
+)
 #: Of the standard library, what a pure module has no business with.
 EFFECTS = {
     "asyncio", "ctypes", "fcntl", "glob", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random",
@@ -249,7 +282,11 @@ def test_importing_does_nothing() -> None:
     names = [name for name, path in MODULES.items() if path.name not in ("__init__.py", "__main__.py")]
     done = subprocess.run(
         [sys.executable, "-c", _WATCHED, *names],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
         env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -12,22 +12,22 @@ from typing import Any
 import pytest
 
 from plugin.daemon import loops
-from plugin.daemon.loops import Later, Watcher
+from plugin.daemon.loops import Loops, Worker
 from plugin.docker import follower as follow
 from plugin.docker.bridges import Bridges
-from plugin.docker.follower import Follower
+from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import ProxyPorts
 from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import Defaults
-from plugin.nftables.drift import Standing
+from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
 from plugin.nftables.table import NftError
 from plugin.policy.facts import Facts
 from plugin.policy.verdict import Packet, verdict
 from plugin.policy.view import Inventory
 from plugin.state import lease
-from plugin.state.applier import Writer
+from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -58,14 +58,14 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return Kernel()
 
 
-def writer(kernel: Kernel) -> Writer:
-    made = Writer(kernel, Inventory(Defaults()), lambda _: None)  # type: ignore[arg-type]
+def writer(kernel: Kernel) -> TableApplier:
+    made = TableApplier(kernel, Inventory(Defaults()), lambda _: None)  # type: ignore[arg-type]
     made.start()
     return made
 
 
-def found(kernel: Kernel, *, leaving: frozenset[Element] = frozenset()) -> Standing:
-    return Standing(1, frozenset(SETS), frozenset((*(kernel.table or ()), *kernel.timed)), leaving, ())
+def found(kernel: Kernel, *, leaving: frozenset[Element] = frozenset()) -> TableDump:
+    return TableDump(1, frozenset(SETS), frozenset((*(kernel.table or ()), *kernel.timed)), leaving, ())
 
 
 # --- in the kernel ----------------------------------------------------------------------------------------------------
@@ -108,15 +108,15 @@ def test_what_is_out_is_no_drift(kernel: Kernel, clock: Clock) -> None:
     """Who puts elements right gives back what somebody deleted of it, for the time that is left, and neither brings
     back one that is out nor takes its last moment away."""
     made = writer(kernel)
-    assert made.put_right(found(kernel)) == 0
+    assert made.sync_elements(found(kernel)) == 0
     clock.now += 10
     kernel.timed.clear()
-    assert made.put_right(found(kernel)) == 2
+    assert made.sync_elements(found(kernel)) == 2
     assert kernel.timed == dict.fromkeys(WATCHED, SECONDS - 10)
     clock.now += SECONDS
-    assert made.put_right(found(kernel, leaving=frozenset(WATCHED))) == 0
+    assert made.sync_elements(found(kernel, leaving=frozenset(WATCHED))) == 0
     kernel.timed.clear()
-    assert made.put_right(found(kernel)) == 0
+    assert made.sync_elements(found(kernel)) == 0
     assert kernel.timed == {}
 
 
@@ -150,7 +150,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     monkeypatch.setattr(link_monitor, "Changes", Changes)
     monkeypatch.setattr(link_monitor, "links", dict)
     monkeypatch.setattr(loops, "EVERY", 0.02)
-    watcher = Watcher(made, made, made, Bridges(set), made, made, Later())  # type: ignore[arg-type]
+    watcher = Loops(made, made, made, Bridges(set), made, made, Worker())  # type: ignore[arg-type]
     watcher.start()
     yield made
     watcher.stop()
@@ -196,7 +196,7 @@ def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypa
 def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is none; an event in hand for as long as a renewal is, until it is done."""
     docker, done, begun = Followed(), threading.Event(), threading.Event()
-    follower = Follower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
+    follower = DockerFollower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
     monkeypatch.setattr(follow, "EVERY", 0.0)
 
     def leaves(*_: object) -> None:

@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, Endpoint, FwError, Guarded, Network, Peer, Published, Rule, Said
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Peer,
+    PolicySpec,
+    Published,
+    Rule,
+)
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy import decide, peers
@@ -25,7 +36,7 @@ from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 OURS = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/16"), IPv6Interface("2001:db8:1::1/64"))
-DOCKERS = Guarded("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("172.18.0.0/16"),))
+DOCKERS = BridgeNetwork("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("172.18.0.0/16"),))
 MEMBERS = 100
 ANY = IPv4Address("0.0.0.0")
 
@@ -57,7 +68,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((decide, "of"), (peers.Directory, "resolved"), (Inventory, "elements")):
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (Inventory, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -70,16 +81,16 @@ def _recorded(kernel: Recorder, name: str, real: Callable[..., Any]) -> Callable
     return recorded
 
 
-def said(**words: str) -> Said:
+def spec(**words: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in words.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
-def member(number: int, network: Network | Guarded = OURS, *published: Published, **words: str) -> Endpoint:
+def member(number: int, network: Network | BridgeNetwork = OURS, *published: Published, **words: str) -> Endpoint:
     """A container of the project `shop`, whose members all let in one another."""
     words = words or {"allow": "5432 from project:shop, 8080", "egress": "all"}
-    container = Container(f"{number:064x}", f"m{number}", said(**words), project="shop", service=f"s{number}")
+    container = Container(f"{number:064x}", f"m{number}", spec(**words), project="shop", service=f"s{number}")
     first = IPv4Address("10.1.1.0" if network is OURS else "172.18.1.0") + number
     six = IPv6Address(f"2001:db8:1::{number + 256:x}") if network is OURS else None
     return Endpoint(f"{number:064x}", network.id, first, six, joined=True, container=container, published=published)
@@ -140,10 +151,10 @@ def test_a_leaver_is_closed_before_anything_is_computed(
     assert kernel.table == right(state)
 
 
-def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, Guard, list[Endpoint]]:
+def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
     members = [member(n, DOCKERS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
     state = made(kernel, (), later)
-    guard = Guard(state)
+    guard = EndpointTracker(state)
     guard.replace([DOCKERS], members, asked=guard.now())
     done(later)
     kernel.steps.clear()
@@ -226,9 +237,12 @@ def three(kernel: Recorder) -> tuple[Reconciler, list[Endpoint], list[Callable[[
 @pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
 @pytest.mark.parametrize("trouble", ["full disk", "no policy", "refusing kernel"])
 def test_who_has_gone_stays_closed(
-    kernel: Recorder, three: tuple[Reconciler, list[Endpoint], list[Callable[[], None]]], trouble: str,
-    leave: Callable[[Reconciler, Endpoint], object], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    kernel: Recorder,
+    three: tuple[Reconciler, list[Endpoint], list[Callable[[], None]]],
+    trouble: str,
+    leave: Callable[[Reconciler, Endpoint], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A disk that is full, a policy that cannot be computed, a kernel that refuses the rest: what has been closed is
     not opened again by taking anything back, and what is known agrees with the kernel."""
     state, members, later = three
@@ -374,7 +388,7 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
 def test_published_ports_count_too() -> None:
     """docker-proxy's ports are elements of their own for each peer: a thousand for a hundred peers are too many, where
     the range alone is not."""
-    known = peers.Directory()
+    known = peers.PeerIndex()
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))
     rule = Rule("tcp", 4096, 8191, (Peer("project", "shop"),))
@@ -392,7 +406,7 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
     ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
     later: list[Callable[[], None]] = []
     state = made(kernel, [], later)
-    guard = Guard(state)
+    guard = EndpointTracker(state)
     few = member(1, DOCKERS, *ports[:1], allow=lists)
     many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
     guard.replace([DOCKERS], [few, many], asked=guard.now())
@@ -409,7 +423,7 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
 
 def test_a_bound_is_kept_rule_by_rule() -> None:
     """What fits stays: addresses of a rule that also has names too many for it, and smaller rules after it."""
-    known = peers.Directory()
+    known = peers.PeerIndex()
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))
     shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")

@@ -181,8 +181,8 @@ def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
 
 def test_a_rule_with_hundreds_of_wrong_peers_is_told_by_the_first_ones() -> None:
     """More is no typo; they are not even looked at."""
-    ((said),) = parse_allow("22 from " + "1 " * 2000)[1]
-    assert said.count("is not an address") == 8
+    ((spec),) = parse_allow("22 from " + "1 " * 2000)[1]
+    assert spec.count("is not an address") == 8
 
 
 def test_masses_of_holes_take_work_in_proportion() -> None:
@@ -215,6 +215,4 @@ def test_a_rate_is_what_the_expression_says(text: str) -> None:
         assert not rates
         assert "is not a rate" in mistakes[0]
     elif rates:
-        assert (rates[0].count, rates[0].unit, rates[0].burst) == (
-            int(match[2]), match[3].lower(), int(match[4] or 5)
-        )  # fmt: skip
+        assert (rates[0].count, rates[0].unit, rates[0].burst) == (int(match[2]), match[3].lower(), int(match[4] or 5))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from plugin.docker import container_labels, parse
-from plugin.model import Container, Published, Rule, Said
+from plugin.model import Container, PolicySpec, Published, Rule
 from tests.pure.strategies import examples, json_values
 
 #: GET /networks of Docker 28.5.2, of a network made with --ipv6 -o …gateway_mode_ipv6=routed -o fw.allow=9100
@@ -54,7 +54,7 @@ def test_a_network_is_read_as_docker_lists_it() -> None:
     assert found
     assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
     assert found.subnets == (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
-    assert found.said == Said(allow=(Rule("tcp", 9100, 9100),))
+    assert found.spec == PolicySpec(allow=(Rule("tcp", 9100, 9100),))
     assert found.flat
 
 
@@ -71,12 +71,12 @@ def test_a_network_says_all_that_a_container_may() -> None:
     options = {"fw.deny": "22", "fw.policy": "closed", "FW.EGRESS": "none", "fw.log": "drop"}
     found = parse.network({**NETWORK, "Options": options})
     assert found
-    assert found.said == Said(deny=(SSH,), policy="closed", egress=(), log="drop")
+    assert found.spec == PolicySpec(deny=(SSH,), policy="closed", egress=(), log="drop")
     found = parse.network({**NETWORK, "Options": {"fw.network.front.deny": "22"}})
     assert found
     assert str(found.problems[0]) == (
         'network option fw.network.front.deny="22": is for container labels; here write fw.deny'
-    )  # fmt: skip
+    )
 
 
 def test_a_bridge_of_the_users_own_name() -> None:
@@ -113,7 +113,7 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
     """It opens nothing, and is told with where it stands."""
     found = parse.network({**NETWORK, "Options": {"fw.allow": "808O"}})
     assert found
-    assert found.said.allow == ()
+    assert found.spec.allow == ()
     assert str(found.problems[0]).startswith('network option fw.allow="808O": ')
 
 
@@ -127,8 +127,9 @@ def test_a_running_container_has_its_places_and_ports() -> None:
     assert six.container == Container("c" * 64, "web", network="six")
     assert front.joined
     assert front.published == (
-        Published("tcp", IPv4Address("0.0.0.0"), 8080, 80), Published("tcp", IPv6Address("::"), 8080, 80),
-    )  # fmt: skip
+        Published("tcp", IPv4Address("0.0.0.0"), 8080, 80),
+        Published("tcp", IPv6Address("::"), 8080, 80),
+    )
 
 
 def test_each_place_has_its_own_labels_and_options() -> None:
@@ -139,14 +140,15 @@ def test_each_place_has_its_own_labels_and_options() -> None:
     front, six = parse.endpoints(raw, who, {}, {"front": {"fw.allow": "53/udp"}})
     assert front.container
     assert six.container
-    assert (front.container.said, front.said) == (
-        Said(allow=(MORE,), deny=(SSH,)), Said(allow=(Rule("udp", 53, 53),))
-    )  # fmt: skip
-    assert (six.container.said, six.said) == (Said(deny=(SSH,), policy="closed"), Said())
+    assert (front.container.spec, front.spec) == (
+        PolicySpec(allow=(MORE,), deny=(SSH,)),
+        PolicySpec(allow=(Rule("udp", 53, 53),)),
+    )
+    assert (six.container.spec, six.spec) == (PolicySpec(deny=(SSH,), policy="closed"), PolicySpec())
     renamed = {"Networks": {"edge": RUNNING["NetworkSettings"]["Networks"]["front"]}}
     (edge,) = parse.endpoints({**raw, "NetworkSettings": renamed}, who, {NETWORK["Id"]: "shop/front"})
     assert edge.container
-    assert edge.container.said.allow == (MORE,)
+    assert edge.container.spec.allow == (MORE,)
 
 
 def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
@@ -160,7 +162,7 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
         'label fw.allow="0"', 'driver option fw.policy="opne"'
     ]  # fmt: skip
     assert len(six.container.problems) == 1
-    assert front.said == Said()
+    assert front.spec == PolicySpec()
 
 
 def test_where_a_container_is_and_with_what_options() -> None:
@@ -183,7 +185,7 @@ def test_a_container_that_is_being_connected(key: str) -> None:
     there = {**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}
     found = parse.attached(there, WEB, {"fw.deny": "22"})
     assert found
-    assert (found.container, found.said) == (Container("c" * 64, "web", network="front"), Said(deny=(SSH,)))
+    assert (found.container, found.spec) == (Container("c" * 64, "web", network="front"), PolicySpec(deny=(SSH,)))
     assert found.unlisted
     assert not found.published
     listed = {"Ports": [{"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}]}
@@ -223,7 +225,7 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
             found = parse.network(_with(NETWORK, path, new))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        assert found is None or path[0] == "Options" or found.said == Said(allow=(Rule("tcp", 9100, 9100),))
+        assert found is None or path[0] == "Options" or found.spec == PolicySpec(allow=(Rule("tcp", 9100, 9100),))
     for path in _paths(RUNNING)[1:]:
         try:
             raw = _with(RUNNING, path, new)
@@ -232,7 +234,7 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
             continue
         for place in places:
             assert place.container
-            assert (place.container.said, place.said) == (Said(), Said()) or path[0] == "Labels"
+            assert (place.container.spec, place.spec) == (PolicySpec(), PolicySpec()) or path[0] == "Labels"
 
 
 @pytest.mark.parametrize(
@@ -240,13 +242,15 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
     [
         ("host", "has the host's network: it answers like any program of the host"),
         ("container:" + "a" * 64, f"shares the network of {'a' * 12}: that container's labels count, not its own"),
-        ("front", ""), ("none", ""), ("", ""),
+        ("front", ""),
+        ("none", ""),
+        ("", ""),
     ],
-)  # fmt: skip
+)
 def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
     """It is said of a container whose labels count for nothing, and why."""
-    assert parse.apart({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
-    assert parse.apart({}) == ""
+    assert parse.not_guarded({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
+    assert parse.not_guarded({}) == ""
 
 
 @given(json_values)

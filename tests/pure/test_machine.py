@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plugin.docker.client import ApiSilent
+from plugin.docker.client import DockerUnavailable
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
@@ -42,9 +42,15 @@ HOSTS = (2, 3, 4)
 NAMES = {"fw.allow": "8080 from container:c1 container:c2, 22 from 203.0.113.0/24"}
 #: None: Docker's API is silent. The last two are wrong, and Docker's start is refused.
 LABELS: tuple[dict[str, str] | None, ...] = (
-    None, {}, {"fw.allow": "8080, 53/udp"}, {"fw.policy": "closed"}, {"fw.policy": "open", "fw.deny": "80"},
-    NAMES, {"fw.allow": "808O"}, {"fw.alow": "8080"},
-)  # fmt: skip
+    None,
+    {},
+    {"fw.allow": "8080, 53/udp"},
+    {"fw.policy": "closed"},
+    {"fw.policy": "open", "fw.deny": "80"},
+    NAMES,
+    {"fw.allow": "808O"},
+    {"fw.alow": "8080"},
+)
 WRONG = LABELS[-2:]
 TRIED = (("tcp", 22), ("tcp", 80), ("tcp", 8080), ("tcp", 9100), ("udp", 53), ("udp", 161), ("udp", 80))
 OUTSIDERS = (IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"), IPv6Address("2001:db8:99::1"))
@@ -100,8 +106,8 @@ class Docker:
             if at in place.addresses:
                 if not place.joined or place.labels is None or place.network == INTERNAL:
                     return False
-                said = naive.read([SETTING, OPTIONS[place.network], place.labels])
-                return naive.accepts(said, flow, self.names())
+                spec = naive.read([SETTING, OPTIONS[place.network], place.labels])
+                return naive.accepts(spec, flow, self.names())
         return False
 
 
@@ -113,10 +119,10 @@ class Api(NoLinks):
 
     def find(self, _: object, endpoint: object) -> Container:
         if self.labels is None:
-            raise ApiSilent("silent")
+            raise DockerUnavailable("silent")
         parsed = parse(self.labels)
         number = str(endpoint)[1]
-        return Container(number * 64, f"c{number}", parsed.said, parsed.problems)
+        return Container(number * 64, f"c{number}", parsed.spec, parsed.problems)
 
 
 class Calls(RuleBasedStateMachine):
@@ -136,7 +142,7 @@ class Calls(RuleBasedStateMachine):
 
     def start(self, state: State) -> None:
         self.kernel = Kernel()
-        self.state = Reconciler(self.kernel, self.disk, Defaults(parse(SETTING, "setting ").said))  # type: ignore[arg-type]
+        self.state = Reconciler(self.kernel, self.disk, Defaults(parse(SETTING, "setting ").spec))  # type: ignore[arg-type]
         self.state.start(Facts(state))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, self.api)  # type: ignore[arg-type]
@@ -183,9 +189,10 @@ class Calls(RuleBasedStateMachine):
         self.docker.places = {k: v for k, v in self.docker.places.items() if v.network != network}
 
     @rule(
-        endpoint=st.sampled_from(ENDPOINTS), network=st.sampled_from([NET, NET, INTERNAL, SAYS, NOWHERE]),
+        endpoint=st.sampled_from(ENDPOINTS),
+        network=st.sampled_from([NET, NET, INTERNAL, SAYS, NOWHERE]),
         number=st.sampled_from(HOSTS),
-    )  # fmt: skip
+    )
     def create_endpoint(self, endpoint: str, network: str, number: int) -> None:
         """An address that somebody else had is this one's now."""
         net, known = subnet(network), self.docker.places.get(endpoint)
@@ -217,9 +224,11 @@ class Calls(RuleBasedStateMachine):
                 place.labels = place.labels if labels is None else labels
 
     @rule(
-        drawn=which, labels=st.sampled_from([*LABELS[1:-2], NAMES]),
-        network=st.sampled_from([NET, NET, SAYS, INTERNAL]), number=st.sampled_from(HOSTS),
-    )  # fmt: skip
+        drawn=which,
+        labels=st.sampled_from([*LABELS[1:-2], NAMES]),
+        network=st.sampled_from([NET, NET, SAYS, INTERNAL]),
+        number=st.sampled_from(HOSTS),
+    )
     def begin(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
         """A container's whole start, as it mostly comes."""
         endpoint = ENDPOINTS[drawn % len(ENDPOINTS)]

@@ -18,25 +18,29 @@ from hypothesis import strategies as st
 
 from plugin.docker import container_labels
 from plugin.labels import parser
-from plugin.model import Defaults, Endpoint, Guarded, Network, Override, Policy, Published, Rule, Said
+from plugin.model import BridgeNetwork, Defaults, Endpoint, Network, Override, Policy, PolicySpec, Published, Rule
 from plugin.policy import decide as policy
 from plugin.policy.decide import closed_ports
-from plugin.policy.peers import Directory, Who
+from plugin.policy.peers import PeerIndex, Who
 from tests.pure import naive
 from tests.pure.naive import Flow
 from tests.pure.strategies import examples
 from tests.pure.test_grammar import near_text
 
-FRONT = Guarded("f" * 64, "front", "br-f", (IPv4Network("172.18.0.0/16"),))
+FRONT = BridgeNetwork("f" * 64, "front", "br-f", (IPv4Network("172.18.0.0/16"),))
 OURS = Network("o" * 64, "fw-oooooooooooo")
 PORTS = (
-    Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080), Published("udp", IPv4Address("0.0.0.0"), 15353, 53),
+    Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),
+    Published("udp", IPv4Address("0.0.0.0"), 15353, 53),
     Published("tcp", IPv4Address("0.0.0.0"), 10022, 22),
-)  # fmt: skip
+)
 API, DB, OUT4, OUT6 = (
-    IPv4Address("172.18.0.7"), IPv6Address("2001:db8:1::8"), IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
-)  # fmt: skip
-NOTHING = Said()
+    IPv4Address("172.18.0.7"),
+    IPv6Address("2001:db8:1::8"),
+    IPv4Address("203.0.113.7"),
+    IPv6Address("2001:db8:9::9"),
+)
+NOTHING = PolicySpec()
 HOST = frozenset({IPv4Address("172.18.0.1")})
 NAMES: dict[str, set[naive.Address]] = {
     "service:api": {API}, "container:db": {DB}, "project:shop": {API}, "network:front": {API}, "network:shop_back": {DB}
@@ -44,9 +48,14 @@ NAMES: dict[str, set[naive.Address]] = {
 PEERS = (API, DB, OUT4, OUT6, IPv4Address("10.1.2.3"), IPv4Address("10.0.0.1"), *HOST)
 _TRIED = (
     *(("tcp", port) for port in (1, 21, 22, 23, 80, 443, 5432, 8080, 8081, 9000, 9050, 65535)),
-    *(("udp", port) for port in (22, 53, 80, 443)), ("sctp", 80), ("sctp", 9000), ("gre", 0), ("esp", 0), ("ah", 0),
+    *(("udp", port) for port in (22, 53, 80, 443)),
+    ("sctp", 80),
+    ("sctp", 9000),
+    ("gre", 0),
+    ("esp", 0),
+    ("ah", 0),
     ("other", 0),
-)  # fmt: skip
+)
 FLOWS = tuple(Flow(proto, port, peer) for (proto, port), peer in itertools.product(_TRIED, PEERS))
 
 
@@ -66,8 +75,8 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
     return container_labels.at(container_labels.read(listed, image), network)
 
 
-def directory() -> Directory:
-    made = Directory()
+def directory() -> PeerIndex:
+    made = PeerIndex()
     made.networks = frozenset({"front", "shop_back"})
     made.put("a", Who((API,), "api-1", "shop", "api", "front"))
     made.put("d", Who((DB,), "db", "other", "db", "shop_back"))
@@ -78,14 +87,14 @@ def directory() -> Directory:
 class World:
     """Where the container is, and what others say."""
 
-    network: Guarded | Network = FRONT
-    settings: Said = NOTHING
+    network: BridgeNetwork | Network = FRONT
+    settings: PolicySpec = NOTHING
     published: bool = False
     override: Override = policy.NOTHING
-    attached: Said = NOTHING
+    attached: PolicySpec = NOTHING
 
     def decide(self, who: Any) -> tuple[Policy, Endpoint]:
-        endpoint = Endpoint("e", self.network.id, joined=True, container=who, published=PORTS, said=self.attached)
+        endpoint = Endpoint("e", self.network.id, joined=True, container=who, published=PORTS, spec=self.attached)
         decided = policy.of(self.network, endpoint, Defaults(self.settings, self.published), self.override)
         return directory().resolved(decided, who), endpoint
 
@@ -170,27 +179,40 @@ near_misses = {
     for key, right in RIGHT.items()
 }
 _wrong_keys = st.sampled_from(
-    ["fw.alow", "fw.", "fw.dney", "FW.POLICYS", "fw.network.front", "fw.network.nowhere.deny", "fw.network.front.egres",
-     "fw.network.nowhere.allow", "fw.zzz", "fw.network.nowhere.egress"]
-)  # fmt: skip
+    [
+        "fw.alow",
+        "fw.",
+        "fw.dney",
+        "FW.POLICYS",
+        "fw.network.front",
+        "fw.network.nowhere.deny",
+        "fw.network.front.egres",
+        "fw.network.nowhere.allow",
+        "fw.zzz",
+        "fw.network.nowhere.egress",
+    ]
+)
 #: One label, mostly wrong, at a key of every kind.
 suspicious = st.sampled_from(sorted(RIGHT)).flatmap(
     lambda key: st.tuples(
         st.sampled_from(_WHERE).map(lambda w: w + key[3:]) | st.just(key.upper()) | _wrong_keys, near_misses[key]
     )
 )
-_saids = _pairs(("fw.",), 3).map(lambda pairs: parser.parse(pairs).said)
+_saids = _pairs(("fw.",), 3).map(lambda pairs: parser.parse(pairs).spec)
 worlds = st.builds(
     World,
     network=st.one_of(
-        st.just(FRONT), st.just(FRONT), st.builds(lambda said: dataclasses.replace(FRONT, said=said), _saids),
-        st.just(OURS), st.builds(lambda said: dataclasses.replace(OURS, said=said), _saids),
+        st.just(FRONT),
+        st.just(FRONT),
+        st.builds(lambda spec: dataclasses.replace(FRONT, spec=spec), _saids),
+        st.just(OURS),
+        st.builds(lambda spec: dataclasses.replace(OURS, spec=spec), _saids),
     ),
     settings=st.just(NOTHING) | _saids,
     published=st.booleans(),
-    override=st.just(policy.NOTHING) | _saids.map(lambda said: Override(said.allow, said.deny)),
+    override=st.just(policy.NOTHING) | _saids.map(lambda spec: Override(spec.allow, spec.deny)),
     attached=st.just(NOTHING) | _saids,
-)  # fmt: skip
+)
 
 
 # --- a wrong one never opens --------------------------------------------------------------------------------------
@@ -237,14 +259,14 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
     if key in options or not wrong.problems or isinstance(world.network, Network):
         return
     who = container(pairs)
-    networks = (dataclasses.replace(FRONT, said=p.said, problems=p.problems) for p in (wrong, right))
+    networks = (dataclasses.replace(FRONT, spec=p.spec, problems=p.problems) for p in (wrong, right))
     (one, endpoint), (two, _) = (dataclasses.replace(world, network=network).decide(who) for network in networks)
     assert accepted(one) <= accepted(two)
     assert begun(one) <= begun(two)
     assert set(closed_ports(one, endpoint)) >= set(closed_ports(two, endpoint))
     mistaken = dataclasses.replace(who, problems=(*who.problems, *wrong.problems))
     (one, _), (two, _) = (
-        dataclasses.replace(world, attached=parsed.said).decide(each)
+        dataclasses.replace(world, attached=parsed.spec).decide(each)
         for parsed, each in ((wrong, mistaken), (right, who))
     )
     assert accepted(one) <= accepted(two)
@@ -253,9 +275,7 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
 
 @given(worlds, _pairs(), _pairs(), st.lists(suspicious, max_size=1).map(dict))
 @examples(250)
-def test_an_image_opens_nothing(
-    world: World, mine: dict[str, str], image: dict[str, str], odd: dict[str, str]
-) -> None:
+def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[str, str], odd: dict[str, str]) -> None:
     """Whatever labels an image brings, right or wrong: its container accepts and may begin nothing that it would not
     if the image had none."""
     brought = {**image, **odd}
@@ -302,11 +322,11 @@ def test_what_is_right_accepts_and_begins_exactly_what_it_says(
 
     Setting < network < container < the container's for this network < attachment.
     """
-    said = [parser.parse(each) for each in (settings, options, attached)]
+    spec = [parser.parse(each) for each in (settings, options, attached)]
     who = container(pairs)
-    assert not [problem for each in (*said, who) for problem in each.problems]
-    network = dataclasses.replace(FRONT, said=said[1].said)
-    decided, _ = World(network, said[0].said, by_p, attached=said[2].said).decide(who)
+    assert not [problem for each in (*spec, who) for problem in each.problems]
+    network = dataclasses.replace(FRONT, spec=spec[1].spec)
+    decided, _ = World(network, spec[0].spec, by_p, attached=spec[2].spec).decide(who)
     reading = naive.read([settings, options, _general(pairs), _here(pairs, "front"), attached])
     published = {(port.proto, port.container_port) for port in PORTS} if by_p else set()
     names = {**NAMES, "network:back": NAMES["network:shop_back"]}
@@ -331,8 +351,14 @@ def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
 def test_the_examples_are_worth_something() -> None:
     """What is generated here is right in part and wrong in part: no test of this file is of nothing but one kind."""
     right = wrong = 0
-    for key, text in (("fw.allow", "22 from 10.0.0.0/8"), ("fw.egress", "443 to service:api, 53/udp"),
-                      ("fw.deny", "22"), ("fw.policy", "closed"), ("fw.rate", "22 5/minute"), ("fw.log", "drop")):
+    for key, text in (
+        ("fw.allow", "22 from 10.0.0.0/8"),
+        ("fw.egress", "443 to service:api, 53/udp"),
+        ("fw.deny", "22"),
+        ("fw.policy", "closed"),
+        ("fw.rate", "22 5/minute"),
+        ("fw.log", "drop"),
+    ):
         for at in range(len(text) + 1):
             for scrap in ("x", "", "0", " "):
                 problems = parser.parse({key: _damaged(text, at, scrap)}).problems
@@ -342,7 +368,7 @@ def test_the_examples_are_worth_something() -> None:
 
 
 @pytest.mark.parametrize("network", [FRONT, OURS])
-def test_the_plain_case(network: Guarded | Network) -> None:
+def test_the_plain_case(network: BridgeNetwork | Network) -> None:
     """Nothing said anywhere: the flows of this file to 22, 80 and 443 come in, from everybody, and all may be begun."""
     decided, _ = World(network).decide(container({}))
     assert {(flow.proto, flow.port) for flow in accepted(decided)} == {("tcp", 22), ("tcp", 80), ("tcp", 443)}

@@ -17,7 +17,7 @@ from rich.console import Console
 from plugin.docker import container_labels
 from plugin.docker import parse as listing
 from plugin.docker.bridges import Bridges
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import plan, status
 from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import Around, explain
@@ -79,7 +79,7 @@ class Host:
         self.bridges.see(Link(n, name, bridge=True) for n, name in enumerate(self.links, 2))
         self.bridges.told(self.dockers, self.bridges.now() + 60)
         self.state.observe(lambda facts: dataclasses.replace(facts, bridges=self.bridges.facts()))
-        self.guard = Guard(self.state)
+        self.guard = EndpointTracker(self.state)
         labels = {
             "fw.allow": f"8080, 5432 from service:{text()}", f"fw.network.{text()}.allow": "9000", f"fw.{text()}": "1",
             "fw.egress": text(), COMPOSE + "project": text(), COMPOSE + "service": text(), COMPOSE + "config-hash": "x",
@@ -96,7 +96,7 @@ class Host:
         known = [found for raw in (network, right) if (found := self._network(raw))]
         keys = {"b" * 64: container_labels.compose_key(right)}
         self.guard.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
-        self.apart = {text(): listing.apart({"HostConfig": {"NetworkMode": "container:" + text()}})}
+        self.not_guarded = {text(): listing.not_guarded({"HostConfig": {"NetworkMode": "container:" + text()}})}
 
     @staticmethod
     def _network(raw: Any) -> Any:
@@ -112,8 +112,8 @@ class Host:
     def status(self) -> dict[str, Any]:
         guarded = status.guarded_networks(self.inventory, A, MARK, {})
         return {
-            "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.apart,
-            "foreign": sorted(self.bridges.foreign()), "overrides": [], "banned": 0, "listening": True,
+            "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.not_guarded,
+            "foreign": sorted(self.bridges.unmanaged()), "overrides": [], "banned": 0, "listening": True,
             "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
             "host_resolver": "",
         }  # fmt: skip
@@ -189,13 +189,13 @@ def _shown(host: Host) -> Iterator[str]:
         on.print(terminal.ports(told))
         yield file.getvalue()
     inventory = host.inventory
-    around = Around((), host.apart, A, MARK, 1.0)
+    around = Around((), host.not_guarded, A, MARK, 1.0)
     for who in (host.name, *host.texts[:3]):
         try:
             yield render.plain(render_answers.explain(explain(inventory, "internet", who, "8080", around)))
         except FwError as error:
             yield render.printable(str(error))
-    closed = parse({"fw.policy": "closed"}, "setting ").said
+    closed = parse({"fw.policy": "closed"}, "setting ").spec
 
     told = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
     told["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))

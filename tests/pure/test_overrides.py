@@ -92,8 +92,10 @@ def test_the_same_word_again_is_one_word() -> None:
 def test_what_would_never_count_again_is_forgotten() -> None:
     """A word for ever leaves nothing of what it contradicts; one for a time leaves what lasts longer."""
     assert after(allow(Rule("tcp", 1, 100)), deny(SSH)).overrides == (
-        allow(Rule("tcp", 1, 21)), allow(Rule("tcp", 23, 100)), deny(SSH)
-    )  # fmt: skip
+        allow(Rule("tcp", 1, 21)),
+        allow(Rule("tcp", 23, 100)),
+        deny(SSH),
+    )
     assert after(deny(SSH, 50), allow(SSH, 90)).overrides == (allow(SSH, 90),)
     assert after(deny(SSH, 90), allow(SSH, 50)).overrides == (deny(SSH, 90), allow(SSH, 50))
     assert after(deny(SSH), allow(ONLY_TEN)).overrides == (deny(SSH), allow(ONLY_TEN))
@@ -140,13 +142,17 @@ def test_while_nobody_watches_the_clock_nothing_is_open_for_a_time() -> None:
 # --- any sequence -------------------------------------------------------------------------------------------------
 
 _rules = st.builds(
-    lambda a, b, who: Rule("tcp", min(a, b), max(a, b), who), st.integers(20, 25), st.integers(20, 25),
+    lambda a, b, who: Rule("tcp", min(a, b), max(a, b), who),
+    st.integers(20, 25),
+    st.integers(20, 25),
     st.sampled_from([(), (), (TEN,)]),
-)  # fmt: skip
+)
 _words = st.builds(
     lambda rule, no, until: Overriding("web", dataclasses.replace(rule, peers=() if no else rule.peers), no, until),
-    _rules, st.booleans(), st.sampled_from([0, 0, 10, 20, 30]),
-)  # fmt: skip
+    _rules,
+    st.booleans(),
+    st.sampled_from([0, 0, 10, 20, 30]),
+)
 _sequences = st.lists(_words, max_size=6)
 PORTS = range(19, 27)
 

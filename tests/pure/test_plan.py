@@ -15,7 +15,7 @@ from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
 from plugin.nftables.document import document, skeleton
-from plugin.nftables.drift import Line, Standing
+from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.bans import ban_elements
 from plugin.policy.overrides import with_one
@@ -61,14 +61,20 @@ add rule inet docker-fw deny counter
 PUT = (Line(b"a", "forward", 1), Line(b"b", "forward", 2), Line(b"c", "deny", 3), Line(b"d", "deny", 4))
 
 
-def standing(elements: set[Element], **fields: Any) -> Standing:
-    return Standing(**{
-        "generation": 1, "sets": frozenset(SETS), "elements": frozenset(elements), "leaving": frozenset(), "lines": PUT,
-        **fields,
-    })  # fmt: skip
+def standing(elements: set[Element], **fields: Any) -> TableDump:
+    return TableDump(
+        **{
+            "generation": 1,
+            "sets": frozenset(SETS),
+            "elements": frozenset(elements),
+            "leaving": frozenset(),
+            "lines": PUT,
+            **fields,
+        }
+    )
 
 
-def drifted(site: Site, there: Standing, timed: tuple[Element, ...] = ()) -> list[str]:
+def drifted(site: Site, there: TableDump, timed: tuple[Element, ...] = ()) -> list[str]:
     wanted = set(site.state.should()[1])
     return lines(drift.drift(wanted, timed, there, TEXT, PUT, drift.names(site.state.snapshot())))
 
@@ -115,7 +121,7 @@ def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site:
 
 def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
     """And not thousands."""
-    nothing = Standing(1, frozenset(), frozenset(), frozenset(), ())
+    nothing = TableDump(1, frozenset(), frozenset(), frozenset(), ())
     assert drifted(site, nothing) == ["+ table inet docker-fw: it is not there"]
 
 
@@ -145,7 +151,7 @@ def under(site: Site, defaults: Defaults) -> tuple[Inventory, Inventory]:
 
 
 def of(**labels: str) -> Defaults:
-    return Defaults(parse({f"fw.{key}": value for key, value in labels.items()}, "setting ").said)
+    return Defaults(parse({f"fw.{key}": value for key, value in labels.items()}, "setting ").spec)
 
 
 def test_the_same_settings_change_nothing(site: Site) -> None:
@@ -191,7 +197,7 @@ def test_a_plan_follows_names(site: Site) -> None:
 
 def test_labels_that_would_be_read_otherwise(site: Site) -> None:
     """FW_IMAGE_LABELS=trust: what Docker would be understood to say."""
-    trusted = dataclasses.replace(WEB, said=parse({"fw.allow": "8080, 9000"}).said)
+    trusted = dataclasses.replace(WEB, spec=parse({"fw.allow": "8080, 9000"}).spec)
     change = plan.with_containers({ours(2, WEB).id: trusted})
     before, after = (evaluated(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
     assert lines(plan.policies(before, after)) == ["+ accepts 9000/tcp  web on net"]
@@ -220,8 +226,8 @@ def test_the_file_stands_alone(site: Site) -> None:
     """In one transaction, whatever stands; foreign bridges by name; what it is and of when; and all elements."""
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
     elements = {*site.state.should()[1], *banned, Element("foreign", (7,)), Element("proxies", (12,))}
-    foreign, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
-    text = export.file(MARK, elements, timed, foreign, logs=True, binds=True, version="1.2.3", when=when)
+    unmanaged, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
+    text = export.file(MARK, elements, timed, unmanaged, logs=True, binds=True, version="1.2.3", when=when)
     head, _, rest = text.partition("\n\n")
     assert head.startswith("#!/usr/sbin/nft -f\n# docker-fw 1.2.3: ")
     assert when in head
@@ -236,14 +242,14 @@ def test_the_file_stands_alone(site: Site) -> None:
     assert "cgroupv2" not in rest
     assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 61s }" in rest
     kept = {*WATCHED, *(e for e in elements if e.set not in ("foreign", "proxies"))}  # nobody renews a lease in it
-    right = document(MARK, kept, cgroups=False, holds=False, foreign=foreign, timed=timed)
+    right = document(MARK, kept, cgroups=False, holds=False, unmanaged=unmanaged, timed=timed)
     assert rest == right
 
 
 def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
     """Nobody would close it: neither the container's port nor docker-proxy's."""
     site = Site(guest(FRONT, 2, APP, *published(9000, 29000)))
-    rule = parse({"fw.allow": "9000"}).said.allow[0]
+    rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
     assert {e.set for e in site.kernel.table if 29000 in e.key} == {"served", "neighbour"}
     inventory = evaluated(PLAIN, dataclasses.replace(site.state.facts, suspended=True))

@@ -12,26 +12,26 @@ from hypothesis import strategies as st
 from plugin.labels.parser import EVERYTHING, over, parse
 from plugin.model import (
     PORTLESS,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
     Network,
     Override,
     Peer,
     Policy,
+    PolicySpec,
     Problem,
     Published,
     Rate,
     Rule,
-    Said,
 )
 from plugin.policy.decide import (
     BASE,
     closed_ports,
     covers,
     in_doubt,
-    in_order,
+    labels_valid,
     minus,
     of,
     passes,
@@ -44,27 +44,27 @@ from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, ove
 
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 NETWORK = Network("n" * 64, "fw-nnnnnnnnnnnn")
-GUARDED = Guarded("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
+GUARDED = BridgeNetwork("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
 KNOWN = Container("c" * 64, "web")
 ENDPOINT = Endpoint("e" * 64, NETWORK.id, V4, V6, joined=True, container=KNOWN)
 WRONG = Problem("label fw.allow", "808O", "is not a port")
 MORE = (Rule("tcp", 8080, 8080),)
 SSH, HTTP, HTTPS = BASE
-NOTHING_SAID, NOTHING = Said(), Override()
+NOTHING_SAID, NOTHING = PolicySpec(), Override()
 TEN, OUTSIDE = Peer("prefix", "10.0.0.0/8"), IPv4Address("203.0.113.7")
 INSIDE = IPv4Address("10.1.2.3")
 
 
-def said(**pairs: str) -> Said:
+def spec(**pairs: str) -> PolicySpec:
     """What these labels say; they must be right."""
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
-def policy(settings: Said = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:
+def policy(settings: PolicySpec = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:
     """Of a container with these labels."""
-    endpoint = dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, said=said(**pairs)))
+    endpoint = dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, spec=spec(**pairs)))
     return of(NETWORK, endpoint, Defaults(settings), override)
 
 
@@ -77,7 +77,7 @@ def texts(rules: tuple[Rule, ...]) -> list[str]:
 
 def test_the_base_is_ssh_http_and_https_over_tcp() -> None:
     """Without any configuration a container answers on TCP 22, 80 and 443, and may begin everything."""
-    assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, in_order=True, known=True)
+    assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, labels_valid=True, known=True)
     assert [(rule.proto, rule.first, rule.last) for rule in BASE] == [("tcp", n, n) for n in (22, 80, 443)]
     assert of(GUARDED, ENDPOINT) == of(NETWORK, ENDPOINT)
 
@@ -95,12 +95,12 @@ def test_without_configuration_nothing_else_is_open() -> None:
 def test_each_place_can_open_more(where: str) -> None:
     """A rule of the host's setting, the network, the attachment or the container's label adds to the base."""
 
-    def says(place: str) -> Said:
-        return Said(allow=MORE if where == place else ())
+    def says(place: str) -> PolicySpec:
+        return PolicySpec(allow=MORE if where == place else ())
 
-    network = dataclasses.replace(NETWORK, said=says("network"))
-    container = dataclasses.replace(KNOWN, said=says("container"))
-    endpoint = dataclasses.replace(ENDPOINT, said=says("endpoint"), container=container)
+    network = dataclasses.replace(NETWORK, spec=says("network"))
+    container = dataclasses.replace(KNOWN, spec=says("container"))
+    endpoint = dataclasses.replace(ENDPOINT, spec=says("endpoint"), container=container)
     assert set(of(network, endpoint, Defaults(says("everywhere"))).accepts) == {*BASE, *MORE}
 
 
@@ -113,21 +113,19 @@ _CLOSED = {
     "internal network": (dataclasses.replace(NETWORK, internal=True), ENDPOINT),
     "internal network of Docker's": (dataclasses.replace(GUARDED, internal=True), ENDPOINT),
 }
-OPEN = Said(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHING)
+OPEN = PolicySpec(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHING)
 
 
 @pytest.mark.parametrize(("network", "endpoint"), _CLOSED.values(), ids=_CLOSED)
-def test_closed_until_known_and_right(network: Network | Guarded, endpoint: Endpoint) -> None:
+def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint: Endpoint) -> None:
     """An address accepts nothing, not even the base, until it is joined, known and right, on a network with an outside.
 
     What the host, the network or the attachment allow does not change that, nor does fwctl.
     """
-    network = dataclasses.replace(network, said=OPEN)
-    endpoint = dataclasses.replace(
-        endpoint, said=OPEN, published=(Published("tcp", IPv4Address("0.0.0.0"), 8080, 80),)
-    )  # fmt: skip
+    network = dataclasses.replace(network, spec=OPEN)
+    endpoint = dataclasses.replace(endpoint, spec=OPEN, published=(Published("tcp", IPv4Address("0.0.0.0"), 8080, 80),))
     closed = of(network, endpoint, Defaults(OPEN, published=True), Override(allow=OPEN.allow))
-    assert (closed.accepts, closed.published, closed.rates, closed.in_order) == ((), (), (), False)
+    assert (closed.accepts, closed.published, closed.rates, closed.labels_valid) == ((), (), (), False)
 
 
 def test_who_is_known_is_told_apart_from_who_is_right() -> None:
@@ -149,13 +147,13 @@ def test_in_doubt_everything_is_closed() -> None:
 @given(networks, endpoints, saids, overrides)
 @examples(80)
 def test_nothing_is_accepted_unless_everything_is_in_order(
-    network: Network, endpoint: Endpoint, everywhere: Said, override: Override
+    network: Network, endpoint: Endpoint, everywhere: PolicySpec, override: Override
 ) -> None:
     """For any network and endpoint: nothing is accepted or, all being in order, what is said in all places together."""
     decided = of(network, endpoint, Defaults(everywhere), override)
     container = endpoint.container
     right = container is not None and not container.problems and endpoint.joined and not network.internal
-    assert decided.in_order is in_order(network, endpoint) is right
+    assert decided.labels_valid is labels_valid(network, endpoint) is right
     assert decided.known is (endpoint.joined and container is not None)
     if not right:
         assert (decided.accepts, decided.published, decided.rates) == ((), (), ())
@@ -180,7 +178,7 @@ def test_a_denied_port_is_out_of_the_base() -> None:
     assert policy(deny="*/udp").accepts == BASE
     assert texts(policy(deny="22", allow="22").accepts) == ["22/tcp", "80/tcp", "443/tcp"]
     assert texts(policy(deny="8080", allow="8080").accepts) == ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
-    assert texts(policy(settings=said(deny="22"), allow="22").accepts) == ["22/tcp", "80/tcp", "443/tcp"]
+    assert texts(policy(settings=spec(deny="22"), allow="22").accepts) == ["22/tcp", "80/tcp", "443/tcp"]
 
 
 def test_from_on_a_base_port_replaces_it() -> None:
@@ -201,9 +199,9 @@ def test_from_on_a_base_port_replaces_it() -> None:
 
 def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
     """Lists add up: whoever says `22 from …`, the base's 22 is no more for everybody."""
-    settings = Defaults(said(allow="22 from 10.0.0.0/8"))
+    settings = Defaults(spec(allow="22 from 10.0.0.0/8"))
     assert texts(of(NETWORK, ENDPOINT, settings).accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
-    more = dataclasses.replace(ENDPOINT, said=said(allow="22 from 192.0.2.1"))
+    more = dataclasses.replace(ENDPOINT, spec=spec(allow="22 from 192.0.2.1"))
     assert texts(of(NETWORK, more, settings).accepts)[:2] == ["22/tcp from 10.0.0.0/8", "22/tcp from 192.0.2.1"]
 
 
@@ -215,7 +213,7 @@ def test_a_name_that_is_nobody_still_takes_its_port_out_of_the_base() -> None:
 
 def test_closed_is_icmp_and_what_is_allowed() -> None:
     """`fw.policy: closed` takes the whole base away; `fw.allow` opens as ever."""
-    assert policy(policy="closed") == Policy(in_order=True, known=True)
+    assert policy(policy="closed") == Policy(labels_valid=True, known=True)
     assert texts(policy(policy="closed", allow="443, 53/udp from 10.0.0.0/8").accepts) == [
         "443/tcp", "53/udp from 10.0.0.0/8"
     ]  # fmt: skip
@@ -239,15 +237,16 @@ def test_open_is_everything_minus_what_is_denied() -> None:
 def test_default_is_the_base_again() -> None:
     """`fw.policy: default` on a container takes back what its network, or a setting, says."""
     for general in ("open", "closed"):
-        assert policy(settings=said(policy=general), policy="default").accepts == BASE
+        assert policy(settings=spec(policy=general), policy="default").accepts == BASE
 
 
 def test_where_each_rule_comes_from_is_told() -> None:
     """`fwctl` tells whether a port is the base's, of a label, a setting or fwctl."""
     decided = policy(
-        settings=dataclasses.replace(said(), allow=parse({"fw.allow": "161/udp"}, "setting ").said.allow),
-        override=Override(allow=(Rule("tcp", 9000, 9000, origin="fwctl allow"),)), allow="8080",
-    )  # fmt: skip
+        settings=dataclasses.replace(spec(), allow=parse({"fw.allow": "161/udp"}, "setting ").spec.allow),
+        override=Override(allow=(Rule("tcp", 9000, 9000, origin="fwctl allow"),)),
+        allow="8080",
+    )
     assert {str(rule): rule.origin for rule in decided.accepts} == {
         "22/tcp": "base", "80/tcp": "base", "443/tcp": "base", "8080/tcp": "label fw.allow",
         "161/udp": "setting fw.allow", "9000/tcp": "fwctl allow",
@@ -260,14 +259,14 @@ def test_where_each_rule_comes_from_is_told() -> None:
 _PLACES = ("image", "settings", "network", "container", "attachment")
 
 
-def _placed(**by_place: Said) -> Said:
+def _placed(**by_place: PolicySpec) -> PolicySpec:
     """What holds where each place says its own."""
     container = dataclasses.replace(
-        KNOWN, said=by_place.get("container", Said()), brought=by_place.get("image", Said())
-    )  # fmt: skip
-    endpoint = dataclasses.replace(ENDPOINT, container=container, said=by_place.get("attachment", Said()))
-    network = dataclasses.replace(NETWORK, said=by_place.get("network", Said()))
-    return words(network, endpoint, Defaults(by_place.get("settings", Said())))
+        KNOWN, spec=by_place.get("container", PolicySpec()), image_spec=by_place.get("image", PolicySpec())
+    )
+    endpoint = dataclasses.replace(ENDPOINT, container=container, spec=by_place.get("attachment", PolicySpec()))
+    network = dataclasses.replace(NETWORK, spec=by_place.get("network", PolicySpec()))
+    return words(network, endpoint, Defaults(by_place.get("settings", PolicySpec())))
 
 
 @pytest.mark.parametrize("closer", _PLACES)
@@ -277,7 +276,10 @@ def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
     if _PLACES.index(closer) <= _PLACES.index(farther):
         return
     rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
-    near, far = Said(policy="closed", egress=(), rate=(rate,), log="drop"), Said((), (), "open", MORE, (other,), "none")
+    near, far = (
+        PolicySpec(policy="closed", egress=(), rate=(rate,), log="drop"),
+        PolicySpec((), (), "open", MORE, (other,), "none"),
+    )
     for one, two in ((near, far), (far, near)):
         assert _placed(**{closer: one, farther: two}) == one
         assert _placed(**{farther: two}) == two
@@ -288,7 +290,7 @@ def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
 def test_lists_add_up_over_all_places(closer: str, farther: str) -> None:
     """What is allowed, and what is denied, in one place and another is so together."""
     if closer != farther:
-        together = _placed(**{closer: said(allow="1", deny="22"), farther: said(allow="2", deny="80")})
+        together = _placed(**{closer: spec(allow="1", deny="22"), farther: spec(allow="2", deny="80")})
         assert set(together.allow) == {Rule("tcp", 1, 1), Rule("tcp", 2, 2)}
         assert set(together.deny) == {SSH, HTTP}
 
@@ -309,16 +311,17 @@ def test_what_fwctl_says_is_above_all() -> None:
 
 ANY4, ANY6, LOOPBACK = IPv4Address("0.0.0.0"), IPv6Address("::"), IPv4Address("127.0.0.1")
 PORTS = (
-    Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY6, 15432, 5432), Published("tcp", ANY4, 18080, 80),
-    Published("udp", IPv4Address("198.51.100.1"), 53, 53), Published("tcp", LOOPBACK, 16379, 6379),
-)  # fmt: skip
+    Published("tcp", ANY4, 15432, 5432),
+    Published("tcp", ANY6, 15432, 5432),
+    Published("tcp", ANY4, 18080, 80),
+    Published("udp", IPv4Address("198.51.100.1"), 53, 53),
+    Published("tcp", LOOPBACK, 16379, 6379),
+)
 
 
 def by_p(**pairs: str) -> tuple[list[str], list[int]]:
     """With FW_PUBLISHED=allow: what `-p` itself opens, and the host ports that not everybody may reach."""
-    endpoint = dataclasses.replace(
-        ENDPOINT, published=PORTS, container=dataclasses.replace(KNOWN, said=said(**pairs))
-    )  # fmt: skip
+    endpoint = dataclasses.replace(ENDPOINT, published=PORTS, container=dataclasses.replace(KNOWN, spec=spec(**pairs)))
     decided = of(NETWORK, endpoint, Defaults(published=True))
     assert of(NETWORK, endpoint).published == ()
     return texts(decided.published), sorted({port.host_port for port in closed_ports(decided, endpoint)})
@@ -328,9 +331,9 @@ def test_a_published_port_needs_an_allow_like_any_other() -> None:
     """By default `-p` opens nothing: the container's port must be open to everybody; loopback is no outside."""
     endpoint = dataclasses.replace(ENDPOINT, published=PORTS)
     assert closed_ports(of(NETWORK, endpoint), endpoint) == (PORTS[0], PORTS[1], PORTS[3])
-    labelled = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, said=said(allow="5432, 53/udp")))
+    labelled = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, spec=spec(allow="5432, 53/udp")))
     assert closed_ports(of(NETWORK, labelled), labelled) == ()
-    some = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, said=said(allow="1-9000 from ::/0, *")))
+    some = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, spec=spec(allow="1-9000 from ::/0, *")))
     assert closed_ports(of(NETWORK, some), some) == (PORTS[3],)
 
 
@@ -363,7 +366,7 @@ def test_a_wrong_label_closes_what_p_opens() -> None:
 
 ALONE = tuple(
     Published("tcp", ip, 8000 + n, n) for n in (22, 80, 8080) for ip in (IPv4Address("127.0.0.1"), IPv6Address("::1"))
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("base", ["default", "open"])
@@ -372,10 +375,13 @@ def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None
     wherever, counts all the same, and so does a publication that others reach."""
 
     def accepts(
-        network: Network | Guarded, *more: Published, settings: Said = NOTHING_SAID, override: Override = NOTHING,
+        network: Network | BridgeNetwork,
+        *more: Published,
+        settings: PolicySpec = NOTHING_SAID,
+        override: Override = NOTHING,
         **labels: str,
-    ) -> set[int]:  # fmt: skip
-        container = dataclasses.replace(KNOWN, said=said(policy=base, **labels))
+    ) -> set[int]:
+        container = dataclasses.replace(KNOWN, spec=spec(policy=base, **labels))
         endpoint = dataclasses.replace(ENDPOINT, container=container, published=(*ALONE, *more))
         rules = of(network, endpoint, Defaults(settings), override).accepts
         return {port for port in (22, 80, 443, 8080) if passes(rules, "tcp", port, OUTSIDE)}
@@ -386,15 +392,15 @@ def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None
     assert accepts(GUARDED, Published("udp", IPv4Address("0.0.0.0"), 1, 80)) == {443}
     rule = Rule("tcp", 80, 80)
     assert accepts(GUARDED, allow="80") == {80, 443}
-    assert accepts(GUARDED, settings=Said(allow=(rule,))) == {80, 443}
-    assert accepts(dataclasses.replace(GUARDED, said=Said(allow=(rule,)))) == {80, 443}
+    assert accepts(GUARDED, settings=PolicySpec(allow=(rule,))) == {80, 443}
+    assert accepts(dataclasses.replace(GUARDED, spec=PolicySpec(allow=(rule,)))) == {80, 443}
     assert accepts(GUARDED, override=Override(allow=(rule,))) == {80, 443}
 
 
 def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None:
     """A container of Docker's own network that is starting: what is published for the host alone is not known yet. What
     its labels open is open."""
-    container = dataclasses.replace(KNOWN, said=said(allow="8080"))
+    container = dataclasses.replace(KNOWN, spec=spec(allow="8080"))
     endpoint = dataclasses.replace(ENDPOINT, container=container, unlisted=True)
     assert [rule.first for rule in of(GUARDED, endpoint).accepts] == [8080]
     assert len(of(GUARDED, dataclasses.replace(endpoint, unlisted=False)).accepts) == 4
@@ -419,8 +425,8 @@ def test_what_a_container_may_begin() -> None:
     assert policy(egress="none").egress == ()
     assert policy(egress="443, 53/udp").egress == (HTTPS, Rule("udp", 53, 53))
     assert policy(egress="all").egress is None
-    assert policy(settings=said(egress="none")).egress == ()
-    assert policy(settings=said(egress="none"), egress="all").egress is None
+    assert policy(settings=spec(egress="none")).egress == ()
+    assert policy(settings=spec(egress="none"), egress="all").egress is None
     # What it accepts is another matter.
     assert policy(egress="none").accepts == BASE
     assert policy(policy="closed").egress is None
@@ -428,20 +434,20 @@ def test_what_a_container_may_begin() -> None:
 
 def test_who_is_not_known_is_confined_as_the_place_says() -> None:
     """Before its container is known an address may begin what its network and the settings let it."""
-    confined = dataclasses.replace(NETWORK, said=said(egress="443"))
+    egress_restricted = dataclasses.replace(NETWORK, spec=spec(egress="443"))
     for endpoint in (dataclasses.replace(ENDPOINT, container=None), dataclasses.replace(ENDPOINT, joined=False)):
-        assert of(confined, endpoint).egress == (HTTPS,)
+        assert of(egress_restricted, endpoint).egress == (HTTPS,)
         assert of(NETWORK, endpoint).egress is None
         assert not of(NETWORK, endpoint).known
 
 
 def test_rates_and_logging_are_the_most_specific_ones() -> None:
     """Rates and the word about logging stand in the policy; what is not in order has no rates, and logs as it says."""
-    decided = policy(settings=said(rate="80 1/second", log="drop"), rate="22 5/minute", log="none")
+    decided = policy(settings=spec(rate="80 1/second", log="drop"), rate="22 5/minute", log="none")
     assert [str(rate) for rate in decided.rates] == ["22/tcp 5/minute burst 5"]
     assert decided.log == "none"
-    assert policy(settings=said(log="drop")).log == "drop"
-    wrong = dataclasses.replace(KNOWN, said=said(log="drop"), problems=(WRONG,))
+    assert policy(settings=spec(log="drop")).log == "drop"
+    wrong = dataclasses.replace(KNOWN, spec=spec(log="drop"), problems=(WRONG,))
     assert of(NETWORK, dataclasses.replace(ENDPOINT, container=wrong)) == Policy(egress=(), log="drop", known=True)
 
 
@@ -474,14 +480,15 @@ def test_on_dockers_own_networks_a_mistake_only_closes(
     """Where nothing can be refused: a wrong fw.allow leaves the base minus what is denied; what may have been meant to
     close leaves ICMP only; what may have been about egress, nothing to begin. Whoever made it, where it stands."""
     parsed = parse(labels, "label " if where == "container" else "option ")
-    told = dataclasses.replace(GUARDED, said=parsed.said, problems=parsed.problems)
+    told = dataclasses.replace(GUARDED, spec=parsed.spec, problems=parsed.problems)
     network = told if where == "network" else GUARDED
     container = dataclasses.replace(
-        KNOWN, said=parsed.said if where == "container" else Said(),
+        KNOWN,
+        spec=parsed.spec if where == "container" else PolicySpec(),
         problems=parsed.problems if where != "network" else (),
-    )  # fmt: skip
-    attached = parsed.said if where == "attachment" else Said()
-    decided = of(network, dataclasses.replace(ENDPOINT, container=container, said=attached))
+    )
+    attached = parsed.spec if where == "attachment" else PolicySpec()
+    decided = of(network, dataclasses.replace(ENDPOINT, container=container, spec=attached))
     assert [port for port in range(1, 10_000) if passes(decided.accepts, "tcp", port, OUTSIDE)] == open_ports
     assert (decided.egress is None) is free
     assert decided.known
@@ -491,9 +498,9 @@ def test_on_dockers_own_networks_a_mistake_only_closes(
 def test_on_our_own_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
     """Docker was told so at the start; a container that runs all the same (FW_MISTAKES=close) is shut both ways."""
     parsed = parse(labels)
-    container = dataclasses.replace(KNOWN, said=parsed.said, problems=parsed.problems)
+    container = dataclasses.replace(KNOWN, spec=parsed.spec, problems=parsed.problems)
     decided = of(NETWORK, dataclasses.replace(ENDPOINT, container=container))
-    assert (decided.accepts, decided.published, decided.egress, decided.in_order) == ((), (), (), False)
+    assert (decided.accepts, decided.published, decided.egress, decided.labels_valid) == ((), (), (), False)
 
 
 # --- sets of ports ------------------------------------------------------------------------------------------------
@@ -554,7 +561,7 @@ def test_a_name_passes_nobody() -> None:
 
 @given(saids, saids)
 @examples(50)
-def test_every_place_is_asked(one: Said, two: Said) -> None:
+def test_every_place_is_asked(one: PolicySpec, two: PolicySpec) -> None:
     """What two places say together does not depend on which two they are, as long as their order is kept."""
     expected = over(one, two)
     for near in range(1, 5):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.driver import protocol
-from plugin.model import Endpoint, FwError, Network, PortBinding, Rate, Rule, Said
+from plugin.model import Endpoint, FwError, Network, PolicySpec, PortBinding, Rate, Rule
 from tests.pure.strategies import examples, json_values
 
 NETWORK_ID = "4b4b1cd3b7a0c9a0b0a5c1c3e3b0e4a2f2b8d6f1a9f0e7c6d5b4a3928170f6e5"
@@ -127,14 +127,14 @@ def test_options_are_spelled_as_dockers_bridge_driver_spells_them() -> None:
 
 def test_allow_as_a_networks_option() -> None:
     """`-o fw.allow=…` opens ports for every container on the network, in whatever case the CLI left the key."""
-    assert option(fw__allow="8080, 53/udp").said == Said(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53)))
-    assert option(FW__Allow="8080").said == Said(allow=(Rule("tcp", 8080, 8080),))
+    assert option(fw__allow="8080, 53/udp").spec == PolicySpec(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53)))
+    assert option(FW__Allow="8080").spec == PolicySpec(allow=(Rule("tcp", 8080, 8080),))
 
 
 def test_the_whole_language_as_a_networks_options() -> None:
     """What a container's labels may say a network's options may, for every container on it."""
-    said = option(fw__deny="22", fw__policy="closed", fw__egress="none", fw__rate="80 1/day", fw__log="drop").said
-    assert said == Said(
+    spec = option(fw__deny="22", fw__policy="closed", fw__egress="none", fw__rate="80 1/day", fw__log="drop").spec
+    assert spec == PolicySpec(
         deny=(Rule("tcp", 22, 22),), policy="closed", egress=(), rate=(Rate("tcp", 80, 80, 1, "day", 5),), log="drop"
     )
 
@@ -183,9 +183,10 @@ WRONG_OPTIONS: dict[str, object] = {
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [(k, v) for k, values in WRONG_OPTIONS.items() for v in values if v != ""] + [("fw.allow", "")],  # type: ignore[attr-defined]
+    ("key", "value"),
+    [(k, v) for k, values in WRONG_OPTIONS.items() for v in values if v != ""] + [("fw.allow", "")],  # type: ignore[attr-defined]
     ids=repr,
-)  # fmt: skip
+)
 def test_a_wrong_option_is_refused_by_name(key: str, value: object) -> None:
     """A wrong `-o` is refused, and the message holds its key."""
     with pytest.raises(FwError) as caught:
@@ -236,10 +237,10 @@ def test_addresses_of_one_family_and_a_chosen_mac() -> None:
 
 def test_allow_as_an_attachments_option() -> None:
     """`driver_opts` of a service's attachment arrive flat, those of `docker network connect` nested; both open."""
-    said = Said(allow=(Rule("tcp", 8080, 8080),))
-    assert endpoint(lambda b: b["Options"].update({"fw.allow": "8080"})).said == said
-    assert endpoint(lambda b: b["Options"].update({GENERIC: {"fw.allow": "8080"}})).said == said
-    assert endpoint(lambda b: b["Options"].update({"fw.policy": "closed"})).said == Said(policy="closed")
+    spec = PolicySpec(allow=(Rule("tcp", 8080, 8080),))
+    assert endpoint(lambda b: b["Options"].update({"fw.allow": "8080"})).spec == spec
+    assert endpoint(lambda b: b["Options"].update({GENERIC: {"fw.allow": "8080"}})).spec == spec
+    assert endpoint(lambda b: b["Options"].update({"fw.policy": "closed"})).spec == PolicySpec(policy="closed")
 
 
 WRONG_ENDPOINTS: dict[str, tuple[Callable[[Body], object], str]] = {

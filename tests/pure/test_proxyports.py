@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from plugin.docker.client import DockerApi
 from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
-from plugin.docker.snapshot import Look
+from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
 from plugin.model import Address, Defaults, Published, Rule
 from plugin.policy import requested_ports as asking
@@ -45,18 +45,24 @@ def inspected(bindings: Any = None, **config: Any) -> dict[str, Any]:
     ("raw", "right"),
     [
         (inspected(), []),
-        (inspected({"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}),
-         [Asked("tcp", ANY4, 8080, 8080), Asked("tcp", ANY6, 8080, 8080)]),
-        (inspected({"80/udp": [{"HostIp": "192.0.2.1", "HostPort": "53"}, {"HostIp": "", "HostPort": ""}]}),
-         [Asked("udp", ANY4, 0, 0), Asked("udp", ONE, 53, 53)]),
+        (
+            inspected({"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}),
+            [Asked("tcp", ANY4, 8080, 8080), Asked("tcp", ANY6, 8080, 8080)],
+        ),
+        (
+            inspected({"80/udp": [{"HostIp": "192.0.2.1", "HostPort": "53"}, {"HostIp": "", "HostPort": ""}]}),
+            [Asked("udp", ANY4, 0, 0), Asked("udp", ONE, 53, 53)],
+        ),
         (inspected({"80/tcp": [{"HostIp": "192.0.2.1", "HostPort": "8000-8009"}]}), [Asked("tcp", ONE, 8000, 8009)]),
         (inspected({"80/tcp": None}), [Asked("tcp", ANY4, 0, 0)]),
-        (inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1000, 3000)}),
-         [Asked("tcp", ONE, 1000, 2999)]),
+        (
+            inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1000, 3000)}),
+            [Asked("tcp", ONE, 1000, 2999)],
+        ),
         (inspected({}, PublishAllPorts=True), [Asked(proto, ANY4, 0, 0) for proto in ("sctp", "tcp", "udp")]),
         (inspected({"80/tcp": [{"HostPort": "80"}]}, NetworkMode="host"), []),
     ],
-)  # fmt: skip
+)
 def test_what_a_container_asks_for(raw: Any, right: list[Asked]) -> None:
     """Fixed ports, on all addresses or one; ranges, and many ports in a row as one; 0 where Docker chooses."""
     assert sorted(asked(raw), key=str) == sorted(right, key=str)
@@ -83,9 +89,11 @@ hosts = st.sampled_from([ANY4, ANY6, ONE, IPv4Address("192.0.2.2"), IPv6Address(
 @given(hosts, hosts, st.integers(1, 5), st.integers(1, 5))
 def test_who_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: int, port: int) -> None:
     """The same port, on the same address, or where one of the two is on all of the family."""
-    right = wanted == port and asks.version == listens.version and (
-        asks == listens or asks.is_unspecified or listens.is_unspecified
-    )  # fmt: skip
+    right = (
+        wanted == port
+        and asks.version == listens.version
+        and (asks == listens or asks.is_unspecified or listens.is_unspecified)
+    )
     assert Asked("tcp", asks, wanted, wanted).may_be(tcp(port, listens)) is right
     assert not Asked("udp", asks, wanted, wanted).may_be(tcp(port, listens))
 
@@ -291,9 +299,9 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     moment = desk.ports.now()
     desk.ports.created("new")
     desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
-    desk.ports.judge(Look(whole=False), moment)
+    desk.ports.judge(DockerSnapshot(whole=False), moment)
     assert desk.of("dockerd") == {2377, 4789}
-    desk.ports.judge(Look(), moment)
+    desk.ports.judge(DockerSnapshot(), moment)
     assert desk.of("dockerd") == {2375, 2377, 4789}
 
 
@@ -338,7 +346,7 @@ def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
     host.listens(tcp(8080))
     assert desk.look(KNOWN) == (set(), {8080})
     host.time += 1
-    desk.ports.judge(Look(), desk.ports.now())
+    desk.ports.judge(DockerSnapshot(), desk.ports.now())
     assert desk.look(KNOWN).suspects == set()
 
 
@@ -348,11 +356,11 @@ def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> N
     desk.host.listens(tcp(8080))
     desk.look(BLIND)
     desk.host.time += 1
-    desk.ports.judge(Look(existing=frozenset("c")), desk.ports.now())
+    desk.ports.judge(DockerSnapshot(existing=frozenset("c")), desk.ports.now())
     assert desk.look(BLIND).listening == set()
     assert desk.ports.lacks("cd") == ["c", "d"]
     desk.ports.asks("c", ())
-    look = Look(existing=frozenset("c"))
+    look = DockerSnapshot(existing=frozenset("c"))
     desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
     assert desk.look(BLIND).listening == set()
     desk.ports.judge(look, desk.ports.now())

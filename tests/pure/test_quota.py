@@ -8,10 +8,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from plugin.docker.tracker import Guard
+from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import status
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Said
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec
 from plugin.nftables.sets import DENIED, RATED, Element
 from plugin.policy import rate_quota
 from plugin.policy.facts import ElementOwner, Facts, Kind
@@ -28,8 +28,8 @@ OUT = IPv4Address("203.0.113.7")
 
 
 def endpoint(number: int, rate: str = "22 5/minute burst 10", address: int = 0) -> Endpoint:
-    said = parse({"fw.rate": rate}).said if rate else Said()
-    container = Container(f"{number:064x}", f"c{number}", said)
+    spec = parse({"fw.rate": rate}).spec if rate else PolicySpec()
+    container = Container(f"{number:064x}", f"c{number}", spec)
     at = IPv4Address(f"10.1.0.{address or number}")
     return Endpoint(f"{number:064x}", NET.id, at, joined=True, container=container)
 
@@ -131,7 +131,7 @@ def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
     assert (held.refused("new"), held.refused("nine")) == (False, True)
 
 
-DOCKERS = Guarded("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("10.1.0.0/24"),))
+DOCKERS = BridgeNetwork("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("10.1.0.0/24"),))
 
 
 def guest(number: int) -> Endpoint:
@@ -144,7 +144,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
     kernel = Kernel()
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = Guard(state)
+    guard = EndpointTracker(state)
     guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {4, 5}
@@ -153,7 +153,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
 
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = Guard(state)
+    guard = EndpointTracker(state)
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {5}
     guard.replace([], [], asked=guard.now())

@@ -24,11 +24,11 @@ from plugin.model import (
     Network,
     Overriding,
     Peer,
+    PolicySpec,
     Problem,
     Published,
     Rate,
     Rule,
-    Said,
 )
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
@@ -40,7 +40,7 @@ from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
-EVERYWHERE = Defaults(Said(allow=(Rule("udp", 161, 161),)))
+EVERYWHERE = Defaults(PolicySpec(allow=(Rule("udp", 161, 161),)))
 MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 22)
 
 
@@ -76,17 +76,22 @@ def desired(state: Reconciler) -> set[Element]:
 
 
 _SAID = [
-    Said(), Said(allow=(MORE,)), Said(allow=(MORE, DNS)),
-    Said(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
-    Said(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
-    Said(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)), Said(egress=()),
-    Said(rate=(Rate("tcp", 22, 22, 5, "minute", 10),), log="drop", policy="open"),
+    PolicySpec(), PolicySpec(allow=(MORE,)), PolicySpec(allow=(MORE, DNS)),
+    PolicySpec(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
+    PolicySpec(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
+    PolicySpec(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)), PolicySpec(egress=()),
+    PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),), log="drop", policy="open"),
 ]  # fmt: skip
 _containers = st.builds(
-    Container, st.sampled_from(["c" * 64, "d" * 64]), st.sampled_from(["web", "db"]), st.sampled_from(_SAID),
-    st.sampled_from([(), (), (Problem("label fw.allow", "x", "wrong"),)]), network=st.sampled_from(["", "shop_front"]),
-    project=st.sampled_from(["", "shop"]), service=st.sampled_from(["api", "db"]),
-)  # fmt: skip
+    Container,
+    st.sampled_from(["c" * 64, "d" * 64]),
+    st.sampled_from(["web", "db"]),
+    st.sampled_from(_SAID),
+    st.sampled_from([(), (), (Problem("label fw.allow", "x", "wrong"),)]),
+    network=st.sampled_from(["", "shop_front"]),
+    project=st.sampled_from(["", "shop"]),
+    service=st.sampled_from(["api", "db"]),
+)
 _published = st.sampled_from([(), (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)])
 
 
@@ -105,15 +110,13 @@ class AnyOrder(RuleBasedStateMachine):
         except FwError:
             assert self.state.state == before
 
-    @rule(n=st.integers(1, 3), internal=st.booleans(), said=st.sampled_from(_SAID[-3:]) | st.just(Said()))
-    def put_network(self, n: int, internal: bool, said: Said) -> None:
-        self.attempt(
-            lambda: self.state.put_network(dataclasses.replace(network(n, internal=internal), said=said))
-        )  # fmt: skip
+    @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SAID[-3:]) | st.just(PolicySpec()))
+    def put_network(self, n: int, internal: bool, spec: PolicySpec) -> None:
+        self.attempt(lambda: self.state.put_network(dataclasses.replace(network(n, internal=internal), spec=spec)))
 
-    @rule(container=st.sampled_from(["c" * 64, "d" * 64]), said=st.sampled_from([SSH, MORE, DNS]), deny=st.booleans())
-    def override(self, container: str, said: Rule, deny: bool) -> None:
-        word = Overriding(container, said, deny)
+    @rule(container=st.sampled_from(["c" * 64, "d" * 64]), spec=st.sampled_from([SSH, MORE, DNS]), deny=st.booleans())
+    def override(self, container: str, spec: Rule, deny: bool) -> None:
+        word = Overriding(container, spec, deny)
         self.attempt(lambda: self.state.edit_state(lambda s: with_one(s, word)))
 
     @rule(container=st.sampled_from(["c" * 64, "d" * 64]))
@@ -149,12 +152,10 @@ class AnyOrder(RuleBasedStateMachine):
     def put_endpoint(self, n: int, on: int, address: int) -> None:
         self.attempt(lambda: self.state.put_endpoint(endpoint(n, on, address)))
 
-    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published, said=st.sampled_from(_SAID[:2]))
-    def join(self, n: int, container: Container | None, published: tuple[Published, ...], said: Said) -> None:
-        joined = dict[str, Any](joined=True, container=container, published=published, said=said)
-        self.attempt(
-            lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined))
-        )
+    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published, spec=st.sampled_from(_SAID[:2]))
+    def join(self, n: int, container: Container | None, published: tuple[Published, ...], spec: PolicySpec) -> None:
+        joined = dict[str, Any](joined=True, container=container, published=published, spec=spec)
+        self.attempt(lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined)))
 
     @rule(n=st.integers(1, 4))
     def leave(self, n: int) -> None:
@@ -189,9 +190,16 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: not self.kernel.refuses)
     @rule()
     def repair(self) -> None:
+<<<<<<< 3440c9b446d7ba8aeaefec79ceb1d2580250ee23
         gone = self.kernel.table is None
         assert self.state.repair() is gone
         assert self.kernel.table == desired(self.state)
+=======
+        gone, refused = self.kernel.table is None, self.kernel.incomplete
+        # What the kernel has refused is tried again, but not at once.
+        assert self.state.repair() in ({gone, True} if refused else {gone})
+        assert self.kernel.table == desired(self.state, self.noted)
+>>>>>>> 4533b7c59de1c710734b9a451662c0056880d518
 
     @invariant()
     def what_stands_is_what_is_known(self) -> None:
@@ -207,7 +215,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert dict(kept.networks) == dict(self.state.networks)
             assert dict(kept.endpoints) == dict(self.state.endpoints)
             assert (kept.overrides, dict(kept.bans)) == (self.state.state.overrides, dict(self.state.state.bans))
-            assert kept.confined == {e.key[0] for e in desired(self.state) if e.set == "confined"}
+            assert kept.egress_restricted == {e.key[0] for e in desired(self.state) if e.set == "confined"}
 
 
 AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
@@ -227,10 +235,12 @@ def web() -> tuple[Reconciler, Kernel, Disk]:
     state.put_network(network(1))
     state.put_endpoint(
         dataclasses.replace(
-            endpoint(1, 1, 2), joined=True, container=Container("c", "web", Said(allow=(MORE,))),
+            endpoint(1, 1, 2),
+            joined=True,
+            container=Container("c", "web", PolicySpec(allow=(MORE,))),
             published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
         )
-    )  # fmt: skip
+    )
     assert len(opened(kernel)) == 8
     return state, kernel, disk
 
@@ -264,12 +274,12 @@ def test_a_full_disk_keeps_nothing_open(
     kernel.table = None
     assert state.repair()
     assert opened(kernel) == set()
-    assert "No space left" in state.owes
+    assert "No space left" in state.unsaved_reason
     with pytest.raises(FwError):
         state.save_again()
     disk.full = False
     state.save_again()
-    assert state.owes == ""
+    assert state.unsaved_reason == ""
     assert not [e for e in disk.kept.endpoints.values() if e.joined and e.container and not e.container.problems]
 
 
@@ -333,9 +343,11 @@ def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined()
     """Somebody on the network may not begin everything, and that is kept for the next boot, when nobody is known: also
     if docker-fw died between the two."""
     state, _, disk = reconciler()
-    confined = dataclasses.replace(endpoint(1, 1, 2), joined=True, container=Container("c", "web", Said(egress=())))
-    state.start(Facts(State({network(1).id: network(1)}, {confined.id: confined})))
-    assert state.state.confined == disk.kept.confined == {network(1).bridge}
+    egress_restricted = dataclasses.replace(
+        endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))
+    )
+    state.start(Facts(State({network(1).id: network(1)}, {egress_restricted.id: egress_restricted})))
+    assert state.state.egress_restricted == disk.kept.egress_restricted == {network(1).bridge}
 
 
 # --- one address, two endpoints; many calls at once ---------------------------------------------------------------
@@ -395,7 +407,7 @@ def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
         replace(elements, *args, **kwargs)
 
     kernel.change, kernel.replace = change_, replace_  # type: ignore[method-assign]
-    limited = Container("c" * 64, "web", Said(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)))
+    limited = Container("c" * 64, "web", PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)))
     bad = dataclasses.replace(endpoint(1, 1, 2), joined=True, container=limited)
     state.observe(
         lambda facts: dataclasses.replace(

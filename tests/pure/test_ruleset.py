@@ -24,20 +24,20 @@ from plugin.model import (
     PORTLESS,
     PROTO_NUMBER,
     Address,
-    Answers,
+    AddressPolicy,
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
-    Guest,
     Network,
     Overriding,
     Policy,
+    PolicySpec,
     Problem,
     Published,
     Rate,
     Rule,
-    Said,
+    TrackedEndpoint,
 )
 from plugin.nftables import rate_chains
 from plugin.nftables.document import document, element_text, replace, skeleton
@@ -54,7 +54,7 @@ from plugin.nftables.elements import (
 from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.peers import Directory
+from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
 from tests.pure import strategies
@@ -76,16 +76,16 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 MARK = 0x08000000
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
-GUARDED = Guarded("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
+GUARDED = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
 NUMBERS: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS, "other": 89}
 
 
-def decided(network: Network | Guarded, endpoint: Endpoint, everywhere: Said) -> Policy:
+def decided(network: Network | BridgeNetwork, endpoint: Endpoint, everywhere: PolicySpec) -> Policy:
     """The endpoint's policy where nobody else is known."""
-    return Directory().resolved(of(network, endpoint, Defaults(everywhere)), endpoint.container)
+    return PeerIndex().resolved(of(network, endpoint, Defaults(everywhere)), endpoint.container)
 
 
-def elements_of(network: Network, endpoint: Endpoint, everywhere: Said) -> frozenset[Element]:
+def elements_of(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> frozenset[Element]:
     return endpoint_elements(network, endpoint, decided(network, endpoint, everywhere))
 
 
@@ -127,7 +127,7 @@ _peers = st.lists(strategies.near4 | strategies.near6 | strategies.ipv4 | strate
 @given(networks, endpoints, saids, _drawn, _peers)
 @examples(50)
 def test_the_sets_say_what_the_policy_says(
-    network: Network, endpoint: Endpoint, everywhere: Said, drawn: list[int], peers: list[Address]
+    network: Network, endpoint: Endpoint, everywhere: PolicySpec, drawn: list[int], peers: list[Address]
 ) -> None:
     """For any network, endpoint and packet: what the rules find in the sets equals the policy."""
     policy = decided(network, endpoint, everywhere)
@@ -145,7 +145,7 @@ def test_what_is_accepted_from_some_is_accepted_from_those(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
     """Any rules with addresses and prefixes: a packet is permitted if and only if one is about its port and source."""
-    table = Table(address_elements("br0", address, Policy(accepts=listed, in_order=True, known=True)))
+    table = Table(address_elements("br0", address, Policy(accepts=listed, labels_valid=True, known=True)))
     for proto, port, peer in _flows(listed, address, drawn, peers):
         found = table.verdict(f"inbound{address.version}", Packet(peer, address, NUMBERS[proto], port or 40001))
         assert found == ("permit" if passes(listed, proto, port, peer) else "deny"), (proto, port, peer)
@@ -157,7 +157,7 @@ def test_what_may_be_begun_is_found_by_the_same_look_ups(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
     """Any egress: a packet of the container's leaves if and only if a rule is about its port and target."""
-    table = Table(address_elements("br0", address, Policy(egress=listed, in_order=True, known=True)))
+    table = Table(address_elements("br0", address, Policy(egress=listed, labels_valid=True, known=True)))
     assert not {name for name in table.sets if name.startswith(("free", "allow", "from"))}
     for proto, port, peer in _flows(listed, address, drawn, peers):
         found = table.verdict(f"leaving{address.version}", Packet(address, peer, NUMBERS[proto], port or 40001))
@@ -166,8 +166,8 @@ def test_what_may_be_begun_is_found_by_the_same_look_ups(
 
 def test_to_the_host_alone() -> None:
     """`8125/udp to host` is found for packets to the host, and not for what leaves it."""
-    said = parse({"fw.egress": "8125/udp to host, 53/udp to host 203.0.113.7"}).said
-    table = Table(address_elements("br0", V4, Policy(egress=said.egress, known=True)))
+    spec = parse({"fw.egress": "8125/udp to host, 53/udp to host 203.0.113.7"}).spec
+    table = Table(address_elements("br0", V4, Policy(egress=spec.egress, known=True)))
     for port, host, out in ((8125, "mark", ""), (53, "mark", "mark"), (80, "", "")):
         packet = Packet(V4, OUT4, 17, port)
         assert _to_host(table, packet) == host
@@ -191,7 +191,9 @@ def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
 
 @given(networks, endpoints, saids)
 @examples(40)
-def test_elements_open_only_the_endpoints_own_addresses(network: Network, endpoint: Endpoint, everywhere: Said) -> None:
+def test_elements_open_only_the_endpoints_own_addresses(
+    network: Network, endpoint: Endpoint, everywhere: PolicySpec
+) -> None:
     """No element that opens anything, or lets anything be begun, is about any address but the endpoint's own."""
     own = {endpoint.addr4, endpoint.addr6}
     for element in elements_of(network, endpoint, everywhere):
@@ -207,7 +209,7 @@ def test_elements_open_only_the_endpoints_own_addresses(network: Network, endpoi
 
 @given(networks, endpoints, saids)
 @examples(30)
-def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint, everywhere: Said) -> None:
+def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
     """An endpoint that is not joined has nothing in the table, no port, no publication, but what binds its link."""
     left = dataclasses.replace(endpoint, joined=False)
     assert elements_of(network, left, everywhere) == {*port_elements(left)}
@@ -215,7 +217,7 @@ def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint,
 
 @given(networks, endpoints, saids)
 @examples(60)
-def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpoint, everywhere: Said) -> None:
+def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
     """An element's text is addresses, numbers, protocol names and interface names, whatever labels and names say; its
     set is one of ours."""
     guests = guest_elements(GUARDED, endpoint, decided(GUARDED, endpoint, everywhere))
@@ -247,13 +249,13 @@ def test_every_port_costs_one_element() -> None:
 
 def test_a_prefix_costs_one_element_for_each_port() -> None:
     """`8080 from 10.0.0.0/8` takes the port, and the prefix; nothing in the family that has no such prefix."""
-    said = parse({"fw.allow": "8080 from 10.0.0.0/8 2001:db8::/32"}).said
-    four, six = (set(rule_elements(address, said.allow)) for address in (V4, V6))
+    spec = parse({"fw.allow": "8080 from 10.0.0.0/8 2001:db8::/32"}).spec
+    four, six = (set(rule_elements(address, spec.allow)) for address in (V4, V6))
     assert four == {
         Element("gate4", (V4, 6, 8080)), Element("from4", (V4, 6, 8080, 8, IPv4Address("10.0.0.0")))
     } | {e for e in four if e.set == "gating"}  # fmt: skip
     assert {e.set for e in six} <= {"gate6", "from6", "gating"}
-    only4 = parse({"fw.allow": "8080 from 10.0.0.0/8"}).said
+    only4 = parse({"fw.allow": "8080 from 10.0.0.0/8"}).spec
     assert list(rule_elements(V6, only4.allow)) == []
     assert {e.set for e in address_elements("br0", V6, Policy(accepts=only4.allow))} == {"dropped6", "refused6"}
 
@@ -266,7 +268,7 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
 def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
     """A packet to a limited port goes to chains that count by just the rates that are about it, and no other does."""
     v = address.version
-    elements = set(address_elements("br0", address, Policy(rates=tuple(listed), in_order=True, known=True)))
+    elements = set(address_elements("br0", address, Policy(rates=tuple(listed), labels_valid=True, known=True)))
     chains = {(element.set, element.key): str(element.data[0]) for element in elements if element.set in RATED}
     packet, found = Packet(OUT4 if v == 4 else OUT6, address, NUMBERS[proto], port), set()
     for line in CHAINS[f"rated{v}"]:
@@ -281,7 +283,7 @@ def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port:
 def test_the_rates_of_an_address_are_its_own() -> None:
     """Chains and sets are named by the address and the rate. They are added to a table that stands, are in a new one,
     and nothing of them is left when they are taken out."""
-    (rate,) = parse({"fw.rate": "22 5/minute burst 10"}).said.rate or ()
+    (rate,) = parse({"fw.rate": "22 5/minute burst 10"}).spec.rate or ()
     names = set()
     for address in (V4, V4 + 1, V6):
         elements = set(address_elements("br0", address, Policy(rates=(rate,))))
@@ -340,7 +342,7 @@ def test_docker_proxy_serves_whom_the_container_accepts(
     """A published port of the host is open to everybody, or closed but for those from whom the container accepts it;
     the container never sees who they are."""
     endpoint = Endpoint("e", GUARDED.id, V4, V6, joined=True, container=Container("c", "c"), published=there)
-    made = guest_elements(GUARDED, endpoint, Policy(accepts=listed, in_order=True, known=True))
+    made = guest_elements(GUARDED, endpoint, Policy(accepts=listed, labels_valid=True, known=True))
     table = Table(made)
     for port in there:
         served, shut = proxied_element(port, "served"), proxied_element(port)
@@ -365,7 +367,7 @@ def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
     port = Published("tcp", IPv4Address("0.0.0.0"), 2222, 22)
     rate = Rate("tcp", 22, 22, 5, "minute", 10)
     endpoint = Endpoint("e", GUARDED.id, V4, joined=True, container=Container("c", "c"), published=(port,))
-    made = guest_elements(GUARDED, endpoint, Policy(rates=(rate,), in_order=True, known=True))
+    made = guest_elements(GUARDED, endpoint, Policy(rates=(rate,), labels_valid=True, known=True))
     assert {e for e in made if e.set.startswith("rated_host")} == {
         Element("rated_host", (2, 6, 2222), ("limit_host4__172.18.0.2__5_minute_10",))
     }
@@ -373,7 +375,7 @@ def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
 
 def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
     """With FW_PUBLISHED=allow the container's port is open to what was sent on, and to nothing else."""
-    made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), in_order=True, known=True)))
+    made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), labels_valid=True, known=True)))
     assert Element("dnat4", (V4, 6, 8080)) in made
     assert Table(made).verdict("inbound4", Packet(OUT4, V4, 6, 8080)) == "deny"
 
@@ -508,7 +510,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
     or not; nobody else's mark is believed; before that there is only who is banned, what is established
     (but for a new beginning), forged, was cut, or may not be begun."""
-    first, banned, established, forged, expected, held, confined, *verdicts = CHAINS["forward"]
+    first, banned, established, forged, expected, held, egress_restricted, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @banning jump banned"
     assert established == "ct state established jump established"
@@ -518,7 +520,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     assert forged == "ct state != related jump reverse_path"
     assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path"
     assert held == "ct state new jump held"
-    assert confined == "iifname @confined jump confined"
+    assert egress_restricted == "iifname @confined jump confined"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
 
@@ -593,26 +595,33 @@ def _id(letter: str) -> str:
     return letter * 64
 
 
-def _said(**pairs: str) -> Said:
+def _said(**pairs: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
 def _dual() -> Network:
     return Network(
-        _id("a"), "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), IPv6Interface("2001:db8:1::1/64"),
-        said=_said(allow="9100"),
-    )  # fmt: skip
+        _id("a"),
+        "fw-aaaaaaaaaaaa",
+        IPv4Interface("172.18.0.1/16"),
+        IPv6Interface("2001:db8:1::1/64"),
+        spec=_said(allow="9100"),
+    )
 
 
 def _inventory(
-    nets: Iterable[Network], ends: Iterable[Endpoint], everywhere: Said, guests: Iterable[Endpoint] = (),
-    network: Guarded = GUARDED, overrides: tuple[Overriding, ...] = (),
-) -> Inventory:  # fmt: skip
+    nets: Iterable[Network],
+    ends: Iterable[Endpoint],
+    everywhere: PolicySpec,
+    guests: Iterable[Endpoint] = (),
+    network: BridgeNetwork = GUARDED,
+    overrides: tuple[Overriding, ...] = (),
+) -> Inventory:
     bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
     state = State({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
-    tracked = {guest.id: Guest(guest, True) for guest in guests}
+    tracked = {guest.id: TrackedEndpoint(guest, True) for guest in guests}
     known = {network.id: network} if tracked else {}
     return evaluated(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
 
@@ -622,7 +631,11 @@ def _golden() -> dict[str, Inventory]:
     inner = Network(_id("b"), "backend0", IPv4Interface("10.9.0.1/24"), internal=True)
     six = Network(_id("c"), "fw-cccccccccccc", None, IPv6Interface("2001:db8:2::1/64"))
     web = Endpoint(
-        _id("d"), dual.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"), joined=True,
+        _id("d"),
+        dual.id,
+        IPv4Address("172.18.0.2"),
+        IPv6Address("2001:db8:1::2"),
+        joined=True,
         container=Container(_id("e"), "web", _said(allow="8080, 20000-21023, 53/udp")),
         published=(
             Published("tcp", IPv4Address("0.0.0.0"), 8443, 443),
@@ -630,21 +643,28 @@ def _golden() -> dict[str, Inventory]:
             Published("udp", IPv4Address("198.51.100.1"), 53, 53),
             Published("tcp", IPv4Address("127.0.0.1"), 5432, 5432),
         ),
-    )  # fmt: skip
+    )
     unknown = Endpoint(_id("f"), dual.id, IPv4Address("172.18.0.3"), IPv6Address("2001:db8:1::3"), joined=True)
     wrong = dataclasses.replace(
-        unknown, id=_id("1"), addr4=IPv4Address("172.18.0.4"), addr6=None,
+        unknown,
+        id=_id("1"),
+        addr4=IPv4Address("172.18.0.4"),
+        addr6=None,
         container=Container(_id("2"), "w", problems=(Problem("label fw.allow", "808O", "is not a port"),)),
-    )  # fmt: skip
+    )
     left = dataclasses.replace(web, id=_id("3"), addr4=IPv4Address("172.18.0.5"), addr6=None, joined=False)
     db = Endpoint(_id("4"), inner.id, IPv4Address("10.9.0.2"), joined=True, container=Container(_id("5"), "db"))
     all_open = Endpoint(
-        _id("6"), six.id, None, IPv6Address("2001:db8:2::2"), joined=True,
+        _id("6"),
+        six.id,
+        None,
+        IPv6Address("2001:db8:2::2"),
+        joined=True,
         container=Container(_id("7"), "all", _said(allow="*/sctp")),
-    )  # fmt: skip
+    )
     return {
-        "empty": _inventory([], [], Said()),
-        "one-network": _inventory([dual], [web], Said()),
+        "empty": _inventory([], [], PolicySpec()),
+        "one-network": _inventory([dual], [web], PolicySpec()),
         "closed": _inventory([dual], [unknown, wrong, left], _said(allow="9999")),
         "several": _inventory([dual, inner, six], [web, db, all_open], _said(allow="161/udp")),
         "words": _words(dual, six),
@@ -658,32 +678,57 @@ def _words(dual: Network, six: Network) -> Inventory:
         return Container(_id(letter), name, _said(**pairs), network="shop_front", project="shop", service=name)
 
     web = Endpoint(
-        _id("d"), dual.id, V4, V6, joined=True,
-        container=who("e", "web", allow="5432 from service:api 2001:db8:5::/48 203.0.113.7, gre, 22 from 10.0.0.0/9",
-                      deny="80, 9100-9200", rate="443 5/minute burst 10, 5000-6000/udp 1/day", log="drop"),
-    )  # fmt: skip
+        _id("d"),
+        dual.id,
+        V4,
+        V6,
+        joined=True,
+        container=who(
+            "e",
+            "web",
+            allow="5432 from service:api 2001:db8:5::/48 203.0.113.7, gre, 22 from 10.0.0.0/9",
+            deny="80, 9100-9200",
+            rate="443 5/minute burst 10, 5000-6000/udp 1/day",
+            log="drop",
+        ),
+    )
     api = Endpoint(
-        _id("f"), dual.id, IPv4Address("172.18.0.3"), IPv6Address("2001:db8:1::3"), joined=True,
+        _id("f"),
+        dual.id,
+        IPv4Address("172.18.0.3"),
+        IPv6Address("2001:db8:1::3"),
+        joined=True,
         container=who("1", "api", policy="closed", egress="5432 to service:web, 53/udp to host 2001:4860::8888, esp"),
-    )  # fmt: skip
+    )
     wide = Endpoint(
-        _id("2"), six.id, None, IPv6Address("2001:db8:2::2"), joined=True,
+        _id("2"),
+        six.id,
+        None,
+        IPv6Address("2001:db8:2::2"),
+        joined=True,
         container=who("3", "wide", policy="open", deny="25, */udp"),
-    )  # fmt: skip
+    )
     guest = Endpoint(
-        _id("4"), GUARDED.id, IPv4Address("172.19.0.2"), joined=True,
+        _id("4"),
+        GUARDED.id,
+        IPv4Address("172.19.0.2"),
+        joined=True,
         container=who("5", "guest", allow="8080 from 203.0.113.0/24 project:shop", rate="80 100/second", egress="none"),
         published=(
-            Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080), Published("tcp", IPv6Address("::"), 18080, 8080),
+            Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),
+            Published("tcp", IPv6Address("::"), 18080, 8080),
             Published("tcp", IPv4Address("198.51.100.1"), 18081, 8080),
             Published("tcp", IPv4Address("0.0.0.0"), 80, 80),
         ),
-    )  # fmt: skip
+    )
     wrong = Endpoint(
-        _id("6"), GUARDED.id, IPv4Address("172.19.0.3"), joined=True,
+        _id("6"),
+        GUARDED.id,
+        IPv4Address("172.19.0.3"),
+        joined=True,
         container=dataclasses.replace(who("7", "wrong"), problems=parse({"fw.egress": "x"}).problems),
-    )  # fmt: skip
-    ours, theirs = (dataclasses.replace(each, said=_said(egress="443")) for each in (six, GUARDED))
+    )
+    ours, theirs = (dataclasses.replace(each, spec=_said(egress="443")) for each in (six, GUARDED))
     subnets = (IPv4Network("172.19.0.0/16"), IPv6Network("2001:db8:3::/64"))
     guarded = dataclasses.replace(theirs, subnets=subnets, mode6="routed")
     overrides = (Overriding(_id("3"), Rule("tcp", 1000, 1999), True), Overriding(_id("1"), Rule("tcp", 9, 9)))
@@ -707,7 +752,7 @@ def test_who_answers_and_what() -> None:
     inventory = _golden()["words"]
     found = {address: what for owner in inventory.owners() for address, what in inventory.answers(owner).items()}
     assert len(found) == 7
-    assert found[V4] == Answers(IPv4Network("172.18.0.0/16"), found[V4].policy)
+    assert found[V4] == AddressPolicy(IPv4Network("172.18.0.0/16"), found[V4].policy)
     assert list(map(str, found[V4].policy.accepts)) == [
         "gre", "22/tcp from 10.0.0.0/9", "443/tcp",
         "5432/tcp from 172.18.0.3 2001:db8:1::3 2001:db8:5::/48 203.0.113.7", "9100/tcp",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.labels.parser import EVERYTHING, KEYS
-from plugin.model import Defaults, FwError, Rate, Rule, Said
+from plugin.model import Defaults, FwError, PolicySpec, Rate, Rule
 from plugin.settings import SETTINGS, Settings, read
 from tests.pure.strategies import examples
 
@@ -20,10 +20,13 @@ DEFAULT = Settings(
     dockerd_cgroup=("system.slice/docker.service", "system.slice/snap.docker.dockerd.service", "openrc.docker"),
     boot="/host/etc/docker-fw",
     dockerd_ports=(
-        Rule("tcp", 2375, 2377), Rule("tcp", 7946, 7946), Rule("tcp", 9323, 9323), Rule("udp", 4789, 4789),
+        Rule("tcp", 2375, 2377),
+        Rule("tcp", 7946, 7946),
+        Rule("tcp", 9323, 9323),
+        Rule("udp", 4789, 4789),
         Rule("udp", 7946, 7946),
     ),
-    defaults=Defaults(Said(log="none")),
+    defaults=Defaults(PolicySpec(log="none")),
     refuse=True,
     trust_images=False,
     mark=0x08000000,
@@ -53,14 +56,25 @@ def test_every_setting_is_read() -> None:
         assert read({name: value}) != DEFAULT
     assert {"FW_" + key.removeprefix("fw.").upper() for key in KEYS} <= SETTINGS.keys()
     assert read(OTHERS) == Settings(
-        "/x", "/x", "/x", "/x", "/x", ("docker",), "/x", (Rule("tcp", 1, 1),),
+        "/x",
+        "/x",
+        "/x",
+        "/x",
+        "/x",
+        ("docker",),
+        "/x",
+        (Rule("tcp", 1, 1),),
         Defaults(
-            Said((Rule("tcp", 1, 1),), (Rule("tcp", 22, 22),), "closed", (), (Rate("tcp", 22, 22, 1, "day", 5),),
-                 "drop"),
+            PolicySpec(
+                (Rule("tcp", 1, 1),), (Rule("tcp", 22, 22),), "closed", (), (Rate("tcp", 22, 22, 1, "day", 5),), "drop"
+            ),
             published=True,
         ),
-        refuse=False, trust_images=True, mark=1, log_level="debug",
-    )  # fmt: skip
+        refuse=False,
+        trust_images=True,
+        mark=1,
+        log_level="debug",
+    )
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -94,37 +108,56 @@ def test_the_mark_is_one_bit_of_32(text: str) -> None:
 
 def test_what_the_host_allows_is_read_like_a_label() -> None:
     """FW_ALLOW speaks fw.allow's language, sorted and without doubles; so does each other setting its key's."""
-    said = read({"FW_ALLOW": "53/udp, 8080, 8080"}).defaults.said
-    assert said.allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
-    assert {rule.origin for rule in said.allow} == {"setting fw.allow"}
-    assert read({"FW_EGRESS": "all"}).defaults.said.egress == EVERYTHING
-    assert str(read({"FW_ALLOW": "22 from 10.0.0.0/8"}).defaults.said.allow[0]) == "22/tcp from 10.0.0.0/8"
+    spec = read({"FW_ALLOW": "53/udp, 8080, 8080"}).defaults.spec
+    assert spec.allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
+    assert {rule.origin for rule in spec.allow} == {"setting fw.allow"}
+    assert read({"FW_EGRESS": "all"}).defaults.spec.egress == EVERYTHING
+    assert str(read({"FW_ALLOW": "22 from 10.0.0.0/8"}).defaults.spec.allow[0]) == "22/tcp from 10.0.0.0/8"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("FW_DENY", "22 from any", 'FW_DENY="22 from any": "22 from any": a port is denied to everybody; '
-         'for some write fw.allow: "22 from 2001:db8::/32"'),
+        (
+            "FW_DENY",
+            "22 from any",
+            'FW_DENY="22 from any": "22 from any": a port is denied to everybody; '
+            'for some write fw.allow: "22 from 2001:db8::/32"',
+        ),
         ("FW_POLICY", "clsed", 'FW_POLICY="clsed": "clsed" is not default, closed or open; did you mean closed?'),
-        ("FW_EGRESS", "443 from 10.0.0.1", 'FW_EGRESS="443 from 10.0.0.1": "443 from 10.0.0.1": write "to" here, '
-         'not "from"'),
-        ("FW_RATE", "22", 'FW_RATE="22": "22" is not a rate, like 22 5/minute burst 10 (per second, minute, hour or '
-         'day)'),
+        (
+            "FW_EGRESS",
+            "443 from 10.0.0.1",
+            'FW_EGRESS="443 from 10.0.0.1": "443 from 10.0.0.1": write "to" here, not "from"',
+        ),
+        (
+            "FW_RATE",
+            "22",
+            'FW_RATE="22": "22" is not a rate, like 22 5/minute burst 10 (per second, minute, hour or day)',
+        ),
         ("FW_LOG", "yes", 'FW_LOG="yes": "yes" is not drop or none'),
         ("FW_MISTAKES", "ignore", 'FW_MISTAKES="ignore": must be refuse or close'),
         ("FW_IMAGE_LABELS", "yes", 'FW_IMAGE_LABELS="yes": must be ignore or trust'),
         ("FW_PUBLISHED", "open", 'FW_PUBLISHED="open": must be policy or allow'),
-        ("FW_DOCKERD_CGROUP", "/", 'FW_DOCKERD_CGROUP="/": must be a path of one to four names, like '
-         'system.slice/docker.service'),
-        ("FW_DOCKERD_CGROUP", "a, ../b", 'FW_DOCKERD_CGROUP="../b": must be a path of one to four names, like '
-         'system.slice/docker.service'),
-        ("FW_DOCKERD_CGROUP", "a/b/c/d/e", 'FW_DOCKERD_CGROUP="a/b/c/d/e": must be a path of one to four names, like '
-         'system.slice/docker.service'),
+        (
+            "FW_DOCKERD_CGROUP",
+            "/",
+            'FW_DOCKERD_CGROUP="/": must be a path of one to four names, like system.slice/docker.service',
+        ),
+        (
+            "FW_DOCKERD_CGROUP",
+            "a, ../b",
+            'FW_DOCKERD_CGROUP="../b": must be a path of one to four names, like system.slice/docker.service',
+        ),
+        (
+            "FW_DOCKERD_CGROUP",
+            "a/b/c/d/e",
+            'FW_DOCKERD_CGROUP="a/b/c/d/e": must be a path of one to four names, like system.slice/docker.service',
+        ),
         ("FW_DOCKERD_PORTS", "gre", 'FW_DOCKERD_PORTS="gre": gre has no ports'),
         ("FW_DOCKERD_PORTS", "x", 'FW_DOCKERD_PORTS="x": "x" is not a port (1-65535, a range like 9000-9100, or *)'),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_setting_stops_the_start(name: str, value: str, message: str) -> None:
     """A wrong word of the language is told like a label's, with the setting's name: nothing starts on a guess."""
     with pytest.raises(FwError) as caught:
@@ -175,8 +208,8 @@ def test_any_environment_is_settings_or_one_clear_error(environ: dict[str, str])
     try:
         settings = read(environ)
     except FwError as refused:
-        said = str(refused)
-        assert any(name in said for name in environ)
+        spec = str(refused)
+        assert any(name in spec for name in environ)
     else:
         assert settings.mark.bit_count() == 1
         assert settings.socket.startswith("/")

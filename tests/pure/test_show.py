@@ -61,16 +61,25 @@ def words(site: Site, **more: Any) -> str:
 
 @pytest.fixture
 def site() -> Site:
-    state = State(overrides=(
-        Overriding(WEB.id, Rule("tcp", 7000, 7000, origin="fwctl allow"), until=NOW + 3540),
-        Overriding(WEB.id, Rule("tcp", 22, 22, origin="fwctl deny"), deny=True),
-        Overriding("9" * 64, Rule("tcp", 80, 80), deny=True, until=NOW + 90),
-    ))  # fmt: skip
+    state = State(
+        overrides=(
+            Overriding(WEB.id, Rule("tcp", 7000, 7000, origin="fwctl allow"), until=NOW + 3540),
+            Overriding(WEB.id, Rule("tcp", 22, 22, origin="fwctl deny"), deny=True),
+            Overriding("9" * 64, Rule("tcp", 80, 80), deny=True, until=NOW + 90),
+        )
+    )
     return Site(
         ours(2, WEB, *published(8080, 18080), *published(5432, 15432), *published(6000, 16000), LOOP),
-        ours(3, SHY), ours(4, DB), ours(5, None), guest(FRONT, 2, OPEN), guest(FRONT, 3, WRONG), guest(BACK, 2, DB),
-        state=state, existing=("9" * 64,), defaults=Defaults(labels({"fw.allow": "9100"}, "setting ").said),
-    )  # fmt: skip
+        ours(3, SHY),
+        ours(4, DB),
+        ours(5, None),
+        guest(FRONT, 2, OPEN),
+        guest(FRONT, 3, WRONG),
+        guest(BACK, 2, DB),
+        state=state,
+        existing=("9" * 64,),
+        defaults=Defaults(labels({"fw.allow": "9100"}, "setting ").spec),
+    )
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
@@ -78,18 +87,18 @@ def site() -> Site:
 
 def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> None:
     """Networks, containers, addresses; ports with their origin; peers by name and who they are now."""
-    said = words(site).splitlines()
-    assert said[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
+    spec = words(site).splitlines()
+    assert spec[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
     web = "  web  10.1.0.2 2001:db8:1::2  80/tcp, 443/tcp, 5432/tcp from container:db service:api, 7000/tcp, "
-    assert said[1].startswith(web)
-    assert "    setting fw.allow: 9100/tcp" in said
-    here = next(line for line in said if line.startswith("    label fw.allow: 5432/tcp"))
+    assert spec[1].startswith(web)
+    assert "    setting fw.allow: 9100/tcp" in spec
+    here = next(line for line in spec if line.startswith("    label fw.allow: 5432/tcp"))
     assert here == (
         "    label fw.allow: 5432/tcp from container:db service:api = 10.1.0.4 172.19.0.2 2001:db8:1::4, 8080/tcp, "
         "9000/tcp from 203.0.113.0/24"
     )
-    assert "front on br-front (Docker's own)  172.18.0.0/16 2001:db8:a::/64" in said
-    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only  (its labels are not known yet)" in said
+    assert "front on br-front (Docker's own)  172.18.0.0/16 2001:db8:a::/64" in spec
+    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only  (its labels are not known yet)" in spec
 
 
 def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
@@ -100,11 +109,11 @@ def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
 
 def test_status_tells_egress_rates_and_logging(site: Site) -> None:
     """Each with its origin."""
-    said = words(site)
-    assert "    may begin 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in said
-    assert "    at most 22/tcp 5/minute burst 10 (label fw.rate)" in said
-    assert "    what is dropped is logged" in said
-    assert "may begin nothing (label" not in said
+    spec = words(site)
+    assert "    may begin 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
+    assert "    at most 22/tcp 5/minute burst 10 (label fw.rate)" in spec
+    assert "    what is dropped is logged" in spec
+    assert "may begin nothing (label" not in spec
     none = Site(ours(2, container("shy", {"fw.egress": "none"})))
     assert "    may begin nothing" in words(none)
 
@@ -118,23 +127,23 @@ def test_everything_is_one_word(site: Site) -> None:
 
 def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
     """Of a container that does not run too, for it has them again when it does."""
-    said = words(site)
-    assert "    fwctl allow 7000/tcp, 59 min left" in said
-    assert "    fwctl deny 22/tcp, for ever" in said
-    assert "container 999999999999, which is on no network now: fwctl deny 80/tcp, 90 s left" in said
+    spec = words(site)
+    assert "    fwctl allow 7000/tcp, 59 min left" in spec
+    assert "    fwctl deny 22/tcp, for ever" in spec
+    assert "container 999999999999, which is on no network now: fwctl deny 80/tcp, 90 s left" in spec
 
 
 def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
     """Mistakes, labels of an image, rules that Docker's own firewall undoes, drops."""
-    said = words(site)
-    assert '    label fw.dney="80": is not a key of docker-fw' in said
-    assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in said
-    assert "    dropped: 12 packets on their way to it, 3 that it began" in said
+    spec = words(site)
+    assert '    label fw.dney="80": is not a key of docker-fw' in spec
+    assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in spec
+    assert "    dropped: 12 packets on their way to it, 3 that it began" in spec
     notice = 'label fw.allow="80" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
     quiet = dataclasses.replace(container("app", {"fw.allow": "9999"}), notices=(notice,))
-    said = words(Site(guest(FRONT, 2, quiet)))
-    assert f"    {notice}" in said
-    assert "fw.allow=9999 has no effect on front because it is a nat network" in said
+    spec = words(Site(guest(FRONT, 2, quiet)))
+    assert f"    {notice}" in spec
+    assert "fw.allow=9999 has no effect on front because it is a nat network" in spec
 
 
 def test_an_override_without_effect_is_told() -> None:
@@ -146,19 +155,19 @@ def test_an_override_without_effect_is_told() -> None:
 
 def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
     """To all, or to others; what is the host's alone is not worth a word."""
-    said = words(site)
-    assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in said
-    assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in said
-    assert "18080" not in said
-    assert "18081" not in said
+    spec = words(site)
+    assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in spec
+    assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in spec
+    assert "18080" not in spec
+    assert "18081" not in spec
 
 
 def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
     """Where somebody may not begin everything and the host's resolver is on loopback; else there is nothing to say."""
-    free, confined = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
-    said = "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1) from the host"
-    assert said in words(confined, host_resolver="127.0.0.1")
-    assert "names" not in words(confined)
+    free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
+    spec = "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1) from the host"
+    assert spec in words(egress_restricted, host_resolver="127.0.0.1")
+    assert "names" not in words(egress_restricted)
     assert "names" not in words(free, host_resolver="127.0.0.1")
 
 
@@ -176,10 +185,8 @@ def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
         ("nameserver\nnameserver x\n\x00", "", ""),
         (None, "", ""),
     ],
-)  # fmt: skip
-def test_which_resolver_docker_asks_from_the_host(
-    tmp_path: Path, hosts: str | None, systemd: str, found: str
-) -> None:
+)
+def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | None, systemd: str, found: str) -> None:
     """The first on loopback; but where systemd's stub is the only one Docker takes the servers that systemd has."""
     mine, theirs = tmp_path / "resolv.conf", tmp_path / "systemd.conf"
     for path, text in ((mine, hosts), (theirs, systemd)):
@@ -200,14 +207,14 @@ def test_status_tells_of_the_host(site: Site) -> None:
     """Containers apart, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that does not keep up; none of
     it when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
-    said = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
-    assert "tool: has the host's network" in said
-    assert "left alone (not Docker's): lxdbr0, virbr0" in said
-    assert "2 addresses and prefixes are banned: fwctl bans" in said
+    spec = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
+    assert "tool: has the host's network" in spec
+    assert "left alone (not Docker's): lxdbr0, virbr0" in spec
+    assert "2 addresses and prefixes are banned: fwctl bans" in spec
     held = "what begins to listen on the host is held until Docker has told whose it is; held now: 80/tcp on ::"
-    assert f"docker-proxy is not known by its control group: {held}" in said
-    assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in said
-    assert "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does" in said
+    assert f"docker-proxy is not known by its control group: {held}" in spec
+    assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in spec
+    assert "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does" in spec
     quiet = words(Site(ours(2, DB)))
     assert not any(word in quiet for word in ("silent", "keep up", "banned", "left alone", "control group"))
     assert "the table is docker-fw's alone" in quiet
@@ -230,10 +237,10 @@ def test_nothing_is_told_in_a_sentence() -> None:
 
 def test_ports_tell_from_whom(site: Site) -> None:
     """Each published port with its container, and for whom it is open."""
-    said = render.ports(told(site)).splitlines()
-    assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in said
-    assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in said
-    assert f"{'web':<30} [::]:16000->6000/tcp  (closed to the outside: fw.allow does not open 6000/tcp)" in said
+    spec = render.ports(told(site)).splitlines()
+    assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in spec
+    assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in spec
+    assert f"{'web':<30} [::]:16000->6000/tcp  (closed to the outside: fw.allow does not open 6000/tcp)" in spec
     assert render.ports(told(Site())) == "no published ports"
 
 
@@ -241,11 +248,11 @@ def test_a_dry_run_tells_what_closes_to_whom() -> None:
     """Before anything is closed; a port that stays open to some is told with them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
-    said = render.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
-    assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in said
-    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it: label fw.allow: "6000")' in said
-    assert "published 0.0.0.0:10080->80/tcp: stays open\n" in said
-    assert said.endswith("connections that stand now and would be cut:\n  203.0.113.9 → app 5432/tcp")
+    spec = render.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
+    assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in spec
+    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it: label fw.allow: "6000")' in spec
+    assert "published 0.0.0.0:10080->80/tcp: stays open\n" in spec
+    assert spec.endswith("connections that stand now and would be cut:\n  203.0.113.9 → app 5432/tcp")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -278,8 +285,8 @@ def test_a_plan_is_told_as_a_diff() -> None:
     gone = {"sign": "-", "what": "element", "text": "allow4 10.1.0.2 . tcp . 9999", "who": "web"}
     empty: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
     full = {**empty, "drift": [gone], "policy": [line], "changes": True, "notes": ["a note"]}
-    said = render.plain(render_answers.plan(full))
-    assert said.splitlines() == [
+    spec = render.plain(render_answers.plan(full))
+    assert spec.splitlines() == [
         "the table in the kernel is not as it should be; to mend it:", "- allow4 10.1.0.2 . tcp . 9999  web",
         "with these settings:", "+ web on front: accepts 9100/tcp  (setting x)", "a note",
     ]  # fmt: skip
@@ -299,9 +306,9 @@ def test_what_was_done_is_told(site: Site) -> None:
     """With what the container answers on now, and what has no effect."""
     places = status.places(site.state.snapshot(), WEB.id, Engine(), 0)
     word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
-    said = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
-    assert said.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
-    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it answers on 80/tcp, " in said
+    spec = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
+    assert spec.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
+    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it answers on 80/tcp, " in spec
     assert render.plain(render_answers.reverted({"reverted": []})) == "nothing was overridden"
     assert render.plain(render_answers.reverted({"reverted": [{"container": None, "id": "a" * 64}]})) == (
         "aaaaaaaaaaaa: as its labels say"
@@ -332,7 +339,7 @@ def bare(text: str) -> str:
 @pytest.mark.parametrize("width", [200, 80])
 def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
     """As tables where there is room, as coloured lines where there is not; no word of the plain form is missing."""
-    data = told(site, foreign=["virbr0"], banned=1)
+    data = told(site, unmanaged=["virbr0"], banned=1)
     shown = bare(drawn(terminal.status(data, width), width=width)).split()
     plain = render.status(data).replace(",", " ").split()
     missing = {word for word in plain if word not in set(" ".join(shown).replace(",", " ").split())}
@@ -350,7 +357,7 @@ EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
 def test_others_words_move_no_cursor() -> None:
     """A label's value is quoted in a terminal: it is text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
-    data = told(site, apart={EVIL: EVIL}, foreign=[EVIL])
+    data = told(site, not_guarded={EVIL: EVIL}, unmanaged=[EVIL])
     for text in (render.status(data), render.ports(data), render.dry_run(data["guarded"], data["apart"], [EVIL])):
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
         assert "[red]no[/red]" in text or text == "no published ports"

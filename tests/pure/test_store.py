@@ -20,19 +20,19 @@ from hypothesis import strategies as st
 
 from plugin.labels.parser import EVERYTHING
 from plugin.model import (
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
     FwError,
-    Guarded,
     Network,
     Overriding,
     Peer,
+    PolicySpec,
     Problem,
     Published,
     Rate,
     Rule,
-    Said,
 )
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
@@ -56,26 +56,42 @@ from tests.pure.strategies import (
 
 V1 = Path(__file__).parents[1] / "golden" / "state-1.json"
 MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
-NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), said=Said(allow=(MORE,)))
-SAID = Said(
-    (Rule("tcp", 22, 22, (TEN, Peer("service", "api"))), Rule("gre", 0, 0)), (Rule("tcp", 80, 80),), "closed",
-    (Rule("udp", 53, 53, (Peer("host"),)),), (Rate("tcp", 22, 22, 5, "minute", 10, "label fw.rate"),), "drop",
-)  # fmt: skip
+NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), spec=PolicySpec(allow=(MORE,)))
+SAID = PolicySpec(
+    (Rule("tcp", 22, 22, (TEN, Peer("service", "api"))), Rule("gre", 0, 0)),
+    (Rule("tcp", 80, 80),),
+    "closed",
+    (Rule("udp", 53, 53, (Peer("host"),)),),
+    (Rate("tcp", 22, 22, 5, "minute", 10, "label fw.rate"),),
+    "drop",
+)
 ENDPOINT = Endpoint(
-    "b" * 64, NETWORK.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8::2"), "02:42:ac:12:00:02", joined=True,
-    said=Said(egress=EVERYTHING),
-    container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", Said(egress=())),
+    "b" * 64,
+    NETWORK.id,
+    IPv4Address("172.18.0.2"),
+    IPv6Address("2001:db8::2"),
+    "02:42:ac:12:00:02",
+    joined=True,
+    spec=PolicySpec(egress=EVERYTHING),
+    container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", PolicySpec(egress=())),
     published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
-)  # fmt: skip
+)
 SHORT = State({NETWORK.id: NETWORK}, {"b": Endpoint("b", NETWORK.id, container=Container("c", "wéb"))}, "boot-1")
 BEFORE = State({NETWORK.id: NETWORK}, {}, "boot-1", frozenset({2}))
 AFTER = State(
-    {NETWORK.id: NETWORK}, {ENDPOINT.id: ENDPOINT}, "boot-1", frozenset({2, 10}), frozenset({"virbr0"}),
-    {"c" * 64: (Published("tcp", IPv6Address("::"), 8443, 443),)}, frozenset({"br-front"}),
-    (Overriding("c" * 64, Rule("tcp", 9000, 9000, (TEN,), "fwctl allow"), False, 1_900_000_000.5),
-     Overriding("d" * 64, Rule("udp", 1, 65535), True)),
+    {NETWORK.id: NETWORK},
+    {ENDPOINT.id: ENDPOINT},
+    "boot-1",
+    frozenset({2, 10}),
+    frozenset({"virbr0"}),
+    {"c" * 64: (Published("tcp", IPv6Address("::"), 8443, 443),)},
+    frozenset({"br-front"}),
+    (
+        Overriding("c" * 64, Rule("tcp", 9000, 9000, (TEN,), "fwctl allow"), False, 1_900_000_000.5),
+        Overriding("d" * 64, Rule("udp", 1, 65535), True),
+    ),
     {ip_network("203.0.113.7"): 0, ip_network("2001:db8::/48"): 1_900_000_000.25},
-)  # fmt: skip
+)
 
 
 def by_id(items: list[Any]) -> dict[str, Any]:
@@ -88,9 +104,9 @@ states = st.builds(
     endpoints=st.lists(endpoints, max_size=4).map(by_id),
     boot=st.text(max_size=36),
     switched=st.frozensets(st.sampled_from([2, 10])),
-    foreign=st.frozensets(bridges, max_size=2),
+    unmanaged=st.frozensets(bridges, max_size=2),
     proxied=st.dictionaries(st.text(max_size=8), st.lists(published, max_size=2).map(tuple), max_size=2),
-    confined=st.frozensets(bridges, max_size=2),
+    egress_restricted=st.frozensets(bridges, max_size=2),
     overrides=st.lists(overridings, max_size=3).map(tuple),
     bans=st.dictionaries(prefixes, st.sampled_from([0, 1.5, 1_900_000_000]), max_size=3),
 )
@@ -243,8 +259,8 @@ def test_any_bytes_never_stop_the_start(content: bytes) -> None:
         try:
             assert Store(str(where / "state.json")).load() == State()
         except FwError as refused:
-            said = str(refused)
-            assert "newer" in said
+            spec = str(refused)
+            assert "newer" in spec
         else:
             (aside,) = where.glob("state.json.corrupt-*")
             assert aside.read_bytes() == content
@@ -267,11 +283,11 @@ def test_every_field_is_kept(path: Path) -> None:
     Store(str(path)).save(AFTER, flush=True)
     state = Store(str(path)).load()
     assert state == AFTER
-    assert state.networks[NETWORK.id].said.allow[0].origin == MORE.origin
+    assert state.networks[NETWORK.id].spec.allow[0].origin == MORE.origin
     assert [each.rule.origin for each in state.overrides] == ["fwctl allow", ""]
     container = state.endpoints[ENDPOINT.id].container
     assert container
-    assert (container.said.rate or ())[0].origin == "label fw.rate"
+    assert (container.spec.rate or ())[0].origin == "label fw.rate"
     assert list(state.bans) == list(AFTER.bans)
 
 
@@ -284,22 +300,34 @@ def test_a_file_of_version_1_is_read(path: Path) -> None:
     path.write_bytes(V1.read_bytes())
     state = Store(str(path)).load()
     network = Network(
-        "a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), IPv6Interface("2001:db8:1::1/64"), False, 1400,
-        False, IPv4Address("127.0.0.1"), "net", Said(allow=(Rule("tcp", 9100, 9100),)),
-    )  # fmt: skip
-    web = Container("c" * 64, "web", Said(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53))))
+        "a" * 64,
+        "fw-aaaaaaaaaaaa",
+        IPv4Interface("172.18.0.1/16"),
+        IPv6Interface("2001:db8:1::1/64"),
+        False,
+        1400,
+        False,
+        IPv4Address("127.0.0.1"),
+        "net",
+        PolicySpec(allow=(Rule("tcp", 9100, 9100),)),
+    )
+    web = Container("c" * 64, "web", PolicySpec(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53))))
     wrong = Container("d" * 64, "wröng", problems=(Problem("label fw.allow", "808O", "is not a port", False, False),))
     endpoints = [
         Endpoint("b" * 64, network.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"), "02:42:ac:12:00:02",
-                 True, Said(allow=(Rule("sctp", 1, 65535),)), web,
+                 True, PolicySpec(allow=(Rule("sctp", 1, 65535),)), web,
                  (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)),
         Endpoint("e" * 64, network.id, IPv4Address("172.18.0.3"), None, "02:42:ac:12:00:03", True, container=wrong),
         Endpoint("f" * 64, network.id, None, IPv6Address("2001:db8:1::4")),
     ]  # fmt: skip
     assert state == State(
-        {network.id: network}, by_id(endpoints), "boot-1", frozenset({2}), frozenset({"virbr0"}),
+        {network.id: network},
+        by_id(endpoints),
+        "boot-1",
+        frozenset({2}),
+        frozenset({"virbr0"}),
         {web.id: (Published("tcp", IPv6Address("::"), 8443, 443),)},
-    )  # fmt: skip
+    )
     Store(str(path)).save(state, flush=True)
     assert Store(str(path)).load() == state
     assert json.loads(path.read_text())["version"] == 2
@@ -352,9 +380,15 @@ def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, val
 
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
-    [("networks", "mtu", 2**64), ("networks", "mtu", 0), ("networks", "id", "\0"), ("endpoints", "id", "../../etc"),
-     ("endpoints", "network_id", ""), ("endpoints", "mac", "02:42")],
-)  # fmt: skip
+    [
+        ("networks", "mtu", 2**64),
+        ("networks", "mtu", 0),
+        ("networks", "id", "\0"),
+        ("endpoints", "id", "../../etc"),
+        ("endpoints", "network_id", ""),
+        ("endpoints", "mac", "02:42"),
+    ],
+)
 def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str, key: str, value: Any) -> None:
     """A record that no link could be made from is noticed when the file is read, not when it is too late to start."""
     Store(str(path)).save(AFTER, flush=True)
@@ -490,18 +524,18 @@ def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[State, 
 
 def test_one_odd_name_takes_nothing_else_with_it(path: Path) -> None:
     """A bridge's name that nft would have to quote is left out of what is kept; bans and networks beside it stay."""
-    Store(str(path)).save(dataclasses.replace(AFTER, foreign=frozenset({"br+lan", "virbr0"})), flush=True)
+    Store(str(path)).save(dataclasses.replace(AFTER, unmanaged=frozenset({"br+lan", "virbr0"})), flush=True)
     assert Store(str(path)).load() == AFTER
 
 
 def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
     """The file that was last flushed has it: after the boot nobody begins what is forbidden before Docker answers."""
     nothing: Any = Kernel()
-    state = Reconciler(nothing, Store(str(path)), Defaults(Said()))
+    state = Reconciler(nothing, Store(str(path)), Defaults(PolicySpec()))
     bridge = "br-0123456789ab"
     state.start(Facts(State()))
-    shy = Guarded("n" * 64, "front", bridge, said=Said(egress=()))
+    shy = BridgeNetwork("n" * 64, "front", bridge, spec=PolicySpec(egress=()))
     state.observe(lambda facts: facts.with_networks({shy.id: shy}))
     state.observe(lambda facts: facts.keeping(lambda known: known.with_foreign({"virbr0"})))  # one that is not flushed
     path.write_text("")  # as the disk may have it then
-    assert bridge in Store(str(path)).load().confined
+    assert bridge in Store(str(path)).load().egress_restricted

@@ -69,10 +69,15 @@ def test_of_a_line_that_is_too_long_its_beginning_tells_who_it_is_about(size: in
 
 @pytest.mark.parametrize(
     "beginning",
-    [b"{" * 5000, b'{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"c","x":"',
-     b'{"Type":"container","Action":"die","Actor":{"Attributes":{"ID":"c","x":"', b'{"status":"die","from":"', b"\xff",
-     b'{"Type":"container","Actor":{"ID":"c","Attributes":{"x":"'],
-)  # fmt: skip
+    [
+        b"{" * 5000,
+        b'{"Type":"network","Action":"connect","Actor":{"ID":"n","Attributes":{"container":"c","x":"',
+        b'{"Type":"container","Action":"die","Actor":{"Attributes":{"ID":"c","x":"',
+        b'{"status":"die","from":"',
+        b"\xff",
+        b'{"Type":"container","Actor":{"ID":"c","Attributes":{"x":"',
+    ],
+)
 def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes) -> None:
     """It is told as such before its end has come, once, and what comes after it is heard."""
 

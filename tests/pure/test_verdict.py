@@ -10,82 +10,99 @@ import pytest
 
 from plugin.labels.parser import parse
 from plugin.model import (
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
-    Guarded,
-    Guest,
     Network,
     Override,
+    PolicySpec,
     Problem,
     Published,
     Rule,
-    Said,
+    TrackedEndpoint,
 )
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
-from plugin.policy.verdict import Packet, confined, find, number_of, policy_of, verdict
+from plugin.policy.verdict import Packet, egress_restricted, find, number_of, policy_of, verdict
 from plugin.policy.view import Inventory, evaluated
 
 FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))
 INNER = Network("i" * 64, "fw-inner", IPv4Interface("10.3.0.1/24"), internal=True)
-APP = Guarded("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
-APART = Guarded("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
+APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
+APART = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
 OUT, NEAR = "203.0.113.7", "10.9.9.9"
 
 
-def said(**pairs: str) -> Said:
+def spec(**pairs: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
-    return parsed.said
+    return parsed.spec
 
 
-def on(network: Network | Guarded, address: str, name: str, labels: Said | None, **more: object) -> Endpoint:
+def on(
+    network: Network | BridgeNetwork, address: str, name: str, labels: PolicySpec | None, **more: object
+) -> Endpoint:
     """A container's place; without labels nobody knows who is there."""
     first, *rest = (ip_address(each) for each in address.split())
     known = labels is not None
-    container = Container(name.ljust(64, "0"), name, labels or Said(), project="shop", service=name) if known else None
+    container = (
+        Container(name.ljust(64, "0"), name, labels or PolicySpec(), project="shop", service=name) if known else None
+    )
     endpoint = Endpoint(
-        name.ljust(64, "e"), network.id, first if isinstance(first, IPv4Address) else None,
-        next((each for each in rest if isinstance(each, IPv6Address)), None), joined=True, container=container,
-    )  # fmt: skip
+        name.ljust(64, "e"),
+        network.id,
+        first if isinstance(first, IPv4Address) else None,
+        next((each for each in rest if isinstance(each, IPv6Address)), None),
+        joined=True,
+        container=container,
+    )
     return dataclasses.replace(endpoint, **more)  # type: ignore[arg-type]
 
 
 def world(
-    *there: Endpoint, networks: Iterable[Network | Guarded] = (), settings: Said | None = None, published: bool = False,
-    bans: dict[str, float] | None = None, override: dict[str, Override] | None = None, unsure: Iterable[str] = (),
-) -> Inventory:  # fmt: skip
+    *there: Endpoint,
+    networks: Iterable[Network | BridgeNetwork] = (),
+    settings: PolicySpec | None = None,
+    published: bool = False,
+    bans: dict[str, float] | None = None,
+    override: dict[str, Override] | None = None,
+    unsure: Iterable[str] = (),
+) -> Inventory:
     known = {net.id: net for net in (FRONT, BACK, INNER, APP, APART)} | {net.id: net for net in networks}
     state = State(
         {k: net for k, net in known.items() if isinstance(net, Network)},
         {e.id: e for e in there if isinstance(known[e.network_id], Network)},
         bans={ip_network(prefix): until for prefix, until in (bans or {}).items()},
     )
-    guests = [e for e in there if isinstance(known[e.network_id], Guarded)]
+    guests = [e for e in there if isinstance(known[e.network_id], BridgeNetwork)]
     doubted = set(unsure)
     facts = Facts(
-        state, networks={k: net for k, net in known.items() if isinstance(net, Guarded)}, listed=True,
-        guests={e.id: Guest(e, True, (e.container.name if e.container else "") not in doubted) for e in guests},
-    )  # fmt: skip
-    made = evaluated(Defaults(settings or Said(), published), facts)
+        state,
+        networks={k: net for k, net in known.items() if isinstance(net, BridgeNetwork)},
+        listed=True,
+        guests={
+            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in doubted) for e in guests
+        },
+    )
+    made = evaluated(Defaults(settings or PolicySpec(), published), facts)
     if override:
         made.overrides = override
-        made.introduce(made.owners())
+        made.reindex(made.owners())
     return made
 
 
-WEB = on(FRONT, "10.1.0.2 2001:db8:1::2", "web", said())
-API = on(FRONT, "10.1.0.3", "api", said(allow="5432 from service:web, 8080"))
-DB = on(BACK, "10.2.0.2", "db", said(allow="5432 from service:web 10.9.0.0/16", deny="22"))
-SHUT = on(APP, "172.18.0.2", "shut", said(policy="closed"))
-WIDE = on(APP, "172.18.0.3", "wide", said(policy="open", deny="25"))
-MUTE = on(APP, "172.18.0.4", "mute", said(egress="none"))
-SOME = on(BACK, "10.2.0.4", "some", said(egress="443, 53/udp to 10.9.0.0/16 service:web, 8125/udp to host"))
-INSIDE = on(INNER, "10.3.0.2", "inside", said(allow="8080"))
+WEB = on(FRONT, "10.1.0.2 2001:db8:1::2", "web", spec())
+API = on(FRONT, "10.1.0.3", "api", spec(allow="5432 from service:web, 8080"))
+DB = on(BACK, "10.2.0.2", "db", spec(allow="5432 from service:web 10.9.0.0/16", deny="22"))
+SHUT = on(APP, "172.18.0.2", "shut", spec(policy="closed"))
+WIDE = on(APP, "172.18.0.3", "wide", spec(policy="open", deny="25"))
+MUTE = on(APP, "172.18.0.4", "mute", spec(egress="none"))
+SOME = on(BACK, "10.2.0.4", "some", spec(egress="443, 53/udp to 10.9.0.0/16 service:web, 8125/udp to host"))
+INSIDE = on(INNER, "10.3.0.2", "inside", spec(allow="8080"))
 NOBODY = on(FRONT, "10.1.0.9", "nobody", None)
-WRONG = on(FRONT, "10.1.0.8", "wrong", said(), container=Container("w", "wrong", problems=(Problem("", "", ""),)))
+WRONG = on(FRONT, "10.1.0.8", "wrong", spec(), container=Container("w", "wrong", problems=(Problem("", "", ""),)))
 ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, NOBODY, WRONG)
 
 Case = tuple[str | None, str, str, int, bool, str]
@@ -178,11 +195,13 @@ def test_what_is_said_of_who_may_not() -> None:
     there = world(SOME, MUTE)
     assert ask(there, "172.18.0.4", OUT) == (False, "mute may begin nothing, and not this")
     assert ask(there, "10.2.0.4", OUT, "tcp", 80) == (
-        False, "some may begin 443/tcp, 53/udp to 10.9.0.0/16, 8125/udp to host, and not this"
-    )  # fmt: skip
+        False,
+        "some may begin 443/tcp, 53/udp to 10.9.0.0/16, 8125/udp to host, and not this",
+    )
     assert ask(there, "10.2.0.77", OUT) == (
-        False, "on fw-back not everybody may begin everything, and an unknown address is not known"
-    )  # fmt: skip
+        False,
+        "on fw-back not everybody may begin everything, and an unknown address is not known",
+    )
     steps = verdict(there, Packet(ip_address("10.2.0.4"), ip_address(NEAR), "udp", 53)).steps
     assert steps[0].text == "some may begin this: 53/udp to 10.9.0.0/16"
     assert steps[0].origin == "label fw.egress"
@@ -190,17 +209,17 @@ def test_what_is_said_of_who_may_not() -> None:
 
 def test_a_network_or_a_setting_may_confine() -> None:
     """What a network's option or FW_EGRESS says holds for everybody there, unless the container says otherwise."""
-    back = dataclasses.replace(BACK, said=said(egress="443"))
-    free = on(BACK, "10.2.0.5", "free", said(egress="all"))
-    for there in (world(DB, free, networks=[back]), world(DB, free, settings=said(egress="443"))):
+    back = dataclasses.replace(BACK, spec=spec(egress="443"))
+    free = on(BACK, "10.2.0.5", "free", spec(egress="all"))
+    for there in (world(DB, free, networks=[back]), world(DB, free, settings=spec(egress="443"))):
         assert ask(there, "10.2.0.2", OUT, port=443)[0]
         assert not ask(there, "10.2.0.2", OUT, port=80)[0]
         assert ask(there, "10.2.0.5", OUT, port=80)[0]
         assert not ask(there, "10.2.0.77", OUT, port=443)[0]
-        assert confined(there, back)
-    assert not confined(world(DB), BACK)
-    assert confined(world(SOME), BACK)
-    assert confined(world(WRONG), FRONT)
+        assert egress_restricted(there, back)
+    assert not egress_restricted(world(DB), BACK)
+    assert egress_restricted(world(SOME), BACK)
+    assert egress_restricted(world(WRONG), FRONT)
 
 
 # --- bans, fwctl, doubt -------------------------------------------------------------------------------------------
@@ -249,7 +268,7 @@ def test_in_doubt_everybody_is_unknown() -> None:
 
 def test_a_rate_is_told() -> None:
     """A port with a rate is accepted, and it is said that a source may open just so many."""
-    limited = on(FRONT, "10.1.0.4", "limited", said(rate="22 5/minute burst 10, 80/udp 1/day"))
+    limited = on(FRONT, "10.1.0.4", "limited", spec(rate="22 5/minute burst 10, 80/udp 1/day"))
     steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 22)).steps
     assert [step.text for step in steps[1:]] == [
         "a source may open so many: 22/tcp 5/minute burst 10", "limited accepts 22/tcp"
@@ -274,7 +293,7 @@ def test_what_p_itself_opens_is_open_by_that_way_alone() -> None:
 def test_by_docker_proxy_a_container_is_the_host() -> None:
     """What docker-proxy sends on came to the host: what the client may begin to others does not count, where neighbours
     talk freely they do by it too."""
-    there = world(WIDE, MUTE, on(APART, "172.19.0.2", "one", said()), on(APART, "172.19.0.3", "two", said()))
+    there = world(WIDE, MUTE, on(APART, "172.19.0.2", "one", spec()), on(APART, "172.19.0.3", "two", spec()))
     assert ask(there, "172.18.0.4", "172.18.0.3", port=25, by="proxy")[0]
     assert not ask(there, "172.19.0.3", "172.19.0.2", port=25, by="proxy")[0]
     assert ask(there, "172.19.0.3", "172.19.0.2", port=443, by="proxy")[0]
@@ -311,9 +330,19 @@ def test_names_are_looked_up_in_what_is_decided() -> None:
 
 @pytest.mark.parametrize(
     ("text", "proto"),
-    [("TCP", "tcp"), ("udp", "udp"), ("gre", "gre"), ("icmp", "icmp"), ("ICMPv6", "icmp"), ("ping", "icmp"),
-     ("ospf", "other"), ("89", "other"), ("other", "other"), ("", "other")],
-)  # fmt: skip
+    [
+        ("TCP", "tcp"),
+        ("udp", "udp"),
+        ("gre", "gre"),
+        ("icmp", "icmp"),
+        ("ICMPv6", "icmp"),
+        ("ping", "icmp"),
+        ("ospf", "other"),
+        ("89", "other"),
+        ("other", "other"),
+        ("", "other"),
+    ],
+)
 def test_protocols_by_name(text: str, proto: str) -> None:
     """A protocol as a user writes it; what no rule can name is "other"."""
     assert number_of(text) == proto

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from plugin.daemon.loops import Later, Watcher
+from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
@@ -100,21 +100,21 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def watcher(world: World) -> Iterator[Watcher]:
-    made = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+def watcher(world: World) -> Iterator[Loops]:
+    made = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     made.start()
     yield made
     made.stop()
 
 
-def test_a_touched_ruleset_is_mended(world: World, watcher: Watcher) -> None:
+def test_a_touched_ruleset_is_mended(world: World, watcher: Loops) -> None:
     """When somebody changes the ruleset ours is looked at, and Docker's chain too."""
     until(lambda: world.ensured)
     world.flushed, world.number = 1, 2
     until(lambda: world.repaired)
 
 
-def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watcher: Watcher) -> None:
+def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watcher: Loops) -> None:
     """A flush while Docker's chain is being looked at is not taken for a doing of our own: it is mended right then."""
 
     def flush() -> None:
@@ -127,7 +127,7 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
     until(lambda: world.repaired, 1)
 
 
-def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Watcher) -> None:
+def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
     """Docker's chain cannot be looked at (another tool holds iptables' lock): ours is mended all the same."""
     until(lambda: world.ensured)
     waiting, go_on = threading.Event(), threading.Event()
@@ -149,7 +149,7 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Watcher) 
 
 def test_flows_are_cut_one_after_the_other_and_nobody_waits() -> None:
     """Cutting flows may last; what closes an address does not wait for it, and none is forgotten."""
-    later, done = Later(), []
+    later, done = Worker(), []
     go_on = threading.Event()
     later(lambda: (go_on.wait(5), done.append(1)))  # type: ignore[arg-type,func-returns-value]
     later(lambda: done.append(2))
@@ -170,7 +170,7 @@ BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=
 def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, told: Told, listening: bool) -> None:
     """While nobody tells whose address is whose, a port that leaves closes its bridge; else Docker tells."""
     world.listening = listening
-    watcher = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+    watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     links = {3: BRIDGE, 4: PORT}
     watcher._link(Told("came", Link(5, "veth2", master=3)), links)
     assert world.doubted == []
@@ -181,14 +181,14 @@ def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, 
 def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
     """The kernel told more than could be read, and Docker is silent: every bridge is closed until it speaks."""
     world.listening = False
-    watcher = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+    watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("all"), {})
     assert world.doubted == [None]
 
 
 def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
     """A bridge that comes is known at once as far as its name says, and everything is looked at."""
-    watcher = Watcher(world, world, world, Bridges(set), world, world, Later())  # type: ignore[arg-type]
+    watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("came", BRIDGE), {})
     assert world.woken == 1
     assert world.facts.bridges == BridgeFacts(dockers={BRIDGE.name}, guarded={BRIDGE.name}, there={BRIDGE.name})  # type: ignore[arg-type]

@@ -9,13 +9,13 @@ import pytest
 
 from plugin.kernel import conntrack
 from plugin.model import Defaults
-from plugin.nftables.drift import Standing
+from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, Element
 from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
-from plugin.state.applier import Writer
+from plugin.state.applier import TableApplier
 from tests.pure.fakes import Kernel
 
 BANNED = ip_network("203.0.113.7/32")
@@ -27,7 +27,7 @@ def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
 
 
-def put_right(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
+def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
     """How many were wrong where a ban of so many seconds should stand alone, and whether it stands alone then."""
     state = State(bans={BANNED: time.time() + ends})
     known, kernel = Inventory(Defaults(), Facts(state)), Kernel()
@@ -35,18 +35,18 @@ def put_right(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
     kernel.table = {*lasting, STRAY} if stray else set(lasting)
     kernel.timed = dict(timed) if ban else {}
     found = frozenset((*kernel.table, *kernel.timed))
-    wrong = Writer(kernel, known, lambda _: None).put_right(  # type: ignore[arg-type]
-        Standing(1, frozenset(SETS), found, frozenset(), ())
+    wrong = TableApplier(kernel, known, lambda _: None).sync_elements(  # type: ignore[arg-type]
+        TableDump(1, frozenset(SETS), found, frozenset(), ())
     )
     return wrong, kernel.table == lasting and kernel.timed.keys() == timed.keys()
 
 
 def test_a_ban_that_is_about_to_end_stands_until_it_does() -> None:
     """Its last seconds are not taken for an element too much."""
-    assert put_right(1.5, ban=True, stray=False) == (0, True)
+    assert sync_elements(1.5, ban=True, stray=False) == (0, True)
 
 
 def test_a_ban_that_somebody_deleted_comes_back_and_what_somebody_added_goes() -> None:
     """Both in one change; what is as it should be is none."""
-    assert put_right(60, ban=False, stray=True) == (2, True)
-    assert put_right(60, ban=True, stray=False) == (0, True)
+    assert sync_elements(60, ban=False, stray=True) == (2, True)
+    assert sync_elements(60, ban=True, stray=False) == (0, True)

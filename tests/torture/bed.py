@@ -89,10 +89,29 @@ class Bed:
         self.fw.remove(place.app)
         v4, v6 = place.addresses()
         self.fw.engine.docker(
-            "run", "-d", "--name", place.app, "--network", place.name, "--ip", v4, "--ip6", v6,
-            "--restart", "always", "--stop-timeout", "0", "--label", label,
-            "-p", f"{place.ports + 18080}:8080", "-p", f"{place.ports + 19090}:9090", "busybox", *SERVERS,
-        )  # fmt: skip
+            "run",
+            "-d",
+            "--name",
+            place.app,
+            "--network",
+            place.name,
+            "--ip",
+            v4,
+            "--ip6",
+            v6,
+            "--restart",
+            "always",
+            "--stop-timeout",
+            "0",
+            "--label",
+            label,
+            "-p",
+            f"{place.ports + 18080}:8080",
+            "-p",
+            f"{place.ports + 19090}:9090",
+            "busybox",
+            *SERVERS,
+        )
 
     def unmake(self) -> None:
         """Both are gone; harmless if they are."""

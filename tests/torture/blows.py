@@ -207,14 +207,38 @@ def disk_full(bed: Bed) -> None:
 
 #: All of them: the long run draws from these.
 BLOWS: tuple[Blow, ...] = (
-    worker_killed, plugin_killed, plugin_killed_amid_changes, plugin_disabled_and_enabled,
-    containers_and_networks_come_and_go, words_change, labels_change, dockerd_restarted, dockerd_killed,
+    worker_killed,
+    plugin_killed,
+    plugin_killed_amid_changes,
+    plugin_disabled_and_enabled,
+    containers_and_networks_come_and_go,
+    words_change,
+    labels_change,
+    dockerd_restarted,
+    dockerd_killed,
     dockerd_killed_with_live_restore,
-    dockerd_hangs, host_rebooted, table_deleted, chain_flushed, set_flushed, elements_deleted, elements_added,
-    ruleset_flushed, iptables_flushed, flushed_while_disabled, state_cut, state_garbage, disk_full,
-)  # fmt: skip
+    dockerd_hangs,
+    host_rebooted,
+    table_deleted,
+    chain_flushed,
+    set_flushed,
+    elements_deleted,
+    elements_added,
+    ruleset_flushed,
+    iptables_flushed,
+    flushed_while_disabled,
+    state_cut,
+    state_garbage,
+    disk_full,
+)
 #: For the tests: what is quick, and has no test of its own under fire.
 SHORT: tuple[Blow, ...] = (
-    worker_killed, plugin_killed_amid_changes, containers_and_networks_come_and_go, words_change, table_deleted,
-    chain_flushed, set_flushed, dockerd_hangs,
-)  # fmt: skip
+    worker_killed,
+    plugin_killed_amid_changes,
+    containers_and_networks_come_and_go,
+    words_change,
+    table_deleted,
+    chain_flushed,
+    set_flushed,
+    dockerd_hangs,
+)

@@ -34,19 +34,22 @@ _AGAIN = 5.0
 log = logging.getLogger(__name__)
 
 
-class Orders:
+class AdminCommands:
     """`apart` tells which containers have no network of their own, and why; `spoken` is called when something may end.
 
     Thread-safe. Every call but `end` raises FwError.
     """
 
     def __init__(
-        self, reconciler: Reconciler, apart: Callable[[], Mapping[str, str]] = dict,
-        spoken: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.time,
+        self,
+        reconciler: Reconciler,
+        not_guarded: Callable[[], Mapping[str, str]] = dict,
+        spoken: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
         own: Callable[[], set[bytes]] = link_monitor.addresses,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state = reconciler
-        self._apart = apart
+        self._apart = not_guarded
         self._spoken = spoken
         self._clock = clock
         self._own = own

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from plugin.model import PROTO_NUMBER, Endpoint, Guarded, Network, Policy, Rule
+from plugin.model import PROTO_NUMBER, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.view import subnets
 
@@ -28,7 +28,7 @@ class Engine:
 
 
 def without_effect(
-    network: Guarded, endpoint: Endpoint, engine: Engine, mark: int, more: Iterable[Rule] = ()
+    network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, more: Iterable[Rule] = ()
 ) -> tuple[str, ...]:
     """One sentence for each rule of the container's labels that changes nothing on this network.
 
@@ -37,17 +37,17 @@ def without_effect(
     if endpoint.container is None:
         return ()
     notes = []
-    spoken = [("fw.allow=", rule) for rule in endpoint.container.said.allow]
+    spoken = [("fw.allow=", rule) for rule in endpoint.container.spec.allow]
     for word, rule in (*spoken, *(("fwctl allow ", rule) for rule in more)):
         if why := _why(network, endpoint, rule, engine, mark):
             notes.append(f"{word}{_text(rule)} has no effect on {network.name} because {why}")
     return tuple(notes)
 
 
-def within(network: Network | Guarded, endpoint: Endpoint, policy: Policy) -> tuple[str, ...]:
+def within(network: Network | BridgeNetwork, endpoint: Endpoint, policy: Policy) -> tuple[str, ...]:
     """One sentence for each rule that speaks of peers on the endpoint's own network alone, where all talk freely."""
     own = subnets(network)
-    if isinstance(network, Guarded) and not network.flat:
+    if isinstance(network, BridgeNetwork) and not network.flat:
         return ()
     notes = []
     for word, rules in (("fw.allow", policy.accepts), ("fw.egress", policy.egress or ())):
@@ -60,7 +60,7 @@ def within(network: Network | Guarded, endpoint: Endpoint, policy: Policy) -> tu
     return tuple(notes)
 
 
-def _why(network: Guarded, endpoint: Endpoint, rule: Rule, engine: Engine, mark: int) -> str:
+def _why(network: BridgeNetwork, endpoint: Endpoint, rule: Rule, engine: Engine, mark: int) -> str:
     if network.internal:
         return "the network is internal; put the container on another one too"
     if any(p.proto == rule.proto and rule.first <= p.container_port <= rule.last for p in endpoint.published):

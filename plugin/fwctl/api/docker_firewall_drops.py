@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 from plugin.fwctl.api.docker_firewall import Engine
-from plugin.model import Guarded, Network
+from plugin.model import BridgeNetwork, Network
 from plugin.policy.verdict import Found, Packet, Step
 
 #: By whom a step was said.
 DOCKER = "Docker"
 
 
-def dockers(source: Network | Guarded | None, target: Found, packet: Packet, engine: Engine, mark: int) -> Step | None:
+def dockers(
+    source: Network | BridgeNetwork | None, target: Found, packet: Packet, engine: Engine, mark: int
+) -> Step | None:
     """What Docker does with a packet to a container on one of its networks, from `source` (None: no such network)."""
     network = target.network
-    if not isinstance(network, Guarded) or packet.source is None or (source and source.id == network.id):
+    if not isinstance(network, BridgeNetwork) or packet.source is None or (source and source.id == network.id):
         return None
     mode = network.mode4 if packet.target.version == 4 else network.mode6
     nftables = engine.backend.startswith("nftables")
-    if isinstance(source, Guarded):
+    if isinstance(source, BridgeNetwork):
         if packet.by:
             return Step("docker-proxy takes it on; with userland-proxy=false Docker drops it", "", DOCKER)
         if nftables and mode == "nat-unprotected":

@@ -123,9 +123,12 @@ class DropLog:
     """
 
     def __init__(
-        self, state: Knows, supported: Callable[[], bool], listen: Callable[[int], Tells] = NfLog,
+        self,
+        state: Knows,
+        supported: Callable[[], bool],
+        listen: Callable[[int], Tells] = NfLog,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.ring = Ring()
         #: Why no drop is told now, for people; "" if all is well.
         self.trouble = ""
@@ -213,10 +216,17 @@ class DropLog:
         direction: Literal["to", "by"] = "by" if (for_host and not target) or (source and not target) else "to"
         self._number += 1
         drop = Drop(
-            self._number, now, direction, of, name(inventory, source), name(inventory, target),
-            links[each.indev], links[each.outdev], each.mark,
+            self._number,
+            now,
+            direction,
+            of,
+            name(inventory, source),
+            name(inventory, target),
+            links[each.indev],
+            links[each.outdev],
+            each.mark,
             reason or readable(self._reason(inventory, of, for_host=for_host)),
-        )  # fmt: skip
+        )
         policies = (inventory.decided(end.owner) for end in (target, source) if end)
         return drop, any(policy and policy.log == "drop" for policy in policies)
 

@@ -14,7 +14,7 @@ from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.docker_firewall_drops import dockers
 from plugin.fwctl.api.flow_ends import End, ends, nobody, pairs
 from plugin.labels.grammar import parse_deny
-from plugin.model import PORTLESS, PROTO_NUMBER, Address, FwError, Guarded, Published
+from plugin.model import PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, FwError, Published
 from plugin.policy.verdict import ICMP, Found, Packet, Step, find, number_of, verdict
 from plugin.policy.view import Inventory
 
@@ -27,7 +27,7 @@ class Around:
     """What is known besides the policy. `own`: the host's addresses; `now`: Unix time."""
 
     own: Collection[Address]
-    apart: Mapping[str, str]
+    not_guarded: Mapping[str, str]
     engine: Engine
     mark: int
     now: float
@@ -38,7 +38,7 @@ def explain(
 ) -> dict[str, Any]:
     """`family`: 4 or 6 alone. Raises FwError that says what would be right."""
     proto, port = _what(what)
-    sources, targets = (ends(inventory, text, around.own, around.apart) for text in (source, target))
+    sources, targets = (ends(inventory, text, around.own, around.not_guarded) for text in (source, target))
     if not sources and not targets:
         raise FwError("what goes from the Internet to the Internet does not come by here")
     sources = sources or nobody(inventory, targets, around.now)
@@ -102,7 +102,7 @@ def _doors(inventory: Inventory, source: End, target: End, proto: str, port: int
             continue
         network, endpoint = place
         own = endpoint.addr4 if version == 4 else endpoint.addr6
-        guarded = isinstance(network, Guarded)
+        guarded = isinstance(network, BridgeNetwork)
         leads = own or (endpoint.addr4 or endpoint.addr6 if guarded else None)
         for published in endpoint.published:
             if (published.proto, published.host_port, published.host_ip.version) != (proto, port, version) or not leads:
@@ -110,7 +110,7 @@ def _doors(inventory: Inventory, source: End, target: End, proto: str, port: int
             if published.host_ip.is_loopback and not source.host:
                 continue
             if published.host_ip.is_unspecified or published.host_ip == target.address or target.any:
-                proxy = guarded and (own is None or bool(there and isinstance(there.network, Guarded)))
+                proxy = guarded and (own is None or bool(there and isinstance(there.network, BridgeNetwork)))
                 yield _Door(published, Found(network, endpoint, owner), leads, proxy)
 
 
@@ -137,10 +137,10 @@ def _judged(inventory: Inventory, packet: Packet, around: Around) -> list[Step]:
     target = None if packet.host else find(inventory, packet.target)
     if steps[-1].outcome == "accept" and target and packet.source:
         there = find(inventory, packet.source)
-        if said := dockers(there.network if there else None, target, packet, around.engine, around.mark):
-            if said.outcome:
-                return [*steps[:-1], Step(steps[-1].text, "", steps[-1].origin), said]
-            steps.insert(-1, said)
+        if spec := dockers(there.network if there else None, target, packet, around.engine, around.mark):
+            if spec.outcome:
+                return [*steps[:-1], Step(steps[-1].text, "", steps[-1].origin), spec]
+            steps.insert(-1, spec)
     return steps
 
 

@@ -20,11 +20,18 @@ _HEAD = """\
 
 
 def file(
-    mark: int, elements: Iterable[Element], timed: Mapping[Element, int], foreign: Collection[str],
-    *, logs: bool, binds: bool, version: str, when: str,
-) -> str:  # fmt: skip
+    mark: int,
+    elements: Iterable[Element],
+    timed: Mapping[Element, int],
+    unmanaged: Collection[str],
+    *,
+    logs: bool,
+    binds: bool,
+    version: str,
+    when: str,
+) -> str:
     """`foreign`: names of bridges that are left alone; their indices are not the same after a boot."""
     kept = [*WATCHED, *(element for element in elements if element.set != "foreign")]
-    text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, foreign=foreign, timed=timed)
+    text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, unmanaged=unmanaged, timed=timed)
     gone = away("inet") + (away("bridge") if binds else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

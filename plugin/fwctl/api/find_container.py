@@ -18,7 +18,7 @@ def containers(inventory: Inventory) -> dict[str, str]:
     return {endpoint.container.id: endpoint.container.name for _, endpoint in places if endpoint.container}
 
 
-def whom(there: Mapping[str, str], text: str, apart: Mapping[str, str]) -> str:
+def whom(there: Mapping[str, str], text: str, not_guarded: Mapping[str, str]) -> str:
     """The ID of the container that is meant. Raises FwError that says who there is.
 
     `there`: names by ID. `apart`: containers without a network of their own by name, with the reason.
@@ -30,8 +30,8 @@ def whom(there: Mapping[str, str], text: str, apart: Mapping[str, str]) -> str:
     if found:
         several = ", ".join(sorted(f"{there[identity]} ({identity[:12]})" for identity in found)[:8])
         raise FwError(f"{text[:80]!r} may be {several}; write more of the ID")
-    if text in apart:
-        raise FwError(f"{text} has no network of its own: it {apart[text]}")
-    near = difflib.get_close_matches(text[:128], sorted({*there.values(), *apart}), n=3, cutoff=0.5)
+    if text in not_guarded:
+        raise FwError(f"{text} has no network of its own: it {not_guarded[text]}")
+    near = difflib.get_close_matches(text[:128], sorted({*there.values(), *not_guarded}), n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `fwctl status` lists those that are"
     raise FwError(f"no container {text[:80]!r} is on a network that docker-fw knows{hint}")

@@ -36,7 +36,7 @@ class End:
     any: bool = False
 
 
-def ends(inventory: Inventory, text: str, own: Collection[Address], apart: Mapping[str, str]) -> list[End]:
+def ends(inventory: Inventory, text: str, own: Collection[Address], not_guarded: Mapping[str, str]) -> list[End]:
     """Every address that `text` may mean; none for "internet", see `nobody`. Raises FwError.
 
     `own`: the host's addresses. `apart`: containers without a network of their own, with the reason.
@@ -48,7 +48,7 @@ def ends(inventory: Inventory, text: str, own: Collection[Address], apart: Mappi
     try:
         address = ip_address(text)
     except ValueError:
-        return _of_container(inventory, whom(containers(inventory), text, apart))
+        return _of_container(inventory, whom(containers(inventory), text, not_guarded))
     if address in own or address.is_loopback:
         return [End("the host", address, host=True)]
     found = find(inventory, address)

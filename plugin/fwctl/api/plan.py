@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 
-from plugin.model import Container, Endpoint, Guarded, Network, Policy
+from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy
 from plugin.nftables.document import skeleton
 from plugin.nftables.drift import Told, told
 from plugin.nftables.sets import Change
@@ -47,7 +47,7 @@ def policies(before: Inventory, after: Inventory) -> list[Told]:
 
 def _said(policy: Policy) -> Iterator[tuple[str, str]]:
     """What a policy says, sentence by sentence, and who said it."""
-    if not policy.in_order:
+    if not policy.labels_valid:
         yield "answers on ICMP only", ""
     for rule in policy.accepts:
         yield f"accepts {rule}", rule.origin
@@ -65,8 +65,8 @@ def _said(policy: Policy) -> Iterator[tuple[str, str]]:
         yield f"logs drops: {policy.log}", ""
 
 
-def _called(network: Network | Guarded, endpoint: Endpoint) -> str:
-    if isinstance(network, Guarded):
+def _called(network: Network | BridgeNetwork, endpoint: Endpoint) -> str:
+    if isinstance(network, BridgeNetwork):
         return network.name
     return (endpoint.container.network if endpoint.container else "") or network.bridge
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from plugin import __version__
 from plugin.docker.bridges import Bridges
-from plugin.docker.client import ApiSilent, DockerApi
+from plugin.docker.client import DockerApi, DockerUnavailable
 from plugin.docker.engine import unfit
-from plugin.docker.follower import Follower
+from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import own_ports
 from plugin.fwctl.api import export, plan, status
 from plugin.fwctl.api.explain import Around, explain
@@ -44,14 +44,22 @@ Should = tuple[tuple[Facts, list[Element], dict[Element, int]], tuple[str, tuple
 log = logging.getLogger(__name__)
 
 
-class Questions:
+class AdminQueries:
     """Thread-safe. `read` makes Settings of ours with some exchanged; `blind` tells if docker-proxy is not known."""
 
     def __init__(
-        self, reconciler: Reconciler, nft: Nft, bridges: Bridges, follower: Follower, api: DockerApi,
-        settings: Settings, read: Callable[[Mapping[str, str]], Settings], blind: Callable[[], bool],
-        held: Callable[[], list[Published]] = list, boot: Callable[[], str] = str,
-    ) -> None:  # fmt: skip
+        self,
+        reconciler: Reconciler,
+        nft: Nft,
+        bridges: Bridges,
+        follower: DockerFollower,
+        api: DockerApi,
+        settings: Settings,
+        read: Callable[[Mapping[str, str]], Settings],
+        proxy_unidentified: Callable[[], bool],
+        held: Callable[[], list[Published]] = list,
+        boot: Callable[[], str] = str,
+    ) -> None:
         self._state = reconciler
         self._nft = nft
         self._bridges = bridges
@@ -59,7 +67,7 @@ class Questions:
         self._api = api
         self._settings = settings
         self._read = read
-        self._blind = blind
+        self._blind = proxy_unidentified
         self._held = held
         self._boot = boot
 
@@ -71,11 +79,9 @@ class Questions:
             "version": __version__,
             "now": now,
             "networks": status.driver_networks(inventory, dropped),
-            "guarded": status.guarded_networks(
-                inventory, self._api.engine, self._settings.mark, dropped
-            ),
-            "apart": dict(self._follower.apart),
-            "foreign": sorted(self._bridges.foreign()),
+            "guarded": status.guarded_networks(inventory, self._api.engine, self._settings.mark, dropped),
+            "apart": dict(self._follower.not_guarded),
+            "foreign": sorted(self._bridges.unmanaged()),
             "overrides": status.elsewhere(inventory),
             "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
             "watched": inventory.watched,
@@ -85,7 +91,7 @@ class Questions:
             "owned": self._nft.owned,
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
-            "unsaved": self._state.owes,
+            "unsaved": self._state.unsaved_reason,
             "boot": self._boot(),
             "host_resolver": asked_from_host(self._api.engine.major),
         }
@@ -96,7 +102,7 @@ class Questions:
 
     def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
         """What becomes of a flow, step by step, in both families or in one. Raises FwError."""
-        around = Around(_own(), dict(self._follower.apart), self._api.engine, self._settings.mark, time.time())
+        around = Around(_own(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time())
         return explain(self._state.snapshot(), source, target, what, around, family)
 
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
@@ -121,12 +127,18 @@ class Questions:
         inventory = evaluated(self._settings.defaults, dataclasses.replace(self._state.facts, suspended=True))
         elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
         banned, timed = ban_elements(inventory.state.bans, time.time())
-        foreign = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.foreign()))
+        unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = export.file(
-            self._settings.mark, elements | banned, timed, foreign, logs=self._nft.logs, binds=self._nft.binds,
-            version=__version__, when=when,
-        )  # fmt: skip
+            self._settings.mark,
+            elements | banned,
+            timed,
+            unmanaged,
+            logs=self._nft.logs,
+            binds=self._nft.binds,
+            version=__version__,
+            when=when,
+        )
         return {"text": text}
 
     def _changed(self, settings: Settings, facts: Facts) -> Facts:
@@ -137,7 +149,7 @@ class Questions:
         if settings.trust_images != self._settings.trust_images:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
-            except ApiSilent as silent:
+            except DockerUnavailable as silent:
                 raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
             facts = plan.with_containers(look.containers)(facts)
         return facts
@@ -160,7 +172,7 @@ class Questions:
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
 
-    def _compared(self, found: drift.Standing, _: object) -> tuple[bool, Should]:
+    def _compared(self, found: drift.TableDump, _: object) -> tuple[bool, Should]:
         """Whether the kernel's table is still what was found, and what should be."""
         return self._nft.generation() == found.generation, self._should()
 

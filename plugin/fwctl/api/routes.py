@@ -15,8 +15,8 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, request
 
-from plugin.fwctl.api.commands import Orders
-from plugin.fwctl.api.queries import Questions
+from plugin.fwctl.api.commands import AdminCommands
+from plugin.fwctl.api.queries import AdminQueries
 from plugin.jsonio import readable
 from plugin.labels.duration import LONGEST
 from plugin.model import FwError
@@ -98,7 +98,7 @@ class Body:
         return FwError(f"{self._where}: {name} must be {right}; it is {shown}")
 
 
-def add_routes(app: Flask, orders: Orders, questions: Questions) -> None:
+def add_routes(app: Flask, orders: AdminCommands, questions: AdminQueries) -> None:
     """Registers `fwctl`'s calls, besides `GET /status`."""
     routes = Blueprint("admin", __name__)
     posts: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -141,7 +141,7 @@ def add_routes(app: Flask, orders: Orders, questions: Questions) -> None:
     app.register_blueprint(routes)
 
 
-def _override(orders: Orders, questions: Questions, raw: Any, *, deny: bool) -> dict[str, Any]:
+def _override(orders: AdminCommands, questions: AdminQueries, raw: Any, *, deny: bool) -> dict[str, Any]:
     body = Body(raw, "container", "rules", "seconds")
     right = 'a list of rules, like ["8080", "53/udp"]'
     texts = body.texts("rules", right, MAX_RULES)
@@ -153,12 +153,12 @@ _WHO = "the name of a container, or the beginning of its ID"
 _ADDRESSES = 'a list of addresses or prefixes, like ["203.0.113.7", "2001:db8:5::/48"]'
 
 
-def _revert(orders: Orders, raw: Any) -> dict[str, Any]:
+def _revert(orders: AdminCommands, raw: Any) -> dict[str, Any]:
     body = Body(raw, "container", "all")
     return orders.revert(None if body.everything() else body.text("container", _WHO))
 
 
-def _ban(orders: Orders, raw: Any) -> dict[str, Any]:
+def _ban(orders: AdminCommands, raw: Any) -> dict[str, Any]:
     right = 'a list like [{"address": "203.0.113.7", "seconds": 600}]'
     wanted = []
     for number, each in enumerate(Body(raw, "bans").items("bans", right, MAX_BANS)):
@@ -167,12 +167,12 @@ def _ban(orders: Orders, raw: Any) -> dict[str, Any]:
     return orders.ban(wanted)
 
 
-def _unban(orders: Orders, raw: Any) -> dict[str, Any]:
+def _unban(orders: AdminCommands, raw: Any) -> dict[str, Any]:
     body = Body(raw, "addresses", "all")
     return orders.unban(None if body.everything() else body.texts("addresses", _ADDRESSES, MAX_BANS))
 
 
-def _explain(questions: Questions, raw: Any) -> dict[str, Any]:
+def _explain(questions: AdminQueries, raw: Any) -> dict[str, Any]:
     body = Body(raw, "from", "to", "what", "family")
     end = "an address, a container's name, internet or host"
     source, target = body.text("from", end), body.text("to", end)
@@ -180,7 +180,7 @@ def _explain(questions: Questions, raw: Any) -> dict[str, Any]:
     return questions.explain(source, target, what, body.family())
 
 
-def _plan(questions: Questions, raw: Any) -> dict[str, Any]:
+def _plan(questions: AdminQueries, raw: Any) -> dict[str, Any]:
     return questions.plan(Body(raw, "settings").pairs("settings", 'an object of settings, like {"FW_ALLOW": "8080"}'))
 
 

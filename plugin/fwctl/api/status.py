@@ -7,7 +7,7 @@ from typing import Any
 
 from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
 from plugin.fwctl.api.find_container import containers
-from plugin.model import Address, Endpoint, Guarded, Network, Overriding, Policy, Published, Rule
+from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
 from plugin.policy.decide import covers
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
@@ -39,9 +39,7 @@ def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, An
     return found
 
 
-def guarded_networks(
-    inventory: Inventory, engine: Engine, mark: int, dropped: Dropped
-) -> list[dict[str, Any]]:  # fmt: skip
+def guarded_networks(inventory: Inventory, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
     """Docker's own bridge networks, and who is there: without its container where that is in doubt."""
     there = _by_network(guest.as_known for guest in inventory.facts.guests.values())
     return [
@@ -68,7 +66,7 @@ def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
 
 
 def _guest(
-    inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
+    inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
 ) -> dict[str, Any]:
     told = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
     told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
@@ -76,13 +74,13 @@ def _guest(
 
 
 def _without_effect(
-    inventory: Inventory, network: Guarded, endpoint: Endpoint, engine: Engine, mark: int
+    inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int
 ) -> tuple[str, ...]:
     return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
 
 
 def _endpoint(
-    inventory: Inventory, owner: ElementOwner, network: Network | Guarded, endpoint: Endpoint, dropped: Dropped
+    inventory: Inventory, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint, dropped: Dropped
 ) -> dict[str, Any]:
     container = endpoint.container
     policy = inventory.decide(network, endpoint)
@@ -94,7 +92,7 @@ def _endpoint(
         "container_id": container.id if container else None,
         "addresses": [str(address) for address in addresses],
         "known": container is not None,
-        "icmp_only": not policy.in_order,
+        "icmp_only": not policy.labels_valid,
         "accepts": [str(rule) for rule in policy.accepts],
         "rules": [_rule(rule, resolved.accepts) for rule in policy.accepts],
         "egress": None if policy.egress is None else [_rule(rule, resolved.egress or ()) for rule in policy.egress],
@@ -159,9 +157,9 @@ def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -
     for owner in inventory.of_container(container_id):
         if place := inventory.endpoint(owner):
             network, endpoint = place
-            name = network.name if isinstance(network, Guarded) else network.bridge
+            name = network.name if isinstance(network, BridgeNetwork) else network.bridge
             told = _endpoint(inventory, owner, network, endpoint, {})
-            if isinstance(network, Guarded):
+            if isinstance(network, BridgeNetwork):
                 told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
             found.append({"network": name, **told})
     return found

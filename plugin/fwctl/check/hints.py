@@ -13,7 +13,7 @@ from plugin.model import PROTO_NUMBER, Peer, Rule
 from plugin.policy import decide
 
 #: A rule as it is told: where it was said, and its words.
-Said = tuple[str, str]
+PolicySpec = tuple[str, str]
 
 _FREE = "containers of one network talk freely"
 
@@ -21,12 +21,12 @@ _FREE = "containers of one network talk freely"
 def hints(stack: Stack, judged: Iterable[Judged], notes: Notes) -> None:
     """Warnings, each at the line of the key that is without effect on every network for which it is said."""
     nobody = lru_cache(maxsize=None)(partial(_nobody, stack))
-    services: dict[str, list[tuple[Judged, set[str], dict[Said, str]]]] = {}
+    services: dict[str, list[tuple[Judged, set[str], dict[PolicySpec, str]]]] = {}
     for each in judged:
         found = dict(_of(stack, each, nobody))
         services.setdefault(each.service.name, []).append((each, _origins(each), found))
     for name, nets in services.items():
-        told: set[Said] = set()
+        told: set[PolicySpec] = set()
         for each, _, found in nets:
             for (origin, what), why in found.items():
                 everywhere = all((origin, what) in there for _, origins, there in nets if origin in origins)
@@ -37,37 +37,37 @@ def hints(stack: Stack, judged: Iterable[Judged], notes: Notes) -> None:
 
 def _origins(each: Judged) -> set[str]:
     """Where the rules stand that hold on a network."""
-    said = each.said
-    rates = {rate.origin for rate in said.rate or ()}
-    return rates | {rule.origin for rule in (*said.allow, *said.deny, *(said.egress or ()))}
+    spec = each.spec
+    rates = {rate.origin for rate in spec.rate or ()}
+    return rates | {rule.origin for rule in (*spec.allow, *spec.deny, *(spec.egress or ()))}
 
 
-def _of(stack: Stack, each: Judged, nobody: Callable[[Peer], str]) -> Iterator[tuple[Said, str]]:
+def _of(stack: Stack, each: Judged, nobody: Callable[[Peer], str]) -> Iterator[tuple[PolicySpec, str]]:
     """Every rule of a service's on a network that does nothing there, and why."""
-    said = each.said
-    egress = said.egress if said.egress and said.egress != EVERYTHING else ()
-    for rule in (*said.allow, *egress):
+    spec = each.spec
+    egress = spec.egress if spec.egress and spec.egress != EVERYTHING else ()
+    for rule in (*spec.allow, *egress):
         for peer in rule.peers:
             if why := nobody(peer):
                 yield (rule.origin, str(peer)), why
-    base = {"closed": (), "open": EVERYTHING}.get(said.policy, decide.BASE)
+    base = {"closed": (), "open": EVERYTHING}.get(spec.policy, decide.BASE)
     yield from _allow(stack, each, base)
     for rule in egress:
         if free := _free(stack, each, rule, inbound=False):
             yield (rule.origin, f"{rule.what} to {' '.join(map(str, rule.peers))}"), f"has no effect: {free}"
-    for rule in said.deny:
+    for rule in spec.deny:
         # A wrong fw.allow denies what it was to restrict.
         if split(rule.origin.rpartition(" ")[2])[1] == "fw.deny" and not _meets(rule, base):
-            why = "fw.allow opens it all the same" if _meets(rule, said.allow) else "it is closed anyway"
+            why = "fw.allow opens it all the same" if _meets(rule, spec.allow) else "it is closed anyway"
             yield (rule.origin, rule.what), f"has no effect: it only takes ports out of the base, and {why}"
-    for rate in said.rate or ():
+    for rate in spec.rate or ():
         ports = Rule(rate.proto, rate.first, rate.last)
         if not each.problems and not _meets(ports, (*each.policy.accepts, *each.policy.published)):
             yield (rate.origin, ports.what), "is limited, and closed anyway"
 
 
-def _allow(stack: Stack, each: Judged, base: Iterable[Rule]) -> Iterator[tuple[Said, str]]:
-    for rule in each.said.allow:
+def _allow(stack: Stack, each: Judged, base: Iterable[Rule]) -> Iterator[tuple[PolicySpec, str]]:
+    for rule in each.spec.allow:
         if _meets(rule, base):  # then a rule with peers restricts, and that is an effect
             continue
         if free := _free(stack, each, rule, inbound=True):

@@ -14,7 +14,18 @@ from plugin.fwctl.check.compose.model import Notes, Place, Unreadable, Value
 from plugin.fwctl.check.compose.ports import Port
 from plugin.fwctl.check.compose.stack import Attachment, Net, Service, Stack, near
 from plugin.labels import parser
-from plugin.model import Container, Defaults, Endpoint, Guarded, Network, Policy, Problem, Published, Rule, Said
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Policy,
+    PolicySpec,
+    Problem,
+    Published,
+    Rule,
+)
 from plugin.policy import decide
 
 #: Rules of all services on all their networks: aliases make many of a few lines.
@@ -40,7 +51,7 @@ class Judged:
     service: Service
     net: Net
     policy: Policy
-    said: Said
+    spec: PolicySpec
     places: Places
     published: tuple[Opening, ...] = ()
     problems: tuple[Problem, ...] = ()
@@ -54,7 +65,7 @@ class Judged:
 class _Options:
     """A network's options, read once."""
 
-    parsed: parser.Parsed
+    parsed: parser.ParsedLabels
     places: Places
 
 
@@ -69,13 +80,13 @@ def judge(stack: Stack, defaults: Defaults, notes: Notes) -> list[Judged]:
         _tell(parsed.problems, places, service.name, notes)
         strangers(service, stack, notes)
         for attachment in service.attachments:
-            apart = attachment.net.kind == "apart"
-            own = _NONE if apart else parser.parse(_texts(attachment.options), "driver option ")
+            not_guarded = attachment.net.kind == "apart"
+            own = _NONE if not_guarded else parser.parse(_texts(attachment.options), "driver option ")
             more = {f"driver option {key}": value.place for key, value in attachment.options.items()}
             _tell(own.problems, more, service.name, notes)
             network = options.get(attachment.net.key, _Options(_NONE, {}))
             told = (network, _Options(parsed, places), own, more)
-            work += 1 + sum(len(p.said.allow) + len(p.said.egress or ()) for p in (parsed, own, network.parsed))
+            work += 1 + sum(len(p.spec.allow) + len(p.spec.egress or ()) for p in (parsed, own, network.parsed))
             local = any(port.local for port in service.ports)
             work += sum(port.last - port.first for port in service.ports) if defaults.published or local else 0
             if work > MAX_WORK:
@@ -85,37 +96,50 @@ def judge(stack: Stack, defaults: Defaults, notes: Notes) -> list[Judged]:
     return found
 
 
-_NONE = parser.Parsed()
+_NONE = parser.ParsedLabels()
 
 
 def _judged(
-    stack: Stack, service: Service, attachment: Attachment, told: tuple[_Options, _Options, parser.Parsed, Places],
+    stack: Stack,
+    service: Service,
+    attachment: Attachment,
+    told: tuple[_Options, _Options, parser.ParsedLabels, Places],
     defaults: Defaults,
-) -> Judged:  # fmt: skip
+) -> Judged:
     network, container, own, more = told
     net = attachment.net
     problems = (*container.parsed.problems, *own.problems)
-    there: Network | Guarded
+    there: Network | BridgeNetwork
     if net.kind == "own":
         problems = (*network.parsed.problems, *problems)
-        there = Network(net.key, "", internal=net.internal, said=network.parsed.said)
+        there = Network(net.key, "", internal=net.internal, spec=network.parsed.spec)
     else:
-        there = Guarded(
-            net.key, net.name, "", internal=net.internal, said=network.parsed.said, problems=network.parsed.problems
+        there = BridgeNetwork(
+            net.key, net.name, "", internal=net.internal, spec=network.parsed.spec, problems=network.parsed.problems
         )
     who = Container(
-        "", service.container, parser.for_network(container.parsed, net.names), problems,
-        network=net.name, project=stack.project, service=service.name,
-    )  # fmt: skip
+        "",
+        service.container,
+        parser.for_network(container.parsed, net.names),
+        problems,
+        network=net.name,
+        project=stack.project,
+        service=service.name,
+    )
     by_port = _published(service.ports, everything=defaults.published)
-    endpoint = Endpoint("", net.key, joined=True, said=own.said, container=who, published=by_port)
+    endpoint = Endpoint("", net.key, joined=True, spec=own.spec, container=who, published=by_port)
     decided = decide.of(there, endpoint, defaults)
     decided = dataclasses.replace(decided, published=tuple(_in_ranges(decided.published)))
     openings = tuple(opening for port in service.ports for opening in _openings(port, decided))
     return Judged(
-        service, net, decided, decide.words(there, endpoint, defaults),
-        {**network.places, **container.places, **more}, openings, (*network.parsed.problems, *problems),
-    )  # fmt: skip
+        service,
+        net,
+        decided,
+        decide.words(there, endpoint, defaults),
+        {**network.places, **container.places, **more},
+        openings,
+        (*network.parsed.problems, *problems),
+    )
 
 
 def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, ...]:

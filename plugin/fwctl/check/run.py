@@ -20,9 +20,13 @@ PLAIN = Defaults()
 
 
 def run(
-    paths: Sequence[str], environ: Mapping[str, str], as_json: bool, stream: TextIO, defaults: Defaults = PLAIN,
+    paths: Sequence[str],
+    environ: Mapping[str, str],
+    as_json: bool,
+    stream: TextIO,
+    defaults: Defaults = PLAIN,
     fetch: Fetch = read_file,
-) -> int:  # fmt: skip
+) -> int:
     """Reads the files as `docker compose -f A -f B` does and writes what it finds; returns the exit status.
 
     `environ`: for `${VAR}`; the `.env` beside the first file is read too. `defaults`: what the host's settings say.

@@ -64,7 +64,7 @@ def _lines(each: Judged, several: bool) -> list[str]:
     lines = [f"accepts: {', '.join(accepts) or 'ICMP only'}"]
     if any(problem.closes for problem in each.problems):
         lines[0] += " (closed by a mistake)"
-    elif each.said.policy == "closed" and not accepts:
+    elif each.spec.policy == "closed" and not accepts:
         lines[0] += " (fw.policy: closed)"
     if decided.egress is None:
         lines.append("egress: everything")
@@ -120,8 +120,8 @@ def as_data(found: Found | None, notes: Notes) -> dict[str, Any]:
     """The same for programs; `services` is empty if the files cannot be read."""
     services = []
     for service in found[0].services.values() if found else ():
-        apart = (attachment.net for attachment in service.attachments if attachment.net.kind == "apart")
-        networks = [{"network": net.key, "name": net.name, "kind": net.kind, "why": net.why} for net in apart]
+        not_guarded = (attachment.net for attachment in service.attachments if attachment.net.kind == "apart")
+        networks = [{"network": net.key, "name": net.name, "kind": net.kind, "why": net.why} for net in not_guarded]
         networks += [_data(each) for each in found[1] if each.service is service] if found else []
         services.append({"service": service.name, "shares": service.shares or None, "networks": networks})
     return {

@@ -21,11 +21,19 @@ _KEPT = (
 
 def add(commands: Any) -> None:
     for name, run, text, examples in (
-        ("allow", _allow, "open ports of a running container, without a label",
-         ("allow web 8080", "allow db 5432 from 203.0.113.7 --for 1h", "allow dns 53 53/udp")),
-        ("deny", _deny, "close ports of a running container, whoever may use them by its labels",
-         ("deny web 22", "deny web 8000-8099 --for 10m", "deny web '*'")),
-    ):  # fmt: skip
+        (
+            "allow",
+            _allow,
+            "open ports of a running container, without a label",
+            ("allow web 8080", "allow db 5432 from 203.0.113.7 --for 1h", "allow dns 53 53/udp"),
+        ),
+        (
+            "deny",
+            _deny,
+            "close ports of a running container, whoever may use them by its labels",
+            ("deny web 22", "deny web 8000-8099 --for 10m", "deny web '*'"),
+        ),
+    ):
         command = parser(commands, name, run, text, *examples, more=_KEPT)
         command.add_argument("container", metavar="CONTAINER", help=_WHO)
         command.add_argument("rules", nargs="+", metavar="RULE", help="as in labels: 8080, 53/udp, 9000-9100")
@@ -36,11 +44,15 @@ def add(commands: Any) -> None:
     revert.add_argument("container", nargs="?", metavar="CONTAINER", help=_WHO)
     revert.add_argument("--all", action="store_true", help="of every container")
     ban = parser(
-        commands, "ban", _ban, "drop everything from and to addresses, before every other rule",
-        "ban 203.0.113.7 --for 1h", "ban 2001:db8:5::/48 198.51.100.0/24",
+        commands,
+        "ban",
+        _ban,
+        "drop everything from and to addresses, before every other rule",
+        "ban 203.0.113.7 --for 1h",
+        "ban 2001:db8:5::/48 198.51.100.0/24",
         more="For containers, published ports and the host itself, connections that stand included. IPv6 prefixes "
         "longer than /64 are banned with their whole /64.",
-    )  # fmt: skip
+    )
     ban.add_argument("addresses", nargs="+", metavar="ADDRESS", help="an address or a prefix")
     ban.add_argument("--for", type=seconds, dest="seconds", metavar="TIME", help=_FOR)
     unban = parser(commands, "unban", _unban, "take bans back", "unban 203.0.113.7", "unban --all")

@@ -20,9 +20,14 @@ OK, NO, USAGE = 0, 1, 2
 
 
 def parser(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, *examples: str, more: str = "",
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    *examples: str,
+    more: str = "",
     asks: bool = True,
-) -> argparse.ArgumentParser:  # fmt: skip
+) -> argparse.ArgumentParser:
     """A command's parser. `asks`: it speaks with the plugin, and tells people or programs."""
     made: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -36,9 +41,11 @@ def parser(
         made.add_argument("--socket", metavar="PATH", help=f"the plugin's (default: the first of {', '.join(SOCKETS)})")
         made.add_argument("--json", action="store_true", help="as JSON, for programs")
         made.add_argument(
-            "--color", choices=("auto", "always", "never"), default="auto",
+            "--color",
+            choices=("auto", "always", "never"),
+            default="auto",
             help="colours and tables (default: auto, on a terminal)",
-        )  # fmt: skip
+        )
     return made
 
 

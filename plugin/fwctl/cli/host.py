@@ -27,36 +27,53 @@ def add(commands: Any) -> None:
         "serve", help="run the network driver on its socket (settings: FW_… in the environment)"
     ).set_defaults(run=serve)
     dry = parser(
-        commands, "dry-run", dry_run, "what installing docker-fw would close on this host, before anything is closed",
-        "dry-run", "dry-run --json",
+        commands,
+        "dry-run",
+        dry_run,
+        "what installing docker-fw would close on this host, before anything is closed",
+        "dry-run",
+        "dry-run --json",
         more="Lists every container on Docker's own networks with what would close, and the connections that stand now "
         "and would be cut. Changes nothing.",
         asks=False,
-    )  # fmt: skip
+    )
     dry.add_argument("--json", action="store_true", help="as JSON, for programs")
     check = parser(
-        commands, "check", check_files, "what compose files would open, and their mistakes, without any Docker",
-        "check compose.yml", "check compose.yml compose.prod.yml --json", "check",
+        commands,
+        "check",
+        check_files,
+        "what compose files would open, and their mistakes, without any Docker",
+        "check compose.yml",
+        "check compose.yml compose.prod.yml --json",
+        "check",
         more="Exit status 0: no mistake; 1: mistakes; 2: a file cannot be read. FW_… in the environment count as the "
         "host's settings.",
         asks=False,
-    )  # fmt: skip
+    )
     check.add_argument("files", nargs="*", metavar="FILE", help="as docker compose -f (default: compose.yml here)")
     check.add_argument("--json", action="store_true", help="as JSON, for programs")
     boot_unit = parser(
-        commands, "boot", before_docker,
+        commands,
+        "boot",
+        before_docker,
         "for the sidecar: a systemd unit that closes every bridge before Docker starts a container",
-        "boot install", "boot remove",
+        "boot install",
+        "boot remove",
         more="install writes /etc/docker-fw/boot.nft and docker-fw-boot.service below ROOT and enables it; "
         "remove takes them away. What stands in the kernel now is not touched.",
         asks=False,
-    )  # fmt: skip
+    )
     boot_unit.add_argument("what", choices=("install", "remove"))
     boot_unit.add_argument("--root", default="/host", help="where the host's / is (default: /host, as by -v /:/host)")
     parser(
-        commands, "cleanup", cleanup, "remove every rule, mark and link of docker-fw from this host", "cleanup",
-        more="For when the plugin is gone, and its rules are not.", asks=False,
-    )  # fmt: skip
+        commands,
+        "cleanup",
+        cleanup,
+        "remove every rule, mark and link of docker-fw from this host",
+        "cleanup",
+        more="For when the plugin is gone, and its rules are not.",
+        asks=False,
+    )
 
 
 def serve(_: argparse.Namespace) -> NoReturn:
@@ -67,7 +84,7 @@ def serve(_: argparse.Namespace) -> NoReturn:
 
 def dry_run(options: argparse.Namespace) -> int:
     """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
-    from plugin.docker.client import ApiSilent, DockerApi  # noqa: PLC0415
+    from plugin.docker.client import DockerApi, DockerUnavailable  # noqa: PLC0415
     from plugin.fwctl.api.status import guarded_networks  # noqa: PLC0415
     from plugin.kernel import conntrack  # noqa: PLC0415
     from plugin.nftables import identity  # noqa: PLC0415
@@ -78,28 +95,28 @@ def dry_run(options: argparse.Namespace) -> int:
         settings = read(os.environ)
         api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
         look = api.look()
-    except (FwError, ApiSilent) as error:
+    except (FwError, DockerUnavailable) as error:
         failed(FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH"))
         return NO
     known = evaluated(settings.defaults, look.facts())
     told = guarded_networks(known, api.engine, settings.mark, {})
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
-        foreign = identity.find().foreign
+        unmanaged = identity.find().unmanaged
         flows = conntrack.closed_flows(known.answers_of(known.owners()))
     except OSError as error:
         text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
         failed(FwError(text + "--cap-add NET_ADMIN"))
         return NO
-    refuses = identity.refusal(foreign)
+    refuses = identity.refusal(unmanaged)
     if options.json:
         cut = [_cut(flow, names) for flow in flows]
-        print(json.dumps({"refuses": refuses, "guarded": told, "apart": dict(look.apart), "cut": cut}, indent=1))
+        print(json.dumps({"refuses": refuses, "guarded": told, "apart": dict(look.not_guarded), "cut": cut}, indent=1))
         return OK
     if refuses:
         print(f"docker-fw would not start: {refuses}\n")
     lines = (f"{flow.source} → {names[flow.address]} {flow.port}/{flow.proto}" for flow in flows)
-    print(render.dry_run(told, dict(look.apart), lines))
+    print(render.dry_run(told, dict(look.not_guarded), lines))
     return OK
 
 
@@ -128,7 +145,7 @@ _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compos
 
 def before_docker(options: argparse.Namespace) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin.docker.client import ApiSilent, DockerApi  # noqa: PLC0415
+    from plugin.docker.client import DockerApi, DockerUnavailable  # noqa: PLC0415
     from plugin.fwctl.host import boot_table, boot_unit  # noqa: PLC0415
     from plugin.kernel.links import Links  # noqa: PLC0415
     from plugin.kernel.sysctl import Sysctl  # noqa: PLC0415
@@ -147,7 +164,7 @@ def before_docker(options: argparse.Namespace) -> int:
         text = boot_table.first_text(api.look(), bridges, root, settings)
         boot_unit.check(root, nft, text)
         changed = boot_unit.install(root, nft, text)
-    except (FwError, ApiSilent) as error:
+    except (FwError, DockerUnavailable) as error:
         failed(error)
         return NO
     print(boot_unit.installed(changed, bridges[1], boot_table.why_not_kept(root)))
@@ -180,13 +197,13 @@ def cleanup(_: argparse.Namespace) -> int:
     links.sweep(set())
     DockerUser(settings.mark).remove()
     try:
-        removed, foreign = identity.remove()
+        removed, unmanaged = identity.remove()
     except OSError as error:
         failed(FwError(f"the table inet {TABLE} stays ({error.strerror}): stop the program that owns it first"))
         return NO
     tables = " and ".join(f"table {table}" for table in removed) or "no table"
     print(f"removed {len(ours)} bridges, {tables}")
-    for table in foreign:
+    for table in unmanaged:
         print(f"table {table} stays: docker-fw did not make it")
     for family in switched:  # not switched off: Docker's networks may live on it by now
         print(

@@ -23,12 +23,18 @@ _SILENCE = 10
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Adds the command to fwctl's; returns its parser."""
     made = parser(
-        commands, "log", run, "what is dropped, as it happens, with the names of containers",
-        "log", "log web", "log -n 100 --no-follow", "log --json | jq 'select(.direction == \"by\")'",
+        commands,
+        "log",
+        run,
+        "what is dropped, as it happens, with the names of containers",
+        "log",
+        "log web",
+        "log -n 100 --no-follow",
+        "log --json | jq 'select(.direction == \"by\")'",
         more="First the last ones that are kept, then each as it is dropped. A few for each container in a second are "
         "told; `fwctl status` has the counts. The reason is what the policy says of such a packet now.",
         asks=False,
-    )  # fmt: skip
+    )
     made.add_argument("container", nargs="?", metavar="CONTAINER", help="only drops from or to it, or this address")
     made.add_argument("-n", type=_count, default=10, metavar="N", dest="lines", help="the last N first (default: 10)")
     made.add_argument("--no-follow", action="store_false", dest="follow", help="show the last ones and end")

@@ -18,25 +18,42 @@ _PLACES = "an address, a container's name or the beginning of its ID, internet (
 
 def add(commands: Any) -> None:
     status = parser(
-        commands, "status", _status, "networks, containers, addresses, what each accepts and from whom, and why",
-        "status", "status --watch", "status --json | jq '.guarded[].endpoints[] | select(.problems != [])'",
-    )  # fmt: skip
+        commands,
+        "status",
+        _status,
+        "networks, containers, addresses, what each accepts and from whom, and why",
+        "status",
+        "status --watch",
+        "status --json | jq '.guarded[].endpoints[] | select(.problems != [])'",
+    )
     status.add_argument(
-        "--watch", nargs="?", type=_every, const=_WATCH, metavar="SECONDS",
+        "--watch",
+        nargs="?",
+        type=_every,
+        const=_WATCH,
+        metavar="SECONDS",
         help="look again and again (every 2 seconds, or as many as you say), until interrupted",
-    )  # fmt: skip
+    )
     parser(
-        commands, "ports", _ports,
+        commands,
+        "ports",
+        _ports,
         "published ports (`docker ps` cannot show a network driver's), and which of them are closed",
-        "ports", "ports --json",
-    )  # fmt: skip
+        "ports",
+        "ports --json",
+    )
     explain = parser(
-        commands, "explain", _explain, "why a packet passes or is dropped, step by step",
-        "explain internet web 8080", "explain api db 5432", "explain 203.0.113.7 host 18080/tcp",
+        commands,
+        "explain",
+        _explain,
+        "why a packet passes or is dropped, step by step",
+        "explain internet web 8080",
+        "explain api db 5432",
+        "explain 203.0.113.7 host 18080/tcp",
         "explain web internet 53/udp",
         more="Exit status 0: it is accepted, by every address that both have; 1: it is not. Of the firewalls of this "
         "host docker-fw's own is asked, and Docker's as far as it is known; ufw and firewalld are not.",
-    )  # fmt: skip
+    )
     explain.add_argument("source", metavar="FROM", help=_PLACES)
     explain.add_argument("target", metavar="TO", help="the same; host leads on where the port is published")
     explain.add_argument("what", metavar="PORT[/PROTO]", help="like 8080, 53/udp, 7/sctp; or gre, esp, ah, icmp")
@@ -44,16 +61,25 @@ def add(commands: Any) -> None:
     for number in (4, 6):
         family.add_argument(f"-{number}", action="store_const", const=number, dest="family", help=f"IPv{number} alone")
     plan = parser(
-        commands, "plan", _plan, "what would change: in the kernel's table, and by other settings",
-        "plan", "plan FW_ALLOW=8080", "plan FW_POLICY=closed FW_EGRESS='443, 53/udp'",
+        commands,
+        "plan",
+        _plan,
+        "what would change: in the kernel's table, and by other settings",
+        "plan",
+        "plan FW_ALLOW=8080",
+        "plan FW_POLICY=closed FW_EGRESS='443, 53/udp'",
         more="Changes nothing. - is what would go, + what would come. Exit status, as diff has it: 0 nothing would "
         "change, 1 something would, 2 it could not be found out.",
-    )  # fmt: skip
+    )
     plan.add_argument("settings", nargs="*", metavar="FW_NAME=VALUE", help="a setting as it might be")
     parser(
-        commands, "export", _export, "the table with all its elements, as a file for `nft -f`",
-        "export > docker-fw.nft", "export | nft --check -f -",
-    )  # fmt: skip
+        commands,
+        "export",
+        _export,
+        "the table with all its elements, as a file for `nft -f`",
+        "export > docker-fw.nft",
+        "export | nft --check -f -",
+    )
     parser(commands, "bans", _bans, "who is banned, and for how long", "bans", "bans --json")
 
 

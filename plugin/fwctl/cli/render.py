@@ -139,8 +139,13 @@ def around(told: dict[str, Any]) -> Iterator[Line]:
         text = "the table is watched: what another tool changes or flushes is put back (Linux 6.9 can keep it off)"
     yield [(text, "dim")]
     if not told["binds"]:
-        yield [("containers of one network may take each other's addresses: this kernel has no nftables for bridges "
-                "(CONFIG_NF_TABLES_BRIDGE)", "warn")]  # fmt: skip
+        yield [
+            (
+                "containers of one network may take each other's addresses: this kernel has no nftables for bridges "
+                "(CONFIG_NF_TABLES_BRIDGE)",
+                "warn",
+            )
+        ]
     boot = told.get("boot", "")
     yield from ([(text, "bad")] for text in (told["unfit"], "" if boot == "kept" else boot) if text)
     if told["unsaved"]:
@@ -171,8 +176,13 @@ def _names_that_leave(told: dict[str, Any]) -> Iterator[Line]:
     """Past `fw.egress`, where somebody is held to it."""
     egress = (endpoint["egress"] for network in networks(told) for endpoint in network["endpoints"])
     if told["host_resolver"] and any(rules is not None for rules in egress):
-        yield [(f"fw.egress does not hold names back: Docker's DNS asks the host's resolver ({told['host_resolver']}) "
-                "from the host, so that containers send names out whatever they may begin", "warn")]  # fmt: skip
+        yield [
+            (
+                f"fw.egress does not hold names back: Docker's DNS asks the host's resolver ({told['host_resolver']}) "
+                "from the host, so that containers send names out whatever they may begin",
+                "warn",
+            )
+        ]
 
 
 # --- published ports, the dry run -------------------------------------------------------------------------------------
@@ -201,7 +211,7 @@ def _why(row: dict[str, Any]) -> str:
     return f"  (closed to the outside: fw.allow does not open {row['container_port']}/{row['proto']})"
 
 
-def dry_run(guarded: list[dict[str, Any]], apart: dict[str, str], flows: Iterable[str]) -> str:
+def dry_run(guarded: list[dict[str, Any]], not_guarded: dict[str, str], flows: Iterable[str]) -> str:
     """What installing docker-fw would close, container by container, and what it would leave as it is."""
     lines: list[str] = []
     for network in guarded:
@@ -222,7 +232,7 @@ def dry_run(guarded: list[dict[str, Any]], apart: dict[str, str], flows: Iterabl
             lines += [f"  {text}" for text in (*endpoint["problems"], *endpoint["no_effect"])]
     if not lines:
         lines = ["no container is on a network of Docker's own; nothing would close"]
-    lines += [f"{name}: {why}; docker-fw changes nothing there" for name, why in sorted(apart.items())]
+    lines += [f"{name}: {why}; docker-fw changes nothing there" for name, why in sorted(not_guarded.items())]
     cut = sorted(set(flows))
     if cut:
         lines += ["connections that stand now and would be cut:", *(f"  {flow}" for flow in cut)]

@@ -19,11 +19,11 @@ from typing import Any
 
 from plugin.daemon.early_table import shut
 from plugin.docker.bridges import Bridges
-from plugin.docker.snapshot import Look
+from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.cli.client import ask
 from plugin.fwctl.host import boot_unit
 from plugin.jsonio import INTERFACE_NAME
-from plugin.model import FwError, Guarded
+from plugin.model import BridgeNetwork, FwError
 from plugin.nftables.elements import guarded_elements
 from plugin.policy.saved import State
 from plugin.policy.view import evaluated
@@ -42,9 +42,12 @@ class BootFile:
     """`networks`: Docker networks as they are known now."""
 
     def __init__(
-        self, settings: Settings, state: Callable[[], State], bridges: Bridges,
-        networks: Callable[[], Iterable[Guarded]],
-    ) -> None:  # fmt: skip
+        self,
+        settings: Settings,
+        state: Callable[[], State],
+        bridges: Bridges,
+        networks: Callable[[], Iterable[BridgeNetwork]],
+    ) -> None:
         self._settings = settings
         self._path = Path(settings.boot, os.path.basename(boot_unit.FILE))
         self._state = state
@@ -86,26 +89,32 @@ class BootFile:
 
     def _known(self) -> tuple[Any, ...]:
         state = self._state()
-        kept = (state.bans, state.proxied, state.confined, state.networks)
+        kept = (state.bans, state.proxied, state.egress_restricted, state.networks)
         internal = frozenset(network for network in self._networks() if network.internal)
-        return (*kept, self._bridges.dockers(), self._bridges.foreign(), internal)
+        return (*kept, self._bridges.dockers(), self._bridges.unmanaged(), internal)
 
     def _text(self, *known: Any) -> str:
-        bans, proxied, confined, networks, dockers, foreign, internal = known
-        state = State(networks=networks, proxied=proxied, confined=confined, bans=bans)
-        return text(state, internal, dockers, foreign, self._settings)
+        bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known
+        state = State(networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans)
+        return text(state, internal, dockers, unmanaged, self._settings)
 
 
 def text(
-    state: State, internal: Iterable[Guarded], dockers: Collection[str], foreign: Collection[str], settings: Settings
+    state: State,
+    internal: Iterable[BridgeNetwork],
+    dockers: Collection[str],
+    unmanaged: Collection[str],
+    settings: Settings,
 ) -> str:
     """The file. `internal`: Docker networks that nobody enters or leaves; `dockers`, `foreign`: bridges by name."""
-    named = frozenset(filter(INTERFACE_NAME.fullmatch, foreign))
+    named = frozenset(filter(INTERFACE_NAME.fullmatch, unmanaged))
     elements = shut(state, settings).union(*map(guarded_elements, internal))
     return boot_unit.nft_text(settings.mark, dockers, named, elements, state.bans)
 
 
-def first_text(look: Look, bridges: tuple[Collection[str], Collection[str]], root: Path, settings: Settings) -> str:
+def first_text(
+    look: DockerSnapshot, bridges: tuple[Collection[str], Collection[str]], root: Path, settings: Settings
+) -> str:
     """The file as `fwctl boot install` writes it, by what Docker lists and by what a docker-fw that runs says."""
     known = evaluated(settings.defaults, look.facts()).state
     told = _asked(root, "/bans").get("bans", [])
@@ -126,8 +135,9 @@ def why_not_kept(root: Path, clock: Callable[[], float] = time.monotonic) -> str
         time.sleep(EVERY / 4)
     return word or (
         "docker-fw does not see /etc/docker-fw (compose-examples/sidecar.yml mounts it)"
-        if told else "no docker-fw runs here that answers"
-    )  # fmt: skip
+        if told
+        else "no docker-fw runs here that answers"
+    )
 
 
 def _asked(root: Path, url: str) -> dict[str, Any]:

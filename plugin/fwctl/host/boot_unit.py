@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import ApiSilent, DockerApi
+from plugin.docker.client import DockerApi, DockerUnavailable
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
 from plugin.model import FwError, Prefix
@@ -93,20 +93,23 @@ named() {{ sed -e "s/inet {TABLE} /inet $table /" -e "s/inet {TABLE}\\$/inet $ta
 
 
 def nft_text(
-    mark: int, dockers: Collection[str], foreign: Collection[str],
-    closed: Iterable[Element] = (), bans: Mapping[Prefix, float] = MappingProxyType({}),
-) -> str:  # fmt: skip
+    mark: int,
+    dockers: Collection[str],
+    unmanaged: Collection[str],
+    closed: Iterable[Element] = (),
+    bans: Mapping[Prefix, float] = MappingProxyType({}),
+) -> str:
     """The file for nft: every bridge closed but `foreign`, within each bridge everything open as ever.
 
     `closed`: what closes besides. `bans`: until when (Unix time; 0: permanently). The script adds those that end, for a
     time-out in the file would count anew from each boot.
     """
     lasting, ending = ban_elements(bans, 0)  # seconds from 1970 on
-    elements = (*_elements(dockers, foreign), *(e for e in closed if e.set != "foreign"), *lasting)
+    elements = (*_elements(dockers, unmanaged), *(e for e in closed if e.set != "foreign"), *lasting)
     untils = "".join(f"#until {until} {e.set} {element_text(e)}\n" for e, until in sorted(ending.items(), key=str))
-    names = ", ".join(f'"{name}"' for name in sorted(foreign))
-    others = f" fib saddr oifname != {{ {names} }}" if foreign else ""
-    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, binds=False, holds=False, foreign=foreign)}
+    names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
+    others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
+    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, binds=False, holds=False, unmanaged=unmanaged)}
 # Networks that Docker got after this was made: where the way to the destination is by the link that the packet came
 # from, it stays within one bridge; and nobody else begins a flow in a container's name.
 insert rule inet {TABLE} inbound fib daddr . iif oif exists accept
@@ -114,11 +117,11 @@ insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr
 {untils}"""
 
 
-def _elements(dockers: Collection[str], foreign: Collection[str]) -> Iterator[Element]:
+def _elements(dockers: Collection[str], unmanaged: Collection[str]) -> Iterator[Element]:
     for bridge in {*DOCKERS, *dockers}:
         yield Element("dockers", (bridge,))
         yield Element("bridges", (bridge,))
-    for bridge in {*DOCKERS, *dockers, *foreign}:
+    for bridge in {*DOCKERS, *dockers, *unmanaged}:
         yield Element("same_bridge", (bridge, bridge))
 
 
@@ -144,7 +147,7 @@ def bridges(
         wait(SETTLE)
         dockers, complete = api.bridges()
         there = {link.name for link in link_monitor.links().values()}
-    except (ApiSilent, OSError) as error:
+    except (DockerUnavailable, OSError) as error:
         raise FwError(
             f"{error}; which bridges are not Docker's only Docker can tell: start it, and say where its socket is "
             "(-v /:/host, or FW_DOCKER_SOCKET=PATH)"
@@ -156,7 +159,7 @@ def bridges(
             "docker run --network host …"
         )
     known.told(dockers, known.now(), complete=complete)
-    return _named(known.dockers() | dockers), _named(known.foreign())
+    return _named(known.dockers() | dockers), _named(known.unmanaged())
 
 
 def _named(bridges: Collection[str]) -> frozenset[str]:
@@ -231,16 +234,17 @@ def remove(root: Path) -> list[str]:
     return gone
 
 
-def installed(changed: Collection[str], foreign: Collection[str], why_not: str) -> str:
+def installed(changed: Collection[str], unmanaged: Collection[str], why_not: str) -> str:
     """What `fwctl boot install` says: what was done, and what to do next. `why_not`: the file is not kept current."""
     lines = [f"{'wrote' if path in changed else 'stood already'}: /{path}" for path in (FILE, SCRIPT, UNIT, WANTS)]
     lines += [
         "From the next boot on every bridge is closed, but for ICMP, before Docker starts and until docker-fw runs.",
-        f"Left alone, for they are not Docker's: {', '.join(sorted(foreign)) or 'no bridge'}.",
+        f"Left alone, for they are not Docker's: {', '.join(sorted(unmanaged)) or 'no bridge'}.",
         "Closed too: published ports that no label opens, what confined containers initiate, banned addresses.",
         f"The file is as of now: {why_not}. Until then run this again after each ban, each published port or container "
-        "with fw.egress, each new bridge of the host's own." if why_not else
-        "docker-fw keeps the file current. Run this again when docker-fw has another version.",
+        "with fw.egress, each new bridge of the host's own."
+        if why_not
+        else "docker-fw keeps the file current. Run this again when docker-fw has another version.",
         "Next: systemctl daemon-reload && systemctl start docker-fw-boot   (changes nothing while docker-fw runs)",
     ]
     return "\n".join(lines)

@@ -76,10 +76,12 @@ def _container(fw: Running, network: Network, endpoint: Endpoint) -> NamedNetns:
     fw.site.host.ip(
         f"link add {outer} type veth peer name {inner} address {endpoint.mac}",
         f"link set {outer} master {network.bridge} up",
-    )  # fmt: skip
+    )
     assert network.gateway4
     assert network.gateway6
     return fw.site.settle(
-        inner, network.bridge, (f"{endpoint.addr4}/24", f"{endpoint.addr6}/64"),
+        inner,
+        network.bridge,
+        (f"{endpoint.addr4}/24", f"{endpoint.addr6}/64"),
         (str(network.gateway4.ip), str(network.gateway6.ip)),
-    )  # fmt: skip
+    )

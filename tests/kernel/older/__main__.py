@@ -27,8 +27,12 @@ class Older(Running):
         with self.log.open("ab") as log:
             self.process = self.site.host.popen(
                 [sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf"],
-                cwd=self.root, env=self.environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                cwd=self.root,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
 
     def table(self) -> str:
         """Its tables, of whatever name and family."""

@@ -12,8 +12,7 @@ from .probes import probe
 class Hammer:
     """Probes sent at a steady pace, each of which can be silent without holding up the next."""
 
-    def __init__(self, netns: str, targets: list[list[Any]], every: float, timeout: float,
-                 source: str | None) -> None:
+    def __init__(self, netns: str, targets: list[list[Any]], every: float, timeout: float, source: str | None) -> None:
         self.netns, self.targets, self.source = netns, targets, source
         self.every, self.timeout = every, timeout
         self.shots: list[list[Any]] = []  # target's index, time sent, verdict

@@ -39,7 +39,9 @@ def prepare(netns: str, proto: str, target: str, source: str | None, source_port
     """A non-blocking socket for a probe."""
     fam = family(target)
     kinds = {
-        "tcp": (socket.SOCK_STREAM, 0), "udp": (socket.SOCK_DGRAM, 0), "sctp": (socket.SOCK_RAW, 132),
+        "tcp": (socket.SOCK_STREAM, 0),
+        "udp": (socket.SOCK_DGRAM, 0),
+        "sctp": (socket.SOCK_RAW, 132),
         "ping": (socket.SOCK_RAW, socket.IPPROTO_ICMPV6 if fam == socket.AF_INET6 else socket.IPPROTO_ICMP),
     }
     with inside(netns):
@@ -51,8 +53,16 @@ def prepare(netns: str, proto: str, target: str, source: str | None, source_port
     return made
 
 
-async def probe(netns: str, proto: str, target: str, port: int, timeout: float, linger: float,
-                source: str | None = None, source_port: int = 0) -> Answer:
+async def probe(
+    netns: str,
+    proto: str,
+    target: str,
+    port: int,
+    timeout: float,
+    linger: float,
+    source: str | None = None,
+    source_port: int = 0,
+) -> Answer:
     """One probe; `linger` (seconds) is how long a TCP server has to say something."""
     began = time.monotonic()
     local = True  # an error before anything has been sent is not an answer
@@ -76,8 +86,7 @@ async def probe(netns: str, proto: str, target: str, port: int, timeout: float, 
         return refusal(error, began, local)
 
 
-async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout: float,
-              linger: float) -> Answer:
+async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout: float, linger: float) -> Answer:
     """Connect, and hear what the server says first.  Without `linger` a completed handshake is "open"."""
     loop = asyncio.get_running_loop()
     try:
@@ -145,7 +154,7 @@ async def ping(sock: socket.socket, target: str, port: int, began: float) -> Ans
     await loop.sock_sendall(sock, struct.pack("!BBH", request, 0, total) + body)
     while True:
         said = await loop.sock_recv(sock, 4096)
-        said = said if six else said[(said[0] & 15) * 4:]
+        said = said if six else said[(said[0] & 15) * 4 :]
         if said[0] == reply and said[4:6] == ident:
             return answer("open", began)
         if said[0] in errors and body in said:
@@ -168,7 +177,7 @@ async def sctp(sock: socket.socket, target: str, port: int, began: float) -> Ans
             if any(about.startswith(struct.pack("!HH", own, port)) for _, about in errors(sock)):
                 raise
             continue
-        said = said if six else said[(said[0] & 15) * 4:]
+        said = said if six else said[(said[0] & 15) * 4 :]
         if len(said) > 12 and struct.unpack("!HH", said[:4]) == (port, own):
             return answer("open" if said[12] == 2 else "refused", began, f"chunk {said[12]}")
 

@@ -27,8 +27,7 @@ def intro(name: str, peer: tuple[Any, ...], **more: Any) -> bytes:
 class Servers:
     """Echo servers in one namespace; closed at request, or when the watched process ends."""
 
-    def __init__(self, netns: str, name: str, tcp: list[int], udp: list[int], sctp: list[int],
-                 watch: int) -> None:
+    def __init__(self, netns: str, name: str, tcp: list[int], udp: list[int], sctp: list[int], watch: int) -> None:
         self.name, self.sctp = name, sctp
         self.seen: list[dict[str, Any]] = []  # what arrived: proto, port, peer, time
         self.loop = asyncio.get_running_loop()
@@ -80,8 +79,9 @@ class Servers:
     def note(self, proto: str, port: int, peer: tuple[Any, ...]) -> None:
         """Remember what arrived."""
         if len(self.seen) < 100_000:
-            self.seen.append({"proto": proto, "port": port, "peer": peer[0].removeprefix("::ffff:"),
-                              "at": time.monotonic()})
+            self.seen.append(
+                {"proto": proto, "port": port, "peer": peer[0].removeprefix("::ffff:"), "at": time.monotonic()}
+            )
 
     def accept(self, sock: socket.socket) -> None:
         """Introduce ourselves, then echo."""
@@ -116,7 +116,7 @@ class Servers:
     def init_ack(self, sock: socket.socket) -> None:
         """Answer INIT on our ports with INIT-ACK, on others with ABORT."""
         said, peer = sock.recvfrom(65536)
-        said = said if sock.family == socket.AF_INET6 else said[(said[0] & 15) * 4:]
+        said = said if sock.family == socket.AF_INET6 else said[(said[0] & 15) * 4 :]
         if len(said) < 20 or said[12] != 1:
             return
         theirs, ours, _ = struct.unpack("!HHI", said[:8])

@@ -11,13 +11,26 @@ from plugin.fwctl.check.compose.model import Notes, Place, Shape, Value
 
 #: What is read of a service, and of a network. Nothing else matters to docker-fw.
 SERVICE: Shape = {
-    "labels": None, "label_file": None, "networks": None, "network_mode": None, "ports": None, "container_name": None,
-    "extends": None, "annotations": None, "deploy": {"labels": None}, "build": {"labels": None},
-}  # fmt: skip
+    "labels": None,
+    "label_file": None,
+    "networks": None,
+    "network_mode": None,
+    "ports": None,
+    "container_name": None,
+    "extends": None,
+    "annotations": None,
+    "deploy": {"labels": None},
+    "build": {"labels": None},
+}
 NETWORK: Shape = {
-    "driver": None, "driver_opts": None, "internal": None, "external": None, "name": None, "labels": None,
+    "driver": None,
+    "driver_opts": None,
+    "internal": None,
+    "external": None,
+    "name": None,
+    "labels": None,
     "enable_ipv6": None,
-}  # fmt: skip
+}
 FILE: Shape = {"name": None, "include": None, "services": {"*": SERVICE}, "networks": {"*": NETWORK}}
 
 _LABELS = 'a map (fw.allow: "8080") or a list (- fw.allow=8080)'
@@ -144,9 +157,10 @@ class Former:
             key, _, rest = text.text.partition("=")
             if key in found and found[key].text != rest and key.lower().startswith("fw."):
                 self._notes.warn(
-                    item.place, f"{key} stands in line {found[key].place.line} already; only this one counts",
+                    item.place,
+                    f"{key} stands in line {found[key].place.line} already; only this one counts",
                     self._service,
-                )  # fmt: skip
+                )
             found[key] = Value(rest, item.place)
         return replace(value, data=dict(found))
 

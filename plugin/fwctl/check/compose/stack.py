@@ -122,12 +122,16 @@ def _net(project: str, key: str, value: Value) -> Net:
     modes = {value.text for key, value in options.items() if key.startswith(f"{_BRIDGE}gateway_mode_ipv")}
     icc = options.get(f"{_BRIDGE}enable_icc")
     return Net(
-        key, name, kind, why,
+        key,
+        name,
+        kind,
+        why,
         internal="internal" in told and told["internal"].truth,
         flat=icc is None or icc.text not in ("0", "f", "F", "false", "FALSE", "False"),
         direct=kind == "own" or bool(modes & {"routed", "nat-unprotected"}),
-        place=value.place, options=options,
-    )  # fmt: skip
+        place=value.place,
+        options=options,
+    )
 
 
 def _service(project: str, name: str, value: Value, nets: dict[str, Net], notes: Notes) -> Service:
@@ -137,12 +141,15 @@ def _service(project: str, name: str, value: Value, nets: dict[str, Net], notes:
         notes.mistake(told["networks"].place, "networks and network_mode exclude each other", name)
     given = told["container_name"].text if "container_name" in told else ""
     return Service(
-        name, value.place, given or f"{project}-{name}-1", bool(given),
+        name,
+        value.place,
+        given or f"{project}-{name}-1",
+        bool(given),
         labels=told["labels"].map if "labels" in told else {},
         attachments=tuple(_attachments(project, name, mode, told.get("networks"), value.place, nets, notes)),
         ports=tuple(ports(told["ports"].items, name, notes)) if "ports" in told else (),
         mode=mode,
-    )  # fmt: skip
+    )
 
 
 def _attachments(
