@@ -35,16 +35,16 @@ class FrozenDict(dict[K, V]):
 
     def replace(self, more: Mapping[K, V], less: Iterable[K] = ()) -> Self:
         """With `more`, and without the keys of `less` that are not in it."""
-        changed = {key for key, value in more.items() if self.get(key, self) is not value}
+        changed = {key: value for key, value in more.items() if self.get(key, self) is not value}
         gone = {key for key in less if key in self and key not in more}
         if not changed and not gone:
             return self
         other = type(self)(self)
         for key in gone:
             dict.__delitem__(other, key)
-        for key in changed:
-            dict.__setitem__(other, key, more[key])
-        keys = frozenset(changed | gone)
+        for key, value in changed.items():
+            dict.__setitem__(other, key, value)
+        keys = frozenset((*changed, *gone))
         older = ((of, before | keys) for of, before in self._history[: _HISTORY - 1])
         other._history = ((weakref.ref(self), keys), *older)
         return other

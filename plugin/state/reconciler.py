@@ -31,7 +31,7 @@ T = TypeVar("T")
 Edit = Callable[[Facts], Facts]
 Owners = dict[ElementOwner, None]
 #: Parts of the state that must survive a power cut.
-_FLUSHED = ("networks", "switched", "confined", "overrides", "bans")
+_FLUSHED = ("networks", "switched", "egress_restricted", "overrides", "bans")
 log = logging.getLogger(__name__)
 
 

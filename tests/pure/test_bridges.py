@@ -41,7 +41,7 @@ class Host:
         return set(getattr(self.bridges.facts(), name))
 
     def unmanaged(self) -> set[str]:
-        found = self.known("foreign")
+        found = self.known("unmanaged")
         return {name for name, link in self.links.items() if link.index in found}
 
 

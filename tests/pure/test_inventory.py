@@ -310,23 +310,14 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
 
 def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
     """There a flow is the host's: whom a rule lets in, and neighbours where they talk freely, keep theirs."""
-<<<<<<< 3440c9b446d7ba8aeaefec79ceb1d2580250ee23
-    not_guarded = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
-=======
-    inventory = made(
-        **{
-            "endpoint doubt": guest(DB, sure=False, closed=(PORT,)),
-            "endpoint apart": guest(DB, APART, closed=(PORT, SCTP)),
-        }
-    )
->>>>>>> 4533b7c59de1c710734b9a451662c0056880d518
+    apart = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
     ports, stays = made().through_proxy([OF_DB])
     assert ports == [PORT]
     assert [stays(PORT, each) for each in (allowed, neighbour, WEB.addr4, other)] == [True, True, True, False]  # type: ignore[arg-type]
     _, stays = made(guest(DB, sure=False)).through_proxy([OF_DB])
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [False, True, False]
-    ports, stays = made(guest(not_guarded)).through_proxy([OF_DB])
+    ports, stays = made(guest(apart)).through_proxy([OF_DB])
     assert set(ports) == {PORT, SCTP}
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [True, False, False]
     for owner in (OF_APP, OF_WEB, NOBODY):

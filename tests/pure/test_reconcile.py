@@ -190,16 +190,10 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: not self.kernel.refuses)
     @rule()
     def repair(self) -> None:
-<<<<<<< 3440c9b446d7ba8aeaefec79ceb1d2580250ee23
-        gone = self.kernel.table is None
-        assert self.state.repair() is gone
-        assert self.kernel.table == desired(self.state)
-=======
         gone, refused = self.kernel.table is None, self.kernel.incomplete
         # What the kernel has refused is tried again, but not at once.
         assert self.state.repair() in ({gone, True} if refused else {gone})
-        assert self.kernel.table == desired(self.state, self.noted)
->>>>>>> 4533b7c59de1c710734b9a451662c0056880d518
+        assert self.kernel.table == desired(self.state)
 
     @invariant()
     def what_stands_is_what_is_known(self) -> None:
