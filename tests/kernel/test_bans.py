@@ -265,7 +265,7 @@ def test_bans_outlive_whatever_happens_to_the_table(
         assert reconciler.repair()
         assert passing() == [False, False]
         again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        again.start(Store(str(tmp_path / "state.json")).load())
+        again.start(Facts(Store(str(tmp_path / "state.json")).load()))
         assert passing() == [False, False]
         until(lambda: passing() == [False, True], "it ends when it was to end", 5)
         assert end - 0.1 <= time.time() <= end + 2
