@@ -10,7 +10,7 @@ from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
 from plugin.nftables.fields import CGROUP, Value
 from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 
 Told = dict[str, Any]
 #: Who is meant by an address or the name of a bridge.

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel import netlink as nl
+from plugin.kernel.names import AF
+from plugin.model import PROTO_NAME, Address, Published
 from plugin.nftables import fields
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.drift import Line, TableDump
@@ -21,6 +24,8 @@ _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
 #: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
 _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
+#: Every address of a family, as Docker writes it.
+_EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
 #: How often it is read anew when somebody changes something meanwhile.
 _TRIES = 5
 
@@ -35,14 +40,22 @@ def read() -> TableDump:
     return found
 
 
-def listening() -> frozenset[Element] | None:
+def listening() -> frozenset[Published] | None:
     """The ports of the host's own programs in a table that stands; None where it holds no others. Raises OSError."""
     with nl.open_socket() as sock:
         if not _dump(sock, _GETSETELEM, NFPROTO_INET, "holding"):
             return None
         names = ("listening", "listening4", "listening6")
         told = ((name, _dump(sock, _GETSETELEM, NFPROTO_INET, name)) for name in names)
-        return frozenset(element for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+        return frozenset(_port(element) for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+
+
+def _port(element: Element) -> Published:
+    """The port of the host that the element is about."""
+    *_, proto, port = element.key
+    address = element.key[0]
+    host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
+    return Published(PROTO_NAME[int(proto)], host_ip, int(port), int(port))
 
 
 def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:

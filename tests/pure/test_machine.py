@@ -16,20 +16,20 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plugin.docker.client import DockerUnavailable
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults
+from plugin.model import Container, Defaults, DockerUnavailable
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
+from tests.pure.driver.test_protocol import GENERIC, PORTMAP
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_fuzz import NoLinks
-from tests.pure.test_protocol import GENERIC, PORTMAP
 from tests.pure.tracer import Packet, Table
 
 Address = IPv4Address | IPv6Address
@@ -144,7 +144,7 @@ class Calls(RuleBasedStateMachine):
     def start(self, state: State) -> None:
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, self.disk, Defaults(parse(SETTING, "setting ").spec))  # type: ignore[arg-type]
-        self.state.start(state)
+        self.state.start(Facts(state))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, self.api)  # type: ignore[arg-type]
         self.client = create_app(made, none).test_client()

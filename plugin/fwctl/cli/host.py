@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from plugin.fwctl.cli import render
 from plugin.fwctl.cli.command import NO, OK, USAGE, failed, parser
-from plugin.model import Address, FwError
+from plugin.model import Address, DockerUnavailable, FwError
 from plugin.nftables.sets import TABLE
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def serve(_: argparse.Namespace) -> NoReturn:
 
 def dry_run(options: argparse.Namespace) -> int:
     """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
-    from plugin.docker.client import DockerApi, DockerUnavailable  # noqa: PLC0415
+    from plugin.docker.client import DockerApi  # noqa: PLC0415
     from plugin.fwctl.api.status import guarded_networks  # noqa: PLC0415
     from plugin.nftables import identity  # noqa: PLC0415
-    from plugin.policy.facts import Inventory  # noqa: PLC0415
+    from plugin.policy.view import evaluated  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
     from plugin.state.closed_flows import closed_flows  # noqa: PLC0415
 
@@ -98,14 +98,12 @@ def dry_run(options: argparse.Namespace) -> int:
     except (FwError, DockerUnavailable) as error:
         failed(FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH"))
         return NO
-    inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.names
-    owners = inventory.reindex(inventory.owners())
-    told = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
+    known = evaluated(settings.defaults, look.facts())
+    told = guarded_networks(known, api.engine, settings.mark, {})
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
         unmanaged = identity.find().unmanaged
-        flows = closed_flows(inventory.answers_of(owners))
+        flows = closed_flows(known.answers_of(known.owners()))
     except OSError as error:
         text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
         failed(FwError(text + "--cap-add NET_ADMIN"))
@@ -147,7 +145,7 @@ _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compos
 
 def before_docker(options: argparse.Namespace) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin.docker.client import DockerApi, DockerUnavailable  # noqa: PLC0415
+    from plugin.docker.client import DockerApi  # noqa: PLC0415
     from plugin.fwctl.host import boot_table, boot_unit  # noqa: PLC0415
     from plugin.kernel.links import Links  # noqa: PLC0415
     from plugin.kernel.sysctl import Sysctl  # noqa: PLC0415

@@ -1,0 +1,88 @@
+"""docker-fw's log: one record, one line, whoever wrote the words in it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import subprocess
+import sys
+import time
+from logging.config import DictConfigurator
+from pathlib import Path
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from plugin import gunicorn_conf
+from plugin.daemon.log_format import OneLine
+from plugin.text import MAX_ERROR
+from tests.pure.strategies import examples
+
+ROOT = Path(__file__).parents[3]
+#: A line more, a terminal's title, right to left, what UTF-8 has no bytes for, and nothing.
+ODD = "a\nERROR plugin.nftables.table: b\r\x1b]0;x\x07\u202e\ud800\x00\x85\u2028"
+
+
+def written(message: str, *arguments: object, error: BaseException | None = None) -> str:
+    record = logging.LogRecord("plugin.x", logging.ERROR, "", 0, message, arguments, None)
+    if error:
+        record.exc_info = (type(error), error, error.__traceback__)
+    return OneLine("%(levelname)s %(name)s: %(message)s").format(record)
+
+
+@given(st.text())
+@example(ODD)
+@examples(100)
+def test_a_record_is_one_line(text: str) -> None:
+    """Whatever is in it: no second line, no escape sequence, nothing that a stream cannot take."""
+    line = written("container %s stays closed", text)
+    assert line.isprintable()
+    line.encode()
+    assert line.startswith("ERROR plugin.x: container ")
+
+
+def test_plain_words_are_as_they_were() -> None:
+    """Names of any script too."""
+    assert written("container %s: %d", "wébсайт-網站", 5) == "ERROR plugin.x: container wébсайт-網站: 5"
+
+
+def test_an_error_is_one_line_with_its_end() -> None:
+    """Of a traceback with a megabyte in its middle both the message and the error are told."""
+    try:
+        raise ValueError("x" * (1 << 20) + "\n the cause")
+    except ValueError as error:
+        line = written("a look failed\n", error=error)
+    assert line.startswith("ERROR plugin.x: a look failed\\n")
+    assert line.endswith("\\n the cause")
+    assert len(line) <= 2 * MAX_ERROR
+
+
+def test_megabytes_are_cut_before_they_are_looked_at() -> None:
+    """A name, a label or an answer of Docker's of 20 MB costs no second, and no more room than any."""
+    began = time.thread_time()
+    line = written("Docker's API did not answer: %s", "\x00" * (20 << 20))
+    assert time.thread_time() - began < 1
+    assert len(line) <= 5 * MAX_ERROR  # each is four characters now
+
+
+def test_the_plugin_writes_its_log_so() -> None:
+    """By the very configuration that gunicorn is given: nobody writes otherwise."""
+    config = copy.deepcopy(gunicorn_conf.logconfig_dict)
+    made = {name: DictConfigurator({}).configure_formatter(each) for name, each in config["formatters"].items()}
+    assert {type(made[handler["formatter"]]) for handler in config["handlers"].values()} == {OneLine}
+    record = logging.LogRecord("plugin.docker.client", logging.ERROR, "", 0, "silent", (), None)
+    assert made["plain"].format(record) == "ERROR plugin.docker.client: silent"
+
+
+def test_fwctl_writes_its_log_so() -> None:
+    """What the rooms that it uses have to say comes to stderr in the same form, not as it came."""
+    code = (
+        "import logging\nfrom plugin.fwctl.cli import log, main\n"
+        f"log.run = lambda _: logging.getLogger('plugin.x').error({ODD!r}) or 0\n"
+        "raise SystemExit(main.main(['log']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.decode().splitlines() == [
+        "fwctl: a\\nERROR plugin.nftables.table: b\\r\\x1b]0;x\\x07\\u202e\\ud800\\x00\\x85\\u2028"
+    ]

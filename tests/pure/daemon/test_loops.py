@@ -1,0 +1,194 @@
+"""The loops beside the hooks: whatever else waits, the table is mended; whoever leaves a bridge is noticed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from plugin.daemon.loops import Loops, Worker
+from plugin.docker.bridges import Bridges
+from plugin.kernel import link_monitor
+from plugin.kernel.link_monitor import Link, Told
+from plugin.policy.facts import BridgeFacts, Facts
+
+
+class World:
+    """The kernel and the other rooms, as far as the loops see them."""
+
+    def __init__(self) -> None:
+        self.flushed = self.repaired = self.ensured = self.synced = self.woken = 0
+        self.number = 1
+        self.at_ensure: Callable[[], object] = lambda: None
+        self.networks: dict[str, Any] = {}
+        self.endpoints: dict[str, Any] = {}
+        self.listening = True
+        self.doubted: list[str | None] = []
+        self.facts = Facts()
+        self.links: dict[int, Link] = {}
+        self._stopped = threading.Event()
+
+    #: Of the reconciler, which has taken all.
+    incomplete = unfinished = False
+
+    def hurry(self) -> None:
+        """Nothing is waiting."""
+
+    def sync(self, *_: object) -> None:
+        self.synced += 1
+
+    def listen(self) -> None:
+        self._stopped.wait()
+
+    def look_loop(self) -> None:
+        self._stopped.wait()
+
+    place_loop = look_loop
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def doubt(self, bridge: str | None = None) -> None:
+        self.doubted.append(bridge)
+
+    def observe(self, edit: Callable[[Facts], Facts]) -> None:
+        self.facts = edit(self.facts)
+
+    def generation(self) -> int:
+        return self.number
+
+    def repair(self) -> bool:
+        self.repaired, self.flushed = self.repaired + self.flushed, 0
+        return False
+
+    def ensure(self) -> list[str]:
+        self.at_ensure()
+        self.ensured += 1
+        return []
+
+
+class Changes:
+    """What the kernel tells of links: nothing, until a test does."""
+
+    def close(self) -> None:
+        pass
+
+    def read(self) -> Iterator[Told]:
+        time.sleep(0.01)
+        yield from ()
+
+
+def until(condition: Callable[[], Any], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        threading.Event().wait(0.002)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(link_monitor, "Changes", Changes)
+    monkeypatch.setattr(link_monitor, "links", lambda: dict(made.links))
+    return made
+
+
+@pytest.fixture
+def watcher(world: World) -> Iterator[Loops]:
+    made = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_a_touched_ruleset_is_mended(world: World, watcher: Loops) -> None:
+    """When somebody changes the ruleset ours is looked at, and Docker's chain too."""
+    until(lambda: world.ensured)
+    world.flushed, world.number = 1, 2
+    until(lambda: world.repaired)
+
+
+def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watcher: Loops) -> None:
+    """A flush while Docker's chain is being looked at is not taken for a doing of our own: it is mended right then."""
+
+    def flush() -> None:
+        world.at_ensure = lambda: None
+        world.flushed, world.number = 1, world.number + 1
+
+    until(lambda: world.ensured)
+    world.at_ensure = flush
+    watcher.wake()
+    until(lambda: world.repaired, 1)
+
+
+def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
+    """Docker's chain cannot be looked at (another tool holds iptables' lock): ours is mended all the same."""
+    until(lambda: world.ensured)
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def locked() -> None:
+        waiting.set()
+        assert go_on.wait(5)
+
+    world.at_ensure = locked
+    watcher.wake()
+    assert waiting.wait(5)
+    try:
+        world.flushed, world.number = 1, world.number + 1
+        until(lambda: world.repaired, 1)
+    finally:
+        world.at_ensure = lambda: None
+        go_on.set()
+
+
+def test_flows_are_cut_one_after_the_other_and_nobody_waits() -> None:
+    """Cutting flows may last; what closes an address does not wait for it, and none is forgotten."""
+    later, done = Worker(), []
+    go_on = threading.Event()
+    later(lambda: (go_on.wait(5), done.append(1)))  # type: ignore[arg-type,func-returns-value]
+    later(lambda: done.append(2))
+    later.stop()
+    thread = threading.Thread(target=later.loop)
+    thread.start()
+    assert done == []
+    go_on.set()
+    thread.join(5)
+    assert done == [1, 2]
+
+
+BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=3)
+
+
+@pytest.mark.parametrize("told", [Told("went", PORT), Told("came", Link(4, "veth1"))], ids=["gone", "moved"])
+@pytest.mark.parametrize("listening", [True, False])
+def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, told: Told, listening: bool) -> None:
+    """While nobody tells whose address is whose, a port that leaves closes its bridge; else Docker tells."""
+    world.listening = listening
+    watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
+    links = {3: BRIDGE, 4: PORT}
+    watcher._link(Told("came", Link(5, "veth2", master=3)), links)
+    assert world.doubted == []
+    watcher._link(told, links)
+    assert world.doubted == ([] if listening else [BRIDGE.name])
+
+
+def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
+    """The kernel told more than could be read, and Docker is silent: every bridge is closed until it speaks."""
+    world.listening = False
+    watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
+    watcher._link(Told("all"), {})
+    assert world.doubted == [None]
+
+
+def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
+    """A bridge that comes is known at once as far as its name says, and everything is looked at."""
+    watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
+    watcher._link(Told("came", BRIDGE), {})
+    assert world.woken == 1
+    assert world.facts.bridges == BridgeFacts(dockers={BRIDGE.name}, guarded={BRIDGE.name}, there={BRIDGE.name})  # type: ignore[arg-type]

@@ -1,0 +1,219 @@
+"""Which bridges are left alone: only those that Docker has had its say about, and never one of Docker's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.docker.bridges import SETTLE, Bridges
+from plugin.kernel.link_monitor import Link
+from plugin.nftables.elements import bridge_elements
+from plugin.nftables.sets import Element
+from tests.pure.strategies import examples
+
+
+class Host:
+    """A host's bridges by name, a clock, and what Docker lists."""
+
+    def __init__(self, remembered: frozenset[str] = frozenset()) -> None:
+        self.now = 100.0
+        self.uplinks: set[str] = set()
+        self.bridges = Bridges(lambda: self.uplinks, remembered, lambda: self.now)
+        self.links: dict[str, Link] = {}
+        self._next = 10
+
+    def have(self, *names: str, ours: bool = False) -> None:
+        """These come, others stay."""
+        for name in names:
+            self.links[name] = Link(self._next, name, bridge=True, ours=ours)
+            self._next += 1
+        self.bridges.see(self.links.values())
+
+    def lose(self, name: str) -> None:
+        del self.links[name]
+        self.bridges.see(self.links.values())
+
+    def ask(self, *dockers: str) -> None:
+        self.bridges.told(frozenset(dockers), self.now)
+
+    def known(self, name: str) -> set[object]:
+        return set(getattr(self.bridges.facts(), name))
+
+    def unmanaged(self) -> set[str]:
+        found = self.known("unmanaged")
+        return {name for name, link in self.links.items() if link.index in found}
+
+
+def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
+    """A bridge of unknown name is left alone once Docker lists its own without it, not before."""
+    host = Host()
+    host.have("virbr0", "front1", "docker0", "br-0123456789ab")
+    assert host.unmanaged() == set()
+    assert host.bridges.waiting()
+    host.now += SETTLE
+    host.ask("docker0", "br-0123456789ab", "front1")
+    assert host.unmanaged() == {"virbr0"}
+    assert not host.bridges.waiting()
+
+
+def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
+    """Docker makes the bridge before it lists the network: a list counts for bridges that had been there before."""
+    host = Host()
+    host.have("front1")
+    host.now += SETTLE / 2
+    host.ask()
+    assert host.unmanaged() == set()
+    assert host.bridges.waiting()
+    host.ask("front1")
+    host.now += SETTLE
+    host.ask("front1")
+    assert host.unmanaged() == set()
+    assert not host.bridges.waiting()
+
+
+def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
+    """When Docker reports that it made a network, no bridge but the host's uplink is left alone until its next list: it
+    may have made one lately, or taken one that was there (`com.docker.network.bridge.name=virbr0`)."""
+    host = Host()
+    host.have("old0", "br0")
+    host.uplinks = {"br0"}
+    host.now += 100
+    host.have("front1")
+    host.now += SETTLE
+    host.ask()
+    assert host.unmanaged() == {"old0", "front1", "br0"}
+    before = host.now
+    host.now += 1
+    host.bridges.doubt()
+    assert host.bridges.unsure() == {"old0", "front1"}
+    assert host.unmanaged() == {"br0"}
+    assert host.bridges.waiting()
+    host.bridges.told(frozenset(), before)
+    assert host.unmanaged() == {"br0"}, "an answer that was asked for before says nothing of the new network"
+    host.ask("old0")
+    assert host.unmanaged() == {"front1", "br0"}
+    assert host.bridges.unsure() == set()
+    assert host.known("dockers") == {"old0"}
+
+
+def test_a_name_that_comes_back_is_somebody_elses() -> None:
+    """A foreign bridge goes, and Docker makes one of the same name: it is guarded from its first packet."""
+    host = Host()
+    host.have("net0")
+    host.now += SETTLE
+    host.ask()
+    assert host.unmanaged() == {"net0"}
+    host.lose("net0")
+    host.have("net0")
+    assert host.unmanaged() == set()
+
+
+def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
+    """A host whose default route leaves by a bridge is not cut off from its containers, unless Docker claims it."""
+    host = Host()
+    host.uplinks = {"br0", "docker0"}
+    host.have("br0", "docker0")
+    assert host.unmanaged() == {"br0"}
+    host.now += SETTLE
+    host.ask("br0")
+    assert host.unmanaged() == set()
+
+
+def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
+    """Remembered bridges are left alone until Docker's first list, and after it unless Docker claims them."""
+    host = Host(frozenset({"virbr0", "was0", "docker0"}))
+    host.have("virbr0", "was0", "docker0", "new0")
+    assert host.unmanaged() == {"virbr0", "was0"}
+    assert host.bridges.unmanaged() == {"virbr0", "was0"}
+    host.ask("was0")
+    assert host.unmanaged() == {"virbr0"}
+    host.lose("virbr0")
+    host.have("virbr0")
+    assert host.unmanaged() == set()
+
+
+def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
+    """Docker's own names at once, others when Docker has told them; none that is not there, none of ours."""
+    host = Host()
+    host.have("br0", "front1", "docker0", "br-0123456789ab", "br-lan", "docker_gwbridge", "br-0123456789a")
+    host.have("fw-0123456789ab", ours=True)
+    by_name = {"docker0", "br-0123456789ab", "docker_gwbridge"}
+    assert host.known("dockers") == host.bridges.dockers() == by_name
+    # Who may begin a flow in a container's name is asked of every bridge that is guarded, known or not.
+    assert host.known("guarded") == host.links.keys() - {"fw-0123456789ab"}
+    host.ask("front1", "gone0")
+    assert host.known("dockers") == {*by_name, "front1"}
+    assert "fw-0123456789ab" not in host.known("there")
+
+
+def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
+    """Whosever a bridge is: who is on it talks with who is on it."""
+    host = Host()
+    host.have("virbr0", "docker0")
+    pairs = {e for e in bridge_elements(host.bridges.facts()) if e.set == "same_bridge"}
+    assert pairs == {Element("same_bridge", (name, name)) for name in ("virbr0", "docker0")}
+
+
+@pytest.mark.parametrize("name", ['a"b', "br*", "-x", "ü", "a;b", "$x", "a\\b"])
+def test_an_odd_name_never_reaches_the_table(name: str) -> None:
+    """A bridge of any name on the host neither breaks the table's text nor means more than itself."""
+    host = Host()
+    host.have(name, name + "2")
+    host.now += SETTLE
+    host.ask(name + "2")
+    assert host.known("dockers") == host.known("guarded") == host.known("there") == set()
+
+
+def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
+    """Renamed, a bridge of Docker's is guarded as long as it exists, though Docker lists it by its old name."""
+    host = Host()
+    host.have("br-0123456789ab")
+    host.links["lan0"] = Link(host.links.pop("br-0123456789ab").index, "lan0", bridge=True)
+    host.bridges.see(host.links.values())
+    host.now += 2 * SETTLE
+    host.ask("br-0123456789ab")
+    assert host.unmanaged() == set()
+    assert host.known("dockers") == {"lan0"}
+
+
+def test_a_list_that_is_not_understood_whole_frees_nobody() -> None:
+    """Something in Docker's list was odd: what is missing there may be a bridge, so no further one is left alone."""
+    host = Host()
+    host.have("front1")
+    host.now += 2 * SETTLE
+    host.bridges.told(frozenset(), host.now, complete=False)
+    assert host.unmanaged() == set()
+    host.ask()
+    assert host.unmanaged() == {"front1"}
+
+
+_names = st.sampled_from(["docker0", "br-0123456789ab", "front1", "virbr0", "br-lan"])
+_steps = st.one_of(
+    st.tuples(st.just("have"), _names),
+    st.tuples(st.just("lose"), _names),
+    st.tuples(st.just("ask"), st.frozensets(_names)),
+    st.tuples(st.just("wait"), st.floats(0, 5)),
+    st.tuples(st.just("doubt"), st.none()),
+)
+
+
+@given(st.lists(_steps, max_size=25))
+@examples(300)
+def test_what_docker_claims_is_never_left_alone(steps: list[tuple[str, object]]) -> None:
+    """In whatever order bridges come, go and are told: one that Docker's last list has, or of its names, is guarded."""
+    host = Host()
+    last: frozenset[str] = frozenset()
+    for what, value in steps:
+        if what == "have" and value not in host.links:
+            host.have(str(value))
+        elif what == "lose" and value in host.links:
+            host.lose(str(value))
+        elif what == "ask":
+            last = value  # type: ignore[assignment]
+            host.ask(*last)
+        elif what == "wait":
+            host.now += value  # type: ignore[operator]
+        elif what == "doubt":
+            host.bridges.doubt()
+        assert not host.unmanaged() & {*last, "docker0", "br-0123456789ab"}

@@ -1,0 +1,472 @@
+"""Following Docker: what goes is closed at once, what comes is looked at, and everything after silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Interface
+from types import MappingProxyType
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from plugin.docker import driver_sync
+from plugin.docker import follower as follow
+from plugin.docker.bridges import SETTLE, Bridges
+from plugin.docker.driver_sync import DriverSync
+from plugin.docker.follower import DockerFollower
+from plugin.docker.parse import Event
+from plugin.docker.proxy_ports import ProxyPorts
+from plugin.docker.snapshot import DockerSnapshot
+from plugin.driver.driver import Driver
+from plugin.kernel.link_monitor import Link
+from plugin.kernel.sock_diag import Listeners
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    DockerUnavailable,
+    Endpoint,
+    FwError,
+    Network,
+    Overriding,
+    PolicySpec,
+    Problem,
+    Rule,
+)
+from plugin.policy.facts import Facts
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from tests.pure.daemon.test_loops import until
+from tests.pure.docker.test_tracker import NETWORK, endpoint
+from tests.pure.fakes import Disk, Kernel
+
+WEB = Container("c" * 64, "web", PolicySpec(allow=(Rule("tcp", 8080, 8080),)))
+WRONG = dataclasses.replace(WEB, spec=PolicySpec(), problems=(Problem("label fw.allow", "x", "is not a port"),))
+JOINED = Endpoint("e" * 64, "n" * 64, IPv4Address("10.0.0.2"), joined=True)
+GUEST = endpoint("g", 2, WEB)
+
+
+class World:
+    """Docker, the reconciler and the guard, as far as the follower sees them; `calls` is what the guard was told."""
+
+    def __init__(self) -> None:
+        self.answer: DockerSnapshot | None = None
+        self.place: tuple[BridgeNetwork, Endpoint] | None = (NETWORK, GUEST)
+        self.looked = 0
+        self.endpoints = {JOINED.id: JOINED}
+        self.forgotten: list[str] = []
+        #: Endpoints that the disk does not take, and how often it does not take the whole.
+        self.refused: set[str] = set()
+        self.facts = Facts(State(egress_restricted=frozenset({"gone0"})))
+        #: All that was observed.
+        self.steps: list[Facts] = []
+        self.owed = 0
+        self.unsure_ = False
+        self.calls: list[tuple[Any, ...]] = []
+        self.at_look: Callable[[], object] = lambda: None
+        self.noted = 0
+        self.created_: list[str] = []
+        self.sure = True
+        self._events: queue.Queue[Event | None] = queue.Queue()
+
+    # Docker
+    def look(self) -> DockerSnapshot:
+        self.looked += 1
+        self.at_look()
+        if self.answer is None:
+            raise DockerUnavailable("nobody is there")
+        return self.answer
+
+    def bridges(self) -> tuple[frozenset[str], bool]:
+        return frozenset(network.bridge for network in (self.answer or DockerSnapshot()).networks), True
+
+    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
+        if self.place is None:
+            raise DockerUnavailable("nobody is there")
+        return (*self.place, self.sure)
+
+    def created(self, container_id: str) -> None:
+        self.created_.append(container_id)
+
+    def running(self, container_id: str) -> list[Endpoint]:
+        return [GUEST]
+
+    def events(self) -> Iterator[Event]:
+        while (event := self._events.get()) is not None:
+            yield event
+
+    def tell(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
+        self._events.put(Event(what, id, container, kind))
+
+    def hang_up(self) -> None:
+        self._events.put(None)
+
+    # the reconciler
+    def edit_endpoint(self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]) -> Endpoint:
+        if endpoint_id in self.refused:
+            raise FwError("the disk is full")
+        self.endpoints[endpoint_id] = edit(self.endpoints[endpoint_id])
+        return self.endpoints[endpoint_id]
+
+    @property
+    def state(self) -> State:
+        return self.facts.saved
+
+    def observe(self, edit: Callable[[Facts], Facts]) -> None:
+        self.facts = edit(self.facts)
+        self.steps.append(self.facts)
+
+    @property
+    def everybody(self) -> bool:
+        """Which networks there are is known, and that no other one restricts anybody."""
+        return not self.state.egress_restricted
+
+    @property
+    def unsaved_reason(self) -> str:
+        return "the disk is full" * self.owed
+
+    def save_again(self) -> None:
+        if self.owed and (left := self.owed - 1):
+            self.owed = left
+            raise FwError(self.unsaved_reason)
+        self.owed = 0
+
+    networks: Mapping[str, Network] = MappingProxyType({})
+
+    def undo(self, gone: Endpoint | Network) -> None:
+        self.forgotten.append(gone.id)
+
+    def note(self) -> None:
+        self.noted += 1
+
+    # the guard
+    def now(self) -> int:
+        return len(self.calls)
+
+    def unsure(self) -> bool:
+        return self.unsure_
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in (
+            "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",
+        ):  # fmt: skip
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
+
+    def told(self, *call: Any) -> bool:
+        return any(each[: len(call)] == call for each in self.calls)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def bridges() -> Bridges:
+    return Bridges(set)
+
+
+@pytest.fixture
+def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
+    proxies = ProxyPorts(world, Listeners(set), ())  # type: ignore[arg-type]
+    made = DockerFollower(world, world, world, bridges, proxies, world.note, world.undo)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=loop) for loop in (made.listen, made.look_loop, made.place_loop)]
+    for thread in threads:
+        thread.start()
+    yield made
+    made.stop()
+    world.hang_up()
+    for thread in threads:
+        thread.join(5)
+
+
+def test_subscribe_then_look_at_everything(world: World, follower: DockerFollower) -> None:
+    """With each subscription what was told before is forgotten and everything is looked at; then flows are cut."""
+    world.answer = DockerSnapshot(
+        networks=(NETWORK,), endpoints=(GUEST,), not_guarded={"tool": "has the host's network"}
+    )
+    world.tell("subscribed")
+    until(lambda: world.told("cut_closed"))
+    names = [call[0] for call in world.calls]
+    assert names.index("start_over") < len(names)
+    assert world.told("replace", (NETWORK,), (GUEST,))
+    assert follower.not_guarded == {"tool": "has the host's network"}
+
+
+def test_what_goes_is_closed_though_docker_hangs(world: World, follower: DockerFollower) -> None:
+    """A look hangs in Docker's API: a goodbye closes all the same, at once."""
+    looking, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        looking.set()
+        assert go_on.wait(5)
+
+    world.answer, world.at_look = DockerSnapshot(), hang
+    follower.wake()
+    assert looking.wait(5)
+    try:
+        world.tell("network disconnect", NETWORK.id, WEB.id)
+        world.tell("container die", WEB.id)
+        world.tell("network destroy", NETWORK.id)
+        until(lambda: world.told("network_gone", NETWORK.id))
+        assert world.told("leaves", NETWORK.id, WEB.id)
+        assert world.told("leaves", "", WEB.id)
+    finally:
+        world.at_look = lambda: None
+        go_on.set()
+
+
+@pytest.mark.parametrize(
+    "what", ["container die", "container start", "network connect", "network disconnect", "network destroy"]
+)
+def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollower, what: str) -> None:
+    """An event that does not say whom it is about puts everybody in doubt until everything has been looked at."""
+    world.answer = DockerSnapshot()
+    until(lambda: world.looked)
+    looked = world.looked
+    world.tell(what, "n" if what == "network connect" else "", "")
+    until(lambda: world.told("doubt") and world.looked > looked)
+    assert not world.told("leaves")
+    world.tell("container prune")
+    world.tell("container die", WEB.id)
+    until(lambda: world.told("leaves", "", WEB.id))
+    assert len([call for call in world.calls if call[0] == "doubt"]) == 1
+
+
+def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: DockerFollower) -> None:
+    """Where Docker's list could not be read whole, what fwctl denied a container that is not in it stays denied, and
+    its closed ports stay closed."""
+    world.answer = DockerSnapshot(existing=frozenset({"a"}))
+    world.facts = Facts(State(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
+    follower.wake()
+    until(lambda: world.told("replace", (), (), frozenset({"a"})))
+    world.answer = DockerSnapshot(existing=frozenset({"a"}), whole=False)
+    follower.wake()
+    until(lambda: world.told("replace", (), (), frozenset("adp")))
+
+
+def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: DockerFollower) -> None:
+    """An exception needs one container's look-up, not a look at everything; its start tells its published ports."""
+    world.answer = DockerSnapshot()
+    world.endpoints = {}
+    until(lambda: world.looked == 1)
+    world.tell("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.told("put", NETWORK, [GUEST], False))
+    world.tell("container start", WEB.id)
+    until(lambda: world.told("put", None, [GUEST], True))
+    assert world.looked == 1
+    assert world.told("returns", NETWORK.id, WEB.id)
+    world.tell("container destroy", WEB.id)
+    until(lambda: world.told("forget", WEB.id))
+
+
+def test_a_look_that_failed_is_made_up_for(world: World, follower: DockerFollower) -> None:
+    """Docker did not answer about one container while its events went on: everything is looked at."""
+    world.answer, world.place = DockerSnapshot(), None
+    world.tell("subscribed")
+    until(lambda: world.told("cut_closed"))
+    looked = world.looked
+    world.tell("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.looked > looked)
+
+
+def test_it_is_known_whether_docker_tells(world: World, follower: DockerFollower) -> None:
+    """From the subscription to the end of the stream, and no longer."""
+    assert not follower.listening
+    world.tell("subscribed")
+    until(lambda: follower.listening)
+    world.hang_up()
+    until(lambda: not follower.listening)
+
+
+def test_a_network_that_docker_made_may_own_a_bridge_that_came_lately(
+    world: World, bridges: Bridges, follower: DockerFollower
+) -> None:
+    """The bridge is guarded before Docker's next list is there."""
+    bridges.see([Link(5, "front1", bridge=True)])
+    noted = world.noted
+    world.tell("network create", NETWORK.id)
+    until(lambda: world.noted > noted)
+    assert bridges.unmanaged() == set()
+
+
+def test_an_unknown_bridge_is_asked_about_again(
+    world: World, bridges: Bridges, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bridge of somebody else's is left alone some seconds after it came, without any event of Docker's."""
+    clock = [100.0]
+    monkeypatch.setattr(bridges, "now", lambda: clock[0])
+    monkeypatch.setattr(follow, "SETTLE", 0.05)
+    bridges.see([Link(5, "virbr0", bridge=True)])
+    world.answer = DockerSnapshot()
+    follower.wake()
+    until(lambda: world.looked)
+    clock[0] += SETTLE
+    until(lambda: world.state.unmanaged == {"virbr0"})
+
+
+def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: DockerFollower) -> None:
+    """A rule may speak of a network by name, an empty one too; who was confined before is known anew after a look."""
+    world.answer = DockerSnapshot(names=frozenset({"front", "bridge"}))
+    world.tell("subscribed")
+    until(lambda: world.everybody)
+    first = next(facts for facts in world.steps if facts.names)
+    assert (first.names, first.saved.egress_restricted) == ({"front", "bridge"}, {"gone0"})
+
+
+def test_an_old_answer_makes_nobody_known(
+    world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that is too old when it comes is asked for again, and until then what was confined stays so."""
+    world.answer = DockerSnapshot()
+    monkeypatch.setattr(World, "__getattr__", lambda self, name: lambda *_, **__: self.calls.append((name,)))
+    looked = world.looked
+    world.tell("subscribed")
+    until(lambda: world.looked > looked + 1)
+    assert not world.everybody
+
+
+def test_a_container_is_asked_about_while_it_can_be(world: World, follower: DockerFollower) -> None:
+    """What its attachments say is asked when it has been created; one of whom that is not known yet is not sure."""
+    world.answer = DockerSnapshot()
+    world.tell("container create", WEB.id)
+    until(lambda: world.created_ == [WEB.id])
+    world.sure = False
+    world.tell("network connect", NETWORK.id, WEB.id)
+    until(lambda: any(call[0] == "put" and call[1] == NETWORK and call[-1] is False for call in world.calls))
+
+
+# --- endpoints of the driver's ------------------------------------------------------------------------------------
+
+
+def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: DockerFollower) -> None:
+    """A container that joined while Docker's API was silent gets its exceptions as soon as it answers."""
+    follower.wake()
+    until(lambda: world.looked)
+    assert world.endpoints[JOINED.id].container is None
+    world.answer = DockerSnapshot({JOINED.id: WEB})
+    follower.wake()
+    until(lambda: world.endpoints[JOINED.id].container == WEB)
+
+
+def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: DockerFollower) -> None:
+    """A container's start makes everything be looked at as long as an endpoint's labels are not known."""
+    until(lambda: world.looked)
+    world.answer = DockerSnapshot({JOINED.id: WEB})
+    world.tell("container start", WEB.id)
+    until(lambda: world.endpoints[JOINED.id].container == WEB)
+
+
+def test_wrong_labels_are_kept_as_what_they_are(world: World, follower: DockerFollower) -> None:
+    """Labels that turn out wrong after the start are known as wrong: the policy keeps such a container closed."""
+    world.answer = DockerSnapshot({JOINED.id: WRONG})
+    follower.wake()
+    until(lambda: world.endpoints[JOINED.id].container == WRONG)
+
+
+def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
+    """What Docker still tells about an endpoint that left opens nothing."""
+    world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
+    DriverSync(world, world.undo).update_labels({JOINED.id: WEB})  # type: ignore[arg-type]
+    assert world.endpoints[JOINED.id].container is None
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    """A Leave that never came does not leave an address open for ever, nor does a Join that never came leave a record;
+    a container just starting is left in peace."""
+    world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=joined)
+    found = DriverSync(world, world.undo)  # type: ignore[arg-type]
+    found.prune({}, None)
+    found.prune({}, None)
+    assert world.forgotten == []
+    monkeypatch.setattr(driver_sync, "GONE", 0.0)
+    found.prune({JOINED.id: WEB}, None)
+    assert world.forgotten == []
+    found.prune({}, None)
+    assert world.forgotten == [JOINED.id]
+
+
+def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dockerd died before it kept a network that was made, or we before we kept that it went: its subnet is free again
+    after a minute. Not one that somebody is on, and none while Docker's networks are not all known."""
+    monkeypatch.setattr(driver_sync, "GONE", 30.0)
+    moment = [100.0]
+    monkeypatch.setattr("plugin.docker.driver_sync.time.monotonic", lambda: moment[0])
+    mine, empty, known = (Network(each * 64, f"fw-{each}") for each in ("n", "a", "b"))
+    world.networks = {each.id: each for each in (mine, empty, known)}
+    found = DriverSync(world, world.undo)  # type: ignore[arg-type]
+    for networks, after in ((None, 0), (None, 40), ({known.id}, 0), ({known.id}, 29), ({known.id, empty.id}, 40)):
+        moment[0] += after
+        found.prune({JOINED.id: WEB}, networks)
+    assert world.forgotten == []
+    for after in (0, 31):
+        moment[0] += after
+        found.prune({JOINED.id: WEB}, {known.id})
+    assert world.forgotten == [empty.id]
+
+
+def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel or the disk refuses is tried again with the next look."""
+    monkeypatch.setattr(driver_sync, "GONE", 0.0)
+    other = dataclasses.replace(JOINED, id="f" * 64)
+    world.endpoints[other.id] = other
+
+    def undo(gone: Endpoint | Network) -> None:
+        world.undo(gone)
+        if gone.id == JOINED.id:
+            raise FwError("the disk is full")
+
+    found = DriverSync(world, undo)  # type: ignore[arg-type]
+    for _ in range(2):
+        found.prune({}, None)
+    assert world.forgotten == [JOINED.id, other.id] * 2
+
+
+def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
+    """The driver undoes an endpoint, and a network with its bridge."""
+    disk, nothing, links = Disk(), MagicMock(), MagicMock()
+    state = Reconciler(Kernel(), disk, Defaults())  # type: ignore[arg-type]
+    made = Driver(state, links, nothing, nothing, nothing)
+    network = Network(JOINED.network_id, "fw-n", IPv4Interface("10.0.0.1/24"))
+    endpoint = dataclasses.replace(JOINED, joined=False)
+    state.start(Facts(State({network.id: network}, {endpoint.id: endpoint})))
+    made.forget(endpoint)
+    assert disk.kept.endpoints == {}
+    made.forget(network)
+    assert disk.kept.networks == {}
+    links.delete_bridge.assert_called_once_with(network)
+
+
+def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels that cannot be kept open nothing, and are told of once; everybody else's are learned, theirs next time."""
+    other = dataclasses.replace(JOINED, id="f" * 64)
+    world.endpoints[other.id] = other
+    found, told = DriverSync(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
+    world.refused = {JOINED.id}
+    for _ in range(3):
+        found.update_labels(told)
+    assert [world.endpoints[each].container for each in told] == [None, WEB]
+    assert caplog.text.count("web (endpoint eeeeeeeeeeee) stays as it was: the disk is full") == 1
+    world.refused = set()
+    found.update_labels(told)
+    assert world.endpoints[JOINED.id].container == WEB
+
+
+@pytest.mark.parametrize("unsure", [False, True])
+def test_what_the_disk_did_not_take_is_written_when_it_does(
+    world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch, unsure: bool
+) -> None:
+    """Nothing needs to happen for that: it is tried again and again, whoever else is waited for."""
+    monkeypatch.setattr(follow, "UNSURE", 0.01)
+    world.answer = DockerSnapshot()
+    world.owed, world.unsure_, follower.listening = 3, unsure, True
+    follower.wake()
+    until(lambda: world.owed == 0)

@@ -1,0 +1,423 @@
+"""Whose a port of the host is: docker-proxy's until it is known to be the host's own; what containers ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.docker.client import DockerApi
+from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
+from plugin.docker.snapshot import DockerSnapshot
+from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
+from plugin.model import Address, Defaults, Published, Rule
+from plugin.policy import requested_ports as asking
+from plugin.policy.facts import Facts, ProxyFacts
+from plugin.policy.requested_ports import MOST, Asked, asked
+from plugin.policy.saved import State
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import _plain
+from tests.kernel.fakedocker import FakeDocker
+from tests.pure.fakes import Disk, Kernel
+
+ANY4, ANY6, ONE = IPv4Address(0), IPv6Address(0), IPv4Address("192.0.2.1")
+BLIND, KNOWN = ProxyFacts(holding=True), ProxyFacts(frozenset({7}))
+
+
+def tcp(port: int, host: Address = ANY4) -> Published:
+    return Published("tcp", host, port, port)
+
+
+def inspected(bindings: Any = None, **config: Any) -> dict[str, Any]:
+    return {"HostConfig": {"PortBindings": bindings, **config}}
+
+
+# --- what a container asks for ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "right"),
+    [
+        (inspected(), []),
+        (
+            inspected({"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}),
+            [Asked("tcp", ANY4, 8080, 8080), Asked("tcp", ANY6, 8080, 8080)],
+        ),
+        (
+            inspected({"80/udp": [{"HostIp": "192.0.2.1", "HostPort": "53"}, {"HostIp": "", "HostPort": ""}]}),
+            [Asked("udp", ANY4, 0, 0), Asked("udp", ONE, 53, 53)],
+        ),
+        (inspected({"80/tcp": [{"HostIp": "192.0.2.1", "HostPort": "8000-8009"}]}), [Asked("tcp", ONE, 8000, 8009)]),
+        (inspected({"80/tcp": None}), [Asked("tcp", ANY4, 0, 0)]),
+        (
+            inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1000, 3000)}),
+            [Asked("tcp", ONE, 1000, 2999)],
+        ),
+        (inspected({}, PublishAllPorts=True), [Asked(proto, ANY4, 0, 0) for proto in ("sctp", "tcp", "udp")]),
+        (inspected({"80/tcp": [{"HostPort": "80"}]}, NetworkMode="host"), []),
+    ],
+)
+def test_what_a_container_asks_for(raw: Any, right: list[Asked]) -> None:
+    """Fixed ports, on all addresses or one; ranges, and many ports in a row as one; 0 where Docker chooses."""
+    assert sorted(asked(raw), key=str) == sorted(right, key=str)
+    assert tuple(asking.read(_plain(each)) for each in asked(raw)) == asked(raw)
+
+
+def test_who_asks_for_very_much_asks_for_everything() -> None:
+    """It is bounded what is kept of one container."""
+    wanted = asked(inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1, 3000, 2)}))
+    assert len(wanted) <= MOST
+    assert all(any(each.may_be(tcp(n, host)) for each in wanted) for n in (2, 65535) for host in (ANY4, ANY6, ONE))
+
+
+@pytest.mark.parametrize("text", ["x", "70000", "9-1", "-1", "1-2-3", "８０"])
+def test_what_is_no_port_is_refused(text: str) -> None:
+    """Then it is not known what the container asks for, and nothing is taken for the host's own."""
+    with pytest.raises(ValueError, match="HostPort"):
+        asked(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
+
+
+hosts = st.sampled_from([ANY4, ANY6, ONE, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::1")])
+
+
+@given(hosts, hosts, st.integers(1, 5), st.integers(1, 5))
+def test_who_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: int, port: int) -> None:
+    """The same port, on the same address, or where one of the two is on all of the family."""
+    right = (
+        wanted == port
+        and asks.version == listens.version
+        and (asks == listens or asks.is_unspecified or listens.is_unspecified)
+    )
+    assert Asked("tcp", asks, wanted, wanted).may_be(tcp(port, listens)) is right
+    assert not Asked("udp", asks, wanted, wanted).may_be(tcp(port, listens))
+
+
+# --- whose a listener is ----------------------------------------------------------------------------------------------
+
+
+class Host:
+    """The host's sockets, and a clock."""
+
+    def __init__(self) -> None:
+        self.sockets: set[Listener] = set()
+        self.time = 10.0
+        self.number = 0
+
+    def listens(self, port: Published, *, root: bool = True) -> Listener:
+        self.number += 1
+        found = Listener(self.number, port, root)
+        self.sockets.add(found)
+        return found
+
+    def listeners(self, **more: Any) -> Listeners:
+        return Listeners(lambda: set(self.sockets), clock=lambda: self.time, **more)
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def ports(found: Iterable[Published]) -> set[int]:
+    return {port.host_port for port in found}
+
+
+def test_who_was_there_before_is_the_hosts(host: Host) -> None:
+    """But for ports that a container is known to ask for, and those from which Docker chooses, if root has them."""
+    for port in (22, 8080, 40000):
+        host.listens(tcp(port))
+    host.listens(tcp(40001), root=False)
+    assert ports(host.listeners(asked=[Asked("tcp", ANY4, 8080, 8080)]).poll()) == {22, 40001}
+    assert ports(host.listeners(known=[tcp(8080)]).poll()) == {8080, 40001}
+
+
+def test_who_comes_is_held_until_docker_has_been_asked(host: Host) -> None:
+    """An answer that was asked for before, or that says nothing of some container, says nothing of it."""
+    listeners = host.listeners()
+    assert listeners.poll() == frozenset()
+    host.listens(tcp(8080))
+    assert not listeners.poll()
+    assert listeners.waiting()
+    listeners.judge(host.time, (), (), known=True)
+    assert not listeners.poll(), "asked at the same moment"
+    host.time += 1
+    listeners.judge(host.time, (), (), known=False)
+    assert not listeners.poll()
+    assert listeners.held() == [tcp(8080)]
+    assert not listeners.waiting()
+    listeners.judge(host.time, (), (), known=True)
+    assert ports(listeners.poll()) == {8080}
+    assert listeners.held() == []
+
+
+def test_another_user_than_root_is_no_docker_proxy(host: Host) -> None:
+    """Such a program is the host's from the moment that it is seen."""
+    listeners = host.listeners()
+    listeners.poll()
+    host.listens(tcp(5432), root=False)
+    assert ports(listeners.poll()) == {5432}
+
+
+@pytest.mark.parametrize("who", ["runs", "asks", "chooses"])
+def test_a_containers_port_is_never_the_hosts(host: Host, who: str) -> None:
+    """One that a running container has, one that some container asks for; and while Docker chooses one for some
+    container, no port of those that it chooses from."""
+    listeners = host.listeners()
+    listeners.poll()
+    host.listens(tcp(40000))
+    listeners.poll()
+    host.time += 1
+    running = [tcp(40000)] if who == "runs" else []
+    wanted = [Asked("tcp", ANY4, *{"asks": (40000, 40000), "chooses": (0, 0), "runs": (1, 1)}[who])]
+    listeners.judge(host.time, running, wanted, known=True)
+    assert not listeners.poll()
+    assert listeners.held() == ([tcp(40000)] if who == "chooses" else [])
+
+
+def test_one_that_was_taken_for_the_hosts_is_docker_proxys(host: Host) -> None:
+    """It listened before docker-fw came, on a port of a container that runs; and Docker is not asked again for it."""
+    host.listens(tcp(8080))
+    host.listens(tcp(22))
+    listeners = host.listeners()
+    assert ports(listeners.poll()) == {22, 8080}
+    listeners.judge(host.time, [tcp(8080)], (), known=True)
+    assert ports(listeners.poll()) == {22}
+    assert not listeners.waiting()
+
+
+def test_who_shares_a_port_of_the_hosts_is_the_hosts(host: Host) -> None:
+    """A server that starts more workers (SO_REUSEPORT), and ends the first: a port is shared by agreement alone."""
+    first = host.listens(tcp(80))
+    listeners = host.listeners()
+    listeners.poll()
+    host.listens(tcp(80))
+    listeners.poll()
+    host.sockets.discard(first)
+    assert ports(listeners.poll()) == {80}
+    host.sockets.clear()
+    host.listens(tcp(80))
+    assert not listeners.poll(), "another program's, after all"
+
+
+def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> None:
+    """On a port that Docker's last list left to the host; not while it is not known what a new container asks for, nor
+    where one asks for the port."""
+    first = {host.listens(tcp(port)) for port in (22, 80)}
+    listeners = host.listeners()
+    listeners.poll()
+
+    def again(*wanted: Asked, doubted: bool = False) -> set[Any]:
+        host.time += 1
+        listeners.judge(host.time, (), wanted, known=True)
+        listeners.poll()
+        if doubted:
+            listeners.doubt()
+        host.sockets = set()
+        for port in (22, 80, 443):
+            host.listens(tcp(port))
+        host.time += 1
+        assert not listeners.poll()
+        host.time += PATIENCE + 1
+        return ports(listeners.poll())
+
+    assert first
+    assert again() == {22, 80}
+    assert again(Asked("tcp", ANY4, 80, 80)) == {22, 443}
+    assert again(doubted=True) == set()
+
+
+def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP and low ports first."""
+    monkeypatch.setattr("plugin.kernel.sock_diag.MOST", 3)
+    for port in range(50000, 50010):
+        host.listens(Published("udp", ANY4, port, port), root=False)
+    for port in (22, 80):
+        host.listens(tcp(port))
+    assert ports(host.listeners().poll()) == {22, 80, 50000}
+
+
+# --- what is told to the table ----------------------------------------------------------------------------------------
+
+
+class Desk:
+    def __init__(self, host: Host, state: State | None = None, **more: Any) -> None:
+        self.kernel, self.disk, self.host = Kernel(), Disk(), host
+        self.reconciler = Reconciler(self.kernel, self.disk, Defaults())  # type: ignore[arg-type]
+        self.rules = (Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789))
+        state = state or State()
+        own = own_ports(self.rules, [each for ports in state.asked.values() for each in ports])
+        self.reconciler.start(Facts(state, dockerd=own))
+        self.ports = ProxyPorts(self.reconciler, host.listeners(), self.rules, **more)
+
+    def of(self, *names: str) -> set[Any]:
+        return {element.key[-1] for element in self.kernel.table or () if element.set.startswith(names)}
+
+    def look(self, proxies: ProxyFacts) -> Seen:
+        self.ports.look(proxies)
+        facts = self.reconciler.facts
+        assert facts.proxies == proxies
+        return Seen(ports(facts.listening), ports(facts.suspects))
+
+
+class Seen(NamedTuple):
+    """Ports of the host's own programs, and those on which a docker-proxy may listen."""
+
+    listening: set[int]
+    suspects: set[int]
+
+
+@pytest.fixture
+def desk(host: Host) -> Desk:
+    return Desk(host)
+
+
+def test_a_port_of_dockerds_own_that_a_container_asks_for_is_closed(desk: Desk) -> None:
+    """From the moment that Docker has made the container, before it can start, until it is removed; over restarts."""
+    assert desk.of("dockerd") == {2375, 2376, 2377, 4789}
+    desk.host.listens(tcp(2377))
+    desk.ports.created("c")
+    assert desk.of("dockerd") == {2377}, "nobody knows what it asks for: what dockerd serves already goes on"
+    desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376), Asked("tcp", ANY4, 80, 80)))
+    assert desk.of("dockerd") == {2375, 2377, 4789}
+    assert desk.disk.kept.asked.keys() == {"c"}
+    assert Desk(Host(), desk.disk.kept).of("dockerd") == {2375, 2377, 4789}
+    desk.ports.forget("c")
+    assert desk.of("dockerd") == {2375, 2376, 2377, 4789}
+    assert desk.disk.kept.asked == {}
+
+
+def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
+    """Unless it was made after Docker was asked, or the list has a hole."""
+    desk.ports.asks("old", (Asked("tcp", ANY4, 2375, 2375),))
+    desk.host.time += 1
+    moment = desk.ports.now()
+    desk.ports.created("new")
+    desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
+    desk.ports.judge(DockerSnapshot(whole=False), moment)
+    assert desk.of("dockerd") == {2377, 4789}
+    desk.ports.judge(DockerSnapshot(), moment)
+    assert desk.of("dockerd") == {2375, 2377, 4789}
+
+
+def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
+    """What a container asks for is closed, whether it can be kept or not."""
+    desk.disk.full = True
+    desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376),))
+    assert desk.of("dockerd") == {2375, 2377, 4789}
+
+
+def test_listeners_are_told_where_they_matter(desk: Desk) -> None:
+    """Where docker-proxy is known by its control group the table needs none of them."""
+    desk.host.listens(tcp(22))
+    assert desk.look(BLIND).listening == {22}
+    assert desk.look(KNOWN) == (set(), set())
+    desk.host.listens(tcp(80))
+    assert not desk.ports.waiting()
+    assert desk.look(BLIND).listening == {22}
+    assert desk.ports.waiting()
+    assert desk.ports.held() == [tcp(80)]
+
+
+def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may publish ten thousand ports: five looks a second at all of them would take a quarter of a core.
+    When docker-proxy is not known any more, who came since the last look is held."""
+    looks, truth = [], desk.ports._listeners._listed
+    monkeypatch.setattr(desk.ports._listeners, "_listed", lambda: looks.append(1) or truth())
+    desk.host.listens(tcp(22))
+    for _ in range(100):
+        desk.look(KNOWN)
+        desk.host.time += 0.2
+    assert 1 < len(looks) < 10
+    desk.host.listens(tcp(80))
+    assert desk.look(BLIND).listening == {22}
+    assert desk.ports.held() == [tcp(80)]
+
+
+def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
+    """Without a rule for it a fresh listener is closed by its port, once it is seen, until it is known whose it is."""
+    desk = Desk(host, kinds=lambda: (False, False))
+    desk.look(KNOWN)
+    host.listens(tcp(8080))
+    assert desk.look(KNOWN) == (set(), {8080})
+    host.time += 1
+    desk.ports.judge(DockerSnapshot(), desk.ports.now())
+    assert desk.look(KNOWN).suspects == set()
+
+
+def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> None:
+    """Docker lists a container that could not be inspected: any port may be its."""
+    desk.look(BLIND)
+    desk.host.listens(tcp(8080))
+    desk.look(BLIND)
+    desk.host.time += 1
+    desk.ports.judge(DockerSnapshot(existing=frozenset("c")), desk.ports.now())
+    assert desk.look(BLIND).listening == set()
+    assert desk.ports.lacks("cd") == ["c", "d"]
+    desk.ports.asks("c", ())
+    look = DockerSnapshot(existing=frozenset("c"))
+    desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
+    assert desk.look(BLIND).listening == set()
+    desk.ports.judge(look, desk.ports.now())
+    assert desk.look(BLIND).listening == {8080}
+
+
+def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path: Path) -> None:
+    """It asks for its ports before its labels are told: they are kept closed, and a program of the host that is started
+    again, such as sshd, is reached again."""
+    docker = FakeDocker(tmp_path / "docker.sock")
+    try:
+        api = DockerApi(str(docker.path))
+        api.inspections.asks, api.inspections.lacks = desk.ports.asks, desk.ports.lacks
+        docker.networks["n" * 64] = {"Id": "n" * 64, "Name": "host", "Driver": "host"}
+        docker.containers["e"] = {
+            "Id": "c" * 64, "Names": ["/large"], "State": "running",
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Labels": {"fw.x": "x" * (9 << 20)},
+        }  # fmt: skip
+        for port in (22, 8080):
+            desk.host.listens(tcp(port))
+        desk.ports._listeners._first = False
+        desk.look(BLIND)
+        desk.host.time += 1
+        desk.ports.judge(api.look(), desk.ports.now())
+        assert desk.look(BLIND).listening == {22}
+        assert desk.ports.held() == []
+    finally:
+        docker.close()
+
+
+def test_sockets_that_cannot_be_listed_leave_what_was_known(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's programs stay reachable, and nothing new becomes so."""
+    desk.host.listens(tcp(22))
+    desk.look(BLIND)
+
+    def fails() -> set[Listener]:
+        raise OSError("no such family")
+
+    monkeypatch.setattr(desk.ports._listeners, "_listed", fails)
+    assert desk.look(BLIND).listening == {22}
+
+
+def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
+    """As the host says, and never later than the kernel's own default."""
+    place = tmp_path / "ipv4"
+    place.mkdir()
+    for text, right in (("10000\t20000\n", 10000), ("40000 50000\n", 32768), ("x", 32768)):
+        (place / "ip_local_port_range").write_text(text)
+        assert passing(str(tmp_path)) == right
+    assert passing("/nowhere") == 32768
+
+
+def test_what_was_closed_is_not_the_hosts_at_the_next_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A docker-proxy that is there before docker-fw, as some engines have it at a boot."""
+    state = State(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
+    for port in (tcp(8080), tcp(9090, ANY6), tcp(22)):
+        host.listens(port)
+    found = before(state, "/nowhere", None)
+    monkeypatch.setattr(found, "_listed", lambda: host.sockets)
+    assert ports(found.poll()) == {22}

@@ -1,0 +1,637 @@
+"""Docker's own networks: what their containers accept, and that no exception outlives its container."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from plugin.docker.tracker import EndpointTracker
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
+from plugin.model import (
+    Address,
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Overriding,
+    PolicySpec,
+    Problem,
+    Published,
+    Rule,
+)
+from plugin.nftables.sets import Element
+from plugin.policy.decide import BASE, of, passes
+from plugin.policy.facts import Facts
+from plugin.policy.overrides import with_one
+from plugin.policy.saved import State
+from plugin.state import closed_flows
+from plugin.state.reconciler import Reconciler
+from tests.pure.fakes import Disk, Kernel
+
+SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
+NETWORK = BridgeNetwork("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
+OTHER = BridgeNetwork("o" * 64, "other", "br-oooooooooooo", (IPv4Network("172.19.0.0/16"),))
+ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+PLAIN = Defaults()
+
+
+def spec(**pairs: str) -> PolicySpec:
+    """What these labels say; they must be right."""
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.spec
+
+
+def container(name: str, *ports: int, **labels: str) -> Container:
+    allow = {"allow": ", ".join(map(str, ports))} if ports else {}
+    return Container(name.ljust(64, "0"), name, spec(**allow, **labels))
+
+
+def endpoint(
+    name: str, host: int, of: Container | None, network: BridgeNetwork = NETWORK, *ports: Published
+) -> Endpoint:
+    v4 = IPv4Address(int(network.subnets[0].network_address) + host)
+    v6 = IPv6Address(f"2001:db8:1::{host:x}") if network is NETWORK else None
+    return Endpoint(name.ljust(64, "e"), network.id, v4, v6, joined=True, container=of, published=ports)
+
+
+#: Asked just now: newer than every goodbye.
+NOW = 1 << 30
+WEB, DB = container("web", 8080), container("db", 5432)
+
+
+class Table(Reconciler):
+    """The reconciler, with a kernel and a disk that are not there."""
+
+    def __init__(self, defaults: Defaults = PLAIN, state: State | None = None) -> None:
+        self.kernel, self.disk = Kernel(), Disk()
+        super().__init__(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
+        self.start(Facts(state or State()))
+
+    def only(self, bridges: Collection[str]) -> None:
+        """Just these exist."""
+        self.observe(lambda facts: facts.keeping(lambda state: state.with_bridges(bridges)))
+
+    def elements(self) -> set[Element]:
+        return set(self.kernel.table or ())
+
+    def opens(self, address: object) -> set[int]:
+        """Single TCP ports that the table opens for an address."""
+        found = {e.key[2] for e in self.elements() if e.set in ("allow4", "allow6") and e.key[0] == address}
+        return found - {22, 80, 443}  # type: ignore[return-value]
+
+    def knows(self, address: object) -> bool:
+        return any(e.key[0] == address for e in self.elements() if e.set in ("allow4", "allow6"))
+
+    def of(self, *sets: str) -> set[Element]:
+        return {element for element in self.elements() if element.set.startswith(sets)}
+
+
+@pytest.fixture
+def table(cut: list[Address]) -> Table:
+    return Table()
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
+    """Addresses whose flows were cut."""
+    found: list[Address] = []
+    monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
+    monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
+    return found
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each time that flows were looked through for closed ones: by address, what was accepted."""
+    found: list[Any] = []
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: found.append(guarded))
+    return found
+
+
+@pytest.fixture
+def guard(table: Table) -> EndpointTracker:
+    return EndpointTracker(table)
+
+
+# --- what an address accepts --------------------------------------------------------------------------------------
+
+
+def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
+    """The base, and what its labels, its network's options and the setting open."""
+    network = dataclasses.replace(NETWORK, spec=spec(allow="9100"))
+    rules = of(network, endpoint("e", 2, WEB), Defaults(spec(allow="161/udp"))).accepts
+    assert set(rules) == {*BASE, Rule("tcp", 8080, 8080), Rule("tcp", 9100, 9100), Rule("udp", 161, 161)}
+    assert of(dataclasses.replace(NETWORK, internal=True), endpoint("e", 2, WEB)).accepts == ()
+    assert of(NETWORK, endpoint("e", 2, None)).accepts == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "base"), [("fw.allow", True), ("fw.dney", False), ("fw.policy", False), ("fw.", False)]
+)
+@pytest.mark.parametrize("where", ["container", "network"])
+def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
+    """Where nothing can be refused: a wrong fw.allow opens nothing and leaves the base; any other mistake may have been
+    meant to close, and leaves ICMP only."""
+    parsed = parse({key: "808O", "fw.allow": "808O"})
+    assert parsed.problems
+    web = dataclasses.replace(WEB, spec=parsed.spec, problems=parsed.problems if where == "container" else ())
+    network = dataclasses.replace(NETWORK, problems=parsed.problems if where == "network" else ())
+    if where == "network":
+        web = container("web")
+    assert of(network, endpoint("e", 2, web)).accepts == (BASE if base else ())
+
+
+def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCaptureFixture) -> None:
+    """Not with each list, which may come every second; again when the container starts anew, or says other things."""
+
+    def told(name: str, *values: str) -> int:
+        caplog.clear()
+        for value in values:
+            who = Container("w" * 64, "web", problems=parse({"fw.allow": value}).problems)
+            guard.replace([NETWORK], [endpoint(name, 2, who)], asked=guard.now())
+        return sum("web answers on" in record.getMessage() for record in caplog.records)
+
+    assert told("one", "808O", "808O", "808O") == 1
+    assert told("one", "8O8O") == 1
+    assert told("two", "8O8O", "8O8O") == 1
+
+
+def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: EndpointTracker) -> None:
+    """docker-proxy's port is closed to the outside unless the container's is open; loopback is no outside."""
+    ports = (
+        Published("tcp", ANY4, 15432, 5432),
+        Published("tcp", ANY6, 15432, 5432),
+        Published("tcp", ANY4, 18080, 80),
+        Published("udp", IPv4Address("198.51.100.1"), 53, 53),
+        Published("tcp", IPv6Address("2001:db8::1"), 99, 99),
+        Published("tcp", IPv4Address("127.0.0.1"), 6379, 6379),
+    )
+    guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
+    assert table.of("proxied") == {
+        Element("proxied", (2, 6, 15432)), Element("proxied", (10, 6, 15432)),
+        Element("proxied4", (IPv4Address("198.51.100.1"), 17, 53)),
+        Element("proxied6", (IPv6Address("2001:db8::1"), 6, 99)),
+    }  # fmt: skip
+    assert table.of("served") == {Element("served", (2, 6, 18080))}
+    guard.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
+    assert not table.of("proxied")
+    guard.replace([NETWORK], [endpoint("e", 2, None, NETWORK, *ports[:3])], asked=NOW)
+    assert {e.key[2] for e in table.of("proxied")} == {15432, 18080}
+
+
+def test_with_the_setting_p_itself_opens() -> None:
+    """FW_PUBLISHED=allow: reached by the published port, and by nothing else; what a label denies, or has for some, and
+    a wrong label, still close."""
+    ports = (
+        Published("tcp", ANY4, 15432, 5432),
+        Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
+    )
+    table = Table(Defaults(published=True))
+    guard = EndpointTracker(table)
+    guest = endpoint("e", 2, container("c"), NETWORK, *ports)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    assert {(e.set, e.key[0]) for e in table.of("dnat", "proxied")} == {("dnat4", guest.addr4), ("dnat6", guest.addr6)}
+    assert not passes(of(NETWORK, guest, Defaults(published=True)).accepts, "tcp", 5432, IPv4Address("203.0.113.7"))
+    wrong = Container("c", "c", problems=(Problem("label fw.x", "", ""),))
+    for closed in (wrong, container("c", deny="5432"), container("c", allow="5432 from 10.0.0.0/8")):
+        guard.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
+        assert not table.of("dnat")
+        assert {e.key[2] for e in table.of("proxied")} == {15432}
+
+
+def test_a_published_port_for_some() -> None:
+    """`5432 from 203.0.113.0/24`: those reach the published port, and others do not, by DNAT and by docker-proxy."""
+    table, port = Table(), Published("tcp", ANY4, 15432, 5432)
+    guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
+    EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
+    net = IPv4Address("203.0.113.0")
+    assert table.of("proxied", "via", "from") == {
+        Element("proxied", (2, 6, 15432)), Element("via4", (6, 15432, 24, net)),
+        Element("from4", (guest.addr4, 6, 5432, 24, net)),
+    }  # fmt: skip
+
+
+# --- whose exception it is ----------------------------------------------------------------------------------------
+
+
+def test_an_exception_stands_from_the_connection_and_goes_with_it(
+    table: Table, guard: EndpointTracker, cut: list[Address]
+) -> None:
+    """Docker connects a container: its ports are open before its process runs; it leaves: closed, flows cut."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert table.opens(guest.addr4) == table.opens(guest.addr6) == {8080}
+    guard.leaves(NETWORK.id, WEB.id)
+    assert not table.knows(guest.addr4)
+    assert not table.knows(guest.addr6)
+    assert cut == [guest.addr4, guest.addr6]
+
+
+def test_a_container_that_dies_leaves_every_network(table: Table, guard: EndpointTracker) -> None:
+    """One event closes all of its addresses, and no other container's."""
+    mine = [endpoint("a", 2, WEB), endpoint("b", 2, WEB, OTHER)]
+    his = endpoint("c", 3, DB)
+    guard.replace([NETWORK, OTHER], [*mine, his], asked=NOW)
+    guard.leaves("", WEB.id)
+    assert not any(table.knows(e.addr4) for e in mine)
+    assert table.opens(his.addr4) == {5432}
+
+
+def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: EndpointTracker) -> None:
+    """Docker's list still has a container that it said has gone: closed stays closed until it is connected again."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    guard.leaves(NETWORK.id, WEB.id)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert not table.knows(guest.addr4)
+    guard.returns(NETWORK.id, WEB.id)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert table.opens(guest.addr4) == {8080}
+
+
+def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: EndpointTracker) -> None:
+    """Docker was asked, the container went and came back elsewhere, and then the old answer is there: it is no news."""
+    old, new, heir = endpoint("a", 2, WEB), endpoint("b", 3, WEB), endpoint("c", 2, DB)
+    guard.replace([NETWORK], [old], asked=NOW)
+    asked = guard.now()
+    guard.leaves(NETWORK.id, WEB.id)
+    guard.returns(NETWORK.id, WEB.id)
+    guard.put(NETWORK, [new], listed=False, asked=guard.now())
+    guard.put(NETWORK, [heir], listed=False, asked=guard.now())
+    guard.put(None, [old], listed=True, asked=asked)
+    assert table.opens(old.addr4) == {5432}
+    assert table.opens(new.addr4) == {8080}
+    guard.replace([NETWORK], [old], asked=asked)
+    assert table.opens(old.addr4) == {5432}
+
+
+def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: EndpointTracker) -> None:
+    """A list of everything takes its time; who came meanwhile, with its network, is not in it and stays."""
+    asked = guard.now()
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=guard.now())
+    guard.put(None, [guest], listed=True, asked=guard.now())
+    guard.replace([], [], asked=asked)
+    assert table.opens(guest.addr4) == {8080}
+    stale = endpoint("s", 2, DB)
+    guard.replace([NETWORK], [stale], asked=asked)
+    assert table.opens(guest.addr4) == {8080}
+    guard.replace([NETWORK], [], asked=guard.now())
+    assert not table.knows(guest.addr4)
+
+
+def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: EndpointTracker) -> None:
+    """`docker rm` while a list is under way: the heir of its address keeps it, and nothing of the dead one stands."""
+    old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
+    guard.replace([NETWORK], [old], asked=guard.now())
+    asked = guard.now()
+    guard.leaves("", WEB.id)
+    guard.forget(WEB.id)
+    guard.returns(NETWORK.id, DB.id)
+    guard.put(NETWORK, [heir], listed=False, asked=guard.now())
+    guard.replace([NETWORK], [old], asked=asked)
+    assert table.opens(old.addr4) == {5432}
+
+
+def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: EndpointTracker) -> None:
+    """What Docker was asked before its events were missed, or a link left a bridge, is not believed: ask again."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=guard.now())
+    asked = guard.now()
+    guard.doubt(NETWORK.bridge)
+    assert not guard.replace([NETWORK], [guest], asked=asked)
+    assert not guard.put(NETWORK, [guest], listed=True, asked=asked)
+    assert not table.knows(guest.addr4)
+    assert guard.replace([NETWORK], [guest], asked=guard.now())
+    assert table.opens(guest.addr4) == {8080}
+    asked = guard.now()
+    guard.start_over()
+    assert not guard.replace([NETWORK], [], asked=asked)
+
+
+def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: EndpointTracker) -> None:
+    """A container on an internal network too: its port is open by docker-proxy if it is so at one of its places; not
+    while one of them is in doubt."""
+    port = Published("tcp", ANY6, 18080, 80)
+    inner = dataclasses.replace(OTHER, internal=True)
+    places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
+    guard.replace([NETWORK, inner], places, asked=NOW)
+    key = (10, 6, 18080)
+    assert Element("served", key) in table.elements()
+    assert Element("proxied", key) not in table.elements()
+    guard.doubt(inner.bridge)
+    assert Element("proxied", key) in table.elements()
+    assert Element("served", key) not in table.elements()
+
+
+def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: EndpointTracker) -> None:
+    """A container on two networks, and its port is for some on one of them: those reach it, whatever the other says."""
+    port = Published("tcp", ANY4, 18080, 8080)
+    some = dataclasses.replace(WEB, spec=spec(allow="8080 from 203.0.113.7"))
+    guard.replace(
+        [NETWORK, OTHER],
+        [
+            endpoint("a", 2, some, NETWORK, port),
+            endpoint("b", 2, dataclasses.replace(WEB, spec=PolicySpec()), OTHER, port),
+        ],
+        asked=NOW,
+    )
+    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    assert table.of("via4") == {Element("via4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
+
+
+def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
+    """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    guard.end()
+    guard.put(NETWORK, [guest], listed=True, asked=NOW)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    assert not table.knows(guest.addr4)
+
+
+def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: EndpointTracker) -> None:
+    """Until it is removed: Docker may start it, at a boot, before it tells anybody."""
+    ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
+    guest = endpoint("e", 2, container("c"), NETWORK, *ports)
+    assert guest.container
+    guard.replace([NETWORK], [guest], [guest.container.id], asked=NOW)
+    assert table.disk.kept.proxied == {guest.container.id: ports[:1]}
+    guard.leaves("", guest.container.id)
+    guard.replace([NETWORK], [], [guest.container.id], asked=NOW)
+    assert table.disk.kept.proxied == {guest.container.id: ports[:1]}
+    guard.forget(guest.container.id)
+    assert table.disk.kept.proxied == {}
+
+
+def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: EndpointTracker) -> None:
+    """Docker gives an address to another container in the same second, and its owner's goodbye is not yet told."""
+    first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
+    guard.replace([NETWORK], [first], asked=NOW)
+    guard.put(NETWORK, [second], listed=False, asked=NOW)
+    assert table.opens(first.addr4) == {5432}
+    guard.leaves(NETWORK.id, WEB.id)
+    assert table.opens(first.addr4) == {5432}
+
+
+def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: EndpointTracker) -> None:
+    """A look at everything does not close a container that Docker has connected and does not list yet."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    guard.replace([NETWORK], [], asked=NOW)
+    assert table.opens(guest.addr4) == {8080}
+    guard.put(None, [guest], listed=True, asked=NOW)
+    guard.replace([NETWORK], [], asked=NOW)
+    assert not table.knows(guest.addr4)
+
+
+def test_after_events_were_missed_only_the_list_counts(table: Table, guard: EndpointTracker) -> None:
+    """Docker's stream of events ended and began anew: who is not in the next list is gone, however new."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    guard.leaves(OTHER.id, WEB.id)
+    guard.start_over()
+    guard.replace([NETWORK, OTHER], [endpoint("b", 2, WEB, OTHER)], asked=NOW)
+    assert not table.knows(guest.addr4)
+    assert table.opens(IPv4Address("172.19.0.2")) == {8080}
+
+
+def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
+    """Who is on a bridge cannot be known just now: every address there is closed, its published ports too."""
+    port = Published("tcp", ANY4, 18080, 80)
+    guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
+    guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
+    guard.doubt(NETWORK.bridge)
+    assert not table.knows(guest.addr4)
+    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    assert table.opens(other.addr4) == {5432}
+    guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
+    assert table.opens(guest.addr4) == {8080}
+    guard.doubt()
+    assert not table.knows(guest.addr4)
+    assert not table.knows(other.addr4)
+
+
+def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
+    """Where an exception goes while its container stays, just that endpoint's flows are looked through."""
+    guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
+    guard.replace([NETWORK], [guest, other], asked=NOW)
+    for labels in (PolicySpec(), spec(deny="22"), spec(allow="22 from 10.0.0.1"), spec(egress="none", allow="8080")):
+        judged.clear()
+        less = dataclasses.replace(guest, container=dataclasses.replace(WEB, spec=labels))
+        guard.replace([NETWORK], [less, other], asked=NOW)
+        (once,) = judged
+        assert once.keys() == {guest.addr4, guest.addr6}
+        guard.replace([NETWORK], [guest, other], asked=NOW)
+    judged.clear()
+    more = dataclasses.replace(guest, container=dataclasses.replace(WEB, spec=spec(allow="8080, 9090")))
+    guard.replace([NETWORK], [more, other], asked=NOW)
+    assert judged == []
+
+
+def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
+    """A rule for a service lets in whoever is one now: a new one from its connection, none that has gone, and flows of
+    one that has gone are cut."""
+    asker = dataclasses.replace(DB, spec=spec(allow="5432 from service:api"), project="shop", service="db")
+    api = dataclasses.replace(WEB, project="shop", service="api")
+    guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker)], asked=NOW)
+    assert not table.of("from")
+    guest = endpoint("a", 6, api, OTHER)
+    guard.put(OTHER, [guest], listed=False, asked=NOW)
+    db4 = IPv4Address("172.18.0.5")
+    assert table.of("from") == {Element("from4", (db4, 6, 5432, 32, guest.addr4))}
+    judged.clear()
+    guard.doubt(OTHER.bridge)  # nobody knows who has the address now
+    assert not table.of("from")
+    assert any(db4 in each for each in judged)
+    guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=guard.now())
+    assert table.of("from")
+    guard.leaves("", api.id)
+    assert not table.of("from")
+
+
+def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: EndpointTracker) -> None:
+    """One container with fw.egress: on its network whoever is not known may begin nothing, also when it has gone (it
+    may come back while Docker is silent), until the network goes."""
+    guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
+    guard.replace([NETWORK], [other], asked=NOW)
+    assert not table.of("confined")
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
+    assert {e.key[1] for e in table.of("free")} == {other.addr4, other.addr6}
+    assert table.disk.kept.egress_restricted == {NETWORK.bridge}
+    guard.leaves("", guest.container.id if guest.container else "")
+    assert table.of("confined")
+    table.only({NETWORK.bridge})
+    assert table.disk.kept.egress_restricted == {NETWORK.bridge}
+    table.only(())
+    assert not table.of("confined")
+    assert table.disk.kept.egress_restricted == set()
+
+
+def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
+    """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
+    table = Table(state=State(egress_restricted=frozenset({NETWORK.bridge})))
+    guard = EndpointTracker(table)
+    assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
+    guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
+    assert table.of("confined")
+    table.only(())
+    assert not table.of("confined")
+
+
+def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: EndpointTracker) -> None:
+    """It counts while the container exists, stopped or not; another one of its name is another one."""
+    guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
+    guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
+    assert Element("served", (2, 6, 18080)) in table.elements()
+    table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 8080, 8080), deny=True)))
+    assert table.opens(guest.addr4) == set()
+    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    guard.leaves("", WEB.id)
+    guard.replace([NETWORK], [], [WEB.id], asked=NOW)
+    assert len(table.state.overrides) == 1
+    guard.forget(WEB.id)
+    assert table.state.overrides == table.disk.kept.overrides == ()
+    table.edit_state(lambda s: with_one(s, Overriding(DB.id, Rule("tcp", 1, 1))))
+    guard.replace([NETWORK], [], [WEB.id], asked=NOW)  # removed while nobody followed Docker
+    assert table.state.overrides == ()
+
+
+def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: EndpointTracker) -> None:
+    """What fwctl said of it stays while the disk is full: the container is gone all the same, and the look goes on."""
+    table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 1, 1), deny=True)))
+    table.disk.full = True
+    other = endpoint("f", 3, DB)
+    guard.forget(WEB.id)
+    guard.replace([NETWORK], [other], asked=NOW)
+    assert table.opens(other.addr4) == {5432}
+    table.disk.full = False
+    guard.forget(WEB.id)
+    assert table.state.overrides == ()
+
+
+def test_after_docker_was_silent_flows_are_looked_through(
+    table: Table, guard: EndpointTracker, judged: list[Any]
+) -> None:
+    """What came in while less was closed than now does not live on as established."""
+    guest = endpoint("e", 2, WEB)
+    guard.replace([NETWORK], [guest], asked=NOW)
+    judged.clear()
+    table.cut_closed()
+    assert [set(each) for each in judged] == [{guest.addr4, guest.addr6}]
+
+
+def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker) -> None:
+    """What an attachment says is told later than the labels: until then the address answers on ICMP only."""
+    guest = endpoint("e", 2, WEB)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
+    assert not table.knows(guest.addr4)
+    guard.put(NETWORK, [guest], listed=False, asked=NOW)
+    assert table.opens(guest.addr4) == {8080}
+    guard.replace([NETWORK], [guest], asked=NOW, unsure={guest.id})
+    assert not table.knows(guest.addr4)
+
+
+def test_a_network_that_goes_takes_everything_along(table: Table, guard: EndpointTracker) -> None:
+    """Nothing of a removed network stays in the table."""
+    network = dataclasses.replace(NETWORK, mode6="routed")
+    guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
+    assert Element("routed", (10, NETWORK.bridge)) in table.elements()
+    guard.network_gone(NETWORK.id)
+    assert table.elements() == set()
+
+
+@pytest.mark.parametrize(
+    ("mode", "marked"), [("nat", False), ("isolated", False), ("routed", True), ("nat-unprotected", True), ("", False)]
+)
+def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
+    table: Table, guard: EndpointTracker, mode: str, marked: bool
+) -> None:
+    """The mark goes to networks whose own addresses are meant to be reached, per family."""
+    guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [], asked=NOW)
+    assert (Element("routed", (10, NETWORK.bridge)) in table.elements()) is marked
+    assert Element("routed", (2, NETWORK.bridge)) not in table.elements()
+    guard.replace([dataclasses.replace(NETWORK, mode6=mode, internal=True)], [], asked=NOW)
+    assert table.elements() == {Element("internal", (NETWORK.bridge,))}
+
+
+class Churn(RuleBasedStateMachine):
+    """Containers come and go, in events and lists that may be old, and addresses change hands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(conntrack, "cut_addresses", lambda _: None)
+        self.patch.setattr(conntrack, "cut_published", lambda *_: None)
+        self.patch.setattr(closed_flows, "cut_closed", lambda *_: None)
+        self.table = Table()
+        self.guard = EndpointTracker(self.table)
+        self.guard.replace([NETWORK], [], asked=NOW)
+        self.on: dict[int, Endpoint] = {}  # host number → who has the address, as Docker has it
+        self.told: set[str] = set()  # endpoints that Docker has told of
+        self.serial = 0
+        self.old: list[Endpoint] = []
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(host=st.integers(2, 4), who=st.sampled_from([1001, 1002, 1003]))
+    def connect(self, host: int, who: int) -> None:
+        if host in self.on or any(e.container.spec.allow[0].first == who for e in self.on.values() if e.container):
+            return
+        self.serial += 1
+        guest = endpoint(f"{self.serial:x}x", host, container(f"c{who}", who))
+        self.on[host] = guest
+        assert guest.container
+        self.guard.returns(NETWORK.id, guest.container.id)
+        self.guard.put(NETWORK, [guest], listed=False, asked=NOW)
+
+    @rule(host=st.integers(2, 4))
+    def disconnect(self, host: int) -> None:
+        if gone := self.on.pop(host, None):
+            assert gone.container
+            self.old.append(gone)
+            self.guard.leaves(NETWORK.id, gone.container.id)
+
+    @rule(listed=st.booleans())
+    def look(self, listed: bool) -> None:
+        found = list(self.on.values()) if listed else []
+        self.guard.replace([NETWORK], found, asked=NOW)
+        if not listed:  # the list does not have who is starting; who was listed is gone by it
+            self.guard.put(NETWORK, self.on.values(), listed=True, asked=NOW)
+
+    @rule()
+    def old_list(self) -> None:
+        gone = [
+            e
+            for e in self.old
+            if e.container and all(e.container.id != o.container.id for o in self.on.values() if o.container)
+        ]
+        self.guard.put(NETWORK, gone, listed=True, asked=NOW)
+
+    @rule()
+    def doubt(self) -> None:
+        self.guard.doubt()
+
+    @invariant()
+    def no_exception_is_anothers(self) -> None:
+        for host in (2, 3, 4):
+            address = IPv4Address(f"172.18.0.{host}")
+            mine = self.on.get(host)
+            right = {rule.first for rule in mine.container.spec.allow} if mine and mine.container else set()
+            assert self.table.opens(address) <= right
+
+
+TestChurn = Churn.TestCase
+TestChurn.settings = settings(max_examples=80, stateful_step_count=30, deadline=None, derandomize=True)

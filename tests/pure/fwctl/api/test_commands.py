@@ -1,0 +1,595 @@
+"""What `fwctl` changes, and the door that it comes by: nothing opens by mistake, what is wrong is told, not obeyed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Address, ip_network
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.driver.http import create_app
+from plugin.fwctl.api.commands import MOST, AdminCommands
+from plugin.fwctl.api.routes import add_routes
+from plugin.kernel import conntrack
+from plugin.model import FwError, Overriding, Rule
+from plugin.policy.overrides import expired
+from plugin.policy.saved import State
+from plugin.state import applier, closed_flows
+from tests.pure.ordered import BACK, FRONT, HOST, Site, container, guest, ours, published
+from tests.pure.strategies import examples
+
+WEB, DB = container("web", {"fw.allow": "8080"}), container("db", {"fw.allow": "5432 from container:api"})
+API = container("api")
+WEB4 = IPv4Address("10.1.0.2")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+#: It goes when it is told to.
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's flows and its clock are none of ours."""
+    CLOCK.now = 1_000_000.0
+    monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
+    monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
+    monkeypatch.setattr(conntrack, "cut_addresses", lambda *_: None)
+    monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
+
+
+class Desk:
+    """Orders over a site."""
+
+    def __init__(self, *endpoints: Any) -> None:
+        self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
+        self.clock = CLOCK
+        self.spoken = 0
+        not_guarded = {"tool": "has the host's network: it answers like any program of the host"}
+        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST))
+
+    def _speak(self) -> None:
+        self.spoken += 1
+
+    def allow(self, who: str, *texts: str, seconds: float | None = None) -> dict[str, Any]:
+        return self.orders.override(who, texts, seconds, deny=False)
+
+    def deny(self, who: str, *texts: str, seconds: float | None = None) -> dict[str, Any]:
+        return self.orders.override(who, texts, seconds, deny=True)
+
+    def opens(self, address: IPv4Address = WEB4) -> set[int]:
+        return self.site.kernel.opens(address)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+# --- allow, deny, revert ----------------------------------------------------------------------------------------------
+
+
+def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None:
+    """Ports of a running container, in the kernel and on the disk; `revert` takes both back."""
+    assert desk.opens() == {22, 80, 443, 8080}
+    told = desk.allow("web", "9000, 9001")
+    assert told["container"] == "web"
+    assert [(each["kind"], each["rule"], each["until"]) for each in told["said"]] == [
+        ("allow", "9000/tcp", None), ("allow", "9001/tcp", None)
+    ]  # fmt: skip
+    assert desk.opens() == {22, 80, 443, 8080, 9000, 9001}
+    desk.deny("web", "22", "8080")
+    assert desk.opens() == {80, 443, 9000, 9001}
+    assert len(desk.site.disk.kept.overrides) == 4
+    assert desk.orders.revert("web") == {"reverted": [{"container": "web", "id": WEB.id}]}
+    assert desk.opens() == {22, 80, 443, 8080}
+    assert desk.site.disk.kept.overrides == ()
+    assert desk.orders.revert("web") == {"reverted": []}
+
+
+def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
+    """As in a label: `allow web "22 from 203.0.113.7"` closes 22 to everybody else; deny closes it to all."""
+    desk.allow("web", "22 from 203.0.113.7")
+    assert 22 not in desk.opens()
+    assert any(e.set == "from4" and e.key[0] == WEB4 for e in desk.site.kernel.table)
+    desk.deny("web", "22")
+    assert not any(e.set == "from4" and e.key[0] == WEB4 for e in desk.site.kernel.table)
+
+
+def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
+    """Also where the label is for one peer alone."""
+    db = IPv4Address("10.1.0.3")
+    assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
+    desk.deny("db", "5432")
+    assert not any(e.set in ("from4", "gate4") and e.key[0] == db for e in desk.site.kernel.table)
+
+
+def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
+    """The name is exact; an ID may be cut, as long as one container alone has it. Who is unknown gets near names."""
+    desk.allow(WEB.id[:12].upper(), "9000")
+    assert 9000 in desk.opens()
+    for who, why in (
+        ("wbe", "did you mean web"), ("WEB", "no container 'WEB'"), ("we", "no container 'we'"), ("", "no container"),
+        ("tool", "has no network of its own: it has the host's network"), ("x" * 5000, "no container"),
+        ("web; flush ruleset", "no container"),
+    ):  # fmt: skip
+        with pytest.raises(FwError, match=re.escape(why)) as error:
+            desk.allow(who, "9000")
+        assert len(str(error.value)) < 400
+    other = Desk(ours(2, container("web1")), ours(3, dataclasses.replace(API, id="web1" + "f" * 60)))
+    assert other.allow("web1", "9000")["id"] == "web1".ljust(64, "0")  # a name comes before an ID
+    one, two = (dataclasses.replace(who, id="ab12" + digit * 60) for who, digit in ((WEB, "0"), (DB, "1")))
+    alike = Desk(ours(2, one), ours(3, two))
+    with pytest.raises(FwError, match=r"may be db \(ab12.*\), web \(ab12.*\); write more of the ID"):
+        alike.allow("ab12", "9000")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("808O", '"808O" is not a port (1-65535, a range like 9000-9100, or *)'),
+        ("", "is empty"),
+        ("8080/icmp", '"icmp" is not a protocol'),
+        ("8080 from nobody", '"nobody" is not an address'),
+        ("8080 to 10.0.0.0/8", 'write "from" here'),
+        ("9100-9000", "did you mean 9000-9100"),
+        ("x" * 5000, "characters"),
+    ],
+)
+def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str, why: str) -> None:
+    """One mistake, and nothing of what was asked for is done."""
+    before = desk.opens()
+    with pytest.raises(FwError) as error:
+        desk.allow("web", "9000", text)
+    assert why in str(error.value)
+    assert desk.opens() == before
+    assert desk.site.disk.kept.overrides == ()
+
+
+def test_deny_has_no_peers(desk: Desk) -> None:
+    """A port is denied to everybody; the message says how to keep it for some."""
+    with pytest.raises(FwError, match="denied to everybody"):
+        desk.deny("web", "22 from 10.0.0.0/8")
+
+
+def test_one_container_has_so_many_words(desk: Desk) -> None:
+    """No script fills the disk; what was said stays."""
+    desk.allow("web", *(str(20_000 + 2 * n) for n in range(MOST - 1)))
+    with pytest.raises(FwError, match="take some back"):
+        desk.allow("web", "9000", "9002")
+    desk.allow("web", "9000")
+    assert len(desk.site.state.state.overrides) == MOST
+
+
+def test_a_full_disk_opens_nothing(desk: Desk) -> None:
+    """What cannot be kept is not done; what only closes is done all the same."""
+    desk.site.disk.full = True
+    with pytest.raises(FwError, match="No space left"):
+        desk.allow("web", "9000")
+    assert 9000 not in desk.opens()
+    desk.deny("web", "8080")
+    assert 8080 not in desk.opens()
+
+
+def test_a_kernel_that_refuses_is_told(desk: Desk) -> None:
+    """Then nothing is known of it either."""
+    desk.site.kernel.refuses = 2
+    with pytest.raises(FwError, match="the kernel refused"):
+        desk.allow("web", "9000")
+    assert desk.site.state.state.overrides == desk.site.disk.kept.overrides == ()
+
+
+def test_a_published_port_of_docker_proxys_obeys_too() -> None:
+    """On Docker's own networks the host's port is closed and opened with the container's."""
+    app = container("app", {"fw.allow": "8080"})
+    desk = Desk(guest(FRONT, 2, app, *published(8080, 18080)))
+
+    def served() -> set[str]:
+        return {e.set for e in desk.site.kernel.table if e.set in ("served", "proxied") and 18080 in e.key}
+
+    assert served() == {"served"}
+    desk.deny("app", "8080", seconds=60)
+    assert served() == {"proxied"}
+    desk.clock.now += 61
+    desk.orders.end()
+    assert served() == {"served"}
+
+
+# --- their time -------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_end_by_themselves(desk: Desk) -> None:
+    """Not a moment early; `end` tells when to come again, and the labels count again as if nothing had been."""
+    assert desk.orders.end() == 30
+    desk.allow("web", "9000", seconds=60)
+    desk.deny("web", "22", seconds=10)
+    assert desk.spoken == 2
+    assert desk.orders.end() == 10
+    assert desk.opens() == {80, 443, 8080, 9000}
+    desk.clock.now += 10
+    assert desk.orders.end() == 30  # the clock may be set meanwhile
+    assert desk.opens() == {22, 80, 443, 8080, 9000}
+    desk.clock.now += 50
+    assert desk.orders.end() == 30
+    assert desk.opens() == {22, 80, 443, 8080}
+    assert desk.site.disk.kept.overrides == ()
+
+
+def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
+    """What was opened for a time closes also when that cannot be written down; what was closed stays, and is tried
+    again."""
+    desk.allow("web", "9000", seconds=10)
+    desk.deny("web", "22", seconds=10)
+    desk.site.disk.full = True
+    desk.clock.now += 11
+    assert desk.orders.end() <= 5
+    assert desk.opens() == {80, 443, 8080}
+    desk.site.disk.full = False
+    desk.orders.end()
+    assert desk.opens() == {22, 80, 443, 8080}
+
+
+def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> None:
+    """At a clean stop what was opened for a time closes, and is kept; at the next start it is there until its end."""
+    desk.allow("web", "9000", seconds=60)
+    desk.allow("web", "9001")
+    desk.deny("web", "8080", seconds=60)
+    desk.allow("db", "22 from 203.0.113.7", seconds=60)
+    db = IPv4Address("10.1.0.3")
+    desk.site.state.suspend()
+    assert desk.opens() == {22, 80, 443, 9001}
+    assert desk.opens(db) == {80, 443}  # who was shut out does not come in instead
+    assert not any(e.set == "from4" and e.key[:3] == (db, 6, 22) for e in desk.site.kernel.table)
+    kept = desk.site.disk.kept
+    assert len(kept.overrides) == 4
+    again = Site(ours(2, WEB), ours(3, DB), ours(4, API), state=expired(kept, desk.clock.now + 30))
+    assert again.kernel.opens(WEB4) == {22, 80, 443, 9000, 9001}
+    late = Site(ours(2, WEB), ours(3, DB), ours(4, API), state=expired(kept, desk.clock.now + 61))
+    assert late.kernel.opens(WEB4) == {22, 80, 443, 8080, 9001}
+
+
+def test_an_override_goes_with_its_container() -> None:
+    """Docker's event of its end, and a list in which it is not any more; while it just stops, it stays."""
+    desk = Desk(guest(FRONT, 2, WEB), guest(BACK, 3, DB), ours(4, API))
+    for who in ("web", "db", "api"):
+        desk.allow(who, "9000")
+    desk.site.guard.leaves("", WEB.id)
+    desk.site.guests = [endpoint for endpoint in desk.site.guests if endpoint.container != WEB]
+    desk.site.see(WEB.id, DB.id)  # stopped, and listed all the same
+    assert {each.container for each in desk.site.state.state.overrides} == {WEB.id, DB.id, API.id}
+    desk.site.guard.forget(WEB.id)
+    assert {each.container for each in desk.site.state.state.overrides} == {DB.id, API.id}
+    # A container on a network of the driver's is there as long as it has its place.
+    desk.site.guests = []
+    desk.site.see()
+    assert {each.container for each in desk.site.state.state.overrides} == {API.id}
+    desk.site.state.drop_endpoint(ours(4, API).id)
+    desk.site.see()
+    assert desk.site.state.state.overrides == desk.site.disk.kept.overrides == ()
+
+
+def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
+    """Its name nobody knows then; `--all` takes everything."""
+    desk = Desk(guest(FRONT, 2, WEB), ours(4, API))
+    desk.allow("web", "9000")
+    desk.site.guests = []
+    desk.site.see(WEB.id)
+    assert desk.orders.revert(WEB.id[:12]) == {"reverted": [{"container": None, "id": WEB.id}]}
+    desk.allow("api", "9000")
+    assert len(desk.orders.revert(None)["reverted"]) == 1
+    assert desk.site.state.state.overrides == ()
+
+
+# --- bans -------------------------------------------------------------------------------------------------------------
+
+
+def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
+    """For a time the kernel counts itself, or for ever; a later word about the same address gives it another time."""
+    told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
+    assert (told["cut"], told["notes"]) == (0, [])
+    assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
+    names = {e.set for e in desk.site.kernel.table if e.set.startswith("bann")}
+    assert names == {"banning", "banning_nets", "banned6_48", "banned6_64"}
+    assert {e.set for e in desk.site.kernel.timed} == {"banned4", "watched"}
+    assert len(desk.site.disk.kept.bans) == 3
+    desk.orders.ban([("203.0.113.7", None)])
+    assert {e.set for e in desk.site.kernel.timed} == {"watched"}
+    assert {e.set for e in desk.site.kernel.table if e.set.startswith("banned4")} == {"banned4"}
+    assert desk.orders.unban(["203.0.113.7", "203.0.113.8"]) == {
+        "unbanned": ["203.0.113.7"], "absent": ["203.0.113.8"], "still": []
+    }  # fmt: skip
+    assert len(desk.orders.unban(None)["unbanned"]) == 2
+    assert not any(e.set.startswith("bann") for e in desk.site.kernel.table)
+    assert desk.orders.unban(None) == {"unbanned": [], "absent": [], "still": []}
+
+
+def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
+    """To take back the one does not free it while the other stands."""
+    desk.orders.ban([("203.0.113.0/24", None), ("203.0.113.7", None)])
+    assert desk.orders.unban(["203.0.113.7"])["still"] == [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("198.51.100.1", "cannot ban 198.51.100.1: it is the host's own"),
+        ("198.51.100.0/24", "cannot ban 198.51.100.0/24: 198.51.100.1, in it, is the host's own"),
+        ("2001:db8:ffff::1:0:0:0/80", "is the host's own"),  # its /64 holds the host's address
+        ("10.1.0.1", "cannot ban 10.1.0.1: it is the gateway of the network on fw-ffffffffffff"),
+        ("10.0.0.0/8", "10.1.0.1, in it, is the gateway"),
+        ("2001:db8:1::/64", "is the gateway"),
+        ("127.0.0.0/8", "no address of anybody's"),
+        ("ff02::1", "no address of anybody's"),
+        ("web", "is not an address"),
+    ],
+)
+def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
+    """Its own addresses, a network's gateway, loopback, multicast: refused, and nobody else of that call is banned."""
+    with pytest.raises(FwError) as error:
+        desk.orders.ban([("203.0.113.7", None), (text, 60)])
+    assert why in str(error.value)
+    assert desk.site.state.state.bans == {}
+
+
+def test_every_mistake_of_a_list_is_told(desk: Desk) -> None:
+    """At once, and of very many the first ones."""
+    with pytest.raises(FwError) as error:
+        desk.orders.ban([(f"x{n}", None) for n in range(20)])
+    assert str(error.value).count("cannot ban") == 8
+    assert str(error.value).endswith("and 12 more")
+
+
+def test_bans_that_have_ended_are_shown_no_more_and_forgotten(desk: Desk) -> None:
+    """The kernel ends them by itself, to the second; what we know of them follows."""
+    desk.orders.ban([("203.0.113.7", 10), ("203.0.113.8", None)])
+    desk.clock.now += 11
+    assert [each["address"] for each in desk.orders.bans()["bans"]] == ["203.0.113.8"]
+    assert len(desk.site.state.state.bans) == 2
+    desk.clock.now += 60
+    desk.site.kernel.timed.clear()  # as the kernel has done
+    desk.orders.end()
+    assert list(desk.site.disk.kept.bans) == [ip_network("203.0.113.8")]
+
+
+# --- the door ---------------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """`fwctl`'s questions, for the door alone."""
+
+    def __init__(self) -> None:
+        self.last: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(*arguments: Any) -> Any:
+            self.last = (name, *arguments)
+            return [] if name == "places" else {"asked": name}
+
+        return answer
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def app(desk: Desk, asked: Asked) -> Flask:
+    made = create_app(asked, asked)  # type: ignore[arg-type]
+    add_routes(made, desk.orders, asked)  # type: ignore[arg-type]
+    return made
+
+
+@pytest.fixture
+def unix() -> Iterator[socket.socket]:
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        yield one
+
+
+@pytest.fixture
+def client(app: Flask, unix: socket.socket) -> FlaskClient:
+    made = app.test_client()
+    made.environ_base["gunicorn.socket"] = unix
+    return made
+
+
+def post(client: FlaskClient, path: str, body: Any) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = client.post(path, data=data)
+    assert reply.content_type == "application/json"
+    return reply.status_code, reply.get_json()
+
+
+def test_the_calls_do_what_they_say(client: FlaskClient, desk: Desk, asked: Asked) -> None:
+    """Each with the body that `fwctl` sends, and a program may."""
+    status, told = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
+    assert (status, told["container"], told["said"][0]["until"], told["places"]) == (200, "web", 1_000_060.0, [])
+    assert post(client, "/deny", {"container": "web", "rules": ["22"]})[0] == 200
+    assert desk.opens() == {80, 443, 8080, 9000}
+    assert post(client, "/revert", {"container": "web"})[0] == 200
+    assert post(client, "/revert", {"all": True})[1] == {"reverted": []}
+    bans = [{"address": "203.0.113.7", "seconds": 1.5}, {"address": "203.0.113.8"}]
+    assert post(client, "/ban", {"bans": bans})[0] == 200
+    assert len(client.get("/bans").get_json()["bans"]) == 2
+    assert post(client, "/unban", {"addresses": ["203.0.113.7"]})[1]["unbanned"] == ["203.0.113.7"]
+    assert post(client, "/unban", {"all": True})[0] == 200
+    assert post(client, "/explain", {"from": "internet", "to": "web", "what": "80", "family": 4})[0] == 200
+    assert asked.last == ("explain", "internet", "web", "80", 4)
+    assert post(client, "/plan", {})[0] == 200
+    assert post(client, "/plan", {"settings": {"FW_ALLOW": "80"}})[0] == 200
+    assert asked.last == ("plan", {"FW_ALLOW": "80"})
+    assert client.get("/export").get_json() == {"asked": "export"}
+
+
+_WHO = "the name of a container, or the beginning of its ID"
+WRONG: list[tuple[str, Any, str]] = [
+    ("/allow", b"", "not JSON"), ("/allow", b"{", "not JSON"), ("/allow", b"[" * 100_000, "not JSON"),
+    ("/allow", b"\xff\xfe", "not JSON"), ("/allow", [], "must be a JSON object with container and rules"),
+    ("/allow", None, "must be a JSON object"), ("/allow", {}, "rules must be a list of rules"),
+    ("/allow", {"rules": ["80"]}, f"container must be {_WHO}; it is missing"),
+    ("/allow", {"container": 7, "rules": ["80"]}, f"container must be {_WHO}; it is 7"),
+    ("/allow", {"container": " ", "rules": ["80"]}, "container must be"),
+    ("/allow", {"container": "web", "rules": "80"}, 'rules must be a list of rules, like ["8080", "53/udp"]; it is "8'),
+    ("/allow", {"container": "web", "rules": []}, "rules must be"),
+    ("/allow", {"container": "web", "rules": [80]}, "rules must be"),
+    ("/allow", {"container": "web", "rules": ["80"] * 257}, "at most 256"),
+    ("/allow", {"container": "web", "rules": ["80"], "seconds": "1h"}, "seconds must be a number of seconds"),
+    ("/allow", {"container": "web", "rules": ["80"], "seconds": True}, "seconds must be"),
+    ("/allow", {"container": "web", "rules": ["80"], "seconds": 0}, "seconds must be"),
+    ("/allow", {"container": "web", "rules": ["80"], "seconds": -1}, "seconds must be"),
+    ("/allow", {"container": "web", "rules": ["80"], "seconds": 1e300}, "seconds must be"),
+    ("/allow", b'{"container": "web", "rules": ["80"], "seconds": NaN}', "seconds must be"),
+    ("/allow", {"container": "web", "rules": ["80"], "for": "1h"}, "a field 'for', which is none of"),
+    ("/deny", {"container": "web", "rules": ["x"]}, '"x" is not a port'),
+    ("/deny", {"container": "nobody", "rules": ["80"]}, "no container 'nobody'"),
+    ("/revert", {}, "container must be"), ("/revert", {"all": False}, "all must be true"),
+    ("/revert", {"all": True, "container": "web"}, "all goes alone"),
+    ("/ban", {"bans": ["203.0.113.7"]}, "bans[0] must be a JSON object with address and seconds"),
+    ("/ban", {"bans": [{"address": "203.0.113.7"}, {"adress": "203.0.113.7"}]}, "bans[1] has a field 'adress'"),
+    ("/ban", {"bans": [{"address": None}]}, "bans[0]: address must be"), ("/ban", {"bans": {}}, "bans must be a list"),
+    ("/ban", {"bans": [{"address": "10.1.0.1"}]}, "is the gateway"), ("/ban", {"addresses": []}, "a field 'addresses'"),
+    ("/unban", {"addresses": ["x"]}, "is not an address"), ("/unban", {}, "addresses must be"),
+    ("/explain", {"from": "internet", "to": "web"}, "what must be a port"),
+    ("/explain", {"from": "internet", "to": "web", "what": "80", "family": 5}, "family must be 4, 6, or null for both"),
+    ("/explain", {"from": "internet", "to": "web", "what": "80", "family": True}, "family must be"),
+    ("/plan", {"settings": ["FW_ALLOW=80"]}, "settings must be an object"),
+    ("/plan", {"settings": {"FW_ALLOW": 80}}, "settings must be an object"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "why"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_body_is_a_400_that_names_the_field(
+    client: FlaskClient, desk: Desk, path: str, body: Any, why: str
+) -> None:
+    """Whatever it is: one sentence that says what would be right, no traceback, and nothing is done."""
+    status, told = post(client, path, body)
+    assert (status, list(told)) == (400, ["Err"])
+    assert why in told["Err"]
+    assert len(told["Err"]) < 1000
+    assert desk.site.state.state == dataclasses.replace(State(), networks=desk.site.state.networks,
+                                                        endpoints=desk.site.state.endpoints)  # fmt: skip
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["web", "8080", "203.0.113.7", "1h", "8080 from 10.0.0.0/8"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_fields = st.sampled_from(
+    ["container", "rules", "seconds", "all", "bans", "addresses", "from", "to", "what", "settings", "family"]
+)
+
+
+@given(
+    path=st.sampled_from(["/allow", "/deny", "/revert", "/ban", "/unban", "/explain", "/plan"]),
+    body=_values | st.dictionaries(_fields, _values, max_size=4),
+)
+@examples(400)
+def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
+    """What is not understood is a 400, and the state is one that can be kept."""
+    desk = Desk(ours(2, WEB))
+    app = Flask("test")
+    add_routes(app, desk.orders, Asked())  # type: ignore[arg-type]
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        client = app.test_client()
+        client.environ_base["gunicorn.socket"] = one
+        status, told = post(client, path, body)
+    assert status in (200, 400), told
+    if status == 400:
+        assert list(told) == ["Err"]
+        assert "Traceback" not in told["Err"]
+        assert desk.site.state.state.overrides == ()
+
+
+def test_only_the_plugins_own_socket_is_answered(app: Flask, desk: Desk) -> None:
+    """Not by TCP, should the application ever have such a door, nor where it is not known by which door one came."""
+    with socket.socket(socket.AF_INET) as tcp:
+        for environ in ({"gunicorn.socket": tcp}, {}):
+            client = app.test_client()
+            client.environ_base.update(environ)
+            for path in ("/allow", "/deny", "/revert", "/ban", "/unban", "/explain", "/plan"):
+                assert client.post(path, data=b'{"all": true}').status_code == 403
+            for path in ("/bans", "/export"):
+                reply = client.get(path)
+                assert reply.status_code == 403
+                assert reply.get_json() == {"Err": "this is answered on the plugin's socket only"}
+
+
+def test_other_methods_and_paths_do_nothing(client: FlaskClient) -> None:
+    """GET changes nothing, and a typo is told."""
+    for path in ("/allow", "/ban", "/revert"):
+        assert client.get(path).status_code == 405
+    assert post_plain(client, "/alow") == 404
+
+
+def post_plain(client: FlaskClient, path: str) -> int:
+    return client.post(path, data=b"{}").status_code
+
+
+def test_too_much_is_refused_unread(client: FlaskClient) -> None:
+    """8 MiB is more than a blocklist."""
+    assert client.post("/ban", data=b" " * (9 << 20)).status_code == 413
+
+
+def test_what_fails_inside_is_told_without_a_traceback(
+    client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a 500 with one sentence; the traceback is in docker-fw's log."""
+
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(type(asked), "export", fails, raising=False)
+    reply = client.get("/export")
+    assert (reply.status_code, reply.get_json()) == (
+        500,
+        {"Err": "docker-fw failed on /export: ZeroDivisionError: division by zero"},
+    )
+
+
+def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:
+    """Whatever is said, in the table there are addresses, numbers and checked names of links."""
+    evil = "22; flush ruleset #"
+    for path, body in (
+        ("/allow", {"container": "web", "rules": [evil]}), ("/allow", {"container": evil, "rules": ["80"]}),
+        ("/allow", {"container": "web", "rules": [f"80 from container:{evil}"]}),
+        ("/ban", {"bans": [{"address": evil}]}),
+    ):  # fmt: skip
+        assert post(client, path, body)[0] == 400
+    assert post(client, "/allow", {"container": "web", "rules": ["80 from container:x.y"]})[0] == 200
+    for element in desk.site.kernel.table:
+        for value in element.key:
+            assert not isinstance(value, str) or re.fullmatch(r"[a-z0-9_.-]+", value)
+
+
+def test_an_override_is_kept_as_what_it_is(desk: Desk) -> None:
+    """With its origin, so that `fwctl status` says who opened the port."""
+    desk.allow("web", "9000")
+    (kept,) = desk.site.disk.kept.overrides
+    assert kept == Overriding(WEB.id, Rule("tcp", 9000, 9000))
+    assert kept.rule.origin == "fwctl allow"

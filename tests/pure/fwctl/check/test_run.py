@@ -1,0 +1,531 @@
+"""`fwctl check`: what a compose file opens, and its mistakes with file and line, before anything is started."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from plugin.fwctl.check.run import run
+from plugin.labels.parser import KEYS
+from plugin.model import Defaults, PolicySpec, Rule
+from tests.pure.composing import checked, fetching
+
+ROOT = Path(__file__).resolve().parents[4]
+BASE = ["22/tcp", "80/tcp", "443/tcp"]
+PORT = "is not a port (1-65535, a range like 9000-9100, or *)"
+
+
+def test_a_service_is_told_with_what_it_accepts() -> None:
+    """The form for people: networks, ports with the line that opens them, egress, and published ports."""
+    told = checked(
+        """\
+        services:
+          web:
+            networks: [front]
+            ports: ["8080:8080", "5432:5432", "9000:9000", "127.0.0.1:6379:6379", "[::]:53:53/udp"]
+            labels:
+              fw.allow: |
+                8080
+                9000 from service:api
+              fw.egress: 443, 53/udp to 2001:db8::53
+              fw.rate: 22 5/minute
+              fw.log: drop
+          api:
+        networks: {front: {}}
+        """.replace("api:", "api: {}")
+    )
+    assert (told.status, told.mistakes, told.warnings) == (0, [], [])
+    assert told.text == (
+        "compose.yml: 2 services\n"
+        "web  on front (guarded)\n"
+        "  accepts: 22/tcp, 80/tcp, 443/tcp (base), 8080/tcp, 9000/tcp from service:api (label fw.allow, line 6)\n"
+        "  egress: 443/tcp, 53/udp to 2001:db8::53 (label fw.egress, line 9)\n"
+        "  rate: 22/tcp 5/minute burst 5\n"
+        "  log: drop\n"
+        "  published 8080->8080/tcp: open to everybody\n"
+        '  published 5432->5432/tcp: closed to the outside (to open it: label fw.allow: "5432")\n'
+        "  published 9000->9000/tcp: open to service:api\n"
+        "  published 127.0.0.1:6379->6379/tcp: for the host alone\n"
+        '  published [::]:53->53/udp: closed to the outside (to open it: label fw.allow: "53/udp")\n'
+        "api  on default (guarded)\n"
+        "  accepts: 22/tcp, 80/tcp, 443/tcp (base)\n"
+        "  egress: everything\n"
+    )
+
+
+def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
+    """FILE:LINE: SERVICE: and the very words with which docker-fw would refuse the start; the exit status is 1."""
+    told = checked('services:\n  web:\n    ports: ["80:80"]\n    labels:\n      x: y\n      fw.allow: 808O\n')
+    assert told.status == 1
+    assert told.text.endswith(f'\nmistakes:\ncompose.yml:6: web: label fw.allow="808O": "808O" {PORT}\n')
+    assert told.data["mistakes"] == [
+        {"file": "compose.yml", "line": 6, "service": "web", "text": f'label fw.allow="808O": "808O" {PORT}'}
+    ]
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    """Of every service, every network and every attachment, each at the line of its own key."""
+    told = checked(
+        """\
+        services:
+          web:
+            labels:
+              fw.allow: 808O
+              fw.deny: x
+              fw.alow: 1
+              fw.network.front.allow: 0
+              fw.network.font.allow: 1
+            networks:
+              front: {driver_opts: {fw.allow: y}}
+          api: {labels: ["fw.policy=opn"]}
+        networks:
+          front:
+            driver: fw:latest
+            driver_opts:
+              fw.rate: much
+        """
+    )
+    assert [line.partition('="')[0].partition(': "')[0] for line in told.mistakes] == [
+        "compose.yml:4: web: label fw.allow",
+        "compose.yml:5: web: label fw.deny",
+        "compose.yml:6: web: label fw.alow",
+        "compose.yml:7: web: label fw.network.front.allow",
+        "compose.yml:8: web: label fw.network.font.allow",
+        "compose.yml:10: web: driver option fw.allow",
+        "compose.yml:11: api: label fw.policy",
+        "compose.yml:16: network front: network option fw.rate",
+    ]
+    assert "did you mean fw.allow?" in told.mistakes[2]
+    assert told.mistakes[4].endswith('"font" is none of the networks of web (front); did you mean front?')
+
+
+def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_dockers() -> None:
+    """What is shown is what would be: on a guarded network the base stays, or ICMP only, by the kind of the mistake."""
+    told = checked(
+        """\
+        services:
+          own: {networks: [front], labels: {fw.allow: x}}
+          base: {labels: {fw.allow: x}}
+          icmp: {labels: {fw.deny: x}}
+        networks: {front: {driver: "fw:latest"}}
+        """
+    )
+    assert told.on("own", "front")["refused"]
+    assert "own  on front (docker-fw's own)\n  does not start there" in told.text
+    assert told.accepts("base") == BASE
+    assert told.accepts("icmp") == []
+    assert "  accepts: ICMP only (closed by a mistake)\n" in told.text
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind"),
+    [
+        ("", "guarded"),
+        ("bridge", "guarded"),
+        ("fw", "own"),
+        ("fw:latest", "own"),
+        ("example/fw:1", "own"),
+        ("macvlan", "apart"),
+        ("ipvlan", "apart"),
+        ("overlay", "apart"),
+        ("none", "apart"),
+        ("host", "apart"),
+        ("weave", "apart"),
+    ],
+)
+def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
+    """Where docker-fw has no say it says so, and that labels do nothing there."""
+    told = checked(
+        f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
+        f"networks: {{n: {{driver: '{driver}'}}}}"
+    )
+    assert told.on("web", "n")["kind"] == kind
+    assert told.status == 0
+    why = told.on("web", "n")["why"]
+    alone = kind == "apart" and driver != "overlay"
+    assert told.warnings == [f"compose.yml:1: web: label fw.allow has no effect: n is {why}"] * alone
+
+
+def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
+    """What a container on an overlay publishes goes over docker_gwbridge, and obeys there."""
+    told = checked(
+        "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
+        "networks: {n: {driver: overlay}}"
+    )
+    assert told.on("web", "docker_gwbridge")["published"][0]["open_to"] == "everybody"
+
+
+def test_network_mode_says_whose_labels_count() -> None:
+    """host and none are not guarded; with service:X the labels of X count, and one's own do nothing."""
+    told = checked(
+        """\
+        services:
+          on-host: {network_mode: host, labels: {fw.allow: 1}}
+          alone: {network_mode: none}
+          docker0: {network_mode: bridge, labels: {fw.network.bridge.deny: 22}}
+          side: {network_mode: "service:docker0", labels: {fw.allow: 1}}
+          other: {network_mode: "container:x"}
+          lost: {network_mode: "service:docker1"}
+          both: {network_mode: host, networks: [default]}
+        """
+    )
+    assert told.accepts("docker0", "bridge") == ["80/tcp", "443/tcp"]
+    assert "side  shares the network of service docker0, whose labels count\n" in told.text
+    assert told.warnings == [
+        "compose.yml:2: on-host: label fw.allow has no effect: host is the host's own network: not guarded",
+        "compose.yml:5: side: label fw.allow has no effect: side shares the network of service docker0, whose labels "
+        "count; move it there",
+    ]
+    assert told.mistakes == [
+        'compose.yml:7: lost: network_mode: "docker1" is no other service here; did you mean docker0?',
+        "compose.yml:8: both: networks and network_mode exclude each other",
+    ]
+
+
+def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
+    """They count on that network alone; what differs is told apart, what is alike together."""
+    told = checked(
+        """\
+        name: shop
+        services:
+          web:
+            networks: [a, b, c]
+            ports: ["1:1", "2:2"]
+            labels: {fw.network.a.allow: 1, fw.network.shop_b.allow: 2}
+        networks: {a: {}, b: {}, c: {name: elsewhere}}
+        """
+    )
+    assert told.accepts("web", "a") == ["1/tcp", *BASE]
+    assert told.accepts("web", "b") == ["2/tcp", *BASE]
+    assert told.accepts("web", "c") == BASE
+    assert told.on("web", "c")["name"] == "elsewhere"
+    assert told.status == 0
+    alike = checked("services: {web: {networks: [a, b]}}\nnetworks: {a: {}, b: {}}")
+    assert "web  on a, b (guarded)\n" in alike.text
+
+
+def test_network_and_attachment_options_add_up_with_labels() -> None:
+    """All three count, on docker-fw's own networks and on Docker's."""
+    told = checked(
+        """\
+        services:
+          web:
+            labels: {fw.allow: 1}
+            ports: ["1:1"]
+            networks: {own: {driver_opts: {fw.allow: 2}}, bridge: {driver_opts: {fw.allow: 3}}}
+        networks: {own: {driver: fw, driver_opts: {fw.allow: 4}}, bridge: {driver_opts: {fw.allow: 5}}}
+        """
+    )
+    assert told.accepts("web", "own") == ["1/tcp", "2/tcp", "4/tcp", *BASE]
+    assert told.accepts("web", "bridge") == ["1/tcp", "3/tcp", "5/tcp", *BASE]
+    assert told.warnings == []
+
+
+def test_what_stands_where_it_counts_for_nothing_is_told() -> None:
+    """Swarm's labels are a mistake; those of images and networks, annotations and look-alikes are warnings."""
+    told = checked(
+        """\
+        services:
+          web:
+            build: {context: ., labels: {fw.allow: 1}}
+            annotations: {fw.allow: 1}
+            deploy: {labels: [fw.allow=1, other=2]}
+            fw.allow: 1
+            labels:
+              fw-allow: 1
+              FW_NETWORK_FRONT_ALLOW: 1
+              docker-fw.egress: none
+              fwd.port: 1
+              firewall: 1
+        networks:
+          default: {labels: {fw.allow: 1}, driver_opts: {x: y}, fw.deny: 22}
+        """
+    )
+    assert [line.partition(" count")[0] for line in told.mistakes] == [
+        "compose.yml:5: web: deploy.labels fw.allow is the swarm service's, not its containers', and",
+        "compose.yml:6: web: fw.allow is a label: it stands under labels:, one step further in",
+        "compose.yml:14: network default: fw.deny is an option: it stands under driver_opts:",
+    ]
+    assert told.mistakes[0].endswith("move it to labels: of the service itself")
+    likely = [line.rpartition("did you mean ")[2] for line in told.warnings[2:5]]
+    assert likely == ["fw.allow?", "fw.network.NAME.allow?", "fw.egress?"]
+    assert [int(line.split(":")[1]) for line in told.warnings] == [3, 4, 8, 9, 10, 14]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_look_alike_of_every_key_is_known(key: str) -> None:
+    """With dashes, underscores, in capitals, and without anything between."""
+    bare = key.removeprefix("fw.")
+    for wrong in (f"fw-{bare}", f"fw_{bare}", f"FW_{bare.upper()}", f"fw{bare}", f" {key}"):
+        told = checked(f"services: {{web: {{labels: {{'{wrong}': x}}}}}}")
+        assert told.warnings == [f"compose.yml:1: web: label {wrong} counts for nothing; did you mean {key}?"]
+
+
+def test_a_number_that_yaml_reads_as_another_is_told() -> None:
+    """022 is 18 for compose: the label that counts is told, and that quotes help."""
+    told = checked("services: {web: {ports: ['18:18'], labels: {fw.allow: 022}}}")
+    assert told.accepts("web") == ["18/tcp", *BASE]
+    assert told.warnings == ["compose.yml:1: web: label fw.allow: YAML reads 022 as the number 18; put it in quotes"]
+
+
+def test_a_peer_that_is_nobody_is_told() -> None:
+    """A service that the files do not have; a container that is called otherwise; one without an address of its own."""
+    told = checked(
+        """\
+        name: p
+        services:
+          web:
+            ports: ["99:99"]
+            container_name: web
+            labels:
+              fw.allow: 99 from service:ap container:api container:other service:host service:side
+          api: {networks: [back]}
+          host: {network_mode: host}
+          side: {network_mode: "service:api"}
+        networks: {back: {}}
+        """
+    )
+    start = "compose.yml:7: web: label fw.allow: "
+    nobody = "matches nobody: it has no address of its own on a network that docker-fw knows"
+    assert told.warnings == [
+        f"{start}container:api matches nobody: the container of that service is called p-api-1; write service:api",
+        f"{start}service:ap is no service of these files, and matches nobody; did you mean api?",
+        f"{start}service:host {nobody}",
+        f"{start}service:side {nobody}",
+    ]
+
+
+def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -> None:
+    """It may be another stack's: only where every service has a name of its own is a typo likely."""
+    known = "services: {web: {container_name: w, ports: ['9:9'], labels: {fw.allow: 9 from container:x}}"
+    (warning,) = checked(known + "}").warnings
+    assert warning.endswith("container:x is no container_name of these files, and matches nobody here")
+    assert checked(known + ", api: {}}").warnings == []
+
+
+def test_a_rule_without_effect_is_told() -> None:
+    """What is free anyway, closed anyway, or out of reach; but only if that holds on each of the service's networks."""
+    told = checked(
+        """\
+        name: p
+        services:
+          web:
+            networks: [front, inside]
+            ports: ["1-6:1-6"]
+            labels:
+              fw.allow: "1 from service:api, 2 from host, 3 from network:front, 4 from service:far, 22 from service:api,
+                7, 5"
+              fw.deny: "9, 5"
+              fw.rate: "8 1/second, 1 1/second"
+              fw.egress: "443 to service:api, 443 to service:far, 1 to host"
+          api: {networks: [front]}
+          far: {networks: [back]}
+        networks: {front: {}, back: {}, inside: {internal: true}}
+        """
+    )
+    free = "containers of one network talk freely"
+    assert [line.partition("label ")[2].partition(", and from")[0] for line in told.warnings] == [
+        f"fw.allow: 1/tcp from service:api has no effect: service:api is on front too, and {free}",
+        "fw.allow: 2/tcp from host has no effect: the host itself always may",
+        f"fw.allow: 3/tcp from network:front has no effect: network:front is on front too, and {free}",
+        "fw.allow: 7/tcp has no effect: it is not published",
+        "fw.deny: 5/tcp has no effect: it only takes ports out of the base, and fw.allow opens it all the same",
+        "fw.deny: 9/tcp has no effect: it only takes ports out of the base, and it is closed anyway",
+        "fw.rate: 8/tcp is limited, and closed anyway",
+        f"fw.egress: 443/tcp to service:api has no effect: service:api is on front too, and {free}",
+    ]
+    assert told.status == 0
+
+
+def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None:
+    """With enable_icc=false, and on networks whose containers are reached on their own addresses."""
+    told = checked(
+        """\
+        services:
+          web: {networks: [apart], ports: ["1:1"], labels: {fw.allow: 1 from service:api}}
+          api: {networks: [apart, routed], labels: {fw.network.routed.allow: 2}}
+          own: {networks: [own], labels: {fw.allow: 3}}
+          out: {networks: [out], labels: {fw.allow: 3}}
+        networks:
+          apart: {driver_opts: {com.docker.network.bridge.enable_icc: "false"}}
+          routed: {driver_opts: {com.docker.network.bridge.gateway_mode_ipv6: routed}}
+          own: {driver: fw}
+          out: {external: true}
+        """
+    )
+    assert (told.mistakes, told.warnings) == ([], [])
+
+
+def test_published_ports_long_short_and_in_ranges() -> None:
+    """Every form of compose's; a range is told in the parts that are open to the same people."""
+    told = checked(
+        """\
+        services:
+          web:
+            ports:
+              - 80
+              - "443-445:443-445"
+              - {target: 81, published: "8081", host_ip: 127.0.0.1}
+              - {target: 53, protocol: udp}
+              - "127.0.0.1::22"
+              - "9000-9010:22/tcp"
+              - "80"
+              - "0:82"
+        """
+    )
+    told_of = told.on("web")["published"]
+    assert [(p["host_ip"], p["host_port"], p["container_port"], p["open_to"]) for p in told_of] == [
+        ("", "", "80/tcp", "everybody"),
+        ("", "443-445", "443/tcp", "everybody"),
+        ("", "443-445", "444-445/tcp", "nobody"),
+        ("127.0.0.1", "8081", "81/tcp", "host"),
+        ("", "", "53/udp", "nobody"),
+        ("127.0.0.1", "", "22/tcp", "host"),
+        ("", "9000-9010", "22/tcp", "everybody"),
+        ("", "", "82/tcp", "nobody"),
+    ]
+    assert "  published (any)->80/tcp: open to everybody\n" in told.text
+    assert "  published 443-445->443-445/tcp: 444-445/tcp closed to the outside" in told.text
+
+
+@pytest.mark.parametrize(
+    ("port", "what"),
+    [
+        ('"a:b"', '"a:b" is not a port'),
+        ('"80/icmp"', '"icmp" is not a protocol'),
+        ('"1-2:1-3"', "not equally long"),
+        ('"x:1:1"', '"x" is not an address of the host'),
+        ('"70000"', "is not a port"),
+        ("{}", "is not a port"),
+        ("{target: []}", "is not a port"),
+        ("~", "is not a port"),
+        ('"9-8"', "is not a port"),
+    ],
+)
+def test_a_port_that_compose_would_refuse_is_a_mistake(port: str, what: str) -> None:
+    """With its line, and what would be right."""
+    told = checked(f"services:\n  web:\n    ports:\n      - {port}\n")
+    assert len(told.mistakes) == 1
+    assert told.mistakes[0].startswith("compose.yml:4: web: ports: ")
+    assert what in told.mistakes[0]
+
+
+def test_settings_of_the_host_count() -> None:
+    """FW_ALLOW adds to every container, and with FW_PUBLISHED=allow a published port is open by itself."""
+    file = "services: {web: {ports: ['8080:8080', '9-10:9-10']}}"
+    assert checked(file).on("web")["published"][0]["open_to"] == "nobody"
+    told = checked(file, defaults=Defaults(PolicySpec(allow=(Rule("tcp", 7, 7, origin="FW_ALLOW"),)), published=True))
+    assert told.accepts("web") == ["7/tcp", *BASE, "9-10/tcp", "8080/tcp"]
+    assert {port["open_to"] for port in told.on("web")["published"]} == {"everybody"}
+    assert "7/tcp (FW_ALLOW)" in told.text
+
+
+@pytest.mark.parametrize(("driver", "left"), [("bridge", ["22/tcp"]), ("fw", BASE)])
+def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver: str, left: list[str]) -> None:
+    """Published on loopback only; what is published elsewhere too stays."""
+    ports = "['127.0.0.1:8080:80', '127.0.0.1:8443:443', '127.0.0.1:2222:22', '22:22']"
+    told = checked(f"services: {{web: {{networks: [n], ports: {ports}}}}}\nnetworks: {{n: {{driver: {driver}}}}}")
+    assert told.accepts("web", "n") == left
+
+
+def test_an_internal_network_is_out_of_reach() -> None:
+    """Nobody from outside comes there, whatever a label says; the warning says what to do."""
+    told = checked(
+        "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
+        "networks: {n: {internal: true}}"
+    )
+    assert told.accepts("web", "n") == []
+    assert "web  on n (guarded; internal: nobody from outside)\n  accepts: ICMP only\n" in told.text
+    assert "published 8080->8080/tcp: closed (the network is internal)" in told.text
+    assert told.warnings[0].endswith("the network is internal; put the container on another one too")
+
+
+#: What has another form than compose wants, the line, and what is said.
+MALFORMED = {
+    "[a]": (1, "a compose file must be a map"),
+    "services: [a]": (1, "services must be a map, like web: {image: nginx}, not a list"),
+    "services: text": (1, 'services must be a map, like web: {image: nginx}, not "text"'),
+    "services:\n  web: text": (2, 'web: a service must be a map, like {image: nginx}, not "text"'),
+    "services:\n  web:": (2, "web: a service must be a map, like {image: nginx}, not nothing"),
+    "services: {web: {labels: text}}": (1, 'web: labels must be a map (fw.allow: "8080") or a list (- fw.allow=8080)'),
+    "services: {web: {labels: {fw.allow: [80]}}}": (1, 'labels: fw.allow must be text, like "8080, 53/udp", not'),
+    "services: {web: {labels: [{a: b}]}}": (1, "web: labels: each must be text, not a map"),
+    "services: {web: {networks: 3}}": (1, "web: networks must be a list of networks (- front) or a map (front: {})"),
+    "services: {web: {networks: {default: 3}}}": (1, "web: networks.default must be a map"),
+    "services: {web: {networks: {default: {driver_opts: [a]}}}}": (1, "web: driver_opts must be a map"),
+    "services: {web: {ports: 80}}": (1, "web: ports must be a list"),
+    "services: {web: {network_mode: []}}": (1, "web: network_mode must be text, not a list"),
+    "services: {web: {deploy: 3}}": (1, "web: deploy must be a map"),
+    "services: {web: {}}\nnetworks: [a]": (2, "networks must be a map"),
+    "services: {web: {}}\nnetworks: {a: []}": (2, "network a must be a map"),
+    "services: {web: {}}\nnetworks: {a: {driver: []}}": (2, "driver must be text"),
+    "services: {web: {}}\ninclude: x.yml": (2, "include must be a list of files"),
+    "services: {web: {}}\nname: [x]": (2, "name must be text"),
+    "services:\n  web: {}\n  web: {}": (3, '"web" stands in line 2 already'),
+    "services:\n  web: {<<: 3}": (2, "<< merges maps"),
+    "services:\n  ? [a]\n  : {}\n  web: {}": (2, "a key must be text"),
+    "services:\n  web: {networks: [x]}": (2, 'web: network "x" is not among the networks here'),
+    "": (1, "there is no service in it"),
+    "web: {image: x}": (1, "there is no service in it: services stand under services:"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MALFORMED.items(), ids=repr)
+def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, expected: tuple[int, str]) -> None:
+    """One mistake, at its line; whatever else stands in the file is read."""
+    told = checked(text)
+    assert told.status == 1
+    assert len(told.mistakes) == 1, told.mistakes
+    assert told.mistakes[0].startswith(f"compose.yml:{expected[0]}: ")
+    assert expected[1] in told.mistakes[0]
+
+
+def test_the_same_label_twice_in_a_list_is_told() -> None:
+    """Compose takes the later one, without a word."""
+    told = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
+    assert told.accepts("web") == ["2/tcp", *BASE]
+    assert told.warnings == ["compose.yml:6: web: fw.allow stands in line 5 already; only this one counts"]
+
+
+def test_output_is_one_line_each_whatever_a_label_holds() -> None:
+    """Line breaks and a terminal's escape sequences are shown, not sent; a stream that knows ASCII alone gets ASCII."""
+    told = checked('services:\n  web: {labels: {fw.allow: "1\\n\\e[31mé\\ud800"}}\n')
+    (line,) = [line for line in told.text.splitlines() if line.startswith("compose.yml:2:")]
+    assert '="1\\n\\x1b[31mé\\ud800"' in line
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    assert run(["c.yml"], {}, False, stream, fetch=fetching({"c.yml": "services: {web: {labels: {fw.allow: é}}}"})) == 1
+    stream.flush()
+    assert b'="\\xe9"' in stream.buffer.getvalue()
+
+
+def test_no_file_is_wrong_usage() -> None:
+    """Without a file the exit status is 2, and the message says what to write."""
+    stream = io.StringIO()
+    assert run([], {}, False, stream) == 2
+    assert "fwctl check compose.yml" in stream.getvalue()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "compose-examples").glob("*.yml")), ids=lambda p: p.name)
+def test_the_examples_are_right(path: Path) -> None:
+    """Every file of compose-examples checks clean: no mistake, no warning."""
+    stream = io.StringIO()
+    assert run([str(path)], {}, True, stream) == 0
+    told = json.loads(stream.getvalue())
+    assert (told["mistakes"], told["warnings"]) == ([], [])
+    assert told["services"]
+
+
+def test_a_large_stack_is_checked_in_a_moment() -> None:
+    """A hundred services on three networks with ten rules each."""
+    rules = ", ".join(f"{9000 + n} from service:w{n}" for n in range(10))
+    services = "\n".join(
+        f"  w{n}: {{networks: [a, b, c], ports: ['80:80'], labels: {{fw.allow: '{rules}'}}}}" for n in range(100)
+    )
+    began = time.process_time()
+    assert checked(f"services:\n{services}\nnetworks: {{a: {{}}, b: {{}}, c: {{}}}}").status == 0
+    assert time.process_time() - began < 10

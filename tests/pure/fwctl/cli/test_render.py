@@ -1,0 +1,392 @@
+"""What `fwctl` tells people: every word that matters, in plain text for pipes and in colours on a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import subprocess
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from plugin.fwctl.api import status
+from plugin.fwctl.api.docker_firewall import Engine
+from plugin.fwctl.cli import render, render_answers, terminal
+from plugin.kernel import conntrack
+from plugin.kernel.resolver import asked_from_host
+from plugin.labels.duration import left, parse
+from plugin.labels.parser import parse as labels
+from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
+from plugin.policy.saved import State
+from plugin.state import closed_flows
+from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
+
+ROOT = Path(__file__).parents[4]
+NOW = 1_000_000.0
+WEB = container("web", {"fw.allow": "8080, 5432 from service:api container:db, 9000 from 203.0.113.0/24"}, "shop_front")
+_SHY = {"fw.egress": "443, 53/udp to container:db", "fw.rate": "22 5/minute burst 10", "fw.log": "drop"}
+SHY = container("shy", _SHY)
+DB = container("db")
+OPEN = container("open", {"fw.policy": "open", "fw.deny": "22"})
+WRONG = Container("w" * 64, "wrong", problems=(Problem("label fw.dney", "80", "is not a key of docker-fw"),))
+LOOP = Published("tcp", ip_address("127.0.0.1"), 18081, 80)
+
+
+@pytest.fixture(autouse=True)
+def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cut_published", "cut_addresses"):
+        monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
+
+
+def told(site: Site, **more: Any) -> dict[str, Any]:
+    """As `GET /status` answers."""
+    inventory = site.state.snapshot()
+    dropped = {endpoint.addr4: (12, 3) for endpoint in inventory.state.endpoints.values() if endpoint.addr4}
+    guarded = status.guarded_networks(inventory, Engine("28.5.2"), 0x08000000, {})
+    return {
+        "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
+        "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
+        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
+        "host_resolver": "", **more,
+    }  # fmt: skip
+
+
+def words(site: Site, **more: Any) -> str:
+    return render.status(told(site, **more))
+
+
+@pytest.fixture
+def site() -> Site:
+    state = State(
+        overrides=(
+            Overriding(WEB.id, Rule("tcp", 7000, 7000, origin="fwctl allow"), until=NOW + 3540),
+            Overriding(WEB.id, Rule("tcp", 22, 22, origin="fwctl deny"), deny=True),
+            Overriding("9" * 64, Rule("tcp", 80, 80), deny=True, until=NOW + 90),
+        )
+    )
+    return Site(
+        ours(2, WEB, *published(8080, 18080), *published(5432, 15432), *published(6000, 16000), LOOP),
+        ours(3, SHY),
+        ours(4, DB),
+        ours(5, None),
+        guest(FRONT, 2, OPEN),
+        guest(FRONT, 3, WRONG),
+        guest(BACK, 2, DB),
+        state=state,
+        existing=("9" * 64,),
+        defaults=Defaults(labels({"fw.allow": "9100"}, "setting ").spec),
+    )
+
+
+# --- status -----------------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> None:
+    """Networks, containers, addresses; ports with their origin; peers by name and who they are now."""
+    spec = words(site).splitlines()
+    assert spec[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
+    web = "  web  10.1.0.2 2001:db8:1::2  80/tcp, 443/tcp, 5432/tcp from container:db service:api, 7000/tcp, "
+    assert spec[1].startswith(web)
+    assert "    setting fw.allow: 9100/tcp" in spec
+    here = next(line for line in spec if line.startswith("    label fw.allow: 5432/tcp"))
+    assert here == (
+        "    label fw.allow: 5432/tcp from container:db service:api = 10.1.0.4 172.19.0.2 2001:db8:1::4, 8080/tcp, "
+        "9000/tcp from 203.0.113.0/24"
+    )
+    assert "front on br-front (Docker's own)  172.18.0.0/16 2001:db8:a::/64" in spec
+    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only  (its labels are not known yet)" in spec
+
+
+def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
+    """It opens nothing, and that is what the user wonders about."""
+    alone = Site(ours(2, container("web", {"fw.allow": "5432 from service:api"})))
+    assert "label fw.allow: 5432/tcp from service:api = nobody now" in words(alone)
+
+
+def test_status_tells_egress_rates_and_logging(site: Site) -> None:
+    """Each with its origin."""
+    spec = words(site)
+    assert "    may begin 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
+    assert "    at most 22/tcp 5/minute burst 10 (label fw.rate)" in spec
+    assert "    what is dropped is logged" in spec
+    assert "may begin nothing (label" not in spec
+    none = Site(ours(2, container("shy", {"fw.egress": "none"})))
+    assert "    may begin nothing" in words(none)
+
+
+def test_everything_is_one_word(site: Site) -> None:
+    """`fw.policy: open` is not a list of seven rules; with a hole it is what is left."""
+    whole = Site(guest(FRONT, 2, container("open", {"fw.policy": "open"})))
+    assert "  open  172.18.0.2 2001:db8:a::2  everything\n    fw.policy: open: everything" in words(whole)
+    assert "1-21/tcp" in words(site)
+
+
+def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
+    """Of a container that does not run too, for it has them again when it does."""
+    spec = words(site)
+    assert "    fwctl allow 7000/tcp, 59 min left" in spec
+    assert "    fwctl deny 22/tcp, for ever" in spec
+    assert "container 999999999999, which is on no network now: fwctl deny 80/tcp, 90 s left" in spec
+
+
+def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
+    """Mistakes, labels of an image, rules that Docker's own firewall undoes, drops."""
+    spec = words(site)
+    assert '    label fw.dney="80": is not a key of docker-fw' in spec
+    assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in spec
+    assert "    dropped: 12 packets on their way to it, 3 that it began" in spec
+    notice = 'label fw.allow="80" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
+    quiet = dataclasses.replace(container("app", {"fw.allow": "9999"}), notices=(notice,))
+    spec = words(Site(guest(FRONT, 2, quiet)))
+    assert f"    {notice}" in spec
+    assert "fw.allow=9999 has no effect on front because it is a nat network" in spec
+
+
+def test_an_override_without_effect_is_told() -> None:
+    """Docker drops it on a nat network, whoever has opened the port."""
+    rule = Rule("tcp", 9999, 9999, origin="fwctl allow")
+    site = Site(guest(FRONT, 2, DB), state=State(overrides=(Overriding(DB.id, rule),)))
+    assert "fwctl allow 9999 has no effect on front because it is a nat network" in words(site)
+
+
+def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
+    """To all, or to others; what is the host's alone is not worth a word."""
+    spec = words(site)
+    assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in spec
+    assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in spec
+    assert "18080" not in spec
+    assert "18081" not in spec
+
+
+def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
+    """Where somebody may not begin everything and the host's resolver is on loopback; else there is nothing to say."""
+    free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
+    spec = "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1) from the host"
+    assert spec in words(egress_restricted, host_resolver="127.0.0.1")
+    assert "names" not in words(egress_restricted)
+    assert "names" not in words(free, host_resolver="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "systemd", "found"),
+    [
+        ("nameserver 192.0.2.53\n", "", ""),
+        ("# nameserver 127.0.0.1\nsearch lan\nnameserver 192.0.2.53\n  nameserver 127.0.1.1 \n", "", "127.0.1.1"),
+        ("nameserver ::1\n", "", "::1"),
+        ("nameserver fe80::1%eth0\n", "", ""),
+        ("nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n", ""),
+        ("nameserver 127.0.0.53\n", "nameserver 127.0.0.1\n", "127.0.0.1"),
+        ("nameserver 127.0.0.53\n", "", "127.0.0.53"),
+        ("nameserver 127.0.0.53\nnameserver 127.0.0.1\n", "nameserver 192.0.2.53\n", "127.0.0.53"),
+        ("nameserver\nnameserver x\n\x00", "", ""),
+        (None, "", ""),
+    ],
+)
+def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | None, systemd: str, found: str) -> None:
+    """The first on loopback; but where systemd's stub is the only one Docker takes the servers that systemd has."""
+    mine, theirs = tmp_path / "resolv.conf", tmp_path / "systemd.conf"
+    for path, text in ((mine, hosts), (theirs, systemd)):
+        if text:
+            path.write_text(text)
+    assert asked_from_host(26, str(mine), (str(theirs),)) == found
+
+
+@pytest.mark.parametrize("major", [0, 27, 28, 29])
+def test_newer_docker_asks_every_server_from_the_host(tmp_path: Path, major: int) -> None:
+    """So does a Docker of which nothing is known."""
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
+    assert asked_from_host(major, str(tmp_path / "resolv.conf"), ()) == "192.0.2.53"
+    assert asked_from_host(26, str(tmp_path / "resolv.conf"), ()) == ""
+
+
+def test_status_tells_of_the_host(site: Site) -> None:
+    """Containers apart, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that does not keep up; none of
+    it when all is well."""
+    more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
+    spec = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
+    assert "tool: has the host's network" in spec
+    assert "left alone (not Docker's): lxdbr0, virbr0" in spec
+    assert "2 addresses and prefixes are banned: fwctl bans" in spec
+    held = "what begins to listen on the host is held until Docker has told whose it is; held now: 80/tcp on ::"
+    assert f"docker-proxy is not known by its control group: {held}" in spec
+    assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in spec
+    assert "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does" in spec
+    quiet = words(Site(ours(2, DB)))
+    assert not any(word in quiet for word in ("silent", "keep up", "banned", "left alone", "control group"))
+    assert "the table is docker-fw's alone" in quiet
+    assert "the table is watched" in words(Site(ours(2, DB)), owned=False)
+    assert "CONFIG_NF_TABLES_BRIDGE" not in quiet
+    assert "CONFIG_NF_TABLES_BRIDGE" in words(Site(ours(2, DB)), binds=False)
+    assert "upgrade Docker" in words(Site(ours(2, DB)), unfit="upgrade Docker")
+    assert words(Site(ours(2, DB)), banned=1).endswith("1 address or prefix is banned: fwctl bans")
+
+
+def test_nothing_is_told_in_a_sentence() -> None:
+    """And an empty network of Docker's is of no interest."""
+    empty = told(Site())
+    assert "fw-ffffffffffff" in render.status(empty)
+    assert render.status({**empty, "networks": []}).splitlines() == [
+        "no container on any network; all that comes will be closed but for TCP 22, 80, 443",
+        "the table is docker-fw's alone: while it runs, no other tool can change or flush it",
+    ]
+
+
+def test_ports_tell_from_whom(site: Site) -> None:
+    """Each published port with its container, and for whom it is open."""
+    spec = render.ports(told(site)).splitlines()
+    assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in spec
+    assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in spec
+    assert f"{'web':<30} [::]:16000->6000/tcp  (closed to the outside: fw.allow does not open 6000/tcp)" in spec
+    assert render.ports(told(Site())) == "no published ports"
+
+
+def test_a_dry_run_tells_what_closes_to_whom() -> None:
+    """Before anything is closed; a port that stays open to some is told with them."""
+    app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
+    site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
+    spec = render.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
+    assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in spec
+    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it: label fw.allow: "6000")' in spec
+    assert "published 0.0.0.0:10080->80/tcp: stays open\n" in spec
+    assert spec.endswith("connections that stand now and would be cut:\n  203.0.113.9 → app 5432/tcp")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_is_told_step_by_step() -> None:
+    """Who, to whom, what; each step with its origin and what came of it; what was not asked."""
+    flow = {
+        "family": 4, "what": "8080/tcp", "accepted": True,
+        "from": {"name": "the Internet", "address": "203.0.113.1"}, "to": {"name": "web", "address": "10.1.0.2"},
+        "steps": [{"text": "10.1.0.2 is web", "outcome": "", "origin": ""},
+                  {"text": "web accepts 8080/tcp", "outcome": "accept", "origin": "label fw.allow"}],
+    }  # fmt: skip
+    out = {"name": "203.0.113.7", "address": "203.0.113.7"}
+    host = {**flow, "from": {"name": "the host", "address": None}, "to": out,
+            "accepted": False, "steps": [{"text": "no", "outcome": "drop", "origin": "Docker"}]}  # fmt: skip
+    assert render.plain(render_answers.explain({"flows": [flow, host], "notes": ["not asked: ufw"]})) == (
+        "the Internet (203.0.113.1) → web (10.1.0.2), 8080/tcp, IPv4: accepted\n"
+        "  10.1.0.2 is web\n"
+        "  web accepts 8080/tcp  (label fw.allow): accepted\n"
+        "the host → 203.0.113.7, 8080/tcp, IPv4: dropped\n"
+        "  no  (Docker): dropped\n"
+        "not asked: ufw"
+    )
+
+
+def test_a_plan_is_told_as_a_diff() -> None:
+    """Each line begins with its sign, so that grep finds it."""
+    line = {"sign": "+", "what": "policy", "text": "accepts 9100/tcp", "who": "web on front", "origin": "setting x"}
+    gone = {"sign": "-", "what": "element", "text": "allow4 10.1.0.2 . tcp . 9999", "who": "web"}
+    empty: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
+    full = {**empty, "drift": [gone], "policy": [line], "changes": True, "notes": ["a note"]}
+    spec = render.plain(render_answers.plan(full))
+    assert spec.splitlines() == [
+        "the table in the kernel is not as it should be; to mend it:", "- allow4 10.1.0.2 . tcp . 9999  web",
+        "with these settings:", "+ web on front: accepts 9100/tcp  (setting x)", "a note",
+    ]  # fmt: skip
+    assert render.plain(render_answers.plan(empty)) == "nothing would change"
+
+
+def test_bans_are_told_those_that_end_first_first() -> None:
+    """With the time that is left."""
+    there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
+    assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
+        "2001:db8::/48", "60", "s", "left", "203.0.113.7", "for", "ever"
+    ]  # fmt: skip
+    assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "nobody is banned"
+
+
+def test_what_was_done_is_told(site: Site) -> None:
+    """With what the container answers on now, and what has no effect."""
+    places = status.places(site.state.snapshot(), WEB.id, Engine(), 0)
+    word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
+    spec = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
+    assert spec.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
+    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it answers on 80/tcp, " in spec
+    assert render.plain(render_answers.reverted({"reverted": []})) == "nothing was overridden"
+    assert render.plain(render_answers.reverted({"reverted": [{"container": None, "id": "a" * 64}]})) == (
+        "aaaaaaaaaaaa: as its labels say"
+    )
+    still = {"unbanned": [], "absent": ["203.0.113.7"], "still": [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]}
+    assert render.plain(render_answers.unbanned(still)) == (
+        "was not banned: 203.0.113.7\n203.0.113.7 is still banned, with all of 203.0.113.0/24"
+    )
+    assert render.plain(render_answers.unbanned({"unbanned": [], "absent": [], "still": []})) == "nobody is banned"
+
+
+# --- on a terminal ----------------------------------------------------------------------------------------------------
+
+
+def drawn(*what: Any, width: int = 160) -> str:
+    file = io.StringIO()
+    on = Console(file=file, force_terminal=True, width=width, color_system="standard", highlight=False, markup=False)
+    for each in what:
+        on.print(each)
+    return file.getvalue()
+
+
+def bare(text: str) -> str:
+    """Without colours and the borders of tables."""
+    return re.sub(r"\x1b\[[0-9;]*m|[─]", "", text)
+
+
+@pytest.mark.parametrize("width", [200, 80])
+def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
+    """As tables where there is room, as coloured lines where there is not; no word of the plain form is missing."""
+    data = told(site, unmanaged=["virbr0"], banned=1)
+    shown = bare(drawn(terminal.status(data, width), width=width)).split()
+    plain = render.status(data).replace(",", " ").split()
+    missing = {word for word in plain if word not in set(" ".join(shown).replace(",", " ").split())}
+    assert not {word for word in missing if word not in "".join(shown)}
+    assert "\x1b[" in drawn(terminal.status(data, width), width=width)
+    ports = bare(drawn(terminal.ports(data)))
+    assert "open to container:db service:api, closed to others" in ports
+    assert "no published ports" in drawn(terminal.ports(told(Site())))
+    assert "no container on any network" in bare(drawn(terminal.status({**told(Site()), "networks": []}, width)))
+
+
+EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
+
+
+def test_others_words_move_no_cursor() -> None:
+    """A label's value is quoted in a terminal: it is text there, no escape sequence and no markup."""
+    site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
+    data = told(site, not_guarded={EVIL: EVIL}, unmanaged=[EVIL])
+    for text in (render.status(data), render.ports(data), render.dry_run(data["guarded"], data["apart"], [EVIL])):
+        assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
+        assert "[red]no[/red]" in text or text == "no published ports"
+    for width in (80, 200):
+        text = bare(drawn(terminal.status(data, width), terminal.ports(data), terminal.problem(EVIL), width=width))
+        assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
+        assert "[red]no[/red]" in "".join(text.split())
+
+
+def test_times_are_read_and_told_as_people_write_them() -> None:
+    """`--for` and what is left of it."""
+    assert [parse(text) for text in ("30s", "10m", "1h", "2d", "1h30m", "1H")] == [30, 600, 3600, 172800, 5400, 3600]
+    for text in ("", "1", "h", "1w", "-1h", "1 h", "0s", "1.5h", "99999999d", "1h x"):
+        with pytest.raises(ValueError, match="is not"):
+            parse(text)
+    assert [left(seconds) for seconds in (-1, 0, 59.6, 90, 119, 120, 3540, 3600, 3660, 7325, 86400, 176400)] == [
+        "0 s", "0 s", "60 s", "90 s", "119 s", "2 min", "59 min", "1 h", "1 h 1 min", "2 h 2 min", "1 d", "2 d 1 h"
+    ]  # fmt: skip
+
+
+def test_the_driver_never_imports_rich() -> None:
+    """It is for terminals; the process that serves Docker stays small. So does `fwctl` in a pipe."""
+    serves = "plugin.daemon.plugin, plugin.driver.http, plugin.gunicorn_conf"
+    tool = "plugin.fwctl.cli.main, plugin.fwctl.cli.render, plugin.fwctl.cli.render_answers"
+    for modules in (serves, tool):
+        tops = "('rich', 'pygments', 'yaml')"
+        code = f"import sys, {modules}\nprint([m for m in sys.modules if m.split('.')[0] in {tops}])"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,334 @@
+"""What `fwctl boot` writes: a table that only closes, a unit that comes before Docker, nothing that stays behind."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin.daemon import early_table
+from plugin.docker.client import DockerUnavailable
+from plugin.docker.snapshot import DockerSnapshot
+from plugin.fwctl.cli.main import main
+from plugin.fwctl.host import boot_table, boot_unit
+from plugin.kernel.link_monitor import Link
+from plugin.model import BridgeNetwork, FwError, Published
+from plugin.nftables.document import document, element_text
+from plugin.nftables.elements import proxied_element
+from plugin.nftables.sets import TABLE, Element, spec_of
+from plugin.policy.saved import State
+from plugin.settings import read
+
+MARK = 0x08000000
+NFT = "/usr/sbin/nft"
+OURS = "br-0123456789ab"
+PATHS = [boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT, boot_unit.WANTS]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A host as it matters here: systemd runs, Docker's unit and nft are there, and somebody else's things."""
+    for path in ("usr/lib/systemd/system/docker.service", "usr/sbin/nft", "etc/systemd/system/other.service"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    return tmp_path
+
+
+def everything(root: Path) -> dict[str, str]:
+    """All that is below a directory: files with their text, links with where they lead."""
+    return {
+        str(path.relative_to(root)): f"-> {os.readlink(path)}" if path.is_symlink() else
+        "directory" if path.is_dir() else path.read_text()
+        for path in sorted(root.rglob("*"))
+    }  # fmt: skip
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_docker_fws_own_table_without_an_exception() -> None:
+    """Nothing opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
+    text = boot_unit.nft_text(MARK, {OURS}, {"br-lan"})
+    added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
+    assert added == {
+        "bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
+        "dockers": f'"{OURS}", "docker0", "docker_gwbridge"',
+        "same_bridge": ", ".join(f'"{n}" . "{n}"' for n in (OURS, "br-lan", "docker0", "docker_gwbridge")),
+    }
+    without = re.sub(r'( fib saddr)? [io]ifname != \{ "br-lan" \}', "", text)
+    head, _, rest = without.partition("table inet docker-fw {")
+    right = document(MARK, (), cgroups=False, binds=False, holds=False)
+    assert f"table inet docker-fw {{{rest}".split("add element")[0] == right
+    assert "create table inet docker-fw\n" in head
+    assert [line for line in without.splitlines() if line.startswith("insert")] == [
+        "insert rule inet docker-fw inbound fib daddr . iif oif exists accept",
+        'insert rule inet docker-fw reverse_path fib saddr oifname "br-*" fib saddr . iif oif missing goto deny',
+    ]
+
+
+def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
+    """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
+    lines = boot_unit.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
+    asks = [line for line in lines if "@foreign" in line]
+    assert len(asks) == 9
+    for line in asks:
+        way = "o" if "oif != @foreign" in line else "i"
+        assert f'{way}if != @foreign {way}ifname != {{ "br-lan", "virbr0" }} ' in line
+    (other,) = (line for line in lines if '"virbr0"' in line and line not in asks and "same_bridge" not in line)
+    assert 'fib saddr oifname "br-*" fib saddr oifname != { "br-lan", "virbr0" } fib saddr . iif' in other
+
+
+def test_a_host_without_other_bridges_gets_no_name() -> None:
+    """Where nothing is foreign nothing is exempt."""
+    assert "ifname != {" not in boot_unit.nft_text(MARK, (), ())
+
+
+def test_it_closes_whatever_else_closes_now() -> None:
+    """Confined networks, closed ports of the host, bans: what closes of the running table is in the file. A ban that
+    ends is there with its end, not with the time that is left, which would count anew from each boot."""
+    port = Published("tcp", IPv4Address("0.0.0.0"), 5432, 5432)
+    state = State(
+        egress_restricted=frozenset({OURS}),
+        proxied={"c" * 64: (port,)},
+        bans={
+            ip_network("203.0.113.9"): 0,
+            ip_network("203.0.113.0/24"): 1700000000.5,
+            ip_network("2001:db8::1"): 17e8,
+        },
+    )
+    internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
+    text = boot_table.text(state, [internal], {OURS}, (), read({}))
+    for element in (Element("confined", (OURS,)), proxied_element(port), Element("internal", ("br-internal",))):
+        assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
+    assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
+    assert f"add element inet {TABLE} banning_nets {{ ipv4 }}\n" in text
+    assert text.endswith("#until 1700000001 banned4_24 203.0.113.0\n#until 1700000001 banned6 2001:db8::1\n")
+    assert "203.0.113.0 timeout" not in text
+
+
+def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the plugin's first table holds, except what is of the moment: who listens, numbers of links and
+    control groups."""
+    state = State(
+        egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
+    )
+    put: list[Element] = []
+
+    class Kernel:
+        def replace(self, elements: Iterable[Element], *_: object, **__: object) -> None:
+            put.extend(elements)
+
+    links(monkeypatch, ["docker0", OURS])
+    monkeypatch.setattr(early_table.Store, "load", lambda _: state)
+    early_table.close(Kernel(), read({}))  # type: ignore[arg-type]
+    text = boot_table.text(state, (), {OURS, "docker0"}, (), read({}))
+    of_now = ("foreign", "listening")
+    missing = [
+        e for e in put if not spec_of(e.set).raw and not e.set.startswith(of_now) and element_text(e) not in text
+    ]
+    assert missing == []
+    assert len(put) > 10
+
+
+# --- which bridges ------------------------------------------------------------------------------------------------
+
+
+class Api:
+    """Docker, with networks on these bridges."""
+
+    def __init__(self, *bridges: str) -> None:
+        self._networks = [BridgeNetwork("a" * 64, "n", b, (IPv4Network("10.0.0.0/24"),)) for b in bridges]
+
+    def bridges(self) -> tuple[frozenset[str], bool]:
+        return frozenset(network.bridge for network in self._networks), True
+
+
+class Silent:
+    def bridges(self) -> Any:
+        raise DockerUnavailable("Docker's API did not answer: nobody there")
+
+
+def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
+    there = {n: Link(n, name, bridge=True, ours=name.startswith("fw-")) for n, name in enumerate(names, 3)}
+    monkeypatch.setattr(boot_unit.link_monitor, "links", lambda: there | {1: Link(1, "lo"), 2: Link(2, "eth0")})
+
+
+def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Docker lists is Docker's, whatever its name; docker-fw's own and odd names are in neither list."""
+    links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
+    monkeypatch.setattr("plugin.docker.bridges.SETTLE", 0.0)  # no time passes here
+    waits: list[float] = []
+    dockers, unmanaged = boot_unit.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
+    assert dockers == {"docker0", OURS, "br-ffffffffffff", "front1"}
+    assert unmanaged == {"virbr0", "br-lan"}
+    assert waits == [boot_unit.SETTLE]
+
+
+def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent API, or a network namespace where the host's bridges are not to be seen, is an error with advice."""
+    links(monkeypatch, ["virbr0"])
+    with pytest.raises(FwError, match=r"nobody there.*FW_DOCKER_SOCKET"):
+        boot_unit.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(FwError, match=r"docker0 is not to be seen.*--network host"):
+        boot_unit.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
+
+
+# --- the unit -----------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
+    """It is ordered before docker.service and after what flushes, Docker's start pulls it in, stopping opens nothing,
+    and a table that stands is left alone."""
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(boot_unit.unit_text())
+    assert unit["Unit"]["Before"] == "docker.service"
+    assert unit["Unit"]["After"] == "nftables.service"
+    assert unit["Unit"]["PartOf"] == "docker.service nftables.service"
+    assert set(unit["Service"]) == {"Type", "RemainAfterExit", "ExecStart"}
+    assert unit["Service"]["Type"] == "oneshot"
+    assert unit["Service"]["ExecStart"] == f"/bin/sh /{boot_unit.SCRIPT}"
+    assert f"nft={NFT} file=/{boot_unit.FILE} table={TABLE}\n" in boot_unit.script_text(NFT)
+    assert 'ours() { $nft -t list chain inet "$1" deny >/dev/null 2>&1; }\n' in boot_unit.script_text(NFT)
+    wanted = unit["Install"]["WantedBy"]
+    assert os.path.split(boot_unit.WANTS) == (f"etc/systemd/system/{wanted}.wants", os.path.basename(boot_unit.UNIT))
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
+    """The file, the unit and the link that systemctl enable would make, and nothing half-made beside them."""
+    before = everything(root)
+    assert boot_unit.install(root, NFT, "text\n") == PATHS
+    assert boot_unit.install(root, NFT, "text\n") == []
+    assert boot_unit.install(root, NFT, "other\n") == [boot_unit.FILE]
+    after = everything(root)
+    assert {k: after[k] for k in PATHS} == {
+        boot_unit.FILE: "other\n", boot_unit.SCRIPT: boot_unit.script_text(NFT),
+        boot_unit.UNIT: boot_unit.unit_text(), boot_unit.WANTS: f"-> /{boot_unit.UNIT}",
+    }  # fmt: skip
+    assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot_unit.WANTS)}
+    for path in (boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT):
+        assert (root / path).stat().st_mode & 0o133 == 0
+
+
+def test_install_mends_what_stands_in_its_way(root: Path) -> None:
+    """A link to elsewhere, a changed file, what a crash left: afterwards everything is as it should be."""
+    boot_unit.install(root, NFT, "text\n")
+    right = everything(root)
+    (root / boot_unit.WANTS).unlink()
+    (root / boot_unit.WANTS).symlink_to("/dev/null")
+    (root / boot_unit.UNIT).unlink()
+    (root / boot_unit.UNIT).symlink_to("/dev/null")
+    (root / f"{boot_unit.FILE}.new").write_text("half")
+    (root / boot_unit.SCRIPT).write_text("exit\n")
+    (root / boot_unit.FILE).write_text("old")
+    assert boot_unit.install(root, NFT, "text\n") == PATHS
+    assert everything(root) == right
+
+
+def test_remove_takes_exactly_those_away(root: Path) -> None:
+    """Afterwards the host is as before, other units and Docker's other wants included, but for the directory, which a
+    sidecar may have mounted; again, it says nothing was."""
+    (root / boot_unit.DIRECTORY).mkdir()
+    before = everything(root)
+    boot_unit.install(root, NFT, "text\n")
+    assert boot_unit.remove(root) == [boot_unit.WANTS, boot_unit.UNIT, boot_unit.SCRIPT, boot_unit.FILE]
+    assert everything(root) == before
+    assert boot_unit.remove(root) == []
+    other = root / os.path.dirname(boot_unit.WANTS) / "other.service"
+    other.parent.mkdir()
+    other.symlink_to("/etc/systemd/system/other.service")
+    before = everything(root)
+    boot_unit.install(root, NFT, "text\n")
+    boot_unit.remove(root)
+    assert everything(root) == before
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ("etc", "no host's file system at .* --root"),
+        ("run", "not started by systemd; install the managed plugin"),
+        ("usr/lib", "no docker.service .* install the managed plugin"),
+        ("usr/sbin", "has no nft, .*: apt-get install nftables"),
+    ],
+)
+def test_what_is_missing_on_the_host_is_named(root: Path, missing: str, advice: str) -> None:
+    """Each error says what to do, and nothing is written."""
+    assert boot_unit.find_nft(root) == NFT
+    (root / missing).rename(root / "gone")
+    with pytest.raises(FwError, match=advice):
+        boot_unit.find_nft(root)
+
+
+def test_a_file_system_that_does_not_take_it(root: Path) -> None:
+    """Which path could not be written, or removed, and why."""
+    (root / "etc/docker-fw").write_text("")
+    with pytest.raises(FwError, match=r"could not write .*etc/docker-fw.*: File exists"):
+        boot_unit.install(root, NFT, "text\n")
+    (root / boot_unit.UNIT).mkdir()
+    with pytest.raises(FwError, match=r"could not remove .*docker-fw-boot.service: Is a directory"):
+        boot_unit.remove(root)
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("netlink: Error: cache initialization failed: Operation not permitted", "--cap-add NET_ADMIN"),
+        ("-:7:3-8: Error: syntax error, unexpected typeof", "needs nftables 1.0.6 or newer"),
+    ],
+)
+def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, message: str, advice: str
+) -> None:
+    """The host's own nft judges before anything is written, for at boot nobody would see its error."""
+    asked: list[Any] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        asked.append((command, options["input"]))
+        return subprocess.CompletedProcess(command, int(bool(message)), "", f"{message}\nmore\n")
+
+    monkeypatch.setattr(boot_unit.subprocess, "run", run)
+    with pytest.raises(FwError, match=f"{re.escape(message)}.*{advice}"):
+        boot_unit.check(root, NFT, "create table inet docker-fw\n")
+    message = ""
+    boot_unit.check(root, NFT, "create table inet docker-fw\n")
+    text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
+    assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
+
+
+def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fwctl boot install` and `remove` name every path and the next step; an error is one line and status 1."""
+    monkeypatch.setattr(boot_unit, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
+    monkeypatch.setattr(boot_unit, "check", lambda *_: None)
+    monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: DockerSnapshot())
+    for word in ("wrote", "stood already"):
+        assert main(["boot", "install", "--root", str(root)]) == 0
+        spec = capsys.readouterr().out
+        assert spec.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
+        assert "The file is as of now: no docker-fw runs here that answers." in spec
+        assert "Left alone, for they are not Docker's: virbr0.\n" in spec
+        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in spec
+    nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
+    assert (root / boot_unit.FILE).read_text() == boot_table.text(State(), (), *nothing)
+    assert main(["boot", "remove", "--root", str(root)]) == 0
+    spec = capsys.readouterr().out
+    assert [f"removed: /{path}" in spec for path in PATHS] == [True] * 4
+    assert main(["boot", "remove", "--root", str(root)]) == 0
+    assert capsys.readouterr().out == "there was nothing to remove\n"
+    for what in ("install", "remove"):
+        assert main(["boot", what, "--root", str(root / "nowhere")]) == 1
+        assert capsys.readouterr().err.startswith("fwctl: there is no host's file system at ")

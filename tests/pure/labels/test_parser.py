@@ -1,0 +1,543 @@
+"""The label language: its keys, wherever they are written, what they say, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.labels.grammar import MAX_LENGTH, UNITS
+from plugin.labels.parser import (
+    EVERYTHING,
+    KEYS,
+    MAX_PROBLEMS,
+    PREFIX,
+    ParsedLabels,
+    for_network,
+    only_closing,
+    over,
+    parse,
+    split,
+)
+from plugin.model import Peer, PolicySpec, Rate, Rule
+from tests.pure.labels.test_grammar import PORT, WRONG, any_text
+from tests.pure.strategies import examples, json_values, saids
+
+SSH, WEB, HTTPS, MORE, DNS = (
+    Rule("tcp", 22, 22),
+    Rule("tcp", 80, 80),
+    Rule("tcp", 443, 443),
+    Rule("tcp", 8080, 8080),
+    Rule("udp", 53, 53),
+)
+TEN = Peer("prefix", "10.0.0.0/8")
+
+
+def spec(**pairs: str) -> PolicySpec:
+    """What these labels say; they must be right."""
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.spec
+
+
+def told(pairs: dict[str, object], where: str = "label ") -> list[str]:
+    return [str(problem) for problem in parse(pairs, where).problems]
+
+
+# --- each key -----------------------------------------------------------------------------------------------------
+
+MEANS: dict[tuple[str, str], PolicySpec] = {
+    ("fw.allow", "8080, 53/udp, 8080"): PolicySpec(allow=(MORE, DNS)),
+    ("fw.allow", "22 from 10.0.0.0/8"): PolicySpec(allow=(Rule("tcp", 22, 22, (TEN,)),)),
+    ("fw.deny", "80, 22"): PolicySpec(deny=(SSH, WEB)),
+    ("fw.policy", "default"): PolicySpec(policy="default"),
+    ("fw.policy", " Closed\n"): PolicySpec(policy="closed"),
+    ("fw.policy", "OPEN"): PolicySpec(policy="open"),
+    ("fw.egress", "all"): PolicySpec(egress=EVERYTHING),
+    ("fw.egress", " None "): PolicySpec(egress=()),
+    ("fw.egress", "443, 53/udp to 10.0.0.0/8"): PolicySpec(egress=(HTTPS, Rule("udp", 53, 53, (TEN,)))),
+    ("fw.egress", "8125/udp to host"): PolicySpec(egress=(Rule("udp", 8125, 8125, (Peer("host"),)),)),
+    ("fw.rate", "22 5/minute burst 10"): PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)),
+    ("fw.log", "drop"): PolicySpec(log="drop"),
+    ("fw.log", "NONE"): PolicySpec(log="none"),
+}
+
+
+@pytest.mark.parametrize(("pair", "expected"), MEANS.items(), ids=repr)
+def test_what_is_right_says_just_that(pair: tuple[str, str], expected: PolicySpec) -> None:
+    """Each key says its own, sorted and without doubles, and nothing else; blanks and the case of keywords are free."""
+    key, value = pair
+    assert parse({key: value}) == ParsedLabels(expected)
+    assert parse({key.upper(): value}) == ParsedLabels(expected)
+    assert parse({key: value}, "network option ") == ParsedLabels(expected)
+
+
+def test_a_rule_knows_where_it_was_said() -> None:
+    """`fwctl` shows from where each rule comes: the very key, as it was written."""
+    parsed = parse({"fw.Allow": "8080", "fw.network.front.allow": "9090", "fw.rate": "22 5/minute"})
+    assert [rule.origin for rule in parsed.spec.allow] == ["label fw.Allow"]
+    assert [rule.origin for _, more in parsed.networks for rule in more.allow] == ["label fw.network.front.allow"]
+    assert [rate.origin for rate in parsed.spec.rate or ()] == ["label fw.rate"]
+    ((rule,), (option,)) = (parse({key: "1"}, "setting ").spec.allow for key in ("fw.allow", "FW.ALLOW"))
+    assert (rule.origin, option.origin) == ("setting fw.allow", "setting FW.ALLOW")
+    assert rule == option
+
+
+WRONG_WORDS: dict[tuple[str, str], str] = {
+    ("fw.policy", "clsed"): '"clsed" is not default, closed or open; did you mean closed?',
+    ("fw.policy", ""): '"" is not default, closed or open',
+    ("fw.policy", "xyz"): '"xyz" is not default, closed or open',
+    ("fw.policy", "closed open"): '"closed open" is not default, closed or open; did you mean closed?',
+    ("fw.policy", "y" * 50): f'"{"y" * 40}…" is not default, closed or open',
+    ("fw.log", "dropped"): '"dropped" is not drop or none; did you mean drop?',
+    ("fw.log", "true"): '"true" is not drop or none',
+    ("fw.egress", "nothing"): f'"nothing" {PORT}',
+    ("fw.egress", ""): 'is empty; write all, none or "443, 53/udp", or leave the label out',
+    ("fw.deny", "808O"): f'"808O" {PORT}',
+    ("fw.rate", "22"): '"22" is not a rate, like 22 5/minute burst 10 (per second, minute, hour or day)',
+}
+
+
+@pytest.mark.parametrize(("pair", "message"), WRONG_WORDS.items(), ids=repr)
+def test_what_is_wrong_is_quoted_with_what_would_be_right(pair: tuple[str, str], message: str) -> None:
+    """Each mistake is told with the label, its value, the part at fault and what would be right."""
+    key, value = pair
+    assert told({key: value}) == [f'label {key}="{value}": {message}']
+
+
+@pytest.mark.parametrize("text", WRONG, ids=repr)
+def test_a_mistake_opens_nothing(text: str) -> None:
+    """A label with one mistake opens none of its ports, not even the right ones."""
+    parsed = parse({"fw.allow": text})
+    assert parsed.spec.allow == ()
+    assert parsed.problems
+
+
+def test_the_message_is_the_one_that_the_language_promises() -> None:
+    """The design's own example of a message, to the letter (the driver puts the container's name in front)."""
+    assert told({"fw.allow": "808O"}) == [f'label fw.allow="808O": "808O" {PORT}']
+
+
+def test_where_it_stood_is_told() -> None:
+    """The same mistake in a network's options is told as one of the network's."""
+    assert told({"fw.allow": "0"}, "network option ") == [f'network option fw.allow="0": "0" {PORT}']
+
+
+# --- what a mistake may have meant --------------------------------------------------------------------------------
+
+WEIGHS: list[tuple[str, str, bool, bool]] = [
+    ("fw.allow", "808O", False, False),
+    ("fw.log", "x", False, False),
+    ("fw.egress", "x", False, True),
+    ("fw.deny", "x", True, False),
+    ("fw.policy", "x", True, False),
+    ("fw.rate", "x", True, False),
+    ("fw.dney", "22", True, False),
+    ("fw.alow", "22", True, False),
+    ("fw.egres", "none", True, True),
+    ("fw.zzzzzzzz", "1", True, True),
+    ("fw.network.front", "none", True, True),
+    ("fw.network.front.allow", "x", False, False),
+    ("fw.network.front.egress", "x", False, True),
+    ("fw.network.front.deny", "x", True, False),
+    ("fw.network.front.egres", "none", True, True),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "closes", "confines"), WEIGHS)
+def test_each_mistake_knows_what_it_may_have_been_meant_to_do(
+    key: str, value: str, closes: bool, confines: bool
+) -> None:
+    """A wrong fw.allow or fw.log was not meant to close, a wrong fw.egress to confine; an unknown key may be."""
+    (problem,) = parse({key: value}).problems
+    assert (problem.closes, problem.confines) == (closes, confines)
+    (problem,) = parse({key: 5}).problems  # no text at all
+    assert (problem.closes, problem.confines) == (closes, confines)
+
+
+def test_what_was_right_and_closes_stays() -> None:
+    """With a mistake beside it nothing opens: what denies, closes, confines and limits counts all the same."""
+    right = {"fw.deny": "80", "fw.policy": "closed", "fw.egress": "443 to 10.0.0.0/8", "fw.rate": "22 5/minute",
+             "fw.log": "drop", "fw.network.front.egress": "none", "fw.network.front.policy": "closed"}  # fmt: skip
+    parsed = parse({**right, "fw.allow": "808O"})
+    assert (parsed.spec, parsed.networks) == (parse(right).spec, parse(right).networks)
+
+
+def test_what_was_right_and_opens_does_not_count() -> None:
+    """With a mistake beside it no port is opened, no base, no way out: as if they had not been said."""
+    opens = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "fw.network.front.policy": "open",
+             "fw.network.front.allow": "9090", "fw.network.back.egress": "all"}  # fmt: skip
+    parsed = parse({**opens, "fw.log": "x"})
+    assert (parsed.spec, parsed.networks) == (PolicySpec(), ())
+
+
+def test_a_base_that_was_chosen_stays_chosen() -> None:
+    """`fw.policy: default` under a setting that opens everything closes: a mistake beside it does not take it back."""
+    assert parse({"fw.policy": "default", "fw.log": "x"}).spec == PolicySpec(policy="default")
+
+
+def test_what_was_for_some_is_for_nobody() -> None:
+    """With a mistake beside it a rule with `from` takes its port out of the base and lets nobody in."""
+    for wrong in ({"fw.log": "x"}, {"FW.ALLOW": "808O"}, {"fw.zzzzzz": ""}):
+        assert parse({"fw.allow": "22 from 10.0.0.0/8, 8080", **wrong}).spec == PolicySpec(deny=(SSH,))
+    assert parse({"fw.allow": "22 from 10.0.0.0/33, 8080"}).spec == PolicySpec(deny=(SSH,))
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["fw.allow", "FW.ALLOW", "Fw.Allow"])
+def test_keys_are_read_in_any_case(key: str) -> None:
+    """The CLI lower-cases some keys and people capitalise others: it is the same key."""
+    assert parse({key: "8080"}) == ParsedLabels(PolicySpec(allow=(MORE,)))
+
+
+def test_the_same_key_twice_adds_up() -> None:
+    """`fw.allow` and `FW.ALLOW` on one container are two lists that add up, and both must be right."""
+    assert parse({"fw.allow": "8080", "FW.ALLOW": "53/udp, 8080"}).spec.allow == (MORE, DNS)
+    assert parse({"fw.allow": "8080", "FW.ALLOW": "x"}).spec.allow == ()
+    assert parse({"fw.deny": "22", "FW.deny": "80"}).spec.deny == (SSH, WEB)
+    both = parse({"fw.rate": "22 5/minute", "FW.Rate": "80 1/day"}).spec.rate
+    assert both == (Rate("tcp", 22, 22, 5, "minute", 5), Rate("tcp", 80, 80, 1, "day", 5))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"fw.policy": "open"}, {"FW.policy": "closed"}, PolicySpec(policy="closed")),
+        ({"fw.policy": "default"}, {"FW.policy": "open"}, PolicySpec(policy="default")),
+        ({"fw.policy": "closed"}, {"FW.policy": "default"}, PolicySpec(policy="closed")),
+        ({"fw.egress": "all"}, {"FW.egress": "none"}, PolicySpec(egress=())),
+        ({"fw.egress": "all"}, {"FW.egress": "443"}, PolicySpec(egress=(HTTPS,))),
+        ({"fw.egress": "443, 80"}, {"FW.egress": "none"}, PolicySpec(egress=())),
+    ],
+)
+def test_the_same_key_twice_is_the_closer_one(one: dict[str, str], other: dict[str, str], expected: PolicySpec) -> None:
+    """Where two cannot both hold, the one that closes more does, in whatever order they are written."""
+    assert parse({**one, **other}).spec == parse({**other, **one}).spec == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *((key, "fw.allow") for key in ("fw.alow", "fw.allows", "fw.Allow ", "fw.alllow", "fw.all", "fw.allow.x")),
+        ("fw.dney", "fw.deny"),
+        ("fw.denies", "fw.deny"),
+        ("fw.polcy", "fw.policy"),
+        ("FW.POLICIES", "fw.policy"),
+        ("fw.egres", "fw.egress"),
+        ("fw.ingress", "fw.egress"),
+        ("fw.rates", "fw.rate"),
+        ("fw.logs", "fw.log"),
+        ("fw.network.front.alow", "fw.network.front.allow"),
+        ("fw.network.a.b.EGRES", "fw.network.a.b.egress"),
+        ("FW.Network.Front.alow", "FW.Network.Front.allow"),
+    ],
+)
+def test_a_near_miss_gets_a_suggestion(key: str, meant: str) -> None:
+    """A misspelt key is a mistake, and the key that was probably meant is named."""
+    assert told({key: "8080"}) == [f'label {key}="8080": is not a key of docker-fw; did you mean {meant}?']
+
+
+def test_a_key_like_no_other_gets_the_list() -> None:
+    """A key that resembles none is a mistake, and the known ones are named."""
+    (problem,) = parse({"fw.zzzzzzzz": "1"}).problems
+    assert problem.text == (
+        "is not a key of docker-fw (known: fw.allow, fw.deny, fw.policy, fw.egress, fw.rate, fw.log, "
+        "fw.network.NAME.KEY)"
+    )
+
+
+def test_every_mistake_of_a_container_at_once_in_the_order_of_keys() -> None:
+    """Nobody has to start a container three times to learn of three mistakes."""
+    parsed = parse({"fw.zzzzzzzz": "", "other": "", "fw.allow": "0, 8080, 70000", "fw.alow": "1", "fw.log": "x"})
+    assert [(p.where, p.value) for p in parsed.problems] == [
+        ("label fw.allow", "0, 8080, 70000"),
+        ("label fw.allow", "0, 8080, 70000"),
+        ("label fw.alow", "1"),
+        ("label fw.log", "x"),
+        ("label fw.zzzzzzzz", ""),
+    ]
+    assert parsed.spec.allow == ()
+
+
+@pytest.mark.parametrize("value", [None, 8080, True, ["8080"], {"8080": ""}, 8080.0], ids=repr)
+@pytest.mark.parametrize("key", KEYS)
+def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
+    """YAML may make a number of `8080`; where that reaches us it is refused with what would be right."""
+    assert told({key: value}) == [f'label {key}="{value!r}": must be text, like "{KEYS[key].example}"']
+    assert parse({key: value}).spec == PolicySpec()
+
+
+@pytest.mark.parametrize(
+    "key", ["fwallow", "com.example.fw.allow", "fw", "", "traefik.enable", "ｆｗ.allow", "network.front.fw.allow"]
+)
+def test_labels_of_others_are_left_alone(key: str) -> None:
+    """What does not begin with `fw.` is somebody else's: no rule, no mistake."""
+    assert parse({key: "8080"}) == ParsedLabels()
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_the_documented_example_of_each_key_is_right(key: str) -> None:
+    """Every key's example in the documentation can be pasted as it is."""
+    assert key.startswith(PREFIX)
+    assert not parse({key: KEYS[key].example}).problems
+    assert not parse({f"fw.network.front.{key.removeprefix(PREFIX)}": KEYS[key].example}).problems
+    for value in re.findall(r"`([a-z]+)`", KEYS[key].values):
+        assert not parse({key: value}).problems or key == "fw.egress"
+
+
+# --- one network --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("fw.network.front.allow", ("front", "fw.allow")),
+        ("FW.Network.Front.ALLOW", ("Front", "fw.allow")),
+        ("fw.network.a.b-c_d.allow", ("a.b-c_d", "fw.allow")),
+        ("fw.network.allow.allow", ("allow", "fw.allow")),
+        ("fw.network.front.allow.deny", ("front.allow", "fw.deny")),
+        ("fw.network.front.x", ("front", "fw.x")),
+        ("fw.network..allow", (None, "fw.allow")),
+        ("fw.network.allow", (None, "fw.allow")),
+        ("fw.network.", (None, "fw.")),
+        ("fw.network", (None, "fw.network")),
+        ("fw.networks.front.allow", (None, "fw.networks.front.allow")),
+        ("FW.Allow", (None, "fw.allow")),
+    ],
+)
+def test_a_network_stands_between_the_keywords(key: str, expected: tuple[str | None, str]) -> None:
+    """`fw.network.NAME.KEY`: NAME may have dots and is left as it is; keywords are read in any case."""
+    assert split(key) == expected
+
+
+def test_what_is_for_one_network_alone() -> None:
+    """Each key may be said for one network; names are told apart by case, keywords are not."""
+    parsed = parse({"fw.network.front.allow": "8080", "fw.network.front.Deny": "22", "FW.NETWORK.Front.egress": "none",
+                    "fw.network.my.net.policy": "closed", "fw.allow": "53/udp"})  # fmt: skip
+    assert parsed == ParsedLabels(
+        PolicySpec(allow=(DNS,)),
+        (),
+        (
+            ("Front", PolicySpec(egress=())),
+            ("front", PolicySpec(allow=(MORE,), deny=(SSH,))),
+            ("my.net", PolicySpec(policy="closed")),
+        ),
+    )
+    assert for_network(parsed, {"back"}) == PolicySpec(allow=(DNS,))
+    assert for_network(parsed, {"front"}) == PolicySpec(allow=(DNS, MORE), deny=(SSH,))
+    assert for_network(parsed, {"Front", "my.net"}) == PolicySpec(allow=(DNS,), egress=(), policy="closed")
+    assert for_network(parsed, ()) == PolicySpec(allow=(DNS,))
+
+
+@pytest.mark.parametrize("key", ["fw.network.allow", "fw.network..allow", "fw.network.", "fw.network", "FW.network.x"])
+def test_a_network_without_name_or_key_is_told_how_to_be_written(key: str) -> None:
+    """`fw.network.allow` is no network called allow."""
+    what = "is not a key of docker-fw; for one network write fw.network.NAME.allow"
+    assert told({key: "8080"}) == [f'label {key}="8080": {what}']
+
+
+@pytest.mark.parametrize("where", ["network option ", "driver option ", "setting "])
+def test_only_a_container_speaks_of_one_network(where: str) -> None:
+    """A network, an attachment and a setting have one place: there the key is written without the network."""
+    assert told({"fw.network.front.allow": "1"}, where) == [
+        f'{where}fw.network.front.allow="1": is for container labels; here write fw.allow'
+    ]
+    (problem,) = parse({"fw.network.front.egress": "none"}, where).problems
+    assert problem.closes
+    assert problem.confines
+
+
+# --- what is said in several places -------------------------------------------------------------------------------
+
+
+def test_lists_add_up_and_of_others_the_more_specific_wins() -> None:
+    """Allowed and denied ports add up; of policy, egress, rate and log that counts which stands closer."""
+    rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
+    general = PolicySpec((MORE,), (SSH,), "closed", (HTTPS,), (rate,), "drop")
+    assert over(general, PolicySpec()) == over(PolicySpec(), general) == general
+    special = PolicySpec((DNS, MORE), (WEB, SSH), "open", (), (other,), "none")
+    assert over(general, special) == PolicySpec((MORE, DNS), (SSH, WEB), "open", (), (other,), "none")
+    assert over(general, PolicySpec(rate=())).rate == ()
+    assert over(general, PolicySpec(egress=EVERYTHING)).egress == EVERYTHING
+
+
+@given(saids, saids, saids)
+@examples(60)
+def test_it_does_not_matter_how_places_are_put_together(one: PolicySpec, two: PolicySpec, three: PolicySpec) -> None:
+    """One place over another over a third is the same in either grouping."""
+    assert over(over(one, two), three) == over(one, over(two, three))
+
+
+# --- an image's ---------------------------------------------------------------------------------------------------
+
+
+def test_what_only_closes_counts_whoever_wrote_it() -> None:
+    """Of an image's labels those count that can only close: denied ports, a closed base, no way out."""
+    closing = {"fw.deny": "22", "FW.Policy": " Closed", "Fw.Egress": "NONE", "fw.network.front.deny": "80",
+               "fw.network.front.policy": "closed"}  # fmt: skip
+    opening = {"fw.allow": "8080", "fw.policy": "default", "FW.POLICY": "open", "fw.egress": "443", "FW.EGRESS": "all",
+               "fw.rate": "22 5/minute", "fw.log": "none", "fw.zzz": "", "fw.network.front.allow": "1"}  # fmt: skip
+    assert only_closing({**closing, **opening}) == closing
+
+
+# --- any labels at all --------------------------------------------------------------------------------------------
+
+label_maps = st.dictionaries(
+    st.sampled_from(
+        [
+            "fw.allow",
+            "FW.allow",
+            "fw.alow",
+            "fw.",
+            "fw.allow.",
+            "com.example",
+            "fw.deny",
+            "fw.policy",
+            "fw.egress",
+            "fw.rate",
+            "fw.log",
+            "fw.network.front.allow",
+            "fw.network.x",
+            "fw.network.a.b.deny",
+        ]
+    )
+    | st.text(max_size=12),
+    any_text | st.sampled_from(["8080", "53/udp", "closed", "none", "22 from 10.0.0.1", "22 5/minute"]) | json_values,
+    max_size=5,
+)
+
+
+@given(label_maps)
+@examples(250)
+def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> None:
+    """Any labels at all: either everything of ours is right, or nothing is opened; and each mistake can be shown."""
+    parsed = parse(pairs)
+    for each in (parsed.spec, *(more for _, more in parsed.networks)):
+        assert not (each.allow and parsed.problems)
+        assert not (each.policy == "open" and parsed.problems)
+        assert list(each.allow) == sorted(set(each.allow))
+        assert list(each.deny) == sorted(set(each.deny))
+        assert all(rate.unit in UNITS and 1 <= rate.burst <= 65535 for rate in each.rate or ())
+    for problem in parsed.problems:
+        assert str(problem).startswith(problem.where)
+        assert problem.where.removeprefix("label ") in pairs
+    ours = [key for key in pairs if key.lower().startswith(PREFIX)]
+    if not ours:
+        assert parsed == ParsedLabels()
+    for name, more in parsed.networks:
+        assert any(key.lower().startswith("fw.network.") and f".{name}." in key for key in ours)
+        assert more != PolicySpec()
+
+
+@given(label_maps, st.sampled_from(["fw.alow", "fw.", "fw.dney", "fw.network.allow"]), any_text)
+@examples(100)
+def test_a_further_mistake_never_opens_anything(pairs: dict[str, object], key: str, value: str) -> None:
+    """Labels with one more wrong key open a subset of what they opened: nothing."""
+    assert parse({**pairs, key: value}).spec.allow == ()
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_long_is_not_parsed() -> None:
+    """A label longer than anybody means is refused whole, and the message stays readable."""
+    (problem,) = parse({"fw.allow": "80," * MAX_LENGTH}).problems
+    assert str(problem).endswith(f"is {3 * MAX_LENGTH} characters long; at most {MAX_LENGTH} are read")
+    assert len(str(problem)) < 400
+
+
+@pytest.mark.parametrize("key", [*KEYS, "fw.alow", "fw.network.front.policy"])
+@pytest.mark.parametrize(
+    "text",
+    ["x" * (8 << 20), "closed" * (1 << 20), " \t" * (4 << 20) + "x", "5/minute," * (1 << 18)],
+    ids=lambda text: f"{text[:3]!r}×{len(text)}",
+)
+def test_huge_values_cost_no_time(key: str, text: str) -> None:
+    """The largest value that the plugin's socket takes is refused in a moment, whatever key it stands at."""
+    began = time.process_time()
+    parsed = parse({key: text})
+    assert time.process_time() - began < 0.5
+    assert parsed.spec in (PolicySpec(), PolicySpec(egress=()))
+    assert all(len(str(problem)) < 500 for problem in parsed.problems)
+
+
+FULL = ", ".join(str(3 * n + 1) for n in range(256))
+WIDE = "1-65534 from " + " ".join(f"10.{n}.0.0/24" for n in range(150))
+MANY: dict[str, tuple[dict[str, str], str]] = {
+    "networks": ({f"fw.network.n{n}.allow": FULL for n in range(10_000)}, "there are more than 2048 rules before it"),
+    "small ones": ({f"fw.network.n{n}.log": "drop" for n in range(10_000)}, "at most 256 keys are read"),
+    "spellings": (
+        {"".join(letters): FULL for letters in itertools.product(*((c, c.upper()) for c in "fw.allow"))},
+        "there are more than 2048 rules before it",
+    ),
+    "elements": (
+        {f"fw.network.n{n}.allow": WIDE for n in range(10_000)},
+        "what stands before it means more than 40000 rules: ports times peers",
+    ),
+    "mistakes": ({f"fw.x{n}": "1" for n in range(10_000)}, "there are too many mistakes"),
+    "megabytes": ({f"fw.{n}" + "a" * (1 << 20): "1" * (1 << 20) for n in range(100)}, "there are too many mistakes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", MANY)
+def test_masses_of_labels_cost_no_time_and_close(which: str) -> None:
+    """10,000 labels, or what would be millions of rules: the rest is not read, which is told, and nothing is open. What
+    is kept of it is as short as what is shown."""
+    pairs, why = MANY[which]
+    began = time.process_time()
+    parsed = parse(pairs)
+    assert time.process_time() - began < 1
+    assert parsed.problems[-1].text == f"was not read, nor what follows: {why}"
+    assert parsed.problems[-1].closes
+    assert parsed.problems[-1].confines
+    assert not parsed.spec.allow
+    assert not any(spec.allow for _, spec in parsed.networks)
+    assert all(len(problem.where) + len(problem.value) < 3000 for problem in parsed.problems)
+
+
+def test_what_anybody_writes_is_far_below_the_bounds() -> None:
+    """A long list of ports, a blocklist to the outside, and a hundred networks of one's own."""
+    pairs = {f"fw.network.n{n}.allow": "8080, 9000-9100, 5432 from service:api" for n in range(100)}
+    assert not parse({**pairs, "fw.allow": FULL, "fw.egress": FULL, "fw.rate": "22 5/minute"}).problems
+
+
+@pytest.mark.parametrize("key", ["fw." + "a" * (8 << 20), "fw.network." + "a." * (4 << 20), "fw.network." + "." * 9999])
+def test_huge_keys_cost_no_time(key: str) -> None:
+    """A key of megabytes is a mistake like another: told shortly, in a moment."""
+    began = time.process_time()
+    (problem,) = parse({key: "8080"}).problems
+    assert time.process_time() - began < 0.5
+    assert len(str(problem)) < 1000
+
+
+def test_a_flood_of_wrong_labels_costs_no_time() -> None:
+    """As many wrong keys as fit into a request are answered in bounded time, with a text a person can read."""
+    began = time.process_time()
+    parsed = parse({f"fw.{number}": "8080" for number in range(200_000)})
+    assert time.process_time() - began < 1
+    assert parsed.spec == PolicySpec()
+    assert len(parsed.problems) == MAX_PROBLEMS + 1
+    assert sum(len(str(problem)) for problem in parsed.problems) < 100_000
+
+
+def test_what_was_not_read_may_have_been_meant_to_close() -> None:
+    """Behind too many mistakes nothing is read, which is a mistake of its own that closes and confines."""
+    wrong = {"fw.allow": ",".join(["x"] * MAX_PROBLEMS), "fw.deny": "22", "fw.policy": "closed"}
+    parsed = parse(wrong)
+    (last,) = [problem for problem in parsed.problems if problem.closes]
+    assert str(last) == 'label fw.deny="22": was not read, nor what follows: there are too many mistakes'
+    assert last.confines
+
+
+def test_different_rates_are_few_in_all_that_one_place_says() -> None:
+    """Also where the key is written many times, in capitals and small letters: nothing of it counts."""
+    keys = ["fw.rate", "FW.rate", "fw.RATE", "Fw.Rate"]
+    parsed = parse({key: ", ".join(f"22 {n}{m}/hour" for m in range(5)) for n, key in enumerate(keys, 1)})
+    assert [p.text for p in parsed.problems if "different rates" in p.text]
+    assert len(parsed.spec.rate or ()) <= 8

@@ -1,0 +1,180 @@
+"""Whose elements stand: two owners of one element share it, and a change is the difference, no more and no less."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.nftables.applied import AppliedElements
+from plugin.nftables.sets import SETS, Change, Element
+from tests.pure.strategies import examples
+
+ELEMENTS = [Element("dockers", (f"br{n}",)) for n in range(5)]
+_elements = st.frozensets(st.sampled_from(ELEMENTS), max_size=4)
+_owned = st.dictionaries(st.sampled_from("abc"), _elements, max_size=3)
+
+
+def union(owned: dict[str, frozenset[Element]]) -> set[Element]:
+    return {element for elements in owned.values() for element in elements}
+
+
+@given(_owned, st.lists(_owned, max_size=6))
+@examples(200)
+def test_after_any_sequence_there_is_what_somebody_owns(
+    first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]]
+) -> None:
+    """However owners change: what stands is the union of all, each change is exactly the difference of the two unions,
+    and asking what it would be changes nothing."""
+    books, owned = AppliedElements(), dict(first)
+    books.start(first)
+    for new in steps:
+        before, wanted = union(owned), union({**owned, **new})
+        assert set(books) == before
+        change = books.change(new)
+        assert set(change.remove) == before - wanted
+        assert set(change.add) == wanted - before
+        assert len(change.remove) == len(set(change.remove))
+        assert len(change.add) == len(set(change.add))
+        assert bool(change) is (before != wanted)
+        assert set(books.after(new)) == wanted
+        assert len(books.after(new)) == len(wanted)
+        assert set(books) == before  # nothing is written yet
+        books.write(new)
+        owned.update(new)
+        assert Counter(books) == Counter(wanted)  # each once
+        assert not books.change(new)
+        for owner in "abc":
+            assert books.of(owner) == owned.get(owner, frozenset())
+    books.write(dict.fromkeys("abc", frozenset()))
+    assert list(books) == []
+
+
+def test_an_element_of_two_owners_goes_with_the_last() -> None:
+    """Docker may give an address again before its old endpoint is gone: what the new one needs stays."""
+    books = AppliedElements()
+    books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
+    assert books.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
+    books.write({"a": frozenset()})
+    change = books.change({"b": frozenset()})
+    assert (set(change.remove), change.add) == (set(ELEMENTS[1:3]), ())
+    # From one to the other in one step: nothing to do.
+    assert not books.change({"b": frozenset(), "c": frozenset(ELEMENTS[1:3])})
+
+
+V4 = IPv4Address("172.18.0.2")
+_OPENING = ["allow4", "allow6_blocks", "other4", "from4", "from6_blocks", "via4", "dnat4", "served", "served6", "out4",
+            "outgate4_blocks", "to6", "tohost4", "free4", "same_bridge", "neighbour", "neighbour4", "dockers", "routed",
+            "listening6"]  # fmt: skip
+_OTHERS = ["gate4", "gating", "dropped4", "refused6", "rated4", "remembering4", "rated_host", "bridges", "proxies",
+           "publish4", "self4"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _OPENING)
+def test_what_stops_being_open_is_narrower(name: str) -> None:
+    """Where something that let flows pass goes, flows may stand that would not begin any more."""
+    books, element = AppliedElements(), Element(name, (V4, 6, 80))
+    books.start({"a": frozenset({element})})
+    assert books.narrower("a", frozenset())
+    assert not books.narrower("a", frozenset({element, Element("dropped4", (V4,))}))
+    assert not books.narrower("b", frozenset({element}))
+
+
+@pytest.mark.parametrize("name", _OTHERS)
+def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
+    """The going of any other element closes nothing."""
+    books, element = AppliedElements(), Element(name, (V4, 6, 80))
+    books.start({"a": frozenset({element})})
+    assert not books.narrower("a", frozenset())
+
+
+@pytest.mark.parametrize(("name", "new", "known"), [("confined", True, True), ("proxied", False, True),
+                                                    ("proxied4", False, True), ("allow4", False, False)])  # fmt: skip
+def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
+    """A network that begins to confine, and a published port that closes for somebody who is there already."""
+    books = AppliedElements()
+    books.start({"a": frozenset(ELEMENTS[:1])})
+    wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
+    assert books.narrower("a", wanted) is known
+    assert books.narrower("b", wanted) is new
+
+
+@pytest.mark.parametrize("name", ["confined", "proxied", "proxied6", "rated4_blocks", "rated_host4", "remembering6"])
+def test_what_comes_may_only_close(name: str) -> None:
+    """What goes, and what confines, closes or limits, need not be on the disk first; whatever else comes must be."""
+    books = AppliedElements()
+    books.start({"a": frozenset(ELEMENTS[:2])})
+    assert books.only_closes("a", frozenset())
+    assert books.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
+    assert not books.only_closes("a", frozenset(ELEMENTS[:3]))
+    assert not books.only_closes("b", frozenset(ELEMENTS[:1]))
+    for other in (*_OPENING, "publish4", "foreign"):
+        assert not books.only_closes("a", frozenset({Element(other, ("another",))}))
+
+
+PEERS = [
+    *(Element(f"from4{blocks}", (A, 6, port, 32, peer)) for A in map(IPv4Address, ("10.0.0.1", "10.0.0.2"))
+      for blocks in ("", "_blocks") for port in (22, 80) for peer in map(IPv4Address, ("10.9.0.1", "10.9.0.2"))),
+    Element("via4", (6, 8080, 32, IPv4Address("10.9.0.1"))), Element("to4", (V4, 6, 53, 32, IPv4Address("10.9.0.1"))),
+    Element("from4", (V4, 6, 22, 24, IPv4Address("10.9.0.0"))), Element("tohost4", (V4, 6, 22)),
+]  # fmt: skip
+_passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from(PEERS), max_size=8), max_size=3)
+
+
+@given(
+    _passing, st.lists(_passing, max_size=5), st.sampled_from(["10.9.0.1", "10.9.0.2"]), st.sets(st.sampled_from("abc"))
+)
+@examples(200)
+def test_what_lets_an_address_pass_is_found_without_looking(
+    first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]], peer: str, owners: set[str]
+) -> None:
+    """After any sequence: an address's elements of these owners are found, and no prefix; without them the kernel has
+    what is left to the others."""
+    books, owned = AppliedElements(), dict(first)
+    books.start(first)
+    for new in steps:
+        books.write(new)
+        owned.update(new)
+    address = IPv4Address(peer)
+    going = books.going((), {address: owners})
+    wanted = {
+        owner: {e for e in elements if e.set != "tohost4" and e.key[-2:] == (32, address)}
+        for owner, elements in owned.items() if owner in owners
+    }  # fmt: skip
+    assert going == {owner: elements for owner, elements in wanted.items() if elements}
+    change, before = books.closing(going), set(books)
+    books.write(books.without(going, change))
+    assert (set(books), change.add) == (before - set(change.remove), ())
+    assert {e for owner in "abc" for e in books.of(owner)} == set(books)
+    assert not books.going((), {address: owners})
+
+
+def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
+    """Where an owner goes, what opens goes and what closes stays; what kept docker-proxy's port open closes it."""
+    books, open_, shut = AppliedElements(), Element("served4", (V4, 6, 8080)), Element("proxied4", (V4, 6, 8080))
+    stays = Element("rated4", (V4, 6, 22))
+    books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
+    assert books.closing(books.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
+    going = books.going("ab", {})
+    change = books.closing(going)
+    assert (set(change.remove), change.add) == ({open_, Element("allow4", (V4, 6, 22))}, (shut,))
+    books.write(books.without(going, change))
+    assert set(books) == {stays, shut}
+    assert books.of("a") == {stays, shut}
+
+
+#: What neither opens nor closes: it counts, reports, or says where something leads.
+NEUTRAL = re.compile(r"dropped|refused|noticed|masqueraded|unregistered|self|publish|gate|gating")
+
+
+def test_each_set_says_whether_its_elements_open_or_close() -> None:
+    """So that a new one is not forgotten where flows are cut, or where what closes comes first."""
+    unsaid = {name for name, spec in SETS.items() if not spec.effect}
+    assert {name for name in unsaid if not NEUTRAL.match(name)} == set()
+    assert {name for name, spec in SETS.items() if NEUTRAL.match(name)} == unsaid
+    for name in ("confined", "proxied", "proxied4", "banned6_64", "proxies", "holding", "held4_pairs", "shut", "ports"):
+        assert SETS[name].effect == "closes", name

@@ -1,0 +1,762 @@
+"""The table as data: the elements say exactly what the policy says, and the text is one that any host can read.
+
+The golden files under tests/golden hold the whole table for a few networks; `FW_GOLDEN=write pytest tests/pure`
+writes them anew after a wanted change, to be read as a diff.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.docker.proxy_ports import own_ports
+from plugin.labels.parser import parse
+from plugin.model import (
+    PORTLESS,
+    PROTO_NUMBER,
+    Address,
+    AddressPolicy,
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Overriding,
+    Policy,
+    PolicySpec,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+    TrackedEndpoint,
+)
+from plugin.nftables import rate_chains
+from plugin.nftables.document import document, element_text, replace, skeleton
+from plugin.nftables.elements import (
+    address_elements,
+    endpoint_elements,
+    guarded_elements,
+    guest_elements,
+    network_elements,
+    port_elements,
+    proxied_element,
+    rule_elements,
+)
+from plugin.nftables.sets import RATED, SETS, Element, spec_of
+from plugin.policy.decide import covers, of, passes, prefix_of
+from plugin.policy.facts import ElementOwner, Facts, Kind
+from plugin.policy.peers import PeerIndex
+from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
+from tests.pure import strategies
+from tests.pure.strategies import (
+    ELEMENT_TEXT,
+    endpoints,
+    examples,
+    networks,
+    ports,
+    protos,
+    rates,
+    resolved_rules,
+    rules,
+    saids,
+)
+from tests.pure.tracer import CHAINS, Packet, Table, value
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+MARK = 0x08000000
+V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
+OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
+GUARDED = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
+NUMBERS: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS, "other": 89}
+
+
+def decided(network: Network | BridgeNetwork, endpoint: Endpoint, everywhere: PolicySpec) -> Policy:
+    """The endpoint's policy where nobody else is known."""
+    return PeerIndex().resolved(of(network, endpoint, Defaults(everywhere)), endpoint.container)
+
+
+def elements_of(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> frozenset[Element]:
+    return endpoint_elements(network, endpoint, decided(network, endpoint, everywhere))
+
+
+# --- what the kernel looks up -------------------------------------------------------------------------------------
+
+
+def _probed(listed: Iterable[Rule], drawn: list[int]) -> list[int]:
+    """The ports at each rule's edges and those of its blocks, besides the base's and what was drawn."""
+    edges = {port for rule in listed for size in (1, 16, 4096) for port in (rule.first - 1, rule.first, rule.last,
+             rule.last + 1, rule.first // size * size, rule.last // size * size + size)}  # fmt: skip
+    return sorted(port for port in {*edges, *drawn, 22, 23, 80} if 1 <= port <= 65535)
+
+
+def _sources(listed: Iterable[Rule], version: int, drawn: list[Address]) -> list[Address]:
+    """Addresses at the edges of each prefix that a rule names, and some others."""
+    found: set[Address] = {OUT4 if version == 4 else OUT6, *(a for a in drawn if a.version == version)}
+    for rule in listed:
+        for peer in rule.peers:
+            if peer.kind == "prefix" and (prefix := prefix_of(peer)).version == version:
+                edges = (prefix.network_address, prefix.broadcast_address)
+                found |= {*edges, *(a + 1 for a in edges[1:] if int(a) + 1 < 1 << a.max_prefixlen)}
+    return sorted(found, key=int)[:5]
+
+
+def _flows(
+    listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
+) -> Iterable[tuple[str, int, Address]]:
+    for proto in NUMBERS:
+        about = [rule for rule in listed if rule.proto == proto]
+        for port in _probed(about, drawn) if proto in PROTO_NUMBER else [0]:
+            for peer in _sources(about, address.version, peers):
+                yield proto, port, peer
+
+
+_drawn = st.lists(ports, max_size=3)
+_peers = st.lists(strategies.near4 | strategies.near6 | strategies.ipv4 | strategies.ipv6, max_size=2)
+
+
+@given(networks, endpoints, saids, _drawn, _peers)
+@examples(50)
+def test_the_sets_say_what_the_policy_says(
+    network: Network, endpoint: Endpoint, everywhere: PolicySpec, drawn: list[int], peers: list[Address]
+) -> None:
+    """For any network, endpoint and packet: what the rules find in the sets equals the policy."""
+    policy = decided(network, endpoint, everywhere)
+    table = Table(endpoint_elements(network, endpoint, policy) | network_elements(network))
+    for address in filter(None, (endpoint.addr4, endpoint.addr6)):
+        for proto, port, peer in _flows(policy.accepts, address, drawn, peers):
+            packet = Packet(peer, address, NUMBERS[proto], port or 40001)
+            found = table.verdict(f"inbound{address.version}", packet)
+            assert found == ("permit" if passes(policy.accepts, proto, port, peer) else "deny"), (proto, port, peer)
+
+
+@given(st.lists(resolved_rules, max_size=3).map(tuple), st.sampled_from([V4, V6]), _drawn, _peers)
+@examples(80)
+def test_what_is_accepted_from_some_is_accepted_from_those(
+    listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
+) -> None:
+    """Any rules with addresses and prefixes: a packet is permitted if and only if one is about its port and source."""
+    table = Table(address_elements("br0", address, Policy(accepts=listed, labels_valid=True, known=True)))
+    for proto, port, peer in _flows(listed, address, drawn, peers):
+        found = table.verdict(f"inbound{address.version}", Packet(peer, address, NUMBERS[proto], port or 40001))
+        assert found == ("permit" if passes(listed, proto, port, peer) else "deny"), (proto, port, peer)
+
+
+@given(st.lists(resolved_rules, max_size=3).map(tuple), st.sampled_from([V4, V6]), _drawn, _peers)
+@examples(80)
+def test_what_may_be_begun_is_found_by_the_same_look_ups(
+    listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
+) -> None:
+    """Any egress: a packet of the container's leaves if and only if a rule is about its port and target."""
+    table = Table(address_elements("br0", address, Policy(egress=listed, labels_valid=True, known=True)))
+    assert not {name for name in table.sets if name.startswith(("free", "allow", "from"))}
+    for proto, port, peer in _flows(listed, address, drawn, peers):
+        found = table.verdict(f"leaving{address.version}", Packet(address, peer, NUMBERS[proto], port or 40001))
+        assert found == ("mark" if passes(listed, proto, port, peer) else ""), (proto, port, peer)
+
+
+def test_to_the_host_alone() -> None:
+    """`8125/udp to host` is found for packets to the host, and not for what leaves it."""
+    spec = parse({"fw.egress": "8125/udp to host, 53/udp to host 203.0.113.7"}).spec
+    table = Table(address_elements("br0", V4, Policy(egress=spec.egress, known=True)))
+    for port, host, out in ((8125, "mark", ""), (53, "mark", "mark"), (80, "", "")):
+        packet = Packet(V4, OUT4, 17, port)
+        assert _to_host(table, packet) == host
+        assert table.verdict("leaving4", packet) == out
+    assert _to_host(table, Packet(V4, OUT4, 6, 8125)) == ""
+
+
+def _to_host(table: Table, packet: Packet) -> str:
+    """What chain `to_host_only` finds; its first rule is about connection tracking."""
+    assert CHAINS["to_host_only"][0] == "ct state invalid return"
+    return "mark" if table.found(CHAINS["to_host_only"][1:], packet) else ""
+
+
+def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
+    """On a network where somebody is confined each known one that is not is told apart; nobody unknown is."""
+    for known, free in ((True, {("br0", V4)}), (False, None)):
+        table = Table(address_elements("br0", V4, Policy(known=known)))
+        assert table.sets.get("free4") == free
+        assert "confined" not in table.sets
+
+
+@given(networks, endpoints, saids)
+@examples(40)
+def test_elements_open_only_the_endpoints_own_addresses(
+    network: Network, endpoint: Endpoint, everywhere: PolicySpec
+) -> None:
+    """No element that opens anything, or lets anything be begun, is about any address but the endpoint's own."""
+    own = {endpoint.addr4, endpoint.addr6}
+    for element in elements_of(network, endpoint, everywhere):
+        if element.set.startswith(("allow", "gate", "from", "other", "dnat", "out", "to")):
+            assert element.key[0] in own
+        if element.set.startswith("free"):
+            assert element.key[1] in own
+        if element.data and element.set not in RATED:
+            assert element.data[0] in own
+        if element.set in RATED:
+            assert str(element.data[0]).split("__")[1] in {str(each).replace(":", "-") for each in own}
+
+
+@given(networks, endpoints, saids)
+@examples(30)
+def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
+    """An endpoint that is not joined has nothing in the table, no port, no publication, but what binds its link."""
+    left = dataclasses.replace(endpoint, joined=False)
+    assert elements_of(network, left, everywhere) == {*port_elements(left)}
+
+
+@given(networks, endpoints, saids)
+@examples(60)
+def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
+    """An element's text is addresses, numbers, protocol names and interface names, whatever labels and names say; its
+    set is one of ours."""
+    guests = guest_elements(GUARDED, endpoint, decided(GUARDED, endpoint, everywhere))
+    for element in elements_of(network, endpoint, everywhere) | network_elements(network) | guests:
+        assert re.fullmatch(ELEMENT_TEXT, element_text(element))
+        spec = spec_of(element.set)
+        assert (len(element.key), len(element.data)) == (len(spec.key), len(spec.data))
+        assert element.set in SETS
+
+
+@given(st.lists(rules, max_size=3), st.sampled_from([V4, V6]))
+@examples(50)
+def test_every_port_is_found_by_itself(listed: list[Rule], address: Address) -> None:
+    """Rules for everybody stand in the sets that are asked first, and cost no look-up of a source."""
+    made = set(rule_elements(address, listed))
+    assert {element.set for element in made} <= {f"allow{address.version}", f"allow{address.version}_blocks"}
+    table = Table(made)
+    for rule in listed:
+        for port in (rule.first, rule.last):
+            packet = Packet(OUT4 if address.version == 4 else OUT6, address, NUMBERS[rule.proto], port)
+            assert table.verdict(f"inbound{address.version}", packet) == "permit"
+
+
+def test_every_port_costs_one_element() -> None:
+    """`*` and `1-65535` mean the same and take one element for an address; so does a protocol without ports."""
+    for rule in (Rule("tcp", 1, 65535), Rule("tcp", 0, 65535), Rule("gre", 0, 0), Rule("other", 0, 0)):
+        assert len(list(rule_elements(V4, [rule]))) == 1
+
+
+def test_a_prefix_costs_one_element_for_each_port() -> None:
+    """`8080 from 10.0.0.0/8` takes the port, and the prefix; nothing in the family that has no such prefix."""
+    spec = parse({"fw.allow": "8080 from 10.0.0.0/8 2001:db8::/32"}).spec
+    four, six = (set(rule_elements(address, spec.allow)) for address in (V4, V6))
+    assert four == {
+        Element("gate4", (V4, 6, 8080)), Element("from4", (V4, 6, 8080, 8, IPv4Address("10.0.0.0")))
+    } | {e for e in four if e.set == "gating"}  # fmt: skip
+    assert {e.set for e in six} <= {"gate6", "from6", "gating"}
+    only4 = parse({"fw.allow": "8080 from 10.0.0.0/8"}).spec
+    assert list(rule_elements(V6, only4.allow)) == []
+    assert {e.set for e in address_elements("br0", V6, Policy(accepts=only4.allow))} == {"dropped6", "refused6"}
+
+
+# --- rates --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(rates, min_size=1, max_size=3), st.sampled_from([V4, V6]), ports, protos)
+@examples(60)
+def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
+    """A packet to a limited port goes to chains that count by just the rates that are about it, and no other does."""
+    v = address.version
+    elements = set(address_elements("br0", address, Policy(rates=tuple(listed), labels_valid=True, known=True)))
+    chains = {(element.set, element.key): str(element.data[0]) for element in elements if element.set in RATED}
+    packet, found = Packet(OUT4 if v == 4 else OUT6, address, NUMBERS[proto], port), set()
+    for line in CHAINS[f"rated{v}"]:
+        key, _, name = line.partition(" vmap @")
+        chain_ = chains.get((name, tuple(value(part, packet) for part in key.split(" . "))), "")  # type: ignore[arg-type]
+        text = rate_chains.inside([chain_]) if chain_ else ""
+        found |= set(re.findall("limit rate ([0-9]+/[a-z]+ burst [0-9]+)", text))
+    about = [rate for rate in listed if rate.proto == proto and rate.first <= port <= rate.last]
+    assert found == {f"{rate.count}/{rate.unit} burst {rate.burst}" for rate in about}
+
+
+def test_the_rates_of_an_address_are_its_own() -> None:
+    """Chains and sets are named by the address and the rate. They are added to a table that stands, are in a new one,
+    and nothing of them is left when they are taken out."""
+    (rate,) = parse({"fw.rate": "22 5/minute burst 10"}).spec.rate or ()
+    names = set()
+    for address in (V4, V4 + 1, V6):
+        elements = set(address_elements("br0", address, Policy(rates=(rate,))))
+        (chain_,) = {str(element.data[0]) for element in elements if element.set in RATED}
+        names.add(chain_)
+        added, whole, removed = rate_chains.added([chain_]), document(MARK, elements), rate_chains.removed([chain_])
+        own = re.findall(r"\t(set|chain) (\S+) \{", added)
+        assert len(own) == 5
+        for kind, name in own:
+            assert f"\t{kind} {name} {{" in whole
+            assert f"delete {kind} inet docker-fw {name}\n" in removed
+        assert "limit rate 5/minute burst 10 packets" in added
+        assert "chain rates {" in whole
+    assert len(names) == 3
+    assert "limit4__172.18.0.2__5_minute_10" in names
+    assert "__" not in document(MARK, set(address_elements("br0", V6, Policy())))
+
+
+@pytest.mark.parametrize(
+    ("rate", "short", "kept"),
+    [("1_second_5", 6, 0), ("5_minute_10", 60, 121), ("1_day_2", 60, 172801), ("1000_second_60000", 60, 61)],
+)
+def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: int) -> None:
+    """What anybody may forge is forgotten after a minute; a source that completed a handshake when it has its burst."""
+    sets = rate_chains.limit(f"limit4__172.18.0.2__{rate}").sets
+    meters = {name.partition("4__")[0]: spec.meter for name, spec in sets.items()}
+    assert meters == {"seen": short, "wide": short} | ({"kept": kept} if kept else {})
+
+
+def test_no_network_fills_a_set_alone() -> None:
+    """A /24 or /48 may bring a quarter of the sources at most, in the time that they are remembered."""
+    for rate in ("1_second_5", "5_minute_10", "1_day_2", "60_second_1"):
+        text = rate_chains.inside([f"limit6__2001-db8--1__{rate}"])
+        seconds = int(re.findall("timeout ([0-9]+)s", text)[0])
+        found = re.findall(r"(@wide.*)? limit rate over ([0-9]+)/second burst ([0-9]+) packets(?: \})? goto", text)
+        one, every = (int(burst) + int(count) * seconds for _, count, burst in found[-2:])
+        assert (one, every) == (pytest.approx(every / 4, rel=0.1), pytest.approx(2 * rate_chains.NEW, rel=0.1))
+        assert every < 65535
+
+
+# --- published ports, by docker-proxy -----------------------------------------------------------------------------
+
+_host_ips = st.sampled_from([IPv4Address("0.0.0.0"), IPv6Address("::"), IPv4Address("198.51.100.1"),
+                             IPv6Address("2001:db8:f::1"), IPv4Address("127.0.0.1")])  # fmt: skip
+_published = st.lists(
+    st.builds(Published, st.sampled_from(["tcp", "udp"]), _host_ips, st.integers(1, 65535), ports), max_size=3,
+    unique_by=lambda port: port.host_port,
+).map(tuple)  # fmt: skip
+
+
+@given(_published, st.lists(resolved_rules, max_size=3).map(tuple), _peers)
+@examples(120)
+def test_docker_proxy_serves_whom_the_container_accepts(
+    there: tuple[Published, ...], listed: tuple[Rule, ...], peers: list[Address]
+) -> None:
+    """A published port of the host is open to everybody, or closed but for those from whom the container accepts it;
+    the container never sees who they are."""
+    endpoint = Endpoint("e", GUARDED.id, V4, V6, joined=True, container=Container("c", "c"), published=there)
+    made = guest_elements(GUARDED, endpoint, Policy(accepts=listed, labels_valid=True, known=True))
+    table = Table(made)
+    for port in there:
+        served, shut = proxied_element(port, "served"), proxied_element(port)
+        if port.host_ip.is_loopback:
+            assert served not in made
+            assert shut not in made
+            continue
+        about = [rule for rule in listed if covers(rule, port.proto, port.container_port)]
+        everybody = any(not rule.peers for rule in about)
+        assert (served in made, shut in made) == (everybody, not everybody)
+        v, host = port.host_ip.version, port.host_ip
+        if host.is_unspecified:
+            host = IPv4Address("198.51.100.9") if v == 4 else IPv6Address("2001:db8:f::9")
+        for peer in () if everybody else _sources(about, v, peers):
+            packet = Packet(peer, host, NUMBERS[port.proto], port.host_port)
+            found = table.verdict(f"via{v}", packet)
+            assert found == ("permit_host" if passes(about, port.proto, port.container_port, peer) else "deny_host")
+
+
+def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
+    """`fw.rate` counts for the container's port by whatever way a source comes."""
+    port = Published("tcp", IPv4Address("0.0.0.0"), 2222, 22)
+    rate = Rate("tcp", 22, 22, 5, "minute", 10)
+    endpoint = Endpoint("e", GUARDED.id, V4, joined=True, container=Container("c", "c"), published=(port,))
+    made = guest_elements(GUARDED, endpoint, Policy(rates=(rate,), labels_valid=True, known=True))
+    assert {e for e in made if e.set.startswith("rated_host")} == {
+        Element("rated_host", (2, 6, 2222), ("limit_host4__172.18.0.2__5_minute_10",))
+    }
+
+
+def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
+    """With FW_PUBLISHED=allow the container's port is open to what was sent on, and to nothing else."""
+    made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), labels_valid=True, known=True)))
+    assert Element("dnat4", (V4, 6, 8080)) in made
+    assert Table(made).verdict("inbound4", Packet(OUT4, V4, 6, 8080)) == "deny"
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_network_needs() -> None:
+    """Its bridge is one where neighbours talk; IPv4 is masqueraded; an internal one is closed both ways."""
+    four, six = IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8::1/64")
+
+    def sets(network: Network) -> set[str]:
+        assert {element.key[0] for element in network_elements(network)} == {"br0"}
+        return {element.set for element in network_elements(network)} - {"same_bridge", "bridges"}
+
+    assert sets(Network("n", "br0", four, six)) == {"masqueraded"}
+    assert sets(Network("n", "br0", None, six)) == set()
+    assert sets(Network("n", "br0", four, masquerade=False)) == set()
+    assert sets(Network("n", "br0", four, internal=True)) == {"internal"}
+
+
+@pytest.mark.parametrize(("mode", "routed"), [("nat", False), ("", False), ("isolated", False), ("routed", True),
+                                              ("nat-unprotected", True)])  # fmt: skip
+def test_dockers_drop_is_overruled_where_a_network_is_routed(mode: str, routed: bool) -> None:
+    """The mark goes to networks whose own addresses are meant to be reached, by family; not to internal ones,
+    which nobody enters or leaves."""
+    for mode4, mode6 in ((mode, "nat"), ("nat", mode)):
+        network = dataclasses.replace(GUARDED, mode4=mode4, mode6=mode6)
+        family = 2 if mode4 == mode else 10
+        wanted = {Element("routed", (family, "br-app"))} if routed else set()
+        assert guarded_elements(network) == wanted
+        inner = guarded_elements(dataclasses.replace(network, internal=True))
+        assert inner == {Element("internal", ("br-app",))}
+
+
+def test_dockerds_own_ports() -> None:
+    """Each port of FW_DOCKERD_PORTS is one element."""
+    ports = own_ports([Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789)], ())
+    assert ports == {(6, 2375), (6, 2376), (6, 2377), (17, 4789)}
+    view = evaluated(Defaults(), Facts(dockerd=ports))
+    assert view.elements(ElementOwner(Kind.DOCKERD)) == {Element("dockerd", port) for port in ports}
+
+
+# --- the text -----------------------------------------------------------------------------------------------------
+
+
+def hooks(text: str) -> dict[str, str]:
+    return dict(re.findall(r"chain (\w+) \{\n\s*(type .*)", text))
+
+
+def chains(text: str) -> dict[str, list[str]]:
+    """The rules of each chain, without comments and the hook's line."""
+    found = {}
+    for name, body in re.findall(r"chain (\w+) \{\n(.*?)^\t\}", text, re.DOTALL | re.MULTILINE):
+        lines = [line.strip() for line in body.splitlines()]
+        found[name] = [line for line in lines if line and not line.startswith(("#", "type "))]
+    return found
+
+
+def test_the_skeleton_knows_no_port() -> None:
+    """The rules mention no port number, not even the base's: an address that nobody registered has nothing."""
+    for line in chain.from_iterable(CHAINS.values()):
+        plain = re.sub(r"th sport & 0x0 \| [0-9]+ \. ", "", line)  # a prefix's length
+        plain = plain.replace("01:80:c2:00:00:00", "")  # a bridge's own address
+        assert not re.search(r"\b(22|80|443)\b", plain)
+        assert not re.search(r"port (!=|==)? ?\{?[0-9]", plain)
+
+
+def test_a_host_with_nft_1_0_6_can_list_it() -> None:
+    """Sets are `typeof`, and there is no verdict map: those segfault an nft 1.0.6 that lists the table."""
+    text = skeleton(MARK)
+    for _, name, body in re.findall(r"\t(set|map) (\w+) \{\n(.*?)\n\t\}", text, re.DOTALL):
+        assert re.fullmatch(
+            r"\t\ttypeof .*(\n\t\tflags timeout)?(\n\t\tcounter)?"
+            r"|\t\ttypeof .*\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout [0-9]+s", body
+        ), name  # fmt: skip
+    assert len(re.findall(r"\t(?:set|map) \w+ \{", text)) == len(SETS)
+    assert not re.search(r"vmap \{", text)
+    assert not re.search(r"type .*verdict", text.replace("typeof", ""))
+
+
+def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
+    """Plain hash sets only, without `flags interval` and without a reserved `size`; but for those that packets fill,
+    which are bounded, and whose elements go by themselves."""
+    chain_ = "limit4__172.18.0.2__5_minute_10"
+    text, own = skeleton(MARK, rates=["rates", chain_]), rate_chains.limit(chain_).sets
+    assert "interval" not in text
+    for _, name, body in re.findall(r"\t(set|map) (\S+) \{\n(.*?)\n\t\}", text, re.DOTALL):
+        filled = name in own or bool(spec_of(name).meter)
+        assert ("dynamic" in body) is filled, name
+        assert ("size" in body) is (filled and not name.startswith("seen")), name
+    for name in re.findall(r"(?:update|add) @(\S+)", text):
+        assert name in own or spec_of(name).meter
+
+
+def test_every_way_to_a_container_ends_in_a_drop() -> None:
+    """Whatever a packet to a container is sent on to (`goto`) ends in a drop, or in `permit`, to which only what was
+    found in a set is sent; and what is asked on the way (`jump`) returns or permits, and accepts nothing itself."""
+    found = CHAINS
+    final, asked, todo = set(), set(), ["inbound"]
+    while todo:
+        name = todo.pop()
+        final.add(name)
+        todo += [t for r in found[name] for t in re.findall(r"goto (\w+)", r) if t not in final]
+        asked |= {t for r in found[name] for t in re.findall(r"jump (\w+)", r)}
+    ends = {"deny", "noticed", "noticed_by", "permit"}
+    icmp = {"icmp_in", "icmp6_in", "to_registered", "to_unregistered", "to_few"}
+    assert final == {"inbound", "inbound4", "inbound6", *icmp, *ends}
+    for name in final - ends - {"to_registered"}:
+        assert found[name][-1] == "goto deny"
+        assert not [rule for rule in found[name] if re.search(r"\b(return|continue)\b", rule)]
+    for name in (*ends - {"permit"}, "deny_host"):
+        assert found[name][-1] == 'counter name "drops" drop'
+    # Where ICMP goes, and what is related: accepted to whom a container is known, a few packets to others.
+    assert found["to_registered"] == [
+        "ip6 daddr != @dropped6 goto to_unregistered", "ip daddr != @dropped4 goto to_unregistered", "accept"
+    ]  # fmt: skip
+    assert [name for name in found if any("goto to_registered" in r for r in found[name])] == [
+        "inbound", "icmp_in", "icmp6_in"
+    ]  # fmt: skip
+    assert asked == {"gates4", "gates6", "from_container"}
+    for rule in chain.from_iterable(found[name] for name in found if name.startswith(("inbound", "gate", "from"))):
+        if re.search("goto permit|accept", rule):
+            assert re.search(r"@(allow|other|from|dnat|same_bridge)\w* (goto permit|accept)", rule), rule
+    for name in ("gates4", "gates6", *(n for n in found if re.match("from[46]", n))):
+        assert not [rule for rule in found[name] if not re.search(r"(jump from\w+|goto permit)$", rule)]
+    assert found["permit"] == ["accept"]
+    assert found["to_docker"][-1] == "goto inbound"
+
+
+def test_going_out_to_a_container_bridge_comes_first() -> None:
+    """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
+    or not; nobody else's mark is believed; before that there is only who is banned, what is established
+    (but for a new beginning), forged, was cut, or may not be begun."""
+    first, banned, established, forged, expected, held, egress_restricted, *verdicts = CHAINS["forward"]
+    assert first == "meta mark set meta mark & 0xf7ffffff"
+    assert banned == "meta nfproto @banning jump banned"
+    assert established == "ct state established jump established"
+    first, *_, last = CHAINS["established"]
+    assert first == "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn return"
+    assert last == "accept"
+    assert forged == "ct state != related jump reverse_path"
+    assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path"
+    assert held == "ct state new jump held"
+    assert egress_restricted == "iifname @confined jump confined"
+    assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
+
+
+def test_a_ban_and_a_confinement_accept_nothing() -> None:
+    """What is asked before everything else drops or returns, and never accepts."""
+    for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container", "held",
+                 "held4", "held6", "reverse_path", "reverse_path_bridge"):  # fmt: skip
+        assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
+
+
+def test_foreign_traffic_is_left_alone() -> None:
+    """The base chains' policy is accept and they drop nothing themselves: what is not a container's is not ours."""
+    for name, line in hooks(skeleton(MARK)).items():
+        assert line.endswith("policy accept;"), name
+        assert not [rule for rule in CHAINS[name] if "drop" in rule]
+
+
+@given(st.integers(0, 31).map(lambda bit: 1 << bit))
+@examples(32)
+def test_the_mark_is_exactly_one_bit(mark: int) -> None:
+    """Only our bit is cleared and set; the other 31 belong to others."""
+    text = skeleton(mark)
+    found = chains(text)
+    assert found["forward"][0] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
+    assert found["marked"] == [f"meta mark set meta mark | {mark:#010x} accept"]
+    assert set(re.findall(r"meta mark (?:set meta mark )?([&|] 0x[0-9a-f]+)", text)) == {
+        f"& {0xFFFFFFFF - mark:#010x}", f"| {mark:#010x}", f"& {mark:#010x}"
+    }  # fmt: skip
+
+
+def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_same() -> None:
+    """What an old kernel does not know is left out, and nothing else."""
+    whole, less = skeleton(MARK), skeleton(MARK, cgroups=False, logs=False)
+    assert "cgroup" in whole
+    assert "cgroup" not in less
+    assert "log group" in whole
+    assert "log group" not in less
+    assert chains(whole).keys() == chains(less).keys()
+
+
+def test_it_is_replaced_in_one_transaction() -> None:
+    """The text to apply brings the tables into being, deletes them and makes them anew: never half, never without."""
+    text = replace(MARK, ())
+    both = "".join(f"table {family} docker-fw {{}}\ndelete table {family} docker-fw\n" for family in ("inet", "bridge"))
+    assert text.startswith(f"{both}table inet docker-fw {{\n")
+    assert text.count("delete ") == text.count("\ntable bridge docker-fw {\n") + 1 == 2
+    without = replace(MARK, (Element("ports", ("fwv1",)),), binds=False)
+    assert "bridge docker-fw" not in without
+
+
+@given(st.lists(st.tuples(protos, resolved_rules), max_size=5), st.randoms(use_true_random=False))
+@examples(30)
+def test_the_same_elements_are_the_same_text(drawn: list[tuple[str, Rule]], random: object) -> None:
+    """The document is sorted: equal knowledge is equal text, in whatever order it came to be known."""
+    elements = list({e for _, rule in drawn for e in rule_elements(V6, [rule])})
+    shuffled = elements.copy()
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert document(MARK, shuffled) == document(MARK, elements)
+
+
+def test_an_element_for_a_time_stands_with_its_time() -> None:
+    """A ban for an hour is written as one."""
+    element = Element("banned4", (OUT4,))
+    text = document(MARK, (), timed={element: 3600})
+    assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 3600s }\n" in text
+
+
+# --- golden files -------------------------------------------------------------------------------------------------
+
+
+def _id(letter: str) -> str:
+    return letter * 64
+
+
+def _said(**pairs: str) -> PolicySpec:
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.spec
+
+
+def _dual() -> Network:
+    return Network(
+        _id("a"),
+        "fw-aaaaaaaaaaaa",
+        IPv4Interface("172.18.0.1/16"),
+        IPv6Interface("2001:db8:1::1/64"),
+        spec=_said(allow="9100"),
+    )
+
+
+def _inventory(
+    nets: Iterable[Network],
+    ends: Iterable[Endpoint],
+    everywhere: PolicySpec,
+    guests: Iterable[Endpoint] = (),
+    network: BridgeNetwork = GUARDED,
+    overrides: tuple[Overriding, ...] = (),
+) -> Inventory:
+    bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
+    state = State({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
+    tracked = {guest.id: TrackedEndpoint(guest, True) for guest in guests}
+    known = {network.id: network} if tracked else {}
+    return evaluated(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
+
+
+def _golden() -> dict[str, Inventory]:
+    dual = _dual()
+    inner = Network(_id("b"), "backend0", IPv4Interface("10.9.0.1/24"), internal=True)
+    six = Network(_id("c"), "fw-cccccccccccc", None, IPv6Interface("2001:db8:2::1/64"))
+    web = Endpoint(
+        _id("d"),
+        dual.id,
+        IPv4Address("172.18.0.2"),
+        IPv6Address("2001:db8:1::2"),
+        joined=True,
+        container=Container(_id("e"), "web", _said(allow="8080, 20000-21023, 53/udp")),
+        published=(
+            Published("tcp", IPv4Address("0.0.0.0"), 8443, 443),
+            Published("tcp", IPv6Address("::"), 8443, 443),
+            Published("udp", IPv4Address("198.51.100.1"), 53, 53),
+            Published("tcp", IPv4Address("127.0.0.1"), 5432, 5432),
+        ),
+    )
+    unknown = Endpoint(_id("f"), dual.id, IPv4Address("172.18.0.3"), IPv6Address("2001:db8:1::3"), joined=True)
+    wrong = dataclasses.replace(
+        unknown,
+        id=_id("1"),
+        addr4=IPv4Address("172.18.0.4"),
+        addr6=None,
+        container=Container(_id("2"), "w", problems=(Problem("label fw.allow", "808O", "is not a port"),)),
+    )
+    left = dataclasses.replace(web, id=_id("3"), addr4=IPv4Address("172.18.0.5"), addr6=None, joined=False)
+    db = Endpoint(_id("4"), inner.id, IPv4Address("10.9.0.2"), joined=True, container=Container(_id("5"), "db"))
+    all_open = Endpoint(
+        _id("6"),
+        six.id,
+        None,
+        IPv6Address("2001:db8:2::2"),
+        joined=True,
+        container=Container(_id("7"), "all", _said(allow="*/sctp")),
+    )
+    return {
+        "empty": _inventory([], [], PolicySpec()),
+        "one-network": _inventory([dual], [web], PolicySpec()),
+        "closed": _inventory([dual], [unknown, wrong, left], _said(allow="9999")),
+        "several": _inventory([dual, inner, six], [web, db, all_open], _said(allow="161/udp")),
+        "words": _words(dual, six),
+    }
+
+
+def _words(dual: Network, six: Network) -> Inventory:
+    """Every word of the language, and what `fwctl` says: on networks of docker-fw's own and on one of Docker's."""
+
+    def who(letter: str, name: str, **pairs: str) -> Container:
+        return Container(_id(letter), name, _said(**pairs), network="shop_front", project="shop", service=name)
+
+    web = Endpoint(
+        _id("d"),
+        dual.id,
+        V4,
+        V6,
+        joined=True,
+        container=who(
+            "e",
+            "web",
+            allow="5432 from service:api 2001:db8:5::/48 203.0.113.7, gre, 22 from 10.0.0.0/9",
+            deny="80, 9100-9200",
+            rate="443 5/minute burst 10, 5000-6000/udp 1/day",
+            log="drop",
+        ),
+    )
+    api = Endpoint(
+        _id("f"),
+        dual.id,
+        IPv4Address("172.18.0.3"),
+        IPv6Address("2001:db8:1::3"),
+        joined=True,
+        container=who("1", "api", policy="closed", egress="5432 to service:web, 53/udp to host 2001:4860::8888, esp"),
+    )
+    wide = Endpoint(
+        _id("2"),
+        six.id,
+        None,
+        IPv6Address("2001:db8:2::2"),
+        joined=True,
+        container=who("3", "wide", policy="open", deny="25, */udp"),
+    )
+    guest = Endpoint(
+        _id("4"),
+        GUARDED.id,
+        IPv4Address("172.19.0.2"),
+        joined=True,
+        container=who("5", "guest", allow="8080 from 203.0.113.0/24 project:shop", rate="80 100/second", egress="none"),
+        published=(
+            Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),
+            Published("tcp", IPv6Address("::"), 18080, 8080),
+            Published("tcp", IPv4Address("198.51.100.1"), 18081, 8080),
+            Published("tcp", IPv4Address("0.0.0.0"), 80, 80),
+        ),
+    )
+    wrong = Endpoint(
+        _id("6"),
+        GUARDED.id,
+        IPv4Address("172.19.0.3"),
+        joined=True,
+        container=dataclasses.replace(who("7", "wrong"), problems=parse({"fw.egress": "x"}).problems),
+    )
+    ours, theirs = (dataclasses.replace(each, spec=_said(egress="443")) for each in (six, GUARDED))
+    subnets = (IPv4Network("172.19.0.0/16"), IPv6Network("2001:db8:3::/64"))
+    guarded = dataclasses.replace(theirs, subnets=subnets, mode6="routed")
+    overrides = (Overriding(_id("3"), Rule("tcp", 1000, 1999), True), Overriding(_id("1"), Rule("tcp", 9, 9)))
+    return _inventory([dual, ours], [web, api, wide], _said(egress="all"), [guest, wrong], guarded, overrides)
+
+
+@pytest.mark.parametrize("name", _golden())
+def test_the_whole_table_is_as_it_was(name: str) -> None:
+    """The table that a host gets is the one that was last looked at: a change of it is seen as a diff."""
+    inventory = _golden()[name]
+    text = document(MARK, {element for owner in inventory.owners() for element in inventory.elements(owner)})
+    path = GOLDEN / f"{name}.nft"
+    if os.environ.get("FW_GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text(), f"differs from {path}; if that is wanted: FW_GOLDEN=write pytest {__file__}"
+
+
+def test_who_answers_and_what() -> None:
+    """What each address of the example above accepts and may begin is known with its subnet, names looked up."""
+    inventory = _golden()["words"]
+    found = {address: what for owner in inventory.owners() for address, what in inventory.answers(owner).items()}
+    assert len(found) == 7
+    assert found[V4] == AddressPolicy(IPv4Network("172.18.0.0/16"), found[V4].policy)
+    assert list(map(str, found[V4].policy.accepts)) == [
+        "gre", "22/tcp from 10.0.0.0/9", "443/tcp",
+        "5432/tcp from 172.18.0.3 2001:db8:1::3 2001:db8:5::/48 203.0.113.7", "9100/tcp",
+    ]  # fmt: skip
+    assert list(map(str, found[IPv6Address("2001:db8:1::3")].policy.egress or ())) == [
+        "esp", "5432/tcp from 172.18.0.2 2001:db8:1::2", "53/udp from host 2001:4860::8888"
+    ]  # fmt: skip

@@ -1,0 +1,207 @@
+"""Whose rates the table holds, and what becomes of the ports of those that find no room."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+
+from plugin.docker.tracker import EndpointTracker
+from plugin.fwctl.api import status
+from plugin.labels.parser import parse
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec
+from plugin.nftables import rate_quota
+from plugin.nftables.rate_quota import Quota
+from plugin.nftables.sets import DENIED, RATED, Element
+from plugin.policy.facts import ElementOwner, Facts, Kind
+from plugin.policy.rate_quota import FULL
+from plugin.policy.saved import State
+from plugin.policy.verdict import Packet, verdict
+from plugin.policy.view import Inventory
+from plugin.state import applier
+from plugin.state.reconciler import Reconciler
+from tests.pure.fakes import Disk, Kernel
+
+NET = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/24"))
+OUT = IPv4Address("203.0.113.7")
+
+
+def endpoint(number: int, rate: str = "22 5/minute burst 10", address: int = 0) -> Endpoint:
+    spec = parse({"fw.rate": rate}).spec if rate else PolicySpec()
+    container = Container(f"{number:064x}", f"c{number}", spec)
+    at = IPv4Address(f"10.1.0.{address or number}")
+    return Endpoint(f"{number:064x}", NET.id, at, joined=True, container=container)
+
+
+def started(kernel: Kernel, *endpoints: Endpoint) -> Reconciler:
+    made = Reconciler(kernel, Disk(), Defaults(), later=lambda work: None)  # type: ignore[arg-type]
+    made.start(Facts(State({NET.id: NET}, {each.id: each for each in endpoints})))
+    return made
+
+
+def closed(kernel: Kernel) -> set[int]:
+    """The last byte of addresses whose port 22 is closed for want of room."""
+    found = {e for e in kernel.table or () if e.set in RATED and e.data == (DENIED,)}
+    return {int(e.key[0]) & 255 for e in found}  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_quota, "MOST", 2)
+
+
+def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that needs more room than is left may have thousands of ports with a rate: while it waits, others
+    come and go without a look at each of those."""
+    looked: list[str] = []
+    known, limited = Quota(), rate_quota.limiting
+    monkeypatch.setattr(rate_quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))
+
+    def wants(address: str, *chains: str) -> frozenset[Element]:
+        ports = enumerate(chains * 100, 1)
+        return frozenset(Element("rated4", (IPv4Address(address), 6, port), (chain,)) for port, chain in ports)
+
+    known.change({"small": wants("10.1.0.1", "limit4__10.1.0.1__5_minute_1")})
+    known.change({"waits": wants("10.1.0.2", *(f"limit4__10.1.0.2__{n}_minute_1" for n in (1, 2)))})
+    assert known.refused("waits")
+    looked.clear()
+    known.change({"other": wants("10.1.0.3", "limit4__10.1.0.3__5_minute_1")})
+    known.change({"other": frozenset()})
+    assert "10.1.0.2" not in looked
+    known.change({"small": frozenset()})
+    assert not known.refused("waits")
+
+
+def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    """A container whose rates find no room has the ports closed that have one; log, status and explain say so. Those
+    that have room notice nothing."""
+    kernel = Kernel()
+    state = started(kernel, endpoint(2), endpoint(3))
+    with caplog.at_level(logging.WARNING):
+        state.put_endpoint(endpoint(4))
+        state.put_endpoint(endpoint(5, rate=""))
+    assert closed(kernel) == {4}
+    assert [r.getMessage() for r in caplog.records] == [f"c4: {FULL}"]
+    told = {e["container"]: e["problems"] for e in _endpoints(state)}
+    assert told == {"c2": [], "c3": [], "c4": [FULL], "c5": []}
+    for number, port, accepted in ((2, 22, True), (4, 22, False), (4, 443, True)):
+        packet = Packet(OUT, IPv4Address(f"10.1.0.{number}"), "tcp", port)
+        assert verdict(state.read(lambda known: known), packet).accepted is accepted
+
+
+def _endpoints(state: Reconciler) -> list[dict[str, object]]:
+    known = state.snapshot()
+    return [
+        status._endpoint(known, ElementOwner(Kind.ENDPOINT, e.id), NET, e, {}) for e in state.endpoints.values()
+    ]  # fmt: skip
+
+
+def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
+    """In the same change in which another one leaves; the first who waits is the first who gets it."""
+    kernel = Kernel()
+    state = started(kernel, *map(endpoint, (2, 3, 4, 5)))
+    assert closed(kernel) == {4, 5}
+    state.drop_endpoint(endpoint(2).id)
+    assert closed(kernel) == {5}
+    state.put_endpoint(endpoint(3, rate=""))
+    assert closed(kernel) == set()
+
+
+def test_who_has_room_keeps_it_over_a_restart() -> None:
+    """docker-fw that starts again finds in the table who had room, whatever order they are told of in."""
+    kernel = Kernel()
+    first = started(kernel, endpoint(2), endpoint(3))
+    first.put_endpoint(endpoint(4))
+    started(kernel, *map(endpoint, (4, 3, 2)))
+    assert closed(kernel) == {4}
+
+
+def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
+    """Until all who were there have been seen, a newcomer does not get the room of one of them."""
+    held = Quota()
+    held.keep(["limit4__10.1.0.2__5_minute_10", "limit4__10.1.0.9__5_minute_10"])
+    two, nine, new = (_wanted(f"10.1.0.{n}") for n in (2, 9, 4))
+    held.change({"new": new})
+    assert held.refused("new")
+    held.change({"two": two})
+    assert not held.refused("two")
+    assert held.settle() == ["new"]
+    held.change({"nine": nine})
+    assert (held.refused("new"), held.refused("nine")) == (False, True)
+
+
+DOCKERS = BridgeNetwork("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("10.1.0.0/24"),))
+
+
+def guest(number: int) -> Endpoint:
+    return dataclasses.replace(endpoint(number), network_id=DOCKERS.id)
+
+
+def test_room_is_kept_until_docker_has_listed_everybody() -> None:
+    """At a start of docker-fw: who comes before that takes no room from those who had it, and what the rest leaves is
+    given away, though nobody is on Docker's own networks."""
+    kernel = Kernel()
+    kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
+    state = started(kernel)
+    guard = EndpointTracker(state)
+    guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
+    state.put_endpoint(endpoint(5))
+    assert closed(kernel) == {4, 5}
+    guard.replace([DOCKERS], [guest(2), guest(3), guest(4)], asked=guard.now())
+    assert closed(kernel) == {4, 5}
+
+    kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
+    state = started(kernel)
+    guard = EndpointTracker(state)
+    state.put_endpoint(endpoint(5))
+    assert closed(kernel) == {5}
+    guard.replace([], [], asked=guard.now())
+    assert closed(kernel) == set()
+
+
+def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:
+    chain = f"limit4__{address}__{rate}"
+    return frozenset({Element("rated4", (IPv4Address(address), 6, 22), (chain,))})
+
+
+def test_one_address_has_one_limit() -> None:
+    """Where two claim an address, with rates of their own for a port, the first one's holds, and the table has one
+    element for the port; when it goes, the other's does."""
+    held, one, other = Quota(), _wanted("10.1.0.2"), _wanted("10.1.0.2", "1_day_5")
+    assert held.change({"one": one}) == []
+    held.change({"other": other})
+    assert (held.within("one", one), held.within("other", other)) == (one, frozenset())
+    assert held.change({"one": frozenset()}) == ["other"]
+    assert held.within("other", other) == other
+
+
+def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who takes over gets its own limit in the very transaction that takes the other's out, however much else
+    is to be computed."""
+    monkeypatch.setattr(applier, "AT_ONCE", 0)
+    kernel = Kernel()
+    state = started(kernel, endpoint(2))
+    state.put_endpoint(endpoint(3, "22 1/day", address=2))
+    state.drop_endpoint(endpoint(2).id)
+    assert [e.data for e in kernel.table or () if e.set in RATED] == [("limit4__10.1.0.2__1_day_5",)]
+
+
+def test_what_was_never_admitted_is_closed() -> None:
+    """Rates of an owner that nobody introduced open nothing."""
+    inventory = Inventory(Defaults(), Facts(State({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
+    owner = ElementOwner(Kind.ENDPOINT, endpoint(2).id)
+    found = {e.data for e in inventory.elements(owner) if e.set in RATED}
+    assert found == {(DENIED,)}
+
+
+def test_a_copy_is_its_own() -> None:
+    """What would be under other settings changes nothing of what is."""
+    held = Quota()
+    held.change({"one": _wanted("10.1.0.2"), "two": _wanted("10.1.0.3")})
+    other = held.copy()
+    other.change({"one": frozenset(), "three": _wanted("10.1.0.4")})
+    assert not other.refused("three")
+    held.change({"three": _wanted("10.1.0.4")})
+    assert held.refused("three")

@@ -1,0 +1,348 @@
+"""What becomes of the first packet of a flow, case by case, each written down by hand with what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_address, ip_network
+
+import pytest
+
+from plugin.labels.parser import parse
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Override,
+    PolicySpec,
+    Problem,
+    Published,
+    Rule,
+    TrackedEndpoint,
+)
+from plugin.policy.facts import Facts
+from plugin.policy.saved import State
+from plugin.policy.verdict import Packet, egress_restricted, find, number_of, policy_of, verdict
+from plugin.policy.view import Inventory, evaluated
+
+FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
+BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))
+INNER = Network("i" * 64, "fw-inner", IPv4Interface("10.3.0.1/24"), internal=True)
+APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
+APART = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
+OUT, NEAR = "203.0.113.7", "10.9.9.9"
+
+
+def spec(**pairs: str) -> PolicySpec:
+    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
+    assert not parsed.problems
+    return parsed.spec
+
+
+def on(
+    network: Network | BridgeNetwork, address: str, name: str, labels: PolicySpec | None, **more: object
+) -> Endpoint:
+    """A container's place; without labels nobody knows who is there."""
+    first, *rest = (ip_address(each) for each in address.split())
+    known = labels is not None
+    container = (
+        Container(name.ljust(64, "0"), name, labels or PolicySpec(), project="shop", service=name) if known else None
+    )
+    endpoint = Endpoint(
+        name.ljust(64, "e"),
+        network.id,
+        first if isinstance(first, IPv4Address) else None,
+        next((each for each in rest if isinstance(each, IPv6Address)), None),
+        joined=True,
+        container=container,
+    )
+    return dataclasses.replace(endpoint, **more)  # type: ignore[arg-type]
+
+
+def world(
+    *there: Endpoint,
+    networks: Iterable[Network | BridgeNetwork] = (),
+    settings: PolicySpec | None = None,
+    published: bool = False,
+    bans: dict[str, float] | None = None,
+    override: dict[str, Override] | None = None,
+    unsure: Iterable[str] = (),
+) -> Inventory:
+    known = {net.id: net for net in (FRONT, BACK, INNER, APP, APART)} | {net.id: net for net in networks}
+    state = State(
+        {k: net for k, net in known.items() if isinstance(net, Network)},
+        {e.id: e for e in there if isinstance(known[e.network_id], Network)},
+        bans={ip_network(prefix): until for prefix, until in (bans or {}).items()},
+    )
+    guests = [e for e in there if isinstance(known[e.network_id], BridgeNetwork)]
+    doubted = set(unsure)
+    facts = Facts(
+        state,
+        networks={k: net for k, net in known.items() if isinstance(net, BridgeNetwork)},
+        listed=True,
+        guests={
+            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in doubted) for e in guests
+        },
+    )
+    made = evaluated(Defaults(settings or PolicySpec(), published), facts)
+    if override:
+        made.overrides = override
+        made.reindex(made.owners())
+    return made
+
+
+WEB = on(FRONT, "10.1.0.2 2001:db8:1::2", "web", spec())
+API = on(FRONT, "10.1.0.3", "api", spec(allow="5432 from service:web, 8080"))
+DB = on(BACK, "10.2.0.2", "db", spec(allow="5432 from service:web 10.9.0.0/16", deny="22"))
+SHUT = on(APP, "172.18.0.2", "shut", spec(policy="closed"))
+WIDE = on(APP, "172.18.0.3", "wide", spec(policy="open", deny="25"))
+MUTE = on(APP, "172.18.0.4", "mute", spec(egress="none"))
+SOME = on(BACK, "10.2.0.4", "some", spec(egress="443, 53/udp to 10.9.0.0/16 service:web, 8125/udp to host"))
+INSIDE = on(INNER, "10.3.0.2", "inside", spec(allow="8080"))
+NOBODY = on(FRONT, "10.1.0.9", "nobody", None)
+WRONG = on(FRONT, "10.1.0.8", "wrong", spec(), container=Container("w", "wrong", problems=(Problem("", "", ""),)))
+ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, NOBODY, WRONG)
+
+Case = tuple[str | None, str, str, int, bool, str]
+#: From whom, to whom, protocol, port; whether it is accepted, and what is said last of it.
+CASES: dict[str, Case] = {
+    "the base": (OUT, "10.1.0.2", "tcp", 443, True, "web accepts 443/tcp"),
+    "the base by IPv6": ("2001:db8:9::1", "2001:db8:1::2", "tcp", 22, True, "web accepts 22/tcp"),
+    "another port": (OUT, "10.1.0.2", "tcp", 8080, False, "web does not accept 8080/tcp"),
+    "the base's port, another protocol": (OUT, "10.1.0.2", "udp", 443, False, "web does not accept 443/udp"),
+    "ping": (OUT, "10.1.0.2", "icmp", 0, True, "useful ICMP (errors, ping) is always accepted"),
+    "gre": (OUT, "10.1.0.2", "gre", 0, False, "web does not accept gre"),
+    "from the host": (None, "10.1.0.2", "tcp", 8080, True, "the host reaches every container"),
+    "from a neighbour": ("10.1.0.2", "10.1.0.3", "tcp", 9, True, "both are on fw-front, where containers talk freely"),
+    "from an unknown neighbour": ("10.1.0.77", "10.1.0.3", "tcp", 9999, True,
+                                  "both are on fw-front, where containers talk freely"),
+    "what a label opens": (OUT, "10.1.0.3", "tcp", 8080, True, "api accepts 8080/tcp"),
+    "a service is let in": ("10.1.0.2", "10.2.0.2", "tcp", 5432, True, "db accepts 5432/tcp from 10.1.0.2"),
+    "a prefix is let in": (NEAR, "10.2.0.2", "tcp", 5432, True, "db accepts 5432/tcp from 10.1.0.2 10.9.0.0/16"),
+    "others are not": (OUT, "10.2.0.2", "tcp", 5432, False, "db accepts 5432/tcp from others: 5432/tcp from 10.1.0.2"),
+    "a denied port": (OUT, "10.2.0.2", "tcp", 22, False, "db does not accept 22/tcp"),
+    "a closed base": (OUT, "172.18.0.2", "tcp", 443, False, "shut does not accept 443/tcp"),
+    "ping of a closed base": (OUT, "172.18.0.2", "icmp", 0, True, "useful ICMP"),
+    "an open base": (OUT, "172.18.0.3", "tcp", 9999, True, "wide accepts 26-65535/tcp"),
+    "an open base, another protocol": (OUT, "172.18.0.3", "other", 0, True, "wide accepts other"),
+    "an open base, denied": (OUT, "172.18.0.3", "tcp", 25, False, "wide does not accept 25/tcp"),
+    "from another network": ("10.1.0.2", "172.18.0.3", "tcp", 9999, True, "wide accepts 26-65535/tcp"),
+    "into an internal network": (OUT, "10.3.0.2", "tcp", 80, False, "fw-inner is internal: nobody from outside enters"),
+    "ping into an internal network": (OUT, "10.3.0.2", "icmp", 0, False, "fw-inner is internal: nobody from outside"),
+    "out of an internal network": ("10.3.0.2", "10.1.0.2", "tcp", 80, False, "fw-inner is internal: nobody leaves it"),
+    "within an internal network": ("10.3.0.2", "10.3.0.9", "tcp", 80, True, "both are on fw-inner"),
+    "who is not known": (OUT, "10.1.0.9", "tcp", 80, False, "it is not known who has 10.1.0.9: it answers on ICMP"),
+    "ping of who is not known": (OUT, "10.1.0.9", "icmp", 0, True, "useful ICMP"),
+    "ping to nobody": (OUT, "10.1.0.99", "icmp", 0, True, "no container is known to have 10.1.0.99: a few packets of"),
+    "an address that nobody has": (OUT, "10.1.0.99", "tcp", 22, False, "it is not known who has 10.1.0.99"),
+    "wrong labels": (OUT, "10.1.0.8", "tcp", 443, False, "wrong has a mistake in its labels, and answers on ICMP only"),
+    "to nobody of ours": ("10.1.0.2", "198.51.100.1", "tcp", 25, True, "198.51.100.1 is no container's network"),
+    "between strangers": (OUT, "198.51.100.1", "tcp", 25, True, "198.51.100.1 is no container's network"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_becomes_of_a_packet(case: Case) -> None:
+    """Each flow is accepted or dropped as the design says, and the last word says why."""
+    source, target, proto, port, accepted, text = case
+    found = verdict(world(*ALL), Packet(ip_address(source) if source else None, ip_address(target), proto, port))
+    assert found.accepted is accepted
+    assert found.steps[-1].text.startswith(text)
+    assert [step.outcome for step in found.steps[:-1]] == [""] * (len(found.steps) - 1)
+
+
+def ask(
+    there: Inventory, source: str, target: str, proto: str = "tcp", port: int = 443, **more: object
+) -> tuple[bool, str]:
+    found = verdict(there, Packet(ip_address(source), ip_address(target), proto, port, **more))  # type: ignore[arg-type]
+    return found.accepted, found.steps[-1].text
+
+
+# --- leaving ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "proto", "port", "host", "accepted"),
+    [
+        ("10.2.0.4", OUT, "tcp", 443, False, True),
+        ("10.2.0.4", OUT, "tcp", 80, False, False),
+        ("10.2.0.4", OUT, "udp", 53, False, False),
+        ("10.2.0.4", NEAR, "udp", 53, False, True),
+        ("10.2.0.4", "10.1.0.2", "udp", 53, False, False),  # may be begun, and web does not accept it
+        ("10.2.0.4", "10.1.0.2", "tcp", 443, False, True),
+        ("10.2.0.4", "10.1.0.2", "icmp", 0, False, False),
+        ("10.2.0.4", "10.2.0.1", "udp", 8125, True, True),
+        ("10.2.0.4", "10.2.0.1", "udp", 8126, True, False),
+        ("10.2.0.4", OUT, "udp", 8125, False, False),
+        ("10.2.0.4", "10.2.0.2", "tcp", 9, False, True),  # a neighbour
+        ("10.2.0.2", OUT, "tcp", 80, False, True),  # who has no fw.egress
+        ("10.2.0.77", OUT, "tcp", 443, False, False),  # and who is not known
+        ("10.1.0.77", OUT, "tcp", 443, False, True),  # where nobody is confined
+        ("172.18.0.4", OUT, "tcp", 443, False, False),
+        ("172.18.0.4", "172.18.0.1", "udp", 53, True, False),
+    ],
+)
+def test_what_may_be_begun(source: str, target: str, proto: str, port: int, host: bool, accepted: bool) -> None:
+    """On a network where somebody is confined each may begin what its labels say, and who is not known nothing."""
+    there = world(WEB, API, DB, SHUT, WIDE, SOME, MUTE)
+    assert ask(there, source, target, proto, port, host=host)[0] is accepted
+
+
+def test_what_is_said_of_who_may_not() -> None:
+    """What may be begun is told, as a label would say it."""
+    there = world(SOME, MUTE)
+    assert ask(there, "172.18.0.4", OUT) == (False, "mute may begin nothing, and not this")
+    assert ask(there, "10.2.0.4", OUT, "tcp", 80) == (
+        False,
+        "some may begin 443/tcp, 53/udp to 10.9.0.0/16, 8125/udp to host, and not this",
+    )
+    assert ask(there, "10.2.0.77", OUT) == (
+        False,
+        "on fw-back not everybody may begin everything, and an unknown address is not known",
+    )
+    steps = verdict(there, Packet(ip_address("10.2.0.4"), ip_address(NEAR), "udp", 53)).steps
+    assert steps[0].text == "some may begin this: 53/udp to 10.9.0.0/16"
+    assert steps[0].origin == "label fw.egress"
+
+
+def test_a_network_or_a_setting_may_confine() -> None:
+    """What a network's option or FW_EGRESS says holds for everybody there, unless the container says otherwise."""
+    back = dataclasses.replace(BACK, spec=spec(egress="443"))
+    free = on(BACK, "10.2.0.5", "free", spec(egress="all"))
+    for there in (world(DB, free, networks=[back]), world(DB, free, settings=spec(egress="443"))):
+        assert ask(there, "10.2.0.2", OUT, port=443)[0]
+        assert not ask(there, "10.2.0.2", OUT, port=80)[0]
+        assert ask(there, "10.2.0.5", OUT, port=80)[0]
+        assert not ask(there, "10.2.0.77", OUT, port=443)[0]
+        assert egress_restricted(there, back)
+    assert not egress_restricted(world(DB), BACK)
+    assert egress_restricted(world(SOME), BACK)
+    assert egress_restricted(world(WRONG), FRONT)
+
+
+# --- bans, fwctl, doubt -------------------------------------------------------------------------------------------
+
+
+def test_bans_come_first() -> None:
+    """Nothing from a banned address and nothing to it, not even ping; the host itself is not asked."""
+    there = world(*ALL, bans={"203.0.113.0/24": 0, "198.51.100.1": 100})
+    assert ask(there, OUT, "10.1.0.2") == (False, "203.0.113.7 is banned (203.0.113.0/24)")
+    assert ask(there, OUT, "10.1.0.2", "icmp", 0) == (False, "203.0.113.7 is banned (203.0.113.0/24)")
+    assert ask(there, "10.1.0.2", OUT) == (False, "203.0.113.7 is banned (203.0.113.0/24)")
+    assert ask(there, "198.51.100.1", "10.1.0.2") == (False, "198.51.100.1 is banned (198.51.100.1 for a time)")
+    assert ask(there, "198.51.100.2", "10.1.0.2")[0]
+    assert verdict(there, Packet(None, ip_address("10.1.0.2"), "tcp", 1)).accepted
+    late = verdict(there, Packet(ip_address("198.51.100.1"), ip_address("10.1.0.2"), "tcp", 443), 100)
+    assert late.accepted
+
+
+def test_what_fwctl_says_counts() -> None:
+    """`fwctl allow` opens and `fwctl deny` closes, above the labels, and it is told who said so."""
+    more = Rule("tcp", 9000, 9000, origin="fwctl allow")
+    assert WEB.container
+    there = world(*ALL, override={WEB.container.id: Override((more,), (Rule("tcp", 22, 22),))})
+    assert ask(there, OUT, "10.1.0.2", port=9000)[0]
+    assert not ask(there, OUT, "10.1.0.2", port=22)[0]
+    last = verdict(there, Packet(ip_address(OUT), ip_address("10.1.0.2"), "tcp", 9000)).steps[-1]
+    assert last.origin == "fwctl allow"
+
+
+def test_where_a_rule_was_said_is_told() -> None:
+    """The last step names the label, or the base."""
+    origins = {
+        port: verdict(world(*ALL), Packet(ip_address(OUT), ip_address("10.1.0.3"), "tcp", port)).steps[-1].origin
+        for port in (443, 8080)
+    }
+    assert origins == {443: "base", 8080: "label fw.allow"}
+
+
+def test_in_doubt_everybody_is_unknown() -> None:
+    """While nobody tells who has an address it answers on ICMP only, and whoever was confined begins nothing."""
+    there = world(WIDE, MUTE, unsure=["wide", "mute"])
+    assert ask(there, OUT, "172.18.0.3") == (False, "it is not known who has 172.18.0.3: it answers on ICMP only")
+    assert not ask(there, "172.18.0.3", OUT)[0]
+    assert ask(world(WIDE, unsure=["wide"]), "172.18.0.3", OUT)[0]
+
+
+def test_a_rate_is_told() -> None:
+    """A port with a rate is accepted, and it is said that a source may open just so many."""
+    limited = on(FRONT, "10.1.0.4", "limited", spec(rate="22 5/minute burst 10, 80/udp 1/day"))
+    steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 22)).steps
+    assert [step.text for step in steps[1:]] == [
+        "a source may open so many: 22/tcp 5/minute burst 10", "limited accepts 22/tcp"
+    ]  # fmt: skip
+    steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 80)).steps
+    assert len(steps) == 2
+
+
+# --- by a published port ------------------------------------------------------------------------------------------
+
+PUBLISHED = (Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),)
+
+
+def test_what_p_itself_opens_is_open_by_that_way_alone() -> None:
+    """With FW_PUBLISHED=allow a published port is open by the published port, and the container's own is not."""
+    plain = dataclasses.replace(WEB, published=PUBLISHED)
+    for way, accepted in (("", False), ("dnat", True), ("proxy", True)):
+        assert ask(world(plain, published=True), OUT, "10.1.0.2", port=8080, by=way)[0] is accepted
+        assert not ask(world(plain), OUT, "10.1.0.2", port=8080, by=way)[0]
+
+
+def test_by_docker_proxy_a_container_is_the_host() -> None:
+    """What docker-proxy sends on came to the host: what the client may begin to others does not count, where neighbours
+    talk freely they do by it too."""
+    there = world(WIDE, MUTE, on(APART, "172.19.0.2", "one", spec()), on(APART, "172.19.0.3", "two", spec()))
+    assert ask(there, "172.18.0.4", "172.18.0.3", port=25, by="proxy")[0]
+    assert not ask(there, "172.19.0.3", "172.19.0.2", port=25, by="proxy")[0]
+    assert ask(there, "172.19.0.3", "172.19.0.2", port=443, by="proxy")[0]
+
+
+# --- who has an address -------------------------------------------------------------------------------------------
+
+
+def test_an_address_is_found() -> None:
+    """In whose network it is, and who has it."""
+    there = world(*ALL)
+    found = find(there, IPv6Address("2001:db8:1::2"))
+    assert found
+    assert (found.network, found.endpoint, found.name) == (FRONT, WEB, "web")
+    empty = find(there, IPv4Address("10.1.0.200"))
+    assert empty
+    assert (empty.network, empty.endpoint, empty.name) == (FRONT, None, "an unknown address")
+    assert policy_of(there, empty) is None
+    assert find(there, IPv4Address(OUT)) is None
+    guest = find(there, IPv4Address("172.18.0.2"))
+    assert guest
+    assert (guest.network, guest.name) == (APP, "shut")
+
+
+def test_names_are_looked_up_in_what_is_decided() -> None:
+    """A policy that is shown has addresses in the place of names."""
+    there = world(*ALL)
+    found = find(there, IPv4Address("10.2.0.2"))
+    assert found
+    policy = policy_of(there, found)
+    assert policy
+    assert "5432/tcp from 10.1.0.2 10.9.0.0/16 2001:db8:1::2" in map(str, policy.accepts)
+
+
+@pytest.mark.parametrize(
+    ("text", "proto"),
+    [
+        ("TCP", "tcp"),
+        ("udp", "udp"),
+        ("gre", "gre"),
+        ("icmp", "icmp"),
+        ("ICMPv6", "icmp"),
+        ("ping", "icmp"),
+        ("ospf", "other"),
+        ("89", "other"),
+        ("other", "other"),
+        ("", "other"),
+    ],
+)
+def test_protocols_by_name(text: str, proto: str) -> None:
+    """A protocol as a user writes it; what no rule can name is "other"."""
+    assert number_of(text) == proto

@@ -1,0 +1,52 @@
+"""What somebody changed in our table's elements is put right, and what is as it should be is left alone."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import ip_network
+
+import pytest
+
+from plugin.model import Defaults
+from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.drift import TableDump
+from plugin.nftables.sets import SETS, Element
+from plugin.policy.facts import Facts
+from plugin.policy.saved import State
+from plugin.policy.view import Inventory
+from plugin.state import closed_flows
+from plugin.state.applier import TableApplier
+from tests.pure.fakes import Kernel
+
+BANNED = ip_network("203.0.113.7/32")
+STRAY = Element("confined", ("br0",))
+
+
+@pytest.fixture(autouse=True)
+def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
+
+
+def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
+    """How many were wrong where a ban of so many seconds should stand alone, and whether it stands alone then."""
+    state = State(bans={BANNED: time.time() + ends})
+    known, kernel = Inventory(Defaults(), Facts(state)), Kernel()
+    lasting, timed = ban_elements(known.state.bans, time.time())
+    kernel.table = {*lasting, STRAY} if stray else set(lasting)
+    kernel.timed = dict(timed) if ban else {}
+    found = frozenset((*kernel.table, *kernel.timed))
+    wrong = TableApplier(kernel, known, lambda _: None).sync_elements(  # type: ignore[arg-type]
+        TableDump(1, frozenset(SETS), found, frozenset(), ())
+    )
+    return wrong, kernel.table == lasting and kernel.timed.keys() == timed.keys()
+
+
+def test_a_ban_that_is_about_to_end_stands_until_it_does() -> None:
+    """Its last seconds are not taken for an element too much."""
+    assert sync_elements(1.5, ban=True, stray=False) == (0, True)
+
+
+def test_a_ban_that_somebody_deleted_comes_back_and_what_somebody_added_goes() -> None:
+    """Both in one change; what is as it should be is none."""
+    assert sync_elements(60, ban=False, stray=True) == (2, True)
+    assert sync_elements(60, ban=True, stray=False) == (0, True)

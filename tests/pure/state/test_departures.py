@@ -1,0 +1,438 @@
+"""Who goes is closed before anything is computed, and stays closed whatever happens then; names have bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from plugin.docker.tracker import EndpointTracker
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Peer,
+    PolicySpec,
+    Published,
+    Rule,
+)
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy import decide, peers
+from plugin.policy.facts import ElementOwner, Facts, Kind
+from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
+from plugin.state import applier, closed_flows, deferred
+from plugin.state.reconciler import Reconciler
+from tests.pure.fakes import Disk, Kernel
+
+OURS = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/16"), IPv6Interface("2001:db8:1::1/64"))
+DOCKERS = BridgeNetwork("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("172.18.0.0/16"),))
+MEMBERS = 100
+ANY = IPv4Address("0.0.0.0")
+
+
+@pytest.fixture(autouse=True)
+def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cut_addresses", "cut_published"):
+        monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
+
+
+class Recorder(Kernel):
+    """The kernel, and in which order it was told what, and policies were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Change | str] = []
+
+    def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        super().change(change, timed)
+        if change or timed:
+            self.steps.append(change)
+
+    def first(self) -> Change:
+        step = self.steps[0]
+        assert isinstance(step, Change), f"computed before the kernel was told: {self.steps[:3]}"
+        return step
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (Inventory, "elements")):
+        monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
+    return made
+
+
+def _recorded(kernel: Recorder, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        kernel.steps.append(name)
+        return real(*args, **kwargs)
+
+    return recorded
+
+
+def spec(**words: str) -> PolicySpec:
+    parsed = parse({f"fw.{key}": value for key, value in words.items()})
+    assert not parsed.problems
+    return parsed.spec
+
+
+def member(number: int, network: Network | BridgeNetwork = OURS, *published: Published, **words: str) -> Endpoint:
+    """A container of the project `shop`, whose members all let in one another."""
+    words = words or {"allow": "5432 from project:shop, 8080", "egress": "all"}
+    container = Container(f"{number:064x}", f"m{number}", spec(**words), project="shop", service=f"s{number}")
+    first = IPv4Address("10.1.1.0" if network is OURS else "172.18.1.0") + number
+    six = IPv6Address(f"2001:db8:1::{number + 256:x}") if network is OURS else None
+    return Endpoint(f"{number:064x}", network.id, first, six, joined=True, container=container, published=published)
+
+
+def made(kernel: Recorder, members: Iterable[Endpoint], later: list[Callable[[], None]]) -> Reconciler:
+    disk = Disk()
+    reconciler = Reconciler(kernel, disk, Defaults(), later.append)  # type: ignore[arg-type]
+    reconciler.start(Facts(State({OURS.id: OURS}, {each.id: each for each in members})))
+    return reconciler
+
+
+def open_for(elements: Iterable[Element], endpoint: Endpoint) -> set[Element]:
+    """What lets pass to, from or by the endpoint's addresses."""
+    names = ("allow", "other", "from", "via", "to", "out", "free", "publish", "self", "served", "dnat")
+    addresses = {endpoint.addr4, endpoint.addr6}
+    return {e for e in elements if e.set.startswith(names) and addresses & {*e.key, *e.data}}
+
+
+def right(state: Reconciler) -> set[Element]:
+    """What should stand, found anew from what is known."""
+    fresh = evaluated(Defaults(), state.facts)
+    return {element for owner in fresh.owners() for element in fresh.elements(owner)}
+
+
+def done(later: list[Callable[[], None]]) -> None:
+    while later:
+        later.pop(0)()
+
+
+# --- the order ----------------------------------------------------------------------------------------------------
+
+LEAVE: dict[str, Callable[[Reconciler, Endpoint], object]] = {
+    "Leave": lambda s, e: s.edit_endpoint(
+        e.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
+    ),
+    "DeleteEndpoint": lambda s, e: s.drop_endpoint(e.id),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
+def test_a_leaver_is_closed_before_anything_is_computed(
+    kernel: Recorder, leave: Callable[[Reconciler, Endpoint], object]
+) -> None:
+    """One of a hundred members of a project goes: the first that happens is one transaction, after which neither its
+    own ports nor others' are open to its addresses. The others' rules are computed after that, and not by the hook."""
+    later: list[Callable[[], None]] = []
+    members = [member(n, OURS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
+    state, gone = made(kernel, members, later), members[7]
+    opened = open_for(kernel.table or (), gone)
+    assert len(opened) > 2 * MEMBERS
+    kernel.steps.clear()
+    leave(state, gone)
+    assert set(kernel.first().remove) >= opened
+    assert open_for(kernel.table or (), gone) == set()
+    assert kernel.steps.count("elements") < 5
+    done(later)
+    assert kernel.table == right(state)
+
+
+def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
+    members = [member(n, DOCKERS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
+    state = made(kernel, (), later)
+    guard = EndpointTracker(state)
+    guard.replace([DOCKERS], members, asked=guard.now())
+    done(later)
+    kernel.steps.clear()
+    return state, guard, members
+
+
+def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
+    """The same for Docker's event of a container's end: the published port that was open to everybody too."""
+    later: list[Callable[[], None]] = []
+    state, guard, members = guarded(kernel, later)
+    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    assert Element("served", (2, 6, 9007)) in kernel.first().remove
+    assert Element("proxied", (2, 6, 9007)) in kernel.first().add
+    assert open_for(kernel.first().remove, members[7]) >= {Element("allow4", (members[7].addr4, 6, 8080))}  # type: ignore[arg-type]
+    assert open_for(kernel.table or (), members[7]) == set()
+    done(later)
+    assert kernel.table == right(state)
+
+
+def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
+    """Nobody tells any more who is on the bridge: all of it is closed at once, docker-proxy's ports by an element."""
+    later: list[Callable[[], None]] = []
+    state, guard, members = guarded(kernel, later)
+    guard.doubt(DOCKERS.bridge)
+    assert all(open_for(kernel.first().remove, each) for each in members)
+    assert {Element("proxied", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
+    assert not any(open_for(kernel.table or (), each) for each in members)
+    done(later)
+    assert kernel.table == right(state)
+
+
+def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -> None:
+    """Before it is known who names it now: whose rule named its old name lets it in no more."""
+    later: list[Callable[[], None]] = []
+    asker = member(1, OURS, allow="22 from container:m2 10.1.1.3")
+    state = made(kernel, (asker, member(2), member(3)), later)
+    kernel.steps.clear()
+    state.edit_endpoint(member(2).id, lambda e: dataclasses.replace(e, container=Container("x", "other")))
+    went = {(e.set, e.key[-1]) for e in kernel.first().remove}
+    assert went == {("from4", member(2).addr4), ("from6", member(2).addr6)}
+    assert Element("from4", (asker.addr4, 6, 22, 32, member(3).addr4)) in (kernel.table or ())  # type: ignore[arg-type]
+
+
+def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(kernel: Recorder) -> None:
+    """A container sends from all of its addresses by one of its links; from one that it has no more it does not, before
+    anything is computed. What its own port was bound to stays as long as the port."""
+    later: list[Callable[[], None]] = []
+    one, two = (dataclasses.replace(member(n), mac=f"02:00:00:00:00:0{n}") for n in (1, 2))
+    two = dataclasses.replace(two, container=one.container)
+    state = made(kernel, (one, two), later)
+    bound = {e for e in kernel.table or () if e.set.startswith("bound") and two.addr4 in e.key}
+    assert len(bound) == 2
+    kernel.steps.clear()
+    state.edit_endpoint(two.id, lambda e: dataclasses.replace(e, joined=False, container=None))
+    assert {e.key[1] for e in set(kernel.first().remove) & bound} == {one.mac}
+    assert {e.key[1] for e in set(kernel.table or ()) & bound} == {two.mac}
+
+
+def test_what_another_rule_lets_pass_passes_again(kernel: Recorder) -> None:
+    """An address that another name, or a rule by address, lets pass comes back with the rest."""
+    later: list[Callable[[], None]] = []
+    asker = member(1, OURS, allow="5432 from project:shop 10.1.1.2, 22 from container:m2")
+    state = made(kernel, (asker, member(2)), later)
+    state.drop_endpoint(member(2).id)
+    done(later)
+    assert Element("from4", (asker.addr4, 6, 5432, 32, member(2).addr4)) in (kernel.table or ())  # type: ignore[arg-type]
+    assert kernel.table == right(state)
+
+
+# --- whatever happens then ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(kernel: Recorder) -> tuple[Reconciler, list[Endpoint], list[Callable[[], None]]]:
+    later: list[Callable[[], None]] = []
+    members = [member(n) for n in range(3)]
+    return made(kernel, members, later), members, later
+
+
+@pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
+@pytest.mark.parametrize("trouble", ["full disk", "no policy", "refusing kernel"])
+def test_who_has_gone_stays_closed(
+    kernel: Recorder,
+    three: tuple[Reconciler, list[Endpoint], list[Callable[[], None]]],
+    trouble: str,
+    leave: Callable[[Reconciler, Endpoint], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that is full, a policy that cannot be computed, a kernel that refuses the rest: what has been closed is
+    not opened again by taking anything back, and what is known agrees with the kernel."""
+    state, members, later = three
+    if trouble == "full disk":
+        monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
+    elif trouble == "no policy":
+        real = Inventory.elements
+
+        def fails(self: Inventory, owner: ElementOwner) -> frozenset[Element]:
+            if owner.id != members[0].id:
+                return real(self, owner)
+            raise ArithmeticError("a mistake of ours")
+
+        monkeypatch.setattr(Inventory, "elements", fails)
+    else:
+        change = kernel.change
+
+        def refuses_what_follows(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+            if any(e.set.startswith("dropped") for e in what.remove):  # not a part of what closes
+                raise NftError("refused")
+            change(what, timed)
+
+        kernel.change = refuses_what_follows  # type: ignore[method-assign]
+    try:
+        leave(state, members[0])
+    except (FwError, ArithmeticError):
+        assert trouble == "no policy"
+    assert open_for(kernel.table or (), members[0]) == set()
+    monkeypatch.undo()
+    for name in ("cut_addresses", "cut_published"):
+        monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
+    assert state.endpoints.get(members[0].id) is None or not state.endpoints[members[0].id].joined
+    state.put_endpoint(member(9))
+    done(later)
+    assert open_for(kernel.table or (), members[0]) == set()
+    assert kernel.table is not None
+    assert {e for e in kernel.table if e.set.startswith(("allow", "from"))} == {
+        e for e in right(state) if e.set.startswith(("allow", "from"))
+    }
+
+
+def _fails(error: Exception) -> Callable[..., None]:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    return fails
+
+
+def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kernel: Recorder) -> None:
+    """The kernel refuses all but what closes: another container's change later on does not let the leaver in again."""
+    later: list[Callable[[], None]] = []
+    state, guard, members = guarded(kernel, later)
+    change, replace = kernel.change, kernel.replace
+
+    def refuses(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        if any(e.set.startswith("dropped") for e in what.remove):
+            raise NftError("refused")
+        change(what, timed)
+
+    kernel.change, kernel.replace = refuses, _fails(NftError("refused"))  # type: ignore[method-assign]
+    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    assert state.unfinished or later
+    kernel.change, kernel.replace = change, replace  # type: ignore[method-assign]
+    assert open_for(kernel.table or (), members[7]) == set()
+    guard.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=guard.now())
+    assert open_for(kernel.table or (), members[7]) == set()
+    done(later)
+    assert kernel.table == right(state)
+
+
+# --- what one change computes -------------------------------------------------------------------------------------
+
+
+def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer that hundreds name: at once it is let in by as many as one change may compute, by all of them soon."""
+    monkeypatch.setattr(applier, "AT_ONCE", 300)
+    monkeypatch.setattr(applier, "A_BIT", 100)
+    later: list[Callable[[], None]] = []
+    state = made(kernel, [member(n) for n in range(60)], later)
+    kernel.steps.clear()
+    state.put_endpoint(member(70))
+    assert 1 < kernel.steps.count("elements") < 10
+    assert len(later) == 1
+    done(later)
+    assert kernel.table == right(state)
+
+
+def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that come and go all the time, and are named by many, do not keep others' flows from being cut: what
+    was asked for meanwhile has its turn after a moment of computing, not when there is nothing left to compute."""
+    monkeypatch.setattr(applier, "A_BIT", 1)
+    monkeypatch.setattr(deferred, "_AT_A_TIME", 0.0, raising=False)
+    later: list[Callable[[], None]] = []
+    members = [member(n) for n in range(MEMBERS)]
+    state, left = made(kernel, members, later), list[int]()
+    state.drop_endpoint(members[7].id)
+    kernel.steps.clear()
+    later.append(lambda: left.append(kernel.steps.count("elements")))
+    done(later)
+    assert left[0] < 10 < MEMBERS - 1 <= kernel.steps.count("elements")
+    assert kernel.table == right(state)
+
+
+def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> None:
+    """Which network a rule means depends on what networks there are; whose rule names another one is left alone."""
+    later: list[Callable[[], None]] = []
+    state = made(kernel, [member(n, OURS, allow=f"22 from network:net{n}") for n in range(50)], later)
+    state.observe(lambda facts: dataclasses.replace(facts, names=frozenset({"net1"})))
+    kernel.steps.clear()
+    state.observe(lambda facts: dataclasses.replace(facts, names=frozenset({"net1", "shop_net2"})))
+    assert kernel.steps.count("elements") == 1
+
+
+# --- bounds -------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    """A rule whose names stand for so many addresses, at so many ports, that they would be more than 10,000 elements:
+    nobody passes by them, others of the container's rules hold, and log and status say so."""
+    later: list[Callable[[], None]] = []
+    wide = ", ".join(f"{256 * n + 1}-{256 * n + 254} from project:shop" for n in range(10))
+    state = made(kernel, [member(n) for n in range(1, MEMBERS)], later)
+    before = len(kernel.table or ())
+    asker = member(0, OURS, allow=f"{wide}, 22 from container:m1, 8080", egress=f"{wide.replace('from', 'to')}, 53/udp")
+    state.put_endpoint(asker)
+    assert len(kernel.table or ()) < before + 2 * peers.MAX_NAMED + 2 * MEMBERS
+    stands = {e for e in kernel.table or () if asker.addr4 in e.key}
+    assert Element("allow4", (asker.addr4, 6, 8080)) in stands  # type: ignore[arg-type]
+    assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in stands  # type: ignore[arg-type]
+    told = state.read(lambda known: known).too_many(ElementOwner(Kind.ENDPOINT, asker.id))
+    assert told[0].startswith("fw.allow=")
+    assert any(text.startswith("fw.egress=") and "project:shop" in text for text in told)
+    assert [r.getMessage() for r in caplog.records if "more than 10000" in r.getMessage()] == [
+        f"m0: {text}" for text in told
+    ]
+    caplog.clear()
+    state.put_endpoint(member(200))
+    done(later)
+    assert not [r for r in caplog.records if r.getMessage().startswith("m0: ")]
+    assert kernel.table == right(state)
+
+
+def test_published_ports_count_too() -> None:
+    """docker-proxy's ports are elements of their own for each peer: a thousand for a hundred peers are too many, where
+    the range alone is not."""
+    known = peers.PeerIndex()
+    for n in range(MEMBERS):
+        known.put(str(n), peers.who(member(n)))
+    rule = Rule("tcp", 4096, 8191, (Peer("project", "shop"),))
+    wanted = decide.Policy(accepts=(rule,))
+    ports = [Published("tcp", ANY, n, n) for n in range(4096, 5096)]
+    assert known.resolved(wanted, None).accepts
+    assert known.resolved(wanted, None, ports).accepts == ()
+
+
+def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    """One label of 2,690 characters, within every bound of labels, is 19,200 pieces of prefixes: at 1,000 ports that
+    docker-proxy serves they would be 19 million elements, and gigabytes of memory. The rule opens nothing then; others
+    of the container's rules hold, log and status say so, and one that fits is as ever."""
+    lists = "* from " + " ".join(f"2001:db8:{n:x}::/121" for n in range(150))
+    ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
+    later: list[Callable[[], None]] = []
+    state = made(kernel, [], later)
+    guard = EndpointTracker(state)
+    few = member(1, DOCKERS, *ports[:1], allow=lists)
+    many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
+    guard.replace([DOCKERS], [few, many], asked=guard.now())
+    stands = kernel.table or set()
+    assert sum(e.set.startswith("via") for e in stands) == 150 * 128
+    assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in stands  # type: ignore[arg-type]
+    assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in stands)
+    assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, few.id)) == []
+    (told,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
+    assert told in caplog.text
+    ours = member(3, OURS, *ports, allow=lists)
+    assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
+
+
+def test_a_bound_is_kept_rule_by_rule() -> None:
+    """What fits stays: addresses of a rule that also has names too many for it, and smaller rules after it."""
+    known = peers.PeerIndex()
+    for n in range(MEMBERS):
+        known.put(str(n), peers.who(member(n)))
+    shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")
+    rules = (Rule("tcp", 1, 4095, (one, shop)), Rule("tcp", 5000, 5000, (shop,)))
+    told = list(known.too_many(decide.Policy(accepts=rules), None))
+    assert len(told) <= 1
+    first = Rule("tcp", 1, 65534, (one, shop))
+    found = known.resolved(decide.Policy(accepts=(first, rules[1])), None).accepts
+    assert found[0].peers == (one,)
+    assert len(found[1].peers) == 2 * MEMBERS

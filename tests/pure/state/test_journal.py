@@ -1,0 +1,236 @@
+"""The log beside the state file: a change of one endpoint is one line, and nothing is lost or guessed."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.model import Endpoint, FwError
+from plugin.policy.saved import State
+from plugin.state import journal
+from plugin.state.store import Store
+from tests.pure.state.test_store import AFTER, ENDPOINT, NETWORK, directory
+from tests.pure.strategies import endpoints, examples
+
+BASE = State({NETWORK.id: NETWORK}, {}, "boot-1")
+
+
+def other(number: int) -> Endpoint:
+    return dataclasses.replace(ENDPOINT, id=f"{number:064x}", addr4=IPv4Address(number))
+
+
+#: What is done in turn: an endpoint comes or changes, one goes, the whole is saved, docker-fw starts anew.
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), endpoints),
+        st.tuples(st.just("drop"), st.integers(0, 5)),
+        st.tuples(st.sampled_from(["save", "flush", "restart"]), st.none()),
+    ),
+    max_size=14,
+)
+
+
+def play(path: Path, done: list[tuple[str, Any]]) -> list[State]:
+    """Every state that was saved, in order."""
+    store, state = Store(str(path)), BASE
+    store.save(state, flush=True)
+    saved = [state]
+    for what, value in done:
+        if what == "put":
+            state = state.with_endpoint(value)
+            store.save(state, flush=False, endpoint=value.id)
+        elif what == "drop" and state.endpoints:
+            key = list(state.endpoints)[value % len(state.endpoints)]
+            state = state.without_endpoint(key)
+            store.save(state, flush=False, endpoint=key)
+        elif what == "restart":
+            store = Store(str(path))
+            assert store.load() == state
+        elif what in ("save", "flush"):
+            store.save(state, flush=what == "flush")
+        saved.append(state)
+    return saved
+
+
+@given(steps)
+@examples(60)
+def test_what_was_saved_comes_back(done: list[tuple[str, Any]]) -> None:
+    """Whatever comes and goes, by whichever kind of save, over restarts: the last state is what is loaded."""
+    with directory() as where:
+        saved = play(where / "state.json", done)
+        assert Store(str(where / "state.json")).load() == saved[-1]
+
+
+@given(steps, st.data())
+@examples(60)
+def test_a_log_cut_anywhere_is_an_earlier_state(done: list[tuple[str, Any]], data: st.DataObject) -> None:
+    """A log that was torn (docker-fw was killed while it wrote) gives a state that was saved, never a mixture."""
+    with directory() as where:
+        saved = play(where / "state.json", done)
+        log = where / "state.json.log"
+        if log.exists():
+            whole = log.read_bytes()
+            log.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+        assert Store(str(where / "state.json")).load() in saved
+
+
+@given(st.binary(max_size=300))
+@examples(60)
+def test_any_bytes_in_the_log_never_stop_the_start(content: bytes) -> None:
+    """A damaged log leaves what stands in the state file."""
+    with directory() as where:
+        path = where / "state.json"
+        Store(str(path)).save(AFTER, flush=True)
+        (where / "state.json.log").write_bytes(content)
+        assert Store(str(path)).load() == AFTER
+
+
+def logged(tmp_path: Path, *changes: Endpoint) -> Path:
+    """A state file with a log of these endpoints."""
+    path, state = tmp_path / "state.json", BASE
+    store = Store(str(path))
+    store.save(state, flush=True)
+    for endpoint in changes:
+        state = state.with_endpoint(endpoint)
+        store.save(state, flush=False, endpoint=endpoint.id)
+    return path
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+@pytest.mark.parametrize("damage", [b"\0\xff", b"[" * 9999, b'{"serial": 1e999, "is": 1e999, "endpoint": "x"}'])
+def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None:
+    """What cannot be read of the log is there for a person to see, once, however often docker-fw starts meanwhile; what
+    came before it counts each time."""
+    path = logged(tmp_path, other(1), other(2))
+    log = path.with_name("state.json.log")
+    lines = log.read_bytes().split(b"\n")
+    lines[line] = damage
+    log.write_bytes(b"\n".join(lines))
+    for _ in range(2):
+        store = Store(str(path))
+        state = store.load()
+        assert list(state.endpoints) == [other(1).id, other(2).id][: max(0, line - 1)]
+        (kept,) = tmp_path.glob("state.json.log.corrupt-*")
+        assert kept.read_bytes() == b"\n".join(lines)
+    store.save(state, flush=True)
+    store.save(state.with_endpoint(other(3)), flush=False, endpoint=other(3).id)
+    assert Store(str(path)).load() == state.with_endpoint(other(3))
+
+
+def test_a_line_torn_by_our_death_is_no_damage(tmp_path: Path) -> None:
+    """Nobody was told that such a change is done, and who asked for it asks again: nothing is kept."""
+    path = logged(tmp_path, other(1), other(2))
+    log = path.with_name("state.json.log")
+    whole = log.read_bytes()
+    second = whole.rindex(b"\n", 0, -1) + 1
+    for length in (*range(second, len(whole)), 0, 5):
+        log.write_bytes(whole[:length])
+        assert list(Store(str(path)).load().endpoints) == ([other(1).id] if length > 5 else [])
+    assert not list(tmp_path.glob("*corrupt*"))
+
+
+def test_a_damaged_state_files_log_is_kept_with_it(tmp_path: Path) -> None:
+    """The log beside a state file that cannot be read would be written over: it is kept, like the file."""
+    path = logged(tmp_path, other(1))
+    log = path.with_name("state.json.log").read_bytes()
+    path.write_bytes(b"{")
+    assert Store(str(path)).load() == State()
+    (kept,) = tmp_path.glob("state.json.log.corrupt-*")
+    assert kept.read_bytes() == log
+
+
+@pytest.mark.parametrize(
+    "line", ['{"endpoint": "x"}', '{"endpoint": 1, "is": null}', "[]", '{"endpoint": "x", "is": {}}']
+)
+def test_a_wrong_record_ends_it(tmp_path: Path, line: str) -> None:
+    """What is no change of an endpoint is not guessed at, nor what follows it; what came before counts."""
+    path, state = tmp_path / "state.json", BASE.with_endpoint(other(1))
+    store = Store(str(path))
+    store.save(BASE, flush=True)
+    store.save(state, flush=False, endpoint=other(1).id)
+    log = tmp_path / "state.json.log"
+    after = log.read_text()
+    store.save(state.with_endpoint(other(2)), flush=False, endpoint=other(2).id)
+    log.write_text(after + line + "\n" + log.read_text()[len(after) :])
+    assert Store(str(path)).load() == state
+
+
+def test_the_log_of_another_state_file_is_void(tmp_path: Path) -> None:
+    """When the state file has been written anew, or an older one is put back, the log beside it is not its own."""
+    path = tmp_path / "state.json"
+    store = Store(str(path))
+    store.save(BASE, flush=True)
+    old = path.read_bytes()
+    store.save(BASE.with_endpoint(other(1)), flush=False, endpoint=other(1).id)
+    log = (tmp_path / "state.json.log").read_bytes()
+    store.save(BASE, flush=True)
+    (tmp_path / "state.json.log").write_bytes(log)
+    assert Store(str(path)).load() == BASE
+    path.write_bytes(old)
+    assert Store(str(path)).load() == BASE.with_endpoint(other(1))
+
+
+@pytest.mark.parametrize("part", [None, 7])
+def test_a_full_disk_is_an_error_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int | None
+) -> None:
+    """A change that the disk does not take, or takes a part of, is refused; the next one is saved with everything."""
+    path = tmp_path / "state.json"
+    store, state = Store(str(path)), BASE.with_endpoint(other(1))
+    store.save(BASE, flush=True)
+    store.save(state, flush=False, endpoint=other(1).id)
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if part is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:part])
+
+    monkeypatch.setattr(journal.os, "write", full)
+    refused = state.without_endpoint(other(1).id)
+    with pytest.raises(FwError, match=r"state\.json\.log: No space left"):
+        store.save(refused, flush=False, endpoint=other(1).id)
+    monkeypatch.undo()
+    assert Store(str(path)).load() == state
+    # It was carried out all the same, for it only closes: the next save has it too.
+    later = refused.with_endpoint(other(2))
+    store.save(later, flush=False, endpoint=other(2).id)
+    assert Store(str(path)).load() == later
+
+
+def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
+    """What the disk did not take when a network went is in the next save, though that is of one endpoint only; until
+    then the store says what it owes."""
+    path = logged(tmp_path, other(1))
+    store, new = Store(str(path)), path.with_name("state.json.new")
+    store.save(store.load(), flush=True)
+    assert store.unsaved_reason == ""
+    new.symlink_to("/dev/full")
+    gone = State({}, {}, "boot-2")
+    with pytest.raises(FwError):
+        store.save(gone, flush=True)
+    assert "No space left on device" in store.unsaved_reason
+    new.unlink()
+    store.save(gone.with_endpoint(other(2)), flush=False, endpoint=other(2).id)
+    assert store.unsaved_reason == ""
+    assert Store(str(path)).load() == gone.with_endpoint(other(2))
+
+
+def test_the_log_does_not_grow_for_ever(tmp_path: Path) -> None:
+    """One container that comes and goes for years costs a few kilobytes."""
+    path = tmp_path / "state.json"
+    store = Store(str(path))
+    store.save(BASE, flush=True)
+    for _ in range(500):
+        store.save(BASE.with_endpoint(other(1)), flush=False, endpoint=other(1).id)
+        store.save(BASE, flush=False, endpoint=other(1).id)
+    assert (tmp_path / "state.json.log").stat().st_size < 100 * 1500
+    assert Store(str(path)).load() == BASE

@@ -1,0 +1,415 @@
+"""The one writer: whatever happens to disk and kernel, what is open is what is known, and closing never waits."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Interface, ip_network
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from plugin.model import (
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Overriding,
+    Peer,
+    PolicySpec,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+)
+from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.sets import Change, Element
+from plugin.nftables.table import NftError
+from plugin.policy.facts import BridgeFacts, Facts
+from plugin.policy.overrides import with_one, without
+from plugin.policy.saved import State
+from plugin.policy.view import evaluated
+from plugin.state import closed_flows
+from plugin.state.reconciler import Reconciler
+from tests.pure.fakes import Disk, Kernel
+
+EVERYWHERE = Defaults(PolicySpec(allow=(Rule("udp", 161, 161),)))
+MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 22)
+
+
+@pytest.fixture(autouse=True)
+def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each time that closed ports' flows were cut: what was guarded. The real kernel's are none of ours here."""
+    calls: list[Any] = []
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: calls.append(guarded))
+    return calls
+
+
+def reconciler() -> tuple[Reconciler, Kernel, Disk]:
+    kernel, disk = Kernel(), Disk()
+    made = Reconciler(kernel, disk, EVERYWHERE)  # type: ignore[arg-type]
+    made.start(Facts(State()))
+    return made, kernel, disk
+
+
+def network(number: int, *, internal: bool = False) -> Network:
+    return Network(f"{number}" * 64, f"fw-{number}", IPv4Interface(f"10.{number}.0.1/24"), internal=internal)
+
+
+def endpoint(number: int, on: int, address: int) -> Endpoint:
+    return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
+
+
+def desired(state: Reconciler) -> set[Element]:
+    """What should stand, found anew from what is known and nothing else."""
+    fresh = evaluated(EVERYWHERE, state.facts)
+    assert fresh.facts == state.facts  # all that follows from it is in it
+    elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
+    return elements | ban_elements(state.state.bans, 0)[0]
+
+
+_SAID = [
+    PolicySpec(), PolicySpec(allow=(MORE,)), PolicySpec(allow=(MORE, DNS)),
+    PolicySpec(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
+    PolicySpec(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
+    PolicySpec(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)), PolicySpec(egress=()),
+    PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),), log="drop", policy="open"),
+]  # fmt: skip
+_containers = st.builds(
+    Container,
+    st.sampled_from(["c" * 64, "d" * 64]),
+    st.sampled_from(["web", "db"]),
+    st.sampled_from(_SAID),
+    st.sampled_from([(), (), (Problem("label fw.allow", "x", "wrong"),)]),
+    network=st.sampled_from(["", "shop_front"]),
+    project=st.sampled_from(["", "shop"]),
+    service=st.sampled_from(["api", "db"]),
+)
+_published = st.sampled_from([(), (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)])
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Calls in any order, with a disk that fills and a kernel that refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.kernel, self.disk = reconciler()
+
+    def attempt(self, call: Callable[[], object]) -> None:
+        """The call stands, or it is refused as an FwError and then nothing is known of it."""
+        before = self.state.state
+        try:
+            call()
+        except FwError:
+            assert self.state.state == before
+
+    @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SAID[-3:]) | st.just(PolicySpec()))
+    def put_network(self, n: int, internal: bool, spec: PolicySpec) -> None:
+        self.attempt(lambda: self.state.put_network(dataclasses.replace(network(n, internal=internal), spec=spec)))
+
+    @rule(container=st.sampled_from(["c" * 64, "d" * 64]), spec=st.sampled_from([SSH, MORE, DNS]), deny=st.booleans())
+    def override(self, container: str, spec: Rule, deny: bool) -> None:
+        word = Overriding(container, spec, deny)
+        self.attempt(lambda: self.state.edit_state(lambda s: with_one(s, word)))
+
+    @rule(container=st.sampled_from(["c" * 64, "d" * 64]))
+    def revert(self, container: str) -> None:
+        self.attempt(lambda: self.state.edit_state(lambda s: without(s, {container})))
+
+    @rule(prefix=st.sampled_from(["203.0.113.7", "203.0.113.0/24", "2001:db8::/48"]), gone=st.booleans())
+    def ban(self, prefix: str, gone: bool) -> None:
+        banned = ip_network(prefix)
+
+        def edit(state: State) -> State:
+            left = {k: until for k, until in state.bans.items() if k != banned}
+            return dataclasses.replace(state, bans=left if gone else {**left, banned: 0})
+
+        self.attempt(lambda: self.state.edit_state(edit))
+
+    @rule(names=st.sampled_from([frozenset[str](), frozenset({"shop_front"}), frozenset({"front"})]))
+    def know_networks(self, names: frozenset[str]) -> None:
+        self.state.observe(lambda facts: dataclasses.replace(facts, names=names))
+        self.try_again()
+
+    def try_again(self) -> None:
+        """What is so stays so: what the kernel refused comes at the next try."""
+        if self.state.unfinished:
+            self.kernel.refuses = 0
+            self.state.observe(lambda facts: dataclasses.replace(facts, listed=not facts.listed))
+
+    @rule(n=st.integers(1, 3))
+    def drop_network(self, n: int) -> None:
+        self.attempt(lambda: self.state.drop_network(network(n).id))
+
+    @rule(n=st.integers(1, 4), on=st.integers(1, 3), address=st.integers(2, 3))
+    def put_endpoint(self, n: int, on: int, address: int) -> None:
+        self.attempt(lambda: self.state.put_endpoint(endpoint(n, on, address)))
+
+    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published, spec=st.sampled_from(_SAID[:2]))
+    def join(self, n: int, container: Container | None, published: tuple[Published, ...], spec: PolicySpec) -> None:
+        joined = dict[str, Any](joined=True, container=container, published=published, spec=spec)
+        self.attempt(lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined)))
+
+    @rule(n=st.integers(1, 4))
+    def leave(self, n: int) -> None:
+        left = dict[str, Any](joined=False, container=None, published=())
+        self.attempt(lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **left)))
+
+    @rule(n=st.integers(1, 4))
+    def drop_endpoint(self, n: int) -> None:
+        self.attempt(lambda: self.state.drop_endpoint(endpoint(n, 1, 2).id))
+
+    @rule(families=st.sets(st.sampled_from([2, 10])))
+    def note_switched(self, families: set[int]) -> None:
+        self.attempt(lambda: self.state.note_switched(families))
+
+    @rule(names=st.frozensets(st.sampled_from(["br0", "br1"])))
+    def see_bridges(self, names: frozenset[str]) -> None:
+        self.state.observe(lambda facts: dataclasses.replace(facts, bridges=BridgeFacts(dockers=names)))
+        self.try_again()
+
+    @rule(full=st.booleans())
+    def fill_disk(self, full: bool) -> None:
+        self.disk.full = full
+
+    @rule(times=st.integers(0, 3))
+    def refuse(self, times: int) -> None:
+        self.kernel.refuses = times
+
+    @rule()
+    def flush_ruleset(self) -> None:
+        self.kernel.table = None
+
+    @precondition(lambda self: not self.kernel.refuses)
+    @rule()
+    def repair(self) -> None:
+        gone, refused = self.kernel.table is None, self.kernel.incomplete
+        # What the kernel has refused is tried again, but not at once.
+        assert self.state.repair() in ({gone, True} if refused else {gone})
+        assert self.kernel.table == desired(self.state)
+
+    @invariant()
+    def what_stands_is_what_is_known(self) -> None:
+        if self.kernel.table is not None:
+            assert self.kernel.table == desired(self.state)
+
+    @invariant()
+    def the_next_start_finds_it(self) -> None:
+        if not self.disk.full and not self.kernel.refuses:
+            self.state.put_network(network(9))
+            self.state.drop_network(network(9).id)
+            kept = self.disk.kept
+            assert dict(kept.networks) == dict(self.state.networks)
+            assert dict(kept.endpoints) == dict(self.state.endpoints)
+            assert (kept.overrides, dict(kept.bans)) == (self.state.state.overrides, dict(self.state.state.bans))
+            assert kept.egress_restricted == {e.key[0] for e in desired(self.state) if e.set == "confined"}
+
+
+AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
+
+
+class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
+    """Whatever the order and the failures: what the kernel holds is what is known; what is refused leaves no trace."""
+
+
+# --- closing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web() -> tuple[Reconciler, Kernel, Disk]:
+    """One network, and on it a container that answers on 22, 80, 443 and 8080, published too."""
+    state, kernel, disk = reconciler()
+    state.put_network(network(1))
+    state.put_endpoint(
+        dataclasses.replace(
+            endpoint(1, 1, 2),
+            joined=True,
+            container=Container("c", "web", PolicySpec(allow=(MORE,))),
+            published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
+        )
+    )
+    assert len(opened(kernel)) == 8
+    return state, kernel, disk
+
+
+def opened(kernel: Kernel) -> set[Element]:
+    return {e for e in kernel.table or () if e.set.startswith(("allow", "from", "publish", "self"))}
+
+
+_CLOSINGS: dict[str, Callable[[Reconciler], object]] = {
+    "Leave": lambda s: s.edit_endpoint(
+        endpoint(1, 1, 2).id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
+    ),
+    "DeleteEndpoint": lambda s: s.drop_endpoint(endpoint(1, 1, 2).id),
+    "DeleteNetwork": lambda s: s.drop_network(network(1).id),
+    "a label that turned out wrong": lambda s: s.edit_endpoint(
+        endpoint(1, 1, 2).id,
+        lambda e: dataclasses.replace(e, published=(), container=Container("c", "w", problems=(Problem("", "", ""),))),
+    ),
+}
+
+
+@pytest.mark.parametrize("close", _CLOSINGS.values(), ids=_CLOSINGS)
+def test_a_full_disk_keeps_nothing_open(
+    web: tuple[Reconciler, Kernel, Disk], close: Callable[[Reconciler], object]
+) -> None:
+    """What closes an address closes it even when the disk is full: the address's next owner inherits no open port."""
+    state, kernel, disk = web
+    disk.full = True
+    close(state)
+    assert opened(kernel) == set()
+    kernel.table = None
+    assert state.repair()
+    assert opened(kernel) == set()
+    assert "No space left" in state.unsaved_reason
+    with pytest.raises(FwError):
+        state.save_again()
+    disk.full = False
+    state.save_again()
+    assert state.unsaved_reason == ""
+    assert not [e for e in disk.kept.endpoints.values() if e.joined and e.container and not e.container.problems]
+
+
+def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
+    """After somebody flushed the rules, flows to closed ports that began meanwhile do not live on as established.
+
+    Whether the watch mends it, or a hook that comes first, or a start.
+    """
+    state, kernel, _ = web
+    cut.clear()  # the start's
+    assert not state.repair()
+    assert cut == []
+    kernel.table = None
+    assert state.repair()
+    (guarded,) = cut
+    assert guarded.keys() == {IPv4Address("10.1.0.2")}
+    assert SSH in guarded[IPv4Address("10.1.0.2")].policy.accepts
+    kernel.table = None
+    state.put_network(network(2))
+    assert len(cut) == 2
+    state.start(Facts(State(state.networks, state.endpoints)))
+    assert len(cut) == 3
+
+
+def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """What opens must be on the disk first: a Join on a full disk is refused, and nothing of it stands."""
+    state, kernel, disk = web
+    state.put_endpoint(endpoint(2, 1, 3))
+    before = set(kernel.table or ())
+    disk.full = True
+    with pytest.raises(FwError, match="No space left"):
+        state.edit_endpoint(
+            endpoint(2, 1, 3).id, lambda e: dataclasses.replace(e, joined=True, container=Container("d", "db"))
+        )
+    assert kernel.table == before
+    assert not state.endpoints[endpoint(2, 1, 3).id].joined
+
+
+def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """Even when taking a change back fails too, what is known and what stands in the kernel agree."""
+    state, kernel, disk = web
+    state.put_endpoint(endpoint(2, 1, 3))
+    before = set(kernel.table or ())
+    kernel.refuses = 2
+    save = disk.save
+
+    def full_after_the_first(kept: State, *, flush: bool, endpoint: str = "") -> None:
+        save(kept, flush=flush)
+        disk.full = True
+
+    disk.save = full_after_the_first  # type: ignore[method-assign]
+    with pytest.raises(FwError):
+        state.edit_endpoint(
+            endpoint(2, 1, 3).id, lambda e: dataclasses.replace(e, joined=True, container=Container("d", "db"))
+        )
+    assert kernel.table == before
+    assert not state.endpoints[endpoint(2, 1, 3).id].joined
+
+
+def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined() -> None:
+    """Somebody on the network may not begin everything, and that is kept for the next boot, when nobody is known: also
+    if docker-fw died between the two."""
+    state, _, disk = reconciler()
+    egress_restricted = dataclasses.replace(
+        endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))
+    )
+    state.start(Facts(State({network(1).id: network(1)}, {egress_restricted.id: egress_restricted})))
+    assert state.state.egress_restricted == disk.kept.egress_restricted == {network(1).bridge}
+
+
+# --- one address, two endpoints; many calls at once ---------------------------------------------------------------
+
+
+def test_two_endpoints_with_one_address_do_not_close_each_other(web: tuple[Reconciler, Kernel, Disk]) -> None:
+    """Docker may give an address again before the old endpoint is deleted: the new one keeps its ports."""
+    state, kernel, _ = web
+    again = dataclasses.replace(endpoint(2, 1, 2), joined=True, container=Container("d", "next"))
+    state.put_endpoint(again)
+    state.drop_endpoint(endpoint(1, 1, 2).id)
+    assert {e.key[2] for e in opened(kernel)} == {22, 80, 443, 161}
+
+
+def test_calls_at_once_lose_nothing() -> None:
+    """Compose makes its networks and starts its containers at once: each of them is known afterwards."""
+    state, kernel, _ = reconciler()
+    barrier = threading.Barrier(8)
+
+    def work(worker: int) -> None:
+        barrier.wait()
+        for round_ in range(20):
+            number = 100 + worker * 20 + round_
+            net = dataclasses.replace(network(1), id=f"{number:064}", bridge=f"fw-{number}")
+            state.put_network(net)
+            end = dataclasses.replace(endpoint(1, 1, 2), id=f"{number:064x}", network_id=net.id, joined=True)
+            state.put_endpoint(end)
+            state.edit_endpoint(end.id, lambda e: dataclasses.replace(e, container=Container("c", "web")))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert len(state.networks) == len(state.endpoints) == 160
+    assert kernel.table == desired(state)
+
+
+def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
+    """One container's elements that the kernel refuses (a rate of no length it knows) do not hold up what closes by the
+    same change: the ports of another one that leaves."""
+    state, kernel, _ = reconciler()
+    state.put_network(network(1))
+    any4 = IPv4Address(0)
+    state.observe(lambda facts: dataclasses.replace(facts, listening=frozenset({Published("tcp", any4, 8080, 8080)})))
+    assert Element("listening", (2, 6, 8080)) in (kernel.table or ())
+    change, replace = kernel.change, kernel.replace
+
+    def takes(elements: Iterable[Element]) -> None:
+        if any(element.set == "rated4" for element in elements):
+            raise NftError("Value too large")
+
+    def change_(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        takes(what.add)
+        change(what, timed)
+
+    def replace_(elements: Iterable[Element], *args: Any, **kwargs: Any) -> None:
+        elements = list(elements)
+        takes(elements)
+        replace(elements, *args, **kwargs)
+
+    kernel.change, kernel.replace = change_, replace_  # type: ignore[method-assign]
+    limited = Container("c" * 64, "web", PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)))
+    bad = dataclasses.replace(endpoint(1, 1, 2), joined=True, container=limited)
+    state.observe(
+        lambda facts: dataclasses.replace(
+            facts.keeping(lambda known: known.with_endpoint(bad)),
+            listening=frozenset(),
+            suspects=frozenset({Published("tcp", any4, 5432, 5432)}),
+        )
+    )
+    assert kernel.table is not None
+    assert not [element for element in kernel.table if element.set in ("listening", "rated4")]
+    assert Element("proxied", (2, 6, 5432)) in kernel.table

@@ -1,0 +1,541 @@
+"""The state file: what was kept comes back; what a crash, a full disk or an editor did to it never stops the start."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.labels.parser import EVERYTHING
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Overriding,
+    Peer,
+    PolicySpec,
+    Problem,
+    Published,
+    Rate,
+    Rule,
+)
+from plugin.nftables.document import element_text
+from plugin.nftables.sets import Element
+from plugin.policy.facts import Facts
+from plugin.policy.saved import State
+from plugin.policy.view import evaluated
+from plugin.state.reconciler import Reconciler
+from plugin.state.store import VERSION, Store
+from tests.pure.fakes import Kernel
+from tests.pure.strategies import (
+    ELEMENT_TEXT,
+    bridges,
+    endpoints,
+    examples,
+    json_values,
+    networks,
+    overridings,
+    prefixes,
+    published,
+)
+
+V1 = Path(__file__).parents[2] / "golden" / "state-1.json"
+MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
+NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), spec=PolicySpec(allow=(MORE,)))
+SAID = PolicySpec(
+    (Rule("tcp", 22, 22, (TEN, Peer("service", "api"))), Rule("gre", 0, 0)),
+    (Rule("tcp", 80, 80),),
+    "closed",
+    (Rule("udp", 53, 53, (Peer("host"),)),),
+    (Rate("tcp", 22, 22, 5, "minute", 10, "label fw.rate"),),
+    "drop",
+)
+ENDPOINT = Endpoint(
+    "b" * 64,
+    NETWORK.id,
+    IPv4Address("172.18.0.2"),
+    IPv6Address("2001:db8::2"),
+    "02:42:ac:12:00:02",
+    joined=True,
+    spec=PolicySpec(egress=EVERYTHING),
+    container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", PolicySpec(egress=())),
+    published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
+)
+SHORT = State({NETWORK.id: NETWORK}, {"b": Endpoint("b", NETWORK.id, container=Container("c", "wéb"))}, "boot-1")
+BEFORE = State({NETWORK.id: NETWORK}, {}, "boot-1", frozenset({2}))
+AFTER = State(
+    {NETWORK.id: NETWORK},
+    {ENDPOINT.id: ENDPOINT},
+    "boot-1",
+    frozenset({2, 10}),
+    frozenset({"virbr0"}),
+    {"c" * 64: (Published("tcp", IPv6Address("::"), 8443, 443),)},
+    frozenset({"br-front"}),
+    (
+        Overriding("c" * 64, Rule("tcp", 9000, 9000, (TEN,), "fwctl allow"), False, 1_900_000_000.5),
+        Overriding("d" * 64, Rule("udp", 1, 65535), True),
+    ),
+    {ip_network("203.0.113.7"): 0, ip_network("2001:db8::/48"): 1_900_000_000.25},
+)
+
+
+def by_id(items: list[Any]) -> dict[str, Any]:
+    return {item.id: item for item in items}
+
+
+states = st.builds(
+    State,
+    networks=st.lists(networks, max_size=3).map(by_id),
+    endpoints=st.lists(endpoints, max_size=4).map(by_id),
+    boot=st.text(max_size=36),
+    switched=st.frozensets(st.sampled_from([2, 10])),
+    unmanaged=st.frozensets(bridges, max_size=2),
+    proxied=st.dictionaries(st.text(max_size=8), st.lists(published, max_size=2).map(tuple), max_size=2),
+    egress_restricted=st.frozensets(bridges, max_size=2),
+    overrides=st.lists(overridings, max_size=3).map(tuple),
+    bans=st.dictionaries(prefixes, st.sampled_from([0, 1.5, 1_900_000_000]), max_size=3),
+)
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[Path]:
+    """In memory, where there is such a place: some tests write thousands of files."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="fw-store-", dir=memory) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lib" / "state.json"
+
+
+@given(st.lists(st.tuples(states, st.booleans()), min_size=1, max_size=4))
+@examples(25)
+def test_what_was_saved_comes_back(saved: list[tuple[State, bool]]) -> None:
+    """Whatever was last saved, flushed or not, is what the next start reads: every field of every record."""
+    with directory() as where:
+        store = Store(str(where / "state.json"))
+        for state, flush in saved:
+            store.save(state, flush=flush)
+            assert Store(str(where / "state.json")).load() == state
+
+
+def test_nothing_there_is_an_empty_state(path: Path) -> None:
+    """The first start finds nothing and needs nothing; its directory is made, for root alone."""
+    store = Store(str(path))
+    assert store.load() == State()
+    store.save(BEFORE, flush=True)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_one_record_a_line(path: Path) -> None:
+    """A person can read the file, and a diff of it: JSON, a record a line."""
+    Store(str(path)).save(AFTER, flush=True)
+    lines = path.read_text().splitlines()
+    assert [line.partition(":")[0] for line in lines if line.startswith('"')] == [
+        '"networks"', f'"{NETWORK.id}"', '"endpoints"', f'"{ENDPOINT.id}"'
+    ]  # fmt: skip
+    assert json.loads(path.read_text())["version"] == VERSION
+
+
+def test_a_file_cut_anywhere_never_stops_the_start() -> None:
+    """Cut at each of its bytes (a power cut, a full disk), the file is kept aside and the last flushed one is read."""
+    with directory() as where:
+        file = where / "state.json"
+        store = Store(str(file))
+        store.save(BEFORE, flush=True)
+        store.save(SHORT, flush=False)
+        whole, flushed = file.read_bytes(), (where / "state.json~").read_bytes()
+    with directory() as where:
+        file = where / "state.json"
+        for length in range(len(whole)):
+            file.write_bytes(whole[:length])
+            (where / "state.json~").write_bytes(flushed)
+            state = Store(str(file)).load()
+            if state == SHORT:  # nothing but the last newline is missing
+                assert length == len(whole) - 1
+                continue
+            assert state == BEFORE
+            (aside,) = where.glob("state.json.corrupt-*")
+            assert aside.read_bytes() == whole[:length]
+            aside.unlink()
+
+
+def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
+    """Nothing readable at all: everything stays closed, the file stays for a person to see, and the start goes on."""
+    with directory() as where:
+        Store(str(where / "state.json")).save(SHORT, flush=True)
+        whole = (where / "state.json").read_bytes()
+    for length in range(0, len(whole) - 1, 7):
+        with directory() as where:
+            (where / "state.json").write_bytes(whole[:length])
+            store = Store(str(where / "state.json"))
+            assert store.load() == State()
+            assert len(list(where.glob("state.json.corrupt-*"))) == 1
+            store.save(BEFORE, flush=True)
+            assert store.load() == BEFORE
+
+
+def elements_of(state: State) -> Iterator[Element]:
+    inventory = evaluated(Defaults(), Facts(state))
+    for owner in inventory.owners():
+        yield from inventory.elements(owner)
+
+
+def _damaged(document: Any, data: st.DataObject) -> Any:
+    """The document with one value somewhere in it replaced by another, or removed."""
+    here, steps = document, data.draw(st.integers(1, 5))
+    for step in range(steps):
+        keys = list(here) if isinstance(here, dict) else list(range(len(here)))
+        if not keys:
+            break
+        key = data.draw(st.sampled_from(keys))
+        if step < steps - 1 and isinstance(here[key], dict | list) and here[key]:
+            here = here[key]
+        elif isinstance(here, dict) and data.draw(st.booleans()):
+            del here[key]
+            break
+        else:
+            here[key] = data.draw(json_values)
+            break
+    return document
+
+
+@given(data=st.data())
+@examples(80)
+def test_a_damaged_file_never_stops_the_start(data: st.DataObject) -> None:
+    """One value changed or missing anywhere: a state whose records are sound, or the fallback; never a crash."""
+    with directory() as where:
+        file = where / "state.json"
+        Store(str(file)).save(AFTER, flush=True)
+        document = _damaged(json.loads(file.read_text()), data)
+        file.write_text(json.dumps(document))
+        Store(str(where / "other.json")).save(BEFORE, flush=True)
+        (where / "other.json").rename(where / "state.json~")
+        version = document.get("version") if isinstance(document, dict) else None
+        if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
+            with pytest.raises(FwError, match="newer"):
+                Store(str(file)).load()
+            return
+        state = Store(str(file)).load()
+        for network in state.networks.values():
+            assert isinstance(network.gateway4, IPv4Interface | None)
+            assert network.gateway6 is None or network.gateway6.version == 6
+            assert isinstance(network.internal, bool)
+        for endpoint in state.endpoints.values():
+            assert isinstance(endpoint.addr4, IPv4Address | None)
+            assert isinstance(endpoint.addr6, IPv6Address | None)
+            assert isinstance(endpoint.joined, bool)
+        assert all(isinstance(until, int | float) for until in state.bans.values())
+        assert state == BEFORE or not list(where.glob("state.json.corrupt-*"))
+        for item in elements_of(state):
+            assert re.fullmatch(ELEMENT_TEXT, element_text(item))
+        Store(str(file)).save(state, flush=True)
+
+
+@given(st.binary(max_size=200) | json_values.map(lambda v: json.dumps(v).encode()))
+@examples(100)
+def test_any_bytes_never_stop_the_start(content: bytes) -> None:
+    """A file of anything at all is set aside, or is a newer version's and refused with a text."""
+    with directory() as where:
+        (where / "state.json").write_bytes(content)
+        try:
+            assert Store(str(where / "state.json")).load() == State()
+        except FwError as refused:
+            spec = str(refused)
+            assert "newer" in spec
+        else:
+            (aside,) = where.glob("state.json.corrupt-*")
+            assert aside.read_bytes() == content
+
+
+def test_a_newer_versions_file_is_refused_and_left_alone(path: Path) -> None:
+    """After a downgrade the start says what to do, and the newer file stays as it is."""
+    Store(str(path)).save(BEFORE, flush=True)
+    newer = path.read_text().replace('"version": 2', '"version": 3')
+    path.write_text(newer)
+    with pytest.raises(FwError, match=r"version 3, newer than this docker-fw \(version 2\); install the newer"):
+        Store(str(path)).load()
+    assert path.read_text() == newer
+    assert [p.name for p in path.parent.iterdir()] == ["state.json"]
+
+
+def test_every_field_is_kept(path: Path) -> None:
+    """Labels and where they were said, names, notices, overrides, bans and their ends: all of it comes back, to the
+    letter, for what is shown to people too."""
+    Store(str(path)).save(AFTER, flush=True)
+    state = Store(str(path)).load()
+    assert state == AFTER
+    assert state.networks[NETWORK.id].spec.allow[0].origin == MORE.origin
+    assert [each.rule.origin for each in state.overrides] == ["fwctl allow", ""]
+    container = state.endpoints[ENDPOINT.id].container
+    assert container
+    assert (container.spec.rate or ())[0].origin == "label fw.rate"
+    assert list(state.bans) == list(AFTER.bans)
+
+
+def test_a_file_of_version_1_is_read(path: Path) -> None:
+    """What docker-fw 0.1 wrote is understood after an upgrade: its lists of ports, and all that there was besides.
+
+    The file was written by version 0.1.0 itself.
+    """
+    path.parent.mkdir()
+    path.write_bytes(V1.read_bytes())
+    state = Store(str(path)).load()
+    network = Network(
+        "a" * 64,
+        "fw-aaaaaaaaaaaa",
+        IPv4Interface("172.18.0.1/16"),
+        IPv6Interface("2001:db8:1::1/64"),
+        False,
+        1400,
+        False,
+        IPv4Address("127.0.0.1"),
+        "net",
+        PolicySpec(allow=(Rule("tcp", 9100, 9100),)),
+    )
+    web = Container("c" * 64, "web", PolicySpec(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53))))
+    wrong = Container("d" * 64, "wröng", problems=(Problem("label fw.allow", "808O", "is not a port", False, False),))
+    endpoints = [
+        Endpoint("b" * 64, network.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"), "02:42:ac:12:00:02",
+                 True, PolicySpec(allow=(Rule("sctp", 1, 65535),)), web,
+                 (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)),
+        Endpoint("e" * 64, network.id, IPv4Address("172.18.0.3"), None, "02:42:ac:12:00:03", True, container=wrong),
+        Endpoint("f" * 64, network.id, None, IPv6Address("2001:db8:1::4")),
+    ]  # fmt: skip
+    assert state == State(
+        {network.id: network},
+        by_id(endpoints),
+        "boot-1",
+        frozenset({2}),
+        frozenset({"virbr0"}),
+        {web.id: (Published("tcp", IPv6Address("::"), 8443, 443),)},
+    )
+    Store(str(path)).save(state, flush=True)
+    assert Store(str(path)).load() == state
+    assert json.loads(path.read_text())["version"] == 2
+
+
+def test_a_file_of_version_1_that_is_damaged_is_not_guessed_at(path: Path) -> None:
+    """What has neither the old nor the new words is set aside like any file that cannot be read."""
+    path.parent.mkdir()
+    path.write_text(V1.read_text().replace('"allow"', '"alow"'))
+    assert Store(str(path)).load() == State()
+
+
+PORT = {"proto": "tcp", "first": 1, "last": 1}
+RATE = {**PORT, "count": 1, "unit": "day", "burst": 1}
+WRONG: dict[str, Any] = {
+    "a policy": ("said", {"policy": "opne"}),
+    "a log": ("said", {"log": "yes"}),
+    "a list": ("said", {"allow": {}}),
+    "a rule": ("said", {"allow": [{"proto": "icmp", "first": 1, "last": 1}]}),
+    "a port": ("said", {"allow": [{"proto": "tcp", "first": 0, "last": 1}]}),
+    "a range": ("said", {"deny": [{"proto": "tcp", "first": 9, "last": 1}]}),
+    "a prefix": ("said", {"allow": [{**PORT, "peers": [{"kind": "prefix", "value": "10.0.0.1/8"}]}]}),
+    "a peer": ("said", {"egress": [{**PORT, "peers": [{"kind": "any", "value": ""}]}]}),
+    "a unit": ("said", {"rate": [{**RATE, "unit": "week"}]}),
+    "a count": ("said", {"rate": [{**RATE, "count": 10**9}]}),
+    "a burst": ("said", {"rate": [{**RATE, "burst": 70000}]}),
+    "a rate's range": ("said", {"rate": [{**RATE, "first": 2}]}),
+    "an end": ("bans", {"10.0.0.1": -1}),
+    "an end that is none": ("bans", {"10.0.0.1": True}),
+    "an end without end": ("bans", {"10.0.0.1": float("inf")}),
+    "an end beyond all numbers": ("bans", {"10.0.0.1": 10**400}),
+    "a ban": ("bans", {"everybody": 0}),
+    "a word": ("overrides", [{"container": "c", "rule": PORT, "deny": 1, "until": 0}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG.values(), ids=WRONG)
+def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, value: Any) -> None:
+    """A file that somebody edited opens nothing that the language could not say: it is set aside whole."""
+    Store(str(path)).save(AFTER, flush=True)
+    document = json.loads(path.read_text())
+    if key == "said":
+        document["endpoints"][ENDPOINT.id]["container"]["said"].update(value)
+    else:
+        document[key] = value
+    path.write_text(json.dumps(document))
+    assert Store(str(path)).load() == State()
+    assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("networks", "mtu", 2**64),
+        ("networks", "mtu", 0),
+        ("networks", "id", "\0"),
+        ("endpoints", "id", "../../etc"),
+        ("endpoints", "network_id", ""),
+        ("endpoints", "mac", "02:42"),
+    ],
+)
+def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str, key: str, value: Any) -> None:
+    """A record that no link could be made from is noticed when the file is read, not when it is too late to start."""
+    Store(str(path)).save(AFTER, flush=True)
+    document = json.loads(path.read_text())
+    (record,) = document[kind].values()
+    record[key] = value
+    document[kind] = {record["id"]: record}
+    path.write_text(json.dumps(document))
+    assert Store(str(path)).load() == State()
+    assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1
+
+
+def _full(step: str) -> Any:
+    """A file system that is full at this step."""
+    calls: dict[str, Any] = {"open": os.open, "fsync": os.fsync}
+
+    def fails(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert step in calls
+    return fails
+
+
+@pytest.mark.parametrize("step", ["open", "fsync"])
+def test_a_full_disk_is_an_error_and_the_old_file_stands(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """When the disk does not take the new state Docker is told so, and what stood still stands."""
+    store = Store(str(path))
+    store.save(BEFORE, flush=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, _full(step))
+        with pytest.raises(FwError, match=r"could not write the state file .*state\.json: No space left on device"):
+            store.save(AFTER, flush=True)
+    assert Store(str(path)).load() == BEFORE
+    store.save(AFTER, flush=True)
+    assert Store(str(path)).load() == AFTER
+
+
+def test_a_disk_that_takes_half(path: Path) -> None:
+    """A write that fails in the middle (here: on a full /dev/full) leaves the old file whole."""
+    store = Store(str(path))
+    store.save(BEFORE, flush=True)
+    new = path.with_name("state.json.new")
+    new.symlink_to("/dev/full")
+    with pytest.raises(FwError, match="No space left on device"):
+        store.save(AFTER, flush=False)
+    assert Store(str(path)).load() == BEFORE
+    new.unlink()
+    store.save(AFTER, flush=False)
+    assert Store(str(path)).load() == AFTER
+
+
+def test_a_rename_that_fails_leaves_something_to_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk gives up between keeping the old file and putting the new one there, the old state is still read."""
+    store = Store(str(path))
+    store.save(BEFORE, flush=True)
+    replace = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fails)
+        with pytest.raises(FwError):
+            store.save(AFTER, flush=False)
+    assert Store(str(path)).load() == BEFORE
+    for flush in (False, True):
+        store.save(AFTER, flush=flush)
+        assert Store(str(path)).load() == AFTER
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_file_that_somebody_removed_is_written_again(path: Path, flush: bool) -> None:
+    """Removing the state file (or its directory) under a running plugin costs nothing: the next change writes it."""
+    store = Store(str(path))
+    store.save(BEFORE, flush=True)
+    path.unlink()
+    store.save(AFTER, flush=flush)
+    assert Store(str(path)).load() == AFTER
+
+
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    """A state path below a file is told as an error with the path, as a start's or a call's answer."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FwError, match="could not write the state file"):
+        Store(str(tmp_path / "file" / "state.json")).save(BEFORE, flush=True)
+
+
+def test_an_unreadable_place_is_an_empty_state(tmp_path: Path) -> None:
+    """A directory in the file's place is set aside like any file that cannot be read."""
+    (tmp_path / "state.json").mkdir()
+    store = Store(str(tmp_path / "state.json"))
+    assert store.load() == State()
+    store.save(BEFORE, flush=True)
+    assert store.load() == BEFORE
+
+
+def test_networks_survive_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flushed save is on the disk when it returns: the file, then its name in the directory."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store = Store(str(path))
+    store.save(AFTER, flush=False)
+    assert synced == []
+    store.save(BEFORE, flush=True)
+    assert synced == [str(path.with_name("state.json.new")), str(path.parent)]
+
+
+@given(st.lists(st.tuples(states, st.booleans()), min_size=2, max_size=5))
+@examples(12)
+def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[State, bool]]) -> None:
+    """When the file turns out torn after a power cut, what was last flushed is what comes back."""
+    with directory() as where:
+        store = Store(str(where / "state.json"))
+        flushed = State()
+        for state, flush in saved:
+            store.save(state, flush=flush)
+            flushed = state if flush else flushed
+        if saved[-1][1]:
+            return
+        (where / "state.json").write_text("")
+        assert Store(str(where / "state.json")).load() == flushed
+
+
+def test_one_odd_name_takes_nothing_else_with_it(path: Path) -> None:
+    """A bridge's name that nft would have to quote is left out of what is kept; bans and networks beside it stay."""
+    Store(str(path)).save(dataclasses.replace(AFTER, unmanaged=frozenset({"br+lan", "virbr0"})), flush=True)
+    assert Store(str(path)).load() == AFTER
+
+
+def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
+    """The file that was last flushed has it: after the boot nobody begins what is forbidden before Docker answers."""
+    nothing: Any = Kernel()
+    state = Reconciler(nothing, Store(str(path)), Defaults(PolicySpec()))
+    bridge = "br-0123456789ab"
+    state.start(Facts(State()))
+    shy = BridgeNetwork("n" * 64, "front", bridge, spec=PolicySpec(egress=()))
+    state.observe(lambda facts: facts.with_networks({shy.id: shy}))
+    state.observe(lambda facts: facts.keeping(lambda known: known.with_foreign({"virbr0"})))  # one that is not flushed
+    path.write_text("")  # as the disk may have it then
+    assert bridge in Store(str(path)).load().egress_restricted
