@@ -19,7 +19,7 @@ FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
 ADDRESS = IPv6Address("2001:db8:1::2")
 PEERS = (IPv6Address("2001:db8:1::7"), IPv6Address("2001:db8:2::7"))
 #: What is the same for every address, and says nothing about labels.
-ALWAYS = ("dropped6", "refused6")
+ALWAYS = ("ingress_drops6", "egress_drops6")
 PAIRS: tuple[dict[str, str], ...] = (
     {},
     {"fw.allow": "8080, 53/udp"},
@@ -55,7 +55,7 @@ def _pair(labels: dict[str, str]) -> str:
         directory.put(ElementOwner(Kind.ENDPOINT, str(number)), Who((peer,), f"api{number}", "shop", "api"))
     policy = of(network, Endpoint("e", "n", addr6=ADDRESS, joined=True, container=container))
     elements = address_elements(network.bridge, ADDRESS, directory.resolved(policy, container))
-    restricted = () if policy.egress is None else (Element("confined", (network.bridge,)),)
+    restricted = () if policy.egress is None else (Element("egress_restricted", (network.bridge,)),)
     by_set: dict[str, list[str]] = {}
     for element in sorted({*elements, *restricted}, key=lambda e: (e.set, e.key)):
         if element.set not in ALWAYS:

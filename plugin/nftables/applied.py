@@ -13,11 +13,13 @@ from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.facts import ElementOwner
 
 #: Sets whose elements lead to a container: they go first with what opens.
-_LEADING = ("publish", "self")
+_LEADING = ("publish", "hairpin")
 #: Sets whose elements bind a port of a bridge to an address that its container sends from.
 _BOUND = ("bound4", "bound6")
 #: Sets whose elements name the other end, its prefix's length before it.
-_PEERS = frozenset(f"{name}{v}{blocks}" for name in ("from", "to", "via") for v in (4, 6) for blocks in ("", "_blocks"))
+_PEERS = frozenset(
+    f"{name}{v}{blocks}" for name in ("from", "egress_to", "host_from") for v in (4, 6) for blocks in ("", "_blocks")
+)
 
 
 class AppliedElements:
@@ -88,14 +90,14 @@ class AppliedElements:
         a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open."""
         count = Counter(element for elements in going.values() for element in elements)
         remove = tuple(element for element, n in count.items() if self._count[element] == n)
-        shut = (_shut(element) for element in remove if element.set.startswith("served"))
+        shut = (_shut(element) for element in remove if element.set.startswith("host_open"))
         return Change(remove, tuple(element for element in shut if not self._count[element]))
 
     def without(
         self, going: Mapping[ElementOwner, Collection[Element]], closing: Change
     ) -> dict[ElementOwner, frozenset[Element]]:
         """What these owners have after `closing`."""
-        shut = {element: _shut(element) for element in closing.remove if element.set.startswith("served")}
+        shut = {element: _shut(element) for element in closing.remove if element.set.startswith("host_open")}
         return {
             owner: self.of(owner).difference(elements).union(shut[e] for e in elements if e in shut)
             for owner, elements in going.items()
@@ -122,7 +124,7 @@ class AppliedElements:
         old = self.of(owner)
         if any(map(_opens, old - new)):
             return True
-        closes = ("confined", "proxied") if old else ("confined",)
+        closes = ("egress_restricted", "host_closed") if old else ("egress_restricted",)
         return any(element.set.startswith(closes) for element in new - old)
 
     def wider(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
@@ -164,4 +166,4 @@ def _passes_one(element: Element) -> bool:
 
 def _shut(served: Element) -> Element:
     """What closes the port of docker-proxy's that another element keeps open."""
-    return Element(served.set.replace("served", "proxied"), served.key)
+    return Element(served.set.replace("host_open", "host_closed"), served.key)

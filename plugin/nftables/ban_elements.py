@@ -23,8 +23,8 @@ def _asking(prefix: Prefix) -> tuple[Element, ...]:
     family = (AF[prefix.version],)
     exact = prefix.version == 4 and prefix.prefixlen > max(BAN_LENGTHS[4])
     if exact or prefix.prefixlen == prefix.max_prefixlen:
-        return (Element("banning", family),)
-    return Element("banning", family), Element("banning_nets", family)
+        return (Element("ban_families", family),)
+    return Element("ban_families", family), Element("ban_prefix_families", family)
 
 
 def ban_elements(bans: Mapping[Prefix, float], now: float) -> tuple[set[Element], dict[Element, int]]:

@@ -14,7 +14,7 @@ from plugin.kernel import netlink as nl
 from plugin.model import Address
 from plugin.nftables import fields
 from plugin.nftables.fields import VERDICT
-from plugin.nftables.sets import TABLE, Element, spec_of
+from plugin.nftables.sets import SETS, TABLE, Element, spec_of
 
 NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
@@ -33,7 +33,8 @@ def of_set(name: str, table: str = TABLE) -> bytes:
 
 
 def _family(name: str) -> int:
-    return NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
+    spec = SETS.get(name.partition("__")[0])  # of a former version's set there is no more
+    return NFPROTO_BRIDGE if spec and spec.bridge else NFPROTO_INET
 
 
 def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:

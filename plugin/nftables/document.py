@@ -59,10 +59,10 @@ def skeleton(
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
     sets = _sets(name for name, spec in SETS.items() if not spec.bridge and (cgroups or CGROUP not in spec.key))
     levels = (f"{CGROUP[:-1]}{level}" for level in CGROUP_LEVELS)
-    unknown = "".join(f"\t\t{level} @proxies goto to_unknown\n" for level in levels) if cgroups else ""
+    unknown = "".join(f"\t\t{level} @docker_proxy goto unlisted_proxy\n" for level in levels) if cgroups else ""
     if holds:
-        proxy_unidentified = "meta nfproto @holding " if cgroups else ""
-        unknown += f"\t\t{proxy_unidentified}socket transparent 0 goto to_fresh\n"
+        proxy_unidentified = "meta nfproto @proxy_unidentified " if cgroups else ""
+        unknown += f"\t\t{proxy_unidentified}socket transparent 0 goto new_listener\n"
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if logs else "continue"
     rates = list(rates)
     flags = f"\t{_OWNED};\n" if owned else ""

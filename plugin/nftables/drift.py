@@ -77,13 +77,19 @@ def drift(
     found = [told("+", "set", f"set {name}", "") for name in sorted(sets - standing.sets)]
     stray = {name for name in standing.sets if name.partition("__")[0] not in (*SETS, *_METERS)}
     found += [told("-", "set", f"set {name}", "") for name in sorted(stray)]
-    too_much = {e for e in standing.elements - should - set(timed) - standing.leaving if not e.set.startswith("held")}
+    too_much = {
+        e
+        for e in standing.elements - should - set(timed) - standing.leaving
+        if not (e.set in SETS and spec_of(e.set).meter)
+    }
     found += elements(Change(tuple(too_much), tuple((should | set(timed)) - standing.elements)), who)
     return [*found, *_rules(text, put, standing.lines)]
 
 
 #: Sets that rates bring with them, of the sources that came.
-_METERS = tuple(f"{word}{kind}" for word in ("seen", "wide", "kept") for kind in ("4", "6", "_host4", "_host6"))
+_METERS = tuple(
+    f"{word}{kind}" for word in ("sources", "networks", "proven") for kind in ("4", "6", "_host4", "_host6")
+)
 
 
 def elements(change: Change, who: Names) -> list[Told]:

@@ -17,6 +17,7 @@ from plugin.nftables import fields
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.fields import VERDICT, Value
+from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.sets import SETS, TABLE, Element, SetSpec, spec_of
 
 _SUBSYS = 10 << 8
@@ -43,11 +44,17 @@ def read() -> TableDump:
 def listening() -> frozenset[Published] | None:
     """The ports of the host's own programs in a table that stands; None where it holds no others. Raises OSError."""
     with nl.open_socket() as sock:
-        if not _dump(sock, _GETSETELEM, NFPROTO_INET, "holding"):
+        if not _current_or_former(sock, "proxy_unidentified"):
             return None
-        names = ("listening", "listening4", "listening6")
-        told = ((name, _dump(sock, _GETSETELEM, NFPROTO_INET, name)) for name in names)
+        names = ("host_own", "host_own4", "host_own6")
+        told = ((name, _current_or_former(sock, name)) for name in names)
         return frozenset(_port(element) for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+
+
+def _current_or_former(sock: socket.socket, name: str) -> list[bytes]:
+    """A set's elements; those of its former name where the table is an older version's."""
+    found = _dump(sock, _GETSETELEM, NFPROTO_INET, name)
+    return found or _dump(sock, _GETSETELEM, NFPROTO_INET, FORMER_SETS[name])
 
 
 def _port(element: Element) -> Published:

@@ -46,7 +46,7 @@ def _flows(address: Address, rules: Iterable[Rule], free: str, gate: str, whom: 
         if rule.proto == OTHER:
             # It is accepted from everybody or from nobody, and no list of what may be begun has it.
             if free == "allow" and not rule.peers:
-                yield Element(f"other{v}", (address,))
+                yield Element(f"allow_other{v}", (address,))
             continue
         prefixes = _prefixes(rule, v) if rule.peers else []
         for suffix, proto, port in _ports(rule):
@@ -61,19 +61,19 @@ def _flows(address: Address, rules: Iterable[Rule], free: str, gate: str, whom: 
 
 def rule_elements(address: Address, rules: Iterable[Rule]) -> Iterator[Element]:
     """What makes `address` accept `rules`; their peers are addresses."""
-    yield from _flows(address, rules, "allow", "gate", "from")
+    yield from _flows(address, rules, "allow", "peer_ports", "from")
 
 
 def _egress(bridge: str, address: Address, rules: tuple[Rule, ...] | None, *, known: bool) -> Iterator[Element]:
     if rules is None:
         if known:
-            yield Element(f"free{address.version}", (bridge, address))
+            yield Element(f"egress_all{address.version}", (bridge, address))
         return
-    yield from _flows(address, rules, "out", "outgate", "to")
+    yield from _flows(address, rules, "egress_allow", "egress_peer_ports", "egress_to")
     for rule in rules:
         if any(peer.kind == "host" for peer in rule.peers):
             for suffix, proto, port in _ports(rule):
-                yield Element(f"tohost{address.version}{suffix}", (address, proto, port))
+                yield Element(f"egress_host{address.version}{suffix}", (address, proto, port))
 
 
 def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[Element]:
@@ -81,13 +81,13 @@ def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[
     v = address.version
     yield from rule_elements(address, policy.accepts)
     if any(_prefixes(rule, v) for rule in policy.accepts):
-        yield Element("gating", (AF[v],))
+        yield Element("peer_families", (AF[v],))
     yield from _egress(bridge, address, policy.egress, known=policy.known)
-    yield Element(f"dropped{v}", (address,))
-    yield Element(f"refused{v}", (address,))
+    yield Element(f"ingress_drops{v}", (address,))
+    yield Element(f"egress_drops{v}", (address,))
     yield from _rated(address, policy.rates)
     for rule in policy.published:
-        yield Element(f"dnat{v}", (address, NUMBER[rule.proto], rule.first))
+        yield Element(f"allow_published{v}", (address, NUMBER[rule.proto], rule.first))
 
 
 def _rated(address: Address, rates: Iterable[Rate]) -> Iterator[Element]:
@@ -98,14 +98,17 @@ def _rated(address: Address, rates: Iterable[Rate]) -> Iterator[Element]:
         for port in _ports(rate):
             by_port.setdefault(port, []).append(rate)
         if remembers(rate.count, rate.unit, rate.burst):
-            yield Element(f"remembering{v}", (address,))
+            yield Element(f"rate_proven{v}", (address,))
     for (suffix, proto, number), those in by_port.items():
-        yield Element(f"rated{v}{suffix}", (address, proto, number), (limit_chain(address, v, those),))
+        yield Element(f"rate_limit{v}{suffix}", (address, proto, number), (limit_chain(address, v, those),))
 
 
 def network_elements(network: Network) -> frozenset[Element]:
     """What a network needs besides its endpoints."""
-    elements = {Element("same_bridge", (network.bridge, network.bridge)), Element("bridges", (network.bridge,))}
+    elements = {
+        Element("same_bridge", (network.bridge, network.bridge)),
+        Element("protected_bridges", (network.bridge,)),
+    }
     if network.internal:
         elements.add(Element("internal", (network.bridge,)))
     elif network.masquerade and network.gateway4 is not None:
@@ -126,9 +129,9 @@ def guarded_elements(network: BridgeNetwork) -> frozenset[Element]:
 def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
     """What the table needs to know of bridges that are not the driver's."""
     return frozenset(
-        {Element("foreign", (index,)) for index in bridges.unmanaged}
+        {Element("unmanaged", (index,)) for index in bridges.unmanaged}
         | {Element("dockers", (name,)) for name in bridges.dockers}
-        | {Element("bridges", (name,)) for name in bridges.guarded}
+        | {Element("protected_bridges", (name,)) for name in bridges.guarded}
         # Within one bridge nobody comes from elsewhere, whosever it is.
         | {Element("same_bridge", (name, name)) for name in bridges.there}
     )
@@ -136,8 +139,8 @@ def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
 
 def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
     """Where docker-proxy is not known by its control group, whatever begins to listen is held."""
-    held = (Element("holding", (family,)) for family in AF.values()) if proxies.holding else ()
-    return frozenset((*(Element("proxies", (number,)) for number in proxies.cgroups), *held))
+    held = (Element("proxy_unidentified", (family,)) for family in AF.values()) if proxies.holding else ()
+    return frozenset((*(Element("docker_proxy", (number,)) for number in proxies.cgroups), *held))
 
 
 def guest_elements(
@@ -153,7 +156,7 @@ def guest_elements(
     for port in endpoint.published:
         if port.host_ip.is_loopback:
             continue
-        elements.add(proxied_element(port, "proxied" if port in shut else "served"))
+        elements.add(proxied_element(port, "host_closed" if port in shut else "host_open"))
         if port in shut:
             elements.update(_via(port, policy.accepts))
         elements.update(_rated_host(endpoint, port, policy.rates))
@@ -162,7 +165,7 @@ def guest_elements(
     return frozenset(elements)
 
 
-def proxied_element(port: Published, name: str = "proxied") -> Element:
+def proxied_element(port: Published, name: str = "host_closed") -> Element:
     """What closes (or, as "served", leaves open) a port of the host on which docker-proxy listens."""
     at, key = _host_port(port)
     return Element(f"{name}{at}", key)
@@ -171,7 +174,7 @@ def proxied_element(port: Published, name: str = "proxied") -> Element:
 def neighbour_element(bridge: str, port: Published) -> Element:
     """What lets all containers of a network reach a port that one of them publishes, whether it is closed or not."""
     at, key = _host_port(port)
-    return Element(f"neighbour{at}", (bridge, *key))
+    return Element(f"host_neighbours{at}", (bridge, *key))
 
 
 def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
@@ -191,7 +194,7 @@ def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
             for prefix in _prefixes(rule, version):
                 for piece in pieces(prefix):
                     if port.host_ip.is_unspecified:
-                        yield Element(f"via{version}", (*key, *piece))
+                        yield Element(f"host_from{version}", (*key, *piece))
                     else:
                         yield Element(f"from{version}", (port.host_ip, *key, *piece))
 
@@ -201,7 +204,7 @@ def _rated_host(endpoint: Endpoint, port: Published, rates: Iterable[Rate]) -> I
     address = endpoint.addr4 or endpoint.addr6
     if those and address:
         chain = limit_chain(address, port.host_ip.version, those, host=True)
-        yield proxied_element(port, "rated_host")._replace(data=(chain,))
+        yield proxied_element(port, "rate_limit_host")._replace(data=(chain,))
 
 
 def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterator[Element]:
@@ -217,7 +220,7 @@ def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterato
     for address in {*own, *more, link_local(endpoint.mac)}:
         yield Element(f"bound{address.version}", (port, endpoint.mac, address))
     for address in filter(None, (endpoint.addr6, link_local(endpoint.mac))):
-        yield Element("targets", (port, endpoint.mac, address))
+        yield Element("bound_targets", (port, endpoint.mac, address))
 
 
 def link_local(mac: str) -> IPv6Address:
@@ -251,5 +254,5 @@ def endpoint_elements(
             key = (port.host_ip, *key)
         elements.add(Element(name, key, (target, port.container_port)))
         elements.add(Element("published", (PROTO_NUMBER[port.proto], port.host_port)))
-        elements.add(Element("self4" if v4 else "self6", (target, target)))
+        elements.add(Element("hairpin4" if v4 else "hairpin6", (target, target)))
     return frozenset(elements)

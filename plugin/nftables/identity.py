@@ -15,12 +15,18 @@ from typing import NamedTuple
 from plugin.kernel import netlink as nl
 from plugin.model import FwError
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
-from plugin.nftables.sets import CLOSED, FORMER, TABLE
+from plugin.nftables.sets import CLOSED, FORMER, QUARANTINE_SETS, TABLE
 
 #: Sets that the table of every version has, from the first one on; a later version must keep them.
 SETS_OF_OURS = {
     NFPROTO_INET: frozenset(("same_bridge", "dockers", "no_transit", "publish4", "publish6")),
     NFPROTO_BRIDGE: frozenset(("ports", "bound4", "bound6")),
+}
+#: What former versions call sets whose elements are taken over from the table that an older version left.
+FORMER_SETS = {
+    **{name: name.replace("quarantine", "held") for names in QUARANTINE_SETS.values() for name in names},
+    **{f"host_own{v}": f"listening{v}" for v in ("", 4, 6)},
+    "proxy_unidentified": "holding",
 }
 #: Chains that have rules in the table of every version; without them it closes nothing.
 _CLOSE = frozenset(("forward", "input", "inbound", "deny"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from plugin.labels.ranges import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
 from plugin.nftables import sets
-from plugin.nftables.sets import HELD_SETS, SetSpec, spec_of
+from plugin.nftables.sets import QUARANTINE_SETS, SetSpec, spec_of
 from plugin.policy.bans import BAN_LENGTHS
 
 _IP = {4: "ip", 6: "ip6"}
@@ -37,18 +37,23 @@ def allowed(version: int) -> str:
     return _lines(_by_port(version, "daddr", "allow", "goto permit"))
 
 
-def gates(version: int) -> str:
+def peer_ports(version: int) -> str:
     """Chains of their own for single ports and for each size of block, for only these know what to look for."""
-    return _lines(_gated(version, "daddr", "gate", "from"))
+    return _lines(_gated(version, "daddr", "peer_ports", "from"))
 
 
-def leaving(version: int, passes: str) -> str:
+def egress_allow(version: int, passes: str) -> str:
     """What a confined container may begin; `passes` says that it may."""
-    return _lines([*_by_port(version, "saddr", "out", passes), *_gated(version, "saddr", "outgate", "to")])
+    return _lines(
+        [
+            *_by_port(version, "saddr", "egress_allow", passes),
+            *_gated(version, "saddr", "egress_peer_ports", "egress_to"),
+        ]
+    )
 
 
-def to_host(version: int, passes: str) -> str:
-    return _lines(_by_port(version, "saddr", "tohost", passes))
+def egress_host(version: int, passes: str) -> str:
+    return _lines(_by_port(version, "saddr", "egress_host", passes))
 
 
 def _gated(version: int, end: str, gate: str, chain: str) -> list[str]:
@@ -73,12 +78,12 @@ def peer_chains(version: int, chain: str, verdict: str) -> str:
     return "\n".join(chains)
 
 
-def via(version: int) -> str:
+def host_from(version: int) -> str:
     """Who may reach a published port at docker-proxy's, on every address of the host or on one."""
     ip, proto = _IP[version], "meta l4proto . th dport . "
     rules = []
-    for key, name in ((proto, f"via{version}"), (f"{ip} daddr . {proto}", f"from{version}")):
-        rules += [f"{key}{length_and_prefix(version, n)} @{name} goto permit_host" for n in LENGTHS[version]]
+    for key, name in ((proto, f"host_from{version}"), (f"{ip} daddr . {proto}", f"from{version}")):
+        rules += [f"{key}{length_and_prefix(version, n)} @{name} goto accept_host" for n in LENGTHS[version]]
     return _lines(rules)
 
 
@@ -93,17 +98,17 @@ def bans(*, nets: bool) -> str:
     return _lines(rules)
 
 
-def held(version: int) -> str:
+def quarantine(version: int) -> str:
     """What was cut and does not come back; each try makes it last as long again."""
     rules = []
-    for name in HELD_SETS[version]:
+    for name in QUARANTINE_SETS[version]:
         key = " . ".join(spec_of(name).key)
         rules.append(f"{key} @{name} update @{name} {{ {key} timeout {sets.HELD}s }} goto deny")
     return _lines(rules)
 
 
-def rated(version: int) -> str:
+def rate_limit(version: int) -> str:
     """Each chain that the port, or a block that it is in, leads to; all may have something against the packet."""
     key = f"{_IP[version]} daddr . meta l4proto . "
-    blocks = [f"{key}{block_expression(size)} vmap @rated{version}_blocks" for size in BLOCKS]
-    return _lines([f"{key}th dport vmap @rated{version}", *blocks])
+    blocks = [f"{key}{block_expression(size)} vmap @rate_limit{version}_blocks" for size in BLOCKS]
+    return _lines([f"{key}th dport vmap @rate_limit{version}", *blocks])

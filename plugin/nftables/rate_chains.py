@@ -1,19 +1,19 @@
 """The chains that limit new flows to ports with a rate, and their sets of sources, as nft's text. Pure.
 
-Rates are the one thing that adds chains to the table. A container's chains and sets are its own: sources that flood
-one container take no room from another's. A chain's name says for which address and which rates it is
+Rates are the one thing that adds chains to the table. Each container has its own chains and sets, so that sources which
+flood one container take no room from another's. A chain's name says for which address and which rates it is
 (`sets.limit_chain`), and everything in it follows from that.
 
-- `seen`: the sources of a moment ago. Anybody can forge sources, so a source is forgotten after `SHORT` at most, and so
-  many come in a time at most: the set holds twice `NEW`, and after a flood it has room again at once. A source that
-  finds none waits: unsure is closed.
-- `wide`: the networks that these come from. One network may bring a quarter of them. If it is full, as by a flood from
+- `sources`: the recent sources. A source can be forged, so it is forgotten after `SHORT` seconds at most, and only so
+  many are added in that time: the set holds twice `NEW`, and has room again right after a flood. When it is full, new
+  sources are dropped.
+- `networks`: the networks of these sources. One network may add a quarter of them. When it is full, as in a flood from
   all over the Internet, it limits nothing.
-- `kept`, for a rate whose burst takes longer to come back: sources that completed a TCP handshake, which a forged one
-  cannot. They are remembered for as long as that takes. If it is full, `seen` still limits.
+- `proven`, for a rate whose burst takes longer to come back: sources that completed a TCP handshake, which a forged one
+  cannot. They are remembered for as long as that takes. When it is full, `sources` still limits.
 
-The kernel makes a set's buckets for as many elements as it may hold. Only `seen` has no size, for that is 65,535 then,
-without buckets for them; the others are made to shrink at once.
+The kernel allocates a set's buckets for its size. Only `sources` has none, which means 65,535 elements without buckets for
+them; the others are made to shrink at once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _NONE = {4: "0.0.0.0", 6: "::"}
 #: A segment of a connection that is open. (Only TCP's come here, of those that are established.)
 _STANDS = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
 _HOOKS = {
-    RATING: ("type filter hook forward priority filter; policy accept;", "goto rating"),
-    RATING_HOST: ("type filter hook input priority filter; policy accept;", "goto rating_host"),
+    RATING: ("type filter hook forward priority filter; policy accept;", "goto rate_limit"),
+    RATING_HOST: ("type filter hook input priority filter; policy accept;", "goto rate_limit_host"),
 }
 
 
@@ -73,7 +73,7 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     memory = remembered(int(count), unit, int(burst))
     short = min(memory, SHORT)
     of, ip = chain.removeprefix("limit"), _IP[version]
-    seen, wide, kept = f"seen{of}", f"wide{of}", f"kept{of}"
+    seen, wide, kept = f"sources{of}", f"networks{of}", f"proven{of}"
     typed, key = ("meta l4proto", "th dport", f"{ip} saddr"), f"meta l4proto . th dport . {_SOURCE[version]}"
     sets = {
         seen: SetSpec(typed, comment="sources of a moment ago", meter=short, size=0),

@@ -22,20 +22,20 @@ def bridge() -> str:
 	# Not VLANs, nor anything else that would pass the rules by.
 	chain frames {{
 		type filter hook prerouting priority filter; policy accept;
-		iifname "{PORT_PREFIX}*" goto port
+		iifname "{PORT_PREFIX}*" goto bridge_port
 	}}
 
-	chain port {{
+	chain bridge_port {{
 		ether type ip meta l4proto != igmp {_FROM}ip saddr @bound4 accept
 		ether type ip6 meta l4proto != ipv6-icmp {_FROM}ip6 saddr @bound6 accept
-		ether type ip6 meta l4proto ipv6-icmp goto port_icmp6
-		ether type arp goto port_arp
+		ether type ip6 meta l4proto ipv6-icmp goto bridge_port_icmp6
+		ether type arp goto bridge_port_arp
 		ether type ip igmp type != {{ {_QUERY}, {_ROUTER} }} {_FROM}ip saddr @bound4 accept
 		goto stray
 	}}
 
 	# A probe (RFC 5227 section 1.1) says nothing of who has the address.
-	chain port_arp {{
+	chain bridge_port_arp {{
 		arp htype != 1 goto stray
 		{_FROM}arp saddr ip @bound4 iifname . arp saddr ether . arp saddr ip @bound4 accept
 		arp operation request arp saddr ip 0.0.0.0 accept
@@ -45,18 +45,18 @@ def bridge() -> str:
 	# Nobody but the host is a router here, nor asks for groups: a query that just the bridge sees would make it forget
 	# who is in which group, and neighbours would be found no more (RFC 4541). Before it has an address a link may ask
 	# whether somebody has it, and join groups (RFC 4862 section 5.4.2, RFC 3810 section 5.2.13).
-	chain port_icmp6 {{
+	chain bridge_port_icmp6 {{
 		icmpv6 type {{ nd-router-advert, nd-redirect, mld-listener-query, {_ROUTER6} }} goto stray
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 nexthdr != ipv6-icmp goto stray
-		icmpv6 type nd-neighbor-advert {_FROM}{TARGET} != @targets goto stray
+		icmpv6 type nd-neighbor-advert {_FROM}{TARGET} != @bound_targets goto stray
 		{_FROM}ip6 saddr @bound6 accept
-		ip6 saddr :: icmpv6 type nd-neighbor-solicit {_FROM}{TARGET} @targets accept
+		ip6 saddr :: icmpv6 type nd-neighbor-solicit {_FROM}{TARGET} @bound_targets accept
 		ip6 saddr :: icmpv6 type mld2-listener-report accept
 		goto stray
 	}}
 
 	chain stray {{
 		iifname @ports drop
-		meta iiftype @shut_ports drop
+		meta iiftype @loading_ports drop
 	}}
 """

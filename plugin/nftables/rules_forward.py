@@ -32,16 +32,16 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
-		meta nfproto @banning jump banned
+		meta nfproto @ban_families jump banned
 		ct state established jump established
 		ct state != related jump reverse_path
 		ct state related meta l4proto != {{ icmp, ipv6-icmp }} jump reverse_path
-		ct state new jump held
-		iifname @confined jump confined
+		ct state new jump quarantine
+		iifname @egress_restricted jump egress
 		oifgroup {GROUP:#x} meta mark set meta mark | {mark:#010x} goto inbound
 		iifgroup {GROUP:#x} goto outbound
-		meta iifkind "bridge" iif != @foreign{no_in} jump from_container
-		meta oifkind "bridge" oif != @foreign{no_out} goto to_docker
+		meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
+		meta oifkind "bridge" oif != @unmanaged{no_out} goto to_docker
 		iifname @internal goto deny
 		meta nfproto @no_transit goto transit
 	}}
@@ -52,8 +52,8 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# what is opened for another address. Routers and VPNs that do not masquerade need such a route.
 	chain reverse_path {{
 		iifgroup {GROUP:#x} goto reverse_path_bridge
-		meta iifkind "bridge" iif != @foreign{no_in} goto reverse_path_bridge
-		fib saddr oifname @bridges fib saddr . iif oif missing goto deny
+		meta iifkind "bridge" iif != @unmanaged{no_in} goto reverse_path_bridge
+		fib saddr oifname @protected_bridges fib saddr . iif oif missing goto deny
 	}}
 
 	# A neighbour is looked for from any address, and from none. DHCP's 0.0.0.0 is not missing (nft_fib4_eval).
@@ -62,23 +62,23 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	chain reverse_path_bridge {{
 		icmpv6 type {{ {LINK6} }} return
 		ip6 saddr fe80::/10 iifname . oifname @same_bridge return
-		iifname != @confined iifname != @internal iifname . oifname @same_bridge return
+		iifname != @egress_restricted iifname != @internal iifname . oifname @same_bridge return
 		fib saddr . iif oif missing goto deny
 	}}
 
 	# Nothing from them and nothing to them, before everything.
 	chain banned {{
-		meta nfproto @shut jump shut
+		meta nfproto @loading jump loading
 {lookups.bans(nets=False)}
-		meta nfproto @banning_nets jump banned_nets
+		meta nfproto @ban_prefix_families jump banned_prefixes
 	}}
 
-	chain banned_nets {{
+	chain banned_prefixes {{
 {lookups.bans(nets=True)}
 	}}
 
 	# Neighbour discovery is the host's own; a lost packet of anything else is sent again.
-	chain shut {{
+	chain loading {{
 		{BEGINS_ANEW} goto deny
 		ct state established return
 		icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert }} return
@@ -87,32 +87,32 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	# A flow that was cut has no state left, so that the next packet of who answered in it would begin one of its own
 	# the other way round, in which all that comes back is established. TCP is not among them: it begins with a SYN.
-	chain held {{
+	chain quarantine {{
 		meta l4proto {{ tcp, icmp, ipv6-icmp }} return
-		meta nfproto ipv6 goto held6
-		goto held4
+		meta nfproto ipv6 goto quarantine6
+		goto quarantine4
 	}}
 
-	chain held6 {{
-{lookups.held(6)}
+	chain quarantine6 {{
+{lookups.quarantine(6)}
 	}}
 
-	chain held4 {{
-{lookups.held(4)}
+	chain quarantine4 {{
+{lookups.quarantine(4)}
 	}}
 
 	# Docker accepts the established packets of its own networks by itself. A connection begins with a SYN: one from the
 	# same port as a connection that the other side reset is of the old one to conntrack (tcp_conntracks, sIG).
 	chain established {{
 		{BEGINS_ANEW} return
-		oifgroup {GROUP:#x} goto marked
-		iifgroup {GROUP:#x} goto on_its_way
+		oifgroup {GROUP:#x} goto accept_marked
+		iifgroup {GROUP:#x} goto established_outbound
 		accept
 	}}
 
 	# Docker's drop is overruled where a network's own addresses are to be reached, but never between two of Docker's.
 	chain to_docker {{
-		meta iifkind "bridge" iif != @foreign{no_in} goto inbound
+		meta iifkind "bridge" iif != @unmanaged{no_in} goto inbound
 		meta nfproto . oifname @routed meta mark set meta mark | {mark:#010x}
 		goto inbound
 	}}
@@ -121,20 +121,20 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	# What Docker's networks accept stands while docker-fw follows Docker: nobody else tells when a container goes.
 	chain inbound {{
 		iifname . oifname @same_bridge accept
-		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @foreign{no_in} jump from_container
-		oifname @confined ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
+		oifgroup {GROUP:#x} meta iifkind "bridge" iif != @unmanaged{no_in} jump from_container
+		oifname @egress_restricted ct state new tcp flags & (fin | syn | rst | ack) != syn goto deny
 		icmp type redirect goto deny
-		{ERRORS} goto to_registered
+		{ERRORS} goto to_known_address
 		oifname @internal goto deny
 		iifname @internal goto deny
 		rt type 0 goto deny
 		meta l4proto icmp goto icmp_in
 		meta l4proto ipv6-icmp goto icmp6_in
 		ct state invalid goto deny
-		oifgroup != {GROUP:#x} meta nfproto != @watched goto deny
+		oifgroup != {GROUP:#x} meta nfproto != @lease goto deny
 		{NOT_OWN}
-		ct status dnat ip daddr . meta l4proto . th dport @dnat4 goto permit
-		ct status dnat ip6 daddr . meta l4proto . th dport @dnat6 goto permit
+		ct status dnat ip daddr . meta l4proto . th dport @allow_published4 goto permit
+		ct status dnat ip6 daddr . meta l4proto . th dport @allow_published6 goto permit
 		meta nfproto ipv6 goto inbound6
 		meta nfproto ipv4 goto inbound4
 		goto deny
@@ -142,25 +142,25 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	chain inbound6 {{
 {lookups.allowed(6)}
-		meta nfproto @gating jump gates6
-		meta l4proto != {{ {_NAMED} }} ip6 daddr @other6 goto permit
+		meta nfproto @peer_families jump peer_ports6
+		meta l4proto != {{ {_NAMED} }} ip6 daddr @allow_other6 goto permit
 		goto deny
 	}}
 
 	chain inbound4 {{
 {lookups.allowed(4)}
-		meta nfproto @gating jump gates4
-		meta l4proto != {{ {_NAMED} }} ip daddr @other4 goto permit
+		meta nfproto @peer_families jump peer_ports4
+		meta l4proto != {{ {_NAMED} }} ip daddr @allow_other4 goto permit
 		goto deny
 	}}
 
 	# What is accepted from some: the port first, then from whom.
-	chain gates6 {{
-{lookups.gates(6)}
+	chain peer_ports6 {{
+{lookups.peer_ports(6)}
 	}}
 
-	chain gates4 {{
-{lookups.gates(4)}
+	chain peer_ports4 {{
+{lookups.peer_ports(4)}
 	}}
 
 {lookups.peer_chains(6, "from", "goto permit")}
@@ -171,101 +171,101 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 
 	# Accepted, but a source may open just so many flows in a time. This is reached by a chain that is there only while
 	# ports have a rate (plugin.limits), and comes after the chain above: what that drops is not counted.
-	chain rating {{
-		{BEGINS_ANEW} goto counted
-		ct state established goto remembering
-		goto counted
+	chain rate_limit {{
+		{BEGINS_ANEW} goto rate_limit_new
+		ct state established goto rate_limit_known
+		goto rate_limit_new
 	}}
 
-	chain counted {{
+	chain rate_limit_new {{
 		iifname . oifname @same_bridge accept
-		meta nfproto ipv6 goto rated6
-		goto rated4
+		meta nfproto ipv6 goto rate_limit6
+		goto rate_limit4
 	}}
 
 	# Which sources have completed a handshake.
-	chain remembering {{
+	chain rate_limit_known {{
 		meta l4proto != tcp accept
 		ct direction reply accept
 		ct status & assured == 0x0 accept
-		ip6 daddr @remembering6 goto rated6
-		ip daddr @remembering4 goto rated4
+		ip6 daddr @rate_proven6 goto rate_limit6
+		ip daddr @rate_proven4 goto rate_limit4
 	}}
 
-	chain rated6 {{
-{lookups.rated(6)}
+	chain rate_limit6 {{
+{lookups.rate_limit(6)}
 	}}
 
-	chain rated4 {{
-{lookups.rated(4)}
+	chain rate_limit4 {{
+{lookups.rate_limit(4)}
 	}}
 
 	# On a network where not everybody may begin everything, nobody may who is not known to. Our bit of the mark says
 	# that a rule was found.
-	chain confined {{
+	chain egress {{
 		iifname . oifname @same_bridge return
 		{ERRORS} return
-		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
-		iifname . ip6 saddr @free6 return
-		iifname . ip saddr @free4 return
-		jump leaving
+		iifgroup != {GROUP:#x} meta nfproto != @lease goto deny
+		iifname . ip6 saddr @egress_all6 return
+		iifname . ip saddr @egress_all4 return
+		jump egress_allow
 		meta mark & {mark:#010x} == 0x0 goto deny
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 	}}
 
-	chain leaving {{
+	chain egress_allow {{
 		ct state invalid return
-		meta nfproto ipv6 goto leaving6
-		goto leaving4
+		meta nfproto ipv6 goto egress_allow6
+		goto egress_allow4
 	}}
 
-	chain leaving6 {{
-{lookups.leaving(6, passes)}
+	chain egress_allow6 {{
+{lookups.egress_allow(6, passes)}
 	}}
 
-	chain leaving4 {{
-{lookups.leaving(4, passes)}
+	chain egress_allow4 {{
+{lookups.egress_allow(4, passes)}
 	}}
 
-{lookups.peer_chains(6, "to", passes)}
-{lookups.peer_chains(4, "to", passes)}
+{lookups.peer_chains(6, "egress_to", passes)}
+{lookups.peer_chains(4, "egress_to", passes)}
 	# RFC 4890 section 4.3: errors come before `invalid`, for path MTU discovery must work.
 	chain icmp_in {{
-		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto to_registered
+		meta nfproto ipv4 icmp type {{ {_ICMP} }} goto to_known_address
 		goto deny
 	}}
 
 	chain icmp6_in {{
 		iifgroup {GROUP:#x} icmpv6 type nd-router-advert goto deny
-		meta iifkind "bridge" iif != @foreign{no_in} icmpv6 type nd-router-advert goto deny
-		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} goto to_registered
+		meta iifkind "bridge" iif != @unmanaged{no_in} icmpv6 type nd-router-advert goto deny
+		meta nfproto ipv6 icmpv6 type {{ {_ICMP6} }} goto to_known_address
 		goto deny
 	}}
 
 	chain outbound {{
 		iifname @internal goto deny
 		jump from_container
-		meta oifkind "bridge" oif != @foreign{no_out} goto inbound
-		goto marked
+		meta oifkind "bridge" oif != @unmanaged{no_out} goto inbound
+		goto accept_marked
 	}}
 
 	# What goes to one of Docker's bridges is Docker's to decide.
-	chain on_its_way {{
-		meta oifkind "bridge" oif != @foreign{no_out} accept
-		goto marked
+	chain established_outbound {{
+		meta oifkind "bridge" oif != @unmanaged{no_out} accept
+		goto accept_marked
 	}}
 
 	# A connection begins with a SYN: the next segment of one that was cut would otherwise bring it back as the
 	# container's own (nf_conntrack_tcp_loose).
 	chain from_container {{
-		ct state new tcp flags & (fin | syn | rst | ack) != syn goto not_begun
+		ct state new tcp flags & (fin | syn | rst | ack) != syn goto no_syn
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
 	}}
 
 	# A container is told, so that it connects again at once. Who is on a bridge that nobody has claimed yet may be a
 	# virtual machine, and its connection passes when that is known.
-	chain not_begun {{
+	chain no_syn {{
 		iifgroup {GROUP:#x} counter name "drops" reject with tcp reset
 		iifname @dockers counter name "drops" reject with tcp reset
 		goto deny
@@ -277,47 +277,47 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 		goto deny
 	}}
 
-	chain marked {{
+	chain accept_marked {{
 		meta mark set meta mark | {mark:#010x} accept
 	}}
 
 	# Accepted where a container is known to have the address. Any other address is a new entry in the host's neighbour
 	# table (RFC 6583), so few packets go there. `!=` leaves an element's counter alone; `==` would count a drop.
-	chain to_registered {{
-		ip6 daddr != @dropped6 goto to_unregistered
-		ip daddr != @dropped4 goto to_unregistered
+	chain to_known_address {{
+		ip6 daddr != @ingress_drops6 goto to_unknown_address
+		ip daddr != @ingress_drops4 goto to_unknown_address
 		accept
 	}}
 
 	# A limit for each network, and one for all together: the kernel keeps 1,024 entries by default, of all links.
-	chain to_unregistered {{
-		update @unregistered {{ oifname limit rate 10/second burst 50 packets }} goto to_few
+	chain to_unknown_address {{
+		update @unknown_address_limit {{ oifname limit rate 10/second burst 50 packets }} goto to_unknown_limited
 		goto deny
 	}}
 
-	chain to_few {{
+	chain to_unknown_limited {{
 		limit rate 30/second burst 100 packets accept
 		goto deny
 	}}
 
 	# Counted for whom it was, and told to who listens, a few for each container in a second.
 	chain deny {{
-		ip6 daddr @dropped6 goto noticed
-		ip daddr @dropped4 goto noticed
-		ip6 saddr @refused6 goto noticed_by
-		ip saddr @refused4 goto noticed_by
+		ip6 daddr @ingress_drops6 goto deny_inbound
+		ip daddr @ingress_drops4 goto deny_inbound
+		ip6 saddr @egress_drops6 goto deny_egress
+		ip saddr @egress_drops4 goto deny_egress
 		counter name "drops" drop
 	}}
 
-	chain noticed {{
-		update @noticed6 {{ ip6 daddr limit rate 5/second burst 20 packets }} {log}
-		update @noticed4 {{ ip daddr limit rate 5/second burst 20 packets }} {log}
+	chain deny_inbound {{
+		update @log_limit6 {{ ip6 daddr limit rate 5/second burst 20 packets }} {log}
+		update @log_limit4 {{ ip daddr limit rate 5/second burst 20 packets }} {log}
 		counter name "drops" drop
 	}}
 
-	chain noticed_by {{
-		update @noticed_by6 {{ ip6 saddr limit rate 5/second burst 20 packets }} {log}
-		update @noticed_by4 {{ ip saddr limit rate 5/second burst 20 packets }} {log}
+	chain deny_egress {{
+		update @log_limit_egress6 {{ ip6 saddr limit rate 5/second burst 20 packets }} {log}
+		update @log_limit_egress4 {{ ip saddr limit rate 5/second burst 20 packets }} {log}
 		counter name "drops" drop
 	}}
 """

@@ -19,163 +19,163 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	chain input {{
 		type filter hook input priority filter - 1; policy accept;
 		iifname "lo" accept
-		meta nfproto @banning jump banned
+		meta nfproto @ban_families jump banned
 		meta pkttype multicast ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto deny
 		ct state new,invalid,untracked jump reverse_path
-		iifgroup {GROUP:#x} jump to_host
-		meta iifkind "bridge" iif != @foreign{no_in} jump to_host
-		meta nfproto . meta l4proto . th dport @proxied goto to_proxy
-		ip daddr . meta l4proto . th dport @proxied4 goto to_proxy
-		ip6 daddr . meta l4proto . th dport @proxied6 goto to_proxy
-		ct state new goto begun
-		{BEGINS_ANEW} goto begun
-		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto begun
+		iifgroup {GROUP:#x} jump container_to_host
+		meta iifkind "bridge" iif != @unmanaged{no_in} jump container_to_host
+		meta nfproto . meta l4proto . th dport @host_closed goto host_closed
+		ip daddr . meta l4proto . th dport @host_closed4 goto host_closed
+		ip6 daddr . meta l4proto . th dport @host_closed6 goto host_closed
+		ct state new goto new_to_host
+		{BEGINS_ANEW} goto new_to_host
+		ct state invalid,untracked tcp flags & (fin | syn | rst | ack) == syn goto new_to_host
 	}}
 
-	chain begun {{
-		meta nfproto != @watched jump unwatched
+	chain new_to_host {{
+		meta nfproto != @lease jump lease_expired
 {unknown}	}}
 
-	chain to_host {{
+	chain container_to_host {{
 		icmp type redirect goto deny
 		icmpv6 type {{ nd-router-advert, nd-redirect }} goto deny
-		iifname @confined goto confined_host
+		iifname @egress_restricted goto egress_to_host
 	}}
 
-	chain confined_host {{
+	chain egress_to_host {{
 		ct state established return
 		{ERRORS} return
 		icmpv6 type {{ {LINK6} }} return
 		meta l4proto igmp return
-		iifgroup != {GROUP:#x} meta nfproto != @watched goto deny
-		iifname . ip6 saddr @free6 return
-		iifname . ip saddr @free4 return
+		iifgroup != {GROUP:#x} meta nfproto != @lease goto deny
+		iifname . ip6 saddr @egress_all6 return
+		iifname . ip saddr @egress_all4 return
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
-		jump to_host_only
-		jump leaving
+		jump egress_allow_host
+		jump egress_allow
 		meta mark & {mark:#010x} == 0x0 goto deny
 		meta mark set meta mark & {0xFFFFFFFF ^ mark:#010x}
 	}}
 
-	chain to_host_only {{
+	chain egress_allow_host {{
 		ct state invalid return
-{lookups.to_host(6, passes)}
-{lookups.to_host(4, passes)}
+{lookups.egress_host(6, passes)}
+{lookups.egress_host(4, passes)}
 	}}
 
-	chain to_proxy {{
-		ct state established jump standing
+	chain host_closed {{
+		ct state established jump host_established
 {_neighbours("accept")}
 		ct state invalid goto deny
-		meta nfproto != @watched goto deny_host
-		jump not_own
-		meta nfproto ipv6 goto via6
-		goto via4
+		meta nfproto != @lease goto deny_host
+		jump not_own_address
+		meta nfproto ipv6 goto host_from6
+		goto host_from4
 	}}
 
 	# What the host says to itself in a VRF comes by the VRF's link.
-	chain not_own {{
+	chain not_own_address {{
 		meta iifkind "vrf" return
 		{NOT_OWN}
 	}}
 
-	chain standing {{
+	chain host_established {{
 		{BEGINS_ANEW} return
 		accept
 	}}
 
-	chain via6 {{
-{lookups.via(6)}
+	chain host_from6 {{
+{lookups.host_from(6)}
 		goto deny_host
 	}}
 
-	chain via4 {{
-{lookups.via(4)}
+	chain host_from4 {{
+{lookups.host_from(4)}
 		goto deny_host
 	}}
 
-	chain permit_host {{
+	chain accept_host {{
 		accept
 	}}
 
 	# As `rating` is for what is forwarded.
-	chain rating_host {{
+	chain rate_limit_host {{
 		iifname "lo" accept
-		{BEGINS_ANEW} goto counted_host
-		ct state established goto remembering_host
-		goto counted_host
+		{BEGINS_ANEW} goto rate_limit_host_new
+		ct state established goto rate_limit_host_known
+		goto rate_limit_host_new
 	}}
 
-	chain counted_host {{
+	chain rate_limit_host_new {{
 {_neighbours("accept")}
-		goto rated_host
+		goto rate_limit_host_ports
 	}}
 
-	chain remembering_host {{
+	chain rate_limit_host_known {{
 		meta l4proto != tcp accept
 		ct direction reply accept
 		ct status & assured == 0x0 accept
-		goto rated_host
+		goto rate_limit_host_ports
 	}}
 
-	chain rated_host {{
-		meta nfproto . meta l4proto . th dport vmap @rated_host
-		ip daddr . meta l4proto . th dport vmap @rated_host4
-		ip6 daddr . meta l4proto . th dport vmap @rated_host6
+	chain rate_limit_host_ports {{
+		meta nfproto . meta l4proto . th dport vmap @rate_limit_host
+		ip daddr . meta l4proto . th dport vmap @rate_limit_host4
+		ip6 daddr . meta l4proto . th dport vmap @rate_limit_host6
 	}}
 
 	# Nobody tells when the container goes whose port it is, however docker-proxy is known.
-	chain unwatched {{
+	chain lease_expired {{
 {_neighbours("return")}
-		meta nfproto . meta l4proto . th dport @served goto deny_host
-		ip daddr . meta l4proto . th dport @served4 goto deny_host
-		ip6 daddr . meta l4proto . th dport @served6 goto deny_host
+		meta nfproto . meta l4proto . th dport @host_open goto deny_host
+		ip daddr . meta l4proto . th dport @host_open4 goto deny_host
+		ip6 daddr . meta l4proto . th dport @host_open6 goto deny_host
 	}}
 
 	# docker-proxy is not known by its control group here: whatever listens on a port of the host may be one, but for
 	# the host's own programs. A flow that is under way began before, or was asked for.
-	chain to_fresh {{
+	chain new_listener {{
 		tcp flags & (fin | syn | rst | ack) != syn return
-		meta nfproto . meta l4proto . th dport @listening return
-		ip daddr . meta l4proto . th dport @listening4 return
-		ip6 daddr . meta l4proto . th dport @listening6 return
-		goto to_unknown
+		meta nfproto . meta l4proto . th dport @host_own return
+		ip daddr . meta l4proto . th dport @host_own4 return
+		ip6 daddr . meta l4proto . th dport @host_own6 return
+		goto unlisted_proxy
 	}}
 
 	# docker-proxy is known by its control group before anybody knows for what it listens.
-	chain to_unknown {{
-		meta nfproto . meta l4proto . th dport @served accept
-		ip daddr . meta l4proto . th dport @served4 accept
-		ip6 daddr . meta l4proto . th dport @served6 accept
+	chain unlisted_proxy {{
+		meta nfproto . meta l4proto . th dport @host_open accept
+		ip daddr . meta l4proto . th dport @host_open4 accept
+		ip6 daddr . meta l4proto . th dport @host_open6 accept
 {_neighbours("accept")}
-		meta l4proto . th dport @dockerd accept
+		meta l4proto . th dport @dockerd_ports accept
 		goto deny_host
 	}}
 
 	# A published port is the host's: whose it is, is known by the port.
 	chain deny_host {{
-		update @noticed_host {{ meta l4proto . th dport limit rate 5/second burst 20 packets }} {log}
+		update @log_limit_host {{ meta l4proto . th dport limit rate 5/second burst 20 packets }} {log}
 		counter name "drops" drop
 	}}
 
 	# docker-proxy's listening side begins nothing: what it says after its flow was cut would bring the flow back. Nor
 	# do the host's programs bring back what a container began and may not any more.
-	chain said {{
+	chain output_filter {{
 		type filter hook output priority filter - 1; policy accept;
-		ct state new oifname != "lo" jump held
-		ct state new oifname @confined jump to_confined
-		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto by_proxy
+		ct state new oifname != "lo" jump quarantine
+		ct state new oifname @egress_restricted jump output_egress
+		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto output_docker_proxy
 	}}
 
-	chain to_confined {{
+	chain output_egress {{
 		tcp flags & (fin | syn | rst | ack) != syn goto deny
 	}}
 
-	chain by_proxy {{
+	chain output_docker_proxy {{
 {_neighbours("accept", "oifname", "saddr", "sport")}
-		meta nfproto . meta l4proto . th sport @proxied goto deny
-		ip saddr . meta l4proto . th sport @proxied4 goto deny
-		ip6 saddr . meta l4proto . th sport @proxied6 goto deny
+		meta nfproto . meta l4proto . th sport @host_closed goto deny
+		ip saddr . meta l4proto . th sport @host_closed4 goto deny
+		ip6 saddr . meta l4proto . th sport @host_closed6 goto deny
 	}}
 
 	chain prerouting {{
@@ -203,8 +203,8 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 	chain postrouting {{
 		type nat hook postrouting priority srcnat - 1; policy accept;
 		ct status dnat iifname . oifname @same_bridge masquerade
-		ct status dnat ip saddr . ip daddr @self4 masquerade
-		ct status dnat ip6 saddr . ip6 daddr @self6 masquerade
+		ct status dnat ip saddr . ip daddr @hairpin4 masquerade
+		ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade
 		oifgroup {GROUP:#x} return
 		meta nfproto ipv4 iifname @masqueraded masquerade
 	}}
@@ -215,6 +215,6 @@ def _neighbours(verdict: str, link: str = "iifname", end: str = "daddr", port: s
     """Who shares a network with the container that publishes this port on this address of the host."""
     key = f"meta l4proto . th {port}"
     return f"""\
-		{link} . meta nfproto . {key} @neighbour {verdict}
-		{link} . ip {end} . {key} @neighbour4 {verdict}
-		{link} . ip6 {end} . {key} @neighbour6 {verdict}"""
+		{link} . meta nfproto . {key} @host_neighbours {verdict}
+		{link} . ip {end} . {key} @host_neighbours4 {verdict}
+		{link} . ip6 {end} . {key} @host_neighbours6 {verdict}"""

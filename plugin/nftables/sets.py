@@ -69,89 +69,140 @@ def _family(v: int) -> dict[str, SetSpec]:
     to, by = (f"{ip} daddr", "meta l4proto", "th dport"), (f"{ip} saddr", "meta l4proto", "th dport")
     source, target = f"{ip} saddr", f"{ip} daddr"
     flow = (source, "meta l4proto", "th sport", target, "th dport")
-    held = "flows that were cut, the way they were answered: none begins so"
     return {
-        f"allow{v}": SetSpec(to, comment=f"what IPv{v} addresses accept from everybody", effect="opens"),
-        f"allow{v}_blocks": SetSpec(
-            to, comment="the same, blocks of 16, 256, 4096 and all ports by their middle", effect="opens"
-        ),
-        f"other{v}": SetSpec((target,), comment="who accepts every protocol that no rule can name", effect="opens"),
-        f"gate{v}": SetSpec(to, comment="what is accepted from some"),
-        f"gate{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
-        f"from{v}": SetSpec((*to, *_NET, source), comment="from which prefix, its length before it", effect="opens"),
-        f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="blocks of ports: from which prefix", effect="opens"),
-        f"rated{v}": SetSpec(
-            to, VERDICT, "ports to which a source may open only so many flows in a time", effect="closes"
-        ),
-        f"rated{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports", effect="closes"),
-        f"rated_host{v}": SetSpec(
-            to, VERDICT, "published ports of the host, on one address, that have a rate", effect="closes"
-        ),
-        f"remembering{v}": SetSpec(
-            (target,), comment="addresses with a rate for which sources are remembered longer", effect="closes"
-        ),
-        f"free{v}": SetSpec(
-            ("iifname", source), comment="who may begin everything, on a network where not all may", effect="opens"
-        ),
-        f"out{v}": SetSpec(by, comment="what a confined container may begin, to everybody", effect="opens"),
-        f"out{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
-        f"outgate{v}": SetSpec(by, comment="what it may begin, to some", effect="opens"),
-        f"outgate{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
-        f"to{v}": SetSpec((*by, *_NET, target), comment="to which prefix, its length before it", effect="opens"),
-        f"to{v}_blocks": SetSpec((*by, *_NET, target), comment="blocks of ports: to which prefix", effect="opens"),
-        f"tohost{v}": SetSpec(by, comment="what it may begin, to the host", effect="opens"),
-        f"tohost{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+        **_inbound(v, source, target, to),
+        **_outbound(v, source, target, by),
         f"banned{v}": SetSpec(
-            (source,), comment="nothing from and to these, before everything", timed=True, effect="closes"
+            (source,),
+            comment="banned addresses: nothing from or to them, before any other rule",
+            timed=True,
+            effect="closes",
         ),
         **{
-            f"banned{v}_{n}": SetSpec(
-                (source,), comment=f"the same, prefixes of length {n}", timed=True, effect="closes"
-            )
+            f"banned{v}_{n}": SetSpec((source,), comment=f"banned prefixes of length {n}", timed=True, effect="closes")
             for n in BAN_LENGTHS[v]
         },
-        f"dropped{v}": SetSpec((target,), comment="containers, and what was dropped on its way to them", counted=True),
-        f"refused{v}": SetSpec((source,), comment="containers, and what they began and may not", counted=True),
-        f"noticed{v}": SetSpec((target,), comment="whose drops were told a moment ago", meter=10),
-        f"noticed_by{v}": SetSpec((source,), comment="the same, of what they began", meter=10),
-        f"dnat{v}": SetSpec(
-            to, comment="what -p itself opens, reached by a published port (FW_PUBLISHED=allow)", effect="opens"
+        f"ingress_drops{v}": SetSpec(
+            (target,), comment="known containers, and how many packets to each were dropped", counted=True
         ),
-        f"proxied{v}": SetSpec(
-            to, comment="published ports of the host, on one address, that not everybody may reach", effect="closes"
+        f"egress_drops{v}": SetSpec(
+            (source,), comment="known containers, and how many packets from each were dropped", counted=True
         ),
-        f"served{v}": SetSpec(
-            to, comment="published ports of the host, on one address, that everybody may reach", effect="opens"
+        f"log_limit{v}": SetSpec((target,), comment="rate limit of logged drops, by container", meter=10),
+        f"log_limit_egress{v}": SetSpec(
+            (source,), comment="rate limit of logged drops of outbound packets, by container", meter=10
         ),
-        f"listening{v}": SetSpec(
-            to, comment="ports of the host, on one address, that its own programs serve", effect="opens"
+        **_host(v, source, to),
+        f"quarantine{v}": SetSpec(
+            flow, comment="flows that were cut: their responders may not open them again", meter=HELD, effect="closes"
         ),
-        f"neighbour{v}": SetSpec(
-            ("iifname", *to), comment="the same as neighbour, ports of one address of the host", effect="opens"
-        ),
-        f"via{v}": SetSpec(
-            (*_ANY[1:], *_NET, source), comment="published ports: from which prefix all the same", effect="opens"
-        ),
-        f"held{v}": SetSpec(flow, comment=held, meter=HELD, effect="closes"),
-        f"held{v}_pairs": SetSpec(
+        f"quarantine{v}_pairs": SetSpec(
             (source, "meta l4proto", target), comment="the same, protocols without ports", meter=HELD, effect="closes"
         ),
-        f"held{v}_ports_from": SetSpec(
+        f"quarantine{v}_ports_from": SetSpec(
             by[:2] + ("th sport",),
-            comment="too many to be held one by one: ports that begin none",
+            comment="too many cut flows to list: ports that may not open flows",
             meter=HELD,
             effect="closes",
         ),
-        f"held{v}_ports_to": SetSpec(to, comment="the same: ports to which none is begun", meter=HELD, effect="closes"),
-        f"held{v}_all_from": SetSpec(
-            (source, "meta l4proto"), comment="too many ports: containers that begin none", meter=HELD, effect="closes"
+        f"quarantine{v}_ports_to": SetSpec(
+            to, comment="the same: ports to which no flow may be opened", meter=HELD, effect="closes"
         ),
-        f"held{v}_all_to": SetSpec(
-            (target, "meta l4proto"), comment="the same: containers to which none is begun", meter=HELD, effect="closes"
+        f"quarantine{v}_all_from": SetSpec(
+            (source, "meta l4proto"),
+            comment="too many ports: containers that may not open flows",
+            meter=HELD,
+            effect="closes",
         ),
-        f"self{v}": SetSpec((source, target), comment="who publishes ports, and may come back to itself by them"),
-        f"publish{v}": SetSpec(to, (target, "th dport"), "-p HOSTIP:…"),
-        f"publish{v}_any": SetSpec(to[1:], (target, "th dport"), f"-p on every IPv{v} address"),
+        f"quarantine{v}_all_to": SetSpec(
+            (target, "meta l4proto"),
+            comment="the same: containers to which no flow may be opened",
+            meter=HELD,
+            effect="closes",
+        ),
+        f"hairpin{v}": SetSpec(
+            (source, target), comment="containers with published ports, which may reach themselves through them"
+        ),
+        f"publish{v}": SetSpec(to, (target, "th dport"), "ports published on one address of the host"),
+        f"publish{v}_any": SetSpec(
+            to[1:], (target, "th dport"), f"ports published on every IPv{v} address of the host"
+        ),
+    }
+
+
+def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
+    """What containers accept, and how often."""
+    return {
+        f"allow{v}": SetSpec(to, comment=f"ports that containers accept from everyone, IPv{v}", effect="opens"),
+        f"allow{v}_blocks": SetSpec(
+            to, comment="the same, blocks of 16, 256, 4096 and all ports, by their middle port", effect="opens"
+        ),
+        f"allow_other{v}": SetSpec(
+            (target,), comment="containers that accept every protocol that no rule can name", effect="opens"
+        ),
+        f"peer_ports{v}": SetSpec(to, comment="ports that containers accept from some sources only"),
+        f"peer_ports{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
+        f"from{v}": SetSpec(
+            (*to, *_NET, source), comment="the sources of such a port: length of the prefix, prefix", effect="opens"
+        ),
+        f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="the same, blocks of ports", effect="opens"),
+        f"rate_limit{v}": SetSpec(to, VERDICT, "ports with a limit of new flows by source", effect="closes"),
+        f"rate_limit{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports", effect="closes"),
+        f"rate_limit_host{v}": SetSpec(
+            to, VERDICT, "the same, ports published on one address of the host", effect="closes"
+        ),
+        f"rate_proven{v}": SetSpec(
+            (target,), comment="containers with a rate that remembers sources with a handshake longer", effect="closes"
+        ),
+        f"allow_published{v}": SetSpec(
+            to, comment="ports open to everyone through a published port (FW_PUBLISHED=allow)", effect="opens"
+        ),
+    }
+
+
+def _outbound(v: int, source: str, target: str, by: tuple[str, ...]) -> dict[str, SetSpec]:
+    """What containers may open, on bridges with restricted egress."""
+    return {
+        f"egress_all{v}": SetSpec(
+            ("iifname", source),
+            comment="containers without fw.egress on a bridge with restricted egress",
+            effect="opens",
+        ),
+        f"egress_allow{v}": SetSpec(by, comment="fw.egress: ports to every destination", effect="opens"),
+        f"egress_allow{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+        f"egress_peer_ports{v}": SetSpec(by, comment="fw.egress: ports to some destinations only", effect="opens"),
+        f"egress_peer_ports{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+        f"egress_to{v}": SetSpec(
+            (*by, *_NET, target),
+            comment="the destinations of such a port: length of the prefix, prefix",
+            effect="opens",
+        ),
+        f"egress_to{v}_blocks": SetSpec((*by, *_NET, target), comment="the same, blocks of ports", effect="opens"),
+        f"egress_host{v}": SetSpec(by, comment="fw.egress: ports to the host", effect="opens"),
+        f"egress_host{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
+    }
+
+
+def _host(v: int, source: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
+    """Ports of the host, where docker-proxy and the host's own programs listen, on one of its addresses."""
+    return {
+        f"host_closed{v}": SetSpec(
+            to, comment="published ports of one address of the host, not open to everyone", effect="closes"
+        ),
+        f"host_open{v}": SetSpec(
+            to, comment="published ports of one address of the host, open to everyone", effect="opens"
+        ),
+        f"host_own{v}": SetSpec(
+            to, comment="ports of one address of the host on which its own programs listen", effect="opens"
+        ),
+        f"host_neighbours{v}": SetSpec(
+            ("iifname", *to),
+            comment="bridges whose containers may reach a published port of one address",
+            effect="opens",
+        ),
+        f"host_from{v}": SetSpec(
+            (*_ANY[1:], *_NET, source), comment="the sources that may reach a closed published port", effect="opens"
+        ),
     }
 
 
@@ -159,68 +210,85 @@ SETS: dict[str, SetSpec] = {
     **_family(4),
     **_family(6),
     "same_bridge": SetSpec(
-        ("iifname", "oifname"), comment="within one network, seen here with br_netfilter", effect="opens"
+        ("iifname", "oifname"), comment="traffic within one bridge, seen here with br_netfilter", effect="opens"
     ),
-    "bridges": SetSpec(("fib saddr oifname",), comment="every bridge but foreign ones", effect="closes"),
-    "internal": SetSpec(("oifname",), comment="networks nobody enters or leaves", effect="closes"),
-    "confined": SetSpec(("iifname",), comment="networks where somebody may not begin everything", effect="closes"),
-    "masqueraded": SetSpec(("iifname",), comment="networks whose IPv4 leaves with the host's address"),
-    "foreign": SetSpec(
-        ("oif",), comment="bridges that are neither ours nor Docker's, and are left alone", effect="opens"
+    "protected_bridges": SetSpec(
+        ("fib saddr oifname",), comment="every bridge but those left alone (unmanaged)", effect="closes"
     ),
-    "dockers": SetSpec(("iifname",), comment="bridges that Docker claims, which forward as it says", effect="opens"),
+    "internal": SetSpec(("oifname",), comment="bridges of internal networks: nothing in, nothing out", effect="closes"),
+    "egress_restricted": SetSpec(
+        ("iifname",), comment="bridges on which a container has fw.egress: others need to be listed", effect="closes"
+    ),
+    "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 gets the host's address"),
+    "unmanaged": SetSpec(
+        ("oif",), comment="bridges of neither docker-fw nor Docker, left alone (by index)", effect="opens"
+    ),
+    "dockers": SetSpec(
+        ("iifname",), comment="bridges of Docker networks, which forward as Docker decides", effect="opens"
+    ),
     "routed": SetSpec(
-        ("meta nfproto", "oifname"), comment="networks of Docker's that are reached by their addresses", effect="opens"
+        ("meta nfproto", "oifname"), comment="Docker networks that are reached by container addresses", effect="opens"
     ),
-    "watched": SetSpec(
-        ("meta nfproto",), comment="families in which docker-fw follows Docker: a lease", timed=True, effect="opens"
+    "lease": SetSpec(
+        ("meta nfproto",), comment="docker-fw follows Docker: without it exceptions end", timed=True, effect="opens"
     ),
-    "proxied": SetSpec(_ANY, comment="published ports of the host that not everybody may reach", effect="closes"),
-    "served": SetSpec(_ANY, comment="published ports of the host that everybody may reach", effect="opens"),
-    "listening": SetSpec(
-        _ANY, comment="ports of the host that its own programs serve: no docker-proxy does", effect="opens"
+    "host_closed": SetSpec(_ANY, comment="published ports of the host, not open to everyone", effect="closes"),
+    "host_open": SetSpec(_ANY, comment="published ports of the host, open to everyone", effect="opens"),
+    "host_own": SetSpec(
+        _ANY, comment="ports of the host on which its own programs listen, not docker-proxy", effect="opens"
     ),
-    "holding": SetSpec(
-        ("meta nfproto",), comment="families in which docker-proxy is not known by its control group", effect="closes"
+    "proxy_unidentified": SetSpec(
+        ("meta nfproto",), comment="docker-proxy is not known by its control group: new listeners wait", effect="closes"
     ),
-    "rated_host": SetSpec(
-        _ANY, VERDICT, "published ports to which a source may open only so many flows in a time", effect="closes"
+    "rate_limit_host": SetSpec(_ANY, VERDICT, "published ports with a limit of new flows by source", effect="closes"),
+    "log_limit_host": SetSpec(
+        ("meta l4proto", "th dport"), comment="rate limit of logged drops, by published port", meter=10
     ),
-    "noticed_host": SetSpec(("meta l4proto", "th dport"), comment="published ports, the same", meter=10),
-    "dockerd": SetSpec(
-        ("meta l4proto", "th dport"), comment="ports of dockerd's own: its API, swarm, metrics", effect="opens"
+    "dockerd_ports": SetSpec(
+        ("meta l4proto", "th dport"), comment="ports of dockerd itself: API, swarm, metrics", effect="opens"
     ),
-    "proxies": SetSpec(
-        (CGROUP,), comment="the control group of dockerd and docker-proxy, by its number", raw=True, effect="closes"
+    "docker_proxy": SetSpec(
+        (CGROUP,), comment="the control group of dockerd and docker-proxy, by number", raw=True, effect="closes"
     ),
-    "neighbour": SetSpec(
-        ("iifname", *_ANY), comment="published ports, and on whose network all may reach them", effect="opens"
+    "host_neighbours": SetSpec(
+        ("iifname", *_ANY), comment="bridges whose containers may reach a published port", effect="opens"
     ),
-    "unregistered": SetSpec(("oifname",), comment="networks, and packets to addresses of no known container", meter=10),
-    "gating": SetSpec(("meta nfproto",), comment="families in which something is accepted from some"),
-    "banning": SetSpec(("meta nfproto",), comment="families of which addresses are banned", effect="closes"),
-    "banning_nets": SetSpec(("meta nfproto",), comment="families of which prefixes are banned", effect="closes"),
-    "shut": SetSpec(
-        ("meta nfproto",), comment="families whose elements are not there yet: nothing new", timed=True, effect="closes"
+    "unknown_address_limit": SetSpec(
+        ("oifname",), comment="rate limit of packets to unknown addresses, by bridge", meter=10
+    ),
+    "peer_families": SetSpec(("meta nfproto",), comment="families that have peer_ports"),
+    "ban_families": SetSpec(("meta nfproto",), comment="families that have bans", effect="closes"),
+    "ban_prefix_families": SetSpec(("meta nfproto",), comment="families that have bans of prefixes", effect="closes"),
+    "loading": SetSpec(
+        ("meta nfproto",),
+        comment="the table is being loaded: no new flows until it is complete",
+        timed=True,
+        effect="closes",
     ),
     "no_transit": SetSpec(
-        ("meta nfproto",), comment="families whose forwarding docker-fw switched on", effect="closes"
+        ("meta nfproto",), comment="docker-fw enabled forwarding: other links do not forward", effect="closes"
     ),
-    "published": SetSpec(("meta l4proto", "th dport"), comment="the host's ports that lead to our containers"),
-    "shut_ports": SetSpec(
-        ("meta iiftype",), comment="the same: no frame of a port of ours", timed=True, bridge=True, effect="closes"
+    "published": SetSpec(("meta l4proto", "th dport"), comment="ports of the host that lead to containers by DNAT"),
+    "loading_ports": SetSpec(
+        ("meta iiftype",),
+        comment="the table is being loaded: no unlisted frames from bridge ports",
+        timed=True,
+        bridge=True,
+        effect="closes",
     ),
-    "ports": SetSpec(
-        ("iifname",), comment="ports of our bridges whose containers are known", bridge=True, effect="closes"
-    ),
+    "ports": SetSpec(("iifname",), comment="bridge ports whose containers are known", bridge=True, effect="closes"),
     "bound4": SetSpec(
-        ("iifname", "ether saddr", "ip saddr"), comment="what its container sends from", bridge=True, effect="opens"
+        ("iifname", "ether saddr", "ip saddr"),
+        comment="the addresses that a bridge port may send from",
+        bridge=True,
+        effect="opens",
     ),
-    "bound6": SetSpec(
-        ("iifname", "ether saddr", "ip6 saddr"), comment="the same, of IPv6", bridge=True, effect="opens"
-    ),
-    "targets": SetSpec(
-        ("iifname", "ether saddr", TARGET), comment="what it may say to have", bridge=True, effect="opens"
+    "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, IPv6", bridge=True, effect="opens"),
+    "bound_targets": SetSpec(
+        ("iifname", "ether saddr", TARGET),
+        comment="the addresses that a bridge port may claim by neighbour discovery",
+        bridge=True,
+        effect="opens",
     ),
 }
 
@@ -234,19 +302,20 @@ class Element(NamedTuple):
 
 
 #: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's port or of a container.
-HELD_SETS = {
-    v: (f"held{v}", *(f"held{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to"))) for v in AF
+QUARANTINE_SETS = {
+    v: (f"quarantine{v}", *(f"quarantine{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to")))
+    for v in AF
 }
 #: The lease: docker-fw follows Docker.
-WATCHED = tuple(Element("watched", (family,)) for family in AF.values())
+WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
 
 #: A table that is put there without its elements lets nothing new pass until they are there.
-SHUT = (*(Element("shut", (family,)) for family in AF.values()), Element("shut_ports", (1,)))  # 1: ARPHRD_ETHER
+SHUT = (*(Element("loading", (family,)) for family in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
 #: Seconds until a shut table ends by itself to be so: no error locks the host's owner out for good.
 SHUT_SECONDS = 60
 #: What leads packets to the bans, and to where a table is shut.
-BANNING = tuple(Element("banning", (family,)) for family in AF.values())
+BANNING = tuple(Element("ban_families", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +334,7 @@ RATED = frozenset(name for name, spec in SETS.items() if spec.data == VERDICT)
 #: The chain for a port whose rate found no room in the table.
 DENIED = "deny"
 #: Chains that send packets through these maps, while there are elements: forwarded, and to the host.
-RATING, RATING_HOST = "rates", "rates_host"
+RATING, RATING_HOST = "rate_hook", "rate_hook_host"
 
 
 def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bool = False) -> str:
@@ -281,7 +350,7 @@ def limiting(element: Element) -> tuple[str, ...]:
     """The chains that this element needs and that are not always there."""
     if element.set not in RATED:
         return ()
-    base = RATING_HOST if element.set.startswith("rated_host") else RATING
+    base = RATING_HOST if element.set.startswith("rate_limit_host") else RATING
     chain = str(element.data[0])
     return (base,) if chain == DENIED else (base, chain)
 

@@ -226,7 +226,7 @@ class Nft:
         Since the table was put there last. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
-        for name, which in (("dropped4", 0), ("dropped6", 0), ("refused4", 1), ("refused6", 1)):
+        for name, which in (("ingress_drops4", 0), ("ingress_drops6", 0), ("egress_drops4", 1), ("egress_drops6", 1)):
             with suppress(FileNotFoundError):
                 for address, packets in counted(self.dump(name)):
                     found.setdefault(address, [0, 0])[which] = packets

@@ -218,13 +218,13 @@ class Inventory:
             case Kind.PROXIES:
                 return proxy_elements(facts.proxies)
             case Kind.DOCKERD:
-                return frozenset(Element("dockerd", port) for port in facts.dockerd)
+                return frozenset(Element("dockerd_ports", port) for port in facts.dockerd)
             case Kind.LISTENING:
-                return frozenset(proxied_element(port, "listening") for port in facts.listening)
+                return frozenset(proxied_element(port, "host_own") for port in facts.listening)
             case Kind.SUSPECTS | Kind.LAST_RUN:
                 return frozenset(map(proxied_element, self._shut(owner)))
             case Kind.EGRESS:
-                return frozenset(Element("confined", (bridge,)) for bridge in facts.saved.egress_restricted)
+                return frozenset(Element("egress_restricted", (bridge,)) for bridge in facts.saved.egress_restricted)
             case Kind.NETWORK if network := facts.saved.networks.get(owner.id):
                 return network_elements(network)
             case Kind.DOCKER_NETWORK if guarded := facts.networks.get(owner.id):

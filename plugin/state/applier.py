@@ -169,7 +169,7 @@ class TableApplier:
     def _vacate(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
         gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
-        self.cuts.vacate([e.key[0] for e in gone if e.set in ("dropped4", "dropped6")])  # type: ignore[misc]
+        self.cuts.vacate([e.key[0] for e in gone if e.set in ("ingress_drops4", "ingress_drops6")])  # type: ignore[misc]
 
     def _close(
         self, new: Mapping[ElementOwner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]
@@ -227,7 +227,7 @@ class TableApplier:
         extra = {
             element
             for element in found.elements - should - found.leaving
-            if element not in timed and not element.set.startswith("held")
+            if element not in timed and not spec_of(element.set).meter
         }
         late = {e: seconds for e, seconds in timed.items() if seconds > _LEAVING and e not in found.elements}
         if missing or extra or late:

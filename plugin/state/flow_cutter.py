@@ -14,12 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 
 from plugin.kernel import conntrack
 from plugin.kernel.conntrack import Cut
 from plugin.model import Address, AddressPolicy, Published
 from plugin.nftables import dump, sets
-from plugin.nftables.sets import HELD_SETS, Change, Element
+from plugin.nftables.identity import FORMER_SETS
+from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
@@ -173,9 +175,9 @@ class FlowCutter:
     def take_over(self) -> None:
         """What the last docker-fw held. Before the table is replaced."""
         with self._holding:
-            for version in HELD_SETS:
-                for name in HELD_SETS[version]:
-                    self._held.update(dict.fromkeys(self._kernels(name) or (), time.monotonic()))
+            for name in chain.from_iterable(QUARANTINE_SETS.values()):
+                for there in (name, FORMER_SETS[name]):
+                    self._held.update(dict.fromkeys(self._kernels(name, there) or (), time.monotonic()))
 
     @contextmanager
     def kept(self) -> Iterator[dict[Element, int]]:
@@ -237,10 +239,10 @@ class FlowCutter:
             if found is not None:
                 self._held = {e: when for e, when in self._held.items() if e.set != name or e in found}
 
-    def _kernels(self, name: str) -> set[Element] | None:
-        """What it holds in this set; None where there is no such set, or nobody says."""
+    def _kernels(self, name: str, there: str = "") -> set[Element] | None:
+        """What the kernel has in this set (`there`: its name in the table); None where there is no set, or no answer."""
         try:
-            return set(dump.elements(self._nft.dump(name), name))
+            return set(dump.elements(self._nft.dump(there or name), name))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -264,8 +266,8 @@ def _holders(facts: Facts, owner: ElementOwner) -> list[tuple[Address, str]]:
 def _element(way: Way) -> Element:
     v = way.source.version
     if way.source_port or way.peer_port:
-        return Element(f"held{v}", (way.source, way.proto, way.source_port, way.peer, way.peer_port))
-    return Element(f"held{v}_pairs", (way.source, way.proto, way.peer))
+        return Element(f"quarantine{v}", (way.source, way.proto, way.source_port, way.peer, way.peer_port))
+    return Element(f"quarantine{v}_pairs", (way.source, way.proto, way.peer))
 
 
 def _port(way: Way) -> Element:
@@ -273,13 +275,13 @@ def _port(way: Way) -> Element:
     if not (way.source_port or way.peer_port):
         return _whole(way)
     end, port = ("from", way.source_port) if way.whose == way.source else ("to", way.peer_port)
-    return Element(f"held{way.source.version}_ports_{end}", (way.whose, way.proto, port))
+    return Element(f"quarantine{way.source.version}_ports_{end}", (way.whose, way.proto, port))
 
 
 def _whole(way: Way) -> Element:
     """All that the container answers, or all that it is answered, over the protocol."""
     end = "from" if way.whose == way.source else "to"
-    return Element(f"held{way.source.version}_all_{end}", (way.whose, way.proto))
+    return Element(f"quarantine{way.source.version}_all_{end}", (way.whose, way.proto))
 
 
 def _words(element: Element) -> str:

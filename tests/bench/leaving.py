@@ -90,7 +90,7 @@ class Watched:
         nft.change = self._watched  # type: ignore[method-assign]
 
     def _noted(self, element: Element) -> None:
-        if element.set.startswith(("allow", "from", "other", "to", "out", "free")):
+        if element.set.startswith(("allow", "from", "egress_allow", "egress_to", "egress_all")):
             for value in element.key:
                 if type(value) is IPv6Address and value in self._open:
                     self._open[value].add(element)

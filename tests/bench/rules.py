@@ -88,12 +88,12 @@ def _rated(number: int) -> Element:
     """SSH of one container, with a rate for which proven sources are remembered for hours."""
     address = IPv6Address(_NET + number)
     chain = f"limit6__{str(address).replace(':', '-')}__5_hour_10"
-    return Element("rated6", (address, 6, 22), (chain,))
+    return Element("rate_limit6", (address, 6, 22), (chain,))
 
 
 def _full(nft: Nft) -> float:
     """Bytes that the sources of one flooded rate take."""
-    name = f"seen6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
+    name = f"sources6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
     sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * rate_chains.NEW))
     fill = f"add element inet {TABLE} {name} {{ {sources} }}"
     return _weight(lambda: _settled(_must, nft, fill), lambda: _must(nft, f"flush set inet {TABLE} {name}"))

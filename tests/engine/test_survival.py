@@ -197,9 +197,11 @@ def test_no_other_tool_flushes_the_table(fw: Fw) -> None:
         inet = ("inet", "docker-fw")
         with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
             for command in (
-                ("delete", "table", *inet), ("flush", "chain", *inet, "forward"), ("flush", "set", *inet, "confined"),
+                ("delete", "table", *inet),
+                ("flush", "chain", *inet, "forward"),
+                ("flush", "set", *inet, "egress_restricted"),
                 ("insert", "rule", *inet, "forward", "accept"),
-            ):  # fmt: skip
+            ):
                 refused = fw.host.run(["nft", *command], check=False)
                 assert "Operation not permitted" in refused.stderr, command
             fw.host.run(["nft", "flush", "ruleset"])

@@ -65,7 +65,7 @@ def claimed(*bridges: str) -> set[Element]:
     return set(WATCHED) | {
         element
         for bridge in bridges
-        for element in (Element("dockers", (bridge,)), Element("bridges", (bridge,)),
+        for element in (Element("dockers", (bridge,)), Element("protected_bridges", (bridge,)),
                         Element("same_bridge", (bridge, bridge)))
     }  # fmt: skip
 
@@ -77,7 +77,7 @@ def seen(*bridges: str) -> BridgeFacts:
 
 def confining(bridge: str) -> set[Element]:
     """What lets nobody who is not known begin anything on a bridge."""
-    return {Element("confined", (bridge,))}
+    return {Element("egress_restricted", (bridge,))}
 
 
 def of_endpoint(inventory: Inventory, endpoint: Endpoint) -> frozenset[Element]:

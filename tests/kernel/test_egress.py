@@ -188,8 +188,8 @@ def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, doc
 def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> None:
     """Nobody speaks to the host in the name of a container on another network, to use what that one may: not another
     container, and not the outsider."""
-    site.load(more={*boxes.elements(site, "none"), Element("tohost6", (boxes.other.v6, 17, 8125)),
-                    Element("tohost4", (boxes.other.v4, 17, 8125))})  # fmt: skip
+    site.load(more={*boxes.elements(site, "none"), Element("egress_host6", (boxes.other.v6, 17, 8125)),
+                    Element("egress_host4", (boxes.other.v4, 17, 8125))})  # fmt: skip
     for sender in (boxes.web, site.wan):
         forged = [
             udp(src, dst, 8125, next(_ports))

@@ -48,7 +48,7 @@ def listed(fw: Running, name: str) -> str:
 
 def complete(fw: Running, name: str) -> bool:
     """The table is there with its elements: until then it lets nothing new pass, and no ping."""
-    shown = fw.site.run("nft", "list", "set", "inet", name, "shut", check=False).stdout
+    shown = fw.site.run("nft", "list", "set", "inet", name, "loading", check=False).stdout
     return bool(shown) and "elements" not in shown
 
 

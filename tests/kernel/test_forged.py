@@ -227,7 +227,7 @@ def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxe
     friend = site.docker_box("virbr0", 103) if not any(b.v4 == IPv4Address("10.103.0.2") for b in site.boxes) else None
     assert friend
     rules = (Rule("udp", 53, 53, FRIENDS),)
-    site.load(site.known(friendly.ours, *rules), more=[Element("foreign", (site.index("virbr0"),))])
+    site.load(site.known(friendly.ours, *rules), more=[Element("unmanaged", (site.index("virbr0"),))])
     ours = (friendly.ours.v4, friendly.ours.v6)
     packets = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
     assert site.deliver(packets, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set(packets)

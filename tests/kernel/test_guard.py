@@ -99,7 +99,7 @@ def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: B
 def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
     """A bridge that is somebody else's (libvirt, br-lan) is reached on every port, as without docker-fw."""
     everything = {f"{port}/{proto}" for port in (21, 22, 53, 80, 443, 8080) for proto in PROTOS}
-    site.load(more=[Element("foreign", (site.index(CHOSEN),))])
+    site.load(more=[Element("unmanaged", (site.index(CHOSEN),))])
     assert arriving(site, boxes.chosen) == everything
     assert arriving(site, boxes.chosen, boxes.web) == everything
     assert arriving(site, boxes.web, boxes.chosen) == set()
@@ -109,7 +109,7 @@ def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
     """A bridge goes and another of its name comes: the exemption was the old one's."""
     old = site.docker_box("net7", 104)
     number = site.index("net7")
-    site.load(more=[Element("foreign", (number,))])
+    site.load(more=[Element("unmanaged", (number,))])
     assert "8080/tcp" in arriving(site, old)
     site.host.ip("link del net7", "link del d104")
     new = site.docker_box("net7", 104)
@@ -380,7 +380,7 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
 
         def hold(ways: Collection[Way]) -> None:
             found = [way for way in ways if way.proto == PROTO_NUMBER["udp"]]
-            site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)[:5]): 60 for way in found})
+            site.nft.change(Change(), {Element(f"quarantine{way.source.version}", tuple(way)[:5]): 60 for way in found})
 
         with site.inside():
             cut_closed({mine: AddressPolicy(subnet, Policy())}, hold)
@@ -417,7 +417,7 @@ def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxe
     last = ping(boxes.chosen.v6, Site.OUT6)
     site.send([last], boxes.chosen)
     assert not any(p.proto == 6 and p.src == segment.dst for p in sniffer.read())
-    site.load(more=[Element("foreign", (site.index(CHOSEN),))])
+    site.load(more=[Element("unmanaged", (site.index(CHOSEN),))])
     assert site.deliver([segment], site.wan, boxes.chosen) == {segment}
 
 

@@ -319,7 +319,7 @@ def test_as_long_as_it_is_tried(
 
 def held(site: Site) -> str:
     """What is held, as nft lists it."""
-    names = [name for v in (4, 6) for name in sets.HELD_SETS[v]]
+    names = [name for v in (4, 6) for name in sets.QUARANTINE_SETS[v]]
     lists = [site.run("nft", "list", "set", "inet", "docker-fw", name).stdout for name in names]
     return "".join(each.partition("elements = ")[2] for each in lists)
 

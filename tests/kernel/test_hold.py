@@ -23,7 +23,7 @@ from tests.kernel.site import Site
 from tests.kernel.test_rates import resetting, served
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
-HOLDING = {Element("holding", (family,)) for family in AF.values()}
+HOLDING = {Element("proxy_unidentified", (family,)) for family in AF.values()}
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
 
 
@@ -53,7 +53,7 @@ def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
     begins to listen on as held; also while docker-fw does not follow Docker."""
     rules = "chain c { type filter hook prerouting priority raw\n tcp dport 7001 notrack\n }"
     site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
-    served = {proxied_element(Published("tcp", every, 7001, 80), "served") for every in (ANY4, ANY6)}
+    served = {proxied_element(Published("tcp", every, 7001, 80), "host_open") for every in (ANY4, ANY6)}
     with site.host.probe.serve(tcp=[7001]):
         for more in ({*HOLDING, *WATCHED}, served):
             site.load(more=more)
@@ -63,8 +63,12 @@ def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
 def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
     """On all addresses of a family or on one; nor what a label opens, and what is dockerd's own."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
-    known = {proxied_element(port, "listening") for port in ports}
-    known |= {proxied_element(Published("tcp", ANY4, 7003, 80), "served"), Element("dockerd", (6, 7004)), *WATCHED}
+    known = {proxied_element(port, "host_own") for port in ports}
+    known |= {
+        proxied_element(Published("tcp", ANY4, 7003, 80), "host_open"),
+        Element("dockerd_ports", (6, 7004)),
+        *WATCHED,
+    }
     with site.host.probe.serve(tcp=[7001, 7002, 7003, 7004], udp=[7001]):
         site.load(more={*HOLDING, *known})
         four, six = HOSTS
@@ -118,7 +122,7 @@ while data := c.recv(99):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("closes", ["held", "proxied", "served", "shut"])
+@pytest.mark.parametrize("closes", ["held", "host_closed", "host_open", "loading"])
 def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
     """A program of the host's reset a connection, and then docker-proxy has the port: who comes again as he came
     is held, and finds what is closed closed, and what nobody follows any more too, like everybody."""
@@ -128,10 +132,10 @@ def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host:
         assert served(site, host, 7001, 2, sport) == 2
     ports = [Published("tcp", every, 7001, 80) for every in (ANY4, ANY6)]
     more = set(HOLDING) if closes == "held" else set(BANNING)
-    more |= {proxied_element(port, closes) for port in ports if closes in ("proxied", "served")}
-    site.load(more=more if closes == "served" else {*more, *WATCHED})
-    if closes == "shut":
-        site.run("nft", "add", "element", "inet", "docker-fw", "shut", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
+    more |= {proxied_element(port, closes) for port in ports if closes in ("host_closed", "host_open")}
+    site.load(more=more if closes == "host_open" else {*more, *WATCHED})
+    if closes == "loading":
+        site.run("nft", "add", "element", "inet", "docker-fw", "loading", "{ ipv4 timeout 60s, ipv6 timeout 60s }")
     with resetting(site.host, host, 7001):
         assert served(site, host, 7001, 1, sport) == 0
 
@@ -192,7 +196,7 @@ def test_another_socket_on_the_same_port_is_another(site: Site) -> None:
     with site.inside():
         listeners = Listeners()
         with sockets(site) as process:
-            at = proxied_element(Published("tcp", ANY4, 7001, 7001), "listening")
+            at = proxied_element(Published("tcp", ANY4, 7001, 7001), "host_own")
             assert at in listeners.poll()
             process.stdin.write("again\n")
             process.stdin.flush()
@@ -306,11 +310,11 @@ def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, 
     try:
         assert process.stdout.readline()
         six = HOSTS[1]
-        site.load(more=[Element("proxies", (place.stat().st_ino + 1,))])
+        site.load(more=[Element("docker_proxy", (place.stat().st_ino + 1,))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
-        site.load(more=[Element("proxies", (place.stat().st_ino,))])
+        site.load(more=[Element("docker_proxy", (place.stat().st_ino,))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "silent"
-        site.load(more=[Element("proxies", (place.stat().st_ino,)), Element("dockerd", (6, 7001))])
+        site.load(more=[Element("docker_proxy", (place.stat().st_ino,)), Element("dockerd_ports", (6, 7001))])
         assert site.wan.probe.tcp(six, 7001, timeout=0.3) == "open"
     finally:
         process.kill()

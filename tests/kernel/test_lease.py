@@ -70,7 +70,7 @@ class Brief(Running):
 
 def lasts(site: Site) -> list[float]:
     """The seconds that the lease lasts yet, of each family."""
-    shown = site.run("nft", "list", "set", "inet", "docker-fw", "watched").stdout
+    shown = site.run("nft", "list", "set", "inet", "docker-fw", "lease").stdout
     told = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
     return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]
 

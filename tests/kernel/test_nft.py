@@ -117,7 +117,7 @@ def distinct(elements: Iterable[Element]) -> list[Element]:
 #: Without the sets that packets fill by themselves.
 WRITTEN = {name: spec for name, spec in SETS.items() if not spec.meter}
 #: And without those that say that elements are missing.
-WHOLE = {name: spec for name, spec in WRITTEN.items() if not name.startswith("shut")}
+WHOLE = {name: spec for name, spec in WRITTEN.items() if not name.startswith("loading")}
 any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in WHOLE.items())), max_size=40).map(distinct)
 bounded = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -498,7 +498,7 @@ def test_the_table_loads_without_what_a_kernel_may_not_know(
     shown = listed(host)
     assert ("socket cgroupv2" in shown) is cgroups
     assert ("socket transparent" in shown) is holds
-    assert ("@holding socket transparent" in shown) is (holds and cgroups)
+    assert ("@proxy_unidentified socket transparent" in shown) is (holds and cgroups)
     assert ("log " in shown) is logs
     assert "10.0.0.2 . 6 . 80" in shown
 
@@ -521,11 +521,13 @@ def test_a_kernel_that_knows_less_gets_the_rest(
         run(text)
 
     monkeypatch.setattr(nft, "_run", refusing)
-    nft.replace([HERE, Element("proxies", (1 << 50,))])
+    nft.replace([HERE, Element("docker_proxy", (1 << 50,))])
     assert (nft.logs, nft.tells_cgroups) == ("log group" not in unknown, "socket cgroupv2" not in unknown)
     assert nft.holds == ("socket transparent" not in unknown)
     assert nft.intact()
-    nft.change(Change(remove=(HERE, Element("proxies", (1 << 50,))), add=(THERE, Element("proxies", (1 << 51,)))))
+    nft.change(
+        Change(remove=(HERE, Element("docker_proxy", (1 << 50,))), add=(THERE, Element("docker_proxy", (1 << 51,))))
+    )
     monkeypatch.setattr(nft, "_run", run)
     nft.replace([HERE])  # it has learnt
     assert not any(words in listed(host) for words in unknown)
@@ -652,7 +654,7 @@ def test_a_table_whose_last_elements_did_not_come_is_not_intact(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docker-proxy's control group goes there after the text; if that fails, the table is put there again."""
-    proxies = Element("proxies", (1 << 50,))
+    proxies = Element("docker_proxy", (1 << 50,))
     nft.replace([proxies])
     assert nft.intact()
 

@@ -302,7 +302,7 @@ def eventually(true: Callable[[], object], what: str = "not in time") -> None:
 
 
 def remembered(site: Site, kind: str) -> int:
-    """How many sources stand in the sets of this kind ("seen4", …)."""
+    """How many sources stand in the sets of this kind ("sources4", …)."""
     sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
     return sum(site.run("nft", "list", "set", "inet", "docker-fw", key).stdout.count("expires") for key in sets)
 
@@ -314,7 +314,7 @@ def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)]) == [True]
     assert flood(site, boxes.web, forged(), [two, one, one, sources(6)[0]]) == [False, True, False, True]
-    assert remembered(site, "seen4") < 2 * rate_chains.NEW
+    assert remembered(site, "sources4") < 2 * rate_chains.NEW
     assert passing(site, boxes.web, [(two, 443)]) == [True]
 
 
@@ -334,7 +334,7 @@ def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
     eventually(lambda: passing(site, boxes.web, [(one, 22)])[0])
-    assert remembered(site, "kept4") == 0, "nobody completed a handshake"
+    assert remembered(site, "proven4") == 0, "nobody completed a handshake"
 
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
@@ -343,7 +343,7 @@ def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
     one, _, three = sources(6)
     own = [IPv6Address("2001:db8:77::1") + (n << 64) for n in range(65536)]
     assert flood(site, boxes.web, own[:-1], [own[-1], one, three]) == [False, True, True]
-    assert rate_chains.NEW_OF_ONE <= remembered(site, "seen6") <= 2 * rate_chains.NEW_OF_ONE + 10
+    assert rate_chains.NEW_OF_ONE <= remembered(site, "sources6") <= 2 * rate_chains.NEW_OF_ONE + 10
     scan = [new_flow("udp", sources(4)[0], boxes.web.v4, port, next(_ports)) for port in range(10000, 22000)]
     site.deliver(scan[:6000], boxes.web, None, ping(site.wan.V6, boxes.web.v6))
     site.deliver(scan[6000:], boxes.web, None, ping(site.wan.V6, boxes.web.v6))
@@ -363,8 +363,8 @@ def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
         found = [site.wan.probe.tcp(str(at(box, version)), 22, timeout=0.3) for _ in range(4)]
         assert found == ["open", "open", "open", "silent"]
         assert passing(site, box, [(forger, 22)] * 4) == [True] * 3 + [False]
-        eventually(lambda: remembered(site, f"seen{version}") == 0)
-        assert remembered(site, f"kept{version}") == 1
+        eventually(lambda: remembered(site, f"sources{version}") == 0)
+        assert remembered(site, f"proven{version}") == 1
         assert site.wan.probe.tcp(str(at(box, version)), 22, timeout=0.3) == "silent"
     assert passing(site, box, [(forger, 22)]) == [True], "nothing proves a single packet"
 
@@ -382,7 +382,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
     with site.host.probe.serve(tcp=[15432]):
         found = [site.wan.probe.tcp(str(host), 15432, timeout=0.3) for _ in range(3)]
         assert found == ["open", "open", "silent"]
-        eventually(lambda: remembered(site, f"seen_host{version}") == 0)
+        eventually(lambda: remembered(site, f"sources_host{version}") == 0)
         assert site.wan.probe.tcp(str(host), 15432, timeout=0.3) == "silent"
 
 
@@ -473,7 +473,7 @@ def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: 
     """Their sets grow with use: until sources come a rate takes some kilobytes, and the last is added in a moment."""
     load(site, boxes, PolicySpec(), PolicySpec())
     wanted = [
-        Element("rated4", (IPv4Address("10.200.0.0") + n, 6, 22), (f"limit4__10.200.{n >> 8}.{n & 255}__1_day_5",))
+        Element("rate_limit4", (IPv4Address("10.200.0.0") + n, 6, 22), (f"limit4__10.200.{n >> 8}.{n & 255}__1_day_5",))
         for n in range(600)
     ]
     site.nft.change(Change(add=tuple(wanted[:10])))

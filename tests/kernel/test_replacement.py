@@ -122,7 +122,7 @@ def test_a_table_that_is_put_there_is_closed_from_its_first_transaction(
     assert not set().union(*moments.passed)
     assert site.nft.intact()
     left = standing_elements(site)
-    assert not [element for element in left if element.set.startswith("shut")]
+    assert not [element for element in left if element.set.startswith("loading")]
 
 
 def standing_elements(site: Site) -> Iterable[Element]:
@@ -173,7 +173,7 @@ def test_a_transaction_that_is_refused_once_leaves_nothing_shut(
     monkeypatch.setattr(site.nft, "_batch", refuses_once)
     site.nft.replace(elements(known(site, web)))
     assert not refusals
-    assert not [element for element in standing_elements(site) if element.set.startswith("shut")]
+    assert not [element for element in standing_elements(site) if element.set.startswith("loading")]
     assert not passing(site, web)
 
 

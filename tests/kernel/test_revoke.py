@@ -155,7 +155,7 @@ def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes
 
 def left(site: Site) -> int:
     """Whole seconds that the one flow is held yet."""
-    told = json.loads(site.host.run(["nft", "-j", "list", "set", "inet", "docker-fw", "held6"]).stdout)
+    told = json.loads(site.host.run(["nft", "-j", "list", "set", "inet", "docker-fw", "quarantine6"]).stdout)
     ((element,),) = [each["set"]["elem"] for each in told["nftables"] if "set" in each]
     return int(element["elem"]["expires"])
 

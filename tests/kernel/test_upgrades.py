@@ -6,9 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from ipaddress import IPv4Address
 
 import pytest
 
+from plugin.model import Published
+from plugin.nftables import dump
 from plugin.nftables.codec import NFPROTO_INET
 from plugin.nftables.document import skeleton
 from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
@@ -86,6 +89,23 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     own.clean()
     assert own.links() == {older.BRIDGE, "d100"}
     assert not any(own.opens(address) for address in (*WEB, *SHUT))
+
+
+def test_what_a_table_holds_under_its_former_names_is_taken_over(own: Running) -> None:
+    """A responder that the version before kept from opening its cut flow again is kept from it after the upgrade, too,
+    and the ports of the host's own programs stay known."""
+    text = skeleton(MARK)
+    for now, former in (("quarantine", "held"), ("host_own", "listening"), ("proxy_unidentified", "holding")):
+        text = text.replace(now, former)
+    cut = {"4": "10.1.0.2 . udp . 53 . 203.0.113.7 . 4000", "6_pairs": "2001:db8:1::2 . gre . 2001:db8:ffff::7"}
+    text += "".join(f"add element inet {TABLE} held{kind} {{ {key} }}\n" for kind, key in cut.items())
+    text += f"add element inet {TABLE} holding {{ ipv4 }}\nadd element inet {TABLE} listening {{ ipv4 . tcp . 22 }}\n"
+    own.site.run("nft", "-f", "-", input=text)
+    with own.site.inside():
+        assert dump.listening() == {Published("tcp", IPv4Address(0), 22, 22)}
+    own.start()
+    for kind, key in cut.items():
+        assert key in own.site.run("nft", "list", "set", "inet", TABLE, f"quarantine{kind}").stdout
 
 
 def test_an_owned_table_of_a_former_version_is_taken_over(own: Running) -> None:

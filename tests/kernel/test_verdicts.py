@@ -617,7 +617,7 @@ def test_the_mark_is_exact(
     """
     guest = site.guarded(docker, "br-0123456789ab")
     site.load(
-        site.known(boxes.web), site.known(boxes.other), more=[Element("foreign", (site.index("virbr0"),)), *guest]
+        site.known(boxes.web), site.known(boxes.other), more=[Element("unmanaged", (site.index("virbr0"),)), *guest]
     )
     places: dict[str, tuple[Any, Any]] = {
         "outside": (None, (Site.OUT4, Site.OUT6)),

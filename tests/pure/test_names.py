@@ -46,7 +46,7 @@ MARK = 0x08000000
 #: The outside's: what Docker, compose, the kernel and images let others choose.
 NAMES = [
     *EVIL, "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
-    "\\", "'", "@foreign", "include", "\u05d0\u05d1", "e\u0301", "网络", "x" * 10_000, "[bold red]x[/]", "{}", "%s%n",
+    "\\", "'", "@unmanaged", "include", "\u05d0\u05d1", "e\u0301", "网络", "x" * 10_000, "[bold red]x[/]", "{}", "%s%n",
 ]  # fmt: skip
 names = st.sampled_from(NAMES) | st.text(max_size=16)
 COMPOSE, BRIDGE = "com.docker.compose.", "com.docker.network.bridge."
@@ -146,11 +146,11 @@ def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st
     addresses and checked names of links alone, and the text around them is the same for all."""
     host = Host(data.draw)
     assert host.kernel.table is not None
-    assert any(element.set == "dropped4" for element in host.kernel.table)
+    assert any(element.set == "ingress_drops4" for element in host.kernel.table)
     for element in host.kernel.table:
         assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element
     # As `fwctl export` writes it.
-    kept = [element for element in host.kernel.table if element.set != "foreign"]
+    kept = [element for element in host.kernel.table if element.set != "unmanaged"]
     assert skeletons(document(MARK, kept, cgroups=False))[0] == document(MARK, (), cgroups=False)
 
 

@@ -133,7 +133,7 @@ class Table:
         return ""
 
 
-_ENDS = ("permit", "permit_host", "deny", "deny_host")
+_ENDS = ("permit", "accept_host", "deny", "deny_host")
 #: Every chain's rules, without comments and the hook's line.
 CHAINS = {
     name: [line.strip() for line in body.splitlines() if line.strip() and not line.strip().startswith(("#", "type "))]

@@ -124,7 +124,7 @@ def chain_flushed(bed: Bed) -> None:
 
 
 def set_flushed(bed: Bed) -> None:
-    _nft(bed, "flush", "set", "inet", "docker-fw", "confined")
+    _nft(bed, "flush", "set", "inet", "docker-fw", "egress_restricted")
 
 
 def _elements(bed: Bed, verb: str, port: int) -> None:

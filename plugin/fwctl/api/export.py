@@ -31,7 +31,7 @@ def file(
     when: str,
 ) -> str:
     """`foreign`: names of bridges that are left alone; their indices are not the same after a boot."""
-    kept = [*WATCHED, *(element for element in elements if element.set != "foreign")]
+    kept = [*WATCHED, *(element for element in elements if element.set != "unmanaged")]
     text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, unmanaged=unmanaged, timed=timed)
     gone = away("inet") + (away("bridge") if binds else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

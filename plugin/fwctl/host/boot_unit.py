@@ -105,7 +105,7 @@ def nft_text(
     time-out in the file would count anew from each boot.
     """
     lasting, ending = ban_elements(bans, 0)  # seconds from 1970 on
-    elements = (*_elements(dockers, unmanaged), *(e for e in closed if e.set != "foreign"), *lasting)
+    elements = (*_elements(dockers, unmanaged), *(e for e in closed if e.set != "unmanaged"), *lasting)
     untils = "".join(f"#until {until} {e.set} {element_text(e)}\n" for e, until in sorted(ending.items(), key=str))
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
@@ -120,7 +120,7 @@ insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr
 def _elements(dockers: Collection[str], unmanaged: Collection[str]) -> Iterator[Element]:
     for bridge in {*DOCKERS, *dockers}:
         yield Element("dockers", (bridge,))
-        yield Element("bridges", (bridge,))
+        yield Element("protected_bridges", (bridge,))
     for bridge in {*DOCKERS, *dockers, *unmanaged}:
         yield Element("same_bridge", (bridge, bridge))
 

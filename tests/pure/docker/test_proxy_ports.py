@@ -279,16 +279,16 @@ def desk(host: Host) -> Desk:
 
 def test_a_port_of_dockerds_own_that_a_container_asks_for_is_closed(desk: Desk) -> None:
     """From the moment that Docker has made the container, before it can start, until it is removed; over restarts."""
-    assert desk.of("dockerd") == {2375, 2376, 2377, 4789}
+    assert desk.of("dockerd_ports") == {2375, 2376, 2377, 4789}
     desk.host.listens(tcp(2377))
     desk.ports.created("c")
-    assert desk.of("dockerd") == {2377}, "nobody knows what it asks for: what dockerd serves already goes on"
+    assert desk.of("dockerd_ports") == {2377}, "nobody knows what it asks for: what dockerd serves already goes on"
     desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376), Asked("tcp", ANY4, 80, 80)))
-    assert desk.of("dockerd") == {2375, 2377, 4789}
+    assert desk.of("dockerd_ports") == {2375, 2377, 4789}
     assert desk.disk.kept.asked.keys() == {"c"}
-    assert Desk(Host(), desk.disk.kept).of("dockerd") == {2375, 2377, 4789}
+    assert Desk(Host(), desk.disk.kept).of("dockerd_ports") == {2375, 2377, 4789}
     desk.ports.forget("c")
-    assert desk.of("dockerd") == {2375, 2376, 2377, 4789}
+    assert desk.of("dockerd_ports") == {2375, 2376, 2377, 4789}
     assert desk.disk.kept.asked == {}
 
 
@@ -300,16 +300,16 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     desk.ports.created("new")
     desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
     desk.ports.judge(DockerSnapshot(whole=False), moment)
-    assert desk.of("dockerd") == {2377, 4789}
+    assert desk.of("dockerd_ports") == {2377, 4789}
     desk.ports.judge(DockerSnapshot(), moment)
-    assert desk.of("dockerd") == {2375, 2377, 4789}
+    assert desk.of("dockerd_ports") == {2375, 2377, 4789}
 
 
 def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
     """What a container asks for is closed, whether it can be kept or not."""
     desk.disk.full = True
     desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376),))
-    assert desk.of("dockerd") == {2375, 2377, 4789}
+    assert desk.of("dockerd_ports") == {2375, 2377, 4789}
 
 
 def test_listeners_are_told_where_they_matter(desk: Desk) -> None:

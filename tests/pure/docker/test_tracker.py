@@ -176,16 +176,16 @@ def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: En
         Published("tcp", IPv4Address("127.0.0.1"), 6379, 6379),
     )
     guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
-    assert table.of("proxied") == {
-        Element("proxied", (2, 6, 15432)), Element("proxied", (10, 6, 15432)),
-        Element("proxied4", (IPv4Address("198.51.100.1"), 17, 53)),
-        Element("proxied6", (IPv6Address("2001:db8::1"), 6, 99)),
+    assert table.of("host_closed") == {
+        Element("host_closed", (2, 6, 15432)), Element("host_closed", (10, 6, 15432)),
+        Element("host_closed4", (IPv4Address("198.51.100.1"), 17, 53)),
+        Element("host_closed6", (IPv6Address("2001:db8::1"), 6, 99)),
     }  # fmt: skip
-    assert table.of("served") == {Element("served", (2, 6, 18080))}
+    assert table.of("host_open") == {Element("host_open", (2, 6, 18080))}
     guard.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
-    assert not table.of("proxied")
+    assert not table.of("host_closed")
     guard.replace([NETWORK], [endpoint("e", 2, None, NETWORK, *ports[:3])], asked=NOW)
-    assert {e.key[2] for e in table.of("proxied")} == {15432, 18080}
+    assert {e.key[2] for e in table.of("host_closed")} == {15432, 18080}
 
 
 def test_with_the_setting_p_itself_opens() -> None:
@@ -199,13 +199,16 @@ def test_with_the_setting_p_itself_opens() -> None:
     guard = EndpointTracker(table)
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
     guard.replace([NETWORK], [guest], asked=NOW)
-    assert {(e.set, e.key[0]) for e in table.of("dnat", "proxied")} == {("dnat4", guest.addr4), ("dnat6", guest.addr6)}
+    assert {(e.set, e.key[0]) for e in table.of("allow_published", "host_closed")} == {
+        ("allow_published4", guest.addr4),
+        ("allow_published6", guest.addr6),
+    }
     assert not passes(of(NETWORK, guest, Defaults(published=True)).accepts, "tcp", 5432, IPv4Address("203.0.113.7"))
     wrong = Container("c", "c", problems=(Problem("label fw.x", "", ""),))
     for closed in (wrong, container("c", deny="5432"), container("c", allow="5432 from 10.0.0.0/8")):
         guard.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
         assert not table.of("dnat")
-        assert {e.key[2] for e in table.of("proxied")} == {15432}
+        assert {e.key[2] for e in table.of("host_closed")} == {15432}
 
 
 def test_a_published_port_for_some() -> None:
@@ -214,8 +217,8 @@ def test_a_published_port_for_some() -> None:
     guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
     EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
     net = IPv4Address("203.0.113.0")
-    assert table.of("proxied", "via", "from") == {
-        Element("proxied", (2, 6, 15432)), Element("via4", (6, 15432, 24, net)),
+    assert table.of("host_closed", "host_from", "from") == {
+        Element("host_closed", (2, 6, 15432)), Element("host_from4", (6, 15432, 24, net)),
         Element("from4", (guest.addr4, 6, 5432, 24, net)),
     }  # fmt: skip
 
@@ -327,11 +330,11 @@ def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: 
     places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
     guard.replace([NETWORK, inner], places, asked=NOW)
     key = (10, 6, 18080)
-    assert Element("served", key) in table.elements()
-    assert Element("proxied", key) not in table.elements()
+    assert Element("host_open", key) in table.elements()
+    assert Element("host_closed", key) not in table.elements()
     guard.doubt(inner.bridge)
-    assert Element("proxied", key) in table.elements()
-    assert Element("served", key) not in table.elements()
+    assert Element("host_closed", key) in table.elements()
+    assert Element("host_open", key) not in table.elements()
 
 
 def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: EndpointTracker) -> None:
@@ -346,8 +349,8 @@ def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, gua
         ],
         asked=NOW,
     )
-    assert Element("proxied", (2, 6, 18080)) in table.elements()
-    assert table.of("via4") == {Element("via4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
+    assert Element("host_closed", (2, 6, 18080)) in table.elements()
+    assert table.of("host_from4") == {Element("host_from4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
 
 
 def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
@@ -413,7 +416,7 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTrac
     guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     guard.doubt(NETWORK.bridge)
     assert not table.knows(guest.addr4)
-    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    assert Element("host_closed", (2, 6, 18080)) in table.elements()
     assert table.opens(other.addr4) == {5432}
     guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
     assert table.opens(guest.addr4) == {8080}
@@ -465,17 +468,17 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Endpoin
     may come back while Docker is silent), until the network goes."""
     guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
     guard.replace([NETWORK], [other], asked=NOW)
-    assert not table.of("confined")
+    assert not table.of("egress_restricted")
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
-    assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
-    assert {e.key[1] for e in table.of("free")} == {other.addr4, other.addr6}
+    assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
+    assert {e.key[1] for e in table.of("egress_all")} == {other.addr4, other.addr6}
     assert table.disk.kept.egress_restricted == {NETWORK.bridge}
     guard.leaves("", guest.container.id if guest.container else "")
-    assert table.of("confined")
+    assert table.of("egress_restricted")
     table.only({NETWORK.bridge})
     assert table.disk.kept.egress_restricted == {NETWORK.bridge}
     table.only(())
-    assert not table.of("confined")
+    assert not table.of("egress_restricted")
     assert table.disk.kept.egress_restricted == set()
 
 
@@ -483,21 +486,21 @@ def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
     table = Table(state=State(egress_restricted=frozenset({NETWORK.bridge})))
     guard = EndpointTracker(table)
-    assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
+    assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
     guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
-    assert table.of("confined")
+    assert table.of("egress_restricted")
     table.only(())
-    assert not table.of("confined")
+    assert not table.of("egress_restricted")
 
 
 def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: EndpointTracker) -> None:
     """It counts while the container exists, stopped or not; another one of its name is another one."""
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
     guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
-    assert Element("served", (2, 6, 18080)) in table.elements()
+    assert Element("host_open", (2, 6, 18080)) in table.elements()
     table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 8080, 8080), deny=True)))
     assert table.opens(guest.addr4) == set()
-    assert Element("proxied", (2, 6, 18080)) in table.elements()
+    assert Element("host_closed", (2, 6, 18080)) in table.elements()
     guard.leaves("", WEB.id)
     guard.replace([NETWORK], [], [WEB.id], asked=NOW)
     assert len(table.state.overrides) == 1

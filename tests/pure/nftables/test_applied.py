@@ -67,11 +67,41 @@ def test_an_element_of_two_owners_goes_with_the_last() -> None:
 
 
 V4 = IPv4Address("172.18.0.2")
-_OPENING = ["allow4", "allow6_blocks", "other4", "from4", "from6_blocks", "via4", "dnat4", "served", "served6", "out4",
-            "outgate4_blocks", "to6", "tohost4", "free4", "same_bridge", "neighbour", "neighbour4", "dockers", "routed",
-            "listening6"]  # fmt: skip
-_OTHERS = ["gate4", "gating", "dropped4", "refused6", "rated4", "remembering4", "rated_host", "bridges", "proxies",
-           "publish4", "self4"]  # fmt: skip
+_OPENING = [
+    "allow4",
+    "allow6_blocks",
+    "allow_other4",
+    "from4",
+    "from6_blocks",
+    "host_from4",
+    "allow_published4",
+    "host_open",
+    "host_open6",
+    "egress_allow4",
+    "egress_peer_ports4_blocks",
+    "egress_to6",
+    "egress_host4",
+    "egress_all4",
+    "same_bridge",
+    "host_neighbours",
+    "host_neighbours4",
+    "dockers",
+    "routed",
+    "host_own6",
+]
+_OTHERS = [
+    "peer_ports4",
+    "peer_families",
+    "ingress_drops4",
+    "egress_drops6",
+    "rate_limit4",
+    "rate_proven4",
+    "rate_limit_host",
+    "protected_bridges",
+    "docker_proxy",
+    "publish4",
+    "hairpin4",
+]
 
 
 @pytest.mark.parametrize("name", _OPENING)
@@ -80,7 +110,7 @@ def test_what_stops_being_open_is_narrower(name: str) -> None:
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert books.narrower("a", frozenset())
-    assert not books.narrower("a", frozenset({element, Element("dropped4", (V4,))}))
+    assert not books.narrower("a", frozenset({element, Element("ingress_drops4", (V4,))}))
     assert not books.narrower("b", frozenset({element}))
 
 
@@ -92,8 +122,15 @@ def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
     assert not books.narrower("a", frozenset())
 
 
-@pytest.mark.parametrize(("name", "new", "known"), [("confined", True, True), ("proxied", False, True),
-                                                    ("proxied4", False, True), ("allow4", False, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "new", "known"),
+    [
+        ("egress_restricted", True, True),
+        ("host_closed", False, True),
+        ("host_closed4", False, True),
+        ("allow4", False, False),
+    ],
+)
 def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
     """A network that begins to confine, and a published port that closes for somebody who is there already."""
     books = AppliedElements()
@@ -103,7 +140,10 @@ def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
     assert books.narrower("b", wanted) is new
 
 
-@pytest.mark.parametrize("name", ["confined", "proxied", "proxied6", "rated4_blocks", "rated_host4", "remembering6"])
+@pytest.mark.parametrize(
+    "name",
+    ["egress_restricted", "host_closed", "host_closed6", "rate_limit4_blocks", "rate_limit_host4", "rate_proven6"],
+)
 def test_what_comes_may_only_close(name: str) -> None:
     """What goes, and what confines, closes or limits, need not be on the disk first; whatever else comes must be."""
     books = AppliedElements()
@@ -112,16 +152,23 @@ def test_what_comes_may_only_close(name: str) -> None:
     assert books.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
     assert not books.only_closes("a", frozenset(ELEMENTS[:3]))
     assert not books.only_closes("b", frozenset(ELEMENTS[:1]))
-    for other in (*_OPENING, "publish4", "foreign"):
+    for other in (*_OPENING, "publish4", "unmanaged"):
         assert not books.only_closes("a", frozenset({Element(other, ("another",))}))
 
 
 PEERS = [
-    *(Element(f"from4{blocks}", (A, 6, port, 32, peer)) for A in map(IPv4Address, ("10.0.0.1", "10.0.0.2"))
-      for blocks in ("", "_blocks") for port in (22, 80) for peer in map(IPv4Address, ("10.9.0.1", "10.9.0.2"))),
-    Element("via4", (6, 8080, 32, IPv4Address("10.9.0.1"))), Element("to4", (V4, 6, 53, 32, IPv4Address("10.9.0.1"))),
-    Element("from4", (V4, 6, 22, 24, IPv4Address("10.9.0.0"))), Element("tohost4", (V4, 6, 22)),
-]  # fmt: skip
+    *(
+        Element(f"from4{blocks}", (A, 6, port, 32, peer))
+        for A in map(IPv4Address, ("10.0.0.1", "10.0.0.2"))
+        for blocks in ("", "_blocks")
+        for port in (22, 80)
+        for peer in map(IPv4Address, ("10.9.0.1", "10.9.0.2"))
+    ),
+    Element("host_from4", (6, 8080, 32, IPv4Address("10.9.0.1"))),
+    Element("egress_to4", (V4, 6, 53, 32, IPv4Address("10.9.0.1"))),
+    Element("from4", (V4, 6, 22, 24, IPv4Address("10.9.0.0"))),
+    Element("egress_host4", (V4, 6, 22)),
+]
 _passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from(PEERS), max_size=8), max_size=3)
 
 
@@ -142,7 +189,7 @@ def test_what_lets_an_address_pass_is_found_without_looking(
     address = IPv4Address(peer)
     going = books.going((), {address: owners})
     wanted = {
-        owner: {e for e in elements if e.set != "tohost4" and e.key[-2:] == (32, address)}
+        owner: {e for e in elements if e.set != "egress_host4" and e.key[-2:] == (32, address)}
         for owner, elements in owned.items() if owner in owners
     }  # fmt: skip
     assert going == {owner: elements for owner, elements in wanted.items() if elements}
@@ -155,8 +202,8 @@ def test_what_lets_an_address_pass_is_found_without_looking(
 
 def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
     """Where an owner goes, what opens goes and what closes stays; what kept docker-proxy's port open closes it."""
-    books, open_, shut = AppliedElements(), Element("served4", (V4, 6, 8080)), Element("proxied4", (V4, 6, 8080))
-    stays = Element("rated4", (V4, 6, 22))
+    books, open_, shut = AppliedElements(), Element("host_open4", (V4, 6, 8080)), Element("host_closed4", (V4, 6, 8080))
+    stays = Element("rate_limit4", (V4, 6, 22))
     books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
     assert books.closing(books.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
     going = books.going("ab", {})
@@ -168,7 +215,9 @@ def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
 
 
 #: What neither opens nor closes: it counts, reports, or says where something leads.
-NEUTRAL = re.compile(r"dropped|refused|noticed|masqueraded|unregistered|self|publish|gate|gating")
+NEUTRAL = re.compile(
+    r"ingress_drops|egress_drops|log_limit|masqueraded|unknown_address_limit|hairpin|publish|peer_(ports|families)"
+)
 
 
 def test_each_set_says_whether_its_elements_open_or_close() -> None:
@@ -176,5 +225,15 @@ def test_each_set_says_whether_its_elements_open_or_close() -> None:
     unsaid = {name for name, spec in SETS.items() if not spec.effect}
     assert {name for name in unsaid if not NEUTRAL.match(name)} == set()
     assert {name for name, spec in SETS.items() if NEUTRAL.match(name)} == unsaid
-    for name in ("confined", "proxied", "proxied4", "banned6_64", "proxies", "holding", "held4_pairs", "shut", "ports"):
+    for name in (
+        "egress_restricted",
+        "host_closed",
+        "host_closed4",
+        "banned6_64",
+        "docker_proxy",
+        "proxy_unidentified",
+        "quarantine4_pairs",
+        "loading",
+        "ports",
+    ):
         assert SETS[name].effect == "closes", name

@@ -129,7 +129,7 @@ def dropped(one: IPv4Address | IPv6Address, standing: set[Element]) -> bool:
     table, other = Table(standing), IPv4Address("192.0.2.1") if one.version == 4 else IPv6Address("2001:db9:9::1")
     found = set()
     for packet in (Packet(one, other, 6, 80), Packet(other, one, 6, 80)):
-        asked = table.finds("meta nfproto", "banning", packet)
+        asked = table.finds("meta nfproto", "ban_families", packet)
         found.add(asked and table.verdict("banned", packet) == "deny")
     (verdict,) = found
     return verdict
@@ -152,7 +152,7 @@ def test_who_is_banned_is_dropped_both_ways(bans: dict[Prefix, float], address: 
 def test_bans_come_before_everything() -> None:
     """In both directions, before what is established and before the host's own: only loopback is not asked."""
     for chain, at in (("forward", 1), ("input", 1)):
-        assert CHAINS[chain][at] == "meta nfproto @banning jump banned"
+        assert CHAINS[chain][at] == "meta nfproto @ban_families jump banned"
     assert CHAINS["forward"][0].startswith("meta mark set")
     assert CHAINS["input"][0] == 'iifname "lo" accept'
 
@@ -161,7 +161,7 @@ def test_families_are_looked_up_only_where_somebody_is_banned() -> None:
     """A packet pays for bans of its own family alone, and for prefixes only where prefixes are banned."""
     assert ban_elements({}, NOW) == (set(), {})
     lasting, _ = ban_elements({ip_network("203.0.113.7"): 0}, NOW)
-    assert lasting == {Element("banned4", (IPv4Address("203.0.113.7"),)), Element("banning", (2,))}
+    assert lasting == {Element("banned4", (IPv4Address("203.0.113.7"),)), Element("ban_families", (2,))}
     lasting, timed = ban_elements({ip_network("2001:db8::/48"): NOW + 59.5}, NOW)
-    assert lasting == {Element("banning", (10,)), Element("banning_nets", (10,))}
+    assert lasting == {Element("ban_families", (10,)), Element("ban_prefix_families", (10,))}
     assert timed == {Element("banned6_48", (IPv6Address("2001:db8::"),)): 60}

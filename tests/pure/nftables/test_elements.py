@@ -158,9 +158,9 @@ def test_what_may_be_begun_is_found_by_the_same_look_ups(
 ) -> None:
     """Any egress: a packet of the container's leaves if and only if a rule is about its port and target."""
     table = Table(address_elements("br0", address, Policy(egress=listed, labels_valid=True, known=True)))
-    assert not {name for name in table.sets if name.startswith(("free", "allow", "from"))}
+    assert not {name for name in table.sets if name.startswith(("egress_all4", "egress_all6", "allow", "from"))}
     for proto, port, peer in _flows(listed, address, drawn, peers):
-        found = table.verdict(f"leaving{address.version}", Packet(address, peer, NUMBERS[proto], port or 40001))
+        found = table.verdict(f"egress_allow{address.version}", Packet(address, peer, NUMBERS[proto], port or 40001))
         assert found == ("mark" if passes(listed, proto, port, peer) else ""), (proto, port, peer)
 
 
@@ -171,22 +171,22 @@ def test_to_the_host_alone() -> None:
     for port, host, out in ((8125, "mark", ""), (53, "mark", "mark"), (80, "", "")):
         packet = Packet(V4, OUT4, 17, port)
         assert _to_host(table, packet) == host
-        assert table.verdict("leaving4", packet) == out
+        assert table.verdict("egress_allow4", packet) == out
     assert _to_host(table, Packet(V4, OUT4, 6, 8125)) == ""
 
 
 def _to_host(table: Table, packet: Packet) -> str:
     """What chain `to_host_only` finds; its first rule is about connection tracking."""
-    assert CHAINS["to_host_only"][0] == "ct state invalid return"
-    return "mark" if table.found(CHAINS["to_host_only"][1:], packet) else ""
+    assert CHAINS["egress_allow_host"][0] == "ct state invalid return"
+    return "mark" if table.found(CHAINS["egress_allow_host"][1:], packet) else ""
 
 
 def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
     """On a network where somebody is confined each known one that is not is told apart; nobody unknown is."""
     for known, free in ((True, {("br0", V4)}), (False, None)):
         table = Table(address_elements("br0", V4, Policy(known=known)))
-        assert table.sets.get("free4") == free
-        assert "confined" not in table.sets
+        assert table.sets.get("egress_all4") == free
+        assert "egress_restricted" not in table.sets
 
 
 @given(networks, endpoints, saids)
@@ -197,9 +197,9 @@ def test_elements_open_only_the_endpoints_own_addresses(
     """No element that opens anything, or lets anything be begun, is about any address but the endpoint's own."""
     own = {endpoint.addr4, endpoint.addr6}
     for element in elements_of(network, endpoint, everywhere):
-        if element.set.startswith(("allow", "gate", "from", "other", "dnat", "out", "to")):
+        if element.set.startswith(("allow", "peer_ports", "from", "egress_allow", "egress_peer_ports", "egress_to")):
             assert element.key[0] in own
-        if element.set.startswith("free"):
+        if element.set.startswith(("egress_all4", "egress_all6")):
             assert element.key[1] in own
         if element.data and element.set not in RATED:
             assert element.data[0] in own
@@ -252,12 +252,15 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
     spec = parse({"fw.allow": "8080 from 10.0.0.0/8 2001:db8::/32"}).spec
     four, six = (set(rule_elements(address, spec.allow)) for address in (V4, V6))
     assert four == {
-        Element("gate4", (V4, 6, 8080)), Element("from4", (V4, 6, 8080, 8, IPv4Address("10.0.0.0")))
-    } | {e for e in four if e.set == "gating"}  # fmt: skip
-    assert {e.set for e in six} <= {"gate6", "from6", "gating"}
+        Element("peer_ports4", (V4, 6, 8080)), Element("from4", (V4, 6, 8080, 8, IPv4Address("10.0.0.0")))
+    } | {e for e in four if e.set == "peer_families"}  # fmt: skip
+    assert {e.set for e in six} <= {"peer_ports6", "from6", "peer_families"}
     only4 = parse({"fw.allow": "8080 from 10.0.0.0/8"}).spec
     assert list(rule_elements(V6, only4.allow)) == []
-    assert {e.set for e in address_elements("br0", V6, Policy(accepts=only4.allow))} == {"dropped6", "refused6"}
+    assert {e.set for e in address_elements("br0", V6, Policy(accepts=only4.allow))} == {
+        "ingress_drops6",
+        "egress_drops6",
+    }
 
 
 # --- rates --------------------------------------------------------------------------------------------------------
@@ -271,7 +274,7 @@ def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port:
     elements = set(address_elements("br0", address, Policy(rates=tuple(listed), labels_valid=True, known=True)))
     chains = {(element.set, element.key): str(element.data[0]) for element in elements if element.set in RATED}
     packet, found = Packet(OUT4 if v == 4 else OUT6, address, NUMBERS[proto], port), set()
-    for line in CHAINS[f"rated{v}"]:
+    for line in CHAINS[f"rate_limit{v}"]:
         key, _, name = line.partition(" vmap @")
         chain_ = chains.get((name, tuple(value(part, packet) for part in key.split(" . "))), "")  # type: ignore[arg-type]
         text = rate_chains.inside([chain_]) if chain_ else ""
@@ -296,7 +299,7 @@ def test_the_rates_of_an_address_are_its_own() -> None:
             assert f"\t{kind} {name} {{" in whole
             assert f"delete {kind} inet docker-fw {name}\n" in removed
         assert "limit rate 5/minute burst 10 packets" in added
-        assert "chain rates {" in whole
+        assert "chain rate_hook {" in whole
     assert len(names) == 3
     assert "limit4__172.18.0.2__5_minute_10" in names
     assert "__" not in document(MARK, set(address_elements("br0", V6, Policy())))
@@ -310,7 +313,7 @@ def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: in
     """What anybody may forge is forgotten after a minute; a source that completed a handshake when it has its burst."""
     sets = rate_chains.limit(f"limit4__172.18.0.2__{rate}").sets
     meters = {name.partition("4__")[0]: spec.meter for name, spec in sets.items()}
-    assert meters == {"seen": short, "wide": short} | ({"kept": kept} if kept else {})
+    assert meters == {"sources": short, "networks": short} | ({"proven": kept} if kept else {})
 
 
 def test_no_network_fills_a_set_alone() -> None:
@@ -345,7 +348,7 @@ def test_docker_proxy_serves_whom_the_container_accepts(
     made = guest_elements(GUARDED, endpoint, Policy(accepts=listed, labels_valid=True, known=True))
     table = Table(made)
     for port in there:
-        served, shut = proxied_element(port, "served"), proxied_element(port)
+        served, shut = proxied_element(port, "host_open"), proxied_element(port)
         if port.host_ip.is_loopback:
             assert served not in made
             assert shut not in made
@@ -358,8 +361,8 @@ def test_docker_proxy_serves_whom_the_container_accepts(
             host = IPv4Address("198.51.100.9") if v == 4 else IPv6Address("2001:db8:f::9")
         for peer in () if everybody else _sources(about, v, peers):
             packet = Packet(peer, host, NUMBERS[port.proto], port.host_port)
-            found = table.verdict(f"via{v}", packet)
-            assert found == ("permit_host" if passes(about, port.proto, port.container_port, peer) else "deny_host")
+            found = table.verdict(f"host_from{v}", packet)
+            assert found == ("accept_host" if passes(about, port.proto, port.container_port, peer) else "deny_host")
 
 
 def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
@@ -368,15 +371,15 @@ def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
     rate = Rate("tcp", 22, 22, 5, "minute", 10)
     endpoint = Endpoint("e", GUARDED.id, V4, joined=True, container=Container("c", "c"), published=(port,))
     made = guest_elements(GUARDED, endpoint, Policy(rates=(rate,), labels_valid=True, known=True))
-    assert {e for e in made if e.set.startswith("rated_host")} == {
-        Element("rated_host", (2, 6, 2222), ("limit_host4__172.18.0.2__5_minute_10",))
+    assert {e for e in made if e.set.startswith("rate_limit_host")} == {
+        Element("rate_limit_host", (2, 6, 2222), ("limit_host4__172.18.0.2__5_minute_10",))
     }
 
 
 def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
     """With FW_PUBLISHED=allow the container's port is open to what was sent on, and to nothing else."""
     made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), labels_valid=True, known=True)))
-    assert Element("dnat4", (V4, 6, 8080)) in made
+    assert Element("allow_published4", (V4, 6, 8080)) in made
     assert Table(made).verdict("inbound4", Packet(OUT4, V4, 6, 8080)) == "deny"
 
 
@@ -389,7 +392,7 @@ def test_what_a_network_needs() -> None:
 
     def sets(network: Network) -> set[str]:
         assert {element.key[0] for element in network_elements(network)} == {"br0"}
-        return {element.set for element in network_elements(network)} - {"same_bridge", "bridges"}
+        return {element.set for element in network_elements(network)} - {"same_bridge", "protected_bridges"}
 
     assert sets(Network("n", "br0", four, six)) == {"masqueraded"}
     assert sets(Network("n", "br0", None, six)) == set()
@@ -416,7 +419,7 @@ def test_dockerds_own_ports() -> None:
     ports = own_ports([Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789)], ())
     assert ports == {(6, 2375), (6, 2376), (6, 2377), (17, 4789)}
     view = evaluated(Defaults(), Facts(dockerd=ports))
-    assert view.elements(ElementOwner(Kind.DOCKERD)) == {Element("dockerd", port) for port in ports}
+    assert view.elements(ElementOwner(Kind.DOCKERD)) == {Element("dockerd_ports", port) for port in ports}
 
 
 # --- the text -----------------------------------------------------------------------------------------------------
@@ -461,12 +464,12 @@ def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
     """Plain hash sets only, without `flags interval` and without a reserved `size`; but for those that packets fill,
     which are bounded, and whose elements go by themselves."""
     chain_ = "limit4__172.18.0.2__5_minute_10"
-    text, own = skeleton(MARK, rates=["rates", chain_]), rate_chains.limit(chain_).sets
+    text, own = skeleton(MARK, rates=["rate_hook", chain_]), rate_chains.limit(chain_).sets
     assert "interval" not in text
     for _, name, body in re.findall(r"\t(set|map) (\S+) \{\n(.*?)\n\t\}", text, re.DOTALL):
         filled = name in own or bool(spec_of(name).meter)
         assert ("dynamic" in body) is filled, name
-        assert ("size" in body) is (filled and not name.startswith("seen")), name
+        assert ("size" in body) is (filled and not name.startswith("sources")), name
     for name in re.findall(r"(?:update|add) @(\S+)", text):
         assert name in own or spec_of(name).meter
 
@@ -481,26 +484,30 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         final.add(name)
         todo += [t for r in found[name] for t in re.findall(r"goto (\w+)", r) if t not in final]
         asked |= {t for r in found[name] for t in re.findall(r"jump (\w+)", r)}
-    ends = {"deny", "noticed", "noticed_by", "permit"}
-    icmp = {"icmp_in", "icmp6_in", "to_registered", "to_unregistered", "to_few"}
+    ends = {"deny", "deny_inbound", "deny_egress", "permit"}
+    icmp = {"icmp_in", "icmp6_in", "to_known_address", "to_unknown_address", "to_unknown_limited"}
     assert final == {"inbound", "inbound4", "inbound6", *icmp, *ends}
-    for name in final - ends - {"to_registered"}:
+    for name in final - ends - {"to_known_address"}:
         assert found[name][-1] == "goto deny"
         assert not [rule for rule in found[name] if re.search(r"\b(return|continue)\b", rule)]
     for name in (*ends - {"permit"}, "deny_host"):
         assert found[name][-1] == 'counter name "drops" drop'
     # Where ICMP goes, and what is related: accepted to whom a container is known, a few packets to others.
-    assert found["to_registered"] == [
-        "ip6 daddr != @dropped6 goto to_unregistered", "ip daddr != @dropped4 goto to_unregistered", "accept"
-    ]  # fmt: skip
-    assert [name for name in found if any("goto to_registered" in r for r in found[name])] == [
+    assert found["to_known_address"] == [
+        "ip6 daddr != @ingress_drops6 goto to_unknown_address",
+        "ip daddr != @ingress_drops4 goto to_unknown_address",
+        "accept",
+    ]
+    assert [name for name in found if any("goto to_known_address" in r for r in found[name])] == [
         "inbound", "icmp_in", "icmp6_in"
     ]  # fmt: skip
-    assert asked == {"gates4", "gates6", "from_container"}
-    for rule in chain.from_iterable(found[name] for name in found if name.startswith(("inbound", "gate", "from"))):
+    assert asked == {"peer_ports4", "peer_ports6", "from_container"}
+    for rule in chain.from_iterable(
+        found[name] for name in found if name.startswith(("inbound", "peer_ports", "from"))
+    ):
         if re.search("goto permit|accept", rule):
             assert re.search(r"@(allow|other|from|dnat|same_bridge)\w* (goto permit|accept)", rule), rule
-    for name in ("gates4", "gates6", *(n for n in found if re.match("from[46]", n))):
+    for name in ("peer_ports4", "peer_ports6", *(n for n in found if re.match("from[46]", n))):
         assert not [rule for rule in found[name] if not re.search(r"(jump from\w+|goto permit)$", rule)]
     assert found["permit"] == ["accept"]
     assert found["to_docker"][-1] == "goto inbound"
@@ -512,22 +519,34 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     (but for a new beginning), forged, was cut, or may not be begun."""
     first, banned, established, forged, expected, held, egress_restricted, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
-    assert banned == "meta nfproto @banning jump banned"
+    assert banned == "meta nfproto @ban_families jump banned"
     assert established == "ct state established jump established"
     first, *_, last = CHAINS["established"]
     assert first == "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn return"
     assert last == "accept"
     assert forged == "ct state != related jump reverse_path"
     assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path"
-    assert held == "ct state new jump held"
-    assert egress_restricted == "iifname @confined jump confined"
+    assert held == "ct state new jump quarantine"
+    assert egress_restricted == "iifname @egress_restricted jump egress"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
 
 def test_a_ban_and_a_confinement_accept_nothing() -> None:
     """What is asked before everything else drops or returns, and never accepts."""
-    for name in ("banned", "banned_nets", "confined", "leaving", "leaving4", "leaving6", "from_container", "held",
-                 "held4", "held6", "reverse_path", "reverse_path_bridge"):  # fmt: skip
+    for name in (
+        "banned",
+        "banned_prefixes",
+        "egress",
+        "egress_allow",
+        "egress_allow4",
+        "egress_allow6",
+        "from_container",
+        "quarantine",
+        "quarantine4",
+        "quarantine6",
+        "reverse_path",
+        "reverse_path_bridge",
+    ):
         assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
 
 
@@ -545,7 +564,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
     text = skeleton(mark)
     found = chains(text)
     assert found["forward"][0] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
-    assert found["marked"] == [f"meta mark set meta mark | {mark:#010x} accept"]
+    assert found["accept_marked"] == [f"meta mark set meta mark | {mark:#010x} accept"]
     assert set(re.findall(r"meta mark (?:set meta mark )?([&|] 0x[0-9a-f]+)", text)) == {
         f"& {0xFFFFFFFF - mark:#010x}", f"| {mark:#010x}", f"& {mark:#010x}"
     }  # fmt: skip

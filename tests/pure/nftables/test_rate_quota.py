@@ -61,7 +61,7 @@ def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch
 
     def wants(address: str, *chains: str) -> frozenset[Element]:
         ports = enumerate(chains * 100, 1)
-        return frozenset(Element("rated4", (IPv4Address(address), 6, port), (chain,)) for port, chain in ports)
+        return frozenset(Element("rate_limit4", (IPv4Address(address), 6, port), (chain,)) for port, chain in ports)
 
     known.change({"small": wants("10.1.0.1", "limit4__10.1.0.1__5_minute_1")})
     known.change({"waits": wants("10.1.0.2", *(f"limit4__10.1.0.2__{n}_minute_1" for n in (1, 2)))})
@@ -163,7 +163,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
 
 def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:
     chain = f"limit4__{address}__{rate}"
-    return frozenset({Element("rated4", (IPv4Address(address), 6, 22), (chain,))})
+    return frozenset({Element("rate_limit4", (IPv4Address(address), 6, 22), (chain,))})
 
 
 def test_one_address_has_one_limit() -> None:

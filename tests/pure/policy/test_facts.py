@@ -174,12 +174,12 @@ def test_a_container_is_looked_at_with_all_its_places() -> None:
     inventory = made(guest(dataclasses.replace(DB, container=who("db", allow="5432"))), guest(
         dataclasses.replace(second, container=who("db", allow="5432"))
     ))  # fmt: skip
-    served = Element("served", (2, 6, 15432))
+    served = Element("host_open", (2, 6, 15432))
     assert served in inventory.elements(OF_DB)
     doubted = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
     assert {*edited(inventory, guests(doubted))} == {tracked(second), OF_DB}
     assert served not in inventory.elements(OF_DB)
-    assert Element("proxied", (2, 6, 15432)) in inventory.elements(OF_DB)
+    assert Element("host_closed", (2, 6, 15432)) in inventory.elements(OF_DB)
 
 
 # --- elements -----------------------------------------------------------------------------------------------------
@@ -218,11 +218,17 @@ def test_the_host_is_told_of() -> None:
     )
     inventory = evaluated(Defaults(), facts)
     assert {element for owner in inventory.owners() for element in inventory.elements(owner)} == {
-        Element("foreign", (7,)), Element("dockers", ("docker0",)), Element("bridges", ("docker0",)),
-        Element("same_bridge", ("docker0", "docker0")), Element("proxies", (12,)), Element("holding", (2,)),
-        Element("holding", (10,)), Element("dockerd", (6, 2375)), Element("listening", (2, 6, 8080)),
-        Element("proxied", (2, 6, 9090)),
-    }  # fmt: skip
+        Element("unmanaged", (7,)),
+        Element("dockers", ("docker0",)),
+        Element("protected_bridges", ("docker0",)),
+        Element("same_bridge", ("docker0", "docker0")),
+        Element("docker_proxy", (12,)),
+        Element("proxy_unidentified", (2,)),
+        Element("proxy_unidentified", (10,)),
+        Element("dockerd_ports", (6, 2375)),
+        Element("host_own", (2, 6, 8080)),
+        Element("host_closed", (2, 6, 9090)),
+    }
 
 
 # --- what is sticky -----------------------------------------------------------------------------------------------
@@ -236,7 +242,7 @@ def test_a_network_confines_from_its_first_moment() -> None:
         (APP, spec(egress="none")),
     ):
         inventory = evaluated(Defaults(settings), Facts(networks=FrozenDict({APP.id: network})))
-        assert inventory.elements(EGRESS) == {Element("confined", ("br-app",))}
+        assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
         assert inventory.state.egress_restricted == {"br-app"}
         assert inventory.confines(network)
     assert not made().confines(APP)
@@ -283,8 +289,8 @@ def test_a_place_in_doubt_is_closed() -> None:
     """Its addresses have nothing that opens, its published ports are closed, and what it may begin stays nothing."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
     sets = {element.set for element in inventory.elements(OF_DB)}
-    assert sets == {"dropped4", "refused4", "proxied", "neighbour"}
-    assert inventory.elements(EGRESS) == {Element("confined", ("br-app",))}
+    assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours"}
+    assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
     (answer,) = inventory.answers(OF_DB).values()
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)
 

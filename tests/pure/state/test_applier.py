@@ -19,7 +19,7 @@ from plugin.state.applier import TableApplier
 from tests.pure.fakes import Kernel
 
 BANNED = ip_network("203.0.113.7/32")
-STRAY = Element("confined", ("br0",))
+STRAY = Element("egress_restricted", ("br0",))
 
 
 @pytest.fixture(autouse=True)

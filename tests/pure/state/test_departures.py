@@ -106,7 +106,7 @@ def made(kernel: Recorder, members: Iterable[Endpoint], later: list[Callable[[],
 
 def open_for(elements: Iterable[Element], endpoint: Endpoint) -> set[Element]:
     """What lets pass to, from or by the endpoint's addresses."""
-    names = ("allow", "other", "from", "via", "to", "out", "free", "publish", "self", "served", "dnat")
+    names = ("allow", "from", "host_from", "egress_to", "egress_allow", "egress_all", "publish", "hairpin", "host_open")
     addresses = {endpoint.addr4, endpoint.addr6}
     return {e for e in elements if e.set.startswith(names) and addresses & {*e.key, *e.data}}
 
@@ -167,8 +167,8 @@ def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kerne
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
     guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
-    assert Element("served", (2, 6, 9007)) in kernel.first().remove
-    assert Element("proxied", (2, 6, 9007)) in kernel.first().add
+    assert Element("host_open", (2, 6, 9007)) in kernel.first().remove
+    assert Element("host_closed", (2, 6, 9007)) in kernel.first().add
     assert open_for(kernel.first().remove, members[7]) >= {Element("allow4", (members[7].addr4, 6, 8080))}  # type: ignore[arg-type]
     assert open_for(kernel.table or (), members[7]) == set()
     done(later)
@@ -181,7 +181,7 @@ def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder
     state, guard, members = guarded(kernel, later)
     guard.doubt(DOCKERS.bridge)
     assert all(open_for(kernel.first().remove, each) for each in members)
-    assert {Element("proxied", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
+    assert {Element("host_closed", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
     assert not any(open_for(kernel.table or (), each) for each in members)
     done(later)
     assert kernel.table == right(state)
@@ -413,7 +413,7 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
     many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
     guard.replace([DOCKERS], [few, many], asked=guard.now())
     stands = kernel.table or set()
-    assert sum(e.set.startswith("via") for e in stands) == 150 * 128
+    assert sum(e.set.startswith("host_from") for e in stands) == 150 * 128
     assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in stands  # type: ignore[arg-type]
     assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in stands)
     assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, few.id)) == []

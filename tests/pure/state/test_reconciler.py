@@ -209,7 +209,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert dict(kept.networks) == dict(self.state.networks)
             assert dict(kept.endpoints) == dict(self.state.endpoints)
             assert (kept.overrides, dict(kept.bans)) == (self.state.state.overrides, dict(self.state.state.bans))
-            assert kept.egress_restricted == {e.key[0] for e in desired(self.state) if e.set == "confined"}
+            assert kept.egress_restricted == {e.key[0] for e in desired(self.state) if e.set == "egress_restricted"}
 
 
 AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
@@ -240,7 +240,7 @@ def web() -> tuple[Reconciler, Kernel, Disk]:
 
 
 def opened(kernel: Kernel) -> set[Element]:
-    return {e for e in kernel.table or () if e.set.startswith(("allow", "from", "publish", "self"))}
+    return {e for e in kernel.table or () if e.set.startswith(("allow", "from", "publish", "hairpin"))}
 
 
 _CLOSINGS: dict[str, Callable[[Reconciler], object]] = {
@@ -384,11 +384,11 @@ def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
     state.put_network(network(1))
     any4 = IPv4Address(0)
     state.observe(lambda facts: dataclasses.replace(facts, listening=frozenset({Published("tcp", any4, 8080, 8080)})))
-    assert Element("listening", (2, 6, 8080)) in (kernel.table or ())
+    assert Element("host_own", (2, 6, 8080)) in (kernel.table or ())
     change, replace = kernel.change, kernel.replace
 
     def takes(elements: Iterable[Element]) -> None:
-        if any(element.set == "rated4" for element in elements):
+        if any(element.set == "rate_limit4" for element in elements):
             raise NftError("Value too large")
 
     def change_(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
@@ -411,5 +411,5 @@ def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
         )
     )
     assert kernel.table is not None
-    assert not [element for element in kernel.table if element.set in ("listening", "rated4")]
-    assert Element("proxied", (2, 6, 5432)) in kernel.table
+    assert not [element for element in kernel.table if element.set in ("host_own", "rate_limit4")]
+    assert Element("host_closed", (2, 6, 5432)) in kernel.table

@@ -119,7 +119,7 @@ def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
     db = IPv4Address("10.1.0.3")
     assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
     desk.deny("db", "5432")
-    assert not any(e.set in ("from4", "gate4") and e.key[0] == db for e in desk.site.kernel.table)
+    assert not any(e.set in ("from4", "peer_ports4") and e.key[0] == db for e in desk.site.kernel.table)
 
 
 def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
@@ -203,14 +203,14 @@ def test_a_published_port_of_docker_proxys_obeys_too() -> None:
     desk = Desk(guest(FRONT, 2, app, *published(8080, 18080)))
 
     def served() -> set[str]:
-        return {e.set for e in desk.site.kernel.table if e.set in ("served", "proxied") and 18080 in e.key}
+        return {e.set for e in desk.site.kernel.table if e.set in ("host_open", "host_closed") and 18080 in e.key}
 
-    assert served() == {"served"}
+    assert served() == {"host_open"}
     desk.deny("app", "8080", seconds=60)
-    assert served() == {"proxied"}
+    assert served() == {"host_closed"}
     desk.clock.now += 61
     desk.orders.end()
-    assert served() == {"served"}
+    assert served() == {"host_open"}
 
 
 # --- their time -------------------------------------------------------------------------------------------------------
@@ -306,18 +306,18 @@ def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
     assert (told["cut"], told["notes"]) == (0, [])
     assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
-    names = {e.set for e in desk.site.kernel.table if e.set.startswith("bann")}
-    assert names == {"banning", "banning_nets", "banned6_48", "banned6_64"}
-    assert {e.set for e in desk.site.kernel.timed} == {"banned4", "watched"}
+    names = {e.set for e in desk.site.kernel.table if e.set.startswith("ban")}
+    assert names == {"ban_families", "ban_prefix_families", "banned6_48", "banned6_64"}
+    assert {e.set for e in desk.site.kernel.timed} == {"banned4", "lease"}
     assert len(desk.site.disk.kept.bans) == 3
     desk.orders.ban([("203.0.113.7", None)])
-    assert {e.set for e in desk.site.kernel.timed} == {"watched"}
+    assert {e.set for e in desk.site.kernel.timed} == {"lease"}
     assert {e.set for e in desk.site.kernel.table if e.set.startswith("banned4")} == {"banned4"}
     assert desk.orders.unban(["203.0.113.7", "203.0.113.8"]) == {
         "unbanned": ["203.0.113.7"], "absent": ["203.0.113.8"], "still": []
     }  # fmt: skip
     assert len(desk.orders.unban(None)["unbanned"]) == 2
-    assert not any(e.set.startswith("bann") for e in desk.site.kernel.table)
+    assert not any(e.set.startswith("ban") for e in desk.site.kernel.table)
     assert desk.orders.unban(None) == {"unbanned": [], "absent": [], "still": []}
 
 

@@ -91,10 +91,10 @@ def test_elements_that_somebody_changed_are_told_with_whose_they_are(site: Site)
     there = set(site.state.should()[1])
     there |= {Element("allow4", (IPv4Address("10.1.0.2"), 6, 9999))}
     there |= {Element("allow6", (IPv6Address("2001:db8:9::9"), 17, 53))}
-    there -= {Element("allow4", (IPv4Address("172.18.0.2"), 6, 22)), Element("bridges", ("fw-ffffffffffff",))}
+    there -= {Element("allow4", (IPv4Address("172.18.0.2"), 6, 22)), Element("protected_bridges", ("fw-ffffffffffff",))}
     assert drifted(site, standing(there)) == [
         "- allow4 10.1.0.2 . tcp . 9999  web", "+ allow4 172.18.0.2 . tcp . 22  app",
-        "- allow6 2001:db8:9::9 . udp . 53", '+ bridges "fw-ffffffffffff"  net',
+        "- allow6 2001:db8:9::9 . udp . 53", '+ protected_bridges "fw-ffffffffffff"  net',
     ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
     """Cut UDP flows that are held, bans with a time, and those that go in a moment."""
     bans = {ip_network("203.0.113.7"): 1060.0}
     lasting, timed = ban_elements(bans, 1000)
-    held = Element("held4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
+    held = Element("quarantine4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
     leaving = Element("banned4", (IPv4Address("203.0.113.9"),))
     there = {*site.state.should()[1], *timed, held, leaving}
     wanted = {*site.state.should()[1], *lasting}
@@ -130,19 +130,27 @@ def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
     """Those that the rates of containers have are no difference."""
     wanted = set(site.state.should()[1])
-    rates = {"seen4__10.0.0.2__5_minute_5", "wide_host6__10.0.0.2__5_minute_5", "kept6__2001-db8--2__1_day_5"}
-    sets = (frozenset(SETS) - {"held4"}) | rates | {"theirs"}
-    assert drifted(site, standing(wanted, sets=sets)) == ["+ set held4", "- set theirs"]
-    old = frozenset(SETS) - {"proxies"}  # a kernel that knows no control groups
+    rates = {"sources4__10.0.0.2__5_minute_5", "networks_host6__10.0.0.2__5_minute_5", "proven6__2001-db8--2__1_day_5"}
+    sets = (frozenset(SETS) - {"quarantine4"}) | rates | {"theirs"}
+    assert drifted(site, standing(wanted, sets=sets)) == ["+ set quarantine4", "- set theirs"]
+    old = frozenset(SETS) - {"docker_proxy"}  # a kernel that knows no control groups
     assert drifted(site, standing(wanted, sets=old)) == []
 
 
 def test_every_rule_of_the_real_table_has_its_words() -> None:
     """The text of each chain has one line for each rule, so that the words are the right rule's."""
-    found = drift._by_chain(skeleton(MARK, rates=["rates", "limit4__10.0.0.2__5_minute_10"]))
-    assert set(found) >= {"forward", "input", "inbound6", "deny", "rates", "rated4", "limit4__10.0.0.2__5_minute_10"}
+    found = drift._by_chain(skeleton(MARK, rates=["rate_hook", "limit4__10.0.0.2__5_minute_10"]))
+    assert set(found) >= {
+        "forward",
+        "input",
+        "inbound6",
+        "deny",
+        "rate_hook",
+        "rate_limit4",
+        "limit4__10.0.0.2__5_minute_10",
+    }
     assert all(not line.startswith(("#", "type ", "chain ", "}")) for chain in found.values() for line in chain)
-    assert found["marked"] == [f"meta mark set meta mark | {MARK:#010x} accept"]
+    assert found["accept_marked"] == [f"meta mark set meta mark | {MARK:#010x} accept"]
 
 
 # --- other settings ---------------------------------------------------------------------------------------------------
@@ -176,7 +184,7 @@ def test_a_plan_tells_policy_and_elements(site: Site) -> None:
     change = drift.elements(plan.difference(before, after), drift.names(before))
     assert "+ allow4 10.1.0.2 . tcp . 9100  web" in lines(change)
     assert "- allow6 2001:db8:a::2 . tcp . 22  app" in lines(change)
-    assert '+ confined "br-front"  front' in lines(change)
+    assert '+ egress_restricted "br-front"  front' in lines(change)
     # What was asked about has not changed.
     assert site.kernel.opens(IPv4Address("10.1.0.2")) == {22, 80, 443, 8080}
     assert not plan.difference(*under(site, Defaults()))
@@ -186,8 +194,8 @@ def test_published_ports_are_judged_anew(site: Site) -> None:
     """FW_PUBLISHED=allow opens docker-proxy's ports too, and a closed base closes them."""
     before, after = under(site, Defaults(published=True))
     change = plan.difference(before, after)
-    assert {e.set for e in change.remove if 29000 in e.key} == {"proxied"}
-    assert {e.set for e in change.add if 29000 in e.key} == {"served"}
+    assert {e.set for e in change.remove if 29000 in e.key} == {"host_closed"}
+    assert {e.set for e in change.add if 29000 in e.key} == {"host_open"}
     assert "+ accepts 9000/tcp by its published port  app on front" in lines(plan.policies(before, after))
 
 
@@ -210,7 +218,7 @@ def test_ports_of_dockerds_own(site: Site) -> None:
     before = site.state.snapshot()
     settings: Settings = read({"FW_DOCKERD_PORTS": "2375"})
     after = evaluated(PLAIN, dataclasses.replace(before.facts, dockerd=own_ports(settings.dockerd_ports, ())))
-    assert lines(drift.elements(plan.difference(before, after), {})) == ["+ dockerd tcp . 2375"]
+    assert lines(drift.elements(plan.difference(before, after), {})) == ["+ dockerd_ports tcp . 2375"]
 
 
 def test_another_mark_is_other_rules() -> None:
@@ -227,7 +235,7 @@ def test_another_mark_is_other_rules() -> None:
 def test_the_file_stands_alone(site: Site) -> None:
     """In one transaction, whatever stands; foreign bridges by name; what it is and of when; and all elements."""
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
-    elements = {*site.state.should()[1], *banned, Element("foreign", (7,)), Element("proxies", (12,))}
+    elements = {*site.state.should()[1], *banned, Element("unmanaged", (7,)), Element("docker_proxy", (12,))}
     unmanaged, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
     text = export.file(MARK, elements, timed, unmanaged, logs=True, binds=True, version="1.2.3", when=when)
     head, _, rest = text.partition("\n\n")
@@ -243,7 +251,10 @@ def test_the_file_stands_alone(site: Site) -> None:
     assert "add element inet docker-fw foreign" not in rest
     assert "cgroupv2" not in rest
     assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 61s }" in rest
-    kept = {*WATCHED, *(e for e in elements if e.set not in ("foreign", "proxies"))}  # nobody renews a lease in it
+    kept = {
+        *WATCHED,
+        *(e for e in elements if e.set not in ("unmanaged", "docker_proxy")),
+    }  # nobody renews a lease in it
     right = document(MARK, kept, cgroups=False, holds=False, unmanaged=unmanaged, timed=timed)
     assert rest == right
 
@@ -253,11 +264,11 @@ def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
     site = Site(guest(FRONT, 2, APP, *published(9000, 29000)))
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
-    assert {e.set for e in site.kernel.table if 29000 in e.key} == {"served", "neighbour"}
+    assert {e.set for e in site.kernel.table if 29000 in e.key} == {"host_open", "host_neighbours"}
     inventory = evaluated(PLAIN, dataclasses.replace(site.state.facts, suspended=True))
     elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
     assert not any(9000 in element.key for element in elements)
-    assert {e.set for e in elements if 29000 in e.key} == {"proxied", "neighbour"}
+    assert {e.set for e in elements if 29000 in e.key} == {"host_closed", "host_neighbours"}
 
 
 def test_a_change_of_nothing_is_nothing() -> None:

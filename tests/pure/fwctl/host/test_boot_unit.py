@@ -59,7 +59,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     text = boot_unit.nft_text(MARK, {OURS}, {"br-lan"})
     added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
     assert added == {
-        "bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
+        "protected_bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
         "dockers": f'"{OURS}", "docker0", "docker_gwbridge"',
         "same_bridge": ", ".join(f'"{n}" . "{n}"' for n in (OURS, "br-lan", "docker0", "docker_gwbridge")),
     }
@@ -75,13 +75,13 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
 
 
 def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
-    """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
+    """Each rule about `@unmanaged` knows the names too, for both directions, and the one about all of `br-*`."""
     lines = boot_unit.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
-    asks = [line for line in lines if "@foreign" in line]
+    asks = [line for line in lines if "@unmanaged" in line]
     assert len(asks) == 9
     for line in asks:
-        way = "o" if "oif != @foreign" in line else "i"
-        assert f'{way}if != @foreign {way}ifname != {{ "br-lan", "virbr0" }} ' in line
+        way = "o" if "oif != @unmanaged" in line else "i"
+        assert f'{way}if != @unmanaged {way}ifname != {{ "br-lan", "virbr0" }} ' in line
     (other,) = (line for line in lines if '"virbr0"' in line and line not in asks and "same_bridge" not in line)
     assert 'fib saddr oifname "br-*" fib saddr oifname != { "br-lan", "virbr0" } fib saddr . iif' in other
 
@@ -106,10 +106,14 @@ def test_it_closes_whatever_else_closes_now() -> None:
     )
     internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
     text = boot_table.text(state, [internal], {OURS}, (), read({}))
-    for element in (Element("confined", (OURS,)), proxied_element(port), Element("internal", ("br-internal",))):
+    for element in (
+        Element("egress_restricted", (OURS,)),
+        proxied_element(port),
+        Element("internal", ("br-internal",)),
+    ):
         assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
     assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
-    assert f"add element inet {TABLE} banning_nets {{ ipv4 }}\n" in text
+    assert f"add element inet {TABLE} ban_prefix_families {{ ipv4 }}\n" in text
     assert text.endswith("#until 1700000001 banned4_24 203.0.113.0\n#until 1700000001 banned6 2001:db8::1\n")
     assert "203.0.113.0 timeout" not in text
 
@@ -130,7 +134,7 @@ def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(early_table.Store, "load", lambda _: state)
     early_table.close(Kernel(), read({}))  # type: ignore[arg-type]
     text = boot_table.text(state, (), {OURS, "docker0"}, (), read({}))
-    of_now = ("foreign", "listening")
+    of_now = ("unmanaged", "host_own")
     missing = [
         e for e in put if not spec_of(e.set).raw and not e.set.startswith(of_now) and element_text(e) not in text
     ]
