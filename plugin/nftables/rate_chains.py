@@ -12,7 +12,7 @@ flood one container take no room from another's. A chain's name says for which a
 - `proven`, for a rate whose burst takes longer to come back: sources that completed a TCP handshake, which a forged one
   cannot. They are remembered for as long as that takes. When it is full, `sources` still limits.
 
-The kernel allocates a set's buckets for its size. Only `sources` has none, which means 65,535 elements without buckets for
+The kernel allocates buckets for a set's size. Only `sources` has none: 65,535 elements, without buckets for
 them; the others are made to shrink at once.
 """
 

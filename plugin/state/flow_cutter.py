@@ -240,7 +240,7 @@ class FlowCutter:
                 self._held = {e: when for e, when in self._held.items() if e.set != name or e in found}
 
     def _kernels(self, name: str, there: str = "") -> set[Element] | None:
-        """What the kernel has in this set (`there`: its name in the table); None where there is no set, or no answer."""
+        """What the kernel has in this set (`there`: its name there); None where there is no set, or no answer."""
         try:
             return set(dump.elements(self._nft.dump(there or name), name))
         except FileNotFoundError:
