@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from plugin.labels import parser
 from plugin.labels.grammar import parse_deny
-from plugin.model import PROTO_NUMBER, Defaults, FwError, PolicySpec, Rule
+from plugin.model import Defaults, FwError, PolicySpec, Rule
+from plugin.protocols import WITH_PORTS
 
 #: Every setting: default, meaning. `config.json` and the README are checked against it.
 SETTINGS: dict[str, tuple[str, str]] = {
@@ -70,7 +71,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         if name.startswith("FW_") and name not in SETTINGS
     ]
     dockerd_ports, mistakes = parse_deny(values["FW_DOCKERD_PORTS"])
-    mistakes += [f"{rule} has no ports" for rule in dockerd_ports if rule.proto not in PROTO_NUMBER]
+    mistakes += [f"{rule} has no ports" for rule in dockerd_ports if rule.proto not in WITH_PORTS]
     faults += [f'FW_DOCKERD_PORTS="{values["FW_DOCKERD_PORTS"]}": {mistake}' for mistake in mistakes]
     groups = tuple(group.strip() for group in values["FW_DOCKERD_CGROUP"].split(","))
     faults += [

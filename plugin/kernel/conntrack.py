@@ -19,9 +19,10 @@ from types import MappingProxyType
 
 from plugin.kernel import link_monitor
 from plugin.kernel import netlink as nl
-from plugin.model import PROTO_NUMBER, Address, AddressPolicy, Prefix, Published
+from plugin.model import Address, AddressPolicy, Prefix, Published
 from plugin.policy import flows
 from plugin.policy.flows import PROTO_DST_PORT, TUPLE_ORIG, TUPLE_REPLY, ClosedFlow, Flow, Way
+from plugin.protocols import NUMBER
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
 _ID, _ZONE = 12, 18
@@ -81,7 +82,7 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
         wanted: dict[tuple[int, bytes], list[Published]] = {}
         for port in ports:
             if port.host_ip.version == version:
-                key = (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big"))
+                key = (NUMBER[port.proto], port.host_port.to_bytes(2, "big"))
                 wanted.setdefault(key, []).append(port)
         if wanted:
             marks = {nl.attr(PROTO_DST_PORT, port)[:6] for _, port in wanted}

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from plugin.labels import grammar
 from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
-from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, PolicySpec, Problem, Rule
+from plugin.model import PolicySpec, Problem, Rule
+from plugin.protocols import OTHER, PORTLESS, WITH_PORTS
 
 
 class Key(NamedTuple):
@@ -59,7 +60,7 @@ PREFIX = "fw."
 ONE_NETWORK = "fw.network."
 #: What every flow is: the base of `fw.policy: open`, and `fw.egress: all`.
 EVERYTHING: tuple[Rule, ...] = (
-    *(Rule(proto, 1, 65535) for proto in PROTO_NUMBER),
+    *(Rule(proto, 1, 65535) for proto in WITH_PORTS),
     *(Rule(proto, 0, 0) for proto in PORTLESS),
     Rule(OTHER, 0, 0),
 )

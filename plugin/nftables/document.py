@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 
-from plugin.model import PORTLESS, PROTO_NAME
 from plugin.nftables import rate_chains
 from plugin.nftables.lookups import set_text
 from plugin.nftables.rules_bridge import bridge
 from plugin.nftables.rules_forward import forward
 from plugin.nftables.rules_host import host
 from plugin.nftables.sets import CGROUP, CGROUP_LEVELS, SETS, TABLE, TARGET, Element, Value, limiting, spec_of
+from plugin.protocols import PROTOCOLS
 
 #: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
 LOG_GROUP = 0x6677
@@ -32,7 +32,7 @@ delete table bridge {TABLE}_try
 TRY_HOLD = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
 delete table inet {TABLE}_try
 """
-_NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
+_NAMES = {each.number: each.nft for each in PROTOCOLS}
 
 
 def skeleton(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
+from plugin.model import Address, Rate
 
 #: The name of the tables, inet and bridge: one that no host gives to a table of its own.
 TABLE = "docker-fw"
@@ -27,8 +27,6 @@ GROUP = 0x66770001
 
 #: A value in a key: an address, an IP protocol or port or family number, an interface name, a MAC.
 Value = Address | int | str
-#: IP protocols that an element may name.
-NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
 AF = {4: 2, 6: 10}
 
 #: Seconds for which a cut flow is held since who answered in it spoke last: as long as conntrack itself remembers a

@@ -12,31 +12,25 @@ from typing import NamedTuple
 
 from plugin.kernel import netlink as nl
 from plugin.model import (
-    OTHER,
-    PORTLESS,
-    PROTO_NAME,
-    PROTO_NUMBER,
     Address,
     AddressPolicy,
     Policy,
     Prefix,
-    Proto,
     Published,
     Rule,
 )
 from plugin.policy.decide import passes
+from plugin.protocols import NUMBER, TRACKED_BY_PORT, WITH_PORTS, Proto, name_of
 
 TUPLE_ORIG, TUPLE_REPLY = 1, 2
 _TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 1, 2, 3
 _ICMP_TYPE = {4: 5, 6: 8}  # CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE
 IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
-_PORTLESS = {number: name for name, number in PORTLESS.items()}
+_PORT_NUMBERS = frozenset(WITH_PORTS.values())
 _ICMP = (1, 58)  # IPv4's and IPv6's protocol numbers
 _ECHO = (8, 128)
 #: What the next packet of who answered does not bring back: TCP begins with a SYN, ICMP with a request.
-_BEGIN = (PROTO_NUMBER["tcp"], *_ICMP)
-#: UDP, DCCP, SCTP, UDP-Lite: conntrack tells these apart by their ports. (GRE's keys stand in their place.)
-_WITH_PORTS = (17, 33, 132, 136)
+_BEGIN = (NUMBER["tcp"], *_ICMP)
 Flow = dict[int, bytes]
 
 
@@ -69,7 +63,7 @@ def _ends(flow: Flow, version: int) -> _Ends:
     )
     asked, told = _protos(flow)
     number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
-    port = int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big") if number in PROTO_NAME else 0
+    port = int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big") if number in _PORT_NUMBERS else 0
     return _Ends(by, to, number, port, int.from_bytes(asked.get(_ICMP_TYPE[version], b""), "big"))
 
 
@@ -86,11 +80,11 @@ def ways(flow: Flow, version: int, guarded: Mapping[bytes, AddressPolicy]) -> It
     whose = source if to in guarded else peer
     if number not in _BEGIN:
         ports = [int.from_bytes(each.get(_PROTO_SRC_PORT, b""), "big") for each in (told, asked)]
-        source_port, peer_port = ports if number in _WITH_PORTS else (0, 0)
+        source_port, peer_port = ports if number in TRACKED_BY_PORT else (0, 0)
         yield Way(source, number, source_port, peer, peer_port, whose)
     # Over IPv6 conntrack looks behind an authentication header and says nothing of it; rules see just that.
-    if version == 6 and (not guarded or _judged_closed(ends._replace(number=PORTLESS["ah"], port=0), guarded, set())):
-        yield Way(source, PORTLESS["ah"], 0, peer, 0, whose)
+    if version == 6 and (not guarded or _judged_closed(ends._replace(number=NUMBER["ah"], port=0), guarded, set())):
+        yield Way(source, NUMBER["ah"], 0, peer, 0, whose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +102,11 @@ def closed_flow(flow: Flow, version: int) -> ClosedFlow:
     asked = nl.attributes(nl.attributes(flow[TUPLE_ORIG])[_TUPLE_IP])
     answer = nl.attributes(flow[TUPLE_REPLY])
     told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
+    number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
     return ClosedFlow(
         ip_address(asked[source]),
         ip_address(nl.attributes(answer[_TUPLE_IP])[source]),
-        PROTO_NAME.get(int.from_bytes(told.get(_PROTO_NUM, b""), "big")),
+        name_of(number) if number in _PORT_NUMBERS else None,
         int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big"),
     )
 
@@ -121,7 +116,9 @@ def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy],
     packed = {address.packed: what for address, what in guarded.items()}
 
     def ends(way: Way) -> _Ends:
-        return _Ends(way.peer.packed, way.source.packed, way.proto, way.source_port if way.proto in PROTO_NAME else 0)
+        return _Ends(
+            way.peer.packed, way.source.packed, way.proto, way.source_port if way.proto in _PORT_NUMBERS else 0
+        )
 
     return [way for way in ways if not _judged_closed(ends(way), packed, local)]
 
@@ -175,7 +172,7 @@ def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: s
     if comes is None and goes is None:
         return False
     by, to, number, port, icmp_type = ends
-    proto: str = PROTO_NAME.get(number) or _PORTLESS.get(number, OTHER)
+    proto = name_of(number)
     source, target = ip_address(by), ip_address(to)
     if comes and source not in comes.subnet and by not in local:
         if number in _ICMP:

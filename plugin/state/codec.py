@@ -9,7 +9,8 @@ from typing import Any
 
 from plugin.jsonio import boolean, integer, items, port, protocol, text
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
-from plugin.model import OTHER, PORTLESS, Overriding, Peer, PolicySpec, Problem, Rate, Rule
+from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, Rule
+from plugin.protocols import OTHER, PORTLESS
 
 
 def spec(raw: Any) -> PolicySpec:

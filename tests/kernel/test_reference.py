@@ -23,8 +23,6 @@ from hypothesis import strategies as st
 
 from plugin.labels.parser import EVERYTHING
 from plugin.model import (
-    OTHER,
-    PORTLESS,
     Address,
     BridgeNetwork,
     Container,
@@ -37,7 +35,6 @@ from plugin.model import (
     PolicySpec,
     Prefix,
     Problem,
-    Proto,
     Published,
     Rate,
     Rule,
@@ -50,6 +47,7 @@ from plugin.policy.facts import Inventory, Noted, Place
 from plugin.policy.saved import State
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
+from plugin.protocols import OTHER, PORTLESS, Proto
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing

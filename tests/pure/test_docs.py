@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from plugin.labels.parser import KEYS, parse
+from plugin.protocols import PORTLESS, WITH_PORTS
 from plugin.settings import SETTINGS, read
 from tests import reference
 
@@ -36,6 +37,13 @@ def test_the_reference_of_labels_is_what_the_code_does() -> None:
     """
     text = reference.FILE.read_text()
     assert text == reference.written(text)
+
+
+def test_the_grammar_names_every_protocol() -> None:
+    """LABELS.md lists the protocols of the registry, and no others."""
+    first, *others = WITH_PORTS
+    line = f"; proto: {first} (default), {', '.join(others)}; portless: {', '.join(PORTLESS)}\n"
+    assert line in reference.FILE.read_text()
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -23,23 +23,25 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 #: Which packages and top-level modules a package may import, besides itself.
 LAYERS = {
-    "model": "",
-    "jsonio": "model",
-    "labels": "model jsonio",
-    "settings": "model jsonio labels",
-    "kernel": "model jsonio",
-    "policy": "model jsonio labels",
-    "nftables": "model jsonio labels policy kernel",
-    "state": "model jsonio settings labels policy nftables kernel",
-    "docker": "model jsonio settings labels policy kernel state",
-    "driver": "model jsonio settings labels kernel state",
-    "fwctl": "model jsonio labels",
-    "fwctl.check": "model jsonio labels policy fwctl",
-    "fwctl.host": "model jsonio settings labels policy nftables kernel state docker fwctl",
-    "fwctl.api": "model jsonio settings labels policy nftables kernel state docker fwctl",
-    "fwctl.cli": "model jsonio settings labels fwctl fwctl.check",
-    "daemon": "model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api fwctl.host",
-    "gunicorn_conf": "model jsonio settings labels policy nftables kernel state daemon",
+    "protocols": "",
+    "model": "protocols",
+    "jsonio": "protocols model",
+    "labels": "protocols model jsonio",
+    "settings": "protocols model jsonio labels",
+    "kernel": "protocols model jsonio",
+    "policy": "protocols model jsonio labels",
+    "nftables": "protocols model jsonio labels policy kernel",
+    "state": "protocols model jsonio settings labels policy nftables kernel",
+    "docker": "protocols model jsonio settings labels policy kernel state",
+    "driver": "protocols model jsonio settings labels kernel state",
+    "fwctl": "protocols model jsonio labels",
+    "fwctl.check": "protocols model jsonio labels policy fwctl",
+    "fwctl.host": "protocols model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.api": "protocols model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.cli": "protocols model jsonio settings labels fwctl fwctl.check",
+    "daemon": "protocols model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api "
+    "fwctl.host",
+    "gunicorn_conf": "protocols model jsonio settings labels policy nftables kernel state daemon",
 }
 #: fwctl's commands load these only when they run, inside functions: `fwctl status` must start at once.
 LAZY = {"fwctl.cli": "fwctl.host"}
@@ -87,6 +89,7 @@ LATER: set[tuple[str, str]] = {
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
 PURE = (
+    "protocols",
     "model",
     "jsonio",
     "settings",

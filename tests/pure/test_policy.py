@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from plugin.labels.parser import EVERYTHING, over, parse
 from plugin.model import (
-    PORTLESS,
     BridgeNetwork,
     Container,
     Defaults,
@@ -39,6 +38,7 @@ from plugin.policy.decide import (
     published,
     words,
 )
+from plugin.protocols import PORTLESS
 from tests.pure import strategies
 from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
 

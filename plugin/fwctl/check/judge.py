@@ -154,9 +154,7 @@ def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, .
     )
     where = (("::1", local), ("::", elsewhere if everything else elsewhere & local))
     return tuple(
-        Published(proto, ip_address(host), 0, number)  # type: ignore[arg-type]
-        for host, found in where
-        for proto, number in sorted(found)
+        Published(proto, ip_address(host), 0, number) for host, found in where for proto, number in sorted(found)
     )
 
 
