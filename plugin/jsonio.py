@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from plugin.model import Address
 from plugin.protocols import PUBLISHABLE, WITH_PORTS, Proto, listed
+from plugin.text import shortened
 
 T = TypeVar("T")
 #: Linux's own rule for interface names (dev_valid_name), narrowed to what needs no quoting anywhere.
@@ -16,14 +17,6 @@ INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 #: Docker's IDs of networks and endpoints.
 ID = re.compile(r"[0-9A-Za-z]{1,128}")
 MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
-#: Characters of an error: a hundred mistakes in labels, but not the megabyte that somebody wrote.
-MAX_ERROR = 8000
-
-
-def readable(text: str) -> str:
-    """On one line, of an endurable length, without what moves a terminal's cursor: for logs and people."""
-    cut = text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def text(raw: Any, key: str) -> str:
@@ -134,5 +127,4 @@ def _get(raw: Any, key: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:60] + "…"
+    return shortened(repr(value), 60)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
-from plugin.jsonio import readable
 from plugin.model import Address
 from plugin.protocols import NUMBER, WITH_PORTS
+from plugin.text import readable
 
 _ICMP, _ICMP6 = 1, 58
 _NAMES: dict[int, str] = {

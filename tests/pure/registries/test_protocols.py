@@ -27,7 +27,7 @@ def test_the_table_says_what_the_policy_says_of_a_new_protocol_too(tmp_path: Pat
     """The tests of any rules and packets against the table hold with one entry more."""
     where = copied(tmp_path, ADDED)
     names = "sets_say_what or accepted_from_some or may_be_begun or every_port_is_found or stands_for_its_ports"
-    check(where, "tests/pure/test_ruleset.py", "-k", names)
+    check(where, "tests/pure/nftables/test_elements.py", "-k", names)
 
 
 def test_an_entry_says_everything() -> None:
