@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
-from plugin.labels.parser import EVERYTHING, over
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import over
 from plugin.model import (
     Address,
     AddressPolicy,

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
     Address,
     BridgeNetwork,

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from plugin.labels.grammar import LONGEST, remembered
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
     Container,
     Endpoint,

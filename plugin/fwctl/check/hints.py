@@ -8,7 +8,8 @@ from functools import lru_cache, partial
 from plugin.fwctl.check.compose.model import Notes
 from plugin.fwctl.check.compose.stack import Stack, near
 from plugin.fwctl.check.judge import Judged
-from plugin.labels.parser import EVERYTHING, split
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import split
 from plugin.model import Peer, Rule
 from plugin.policy import decide
 from plugin.protocols import PUBLISHABLE

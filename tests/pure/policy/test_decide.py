@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING, over, parse
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import over, parse
 from plugin.model import (
     BridgeNetwork,
     Container,
