@@ -13,12 +13,14 @@ from typing import Literal
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.bans import holding, written
 from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
-from plugin.policy.facts import Inventory, Owner, subnets
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
+from plugin.policy.view import Inventory, subnets
 from plugin.protocols import NUMBER, OTHER
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
 ICMP = "icmp"
+_NOBODY = ElementOwner(Kind.ENDPOINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Found:
 
     network: Network | BridgeNetwork
     endpoint: Endpoint | None = None
-    owner: Owner = ""
+    owner: ElementOwner = _NOBODY
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from plugin.model import BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
-from plugin.policy.facts import subnets
+from plugin.policy.view import subnets
 from plugin.protocols import PUBLISHABLE
 
 

@@ -12,7 +12,8 @@ from tests.pure.registries import Entry, check, copied, run
 ENTRY = Entry(
     "plugin/settings.py",
     '    Setting(\n        name="FW_LOG_LEVEL",\n',
-    '    Setting(name="FW_SHOUT", default="no", meaning="loud or not", read=_is("yes", of=("no", "yes")), field="shout"),\n',
+    '    Setting(name="FW_SHOUT", default="no", meaning="loud or not", '
+    'read=_is("yes", of=("no", "yes")), field="shout"),\n',
 )
 FIELD = Entry("plugin/settings.py", "    log_level: str\n", "    shout: bool\n")
 README = Entry("README.md", "| `FW_LOG_LEVEL` |", "| `FW_SHOUT` | `no` | loud or not |\n")
