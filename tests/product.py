@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugin.fwctl.cli.client import ask
+from plugin.fwctl.socket_client import ask
 from tests.lab import ENGINES, Engine
 from tests.lab.builder import build_image
 from tests.lab.store import cached

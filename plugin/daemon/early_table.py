@@ -7,7 +7,6 @@ once with the docker-proxies of before. The plugin itself takes as long to be lo
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import signal
@@ -15,18 +14,14 @@ import time
 from collections.abc import Callable
 
 from plugin.docker.bridges import Bridges
-from plugin.docker.proxy_ports import before, own_ports
-from plugin.docker.tracker import KEPT
+from plugin.docker.proxy_ports import before
+from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.kernel import link_monitor
-from plugin.kernel.cgroup import proxies
-from plugin.kernel.sock_diag import Listeners
 from plugin.model import FwError
 from plugin.nftables import identity
-from plugin.nftables.elements import proxied_element
-from plugin.nftables.sets import TABLE, Element
+from plugin.nftables.sets import TABLE
 from plugin.nftables.table import Nft
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, egress_restricted
 from plugin.policy.saved import State
 from plugin.settings import Settings
 from plugin.state.store import Store
@@ -78,7 +73,7 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     bridges.see(link_monitor.links().values())
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())
-    nft.replace(bridges.noted().elements | shut(state, settings, listeners) | lasting, timed)
+    nft.replace(bridges.noted().elements | closed_elements(state, settings, listeners) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:
@@ -86,31 +81,3 @@ def _uplinks(settings: Settings) -> Callable[[], set[str]]:
     from plugin.kernel.sysctl import Sysctl  # noqa: PLC0415
 
     return Links(Sysctl(settings.sysctl)).default_route_links
-
-
-def shut(state: State, settings: Settings, listeners: Listeners | None = None) -> set[Element]:
-    """What closes by what is kept: confined networks, ports of the host. Bridges and bans besides make it whole.
-
-    `listeners`: who listens on the host now, where the table is for now.
-    """
-    noted = {CONFINED: egress_restricted(state.egress_restricted), **closing(state, settings, listeners)}
-    # The containers of when it was kept may be gone, and have given their addresses to others.
-    inventory = Inventory(settings.defaults, dataclasses.replace(state, endpoints={}), noted)
-    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
-
-
-def closing(state: State, settings: Settings, listeners: Listeners | None) -> dict[Owner, Noted]:
-    """What closes the host's own ports: Docker's, those on which docker-proxy listened when we last ran or may now."""
-    kept = (proxied_element(port) for ports in state.proxied.values() for port in ports)
-    daemon = own_ports(settings.dockerd_ports, [each for ports in state.asked.values() for each in ports])
-    known = {
-        KEPT: Noted(frozenset(kept)),
-        "dockerd": Noted(daemon),
-        **proxies(settings.cgroup, settings.dockerd_cgroup),
-    }
-    try:
-        if listeners:
-            known["listening"] = Noted(listeners.poll())
-    except OSError as error:
-        log.error("could not see who listens on the host's ports: %s", error)
-    return known

@@ -13,7 +13,6 @@ from flask import Flask
 from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin import __version__
-from plugin.daemon.early_table import closing
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.docker.client import DockerApi
@@ -32,6 +31,7 @@ from plugin.fwctl.api.droplog_http import add_route
 from plugin.fwctl.api.queries import AdminQueries
 from plugin.fwctl.api.routes import add_routes
 from plugin.fwctl.host.boot_table import BootFile
+from plugin.fwctl.host.closed_elements import closed_host_ports
 from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.cgroup import dockerd, proxies, shared
 from plugin.kernel.docker_user import DockerUser
@@ -77,7 +77,7 @@ class Plugin:
         self._bridges.see(link_monitor.links().values())
         # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
-        self._state.start(state, {"links": self._bridges.noted(), **closing(state, settings, listeners)})
+        self._state.start(state, {"links": self._bridges.noted(), **closed_host_ports(state, settings, listeners)})
         conntrack.cut_addresses(self._orphaned)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)

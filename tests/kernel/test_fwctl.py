@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from plugin.fwctl.cli.client import ask
+from plugin.fwctl.socket_client import ask
 from tests.kernel.netns import inside, nowhere
 from tests.kernel.packets import until
 from tests.kernel.running import Body, Running

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from plugin.docker.client import DockerApi
-from plugin.fwctl.cli.client import ask
 from plugin.fwctl.host import boot_unit
+from plugin.fwctl.socket_client import ask
 from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import MARK, Box

@@ -285,26 +285,26 @@ def test_a_file_system_that_does_not_take_it(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "advice"),
+    ("error", "advice"),
     [
         ("netlink: Error: cache initialization failed: Operation not permitted", "--cap-add NET_ADMIN"),
         ("-:7:3-8: Error: syntax error, unexpected typeof", "needs nftables 1.0.6 or newer"),
     ],
 )
 def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
-    root: Path, monkeypatch: pytest.MonkeyPatch, spec: str, advice: str
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: str, advice: str
 ) -> None:
     """The host's own nft judges before anything is written, for at boot nobody would see its error."""
     asked: list[Any] = []
 
     def run(command: list[str], **options: Any) -> Any:
         asked.append((command, options["input"]))
-        return subprocess.CompletedProcess(command, int(bool(spec)), "", f"{spec}\nmore\n")
+        return subprocess.CompletedProcess(command, int(bool(error)), "", f"{error}\nmore\n")
 
     monkeypatch.setattr(boot_unit.subprocess, "run", run)
-    with pytest.raises(FwError, match=f"{re.escape(spec)}.*{advice}"):
+    with pytest.raises(FwError, match=f"{re.escape(error)}.*{advice}"):
         boot_unit.check(root, NFT, "create table inet docker-fw\n")
-    spec = ""
+    error = ""
     boot_unit.check(root, NFT, "create table inet docker-fw\n")
     text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
@@ -317,16 +317,16 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: DockerSnapshot())
     for word in ("wrote", "stood already"):
         assert main(["boot", "install", "--root", str(root)]) == 0
-        spec = capsys.readouterr().out
-        assert spec.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
-        assert "The file is as of now: no docker-fw runs here that answers." in spec
-        assert "Left alone, for they are not Docker's: virbr0.\n" in spec
-        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in spec
+        out = capsys.readouterr().out
+        assert out.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
+        assert "The file is as of now: no docker-fw runs here that answers." in out
+        assert "Left alone, for they are not Docker's: virbr0.\n" in out
+        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in out
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
     assert (root / boot_unit.FILE).read_text() == boot_table.text(State(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
-    spec = capsys.readouterr().out
-    assert [f"removed: /{path}" in spec for path in PATHS] == [True] * 4
+    out = capsys.readouterr().out
+    assert [f"removed: /{path}" in out for path in PATHS] == [True] * 4
     assert main(["boot", "remove", "--root", str(root)]) == 0
     assert capsys.readouterr().out == "there was nothing to remove\n"
     for what in ("install", "remove"):

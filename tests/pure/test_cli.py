@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from plugin.fwctl.cli.client import ask
 from plugin.fwctl.cli.main import main
+from plugin.fwctl.socket_client import ask
 from plugin.model import FwError
 from tests.product import until
 
@@ -283,7 +283,7 @@ def test_where_nobody_answers_is_told_with_what_to_do(
         assert main(["plan", "--socket", str(path)]) == 2
         assert main(["explain", "a", "b", "80", "--socket", str(path)]) == 1
         capsys.readouterr()
-    monkeypatch.setattr("plugin.fwctl.cli.client.SOCKETS", (str(tmp_path / "*.none"),))
+    monkeypatch.setattr("plugin.fwctl.socket_client.SOCKETS", (str(tmp_path / "*.none"),))
     assert main(["status"]) == 1
     assert "is the plugin enabled?" in capsys.readouterr().err
 

@@ -35,7 +35,7 @@ LAYERS = {
     "driver": "model jsonio settings labels kernel state",
     "fwctl": "model jsonio labels",
     "fwctl.check": "model jsonio labels policy fwctl",
-    "fwctl.host": "model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.host": "model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
     "fwctl.api": "model jsonio settings labels policy nftables kernel state docker fwctl",
     "fwctl.cli": "model jsonio settings labels fwctl fwctl.check",
     "daemon": "model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api fwctl.host",
@@ -53,22 +53,6 @@ LATER: set[tuple[str, str]] = {
     ("docker.proxy_ports", "nftables.table"),
     ("driver.driver", "docker.client"),
     ("driver.driver", "nftables.sets"),
-    ("fwctl.check.show", "fwctl.cli.render"),
-    ("fwctl.cli.host", "docker.client"),
-    ("fwctl.cli.host", "fwctl.api.status"),
-    ("fwctl.cli.host", "kernel.conntrack"),
-    ("fwctl.cli.host", "kernel.docker_user"),
-    ("fwctl.cli.host", "kernel.links"),
-    ("fwctl.cli.host", "kernel.sysctl"),
-    ("fwctl.cli.host", "nftables.codec"),
-    ("fwctl.cli.host", "nftables.identity"),
-    ("fwctl.cli.host", "nftables.sets"),
-    ("fwctl.cli.host", "policy.facts"),
-    ("fwctl.cli.host", "policy.flows"),
-    ("fwctl.cli.main", "daemon.log_format"),
-    ("fwctl.host.boot_table", "daemon.early_table"),
-    ("fwctl.host.boot_table", "fwctl.api.status"),
-    ("fwctl.host.boot_table", "fwctl.cli.client"),
     ("kernel.cgroup", "nftables.sets"),
     ("kernel.cgroup", "policy.facts"),
     ("kernel.conntrack", "policy.flows"),
@@ -130,6 +114,7 @@ PURE = (
         )
     ),
     "fwctl.drop_record",
+    "fwctl.text",
     "fwctl.cli.render",
     "fwctl.cli.render_answers",
     *(f"fwctl.check.{name}" for name in ("hints", "judge", "places", "show")),
@@ -154,7 +139,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}, "nftables": {"fwctl.cli.host"}}
+USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}}
 
 
 def package(module: str) -> str:

@@ -25,6 +25,7 @@ from plugin.fwctl.check.run import run as check
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.fwctl.drop_record import Drop, Header, line
 from plugin.fwctl.host import boot_unit
+from plugin.fwctl.text import printable
 from plugin.kernel import conntrack
 from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
@@ -179,7 +180,14 @@ def _shown(host: Host) -> Iterator[str]:
     told = json.loads(json.dumps(host.status()))
     yield render.status(told)
     yield render.ports(told)
-    yield render.dry_run(told["guarded"], told["apart"], [f"203.0.113.1 → {host.name} 22/tcp"])
+    yield render.dry_run(
+        {
+            "refuses": "",
+            "guarded": told["guarded"],
+            "apart": told["apart"],
+            "cut": [{"from": "203.0.113.1", "container": host.name, "address": "", "port": 22, "proto": "tcp"}],
+        }
+    )
     for width in (80, 200):
         file = io.StringIO()
         on = Console(file=file, width=width, color_system=None, highlight=False, markup=False)
@@ -192,7 +200,7 @@ def _shown(host: Host) -> Iterator[str]:
         try:
             yield render.plain(render_answers.explain(explain(inventory, "internet", who, "8080", around)))
         except FwError as error:
-            yield render.printable(str(error))
+            yield printable(str(error))
     closed = parse({"fw.policy": "closed"}, "setting ").spec
 
     def change(other: Inventory) -> None:

@@ -56,6 +56,12 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def report(site: Site, apart: dict[str, str], source: str, container: str) -> dict[str, Any]:
+    """As `fwctl dry-run --json` answers, with one connection that would be cut."""
+    cut = {"from": source, "container": container, "address": "172.18.0.2", "port": 5432, "proto": "tcp"}
+    return {"refuses": "", "guarded": told(site)["guarded"], "apart": apart, "cut": [cut]}
+
+
 def words(site: Site, **more: Any) -> str:
     return render.status(told(site, **more))
 
@@ -249,7 +255,7 @@ def test_a_dry_run_tells_what_closes_to_whom() -> None:
     """Before anything is closed; a port that stays open to some is told with them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
-    spec = render.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
+    spec = render.dry_run(report(site, {"tool": "has the host's network"}, "203.0.113.9", "app"))
     assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in spec
     assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it: label fw.allow: "6000")' in spec
     assert "published 0.0.0.0:10080->80/tcp: stays open\n" in spec
@@ -359,7 +365,11 @@ def test_others_words_move_no_cursor() -> None:
     """A label's value is quoted in a terminal: it is text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
     data = told(site, not_guarded={EVIL: EVIL}, unmanaged=[EVIL])
-    for text in (render.status(data), render.ports(data), render.dry_run(data["guarded"], data["apart"], [EVIL])):
+    for text in (
+        render.status(data),
+        render.ports(data),
+        render.dry_run(report(site, {EVIL: EVIL}, "203.0.113.1", EVIL)),
+    ):
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
         assert "[red]no[/red]" in text or text == "no published ports"
     for width in (80, 200):

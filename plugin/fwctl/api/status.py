@@ -8,7 +8,7 @@ from typing import Any
 from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
 from plugin.fwctl.api.find_container import containers
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
-from plugin.policy.decide import closed_ports, covers
+from plugin.policy.decide import covers
 from plugin.policy.facts import Inventory, Owner
 from plugin.policy.rate_quota import FULL
 
@@ -81,16 +81,6 @@ def _without_effect(
     inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int
 ) -> tuple[str, ...]:
     return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
-
-
-def closed(inventory: Inventory, networks: Mapping[str, BridgeNetwork], guests: Iterable[Endpoint]) -> list[Published]:
-    """The published ports on Docker's own networks that not everybody from outside may reach."""
-    return [
-        port
-        for guest in guests
-        if guest.network_id in networks
-        for port in closed_ports(inventory.decide(networks[guest.network_id], guest), guest)
-    ]
 
 
 def _endpoint(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from plugin.fwctl.cli import render
-from plugin.fwctl.cli.client import SOCKETS, ask, find_socket
 from plugin.fwctl.cli.render import Line
+from plugin.fwctl.socket_client import SOCKETS, ask, find_socket
+from plugin.fwctl.text import printable
 from plugin.labels.duration import parse
 from plugin.model import FwError
 
@@ -92,7 +93,7 @@ def tell(options: argparse.Namespace, told: Any, lines: Callable[[], Iterable[Li
 
 def failed(error: Exception) -> None:
     """One line on stderr."""
-    print(f"fwctl: {render.printable(str(error))}", file=sys.stderr)
+    print(f"fwctl: {printable(str(error))}", file=sys.stderr)
 
 
 #: What a command may fail with, and `failed` tells.

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-from plugin.fwctl.cli.client import SOCKETS, connect, find_socket
 from plugin.fwctl.cli.command import NO, OK, Failures, failed, parser
 from plugin.fwctl.drop_record import line
+from plugin.fwctl.socket_client import SOCKETS, connect, find_socket
 from plugin.model import FwError
 
 #: Seconds without a sign of life after which docker-fw is gone; it gives one each second.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 
 from plugin import __version__
-from plugin.daemon import log_format
 from plugin.fwctl.cli import change, host, log, query
+from plugin.jsonio import readable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    log_format.to_stderr()
+    _log_to_stderr()
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -40,6 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return readable(super().format(record))
+
+
+def _log_to_stderr() -> None:
+    """Warnings of the modules that a command uses; Python by itself would print what others wrote unescaped."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("fwctl: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from plugin.fwctl.text import printable
 from plugin.labels.duration import left
 from plugin.labels.parser import EVERYTHING
 
@@ -15,11 +16,6 @@ from plugin.labels.parser import EVERYTHING
 Line = list[tuple[str, str]]
 _EVERYTHING = {str(rule) for rule in EVERYTHING}
 EMPTY = "no container on any network; all that comes will be closed but for TCP 22, 80, 443"
-
-
-def printable(text: str) -> str:
-    """One line, whatever a label holds: no line breaks, no escape sequences of a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(lines: Iterable[Line]) -> str:
@@ -211,32 +207,37 @@ def _why(row: dict[str, Any]) -> str:
     return f"  (closed to the outside: fw.allow does not open {row['container_port']}/{row['proto']})"
 
 
-def dry_run(guarded: list[dict[str, Any]], not_guarded: dict[str, str], flows: Iterable[str]) -> str:
+def dry_run(report: dict[str, Any]) -> str:
     """What installing docker-fw would close, container by container, and what it would leave as it is."""
-    lines: list[str] = []
-    for network in guarded:
-        for endpoint in network["endpoints"]:
-            addresses = " ".join(endpoint["addresses"])
-            lines.append(f"{endpoint['container']} on {network['name']} ({addresses})")
-            lines.append(f"  answers from outside on: {accepted(endpoint)}")
-            for each in endpoint["published"]:
-                if each["host_ip"] in ("127.0.0.1", "::1"):
-                    continue
-                label = f"{each['container_port']}" + ("" if each["proto"] == "tcp" else f"/{each['proto']}")
-                verdict = f'CLOSES (to keep it: label fw.allow: "{label}")'
-                if each["open"]:
-                    verdict = "stays open"
-                elif each["some"]:
-                    verdict = f"stays open to {' '.join(each['peers'])}, CLOSES to others"
-                lines.append(f"  published {port(each)}: {verdict}")
-            lines += [f"  {text}" for text in (*endpoint["problems"], *endpoint["no_effect"])]
+    lines = [line for network in report["guarded"] for each in network["endpoints"] for line in _closes(each, network)]
     if not lines:
         lines = ["no container is on a network of Docker's own; nothing would close"]
-    lines += [f"{name}: {why}; docker-fw changes nothing there" for name, why in sorted(not_guarded.items())]
-    cut = sorted(set(flows))
-    if cut:
+    lines += [f"{name}: {why}; docker-fw changes nothing there" for name, why in sorted(report["apart"].items())]
+    if cut := sorted(
+        {f"{flow['from']} → {flow['container']} {flow['port']}/{flow['proto']}" for flow in report["cut"]}
+    ):
         lines += ["connections that stand now and would be cut:", *(f"  {flow}" for flow in cut)]
+    if report["refuses"]:
+        lines = [f"docker-fw would not start: {report['refuses']}", "", *lines]
     return "\n".join(map(printable, lines))
+
+
+def _closes(endpoint: dict[str, Any], network: dict[str, Any]) -> Iterator[str]:
+    yield f"{endpoint['container']} on {network['name']} ({' '.join(endpoint['addresses'])})"
+    yield f"  answers from outside on: {accepted(endpoint)}"
+    for each in endpoint["published"]:
+        if each["host_ip"] not in ("127.0.0.1", "::1"):
+            yield f"  published {port(each)}: {_stays_open(each)}"
+    yield from (f"  {text}" for text in (*endpoint["problems"], *endpoint["no_effect"]))
+
+
+def _stays_open(published: dict[str, Any]) -> str:
+    if published["open"]:
+        return "stays open"
+    if published["some"]:
+        return f"stays open to {' '.join(published['peers'])}, CLOSES to others"
+    label = f"{published['container_port']}" + ("" if published["proto"] == "tcp" else f"/{published['proto']}")
+    return f'CLOSES (to keep it: label fw.allow: "{label}")'
 
 
 def port(published: dict[str, Any]) -> str:

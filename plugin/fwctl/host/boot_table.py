@@ -16,15 +16,18 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from plugin.daemon.early_table import shut
 from plugin.docker.bridges import Bridges
+from plugin.docker.client import DockerApi, DockerUnavailable
 from plugin.docker.snapshot import DockerSnapshot
-from plugin.fwctl.api.status import closed
-from plugin.fwctl.cli.client import ask
 from plugin.fwctl.host import boot_unit
+from plugin.fwctl.host.closed_elements import closed_elements
+from plugin.fwctl.socket_client import ask
 from plugin.jsonio import INTERFACE_NAME
-from plugin.model import BridgeNetwork, FwError
+from plugin.kernel.links import Links
+from plugin.kernel.sysctl import Sysctl
+from plugin.model import BridgeNetwork, FwError, Published
 from plugin.nftables.elements import guarded_elements
+from plugin.policy.decide import closed_ports
 from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
 from plugin.settings import Settings
@@ -108,8 +111,24 @@ def text(
 ) -> str:
     """The file. `internal`: Docker networks that nobody enters or leaves; `dockers`, `foreign`: bridges by name."""
     named = frozenset(filter(INTERFACE_NAME.fullmatch, unmanaged))
-    elements = shut(state, settings).union(*map(guarded_elements, internal))
+    elements = closed_elements(state, settings).union(*map(guarded_elements, internal))
     return boot_unit.nft_text(settings.mark, dockers, named, elements, state.bans)
+
+
+def install(root: Path, settings: Settings) -> str:
+    """`fwctl boot install`: write the table and its unit below the host's root; return the report. Raises FwError."""
+    nft = boot_unit.find_nft(root)
+    uplinks = Links(Sysctl(settings.sysctl)).default_route_links
+    api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
+    bridges = boot_unit.bridges(api, uplinks)
+    try:
+        look = api.look()
+    except DockerUnavailable as error:
+        raise FwError(str(error)) from error
+    text = first_text(look, bridges, root, settings)
+    boot_unit.check(root, nft, text)
+    changed = boot_unit.install(root, nft, text)
+    return boot_unit.installed(changed, bridges[1], why_not_kept(root))
 
 
 def first_text(
@@ -119,8 +138,7 @@ def first_text(
     inventory = Inventory(settings.defaults, noted=look.noted())
     inventory.directory.networks = look.names
     elements = (e for owner in inventory.reindex(inventory.owners()) for e in inventory.elements(owner))
-    networks = {network.id: network for network in look.networks}
-    ports = closed(inventory, networks, look.endpoints)
+    ports = _closed_ports(inventory, look)
     told = _asked(root, "/bans").get("bans", [])
     state = State(
         proxied={"": tuple(ports)},
@@ -128,6 +146,17 @@ def first_text(
         bans={ip_network(each["address"]): each["until"] or 0 for each in told},
     )
     return text(state, [network for network in look.networks if network.internal], *bridges, settings)
+
+
+def _closed_ports(inventory: Inventory, look: DockerSnapshot) -> list[Published]:
+    """Return the published ports on Docker networks that are not open to everyone outside."""
+    networks = {network.id: network for network in look.networks}
+    return [
+        port
+        for endpoint in look.endpoints
+        if endpoint.network_id in networks
+        for port in closed_ports(inventory.decide(networks[endpoint.network_id], endpoint), endpoint)
+    ]
 
 
 def why_not_kept(root: Path, clock: Callable[[], float] = time.monotonic) -> str:

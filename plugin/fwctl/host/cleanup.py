@@ -1,0 +1,63 @@
+"""`fwctl cleanup`: removes docker-fw's tables, its rule in DOCKER-USER and its links from this network namespace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugin.kernel.docker_user import DockerUser
+from plugin.kernel.links import Links
+from plugin.kernel.sysctl import Sysctl
+from plugin.model import FwError
+from plugin.nftables import identity
+from plugin.nftables.sets import TABLE
+from plugin.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What `cleanup` removed, and what it left: `unmanaged` tables are another program's.
+
+    `forwarding`: the families ("ipv4", "ipv6") for which docker-fw had enabled forwarding, which stays enabled.
+    """
+
+    bridges: int
+    tables: tuple[str, ...]
+    unmanaged: tuple[str, ...]
+    forwarding: tuple[str, ...]
+
+
+def cleanup(settings: Settings) -> Removed:
+    """Remove everything that docker-fw made here. Raises FwError, and changes nothing then if docker-fw still runs."""
+    try:
+        if _is_served(settings.socket):
+            raise FwError(
+                "docker-fw runs on this host and would put everything back; stop it first "
+                "(docker plugin disable -f fw:latest, or docker compose -f sidecar.yml down -v)"
+            )
+    except OSError as error:  # unsure whether it runs: change nothing
+        raise FwError(f"could not find out whether docker-fw runs ({error}); nothing was removed") from error
+    links = Links(Sysctl(settings.sysctl))
+    forwarding = identity.forwarding_enabled()
+    bridges = [name for name, ours in links.bridges().items() if ours]
+    for name in bridges:
+        links.delete(name)
+    links.sweep(set())
+    DockerUser(settings.mark).remove()
+    try:
+        removed, unmanaged = identity.remove()
+    except OSError as error:
+        raise FwError(
+            f"table inet {TABLE} could not be removed ({error.strerror}); stop the program that owns it first"
+        ) from error
+    return Removed(len(bridges), tuple(map(str, removed)), tuple(map(str, unmanaged)), forwarding)
+
+
+def _is_served(path: str) -> bool:
+    """True if a process in this network namespace listens on this socket, even if its file is not visible from here.
+
+    The path is compared as the plugin knows it: cleanup runs in a container that may not see the host's /run.
+    """
+    # The flags contain __SO_ACCEPTCON if the socket listens; the path is the eighth field, if there is one.
+    lines = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(len(line) == 8 and int(line[3], 16) & 0x10000 and line[7] == path for line in lines)
