@@ -140,9 +140,13 @@ def forwarding_enabled() -> tuple[str, ...]:
 
 
 def _keys(sock: socket.socket, table: Table, name: str) -> Iterator[bytes]:
-    """The keys of a set's elements."""
+    """The keys of a set's elements; nothing if the table has no such set."""
     body = nl.nfgen(table.family) + _attribute(_LIST_TABLE, table) + nl.attr(_LIST_SET, name.encode() + b"\0")
-    for _, answer in nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, body):
+    try:
+        answers = nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, body)
+    except FileNotFoundError:
+        return
+    for _, answer in answers:
         for element in nl.each(nl.attributes(answer[4:]).get(_LIST_ELEMENTS, b"")):
             yield nl.attributes(nl.attributes(element)[_ELEMENT_KEY])[_DATA_VALUE]
 

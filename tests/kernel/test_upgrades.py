@@ -180,7 +180,7 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
         until(own.table, "the owner has its table")
         done = cleanup(own)
         assert done.returncode == 1
-        assert "the table inet docker-fw stays (Operation not permitted)" in done.stderr
+        assert "table inet docker-fw could not be removed (Operation not permitted)" in done.stderr
         assert "stop the program that owns it first" in done.stderr
         assert own.table()
         owner.stdin.close()

@@ -37,8 +37,14 @@ def cleanup(settings: Settings) -> Removed:
             )
     except OSError as error:  # unsure whether it runs: change nothing
         raise FwError(f"could not find out whether docker-fw runs ({error}); nothing was removed") from error
+    try:
+        forwarding = identity.forwarding_enabled()
+    except OSError as error:
+        raise FwError(
+            f"could not read the nftables tables ({error.strerror}); run this with --network host and "
+            "--cap-add NET_ADMIN. Nothing was removed"
+        ) from error
     links = Links(Sysctl(settings.sysctl))
-    forwarding = identity.forwarding_enabled()
     bridges = [name for name, ours in links.bridges().items() if ours]
     for name in bridges:
         links.delete(name)
