@@ -16,19 +16,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plugin.docker.client import DockerUnavailable
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults
+from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
+from tests.pure.driver.test_protocol import GENERIC, PORTMAP
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_fuzz import NoLinks
-from tests.pure.test_protocol import GENERIC, PORTMAP
 from tests.pure.tracer import Packet, Table
 
 Address = IPv4Address | IPv6Address

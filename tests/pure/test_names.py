@@ -25,7 +25,6 @@ from plugin.fwctl.check.run import run as check
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.fwctl.drop_record import Drop, Header, line
 from plugin.fwctl.host import boot_unit
-from plugin.fwctl.text import printable
 from plugin.kernel import conntrack
 from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
@@ -35,6 +34,7 @@ from plugin.nftables.sets import Element
 from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
+from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT
 from tests.pure.test_fuzz import EVIL

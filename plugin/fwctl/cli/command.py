@@ -11,9 +11,9 @@ from typing import Any
 from plugin.fwctl.cli import render
 from plugin.fwctl.cli.render import Line
 from plugin.fwctl.socket_client import SOCKETS, ask, find_socket
-from plugin.fwctl.text import printable
 from plugin.labels.duration import parse
 from plugin.model import FwError
+from plugin.text import printable
 
 Told = dict[str, Any]
 #: Exit statuses.

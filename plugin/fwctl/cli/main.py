@@ -9,7 +9,7 @@ import sys
 
 from plugin import __version__
 from plugin.fwctl.cli import change, host, log, query
-from plugin.jsonio import readable
+from plugin.text import readable
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from plugin.fwctl.text import printable
 from plugin.labels.duration import left
 from plugin.labels.parser import EVERYTHING
+from plugin.text import printable
 
 #: Words and their style: "", good, bad, warn, dim, name.
 Line = list[tuple[str, str]]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from plugin.fwctl.cli import render
 from plugin.fwctl.cli.render import Line
-from plugin.fwctl.text import printable
+from plugin.text import printable
 
 #: Columns of a terminal from which on a table is easier to read than lines.
 _ROOM = 110

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin.docker.bridges import Bridges
-from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.client import DockerApi
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.host import boot_unit
 from plugin.fwctl.host.closed_elements import closed_elements
@@ -25,7 +25,7 @@ from plugin.fwctl.socket_client import ask
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel.links import Links
 from plugin.kernel.sysctl import Sysctl
-from plugin.model import BridgeNetwork, FwError, Published
+from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.elements import guarded_elements
 from plugin.policy.decide import closed_ports
 from plugin.policy.facts import Inventory

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.client import DockerApi
 from plugin.fwctl.api.status import guarded_networks
 from plugin.kernel import conntrack
-from plugin.model import Address, FwError
+from plugin.model import Address, DockerUnavailable, FwError
 from plugin.nftables import identity
 from plugin.policy.facts import Inventory
 from plugin.policy.flows import ClosedFlow

@@ -16,7 +16,6 @@ import pytest
 from plugin.docker import driver_sync
 from plugin.docker import follower as follow
 from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import DockerUnavailable
 from plugin.docker.driver_sync import DriverSync
 from plugin.docker.follower import DockerFollower
 from plugin.docker.parse import Event
@@ -29,6 +28,7 @@ from plugin.model import (
     BridgeNetwork,
     Container,
     Defaults,
+    DockerUnavailable,
     Endpoint,
     FwError,
     Network,
@@ -39,9 +39,9 @@ from plugin.model import (
 )
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
+from tests.pure.daemon.test_loops import until
+from tests.pure.docker.test_tracker import NETWORK, endpoint
 from tests.pure.fakes import Disk, Kernel
-from tests.pure.test_guard import NETWORK, endpoint
-from tests.pure.test_watch import until
 
 WEB = Container("c" * 64, "web", PolicySpec(allow=(Rule("tcp", 8080, 8080),)))
 WRONG = dataclasses.replace(WEB, spec=PolicySpec(), problems=(Problem("label fw.allow", "x", "is not a port"),))
