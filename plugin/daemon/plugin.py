@@ -30,7 +30,7 @@ from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import add_route
 from plugin.fwctl.api.queries import AdminQueries
 from plugin.fwctl.api.routes import add_routes
-from plugin.fwctl.host.boot_table import BootFile
+from plugin.fwctl.host.boot_keeper import BootTableKeeper
 from plugin.fwctl.host.closed_elements import closed_host_ports
 from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.cgroup import dockerd, proxies, shared
@@ -110,7 +110,7 @@ class Plugin:
             forget=self._driver.forget,
             sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
         )
-        self._boot = boot = BootFile(
+        self._boot = boot = BootTableKeeper(
             settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
         )
         self._orders = AdminCommands(
@@ -130,7 +130,7 @@ class Plugin:
             read=lambda more: read({**os.environ, **more}),
             proxy_unidentified=self._blind,
             held=self._proxies.held,
-            boot=lambda: boot.word,
+            boot=lambda: boot.report,
         )
         self._watcher = Loops(
             self._state,

@@ -109,9 +109,7 @@ PURE = (
             "plan",
             "explain",
             "flow_ends",
-            "find_container",
             "docker_firewall",
-            "docker_firewall_drops",
         )
     ),
     "fwctl.drop_record",

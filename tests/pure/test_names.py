@@ -20,11 +20,11 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import plan, status
 from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import Around, explain
-from plugin.fwctl.api.find_container import containers
+from plugin.fwctl.api.flow_ends import containers
 from plugin.fwctl.check.run import run as check
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.fwctl.drop_record import Drop, Header, line
-from plugin.fwctl.host import boot_unit
+from plugin.fwctl.host import boot_table
 from plugin.kernel import conntrack
 from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
@@ -162,15 +162,15 @@ def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], ot
 
     there = {n: Link(n, name, bridge=True) for n, name in enumerate((*dockers, *others, "br-lan"), 2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boot_unit.link_monitor, "links", lambda: there)
+        patch.setattr(boot_table.link_monitor, "links", lambda: there)
         patch.setattr("plugin.docker.bridges.SETTLE", 0.0)
-        found = boot_unit.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
-    text = boot_unit.nft_text(MARK, *found)
+        found = boot_table.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
+    text = boot_table.nft_text(MARK, *found)
     checked = r'"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"'
     around, elements = skeletons(text)
     for each in elements:
         assert re.fullmatch(rf"{checked}(, {checked})*|{checked} \. {checked}(, {checked} \. {checked})*", each), each
-    plain = boot_unit.nft_text(MARK, (), {"br-lan"})
+    plain = boot_table.nft_text(MARK, (), {"br-lan"})
     around = re.sub(rf"ifname != \{{ {checked}(, {checked})* \}}", 'ifname != { "br-lan" }', around)
     assert around == skeletons(plain)[0]
 

@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.fwctl.api.find_container import containers, whom
+from plugin.fwctl.api.flow_ends import containers, whom
 from plugin.fwctl.api.status import override
 from plugin.kernel import conntrack, link_monitor
 from plugin.labels.grammar import parse_allow, parse_deny

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
-from plugin.fwctl.api.find_container import containers
+from plugin.fwctl.api.flow_ends import containers
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
 from plugin.policy.decide import covers
 from plugin.policy.facts import Inventory, Owner

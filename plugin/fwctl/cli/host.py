@@ -110,15 +110,12 @@ _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compos
 
 def boot(options: argparse.Namespace) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin.fwctl.host import boot_table, boot_unit  # noqa: PLC0415
+    from plugin.fwctl.host import boot as unit  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
 
     root = Path(options.root)
     try:
-        if options.what == "install":
-            print(boot_table.install(root, read(os.environ)))
-        else:
-            print(boot_unit.removed(boot_unit.remove(root)))
+        print(unit.install(root, read(os.environ)) if options.what == "install" else unit.remove(root))
     except FwError as error:
         failed(error)
         return NO
