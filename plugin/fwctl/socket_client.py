@@ -1,39 +1,82 @@
-"""`fwctl`'s side of the plugin's socket: finds it, asks, and turns what comes back into data or an error for people."""
+"""The client of the plugin's unix socket: finds it, sends a request, returns the answer. Raises FwError only."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import http.client
 import json
 import os
 import socket
+from collections.abc import Generator
 from typing import Any
 
 from plugin.model import FwError
 
-#: Where Docker finds plugins: a managed one in a directory of its own, a sidecar's beside them. Inside the plugin's
-#: own container the host's /run stands under /host.
+#: Where Docker finds plugins: a managed plugin has a directory of its own, a sidecar has its socket beside those. In
+#: the plugin's own container the host's /run is mounted below /host.
 SOCKETS = ("/run/docker/plugins/*/fw.sock", "/run/docker/plugins/fw.sock", "/host/run/docker/plugins/*/fw.sock")
-#: Seconds for an answer: a plan on a large host takes some.
-_PATIENCE = 60
+#: Seconds to wait for an answer: a plan on a large host takes some.
+_ANSWER_TIMEOUT = 60
+#: Seconds to wait for the next line of a stream; docker-fw sends one each second.
+_LINE_TIMEOUT = 10
+_ADVICE = "is docker-fw running? (docker plugin ls)"
 
 
 def find_socket() -> str:
-    """The socket of the docker-fw that runs. Raises OSError that says what to do."""
+    """Return the path of the running docker-fw's socket. Raises FwError if there is none."""
     found = [path for pattern in SOCKETS for path in sorted(glob.glob(pattern))]
     if not found:
-        raise OSError(f"no socket of docker-fw ({', '.join(SOCKETS)}); is the plugin enabled? (docker plugin ls)")
+        raise FwError(
+            f"docker-fw's socket was not found ({', '.join(SOCKETS)}); is the plugin enabled? (docker plugin ls)"
+        )
     return found[0]
 
 
-def connect(path: str, timeout: float) -> socket.socket:
-    """Raises OSError."""
+def ask(path: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Send GET, or POST if there is a body, and return the answer.
+
+    Raises FwError if nothing answers, the answer is not docker-fw's, or docker-fw refuses the request.
+    """
+    with _connection(path, _ANSWER_TIMEOUT) as connection:
+        try:
+            connection.request("GET" if body is None else "POST", url, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            data = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _no_answer(path, error) from error
+    return _answer(path, url, response.status, data)
+
+
+def stream(path: str, url: str) -> Generator[dict[str, Any], None, None]:
+    """Send GET and yield the lines of the answer, each a JSON object. Raises FwError as `ask` does."""
+    with _connection(path, _LINE_TIMEOUT) as connection:
+        try:
+            connection.request("GET", url, headers={"Connection": "close"})
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise _no_answer(path, error) from error
+        while line := _line(response):
+            yield _answer(path, url, response.status, line)
+
+
+@contextlib.contextmanager
+def _connection(path: str, timeout: float) -> Generator[http.client.HTTPConnection, None, None]:
+    with contextlib.closing(http.client.HTTPConnection("fw")) as connection:
+        try:
+            connection.sock = _connect(path, timeout)
+        except OSError as error:
+            raise _no_answer(path, error) from error
+        yield connection
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(timeout)
     directory = -1
     try:
         directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
-        # The kernel takes 107 bytes of a socket's path; a directory's descriptor makes any path short.
+        # The kernel takes at most 107 bytes of a socket's path; a directory's descriptor makes any path short.
         sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
     except OSError:
         sock.close()
@@ -44,27 +87,26 @@ def connect(path: str, timeout: float) -> socket.socket:
     return sock
 
 
-def ask(path: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """GET, or POST where there is a body, over a unix socket.
+def _line(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.readline()
+    except TimeoutError as error:
+        raise FwError(f"docker-fw does not answer any more; {_ADVICE}") from error
+    except (http.client.HTTPException, ConnectionError):
+        return b""  # docker-fw was killed in the middle of a line
 
-    Raises OSError where nobody answers, ValueError where nobody understands it, FwError where docker-fw says no.
-    """
-    connection = http.client.HTTPConnection("fw")
+
+def _answer(path: str, url: str, status: int, data: bytes) -> dict[str, Any]:
     try:
-        connection.sock = connect(path, _PATIENCE)
-        connection.request("GET" if body is None else "POST", url, None if body is None else json.dumps(body))
-        response = connection.getresponse()
-        data = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{path} does not answer: {error}; does docker-fw run? (docker plugin ls)") from error
-    finally:
-        connection.close()
-    try:
-        told = json.loads(data)
+        answer = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{path} answered {response.status} to {url}, and not in JSON") from error
-    if isinstance(told, dict) and isinstance(told.get("Err"), str):
-        raise FwError(told["Err"])
-    if response.status != 200 or not isinstance(told, dict):
-        raise ValueError(f"{path} answered {response.status} to {url}")
-    return told
+        raise FwError(f"{path} answered {status} to {url}, but not in JSON") from error
+    if isinstance(answer, dict) and isinstance(answer.get("Err"), str):
+        raise FwError(answer["Err"])
+    if status != 200 or not isinstance(answer, dict):
+        raise FwError(f"{path} answered {status} to {url}")
+    return answer
+
+
+def _no_answer(path: str, error: Exception) -> FwError:
+    return FwError(f"{path} does not answer: {error}; {_ADVICE}")

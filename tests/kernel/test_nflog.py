@@ -328,7 +328,7 @@ def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, 
         running.site.send([tcp(Site.OUT6, "2001:db8:1::2", 5432, 40000)])
         assert follower.drop()["container"] == "c2"
         assert took(began) < 2
-    text = f"dropped: c2 2001:db8:1::2 5432/tcp from {Site.OUT6} (to container; as of now: c2 does not accept 5432/tcp)"
+    text = f"dropped: c2 2001:db8:1::2 5432/tcp from {Site.OUT6} (inbound; as of now: c2 does not accept 5432/tcp)"
     until(lambda: text in running.log.read_text(), "the drop is in the log")
     assert "c3" not in running.log.read_text()
 
@@ -433,10 +433,10 @@ def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> Non
             own.start()
             with fwctl(own) as shown:
                 assert shown.stderr
-                assert shown.stderr.readline() == "fwctl: nothing was dropped yet; waiting\n"
+                assert shown.stderr.readline() == "fwctl: no packet was dropped yet; waiting\n"
                 own.stop()
                 assert shown.wait(10) == 1
-                assert shown.stderr.read() == "fwctl: docker-fw has ended\n"
+                assert shown.stderr.read() == "fwctl: docker-fw has stopped\n"
             with fwctl(own) as shown:
                 _, spec = shown.communicate(timeout=10)
             assert shown.returncode == 1

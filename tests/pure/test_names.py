@@ -212,7 +212,7 @@ def _shown(host: Host) -> Iterator[str]:
     endpoint = next(iter(host.guard.known()))
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])
-    yield line(drop.told())
+    yield line(drop.as_data())
 
 
 @given(st.data())

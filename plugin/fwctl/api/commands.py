@@ -1,7 +1,6 @@
-"""What `fwctl` changes: overrides of a container's labels, bans; and their end, when their time is over.
+"""What `fwctl` changes: overrides of a container's labels, bans, and their end when their time is over.
 
-Whatever is asked for is read and checked before any lock is taken. Lock order: nothing of ours, for there is no lock
-here; the reconciler's, then (after it has been given back) the guard's.
+A request is read and checked before any lock is taken. This module has no lock of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.fwctl.api.flow_ends import containers, whom
+from plugin.fwctl.api.flow_ends import containers, find_container
 from plugin.fwctl.api.status import override
 from plugin.kernel import conntrack, link_monitor
 from plugin.labels.grammar import parse_allow, parse_deny
@@ -25,13 +24,13 @@ from plugin.policy import bans, overrides
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 
-#: Words of `fwctl` about one container.
+#: Overrides of one container.
 MOST = 256
-#: Seconds at most until it is looked whether something has ended: the clock may have been set meanwhile.
+#: The longest time, in seconds, between two checks for expired overrides: the clock may have been set meanwhile.
 _LOOK = 30.0
-#: Seconds between two times that bans which have ended are forgotten: the kernel has dropped them by itself.
+#: Seconds between two removals of expired bans from the state: the kernel has ended them by itself.
 _SWEEP = 60.0
-#: Seconds until the next try, where the disk or the kernel refused.
+#: Seconds until the next try after the disk or the kernel has failed.
 _AGAIN = 5.0
 log = logging.getLogger(__name__)
 
@@ -60,11 +59,11 @@ class AdminCommands:
         self._swept = clock()
 
     def override(self, container: str, texts: Sequence[str], seconds: float | None, *, deny: bool) -> dict[str, Any]:
-        """`fwctl allow` and `fwctl deny`: `texts` in the language, for `seconds` (None: for ever)."""
+        """`fwctl allow` and `fwctl deny`: add rules, written as in labels, for `seconds` (None: permanently)."""
         rules = _read(texts, deny=deny)
         with self._state.locked:
             there = containers(self._state.inventory)
-        identity = whom(there, container, self._apart())
+        identity = find_container(there, container, self._apart())
         until = self._clock() + seconds if seconds else 0
         words = [Overriding(identity, rule, deny, until) for rule in rules]
         self._state.edit_state(partial(_with, words), [identity])
@@ -82,14 +81,14 @@ class AdminCommands:
             log.error("published ports may not follow yet: %s", error)
 
     def revert(self, container: str | None) -> dict[str, Any]:
-        """`fwctl revert`: a container is as its labels say; None: all are. One that does not run goes by its ID."""
+        """`fwctl revert`: remove the overrides of a container; None: of all. A stopped one is named by its ID."""
         with self._state.locked:
             spoken = {each.container for each in self._state.state.overrides}
             there = containers(self._state.inventory)
         meant = spoken
         if container is not None:
             known = {**dict.fromkeys(spoken, ""), **there}
-            meant = {whom(known, container, self._apart())} & spoken
+            meant = {find_container(known, container, self._apart())} & spoken
         if meant:
             self._state.edit_state(partial(overrides.without, containers=meant), meant)
             self._again(meant)
@@ -98,9 +97,9 @@ class AdminCommands:
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}
 
     def ban(self, wanted: Sequence[tuple[str, float | None]]) -> dict[str, Any]:
-        """`fwctl ban`: addresses and prefixes, each for so many seconds (None: for ever). All of them, or none.
+        """`fwctl ban`: ban addresses and prefixes, each for a number of seconds (None: permanently). All, or none.
 
-        What they had established is cut, which takes a moment where the host has very many flows.
+        Their established connections are cut, which takes a moment on a host with very many.
         """
         now = self._clock()
         read, wrong = _banned([(text, now + seconds if seconds else 0) for text, seconds in wanted])
@@ -117,7 +116,7 @@ class AdminCommands:
         return {"banned": told, "cut": cut.deleted, "notes": cut.notes}
 
     def unban(self, addresses: Sequence[str] | None) -> dict[str, Any]:
-        """`fwctl unban`; None: everybody. Who is not banned is told of, and no mistake."""
+        """`fwctl unban`: remove bans, all of them if None. An address that is not banned is reported, and no error."""
         known = self._state.state.bans
         meant = list(known) if addresses is None else list(dict.fromkeys(map(bans.read, addresses)))
         gone = [prefix for prefix in meant if prefix in known]
@@ -130,13 +129,13 @@ class AdminCommands:
         return {"unbanned": list(map(bans.written, gone)), "absent": absent, "still": still}
 
     def bans(self) -> dict[str, Any]:
-        """Who is banned now, until when."""
+        """Return the banned addresses, and until when."""
         now = self._clock()
         there = [bans.told(prefix, until) for prefix, until in self._state.state.bans.items() if not 0 < until <= now]
         return {"now": now, "bans": there}
 
     def end(self) -> float:
-        """Ends what has ended; returns the seconds until it is to be called again. Never raises FwError."""
+        """Remove what has expired; return the seconds until the next call. Never raises FwError."""
         now = self._clock()
         try:
             for deny in (False, True):  # one by one: what closes must not wait for what opens, if the disk is full
@@ -144,21 +143,21 @@ class AdminCommands:
                 if concerned:
                     self._state.edit_state(partial(overrides.lapsed, now=now, deny=deny), concerned)
                     self._guard.again(concerned)
-                    log.info("an override by fwctl %s has ended", "deny" if deny else "allow")
+                    log.info("an override by fwctl %s has expired", "deny" if deny else "allow")
             if abs(now - self._swept) >= _SWEEP:
                 self._swept = now
                 if any(0 < until <= now for until in self._state.state.bans.values()):
                     self._state.edit_state(partial(overrides.swept, now=now))
         except FwError as error:
-            log.error("what fwctl said for a time could not be ended: %s", error)
+            log.error("an expired override or ban could not be removed: %s", error)
             return _AGAIN
         ends = [each.until - now for each in self._state.state.overrides if each.until]
         return max(0.05, min(_LOOK, *ends)) if ends else _LOOK
 
     def _own_addresses(self) -> dict[Address, str]:
-        """The host's own addresses, and those of the driver's networks that their containers' packets go to."""
+        """Return the host's own addresses, and the gateways of docker-fw networks, each with what it is."""
         found: dict[Address, str] = {
-            ip_address(packed): "the host's own" for packed in self._own() if len(packed) in (4, 16)
+            ip_address(packed): "the host's own address" for packed in self._own() if len(packed) in (4, 16)
         }
         for network in self._state.networks.values():
             for gateway in (network.gateway4, network.gateway6):
@@ -175,7 +174,7 @@ def _read(texts: Sequence[str], *, deny: bool) -> list[Rule]:
         rules += [dataclasses.replace(rule, origin="fwctl deny" if deny else "fwctl allow") for rule in found]
         wrong += mistakes
     if wrong or not rules:
-        raise FwError("; ".join(wrong[:8]) or 'there is no rule; write one like 8080 or "5432 from 203.0.113.7"')
+        raise FwError("; ".join(wrong[:8]) or 'there is no rule; write one such as 8080 or "5432 from 203.0.113.7"')
     return list(dict.fromkeys(rules))
 
 
@@ -183,7 +182,7 @@ def _with(words: Sequence[Overriding], state: State) -> State:
     for word in words:
         state = overrides.with_one(state, word)
     if words and sum(each.container == words[0].container for each in state.overrides) > MOST:
-        raise FwError(f"more than {MOST} words of fwctl about one container; take some back with fwctl revert")
+        raise FwError(f"more than {MOST} overrides of one container; remove some with fwctl revert")
     return state
 
 
@@ -199,18 +198,18 @@ def _for(seconds: float | None) -> str:
 
 
 def _around(addresses: Mapping[Address, str]) -> dict[Prefix, str]:
-    """Every prefix that holds one of the addresses, and why that is not to be banned."""
+    """Return every prefix that contains one of the addresses, and why it must not be banned."""
     return {
         ip_network((address, length), strict=False): (
-            f"it is {whose}" if length == address.max_prefixlen else f"{address}, in it, is {whose}"
+            f"it is {what}" if length == address.max_prefixlen else f"it contains {address}, {what}"
         )
-        for address, whose in addresses.items()
+        for address, what in addresses.items()
         for length in range(bans.WIDEST[address.version], address.max_prefixlen + 1)
     }
 
 
 def _banned(wanted: Sequence[tuple[str, float]]) -> tuple[dict[Prefix, float], list[str]]:
-    """(who, until when), and every mistake. Of one that is named twice the later word counts."""
+    """Read (address, until when); return them, and every mistake. Of an address given twice the last one counts."""
     found: dict[Prefix, float] = {}
     wrong = []
     for text, until in wanted:

@@ -1,6 +1,6 @@
-"""What `fwctl` asks: how things are, why a flow passes or not, what would change, the table as a file. Changes nothing.
+"""What `fwctl` asks: the status, why a connection is accepted or dropped, what would change, the table as a file.
 
-Each answer is made from a copy of what is known, so that no container waits for it.
+Nothing is changed. Each answer is made from a copy of the state, so that no hook waits for it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from plugin.policy.overrides import in_force, unwatched
 from plugin.settings import Settings
 from plugin.state.reconciler import Reconciler
 
-#: Settings that the table comes from, besides those that are said of every container.
+#: Settings of the table itself.
 _OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
+#: Settings that are defaults of every container's policy.
 _OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
-#: How often the kernel is read without holding anything up, before it is read under the lock.
+#: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
 log = logging.getLogger(__name__)
 
 
 class AdminQueries:
-    """Thread-safe. `read` makes Settings of ours with some exchanged; `blind` tells if docker-proxy is not known."""
+    """Thread-safe. `read`: returns the settings with some replaced; `proxy_unidentified`: docker-proxy is unknown."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class AdminQueries:
         self._boot = boot
 
     def status(self) -> dict[str, Any]:
-        """What there is and what it answers on, for people and programs."""
+        """Return networks, containers and what they accept, and the state of docker-fw itself."""
         # Before the snapshot, and never under the reconciler's lock: the guard's comes first.
         guests, networks = self._guard.known(), list(self._guard.networks.values())
         inventory, now = self._state.snapshot(), time.time()
@@ -100,16 +101,16 @@ class AdminQueries:
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:
-        """What a container accepts and may begin, network by network."""
+        """Return what a container accepts and may open, network by network."""
         return status.places(self._state.snapshot(), container_id, self._api.engine, self._settings.mark)
 
     def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
-        """What becomes of a flow, step by step, in both families or in one. Raises FwError."""
+        """Explain what happens to a connection, step by step, in both families or in one. Raises FwError."""
         around = Around(_own(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time())
         return explain(self._state.snapshot(), source, target, what, around, family)
 
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """How the kernel differs from what should be, and what these settings would change. Raises FwError."""
+        """Return how the kernel differs from the policy, and what these settings would change. Raises FwError."""
         inventory = self._state.snapshot()
         who = drift.names(inventory)
         found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
@@ -126,7 +127,7 @@ class AdminQueries:
         return found
 
     def export(self) -> dict[str, Any]:
-        """The table as a file for `nft -f`."""
+        """Return the table as a file for `nft -f`."""
 
         def lasting(inventory: Inventory) -> None:
             inventory.overrides = in_force(unwatched(inventory.state))
@@ -157,7 +158,7 @@ class AdminQueries:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
             except DockerUnavailable as silent:
-                raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
+                raise FwError(f"{silent}; only Docker knows which labels come from an image") from silent
             changes.append(plan.with_containers(look.containers))
 
         def change(inventory: Inventory) -> None:
@@ -182,7 +183,7 @@ class AdminQueries:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
         bans, elements, (text, put), lease = should
         lasting, timed = ban_elements(bans, time.time())
-        # What ends in a moment may have ended.
+        # What expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
@@ -190,14 +191,14 @@ class AdminQueries:
     def _should(
         self,
     ) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]], dict[Element, int]]:
-        """Bans, elements, rules, lease as they should stand, to be compared when nobody waits for the lock."""
+        """Return bans, elements, rules and lease as they should be, to be compared after the lock is released."""
         return self._state.state.bans, self._state.should(), self._nft.put(), self._state.lease.left()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:
             return self._nft.dropped()
         except OSError as error:
-            log.error("could not read how much was dropped: %s", error)
+            log.error("could not read the counters of drops: %s", error)
             return {}
 
 
@@ -212,9 +213,9 @@ def _notes(given: Mapping[str, str]) -> list[str]:
     notes = []
     for name in given:
         if name == "FW_MISTAKES":
-            notes.append("FW_MISTAKES counts for containers that start then, and changes nothing now")
+            notes.append("FW_MISTAKES applies to containers that start later, and changes nothing now")
         elif name == "FW_MARK":
-            notes.append("FW_MARK is in the rule in DOCKER-USER too, or in dockerd's --bridge-accept-fwmark")
+            notes.append("FW_MARK is also in the rule in DOCKER-USER, or in dockerd's --bridge-accept-fwmark")
         elif name not in (*_OF_THE_TABLE, *_OF_CONTAINERS):
-            notes.append(f"{name} changes nothing of the table")
+            notes.append(f"{name} does not change the table")
     return notes

@@ -1,4 +1,4 @@
-"""What there is, what it answers on and why, as data for `fwctl` and for programs. Pure."""
+"""Networks, containers and what they accept, with the origin of each rule, as data for `fwctl` and programs. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from plugin.policy.decide import covers
 from plugin.policy.facts import Inventory, Owner
 from plugin.policy.rate_quota import FULL
 
-#: Packets that were dropped on their way to an address, and those that it began and may not.
+#: By address: packets to it that were dropped, and packets from it that were dropped.
 Dropped = Mapping[Address, tuple[int, int]]
 
 
 def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, Any]]:
-    """Networks of docker-fw's own driver. Docker does not tell a driver their names; their containers know them."""
+    """Return the networks of docker-fw's driver. Docker gives their names only with their containers."""
     found, by_network = [], _by_network(inventory.state.endpoints.values())
     for network in inventory.state.networks.values():
         there = by_network.get(network.id, [])
@@ -44,7 +44,7 @@ def guarded_networks(
     mark: int,
     dropped: Dropped,
 ) -> list[dict[str, Any]]:
-    """Docker's own bridge networks."""
+    """Return Docker's own bridge networks."""
     there = _by_network(guests)
     return [
         {
@@ -121,7 +121,7 @@ def _endpoint(
 
 
 def _rule(rule: Rule, resolved: Iterable[Rule]) -> dict[str, Any]:
-    """`peers`: as they were written; `addresses`: who they are now, None for a rule that is for everybody."""
+    """Return a rule. `peers`: as written; `addresses`: theirs now, None if the rule has no peers."""
     now = {
         str(peer)
         for each in resolved
@@ -137,12 +137,12 @@ def _rule(rule: Rule, resolved: Iterable[Rule]) -> dict[str, Any]:
 
 
 def override(each: Overriding) -> dict[str, Any]:
-    """A word of `fwctl allow` or `deny`; `until` None is for ever."""
+    """Return one rule of `fwctl allow` or `deny`; `until` None is permanent."""
     return {"kind": "deny" if each.deny else "allow", "rule": str(each.rule), "until": each.until or None}
 
 
 def _port(port: Published, policy: Policy) -> dict[str, Any]:
-    """`open`: to everybody; `some`: to those that a rule with `from` names, `peers`."""
+    """Return a published port. `open`: to every address; `some`: to the `peers` that a rule with `from` names."""
     rules = [r for r in (*policy.accepts, *policy.published) if covers(r, port.proto, port.container_port)]
     return {
         "proto": port.proto,
@@ -156,7 +156,7 @@ def _port(port: Published, policy: Policy) -> dict[str, Any]:
 
 
 def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -> list[dict[str, Any]]:
-    """A container's places, network by network."""
+    """Return what a container accepts, network by network."""
     found = []
     for owner in inventory.of_container(container_id):
         if place := inventory.endpoint(owner):
@@ -170,7 +170,7 @@ def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -
 
 
 def elsewhere(inventory: Inventory) -> list[dict[str, Any]]:
-    """What `fwctl` said of containers that are on no network now: they do not run."""
+    """Return the overrides of containers that are on no network now, because they do not run."""
     there = containers(inventory)
-    spoken = (each for each in inventory.state.overrides if each.container not in there)
-    return [{"container_id": each.container, **override(each)} for each in spoken]
+    stopped = (each for each in inventory.state.overrides if each.container not in there)
+    return [{"container_id": each.container, **override(each)} for each in stopped]

@@ -113,7 +113,7 @@ def why_not_kept(root: Path, clock: Callable[[], float] = time.monotonic) -> str
 def ask_running(root: Path, url: str) -> dict[str, Any]:
     """Return the answer of the docker-fw that runs on this host; an empty one if none runs."""
     for path in sorted((root / "run/docker/plugins").glob("**/fw.sock")):
-        with contextlib.suppress(OSError, ValueError, FwError):
+        with contextlib.suppress(FwError):
             return ask(str(path), url)
     return {}
 

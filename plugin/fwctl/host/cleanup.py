@@ -13,6 +13,9 @@ from plugin.nftables import identity
 from plugin.nftables.sets import TABLE
 from plugin.settings import Settings
 
+#: The sysctl that enables forwarding, by family.
+_FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
+
 
 @dataclass(frozen=True, slots=True)
 class Removed:
@@ -57,6 +60,20 @@ def cleanup(settings: Settings) -> Removed:
             f"table inet {TABLE} could not be removed ({error.strerror}); stop the program that owns it first"
         ) from error
     return Removed(len(bridges), tuple(map(str, removed)), tuple(map(str, unmanaged)), forwarding)
+
+
+def report(removed: Removed) -> str:
+    """Return what was removed, and what remains, for people."""
+    tables = " and ".join(f"table {table}" for table in removed.tables) or "no table"
+    lines = [f"removed {removed.bridges} bridges, {tables}"]
+    lines += [f"table {table} remains: docker-fw did not make it" for table in removed.unmanaged]
+    for family in removed.forwarding:  # Docker's networks may need it by now
+        lines.append(
+            f"{family.replace('ip', 'IP')} forwarding, which docker-fw had enabled, remains enabled, and packets "
+            "between the host's other links are not dropped any more. Unless Docker's networks need it: "
+            f"sysctl -w {_FORWARDING[family]}=0"
+        )
+    return "\n".join(lines)
 
 
 def _is_served(path: str) -> bool:
