@@ -19,6 +19,7 @@ from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.kernel import link_monitor
 from plugin.model import FwError
 from plugin.nftables import identity
+from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE
 from plugin.nftables.table import Nft
 from plugin.policy.bans import ban_elements
@@ -73,7 +74,8 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     bridges.see(link_monitor.links().values())
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())
-    nft.replace(bridges.noted().elements | closed_elements(state, settings, listeners) | lasting, timed)
+    bridge = bridge_elements(bridges.facts())
+    nft.replace(bridge | closed_elements(state, settings, listeners) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from plugin.model import PROTO_NUMBER, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
-from plugin.policy.facts import subnets
 from plugin.policy.verdict import Found, Packet, Step
+from plugin.policy.view import subnets
 
 #: The origin of a step that is Docker's.
 DOCKER = "Docker"
@@ -60,7 +60,7 @@ def within(network: Network | BridgeNetwork, endpoint: Endpoint, policy: Policy)
             inside = [p for p in prefixes if any(p.version == s.version and p.subnet_of(s) for s in own)]  # type: ignore[arg-type]
             if prefixes and len(inside) == len(rule.peers):
                 peers = ", ".join(map(str, inside[:4]))
-                notes.append(f"{key}={rule.what} for {peers} has no effect: containers on one network reach each other")
+                notes.append(f"{key}={rule.what} for {peers} has no effect: containers on one network talk freely")
     return tuple(notes)
 
 

@@ -14,8 +14,8 @@ from plugin.fwctl.api.docker_firewall import Engine, docker_step
 from plugin.fwctl.api.flow_ends import End, ends, internet, pairs
 from plugin.labels.grammar import parse_deny
 from plugin.model import PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, FwError, Published
-from plugin.policy.facts import Inventory
 from plugin.policy.verdict import ICMP, Found, Packet, Step, find, number_of, verdict
+from plugin.policy.view import Inventory
 
 NOTE = "not checked: ufw, firewalld and other firewalls of this host, which may drop the packet too"
 _PING = ("icmp", "icmpv6", "icmp6", "ping")

@@ -7,6 +7,7 @@ indices, which differ from boot to boot and exist only while the bridge does.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -18,14 +19,14 @@ from plugin.fwctl.host.boot_unit import SCRIPT
 from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
-from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Prefix, Published
+from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Prefix
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import guarded_elements
 from plugin.nftables.sets import TABLE, Element
 from plugin.policy.bans import ban_elements
-from plugin.policy.decide import closed_ports
-from plugin.policy.facts import Inventory
+from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import State
+from plugin.policy.view import evaluated
 from plugin.settings import Settings
 
 #: Docker bridges that may be created later.
@@ -97,27 +98,9 @@ def first_text(
     settings: Settings,
 ) -> str:
     """Return the file as `fwctl boot install` writes it, from Docker's listing and the bans of a running docker-fw."""
-    inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.names
-    elements = (e for owner in inventory.reindex(inventory.owners()) for e in inventory.elements(owner))
-    ports = _closed_ports(inventory, look)
-    state = State(
-        proxied={"": tuple(ports)},
-        egress_restricted=frozenset(str(e.key[0]) for e in elements if e.set == "confined"),
-        bans=bans,
-    )
+    known = evaluated(settings.defaults, look.facts()).state
+    state = dataclasses.replace(known, bans=FrozenDict(bans))
     return closing_text(state, [network for network in look.networks if network.internal], *bridges, settings)
-
-
-def _closed_ports(inventory: Inventory, look: DockerSnapshot) -> list[Published]:
-    """Return the published ports on Docker networks that are not open to everyone outside."""
-    networks = {network.id: network for network in look.networks}
-    return [
-        port
-        for endpoint in look.endpoints
-        if endpoint.network_id in networks
-        for port in closed_ports(inventory.decide(networks[endpoint.network_id], endpoint), endpoint)
-    ]
 
 
 def bridges(

@@ -13,8 +13,8 @@ from plugin.fwctl.api.status import guarded_networks
 from plugin.kernel import conntrack
 from plugin.model import Address, DockerUnavailable, FwError
 from plugin.nftables import identity
-from plugin.policy.facts import Inventory
 from plugin.policy.flows import ClosedFlow
+from plugin.policy.view import evaluated
 from plugin.settings import Settings
 
 
@@ -29,14 +29,11 @@ def dry_run(settings: Settings) -> dict[str, Any]:
         look = api.look()
     except DockerUnavailable as error:
         raise FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH") from error
-    inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.names
-    owners = inventory.reindex(inventory.owners())
-    guarded = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
+    inventory = evaluated(settings.defaults, look.facts())
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
         unmanaged = identity.find().unmanaged
-        flows = conntrack.closed_flows(inventory.answers_of(owners))
+        flows = conntrack.closed_flows(inventory.answers_of(inventory.owners()))
     except OSError as error:
         raise FwError(
             f"could not list the established connections ({error.strerror}); run this with --network host and "
@@ -44,7 +41,7 @@ def dry_run(settings: Settings) -> dict[str, Any]:
         ) from error
     return {
         "refuses": identity.refusal(unmanaged),
-        "guarded": guarded,
+        "guarded": guarded_networks(inventory, api.engine, settings.mark, {}),
         "apart": dict(look.not_guarded),
         "cut": [_cut(flow, names) for flow in flows],
     }

@@ -48,7 +48,7 @@ def test_a_protocol_without_ports_cannot_be_published() -> None:
     """Then the advice is another network."""
     (note,) = notes(FRONT, endpoint("gre"))
     assert note.startswith(
-        "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; create the network"
+        "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; create"
     )
     (note,) = notes(ROUTED, endpoint("esp"), "29.0.1", "nftables")
     assert note.endswith("--bridge-accept-fwmark=0x8000000/0x8000000; give it that option")
@@ -117,10 +117,10 @@ def test_between_neighbours_a_rule_changes_nothing() -> None:
     own = Network("n", "fw-n", IPv4Interface("172.18.0.1/16"))
     for network in (FRONT, own):
         assert within(network, endpoint("1"), rules("5432 from 172.18.0.9 172.18.1.0/24")) == (
-            "fw.allow=5432/tcp for 172.18.0.9/32, 172.18.1.0/24 has no effect: containers on one network reach each other",
+            "fw.allow=5432/tcp for 172.18.0.9/32, 172.18.1.0/24 has no effect: containers on one network talk freely",
         )
         assert within(network, endpoint("1"), rules("53/udp to 172.18.0.9", "to")) == (
-            "fw.egress=53/udp for 172.18.0.9/32 has no effect: containers on one network reach each other",
+            "fw.egress=53/udp for 172.18.0.9/32 has no effect: containers on one network talk freely",
         )
 
 
