@@ -136,7 +136,7 @@ class Plugin:
         self._orders = AdminCommands(
             self._state,
             lambda: self._follower.not_guarded,
-            spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+            wake=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
         )
         self._questions = AdminQueries(
             self._state,

@@ -123,7 +123,7 @@ def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
         assert 1 < time.monotonic() - began < 4
         until(lambda: not talk.goes_on(), "it is cut")
     assert fw.kept()["overrides"] == []
-    assert "has ended" in fw.log.read_text()
+    assert "has expired" in fw.log.read_text()
 
 
 def test_deny_cuts_who_is_in(fw: Fw) -> None:

@@ -12,9 +12,9 @@ from plugin.policy.view import Inventory
 from plugin.text import readable
 
 #: Seconds after which the list is rebuilt for an address that is not in it.
-_OLD = 1.0
+_MAX_AGE = 1.0
 #: Sooner if neither end of a packet is in it, but for this share of the time at most.
-_PART = 0.05
+_SHARE = 0.05
 
 
 class Names:
@@ -25,7 +25,7 @@ class Names:
         self._owners: dict[Address, ElementOwner] = {}
         #: The container that has published a port of the host, by protocol and port.
         self._published: dict[tuple[str, int], ElementOwner] = {}
-        self._made = self._took = float("-inf")
+        self._built = self._took = float("-inf")
 
     def find(self, inventory: Inventory, address: Address) -> Found | None:
         owner = self._owners.get(address)
@@ -36,11 +36,11 @@ class Names:
 
     def either(self, inventory: Inventory, first: Address, second: Address) -> tuple[Found | None, Found | None]:
         """Find both ends of a packet, one of which is a container: if none is known, a container is new."""
-        since = self._clock() - self._made
+        since = self._clock() - self._built
         ends = self.find(inventory, first), self.find(inventory, second)
-        if all(ends) or (since < _OLD and (any(ends) or since < self._took / _PART)):
+        if all(ends) or (since < _MAX_AGE and (any(ends) or since < self._took / _SHARE)):
             return ends
-        self._learn(inventory)
+        self._rebuild(inventory)
         return self.find(inventory, first), self.find(inventory, second)
 
     def behind(self, inventory: Inventory, proto: str, port: int) -> tuple[Found, Published] | None:
@@ -52,7 +52,7 @@ class Names:
         ports = (each for each in found[1].published if (each.proto, each.host_port) == (proto, port))
         return next(((Found(*found, owner), each) for each in ports), None)
 
-    def _learn(self, inventory: Inventory) -> None:
+    def _rebuild(self, inventory: Inventory) -> None:
         began = self._clock()
         self._owners, self._published = {}, {}
         for owner in inventory.owners():
@@ -63,8 +63,8 @@ class Names:
                         self._owners[address] = owner
                 for port in found[1].published:
                     self._published[port.proto, port.host_port] = owner
-        self._made = self._clock()
-        self._took = self._made - began
+        self._built = self._clock()
+        self._took = self._built - began
 
 
 def name(inventory: Inventory, found: Found | None) -> str | None:

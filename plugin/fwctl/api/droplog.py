@@ -25,16 +25,16 @@ from plugin.text import readable
 
 log = logging.getLogger(__name__)
 #: How many drops are kept.
-KEPT = 1000
+MAX_DROPS = 1000
 #: At most LINES lines in docker-fw's log for one container in SECONDS seconds.
 LINES, SECONDS = 10, 10.0
 #: Seconds until the next try after the kernel has refused to report drops.
-AGAIN = 10.0
+RETRY = 10.0
 #: Packets that are read in a second at most: another program's rules may send some to our group.
 _RATE = 1000
 #: The share of time for which reasons are computed at most, and the seconds at once: on a host with many containers
 #: one verdict takes milliseconds, and hooks wait for the lock meanwhile.
-_PART, _AT_ONCE = 0.05, 0.02
+_SHARE, _BURST = 0.05, 0.02
 #: Types of an echo request, of ICMP and ICMPv6.
 _ECHO = (8, 128)
 NO_KERNEL = "this kernel has no nfnetlink_log: drops are counted, but not reported packet by packet"
@@ -47,13 +47,13 @@ TAKEN = (
 T = TypeVar("T")
 
 
-class Knows(Protocol):
-    """The reconciler, as far as names go."""
+class StateReader(Protocol):
+    """The reconciler, as far as the drop log uses it."""
 
     def read(self, question: Callable[[Inventory], T]) -> T: ...
 
 
-class Tells(Protocol):
+class Source(Protocol):
     """`NfLog`."""
 
     lost: int
@@ -66,24 +66,24 @@ class Tells(Protocol):
 class Ring:
     """The last drops, numbered from 1. Thread-safe."""
 
-    def __init__(self, size: int = KEPT) -> None:
+    def __init__(self, size: int = MAX_DROPS) -> None:
         self._drops: deque[Drop] = deque(maxlen=size)
-        self._came = threading.Condition()
+        self._changed = threading.Condition()
 
     @property
     def newest(self) -> int:
         return self._drops[-1].number if self._drops else 0
 
     def put(self, drops: Iterable[Drop]) -> None:
-        with self._came:
+        with self._changed:
             self._drops.extend(drops)
-            self._came.notify_all()
+            self._changed.notify_all()
 
     def after(self, number: int, seconds: float = 0) -> list[Drop]:
         """Return those with a higher number, oldest first; if there is none, wait for up to `seconds`."""
-        with self._came:
+        with self._changed:
             if seconds:
-                self._came.wait_for(lambda: self.newest > number, seconds)
+                self._changed.wait_for(lambda: self.newest > number, seconds)
             return [drop for drop in self._drops if drop.number > number] if self.newest > number else []
 
 
@@ -93,19 +93,19 @@ class Lines:
     def __init__(self, most: int = LINES, seconds: float = SECONDS) -> None:
         self._most = most
         self._seconds = seconds
-        self._held: dict[str, list[float]] = {}  # start of the period, lines written, lines suppressed
+        self._counts: dict[str, list[float]] = {}  # start of the period, lines written, lines suppressed
 
     def allow(self, who: str, now: float) -> bool:
         """True if one more line may be written."""
-        of = self._held.setdefault(who, [now, 0, 0])
+        of = self._counts.setdefault(who, [now, 0, 0])
         of[1 if of[1] < self._most else 2] += 1
         return not of[2]
 
     def over(self, now: float) -> Iterator[tuple[str, int]]:
         """Yield the containers whose period is over, with the number of suppressed lines, if there were any."""
-        for who, (since, _, held) in list(self._held.items()):
+        for who, (since, _, held) in list(self._counts.items()):
             if now - since >= self._seconds:
-                del self._held[who]
+                del self._counts[who]
                 if held:
                     yield who, int(held)
 
@@ -124,9 +124,9 @@ class DropLog:
 
     def __init__(
         self,
-        state: Knows,
+        reconciler: StateReader,
         supported: Callable[[], bool],
-        listen: Callable[[int], Tells] = NfLog,
+        listen: Callable[[int], Source] = NfLog,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ring = Ring()
@@ -134,16 +134,16 @@ class DropLog:
         self.trouble = ""
         #: False once the server takes no more requests; it waits for open ones before it calls `stop`.
         self.serving: Callable[[], bool] = lambda: True
-        self._state = state
+        self._reconciler = reconciler
         self._supported = supported
         self._listen = listen
         self._clock = clock
         self._names = Names(clock)
         self._lines = Lines()
         self._number = self._lost = 0
-        self._credit = _AT_ONCE
+        self._credit = _BURST
         self._credited = clock()
-        self._source: Tells | None = None
+        self._source: Source | None = None
         self._stop = threading.Event()
 
     @property
@@ -165,34 +165,34 @@ class DropLog:
             try:
                 source = self._listen(LOG_GROUP) if self._supported() else None
             except OSError as error:
-                self._troubled(TAKEN if isinstance(error, TakenError) else f"the kernel reports no drops: {error}")
+                self._set_trouble(TAKEN if isinstance(error, TakenError) else f"the kernel reports no drops: {error}")
             else:
                 if source:
-                    self._troubled("")
+                    self._set_trouble("")
                     self._take_all(source)
                     continue
-                self._troubled(NO_KERNEL)
-            self._stop.wait(AGAIN)
+                self._set_trouble(NO_KERNEL)
+            self._stop.wait(RETRY)
 
-    def _take_all(self, source: Tells) -> None:
+    def _take_all(self, source: Source) -> None:
         with closing(source):
             self._source = source
             try:
                 while not self._stop.is_set():
-                    told = source.read()
-                    self.take(told)
-                    self._stop.wait(len(told) / _RATE)
+                    packets = source.read()
+                    self.take(packets)
+                    self._stop.wait(len(packets) / _RATE)
             finally:
                 self._lost, self._source = self.lost, None
 
-    def take(self, told: Iterable[Logged]) -> None:
+    def take(self, packets: Iterable[Logged]) -> None:
         """Put packets into the ring, and lines into the log."""
         drops, lines = [], []
         now = time.time()
-        read = [(each, of) for each in told if (of := header(each.payload))]
+        read = [(each, of) for each in packets if (of := header(each.payload))]
         links = {index: _link(index) for each, _ in read for index in (each.indev, each.outdev)}
         if read:
-            named = self._state.read(lambda known: [self._drop(known, each, of, now, links) for each, of in read])
+            named = self._reconciler.read(lambda known: [self._drop(known, each, of, now, links) for each, of in read])
             drops = [drop for drop, _ in named]
             lines = [_Line(drop.container or str(drop.address), drop) for drop, logs in named if logs]
             self.ring.put(drops)
@@ -232,7 +232,7 @@ class DropLog:
 
     def _reason(self, inventory: Inventory, of: Header, *, for_host: bool) -> str:
         began = self._clock()
-        self._credit = min(_AT_ONCE, self._credit + _PART * (began - self._credited))
+        self._credit = min(_BURST, self._credit + _SHARE * (began - self._credited))
         self._credited = began
         if self._credit <= 0:
             return ""
@@ -249,7 +249,7 @@ class DropLog:
         few = ("a source may open", "no container is known")
         return next((step.text for step in steps if step.text.startswith(few)), "")
 
-    def _troubled(self, trouble: str) -> None:
+    def _set_trouble(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
             if trouble:

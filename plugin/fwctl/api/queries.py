@@ -40,7 +40,7 @@ _OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED
 _OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
 #: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
-#: What is known, elements, the lease; the rules as text, and as the kernel told them when they had been put there.
+#: The facts, elements and lease; the rules as text, and as the kernel reported them after they were loaded.
 Should = tuple[tuple[Facts, list[Element], dict[Element, int]], tuple[str, tuple[bytes, ...]]]
 log = logging.getLogger(__name__)
 
@@ -61,20 +61,20 @@ class AdminQueries:
         held: Callable[[], list[Published]] = list,
         boot: Callable[[], str] = str,
     ) -> None:
-        self._state = reconciler
+        self._reconciler = reconciler
         self._nft = nft
         self._bridges = bridges
         self._follower = follower
         self._api = api
         self._settings = settings
         self._read = read
-        self._blind = proxy_unidentified
-        self._held = held
+        self._proxy_unidentified = proxy_unidentified
+        self._held_ports = held
         self._boot = boot
 
     def status(self) -> dict[str, Any]:
         """Return networks, containers and what they accept, and the state of docker-fw itself."""
-        inventory, now = self._state.snapshot(), time.time()
+        inventory, now = self._reconciler.snapshot(), time.time()
         dropped = self._dropped()
         return {
             "version": __version__,
@@ -87,28 +87,30 @@ class AdminQueries:
             "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
             "watched": inventory.watched,
             "listening": self._follower.listening,
-            "proxy_known": not self._blind(),
-            "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held()],
+            "proxy_known": not self._proxy_unidentified(),
+            "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held_ports()],
             "owned": self._nft.owned,
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
-            "unsaved": self._state.unsaved_reason,
+            "unsaved": self._reconciler.unsaved_reason,
             "boot": self._boot(),
             "host_resolver": asked_from_host(self._api.engine.major),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:
         """Return what a container accepts and may open, network by network."""
-        return status.places(self._state.snapshot(), container_id, self._api.engine, self._settings.mark)
+        return status.places(self._reconciler.snapshot(), container_id, self._api.engine, self._settings.mark)
 
     def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
         """Explain what happens to a connection, step by step, in both families or in one. Raises FwError."""
-        around = Around(_own(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time())
-        return explain(self._state.snapshot(), source, target, what, around, family)
+        around = Around(
+            _host_addresses(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time()
+        )
+        return explain(self._reconciler.snapshot(), source, target, what, around, family)
 
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Return how the kernel differs from the policy, and what these settings would change. Raises FwError."""
-        inventory = self._state.snapshot()
+        inventory = self._reconciler.snapshot()
         who = drift.names(inventory)
         found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
         if given:
@@ -125,7 +127,7 @@ class AdminQueries:
 
     def export(self) -> dict[str, Any]:
         """Return the table as a file for `nft -f`."""
-        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._state.facts, suspended=True))
+        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._reconciler.facts, suspended=True))
         elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
         banned, timed = ban_elements(inventory.state.bans, time.time())
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
@@ -150,8 +152,8 @@ class AdminQueries:
         if settings.trust_images != self._settings.trust_images:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
-            except DockerUnavailable as silent:
-                raise FwError(f"{silent}; only Docker knows which labels come from an image") from silent
+            except DockerUnavailable as error:
+                raise FwError(f"{error}; only Docker knows which labels come from an image") from error
             facts = plan.with_containers(look.containers)(facts)
         return facts
 
@@ -159,11 +161,11 @@ class AdminQueries:
         try:
             for _ in range(_TRIES):
                 found = dump.read()
-                same, should = self._state.read(partial(self._compared, found))
+                same, should = self._reconciler.read(partial(self._compared, found))
                 if same:
                     break
             else:
-                found, should = self._state.read(lambda _: (dump.read(), self._should()))
+                found, should = self._reconciler.read(lambda _: (dump.read(), self._should()))
         except OSError as error:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
         (facts, elements, lease), (text, put) = should
@@ -179,7 +181,7 @@ class AdminQueries:
 
     def _should(self) -> Should:
         """Return elements and rules as they should be, to be compared after the lock is released."""
-        return self._state.should(), self._nft.put()
+        return self._reconciler.should(), self._nft.put()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:
@@ -189,7 +191,7 @@ class AdminQueries:
             return {}
 
 
-def _own() -> frozenset[Address]:
+def _host_addresses() -> frozenset[Address]:
     try:
         return frozenset(ip_address(packed) for packed in link_monitor.addresses() if len(packed) in (4, 16))
     except OSError as error:

@@ -51,7 +51,8 @@ def guarded_networks(inventory: Inventory, engine: Engine, mark: int, dropped: D
             "internal": network.internal,
             "problems": [str(problem) for problem in network.problems],
             "endpoints": [
-                _guest(inventory, network, endpoint, engine, mark, dropped) for endpoint in there.get(network.id, ())
+                _tracked_endpoint(inventory, network, endpoint, engine, mark, dropped)
+                for endpoint in there.get(network.id, ())
             ],
         }
         for network in inventory.facts.networks.values()
@@ -65,12 +66,12 @@ def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
     return found
 
 
-def _guest(
+def _tracked_endpoint(
     inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
 ) -> dict[str, Any]:
-    told = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
-    told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
-    return told
+    endpoint_data = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
+    endpoint_data["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
+    return endpoint_data
 
 
 def _without_effect(
@@ -158,10 +159,10 @@ def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -
         if place := inventory.endpoint(owner):
             network, endpoint = place
             name = network.name if isinstance(network, BridgeNetwork) else network.bridge
-            told = _endpoint(inventory, owner, network, endpoint, {})
+            endpoint_data = _endpoint(inventory, owner, network, endpoint, {})
             if isinstance(network, BridgeNetwork):
-                told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
-            found.append({"network": name, **told})
+                endpoint_data["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
+            found.append({"network": name, **endpoint_data})
     return found
 
 

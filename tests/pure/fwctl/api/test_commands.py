@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.driver.http import create_app
-from plugin.fwctl.api.commands import MOST, AdminCommands
+from plugin.fwctl.api.commands import MAX_OVERRIDES, AdminCommands
 from plugin.fwctl.api.routes import add_routes
 from plugin.kernel import conntrack
 from plugin.model import FwError, Overriding, Rule
@@ -172,11 +172,11 @@ def test_deny_has_no_peers(desk: Desk) -> None:
 
 def test_one_container_has_so_many_words(desk: Desk) -> None:
     """No script fills the disk; what was said stays."""
-    desk.allow("web", *(str(20_000 + 2 * n) for n in range(MOST - 1)))
+    desk.allow("web", *(str(20_000 + 2 * n) for n in range(MAX_OVERRIDES - 1)))
     with pytest.raises(FwError, match="remove some with fwctl revert"):
         desk.allow("web", "9000", "9002")
     desk.allow("web", "9000")
-    assert len(desk.site.state.state.overrides) == MOST
+    assert len(desk.site.state.state.overrides) == MAX_OVERRIDES
 
 
 def test_a_full_disk_opens_nothing(desk: Desk) -> None:

@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plugin.fwctl.api.drop_names import Names
-from plugin.fwctl.api.droplog import AGAIN, NO_KERNEL, TAKEN, DropLog, Lines, Ring
+from plugin.fwctl.api.droplog import NO_KERNEL, RETRY, TAKEN, DropLog, Lines, Ring
 from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
 from plugin.fwctl.cli import log as droplog_cli
 from plugin.fwctl.drop_record import Drop, Header, header, line
@@ -433,7 +433,7 @@ def test_a_kernel_without_it_is_said_so(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the kernel has no nfnetlink_log, that is said once, nothing is tried, and docker-fw goes on."""
-    monkeypatch.setattr("plugin.fwctl.api.droplog.AGAIN", 0.001)
+    monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
     asked: list[bool] = []
     thrice = threading.Event()
 
@@ -455,8 +455,8 @@ def test_a_group_that_another_program_has_is_a_warning(
 ) -> None:
     """Who else listens is told once; docker-fw tries again, and tells when it has the drops again."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("plugin.fwctl.api.droplog.AGAIN", 0.001)
-    assert AGAIN > 1
+    monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
+    assert RETRY > 1
     kernel, refusals = Kernel(), [TakenError(1, "x")] * 3
 
     def listen(group: int) -> Kernel:
