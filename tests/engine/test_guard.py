@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.lab import Engine
-from tests.product import IMAGE, NEWEST, Fw, Net, image_tar, until
+from tests.product import IMAGE, NEWEST, Fw, Net, image_tar
+from tests.waiting import until
 
 CLOSED = (5432, 8081)
 FORWARDING = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1}

@@ -18,7 +18,8 @@ from plugin.settings import SETTINGS
 from tests.engine.test_guard import FORWARDING, dockers, hosts
 from tests.engine.test_survival import back
 from tests.lab import Engine
-from tests.product import NEWEST, Fw, Net, until
+from tests.product import NEWEST, Fw, Net
+from tests.waiting import until
 
 #: A container's servers: one port that its label opens, one that nothing does.
 SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")

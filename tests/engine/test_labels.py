@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab import DockerError, Wan
-from tests.product import Fw, Net, until
+from tests.product import Fw, Net
+from tests.waiting import until
 
 #: The outsider comes from here, and another one would from there.
 MINE, OTHERS = "198.51.100.0/24 2001:db8:ffff::/48", "203.0.113.0/24 2001:db8:5::/48"

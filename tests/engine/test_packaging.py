@@ -13,7 +13,8 @@ import pytest
 from plugin.nftables.sets import TABLE
 from tests.engine.leftovers import left, standing
 from tests.lab import Engine, Registry, Wan
-from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir, until
+from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir
+from tests.waiting import until
 
 
 def opens_just_the_label(fw: Fw) -> None:

@@ -11,9 +11,10 @@ import pytest
 from tests.engine.test_sidecar import UP
 from tests.engine.test_sidecar import Sidecar as Started
 from tests.lab import Engine
-from tests.product import NEWEST, ROOT, until
+from tests.product import NEWEST, ROOT
 from tests.pure.test_security_doc import rows
 from tests.readonly import ReadOnly
+from tests.waiting import until
 
 ROUTED = "com.docker.network.bridge.gateway_mode_ipv6=routed"
 CALLS = [cells[1].strip("`") for cells in rows("method")]

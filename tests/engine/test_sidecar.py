@@ -20,7 +20,8 @@ from tests.engine.test_guard_windows import SERVERS, Targets, served, survives
 from tests.engine.test_packaging import commands, opens_just_the_label
 from tests.lab import ENGINES, Engine, Host, Wan, engine_root
 from tests.lab.netns import Netns
-from tests.product import DEEP, IMAGE, ROOT, Fw, Net, image_tar, until
+from tests.product import DEEP, IMAGE, ROOT, Fw, Net, image_tar
+from tests.waiting import until
 
 SIDECAR = ROOT / "compose-examples/sidecar.yml"
 #: The commands that the file itself tells its users.

@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from tests.product import Fw, Net, until
+from tests.product import Fw, Net
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -275,11 +275,3 @@ def arrived(sniffers: Collection[Sniffer | Listener], last: Packet, seconds: flo
         left = end - time.monotonic()
         assert left > 0, f"the last packet, to {written(last.dst)}, which must always pass, did not arrive"
         select.select([s.fd for s in sniffers], [], [], left)
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
-    """Waits for a condition; fails with `what` did not come to be."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds} s still not: {what}"
-        select.select([], [], [], 0.002)

@@ -20,8 +20,8 @@ from plugin.kernel.links import bridge_name, container_side
 from plugin.nftables.sets import host_side
 from plugin.state.store import Store
 from tests.kernel.fakedocker import FakeDocker
-from tests.kernel.packets import until
 from tests.kernel.site import MARK, Box, Site
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 PORTMAP = "com.docker.network.portmap"

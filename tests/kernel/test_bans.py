@@ -23,9 +23,10 @@ from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, arrived, new_flow, ping, udp, until
+from tests.kernel.packets import Packet, arrived, new_flow, ping, udp
 from tests.kernel.site import Box, Site
 from tests.lab import NamedNetns
+from tests.waiting import until
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"

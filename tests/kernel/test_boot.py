@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.test_guard import NAMED, arriving
+from tests.waiting import until
 
 
 def dialled(fw: Running) -> bool:

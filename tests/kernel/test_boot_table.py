@@ -11,12 +11,12 @@ import pytest
 
 from plugin.fwctl.host import boot_unit
 from plugin.nftables.sets import CLOSED, TABLE
-from tests.kernel.packets import until
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import MARK, Box, Site
 from tests.kernel.test_foreign_tables import THEIRS, listed
 from tests.kernel.test_guard import NAMED, arriving
 from tests.lab import Wan
+from tests.waiting import until
 
 NFT = "/usr/sbin/nft"
 GUEST, DOCKERS = "e" * 64, "d" * 64

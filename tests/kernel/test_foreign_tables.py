@@ -14,11 +14,11 @@ import pytest
 
 from plugin.nftables.sets import CLOSED, FORMER, TABLE
 from tests.kernel import older
-from tests.kernel.packets import until
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import Site
 from tests.kernel.test_guard import NAMED, arriving
 from tests.kernel.test_upgrades import cleanup
+from tests.waiting import until
 
 DATABASE = [("tcp", str(Site.HOST4), 5432), ("tcp", str(Site.HOST6), 5432)]
 #: As an administrator writes it: the host's database is for the host alone.

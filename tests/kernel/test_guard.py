@@ -21,10 +21,11 @@ from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.decide import of
 from plugin.policy.flows import Way
-from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
+from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site
 from tests.kernel.test_verdicts import Marks
+from tests.waiting import until
 
 PROTOS = ("tcp", "udp", "sctp")
 _ports = itertools.cycle(range(20000, 60000))

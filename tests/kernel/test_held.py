@@ -25,9 +25,10 @@ from plugin.policy.saved import State
 from plugin.state import flow_cutter
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
-from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite, until
+from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite
 from tests.kernel.site import Box, Site, claimed
 from tests.lab import NamedNetns
+from tests.waiting import until
 
 BRIDGE = "br-000000000001"
 GUARDED = BridgeNetwork("d" * 64, "dock", BRIDGE, (IPv4Network("10.101.0.0/24"), IPv6Network("2001:db8:101::/64")))

@@ -6,8 +6,8 @@ import socket
 
 from plugin.model import Rule
 from tests.kernel.netns import inside
-from tests.kernel.packets import until
 from tests.kernel.site import Box, Site
+from tests.waiting import until
 
 #: As an administrator assigns it: whoever speaks to an FTP server is listened to for ports.
 HELPER = """

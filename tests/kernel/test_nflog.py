@@ -25,10 +25,11 @@ from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP
 from plugin.policy.facts import Inventory
-from tests.kernel.packets import Packet, icmp, tcp, udp, until
+from tests.kernel.packets import Packet, icmp, tcp, udp
 from tests.kernel.running import ROOT, Running, UnixConnection, took
 from tests.kernel.site import Box, Site
 from tests.lab import NamedNetns
+from tests.waiting import until
 
 #: A group of the tests' own, told of without any limit.
 GROUP = 77

@@ -25,10 +25,10 @@ from plugin.nftables.elements import rule_elements
 from plugin.nftables.sets import CGROUP, RATED, SETS, TARGET, Change, Element, SetSpec, spec_of
 from plugin.nftables.table import Nft, NftError
 from tests.kernel.netns import inside
-from tests.kernel.packets import until
 from tests.kernel.site import MARK
 from tests.lab import NamedNetns
 from tests.lab.claims import Claim
+from tests.waiting import until
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

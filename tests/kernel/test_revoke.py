@@ -19,9 +19,9 @@ from plugin.policy.facts import Noted
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
-from tests.kernel.packets import until
 from tests.kernel.site import Box, Site, claimed
 from tests.kernel.talks import Proto, Talks
+from tests.waiting import until
 
 ONE, TWO = "br-000000000001", "br-000000000002"
 

@@ -15,11 +15,12 @@ from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
 from plugin.nftables.sets import FORMER, TABLE
 from plugin.state.store import VERSION
 from tests.kernel import older
-from tests.kernel.packets import arrived, new_flow, until
+from tests.kernel.packets import arrived, new_flow
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import MARK, Site
 from tests.kernel.test_guard import NAMED, arriving
 from tests.kernel.test_hostile import frame
+from tests.waiting import until
 
 WEB, SHUT = ("10.1.0.2", "2001:db8:1::2"), ("10.1.0.3", "2001:db8:1::3")
 RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"

@@ -18,8 +18,9 @@ import pytest
 from plugin.model import Network, Peer, PolicySpec, Proto, Published, Rule
 from plugin.nftables.sets import Element
 from tests.kernel import packets as pk
-from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping, until
+from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping
 from tests.kernel.site import MARK, Box, Site
+from tests.waiting import until
 
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 _ports = itertools.cycle(range(20000, 60000))

@@ -13,7 +13,7 @@ import pytest
 from plugin.docker.client import DockerApi
 from plugin.kernel.capabilities import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
 from tests.kernel.fakedocker import FakeDocker
-from tests.kernel.packets import until
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "SECURITY.md").read_text()

@@ -13,6 +13,7 @@ from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
+from tests.waiting import until
 
 
 class World:
@@ -83,13 +84,6 @@ class Changes:
         yield from ()
 
 
-def until(condition: Callable[[], Any], seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to be"
-        threading.Event().wait(0.002)
-
-
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
@@ -123,7 +117,7 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
     until(lambda: world.ensured)
     world.at_ensure = flush
     watcher.wake()
-    until(lambda: world.repaired, 1)
+    until(lambda: world.repaired, timeout=1)
 
 
 def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
@@ -140,7 +134,7 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) ->
     assert waiting.wait(5)
     try:
         world.flushed, world.number = 1, world.number + 1
-        until(lambda: world.repaired, 1)
+        until(lambda: world.repaired, timeout=1)
     finally:
         world.at_ensure = lambda: None
         go_on.set()

@@ -31,11 +31,12 @@ from plugin.state import lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
 from plugin.state.reconciler import Reconciler
-from tests.pure.daemon.test_loops import Changes, until
+from tests.pure.daemon.test_loops import Changes
 from tests.pure.daemon.test_loops import World as Watched
 from tests.pure.docker.test_follower import World as Followed
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.policy.test_verdict import MUTE, SHUT, WEB, WIDE, world
+from tests.waiting import until
 
 
 class Clock:
