@@ -21,11 +21,10 @@ from plugin.nftables.sets import host_side
 from plugin.state.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.site import MARK, Box, Site
+from tests.recorded import GENERIC, PORTMAP
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-PORTMAP = "com.docker.network.portmap"
-GENERIC = "com.docker.network.generic"
 Body = dict[str, Any]
 
 

@@ -26,10 +26,10 @@ from plugin.model import Container, Defaults
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
-from tests.pure.driver.test_protocol import GENERIC, PORTMAP
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_fuzz import NoLinks
 from tests.pure.tracer import Packet, Table
+from tests.recorded import GENERIC, PORTMAP
 
 Address = IPv4Address | IPv6Address
 NET, INTERNAL, SAYS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)

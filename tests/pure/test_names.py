@@ -35,13 +35,13 @@ from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
-from tests.pure.strategies import ELEMENT_TEXT
-from tests.pure.test_fuzz import EVIL
+from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
 
 MARK = 0x08000000
 #: The outside's: what Docker, compose, the kernel and images let others choose.
 NAMES = [
-    *EVIL, "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
+    *HOSTILE_TEXTS,
+    "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
     "\\", "'", "@foreign", "include", "\u05d0\u05d1", "e\u0301", "网络", "x" * 10_000, "[bold red]x[/]", "{}", "%s%n",
 ]  # fmt: skip
 names = st.sampled_from(NAMES) | st.text(max_size=16)
