@@ -12,10 +12,10 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from plugin.jsonio import readable
 from plugin.kernel import capabilities
 from plugin.model import FwError, NewerStateError
 from plugin.settings import Settings, read
+from plugin.text import readable
 
 
 def _settings() -> Settings:

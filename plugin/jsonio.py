@@ -8,6 +8,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any, TypeVar
 
 from plugin.model import PROTO_NUMBER, Address, Proto
+from plugin.text import shortened
 
 T = TypeVar("T")
 #: Linux's own rule for interface names (dev_valid_name), narrowed to what needs no quoting anywhere.
@@ -15,14 +16,6 @@ INTERFACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 #: Docker's IDs of networks and endpoints.
 ID = re.compile(r"[0-9A-Za-z]{1,128}")
 MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
-#: Characters of an error: a hundred mistakes in labels, but not the megabyte that somebody wrote.
-MAX_ERROR = 8000
-
-
-def readable(text: str) -> str:
-    """On one line, of an endurable length, without what moves a terminal's cursor: for logs and people."""
-    cut = text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def text(raw: Any, key: str) -> str:
@@ -124,5 +117,4 @@ def _get(raw: Any, key: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:60] + "…"
+    return shortened(repr(value), 60)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal
 
+from plugin.text import printable, shortened
+
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 Proto = Literal["tcp", "udp", "sctp"]
@@ -25,6 +27,10 @@ OTHER = "other"
 
 class FwError(Exception):
     """Something a user can mend. The text is shown by Docker as it is: it names the value and what would be right."""
+
+
+class DockerUnavailable(Exception):
+    """Docker's API did not answer, or not in time. Anything that stays unknown stays closed."""
 
 
 class NewerStateError(FwError):
@@ -103,9 +109,8 @@ class Problem:
     confines: bool = False
 
     def __str__(self) -> str:
-        where, value = (text if len(text) <= 200 else text[:200] + "…" for text in (self.where, self.value))
-        # It goes to logs and terminals, and somebody else may have written it: an image, for one.
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f'{where}="{value}": {self.text}')
+        # It goes to logs and terminals, and an image may have written it.
+        return printable(f'{shortened(self.where, 200)}="{shortened(self.value, 200)}": {self.text}')
 
 
 @dataclass(frozen=True, slots=True)

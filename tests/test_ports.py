@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.host_socket import raise_fd_limit
-from plugin.driver.relay_tcp import Relay
+from plugin.driver.relay_loop import Relay
 from plugin.model import FwError, PortBinding, Proto, Published
 
 pytestmark = pytest.mark.kernel
@@ -109,6 +109,18 @@ def relay(lab: Lab) -> Iterator[Relay]:
     relay.stop()
 
 
+def connections(relay: Relay) -> int:
+    """TCP connections that the relay has open."""
+    assert relay._running
+    return relay._running.connections.count
+
+
+def clients(relay: Relay) -> int:
+    """UDP clients that the relay remembers."""
+    assert relay._running
+    return len(relay._running.clients)
+
+
 class Host:
     """HostPorts on the lab's host, for a container that has both of the lab's addresses if not told otherwise."""
 
@@ -131,8 +143,12 @@ class Host:
         with inside(self.lab.host):
             return self.ports.restore(endpoint, published, BOX4, BOX6)
 
+    def reserved(self) -> dict[str, tuple[Published, ...]]:
+        """The reserved host ports by endpoint: a copy."""
+        return {endpoint: tuple(found.socks) for endpoint, found in self.ports._reserved.items()}
+
     def release_all(self) -> None:
-        for endpoint in self.ports.held():
+        for endpoint in self.reserved():
             self.ports.release(endpoint)
 
 
@@ -435,7 +451,7 @@ def test_one_dead_container_harms_no_other(lab: Lab, host: Host, relay: Relay) -
             assert good.recv(99) == b"still here"
             with pytest.raises(ConnectionResetError):
                 waits.recv(1)  # after the relay's connect_timeout
-        wait_until(lambda: relay.connections == 0, "no connection is left")
+        wait_until(lambda: connections(relay) == 0, "no connection is left")
 
 
 def test_limits(lab: Lab) -> None:
@@ -456,8 +472,8 @@ def test_limits(lab: Lab) -> None:
             for _ in range(5):
                 sock = stack.enter_context(connect(lab.host, "127.0.0.1", 5353, socket.SOCK_DGRAM))
                 assert ask(sock, b"?") == b"echo ?"
-                assert relay.associations <= 2
-            wait_until(lambda: relay.associations == 0, "idle UDP clients are forgotten")
+                assert clients(relay) <= 2
+            wait_until(lambda: clients(relay) == 0, "idle UDP clients are forgotten")
             assert ask(sock, b"again") == b"echo again"
     finally:
         relay.stop()
@@ -536,7 +552,7 @@ def test_conflict_between_containers(plain: Host, proto: Proto) -> None:
         where = host_ip or "0.0.0.0"
         with pytest.raises(FwError, match=f"^Bind for {where}:8080 failed: port is already allocated$"):
             plain.publish("f", want(8079, proto=proto), want(8080, proto=proto, host_ip=host_ip))
-    assert list(plain.ports.held()) == ["e"]
+    assert list(plain.reserved()) == ["e"]
     plain.publish("f", want(8079, proto=proto), want(8080, proto="udp" if proto == "tcp" else "tcp"))
 
 
@@ -557,7 +573,7 @@ def test_conflict_with_the_host(lab: Lab, plain: Host, proto: Proto, kind: int) 
         message = rf"^failed to bind host port 0\.0\.0\.0:8080/{proto}: address already in use$"
         with pytest.raises(FwError, match=message):
             plain.publish("e", want(8079, proto=proto), want(8080, proto=proto))
-        assert plain.ports.held() == {}
+        assert plain.reserved() == {}
     assert len(plain.publish("e", want(8079, proto=proto), want(8080, proto=proto))) == 4
 
 
@@ -602,9 +618,9 @@ def test_repeated_and_changed(plain: Host) -> None:
     plain.publish("f", want(8082))
     with pytest.raises(FwError):
         plain.publish("e", want(8083), want(8082))
-    assert plain.ports.held()["e"] == second
+    assert plain.reserved()["e"] == second
     assert plain.publish("e") == ()
-    assert list(plain.ports.held()) == ["f"]
+    assert list(plain.reserved()) == ["f"]
 
 
 def test_restore(lab: Lab, plain: Host) -> None:
@@ -615,7 +631,7 @@ def test_restore(lab: Lab, plain: Host) -> None:
     with bound(lab.host, "::", 8080):
         lost = again.restore("e", published)
         assert shown(lost) == ["::|8080|80/tcp"]
-        assert set(again.ports.held()["e"]) == set(published) - set(lost)
+        assert set(again.reserved()["e"]) == set(published) - set(lost)
     assert again.restore("e", published) == ()
     assert set(again.publish("e", want(8080), want(), want(9999, 99, "sctp"))) == set(published)
     again.release_all()
@@ -638,7 +654,7 @@ def test_release(lab: Lab, host: Host, relay: Relay) -> None:
                     assert ask(udp, b"?") == b"echo ?"
                 host.ports.release("e")
                 host.ports.release("e")
-                assert (relay.connections, relay.associations) == (1, 0)
+                assert (connections(relay), clients(relay)) == (1, 0)
                 for sock in socks:
                     with pytest.raises(ConnectionResetError):
                         sock.recv(1)
@@ -648,7 +664,7 @@ def test_release(lab: Lab, host: Host, relay: Relay) -> None:
                 assert other.recv(1) == b"!"
                 bound(lab.host, "0.0.0.0", 5353, socket.SOCK_DGRAM).close()
         host.ports.release("other")
-        wait_until(lambda: relay.connections == 0, "no connection is left")
+        wait_until(lambda: connections(relay) == 0, "no connection is left")
     wait_until(lambda: len(os.listdir("/proc/self/fd")) == files, "every file is closed")
 
 
@@ -690,7 +706,7 @@ def test_threads(plain: Host) -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len({(one.proto, one.host_port) for published in got for one in published}) == 128
-    assert dict(plain.ports.held()) == {f"e{i}": published for i, published in enumerate(got)}
+    assert plain.reserved() == {f"e{i}": published for i, published in enumerate(got)}
 
 
 # --- what a user did wrong ---------------------------------------------------------------------------------------
@@ -766,25 +782,25 @@ def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]
     """Whatever is published and released: no two hold one port, a failure changes nothing, a release frees all."""
     files = len(os.listdir("/proc/self/fd"))
     for endpoint, bindings, release in steps:
-        before = dict(plain.ports.held())
+        before = plain.reserved()
         if release:
             plain.ports.release(endpoint)
             before.pop(endpoint, None)
-            assert plain.ports.held() == before
+            assert plain.reserved() == before
             continue
         try:
             got = plain.publish(endpoint, *bindings)
         except FwError:
-            assert {key: set(value) for key, value in plain.ports.held().items()} == {
+            assert {key: set(value) for key, value in plain.reserved().items()} == {
                 key: set(value) for key, value in before.items()
             }
         else:
-            assert plain.ports.held() == {key: value for key, value in before.items() if key != endpoint} | (
+            assert plain.reserved() == {key: value for key, value in before.items() if key != endpoint} | (
                 {endpoint: got} if got else {}
             )
             assert plain.publish(endpoint, *bindings) == got
-        every = [one for published in plain.ports.held().values() for one in published]
+        every = [one for published in plain.reserved().values() for one in published]
         assert not any(overlap(one, other) for i, one in enumerate(every) for other in every[:i])
     plain.release_all()
-    assert plain.ports.held() == {}
+    assert plain.reserved() == {}
     assert len(os.listdir("/proc/self/fd")) == files

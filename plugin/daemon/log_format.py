@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from plugin.jsonio import MAX_ERROR, readable
+from plugin.text import MAX_ERROR, printable
 
 _HALF = MAX_ERROR // 2
 
@@ -16,7 +16,7 @@ class OneLine(logging.Formatter):
         text = super().format(record)
         if len(text) > MAX_ERROR:  # the end too: of a traceback that is the error
             text = f"{text[: _HALF - 1]}…{text[-_HALF:]}"
-        return readable(text)
+        return printable(text)
 
 
 def to_stderr() -> None:

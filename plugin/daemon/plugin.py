@@ -25,7 +25,7 @@ from plugin.driver.driver import Driver
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.host_socket import raise_fd_limit
 from plugin.driver.http import create_app
-from plugin.driver.relay_tcp import Relay
+from plugin.driver.relay_loop import Relay
 from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import add_route

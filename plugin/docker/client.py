@@ -35,7 +35,7 @@ from plugin.docker.events import objects
 from plugin.docker.parse import LIES
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.api.docker_firewall import Engine
-from plugin.model import BridgeNetwork, Container, Endpoint, Problem
+from plugin.model import BridgeNetwork, Container, DockerUnavailable, Endpoint, Problem
 
 #: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
 HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
@@ -47,10 +47,6 @@ _LIST = "/containers/json"
 _NEVER: Any = None  # requests takes None as a time-out; docker-py's stubs say int
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class DockerUnavailable(Exception):
-    """Docker's API did not answer (in time). What is not known stays closed."""
 
 
 class DockerApi:
@@ -76,7 +72,7 @@ class DockerApi:
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
         """The container behind an endpoint that is just being joined; None if Docker does not know it (yet).
 
-        Bounded by HOOK_LIMIT. Raises ApiSilent, at once if the API was silent the last time.
+        Bounded by HOOK_LIMIT. Raises DockerUnavailable, at once if the API was silent the last time.
         """
         if not self._answering:
             raise DockerUnavailable("Docker's API has not answered since the last time it was asked")
@@ -109,12 +105,15 @@ class DockerApi:
         return None
 
     def bridges(self) -> tuple[frozenset[str], bool]:
-        """The bridges of Docker's networks by name, and whether its list was understood whole. Raises ApiSilent."""
+        """The names of the bridges of Docker networks, and whether all of its list was understood.
+
+        Raises DockerUnavailable.
+        """
         with self._asking():
             return parse.bridges(request.several(self._client(LOOK_TIMEOUT), "/networks"))
 
     def look(self) -> DockerSnapshot:
-        """Asks for everything. Raises ApiSilent."""
+        """Asks for everything. Raises DockerUnavailable."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
             all_networks = parse.many(request.several(client, "/networks"))
@@ -172,7 +171,7 @@ class DockerApi:
         )
 
     def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
-        """A container that is being connected to a network of Docker's own bridge driver. Raises ApiSilent.
+        """A container that is being connected to a network of Docker's own bridge driver. Raises DockerUnavailable.
 
         The last part is False while it is not known what its attachment says: until it has started Docker does not
         tell, unless it was asked before.
@@ -194,7 +193,7 @@ class DockerApi:
         return None
 
     def running(self, container_id: str) -> list[Endpoint]:
-        """A running container's endpoints, with its published ports. Raises ApiSilent."""
+        """A running container's endpoints, with its published ports. Raises DockerUnavailable."""
         with self._asking():
             client = self._client(LOOK_TIMEOUT)
             listed = _container(client, container_id)
@@ -210,7 +209,7 @@ class DockerApi:
         self.inspections.created(container_id)
 
     def events(self) -> Iterator[parse.Event]:
-        """What happens; ends when the stream ends. Raises ApiSilent.
+        """What happens; ends when the stream ends. Raises DockerUnavailable.
 
         The first is "subscribed": look at everything after it, for what came before is not told again.
         """

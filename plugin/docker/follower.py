@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import DockerUnavailable
 from plugin.docker.driver_sync import DriverSync
 from plugin.docker.parse import Event
 from plugin.docker.proxy_ports import ProxyPorts
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.docker.tracker import EndpointTracker
-from plugin.model import BridgeNetwork, Endpoint, FwError, Network
+from plugin.model import BridgeNetwork, DockerUnavailable, Endpoint, FwError, Network
 from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler
 

@@ -13,14 +13,13 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from plugin.docker.client import DockerUnavailable
 from plugin.driver import protocol
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.macs import settled
 from plugin.kernel import conntrack
 from plugin.kernel.links import Links, bridge_name, container_side, exists
 from plugin.kernel.sysctl import Sysctl
-from plugin.model import Container, Endpoint, FwError, Network
+from plugin.model import Container, DockerUnavailable, Endpoint, FwError, Network
 from plugin.nftables.sets import host_side
 from plugin.state.reconciler import Reconciler
 

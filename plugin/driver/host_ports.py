@@ -37,7 +37,7 @@ Addresses = tuple[IPv4Address | None, IPv6Address | None]
 
 
 class LoopbackRelay(Protocol):
-    """What carries the loopback traffic of a reserved port to its container (`plugin.driver.relay_tcp.Relay`)."""
+    """What carries the loopback traffic of a reserved port to its container (`plugin.driver.relay_loop.Relay`)."""
 
     def serve(self, sock: socket.socket, host: Address, port: int) -> None:
         """Carry what comes in on `sock` to the container's address and port. Returns at once."""
@@ -65,7 +65,7 @@ class _Wish:
 
 
 @dataclass(slots=True)
-class _Holding:
+class _Reservation:
     addresses: Addresses
     socks: dict[Published, socket.socket | None] = field(default_factory=dict)  # None: held in memory only
 
@@ -79,7 +79,7 @@ class HostPorts:
     def __init__(self, relay: LoopbackRelay | None = None) -> None:
         self._relay = relay
         self._lock = threading.Lock()
-        self._held: dict[str, _Holding] = {}
+        self._reserved: dict[str, _Reservation] = {}
         self._taken: dict[tuple[Proto, int], set[Address]] = {}
         self._next_ephemeral = 0
 
@@ -102,11 +102,11 @@ class HostPorts:
         addresses = (addr4, addr6)
         wishes = _wishes(bindings, default_host_ip, addresses, relayed=self._relay is not None)
         with self._lock:
-            old = self._held.get(endpoint_id, _Holding(addresses))
+            old = self._reserved.get(endpoint_id, _Reservation(addresses))
             if old.addresses == addresses and _fulfilled(wishes, old.socks):
                 return tuple(old.socks)
             self._release(endpoint_id)
-            new = _Holding(addresses)
+            new = _Reservation(addresses)
             try:
                 for wish in wishes:
                     self._choose(new, wish)
@@ -115,7 +115,7 @@ class HostPorts:
                 self._retake(endpoint_id, old.socks, old.addresses)
                 raise
             if new.socks:
-                self._held[endpoint_id] = new
+                self._reserved[endpoint_id] = new
             return tuple(new.socks)
 
     def release(self, endpoint_id: str) -> None:
@@ -133,21 +133,16 @@ class HostPorts:
         with self._lock:
             return self._retake(endpoint_id, published, (addr4, addr6))
 
-    def held(self) -> Mapping[str, tuple[Published, ...]]:
-        """What is reserved now, by endpoint: a copy."""
-        with self._lock:
-            return {endpoint_id: tuple(holding.socks) for endpoint_id, holding in self._held.items()}
-
     def _release(self, endpoint_id: str) -> None:
-        holding = self._held.pop(endpoint_id, None)
-        if holding is not None:
-            self._give_back(holding)
+        reservation = self._reserved.pop(endpoint_id, None)
+        if reservation is not None:
+            self._give_back(reservation)
 
-    def _give_back(self, holding: _Holding) -> None:
-        served = [sock for one, sock in holding.socks.items() if sock and self._target(one, holding.addresses)]
+    def _give_back(self, reservation: _Reservation) -> None:
+        served = [sock for one, sock in reservation.socks.items() if sock and self._target(one, reservation.addresses)]
         if self._relay and served:
             self._relay.drop(served)
-        self._forget(holding.socks)
+        self._forget(reservation.socks)
 
     def _forget(self, socks: Mapping[Published, socket.socket | None]) -> None:
         for one, sock in socks.items():
@@ -159,25 +154,25 @@ class HostPorts:
                 del self._taken[one.proto, one.host_port]
 
     def _retake(self, endpoint_id: str, published: Iterable[Published], addresses: Addresses) -> tuple[Published, ...]:
-        holding = self._held.get(endpoint_id) or _Holding(addresses)
+        reservation = self._reserved.get(endpoint_id) or _Reservation(addresses)
         lost = []
         for one in published:
-            if one not in holding.socks:
+            if one not in reservation.socks:
                 try:
-                    self._take(holding, [one])
+                    self._take(reservation, [one])
                 except FwError as error:
                     lost.append(one)
                     _LOG.warning("endpoint %.12s lost a published port: %s", endpoint_id, error)
-        if holding.socks:
-            self._held[endpoint_id] = holding
+        if reservation.socks:
+            self._reserved[endpoint_id] = reservation
         return tuple(lost)
 
-    def _choose(self, holding: _Holding, wish: _Wish) -> None:
+    def _choose(self, reservation: _Reservation, wish: _Wish) -> None:
         """Take the first free port of the wish's range."""
         first, last = wish.ports
         for port in range(first, last + 1) if first else self._ephemeral():
             try:
-                self._take(holding, wish.at(port))
+                self._take(reservation, wish.at(port))
             except BusyError:
                 if first == last != 0:
                     raise
@@ -193,7 +188,7 @@ class HostPorts:
         begin = self._next_ephemeral if first <= self._next_ephemeral <= last else first
         return (port for port in chain(range(begin, last + 1), range(first, begin)) if port not in reserved)
 
-    def _take(self, holding: _Holding, published: Sequence[Published]) -> None:
+    def _take(self, reservation: _Reservation, published: Sequence[Published]) -> None:
         """Reserve all of these, or none."""
         socks: dict[Published, socket.socket | None] = {}
         try:
@@ -201,7 +196,7 @@ class HostPorts:
                 by_the_way = implied(one, published)
                 try:
                     self._refuse_taken(one, yields=not by_the_way)
-                    socks[one] = reserve(one, relayed=self._target(one, holding.addresses) is not None)
+                    socks[one] = reserve(one, relayed=self._target(one, reservation.addresses) is not None)
                 except BusyError:
                     if not by_the_way:
                         raise
@@ -210,18 +205,18 @@ class HostPorts:
         except BaseException:
             self._forget(socks)
             raise
-        holding.socks |= socks
+        reservation.socks |= socks
         for one, sock in socks.items():
-            target = self._target(one, holding.addresses)
+            target = self._target(one, reservation.addresses)
             if self._relay and sock and target:
                 self._relay.serve(sock, target, one.container_port)
 
     def _refuse_taken(self, one: Published, *, yields: bool) -> None:
         """Raises BusyError if one of ours holds the port; what it holds only by implication yields to a wish."""
-        for holding in self._held.values() if yields else ():
-            rows = list(holding.socks)
+        for reservation in self._reserved.values() if yields else ():
+            rows = list(reservation.socks)
             for other in [other for other in rows if same_port(one, other) and implied(other, rows)]:
-                self._give_back(_Holding(holding.addresses, {other: holding.socks.pop(other)}))
+                self._give_back(_Reservation(reservation.addresses, {other: reservation.socks.pop(other)}))
         if any(overlap(one.host_ip, other) for other in self._taken.get((one.proto, one.host_port), ())):
             where = f"{shown(one.host_ip)}:{one.host_port}"
             raise BusyError(f"Bind for {where} failed: port is already allocated")

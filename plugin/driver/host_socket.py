@@ -14,12 +14,12 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from plugin.driver.relay_udp import IP_PKTINFO
 from plugin.model import PROTO_NUMBER, Address, FwError, Published
 
 _LOG = logging.getLogger(__name__)
 
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
+IP_PKTINFO = 8  # ip(7); not in Python's socket module
 _EPHEMERAL = (49153, 65535)  # moby's range where the kernel does not tell its own
 
 # Classic BPF (linux/filter.h): opcodes, and the negative offsets where the kernel keeps what is not payload.
@@ -129,6 +129,11 @@ def raise_fd_limit() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def target_family(target: tuple[str, int]) -> socket.AddressFamily:
+    """The address family of a container's address and port."""
+    return socket.AF_INET6 if ":" in target[0] else socket.AF_INET
 
 
 def shown(ip: Address) -> str:

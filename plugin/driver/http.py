@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from flask import Flask, Response, request
 
 from plugin.driver.driver import Driver
-from plugin.jsonio import readable
 from plugin.model import FwError
+from plugin.text import readable
 
 #: A request of Docker's is a few KB; thousands of published ports make some 100 KB.
 MAX_BODY = 8 << 20

@@ -9,14 +9,12 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from plugin.driver.relay_tcp import Shared
+from plugin.driver.host_socket import IP_PKTINFO, target_family
 
-AT_ONCE = 64  # connections or datagrams taken from one socket before the others get their turn
+_DATAGRAMS_AT_ONCE = 64  # datagrams taken from one socket before other sockets get their turn
 _MAX_DATAGRAM = 65535  # bytes
-IP_PKTINFO = 8  # ip(7); not in Python's socket module
 _IN_PKTINFO = struct.Struct("@I4s4s")  # interface, local address, destination
 
 
@@ -31,34 +29,34 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, idle: float, limit: int) -> None:
         super().__init__()
-        self._loop, self._idle, self._limit = loop, idle, limit
+        self.loop, self._idle, self._limit = loop, idle, limit
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, key: tuple[Any, ...]) -> _Client | None:
         client = self.get(key)
         if client is not None:
-            client.last = self._loop.time()
+            client.last = self.loop.time()
             self.move_to_end(key)
         return client
 
     def add(self, key: tuple[Any, ...], upstream: socket.socket) -> _Client:
-        self._timer = self._timer or self._loop.call_later(self._idle, self._expire)
+        self._timer = self._timer or self.loop.call_later(self._idle, self._expire)
         while len(self) >= self._limit:
             self.forget(next(iter(self)))
-        self[key] = _Client(upstream, self._loop.time())
+        self[key] = _Client(upstream, self.loop.time())
         return self[key]
 
     def forget(self, key: tuple[Any, ...]) -> None:
         client = self.pop(key)
-        self._loop.remove_reader(client.upstream)
+        self.loop.remove_reader(client.upstream)
         client.upstream.close()
 
     def _expire(self) -> None:
         self._timer = None
         while self:
             key, client = next(iter(self.items()))
-            if client.last + self._idle > self._loop.time():
-                self._timer = self._loop.call_at(client.last + self._idle, self._expire)
+            if client.last + self._idle > self.loop.time():
+                self._timer = self.loop.call_at(client.last + self._idle, self._expire)
                 return
             self.forget(key)
 
@@ -66,20 +64,20 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
 class UdpPort:
     """One bound udp socket. Each client gets a socket of its own towards the container, so that replies find back."""
 
-    def __init__(self, shared: Shared, sock: socket.socket, target: tuple[str, int]) -> None:
-        self._shared, self._sock, self._target = shared, sock, target
-        shared.loop.add_reader(sock, self._from_clients)
+    def __init__(self, clients: Clients, sock: socket.socket, target: tuple[str, int]) -> None:
+        self._clients, self._sock, self._target = clients, sock, target
+        clients.loop.add_reader(sock, self._from_clients)
 
     def close(self) -> set[asyncio.Task[None]]:
         """Stop at once; nothing is left to wait for."""
-        self._shared.loop.remove_reader(self._sock)
+        self._clients.loop.remove_reader(self._sock)
         self._sock.close()
-        for key in [key for key in self._shared.clients if key[0] is self]:
-            self._shared.clients.forget(key)
+        for key in [key for key in self._clients if key[0] is self]:
+            self._clients.forget(key)
         return set()
 
     def _from_clients(self) -> None:
-        for _ in range(AT_ONCE):
+        for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data, ancillary, _, client = self._sock.recvmsg(_MAX_DATAGRAM, socket.CMSG_SPACE(_IN_PKTINFO.size))
             except OSError:  # BlockingIOError: that was all
@@ -89,31 +87,27 @@ class UdpPort:
             asked = next((_IN_PKTINFO.unpack(info)[1] for _, kind, info in ancillary if kind == IP_PKTINFO), b"")
             key = (self, client, asked)
             with suppress(OSError):  # a datagram may get lost
-                known = self._shared.clients.touch(key) or self._shared.clients.add(key, self._connect(key))
+                known = self._clients.touch(key) or self._clients.add(key, self._connect(key))
                 known.upstream.send(data)
 
     def _connect(self, key: tuple[Any, ...]) -> socket.socket:
-        upstream = socket.socket(family(self._target), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        upstream = socket.socket(target_family(self._target), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             upstream.connect(self._target)
         except OSError:
             upstream.close()
             raise
-        self._shared.loop.add_reader(upstream, self._from_container, key, upstream)
+        self._clients.loop.add_reader(upstream, self._from_container, key, upstream)
         return upstream
 
     def _from_container(self, key: tuple[Any, ...], upstream: socket.socket) -> None:
         _, client, asked = key
         source = [(socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, asked, bytes(4)))] if asked else []
-        for _ in range(AT_ONCE):
+        for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data = upstream.recv(_MAX_DATAGRAM)
             except OSError:  # BlockingIOError: that was all; ConnectionRefusedError: nobody listens there yet
                 return
-            self._shared.clients.touch(key)
+            self._clients.touch(key)
             with suppress(OSError):
                 self._sock.sendmsg([data], source, 0, client)
-
-
-def family(target: tuple[str, int]) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in target[0] else socket.AF_INET

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
-from plugin.jsonio import readable
 from plugin.model import PORTLESS, PROTO_NUMBER, Address
+from plugin.text import readable
 
 _ICMP, _ICMP6 = 1, 58
 _NAMES: dict[int, str] = {

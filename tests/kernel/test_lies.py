@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.client import DockerApi
+from plugin.model import DockerUnavailable
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import new_flow
 from tests.kernel.running import BASE, Body, Running

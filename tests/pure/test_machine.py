@@ -16,13 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from plugin.docker.client import DockerUnavailable
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
-from plugin.model import Container, Defaults
+from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive

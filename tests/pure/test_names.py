@@ -34,6 +34,7 @@ from plugin.nftables.sets import Element
 from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
+from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
 
@@ -192,7 +193,7 @@ def _shown(host: Host) -> Iterator[str]:
         try:
             yield render.plain(render_answers.explain(explain(inventory, "internet", who, "8080", around)))
         except FwError as error:
-            yield render.printable(str(error))
+            yield printable(str(error))
     closed = parse({"fw.policy": "closed"}, "setting ").spec
 
     def change(other: Inventory) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from plugin.jsonio import readable
 from plugin.model import Address, Published
 from plugin.policy.facts import Inventory, Owner
 from plugin.policy.verdict import Found
+from plugin.text import readable
 
 #: Seconds after which the list is made anew for an address that is not in it.
 _OLD = 1.0

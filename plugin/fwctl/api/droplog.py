@@ -17,11 +17,11 @@ from typing import Any, Literal, Protocol
 
 from plugin.fwctl.api.drop_names import Names, name
 from plugin.fwctl.drop_record import Drop, Header, header, line
-from plugin.jsonio import readable
 from plugin.kernel.nflog import LOCAL_IN, Logged, NfLog, TakenError
 from plugin.nftables.document import LOG_GROUP
 from plugin.policy.facts import Inventory
 from plugin.policy.verdict import ICMP, Packet, number_of, verdict
+from plugin.text import readable
 
 log = logging.getLogger(__name__)
 #: Drops that are kept.

@@ -13,7 +13,7 @@ from typing import Any
 
 from plugin import __version__
 from plugin.docker.bridges import Bridges
-from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.client import DockerApi
 from plugin.docker.engine import unfit
 from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import own_ports
@@ -23,7 +23,7 @@ from plugin.fwctl.api.explain import Around, explain
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
 from plugin.kernel.resolver import asked_from_host
-from plugin.model import Address, FwError, Prefix, Published
+from plugin.model import Address, DockerUnavailable, FwError, Prefix, Published
 from plugin.nftables import drift, dump
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft

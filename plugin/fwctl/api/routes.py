@@ -17,9 +17,9 @@ from flask import Blueprint, Flask, Response, request
 
 from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.queries import AdminQueries
-from plugin.jsonio import readable
 from plugin.labels.duration import LONGEST
 from plugin.model import FwError
+from plugin.text import readable
 
 #: Rules of one `fwctl allow`; addresses of one `fwctl ban`.
 MAX_RULES, MAX_BANS = 256, 100_000

@@ -9,9 +9,9 @@ from typing import Any
 from plugin.fwctl.check.compose.model import Note, Notes, Place
 from plugin.fwctl.check.compose.stack import Service, Stack
 from plugin.fwctl.check.judge import Judged, Opening
-from plugin.fwctl.cli.render import printable
 from plugin.labels.parser import EVERYTHING
 from plugin.model import Rule
+from plugin.text import printable
 
 Found = tuple[Stack, list[Judged]]
 _OPEN = {"everybody": "open to everybody", "host": "for the host alone"}

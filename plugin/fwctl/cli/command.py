@@ -13,6 +13,7 @@ from plugin.fwctl.cli.client import SOCKETS, ask, find_socket
 from plugin.fwctl.cli.render import Line
 from plugin.labels.duration import parse
 from plugin.model import FwError
+from plugin.text import printable
 
 Told = dict[str, Any]
 #: Exit statuses.
@@ -92,7 +93,7 @@ def tell(options: argparse.Namespace, told: Any, lines: Callable[[], Iterable[Li
 
 def failed(error: Exception) -> None:
     """One line on stderr."""
-    print(f"fwctl: {render.printable(str(error))}", file=sys.stderr)
+    print(f"fwctl: {printable(str(error))}", file=sys.stderr)
 
 
 #: What a command may fail with, and `failed` tells.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from plugin.fwctl.cli import render
 from plugin.fwctl.cli.command import NO, OK, USAGE, failed, parser
-from plugin.model import Address, FwError
+from plugin.model import Address, DockerUnavailable, FwError
 from plugin.nftables.sets import TABLE
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def serve(_: argparse.Namespace) -> NoReturn:
 
 def dry_run(options: argparse.Namespace) -> int:
     """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
-    from plugin.docker.client import DockerApi, DockerUnavailable  # noqa: PLC0415
+    from plugin.docker.client import DockerApi  # noqa: PLC0415
     from plugin.fwctl.api.status import guarded_networks  # noqa: PLC0415
     from plugin.kernel import conntrack  # noqa: PLC0415
     from plugin.nftables import identity  # noqa: PLC0415
@@ -147,7 +147,7 @@ _COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compos
 
 def before_docker(options: argparse.Namespace) -> int:
     """Installs or removes the unit that closes every bridge before Docker starts."""
-    from plugin.docker.client import DockerApi, DockerUnavailable  # noqa: PLC0415
+    from plugin.docker.client import DockerApi  # noqa: PLC0415
     from plugin.fwctl.host import boot_table, boot_unit  # noqa: PLC0415
     from plugin.kernel.links import Links  # noqa: PLC0415
     from plugin.kernel.sysctl import Sysctl  # noqa: PLC0415

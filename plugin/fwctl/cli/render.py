@@ -10,16 +10,12 @@ from typing import Any
 
 from plugin.labels.duration import left
 from plugin.labels.parser import EVERYTHING
+from plugin.text import printable
 
 #: Words and their style: "", good, bad, warn, dim, name.
 Line = list[tuple[str, str]]
 _EVERYTHING = {str(rule) for rule in EVERYTHING}
 EMPTY = "no container on any network; all that comes will be closed but for TCP 22, 80, 443"
-
-
-def printable(text: str) -> str:
-    """One line, whatever a label holds: no line breaks, no escape sequences of a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(lines: Iterable[Line]) -> str:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from plugin.fwctl.cli import render
-from plugin.fwctl.cli.render import Line, printable
+from plugin.fwctl.cli.render import Line
+from plugin.text import printable
 
 #: Columns of a terminal from which on a table is easier to read than lines.
 _ROOM = 110

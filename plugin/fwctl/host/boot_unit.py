@@ -17,10 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.client import DockerApi
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
-from plugin.model import FwError, Prefix
+from plugin.model import DockerUnavailable, FwError, Prefix
 from plugin.nftables.document import document, element_text, named
 from plugin.nftables.sets import CLOSED, TABLE, Element
 from plugin.policy.bans import ban_elements

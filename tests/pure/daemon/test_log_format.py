@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from plugin import gunicorn_conf
 from plugin.daemon.log_format import OneLine
-from plugin.jsonio import MAX_ERROR
+from plugin.text import MAX_ERROR
 from tests.pure.strategies import examples
 
 ROOT = Path(__file__).parents[3]

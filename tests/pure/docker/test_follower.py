@@ -16,7 +16,6 @@ import pytest
 from plugin.docker import driver_sync
 from plugin.docker import follower as follow
 from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import DockerUnavailable
 from plugin.docker.driver_sync import DriverSync
 from plugin.docker.follower import DockerFollower
 from plugin.docker.parse import Event
@@ -29,6 +28,7 @@ from plugin.model import (
     BridgeNetwork,
     Container,
     Defaults,
+    DockerUnavailable,
     Endpoint,
     FwError,
     Network,

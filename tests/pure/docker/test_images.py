@@ -17,9 +17,9 @@ import pytest
 
 from plugin.docker import client
 from plugin.docker import request as asking
-from plugin.docker.client import DockerApi, DockerUnavailable
+from plugin.docker.client import DockerApi
 from plugin.docker.images import Unknown, Variant, image_labels, in_containerd, variant
-from plugin.model import Container, PolicySpec
+from plugin.model import Container, DockerUnavailable, PolicySpec
 from tests.kernel.fakedocker import FakeDocker
 
 NETWORK, INDEX = "a" * 64, "sha256:" + "1" * 64
