@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from plugin.daemon import loops
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
+from plugin.nftables.table import NftError
 from tests.waiting import until
 
 
@@ -185,3 +188,81 @@ def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
     watcher._link(Told("came", BRIDGE), {})
     assert world.woken == 1
     assert {element.set for element in world.noted["links"].elements} == {"dockers", "bridges", "same_bridge"}
+
+
+# --- the lease --------------------------------------------------------------------------------------------------------
+
+
+class Room(World):
+    """The guard, the follower and the reconciler, with their locks, as far as the lease needs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed, self.keeping_up, self.fault = 0, True, False
+        self.locked, self.guarding = threading.RLock(), threading.RLock()
+        self.lease: Any = SimpleNamespace(renew=self.renew)
+
+    def renew(self) -> None:
+        if self.fault:
+            raise NftError("no")
+        self.renewed += 1
+
+    def now(self) -> int:
+        with self.guarding:
+            return 1
+
+    def keeps_up(self) -> bool:
+        return self.keeping_up
+
+    def hurry(self) -> None:
+        pass
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    made = Room()
+    monkeypatch.setattr(link_monitor, "Changes", Changes)
+    monkeypatch.setattr(link_monitor, "links", dict)
+    monkeypatch.setattr(loops, "EVERY", 0.02)
+    watcher = Loops(made, made, made, Bridges(set), made, made, Worker())  # type: ignore[arg-type]
+    watcher.start()
+    yield made
+    watcher.stop()
+
+
+def goes_on(room: Room) -> bool:
+    """True if it is renewed a few times more within a moment."""
+    before, end = room.renewed, time.monotonic() + 0.4
+    while time.monotonic() < end and room.renewed < before + 3:
+        threading.Event().wait(0.002)
+    return room.renewed >= before + 3
+
+
+def test_who_follows_docker_renews_it(room: Room) -> None:
+    """Again and again, and after the kernel refused it too."""
+    until(lambda: goes_on(room))
+    room.fault = True
+    assert not goes_on(room)
+    room.fault = False
+    until(lambda: goes_on(room))
+
+
+@pytest.mark.parametrize("stuck", ["the guard", "the reconciler", "an event", "the links"])
+def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that sits on a lock which closing needs, or an event that is never done, lets the lease end though every
+    other thread lives; when that is over it is renewed again."""
+    locks = {"the guard": room.guarding, "the reconciler": room.locked}
+    until(lambda: goes_on(room))
+    if stuck in locks:
+        with locks[stuck]:
+            assert not goes_on(room)
+    elif stuck == "an event":
+        room.keeping_up = False
+        until(lambda: not goes_on(room))
+        room.keeping_up = True
+    else:
+        go_on = threading.Event()
+        monkeypatch.setattr(room, "hurry", go_on.wait)
+        until(lambda: not goes_on(room))
+        go_on.set()
+    until(lambda: goes_on(room))
