@@ -31,16 +31,14 @@ from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
 from plugin.fwctl.api.routes import add_routes
-from plugin.kernel import conntrack
 from plugin.kernel.nflog import Logged
-from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, PolicySpec, Published, Rule
+from plugin.model import Container, Defaults, PolicySpec, Rule
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
-from tests.pure.fakes import Disk, Kernel
+from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
 from tests.pure.state.test_reconciler import desired
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS, json_values
 from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
@@ -94,28 +92,6 @@ keys = st.sampled_from(["fw.allow", "fw.deny", "fw.egress", "fw.rate", "fw.polic
 def some(count: int) -> settings:
     """So many inputs, the same ones each time; with FW_FUZZ many more, and others."""
     return settings(max_examples=count * max(_TIMES, 1), deadline=None, derandomize=not _TIMES)
-
-
-class NoLinks:
-    """Links, host ports, sysctls and Docker's API where all goes well and nothing is."""
-
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-    def missing(self, _: object) -> set[int]:
-        return set()
-
-    def find(self, *_: object) -> Container:
-        parsed = parse({"fw.allow": "8080"})
-        return Container("c" * 64, "web", parsed.spec, parsed.problems)
-
-    def publish(self, _: str, bindings: Any, **addresses: Any) -> tuple[Published, ...]:
-        there = [address for name in ("addr4", "addr6") if (address := addresses[name])]
-        return tuple(
-            Published(b.proto, type(address)(0), b.host_port or 40000, b.container_port)
-            for b in bindings
-            for address in there
-        )
 
 
 class AddressPolicy:
@@ -180,9 +156,7 @@ def running() -> Iterator[Plugin]:
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and links are none of ours."""
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
+    cut_no_flows(monkeypatch)
     monkeypatch.setattr(driver, "exists", lambda _: True)
 
 

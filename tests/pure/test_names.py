@@ -25,7 +25,6 @@ from plugin.fwctl.check.run import run as check
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.fwctl.drop_record import Drop, Header, line
 from plugin.fwctl.host import boot_unit
-from plugin.kernel import conntrack
 from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
@@ -37,6 +36,8 @@ from plugin.state.reconciler import Reconciler
 from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 MARK = 0x08000000
 #: The outside's: what Docker, compose, the kernel and images let others choose.
@@ -116,13 +117,6 @@ class Host:
             "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
             "host_resolver": "",
         }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's flows are none of ours."""
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
 
 
 def some(count: int) -> settings:

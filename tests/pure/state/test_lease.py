@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.kernel import conntrack
 from plugin.model import Defaults
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
@@ -15,15 +14,7 @@ from plugin.state import lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
 from plugin.state.reconciler import Reconciler
-from tests.pure.fakes import Disk, Kernel
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.pure.fakes import Clock, Disk, Kernel
 
 
 @pytest.fixture
@@ -34,8 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
+def kernel(no_flows: None) -> Kernel:
     return Kernel()
 
 

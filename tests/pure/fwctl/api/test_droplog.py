@@ -30,6 +30,7 @@ from plugin.model import Container, Defaults, Endpoint, Network, PolicySpec
 from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
 from tests.kernel import packets as made
+from tests.pure.fakes import Clock
 from tests.pure.strategies import examples
 
 OUT4, OUT6 = IPv4Address("203.0.113.9"), IPv6Address("2001:db8:9::1")
@@ -69,16 +70,6 @@ class Known:
         state = self.inventory.state
         self.inventory.state = dataclasses.replace(state, endpoints={**state.endpoints, each.id: each})
         self.inventory.reindex([each.id])
-
-
-class Clock:
-    """A time that only the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def logged(packet: made.Packet, **fields: Any) -> Logged:

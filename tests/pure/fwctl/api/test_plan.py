@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from plugin.fwctl.api import export, plan
-from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
@@ -21,16 +20,12 @@ from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Inventory
 from plugin.policy.overrides import in_force, unwatched
 from plugin.settings import Settings, read
-from tests.pure.ordered import FRONT, Site, container, guest, ours, published
+from tests.pure.site import FRONT, Site, container, guest, ours, published
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})
 MARK = 0x08000000
-
-
-@pytest.fixture(autouse=True)
-def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
 
 
 @pytest.fixture
