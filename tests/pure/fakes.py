@@ -1,4 +1,4 @@
-"""The kernel's table, the disk, a clock and the host, in memory; table and disk may fail at any step, as the real ones."""
+"""The kernel's table, the disk, a clock and the host, in memory; table and disk may fail at any step."""
 
 from __future__ import annotations
 

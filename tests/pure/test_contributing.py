@@ -226,7 +226,7 @@ def test_contributing_has_twelve_recipes_with_files() -> None:
         (wrong_command, [".venv/bin/python", "-m", "nowhere"]),
         (wrong_command, ["FW_X=1", "nowhere", "--now"]),
     ],
-    ids=lambda part: getattr(part, "__name__", str(part)),  # alike in each of xdist's processes
+    ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_what_is_not_there_is_found(check: object, text: object) -> None:
     """These checks can fail."""
