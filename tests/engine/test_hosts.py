@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.engine.test_packaging import opens_just_the_label
+from tests.engine.outside import opens_just_the_label
 from tests.lab import Engine, Host, engine_root
 from tests.product import NEWEST, Fw
 from tests.waiting import until

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_labels import labels, seen, tcp
+from tests.engine.outside import labels, seen, tcp
 from tests.lab import Engine
 from tests.lab.oci import Variant, oci_archive
 from tests.product import Fw
