@@ -293,3 +293,13 @@ def names_of(network: Body, *endpoints: Body) -> set[str]:
 
 def took(began: float) -> float:
     return time.monotonic() - began
+
+
+def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
+    """`fwctl cleanup` on the site's host."""
+    with fw.site.host.popen(
+        [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
+        cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        out, err = process.communicate(timeout=30)
+    return subprocess.CompletedProcess("cleanup", process.returncode, out, err)

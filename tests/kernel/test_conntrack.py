@@ -12,13 +12,9 @@ from plugin.kernel import conntrack
 from plugin.model import Address, AddressPolicy, Policy, Published, Rule
 from plugin.policy.decide import BASE
 from tests.kernel.packets import Packet, new_flow, ping, udp
-from tests.kernel.site import Box, Site
+from tests.kernel.site import Box, Site, site_of_module
 
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        yield made
+site = site_of_module()
 
 
 @pytest.fixture(scope="module")
