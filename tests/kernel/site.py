@@ -29,8 +29,9 @@ from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
 from plugin.nftables.table import Nft
 from plugin.policy import decide
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, icmp, new_flow, ping, written
 from tests.lab import NamedNetns, Wan
@@ -83,6 +84,21 @@ def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
     """The network of `Site.docker_box`'s containers with this number, as Docker lists it."""
     subnets = (IPv4Network(f"10.{number}.0.0/24"), IPv6Network(f"2001:db8:{number}::/64"))
     return BridgeNetwork(name.ljust(64, "d"), name, bridge, subnets)
+
+
+def seen(*bridges: str) -> BridgeFacts:
+    """The same as facts."""
+    return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
+
+
+def confining(bridge: str) -> set[Element]:
+    """What lets nobody who is not known begin anything on a bridge."""
+    return {Element("confined", (bridge,))}
+
+
+def of_endpoint(inventory: Inventory, endpoint: Endpoint) -> frozenset[Element]:
+    """What an endpoint of ours becomes in the table, with what its network becomes by it."""
+    return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
 
 
 def standing(inventory: Inventory) -> set[Element]:
@@ -218,7 +234,8 @@ class Site:
             box.endpoint, container=container, published=(*box.endpoint.published, *published)
         )
         decided = decide.of(network, endpoint, defaults)
-        return {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
+        found = {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
+        return found if decided.egress is None else found | confining(bridge)
 
     def index(self, link: str) -> int:
         """A link of the host's, as the kernel numbers it."""
@@ -297,9 +314,7 @@ class Site:
 
     def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> Inventory:
         """Every network of ours, and these endpoints."""
-        inventory = Inventory(defaults, State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
-        inventory.reindex(inventory.owners())
-        return inventory
+        return evaluated(defaults, Facts(State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints})))
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Puts the table there, with these endpoints and nothing else known."""

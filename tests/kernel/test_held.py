@@ -18,13 +18,13 @@ import pytest
 from plugin.docker.tracker import EndpointTracker
 from plugin.model import Address, Container, Defaults, Endpoint, PolicySpec
 from plugin.nftables import sets
-from plugin.policy.facts import Noted
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state import flow_cutter
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite
-from tests.kernel.site import Box, Site, claimed, docker_network, site_of_module
+from tests.kernel.site import Box, Site, docker_network, seen, site_of_module
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 from tests.specs import spec_of
@@ -66,7 +66,7 @@ class Firewall:
         self.state = Reconciler(self.site.nft, store, Defaults())
         networks = {network.id: network for network in self.site.networks.values()}
         state = store.load() if (self._path / "state.json").exists() else State(networks)
-        self.state.start(state, {"links": Noted(frozenset(claimed(BRIDGE)))})
+        self.state.start(Facts(state, bridges=seen(BRIDGE)))
         self.guard = EndpointTracker(self.state)
 
     def says(self, box: Box, **words: str) -> None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Published
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -61,7 +62,7 @@ class Site:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
-        self.state.start(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there))
+        self.state.start(Facts(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there)))
         self.guard = EndpointTracker(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
 from plugin.nftables.table import NftError
+from plugin.policy.facts import BridgeFacts, Facts
 from tests.waiting import until
 
 
@@ -30,12 +30,12 @@ class World:
         self.endpoints: dict[str, Any] = {}
         self.listening = True
         self.doubted: list[str | None] = []
-        self.noted: dict[str, Any] = {}
+        self.facts = Facts()
         self.links: dict[int, Link] = {}
         self._stopped = threading.Event()
 
     #: Of the reconciler, which has taken all.
-    incomplete = False
+    incomplete = unfinished = False
 
     def hurry(self) -> None:
         """Nothing is waiting."""
@@ -60,8 +60,8 @@ class World:
     def doubt(self, bridge: str | None = None) -> None:
         self.doubted.append(bridge)
 
-    def note(self, noted: dict[str, Any]) -> None:
-        self.noted.update(noted)
+    def observe(self, edit: Callable[[Facts], Facts]) -> None:
+        self.facts = edit(self.facts)
 
     def generation(self) -> int:
         return self.number
@@ -187,7 +187,7 @@ def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("came", BRIDGE), {})
     assert world.woken == 1
-    assert {element.set for element in world.noted["links"].elements} == {"dockers", "bridges", "same_bridge"}
+    assert world.facts.bridges == BridgeFacts(dockers={BRIDGE.name}, guarded={BRIDGE.name}, there={BRIDGE.name})  # type: ignore[arg-type]
 
 
 # --- the lease --------------------------------------------------------------------------------------------------------
@@ -199,17 +199,13 @@ class Room(World):
     def __init__(self) -> None:
         super().__init__()
         self.renewed, self.keeping_up, self.fault = 0, True, False
-        self.locked, self.guarding = threading.RLock(), threading.RLock()
-        self.lease: Any = SimpleNamespace(renew=self.renew)
+        self.lock = threading.RLock()
 
-    def renew(self) -> None:
-        if self.fault:
-            raise NftError("no")
-        self.renewed += 1
-
-    def now(self) -> int:
-        with self.guarding:
-            return 1
+    def renew_lease(self) -> None:
+        with self.lock:
+            if self.fault:
+                raise NftError("no")
+            self.renewed += 1
 
     def keeps_up(self) -> bool:
         return self.keeping_up
@@ -247,14 +243,13 @@ def test_who_follows_docker_renews_it(room: Room) -> None:
     until(lambda: goes_on(room))
 
 
-@pytest.mark.parametrize("stuck", ["the guard", "the reconciler", "an event", "the links"])
+@pytest.mark.parametrize("stuck", ["a change", "an event", "the links"])
 def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that sits on a lock which closing needs, or an event that is never done, lets the lease end though every
     other thread lives; when that is over it is renewed again."""
-    locks = {"the guard": room.guarding, "the reconciler": room.locked}
     until(lambda: goes_on(room))
-    if stuck in locks:
-        with locks[stuck]:
+    if stuck == "a change":
+        with room.lock:
             assert not goes_on(room)
     elif stuck == "an event":
         room.keeping_up = False

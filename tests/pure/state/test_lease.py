@@ -8,8 +8,8 @@ from plugin.model import Defaults
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
 from plugin.nftables.table import NftError
-from plugin.policy.facts import Inventory
-from plugin.policy.saved import State
+from plugin.policy.facts import Facts
+from plugin.policy.view import Inventory
 from plugin.state import lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
@@ -94,7 +94,7 @@ def test_what_is_out_is_no_drift(kernel: Kernel, clock: Clock) -> None:
 def test_what_status_and_explain_are_made_from_says_whether_it_stands(kernel: Kernel, clock: Clock) -> None:
     """From the start on, until it is out."""
     state = Reconciler(kernel, Disk(), Defaults())  # type: ignore[arg-type]
-    state.start(State())
+    state.start(Facts())
     assert state.snapshot().watched
     clock.now += SECONDS
     assert not state.snapshot().watched
