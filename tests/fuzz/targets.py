@@ -19,7 +19,7 @@ from plugin.kernel.names import bridge_name
 from plugin.labels import parser
 from plugin.labels.duration import parse as duration
 from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
-from plugin.labels.parser import KEYS
+from plugin.labels.keys import KEYS
 from plugin.model import Defaults, FwError
 from plugin.policy import bans
 from plugin.state import store

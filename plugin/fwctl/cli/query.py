@@ -10,6 +10,7 @@ from typing import Any
 
 from plugin.fwctl.cli import render, render_answers
 from plugin.fwctl.cli.command import NO, OK, USAGE, Failures, asking, failed, parser, pretty, tell
+from plugin.protocols import PORTLESS
 
 #: Seconds between two looks of `--watch`.
 _WATCH = 2.0
@@ -56,7 +57,9 @@ def add(commands: Any) -> None:
     )
     explain.add_argument("source", metavar="FROM", help=_PLACES)
     explain.add_argument("target", metavar="TO", help="the same; host leads on where the port is published")
-    explain.add_argument("what", metavar="PORT[/PROTO]", help="like 8080, 53/udp, 7/sctp; or gre, esp, ah, icmp")
+    explain.add_argument(
+        "what", metavar="PORT[/PROTO]", help=f"like 8080, 53/udp, 7/sctp; or {', '.join(PORTLESS)}, icmp"
+    )
     family = explain.add_mutually_exclusive_group()
     for number in (4, 6):
         family.add_argument(f"-{number}", action="store_const", const=number, dest="family", help=f"IPv{number} alone")
