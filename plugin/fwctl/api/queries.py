@@ -31,12 +31,12 @@ from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft
 from plugin.policy.facts import Facts
 from plugin.policy.view import evaluated
-from plugin.settings import Settings
+from plugin.settings import SETTINGS, Settings
 from plugin.state.reconciler import Reconciler
 
 #: Settings that the table comes from, besides those that are said of every container.
 _OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
-_OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
+_OF_CONTAINERS = tuple(name for name, setting in SETTINGS.items() if setting.label)
 #: How often the kernel is read without holding anything up, before it is read under the lock.
 _TRIES = 3
 #: What is known, elements, the lease; the rules as text, and as the kernel told them when they had been put there.
