@@ -104,7 +104,7 @@ def states(data: bytes) -> None:
 def packets(data: bytes) -> None:
     """A dropped packet's first bytes."""
     if found := header(data):
-        assert line(Drop(1, 0.0, "to", found).told()).isprintable()
+        assert line(Drop(1, 0.0, "to", found).as_data()).isprintable()
 
 
 def netlink(data: bytes) -> None:

@@ -37,7 +37,7 @@ LAYERS = {
     "driver": "text protocols model jsonio settings labels kernel state",
     "fwctl": "text protocols model jsonio labels",
     "fwctl.check": "text protocols model jsonio labels policy fwctl",
-    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
     "fwctl.api": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
     "fwctl.cli": "text protocols model jsonio settings labels fwctl fwctl.check",
     "daemon": "text protocols model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api "
@@ -50,20 +50,6 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 LATER: set[tuple[str, str]] = {
     ("docker.client", "fwctl.api.docker_firewall"),
     ("docker.engine", "fwctl.api.docker_firewall"),
-    ("fwctl.cli.host", "docker.client"),
-    ("fwctl.cli.host", "fwctl.api.status"),
-    ("fwctl.cli.host", "kernel.docker_user"),
-    ("fwctl.cli.host", "kernel.links"),
-    ("fwctl.cli.host", "kernel.sysctl"),
-    ("fwctl.cli.host", "nftables.codec"),
-    ("fwctl.cli.host", "nftables.identity"),
-    ("fwctl.cli.host", "nftables.sets"),
-    ("fwctl.cli.host", "policy.view"),
-    ("fwctl.cli.host", "policy.flows"),
-    ("fwctl.cli.host", "state.closed_flows"),
-    ("fwctl.cli.main", "daemon.log_format"),
-    ("fwctl.host.boot_table", "daemon.early_table"),
-    ("fwctl.host.boot_table", "fwctl.cli.client"),
     ("kernel.sock_diag", "policy.requested_ports"),
     ("policy.view", "nftables.elements"),
     ("policy.view", "nftables.rate_quota"),
@@ -115,9 +101,7 @@ PURE = (
             "plan",
             "explain",
             "flow_ends",
-            "find_container",
             "docker_firewall",
-            "docker_firewall_drops",
         )
     ),
     "fwctl.drop_record",
@@ -145,7 +129,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"nftables": {"fwctl.cli.host"}}
+USED_LATER: dict[str, set[str]] = {}
 
 
 def package(module: str) -> str:
