@@ -20,7 +20,7 @@ from plugin.nftables import dump as standing
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.frozen import frozen
+from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
 from plugin.state.applier import TableApplier
@@ -355,4 +355,6 @@ class Reconciler:
 
 
 def _differ(one: object, other: object) -> bool:
+    if isinstance(one, FrozenDict) and isinstance(other, FrozenDict):
+        return bool(other.differing(one))
     return one is not other and one != other
