@@ -3,6 +3,9 @@
 Every change goes through here, under one lock: first the state file, then the kernel. A crash between the two leaves
 more closed than the file says, never less, for the start puts the table there whole from it. Whose elements a change
 concerns follows from comparing the facts before with those after; no caller names them.
+
+Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call nobody but the kernel. The
+tracker, the driver and the loops have none: what they know besides the facts changes within edits, under the lock here.
 """
 
 from __future__ import annotations
