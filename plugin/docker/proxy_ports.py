@@ -15,10 +15,11 @@ from pathlib import Path
 
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
-from plugin.model import PROTO_NUMBER, Published, Rule
+from plugin.model import Published, Rule
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import Asked
 from plugin.policy.saved import State
+from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -176,11 +177,13 @@ class ProxyPorts:
 
     def waiting(self) -> bool:
         """True if something is held and Docker has not been asked since it came."""
-        return self._blind and self._listeners.waiting()
+        with self._lock:
+            return self._blind and self._listeners.waiting()
 
     def held(self) -> list[Published]:
         """Ports of the host that are held, and not known to be a container's."""
-        return self._listeners.held() if self._blind else []
+        with self._lock:
+            return self._listeners.held() if self._blind else []
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
@@ -199,11 +202,7 @@ def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port
 
 
 def _ports(rules: Iterable[Rule]) -> frozenset[Port]:
-    return frozenset(
-        (PROTO_NUMBER[rule.proto], port)  # type: ignore[index]
-        for rule in rules
-        for port in range(rule.first, rule.last + 1)
-    )
+    return frozenset((NUMBER[rule.proto], port) for rule in rules for port in range(rule.first, rule.last + 1))
 
 
 def passing(sysctl: str) -> int:
