@@ -196,7 +196,7 @@ def test_another_socket_on_the_same_port_is_another(site: Site) -> None:
     with site.inside():
         listeners = Listeners()
         with sockets(site) as process:
-            at = proxied_element(Published("tcp", ANY4, 7001, 7001), "host_own")
+            at = Published("tcp", ANY4, 7001, 7001)
             assert at in listeners.poll()
             process.stdin.write("again\n")
             process.stdin.flush()

@@ -42,7 +42,7 @@ class Kernel:
         if self.table is None or set(change.remove) - self.table - self.timed.keys():
             raise NftError("No such file or directory")
         again = set(change.add) & (self.table - set(change.remove))
-        assert all(element.set.startswith("ban_families") for element in again), "added twice"
+        assert all(element.set.startswith(("ban_families", "ban_prefix_families")) for element in again), "added twice"
         self.table = (self.table - set(change.remove)) | set(change.add)
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)
 
