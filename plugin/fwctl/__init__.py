@@ -1,3 +1,5 @@
-"""fwctl, the operator's tool: its side in the plugin (`api`), the command line (`cli`), what it does to the
-host without a running docker-fw (`host`), and the check of compose files (`check`).
+"""fwctl, the operator's tool, in four parts, of which only `api` runs inside the plugin.
+
+`api` answers on the plugin's socket. `cli` is the command line. `check` judges compose files without any Docker.
+`host` touches the host while no docker-fw runs: the table at boot.
 """

@@ -1,4 +1,5 @@
-"""What people write: one label's value, a container's labels, a setting's rules, and every mistake in them.
+"""What people write: label keys, their values, and every mistake in them.
 
-Pure: it touches nothing, and knows neither Docker nor nftables.
+Pure: it reads text and gives rules, or problems that say what would be right. It touches nothing, and knows neither
+Docker nor nftables. A value that is wrong never becomes a rule.
 """

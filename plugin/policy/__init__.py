@@ -1,4 +1,5 @@
-"""What is known about containers and networks, what each address accepts because of it, and the verdict on one packet.
+"""What each address accepts, and why: facts and rules in, policies and verdicts out.
 
-Pure: it decides and touches nothing.
+Pure: it decides and touches nothing. What it does not know it leaves closed. `verdict` is the reference for one packet;
+`fwctl explain` shows it, and tests hold the kernel to it.
 """

@@ -165,7 +165,7 @@ def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("-o", "fw.allow=http"), '"http" is not a port'),
         (("-o", "fw.alow=80"), "did you mean fw.allow?"),
@@ -178,13 +178,13 @@ def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
     ],
 )
 def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
-    fw: Fw, options: tuple[str, ...], spec: str
+    fw: Fw, options: tuple[str, ...], message: str
 ) -> None:
     """`docker network create` fails with the option, its value and what is right; no link, no network is left."""
     before = fw.host.run(["ip", "-o", "link"]).stdout
     with pytest.raises(DockerError) as error, fw.network(*options, v4="--subnet" not in options, v6=False):
         pass
-    assert spec in str(error.value)
+    assert message in str(error.value)
     assert [line.split(":")[1] for line in before.splitlines()] == [
         line.split(":")[1] for line in fw.host.run(["ip", "-o", "link"]).stdout.splitlines()
     ]

@@ -122,16 +122,16 @@ def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize(
-    ("lacking", "said"),
+    ("lacking", "message"),
     [
         ("FW_SYSCTL", "docker-fw needs the host's /proc/sys/net writable at /proc/nowhere"),
         ("FW_STATE", "could not write the state file /proc/nowhere"),
     ],
     indirect=["lacking"],
 )
-def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, spec: str) -> None:
+def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, message: str) -> None:
     """With a word that names the mount; nothing half-made is left, and Docker's own bridges are closed as ever."""
-    assert spec in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
+    assert message in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
     assert lacking.links() == set()
     assert "chain inbound" in lacking.table()
 

@@ -33,8 +33,8 @@ from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, until
 from tests.kernel.running import BASE, GENERIC, PORTMAP, Body, Running, names_of, took
 from tests.kernel.site import Site
+from tests.pure.driver.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, shapes
 from tests.pure.strategies import json_values
-from tests.pure.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, shapes
 
 CALLS = [
     f"NetworkDriver.{name}"

@@ -40,10 +40,10 @@ from plugin.nftables.sets import Element
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
+from tests.pure.driver.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
 from tests.pure.fakes import Disk, Kernel
+from tests.pure.state.test_reconciler import desired
 from tests.pure.strategies import ELEMENT_TEXT, json_values
-from tests.pure.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
-from tests.pure.test_reconcile import desired
 
 Body = dict[str, Any]
 _TIMES = int(os.environ.get("FW_FUZZ", "0"))

@@ -61,5 +61,5 @@ def test_each_test_has_a_time_out(pytestconfig: pytest.Config) -> None:
 @pytest.mark.parametrize("ignored", [(signal.SIGINT,), (signal.SIGINT, signal.SIGQUIT)], ids=["int", "both"])
 def test_tests_pass_where_an_interrupt_is_ignored(ignored: tuple[signal.Signals, ...]) -> None:
     """`make test &` in a script, `nohup make test`: programs that the tests interrupt end all the same."""
-    told = pytest_in(ROOT, "-o", "timeout=60", "tests/pure/test_cli.py", "-k", "test_watch", ignore=ignored)
+    told = pytest_in(ROOT, "-o", "timeout=60", "tests/pure/fwctl/cli/test_main.py", "-k", "test_watch", ignore=ignored)
     assert "2 passed" in told, told

@@ -25,9 +25,9 @@ from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
+from tests.pure.driver.test_protocol import GENERIC, PORTMAP
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.test_fuzz import NoLinks
-from tests.pure.test_protocol import GENERIC, PORTMAP
 from tests.pure.tracer import Packet, Table
 
 Address = IPv4Address | IPv6Address

@@ -1,1 +1,5 @@
-"""What the plugin answers to fwctl, on its unix socket: status, explain, plan, bans, overrides, the drop log."""
+"""What the plugin answers to fwctl: status, explain, plan, export, bans, overrides, the drop log.
+
+It is served on the plugin's unix socket only, which is root's. Queries read a copy of what is known and touch nothing;
+commands change `state`; the drop log reads nfnetlink_log.
+"""

@@ -1,1 +1,5 @@
-"""`fwctl check`: what a compose file would open, and its mistakes with file and line. It reads files, nothing else."""
+"""`fwctl check`: what a compose file would open, and its mistakes with file and line.
+
+It reads the files that it is given, and what they include, and touches nothing else: no Docker, no kernel. Labels and
+policies are read by the plugin's own code, so that both always agree.
+"""

@@ -53,7 +53,7 @@ from tests.pure.strategies import (
     published,
 )
 
-V1 = Path(__file__).parents[1] / "golden" / "state-1.json"
+V1 = Path(__file__).parents[2] / "golden" / "state-1.json"
 MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
 NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), spec=PolicySpec(allow=(MORE,)))
 SAID = PolicySpec(

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from plugin.daemon import early_table
+from plugin.docker.client import DockerUnavailable
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.kernel.link_monitor import Link
-from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
+from plugin.model import BridgeNetwork, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element, spec_of
@@ -284,26 +285,26 @@ def test_a_file_system_that_does_not_take_it(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stderr", "advice"),
+    ("message", "advice"),
     [
         ("netlink: Error: cache initialization failed: Operation not permitted", "--cap-add NET_ADMIN"),
         ("-:7:3-8: Error: syntax error, unexpected typeof", "needs nftables 1.0.6 or newer"),
     ],
 )
 def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
-    root: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, advice: str
+    root: Path, monkeypatch: pytest.MonkeyPatch, message: str, advice: str
 ) -> None:
     """The host's own nft judges before anything is written, for at boot nobody would see its error."""
     asked: list[Any] = []
 
     def run(command: list[str], **options: Any) -> Any:
         asked.append((command, options["input"]))
-        return subprocess.CompletedProcess(command, int(bool(stderr)), "", f"{stderr}\nmore\n")
+        return subprocess.CompletedProcess(command, int(bool(message)), "", f"{message}\nmore\n")
 
     monkeypatch.setattr(boot_unit.subprocess, "run", run)
-    with pytest.raises(FwError, match=f"{re.escape(stderr)}.*{advice}"):
+    with pytest.raises(FwError, match=f"{re.escape(message)}.*{advice}"):
         boot_unit.check(root, NFT, "create table inet docker-fw\n")
-    stderr = ""
+    message = ""
     boot_unit.check(root, NFT, "create table inet docker-fw\n")
     text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2

@@ -14,7 +14,7 @@ from plugin.labels.parser import KEYS
 from plugin.model import Defaults, PolicySpec, Rule
 from tests.pure.composing import checked, fetching
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 BASE = ["22/tcp", "80/tcp", "443/tcp"]
 PORT = "is not a port (1-65535, a range like 9000-9100, or *)"
 

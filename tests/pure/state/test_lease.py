@@ -31,11 +31,11 @@ from plugin.state import lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
 from plugin.state.reconciler import Reconciler
+from tests.pure.daemon.test_loops import Changes, until
+from tests.pure.daemon.test_loops import World as Watched
+from tests.pure.docker.test_follower import World as Followed
 from tests.pure.fakes import Disk, Kernel
-from tests.pure.test_follow import World as Followed
-from tests.pure.test_verdict import MUTE, SHUT, WEB, WIDE, world
-from tests.pure.test_watch import Changes, until
-from tests.pure.test_watch import World as Watched
+from tests.pure.policy.test_verdict import MUTE, SHUT, WEB, WIDE, world
 
 
 class Clock:

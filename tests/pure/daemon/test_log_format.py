@@ -18,7 +18,7 @@ from plugin.daemon.log_format import OneLine
 from plugin.text import MAX_ERROR
 from tests.pure.strategies import examples
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 #: A line more, a terminal's title, right to left, what UTF-8 has no bytes for, and nothing.
 ODD = "a\nERROR plugin.nftables.table: b\r\x1b]0;x\x07\u202e\ud800\x00\x85\u2028"
 

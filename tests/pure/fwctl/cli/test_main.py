@@ -25,7 +25,7 @@ from plugin.fwctl.cli.main import main
 from plugin.model import FwError
 from tests.product import until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 PORT = {"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 18080, "container_port": 8080, "open": False, "some": False,
         "peers": []}  # fmt: skip
 WEB = {

@@ -17,8 +17,8 @@ from plugin.model import Endpoint, FwError
 from plugin.policy.saved import State
 from plugin.state import journal
 from plugin.state.store import Store
+from tests.pure.state.test_store import AFTER, ENDPOINT, NETWORK, directory
 from tests.pure.strategies import endpoints, examples
-from tests.pure.test_store import AFTER, ENDPOINT, NETWORK, directory
 
 BASE = State({NETWORK.id: NETWORK}, {}, "boot-1")
 

@@ -73,7 +73,7 @@ from tests.pure.strategies import (
 )
 from tests.pure.tracer import CHAINS, Packet, Table, value
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MARK = 0x08000000
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")

@@ -24,8 +24,8 @@ from plugin.labels.parser import (
     split,
 )
 from plugin.model import Peer, PolicySpec, Rate, Rule
+from tests.pure.labels.test_grammar import PORT, WRONG, any_text
 from tests.pure.strategies import examples, json_values, saids
-from tests.pure.test_grammar import PORT, WRONG, any_text
 
 SSH, WEB, HTTPS, MORE, DNS = (
     Rule("tcp", 22, 22),

@@ -25,7 +25,7 @@ from plugin.model import Container, Defaults, Overriding, Problem, Published, Ru
 from plugin.policy.saved import State
 from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 NOW = 1_000_000.0
 WEB = container("web", {"fw.allow": "8080, 5432 from service:api container:db, 9000 from 203.0.113.0/24"}, "shop_front")
 _SHY = {"fw.egress": "443, 53/udp to container:db", "fw.rate": "22 5/minute burst 10", "fw.log": "drop"}

@@ -1,0 +1,1 @@
+"""Tests of plugin/daemon, a file for each module."""

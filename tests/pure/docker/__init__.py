@@ -1,0 +1,1 @@
+"""Tests of plugin/docker, a file for each module."""

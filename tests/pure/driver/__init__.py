@@ -1,0 +1,1 @@
+"""Tests of plugin/driver, a file for each module."""

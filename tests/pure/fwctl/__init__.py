@@ -1,0 +1,1 @@
+"""Tests of plugin/fwctl, a file for each module."""

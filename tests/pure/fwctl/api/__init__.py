@@ -1,0 +1,1 @@
+"""Tests of plugin/fwctl/api, a file for each module."""

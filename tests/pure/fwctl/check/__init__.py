@@ -1,0 +1,1 @@
+"""Tests of plugin/fwctl/check, a file for each module."""

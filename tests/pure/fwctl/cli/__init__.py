@@ -1,0 +1,1 @@
+"""Tests of plugin/fwctl/cli, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of plugin/fwctl/host, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of plugin/kernel, a file for each module."""

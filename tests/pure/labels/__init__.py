@@ -1,0 +1,1 @@
+"""Tests of plugin/labels, a file for each module."""

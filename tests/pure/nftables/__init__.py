@@ -1,0 +1,1 @@
+"""Tests of plugin/nftables, a file for each module."""

@@ -1,0 +1,1 @@
+"""Tests of plugin/policy, a file for each module."""

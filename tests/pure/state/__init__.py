@@ -1,0 +1,1 @@
+"""Tests of plugin/state, a file for each module."""
