@@ -13,11 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import docker
-from docker.errors import DockerException
-from requests.exceptions import RequestException
 
 from plugin.docker import parse, request
-from plugin.docker.parse import LIES
+from plugin.docker.boundary import answers, understood
+from plugin.model import DockerUnavailable
 from plugin.policy.requested_ports import Asked, asked
 
 #: By network, by name.
@@ -86,8 +85,8 @@ class Inspections(Attachments):
         """Of each of these running containers what its attachments say; None where Docker does not tell."""
         return list(self._threads.map(self.options, listed))
 
-    def idle(self, containers: Iterable[str]) -> None:
-        """Asks what these ask for: containers that do not run, or of which the list does not tell."""
+    def ask_ports(self, containers: Iterable[str]) -> None:
+        """Ask which ports these publish: containers that do not run, or whose entry in the list is cut."""
         list(self._threads.map(self.ask, self.lacks(containers)[:MOST]))
 
     def options(self, listed: Mapping[str, Any]) -> Options | None:
@@ -96,10 +95,9 @@ class Inspections(Attachments):
         None if Docker does not tell: one container that hangs must not hold up the others.
         """
         container_id = str(listed["Id"])
-        try:
-            places = parse.places(listed)
-        except LIES as error:
-            log.error("container %s is listed in a way that is not understood: %s", container_id[:12], error)
+        what = f"container {container_id[:12]} is listed in a way that docker-fw does not understand"
+        places = understood(parse.places, listed, what=what)
+        if places is None:
             return None
         if not self.fits(container_id, places) and not self.ask(container_id, places):
             return None
@@ -107,18 +105,18 @@ class Inspections(Attachments):
 
     def ask(self, container_id: str, places: tuple[str, ...] = ()) -> bool:
         try:
-            # Its labels may be megabytes. Which ports it asks for is told before them.
-            inspected, whole = request.beginning(self._client(), "/containers/{0}/json", container_id)
-            if whole:
-                self.put(container_id, places, parse.driver_options(inspected))
-        except (DockerException, RequestException, OSError, *LIES) as error:
-            log.debug("container %s: %s", container_id[:12], error)
+            with answers(f"container {container_id[:12]}"):
+                # Its labels may be megabytes. The ports that it publishes come before them.
+                inspected, complete = request.beginning(self._client(), "/containers/{0}/json", container_id)
+                if complete:
+                    self.put(container_id, places, parse.driver_options(inspected))
+        except DockerUnavailable as error:
+            log.debug("%s", error)
             return False
-        try:
-            ports = asked(inspected)
+        what = f"container {container_id[:12]} publishes ports in a way that docker-fw does not understand"
+        ports = understood(asked, inspected, what=what)
+        if ports is not None:
             if not ports:
                 self._unpublished.add(container_id)
             self.asks(container_id, ports)
-        except LIES as error:
-            log.error("container %s asks for ports that docker-fw does not understand: %s", container_id[:12], error)
-        return whole
+        return bool(complete)

@@ -267,11 +267,11 @@ class DockerFollower:
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
-        self._state.know_networks(look.names)
-        existing = look.existing
-        if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
+        self._state.know_networks(look.network_names)
+        existing = look.container_ids
+        if not look.complete:  # then nobody is said not to exist any more: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
-        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unsure):
+        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
             self.wake()  # it was too old when it came
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
@@ -280,7 +280,7 @@ class DockerFollower:
             self._guard.cut_closed()
         self.not_guarded = look.not_guarded
         self._ours.update_labels(look.containers)
-        self._ours.prune(look.containers, look.known)
+        self._ours.prune(look.containers, look.network_ids)
         driver = {network.bridge for network in list(self._state.networks.values())}
         self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
         self._state.remember_foreign(self._bridges.unmanaged())

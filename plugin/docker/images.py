@@ -54,7 +54,7 @@ class Images:
         self._late: dict[Variant, tuple[float, float]] = {}
         self._containerd: bool | None = None
 
-    def anew(self) -> None:
+    def forget_store(self) -> None:
         """Another daemon may answer from now on, with another image store."""
         self._containerd = None
 

@@ -22,8 +22,8 @@ from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec
 _BRIDGE = "com.docker.network.bridge."
 #: Labels of a container that are kept as they are.
 _MANY = 100
-#: What reading raises where something is not as it should be.
-LIES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: What reading raises where Docker's JSON is malformed.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 CONNECTING = {"network connect", "network disconnect"}
 #: One that was too large to be read, and did not say at its beginning what it is.
 UNREAD = "larger event than is read"
@@ -89,7 +89,7 @@ def bridges(raw: Any) -> tuple[frozenset[str], bool]:
                 name = (each.get("Options") or {}).get(_BRIDGE + "name") or f"br-{each['Id'][:12]}"
                 names.add(name)
                 complete &= isinstance(name, str)
-        except (KeyError, TypeError, AttributeError):
+        except MALFORMED:
             complete = False
     return frozenset(name for name in names if isinstance(name, str)), complete
 
@@ -151,8 +151,8 @@ def many(raw: Any) -> list[Any]:
     return raw
 
 
-def idle(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """Of these listed containers those that do not run, and may start at any moment."""
+def not_running(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The IDs of those of these listed containers that do not run, and may start at any moment."""
     return frozenset(each["Id"] for each in raw if each.get("State") not in ("running", "paused"))
 
 
@@ -160,7 +160,7 @@ def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
     """The published ports of all these listed containers; None if some are not understood."""
     try:
         return frozenset(port for each in raw for port in published(each))
-    except LIES:
+    except MALFORMED:
         return None
 
 

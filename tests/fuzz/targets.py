@@ -89,7 +89,7 @@ def lists(data: bytes) -> None:
     ):  # fmt: skip
         try:
             read(raw)
-        except listing.LIES:
+        except listing.MALFORMED:
             continue
 
 

@@ -47,8 +47,6 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 #: Imports that the layers forbid and that are still there. Only ever shorter: a line whose import is gone fails, too.
 LATER: set[tuple[str, str]] = {
     ("docker.bridges", "nftables.sets"),
-    ("docker.client", "fwctl.api.docker_firewall"),
-    ("docker.engine", "fwctl.api.docker_firewall"),
     ("docker.proxy_ports", "nftables.elements"),
     ("docker.proxy_ports", "nftables.sets"),
     ("docker.proxy_ports", "nftables.table"),
@@ -107,6 +105,7 @@ PURE = (
             "drift",
         )
     ),
+    "docker.engine",
     "docker.parse",
     "docker.container_labels",
     "docker.tracked",

@@ -7,24 +7,11 @@ container's own address in raw prerouting, before any mark counts. Then the hone
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from plugin.docker.engine import Engine
 from plugin.model import PROTO_NUMBER, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.facts import subnets
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Docker's version as it tells it ("28.5.2", "" if unknown) and its firewall backend (≥ 29: "nftables")."""
-
-    version: str = ""
-    backend: str = ""
-
-    @property
-    def major(self) -> int:
-        head = self.version.partition(".")[0]
-        return int(head) if head.isascii() and head.isdigit() else 0
 
 
 def without_effect(

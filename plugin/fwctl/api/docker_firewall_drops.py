@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from plugin.fwctl.api.docker_firewall import Engine
+from plugin.docker.engine import Engine
 from plugin.model import BridgeNetwork, Network
 from plugin.policy.verdict import Found, Packet, Step
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plugin.fwctl.api.docker_firewall import Engine
+from plugin.docker.engine import Engine
 from plugin.fwctl.api.docker_firewall_drops import dockers
 from plugin.fwctl.api.flow_ends import End, ends, nobody, pairs
 from plugin.labels.grammar import parse_deny

@@ -99,7 +99,7 @@ def dry_run(options: argparse.Namespace) -> int:
         failed(FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH"))
         return NO
     inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.names
+    inventory.directory.networks = look.network_names
     owners = inventory.reindex(inventory.owners())
     told = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}

@@ -117,7 +117,7 @@ def first_text(
 ) -> str:
     """The file as `fwctl boot install` writes it, by what Docker lists and by what a docker-fw that runs says."""
     inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.names
+    inventory.directory.networks = look.network_names
     elements = (e for owner in inventory.reindex(inventory.owners()) for e in inventory.elements(owner))
     networks = {network.id: network for network in look.networks}
     ports = closed(inventory, networks, look.endpoints)
