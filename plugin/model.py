@@ -228,18 +228,21 @@ class Endpoint:
     published: tuple[Published, ...] = ()
     unlisted: bool = False
 
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(address for address in (self.addr4, self.addr6) if address)
+
 
 @dataclass(frozen=True, slots=True)
 class TrackedEndpoint:
     """An endpoint on one of Docker's own networks.
 
     `listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
-    `since`: the moment when it was told of. `sure`: Docker would tell if it went.
+    `sure`: Docker would tell if it went.
     """
 
     endpoint: Endpoint
     listed: bool
-    since: int = field(compare=False)
     sure: bool = True
 
     @property

@@ -10,7 +10,9 @@ from plugin.labels.parser import KEYS, parse
 from plugin.model import BridgeNetwork, Container, Endpoint
 from plugin.nftables.document import element_text
 from plugin.nftables.elements import address_elements
+from plugin.nftables.sets import Element
 from plugin.policy.decide import of
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.peers import PeerIndex, Who
 
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
@@ -50,11 +52,12 @@ def _pair(labels: dict[str, str]) -> str:
     container = Container("c", "web", parsed.spec, project="shop")
     directory = PeerIndex()
     for number, peer in enumerate(PEERS):
-        directory.put(str(number), Who((peer,), f"api{number}", "shop", "api"))
+        directory.put(ElementOwner(Kind.ENDPOINT, str(number)), Who((peer,), f"api{number}", "shop", "api"))
     policy = of(network, Endpoint("e", "n", addr6=ADDRESS, joined=True, container=container))
     elements = address_elements(network.bridge, ADDRESS, directory.resolved(policy, container))
+    restricted = () if policy.egress is None else (Element("confined", (network.bridge,)),)
     by_set: dict[str, list[str]] = {}
-    for element in sorted(set(elements), key=lambda e: (e.set, e.key)):
+    for element in sorted({*elements, *restricted}, key=lambda e: (e.set, e.key)):
         if element.set not in ALWAYS:
             by_set.setdefault(element.set, []).append(element_text(element))
     spec = "\n".join(f'{key}: "{value}"' for key, value in labels.items()) or "# no label"

@@ -16,18 +16,19 @@ from collections.abc import Callable
 
 from plugin.docker.bridges import Bridges
 from plugin.docker.proxy_ports import before, own_ports
-from plugin.docker.tracker import KEPT
 from plugin.kernel import link_monitor
 from plugin.kernel.cgroup import proxies
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import FwError
 from plugin.nftables import identity
-from plugin.nftables.elements import proxied_element
+from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE, Element
 from plugin.nftables.table import Nft
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, egress_restricted
+from plugin.policy.facts import Facts, ProxyFacts
+from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import State
+from plugin.policy.view import evaluated
 from plugin.settings import Settings
 from plugin.state.store import Store
 
@@ -78,7 +79,8 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     bridges.see(link_monitor.links().values())
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())
-    nft.replace(bridges.noted().elements | shut(state, settings, listeners) | lasting, timed)
+    bridge = bridge_elements(bridges.facts())
+    nft.replace(bridge | shut(state, settings, listeners) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:
@@ -93,24 +95,23 @@ def shut(state: State, settings: Settings, listeners: Listeners | None = None) -
 
     `listeners`: who listens on the host now, where the table is for now.
     """
-    noted = {CONFINED: egress_restricted(state.egress_restricted), **closing(state, settings, listeners)}
     # The containers of when it was kept may be gone, and have given their addresses to others.
-    inventory = Inventory(settings.defaults, dataclasses.replace(state, endpoints={}), noted)
-    return {element for owner in inventory.owners() for element in inventory.elements(owner)}
+    facts = closing(dataclasses.replace(state, endpoints=FrozenDict()), settings, listeners)
+    view = evaluated(settings.defaults, facts)
+    return {element for owner in view.owners() for element in view.elements(owner)}
 
 
-def closing(state: State, settings: Settings, listeners: Listeners | None) -> dict[Owner, Noted]:
-    """What closes the host's own ports: Docker's, those on which docker-proxy listened when we last ran or may now."""
-    kept = (proxied_element(port) for ports in state.proxied.values() for port in ports)
-    daemon = own_ports(settings.dockerd_ports, [each for ports in state.asked.values() for each in ports])
-    known = {
-        KEPT: Noted(frozenset(kept)),
-        "dockerd": Noted(daemon),
-        **proxies(settings.cgroup, settings.dockerd_cgroup),
-    }
+def closing(state: State, settings: Settings, listeners: Listeners | None) -> Facts:
+    """What is known at a start: the kept state, and the host's ports that are closed by it, Docker's own and those on
+    which docker-proxy listened when we last ran or may now."""
+    asked = [each for ports in state.asked.values() for each in ports]
+    facts = Facts(
+        saved=state,
+        dockerd=own_ports(settings.dockerd_ports, asked),
+        proxies=ProxyFacts(*proxies(settings.cgroup, settings.dockerd_cgroup)),
+    )
     try:
-        if listeners:
-            known["listening"] = Noted(listeners.poll())
+        return dataclasses.replace(facts, listening=listeners.poll()) if listeners else facts
     except OSError as error:
         log.error("could not see who listens on the host's ports: %s", error)
-    return known
+        return facts

@@ -5,6 +5,7 @@ No loop ever opens anything that the containers' own labels do not.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
@@ -20,7 +21,7 @@ from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
 from plugin.model import Endpoint, Network
 from plugin.nftables.table import NftError
-from plugin.policy.facts import Noted, Owner
+from plugin.policy.facts import Facts
 from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler
 
@@ -53,9 +54,9 @@ class Worker:
     """Work that may last and that nobody waits for, one after the other: flows to be cut."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
 
-    def __call__(self, work: Callable[[], None]) -> None:
+    def __call__(self, work: Callable[[], object]) -> None:
         self._queue.put(work)
 
     def stop(self) -> None:
@@ -81,7 +82,7 @@ class Loops:
         docker_user: Ensures,
         neighbours: Syncs,
         later: Worker,
-        proxies: Callable[[], Mapping[Owner, Noted]] = dict,
+        proxies: Callable[[], object] = lambda: None,
         drops: Drops | None = None,
         ends: Callable[[], float] = lambda: INTERVAL,
         boot: Boots | None = None,
@@ -97,14 +98,12 @@ class Loops:
         self._drops = drops
         self._ends = ends
         self._boot = boot
-        self._known: Mapping[Owner, Noted] = {}
         self._changed = threading.Event()
         self._stop = threading.Event()
         self._check = threading.Event()
         self._touched = threading.Event()
         self._drifted = threading.Event()
         self._spoken = threading.Event()
-        self._noting = threading.Lock()
         #: Why the table could not be put back at the last try.
         self._refused = ""
         self._renewed = time.monotonic()
@@ -147,8 +146,12 @@ class Loops:
 
     def note(self) -> None:
         """Puts what is known of the host's bridges into the table."""
-        with self._noting:
-            self._state.note({"links": self._bridges.noted()})
+
+        def edit(facts: Facts) -> Facts:
+            found = self._bridges.facts()
+            return facts if found == facts.bridges else dataclasses.replace(facts, bridges=found)
+
+        self._state.observe(edit)
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         while not self._stop.is_set():
@@ -165,7 +168,7 @@ class Loops:
             asked = self._check.wait(TICK)
             self._check.clear()
             now = self._state.generation()
-            if asked or now != generation or self._state.incomplete:
+            if asked or now != generation or self._state.incomplete or self._state.unfinished:
                 generation = now
                 self._mend()
                 self._touched.set()
@@ -244,19 +247,14 @@ class Loops:
         if not self._follower.keeps_up():
             log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
             return
-        self._guard.now()
         try:
-            with self._state.locked:
-                self._state.lease.renew()
+            self._state.renew_lease()
         except NftError as error:
             log.error("Docker's own networks are closed unless this ends: %s", error)
 
     def note_proxies(self) -> None:
         """Puts what is known of docker-proxy, and of who else listens, into the table."""
-        with self._noting:
-            if (found := self._proxies()) != self._known:
-                self._state.note(found)
-                self._known = found
+        self._proxies()
 
     def _link(self, told: Told, links: dict[int, Link]) -> None:
         if told.link is None:

@@ -32,17 +32,19 @@ from plugin.fwctl.api.droplog_http import add_route
 from plugin.fwctl.api.queries import AdminQueries
 from plugin.fwctl.api.routes import add_routes
 from plugin.fwctl.host.boot_table import BootFile
-from plugin.kernel import conntrack, link_monitor
+from plugin.kernel import link_monitor
 from plugin.kernel.cgroup import dockerd, proxies, shared
 from plugin.kernel.docker_user import DockerUser
 from plugin.kernel.instance_lock import claim
 from plugin.kernel.links import Links, exists, lives
 from plugin.kernel.ndp_proxy import Neighbours
 from plugin.kernel.sysctl import Sysctl
-from plugin.model import Address, Endpoint, FwError, Published
+from plugin.model import Endpoint, FwError, Published
 from plugin.nftables import dump, identity
 from plugin.nftables.sets import host_side
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import Nft
+from plugin.policy.facts import ProxyFacts
+from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import expired
 from plugin.policy.saved import State
 from plugin.settings import Settings, read
@@ -54,6 +56,23 @@ log = logging.getLogger(__name__)
 
 def _without(lost: Collection[Published]) -> Callable[[Endpoint], Endpoint]:
     return lambda e: dataclasses.replace(e, published=tuple(p for p in e.published if p not in lost))
+
+
+def _survivors(state: State) -> State:
+    """What of the kept state is still true. After a boot no endpoint is: Docker makes new ones.
+
+    An endpoint that was joined lives as long as its link: with the container's network namespace both ends go.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    if state.boot != boot:
+        return dataclasses.replace(state, endpoints=FrozenDict(), boot=boot, switched=frozenset())
+    alive: dict[str, Endpoint] = {}
+    for e in state.endpoints.values():
+        if not e.joined or lives(e.id):
+            alive[e.id] = e
+        elif exists(host_side(e.id)):  # we were killed amid a Join, which Docker repeats, or it took the pair back
+            alive[e.id] = dataclasses.replace(e, joined=False, container=None, published=())
+    return dataclasses.replace(state, endpoints=FrozenDict(alive))
 
 
 class Plugin:
@@ -71,14 +90,15 @@ class Plugin:
         store = Store(settings.state)
         later = Worker()
         self._state = Reconciler(nft, store, settings.defaults, later)
-        self._orphaned: list[Address] = []
-        state = self._survivors(expired(store.load(), time.time()))
+        kept = expired(store.load(), time.time())
+        state = _survivors(kept)
         self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
         self._bridges.see(link_monitor.links().values())
         # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
-        self._state.start(state, {"links": self._bridges.noted(), **closing(state, settings, listeners)})
-        conntrack.cut_addresses(self._orphaned)
+        facts = closing(state, settings, listeners)
+        # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
+        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
         self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
@@ -95,7 +115,7 @@ class Plugin:
         )
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
         self._drops = drops = DropLog(self._state, lambda: nft.logs)
-        self._guard = EndpointTracker(self._state, later, state.proxied)
+        self._guard = EndpointTracker(self._state)
         self._proxies = ProxyPorts(
             self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
         )
@@ -115,13 +135,11 @@ class Plugin:
         )
         self._orders = AdminCommands(
             self._state,
-            self._guard,
             lambda: self._follower.not_guarded,
             spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
         )
         self._questions = AdminQueries(
             self._state,
-            self._guard,
             nft,
             self._bridges,
             self._follower,
@@ -140,7 +158,7 @@ class Plugin:
             docker_user,
             neighbours,
             later,
-            lambda: self._proxies.noted(proxies(settings.cgroup, settings.dockerd_cgroup)),
+            lambda: self._proxies.look(ProxyFacts(*proxies(settings.cgroup, settings.dockerd_cgroup))),
             drops,
             self._orders.end,
             boot,
@@ -183,35 +201,8 @@ class Plugin:
         """
         self._watcher.stop()
         self._guard.end()
-        try:
-            self._state.suspend_timed_overrides()
-        except NftError as error:
-            log.error("what fwctl allowed for a time stays open while docker-fw does not run: %s", error)
+        self._state.suspend()
         self._relay.stop()
-
-    def _survivors(self, state: State) -> State:
-        """What of the kept state is still true. After a boot no endpoint is: Docker makes new ones.
-
-        An endpoint that was joined lives as long as its link: with the container's network namespace both ends go.
-        """
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        if state.boot != boot:
-            return dataclasses.replace(state, endpoints={}, boot=boot, switched=frozenset())
-        alive: dict[str, Endpoint] = {}
-        for e in state.endpoints.values():
-            if not e.joined or lives(e.id):
-                alive[e.id] = e
-            elif exists(host_side(e.id)):  # we were killed amid a Join, which Docker repeats, or it took the pair back
-                alive[e.id] = dataclasses.replace(e, joined=False, container=None, published=())
-        # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
-        self._orphaned = [
-            address
-            for e in state.endpoints.values()
-            if alive.get(e.id) is not e
-            for address in (e.addr4, e.addr6)
-            if address
-        ]
-        return dataclasses.replace(state, endpoints=alive)
 
     def _rebuild(self) -> None:
         """Bridges that are gone (a reboot), ports of bridges, host ports. One failure never stops the others."""

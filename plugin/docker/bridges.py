@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable
 
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel.link_monitor import Link
-from plugin.nftables.sets import Element
-from plugin.policy.facts import Noted
+from plugin.policy.facts import BridgeFacts
 
 #: Names that Docker gives to its own bridges without being asked.
 DOCKERS = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
@@ -102,18 +101,15 @@ class Bridges:
         with self._lock:
             return frozenset(self._seen[index][0].name for index in self._exempt())
 
-    def noted(self) -> Noted:
+    def facts(self) -> BridgeFacts:
         """What the table needs to know of them."""
         with self._lock:
             exempt = self._exempt()
-            return Noted(
-                frozenset(
-                    {Element("foreign", (index,)) for index in exempt}
-                    | {Element("dockers", (name,)) for name in self._names(self._claimed)}
-                    | {Element("bridges", (name,)) for name in self._names(self._seen.keys() - exempt)}
-                    # Within one bridge nobody comes from elsewhere, whosever it is.
-                    | {Element("same_bridge", (name, name)) for name in self._names(self._seen)}
-                )
+            return BridgeFacts(
+                frozenset(exempt),
+                self._names(self._claimed),
+                self._names(self._seen.keys() - exempt),
+                self._names(self._seen),
             )
 
     def _claim(self) -> None:

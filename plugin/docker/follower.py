@@ -7,11 +7,11 @@ no closing.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from plugin.docker.bridges import SETTLE, Bridges
@@ -252,7 +252,7 @@ class DockerFollower:
                 took.append(self._guard.put(None, running, listed=True, asked=asked))
                 # Whoever is there by an overlay publishes its ports there.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
-                    place = dataclasses.replace(found[1], published=running[0].published, unlisted=False)
+                    place = replace(found[1], published=running[0].published, unlisted=False)
                     took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
         if not all(took):
             self.wake()  # it was too old when it came
@@ -267,7 +267,9 @@ class DockerFollower:
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
-        self._state.know_networks(look.network_names)
+        self._state.observe(
+            lambda facts: facts if facts.names == look.network_names else replace(facts, names=look.network_names)
+        )
         existing = look.container_ids
         if not look.complete:  # then nobody is said not to exist any more: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
@@ -277,10 +279,11 @@ class DockerFollower:
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         if self._missed:
             self._missed = False
-            self._guard.cut_closed()
+            self._state.cut_closed()
         self.not_guarded = look.not_guarded
         self._ours.update_labels(look.containers)
         self._ours.prune(look.containers, look.network_ids)
         driver = {network.bridge for network in list(self._state.networks.values())}
-        self._state.forget_confined(driver | self._bridges.dockers() | {network.bridge for network in look.networks})
-        self._state.remember_foreign(self._bridges.unmanaged())
+        there = driver | self._bridges.dockers() | {network.bridge for network in look.networks}
+        unmanaged = self._bridges.unmanaged()
+        self._state.observe(lambda facts: facts.keeping(lambda s: s.with_bridges(there).with_foreign(unmanaged)))

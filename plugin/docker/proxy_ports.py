@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
-from plugin.model import FwError, Published, Rule
-from plugin.nftables.elements import dockerd_elements, proxied_element
-from plugin.nftables.sets import Element
-from plugin.nftables.table import NftError
-from plugin.policy.facts import Noted, Owner
+from plugin.model import PROTO_NUMBER, Published, Rule
+from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import Asked
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -29,6 +26,8 @@ log = logging.getLogger(__name__)
 PASSING = 32768
 #: Seconds between two looks at who listens where nobody is held: a look at 10,000 sockets takes 70 ms.
 IDLE = 5.0
+#: A port of the host's: IP protocol's number, and its own.
+Port = tuple[int, int]
 
 
 class ProxyPorts:
@@ -52,15 +51,15 @@ class ProxyPorts:
         #: When each container was told of by itself, and those of which nothing else is known.
         self._since: dict[str, float] = {}
         self._unknown: set[str] = set()
-        self._listening: frozenset[Element] = frozenset()
+        self._listening: frozenset[Published] = frozenset()
         #: By container, those of dockerd's own ports that it asks for; most ask for none.
         self._claims = {k: found for k, ports in self._asked.items() if (found := claimed(dockerd, ports))}
-        #: dockerd's own ports as they are in the table from the start.
-        self._own = own_ports(dockerd, [each for ports in self._asked.values() for each in ports])
-        self._warned: frozenset[Element] = frozenset()
+        self._warned: frozenset[Port] = frozenset()
         self._blind = False
         #: When it was looked last.
         self._looked = -IDLE
+        #: Looks so far, and the last one that was made known.
+        self._looks = self._told = 0
 
     # --- what containers ask for ----------------------------------------------------------------------------------
 
@@ -106,28 +105,23 @@ class ProxyPorts:
 
     def _keep(self) -> None:
         kept = {container: ports for container, ports in self._asked.items() if ports}
-        if kept != self._state.state.asked:
-            try:
-                self._state.remember(lambda state: replace(state, asked=kept))
-            except FwError as error:
-                log.error("%s; what containers ask for is asked anew at the next start", error)
+
+        def edit(state: State) -> State:
+            return state if kept == state.asked else replace(state, asked=kept)
+
+        self._state.observe(lambda facts: facts.keeping(edit))
 
     def _note(self) -> None:
         taken = frozenset().union(*self._claims.values())
         left = own_ports(self._dockerd, ()) - taken
         if closed := taken - self._warned:
-            ports = ", ".join(sorted({str(element.key[1]) for element in closed}))
+            ports = ", ".join(sorted({str(number) for _, number in closed}))
             log.warning("containers ask for ports of dockerd's own, which are closed therefore: %s", ports)
             self._warned |= closed
         if self._unknown:
             self._look_around()
-            left &= {Element("dockerd", port) for port in self._listeners.everybody()}
-        if left != self._own:
-            try:
-                self._state.note({"dockerd": Noted(left)})
-                self._own = left
-            except NftError as error:
-                log.error("ports of dockerd's own that containers ask for could not be closed: %s", error)
+            left &= self._listeners.everybody()
+        self._state.observe(lambda facts: facts if facts.dockerd == left else replace(facts, dockerd=left))
 
     # --- who listens ----------------------------------------------------------------------------------------------
 
@@ -144,21 +138,30 @@ class ProxyPorts:
             if self._unknown:
                 self._listeners.doubt()
 
-    def noted(self, proxies: Mapping[Owner, Noted]) -> dict[Owner, Noted]:
-        """What the table needs to know of docker-proxy; `proxies` is its control group. To be called often."""
+    def look(self, proxies: ProxyFacts) -> None:
+        """Looks who listens, and makes it known together with docker-proxy's control groups. To be called often."""
         groups, holds = self._kinds()
-        proxy_unidentified = not groups or any(e.set == "holding" for noted in proxies.values() for e in noted.elements)
+        proxy_unidentified = not groups or proxies.holding
         with self._lock:
             self._blind = proxy_unidentified
             # Where nobody is held it is for when that changes: whoever came since the last look counts as new then.
             if proxy_unidentified or self._listeners.now() - self._looked >= IDLE:
                 self._look_around()
-            suspects = [] if holds or not proxy_unidentified else self._listeners.held()
-            return {
-                **proxies,
-                "listening": Noted(self._listening if proxy_unidentified and holds else frozenset()),
-                "suspects": Noted(frozenset(map(proxied_element, suspects))),
-            }
+            suspects = frozenset[Published]() if holds or not proxy_unidentified else frozenset(self._listeners.held())
+            listening = self._listening if proxy_unidentified and holds else frozenset[Published]()
+            self._looks = number = self._looks + 1
+
+        def edit(facts: Facts) -> Facts:
+            if number < self._told:  # another look was faster
+                return facts
+            self._told = number
+            found = replace(facts, proxies=proxies, listening=listening, suspects=suspects)
+            return facts if (proxies, listening, suspects) == known(facts) else found
+
+        def known(facts: Facts) -> tuple[object, ...]:
+            return facts.proxies, facts.listening, facts.suspects
+
+        self._state.observe(edit)
 
     def _look_around(self) -> None:
         self._looked = self._listeners.now()
@@ -180,20 +183,27 @@ class ProxyPorts:
         return self._listeners.held() if self._blind else []
 
 
-def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Element]:
+def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
     """dockerd's own ports but for those that containers ask for."""
-    return frozenset(dockerd_elements(dockerd)) - claimed(dockerd, asked)
+    return _ports(dockerd) - claimed(dockerd, asked)
 
 
-def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Element]:
+def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
     """Those of dockerd's own ports that containers ask for, on whatever address."""
-    shared = (
+    return _ports(
         Rule(rule.proto, max(rule.first, each.first), min(rule.last, each.last))
         for each in asked
         for rule in dockerd
         if rule.proto == each.proto and max(rule.first, each.first) <= min(rule.last, each.last)
     )
-    return frozenset(dockerd_elements(shared))
+
+
+def _ports(rules: Iterable[Rule]) -> frozenset[Port]:
+    return frozenset(
+        (PROTO_NUMBER[rule.proto], port)  # type: ignore[index]
+        for rule in rules
+        for port in range(rule.first, rule.last + 1)
+    )
 
 
 def passing(sysctl: str) -> int:
@@ -204,7 +214,7 @@ def passing(sysctl: str) -> int:
         return PASSING
 
 
-def before(state: State, sysctl: str, known: Collection[Element] | None) -> Listeners:
+def before(state: State, sysctl: str, known: Collection[Published] | None) -> Listeners:
     """The listeners as they are found at a start; `known`: those of the table that stands."""
     closed = (Asked(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports)
     wanted = (each for ports in state.asked.values() for each in ports)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from plugin.model import BridgeNetwork, Container, Endpoint, Published, TrackedEndpoint
-from plugin.policy.facts import Noted, Owner, Place
+from plugin.policy.facts import Facts
+from plugin.policy.frozen import FrozenDict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,8 @@ class DockerSnapshot:
     #: The published ports of all running containers, of any driver; None if some could not be read.
     published: frozenset[Published] | None = frozenset()
 
-    def noted(self) -> dict[Owner, Noted]:
-        """The networks of Docker's own and who is on them, as `plugin.policy.facts` takes it."""
+    def facts(self) -> Facts:
+        """The networks of Docker's own and who is on them."""
         networks = {network.id: network for network in self.networks}
-        guests = (TrackedEndpoint(endpoint, True, 0) for endpoint in self.endpoints if endpoint.network_id in networks)
-        return {
-            **{f"network {network.id}": Noted(place=Place(network)) for network in self.networks},
-            **{f"endpoint {g.endpoint.id}": Noted(place=Place(networks[g.endpoint.network_id], g)) for g in guests},
-        }
+        guests = {each.id: TrackedEndpoint(each, listed=True) for each in self.endpoints if each.network_id in networks}
+        return Facts(names=self.network_names, networks=FrozenDict(networks), guests=FrozenDict(guests), listed=True)

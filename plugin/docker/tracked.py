@@ -32,7 +32,7 @@ class Guests:
 
     def at(self, endpoint: Endpoint) -> list[TrackedEndpoint]:
         """Others that have one of the endpoint's addresses on its network."""
-        found = dict.fromkeys(self._at.get((endpoint.network_id, each), "") for each in addresses(endpoint))
+        found = dict.fromkeys(self._at.get((endpoint.network_id, each), "") for each in endpoint.addresses)
         return [self._guests[each] for each in found if each and each != endpoint.id]
 
     def put(self, guest: TrackedEndpoint) -> None:
@@ -41,7 +41,7 @@ class Guests:
         self.remove(endpoint.id)
         self._guests[endpoint.id] = guest
         self._of.setdefault(guest.container_id, {})[endpoint.id] = None
-        self._at.update({(endpoint.network_id, each): endpoint.id for each in addresses(endpoint)})
+        self._at.update({(endpoint.network_id, each): endpoint.id for each in endpoint.addresses})
 
     def remove(self, endpoint_id: str) -> None:
         guest = self._guests.pop(endpoint_id, None)
@@ -51,10 +51,6 @@ class Guests:
         del places[endpoint_id]
         if not places:
             del self._of[guest.container_id]
-        for each in addresses(guest.endpoint):
+        for each in guest.endpoint.addresses:
             if self._at.get((guest.endpoint.network_id, each)) == endpoint_id:
                 del self._at[guest.endpoint.network_id, each]
-
-
-def addresses(endpoint: Endpoint) -> list[Address]:
-    return [address for address in (endpoint.addr4, endpoint.addr6) if address]

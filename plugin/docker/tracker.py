@@ -8,141 +8,149 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
-from plugin.docker.closed_ports import ClosedPorts, Judged
 from plugin.docker.event_clock import EventClock
-from plugin.docker.tracked import Guests, addresses
-from plugin.kernel import conntrack
-from plugin.model import Address, BridgeNetwork, Endpoint, FwError, Problem, Published, TrackedEndpoint
-from plugin.policy.facts import Noted, Owner, Place
+from plugin.docker.tracked import Guests
+from plugin.model import BridgeNetwork, Endpoint, Problem, TrackedEndpoint
+from plugin.policy.facts import Facts
+from plugin.policy.frozen import frozen
 from plugin.policy.overrides import without
+from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 
-#: Under this name stand the closed published ports of the last run, until Docker has listed today's.
-KEPT: Owner = "kept"
 log = logging.getLogger(__name__)
 
 
 class EndpointTracker:
-    """Thread-safe. `later` takes work that may last (flows to be cut) and must return at once.
-    `closed`: by container, the published ports that were closed when docker-fw last ran.
-    """
+    """Thread-safe. What it knows besides the facts is read and changed within edits of them, under their lock."""
 
-    def __init__(
-        self,
-        reconciler: Reconciler,
-        later: Callable[[Callable[[], None]], None] = lambda work: work(),
-        closed: Mapping[str, tuple[Published, ...]] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, reconciler: Reconciler) -> None:
         self._state = reconciler
-        self._later = later
-        self._lock = threading.RLock()
-        self._networks: dict[str, BridgeNetwork] = {}
-        #: When each network was told of alone, not by a list of all.
+        #: When each network was told of alone, not by a list of all; and when each endpoint was told of.
+        self._networks_since: dict[str, int] = {}
         self._since: dict[str, int] = {}
-        self._guests = Guests()
         self._goodbyes = EventClock()
-        self._noted: dict[Owner, Noted] = {}
-        self._judged = Judged(reconciler)
-        #: What was to be noted last was refused.
-        self._owing = False
-        self._ports = ClosedPorts(reconciler, closed, later)
+        #: The facts' guests, by container and by address too.
+        self._guests = Guests()
+        self._mirrored: Mapping[str, TrackedEndpoint] | None = None
         #: By endpoint, the mistakes that the log has: lists come every few seconds.
         self._told: dict[str, tuple[Problem, ...]] = {}
         self._ended = False
 
     @property
     def networks(self) -> Mapping[str, BridgeNetwork]:
-        return self._networks
+        return self._state.facts.networks
 
     @property
     def guests(self) -> list[TrackedEndpoint]:
-        with self._lock:
-            return list(self._guests)
-
-    def known(self) -> list[Endpoint]:
-        """Who is there, as the table has it: without its container where that is in doubt."""
-        return [guest.as_known for guest in self.guests]
+        return list(self._state.facts.guests.values())
 
     def unsure(self) -> bool:
         """True while there is somebody of whom not all is known."""
-        return not all(guest.sure for guest in self.guests)
+        return not all(guest.sure for guest in self._state.facts.guests.values())
 
     def now(self) -> int:
         """A moment, to be taken before Docker is asked and given with its answer."""
-        with self._lock:
-            return self._goodbyes.now
+        return self._goodbyes.now
+
+    # --- who goes -------------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
         """What was told before is not known to be complete any more: only the next list counts."""
-        with self._lock:
+
+        def edit(facts: Facts) -> Facts:
             self._goodbyes.start_over()
-            self._guests = Guests(dataclasses.replace(guest, listed=True) for guest in self._guests)
+            new = {k: dataclasses.replace(g, listed=True) for k, g in facts.guests.items() if not g.listed}
+            return self._with(facts, new)
+
+        self._state.observe(edit)
 
     def returns(self, network_id: str, container_id: str) -> None:
         """Docker connects the container to the network."""
-        with self._lock:
+
+        def edit(facts: Facts) -> Facts:
             self._goodbyes.returns(network_id, container_id)
+            return facts
+
+        self._state.observe(edit)
 
     def leaves(self, network_id: str, container_id: str) -> None:
         """The container has left the network (or all, if that is empty): closed before anybody else is there."""
-        with self._lock:
+
+        def edit(facts: Facts) -> Facts:
             self._goodbyes.leaves(network_id, container_id)
-            self._drop([g for g in self._guests.of(container_id) if network_id in ("", g.endpoint.network_id)])
+            places = self._mirror(facts).of(container_id)
+            return self._with(facts, {}, [g.endpoint.id for g in places if network_id in ("", g.endpoint.network_id)])
+
+        self._state.observe(edit)
 
     def forget(self, container_id: str) -> None:
         """The container does not exist any more."""
-        with self._lock:
+
+        def edit(facts: Facts) -> Facts:
             self._goodbyes.forget(container_id)
-            self._ports.forget(container_id)
-            self._forget_overrides({container_id})
+            return facts.keeping(lambda state: _without_ports(without(state, {container_id}), [container_id]))
+
+        self._state.observe(edit)
 
     def network_gone(self, network_id: str) -> None:
-        with self._lock:
-            self._drop([guest for guest in self._guests if guest.endpoint.network_id == network_id])
-            self._networks.pop(network_id, None)
-            self._since.pop(network_id, None)
-            self._apply()
+        def edit(facts: Facts) -> Facts:
+            self._networks_since.pop(network_id, None)
+            gone = [k for k, guest in facts.guests.items() if guest.endpoint.network_id == network_id]
+            return self._with(facts, {}, gone).with_networks({}, [network_id])
+
+        self._state.observe(edit)
 
     def end(self) -> None:
         """Nobody will watch any more: nothing is believed from now on."""
-        with self._lock:
+
+        def edit(facts: Facts) -> Facts:
             self._ended = True
-            self.doubt()
+            return self._doubted(facts, None)
+
+        self._state.observe(edit)
 
     def doubt(self, bridge: str | None = None) -> None:
         """Nobody tells any more who is on the bridge (or on any): what its addresses accept is not known now."""
-        with self._lock:
-            self._goodbyes.doubt()
-            wanted = {n.id for n in self._networks.values() if bridge in (None, n.bridge)}
-            doubted = [g for g in self._guests if g.sure and g.endpoint.network_id in wanted]
-            for guest in doubted:
-                self._guests.put(dataclasses.replace(guest, sure=False))
-            if doubted:
-                self._close_first(doubted)
-                self._apply()
+        self._state.observe(lambda facts: self._doubted(facts, bridge))
+
+    def _doubted(self, facts: Facts, bridge: str | None) -> Facts:
+        self._goodbyes.doubt()
+        wanted = {network.id for network in facts.networks.values() if bridge in (None, network.bridge)}
+        doubted = {k: g for k, g in facts.guests.items() if g.sure and g.endpoint.network_id in wanted}
+        return self._with(facts, {k: dataclasses.replace(guest, sure=False) for k, guest in doubted.items()})
+
+    # --- who is there ---------------------------------------------------------------------------------------------
 
     def put(
         self, network: BridgeNetwork | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
     ) -> bool:
         """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
         Not `sure`: not all is known of them yet, and they stay closed."""
-        with self._lock:
+        took = False
+
+        def edit(facts: Facts) -> Facts:
+            nonlocal took
             if self._ended or self._goodbyes.too_old(asked):
-                return False
-            moment = self._goodbyes.tick()
+                return facts
+            took, moment = True, self._goodbyes.tick()
             if network is not None:
-                self._networks[network.id] = network
-                self._since[network.id] = moment
+                facts = facts.with_networks({network.id: network})
+                self._networks_since[network.id] = moment
+            seen = _Seen(self._mirror(facts), self._since)
+            self._mirrored = None  # until it is so
             for endpoint in found:
-                if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, listed, asked, sure)
-            self._apply()
-            return True
+                if endpoint.network_id in facts.networks and not self._has_left(endpoint, asked):
+                    seen.put(endpoint, asked, moment, listed=listed, sure=sure)
+            self._since |= seen.since
+            facts = self._with(facts, seen.new, seen.gone)
+            self._mirrored = facts.guests
+            return facts
+
+        self._state.observe(edit)
+        return took
 
     def replace(
         self,
@@ -155,51 +163,84 @@ class EndpointTracker:
     ) -> bool:
         """Everything when Docker was asked (`now`): its bridge networks, running containers' endpoints, all containers'
         IDs. False if that is too long ago: ask again."""
-        with self._lock:
+        listed, found = {network.id: network for network in networks}, list(found)
+        # A list of thousands is compared while nobody waits.
+        candidate = self._candidate(self._state.facts, listed, found, asked, unsure)
+        took = False
+
+        def edit(facts: Facts) -> Facts:
+            nonlocal took, candidate
             if self._ended or self._goodbyes.too_old(asked):
-                return False
+                return facts
+            took = True
+            if not candidate.still(facts, self._goodbyes.now):  # something was told meanwhile
+                candidate = self._candidate(facts, listed, found, asked, unsure)
             self._goodbyes.list_came(asked)
-            before, known = self._guests, self._networks
-            newer = {k: known[k] for k, when in self._since.items() if when > asked and k in known}
-            self._networks = {**newer, **{network.id: network for network in networks}}
-            self._since = {k: when for k, when in self._since.items() if k in newer}
-            # Who has just been connected is not listed yet, and who was told of meanwhile cannot be.
-            there_yet = (g for g in before if not g.listed or g.since > asked)
-            self._guests = Guests(g for g in there_yet if g.endpoint.network_id in self._networks)
-            for endpoint in found:
-                if endpoint.network_id in self._networks and not self._has_left(endpoint, asked):
-                    self._put(endpoint, True, asked, endpoint.id not in unsure)
-            self._told = {k: problems for k, problems in self._told.items() if self._guests.get(k)}
-            stay = {address for guest in self._guests for address in addresses(guest.endpoint)}
-            there = {*existing, *(g.endpoint.container.id for g in self._guests if g.endpoint.container)}
-            self._ports.retain(there)
-            try:
-                self._note(dict.fromkeys(f"endpoint {k}" for g in before if not self._guests.get(k := g.endpoint.id)))
-                self._apply()
-            finally:
-                self._cut([a for guest in before for a in addresses(guest.endpoint) if a not in stay])
-            # Who has just been joined to a network of the driver's may not have been listed yet.
-            spoken = {each.container for each in self._state.state.overrides}
-            self._forget_overrides({each for each in spoken - there if not self._state.has(each)})
-            self._state.note({KEPT: None})
-            self._state.all_known()
-            return True
+            self._networks_since = {k: when for k, when in self._networks_since.items() if k in candidate.newer}
+            self._since = candidate.since
+            after = self._with(facts, candidate.new, candidate.gone)
+            after = after.with_networks(candidate.networks, facts.networks.keys() - candidate.networks.keys())
+            there = {*existing, *(guest.container_id for guest in after.guests.values())}
+            return dataclasses.replace(after.keeping(lambda state: self._retained(state, there)), listed=True)
+
+        self._state.observe(edit)
+        return took
+
+    def _candidate(
+        self,
+        facts: Facts,
+        listed: Mapping[str, BridgeNetwork],
+        found: Iterable[Endpoint],
+        asked: int,
+        unsure: Collection[str],
+    ) -> _Candidate:
+        """What the facts become by a list of everything."""
+        now, since = self._goodbyes.now, self._networks_since
+        newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
+        there = {**newer, **listed}
+        # Who has just been connected is not listed yet, and who was told of meanwhile cannot be.
+        stay = (g for k, g in facts.guests.items() if not g.listed or self._since.get(k, 0) > asked)
+        seen = _Seen(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)
+        for endpoint in found:
+            if endpoint.network_id in there and not self._has_left(endpoint, asked):
+                seen.put(endpoint, asked, now, listed=True, sure=endpoint.id not in unsure)
+        guests = {guest.endpoint.id: guest for guest in seen.guests}
+        new = {k: guest for k, guest in guests.items() if facts.guests.get(k) != guest}
+        when = {k: seen.since.get(k, self._since.get(k, 0)) for k in guests}
+        gone = [key for key in facts.guests if key not in guests]
+        return _Candidate(facts, now, there, frozenset(newer.keys() - listed.keys()), new, gone, when)
 
     def _has_left(self, endpoint: Endpoint, asked: int) -> bool:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _put(self, endpoint: Endpoint, listed: bool, asked: int, sure: bool = True) -> None:
-        # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
-        others = self._guests.at(endpoint)
-        if any(other.since > asked for other in others):
-            return
-        for other in others:
-            self._guests.remove(other.endpoint.id)
-        self._tell(endpoint)
-        known = self._guests.get(endpoint.id)
-        if known is None or listed or not known.listed:
-            self._guests.put(TrackedEndpoint(endpoint, listed, self._goodbyes.now, sure))
+    def _retained(self, state: State, there: Collection[str]) -> State:
+        """Without what is kept of containers that do not exist. Who has just been joined to a network of the driver's
+        may not have been listed yet."""
+        joined = {e.container.id for e in state.endpoints.values() if e.container}
+        gone = {each.container for each in state.overrides if each.container not in there} - joined
+        return _without_ports(without(state, gone), [each for each in state.proxied if each not in there])
+
+    # --- the facts' guests ----------------------------------------------------------------------------------------
+
+    def _mirror(self, facts: Facts) -> Guests:
+        if self._mirrored is None:
+            self._guests = Guests(facts.guests.values())
+        else:
+            for key in frozen(facts.guests).differing(self._mirrored):
+                self._guests.remove(key)
+                if guest := facts.guests.get(key):
+                    self._guests.put(guest)
+        self._mirrored = facts.guests
+        return self._guests
+
+    def _with(self, facts: Facts, new: Mapping[str, TrackedEndpoint], gone: Collection[str] = ()) -> Facts:
+        for key in gone:
+            self._told.pop(key, None)
+            self._since.pop(key, None)
+        for guest in new.values():
+            self._tell(guest.endpoint)
+        return facts.with_guests(new, gone)
 
     def _tell(self, endpoint: Endpoint) -> None:
         problems = endpoint.container.problems if endpoint.container else ()
@@ -209,78 +250,50 @@ class EndpointTracker:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
 
-    def _drop(self, going: list[TrackedEndpoint]) -> None:
-        for guest in going:
-            self._guests.remove(guest.endpoint.id)
-            self._told.pop(guest.endpoint.id, None)
-        if going:
-            try:
-                self._note(dict.fromkeys(f"endpoint {guest.endpoint.id}" for guest in going))
-                self._apply({guest.container_id for guest in going})
-            finally:  # whatever the kernel says: nobody else inherits their flows
-                self._cut([address for guest in going for address in addresses(guest.endpoint)])
-                # By docker-proxy a flow is the host's, not the address's.
-                self._ports.cut([p for guest in going for p in guest.endpoint.published])
 
-    def _close_first(self, doubted: Iterable[TrackedEndpoint]) -> None:
-        """All ports of these, before it is computed which of them are closed."""
-        noted: dict[Owner, Noted | None] = {}
-        for guest in doubted:
-            endpoint, now = guest.endpoint, self._guests.get(guest.endpoint.id)
-            closed = frozenset(port for port in endpoint.published if not port.host_ip.is_loopback)
-            noted[f"endpoint {endpoint.id}"] = Noted(place=Place(self._networks[endpoint.network_id], now, closed))
-        self._note(noted)
+class _Candidate(NamedTuple):
+    """What a list makes of these facts, at this moment of the clock. `newer`: networks that it does not know yet."""
 
-    def _note(self, changes: Mapping[Owner, Noted | None]) -> None:
-        """Raises NftError; then the next `_apply` makes up for it."""
-        changes = {owner: what for owner, what in changes.items() if what is not None or owner in self._noted}
-        if changes:
-            self._owing = True
-            self._state.note(changes)
-            self._owing = False
-            self._noted |= {owner: what for owner, what in changes.items() if what is not None}
-            for owner in [owner for owner, what in changes.items() if what is None]:
-                del self._noted[owner]
+    facts: Facts
+    now: int
+    networks: Mapping[str, BridgeNetwork]
+    newer: frozenset[str]
+    new: Mapping[str, TrackedEndpoint]
+    gone: list[str]
+    since: dict[str, int]
 
-    def _cut(self, addresses: list[Address]) -> None:
-        if addresses:
-            self._later(partial(conntrack.cut_addresses, addresses))
+    def still(self, facts: Facts, now: int) -> bool:
+        return facts.guests is self.facts.guests and facts.networks is self.facts.networks and now == self.now
 
-    def again(self, containers: Collection[str] | None = None) -> None:
-        """What overrides the labels (of these containers) has changed: published ports may be closed now, or open."""
-        with self._lock:
-            self._apply(containers)
 
-    def _forget_overrides(self, containers: Collection[str]) -> None:
-        """What `fwctl` said of containers that do not exist any more."""
-        if any(each.container in containers for each in self._state.state.overrides):
-            try:
-                self._state.edit_state(lambda state: without(state, containers))
-            except FwError as error:
-                log.error("%s; what fwctl said of a container that is gone is kept", error)
+class _Seen:
+    """Endpoints that were seen, one after the other, among those that were known."""
 
-    def _apply(self, only: Collection[str] | None = None) -> None:
-        """One transaction for all that is different; `only`: of these containers. Raises NftError; then the next call
-        makes up for it."""
-        only = None if self._owing else only
-        guests = list(self._guests) if only is None else [g for each in only for g in self._guests.of(each)]
-        closed = self._judged.closed(guests, self._networks, whole=only is None)
-        noted: dict[Owner, Noted] = {}
-        if only is None:
-            noted = {f"network {network.id}": Noted(place=Place(network)) for network in self._networks.values()}
-        for guest in guests:
-            ports = closed.get(guest.container_id, frozenset())
-            network, owner = self._networks[guest.endpoint.network_id], f"endpoint {guest.endpoint.id}"
-            known = self._noted.get(owner)
-            same = known and known.place and known.place.made_of(network, guest, ports)
-            noted[owner] = known if known and same else Noted(place=Place(network, guest, ports))
-        anew = {o: what for o, what in noted.items() if (known := self._noted.get(o)) is not what and known != what}
-        self._note({**(dict.fromkeys(self._noted.keys() - noted.keys()) if only is None else {}), **anew})
-        self._noted |= noted
-        changed = {g.container_id for what in anew.values() if what.place and (g := what.place.guest) and g.listed}
-        self._ports.note({container: closed.get(container, frozenset()) for container in changed})
+    def __init__(self, guests: Guests, known_since: Mapping[str, int]) -> None:
+        self.guests = guests
+        self._known_since = known_since
+        self.since: dict[str, int] = {}
+        self.new: dict[str, TrackedEndpoint] = {}
+        self.gone: set[str] = set()
 
-    def cut_closed(self) -> None:
-        """Cuts the flows that outsiders began while less was closed than now."""
-        with self._lock:
-            self._later(partial(self._state.cut_closed, list(self._noted)))
+    def put(self, endpoint: Endpoint, asked: int, moment: int, *, listed: bool, sure: bool) -> None:
+        # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
+        others = [other.endpoint.id for other in self.guests.at(endpoint)]
+        if any(self.since.get(other, self._known_since.get(other, 0)) > asked for other in others):
+            return
+        for other in others:
+            self.guests.remove(other)
+            self.new.pop(other, None)
+            self.gone.add(other)
+        known, guest = self.guests.get(endpoint.id), TrackedEndpoint(endpoint, listed, sure)
+        if known is None or listed or not known.listed:
+            self.since[endpoint.id] = moment
+            self.gone.discard(endpoint.id)
+            if known != guest:
+                self.guests.put(guest)
+                self.new[endpoint.id] = guest
+
+
+def _without_ports(state: State, containers: Collection[str]) -> State:
+    proxied = frozen(state.proxied).drop(containers)
+    return state if proxied is state.proxied else dataclasses.replace(state, proxied=proxied)

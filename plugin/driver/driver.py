@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from plugin.driver import protocol
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.macs import settled
-from plugin.kernel import conntrack
 from plugin.kernel.links import Links, bridge_name, container_side, exists
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Container, DockerUnavailable, Endpoint, FwError, Network
@@ -109,11 +108,9 @@ class Driver:
         _refuse_outside(self._network(endpoint.network_id), endpoint)
         self._forget_others(endpoint)
         # One at a time: of two that want the same MAC at the same moment the second must see the first.
-        with self._state.locked:
-            known = self._state.endpoints.get(endpoint.id)
-            if known is None:
-                known = dataclasses.replace(endpoint, mac=settled(endpoint, self._state.endpoints.values()))
-                self._state.put_endpoint(known)
+        known = self._state.add_endpoint(
+            endpoint.id, lambda others: dataclasses.replace(endpoint, mac=settled(endpoint, others))
+        )
         if (known.network_id, known.addr4, known.addr6) != (endpoint.network_id, endpoint.addr4, endpoint.addr6):
             raise FwError(f"endpoint {endpoint.id[:12]} exists already with other addresses")
         if endpoint.mac not in ("", known.mac):
@@ -186,7 +183,6 @@ class Driver:
         except FwError:
             self._ports.release(endpoint.id)
             raise
-        conntrack.cut_published([port for port in published if port.proto != "tcp"])
         return {}
 
     def revoke_external_connectivity(self, body: Any) -> Reply:
@@ -210,15 +206,17 @@ class Driver:
             return None
 
     def _close(self, endpoint: Endpoint) -> None:
-        """The address is closed first; then its flows are cut, its ports given back, its link taken away."""
-        try:
-            self._state.edit_endpoint(
-                endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=())
-            )
-        finally:  # whatever disk and kernel say: nobody else inherits its link, its ports, its flows
+        """The address is closed first; then its ports are given back, its link taken away, its flows cut."""
+
+        def gone() -> None:  # whatever disk and kernel say: nobody else inherits its ports and its link
             self._ports.release(endpoint.id)
             self._links.delete(host_side(endpoint.id))
-            conntrack.cut_addresses([address for address in (endpoint.addr4, endpoint.addr6) if address])
+
+        try:
+            self._state.edit_endpoint(
+                endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None, published=()), gone
+            )
+        finally:
             self._changed()
 
     def forget(self, gone: Endpoint | Network) -> None:

@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from plugin.nftables.sets import AF, Element
-from plugin.policy.facts import Noted, Owner
-
 
 def dockerd(root: str, groups: Iterable[str]) -> frozenset[int]:
     """The control group's number in the kernel: its directory's inode. Empty if it is not to be found.
@@ -35,9 +32,7 @@ def shared(root: str) -> bool:
     return mine != "/" and (Path(root) / mine[1:]).is_dir()
 
 
-def proxies(root: str, groups: Iterable[str]) -> dict[Owner, Noted]:
-    """What the table needs to know of it. Where it is not known, whatever begins to listen is held."""
-    known = frozenset(Element("proxies", (number,)) for number in dockerd(root, groups))
-    if not known or not shared(root):
-        known |= {Element("holding", (family,)) for family in AF.values()}
-    return {"proxies": Noted(known)}
+def proxies(root: str, groups: Iterable[str]) -> tuple[frozenset[int], bool]:
+    """Docker-proxy's control groups, and whether it is not known by them: then whatever begins to listen is held."""
+    known = dockerd(root, groups)
+    return known, not known or not shared(root)

@@ -23,8 +23,6 @@ from typing import NamedTuple
 
 from plugin.kernel import netlink as nl
 from plugin.model import PROTO_NUMBER, Proto, Published
-from plugin.nftables.elements import proxied_element
-from plugin.nftables.sets import Element
 from plugin.policy.requested_ports import Asked
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20
@@ -81,15 +79,15 @@ def _read(proto: Proto, family: int, body: bytes) -> Iterator[Listener]:
 class Listeners:
     """Thread-safe. `listed` is `listening`.
 
-    `known`: the elements of "listening" in a table that stood before us; None where it held nobody. Then who is there
-    before us is the host's, but for ports that containers are known to ask for, `asked`, and those from `passing` on,
-    of which Docker chooses some.
+    `known`: the ports of the host's own programs in a table that stood before us; None where it held nobody. Then who
+    is there before us is the host's, but for ports that containers are known to ask for, `asked`, and those from
+    `passing` on, of which Docker chooses some.
     """
 
     def __init__(
         self,
         listed: Callable[[], set[Listener]] = listening,
-        known: Collection[Element] | None = None,
+        known: Collection[Published] | None = None,
         asked: Iterable[Asked] = (),
         passing: int = 32768,
         clock: Callable[[], float] = time.monotonic,
@@ -110,8 +108,8 @@ class Listeners:
         #: Ports of root's that were the host's when Docker was asked last.
         self._homes: set[Published] = set()
 
-    def poll(self) -> frozenset[Element]:
-        """Looks who is there now; the elements for the host's own. Raises OSError."""
+    def poll(self) -> frozenset[Published]:
+        """Looks who is there now; the ports of the host's own programs. Raises OSError."""
         with self._lock:
             there, now = self._listed(), self.now()
             self._hosts &= there
@@ -131,7 +129,7 @@ class Listeners:
             ports = {each.port for each in self._hosts}
         if len(ports) > MOST:
             ports = set(sorted(ports, key=lambda port: (port.proto == "udp", port.host_port))[:MOST])
-        return frozenset(proxied_element(port, "listening") for port in ports)
+        return frozenset(ports)
 
     def doubt(self) -> None:
         """Docker has made a container, and it is not known which ports that asks for."""
@@ -143,7 +141,7 @@ class Listeners:
 
     def _before(self, port: Published) -> bool:
         if self._known is not None:
-            return proxied_element(port, "listening") in self._known
+            return port in self._known
         return port.host_port < self._passing and not any(each.may_be(port) for each in self._asked)
 
     def waiting(self) -> bool:

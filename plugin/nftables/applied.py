@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from plugin.model import Address
 from plugin.nftables.sets import Change, Element, spec_of
+from plugin.policy.facts import ElementOwner
 
 #: Sets whose elements lead to a container: they go first with what opens.
 _LEADING = ("publish", "self")
@@ -23,25 +24,25 @@ class AppliedElements:
     """Not thread-safe."""
 
     def __init__(self) -> None:
-        self._owned: dict[str, frozenset[Element]] = {}
+        self._owned: dict[ElementOwner, frozenset[Element]] = {}
         self._count: Counter[Element] = Counter()
         #: By an address, whose elements let it pass as a peer, or as a sender; prefixes that it is in do not count.
-        self._passing: dict[Address, dict[str, tuple[Element, ...]]] = {}
+        self._passing: dict[Address, dict[ElementOwner, tuple[Element, ...]]] = {}
 
     def __iter__(self) -> Iterator[Element]:
         return iter(self._count)
 
-    def of(self, owner: str) -> frozenset[Element]:
+    def of(self, owner: ElementOwner) -> frozenset[Element]:
         return self._owned.get(owner, frozenset())
 
-    def start(self, owned: Mapping[str, frozenset[Element]]) -> None:
+    def start(self, owned: Mapping[ElementOwner, frozenset[Element]]) -> None:
         self._owned = {owner: elements for owner, elements in owned.items() if elements}
         self._count = Counter(element for elements in self._owned.values() for element in elements)
         self._passing = {}
         for owner, elements in self._owned.items():
             self._index(owner, (), elements)
 
-    def change(self, new: Mapping[str, frozenset[Element]]) -> Change:
+    def change(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Change:
         """What makes the kernel as `new` has it for these owners."""
         count = self._difference(new)
         return Change(
@@ -49,13 +50,13 @@ class AppliedElements:
             add=tuple(e for e, n in count.items() if n > 0 and self._count[e] == 0),
         )
 
-    def after(self, new: Mapping[str, frozenset[Element]]) -> list[Element]:
+    def after(self, new: Mapping[ElementOwner, frozenset[Element]]) -> list[Element]:
         """Every element that should stand when `new` has been written."""
         total = self._count.copy()
         total.update(self._difference(new))
         return [element for element, n in total.items() if n > 0]
 
-    def write(self, new: Mapping[str, frozenset[Element]]) -> None:
+    def write(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         for element, n in self._difference(new).items():
             self._count[element] += n
             if not self._count[element]:
@@ -68,7 +69,9 @@ class AppliedElements:
             else:
                 self._owned.pop(owner, None)
 
-    def going(self, gone: Iterable[str], lost: Mapping[Address, Collection[str]]) -> dict[str, set[Element]]:
+    def going(
+        self, gone: Iterable[ElementOwner], lost: Mapping[Address, Collection[ElementOwner]]
+    ) -> dict[ElementOwner, set[Element]]:
         """By owner, what nobody may pass by any more. Nothing is computed: it is what stands.
 
         `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.
@@ -80,7 +83,7 @@ class AppliedElements:
                     going.setdefault(owner, set()).update(elements)
         return {owner: elements for owner, elements in going.items() if elements}
 
-    def closing(self, going: Mapping[str, Collection[Element]]) -> Change:
+    def closing(self, going: Mapping[ElementOwner, Collection[Element]]) -> Change:
         """What makes the kernel without these elements of these owners. Where dockerd's control group is not known,
         a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open."""
         count = Counter(element for elements in going.values() for element in elements)
@@ -88,7 +91,9 @@ class AppliedElements:
         shut = (_shut(element) for element in remove if element.set.startswith("served"))
         return Change(remove, tuple(element for element in shut if not self._count[element]))
 
-    def without(self, going: Mapping[str, Collection[Element]], closing: Change) -> dict[str, frozenset[Element]]:
+    def without(
+        self, going: Mapping[ElementOwner, Collection[Element]], closing: Change
+    ) -> dict[ElementOwner, frozenset[Element]]:
         """What these owners have after `closing`."""
         shut = {element: _shut(element) for element in closing.remove if element.set.startswith("served")}
         return {
@@ -96,7 +101,7 @@ class AppliedElements:
             for owner, elements in going.items()
         }
 
-    def _index(self, owner: str, less: Iterable[Element], more: Iterable[Element]) -> None:
+    def _index(self, owner: ElementOwner, less: Iterable[Element], more: Iterable[Element]) -> None:
         """Tuples, for there are as many as containers that let one another pass, and nearly all are of one element."""
         for address, gone in _by_last(less).items():
             owners = self._passing[address]
@@ -109,7 +114,7 @@ class AppliedElements:
             owners = self._passing.setdefault(address, {})
             owners[owner] = (*owners.get(owner, ()), *new)
 
-    def narrower(self, owner: str, new: frozenset[Element]) -> bool:
+    def narrower(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if less passes than before: flows may stand that would not begin any more.
 
         A closed port of docker-proxy's that comes with its owner was not open before: nobody listened there.
@@ -120,19 +125,15 @@ class AppliedElements:
         closes = ("confined", "proxied") if old else ("confined",)
         return any(element.set.startswith(closes) for element in new - old)
 
-    def wider(self, owner: str, new: frozenset[Element]) -> bool:
+    def wider(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if more passes than before: what was cut may be let through again."""
         return any(map(_opens, new - self.of(owner)))
 
-    def only_closes(self, owner: str, new: frozenset[Element]) -> bool:
+    def only_closes(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if nothing comes that lets anything pass, or leads anywhere."""
         return all(spec_of(element.set).effect == "closes" for element in new - self.of(owner))
 
-    def egress_restricted(self) -> frozenset[str]:
-        """The bridges on which not everybody may begin everything."""
-        return frozenset(str(element.key[0]) for element in self._count if element.set == "confined")
-
-    def _difference(self, new: Mapping[str, frozenset[Element]]) -> Counter[Element]:
+    def _difference(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Counter[Element]:
         count: Counter[Element] = Counter()
         for owner, elements in new.items():
             old = self.of(owner)
@@ -164,7 +165,3 @@ def _passes_one(element: Element) -> bool:
 def _shut(served: Element) -> Element:
     """What closes the port of docker-proxy's that another element keeps open."""
     return Element(served.set.replace("served", "proxied"), served.key)
-
-
-def touches_confined(change: Change) -> bool:
-    return any(element.set == "confined" for element in (*change.remove, *change.add))

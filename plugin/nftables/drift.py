@@ -9,7 +9,7 @@ from typing import Any
 from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import CGROUP, SETS, TABLE, Change, Element, Value, spec_of
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 
 Told = dict[str, Any]
 #: Who is meant by an address or the name of a bridge.

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel import netlink as nl
+from plugin.model import PROTO_NAME, Address, Published
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.drift import Line, TableDump
-from plugin.nftables.sets import CGROUP, SETS, TABLE, TARGET, VERDICT, Element, SetSpec, Value, spec_of
+from plugin.nftables.sets import AF, CGROUP, SETS, TABLE, TARGET, VERDICT, Element, SetSpec, Value, spec_of
 
 _SUBSYS = 10 << 8
 _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
@@ -23,6 +24,8 @@ _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3,
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
 #: Bytes that a part of a key takes, where it is neither an address nor a name.
 _WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, "meta iiftype": 2, CGROUP: 8, "ether saddr": 6, TARGET: 16}
+#: Every address of a family, as Docker writes it.
+_EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
 _NATIVE = ("oif", "meta iiftype", CGROUP)
 #: How often it is read anew when somebody changes something meanwhile.
 _TRIES = 5
@@ -38,14 +41,22 @@ def read() -> TableDump:
     return found
 
 
-def listening() -> frozenset[Element] | None:
+def listening() -> frozenset[Published] | None:
     """The ports of the host's own programs in a table that stands; None where it holds no others. Raises OSError."""
     with nl.open_socket() as sock:
         if not _dump(sock, _GETSETELEM, NFPROTO_INET, "holding"):
             return None
         names = ("listening", "listening4", "listening6")
         told = ((name, _dump(sock, _GETSETELEM, NFPROTO_INET, name)) for name in names)
-        return frozenset(element for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+        return frozenset(_port(element) for name, dump in told for element, _ in _elements(dump, name, SETS[name]))
+
+
+def _port(element: Element) -> Published:
+    """The port of the host that the element is about."""
+    *_, proto, port = element.key
+    address = element.key[0]
+    host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
+    return Published(PROTO_NAME[int(proto)], host_ip, int(port), int(port))
 
 
 def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:

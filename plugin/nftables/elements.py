@@ -8,7 +8,6 @@ from ipaddress import IPv4Address, IPv6Address
 from plugin.labels.ranges import block_key, blocks, pieces
 from plugin.model import (
     OTHER,
-    PROTO_NAME,
     PROTO_NUMBER,
     Address,
     BridgeNetwork,
@@ -23,9 +22,7 @@ from plugin.model import (
 from plugin.nftables.rate_chains import remembers
 from plugin.nftables.sets import AF, NUMBER, Element, Value, host_side, limit_chain
 from plugin.policy.decide import closed_ports, covers, prefix_of
-
-#: Every address of a family, as Docker writes it.
-_EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
+from plugin.policy.facts import BridgeFacts, ProxyFacts
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
@@ -70,7 +67,6 @@ def _egress(bridge: str, address: Address, rules: tuple[Rule, ...] | None, *, kn
         if known:
             yield Element(f"free{address.version}", (bridge, address))
         return
-    yield Element("confined", (bridge,))
     yield from _flows(address, rules, "out", "outgate", "to")
     for rule in rules:
         if any(peer.kind == "host" for peer in rule.peers):
@@ -105,13 +101,6 @@ def _rated(address: Address, rates: Iterable[Rate]) -> Iterator[Element]:
         yield Element(f"rated{v}{suffix}", (address, proto, number), (limit_chain(address, v, those),))
 
 
-def dockerd_elements(rules: Iterable[Rule]) -> Iterator[Element]:
-    """Ports of dockerd's own, which are not its containers'."""
-    for rule in rules:
-        for port in range(rule.first, rule.last + 1):
-            yield Element("dockerd", (PROTO_NUMBER[rule.proto], port))  # type: ignore[index]
-
-
 def network_elements(network: Network) -> frozenset[Element]:
     """What a network needs besides its endpoints."""
     elements = {Element("same_bridge", (network.bridge, network.bridge)), Element("bridges", (network.bridge,))}
@@ -132,9 +121,21 @@ def guarded_elements(network: BridgeNetwork) -> frozenset[Element]:
     )
 
 
-def confining_elements(bridge: str, *, egress_restricted: bool) -> frozenset[Element]:
-    """From the network's first moment on where its own options, or a setting, confine whoever is on it."""
-    return frozenset({Element("confined", (bridge,))} if egress_restricted else ())
+def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
+    """What the table needs to know of bridges that are not the driver's."""
+    return frozenset(
+        {Element("foreign", (index,)) for index in bridges.unmanaged}
+        | {Element("dockers", (name,)) for name in bridges.dockers}
+        | {Element("bridges", (name,)) for name in bridges.guarded}
+        # Within one bridge nobody comes from elsewhere, whosever it is.
+        | {Element("same_bridge", (name, name)) for name in bridges.there}
+    )
+
+
+def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
+    """Where docker-proxy is not known by its control group, whatever begins to listen is held."""
+    held = (Element("holding", (family,)) for family in AF.values()) if proxies.holding else ()
+    return frozenset((*(Element("proxies", (number,)) for number in proxies.cgroups), *held))
 
 
 def guest_elements(
@@ -178,14 +179,6 @@ def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
     """
     version, number = port.host_ip.version, (PROTO_NUMBER[port.proto], port.host_port)
     return ("", (AF[version], *number)) if port.host_ip.is_unspecified else (str(version), (port.host_ip, *number))
-
-
-def published_port(element: Element) -> Published:
-    """The port of the host that a `proxied_element` closes; the container's port is not in it."""
-    *_, proto, port = element.key
-    address = element.key[0]
-    host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
-    return Published(PROTO_NAME[int(proto)], host_ip, int(port), int(port))
 
 
 def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache, reduce
 from ipaddress import ip_network
 from operator import itemgetter
@@ -166,18 +166,15 @@ def closed_ports(policy: Policy, endpoint: Endpoint) -> tuple[Published, ...]:
     )
 
 
-def closed_together(
-    places: Mapping[str, Collection[frozenset[Published]]], doubted: Collection[str]
-) -> dict[str, frozenset[Published]]:
-    """By container on Docker's own networks, its published ports that are not open to everybody.
+def closed_together(places: Collection[frozenset[Published]], *, doubted: bool) -> frozenset[Published]:
+    """A container's published ports on Docker's own networks that are not open to everybody, by its places' ones.
 
     Docker publishes a port for a container, not for one of its places: it is closed if it is so at each of them, or if
     one of them is in doubt.
     """
-    return {
-        container: frozenset().union(*ports) if container in doubted else frozenset.intersection(*ports)
-        for container, ports in places.items()
-    }
+    if doubted or not places:
+        return frozenset().union(*places)
+    return frozenset.intersection(*places)
 
 
 def covers(rule: Rule, proto: str, port: int) -> bool:

@@ -1,278 +1,205 @@
-"""All that is known at one moment → what each owner's elements are. Pure: decides, and touches nothing.
+"""All that is known at one moment, as one frozen value, and whose elements differ between two of them. Pure.
 
-An owner is what elements stand for: a network's or an endpoint's ID, "host", or what somebody noted under a name.
+No nft element is in it: elements follow from it (`plugin.policy.view`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, NamedTuple
 
-from plugin.labels.parser import EVERYTHING, over
-from plugin.model import (
-    Address,
-    AddressPolicy,
-    BridgeNetwork,
-    Container,
-    Defaults,
-    Endpoint,
-    Network,
-    Override,
-    Policy,
-    Prefix,
-    Published,
-    Rule,
-    TrackedEndpoint,
-)
-from plugin.nftables.elements import (
-    confining_elements,
-    endpoint_elements,
-    guarded_elements,
-    guest_elements,
-    network_elements,
-    published_port,
-)
-from plugin.nftables.sets import Element
-from plugin.policy import decide as policy
-from plugin.policy.peers import Key, PeerIndex, Who, itself, who
-from plugin.policy.rate_quota import Quota, rates
+from plugin.model import BridgeNetwork, Endpoint, Network, Overriding, Published, TrackedEndpoint
+from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import State
 
-Owner = str
-#: Under this name stand the networks on which somebody is, or was, confined.
-CONFINED: Owner = "confined before"
+
+class Kind(StrEnum):
+    """What elements may stand for."""
+
+    FORWARDING = "forwarding"
+    BRIDGES = "bridges"
+    PROXIES = "docker-proxy"
+    DOCKERD = "dockerd's ports"
+    LISTENING = "listening"
+    SUSPECTS = "suspected ports"
+    EGRESS = "restricted egress"
+    LAST_RUN = "closed ports of the last run"
+    NETWORK = "network"
+    DOCKER_NETWORK = "Docker network"
+    ENDPOINT = "endpoint"
+    TRACKED = "tracked endpoint"
+
+
+class ElementOwner(NamedTuple):
+    """One thing that elements stand for: of several of a kind by its ID."""
+
+    kind: Kind
+    id: str = ""
+
+    def __str__(self) -> str:
+        return self.id or str(self.kind)
+
+
+EGRESS, LAST_RUN, SUSPECTS = (ElementOwner(kind) for kind in (Kind.EGRESS, Kind.LAST_RUN, Kind.SUSPECTS))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A network of Docker's own, or who is on it; `closed`: the container's published ports that are closed to some."""
+class BridgeFacts:
+    """The host's bridges that are not the driver's: `foreign` ones (by index) are left alone, `dockers` are Docker's,
+    `guarded` are all but the foreign ones, `there` are all of them, by name."""
 
-    network: BridgeNetwork
-    guest: TrackedEndpoint | None = None
-    closed: frozenset[Published] = frozenset()
-
-    def made_of(self, network: BridgeNetwork, guest: TrackedEndpoint, closed: frozenset[Published]) -> bool:
-        """True if it is of these very ones: thousands are as they were at each event, and need no closer look."""
-        return self.network is network and self.guest is guest and self.closed == closed
+    unmanaged: frozenset[int] = frozenset()
+    dockers: frozenset[str] = frozenset()
+    guarded: frozenset[str] = frozenset()
+    there: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """What holds while docker-fw runs and is not kept: found anew from Docker and the kernel at each start."""
+class ProxyFacts:
+    """Docker-proxy's control groups. `holding`: it is not known by them, so whatever begins to listen is held."""
 
-    elements: frozenset[Element] = frozenset()
-    place: Place | None = None
-
-
-def egress_restricted(bridges: Iterable[str]) -> Noted:
-    """Bridges on which whoever is not known may begin nothing."""
-    return Noted(frozenset(Element("confined", (bridge,)) for bridge in bridges))
+    cgroups: frozenset[int] = frozenset()
+    holding: bool = False
 
 
-@dataclass(slots=True)
-class Inventory:
-    """Not thread-safe. `overrides` by container ID. `watched`: docker-fw keeps up with Docker (its lease)."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`saved`: what the disk keeps. The rest is found anew from Docker and the kernel at each start.
 
-    defaults: Defaults
-    state: State = field(default_factory=State)
-    noted: dict[Owner, Noted] = field(default_factory=dict)
-    overrides: Mapping[str, Override] = field(default_factory=dict)
-    directory: PeerIndex = field(default_factory=PeerIndex)
-    watched: bool = True
-    quota: Quota = field(default_factory=Quota)
+    `dockerd`: ports of dockerd's own, by protocol number. `listening`: ports of the host's own programs. `suspects`:
+    those on which a docker-proxy may listen. `names`: every network of Docker's by name; None until Docker has told.
+    `networks`, `guests`: Docker's own networks, and who is on them, by ID. `listed`: Docker has listed everybody since
+    the start. `suspended`: what was opened for a time is closed, for nobody watches the clock.
+    """
 
-    def copy(self, *, watched: bool = True) -> Inventory:
-        """As it is now, to be read while the other goes on changing."""
-        directory, quota = self.directory.copy(), self.quota.copy()
-        return Inventory(self.defaults, self.state, dict(self.noted), self.overrides, directory, watched, quota)
+    saved: State = field(default_factory=State)
+    bridges: BridgeFacts = BridgeFacts()
+    proxies: ProxyFacts = ProxyFacts()
+    dockerd: frozenset[tuple[int, int]] = frozenset()
+    listening: frozenset[Published] = frozenset()
+    suspects: frozenset[Published] = frozenset()
+    names: frozenset[str] | None = None
+    networks: Mapping[str, BridgeNetwork] = field(default_factory=FrozenDict)
+    guests: Mapping[str, TrackedEndpoint] = field(default_factory=FrozenDict)
+    listed: bool = False
+    suspended: bool = False
 
-    def owners(self) -> list[Owner]:
-        return ["host", *self.noted, *self.state.networks, *self.state.endpoints]
+    def __post_init__(self) -> None:
+        for name in ("networks", "guests"):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
 
-    def note(self, noted: Mapping[Owner, Noted | None]) -> None:
-        """What holds under these names from now on; None: nothing any more."""
-        for owner, what in noted.items():
-            if what is None:
-                self.noted.pop(owner, None)
-            else:
-                self.noted[owner] = what
+    def keeping(self, edit: Callable[[State], State]) -> Facts:
+        """With another state to be kept."""
+        saved = edit(self.saved)
+        return self if saved is self.saved else replace(self, saved=saved)
 
-    def reindex(self, owners: Iterable[Owner]) -> list[Owner]:
-        """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
-        get room for their rates that others left."""
-        owners = list(dict.fromkeys(owners))
-        changed: set[Key] = set()
-        rated: dict[Owner, frozenset[Element]] = {}
-        for owner in owners:
-            found = self.endpoint(owner)
-            endpoint = found[1] if found else None
-            changed |= self.directory.put(owner, self.who(owner))
-            decided = self.decided(owner) if found else None
-            rules = chain(decided.accepts, decided.egress or ()) if decided else ()
-            container = endpoint.container if endpoint else None
-            own = (itself(container),) if container and owner in self.state.endpoints else ()
-            self.directory.asks(owner, rules, container, *own)
-            rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
-        self.quota.change(rated)
-        return list(dict.fromkeys((*owners, *self.directory.dependents(changed), *self.quota.moved)))
+    def with_guests(self, more: Mapping[str, TrackedEndpoint], less: Collection[str] = ()) -> Facts:
+        guests = frozen(self.guests).replace(more, less)
+        return self if guests is self.guests else replace(self, guests=guests)
 
-    def who(self, owner: Owner, state: State | None = None) -> Who | None:
-        """Who an owner is, as far as others' rules may speak of it. `state`: as it would be then."""
-        found = self.endpoint(owner, state)
-        return who(found[1]) if found and not self.doubted(owner) else None
+    def with_networks(self, more: Mapping[str, BridgeNetwork], less: Collection[str] = ()) -> Facts:
+        """One that is as it was stays the same object."""
+        changed = {key: network for key, network in more.items() if self.networks.get(key) != network}
+        networks = frozen(self.networks).replace(changed, [key for key in less if key not in more])
+        return self if networks is self.networks else replace(self, networks=networks)
 
-    def departing(self, owners: Iterable[Owner], state: State | None = None) -> dict[Owner, None]:
-        """Those of the owners of whom it is known who they were, and nobody is there any more."""
-        return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner, state) is None}
+    def owners(self) -> Iterator[ElementOwner]:
+        yield from map(ElementOwner, _ALONE)
+        for kind, known in self._by_kind().items():
+            yield from (ElementOwner(kind, key) for key in known)
 
-    def elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
-        """`state`: as it would be then."""
-        return self.quota.within(owner, self._elements(owner, state))
-
-    def _elements(self, owner: Owner, state: State | None = None) -> frozenset[Element]:
-        state = state or self.state
-        if owner == "host":
-            return frozenset(Element("no_transit", (family,)) for family in state.switched)
-        if owner in self.noted:
-            return self._noted(owner, self.noted[owner])
-        if network := state.networks.get(owner):
-            return network_elements(network) | confining_elements(
-                network.bridge, egress_restricted=self.confines(network)
-            )
-        endpoint = state.endpoints.get(owner)
-        if endpoint is None or endpoint.network_id not in state.networks:
-            return frozenset()
-        network = state.networks[endpoint.network_id]
-        more = self.directory.addresses(itself(endpoint.container)) if endpoint.container else ()
-        return endpoint_elements(network, endpoint, self.resolved(network, endpoint), more)
-
-    def called(self, owner: Owner) -> str:
-        """The name of the container that it is, for people."""
-        found = self.endpoint(owner)
-        return found[1].container.name if found and found[1].container else owner
-
-    def answers(self, owner: Owner) -> dict[Address, AddressPolicy]:
-        """What the owner's addresses accept and may begin; nothing where it has none."""
-        found = self.endpoint(owner)
-        if found is None:
-            return {}
-        network, endpoint = found
-        resolved = self.resolved(network, endpoint)
-        if self.doubted(owner):
-            resolved = policy.in_doubt(resolved)
-        return {
-            address: AddressPolicy(subnet, resolved, network.internal)
-            for address in (endpoint.addr4, endpoint.addr6)
-            for subnet in subnets(network)
-            if address and address in subnet
-        }
-
-    def answers_of(self, owners: Iterable[Owner]) -> dict[Address, AddressPolicy]:
-        return {address: what for owner in owners for address, what in self.answers(owner).items()}
-
-    def through_proxy(self, owners: Iterable[Owner]) -> tuple[list[Published], Callable[[Published, Address], bool]]:
-        """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
-        rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
-        for noted in filter(None, map(self.noted.get, owners)):
-            for element in noted.elements:
-                if element.set.startswith("proxied"):  # closed before it is known whose port it is
-                    rules.setdefault(published_port(element), [])
-            place = noted.place
-            if place and place.guest:
-                accepts = self.resolved(place.network, place.guest.endpoint).accepts if place.guest.sure else ()
-                neighbours = place.network.subnets if place.network.flat else ()
-                for port in place.closed:
-                    rules.setdefault(port, []).append((accepts, neighbours))
-
-        def stays(port: Published, source: Address) -> bool:
-            return any(
-                any(source in subnet for subnet in neighbours)
-                or policy.passes(accepts, port.proto, port.container_port, source)
-                for accepts, neighbours in rules[port]
-            )
-
-        return list(rules), stays
-
-    def decided(self, owner: Owner) -> Policy | None:
-        """The owner's policy with its peers by name; None where it has no endpoint."""
-        found = self.endpoint(owner)
-        return self.decide(*found) if found else None
-
-    def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
-        return policy.of(network, endpoint, self.defaults, self.override(endpoint.container))
-
-    def override(self, container: Container | None) -> Override:
-        return self.overrides.get(container.id, policy.NOTHING) if container else policy.NOTHING
-
-    def of_container(self, container_id: str) -> list[Owner]:
-        """The owners that are this container's endpoints."""
-        found = ((owner, self.endpoint(owner)) for owner in self.owners())
-        return [o for o, f in found if f and f[1].container and f[1].container.id == container_id]
-
-    def resolved(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
-        published, proxied = endpoint.published, _proxied(network, endpoint)
-        return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
-
-    def too_many(self, owner: Owner) -> list[str]:
-        """What the owner's rules let nobody pass by for it would be too much, as sentences."""
-        found = self.endpoint(owner) if not self.doubted(owner) else None
-        proxied = _proxied(*found) if found else ()
-        if found is None or not (proxied or self.directory.asking(owner)):
-            return []
-        endpoint = found[1]
-        return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published, proxied))
-
-    def _noted(self, owner: Owner, noted: Noted) -> frozenset[Element]:
-        place = noted.place
-        if place is None:
-            return noted.elements
-        if place.guest is None:
-            bridge, egress_restricted = place.network.bridge, self.confines(place.network)
-            return (
-                noted.elements
-                | guarded_elements(place.network)
-                | confining_elements(bridge, egress_restricted=egress_restricted)
-            )
-        endpoint = place.guest.endpoint
-        resolved = self.resolved(place.network, endpoint)
-        if not place.guest.sure:
-            resolved = policy.in_doubt(resolved)
-        return noted.elements | guest_elements(place.network, endpoint, resolved, place.closed)
-
-    def confines(self, network: Network | BridgeNetwork) -> bool:
-        """True if whoever is on the network may not begin everything, unless its own labels say so."""
-        if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
-            return True
-        return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
-
-    def networks(self) -> list[Network | BridgeNetwork]:
-        """Docker's own and the driver's."""
-        places = (noted.place for noted in self.noted.values())
-        return [*self.state.networks.values(), *(place.network for place in places if place and not place.guest)]
-
-    def endpoint(self, owner: Owner, state: State | None = None) -> tuple[Network | BridgeNetwork, Endpoint] | None:
-        if owner in self.noted:
-            place = self.noted[owner].place
-            return (place.network, place.guest.endpoint) if place and place.guest else None
-        state = state or self.state
-        endpoint = state.endpoints.get(owner)
-        network = state.networks.get(endpoint.network_id) if endpoint else None
+    def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
+        """The endpoint that the owner is, and its network."""
+        network: Network | BridgeNetwork | None = None
+        endpoint: Endpoint | None = None
+        if owner.kind is Kind.ENDPOINT:
+            if endpoint := self.saved.endpoints.get(owner.id):
+                network = self.saved.networks.get(endpoint.network_id)
+        elif owner.kind is Kind.TRACKED and (guest := self.guests.get(owner.id)):
+            endpoint = guest.endpoint
+            network = self.networks.get(endpoint.network_id)
         return (network, endpoint) if network and endpoint else None
 
-    def doubted(self, owner: Owner) -> bool:
-        place = self.noted[owner].place if owner in self.noted else None
-        return bool(place and place.guest and not place.guest.sure)
+    def container_of(self, owner: ElementOwner) -> str:
+        """The ID of the owner's container; "" where it has none that is known."""
+        found = self.endpoint(owner)
+        return found[1].container.id if found and found[1].container else ""
+
+    def _by_kind(self) -> dict[Kind, Mapping[str, Any]]:
+        return {
+            Kind.NETWORK: self.saved.networks,
+            Kind.DOCKER_NETWORK: self.networks,
+            Kind.ENDPOINT: self.saved.endpoints,
+            Kind.TRACKED: self.guests,
+        }
 
 
-def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Published, ...]:
-    """The published ports that docker-proxy serves."""
-    if isinstance(network, Network):
-        return ()
-    return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
+#: What the elements of an owner that there is once follow from.
+_ALONE: dict[Kind, Callable[[Facts], Any]] = {
+    Kind.FORWARDING: lambda facts: facts.saved.switched,
+    Kind.BRIDGES: lambda facts: facts.bridges,
+    Kind.PROXIES: lambda facts: facts.proxies,
+    Kind.DOCKERD: lambda facts: facts.dockerd,
+    Kind.LISTENING: lambda facts: facts.listening,
+    Kind.SUSPECTS: lambda facts: facts.suspects,
+    Kind.EGRESS: lambda facts: facts.saved.egress_restricted,
+    Kind.LAST_RUN: lambda facts: None if facts.listed else facts.saved.proxied,
+}
+#: The networks that the endpoints of a kind are on.
+_ON = {Kind.ENDPOINT: Kind.NETWORK, Kind.TRACKED: Kind.DOCKER_NETWORK}
 
 
-def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
-    if isinstance(network, BridgeNetwork):
-        return network.subnets
-    return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)
+def changed(before: Facts, after: Facts, places: Callable[[str], Iterable[ElementOwner]]) -> dict[ElementOwner, None]:
+    """The owners whose elements may be others now. `places`: a container's endpoints before.
+
+    A network takes along all that are on it; an endpoint on Docker's networks takes along the other places of its
+    container, for its published ports are closed or open together.
+    """
+    owners = dict.fromkeys(ElementOwner(kind) for kind, of in _ALONE.items() if _differ(of(before), of(after)))
+    one, other = before._by_kind(), after._by_kind()
+    keys = {kind: frozen(known).differing(one[kind]) for kind, known in other.items()}
+    for kind, on in _ON.items():
+        if changed_networks := keys[on]:
+            keys[kind] |= {
+                key
+                for known in (one[kind], other[kind])
+                for key, what in known.items()
+                if _endpoint(what).network_id in changed_networks
+            }
+    owners |= {ElementOwner(kind, key): None for kind in keys for key in sorted(keys[kind])}
+    containers = {
+        known[key].container_id for known in (before.guests, after.guests) for key in keys[Kind.TRACKED] if key in known
+    }
+    containers |= _overridden(before, after)
+    for container in sorted(filter(None, containers)):
+        owners |= dict.fromkeys(places(container))
+    return owners
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return one is not other and one != other
+
+
+def _endpoint(what: Endpoint | TrackedEndpoint) -> Endpoint:
+    return what.endpoint if isinstance(what, TrackedEndpoint) else what
+
+
+def _overridden(before: Facts, after: Facts) -> set[str]:
+    """The containers whose labels are overridden otherwise now."""
+    one, other = before.saved.overrides, after.saved.overrides
+    found: set[str] = set()
+    if one is not other:
+        was, now = _by_container(one), _by_container(other)
+        found = {container for container in {*was, *now} if was.get(container) != now.get(container)}
+    if before.suspended is not after.suspended:
+        found |= {each.container for each in other if each.until}
+    return found
+
+
+def _by_container(overrides: Iterable[Overriding]) -> dict[str, list[Overriding]]:
+    found: dict[str, list[Overriding]] = {}
+    for each in overrides:
+        found.setdefault(each.container, []).append(each)
+    return found

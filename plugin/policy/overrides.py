@@ -49,6 +49,8 @@ def with_one(state: State, new: Overriding) -> State:
 
 def without(state: State, containers: Collection[str]) -> State:
     """The state without what was said of these containers."""
+    if not any(each.container in containers for each in state.overrides):
+        return state
     return dataclasses.replace(state, overrides=tuple(e for e in state.overrides if e.container not in containers))
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from plugin.labels.ranges import block_count, piece_count
 from plugin.model import PROTO_NUMBER, Address, Container, Endpoint, Peer, Policy, Published, Rule
 from plugin.policy.decide import prefix_of
+from plugin.policy.facts import ElementOwner
 
 #: Elements that the names in one endpoint's rules may become, each way: each change of a peer computes them anew.
 MAX_NAMED = 10_000
@@ -104,28 +105,28 @@ def _as_peer(address: Address) -> Peer:
 
 
 class PeerIndex:
-    """Not thread-safe. Owners are those of `plugin.state.reconciler`."""
+    """Not thread-safe."""
 
     def __init__(self) -> None:
-        self._who: dict[str, Who] = {}
+        self._who: dict[ElementOwner, Who] = {}
         self._by_key: dict[Key, dict[Address, int]] = {}
-        self._asks: dict[str, frozenset[Key]] = {}
-        self._asked_by: dict[Key, set[str]] = {}
+        self._asks: dict[ElementOwner, frozenset[Key]] = {}
+        self._asked_by: dict[Key, set[ElementOwner]] = {}
         #: Every network of Docker's by name, empty ones too; None until Docker has told.
         self.networks: frozenset[str] | None = None
 
     def copy(self) -> PeerIndex:
-        """As it is now, for `resolved` and `addresses`: who must be looked at again it does not know."""
+        """As it is now, to be read: who must be looked at again it does not know."""
         other = PeerIndex()
-        other._who = dict(self._who)
+        other._who, other._asks = dict(self._who), dict(self._asks)
         other._by_key = {key: dict(addresses) for key, addresses in self._by_key.items()}
         other.networks = self.networks
         return other
 
-    def knows(self, owner: str) -> bool:
+    def knows(self, owner: ElementOwner) -> bool:
         return owner in self._who
 
-    def put(self, owner: str, now: Who | None) -> set[Key]:
+    def put(self, owner: ElementOwner, now: Who | None) -> set[Key]:
         """Notes who an owner is; returns the names whose addresses are others now."""
         before = self._who.pop(owner, None)
         if now is not None:
@@ -145,11 +146,13 @@ class PeerIndex:
                 changed.add(key)
         return changed
 
-    def losing(self, now: Mapping[str, Who | None]) -> tuple[list[str], dict[Address, set[str]]]:
+    def losing(
+        self, now: Mapping[ElementOwner, Who | None]
+    ) -> tuple[list[ElementOwner], dict[Address, set[ElementOwner]]]:
         """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
         rules speak of what it was called. Nothing is noted yet."""
-        gone: list[str] = []
-        lost: dict[Address, set[str]] = {}
+        gone: list[ElementOwner] = []
+        lost: dict[Address, set[ElementOwner]] = {}
         for owner, then in now.items():
             before = self._who.get(owner)
             if before is None or before == then:
@@ -163,7 +166,7 @@ class PeerIndex:
                 lost.setdefault(address, set()).update(dependents)
         return gone, lost
 
-    def asks(self, owner: str, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
+    def asks(self, owner: ElementOwner, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
         """Notes which names an owner's rules speak of, and `more`."""
         spoken = (key for rule in rules for peer in rule.peers for key in self._keys(peer, container))
         keys = frozenset((*spoken, *more))
@@ -177,15 +180,15 @@ class PeerIndex:
         for key in keys - before:
             self._asked_by.setdefault(key, set()).add(owner)
 
-    def asking(self, owner: str) -> bool:
+    def asking(self, owner: ElementOwner) -> bool:
         """True if the owner's rules speak of somebody by name."""
         return any(kind != "itself" for kind, _, _ in self._asks.get(owner, ()))
 
-    def dependents(self, keys: Iterable[Key]) -> set[str]:
+    def dependents(self, keys: Iterable[Key]) -> set[ElementOwner]:
         """The owners whose rules speak of one of these names."""
         return {owner for key in keys for owner in self._asked_by.get(key, ())}
 
-    def network_askers(self, before: frozenset[str] | None) -> list[str]:
+    def network_askers(self, before: frozenset[str] | None) -> list[ElementOwner]:
         """The owners whose rules speak of a network that may be another one than before: which one is meant depends on
         what networks there are."""
         if before is None or self.networks is None:

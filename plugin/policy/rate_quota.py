@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from plugin.nftables.rate_chains import size
 from plugin.nftables.sets import DENIED, RATED, Element, Value, limiting
+from plugin.policy.facts import ElementOwner
 
 #: Limits in the table: one is one rate of one address, or of the published ports of one container.
 MOST = 2048
@@ -29,14 +30,14 @@ class Quota:
 
     def __init__(self) -> None:
         #: Whose elements the last change changed besides, which must be so in the same transaction.
-        self.moved: list[str] = []
+        self.moved: list[ElementOwner] = []
         self._kept: set[str] = set()
-        self._wanted: dict[str, frozenset[Element]] = {}
+        self._wanted: dict[ElementOwner, frozenset[Element]] = {}
         #: The chains that each owner wants: thousands of ports may share a few.
-        self._needs: dict[str, frozenset[str]] = {}
-        self._held: set[str] = set()
+        self._needs: dict[ElementOwner, frozenset[str]] = {}
+        self._held: set[ElementOwner] = set()
         #: By port of an address, who has a rate for it: Docker gives an address to one container at a time.
-        self._claims: dict[_Key, set[str]] = {}
+        self._claims: dict[_Key, set[ElementOwner]] = {}
         self._chains: Counter[str] = Counter()
         self._used = 0
 
@@ -57,7 +58,7 @@ class Quota:
         self._kept = set(chains) - self._chains.keys()
         self._used += sum(map(size, self._kept))
 
-    def change(self, wanted: Mapping[str, frozenset[Element]]) -> list[str]:
+    def change(self, wanted: Mapping[ElementOwner, frozenset[Element]]) -> list[ElementOwner]:
         """Elements of `sets.RATED` that these owners want now. Returns the other owners whose elements change by it."""
         new = {
             owner: elements for owner, elements in wanted.items() if self._wanted.get(owner, frozenset()) != elements
@@ -72,18 +73,18 @@ class Quota:
         self.moved = list((others | self._next()) - new.keys())
         return self.moved
 
-    def settle(self) -> list[str]:
+    def settle(self) -> list[ElementOwner]:
         """All who were there before have been seen by now. Returns those who get the room that was kept."""
         self._used -= sum(map(size, self._kept))
         self._kept.clear()
         self.moved += self._next()
         return self.moved
 
-    def refused(self, owner: str) -> bool:
+    def refused(self, owner: ElementOwner) -> bool:
         """True if the owner's rates found no room, so that their ports are closed."""
         return owner in self._wanted and owner not in self._held
 
-    def within(self, owner: str, elements: frozenset[Element]) -> frozenset[Element]:
+    def within(self, owner: ElementOwner, elements: frozenset[Element]) -> frozenset[Element]:
         """The owner's elements, in which a rate that has no room closes its ports."""
         rated = rates(elements)
         if not rated or (owner in self._held and self._wanted[owner] == rated):
@@ -94,7 +95,7 @@ class Quota:
         )
         return elements - rated | frozenset(closed)
 
-    def _want(self, owner: str, elements: frozenset[Element]) -> set[str]:
+    def _want(self, owner: ElementOwner, elements: frozenset[Element]) -> set[ElementOwner]:
         """Returns the others who have a rate for the same ports of the same address."""
         if not elements:
             return set()
@@ -104,7 +105,7 @@ class Quota:
         self._admit(owner)
         return {other for element in elements for other in self._claims[_key(element)]}
 
-    def _admit(self, owner: str) -> bool:
+    def _admit(self, owner: ElementOwner) -> bool:
         elements, chains = self._wanted[owner], self._needs[owner]
         more = sum(size(chain) for chain in chains if chain not in self._chains and chain not in self._kept)
         if self._used + more > MOST or any(self._claims[_key(element)] & self._held for element in elements):
@@ -115,8 +116,8 @@ class Quota:
         self._used += more
         return True
 
-    def _forget(self, owner: str) -> set[str]:
-        others: set[str] = set()
+    def _forget(self, owner: ElementOwner) -> set[ElementOwner]:
+        others: set[ElementOwner] = set()
         elements, chains = self._wanted.pop(owner, frozenset()), self._needs.pop(owner, frozenset())
         for element in elements:
             claims = self._claims[_key(element)]
@@ -130,7 +131,7 @@ class Quota:
             self._used -= sum(size(chain) for chain in chains if chain not in self._chains)
         return others
 
-    def _next(self) -> set[str]:
+    def _next(self) -> set[ElementOwner]:
         if len(self._wanted) == len(self._held):
             return set()
         return {o for o in self._wanted if self._used < MOST and o not in self._held and self._admit(o)}

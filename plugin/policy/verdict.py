@@ -13,11 +13,13 @@ from typing import Literal
 from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.bans import holding, written
 from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
-from plugin.policy.facts import Inventory, Owner, subnets
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
+from plugin.policy.view import Inventory, subnets
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
 ICMP = "icmp"
+_NOBODY = ElementOwner(Kind.ENDPOINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Found:
 
     network: Network | BridgeNetwork
     endpoint: Endpoint | None = None
-    owner: Owner = ""
+    owner: ElementOwner = _NOBODY
 
     @property
     def name(self) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from plugin.model import Override, Prefix
-from plugin.nftables.applied import AppliedElements, touches_confined
+from plugin.model import Prefix
+from plugin.nftables.applied import AppliedElements
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import RATED, SETS, Change, Element, spec_of
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.bans import ban_change, ban_elements
-from plugin.policy.facts import Inventory, Owner
+from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
 from plugin.policy.rate_quota import FULL
-from plugin.policy.saved import State
+from plugin.policy.view import Inventory
 from plugin.state.flow_cutter import FlowCutter
 from plugin.state.lease import Lease
 
@@ -34,17 +33,17 @@ Bans = Mapping[Prefix, float]
 class TableApplier:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
-    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
         self.books = AppliedElements()
         self.cuts = FlowCutter(nft, known, later)
         self.lease = Lease(nft)
         self._nft = nft
         self._known = known
-        #: Whose elements are not computed anew yet since somebody whom their rules speak of came or went; True: some
-        #: were removed, so that flows may stand that would not begin any more.
-        self.behind: dict[Owner, bool] = {}
+        #: Whose elements are not as they are known to be: a change of their own that is not applied yet, or somebody
+        #: whom their rules speak of came or went. True: flows may stand that would not begin any more.
+        self.behind: dict[ElementOwner, bool] = {}
         #: What was said of rules that are too much, and of rates that found no room.
-        self._told: dict[Owner, frozenset[str]] = {}
+        self._told: dict[ElementOwner, frozenset[str]] = {}
         #: When a table that the kernel did not take, while its rules stand, is tried again.
         self._again = 0.0
 
@@ -60,10 +59,22 @@ class TableApplier:
         self._replace(self.books)
         self.cuts.everywhere()
 
-    def apply(self, owners: Iterable[Owner], bans: tuple[Bans, Bans] | None = None) -> bool:
+    def owe(self, owners: Iterable[ElementOwner], *, narrower: bool = False) -> dict[ElementOwner, None]:
+        """These differ from what stands, until they are applied. Returns those that did not before."""
+        new = dict.fromkeys(owner for owner in owners if owner not in self.behind)
+        for owner in owners:
+            self.behind[owner] = narrower or self.behind.get(owner, False)
+        return new
+
+    def settle(self, owners: Iterable[ElementOwner]) -> None:
+        """These are again as they stand."""
+        for owner in owners:
+            self.behind.pop(owner, None)
+
+    def apply(self, owners: Iterable[ElementOwner], bans: tuple[Bans, Bans]) -> None:
         """Makes the kernel as these owners are known now, and whoever speaks of them. Raises NftError.
 
-        `bans`: before and now. True if other networks are confined than before.
+        `bans`: before and now.
         """
         owners = list(dict.fromkeys(owners))
         closed = self.close_first({owner: self._known.who(owner) for owner in owners})
@@ -71,7 +82,7 @@ class TableApplier:
         narrower = [o for o, elements in new.items() if self.behind.get(o) or self.books.narrower(o, elements)]
         wider = [owner for owner, elements in new.items() if self.books.wider(owner, elements)]
         change = self.books.change(new)
-        banned, timed = ban_change(*bans, time.time()) if bans else (Change(), {})
+        banned, timed = ban_change(*bans, time.time()) if bans[0] is not bans[1] else (Change(), {})
         both = Change((*change.remove, *banned.remove), (*change.add, *banned.add))
         try:
             self._nft.change(both, timed)
@@ -86,9 +97,8 @@ class TableApplier:
         self._caught_up(new)
         self.cuts.later(narrower)
         self.cuts.release(wider)
-        return touches_confined(change)
 
-    def close_first(self, now: Mapping[Owner, Who | None]) -> bool:
+    def close_first(self, now: Mapping[ElementOwner, Who | None]) -> bool:
         """Before anything is computed the kernel is told to remove what whoever goes leaves open, and what lets its
         address pass elsewhere. `now`: who these owners are from now on; None: nobody is known there any more.
 
@@ -108,7 +118,7 @@ class TableApplier:
         self.behind.update(dict.fromkeys(going, True))
         return True
 
-    def _at_once(self, owners: list[Owner], *, everybody: bool) -> list[Owner]:
+    def _at_once(self, owners: list[ElementOwner], *, everybody: bool) -> list[ElementOwner]:
         """These owners, and those whose rules speak of them; without `everybody` as many as one change may compute,
         small ones first. Who lets pass one less waits: that is removed already.
         """
@@ -124,9 +134,9 @@ class TableApplier:
                 self.behind.setdefault(owner, False)
         return found
 
-    def next_behind(self) -> list[Owner]:
+    def next_behind(self) -> list[ElementOwner]:
         """Some of those that are behind, so few that nobody waits for long."""
-        found, left = list[Owner](), A_BIT
+        found, left = list[ElementOwner](), A_BIT
         for owner in self.behind:
             left -= len(self.books.of(owner)) + 1
             if found and left < 0:
@@ -134,19 +144,18 @@ class TableApplier:
             found.append(owner)
         return found
 
-    def only_closes(self, after: State, overrides: Mapping[str, Override], owners: Iterable[Owner]) -> bool:
-        """True if a change adds nothing to the table and to what is known: all that comes is a going."""
-        before = self._known.state
-        if after.bans is not before.bans and not before.bans.items() <= after.bans.items():
+    def only_closes(self, before: Facts, owners: Iterable[ElementOwner]) -> bool:
+        """True if what is known now adds nothing to the table, nor to what was known: all that comes is a going."""
+        was, now = before.saved, self._known.state
+        if now.bans is not was.bans and not was.bans.items() <= now.bans.items():
             return False
-        if not (after.networks.keys() <= before.networks.keys() and after.endpoints.keys() <= before.endpoints.keys()):
+        if not (now.networks.keys() <= was.networks.keys() and now.endpoints.keys() <= was.endpoints.keys()):
             return False
-        if any(e.joined and not before.endpoints[e.id].joined for e in after.endpoints.values()):
+        if any(e.joined and not was.endpoints[e.id].joined for e in now.endpoints.values()):
             return False
-        then = dataclasses.replace(self._known, overrides=overrides)
-        return all(self.books.only_closes(owner, then.elements(owner, after)) for owner in owners)
+        return all(self.books.only_closes(owner, self._known.elements(owner)) for owner in owners)
 
-    def _caught_up(self, owners: Iterable[Owner]) -> None:
+    def _caught_up(self, owners: Iterable[ElementOwner]) -> None:
         for owner in owners:
             self.behind.pop(owner, None)
             told, full = self._told.pop(owner, frozenset()), self._known.quota.refused(owner)
@@ -157,12 +166,14 @@ class TableApplier:
                 for sentence in sentences if now != told else ():
                     log.error("%s: %s", self._known.called(owner), sentence)
 
-    def _vacate(self, new: Mapping[Owner, frozenset[Element]]) -> None:
+    def _vacate(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
         """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
         gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
         self.cuts.vacate([e.key[0] for e in gone if e.set in ("dropped4", "dropped6")])  # type: ignore[misc]
 
-    def _close(self, new: Mapping[Owner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]) -> None:
+    def _close(
+        self, new: Mapping[ElementOwner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]
+    ) -> None:
         """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
         less = {
             owner: elements & self.books.of(owner)
@@ -179,7 +190,7 @@ class TableApplier:
             self.books.write(less)
             self.cuts.later(list(less))
 
-    def whole(self, owners: Iterable[Owner]) -> None:
+    def whole(self, owners: Iterable[ElementOwner]) -> None:
         """Puts the table there whole as these owners are known now; never raises NftError."""
         new = {owner: self._known.elements(owner) for owner in self._known.reindex(owners)}
         self.books.write(new)

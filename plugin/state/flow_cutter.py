@@ -16,12 +16,15 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel import conntrack
-from plugin.model import Address, AddressPolicy
+from plugin.kernel.conntrack import Cut
+from plugin.model import Address, AddressPolicy, Published
 from plugin.nftables import dump, sets
 from plugin.nftables.sets import HELD_SETS, Change, Element
 from plugin.nftables.table import Nft, NftError
-from plugin.policy.facts import Inventory, Owner, subnets
+from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
+from plugin.policy.frozen import frozen
+from plugin.policy.view import Inventory, subnets
 
 log = logging.getLogger(__name__)
 #: Flows held one by one, in each set, which has room for 65,535.
@@ -31,7 +34,7 @@ _MOST = 60_000
 class FlowCutter:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
-    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._known = known
         self._later = later
@@ -46,12 +49,12 @@ class FlowCutter:
         for cut in self.of(self._known.owners()):
             cut()
 
-    def later(self, owners: list[Owner]) -> None:
+    def later(self, owners: list[ElementOwner]) -> None:
         """Cuts what these owners do not let through any more, by docker-proxy too, and waits for nothing."""
         for cut in self.of(owners):
             self._later(cut)
 
-    def of(self, owners: Iterable[Owner]) -> list[Callable[[], None]]:
+    def of(self, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
         """What cuts that: to their addresses, and to the host's ports that docker-proxy serves for them."""
         owners = list(owners)
         answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
@@ -62,15 +65,60 @@ class FlowCutter:
             cuts.append(partial(conntrack.cut_published, ports, stays))
         return cuts
 
-    def strangers(self, bridges: Collection[str]) -> None:
-        """Cuts what was begun on networks that are confined from now on by whoever is not known there."""
+    def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
+        """What cuts the flows of containers that have left one of these endpoints, so that nobody inherits them: those
+        of its addresses and, on Docker's networks, of the ports that docker-proxy served for it."""
+        owners = list(owners)
+        here = {(owner, address): who for owner in owners for address, who in _holders(after, owner)}
+        whose = {(address, who) for (_, address), who in here.items() if who}
+        addresses: dict[Address, None] = {}
+        ports: dict[Published, None] = {}
+        for owner in owners:
+            for address, who in _holders(before, owner):
+                if (owner, address) not in here and (address, who) not in whose:
+                    addresses[address] = None
+            if owner.kind is Kind.TRACKED and owner.id not in after.guests and (guest := before.guests.get(owner.id)):
+                ports |= dict.fromkeys(guest.endpoint.published)
+        cuts: list[Callable[[], None]] = []
+        if addresses:
+            cuts.append(partial(conntrack.cut_addresses, list(addresses)))
+        if ports:
+            cuts.append(partial(conntrack.cut_published, list(ports)))
+        return cuts
+
+    def closed(self, before: Facts, after: Facts) -> list[Callable[[], Cut | None]]:
+        """What cuts the flows that a change of what is kept closes: to published ports that are closed now, or lead to
+        a container now, and of who is banned. Those of strangers, where not everybody may begin everything from now on,
+        are cut later."""
+        was, now = before.saved, after.saved
+        ports = [
+            port
+            for container in frozen(now.proxied).differing(was.proxied)
+            for port in now.proxied.get(container, ())
+            if port not in was.proxied.get(container, ())
+        ]
+        for key in frozen(now.endpoints).differing(was.endpoints):
+            known = was.endpoints[key].published if key in was.endpoints else ()
+            new = (port for port in (now.endpoints[key].published if key in now.endpoints else ()) if port not in known)
+            ports += [port for port in new if port.proto != "tcp"]  # TCP begins with a SYN, which no such flow takes
+        cuts: list[Callable[[], Cut | None]] = []
+        if ports:
+            cuts.append(partial(conntrack.cut_published, ports))
+        if bridges := now.egress_restricted - was.egress_restricted:
+            self._strangers(bridges)
+        if now.bans is not was.bans and (banned := [p for p, until in now.bans.items() if was.bans.get(p) != until]):
+            cuts.append(partial(conntrack.cut_prefixes, banned))
+        return cuts
+
+    def _strangers(self, bridges: Collection[str]) -> None:
+        """Cuts what was begun on these networks by whoever is not known there."""
         networks = [network for network in self._known.networks() if network.bridge in bridges]
         prefixes = [subnet for network in networks for subnet in subnets(network)]
-        known = frozenset(self.answers(self._known.owners()))
         if prefixes:
+            known = frozenset(self.answers(self._known.owners()))
             self._later(partial(conntrack.cut_strangers, prefixes, known, self.hold))
 
-    def answers(self, owners: Iterable[Owner]) -> dict[Address, AddressPolicy]:
+    def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         return self._known.answers_of(owners)
 
     # --- what was cut does not come back --------------------------------------------------------------------------
@@ -135,7 +183,7 @@ class FlowCutter:
             self._look()
             yield dict.fromkeys(self._held, sets.HELD)
 
-    def release(self, owners: Iterable[Owner]) -> None:
+    def release(self, owners: Iterable[ElementOwner]) -> None:
         """Holds no longer what these owners let through again, nor what their addresses' last owners did."""
         owners = list(owners)
         held = list(self._held)
@@ -162,9 +210,9 @@ class FlowCutter:
             for element in list(self._held):
                 self._vacated.update(address for address in addresses if address in element.key)
 
-    def _is_at(self, owner: Owner, ends: Collection[object]) -> bool:
+    def _is_at(self, owner: ElementOwner, ends: Collection[object]) -> bool:
         found = self._known.endpoint(owner)
-        return found is not None and (found[1].addr4 in ends or found[1].addr6 in ends)
+        return found is not None and any(address in ends for address in found[1].addresses)
 
     def _let_go(self, free: Collection[Element], moment: float) -> None:
         with self._holding:
@@ -197,6 +245,19 @@ class FlowCutter:
         except OSError as error:
             log.error("could not read which cut flows are held: %s", error)
             return None
+
+
+def _holders(facts: Facts, owner: ElementOwner) -> list[tuple[Address, str]]:
+    """The addresses that the owner has, each with its container's ID."""
+    if owner.kind is Kind.TRACKED:
+        guest = facts.guests.get(owner.id)
+        endpoint = guest.endpoint if guest else None
+    else:
+        endpoint = facts.saved.endpoints.get(owner.id) if owner.kind is Kind.ENDPOINT else None
+    if endpoint is None or not endpoint.joined:
+        return []
+    who = endpoint.container.id if endpoint.container else ""
+    return [(address, who) for address in endpoint.addresses]
 
 
 def _element(way: Way) -> Element:

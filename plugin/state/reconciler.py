@@ -1,8 +1,8 @@
-"""The one writer: desired state → the difference → one transaction, kept on disk first.
+"""The one place that changes what is known: an edit of the facts → what is sticky → disk → elements → one transaction.
 
-Every change of what is known goes through here, under one lock: first the state file, then the kernel. A crash
-between the two leaves more closed than the file says, never less, for the start puts the table there whole from it.
-Elements are computed afresh for what changed and compared as data; nothing is a history of steps.
+Every change goes through here, under one lock: first the state file, then the kernel. A crash between the two leaves
+more closed than the file says, never less, for the start puts the table there whole from it. Whose elements a change
+concerns follows from comparing the facts before with those after; no caller names them.
 """
 
 from __future__ import annotations
@@ -10,27 +10,36 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TypeVar
 
-from plugin.jsonio import INTERFACE_NAME
-from plugin.model import BridgeNetwork, Defaults, Endpoint, FwError, Network, Override, Policy
-from plugin.nftables import dump
+from plugin.kernel.conntrack import Cut
+from plugin.model import Defaults, Endpoint, FwError, Network
+from plugin.nftables import dump as standing
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft, NftError
-from plugin.policy import overrides
-from plugin.policy.facts import CONFINED, Inventory, Noted, Owner, egress_restricted
+from plugin.policy.facts import ElementOwner, Facts, Kind
+from plugin.policy.frozen import frozen
 from plugin.policy.saved import State
-from plugin.state.applier import Bans, TableApplier
+from plugin.policy.view import Inventory
+from plugin.state.applier import TableApplier
 from plugin.state.deferred import Behind
 from plugin.state.store import Store
 
+T = TypeVar("T")
+Edit = Callable[[Facts], Facts]
+Owners = dict[ElementOwner, None]
+#: Parts of the state that must survive a power cut.
+_FLUSHED = ("networks", "switched", "egress_restricted", "overrides", "bans")
 log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Networks and endpoints as they should be, and the kernel made so. Thread-safe.
+    """What is known, and the kernel made so. Thread-safe.
 
-    `later` takes work that may last (flows to be cut) and must return at once.
+    `commit` takes what may be refused, by the disk or by the kernel: then nothing of it is known. `observe` takes what
+    is so whether anybody likes it or not. `later` takes work that may last (flows to be cut) and must return at once.
     """
 
     def __init__(
@@ -38,37 +47,192 @@ class Reconciler:
         nft: Nft,
         store: Store,
         defaults: Defaults,
-        later: Callable[[Callable[[], None]], None] = lambda work: work(),
+        later: Callable[[Callable[[], object]], object] = lambda work: work(),
     ) -> None:
         self._nft = nft
         self._store = store
+        self._later = later
         self._lock = threading.RLock()
-        self._known = Inventory(defaults)
-        self._writer = TableApplier(nft, self._known, later)
-        self.lease = self._writer.lease
-        self._unwatched = False
+        self._view = Inventory(defaults)
+        self._writer = TableApplier(nft, self._view, later)
         self._behind = Behind(self._writer, self._lock, self._apply, later)
 
-    @property
-    def networks(self) -> Mapping[str, Network]:
-        return self._known.state.networks
+    # --- what is known --------------------------------------------------------------------------------------------
 
     @property
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        return self._known.state.endpoints
+    def facts(self) -> Facts:
+        return self._view.facts
 
     @property
     def state(self) -> State:
-        return self._known.state
+        """What is kept over restarts."""
+        return self._view.facts.saved
 
     @property
-    def inventory(self) -> Inventory:
-        """To be read under `locked` alone."""
-        return self._known
+    def networks(self) -> Mapping[str, Network]:
+        """The driver's."""
+        return self.state.networks
 
     @property
-    def locked(self) -> threading.RLock:  # type: ignore[valid-type,unused-ignore]
-        return self._lock
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """The driver's."""
+        return self.state.endpoints
+
+    def read(self, question: Callable[[Inventory], T]) -> T:
+        """The answer to a short question, while nothing changes. Every change waits for it."""
+        with self._lock:
+            return question(self._view)
+
+    def snapshot(self) -> Inventory:
+        """All that is known now, to be read at leisure."""
+        with self._lock:
+            return self._view.copy(watched=bool(self._writer.lease.left()))
+
+    def should(self) -> tuple[Facts, list[Element], dict[Element, int]]:
+        """What is known, what should stand in the kernel for it (bans apart), and for how long the lease should."""
+        with self._lock:
+            return self._view.facts, list(self._writer.books), self._writer.lease.left()
+
+    # --- changes --------------------------------------------------------------------------------------------------
+
+    def start(self, facts: Facts, before: State | None = None) -> None:
+        """Takes over these facts and puts the table there whole. Raises NftError: then nothing may go on.
+
+        `before`: the state as it was kept. Who has gone since then leaves no flows behind.
+        """
+        with self._lock:
+            self._view.start(facts)
+            settled = self._view.settled(facts, self._view.owners())
+            if settled is not facts:  # we may have been killed before that
+                self._save_or_log(facts.saved, settled.saved)
+                self._view.start(settled)
+            self._writer.start()
+            kept = Facts(saved=before or facts.saved)
+            for cut in self._writer.cuts.departed(kept, facts, list(kept.owners())):
+                cut()
+
+    def commit(self, edit: Edit, then: Callable[[], None] | None = None) -> Cut:
+        """Changes what is known by what may be refused. Raises FwError when the disk or the kernel does not take it;
+        then the old facts hold in both. Returns how many flows of banned prefixes were cut.
+
+        What only closes does not wait for a disk that is full: the next save, which is of everything, makes up for it.
+        Whoever goes is closed before anything is computed or saved, and does not come back by what is refused then.
+        `then` is done when the kernel has it, and before the flows of whoever has gone are cut, whatever fails.
+        """
+        ends: list[Callable[[], Cut | None]] = []
+        cut = Cut()
+        try:
+            with self._lock:
+                self._change(edit, ends, observed=False)
+        finally:
+            if then:
+                then()
+            for end in ends:
+                cut += end() or Cut()
+        return cut
+
+    def observe(self, edit: Edit) -> None:
+        """Changes what is known by what is so. Never refused: what the disk or the kernel does not take is tried
+        again."""
+        ends: list[Callable[[], Cut | None]] = []
+        try:
+            with self._lock:
+                self._change(edit, ends, observed=True)
+        finally:
+            for end in ends:
+                self._later(end)
+
+    def _change(self, edit: Edit, ends: list[Callable[[], Cut | None]], *, observed: bool) -> None:
+        before = self._view.facts
+        after = edit(before)
+        if after is before:
+            return
+        with self._view.deciding():
+            owners = self._view.changed(before, after)
+            self._view.take(after, owners)
+            owed = self._writer.owe(owners)
+            ends += self._writer.cuts.departed(before, after, owners)
+            gone = self._view.departing(owners)
+            # Where the disk may refuse the change, nobody is closed who does not go.
+            self._writer.close_first(
+                {owner: self._view.who(owner) for owner in (gone if self.unsaved_reason else owners)}
+            )
+            after = self._settle(before, owners)
+            try:
+                self._save(before.saved, after.saved)
+            except FwError as error:
+                if not (observed or gone or self._writer.only_closes(before, owners)):
+                    self._take_back(before, owners, owed)
+                    raise
+                log.error("%s; what must be closed is closed all the same", error)
+            try:
+                self._apply(owners, before)
+                if room := self._view.room_left():
+                    self._writer.owe(room)
+                    self._apply(room)
+            except (NftError, OSError) as error:
+                self._refused(error, before, owners, owed, gone=bool(gone), observed=observed)
+                return
+            ends += self._writer.cuts.closed(before, after)
+
+    def _settle(self, before: Facts, owners: Owners) -> Facts:
+        """Adds what follows, and whose elements differ by it."""
+        after = self._view.facts
+        settled = self._view.settled(before, owners)
+        if settled is not after:
+            more = self._view.changed(after, settled)
+            owners |= more
+            self._view.take(settled, more)
+            self._writer.owe(more)
+        return settled
+
+    def _refused(
+        self, error: Exception, before: Facts, owners: Owners, owed: Owners, *, gone: bool, observed: bool
+    ) -> None:
+        if observed:
+            self._writer.owe(owners, narrower=True)
+            log.error("the kernel refused a change, which is tried again: %s", error)
+            self._behind.later()
+            return
+        if gone:
+            log.error("putting the whole table there, for the kernel refused a change: %s", error)
+            self._writer.whole(owners)
+            return
+        after = self._view.facts
+        self._take_back(before, owners, owed)
+        try:
+            self._save(after.saved, before.saved)
+        finally:
+            self._writer.whole(owners)
+        raise FwError(f"the kernel refused the firewall's change: {error}") from error
+
+    def _take_back(self, before: Facts, owners: Owners, owed: Owners) -> None:
+        self._view.take(before, owners)
+        self._writer.settle(owed)
+        self._behind.later()
+
+    def _apply(self, owners: Iterable[ElementOwner], before: Facts | None = None) -> None:
+        bans = self._view.state.bans
+        self._writer.apply(owners, (before.saved.bans if before else bans, bans))
+        self._behind.later()
+
+    # --- the disk -------------------------------------------------------------------------------------------------
+
+    def _save(self, before: State, after: State) -> None:
+        """Raises FwError. A single endpoint that differs is a line in the journal."""
+        names = [each.name for each in dataclasses.fields(State)]
+        differing = [name for name in names if _differ(getattr(before, name), getattr(after, name))]
+        if not differing:
+            return
+        keys = frozen(after.endpoints).differing(before.endpoints) if differing == ["endpoints"] else ()
+        flush = any(name in _FLUSHED for name in differing)
+        self._store.save(after, flush=flush, endpoint=next(iter(keys)) if len(keys) == 1 else "")
+
+    def _save_or_log(self, before: State, after: State) -> None:
+        try:
+            self._save(before, after)
+        except FwError as error:
+            log.error("%s; after a boot networks may not be confined until Docker answers", error)
 
     @property
     def unsaved_reason(self) -> str:
@@ -81,158 +245,86 @@ class Reconciler:
             if self._store.unsaved_reason:
                 self._store.save(self.state, flush=True)
 
-    def snapshot(self) -> Inventory:
-        """All that is known now, to be read at leisure."""
-        with self._lock:
-            return self._known.copy(watched=bool(self.lease.left()))
+    # --- edits that several callers make --------------------------------------------------------------------------
 
-    def should(self) -> list[Element]:
-        """What should stand in the kernel now, without bans. To be read under `locked` alone."""
-        return list(self._writer.books)
-
-    def start(self, state: State, noted: Mapping[Owner, Noted] | None = None) -> None:
-        """Takes over the kept state and puts the table there whole. Raises NftError: then nothing may go on."""
-        with self._lock:
-            self._known.state, self._known.noted = (
-                state,
-                {**(noted or {}), CONFINED: egress_restricted(state.egress_restricted)},
-            )
-            self._known.overrides = self._in_force(state)
-            self._writer.start()
-            self._note_confined()  # we may have been killed before that
+    def edit_state(self, edit: Callable[[State], State]) -> Cut:
+        return self.commit(lambda facts: facts.keeping(edit))
 
     def put_network(self, network: Network) -> None:
-        with self._lock:
-            owners = [network.id, *self.state.on(network.id)]
-            self._commit(lambda s: s.with_network(network), owners, flush=True)
+        self.edit_state(lambda state: state.with_network(network))
 
     def drop_network(self, network_id: str) -> None:
-        with self._lock:
-            network = self.networks.get(network_id)
-            owners = [network_id, *self.state.on(network_id)]
-            self._commit(lambda s: s.without_network(network_id), owners, flush=True)
-            if network and network.bridge in self.state.egress_restricted:
-                self._keep_confined(self.state.egress_restricted - {network.bridge})
-                self._apply([CONFINED])
+        self.edit_state(lambda state: state.without_network(network_id))
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
-        self._commit(lambda s: s.with_endpoint(endpoint), [endpoint.id], endpoint=endpoint.id)
+        self.edit_state(lambda state: state.with_endpoint(endpoint))
+
+    def add_endpoint(self, endpoint_id: str, make: Callable[[Iterable[Endpoint]], Endpoint]) -> Endpoint:
+        """The endpoint, made from all that there are if it is new. Raises FwError."""
+        found: list[Endpoint] = []
+
+        def edit(state: State) -> State:
+            found.append(state.endpoints.get(endpoint_id) or make(state.endpoints.values()))
+            return state.with_endpoint(found[0])
+
+        self.edit_state(edit)
+        return found[0]
 
     def drop_endpoint(self, endpoint_id: str) -> None:
-        self._commit(lambda s: s.without_endpoint(endpoint_id), [endpoint_id], endpoint=endpoint_id)
+        self.edit_state(lambda state: state.without_endpoint(endpoint_id))
 
-    def edit_endpoint(self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint]) -> Endpoint | None:
+    def edit_endpoint(
+        self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint], then: Callable[[], None] | None = None
+    ) -> None:
         """Changes what is known of an endpoint, if it is still there, from what is known at that moment."""
-        with self._lock:
-            endpoint = self.endpoints.get(endpoint_id)
-            if endpoint is None:
-                return None
-            changed = edit(endpoint)
-            if changed != endpoint:
-                self.put_endpoint(changed)
-            return changed
+
+        def change(state: State) -> State:
+            endpoint = state.endpoints.get(endpoint_id)
+            return state.with_endpoint(edit(endpoint)) if endpoint else state
+
+        self.commit(lambda facts: facts.keeping(change), then)
 
     def note_switched(self, families: Iterable[int]) -> None:
         """Remembers that docker-fw switched forwarding on: what was never forwarded before stays so."""
         new = frozenset(families)
-        self._commit(lambda s: dataclasses.replace(s, switched=s.switched | new), ["host"], flush=True)
+        self.edit_state(
+            lambda state: dataclasses.replace(state, switched=state.switched | new) if new - state.switched else state
+        )
 
-    def remember_foreign(self, bridges: frozenset[str]) -> None:
-        """Keeps the names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
-        plain = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
-        self._commit(lambda s: dataclasses.replace(s, unmanaged=plain), [])
-
-    def remember(self, edit: Callable[[State], State]) -> None:
-        """Keeps what is for the next start alone, such as which published ports are closed now. Raises FwError."""
-        self._commit(edit, [])
-
-    def note(self, noted: Mapping[Owner, Noted | None]) -> None:
-        """Changes what is noted under these names (None: nothing any more), in one transaction. Raises NftError."""
+    def suspend(self) -> None:
+        """Nobody will watch the clock any more: what was opened for a time is closed, and is kept."""
+        self.observe(lambda facts: dataclasses.replace(facts, suspended=True))
         with self._lock:
-            before = dict(self._known.noted)
-            self._known.note(noted)
-            gone = self._known.departing(noted)
-            try:
-                self._apply(noted)
-            except (NftError, OSError):
-                self._known.noted = before  # so that the next call tries again
-                self._known.note({owner: noted[owner] for owner in gone})  # but who has gone does not come back by that
-                self._known.reindex(noted)
-                self._writer.behind.update(dict.fromkeys(gone, True))
-                self._behind.later()
-                raise
+            owners = [o for e in self.state.overrides if e.until for o in self._view.places(e.container)]
+            cuts = self._writer.cuts.of(owners)
+        for cut in cuts:  # at once: no later work is done any more
+            cut()
 
-    def forget_confined(self, bridges: Collection[str]) -> None:
-        """Only these bridges exist. Where somebody was confined once, whoever is not known stays so until the network
-        goes: a container that comes back while Docker's API is silent must not begin what its labels forbid."""
-        if self.state.egress_restricted - set(bridges):
-            with self._lock:
-                self._keep_confined(self.state.egress_restricted & set(bridges))
-                self._apply([CONFINED])
+    # --- the kernel -----------------------------------------------------------------------------------------------
 
-    def all_known(self) -> None:
-        """Docker has listed everybody since the start: who has not come back leaves its room to others. Raises
-        NftError."""
+    def cut_closed(self) -> None:
+        """Cuts the flows on Docker's networks that are not accepted now: less may have been closed for a while."""
         with self._lock:
-            if self._known.quota.keeping and (moved := self._known.quota.settle()):
-                self._apply(moved)
+            owners = [o for o in self._view.owners() if o.kind is Kind.TRACKED]
+            self._later(partial(self._cut, owners))
 
-    def know_networks(self, names: frozenset[str]) -> None:
-        """Docker's networks by name, for peers that speak of one. Raises NftError."""
-        with self._lock:
-            directory, before = self._known.directory, self._known.directory.networks
-            if names != before:
-                directory.networks = names
-                try:
-                    self._apply(directory.network_askers(before))
-                except (NftError, OSError):
-                    directory.networks = before  # so that the next call tries again
-                    raise
-
-    def override(self, container_id: str) -> Override:
-        with self._lock:
-            return self._known.overrides.get(container_id, Override())
-
-    def has(self, container_id: str) -> bool:
-        """True if the container has a place on one of the networks."""
-        with self._lock:
-            return bool(self._known.of_container(container_id))
-
-    def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
-        with self._lock:
-            return self._known.decide(network, endpoint)
-
-    def edit_state(self, edit: Callable[[State], State], containers: Iterable[str] = ()) -> None:
-        """Changes bans and overrides, with all that follows for these containers. Raises FwError."""
-        with self._lock:
-            owners = [owner for container in containers for owner in self._known.of_container(container)]
-            self._commit(edit, owners, flush=True)
-
-    def suspend_timed_overrides(self) -> None:
-        """Nobody will watch the clock any more: what was opened for a time is closed, and is kept. Raises NftError."""
-        with self._lock:
-            self._unwatched = True
-            self._known.overrides = self._in_force(self.state)
-            owners = [
-                o for each in self.state.overrides if each.until for o in self._known.of_container(each.container)
-            ]
-            self._apply(owners)
-        self.cut_closed(owners)  # at once: no later work is done any more
-
-    def cut_closed(self, owners: Iterable[Owner]) -> None:
-        """Cuts the flows of these owners, by docker-proxy too, that are not accepted, or may not be begun."""
+    def _cut(self, owners: Iterable[ElementOwner]) -> None:
         with self._lock:
             cuts = self._writer.cuts.of(owners)
         for cut in cuts:
             cut()
+
+    def renew_lease(self) -> None:
+        """Raises NftError."""
+        with self._lock:
+            self._writer.lease.renew()
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
         Raises NftError."""
         with self._lock:
             repaired = self._writer.repair()
-            if repaired:
-                self._behind.later()
+            self._behind.again()
             return repaired
 
     def sync_elements(self) -> int | None:
@@ -242,7 +334,7 @@ class Reconciler:
         """
         if self._nft.owned:
             return 0
-        found = dump.read()  # which takes a while with many elements, and holds nobody up
+        found = standing.read()  # which takes a while with many elements, and holds nobody up
         with self._lock:
             return self._writer.sync_elements(found) if self._nft.generation() == found.generation else None
 
@@ -251,70 +343,16 @@ class Reconciler:
         """True while the table lacks elements because the kernel did not take them: `repair` tries again."""
         return self._nft.incomplete
 
+    @property
+    def unfinished(self) -> bool:
+        """True while a change that the kernel refused is to be tried again, by `repair`."""
+        return self._behind.failed
+
     def generation(self) -> int:
         """A number that others' transactions change and our own do not."""
         with self._lock:
             return self._nft.generation() - self._nft.changes
 
-    def _commit(
-        self, edit: Callable[[State], State], owners: list[Owner], *, flush: bool = False, endpoint: str = ""
-    ) -> None:
-        """Raises FwError when the disk or the kernel does not take it; then the old state stands in both.
 
-        What only closes does not wait for a disk that is full: the next save, which is of everything, makes up for it.
-        Who goes is closed before anything is computed or saved, and does not come back by what is refused afterwards.
-        """
-        with self._lock:
-            before, after = self._known.state, edit(self._known.state)
-            if after == before:
-                return
-            gone = self._known.departing(owners, after)
-            self._writer.close_first(gone)
-            try:
-                self._store.save(after, flush=flush, endpoint=endpoint)
-            except FwError as error:
-                if not gone and not self._writer.only_closes(after, self._in_force(after), owners):
-                    raise
-                log.error("%s; what must be closed is closed all the same", error)
-            self._set(after)
-            try:
-                self._apply(owners, bans=(before.bans, after.bans))
-            except (NftError, OSError) as error:
-                if gone:
-                    log.error("putting the whole table there, for the kernel refused a change: %s", error)
-                    self._writer.whole(owners)
-                    return
-                self._set(before)
-                try:
-                    self._store.save(before, flush=flush, endpoint=endpoint)
-                finally:
-                    self._writer.whole(owners)
-                raise FwError(f"the kernel refused the firewall's change: {error}") from error
-
-    def _set(self, state: State) -> None:
-        if state.overrides != self._known.state.overrides:
-            self._known.overrides = self._in_force(state)
-        self._known.state = state
-
-    def _in_force(self, state: State) -> dict[str, Override]:
-        return overrides.in_force(overrides.unwatched(state) if self._unwatched else state)
-
-    def _apply(self, owners: Iterable[Owner], bans: tuple[Bans, Bans] | None = None) -> None:
-        if self._writer.apply(owners, bans):
-            self._note_confined()
-        self._behind.later()
-
-    def _note_confined(self) -> None:
-        if new := self._writer.books.egress_restricted() - self.state.egress_restricted:
-            self._keep_confined(self.state.egress_restricted | new)
-            self._writer.books.write({CONFINED: self._known.elements(CONFINED)})
-            self._writer.cuts.strangers(new)
-
-    def _keep_confined(self, bridges: frozenset[str]) -> None:
-        state = dataclasses.replace(self.state, egress_restricted=bridges)
-        try:
-            self._store.save(state, flush=True)
-        except FwError as error:
-            log.error("%s; after a boot networks may not be confined until Docker answers", error)
-        self._known.state = state
-        self._known.noted[CONFINED] = egress_restricted(bridges)
+def _differ(one: object, other: object) -> bool:
+    return one is not other and one != other

@@ -25,6 +25,7 @@ from plugin.labels.grammar import MAX_LENGTH
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import Nft
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -140,13 +141,13 @@ def _child(many: int) -> dict[str, Any]:
                 reconciler = Reconciler(site.nft, Store(f"{directory}/{state}{kind}"), Defaults(), later=lambda _: None)
                 site.nft.change = change  # type: ignore[method-assign]
                 go = (_hook if kind == "hook" else _event)(reconciler, crowd, leavers)
-                watched = Watched(site.nft, reconciler.should(), [each.addr6 for each in leavers if each.addr6])
+                watched = Watched(site.nft, reconciler.should()[1], [each.addr6 for each in leavers if each.addr6])
                 told[state][kind] = _timed(watched, leavers, go)
     return told
 
 
 def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
-    state.start(State({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)}))
+    state.start(Facts(State({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)})))
     # The first save is of everything; each later one is a line.
     state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
 
@@ -154,8 +155,8 @@ def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> 
 
 
 def _event(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
-    state.start(State())
-    guard = EndpointTracker(state, lambda _: None)
+    state.start(Facts())
+    guard = EndpointTracker(state)
     guard.replace([_GUARDED], [*crowd, *leavers], asked=guard.now())
 
     def die(each: Endpoint) -> None:

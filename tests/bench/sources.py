@@ -19,6 +19,7 @@ from typing import Any
 
 from plugin.kernel import netlink as nl
 from plugin.model import Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -109,8 +110,8 @@ def _child(many: int) -> dict[str, Any]:
             with site.inside(), tempfile.TemporaryDirectory() as directory:
                 reconciler = Reconciler(site.nft, Store(f"{directory}/state"), Defaults(), later=lambda work: None)
                 began = time.perf_counter()
-                reconciler.start(state_)
-                told["replace"], told["elements"] = time.perf_counter() - began, len(reconciler.should())
+                reconciler.start(Facts(state_))
+                told["replace"], told["elements"] = time.perf_counter() - began, len(reconciler.should()[1])
                 told[state] = {kind: _flows(site, box.path, str(box.v6), fresh) for kind, box in boxes.items()}
                 told[state] |= _changes(reconciler)
         return told

@@ -26,8 +26,9 @@ from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
 from plugin.nftables.table import Nft
 from plugin.policy import decide
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, ping, written
 from tests.lab import NamedNetns, Wan
@@ -66,6 +67,21 @@ def claimed(*bridges: str) -> set[Element]:
         for element in (Element("dockers", (bridge,)), Element("bridges", (bridge,)),
                         Element("same_bridge", (bridge, bridge)))
     }  # fmt: skip
+
+
+def seen(*bridges: str) -> BridgeFacts:
+    """The same as facts."""
+    return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
+
+
+def confining(bridge: str) -> set[Element]:
+    """What lets nobody who is not known begin anything on a bridge."""
+    return {Element("confined", (bridge,))}
+
+
+def of_endpoint(inventory: Inventory, endpoint: Endpoint) -> frozenset[Element]:
+    """What an endpoint of ours becomes in the table, with what its network becomes by it."""
+    return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
 
 
 def standing(inventory: Inventory) -> set[Element]:
@@ -201,7 +217,8 @@ class Site:
             box.endpoint, container=container, published=(*box.endpoint.published, *published)
         )
         decided = decide.of(network, endpoint, defaults)
-        return {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
+        found = {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
+        return found if decided.egress is None else found | confining(bridge)
 
     def index(self, link: str) -> int:
         """A link of the host's, as the kernel numbers it."""
@@ -280,9 +297,7 @@ class Site:
 
     def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> Inventory:
         """Every network of ours, and these endpoints."""
-        inventory = Inventory(defaults, State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
-        inventory.reindex(inventory.owners())
-        return inventory
+        return evaluated(defaults, Facts(State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints})))
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Puts the table there, with these endpoints and nothing else known."""

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api.commands import AdminCommands
 from plugin.model import Address, Defaults, PolicySpec, Prefix, Rule
 from plugin.nftables.sets import Change
 from plugin.policy.bans import ban_change, ban_elements
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, new_flow, ping, udp, until
-from tests.kernel.site import Box, Site
+from tests.kernel.site import Box, Site, of_endpoint, standing
 from tests.lab import NamedNetns
 
 _ports = itertools.cycle(range(20000, 60000))
@@ -66,8 +66,8 @@ def bans(*prefixes: str, until: float = 0) -> dict[Prefix, float]:
 def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     lasting, timed = ban_elements(banned, time.time())
     known = (Site.known(boxes.web, spec=OPEN), Site.known(boxes.other, spec=OPEN))
-    elements = set().union(*(site.inventory(e).elements(e.id) for e in known))
-    elements |= {element for owner in site.networks for element in site.inventory().elements(owner)}
+    elements = set().union(*(of_endpoint(site.inventory(e), e) for e in known))
+    elements |= standing(site.inventory())
     elements |= site.guarded(boxes.guest, BRIDGE, spec=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
 
@@ -242,7 +242,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         endpoint = Site.known(boxes.web, spec=OPEN)
-        made.start(State(dict(site.networks), {endpoint.id: endpoint}))
+        made.start(Facts(State(dict(site.networks), {endpoint.id: endpoint})))
     return made
 
 
@@ -265,7 +265,7 @@ def test_bans_outlive_whatever_happens_to_the_table(
         assert reconciler.repair()
         assert passing() == [False, False]
         again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        again.start(Store(str(tmp_path / "state.json")).load())
+        again.start(Facts(Store(str(tmp_path / "state.json")).load()))
         assert passing() == [False, False]
         until(lambda: passing() == [False, True], "it ends when it was to end", 5)
         assert end - 0.1 <= time.time() <= end + 2
@@ -282,7 +282,7 @@ def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Recon
         everybody = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
         return {str(address) for address in everybody if f"={address} " in told}
 
-    orders = AdminCommands(reconciler, EndpointTracker(reconciler))
+    orders = AdminCommands(reconciler)
     with site.inside():
         site.forget_flows()
         for v in (4, 6):

@@ -12,11 +12,11 @@ import pytest
 
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, PolicySpec
-from plugin.nftables.elements import confining_elements, guest_elements
+from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, icmp, new_flow, packed, ping, portless, udp
-from tests.kernel.site import Box, Site, claimed
+from tests.kernel.site import Box, Site, claimed, confining, of_endpoint
 from tests.kernel.test_hostile import frame
 from tests.lab import NamedNetns
 
@@ -56,7 +56,7 @@ class Boxes:
         for box, bridge, what in spec:
             if box.network:
                 endpoint = Site.known(box, spec=what)
-                found |= site.inventory(endpoint).elements(endpoint.id)
+                found |= of_endpoint(site.inventory(endpoint), endpoint)
             else:
                 found |= site.guarded(box, bridge, spec=what)
         return found
@@ -213,7 +213,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
 
 def test_all_is_everything(site: Site, boxes: Boxes) -> None:
     """`all` on a network that is confined by itself: everything leaves, of this container only."""
-    load(site, boxes, "all", more=confining_elements(boxes.bridge, egress_restricted=True))
+    load(site, boxes, "all", more=confining(boxes.bridge))
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
     assert host_hears(site, boxes.web, HOST) == EVERYTHING
     assert left(site, boxes.twin, None) == set()
@@ -294,7 +294,7 @@ def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxe
 
 def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes) -> None:
     """A network whose own options say `none` lets nobody begin anything from its first moment on."""
-    site.load(more={*confining_elements(boxes.bridge, egress_restricted=True), *claimed("br-000000000001")})
+    site.load(more={*confining(boxes.bridge), *claimed("br-000000000001")})
     assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.web, HOST) == set()
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS
@@ -308,7 +308,8 @@ def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
         Container("c", "web", label.spec, label.problems),
     )
     endpoint = dataclasses.replace(dockers.web.endpoint, container=container)
-    site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *claimed(dockers.bridge)})
+    bridge = claimed(dockers.bridge) | confining(dockers.bridge)
+    site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *bridge})
     assert left(site, dockers.web, None) == set()
     with dockers.web.probe.serve(tcp=[80]):
         assert site.wan.probe.tcp(str(dockers.web.v6), 80) == "open"

@@ -20,13 +20,13 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
 from plugin.model import Address, BridgeNetwork, Container, Defaults, Endpoint, PolicySpec
 from plugin.nftables import sets
-from plugin.policy.facts import Noted
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state import flow_cutter
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite, until
-from tests.kernel.site import Box, Site, claimed
+from tests.kernel.site import Box, Site, seen
 from tests.lab import NamedNetns
 
 BRIDGE = "br-000000000001"
@@ -69,7 +69,7 @@ class Firewall:
         self.state = Reconciler(self.site.nft, store, Defaults())
         networks = {network.id: network for network in self.site.networks.values()}
         state = store.load() if (self._path / "state.json").exists() else State(networks)
-        self.state.start(state, {"links": Noted(frozenset(claimed(BRIDGE)))})
+        self.state.start(Facts(state, bridges=seen(BRIDGE)))
         self.guard = EndpointTracker(self.state)
 
     def says(self, box: Box, **words: str) -> None:

@@ -24,7 +24,7 @@ from plugin.kernel.links import bridge_name
 from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 from tests.kernel.packets import Packet, icmp, tcp, udp, until
 from tests.kernel.running import ROOT, Running, UnixConnection, took
 from tests.kernel.site import Box, Site
@@ -39,8 +39,11 @@ class Known:
     """The reconciler, as far as the drop log sees it."""
 
     def __init__(self, inventory: Inventory) -> None:
-        self.inventory = inventory
-        self.locked = threading.RLock()
+        self._inventory, self._lock = inventory, threading.RLock()
+
+    def read(self, question: Callable[[Inventory], Any]) -> Any:
+        with self._lock:
+            return question(self._inventory)
 
 
 class Told:

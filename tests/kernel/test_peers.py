@@ -17,12 +17,13 @@ from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, PolicySpec, Proto, Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
-from plugin.policy.facts import Inventory, Noted
+from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import arrived, new_flow, ping
-from tests.kernel.site import Box, Site, claimed
+from tests.kernel.site import Box, Site, seen
 
 _ports = itertools.cycle(range(20000, 60000))
 ONE, TWO = "br-000000000001", "br-000000000002"
@@ -92,7 +93,7 @@ def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Reconciler]:
     """The one writer, with our networks and nobody on them. The test runs inside the host."""
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        made.start(State(dict(site.networks)), {"links": Noted(frozenset(claimed(ONE, TWO)))})
+        made.start(Facts(State(dict(site.networks)), bridges=seen(ONE, TWO)))
         site.forget_flows()
         yield made
 
@@ -133,7 +134,8 @@ def test_a_peer_follows_its_containers(
     site: Site, boxes: Boxes, writer: Reconciler, peer: str, name: str, project: str, service: str, network: str
 ) -> None:
     """Nobody is meant until the first one comes; each that comes may, who is not meant may not, who goes may not."""
-    writer.know_networks(frozenset({"shop_back" if network == "shop_back" else "back", "front"}))
+    names = frozenset({"shop_back" if network == "shop_back" else "back", "front"})
+    writer.observe(lambda facts: dataclasses.replace(facts, names=names))
     writer.put_endpoint(known(boxes.web, "web", label(allow=f"5432 from {peer}")))
     stray = known(boxes.stray, "stray", project="third", service="stray", network="elsewhere")
     writer.put_endpoint(stray)
@@ -198,7 +200,8 @@ def test_names_of_too_many_open_nothing(
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
     writer.put_endpoint(known(boxes.api2, "api2"))
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, port=7001) == [False, False, True]
-    assert "allows nothing for project:shop" in writer.inventory.too_many(boxes.web.endpoint.id)[0]
+    web = ElementOwner(Kind.ENDPOINT, boxes.web.endpoint.id)
+    assert "allows nothing for project:shop" in writer.snapshot().too_many(web)[0]
     writer.drop_endpoint(boxes.api2.endpoint.id)
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
 

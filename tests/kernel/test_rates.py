@@ -25,7 +25,7 @@ from plugin.nftables.table import NftError
 from plugin.policy import rate_quota
 from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, tcp
-from tests.kernel.site import Box, Site
+from tests.kernel.site import Box, Site, of_endpoint
 from tests.lab import NamedNetns
 
 _ports = itertools.cycle(range(20000, 60000))
@@ -253,7 +253,7 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
 
 def _elements(site: Site, boxes: Boxes, spec: PolicySpec) -> set[Element]:
     endpoint = Site.known(boxes.db, spec=spec)
-    return set(site.inventory(endpoint).elements(endpoint.id))
+    return set(of_endpoint(site.inventory(endpoint), endpoint))
 
 
 def _handle(site: Site) -> str:

@@ -45,11 +45,12 @@ from plugin.model import (
 )
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.bans import ban_elements, read
-from plugin.policy.decide import closed_ports, prefix_of
-from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.decide import prefix_of
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
+from plugin.policy.view import Inventory, evaluated
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing
@@ -296,11 +297,8 @@ def inventory_of(
 ) -> Inventory:
     """All that is known, of these words."""
     places = {name: bed.place(name, each) for name, each in nets.items()}
-    state = State(dict(bed.networks), {}, bans=bans)
-    state.networks = {**state.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
-    noted = {f"network {p.id}": Noted(place=Place(p)) for p in places.values() if isinstance(p, BridgeNetwork)}
-    inventory = Inventory(defaults, state, noted, {s.name: t["override"] for s, t in zip(bed.seats, told, strict=True)})
-    inventory.directory.networks = frozenset(places)
+    ours = {**bed.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
+    guests: dict[str, TrackedEndpoint] = {}
     endpoints: dict[str, Endpoint] = {}
     for seat, each in zip(bed.seats, told, strict=True):
         if not each["there"]:
@@ -331,10 +329,17 @@ def inventory_of(
         if isinstance(place, Network):
             endpoints[endpoint.id] = endpoint
         else:
-            guest = TrackedEndpoint(endpoint, True, 0, each["sure"])
-            shut = frozenset(closed_ports(inventory.decide(place, guest.as_known), endpoint))
-            noted[f"endpoint {endpoint.id}"] = Noted(place=Place(place, guest, shut))
-    state.endpoints = endpoints
+            guests[endpoint.id] = TrackedEndpoint(endpoint, True, each["sure"])
+    facts = Facts(
+        State(ours, endpoints, bans=bans),
+        names=frozenset(places),
+        guests=guests,
+        listed=True,
+        networks={p.id: p for p in places.values() if isinstance(p, BridgeNetwork)},
+    )
+    inventory = evaluated(defaults, facts)
+    inventory.overrides = {s.name: t["override"] for s, t in zip(bed.seats, told, strict=True)}
+    inventory.take(inventory.settled(inventory.facts, inventory.owners()), ())
     inventory.reindex(inventory.owners())
     return inventory
 

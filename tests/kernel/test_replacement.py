@@ -13,11 +13,11 @@ import pytest
 
 from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
-from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory, Noted
+from plugin.policy.facts import ProxyFacts
+from plugin.policy.view import Inventory, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
@@ -40,10 +40,10 @@ def web(site: Site) -> Box:
 
 def known(site: Site, web: Box) -> Inventory:
     """The container may begin nothing, docker-proxy has a closed port, an address is banned, dockerd has a group."""
-    inventory = site.inventory(Site.known(web, spec=PolicySpec(egress=())))
-    inventory.noted["closed"] = Noted(frozenset({*map(proxied_element, CLOSED), Element("proxies", (1 << 50,))}))
-    inventory.state = dataclasses.replace(inventory.state, bans={ip_network(BANNED): 0.0})
-    return inventory
+    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
+    facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
+    proxies = ProxyFacts(frozenset({1 << 50}))
+    return evaluated(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
 
 
 def elements(inventory: Inventory) -> set[Element]:
@@ -188,7 +188,7 @@ def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
     made = Writes(site, tmp_path)
     inventory = known(site, web)
     with site.inside():
-        made.start(inventory.state, dict(inventory.noted))
+        made.start(inventory.facts)
     return made
 
 

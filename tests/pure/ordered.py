@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import MappingProxyType
 
 from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
-from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, FwError, Network, Published
-from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Published
+from plugin.nftables.sets import Element
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
+from tests.pure import fakes
+from tests.pure.fakes import Disk
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 #: A network of the driver's, and two of Docker's own.
@@ -25,57 +27,14 @@ PLAIN = Defaults()
 HOST = {IPv4Address("198.51.100.1").packed, IPv6Address("2001:db8:ffff::1").packed, IPv4Address("127.0.0.1").packed}
 
 
-class Kernel:
-    """The table as the kernel holds it; `refuses` so many transactions from now on."""
+class Kernel(fakes.Kernel):
+    """The table as the kernel holds it."""
 
-    def __init__(self) -> None:
-        self.table: set[Element] = set()
-        self.timed: dict[Element, int] = {}
-        self.refuses = 0
-
-    def limits(self) -> frozenset[str]:
-        return frozenset()
-
-    def replace(
-        self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), **_: object
-    ) -> None:
-        self._may_refuse()
-        self.table, self.timed = set(elements), dict(timed)
-
-    def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-        if not change and not timed:
-            return
-        self._may_refuse()
-        if set(change.remove) - self.table - self.timed.keys():
-            raise NftError("No such file or directory")
-        self.table = (self.table - set(change.remove)) | set(change.add)
-        self.timed = {k: v for k, v in self.timed.items() if k not in change.remove} | dict(timed)
-
-    def dump(self, name: str) -> list[bytes]:
-        """Nothing is held."""
-        return []
-
-    def _may_refuse(self) -> None:
-        if self.refuses:
-            self.refuses -= 1
-            raise NftError("refused")
+    table: set[Element]
 
     def opens(self, address: object) -> set[int]:
         """TCP ports that everybody may reach there."""
         return {int(e.key[2]) for e in self.table if e.set.startswith("allow") and e.key[0] == address}  # type: ignore[arg-type]
-
-
-class Disk:
-    """A store that may be full."""
-
-    def __init__(self) -> None:
-        self.kept = State()
-        self.full = False
-
-    def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
-        if self.full:
-            raise FwError("could not write the state file: No space left on device")
-        self.kept = dataclasses.replace(state)
 
 
 def container(name: str, labels: Mapping[str, str] = MappingProxyType({}), network: str = "") -> Container:
@@ -115,7 +74,7 @@ class Site:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
-        self.state.start(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there))
+        self.state.start(Facts(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there)))
         self.guard = EndpointTracker(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)

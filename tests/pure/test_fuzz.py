@@ -23,7 +23,6 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin.docker.tracker import EndpointTracker
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
@@ -37,6 +36,7 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, PolicySpec, Published, Rule
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
@@ -139,12 +139,12 @@ class Plugin:
     def __init__(self, unix: socket.socket) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, Defaults(PolicySpec(allow=(Rule("udp", 161, 161),))))  # type: ignore[arg-type]
-        self.state.start(State())
+        self.state.start(Facts(State()))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, none)
         asked: Any = AddressPolicy()
         self.app: Flask = create_app(made, asked)
-        add_routes(self.app, AdminCommands(self.state, EndpointTracker(self.state), own=set), asked)
+        add_routes(self.app, AdminCommands(self.state, own=set), asked)
         self.drops = DropLog(self.state, lambda: True)
         self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
         add_route(self.app, self.drops)

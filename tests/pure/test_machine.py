@@ -22,6 +22,7 @@ from plugin.driver.http import create_app
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, DockerUnavailable
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
@@ -141,7 +142,7 @@ class Calls(RuleBasedStateMachine):
     def start(self, state: State) -> None:
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, self.disk, Defaults(parse(SETTING, "setting ").spec))  # type: ignore[arg-type]
-        self.state.start(state)
+        self.state.start(Facts(state))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, self.api)  # type: ignore[arg-type]
         self.client = create_app(made, none).test_client()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -31,8 +32,9 @@ from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
 from plugin.nftables.sets import Element
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
@@ -62,7 +64,7 @@ class Host:
 
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, Disk(), Defaults())  # type: ignore[arg-type]
-        self.state.start(State())
+        self.state.start(Facts(State()))
         bridge = text()
         network = {
             "Id": "a" * 64, "Name": text(), "Driver": "bridge",
@@ -77,7 +79,7 @@ class Host:
         self.bridges = Bridges(set)
         self.bridges.see(Link(n, name, bridge=True) for n, name in enumerate(self.links, 2))
         self.bridges.told(self.dockers, self.bridges.now() + 60)
-        self.state.note({"links": self.bridges.noted()})
+        self.state.observe(lambda facts: dataclasses.replace(facts, bridges=self.bridges.facts()))
         self.guard = EndpointTracker(self.state)
         labels = {
             "fw.allow": f"8080, 5432 from service:{text()}", f"fw.network.{text()}.allow": "9000", f"fw.{text()}": "1",
@@ -109,7 +111,7 @@ class Host:
         return self.state.snapshot()
 
     def status(self) -> dict[str, Any]:
-        guarded = status.guarded_networks(self.inventory, self.guard.known(), self.guard.networks.values(), A, MARK, {})
+        guarded = status.guarded_networks(self.inventory, A, MARK, {})
         return {
             "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.not_guarded,
             "foreign": sorted(self.bridges.unmanaged()), "overrides": [], "banned": 0, "listening": True,
@@ -196,13 +198,10 @@ def _shown(host: Host) -> Iterator[str]:
             yield printable(str(error))
     closed = parse({"fw.policy": "closed"}, "setting ").spec
 
-    def change(other: Inventory) -> None:
-        other.defaults = Defaults(closed)
-
     told = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
-    told["policy"] = plan.policies(plan.under(inventory, lambda _: None), plan.under(inventory, change))
+    told["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))
     yield render.plain(render_answers.plan(told))
-    endpoint = next(iter(host.guard.known()))
+    endpoint = host.guard.guests[0].as_known
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])
     yield line(drop.told())

@@ -14,13 +14,11 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api.find_container import containers, whom
 from plugin.fwctl.api.status import override
-from plugin.kernel import conntrack, link_monitor
+from plugin.kernel import link_monitor
 from plugin.labels.grammar import parse_allow, parse_deny
 from plugin.model import Address, FwError, Overriding, Prefix, Rule
-from plugin.nftables.table import NftError
 from plugin.policy import bans, overrides
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -45,14 +43,12 @@ class AdminCommands:
     def __init__(
         self,
         reconciler: Reconciler,
-        guard: EndpointTracker,
         not_guarded: Callable[[], Mapping[str, str]] = dict,
         spoken: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         own: Callable[[], set[bytes]] = link_monitor.addresses,
     ) -> None:
         self._state = reconciler
-        self._guard = guard
         self._apart = not_guarded
         self._spoken = spoken
         self._clock = clock
@@ -62,37 +58,26 @@ class AdminCommands:
     def override(self, container: str, texts: Sequence[str], seconds: float | None, *, deny: bool) -> dict[str, Any]:
         """`fwctl allow` and `fwctl deny`: `texts` in the language, for `seconds` (None: for ever)."""
         rules = _read(texts, deny=deny)
-        with self._state.locked:
-            there = containers(self._state.inventory)
+        there = self._state.read(containers)
         identity = whom(there, container, self._apart())
         until = self._clock() + seconds if seconds else 0
         words = [Overriding(identity, rule, deny, until) for rule in rules]
-        self._state.edit_state(partial(_with, words), [identity])
-        self._again([identity])
+        self._state.edit_state(partial(_with, words))
         self._spoken()
         for word in words:
             log.info("fwctl %s %s of %s%s", "deny" if deny else "allow", word.rule, there[identity], _for(seconds))
         return {"container": there[identity], "id": identity, "said": list(map(override, words))}
 
-    def _again(self, containers: Collection[str]) -> None:
-        """What was said stands already; published ports of docker-proxy's follow at the next event if not now."""
-        try:
-            self._guard.again(containers)
-        except NftError as error:
-            log.error("published ports may not follow yet: %s", error)
-
     def revert(self, container: str | None) -> dict[str, Any]:
         """`fwctl revert`: a container is as its labels say; None: all are. One that does not run goes by its ID."""
-        with self._state.locked:
-            spoken = {each.container for each in self._state.state.overrides}
-            there = containers(self._state.inventory)
+        spoken = {each.container for each in self._state.state.overrides}
+        there = self._state.read(containers)
         meant = spoken
         if container is not None:
             known = {**dict.fromkeys(spoken, ""), **there}
             meant = {whom(known, container, self._apart())} & spoken
         if meant:
-            self._state.edit_state(partial(overrides.without, containers=meant), meant)
-            self._again(meant)
+            self._state.edit_state(partial(overrides.without, containers=meant))
         for each in meant:
             log.info("fwctl revert %s", there.get(each) or each[:12])
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}
@@ -109,9 +94,8 @@ class AdminCommands:
         if wrong:
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise FwError("; ".join(wrong[:8]) + more)
-        self._state.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
-        # Their packets are dropped already, but for those of flows in a flow table, which pass by every rule.
-        cut = conntrack.cut_prefixes(list(read))
+        # Their packets are dropped at once, but for those of flows in a flow table, which pass by every rule.
+        cut = self._state.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
         log.info("fwctl ban %s: %d flows cut", ", ".join(map(bans.written, list(read)[:8])), cut.deleted)
         told = [bans.told(prefix, until) for prefix, until in read.items()]
         return {"banned": told, "cut": cut.deleted, "notes": cut.notes}
@@ -142,8 +126,7 @@ class AdminCommands:
             for deny in (False, True):  # one by one: what closes must not wait for what opens, if the disk is full
                 concerned = {each.container for each in overrides.ended(self._state.state, now) if each.deny is deny}
                 if concerned:
-                    self._state.edit_state(partial(overrides.lapsed, now=now, deny=deny), concerned)
-                    self._guard.again(concerned)
+                    self._state.edit_state(partial(overrides.lapsed, now=now, deny=deny))
                     log.info("an override by fwctl %s has ended", "deny" if deny else "allow")
             if abs(now - self._swept) >= _SWEEP:
                 self._swept = now

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from plugin.docker.engine import Engine
 from plugin.model import PROTO_NUMBER, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
-from plugin.policy.facts import subnets
+from plugin.policy.view import subnets
 
 
 def without_effect(

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from plugin.model import Address, Published
-from plugin.policy.facts import Inventory, Owner
+from plugin.policy.facts import ElementOwner
 from plugin.policy.verdict import Found
+from plugin.policy.view import Inventory
 from plugin.text import readable
 
 #: Seconds after which the list is made anew for an address that is not in it.
@@ -21,9 +22,9 @@ class Names:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._owners: dict[Address, Owner] = {}
+        self._owners: dict[Address, ElementOwner] = {}
         #: By protocol and port of the host, who has published it.
-        self._published: dict[tuple[str, int], Owner] = {}
+        self._published: dict[tuple[str, int], ElementOwner] = {}
         self._made = self._took = float("-inf")
 
     def find(self, inventory: Inventory, address: Address) -> Found | None:

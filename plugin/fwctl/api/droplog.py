@@ -11,16 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from plugin.fwctl.api.drop_names import Names, name
 from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, NfLog, TakenError
 from plugin.nftables.document import LOG_GROUP
-from plugin.policy.facts import Inventory
 from plugin.policy.verdict import ICMP, Packet, number_of, verdict
+from plugin.policy.view import Inventory
 from plugin.text import readable
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,13 @@ TAKEN = (
 )
 
 
+T = TypeVar("T")
+
+
 class Knows(Protocol):
-    """The reconciler, as far as names go; its inventory is to be read under `locked`."""
+    """The reconciler, as far as names go."""
 
-    @property
-    def locked(self) -> AbstractContextManager[Any]: ...
-
-    @property
-    def inventory(self) -> Inventory: ...
+    def read(self, question: Callable[[Inventory], T]) -> T: ...
 
 
 class Tells(Protocol):
@@ -193,13 +192,9 @@ class DropLog:
         read = [(each, of) for each in told if (of := header(each.payload))]
         links = {index: _link(index) for each, _ in read for index in (each.indev, each.outdev)}
         if read:
-            with self._state.locked:
-                inventory = self._state.inventory
-                for each, of in read:
-                    drop, logs = self._drop(inventory, each, of, now, links)
-                    drops.append(drop)
-                    if logs:
-                        lines.append(_Line(drop.container or str(drop.address), drop))
+            named = self._state.read(lambda known: [self._drop(known, each, of, now, links) for each, of in read])
+            drops = [drop for drop, _ in named]
+            lines = [_Line(drop.container or str(drop.address), drop) for drop, logs in named if logs]
             self.ring.put(drops)
         for written in lines:
             if self._lines.allow(written.who, self._clock()):

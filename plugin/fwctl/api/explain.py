@@ -15,8 +15,8 @@ from plugin.fwctl.api.docker_firewall_drops import dockers
 from plugin.fwctl.api.flow_ends import End, ends, nobody, pairs
 from plugin.labels.grammar import parse_deny
 from plugin.model import PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, FwError, Published
-from plugin.policy.facts import Inventory
 from plugin.policy.verdict import ICMP, Found, Packet, Step, find, number_of, verdict
+from plugin.policy.view import Inventory
 
 NOTE = "not asked: ufw, firewalld and whatever else stands in this host's firewall; their drop is one too"
 _PING = ("icmp", "icmpv6", "icmp6", "ping")

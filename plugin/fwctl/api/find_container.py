@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from plugin.model import FwError
-from plugin.policy.facts import Inventory
+from plugin.policy.view import Inventory
 
 #: Characters of an ID that are enough, if there is one such container only.
 _ENOUGH = 4

@@ -10,8 +10,8 @@ from plugin.fwctl.api.find_container import containers, whom
 from plugin.model import Address, FwError, Prefix
 from plugin.policy.bans import holding
 from plugin.policy.decide import prefix_of
-from plugin.policy.facts import Inventory, subnets
 from plugin.policy.verdict import find, policy_of
+from plugin.policy.view import Inventory, subnets
 
 #: Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which nobody on the Internet has.
 _NOBODY: dict[int, list[Address]] = {

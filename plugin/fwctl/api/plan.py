@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
-from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy, Published
+from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy
 from plugin.nftables.document import skeleton
 from plugin.nftables.drift import Told, told
-from plugin.nftables.sets import Change, Element
-from plugin.policy.decide import closed_ports, closed_together
-from plugin.policy.facts import Inventory, Noted, Owner
+from plugin.nftables.sets import Change
+from plugin.policy.facts import Facts
+from plugin.policy.frozen import FrozenDict
+from plugin.policy.view import Inventory
 
 
-def under(inventory: Inventory, change: Callable[[Inventory], None]) -> Inventory:
-    """The inventory as it would be; `change` gets one of its own, whose names are looked up anew after it."""
-    other = dataclasses.replace(inventory.copy(), directory=type(inventory.directory)())
-    other.directory.networks = inventory.directory.networks
-    change(other)
-    other.reindex(other.owners())
-    closed = _closed(other)
-    for owner, noted in list(other.noted.items()):
-        if noted.place and noted.place.guest:
-            ports = closed.get(noted.place.guest.container_id, frozenset())
-            other.noted[owner] = dataclasses.replace(noted, place=dataclasses.replace(noted.place, closed=ports))
-    return other
-
-
-def _closed(inventory: Inventory) -> dict[str, frozenset[Published]]:
-    """As `plugin.docker.tracker` judges it."""
-    places: dict[str, list[frozenset[Published]]] = {}
-    guests = [(n.place.network, n.place.guest) for n in inventory.noted.values() if n.place and n.place.guest]
-    for network, guest in guests:
-        if guest.endpoint.published:
-            ports = closed_ports(inventory.decide(network, guest.as_known), guest.endpoint)
-            places.setdefault(guest.container_id, []).append(frozenset(ports))
-    return closed_together(places, {guest.container_id for _, guest in guests if not guest.sure})
-
-
-def with_containers(known: Mapping[str, Container]) -> Callable[[Inventory], None]:
+def with_containers(known: Mapping[str, Container]) -> Callable[[Facts], Facts]:
     """Labels as they would be read, by the endpoint's ID."""
 
-    def change(inventory: Inventory) -> None:
-        for owner, noted in list(inventory.noted.items()):
-            if noted.place and (guest := noted.place.guest):
-                endpoint = _with(guest.endpoint, known)
-                place = dataclasses.replace(noted.place, guest=dataclasses.replace(guest, endpoint=endpoint))
-                inventory.noted[owner] = dataclasses.replace(noted, place=place)
-        endpoints = {key: _with(endpoint, known) for key, endpoint in inventory.state.endpoints.items()}
-        inventory.state = dataclasses.replace(inventory.state, endpoints=endpoints)
+    def change(facts: Facts) -> Facts:
+        guests = {k: dataclasses.replace(g, endpoint=_with(g.endpoint, known)) for k, g in facts.guests.items()}
+        endpoints = {key: _with(endpoint, known) for key, endpoint in facts.saved.endpoints.items()}
+        saved = dataclasses.replace(facts.saved, endpoints=FrozenDict(endpoints))
+        return dataclasses.replace(facts, saved=saved, guests=FrozenDict(guests))
 
     return change
 
@@ -57,15 +30,6 @@ def with_containers(known: Mapping[str, Container]) -> Callable[[Inventory], Non
 def _with(endpoint: Endpoint, known: Mapping[str, Container]) -> Endpoint:
     container = known.get(endpoint.id)
     return dataclasses.replace(endpoint, container=container) if container and endpoint.container else endpoint
-
-
-def noting(owner: Owner, noted: Iterable[Element]) -> Callable[[Inventory], None]:
-    what = frozenset(noted)
-
-    def change(inventory: Inventory) -> None:
-        inventory.noted[owner] = Noted(what)
-
-    return change
 
 
 def policies(before: Inventory, after: Inventory) -> list[Told]:

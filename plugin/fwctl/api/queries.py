@@ -5,9 +5,11 @@ Each answer is made from a copy of what is known, so that no container waits for
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,19 +19,18 @@ from plugin.docker.client import DockerApi
 from plugin.docker.engine import unfit
 from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import own_ports
-from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import export, plan, status
 from plugin.fwctl.api.explain import Around, explain
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
 from plugin.kernel.resolver import asked_from_host
-from plugin.model import Address, DockerUnavailable, FwError, Prefix, Published
+from plugin.model import Address, DockerUnavailable, FwError, Published
 from plugin.nftables import drift, dump
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory
-from plugin.policy.overrides import in_force, unwatched
+from plugin.policy.facts import Facts
+from plugin.policy.view import evaluated
 from plugin.settings import Settings
 from plugin.state.reconciler import Reconciler
 
@@ -38,6 +39,8 @@ _OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED
 _OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
 #: How often the kernel is read without holding anything up, before it is read under the lock.
 _TRIES = 3
+#: What is known, elements, the lease; the rules as text, and as the kernel told them when they had been put there.
+Should = tuple[tuple[Facts, list[Element], dict[Element, int]], tuple[str, tuple[bytes, ...]]]
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +50,6 @@ class AdminQueries:
     def __init__(
         self,
         reconciler: Reconciler,
-        guard: EndpointTracker,
         nft: Nft,
         bridges: Bridges,
         follower: DockerFollower,
@@ -59,7 +61,6 @@ class AdminQueries:
         boot: Callable[[], str] = str,
     ) -> None:
         self._state = reconciler
-        self._guard = guard
         self._nft = nft
         self._bridges = bridges
         self._follower = follower
@@ -72,17 +73,13 @@ class AdminQueries:
 
     def status(self) -> dict[str, Any]:
         """What there is and what it answers on, for people and programs."""
-        # Before the snapshot, and never under the reconciler's lock: the guard's comes first.
-        guests, networks = self._guard.known(), list(self._guard.networks.values())
         inventory, now = self._state.snapshot(), time.time()
         dropped = self._dropped()
         return {
             "version": __version__,
             "now": now,
             "networks": status.driver_networks(inventory, dropped),
-            "guarded": status.guarded_networks(
-                inventory, guests, networks, self._api.engine, self._settings.mark, dropped
-            ),
+            "guarded": status.guarded_networks(inventory, self._api.engine, self._settings.mark, dropped),
             "apart": dict(self._follower.not_guarded),
             "foreign": sorted(self._bridges.unmanaged()),
             "overrides": status.elsewhere(inventory),
@@ -116,8 +113,8 @@ class AdminQueries:
         if given:
             settings = self._read(given)
             found["notes"] = _notes(given)
-            before = plan.under(inventory, lambda _: None)
-            after = plan.under(inventory, self._changed(settings))
+            before = evaluated(self._settings.defaults, inventory.facts)
+            after = evaluated(settings.defaults, self._changed(settings, inventory.facts))
             found["policy"] = plan.policies(before, after)
             found["elements"] = drift.elements(plan.difference(before, after), who)
             if settings.mark != self._settings.mark:
@@ -127,11 +124,7 @@ class AdminQueries:
 
     def export(self) -> dict[str, Any]:
         """The table as a file for `nft -f`."""
-
-        def lasting(inventory: Inventory) -> None:
-            inventory.overrides = in_force(unwatched(inventory.state))
-
-        inventory = plan.under(self._state.snapshot(), lasting)
+        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._state.facts, suspended=True))
         elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
         banned, timed = ban_elements(inventory.state.bans, time.time())
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
@@ -148,50 +141,44 @@ class AdminQueries:
         )
         return {"text": text}
 
-    def _changed(self, settings: Settings) -> Callable[[Inventory], None]:
-        changes: list[Callable[[Inventory], None]] = []
+    def _changed(self, settings: Settings, facts: Facts) -> Facts:
+        """What would be known under these settings."""
         if settings.dockerd_ports != self._settings.dockerd_ports:
-            asked = [each for ports in self._state.state.asked.values() for each in ports]
-            changes.append(plan.noting("dockerd", own_ports(settings.dockerd_ports, asked)))
+            asked = [each for ports in facts.saved.asked.values() for each in ports]
+            facts = dataclasses.replace(facts, dockerd=own_ports(settings.dockerd_ports, asked))
         if settings.trust_images != self._settings.trust_images:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
             except DockerUnavailable as silent:
                 raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
-            changes.append(plan.with_containers(look.containers))
-
-        def change(inventory: Inventory) -> None:
-            inventory.defaults = settings.defaults
-            for each in changes:
-                each(inventory)
-
-        return change
+            facts = plan.with_containers(look.containers)(facts)
+        return facts
 
     def _drift(self, who: drift.Names) -> list[drift.Told]:
         try:
             for _ in range(_TRIES):
                 found = dump.read()
-                with self._state.locked:
-                    same, should = self._nft.generation() == found.generation, self._should()
+                same, should = self._state.read(partial(self._compared, found))
                 if same:
                     break
             else:
-                with self._state.locked:
-                    found, should = dump.read(), self._should()
+                found, should = self._state.read(lambda _: (dump.read(), self._should()))
         except OSError as error:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
-        bans, elements, (text, put), lease = should
-        lasting, timed = ban_elements(bans, time.time())
+        (facts, elements, lease), (text, put) = should
+        lasting, timed = ban_elements(facts.saved.bans, time.time())
         # What ends in a moment may have ended.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
 
-    def _should(
-        self,
-    ) -> tuple[Mapping[Prefix, float], list[Element], tuple[str, tuple[bytes, ...]], dict[Element, int]]:
-        """Bans, elements, rules, lease as they should stand, to be compared when nobody waits for the lock."""
-        return self._state.state.bans, self._state.should(), self._nft.put(), self._state.lease.left()
+    def _compared(self, found: drift.TableDump, _: object) -> tuple[bool, Should]:
+        """Whether the kernel's table is still what was found, and what should be."""
+        return self._nft.generation() == found.generation, self._should()
+
+    def _should(self) -> Should:
+        """Elements and rules as they should be, to be compared when nobody waits for the lock."""
+        return self._state.should(), self._nft.put()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:

@@ -9,9 +9,10 @@ from plugin.docker.engine import Engine
 from plugin.fwctl.api.docker_firewall import within, without_effect
 from plugin.fwctl.api.find_container import containers
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
-from plugin.policy.decide import closed_ports, covers
-from plugin.policy.facts import Inventory, Owner
+from plugin.policy.decide import covers
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
+from plugin.policy.view import Inventory
 
 #: Packets that were dropped on their way to an address, and those that it began and may not.
 Dropped = Mapping[Address, tuple[int, int]]
@@ -31,22 +32,17 @@ def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, An
                 "subnets": [str(g.network) for g in (network.gateway4, network.gateway6) if g],
                 "internal": network.internal,
                 "problems": [],
-                "endpoints": [_endpoint(inventory, e.id, network, e, dropped) for e in there],
+                "endpoints": [
+                    _endpoint(inventory, ElementOwner(Kind.ENDPOINT, e.id), network, e, dropped) for e in there
+                ],
             }
         )
     return found
 
 
-def guarded_networks(
-    inventory: Inventory,
-    guests: Iterable[Endpoint],
-    networks: Iterable[BridgeNetwork],
-    engine: Engine,
-    mark: int,
-    dropped: Dropped,
-) -> list[dict[str, Any]]:
-    """Docker's own bridge networks."""
-    there = _by_network(guests)
+def guarded_networks(inventory: Inventory, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
+    """Docker's own bridge networks, and who is there: without its container where that is in doubt."""
+    there = _by_network(guest.as_known for guest in inventory.facts.guests.values())
     return [
         {
             "id": network.id,
@@ -59,7 +55,7 @@ def guarded_networks(
                 _guest(inventory, network, endpoint, engine, mark, dropped) for endpoint in there.get(network.id, ())
             ],
         }
-        for network in networks
+        for network in inventory.facts.networks.values()
     ]
 
 
@@ -73,7 +69,7 @@ def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
 def _guest(
     inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
 ) -> dict[str, Any]:
-    told = _endpoint(inventory, f"endpoint {endpoint.id}", network, endpoint, dropped)
+    told = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
     told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
     return told
 
@@ -84,18 +80,8 @@ def _without_effect(
     return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
 
 
-def closed(inventory: Inventory, networks: Mapping[str, BridgeNetwork], guests: Iterable[Endpoint]) -> list[Published]:
-    """The published ports on Docker's own networks that not everybody from outside may reach."""
-    return [
-        port
-        for guest in guests
-        if guest.network_id in networks
-        for port in closed_ports(inventory.decide(networks[guest.network_id], guest), guest)
-    ]
-
-
 def _endpoint(
-    inventory: Inventory, owner: Owner, network: Network | BridgeNetwork, endpoint: Endpoint, dropped: Dropped
+    inventory: Inventory, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint, dropped: Dropped
 ) -> dict[str, Any]:
     container = endpoint.container
     policy = inventory.decide(network, endpoint)

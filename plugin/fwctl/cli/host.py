@@ -88,7 +88,7 @@ def dry_run(options: argparse.Namespace) -> int:
     from plugin.fwctl.api.status import guarded_networks  # noqa: PLC0415
     from plugin.kernel import conntrack  # noqa: PLC0415
     from plugin.nftables import identity  # noqa: PLC0415
-    from plugin.policy.facts import Inventory  # noqa: PLC0415
+    from plugin.policy.view import evaluated  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
 
     try:
@@ -98,14 +98,12 @@ def dry_run(options: argparse.Namespace) -> int:
     except (FwError, DockerUnavailable) as error:
         failed(FwError(f"{error}; give it Docker's socket: -v /run:/host/run:ro, or FW_DOCKER_SOCKET=PATH"))
         return NO
-    inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.network_names
-    owners = inventory.reindex(inventory.owners())
-    told = guarded_networks(inventory, look.endpoints, look.networks, api.engine, settings.mark, {})
+    known = evaluated(settings.defaults, look.facts())
+    told = guarded_networks(known, api.engine, settings.mark, {})
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
         unmanaged = identity.find().unmanaged
-        flows = conntrack.closed_flows(inventory.answers_of(owners))
+        flows = conntrack.closed_flows(known.answers_of(known.owners()))
     except OSError as error:
         text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
         failed(FwError(text + "--cap-add NET_ADMIN"))

@@ -7,6 +7,7 @@ change that is lost with a power cut is one that the last second brought.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import threading
@@ -19,14 +20,13 @@ from typing import Any
 from plugin.daemon.early_table import shut
 from plugin.docker.bridges import Bridges
 from plugin.docker.snapshot import DockerSnapshot
-from plugin.fwctl.api.status import closed
 from plugin.fwctl.cli.client import ask
 from plugin.fwctl.host import boot_unit
 from plugin.jsonio import INTERFACE_NAME
 from plugin.model import BridgeNetwork, FwError
 from plugin.nftables.elements import guarded_elements
-from plugin.policy.facts import Inventory
 from plugin.policy.saved import State
+from plugin.policy.view import evaluated
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -116,17 +116,9 @@ def first_text(
     look: DockerSnapshot, bridges: tuple[Collection[str], Collection[str]], root: Path, settings: Settings
 ) -> str:
     """The file as `fwctl boot install` writes it, by what Docker lists and by what a docker-fw that runs says."""
-    inventory = Inventory(settings.defaults, noted=look.noted())
-    inventory.directory.networks = look.network_names
-    elements = (e for owner in inventory.reindex(inventory.owners()) for e in inventory.elements(owner))
-    networks = {network.id: network for network in look.networks}
-    ports = closed(inventory, networks, look.endpoints)
+    known = evaluated(settings.defaults, look.facts()).state
     told = _asked(root, "/bans").get("bans", [])
-    state = State(
-        proxied={"": tuple(ports)},
-        egress_restricted=frozenset(str(e.key[0]) for e in elements if e.set == "confined"),
-        bans={ip_network(each["address"]): each["until"] or 0 for each in told},
-    )
+    state = dataclasses.replace(known, bans={ip_network(each["address"]): each["until"] or 0 for each in told})
     return text(state, [network for network in look.networks if network.internal], *bridges, settings)
 
 

@@ -13,6 +13,7 @@ from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
+from plugin.policy.facts import BridgeFacts, Facts
 
 
 class World:
@@ -26,12 +27,12 @@ class World:
         self.endpoints: dict[str, Any] = {}
         self.listening = True
         self.doubted: list[str | None] = []
-        self.noted: dict[str, Any] = {}
+        self.facts = Facts()
         self.links: dict[int, Link] = {}
         self._stopped = threading.Event()
 
     #: Of the reconciler, which has taken all.
-    incomplete = False
+    incomplete = unfinished = False
 
     def hurry(self) -> None:
         """Nothing is waiting."""
@@ -56,8 +57,8 @@ class World:
     def doubt(self, bridge: str | None = None) -> None:
         self.doubted.append(bridge)
 
-    def note(self, noted: dict[str, Any]) -> None:
-        self.noted.update(noted)
+    def observe(self, edit: Callable[[Facts], Facts]) -> None:
+        self.facts = edit(self.facts)
 
     def generation(self) -> int:
         return self.number
@@ -190,4 +191,4 @@ def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("came", BRIDGE), {})
     assert world.woken == 1
-    assert {element.set for element in world.noted["links"].elements} == {"dockers", "bridges", "same_bridge"}
+    assert world.facts.bridges == BridgeFacts(dockers={BRIDGE.name}, guarded={BRIDGE.name}, there={BRIDGE.name})  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from plugin.docker.bridges import SETTLE, Bridges
 from plugin.kernel.link_monitor import Link
+from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import Element
 from tests.pure.strategies import examples
 
@@ -36,11 +37,11 @@ class Host:
     def ask(self, *dockers: str) -> None:
         self.bridges.told(frozenset(dockers), self.now)
 
-    def noted(self, name: str) -> set[object]:
-        return {element.key[0] for element in self.bridges.noted().elements if element.set == name}
+    def known(self, name: str) -> set[object]:
+        return set(getattr(self.bridges.facts(), name))
 
     def unmanaged(self) -> set[str]:
-        found = self.noted("foreign")
+        found = self.known("unmanaged")
         return {name for name, link in self.links.items() if link.index in found}
 
 
@@ -93,7 +94,7 @@ def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
     host.ask("old0")
     assert host.unmanaged() == {"front1", "br0"}
     assert host.bridges.unsure() == set()
-    assert host.noted("dockers") == {"old0"}
+    assert host.known("dockers") == {"old0"}
 
 
 def test_a_name_that_comes_back_is_somebody_elses() -> None:
@@ -138,19 +139,19 @@ def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
     host.have("br0", "front1", "docker0", "br-0123456789ab", "br-lan", "docker_gwbridge", "br-0123456789a")
     host.have("fw-0123456789ab", ours=True)
     by_name = {"docker0", "br-0123456789ab", "docker_gwbridge"}
-    assert host.noted("dockers") == host.bridges.dockers() == by_name
+    assert host.known("dockers") == host.bridges.dockers() == by_name
     # Who may begin a flow in a container's name is asked of every bridge that is guarded, known or not.
-    assert host.noted("bridges") == host.links.keys() - {"fw-0123456789ab"}
+    assert host.known("guarded") == host.links.keys() - {"fw-0123456789ab"}
     host.ask("front1", "gone0")
-    assert host.noted("dockers") == {*by_name, "front1"}
-    assert "fw-0123456789ab" not in host.noted("same_bridge")
+    assert host.known("dockers") == {*by_name, "front1"}
+    assert "fw-0123456789ab" not in host.known("there")
 
 
 def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
     """Whosever a bridge is: who is on it talks with who is on it."""
     host = Host()
     host.have("virbr0", "docker0")
-    pairs = {e for e in host.bridges.noted().elements if e.set == "same_bridge"}
+    pairs = {e for e in bridge_elements(host.bridges.facts()) if e.set == "same_bridge"}
     assert pairs == {Element("same_bridge", (name, name)) for name in ("virbr0", "docker0")}
 
 
@@ -161,7 +162,7 @@ def test_an_odd_name_never_reaches_the_table(name: str) -> None:
     host.have(name, name + "2")
     host.now += SETTLE
     host.ask(name + "2")
-    assert host.noted("dockers") == host.noted("bridges") == host.noted("same_bridge") == set()
+    assert host.known("dockers") == host.known("guarded") == host.known("there") == set()
 
 
 def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
@@ -173,7 +174,7 @@ def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
     host.now += 2 * SETTLE
     host.ask("br-0123456789ab")
     assert host.unmanaged() == set()
-    assert host.noted("dockers") == {"lan0"}
+    assert host.known("dockers") == {"lan0"}
 
 
 def test_a_list_that_is_not_understood_whole_frees_nobody() -> None:

@@ -37,6 +37,7 @@ from plugin.model import (
     Problem,
     Rule,
 )
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.pure.daemon.test_loops import until
@@ -60,14 +61,14 @@ class World:
         self.forgotten: list[str] = []
         #: Endpoints that the disk does not take, and how often it does not take the whole.
         self.refused: set[str] = set()
-        self.state = State()
+        self.facts = Facts(State(egress_restricted=frozenset({"gone0"})))
+        #: All that was observed.
+        self.steps: list[Facts] = []
         self.owed = 0
         self.unsure_ = False
-        self.remembered: frozenset[str] = frozenset()
         self.calls: list[tuple[Any, ...]] = []
         self.at_look: Callable[[], object] = lambda: None
         self.noted = 0
-        self.known: list[object] = []
         self.created_: list[str] = []
         self.sure = True
         self._events: queue.Queue[Event | None] = queue.Queue()
@@ -111,11 +112,18 @@ class World:
         self.endpoints[endpoint_id] = edit(self.endpoints[endpoint_id])
         return self.endpoints[endpoint_id]
 
-    def remember_foreign(self, names: frozenset[str]) -> None:
-        self.remembered = names
+    @property
+    def state(self) -> State:
+        return self.facts.saved
 
-    def know_networks(self, names: frozenset[str]) -> None:
-        self.known.append(names)
+    def observe(self, edit: Callable[[Facts], Facts]) -> None:
+        self.facts = edit(self.facts)
+        self.steps.append(self.facts)
+
+    @property
+    def everybody(self) -> bool:
+        """Which networks there are is known, and that no other one restricts anybody."""
+        return not self.state.egress_restricted
 
     @property
     def unsaved_reason(self) -> str:
@@ -128,9 +136,6 @@ class World:
         self.owed = 0
 
     networks: Mapping[str, Network] = MappingProxyType({})
-
-    def forget_confined(self, bridges: object) -> None:
-        self.known.append("everybody")
 
     def undo(self, gone: Endpoint | Network) -> None:
         self.forgotten.append(gone.id)
@@ -237,7 +242,7 @@ def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, followe
     """Where Docker's list could not be read whole, what fwctl denied a container that is not in it stays denied, and
     its closed ports stay closed."""
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
-    world.state = State(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),))
+    world.facts = Facts(State(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
     follower.wake()
     until(lambda: world.told("replace", (), (), frozenset({"a"})))
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}), complete=False)
@@ -302,15 +307,16 @@ def test_an_unknown_bridge_is_asked_about_again(
     follower.wake()
     until(lambda: world.looked)
     clock[0] += SETTLE
-    until(lambda: world.remembered == {"virbr0"})
+    until(lambda: world.state.unmanaged == {"virbr0"})
 
 
 def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: DockerFollower) -> None:
     """A rule may speak of a network by name, an empty one too; who was confined before is known anew after a look."""
     world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
     world.tell("subscribed")
-    until(lambda: "everybody" in world.known)
-    assert world.known[0] == {"front", "bridge"}
+    until(lambda: world.everybody)
+    first = next(facts for facts in world.steps if facts.names)
+    assert (first.names, first.saved.egress_restricted) == ({"front", "bridge"}, {"gone0"})
 
 
 def test_an_old_answer_makes_nobody_known(
@@ -322,7 +328,7 @@ def test_an_old_answer_makes_nobody_known(
     looked = world.looked
     world.tell("subscribed")
     until(lambda: world.looked > looked + 1)
-    assert "everybody" not in world.known
+    assert not world.everybody
 
 
 def test_a_container_is_asked_about_while_it_can_be(world: World, follower: DockerFollower) -> None:
@@ -431,7 +437,7 @@ def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
     made = Driver(state, links, nothing, nothing, nothing)
     network = Network(JOINED.network_id, "fw-n", IPv4Interface("10.0.0.1/24"))
     endpoint = dataclasses.replace(JOINED, joined=False)
-    state.start(State({network.id: network}, {endpoint.id: endpoint}))
+    state.start(Facts(State({network.id: network}, {endpoint.id: endpoint})))
     made.forget(endpoint)
     assert disk.kept.endpoints == {}
     made.forget(network)

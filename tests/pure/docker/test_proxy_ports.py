@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,8 @@ from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
 from plugin.model import Address, Defaults, Published, Rule
-from plugin.nftables.elements import proxied_element
-from plugin.nftables.sets import AF, Element
 from plugin.policy import requested_ports as asking
-from plugin.policy.facts import Noted
+from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import MOST, Asked, asked
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -28,8 +27,7 @@ from tests.kernel.fakedocker import FakeDocker
 from tests.pure.fakes import Disk, Kernel
 
 ANY4, ANY6, ONE = IPv4Address(0), IPv6Address(0), IPv4Address("192.0.2.1")
-HOLDING = frozenset(Element("holding", (family,)) for family in AF.values())
-BLIND, KNOWN = {"proxies": Noted(HOLDING)}, {"proxies": Noted(frozenset({Element("proxies", (7,))}))}
+BLIND, KNOWN = ProxyFacts(holding=True), ProxyFacts(frozenset({7}))
 
 
 def tcp(port: int, host: Address = ANY4) -> Published:
@@ -126,8 +124,8 @@ def host() -> Host:
     return Host()
 
 
-def ports(elements: frozenset[Element]) -> set[Any]:
-    return {element.key[-1] for element in elements}
+def ports(found: Iterable[Published]) -> set[int]:
+    return {port.host_port for port in found}
 
 
 def test_who_was_there_before_is_the_hosts(host: Host) -> None:
@@ -136,7 +134,7 @@ def test_who_was_there_before_is_the_hosts(host: Host) -> None:
         host.listens(tcp(port))
     host.listens(tcp(40001), root=False)
     assert ports(host.listeners(asked=[Asked("tcp", ANY4, 8080, 8080)]).poll()) == {22, 40001}
-    assert ports(host.listeners(known=[proxied_element(tcp(8080), "listening")]).poll()) == {8080, 40001}
+    assert ports(host.listeners(known=[tcp(8080)]).poll()) == {8080, 40001}
 
 
 def test_who_comes_is_held_until_docker_has_been_asked(host: Host) -> None:
@@ -254,14 +252,24 @@ class Desk:
         self.rules = (Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789))
         state = state or State()
         own = own_ports(self.rules, [each for ports in state.asked.values() for each in ports])
-        self.reconciler.start(state, {"dockerd": Noted(own)})
+        self.reconciler.start(Facts(state, dockerd=own))
         self.ports = ProxyPorts(self.reconciler, host.listeners(), self.rules, **more)
 
     def of(self, *names: str) -> set[Any]:
-        return ports(frozenset(e for e in self.kernel.table or () if e.set.startswith(names)))
+        return {element.key[-1] for element in self.kernel.table or () if element.set.startswith(names)}
 
-    def noted(self, proxies: dict[str, Noted]) -> dict[str, set[Any]]:
-        return {name: ports(noted.elements) for name, noted in self.ports.noted(proxies).items()}
+    def look(self, proxies: ProxyFacts) -> Seen:
+        self.ports.look(proxies)
+        facts = self.reconciler.facts
+        assert facts.proxies == proxies
+        return Seen(ports(facts.listening), ports(facts.suspects))
+
+
+class Seen(NamedTuple):
+    """Ports of the host's own programs, and those on which a docker-proxy may listen."""
+
+    listening: set[int]
+    suspects: set[int]
 
 
 @pytest.fixture
@@ -307,11 +315,11 @@ def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
 def test_listeners_are_told_where_they_matter(desk: Desk) -> None:
     """Where docker-proxy is known by its control group the table needs none of them."""
     desk.host.listens(tcp(22))
-    assert desk.noted(BLIND)["listening"] == {22}
-    assert desk.noted(KNOWN) == {"proxies": {7}, "listening": set(), "suspects": set()}
+    assert desk.look(BLIND).listening == {22}
+    assert desk.look(KNOWN) == (set(), set())
     desk.host.listens(tcp(80))
     assert not desk.ports.waiting()
-    assert desk.noted(BLIND)["listening"] == {22}
+    assert desk.look(BLIND).listening == {22}
     assert desk.ports.waiting()
     assert desk.ports.held() == [tcp(80)]
 
@@ -323,40 +331,40 @@ def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkey
     monkeypatch.setattr(desk.ports._listeners, "_listed", lambda: looks.append(1) or truth())
     desk.host.listens(tcp(22))
     for _ in range(100):
-        desk.noted(KNOWN)
+        desk.look(KNOWN)
         desk.host.time += 0.2
     assert 1 < len(looks) < 10
     desk.host.listens(tcp(80))
-    assert desk.noted(BLIND)["listening"] == {22}
+    assert desk.look(BLIND).listening == {22}
     assert desk.ports.held() == [tcp(80)]
 
 
 def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
     """Without a rule for it a fresh listener is closed by its port, once it is seen, until it is known whose it is."""
     desk = Desk(host, kinds=lambda: (False, False))
-    desk.noted(KNOWN)
+    desk.look(KNOWN)
     host.listens(tcp(8080))
-    assert desk.noted(KNOWN) == {"proxies": {7}, "listening": set(), "suspects": {8080}}
+    assert desk.look(KNOWN) == (set(), {8080})
     host.time += 1
     desk.ports.judge(DockerSnapshot(), desk.ports.now())
-    assert desk.noted(KNOWN)["suspects"] == set()
+    assert desk.look(KNOWN).suspects == set()
 
 
 def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> None:
     """Docker lists a container that could not be inspected: any port may be its."""
-    desk.noted(BLIND)
+    desk.look(BLIND)
     desk.host.listens(tcp(8080))
-    desk.noted(BLIND)
+    desk.look(BLIND)
     desk.host.time += 1
     desk.ports.judge(DockerSnapshot(container_ids=frozenset("c")), desk.ports.now())
-    assert desk.noted(BLIND)["listening"] == set()
+    assert desk.look(BLIND).listening == set()
     assert desk.ports.lacks("cd") == ["c", "d"]
     desk.ports.asks("c", ())
     look = DockerSnapshot(container_ids=frozenset("c"))
     desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
-    assert desk.noted(BLIND)["listening"] == set()
+    assert desk.look(BLIND).listening == set()
     desk.ports.judge(look, desk.ports.now())
-    assert desk.noted(BLIND)["listening"] == {8080}
+    assert desk.look(BLIND).listening == {8080}
 
 
 def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path: Path) -> None:
@@ -374,10 +382,10 @@ def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path
         for port in (22, 8080):
             desk.host.listens(tcp(port))
         desk.ports._listeners._first = False
-        desk.noted(BLIND)
+        desk.look(BLIND)
         desk.host.time += 1
         desk.ports.judge(api.look(), desk.ports.now())
-        assert desk.noted(BLIND)["listening"] == {22}
+        assert desk.look(BLIND).listening == {22}
         assert desk.ports.held() == []
     finally:
         docker.close()
@@ -386,13 +394,13 @@ def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path
 def test_sockets_that_cannot_be_listed_leave_what_was_known(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's programs stay reachable, and nothing new becomes so."""
     desk.host.listens(tcp(22))
-    desk.noted(BLIND)
+    desk.look(BLIND)
 
     def fails() -> set[Listener]:
         raise OSError("no such family")
 
     monkeypatch.setattr(desk.ports._listeners, "_listed", fails)
-    assert desk.noted(BLIND)["listening"] == {22}
+    assert desk.look(BLIND).listening == {22}
 
 
 def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.docker.tracked import Guests, addresses
+from plugin.docker.tracked import Guests
 from plugin.model import Container, Endpoint, TrackedEndpoint
 from tests.pure.strategies import examples
 
 _FOUR = [None, IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")]
 _WHO = [None, Container("web", "web"), Container("db", "db")]
 _guests = st.builds(
-    lambda *each: TrackedEndpoint(Endpoint(*each[:4], joined=True, container=each[4]), listed=True, since=0),
+    lambda *each: TrackedEndpoint(Endpoint(*each[:4], joined=True, container=each[4]), listed=True),
     st.sampled_from("abcd"),
     st.sampled_from("mn"),
     st.sampled_from(_FOUR),
@@ -47,6 +47,6 @@ def test_they_are_found_as_if_all_were_looked_through(
     shares = {
         k for k, g in plain.items()
         if g.endpoint.network_id == asked.endpoint.network_id and k != asked.endpoint.id
-        and set(addresses(g.endpoint)) & set(addresses(asked.endpoint))
+        and set(g.endpoint.addresses) & set(asked.endpoint.addresses)
     }  # fmt: skip
     assert {g.endpoint.id for g in guests.at(asked.endpoint)} == shares

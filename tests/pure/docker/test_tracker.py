@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -28,6 +29,7 @@ from plugin.model import (
 )
 from plugin.nftables.sets import Element
 from plugin.policy.decide import BASE, of, passes
+from plugin.policy.facts import Facts
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
@@ -71,7 +73,11 @@ class Table(Reconciler):
     def __init__(self, defaults: Defaults = PLAIN, state: State | None = None) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         super().__init__(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
-        self.start(state or State())
+        self.start(Facts(state or State()))
+
+    def only(self, bridges: Collection[str]) -> None:
+        """Just these exist."""
+        self.observe(lambda facts: facts.keeping(lambda state: state.with_bridges(bridges)))
 
     def elements(self) -> set[Element]:
         return set(self.kernel.table or ())
@@ -465,9 +471,9 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Endpoin
     assert table.disk.kept.egress_restricted == {NETWORK.bridge}
     guard.leaves("", guest.container.id if guest.container else "")
     assert table.of("confined")
-    table.forget_confined({NETWORK.bridge})
+    table.only({NETWORK.bridge})
     assert table.disk.kept.egress_restricted == {NETWORK.bridge}
-    table.forget_confined(())
+    table.only(())
     assert not table.of("confined")
     assert table.disk.kept.egress_restricted == set()
 
@@ -479,7 +485,7 @@ def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
     guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)
     assert table.of("confined")
-    table.forget_confined(())
+    table.only(())
     assert not table.of("confined")
 
 
@@ -488,8 +494,7 @@ def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
     guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
     assert Element("served", (2, 6, 18080)) in table.elements()
-    table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 8080, 8080), deny=True)), [WEB.id])
-    guard.again()
+    table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 8080, 8080), deny=True)))
     assert table.opens(guest.addr4) == set()
     assert Element("proxied", (2, 6, 18080)) in table.elements()
     guard.leaves("", WEB.id)
@@ -522,7 +527,7 @@ def test_after_docker_was_silent_flows_are_looked_through(
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
     judged.clear()
-    guard.cut_closed()
+    table.cut_closed()
     assert [set(each) for each in judged] == [{guest.addr4, guest.addr6}]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.nftables.applied import AppliedElements, touches_confined
+from plugin.nftables.applied import AppliedElements
 from plugin.nftables.sets import SETS, Change, Element
 from tests.pure.strategies import examples
 
@@ -165,21 +165,6 @@ def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
     books.write(books.without(going, change))
     assert set(books) == {stays, shut}
     assert books.of("a") == {stays, shut}
-
-
-def test_confined_bridges_are_remembered() -> None:
-    """The bridges on which not everybody may begin everything, and whether a change is about them."""
-    books = AppliedElements()
-    front, back = (Element("confined", (name,)) for name in ("br-front", "br-back"))
-    books.start({"a": frozenset({front, ELEMENTS[0]}), "b": frozenset({front})})
-    assert books.egress_restricted() == {"br-front"}
-    books.write({"a": frozenset({back})})
-    assert books.egress_restricted() == {"br-front", "br-back"}
-    books.write({"b": frozenset()})
-    assert books.egress_restricted() == {"br-back"}
-    assert touches_confined(Change(add=(front,)))
-    assert touches_confined(Change(remove=(front,)))
-    assert not touches_confined(Change(add=(ELEMENTS[0],)))
 
 
 #: What neither opens nor closes: it counts, reports, or says where something leads.

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plugin.docker.proxy_ports import own_ports
 from plugin.labels.parser import parse
 from plugin.model import (
     PORTLESS,
@@ -42,8 +43,6 @@ from plugin.nftables import rate_chains
 from plugin.nftables.document import document, element_text, replace, skeleton
 from plugin.nftables.elements import (
     address_elements,
-    confining_elements,
-    dockerd_elements,
     endpoint_elements,
     guarded_elements,
     guest_elements,
@@ -54,10 +53,10 @@ from plugin.nftables.elements import (
 )
 from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
-from plugin.policy.facts import Inventory, Noted, Place
-from plugin.policy.overrides import in_force
+from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from tests.pure import strategies
 from tests.pure.strategies import (
     ELEMENT_TEXT,
@@ -159,7 +158,6 @@ def test_what_may_be_begun_is_found_by_the_same_look_ups(
 ) -> None:
     """Any egress: a packet of the container's leaves if and only if a rule is about its port and target."""
     table = Table(address_elements("br0", address, Policy(egress=listed, labels_valid=True, known=True)))
-    assert table.sets["confined"] == {("br0",)}
     assert not {name for name in table.sets if name.startswith(("free", "allow", "from"))}
     for proto, port, peer in _flows(listed, address, drawn, peers):
         found = table.verdict(f"leaving{address.version}", Packet(address, peer, NUMBERS[proto], port or 40001))
@@ -189,8 +187,6 @@ def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
         table = Table(address_elements("br0", V4, Policy(known=known)))
         assert table.sets.get("free4") == free
         assert "confined" not in table.sets
-    assert confining_elements("br0", egress_restricted=True) == {Element("confined", ("br0",))}
-    assert confining_elements("br0", egress_restricted=False) == frozenset()
 
 
 @given(networks, endpoints, saids)
@@ -417,10 +413,10 @@ def test_dockers_drop_is_overruled_where_a_network_is_routed(mode: str, routed: 
 
 def test_dockerds_own_ports() -> None:
     """Each port of FW_DOCKERD_PORTS is one element."""
-    assert set(dockerd_elements([Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789)])) == {
-        Element("dockerd", (6, 2375)), Element("dockerd", (6, 2376)), Element("dockerd", (6, 2377)),
-        Element("dockerd", (17, 4789)),
-    }  # fmt: skip
+    ports = own_ports([Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789)], ())
+    assert ports == {(6, 2375), (6, 2376), (6, 2377), (17, 4789)}
+    view = evaluated(Defaults(), Facts(dockerd=ports))
+    assert view.elements(ElementOwner(Kind.DOCKERD)) == {Element("dockerd", port) for port in ports}
 
 
 # --- the text -----------------------------------------------------------------------------------------------------
@@ -625,14 +621,9 @@ def _inventory(
 ) -> Inventory:
     bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
     state = State({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
-    guests = tuple(guests)
-    noted = {f"network {network.id}": Noted(place=Place(network))} if guests else {}
-    for guest in guests:
-        closed = frozenset(port for port in guest.published if port.container_port != 80)
-        noted[f"endpoint {guest.id}"] = Noted(place=Place(network, TrackedEndpoint(guest, True, 0), closed))
-    made = Inventory(Defaults(everywhere), state, noted, in_force(state))
-    made.reindex(made.owners())
-    return made
+    tracked = {guest.id: TrackedEndpoint(guest, True) for guest in guests}
+    known = {network.id: network} if tracked else {}
+    return evaluated(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
 
 
 def _golden() -> dict[str, Inventory]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from plugin.labels.parser import parse
@@ -14,6 +15,7 @@ from plugin.model import (
     Endpoint,
     Network,
     Override,
+    Overriding,
     PolicySpec,
     Problem,
     Published,
@@ -22,8 +24,11 @@ from plugin.model import (
 )
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
-from plugin.policy.facts import Inventory, Noted, Place, subnets
+from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind, ProxyFacts
+from plugin.policy.frozen import FrozenDict
+from plugin.policy.overrides import with_one
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated, subnets
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))
@@ -54,20 +59,43 @@ DB = Endpoint(
 )
 
 
-def guest(
-    endpoint: Endpoint, network: BridgeNetwork = APP, *, sure: bool = True, closed: tuple[Published, ...] = ()
-) -> Noted:
-    return Noted(place=Place(network, TrackedEndpoint(endpoint, True, 0, sure), frozenset(closed)))
+def guest(endpoint: Endpoint, *, sure: bool = True) -> TrackedEndpoint:
+    return TrackedEndpoint(endpoint, True, sure)
 
 
-def made(**noted: Noted) -> Inventory:
-    inventory = Inventory(
-        Defaults(),
-        State({OURS.id: OURS}, {WEB.id: WEB}),
-        {"network app": Noted(place=Place(APP)), "endpoint db": guest(DB, closed=(PORT,)), **noted},
+def tracked(endpoint: Endpoint) -> ElementOwner:
+    return ElementOwner(Kind.TRACKED, endpoint.id)
+
+
+OF_WEB, OF_DB = ElementOwner(Kind.ENDPOINT, WEB.id), tracked(DB)
+FACTS = Facts(
+    State({OURS.id: OURS}, {WEB.id: WEB}),
+    networks=FrozenDict({each.id: each for each in (APP, APART)}),
+    guests=FrozenDict({DB.id: guest(DB)}),
+    listed=True,
+)
+
+
+def made(*guests: TrackedEndpoint) -> Inventory:
+    return evaluated(Defaults(), FACTS.with_guests({each.endpoint.id: each for each in guests}))
+
+
+def edited(known: Inventory, edit: Callable[[Facts], Facts]) -> list[ElementOwner]:
+    """Makes the edit; returns who is looked at again, and which of these have changed by themselves first."""
+    after = edit(known.facts)
+    owners = known.changed(known.facts, after)
+    known.take(after, owners)
+    return known.reindex(owners)
+
+
+def endpoints(*there: Endpoint) -> Callable[[Facts], Facts]:
+    return lambda facts: facts.keeping(
+        lambda state: dataclasses.replace(state, endpoints=FrozenDict({each.id: each for each in there}))
     )
-    inventory.reindex(inventory.owners())
-    return inventory
+
+
+def guests(*more: TrackedEndpoint, less: tuple[str, ...] = ()) -> Callable[[Facts], Facts]:
+    return lambda facts: facts.with_guests({each.endpoint.id: each for each in more}, less)
 
 
 def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
@@ -76,22 +104,20 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
     bound = dataclasses.replace(WEB, mac="02:42:0a:01:00:02")
     other = dataclasses.replace(bound, id="x" * 64, addr4=IPv4Address("10.1.0.3"), addr6=None, container=who("x"))
     inventory = made()
-    inventory.state = dataclasses.replace(inventory.state, endpoints={bound.id: bound, other.id: other})
-    inventory.reindex([bound.id, other.id])
+    edited(inventory, endpoints(bound, other))
 
-    def sources(owner: str) -> set[str]:
+    def sources(endpoint: Endpoint) -> set[str]:
+        owner = ElementOwner(Kind.ENDPOINT, endpoint.id)
         found = {str(e.key[2]) for e in inventory.elements(owner) if e.set.startswith("bound")}
         return found - {"fe80::42:aff:fe01:2"}
 
-    assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2"}
+    assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
     second = dataclasses.replace(DB, id="s" * 64, addr4=IPv4Address("172.18.0.9"), container=WEB.container)
-    inventory.noted["endpoint second"] = guest(second)
-    assert {*inventory.reindex(["endpoint second"])} == {"endpoint second", bound.id, "endpoint db"}
-    assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2", "172.18.0.9"}
-    assert sources(other.id) == {"10.1.0.3"}
-    del inventory.noted["endpoint second"]
-    inventory.reindex(["endpoint second"])
-    assert sources(bound.id) == {"10.1.0.2", "2001:db8:1::2"}
+    assert {*edited(inventory, guests(guest(second)))} == {tracked(second), OF_WEB, OF_DB}
+    assert sources(bound) == {"10.1.0.2", "2001:db8:1::2", "172.18.0.9"}
+    assert sources(other) == {"10.1.0.3"}
+    edited(inventory, guests(less=(second.id,)))
+    assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
 
 
 # --- who must be looked at again ----------------------------------------------------------------------------------
@@ -100,15 +126,11 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it() -> None:
     """Nobody else needs to be."""
     inventory = made()
-    assert inventory.reindex([WEB.id]) == [WEB.id]  # nothing has changed
-    inventory.state = dataclasses.replace(inventory.state, endpoints={})
-    assert inventory.reindex([WEB.id]) == [WEB.id, "endpoint db"]
-    inventory.state = dataclasses.replace(inventory.state, endpoints={WEB.id: WEB})
-    assert inventory.reindex([WEB.id, WEB.id]) == [WEB.id, "endpoint db"]
-    inventory.noted["endpoint db"] = guest(dataclasses.replace(DB, container=who("db")))
-    inventory.reindex(["endpoint db"])
-    inventory.state = dataclasses.replace(inventory.state, endpoints={})
-    assert inventory.reindex([WEB.id]) == [WEB.id]
+    assert edited(inventory, endpoints(WEB)) == []  # nothing has changed
+    assert edited(inventory, endpoints()) == [OF_WEB, OF_DB]
+    assert edited(inventory, endpoints(WEB)) == [OF_WEB, OF_DB]
+    edited(inventory, guests(guest(dataclasses.replace(DB, container=who("db")))))
+    assert edited(inventory, endpoints()) == [OF_WEB]
 
 
 def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
@@ -116,61 +138,94 @@ def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
     inventory = made()
     assert WEB.container
     (rule,) = spec(allow="22 from service:db").allow
-    inventory.overrides = {WEB.container.id: Override((rule,))}
-    inventory.reindex([WEB.id])
-    assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in inventory.elements(WEB.id)
-    del inventory.noted["endpoint db"]
-    assert inventory.reindex(["endpoint db"]) == ["endpoint db", WEB.id]
-    assert not {e for e in inventory.elements(WEB.id) if e.set.startswith("from")}
+    word = Overriding(WEB.container.id, rule)
+    edited(inventory, lambda facts: facts.keeping(lambda state: with_one(state, word)))
+    assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in inventory.elements(OF_WEB)
+    assert edited(inventory, guests(less=(DB.id,))) == [OF_DB, OF_WEB]
+    assert not {e for e in inventory.elements(OF_WEB) if e.set.startswith("from")}
 
 
 def test_who_is_in_doubt_is_nobodys_peer() -> None:
     """While nobody tells who has an address now no rule lets it in, on whatever network it asks."""
     inventory = made()
-    inventory.state = dataclasses.replace(
-        inventory.state, endpoints={WEB.id: dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))}
-    )
-    inventory.reindex(inventory.owners())
-    assert {e.key[4] for e in inventory.elements(WEB.id) if e.set == "from4"} == {DB.addr4}
-    inventory.noted["endpoint db"] = guest(DB, sure=False)
-    assert WEB.id in inventory.reindex(["endpoint db"])
-    assert not {e for e in inventory.elements(WEB.id) if e.set == "from4"}
+    edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))))
+    assert {e.key[4] for e in inventory.elements(OF_WEB) if e.set == "from4"} == {DB.addr4}
+    assert OF_WEB in edited(inventory, guests(guest(DB, sure=False)))
+    assert not {e for e in inventory.elements(OF_WEB) if e.set == "from4"}
+
+
+def test_a_network_that_changes_takes_along_all_that_are_on_it() -> None:
+    """Whichever it is, and just those. A list that says the same again changes nothing."""
+    inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=APART.id, container=who("other"))))
+    opens = dataclasses.replace(APP, spec=spec(allow="9100"))
+    assert {*edited(inventory, lambda facts: facts.with_networks({APP.id: opens}))} == {
+        ElementOwner(Kind.DOCKER_NETWORK, APP.id), OF_DB
+    }  # fmt: skip
+    assert edited(inventory, lambda facts: facts.with_networks({APP.id: dataclasses.replace(opens)})) == []
+    inner = dataclasses.replace(OURS, internal=True)
+    assert {*edited(inventory, lambda facts: facts.keeping(lambda state: state.with_network(inner)))} == {
+        ElementOwner(Kind.NETWORK, OURS.id), OF_WEB
+    }  # fmt: skip
+
+
+def test_a_container_is_looked_at_with_all_its_places() -> None:
+    """A published port is closed or open for the container: one place that is in doubt closes it at the others."""
+    second = dataclasses.replace(DB, id="s" * 64, network_id=APART.id)
+    inventory = made(guest(dataclasses.replace(DB, container=who("db", allow="5432"))), guest(
+        dataclasses.replace(second, container=who("db", allow="5432"))
+    ))  # fmt: skip
+    served = Element("served", (2, 6, 15432))
+    assert served in inventory.elements(OF_DB)
+    doubted = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
+    assert {*edited(inventory, guests(doubted))} == {tracked(second), OF_DB}
+    assert served not in inventory.elements(OF_DB)
+    assert Element("proxied", (2, 6, 15432)) in inventory.elements(OF_DB)
 
 
 # --- elements -----------------------------------------------------------------------------------------------------
 
 
+NOBODY, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
+
+
 def test_an_owner_that_is_not_there_has_nothing() -> None:
     """Nor has an endpoint whose network is not known."""
     inventory = made()
-    assert inventory.elements("nobody") == frozenset()
-    assert inventory.answers("nobody") == inventory.answers("network app") == {}
-    assert inventory.decided("network app") is None
-    inventory.state = dataclasses.replace(inventory.state, networks={})
-    assert inventory.elements(WEB.id) == frozenset()
-    assert inventory.answers(WEB.id) == {}
+    assert inventory.elements(NOBODY) == frozenset()
+    assert inventory.answers(NOBODY) == inventory.answers(OF_APP) == {}
+    assert inventory.decided(OF_APP) is None
+    edited(inventory, lambda facts: facts.keeping(lambda state: dataclasses.replace(state, networks=FrozenDict())))
+    assert inventory.elements(OF_WEB) == frozenset()
+    assert inventory.answers(OF_WEB) == {}
 
 
 def test_the_host_remembers_what_was_switched_on() -> None:
     """Families whose forwarding docker-fw switched on are kept from being a way for others."""
-    inventory = Inventory(Defaults(), State(switched=frozenset({2, 10})))
-    assert inventory.elements("host") == {Element("no_transit", (2,)), Element("no_transit", (10,))}
+    inventory = evaluated(Defaults(), Facts(State(switched=frozenset({2, 10}))))
+    found = inventory.elements(ElementOwner(Kind.FORWARDING))
+    assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
 
 
-def test_as_it_would_be() -> None:
-    """What elements would be in another state is told without anything being changed."""
-    inventory = made()
-    before = inventory.elements(WEB.id)
-    assert inventory.elements(WEB.id, State({OURS.id: OURS}, {})) == frozenset()
-    assert inventory.elements(OURS.id, State()) == frozenset()
-    assert inventory.elements(WEB.id) == before
+def test_the_host_is_told_of() -> None:
+    """Its bridges, docker-proxy's control group, dockerd's own ports, who listens, and on what a docker-proxy may."""
+    port, closed = Published("tcp", IPv4Address(0), 8080, 8080), Published("tcp", IPv4Address(0), 9090, 9090)
+    facts = Facts(
+        bridges=BridgeFacts(frozenset({7}), frozenset({"docker0"}), frozenset({"docker0"}), frozenset({"docker0"})),
+        proxies=ProxyFacts(frozenset({12}), holding=True),
+        dockerd=frozenset({(6, 2375)}),
+        listening=frozenset({port}),
+        suspects=frozenset({closed}),
+    )
+    inventory = evaluated(Defaults(), facts)
+    assert {element for owner in inventory.owners() for element in inventory.elements(owner)} == {
+        Element("foreign", (7,)), Element("dockers", ("docker0",)), Element("bridges", ("docker0",)),
+        Element("same_bridge", ("docker0", "docker0")), Element("proxies", (12,)), Element("holding", (2,)),
+        Element("holding", (10,)), Element("dockerd", (6, 2375)), Element("listening", (2, 6, 8080)),
+        Element("proxied", (2, 6, 9090)),
+    }  # fmt: skip
 
 
-def test_what_is_noted_stands_beside_what_follows_from_it() -> None:
-    """Elements that somebody notes stand as they are."""
-    element = Element("dockers", ("br-app",))
-    inventory = made(links=Noted(frozenset({element})))
-    assert inventory.elements("links") == {element}
+# --- what is sticky -----------------------------------------------------------------------------------------------
 
 
 def test_a_network_confines_from_its_first_moment() -> None:
@@ -180,21 +235,57 @@ def test_a_network_confines_from_its_first_moment() -> None:
         (dataclasses.replace(APP, problems=(Problem("network option fw.egress", "x", "", False, True),)), PolicySpec()),
         (APP, spec(egress="none")),
     ):
-        inventory = Inventory(Defaults(settings), noted={"network app": Noted(place=Place(network))})
-        assert Element("confined", ("br-app",)) in inventory.elements("network app")
+        inventory = evaluated(Defaults(settings), Facts(networks=FrozenDict({APP.id: network})))
+        assert inventory.elements(EGRESS) == {Element("confined", ("br-app",))}
+        assert inventory.state.egress_restricted == {"br-app"}
         assert inventory.confines(network)
     assert not made().confines(APP)
     free = dataclasses.replace(APP, spec=spec(egress="all"))
-    assert not Inventory(Defaults(spec(egress="none"))).confines(free)
+    assert not evaluated(
+        Defaults(spec(egress="none")), Facts(networks=FrozenDict({APP.id: free}))
+    ).state.egress_restricted
+
+
+def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
+    """Also in doubt, and after it has gone; not one who has not joined. It is not forgotten while one is there."""
+    assert made().state.egress_restricted == frozenset()
+    shy = dataclasses.replace(DB, container=who("db", egress="443"))
+    for sure in (True, False):
+        assert made(guest(shy, sure=sure)).state.egress_restricted == {"br-app"}
+    ours = dataclasses.replace(WEB, spec=spec(egress="none"))
+    for joined in (True, False):
+        facts = endpoints(dataclasses.replace(ours, joined=joined))(FACTS)
+        assert evaluated(Defaults(), facts).state.egress_restricted == ({"fw-o"} if joined else set())
+    inventory = made(guest(shy))
+    before = inventory.facts
+    after = before.keeping(lambda state: state.with_bridges(()))
+    inventory.take(after, inventory.changed(before, after))
+    assert inventory.settled(before, [EGRESS]).saved.egress_restricted == {"br-app"}
+    gone = after.with_guests({}, [DB.id])
+    inventory.take(gone, inventory.changed(after, gone))
+    assert inventory.settled(before, [EGRESS, OF_DB]).saved.egress_restricted == frozenset()
+
+
+def test_closed_ports_are_kept_until_the_container_goes() -> None:
+    """Of one that Docker lists: one that has just been connected has none to tell of yet."""
+    inventory = made()
+    assert DB.container
+    assert inventory.state.proxied == {DB.container.id: (PORT,)}
+    starting = made(TrackedEndpoint(dataclasses.replace(DB, container=who("other")), False))
+    assert starting.state.proxied == {}
+    before = inventory.facts
+    after = before.with_guests({}, [DB.id])
+    inventory.take(after, inventory.changed(before, after))
+    assert inventory.settled(before, [OF_DB]) is after
 
 
 def test_a_place_in_doubt_is_closed() -> None:
     """Its addresses have nothing that opens, its published ports are closed, and what it may begin stays nothing."""
-    egress_restricted = dataclasses.replace(DB, container=who("db", egress="443"))
-    inventory = made(**{"endpoint x": guest(egress_restricted, sure=False, closed=(PORT,))})
-    sets = {element.set for element in inventory.elements("endpoint x")}
-    assert sets == {"confined", "dropped4", "refused4", "proxied", "neighbour"}
-    (answer,) = inventory.answers("endpoint x").values()
+    inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
+    sets = {element.set for element in inventory.elements(OF_DB)}
+    assert sets == {"dropped4", "refused4", "proxied", "neighbour"}
+    assert inventory.elements(EGRESS) == {Element("confined", ("br-app",))}
+    (answer,) = inventory.answers(OF_DB).values()
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)
 
 
@@ -204,14 +295,14 @@ def test_a_place_in_doubt_is_closed() -> None:
 def test_what_an_address_answers_is_known_with_its_subnet() -> None:
     """For each address by itself, with names looked up; for none that is outside of the network's subnets."""
     inventory = made()
-    found = inventory.answers("endpoint db")
+    found = inventory.answers(OF_DB)
     (answer,) = found.values()
     assert found.keys() == {DB.addr4}
     assert answer == AddressPolicy(APP.subnets[0], answer.policy)
     assert str(answer.policy.accepts[-1]) == "5432/tcp from 10.1.0.2 2001:db8:1::2 203.0.113.0/24"
     stray = dataclasses.replace(DB, addr4=IPv4Address("192.0.2.1"))
-    assert made(**{"endpoint x": guest(stray)}).answers("endpoint x") == {}
-    assert {a: what.subnet for a, what in inventory.answers(WEB.id).items()} == {
+    assert made(guest(stray)).answers(OF_DB) == {}
+    assert {a: what.subnet for a, what in inventory.answers(OF_WEB).items()} == {
         WEB.addr4: IPv4Network("10.1.0.0/24"), WEB.addr6: IPv6Network("2001:db8:1::/64")
     }  # fmt: skip
     assert subnets(OURS) == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
@@ -219,35 +310,35 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
 
 def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
     """There a flow is the host's: whom a rule lets in, and neighbours where they talk freely, keep theirs."""
-    inventory = made(
-        **{
-            "endpoint doubt": guest(DB, sure=False, closed=(PORT,)),
-            "endpoint apart": guest(DB, APART, closed=(PORT, SCTP)),
-        }
-    )
+    apart = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
-    ports, stays = inventory.through_proxy(["endpoint db"])
+    ports, stays = made().through_proxy([OF_DB])
     assert ports == [PORT]
     assert [stays(PORT, each) for each in (allowed, neighbour, WEB.addr4, other)] == [True, True, True, False]  # type: ignore[arg-type]
-    _, stays = inventory.through_proxy(["endpoint doubt"])
+    _, stays = made(guest(DB, sure=False)).through_proxy([OF_DB])
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [False, True, False]
-    ports, stays = inventory.through_proxy(["endpoint apart"])
+    ports, stays = made(guest(apart)).through_proxy([OF_DB])
     assert set(ports) == {PORT, SCTP}
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [True, False, False]
-    for owner in ("network app", WEB.id, "nobody"):
-        assert inventory.through_proxy([owner])[0] == []
+    for owner in (OF_APP, OF_WEB, NOBODY):
+        assert made().through_proxy([owner])[0] == []
 
 
 # --- whose it is --------------------------------------------------------------------------------------------------
 
 
 def test_a_container_is_found_at_each_of_its_places() -> None:
-    """Its endpoints on networks of docker-fw's own and on Docker's."""
-    inventory = made(**{"endpoint x": guest(dataclasses.replace(WEB, id="x", network_id=APP.id, addr4=None))})
+    """Its endpoints on networks of docker-fw's own and on Docker's, from the start and after changes."""
+    second = dataclasses.replace(WEB, id="x", network_id=APP.id, addr4=None)
+    inventory = made(guest(second))
     assert WEB.container
-    assert inventory.of_container(WEB.container.id) == ["endpoint x", WEB.id]
+    assert {*inventory.of_container(WEB.container.id)} == {tracked(second), OF_WEB}
     assert inventory.of_container("") == inventory.of_container("x") == []
-    assert inventory.networks() == [OURS, APP]
+    assert inventory.networks() == [OURS, APP, APART]
+    edited(inventory, guests(less=("x",)))
+    assert inventory.of_container(WEB.container.id) == [OF_WEB]
+    edited(inventory, endpoints())
+    assert inventory.of_container(WEB.container.id) == []
 
 
 def test_an_override_is_a_containers_by_its_id() -> None:
@@ -265,15 +356,14 @@ def test_a_copy_stays_as_it_was() -> None:
     inventory = made()
     copy = inventory.copy()
     before = {owner: copy.elements(owner) for owner in copy.owners()}
-    inventory.state = State()
-    inventory.noted.clear()
-    inventory.reindex([WEB.id, "endpoint db"])
+    edited(inventory, endpoints())
+    edited(inventory, guests(less=(DB.id,)))
     assert {owner: copy.elements(owner) for owner in copy.owners()} == before
 
 
 def test_a_published_port_is_closed_if_it_is_so_at_each_place() -> None:
     """Docker publishes it for the container: one place where it is open is enough, one in doubt closes it."""
     one, two = frozenset({PORT, SCTP}), frozenset({PORT})
-    assert closed_together({"c": [one, two], "d": [one]}, ()) == {"c": two, "d": one}
-    assert closed_together({"c": [one, two]}, {"c"}) == {"c": one}
-    assert closed_together({}, {"c"}) == {}
+    assert closed_together([one, two], doubted=False) == two
+    assert closed_together([one, two], doubted=True) == one
+    assert closed_together([], doubted=True) == closed_together([], doubted=False) == frozenset()

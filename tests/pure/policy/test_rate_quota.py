@@ -14,10 +14,11 @@ from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec
 from plugin.nftables.sets import DENIED, RATED, Element
 from plugin.policy import rate_quota
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.rate_quota import Quota
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, verdict
+from plugin.policy.view import Inventory
 from plugin.state import applier
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -35,7 +36,7 @@ def endpoint(number: int, rate: str = "22 5/minute burst 10", address: int = 0) 
 
 def started(kernel: Kernel, *endpoints: Endpoint) -> Reconciler:
     made = Reconciler(kernel, Disk(), Defaults(), later=lambda work: None)  # type: ignore[arg-type]
-    made.start(State({NET.id: NET}, {each.id: each for each in endpoints}))
+    made.start(Facts(State({NET.id: NET}, {each.id: each for each in endpoints})))
     return made
 
 
@@ -86,11 +87,14 @@ def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> Non
     assert told == {"c2": [], "c3": [], "c4": [rate_quota.FULL], "c5": []}
     for number, port, accepted in ((2, 22, True), (4, 22, False), (4, 443, True)):
         packet = Packet(OUT, IPv4Address(f"10.1.0.{number}"), "tcp", port)
-        assert verdict(state.inventory, packet).accepted is accepted
+        assert verdict(state.read(lambda known: known), packet).accepted is accepted
 
 
 def _endpoints(state: Reconciler) -> list[dict[str, object]]:
-    return [status._endpoint(state.inventory, e.id, NET, e, {}) for e in state.endpoints.values()]
+    known = state.snapshot()
+    return [
+        status._endpoint(known, ElementOwner(Kind.ENDPOINT, e.id), NET, e, {}) for e in state.endpoints.values()
+    ]  # fmt: skip
 
 
 def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +144,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
     kernel = Kernel()
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = EndpointTracker(state, lambda work: None)
+    guard = EndpointTracker(state)
     guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {4, 5}
@@ -149,7 +153,7 @@ def test_room_is_kept_until_docker_has_listed_everybody() -> None:
 
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = EndpointTracker(state, lambda work: None)
+    guard = EndpointTracker(state)
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {5}
     guard.replace([], [], asked=guard.now())
@@ -185,8 +189,9 @@ def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pyte
 
 def test_what_was_never_admitted_is_closed() -> None:
     """Rates of an owner that nobody introduced open nothing."""
-    inventory = Inventory(Defaults(), State({NET.id: NET}, {endpoint(2).id: endpoint(2)}))
-    found = {e.data for e in inventory.elements(endpoint(2).id) if e.set in RATED}
+    inventory = Inventory(Defaults(), Facts(State({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
+    owner = ElementOwner(Kind.ENDPOINT, endpoint(2).id)
+    found = {e.data for e in inventory.elements(owner) if e.set in RATED}
     assert found == {(DENIED,)}
 
 

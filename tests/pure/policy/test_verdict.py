@@ -22,9 +22,10 @@ from plugin.model import (
     Rule,
     TrackedEndpoint,
 )
-from plugin.policy.facts import Inventory, Noted, Place
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, egress_restricted, find, number_of, policy_of, verdict
+from plugin.policy.view import Inventory, evaluated
 
 FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))
@@ -75,15 +76,20 @@ def world(
         {e.id: e for e in there if isinstance(known[e.network_id], Network)},
         bans={ip_network(prefix): until for prefix, until in (bans or {}).items()},
     )
-    noted = {f"network {k}": Noted(place=Place(net)) for k, net in known.items() if isinstance(net, BridgeNetwork)}
-    for endpoint in there:
-        if isinstance(net := known[endpoint.network_id], BridgeNetwork):
-            name = endpoint.container.name if endpoint.container else ""
-            noted[f"endpoint {endpoint.id}"] = Noted(
-                place=Place(net, TrackedEndpoint(endpoint, True, 0, name not in unsure))
-            )
-    made = Inventory(Defaults(settings or PolicySpec(), published), state, noted, override or {})
-    made.reindex(made.owners())
+    guests = [e for e in there if isinstance(known[e.network_id], BridgeNetwork)]
+    doubted = set(unsure)
+    facts = Facts(
+        state,
+        networks={k: net for k, net in known.items() if isinstance(net, BridgeNetwork)},
+        listed=True,
+        guests={
+            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in doubted) for e in guests
+        },
+    )
+    made = evaluated(Defaults(settings or PolicySpec(), published), facts)
+    if override:
+        made.overrides = override
+        made.reindex(made.owners())
     return made
 
 

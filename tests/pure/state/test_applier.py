@@ -12,8 +12,9 @@ from plugin.model import Defaults
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, Element
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory
 from plugin.state.applier import TableApplier
 from tests.pure.fakes import Kernel
 
@@ -28,8 +29,8 @@ def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
     """How many were wrong where a ban of so many seconds should stand alone, and whether it stands alone then."""
-    known, kernel = Inventory(Defaults()), Kernel()
-    known.state = State(bans={BANNED: time.time() + ends})
+    state = State(bans={BANNED: time.time() + ends})
+    known, kernel = Inventory(Defaults(), Facts(state)), Kernel()
     lasting, timed = ban_elements(known.state.bans, time.time())
     kernel.table = {*lasting, STRAY} if stray else set(lasting)
     kernel.timed = dict(timed) if ban else {}

@@ -28,8 +28,9 @@ from plugin.model import (
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy import decide, peers
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -98,7 +99,7 @@ def member(number: int, network: Network | BridgeNetwork = OURS, *published: Pub
 def made(kernel: Recorder, members: Iterable[Endpoint], later: list[Callable[[], None]]) -> Reconciler:
     disk = Disk()
     reconciler = Reconciler(kernel, disk, Defaults(), later.append)  # type: ignore[arg-type]
-    reconciler.start(State({OURS.id: OURS}, {each.id: each for each in members}))
+    reconciler.start(Facts(State({OURS.id: OURS}, {each.id: each for each in members})))
     return reconciler
 
 
@@ -111,10 +112,7 @@ def open_for(elements: Iterable[Element], endpoint: Endpoint) -> set[Element]:
 
 def right(state: Reconciler) -> set[Element]:
     """What should stand, found anew from what is known."""
-    known = state.inventory
-    fresh = Inventory(known.defaults, known.state, dict(known.noted), known.overrides)
-    fresh.directory.networks = known.directory.networks
-    fresh.reindex(fresh.owners())
+    fresh = evaluated(Defaults(), state.facts)
     return {element for owner in fresh.owners() for element in fresh.elements(owner)}
 
 
@@ -156,7 +154,7 @@ def test_a_leaver_is_closed_before_anything_is_computed(
 def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
     members = [member(n, DOCKERS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
     state = made(kernel, (), later)
-    guard = EndpointTracker(state, later.append)
+    guard = EndpointTracker(state)
     guard.replace([DOCKERS], members, asked=guard.now())
     done(later)
     kernel.steps.clear()
@@ -253,9 +251,9 @@ def test_who_has_gone_stays_closed(
     elif trouble == "no policy":
         real = Inventory.elements
 
-        def fails(self: Inventory, owner: str, then: State | None = None) -> frozenset[Element]:
-            if owner != members[0].id:
-                return real(self, owner, then)
+        def fails(self: Inventory, owner: ElementOwner) -> frozenset[Element]:
+            if owner.id != members[0].id:
+                return real(self, owner)
             raise ArithmeticError("a mistake of ours")
 
         monkeypatch.setattr(Inventory, "elements", fails)
@@ -305,14 +303,12 @@ def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kerne
         change(what, timed)
 
     kernel.change, kernel.replace = refuses, _fails(NftError("refused"))  # type: ignore[method-assign]
-    with pytest.raises(NftError):
-        guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    assert state.unfinished or later
     kernel.change, kernel.replace = change, replace  # type: ignore[method-assign]
     assert open_for(kernel.table or (), members[7]) == set()
-    state.note({"endpoint " + members[8].id: state.inventory.noted["endpoint " + members[8].id]})
-    done(later)
+    guard.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=guard.now())
     assert open_for(kernel.table or (), members[7]) == set()
-    guard.again()
     done(later)
     assert kernel.table == right(state)
 
@@ -354,9 +350,9 @@ def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> 
     """Which network a rule means depends on what networks there are; whose rule names another one is left alone."""
     later: list[Callable[[], None]] = []
     state = made(kernel, [member(n, OURS, allow=f"22 from network:net{n}") for n in range(50)], later)
-    state.know_networks(frozenset({"net1"}))
+    state.observe(lambda facts: dataclasses.replace(facts, names=frozenset({"net1"})))
     kernel.steps.clear()
-    state.know_networks(frozenset({"net1", "shop_net2"}))
+    state.observe(lambda facts: dataclasses.replace(facts, names=frozenset({"net1", "shop_net2"})))
     assert kernel.steps.count("elements") == 1
 
 
@@ -376,7 +372,7 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
     stands = {e for e in kernel.table or () if asker.addr4 in e.key}
     assert Element("allow4", (asker.addr4, 6, 8080)) in stands  # type: ignore[arg-type]
     assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in stands  # type: ignore[arg-type]
-    told = state.inventory.too_many(asker.id)
+    told = state.read(lambda known: known).too_many(ElementOwner(Kind.ENDPOINT, asker.id))
     assert told[0].startswith("fw.allow=")
     assert any(text.startswith("fw.egress=") and "project:shop" in text for text in told)
     assert [r.getMessage() for r in caplog.records if "more than 10000" in r.getMessage()] == [
@@ -410,7 +406,7 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
     ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
     later: list[Callable[[], None]] = []
     state = made(kernel, [], later)
-    guard = EndpointTracker(state, later.append)
+    guard = EndpointTracker(state)
     few = member(1, DOCKERS, *ports[:1], allow=lists)
     many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
     guard.replace([DOCKERS], [few, many], asked=guard.now())
@@ -418,11 +414,11 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
     assert sum(e.set.startswith("via") for e in stands) == 150 * 128
     assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in stands  # type: ignore[arg-type]
     assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in stands)
-    assert state.inventory.too_many(f"endpoint {few.id}") == []
-    (told,) = state.inventory.too_many(f"endpoint {many.id}")
+    assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, few.id)) == []
+    (told,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
     assert told in caplog.text
     ours = member(3, OURS, *ports, allow=lists)
-    assert state.inventory.resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
+    assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
 
 
 def test_a_bound_is_kept_rule_by_rule() -> None:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +23,9 @@ from plugin.model import Defaults
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
 from plugin.nftables.table import NftError
-from plugin.policy.facts import Inventory
-from plugin.policy.saved import State
+from plugin.policy.facts import Facts
 from plugin.policy.verdict import Packet, verdict
+from plugin.policy.view import Inventory
 from plugin.state import lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
@@ -130,17 +129,13 @@ class Room(Watched):
     def __init__(self) -> None:
         super().__init__()
         self.renewed, self.keeping_up, self.fault = 0, True, False
-        self.locked, self.guarding = threading.RLock(), threading.RLock()
-        self.lease: Any = SimpleNamespace(renew=self.renew)
+        self.lock = threading.RLock()
 
-    def renew(self) -> None:
-        if self.fault:
-            raise NftError("no")
-        self.renewed += 1
-
-    def now(self) -> int:
-        with self.guarding:
-            return 1
+    def renew_lease(self) -> None:
+        with self.lock:
+            if self.fault:
+                raise NftError("no")
+            self.renewed += 1
 
     def keeps_up(self) -> bool:
         return self.keeping_up
@@ -178,14 +173,13 @@ def test_who_follows_docker_renews_it(room: Room) -> None:
     until(lambda: goes_on(room))
 
 
-@pytest.mark.parametrize("stuck", ["the guard", "the reconciler", "an event", "the links"])
+@pytest.mark.parametrize("stuck", ["a change", "an event", "the links"])
 def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that sits on a lock which closing needs, or an event that is never done, lets the lease end though every
     other thread lives; when that is over it is renewed again."""
-    locks = {"the guard": room.guarding, "the reconciler": room.locked}
     until(lambda: goes_on(room))
-    if stuck in locks:
-        with locks[stuck]:
+    if stuck == "a change":
+        with room.lock:
             assert not goes_on(room)
     elif stuck == "an event":
         room.keeping_up = False
@@ -262,7 +256,7 @@ def test_without_it_dockers_networks_are_closed(source: str, target: str, more: 
 def test_what_status_and_explain_are_made_from_says_whether_it_stands(kernel: Kernel, clock: Clock) -> None:
     """From the start on, until it is out."""
     state = Reconciler(kernel, Disk(), Defaults())  # type: ignore[arg-type]
-    state.start(State())
+    state.start(Facts())
     assert state.snapshot().watched
     clock.now += SECONDS
     assert not state.snapshot().watched

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -34,9 +33,10 @@ from plugin.model import (
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory, Noted
-from plugin.policy.overrides import in_force, with_one, without
+from plugin.policy.facts import BridgeFacts, Facts
+from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import State
+from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
@@ -55,7 +55,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def reconciler() -> tuple[Reconciler, Kernel, Disk]:
     kernel, disk = Kernel(), Disk()
     made = Reconciler(kernel, disk, EVERYWHERE)  # type: ignore[arg-type]
-    made.start(State())
+    made.start(Facts(State()))
     return made, kernel, disk
 
 
@@ -67,17 +67,12 @@ def endpoint(number: int, on: int, address: int) -> Endpoint:
     return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
 
 
-def desired(state: Reconciler, noted: dict[str, frozenset[Element]] | None = None) -> set[Element]:
+def desired(state: Reconciler) -> set[Element]:
     """What should stand, found anew from what is known and nothing else."""
-    known = {name: Noted(elements) for name, elements in (noted or {}).items()}
-    fresh = Inventory(EVERYWHERE, state.state, known, in_force(state.state))
-    fresh.directory.networks = state.inventory.directory.networks
-    fresh.reindex(fresh.owners())
-    wanted = {element for owner in fresh.owners() for element in fresh.elements(owner)}
-    wanted |= {
-        Element("confined", (bridge,)) for bridge in state.state.egress_restricted
-    }  # who was confined may come back
-    return wanted | ban_elements(state.state.bans, 0)[0]
+    fresh = evaluated(EVERYWHERE, state.facts)
+    assert fresh.facts == state.facts  # all that follows from it is in it
+    elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
+    return elements | ban_elements(state.state.bans, 0)[0]
 
 
 _SAID = [
@@ -106,7 +101,6 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state, self.kernel, self.disk = reconciler()
-        self.noted: dict[str, frozenset[Element]] = {}
 
     def attempt(self, call: Callable[[], object]) -> None:
         """The call stands, or it is refused as an FwError and then nothing is known of it."""
@@ -114,7 +108,7 @@ class AnyOrder(RuleBasedStateMachine):
         try:
             call()
         except FwError:
-            assert dataclasses.replace(self.state.state, egress_restricted=before.egress_restricted) == before
+            assert self.state.state == before
 
     @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SAID[-3:]) | st.just(PolicySpec()))
     def put_network(self, n: int, internal: bool, spec: PolicySpec) -> None:
@@ -123,11 +117,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(container=st.sampled_from(["c" * 64, "d" * 64]), spec=st.sampled_from([SSH, MORE, DNS]), deny=st.booleans())
     def override(self, container: str, spec: Rule, deny: bool) -> None:
         word = Overriding(container, spec, deny)
-        self.attempt(lambda: self.state.edit_state(lambda s: with_one(s, word), [container]))
+        self.attempt(lambda: self.state.edit_state(lambda s: with_one(s, word)))
 
     @rule(container=st.sampled_from(["c" * 64, "d" * 64]))
     def revert(self, container: str) -> None:
-        self.attempt(lambda: self.state.edit_state(lambda s: without(s, {container}), [container]))
+        self.attempt(lambda: self.state.edit_state(lambda s: without(s, {container})))
 
     @rule(prefix=st.sampled_from(["203.0.113.7", "203.0.113.0/24", "2001:db8::/48"]), gone=st.booleans())
     def ban(self, prefix: str, gone: bool) -> None:
@@ -141,14 +135,14 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(names=st.sampled_from([frozenset[str](), frozenset({"shop_front"}), frozenset({"front"})]))
     def know_networks(self, names: frozenset[str]) -> None:
-        before = self.state.inventory.directory.networks
-        try:
-            self.state.know_networks(names)
-        except NftError:
-            # The next look tells of them again.
-            self.state.inventory.directory.networks = before
+        self.state.observe(lambda facts: dataclasses.replace(facts, names=names))
+        self.try_again()
+
+    def try_again(self) -> None:
+        """What is so stays so: what the kernel refused comes at the next try."""
+        if self.state.unfinished:
             self.kernel.refuses = 0
-            self.state.know_networks(names)
+            self.state.observe(lambda facts: dataclasses.replace(facts, listed=not facts.listed))
 
     @rule(n=st.integers(1, 3))
     def drop_network(self, n: int) -> None:
@@ -176,12 +170,10 @@ class AnyOrder(RuleBasedStateMachine):
     def note_switched(self, families: set[int]) -> None:
         self.attempt(lambda: self.state.note_switched(families))
 
-    @rule(names=st.frozensets(st.sampled_from(["br0", "br1"])), owner=st.sampled_from("ab"), none=st.booleans())
-    def note(self, names: frozenset[str], owner: str, none: bool) -> None:
-        elements = frozenset(Element("dockers", (name,)) for name in names)
-        with contextlib.suppress(NftError):
-            self.state.note({owner: None if none else Noted(elements)})
-            self.noted[owner] = frozenset() if none else elements
+    @rule(names=st.frozensets(st.sampled_from(["br0", "br1"])))
+    def see_bridges(self, names: frozenset[str]) -> None:
+        self.state.observe(lambda facts: dataclasses.replace(facts, bridges=BridgeFacts(dockers=names)))
+        self.try_again()
 
     @rule(full=st.booleans())
     def fill_disk(self, full: bool) -> None:
@@ -201,12 +193,12 @@ class AnyOrder(RuleBasedStateMachine):
         gone, refused = self.kernel.table is None, self.kernel.incomplete
         # What the kernel has refused is tried again, but not at once.
         assert self.state.repair() in ({gone, True} if refused else {gone})
-        assert self.kernel.table == desired(self.state, self.noted)
+        assert self.kernel.table == desired(self.state)
 
     @invariant()
     def what_stands_is_what_is_known(self) -> None:
         if self.kernel.table is not None:
-            assert self.kernel.table == desired(self.state, self.noted)
+            assert self.kernel.table == desired(self.state)
 
     @invariant()
     def the_next_start_finds_it(self) -> None:
@@ -217,7 +209,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert dict(kept.networks) == dict(self.state.networks)
             assert dict(kept.endpoints) == dict(self.state.endpoints)
             assert (kept.overrides, dict(kept.bans)) == (self.state.state.overrides, dict(self.state.state.bans))
-            assert kept.egress_restricted == {e.key[0] for e in desired(self.state, self.noted) if e.set == "confined"}
+            assert kept.egress_restricted == {e.key[0] for e in desired(self.state) if e.set == "confined"}
 
 
 AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None, derandomize=True)
@@ -302,7 +294,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kern
     kernel.table = None
     state.put_network(network(2))
     assert len(cut) == 2
-    state.start(State(state.networks, state.endpoints))
+    state.start(Facts(State(state.networks, state.endpoints)))
     assert len(cut) == 3
 
 
@@ -348,7 +340,7 @@ def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined()
     egress_restricted = dataclasses.replace(
         endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))
     )
-    state.start(State({network(1).id: network(1)}, {egress_restricted.id: egress_restricted}))
+    state.start(Facts(State({network(1).id: network(1)}, {egress_restricted.id: egress_restricted})))
     assert state.state.egress_restricted == disk.kept.egress_restricted == {network(1).bridge}
 
 
@@ -390,7 +382,9 @@ def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
     same change: the ports of another one that leaves."""
     state, kernel, _ = reconciler()
     state.put_network(network(1))
-    state.note({"bridge": Noted(frozenset({Element("allow4", (IPv4Address("10.9.0.2"), 6, 8080))}))})
+    any4 = IPv4Address(0)
+    state.observe(lambda facts: dataclasses.replace(facts, listening=frozenset({Published("tcp", any4, 8080, 8080)})))
+    assert Element("listening", (2, 6, 8080)) in (kernel.table or ())
     change, replace = kernel.change, kernel.replace
 
     def takes(elements: Iterable[Element]) -> None:
@@ -407,9 +401,15 @@ def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
         replace(elements, *args, **kwargs)
 
     kernel.change, kernel.replace = change_, replace_  # type: ignore[method-assign]
-    bad = Element("rated4", (IPv4Address("10.9.0.3"), 6, 22), ("limit4__10.9.0.3__1_day_65535",))
-    with pytest.raises(NftError):
-        state.note({"bridge": None, "bad": Noted(frozenset({bad, Element("proxied", (2, 6, 5432))}))})
+    limited = Container("c" * 64, "web", PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),)))
+    bad = dataclasses.replace(endpoint(1, 1, 2), joined=True, container=limited)
+    state.observe(
+        lambda facts: dataclasses.replace(
+            facts.keeping(lambda known: known.with_endpoint(bad)),
+            listening=frozenset(),
+            suspects=frozenset({Published("tcp", any4, 5432, 5432)}),
+        )
+    )
     assert kernel.table is not None
-    assert not [element for element in kernel.table if element.set == "allow4"]
+    assert not [element for element in kernel.table if element.set in ("listening", "rated4")]
     assert Element("proxied", (2, 6, 5432)) in kernel.table

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from plugin.labels.parser import EVERYTHING
 from plugin.model import (
+    BridgeNetwork,
     Container,
     Defaults,
     Endpoint,
@@ -35,9 +36,9 @@ from plugin.model import (
 )
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
-from plugin.policy.facts import Inventory, Noted
-from plugin.policy.overrides import in_force
+from plugin.policy.facts import Facts
 from plugin.policy.saved import State
+from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import VERSION, Store
 from tests.pure.fakes import Kernel
@@ -193,11 +194,9 @@ def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
 
 
 def elements_of(state: State) -> Iterator[Element]:
-    inventory = Inventory(Defaults(), state, overrides=in_force(state))
-    inventory.reindex(inventory.owners())
+    inventory = evaluated(Defaults(), Facts(state))
     for owner in inventory.owners():
         yield from inventory.elements(owner)
-    yield from (Element("confined", (bridge,)) for bridge in state.egress_restricted)
 
 
 def _damaged(document: Any, data: st.DataObject) -> Any:
@@ -534,8 +533,9 @@ def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
     nothing: Any = Kernel()
     state = Reconciler(nothing, Store(str(path)), Defaults(PolicySpec()))
     bridge = "br-0123456789ab"
-    state.start(State())
-    state.note({"confines": Noted(frozenset({Element("confined", (bridge,))}))})
-    state.remember_foreign(frozenset({"virbr0"}))  # a later save that is not flushed
+    state.start(Facts(State()))
+    shy = BridgeNetwork("n" * 64, "front", bridge, spec=PolicySpec(egress=()))
+    state.observe(lambda facts: facts.with_networks({shy.id: shy}))
+    state.observe(lambda facts: facts.keeping(lambda known: known.with_foreign({"virbr0"})))  # one that is not flushed
     path.write_text("")  # as the disk may have it then
     assert bridge in Store(str(path)).load().egress_restricted

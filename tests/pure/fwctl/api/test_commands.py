@@ -64,9 +64,7 @@ class Desk:
         self.clock = CLOCK
         self.spoken = 0
         not_guarded = {"tool": "has the host's network: it answers like any program of the host"}
-        self.orders = AdminCommands(
-            self.site.state, self.site.guard, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST)
-        )
+        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST))
 
     def _speak(self) -> None:
         self.spoken += 1
@@ -256,7 +254,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> No
     desk.deny("web", "8080", seconds=60)
     desk.allow("db", "22 from 203.0.113.7", seconds=60)
     db = IPv4Address("10.1.0.3")
-    desk.site.state.suspend_timed_overrides()
+    desk.site.state.suspend()
     assert desk.opens() == {22, 80, 443, 9001}
     assert desk.opens(db) == {80, 443}  # who was shut out does not come in instead
     assert not any(e.set == "from4" and e.key[:3] == (db, 6, 22) for e in desk.site.kernel.table)

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Any
 
@@ -27,8 +26,9 @@ from plugin.fwctl.cli import log as droplog_cli
 from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, TakenError
 from plugin.model import Container, Defaults, Endpoint, Network, PolicySpec
-from plugin.policy.facts import Inventory
+from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.saved import State
+from plugin.policy.view import Inventory, evaluated
 from tests.kernel import packets as made
 from tests.pure.strategies import examples
 
@@ -60,15 +60,18 @@ class Known:
 
     def __init__(self, *endpoints: Endpoint, **spec: Any) -> None:
         networks = {f"n{number}": network(number) for number in (1, 2)}
-        state = State(networks, {e.id: e for e in endpoints})
-        self.inventory = Inventory(Defaults(PolicySpec(**{"log": "none", **spec})), state)
-        self.inventory.reindex(self.inventory.owners())
-        self.locked: AbstractContextManager[Any] = threading.RLock()
+        self.inventory = evaluated(
+            Defaults(PolicySpec(**{"log": "none", **spec})), Facts(State(networks, {e.id: e for e in endpoints}))
+        )
+        self._lock = threading.RLock()
+
+    def read(self, question: Callable[[Inventory], Any]) -> Any:
+        with self._lock:
+            return question(self.inventory)
 
     def put(self, each: Endpoint) -> None:
-        state = self.inventory.state
-        self.inventory.state = dataclasses.replace(state, endpoints={**state.endpoints, each.id: each})
-        self.inventory.reindex([each.id])
+        facts = self.inventory.facts.keeping(lambda state: state.with_endpoint(each))
+        self.inventory = evaluated(self.inventory.defaults, facts)
 
 
 class Clock:
@@ -247,9 +250,9 @@ def test_an_address_that_has_changed_hands_has_the_new_name() -> None:
     known = Known(endpoint(1, "web"))
     names = Names(Clock())
     assert names.either(known.inventory, WEB4, OUT4)[0]
-    state = known.inventory.state
     heir = dataclasses.replace(endpoint(1, "heir"), id="e9")
-    known.inventory.state = dataclasses.replace(state, endpoints={"e9": heir})
+    facts = known.inventory.facts.keeping(lambda state: dataclasses.replace(state, endpoints={"e9": heir}))
+    known.inventory = evaluated(known.inventory.defaults, facts)
     found, other = names.either(known.inventory, WEB4, OUT4)
     assert found
     assert (found.name, other) == ("heir", None)
@@ -261,12 +264,12 @@ def test_a_stream_of_strangers_does_not_read_the_whole_inventory_each_time() -> 
     owners = known.inventory.owners
 
     class Counting(Inventory):
-        def owners(self) -> list[str]:
+        def owners(self) -> list[ElementOwner]:
             nonlocal asked
             asked += 1
             return owners()
 
-    inventory = Counting(known.inventory.defaults, known.inventory.state)
+    inventory = Counting(known.inventory.defaults, known.inventory.facts)
     names = Names(clock)
     for number in range(10_000):
         assert names.either(inventory, WEB4, IPv4Address(number + 1))[0]
@@ -284,11 +287,11 @@ def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
             clock.now += 1.0
             return decide(*of)
 
-    known.inventory = Dear(known.inventory.defaults, known.inventory.state)
+    known.inventory = Dear(known.inventory.defaults, known.inventory.facts)
     log = DropLog(known, lambda: True, clock=clock)
     packet = logged(made.tcp(OUT4, WEB4, 5432, 40000))
     log.take([packet])
-    known.inventory = Inventory(known.inventory.defaults, known.inventory.state)
+    known.inventory = Inventory(known.inventory.defaults, known.inventory.facts)
     log.take([packet, packet])
     clock.now += 1000
     log.take([packet])

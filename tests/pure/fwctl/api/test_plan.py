@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from plugin.docker.proxy_ports import own_ports
 from plugin.fwctl.api import export, plan
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
@@ -15,13 +16,12 @@ from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
-from plugin.nftables.elements import dockerd_elements
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.bans import ban_elements
-from plugin.policy.facts import Inventory
-from plugin.policy.overrides import in_force, unwatched
+from plugin.policy.overrides import with_one
+from plugin.policy.view import Inventory, evaluated
 from plugin.settings import Settings, read
-from tests.pure.ordered import FRONT, Site, container, guest, ours, published
+from tests.pure.ordered import FRONT, PLAIN, Site, container, guest, ours, published
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})
 MARK = 0x08000000
@@ -75,18 +75,18 @@ def standing(elements: set[Element], **fields: Any) -> TableDump:
 
 
 def drifted(site: Site, there: TableDump, timed: tuple[Element, ...] = ()) -> list[str]:
-    wanted = set(site.state.should())
+    wanted = set(site.state.should()[1])
     return lines(drift.drift(wanted, timed, there, TEXT, PUT, drift.names(site.state.snapshot())))
 
 
 def test_what_is_as_it_should_be_is_no_difference(site: Site) -> None:
     """Nothing to tell."""
-    assert drifted(site, standing(set(site.state.should()))) == []
+    assert drifted(site, standing(set(site.state.should()[1]))) == []
 
 
 def test_elements_that_somebody_changed_are_told_with_whose_they_are(site: Site) -> None:
     """What came is to go, what went is to come; sorted, with the container's name or the network's."""
-    there = set(site.state.should())
+    there = set(site.state.should()[1])
     there |= {Element("allow4", (IPv4Address("10.1.0.2"), 6, 9999))}
     there |= {Element("allow6", (IPv6Address("2001:db8:9::9"), 17, 53))}
     there -= {Element("allow4", (IPv4Address("172.18.0.2"), 6, 22)), Element("bridges", ("fw-ffffffffffff",))}
@@ -102,8 +102,8 @@ def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
     lasting, timed = ban_elements(bans, 1000)
     held = Element("held4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
     leaving = Element("banned4", (IPv4Address("203.0.113.9"),))
-    there = {*site.state.should(), *timed, held, leaving}
-    wanted = {*site.state.should(), *lasting}
+    there = {*site.state.should()[1], *timed, held, leaving}
+    wanted = {*site.state.should()[1], *lasting}
     told = drift.drift(wanted, list(timed), standing(there | lasting, leaving=frozenset({leaving})), TEXT, PUT, {})
     assert told == []
     told = drift.drift(wanted, list(timed), standing((there | lasting) - timed.keys()), TEXT, PUT, {})
@@ -112,7 +112,7 @@ def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
 
 def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site: Site) -> None:
     """With the command that shows it."""
-    there = standing(set(site.state.should()), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
+    there = standing(set(site.state.should()[1]), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
     assert drifted(site, there) == [
         "+ chain forward: goto deny", "+ chain deny: counter",
         "- chain forward: a rule that is not docker-fw's, handle 9 (nft -a list chain inet docker-fw forward)",
@@ -127,7 +127,7 @@ def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
     """Those that the rates of containers have are no difference."""
-    wanted = set(site.state.should())
+    wanted = set(site.state.should()[1])
     rates = {"seen4__10.0.0.2__5_minute_5", "wide_host6__10.0.0.2__5_minute_5", "kept6__2001-db8--2__1_day_5"}
     sets = (frozenset(SETS) - {"held4"}) | rates | {"theirs"}
     assert drifted(site, standing(wanted, sets=sets)) == ["+ set held4", "- set theirs"]
@@ -147,12 +147,7 @@ def test_every_rule_of_the_real_table_has_its_words() -> None:
 
 
 def under(site: Site, defaults: Defaults) -> tuple[Inventory, Inventory]:
-    before = site.state.snapshot()
-
-    def change(inventory: Inventory) -> None:
-        inventory.defaults = defaults
-
-    return plan.under(before, lambda _: None), plan.under(before, change)
+    return evaluated(PLAIN, site.state.facts), evaluated(defaults, site.state.facts)
 
 
 def of(**labels: str) -> Defaults:
@@ -202,17 +197,17 @@ def test_a_plan_follows_names(site: Site) -> None:
 
 def test_labels_that_would_be_read_otherwise(site: Site) -> None:
     """FW_IMAGE_LABELS=trust: what Docker would be understood to say."""
-    before = site.state.snapshot()
     trusted = dataclasses.replace(WEB, spec=parse({"fw.allow": "8080, 9000"}).spec)
-    after = plan.under(before, plan.with_containers({ours(2, WEB).id: trusted}))
-    assert lines(plan.policies(plan.under(before, lambda _: None), after)) == ["+ accepts 9000/tcp  web on net"]
+    change = plan.with_containers({ours(2, WEB).id: trusted})
+    before, after = (evaluated(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
+    assert lines(plan.policies(before, after)) == ["+ accepts 9000/tcp  web on net"]
 
 
 def test_ports_of_dockerds_own(site: Site) -> None:
     """FW_DOCKERD_PORTS is elements alone."""
     before = site.state.snapshot()
     settings: Settings = read({"FW_DOCKERD_PORTS": "2375"})
-    after = plan.under(before, plan.noting("dockerd", dockerd_elements(settings.dockerd_ports)))
+    after = evaluated(PLAIN, dataclasses.replace(before.facts, dockerd=own_ports(settings.dockerd_ports, ())))
     assert lines(drift.elements(plan.difference(before, after), {})) == ["+ dockerd tcp . 2375"]
 
 
@@ -230,7 +225,7 @@ def test_another_mark_is_other_rules() -> None:
 def test_the_file_stands_alone(site: Site) -> None:
     """In one transaction, whatever stands; foreign bridges by name; what it is and of when; and all elements."""
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
-    elements = {*site.state.should(), *banned, Element("foreign", (7,)), Element("proxies", (12,))}
+    elements = {*site.state.should()[1], *banned, Element("foreign", (7,)), Element("proxies", (12,))}
     unmanaged, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
     text = export.file(MARK, elements, timed, unmanaged, logs=True, binds=True, version="1.2.3", when=when)
     head, _, rest = text.partition("\n\n")
@@ -255,14 +250,9 @@ def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
     """Nobody would close it: neither the container's port nor docker-proxy's."""
     site = Site(guest(FRONT, 2, APP, *published(9000, 29000)))
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
-    snapshot = site.state.snapshot()
-    snapshot.state = dataclasses.replace(snapshot.state, overrides=(Overriding(APP.id, rule, until=1e12),))
-    snapshot.overrides = in_force(snapshot.state)
-
-    def lasting(inventory: Inventory) -> None:
-        inventory.overrides = in_force(unwatched(inventory.state))
-
-    inventory = plan.under(snapshot, lasting)
+    site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
+    assert {e.set for e in site.kernel.table if 29000 in e.key} == {"served", "neighbour"}
+    inventory = evaluated(PLAIN, dataclasses.replace(site.state.facts, suspended=True))
     elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
     assert not any(9000 in element.key for element in elements)
     assert {e.set for e in elements if 29000 in e.key} == {"proxied", "neighbour"}

@@ -46,8 +46,7 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     """As `GET /status` answers."""
     inventory = site.state.snapshot()
     dropped = {endpoint.addr4: (12, 3) for endpoint in inventory.state.endpoints.values() if endpoint.addr4}
-    there = (site.guard.known(), site.guard.networks.values())
-    guarded = status.guarded_networks(inventory, *there, Engine("28.5.2"), 0x08000000, {})
+    guarded = status.guarded_networks(inventory, Engine("28.5.2"), 0x08000000, {})
     return {
         "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
         "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,

@@ -1,0 +1,391 @@
+"""All that is known at one moment → what each owner's elements are. Pure: decides, and touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+from plugin.labels.parser import EVERYTHING, over
+from plugin.model import (
+    Address,
+    AddressPolicy,
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Override,
+    Policy,
+    Prefix,
+    Published,
+    Rule,
+)
+from plugin.nftables.elements import (
+    bridge_elements,
+    endpoint_elements,
+    guarded_elements,
+    guest_elements,
+    network_elements,
+    proxied_element,
+    proxy_elements,
+)
+from plugin.nftables.sets import Element
+from plugin.policy import decide as policy
+from plugin.policy import overrides
+from plugin.policy.facts import ElementOwner, Facts, Kind, changed
+from plugin.policy.frozen import frozen
+from plugin.policy.peers import Key, PeerIndex, Who, itself, who
+from plugin.policy.rate_quota import Quota, rates
+from plugin.policy.saved import State
+
+
+@dataclass(slots=True)
+class Inventory:
+    """Not thread-safe. `watched`: docker-fw keeps up with Docker (`plugin.state.lease`)."""
+
+    defaults: Defaults
+    facts: Facts = field(default_factory=Facts)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    directory: PeerIndex = field(default_factory=PeerIndex)
+    watched: bool = True
+    quota: Quota = field(default_factory=Quota)
+    #: By container, its endpoints.
+    _places: dict[str, dict[ElementOwner, None]] = field(default_factory=dict)
+    #: While a change is made: policies by endpoint, and what each was decided from.
+    _decided: dict[str, tuple[Network | BridgeNetwork, Endpoint, Override, Policy]] | None = None
+
+    @property
+    def state(self) -> State:
+        return self.facts.saved
+
+    def copy(self, *, watched: bool = True) -> Inventory:
+        """As it is now, to be read while the other goes on changing."""
+        directory, quota = self.directory.copy(), self.quota.copy()
+        return Inventory(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
+
+    def owners(self) -> list[ElementOwner]:
+        return list(self.facts.owners())
+
+    def take(self, facts: Facts, owners: Iterable[ElementOwner]) -> None:
+        """These are the facts from now on; `owners`: those that they change."""
+        before, self.facts = self.facts, facts
+        for owner in owners:
+            was, now = before.container_of(owner), facts.container_of(owner)
+            if was != now:
+                if was:
+                    self._places[was].pop(owner, None)
+                    if not self._places[was]:
+                        del self._places[was]
+                if now:
+                    self._places.setdefault(now, {})[owner] = None
+        if (before.saved.overrides, before.suspended) != (facts.saved.overrides, facts.suspended):
+            self.overrides = _in_force(facts)
+        self.directory.networks = facts.names
+
+    def room_left(self) -> list[ElementOwner]:
+        """Whoever was there before docker-fw started, and has not come back when Docker has listed everybody, leaves
+        its room for rates to others. Returns these."""
+        return self.quota.settle() if self.facts.listed and self.quota.keeping else []
+
+    def start(self, facts: Facts) -> None:
+        """These are the facts, whatever was known before."""
+        self.facts, self.overrides, self._places = facts, _in_force(facts), _index(facts)
+        self.directory, self.quota = PeerIndex(), Quota()
+        self.directory.networks = facts.names
+
+    def changed(self, before: Facts, after: Facts) -> dict[ElementOwner, None]:
+        """The owners whose elements may be others; `before` is what is known now."""
+        owners = changed(before, after, self.places)
+        if before.names != after.names:
+            self.directory.networks = after.names
+            owners |= dict.fromkeys(self.directory.network_askers(before.names))
+            self.directory.networks = before.names
+        return owners
+
+    def places(self, container_id: str) -> Iterable[ElementOwner]:
+        """The container's endpoints."""
+        return self._places.get(container_id, {})
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """While one change is made, which asks for the same policies again and again. Not kept any longer: those of
+        thousands would be megabytes."""
+        outer, self._decided = self._decided, {} if self._decided is None else self._decided
+        try:
+            yield
+        finally:
+            self._decided = outer
+
+    # --- what is sticky -------------------------------------------------------------------------------------------
+
+    def settled(self, before: Facts, owners: Iterable[ElementOwner]) -> Facts:
+        """What is known, with what follows from it and outlives it: bridges where not everybody may begin everything,
+        until they go; closed published ports, until their container goes. `owners`: those that differ from `before`."""
+        owners = list(owners)
+        saved = self.facts.saved
+        egress_restricted = saved.egress_restricted | self._restricted(before, owners)
+        proxied = self._closed_ports(owners)
+        if egress_restricted == saved.egress_restricted and proxied is saved.proxied:
+            return self.facts
+        return replace(self.facts, saved=replace(saved, egress_restricted=egress_restricted, proxied=proxied))
+
+    def _restricted(self, before: Facts, owners: Iterable[ElementOwner]) -> set[str]:
+        """The bridges on which one of these owners restricts what may be begun. None is forgotten while one does."""
+        known, found = self.state.egress_restricted, set[str]()
+        for owner in self.owners() if before.saved.egress_restricted - known else owners:
+            network = self._network(owner)
+            if network and network.bridge not in known | found and self._restricts(owner, network):
+                found.add(network.bridge)
+        return found
+
+    def _network(self, owner: ElementOwner) -> Network | BridgeNetwork | None:
+        """The network that the owner is, or is on."""
+        match owner.kind:
+            case Kind.NETWORK:
+                return self.state.networks.get(owner.id)
+            case Kind.DOCKER_NETWORK:
+                return self.facts.networks.get(owner.id)
+        found = self.endpoint(owner)
+        return found[0] if found else None
+
+    def _restricts(self, owner: ElementOwner, network: Network | BridgeNetwork) -> bool:
+        if place := self.endpoint(owner):
+            endpoint = place[1]
+            return endpoint.joined and bool(endpoint.addresses) and self.decide(network, endpoint).egress is not None
+        return self.confines(network)
+
+    def _closed_ports(self, owners: Iterable[ElementOwner]) -> Mapping[str, tuple[Published, ...]]:
+        """By container; one that stops keeps what it had: docker-proxy may listen again before Docker tells of it."""
+        guests = (self.facts.guests.get(owner.id) for owner in owners if owner.kind is Kind.TRACKED)
+        containers = {guest.container_id for guest in guests if guest and guest.listed and guest.container_id}
+        proxied = frozen(self.state.proxied)
+        closed = {each: tuple(sorted(self.closed(each), key=str)) for each in containers}
+        more = {each: ports for each, ports in closed.items() if ports and ports != proxied.get(each)}
+        return proxied.replace(more, [each for each, ports in closed.items() if not ports])
+
+    def closed(self, container_id: str) -> frozenset[Published]:
+        """The container's published ports on Docker's networks that are not open to everybody."""
+        guests = [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
+        places = [
+            frozenset(policy.closed_ports(self.decide(network, guest.as_known), guest.endpoint))
+            for guest in guests
+            if guest.endpoint.published and (network := self.facts.networks.get(guest.endpoint.network_id))
+        ]
+        return policy.closed_together(places, doubted=not all(guest.sure for guest in guests))
+
+    # --- who is there ---------------------------------------------------------------------------------------------
+
+    def reindex(self, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
+        """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
+        get room for their rates that others left."""
+        owners = list(dict.fromkeys(owners))
+        changed: set[Key] = set()
+        rated: dict[ElementOwner, frozenset[Element]] = {}
+        for owner in owners:
+            found = self.endpoint(owner)
+            endpoint = found[1] if found else None
+            changed |= self.directory.put(owner, self.who(owner))
+            decided = self.decided(owner) if found else None
+            rules = chain(decided.accepts, decided.egress or ()) if decided else ()
+            container = endpoint.container if endpoint else None
+            own = (itself(container),) if container and owner.kind is Kind.ENDPOINT else ()
+            self.directory.asks(owner, rules, container, *own)
+            rated[owner] = rates(self._elements(owner)) if decided and decided.rates else frozenset()
+        self.quota.change(rated)
+        return list(dict.fromkeys((*owners, *self.directory.dependents(changed), *self.quota.moved)))
+
+    def who(self, owner: ElementOwner) -> Who | None:
+        """Who an owner is, as far as others' rules may speak of it."""
+        found = self.endpoint(owner)
+        return who(found[1]) if found and not self.doubted(owner) else None
+
+    def departing(self, owners: Iterable[ElementOwner]) -> dict[ElementOwner, None]:
+        """Those of the owners that were introduced as somebody, and nobody is there any more."""
+        return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner) is None}
+
+    def elements(self, owner: ElementOwner) -> frozenset[Element]:
+        return self.quota.within(owner, self._elements(owner))
+
+    def _elements(self, owner: ElementOwner) -> frozenset[Element]:
+        facts = self.facts
+        match owner.kind:
+            case Kind.FORWARDING:
+                return frozenset(Element("no_transit", (family,)) for family in facts.saved.switched)
+            case Kind.BRIDGES:
+                return bridge_elements(facts.bridges)
+            case Kind.PROXIES:
+                return proxy_elements(facts.proxies)
+            case Kind.DOCKERD:
+                return frozenset(Element("dockerd", port) for port in facts.dockerd)
+            case Kind.LISTENING:
+                return frozenset(proxied_element(port, "listening") for port in facts.listening)
+            case Kind.SUSPECTS | Kind.LAST_RUN:
+                return frozenset(map(proxied_element, self._shut(owner)))
+            case Kind.EGRESS:
+                return frozenset(Element("confined", (bridge,)) for bridge in facts.saved.egress_restricted)
+            case Kind.NETWORK if network := facts.saved.networks.get(owner.id):
+                return network_elements(network)
+            case Kind.DOCKER_NETWORK if guarded := facts.networks.get(owner.id):
+                return guarded_elements(guarded)
+        found = self.endpoint(owner)
+        if found is None:
+            return frozenset()
+        place, endpoint = found
+        resolved = self.resolved(place, endpoint)
+        if isinstance(place, BridgeNetwork):
+            if self.doubted(owner):
+                resolved = policy.in_doubt(resolved)
+            return guest_elements(place, endpoint, resolved, self._closed_at(endpoint))
+        more = self.directory.addresses(itself(endpoint.container)) if endpoint.container else ()
+        return endpoint_elements(place, endpoint, resolved, more)
+
+    def _closed_at(self, endpoint: Endpoint) -> Collection[Published]:
+        if not endpoint.published:
+            return ()
+        if endpoint.container and endpoint.container.id:
+            return self.closed(endpoint.container.id)
+        return [port for port in endpoint.published if not port.host_ip.is_loopback]
+
+    def _shut(self, owner: ElementOwner) -> Iterable[Published]:
+        """Ports of the host that are closed whoever's they are."""
+        if owner.kind is Kind.SUSPECTS:
+            return self.facts.suspects
+        return () if self.facts.listed else chain.from_iterable(self.facts.saved.proxied.values())
+
+    def called(self, owner: ElementOwner) -> str:
+        """The name of the container that it is, for people."""
+        found = self.endpoint(owner)
+        return found[1].container.name if found and found[1].container else str(owner)
+
+    def answers(self, owner: ElementOwner) -> dict[Address, AddressPolicy]:
+        """What the owner's addresses accept and may begin; nothing where it has none."""
+        found = self.endpoint(owner)
+        if found is None:
+            return {}
+        network, endpoint = found
+        resolved = self.resolved(network, endpoint)
+        if self.doubted(owner):
+            resolved = policy.in_doubt(resolved)
+        return {
+            address: AddressPolicy(subnet, resolved, network.internal)
+            for address in endpoint.addresses
+            for subnet in subnets(network)
+            if address in subnet
+        }
+
+    def answers_of(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
+        return {address: what for owner in owners for address, what in self.answers(owner).items()}
+
+    def through_proxy(
+        self, owners: Iterable[ElementOwner]
+    ) -> tuple[list[Published], Callable[[Published, Address], bool]]:
+        """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
+        rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
+        for owner in owners:
+            if owner.kind in (Kind.SUSPECTS, Kind.LAST_RUN):  # closed before it is known whose port it is
+                for port in self._shut(owner):
+                    rules.setdefault(port, [])
+            elif owner.kind is Kind.TRACKED and (found := self.endpoint(owner)):
+                network, endpoint = found
+                accepts = () if self.doubted(owner) else self.resolved(network, endpoint).accepts
+                neighbours = network.subnets if isinstance(network, BridgeNetwork) and network.flat else ()
+                for port in self._closed_at(endpoint):
+                    rules.setdefault(port, []).append((accepts, neighbours))
+
+        def stays(port: Published, source: Address) -> bool:
+            return any(
+                any(source in subnet for subnet in neighbours)
+                or policy.passes(accepts, port.proto, port.container_port, source)
+                for accepts, neighbours in rules[port]
+            )
+
+        return list(rules), stays
+
+    def decided(self, owner: ElementOwner) -> Policy | None:
+        """The owner's policy with its peers by name; None where it has no endpoint."""
+        found = self.endpoint(owner)
+        return self.decide(*found) if found else None
+
+    def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
+        override = self.override(endpoint.container)
+        known = self._decided.get(endpoint.id) if self._decided is not None else None
+        if known and known[0] is network and known[1] is endpoint and known[2] == override:
+            return known[3]
+        decided = policy.of(network, endpoint, self.defaults, override)
+        if self._decided is not None:
+            self._decided[endpoint.id] = (network, endpoint, override, decided)
+        return decided
+
+    def override(self, container: Container | None) -> Override:
+        return self.overrides.get(container.id, policy.NOTHING) if container else policy.NOTHING
+
+    def of_container(self, container_id: str) -> list[ElementOwner]:
+        """The owners that are this container's endpoints."""
+        return list(self.places(container_id))
+
+    def resolved(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
+        published, proxied = endpoint.published, _proxied(network, endpoint)
+        return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
+
+    def too_many(self, owner: ElementOwner) -> list[str]:
+        """What the owner's rules let nobody pass by for it would be too much, as sentences."""
+        found = self.endpoint(owner) if not self.doubted(owner) else None
+        proxied = _proxied(*found) if found else ()
+        if found is None or not (proxied or self.directory.asking(owner)):
+            return []
+        endpoint = found[1]
+        return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published, proxied))
+
+    def confines(self, network: Network | BridgeNetwork) -> bool:
+        """True if whoever is on the network may not begin everything, unless its own labels say so."""
+        if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
+            return True
+        return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
+
+    def networks(self) -> list[Network | BridgeNetwork]:
+        """Docker's own and the driver's."""
+        return [*self.state.networks.values(), *self.facts.networks.values()]
+
+    def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
+        return self.facts.endpoint(owner)
+
+    def doubted(self, owner: ElementOwner) -> bool:
+        guest = self.facts.guests.get(owner.id) if owner.kind is Kind.TRACKED else None
+        return guest is not None and not guest.sure
+
+
+def evaluated(defaults: Defaults, facts: Facts) -> Inventory:
+    """These facts with all that follows from them, and all names looked up."""
+    made = Inventory(defaults)
+    made.start(facts)
+    with made.deciding():
+        made.start(made.settled(facts, made.owners()))
+        made.reindex(made.owners())
+    return made
+
+
+def _in_force(facts: Facts) -> Mapping[str, Override]:
+    return overrides.in_force(overrides.unwatched(facts.saved) if facts.suspended else facts.saved)
+
+
+def _index(facts: Facts) -> dict[str, dict[ElementOwner, None]]:
+    found: dict[str, dict[ElementOwner, None]] = {}
+    for owner in facts.owners():
+        if container := facts.container_of(owner):
+            found.setdefault(container, {})[owner] = None
+    return found
+
+
+def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Published, ...]:
+    """The published ports that docker-proxy serves."""
+    if isinstance(network, Network):
+        return ()
+    return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
+
+
+def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
+    if isinstance(network, BridgeNetwork):
+        return network.subnets
+    return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)
