@@ -168,7 +168,7 @@ def _has_id(raw: Any) -> bool:
     return bool(raw.get("Id") if isinstance(raw, dict) else isinstance(raw, Cut) and raw.id)
 
 
-def places(raw: Any) -> tuple[str, ...]:
+def endpoint_ids(raw: Any) -> tuple[str, ...]:
     """The IDs of a listed container's endpoints: others each time that it starts."""
     networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     return tuple(sorted(str(each.get("EndpointID")) for each in networks.values() if isinstance(each, dict)))
