@@ -100,7 +100,7 @@ class DockerApi:
                 return Container(entry.id, name, problems=(_too_large(name),))
             if f"/{name}" in (entry.get("Names") or []):
                 labels = self._images.read(client, entry, hook=True)
-                return container_labels.at(
+                return container_labels.on_network(
                     labels, str(network.get("Name") or ""), container_labels.compose_key(network)
                 )
         return None

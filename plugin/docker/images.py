@@ -67,7 +67,7 @@ class Images:
         `hook`: with a short time-out, which proves nothing about the image. Raises LateError instead, also if Docker
         fails.
         """
-        if self._trust or not container_labels.asks_for_image(listed):
+        if self._trust or not container_labels.needs_image(listed):
             return container_labels.read(listed, None)
         try:
             return container_labels.read(listed, self._labels(client, listed))
@@ -184,7 +184,7 @@ def image_labels(wanted: Variant, inspected: Mapping[str, Any]) -> Mapping[str, 
         if not inspected.get("Os") or not inspected.get("Architecture"):
             raise UnknownLabels(f"Docker does not have that variant of the image whole; pull the image again, {_TRUST}")
     labels = (inspected.get("Config") or {}).get("Labels") or {}
-    return {key: value for key, value in labels.items() if container_labels.matters(key)}
+    return {key: value for key, value in labels.items() if container_labels.is_relevant(key)}
 
 
 def in_containerd(info: Mapping[str, Any]) -> bool:

@@ -141,7 +141,7 @@ def needed(raw: Any) -> Any:
     told = raw.get("Labels") if isinstance(raw, dict) else None
     if not isinstance(told, dict) or len(told) <= _MANY:
         return raw
-    return {**raw, "Labels": {key: value for key, value in told.items() if container_labels.matters(key)}}
+    return {**raw, "Labels": {key: value for key, value in told.items() if container_labels.is_relevant(key)}}
 
 
 def many(raw: Any) -> list[Any]:
@@ -188,7 +188,7 @@ def attachment(
 
     A mistake there is one of the container's, for on Docker's own networks nothing can be refused.
     """
-    container, parsed = container_labels.at(who, network, key), parser.parse(options, "driver option ")
+    container, parsed = container_labels.on_network(who, network, key), parser.parse(options, "driver option ")
     if parsed.problems:
         container = dataclasses.replace(container, problems=(*container.problems, *parsed.problems))
     return container, parsed.spec

@@ -83,7 +83,7 @@ def lists(data: bytes) -> None:
         container_labels.compose_key,
         lambda r: list(listing.published(r)), lambda r: listing.bridges([r]),
         lambda r: [
-            container_labels.at(who, "net")
+            container_labels.on_network(who, "net")
             for who in (container_labels.read(r, {}), container_labels.read(r, None, unknown="gone"))
         ],
         lambda r: list(listing.endpoints(r, container_labels.read(r, {}))),
