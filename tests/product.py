@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugin.fwctl.cli.client import ask
+from plugin.fwctl.socket_client import ask
+from plugin.model import FwError
 from tests.lab import ENGINES, Engine
 from tests.lab.builder import build_image
 from tests.lab.store import cached
@@ -143,7 +143,7 @@ class Fw:
         """True if the plugin answers."""
         try:
             return bool(self.status())
-        except (OSError, ValueError):
+        except (FwError, ValueError):
             return False
 
     def pids(self) -> list[str]:
@@ -159,11 +159,3 @@ class Fw:
         """True once the plugin knows the container's labels."""
         endpoints = [e for network in self.status()["networks"] for e in network["endpoints"]]
         return any(e["container"] == container and e["known"] for e in endpoints)
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> None:
-    """Waits for a condition. Raises AssertionError that says what did not come about within `timeout` seconds."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
-        time.sleep(0.02)

@@ -15,24 +15,13 @@ from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
 from plugin.nftables.sets import FORMER, TABLE
 from plugin.state.store import VERSION
 from tests.kernel import older
-from tests.kernel.packets import arrived, new_flow, until
-from tests.kernel.running import ROOT, Running
-from tests.kernel.site import MARK, Site
-from tests.kernel.test_guard import NAMED, arriving
-from tests.kernel.test_hostile import frame
+from tests.kernel.packets import arrived, frame, new_flow
+from tests.kernel.running import ROOT, Running, cleanup
+from tests.kernel.site import BR_DOCKER, MARK, Site, arriving
+from tests.waiting import until
 
 WEB, SHUT = ("10.1.0.2", "2001:db8:1::2"), ("10.1.0.3", "2001:db8:1::3")
 RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
-
-
-def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
-    """`fwctl cleanup` on the site's host."""
-    with fw.site.host.popen(
-        [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
-        cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        out, err = process.communicate(timeout=30)
-    return subprocess.CompletedProcess("cleanup", process.returncode, out, err)
 
 
 def lasting(fw: Running) -> str:
@@ -79,7 +68,7 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     sniffer = own.site.sniffer(web)
     forged, true = (new_flow("udp", SHUT[0], WEB[0], 9, sport) for sport in (4001, 4002))
     for mac, packet in (("02:42:0a:01:00:09", forged), ("02:42:0a:01:00:03", true)):
-        frame(shut, mac, "02:42:0a:01:00:02", packet)
+        frame(shut.path, mac, "02:42:0a:01:00:02", packet)
     assert forged not in arrived([sniffer], true)[0]
     for number in (2, 3):
         own.end(own.endpoint(own.network(1), number))
@@ -112,7 +101,7 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
 
     The plugin stays, for dockerd disables one that ends, and the next boot would find none.
     """
-    box = own.site.docker_box(NAMED, 100)
+    box = own.site.docker_box(BR_DOCKER, 100)
     newer = f'{{"version": {VERSION + 1}}}'
     own.state.parent.mkdir()
     own.state.write_text(newer)
@@ -150,6 +139,17 @@ def test_cleanup_beside_a_plugin_that_runs_touches_nothing(own: Running) -> None
     assert macs(own) != links
 
 
+def test_cleanup_names_the_forwarding_that_docker_fw_enabled(fw: Running) -> None:
+    """Forwarding stays enabled, because Docker may need it by now; the output says so, and how to disable it."""
+    fw.start()
+    fw.well("CreateNetwork", fw.network(1))
+    fw.stop()
+    out = cleanup(fw).stdout
+    assert "sysctl -w net.ipv4.ip_forward=0" in out
+    assert "sysctl -w net.ipv6.conf.all.forwarding=0" in out
+    assert "forwarding" not in cleanup(fw).stdout
+
+
 def test_another_mark_leaves_no_rule_of_the_former_one(own: Running) -> None:
     """With another FW_MARK the former rule goes from DOCKER-USER, where it would let through what others mark;
     `cleanup` takes ours away whatever the mark was, and nobody else's."""
@@ -180,7 +180,7 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
         until(own.table, "the owner has its table")
         done = cleanup(own)
         assert done.returncode == 1
-        assert "the table inet docker-fw stays (Operation not permitted)" in done.stderr
+        assert "table inet docker-fw could not be removed (Operation not permitted)" in done.stderr
         assert "stop the program that owns it first" in done.stderr
         assert own.table()
         owner.stdin.close()
