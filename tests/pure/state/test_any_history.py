@@ -29,13 +29,14 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element, spec_of
-from plugin.policy.bans import ban_elements
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import State
 from plugin.policy.view import evaluated
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.tracer import Packet, Table
@@ -114,11 +115,11 @@ class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch, self.flows = pytest.MonkeyPatch(), Flows()
-        self.patch.setattr(conntrack, "cut_closed", self.flows.cut_closed)
+        self.patch.setattr(closed_flows, "cut_closed", self.flows.cut_closed)
         self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
         self.patch.setattr(conntrack, "cut_published", lambda *_: None)
         self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
-        self.patch.setattr(conntrack, "cut_strangers", lambda *_: None)
+        self.patch.setattr(closed_flows, "cut_strangers", lambda *_: None)
         self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
         #: On Docker's networks, as Docker has them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
