@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 from typing import Any, TypeVar
 
-from plugin.model import PROTO_NUMBER, Address, FwError, Proto
+from plugin.model import Address, FwError
+from plugin.protocols import PUBLISHABLE, WITH_PORTS, Proto, listed
 from plugin.text import shortened
 
 T = TypeVar("T")
@@ -159,11 +160,20 @@ def mapping(raw: Any, key: str, right: str = "an object", *, default: Any = _REQ
 
 
 def protocol(raw: Any, key: str) -> Proto:
-    value = _get(raw, key, "tcp, udp or sctp")
-    for name in PROTO_NUMBER:
-        if value == name:
-            return name
-    raise wrong(raw, key, "tcp, udp or sctp")
+    """A protocol that has ports."""
+    return _protocol(raw, key, WITH_PORTS)
+
+
+def published_protocol(raw: Any, key: str) -> Proto:
+    """A protocol whose ports `-p` can publish."""
+    return _protocol(raw, key, PUBLISHABLE)
+
+
+def _protocol(raw: Any, key: str, names: dict[str, int]) -> Proto:
+    value = _get(raw, key, listed(names))
+    if not isinstance(value, str) or value not in names:
+        raise wrong(raw, key, listed(names))
+    return value
 
 
 def address(value: Any) -> Address:

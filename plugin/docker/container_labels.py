@@ -7,7 +7,6 @@ sometimes unknown (`plugin.docker.images`); then any label may be.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,8 @@ from itertools import starmap
 from typing import Any
 
 from plugin.labels import parser
-from plugin.labels.grammar import MAX_LENGTH, taken_back
+from plugin.labels.grammar import MAX_LENGTH
+from plugin.labels.keys import KEYS, PREFIX, UNSET
 from plugin.labels.parser import ParsedLabels
 from plugin.model import Container, PolicySpec, Problem
 
@@ -50,7 +50,7 @@ class ContainerLabels:
 def firewall_labels(listed: Mapping[str, Any]) -> dict[str, str]:
     """The labels of a listed container that configure docker-fw."""
     labels = listed.get("Labels") or {}
-    return {key: value for key, value in labels.items() if key.lower().startswith(parser.PREFIX)}
+    return {key: value for key, value in labels.items() if key.lower().startswith(PREFIX)}
 
 
 def needs_image(listed: Mapping[str, Any]) -> bool:
@@ -60,7 +60,7 @@ def needs_image(listed: Mapping[str, Any]) -> bool:
 
 def is_relevant(key: str) -> bool:
     """True for labels that are ever compared with an image's. All others are dropped."""
-    return key.lower().startswith(parser.PREFIX) or key.startswith(_COMPOSE)
+    return key.lower().startswith(PREFIX) or key.startswith(_COMPOSE)
 
 
 def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> ContainerLabels:
@@ -105,7 +105,7 @@ def _unknown_origin(image_labels: Mapping[str, str], own: Mapping[str, str], unk
     text = f"it is not known whether the image brought this label: {unknown}"
     problems, keys = parser.parse(ignored).problems, {parser.split(key)[1] for key in ignored}
     closes = any(problem.closes for problem in problems) or any(starmap(_may_close, ignored.items()))
-    confines = any(problem.confines for problem in problems) or "fw.egress" in keys
+    confines = any(problem.confines for problem in problems) or any(key in KEYS and KEYS[key].confines for key in keys)
     first = min(ignored)
     return (Problem("label " + first, ignored[first], text, closes, confines),)
 
@@ -113,10 +113,9 @@ def _unknown_origin(image_labels: Mapping[str, str], own: Mapping[str, str], unk
 def _may_close(key: str, value: str) -> bool:
     """True unless the label can only open, or is not about inbound traffic. A `from` removes its port from the base."""
     network, name = parser.split(key)
-    if name == "fw.allow":
-        return bool(taken_back(value))
-    opens = name == "fw.egress" or (name, value.strip().lower()) == ("fw.policy", "open")
-    return name != "fw.log" and not (opens and network is None)  # a network's name may be the name of none
+    entry = KEYS.get(name)
+    # What is for one network is about none if the name is wrong, and that may close.
+    return entry is None or entry.may_close(value) or (network is not None and not entry.only_opens(entry.of(UNSET)))
 
 
 def compose_key(network: Mapping[str, Any]) -> str:
@@ -157,7 +156,8 @@ def _ignored(labels: ContainerLabels) -> Iterator[str]:
     """Notices about labels that came with the image and do not count."""
     came = "may have come" if labels.unsure else "came"
     for label, value in labels.image_labels[:_MAX_NOTICES]:
-        effect = "counts for nothing" if parser.split(label)[1] == "fw.rate" else "opens nothing"
+        entry = KEYS.get(parser.split(label)[1])
+        effect = "opens nothing" if entry is None or entry.opens else "counts for nothing"
         yield f'label {label[:80]}="{value[:80]}" {came} with the image and {effect} (FW_IMAGE_LABELS=trust lets it)'
     if (more := len(labels.image_labels) - _MAX_NOTICES) > 0:
         yield f"{more} more labels {came} with the image and open nothing"
@@ -176,7 +176,7 @@ def _unknown_networks(
             if _only_opens(spec):
                 notices.append(f"{where} has no effect: {text} (it is on {there})")
             else:
-                problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=spec.egress is not None))
+                problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=_confines(spec)))
     return problems, notices
 
 
@@ -199,15 +199,16 @@ def _names(labels: ContainerLabels, network: str) -> Iterator[str]:
 
 
 def _only_opens(spec: PolicySpec) -> bool:
-    return spec == PolicySpec(allow=spec.allow, log=spec.log) and not any(rule.peers for rule in spec.allow)
+    return all(key.only_opens(key.of(spec)) for key in KEYS.values() if key.says(spec))
+
+
+def _confines(spec: PolicySpec) -> bool:
+    return any(key.confines and key.says(spec) for key in KEYS.values())
 
 
 def _closing(spec: PolicySpec) -> PolicySpec:
-    """The part of an image's policy that only closes, which counts where neither container nor network say anything.
-
-    Its `fw.rate` is not part of it: each rate costs the kernel memory, and an image must not spend the host's.
-    """
-    return dataclasses.replace(PolicySpec(), egress=spec.egress)
+    """The part of an image's policy that only closes, which counts where neither container nor network say anything."""
+    return PolicySpec(**{key.field: key.of(spec) for key in KEYS.values() if key.closes_elsewhere})
 
 
 def known_names(networks: Collection[Mapping[str, Any]]) -> frozenset[str]:

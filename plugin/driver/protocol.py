@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, TypeVar
 
-from plugin import jsonio
+from plugin import jsonio, protocols
 from plugin.labels import parser
-from plugin.model import PROTO_NAME, Endpoint, FwError, Network, PolicySpec, PortBinding
+from plugin.model import Endpoint, FwError, Network, PolicySpec, PortBinding
 
 _GENERIC = "com.docker.network.generic"
 _BRIDGE = "com.docker.network.bridge."
@@ -79,9 +79,10 @@ def port_bindings(body: Any) -> tuple[PortBinding, ...]:
 
 
 def _binding(raw: Any) -> PortBinding:
-    proto = PROTO_NAME.get(jsonio.integer(raw, "Proto"))
-    if proto is None:
-        raise FwError(f"cannot publish IP protocol {raw['Proto']!r}: only tcp, udp and sctp have ports")
+    proto = protocols.name_of(jsonio.integer(raw, "Proto"))
+    if proto not in protocols.PUBLISHABLE:
+        right = protocols.listed(protocols.PUBLISHABLE, "and")
+        raise FwError(f"cannot publish IP protocol {raw['Proto']!r}: only {right} can be published")
     port = jsonio.port(raw, "Port")
     # 0 is "any port", which Docker also writes as null or leaves out.
     first, last = (jsonio.within(raw, key, 0, 65535) if raw.get(key) else 0 for key in ("HostPort", "HostPortEnd"))

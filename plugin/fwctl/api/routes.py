@@ -20,6 +20,7 @@ from plugin.fwctl.api.queries import AdminQueries
 from plugin.jsonio import document, items, mapping, record, text, wrong
 from plugin.labels.duration import LONGEST
 from plugin.model import FwError
+from plugin.protocols import PORTLESS
 from plugin.text import readable
 
 #: Rules of one `fwctl allow`; addresses of one `fwctl ban`.
@@ -108,7 +109,7 @@ def _explain(questions: AdminQueries, raw: Any) -> dict[str, Any]:
     body = record(raw, "from", "to", "what", "family")
     end = "an address, a container's name, internet or host"
     source, target = _text(body, "from", end), _text(body, "to", end)
-    what = _text(body, "what", "a port like 8080 or 53/udp, or gre, esp, ah, icmp")
+    what = _text(body, "what", f"a port like 8080 or 53/udp, or {', '.join(PORTLESS)}, icmp")
     return questions.explain(source, target, what, _family(body))
 
 
