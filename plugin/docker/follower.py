@@ -130,12 +130,12 @@ class DockerFollower:
         return not hearing or time.monotonic() - hearing < EVERY
 
     def _told(self, event: Event) -> None:
-        if not event.whole:
-            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.what)
+        if not event.complete:
+            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.action)
             self._guard.doubt()
             self.wake()
             return
-        match event.what:
+        match event.action:
             case "subscribed":
                 self._guard.start_over()
                 self._missed = True
@@ -159,11 +159,11 @@ class DockerFollower:
                 self._told_of_network(event)
 
     def _told_of_network(self, event: Event) -> None:
-        match event.what:
-            case "network connect" if event.kind in ("bridge", ""):
+        match event.action:
+            case "network connect" if event.network_type in ("bridge", ""):
                 self._guard.returns(event.id, event.container)
                 self._want(place=(event.id, event.container))
-            case "network connect" if event.kind == "overlay":
+            case "network connect" if event.network_type == "overlay":
                 # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
                 self.wake()
             case "network connect":

@@ -104,10 +104,12 @@ class Listing:
         )
 
     def _endpoints(self, container: RunningContainer) -> Iterable[Endpoint]:
-        read = partial(parse.endpoints, who=container.labels, keys=self.compose_keys, options=container.options or {})
+        read = partial(
+            parse.endpoints, labels=container.labels, keys=self.compose_keys, options=container.options or {}
+        )
         return understood(read, container.entry) or ()
 
 
 def _on_gwbridge(network: Mapping[str, Any], container: RunningContainer) -> Endpoint | None:
     """The container's second endpoint, with its published ports, which is in no list of containers."""
-    return understood(partial(parse.attached, who=container.labels, options={}, listed=container.entry), network)
+    return understood(partial(parse.attached, labels=container.labels, options={}, listed=container.entry), network)
