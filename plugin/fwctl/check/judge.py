@@ -1,6 +1,6 @@
-"""Services and networks of compose files → what each would accept, by the plugin's own labels and policy. Pure.
+"""What services of compose files would accept on each network, by the plugin's own labels and policy. Pure.
 
-Every mistake in a key of docker-fw's goes to `notes`, at the line of that key.
+Every mistake in a docker-fw key is noted at the line of that key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from plugin.policy import decide
 #: Rules of all services on all their networks: aliases make many of a few lines.
 MAX_WORK = 100_000
 
-#: Where a rule was said, as its origin tells → the line.
+#: The line of a rule, by the rule's origin.
 Places = Mapping[str, Place]
 
 
@@ -46,7 +46,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A service on one network. `refused`: it does not start there. `said`: the words that count, with the settings."""
+    """A service on one network. `spec`: its labels and options, with the host's settings."""
 
     service: Service
     net: Net
@@ -58,6 +58,7 @@ class Judged:
 
     @property
     def refused(self) -> bool:
+        """True if docker-fw refuses to start the service there."""
         return self.net.kind == "own" and bool(self.problems)
 
 
@@ -70,20 +71,20 @@ class _Options:
 
 
 def judge(stack: Stack, defaults: Defaults, notes: Notes) -> list[Judged]:
-    """Every service on every network where docker-fw has a say."""
+    """Judge every service on every network that docker-fw protects."""
     options = {key: _network_options(net, notes) for key, net in stack.nets.items()}
     found: list[Judged] = []
     work = 0
     for service in stack.services.values():
         parsed = parser.parse({key: value.text for key, value in service.labels.items()})
         places = {f"label {key}": value.place for key, value in service.labels.items()}
-        _tell(parsed.problems, places, service.name, notes)
-        strangers(service, stack, notes)
+        _note(parsed.problems, places, service.name, notes)
+        unknown_networks(service, stack, notes)
         for attachment in service.attachments:
             not_guarded = attachment.net.kind == "apart"
             own = _NONE if not_guarded else parser.parse(_texts(attachment.options), "driver option ")
             more = {f"driver option {key}": value.place for key, value in attachment.options.items()}
-            _tell(own.problems, more, service.name, notes)
+            _note(own.problems, more, service.name, notes)
             network = options.get(attachment.net.key, _Options(_NONE, {}))
             told = (network, _Options(parsed, places), own, more)
             work += 1 + sum(len(p.spec.allow) + len(p.spec.egress or ()) for p in (parsed, own, network.parsed))
@@ -143,9 +144,9 @@ def _judged(
 
 
 def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, ...]:
-    """One for each port, on loopback or anywhere; on which port of the host's makes no difference to the policy.
+    """Return one for each port, on loopback or any address; the host's port makes no difference to the policy.
 
-    Not `everything`: those on loopback, and what is published elsewhere of these.
+    Unless `everything`: those on loopback, and the same ports where they are published elsewhere too.
     """
     ports = list(ports)
     local, elsewhere = (
@@ -161,7 +162,7 @@ def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, .
 
 
 def _in_ranges(rules: Iterable[Rule]) -> Iterable[Rule]:
-    """Neighbouring ports as one rule."""
+    """Join neighbouring ports to one rule."""
     found: list[Rule] = []
     for rule in sorted(rules):
         if found and found[-1].proto == rule.proto and found[-1].last + 1 >= rule.first:
@@ -172,7 +173,7 @@ def _in_ranges(rules: Iterable[Rule]) -> Iterable[Rule]:
 
 
 def _openings(port: Port, decided: Policy) -> Iterable[Opening]:
-    """The parts of a published range that are open to the same people."""
+    """Split a published range into parts that are open to the same peers."""
     whole = [Rule(port.proto, port.first, port.last)]
     if port.local:
         return [Opening(port, whole[0], "host")]
@@ -201,7 +202,7 @@ def _texts(options: Mapping[str, Value]) -> dict[str, object]:
     return {key: value.text for key, value in options.items()}
 
 
-def _tell(problems: Iterable[Problem], places: Places, service: str, notes: Notes) -> None:
+def _note(problems: Iterable[Problem], places: Places, service: str, notes: Notes) -> None:
     for problem in problems:
         notes.mistake(_at(problem, places, Place("")), str(problem), service)
 
@@ -210,8 +211,8 @@ def _at(problem: Problem, places: Places, otherwise: Place) -> Place:
     return places.get(problem.where, otherwise)
 
 
-def strangers(service: Service, stack: Stack, notes: Notes) -> None:
-    """`fw.network.NAME.…` where NAME is no network of the service's: it would never count."""
+def unknown_networks(service: Service, stack: Stack, notes: Notes) -> None:
+    """Note `fw.network.NAME.…` if NAME is not a network of the service: it would have no effect."""
     nets = stack.on(service.name)
     for key, value in service.labels.items():
         name, short = parser.split(key)
@@ -219,5 +220,5 @@ def strangers(service: Service, stack: Stack, notes: Notes) -> None:
             continue
         known = [net.key for net in nets]
         there = f" ({', '.join(known)})" if known else ""
-        text = f'label {key}: "{name}" is none of the networks of {service.name}{there}{near(name, known)}'
+        text = f'label {key}: "{name}" is not a network of {service.name}{there}{near(name, known)}'
         notes.mistake(value.place, text, service.name)

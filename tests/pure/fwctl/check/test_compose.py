@@ -150,7 +150,7 @@ def test_extends_that_leads_nowhere_or_round_is_a_mistake() -> None:
     """Each is told at its line, and the rest is read."""
     told = checked("services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n")
     assert told.status == 1
-    assert 'compose.yml:4: c: extends "nobody", which is no service of compose.yml' in told.mistakes
+    assert 'compose.yml:4: c: extends "nobody", which is not a service in compose.yml' in told.mistakes
     assert any(line.startswith("compose.yml:2: a: extends") for line in told.mistakes)
     assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in told.mistakes)
 
@@ -190,7 +190,7 @@ def test_variables_are_replaced_as_compose_does(text: str, expected: str) -> Non
 @pytest.mark.parametrize("text", ["$", "$ x", "${", "${}", "${1}", "$1", "${A", "${A:b}", "${A b}", "$-", "a$"])
 def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
     """Compose refuses the file; the message says what to write."""
-    assert "write $$ where a dollar is meant" in expand(text, {"A": "a"}).mistake
+    assert "write $$ for a dollar" in expand(text, {"A": "a"}).mistake
 
 
 def test_a_variable_that_is_missing_is_told() -> None:
@@ -206,7 +206,7 @@ def test_a_variable_that_is_missing_is_told() -> None:
         """
     )
     assert told.mistakes == ["compose.yml:6: needs the variable PORT, which is not set: which port"]
-    assert told.warnings == ["compose.yml:5: the variable UNSET is not set, and empty here"]
+    assert told.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
 
 
 def test_dotenv_stands_below_the_environment() -> None:
