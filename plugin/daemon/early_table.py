@@ -19,10 +19,10 @@ from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.kernel import link_monitor
 from plugin.model import FwError
 from plugin.nftables import identity
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE
 from plugin.nftables.table import Nft
-from plugin.policy.bans import ban_elements
 from plugin.policy.saved import State
 from plugin.settings import Settings
 from plugin.state.store import Store

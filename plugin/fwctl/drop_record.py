@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
-from plugin.model import PORTLESS, PROTO_NUMBER, Address
+from plugin.model import Address
+from plugin.protocols import NUMBER, WITH_PORTS
 from plugin.text import readable
 
 _ICMP, _ICMP6 = 1, 58
 _NAMES: dict[int, str] = {
-    **{number: str(name) for name, number in PROTO_NUMBER.items()},
-    **{number: name for name, number in PORTLESS.items()},
+    **{number: name for name, number in NUMBER.items()},
     _ICMP: "icmp",
     _ICMP6: "icmpv6",
 }
@@ -117,7 +117,7 @@ def _behind(proto: int, rest: bytes) -> tuple[int, bytes]:
 
 def _header(source: Address, target: Address, proto: int, rest: bytes) -> Header:
     name = _NAMES.get(proto, str(proto))
-    if name in PROTO_NUMBER and len(rest) >= 4:
+    if name in WITH_PORTS and len(rest) >= 4:
         begins = name != "tcp" or len(rest) < 14 or rest[13] & 0x17 == 0x02
         return Header(
             source, target, name, int.from_bytes(rest[2:4], "big"), int.from_bytes(rest[:2], "big"), begins=begins

@@ -16,11 +16,13 @@ import pytest
 
 from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.link_monitor import Link, Told
-from plugin.model import PROTO_NUMBER, AddressPolicy, BridgeNetwork, Container, Defaults, Policy, Published, Rule
+from plugin.model import AddressPolicy, BridgeNetwork, Container, Defaults, Policy, Published, Rule
 from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.decide import of
 from plugin.policy.flows import Way
+from plugin.protocols import NUMBER
+from plugin.state.closed_flows import cut_closed
 from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site
@@ -378,11 +380,11 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
         assert site.deliver([asked], boxes.web) == {asked}, "established, until it is cut"
 
         def hold(ways: Collection[Way]) -> None:
-            found = [way for way in ways if way.proto == PROTO_NUMBER["udp"]]
+            found = [way for way in ways if way.proto == NUMBER["udp"]]
             site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)[:5]): 60 for way in found})
 
         with site.inside():
-            conntrack.cut_closed({mine: AddressPolicy(subnet, Policy())}, hold)
+            cut_closed({mine: AddressPolicy(subnet, Policy())}, hold)
         other = udp(mine, out, 7778, 5353)
         assert site.deliver([answer, other], site.wan, boxes.web) == {other}
         assert site.deliver([asked], boxes.web) == set()

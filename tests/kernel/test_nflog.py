@@ -20,7 +20,7 @@ from plugin.fwctl.api import droplog
 from plugin.fwctl.api.droplog import MAX_DROPS, TAKEN, DropLog
 from plugin.fwctl.api.droplog_http import FOLLOWERS
 from plugin.fwctl.drop_record import Drop
-from plugin.kernel.links import bridge_name
+from plugin.kernel.names import bridge_name
 from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP
@@ -253,7 +253,7 @@ def test_one_listener_has_a_group(site: Site) -> None:
 def test_another_program_in_our_group_is_said_and_outlived(
     site: Site, boxes: tuple[Box, Box], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While another program listens to docker-fw's group a warning says so; when it ends, drops are told again."""
+    """While another program listens to docker-fw's group a warning says so; when it ends, drops are reported again."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(droplog, "RETRY", 0.02)
     web, _ = boxes
@@ -274,7 +274,7 @@ def test_another_program_in_our_group_is_said_and_outlived(
         log.stop()
         thread.join(5)
     told = [r.getMessage() for r in caplog.records if r.name == "plugin.fwctl.api.droplog"]
-    assert told == [TAKEN, "drops are told again"]
+    assert told == [TAKEN, "drops are reported again"]
 
 
 # --- the whole plugin -------------------------------------------------------------------------------------------------

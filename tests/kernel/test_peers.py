@@ -14,12 +14,13 @@ import pytest
 
 from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
-from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, PolicySpec, Proto, Published
+from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, PolicySpec, Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
+from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import arrived, new_flow, ping

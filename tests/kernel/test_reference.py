@@ -21,10 +21,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
-    OTHER,
-    PORTLESS,
     Address,
     BridgeNetwork,
     Container,
@@ -37,20 +35,21 @@ from plugin.model import (
     PolicySpec,
     Prefix,
     Problem,
-    Proto,
     Published,
     Rate,
     Rule,
     TrackedEndpoint,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import WATCHED, Change, Element
-from plugin.policy.bans import ban_elements, read
+from plugin.policy.bans import read
 from plugin.policy.decide import prefix_of
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
 from plugin.policy.view import Inventory, evaluated
+from plugin.protocols import OTHER, PORTLESS, Proto
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing

@@ -24,23 +24,25 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 #: Which packages and top-level modules a package may import, besides itself.
 LAYERS = {
     "text": "",
-    "model": "text",
-    "jsonio": "text model",
-    "labels": "text model jsonio",
-    "settings": "text model jsonio labels",
-    "kernel": "text model jsonio",
-    "policy": "text model jsonio labels",
-    "nftables": "text model jsonio labels policy kernel",
-    "state": "text model jsonio settings labels policy nftables kernel",
-    "docker": "text model jsonio settings labels policy kernel state",
-    "driver": "text model jsonio settings labels kernel state",
-    "fwctl": "text model jsonio labels",
-    "fwctl.check": "text model jsonio labels policy fwctl",
-    "fwctl.host": "text model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
-    "fwctl.api": "text model jsonio settings labels policy nftables kernel state docker fwctl",
-    "fwctl.cli": "text model jsonio settings labels fwctl fwctl.check",
-    "daemon": "text model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api fwctl.host",
-    "gunicorn_conf": "text model jsonio settings labels policy nftables kernel state daemon",
+    "protocols": "",
+    "model": "text protocols",
+    "jsonio": "text protocols model",
+    "labels": "text protocols model jsonio",
+    "settings": "text protocols model jsonio labels",
+    "kernel": "text protocols model jsonio",
+    "policy": "text protocols model jsonio labels",
+    "nftables": "text protocols model jsonio labels policy kernel",
+    "state": "text protocols model jsonio settings labels policy nftables kernel",
+    "docker": "text protocols model jsonio settings labels policy kernel state",
+    "driver": "text protocols model jsonio settings labels kernel state",
+    "fwctl": "text protocols model jsonio labels",
+    "fwctl.check": "text protocols model jsonio labels policy fwctl",
+    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
+    "fwctl.api": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.cli": "text protocols model jsonio settings labels fwctl fwctl.check",
+    "daemon": "text protocols model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api "
+    "fwctl.host",
+    "gunicorn_conf": "text protocols model jsonio settings labels policy nftables kernel state daemon",
 }
 #: fwctl's commands load these only when they run, inside functions: `fwctl status` must start at once.
 LAZY = {"fwctl.cli": "fwctl.host"}
@@ -48,38 +50,36 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 LATER: set[tuple[str, str]] = {
     ("docker.client", "fwctl.api.docker_firewall"),
     ("docker.engine", "fwctl.api.docker_firewall"),
-    ("driver.driver", "nftables.sets"),
-    ("kernel.conntrack", "policy.flows"),
-    ("kernel.link_monitor", "nftables.sets"),
-    ("kernel.links", "nftables.sets"),
     ("kernel.sock_diag", "policy.requested_ports"),
-    ("policy.bans", "nftables.sets"),
     ("policy.view", "nftables.elements"),
+    ("policy.view", "nftables.rate_quota"),
     ("policy.view", "nftables.sets"),
-    ("policy.flows", "kernel.netlink"),
-    ("policy.rate_quota", "nftables.rate_chains"),
-    ("policy.rate_quota", "nftables.sets"),
 }
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
 PURE = (
+    "protocols",
     "text",
     "model",
     "jsonio",
     "settings",
     "labels",
     "policy",
+    "kernel.names",
     *(
         f"nftables.{name}"
         for name in (
+            "fields",
             "sets",
             "lookups",
             "rate_chains",
+            "rate_quota",
             "rules_forward",
             "rules_host",
             "rules_bridge",
             "document",
             "elements",
+            "ban_elements",
             "applied",
             "drift",
         )
@@ -129,7 +129,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}}
+USED_LATER: dict[str, set[str]] = {}
 
 
 def package(module: str) -> str:

@@ -35,6 +35,7 @@ from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
@@ -123,8 +124,9 @@ class Host:
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows are none of ours."""
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def some(count: int) -> settings:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from plugin.model import PROTO_NUMBER, BridgeNetwork, Endpoint, Network, Policy, Rule
+from plugin.model import BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import Found, Packet, Step
 from plugin.policy.view import subnets
+from plugin.protocols import PUBLISHABLE
 
 #: The origin of a step that is Docker's.
 DOCKER = "Docker"
@@ -69,7 +70,7 @@ def _why(network: BridgeNetwork, endpoint: Endpoint, rule: Rule, engine: Engine,
         return "the network is internal; connect the container to another network too"
     if any(p.proto == rule.proto and rule.first <= p.container_port <= rule.last for p in endpoint.published):
         return ""
-    ports = rule.proto in PROTO_NUMBER
+    ports = rule.proto in PUBLISHABLE
     port = rule.first if rule.first == rule.last else f"{rule.first}-{rule.last}"
     proto = "" if rule.proto == "tcp" else f"/{rule.proto}"
     modes = {mode for address, mode in ((endpoint.addr4, network.mode4), (endpoint.addr6, network.mode6)) if address}

@@ -13,9 +13,10 @@ from typing import Any
 from plugin.fwctl.api.docker_firewall import Engine, docker_step
 from plugin.fwctl.api.flow_ends import End, ends, internet, pairs
 from plugin.labels.grammar import parse_deny
-from plugin.model import PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, FwError, Published
+from plugin.model import Address, BridgeNetwork, FwError, Published
 from plugin.policy.verdict import ICMP, Found, Packet, Step, find, number_of, verdict
 from plugin.policy.view import Inventory
+from plugin.protocols import PORTLESS, PUBLISHABLE, WITH_PORTS
 
 NOTE = "not checked: ufw, firewalld and other firewalls of this host, which may drop the packet too"
 _PING = ("icmp", "icmpv6", "icmp6", "ping")
@@ -93,7 +94,7 @@ class _Door:
 
 
 def _doors(inventory: Inventory, source: End, target: End, proto: str, port: int) -> Iterator[_Door]:
-    if proto not in PROTO_NUMBER:
+    if proto not in PUBLISHABLE:
         return
     there = find(inventory, source.address) if source.network else None
     version = target.address.version
@@ -150,7 +151,7 @@ def _answer(source: End, target: End, proto: str, port: int, steps: list[Step]) 
         "family": target.address.version,
         "from": {"name": source.name, "address": None if source.host else str(source.address)},
         "to": {"name": target.name, "address": str(target.address)},
-        "what": f"{port}/{proto}" if proto in PROTO_NUMBER else proto,
+        "what": f"{port}/{proto}" if proto in WITH_PORTS else proto,
         "steps": [{"text": step.text, "outcome": step.outcome, "origin": step.origin} for step in steps],
         "accepted": steps[-1].outcome == "accept",
     }

@@ -11,6 +11,7 @@ from typing import Any
 from plugin.fwctl.cli import render, render_answers
 from plugin.fwctl.cli.command import NO, OK, USAGE, parser, pretty, print_error, request, show, usage_error
 from plugin.model import FwError
+from plugin.protocols import PORTLESS
 
 #: Seconds between two updates of `--watch`.
 _WATCH = 2.0
@@ -76,7 +77,9 @@ def _add_explain(commands: Any) -> None:
     )
     explain.add_argument("source", metavar="FROM", help=_END)
     explain.add_argument("target", metavar="TO", help="the same; host follows a published port to its container")
-    explain.add_argument("what", metavar="PORT[/PROTO]", help="such as 8080, 53/udp, 7/sctp; or gre, esp, ah, icmp")
+    explain.add_argument(
+        "what", metavar="PORT[/PROTO]", help=f"such as 8080, 53/udp, 7/sctp; or {', '.join(PORTLESS)}, icmp"
+    )
     family = explain.add_mutually_exclusive_group()
     for number in (4, 6):
         family.add_argument(f"-{number}", action="store_const", const=number, dest="family", help=f"IPv{number} only")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from plugin.labels.duration import left
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.text import printable
 
 #: Texts and their styles: "", good, bad, warn, dim, name.

@@ -20,10 +20,10 @@ from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
 from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Prefix
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import guarded_elements
 from plugin.nftables.sets import TABLE, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import State
 from plugin.policy.view import evaluated

@@ -10,12 +10,12 @@ from typing import Any
 
 from plugin.docker.client import DockerApi
 from plugin.fwctl.api.status import guarded_networks
-from plugin.kernel import conntrack
 from plugin.model import Address, DockerUnavailable, FwError
 from plugin.nftables import identity
 from plugin.policy.flows import ClosedFlow
 from plugin.policy.view import evaluated
 from plugin.settings import Settings
+from plugin.state.closed_flows import closed_flows
 
 
 def dry_run(settings: Settings) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def dry_run(settings: Settings) -> dict[str, Any]:
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
         unmanaged = identity.find().unmanaged
-        flows = conntrack.closed_flows(inventory.answers_of(inventory.owners()))
+        flows = closed_flows(inventory.answers_of(inventory.owners()))
     except OSError as error:
         raise FwError(
             f"could not list the established connections ({error.strerror}); run this with --network host and "

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
     BridgeNetwork,
     Container,

@@ -24,7 +24,7 @@ from plugin.kernel import conntrack
 from plugin.model import FwError, Overriding, Rule
 from plugin.policy.overrides import expired
 from plugin.policy.saved import State
-from plugin.state import applier
+from plugin.state import applier, closed_flows
 from tests.pure.ordered import BACK, FRONT, HOST, Site, container, guest, ours, published
 from tests.pure.strategies import examples
 
@@ -50,7 +50,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and its clock are none of ours."""
     CLOCK.now = 1_000_000.0
     monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
-    monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_addresses", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())

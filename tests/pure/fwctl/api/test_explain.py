@@ -14,6 +14,7 @@ from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Defaults, FwError, Published
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 from tests.pure.ordered import ANY4, ANY6, BACK, FRONT, HOST, Site, container, guest, ours, published
 
 NOW = 1_000_000.0
@@ -26,8 +27,9 @@ APP = container("app", {"fw.allow": "8080"})
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def around(version: str = "28.5.2", backend: str = "") -> Around:

@@ -14,13 +14,14 @@ from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.overrides import with_one
 from plugin.policy.view import Inventory, evaluated
 from plugin.settings import Settings, read
+from plugin.state import closed_flows
 from tests.pure.ordered import FRONT, PLAIN, Site, container, guest, ours, published
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})
@@ -29,8 +30,9 @@ MARK = 0x08000000
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 @pytest.fixture

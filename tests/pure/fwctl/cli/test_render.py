@@ -23,6 +23,7 @@ from plugin.labels.duration import left, parse
 from plugin.labels.parser import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
 
 ROOT = Path(__file__).parents[4]
@@ -38,8 +39,9 @@ LOOP = Published("tcp", ip_address("127.0.0.1"), 18081, 80)
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def told(site: Site, **more: Any) -> dict[str, Any]:
