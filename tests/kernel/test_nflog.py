@@ -132,8 +132,8 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
     assert (away.came_by, away.went_by) == (web.network.bridge, "eth0")
     assert (home.direction, home.container, home.header.port) == ("by", "web", 2375)
     assert (home.came_by, home.went_by) == (web.network.bridge, "")
-    assert "may begin nothing" in away.reason
-    assert "may begin nothing" in home.reason
+    assert "may open no connections" in away.reason
+    assert "may open no connections" in home.reason
 
 
 def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:

@@ -246,7 +246,7 @@ class DropLog:
         if proto == ICMP and of.kind not in _ECHO:
             return "it is not a useful ICMP message"
         # Over a rate limit, one of many to an unknown address, from a forged source, or opened since.
-        few = ("a source may open", "no container is known")
+        few = ("each source is limited", "no container is known")
         return next((step.text for step in steps if step.text.startswith(few)), "")
 
     def _set_trouble(self, trouble: str) -> None:

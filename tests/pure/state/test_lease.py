@@ -249,7 +249,7 @@ def test_without_it_dockers_networks_are_closed(source: str, target: str, more: 
     told = verdict(there, packet)
     assert told.accepted is accepted
     assert accepted or told.steps[-1].text == (
-        "docker-fw does not keep up with Docker, and nobody else knows who is on app now"
+        "docker-fw is behind Docker's events: it is unknown which containers are on app now"
     )
 
 

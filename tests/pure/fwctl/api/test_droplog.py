@@ -199,7 +199,7 @@ def test_a_drop_that_a_container_began_has_its_name_and_why() -> None:
     (drop,) = drops_of(Known(endpoint(1, "web", egress=())), logged(made.udp(WEB4, OUT4, 53, 40000), hook=2))
     assert (drop.direction, drop.container, drop.target) == ("by", "web", None)
     assert line(drop.as_data()) == (
-        "web 10.1.0.2 to 203.0.113.9 53/udp (outbound; as of now: web may begin nothing, and not this)"
+        "web 10.1.0.2 to 203.0.113.9 53/udp (outbound; as of now: web may open no connections)"
     )
 
 
@@ -232,7 +232,9 @@ def test_nobody_known_has_no_name() -> None:
     known = Known(dataclasses.replace(endpoint(1, "web"), container=None))
     (drop,) = drops_of(known, logged(made.tcp(OUT6, WEB6, 5432, 40000)))
     assert (drop.direction, drop.container) == ("to", None)
-    assert line(drop.as_data()).startswith("2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; as of now: it is not")
+    assert line(drop.as_data()).startswith(
+        "2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; as of now: it is unknown"
+    )
 
 
 def test_who_has_just_come_has_a_name_at_once() -> None:

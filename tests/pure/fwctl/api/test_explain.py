@@ -128,11 +128,11 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
         (("api", "web", "1"), True, "both are on fw-ffffffffffff, where containers talk freely"),
         (("api", "api", "1"), True, "api sends to itself"),
         (("host", "web", "1"), True, "the host reaches every container"),
-        (("shy", "internet", "443"), True, "shy may begin this"),
-        (("shy", "internet", "80"), False, "shy may begin 443/tcp, 53/udp, and not this"),
-        (("web", "internet", "80"), True, "web may begin everything"),
-        (("internet", "10.1.0.9", "80"), False, "it is not known who has 10.1.0.9"),
-        (("internet", "192.0.2.200", "80"), True, "no container's network"),
+        (("shy", "internet", "443"), True, "shy may open this"),
+        (("shy", "internet", "80"), False, "shy may open 443/tcp, 53/udp, not this"),
+        (("web", "internet", "80"), True, "web may open any connection"),
+        (("internet", "10.1.0.9", "80"), False, "it is unknown which container has 10.1.0.9"),
+        (("internet", "192.0.2.200", "80"), True, "not on a container network"),
         (("mate", "app", "1"), True, "both are on front"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_published_port_leads_to_its_container(site: Site) -> None:
     assert ask(site, "api", "host", "15432")["accepted"]  # on one network, by whatever way
     told = ask(site, "internet", "host", "5432")
     assert told["accepted"]
-    assert "the host itself, which docker-fw does not guard" in spec(told)
+    assert "the host itself, which docker-fw does not filter" in spec(told)
 
 
 def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) -> None:
@@ -225,7 +225,7 @@ def test_a_confined_container_is_judged_on_its_way_to_the_host_too(site: Site) -
     assert ask(egress_restricted, "inside", "host", "18080")["accepted"]  # to web's port 8080
     told = ask(egress_restricted, "inside", "host", "28080", family=4)
     assert not told["accepted"]
-    assert "inside may begin 8080/tcp, and not this" in spec(told)
+    assert "inside may open 8080/tcp, not this" in spec(told)
 
 
 def test_a_container_on_several_networks_is_met_where_both_are() -> None:
