@@ -28,7 +28,7 @@ from plugin.settings import Settings
 from plugin.state.store import Store
 
 log = logging.getLogger(__name__)
-#: Seconds that the start waits for it: dockerd gives up on a plugin without a socket after nine seconds and disables it,
+#: Seconds that the start waits for it: after nine seconds without a socket dockerd gives up and disables the plugin,
 #: so that the next boot would find everything open.
 LONGEST = 6.0
 
@@ -36,7 +36,7 @@ LONGEST = 6.0
 def close_first(settings: Settings) -> None:
     """Return when the kernel has a table of docker-fw's: an earlier one, or a new one that opens nothing.
 
-    Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one gets another name.
+    Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one has another.
     This runs in a child process: an owned table can be changed only by the socket that made it, and the plugin has
     another socket.
     """
