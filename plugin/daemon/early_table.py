@@ -45,7 +45,7 @@ def close_first(settings: Settings) -> None:
         end = time.monotonic() + LONGEST
         while os.waitpid(child, os.WNOHANG) == (0, 0):
             if time.monotonic() > end:
-                log.error("the bridges are not closed after %d s; the start goes on", LONGEST)
+                log.error("the bridges are not closed after %d s; the start continues", LONGEST)
                 os.kill(child, signal.SIGKILL)  # it must not replace the plugin's table later; gunicorn reaps it
                 break
             time.sleep(0.005)

@@ -40,11 +40,15 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was looked at, and what came of it: "" (go on), "accept" or "drop". `origin`: who said so."""
+    """One check and its outcome: "" (go on), "accept" or "drop". `origin`: the label, setting or command that says so.
+
+    `limited`: only so many packets pass in a time, so that a packet may be dropped although the last step accepts it.
+    """
 
     text: str
     outcome: str = ""
     origin: str = ""
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         text = "useful ICMP (errors, ping) is always accepted"
         if target.endpoint is None:
             text = f"no container is known to have {packet.target}: a few packets of useful ICMP a second are accepted"
-        yield Step(text, "accept", "base")
+        yield Step(text, "accept", "base", limited=target.endpoint is None)
     yield from _unwatched(inventory, network)
     policy = policy_of(inventory, target)
     if policy is None or not policy.known:
@@ -172,7 +176,7 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
             if inventory.quota.refused(target.owner):
                 yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
-            yield Step(f"each source is limited: {rate}", "", rate.origin)
+            yield Step(f"each source is limited: {rate}", "", rate.origin, limited=True)
     yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
 
 

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from types import MappingProxyType
+from typing import NamedTuple
 
 from plugin.fwctl.check.compose.model import Notes, Place, Unreadable, Value
 from plugin.fwctl.check.compose.ports import Port
@@ -63,84 +65,82 @@ class Judged:
         return self.net.kind == "own" and bool(self.problems)
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """A network's options, read once."""
+class _Keys(NamedTuple):
+    """docker-fw's keys of one place: of a service's labels, of its attachment to a network, or of a network."""
 
-    parsed: parser.ParsedLabels
-    places: Places
+    parsed: parser.ParsedLabels = parser.ParsedLabels()
+    places: Places = MappingProxyType({})
 
 
 def judge(stack: Stack, defaults: Defaults, notes: Notes) -> list[Judged]:
     """Judge every service on every network that docker-fw protects."""
-    options = {key: _network_options(net, notes) for key, net in stack.nets.items()}
+    networks = {key: _network_options(net, notes) for key, net in stack.nets.items()}
     found: list[Judged] = []
     work = 0
     for service in stack.services.values():
         parsed = parser.parse({key: value.text for key, value in service.labels.items()})
-        places = {f"label {key}": value.place for key, value in service.labels.items()}
-        _note(parsed.problems, places, service.name, notes)
+        labels = _Keys(parsed, {f"label {key}": value.place for key, value in service.labels.items()})
+        _note(labels, service.name, notes)
         unknown_networks(service, stack, notes)
         for attachment in service.attachments:
-            not_guarded = attachment.net.kind == "apart"
-            own = _NONE if not_guarded else parser.parse(_texts(attachment.options), "driver option ")
-            more = {f"driver option {key}": value.place for key, value in attachment.options.items()}
-            _note(own.problems, more, service.name, notes)
-            network = options.get(attachment.net.key, _Options(_NONE, {}))
-            told = (network, _Options(parsed, places), own, more)
-            work += 1 + sum(len(p.spec.allow) + len(p.spec.egress or ()) for p in (parsed, own, network.parsed))
-            local = any(port.local for port in service.ports)
-            work += sum(port.last - port.first for port in service.ports) if defaults.published or local else 0
+            options = _attachment_options(attachment)
+            _note(options, service.name, notes)
+            network = networks.get(attachment.net.key, _Keys())
+            work += _work(service, (labels, options, network), defaults)
             if work > MAX_WORK:
                 raise Unreadable(service.place, f"there are more than {MAX_WORK} rules, counted for every network")
             if attachment.net.kind != "apart":
-                found.append(_judged(stack, service, attachment, told, defaults))
+                found.append(_judged(stack, service, attachment.net, labels, options, network, defaults))
     return found
 
 
-_NONE = parser.ParsedLabels()
+def _attachment_options(attachment: Attachment) -> _Keys:
+    places = {f"driver option {key}": value.place for key, value in attachment.options.items()}
+    if attachment.net.kind == "apart":
+        return _Keys(places=places)
+    return _Keys(parser.parse(_texts(attachment.options), "driver option "), places)
+
+
+def _work(service: Service, keys: Iterable[_Keys], defaults: Defaults) -> int:
+    """Estimate the work for one service on one network: its rules, and the ports that it publishes."""
+    rules = sum(len(each.parsed.spec.allow) + len(each.parsed.spec.egress or ()) for each in keys)
+    local = any(port.local for port in service.ports)
+    return 1 + rules + (sum(port.last - port.first for port in service.ports) if defaults.published or local else 0)
 
 
 def _judged(
-    stack: Stack,
-    service: Service,
-    attachment: Attachment,
-    told: tuple[_Options, _Options, parser.ParsedLabels, Places],
-    defaults: Defaults,
+    stack: Stack, service: Service, net: Net, labels: _Keys, options: _Keys, network: _Keys, defaults: Defaults
 ) -> Judged:
-    network, container, own, more = told
-    net = attachment.net
-    problems = (*container.parsed.problems, *own.problems)
-    there: Network | BridgeNetwork
+    problems = (*labels.parsed.problems, *options.parsed.problems)
+    found: Network | BridgeNetwork
     if net.kind == "own":
-        problems = (*network.parsed.problems, *problems)
-        there = Network(net.key, "", internal=net.internal, spec=network.parsed.spec)
+        found = Network(net.key, "", internal=net.internal, spec=network.parsed.spec)
+        refusing = (*network.parsed.problems, *problems)
     else:
-        there = BridgeNetwork(
-            net.key, net.name, "", internal=net.internal, spec=network.parsed.spec, problems=network.parsed.problems
-        )
-    who = Container(
+        spec, wrong = network.parsed.spec, network.parsed.problems
+        found = BridgeNetwork(net.key, net.name, "", internal=net.internal, spec=spec, problems=wrong)
+        refusing = problems
+    container = Container(
         "",
         service.container,
-        parser.for_network(container.parsed, net.names),
-        problems,
+        parser.for_network(labels.parsed, net.names),
+        refusing,
         network=net.name,
         project=stack.project,
         service=service.name,
     )
     by_port = _published(service.ports, everything=defaults.published)
-    endpoint = Endpoint("", net.key, joined=True, spec=own.spec, container=who, published=by_port)
-    decided = decide.of(there, endpoint, defaults)
+    endpoint = Endpoint("", net.key, joined=True, spec=options.parsed.spec, container=container, published=by_port)
+    decided = decide.of(found, endpoint, defaults)
     decided = dataclasses.replace(decided, published=tuple(_in_ranges(decided.published)))
-    openings = tuple(opening for port in service.ports for opening in _openings(port, decided))
     return Judged(
         service,
         net,
         decided,
-        decide.words(there, endpoint, defaults),
-        {**network.places, **container.places, **more},
-        openings,
-        (*network.parsed.problems, *problems),
+        decide.words(found, endpoint, defaults),
+        {**network.places, **labels.places, **options.places},
+        tuple(opening for port in service.ports for opening in _openings(port, decided)),
+        (*network.parsed.problems, *refusing),
     )
 
 
@@ -184,26 +184,26 @@ def _openings(port: Port, decided: Policy) -> Iterable[Opening]:
     return [Opening(port, part, to) for to, found in parts for part in found]
 
 
-def _network_options(net: Net, notes: Notes) -> _Options:
+def _network_options(net: Net, notes: Notes) -> _Keys:
     options = net.options or {}
     if net.kind == "apart":
         for key in (key for key in options if key.lower().startswith(PREFIX)):
             notes.warn(options[key].place, f"network {net.key}: {key} has no effect: {net.why}")
-        return _Options(_NONE, {})
+        return _Keys()
     parsed = parser.parse(_texts(options), "network option ")
     places = {f"network option {key}": value.place for key, value in options.items()}
     for problem in parsed.problems:
         notes.mistake(_at(problem, places, net.place), f"network {net.key}: {problem}")
-    return _Options(parsed, places)
+    return _Keys(parsed, places)
 
 
 def _texts(options: Mapping[str, Value]) -> dict[str, object]:
     return {key: value.text for key, value in options.items()}
 
 
-def _note(problems: Iterable[Problem], places: Places, service: str, notes: Notes) -> None:
-    for problem in problems:
-        notes.mistake(_at(problem, places, Place("")), str(problem), service)
+def _note(keys: _Keys, service: str, notes: Notes) -> None:
+    for problem in keys.parsed.problems:
+        notes.mistake(_at(problem, keys.places, Place("")), str(problem), service)
 
 
 def _at(problem: Problem, places: Places, otherwise: Place) -> Place:

@@ -86,11 +86,11 @@ def _by_origin(rules: Iterable[Rule], each: Judged) -> list[tuple[str, list[Rule
     return sorted(found.items(), key=lambda item: (item[0] != "base", each.places.get(item[0], Place(""))))
 
 
-def _group(rules: list[Rule], origin: str, each: Judged, several: bool, word: str = "from") -> str:
+def _group(rules: list[Rule], origin: str, each: Judged, several: bool, preposition: str = "from") -> str:
     if set(rules) == set(EVERYTHING):
         text = "everything"
     else:
-        text = ", ".join(r.what + (f" {word} {' '.join(map(str, r.peers))}" if r.peers else "") for r in rules)
+        text = ", ".join(r.what + (f" {preposition} {' '.join(map(str, r.peers))}" if r.peers else "") for r in rules)
     place = each.places.get(origin)
     where = "" if place is None else f", {place if several else f'line {place.line}'}"
     return f"{text} ({origin}{where})" if origin else text

@@ -26,7 +26,7 @@ Fetch = Callable[[str], bytes]
 
 
 def read_file(path: str) -> bytes:
-    """Return the file's first bytes; so a device or pipe that never ends is not read for ever."""
+    """Return the file's first bytes; so a device or pipe that never ends is not read endlessly."""
     with open(path, "rb") as file:
         return file.read(4 * MAX_TEXT + 1)
 
@@ -168,7 +168,7 @@ class _Reader:
         self._spend(sum(1 + len(v.map) + len(v.items) for v in beneath.map.values()), extends.place)
         return merge(beneath, own) or own
 
-    def _formed(self, path: str, around: _Around, asked: Place | None) -> list[Value]:
+    def _formed(self, path: str, around: _Around, named_at: Place | None) -> list[Value]:
         """Return a file's documents, with variables replaced, label files read, and their form checked."""
 
         def replaced(text: str, place: Place) -> str | None:
@@ -181,7 +181,7 @@ class _Reader:
 
         key = (path, around.directory, id(around.variables))
         if key not in self._documents:
-            values = [self._walker.value(node, path, FILE, replaced) for node in self._read(path, asked)]
+            values = [self._walker.value(node, path, FILE, replaced) for node in self._read(path, named_at)]
             found = [self._with_label_files(formed(value, self._notes), around) for value in values if value]
             self._documents[key] = (around, found)
         return self._documents[key][1]
@@ -218,11 +218,11 @@ class _Reader:
             return environ
         return {**{key: value for key, (value, _) in dotenv(text, environ).items()}, **environ}
 
-    def _read(self, path: str, asked: Place | None) -> list[yaml.Node]:
+    def _read(self, path: str, named_at: Place | None) -> list[yaml.Node]:
         if path not in self._nodes:
             if len(self._nodes) >= MAX_FILES:
-                raise Unreadable(asked or Place(path), f"there are more than {MAX_FILES} files")
-            self._nodes[path] = documents(self._text(path, asked), path)
+                raise Unreadable(named_at or Place(path), f"there are more than {MAX_FILES} files")
+            self._nodes[path] = documents(self._text(path, named_at), path)
         return self._nodes[path]
 
     def _spend(self, values: int, place: Place) -> None:
@@ -231,8 +231,8 @@ class _Reader:
         if self._left < 0:
             raise Unreadable(place, f"there are more than {MAX_VALUES} values, with all that is extended")
 
-    def _text(self, path: str, asked: Place | None) -> str:
-        """Read a file. `asked`: the line that names it, to be reported if the file cannot be read."""
+    def _text(self, path: str, named_at: Place | None) -> str:
+        """Read a file. `named_at`: the line that names it, to be reported if the file cannot be read."""
         try:
             data = self._fetch(path)
             return data.decode("utf-8-sig")
@@ -241,5 +241,5 @@ class _Reader:
                 line = data.count(b"\n", 0, error.start) + 1
                 raise Unreadable(Place(path, line), "is not UTF-8 text") from error
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            whose = f"{path} cannot be read" if asked else "cannot be read"
-            raise Unreadable(asked or Place(path), f"{whose}: {why}") from error
+            whose = f"{path} cannot be read" if named_at else "cannot be read"
+            raise Unreadable(named_at or Place(path), f"{whose}: {why}") from error
