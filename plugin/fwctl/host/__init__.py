@@ -1,5 +1,5 @@
-"""What fwctl does to the host while no docker-fw runs: the table and the systemd unit that close before Docker.
+"""What fwctl does on the host without the plugin: the dry run, the cleanup, and the table that closes before Docker starts.
 
-It writes below /etc/docker-fw and /etc/systemd, and a running sidecar keeps the file current.
-Everything is written whole or not at all.
+`dry_run` only reads. `cleanup` removes docker-fw's tables, rules and links. `boot*` write below /etc/docker-fw and
+/etc/systemd, each file atomically; a running sidecar keeps the table's file current.
 """
