@@ -58,7 +58,7 @@ def test_a_service_is_told_with_what_it_accepts() -> None:
 
 
 def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
-    """FILE:LINE: SERVICE: and the very words with which docker-fw would refuse the start; the exit status is 1."""
+    """FILE:LINE: SERVICE: and the same text with which docker-fw would refuse the start; the exit status is 1."""
     told = checked('services:\n  web:\n    ports: ["80:80"]\n    labels:\n      x: y\n      fw.allow: 808O\n')
     assert told.status == 1
     assert told.text.endswith(f'\nmistakes:\ncompose.yml:6: web: label fw.allow="808O": "808O" {PORT}\n')
@@ -138,7 +138,7 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
     ],
 )
 def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
-    """Where docker-fw has no say it says so, and that labels do nothing there."""
+    """For an unprotected network it says so, and that labels have no effect there."""
     told = checked(
         f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
         f"networks: {{n: {{driver: '{driver}'}}}}"
@@ -151,7 +151,7 @@ def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver:
 
 
 def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
-    """What a container on an overlay publishes goes over docker_gwbridge, and obeys there."""
+    """A port that a container on an overlay publishes goes through docker_gwbridge, and is filtered there."""
     told = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {driver: overlay}}"
@@ -187,7 +187,7 @@ def test_network_mode_says_whose_labels_count() -> None:
 
 
 def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
-    """They count on that network alone; what differs is told apart, what is alike together."""
+    """They apply on that network only; networks with different results are shown separately, equal ones together."""
     told = checked(
         """\
         name: shop
@@ -266,7 +266,7 @@ def test_a_look_alike_of_every_key_is_known(key: str) -> None:
 
 
 def test_a_number_that_yaml_reads_as_another_is_told() -> None:
-    """022 is 18 for compose: the label that counts is told, and that quotes help."""
+    """Compose reads 022 as 18: the warning shows the label that applies, and that quotes help."""
     told = checked("services: {web: {ports: ['18:18'], labels: {fw.allow: 022}}}")
     assert told.accepts("web") == ["18/tcp", *BASE]
     assert told.warnings == ["compose.yml:1: web: label fw.allow: YAML reads 022 as the number 18; put it in quotes"]
@@ -361,7 +361,7 @@ def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None
 
 
 def test_published_ports_long_short_and_in_ranges() -> None:
-    """Every form of compose's; a range is told in the parts that are open to the same people."""
+    """Every form that compose has; a range is shown in the parts that are open to the same peers."""
     told = checked(
         """\
         services:
@@ -433,7 +433,7 @@ def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver
 
 
 def test_an_internal_network_is_out_of_reach() -> None:
-    """Nobody from outside comes there, whatever a label says; the warning says what to do."""
+    """No traffic from outside enters, whatever a label says; the warning says what to do."""
     told = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {internal: true}}"
@@ -476,7 +476,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize(("text", "expected"), MALFORMED.items(), ids=repr)
 def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, expected: tuple[int, str]) -> None:
-    """One mistake, at its line; whatever else stands in the file is read."""
+    """One mistake, at its line; the rest of the file is read."""
     told = checked(text)
     assert told.status == 1
     assert len(told.mistakes) == 1, told.mistakes
@@ -485,14 +485,14 @@ def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, exp
 
 
 def test_the_same_label_twice_in_a_list_is_told() -> None:
-    """Compose takes the later one, without a word."""
+    """Compose takes the later one silently."""
     told = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
     assert told.accepts("web") == ["2/tcp", *BASE]
     assert told.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]
 
 
 def test_output_is_one_line_each_whatever_a_label_holds() -> None:
-    """Line breaks and a terminal's escape sequences are shown, not sent; a stream that knows ASCII alone gets ASCII."""
+    """Line breaks and terminal escape sequences are escaped; an ASCII stream gets ASCII."""
     told = checked('services:\n  web: {labels: {fw.allow: "1\\n\\e[31mé\\ud800"}}\n')
     (line,) = [line for line in told.text.splitlines() if line.startswith("compose.yml:2:")]
     assert '="1\\n\\x1b[31mé\\ud800"' in line
@@ -504,7 +504,7 @@ def test_output_is_one_line_each_whatever_a_label_holds() -> None:
 
 
 def test_no_file_is_wrong_usage() -> None:
-    """Without a file the exit status is 2, and the message says what to write."""
+    """Without a file the exit status is 2, and the message shows the usage."""
     stream = io.StringIO()
     assert run([], {}, False, stream) == 2
     assert "fwctl check compose.yml" in stream.getvalue()
