@@ -1,5 +1,5 @@
-"""What fwctl does on the host without the plugin: dry run, cleanup, the table that closes before Docker starts.
+"""What fwctl does on the host without a running docker-fw: the boot table and its unit, `cleanup`, `dry-run`.
 
-`dry_run` only reads. `cleanup` removes docker-fw's tables, rules and links. `boot*` write below /etc/docker-fw and
-/etc/systemd, each file atomically; a running sidecar keeps the table's file current.
+It writes below /etc/docker-fw and /etc/systemd, each file atomically; a running sidecar keeps the boot table
+current. `cleanup` touches docker-fw's tables, links and rule in DOCKER-USER; `dry-run` only reads.
 """
