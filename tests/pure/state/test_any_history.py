@@ -30,7 +30,7 @@ from plugin.model import (
     Rule,
 )
 from plugin.nftables.sets import Change, Element, spec_of
-from plugin.policy.bans import ban_elements
+from plugin.nftables.ban_elements import ban_elements
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
