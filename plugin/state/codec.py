@@ -11,6 +11,7 @@ from typing import Any
 from plugin.jsonio import boolean, integer, items, port, protocol, text
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
 from plugin.labels.keys import KEYS, LOGS, POLICIES
+from plugin.labels.peer_kinds import HOST, NAMED, PREFIX
 from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, Rule
 from plugin.protocols import OTHER, PORTLESS
 
@@ -62,10 +63,10 @@ def _rules(raw: Any, key: str) -> tuple[Rule, ...]:
 
 def _peer(raw: Any) -> Peer:
     kind, value = text(raw, "kind"), text(raw, "value")
-    if kind == "prefix":
+    if kind == PREFIX:
         if parse_prefix(value) != Peer(kind, value):
             raise ValueError(f"{value!r} is not a prefix")
-    elif kind not in ("container", "service", "project", "network", "host"):
+    elif kind != HOST and kind not in NAMED:
         raise ValueError(f"{kind!r} is no kind of peer")
     return Peer(kind, value)
 

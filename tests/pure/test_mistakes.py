@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 
 from plugin.docker import container_labels
 from plugin.labels import parser
-from plugin.model import BridgeNetwork, Defaults, Endpoint, Network, Override, Policy, PolicySpec, Published, Rule
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Override,
+    Policy,
+    PolicySpec,
+    Published,
+    Rule,
+)
 from plugin.policy import decide as policy
 from plugin.policy.decide import closed_ports
 from plugin.policy.peers import PeerIndex, Who
@@ -78,8 +89,8 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
 def directory() -> PeerIndex:
     made = PeerIndex()
     made.networks = frozenset({"front", "shop_back"})
-    made.put("a", Who((API,), "api-1", "shop", "api", "front"))
-    made.put("d", Who((DB,), "db", "other", "db", "shop_back"))
+    made.put("a", Who((API,), Container("", "api-1", network="front", project="shop", service="api")))
+    made.put("d", Who((DB,), Container("", "db", network="shop_back", project="other", service="db")))
     return made
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from plugin.labels.duration import left
 from plugin.labels.keys import EVERYTHING
+from plugin.labels.peer_kinds import NAMED
 from plugin.text import printable
 
 #: Words and their style: "", good, bad, warn, dim, name.
@@ -99,12 +100,9 @@ def _rule(rule: dict[str, Any], word: str) -> str:
     if not rule["peers"]:
         return str(rule["what"])
     now = [address for address in rule["addresses"] if address not in rule["peers"]]
-    named = [peer for peer in rule["peers"] if ":" in peer and peer.partition(":")[0] in _NAMED]
+    named = [peer for peer in rule["peers"] if ":" in peer and peer.partition(":")[0] in NAMED]
     who = f" = {' '.join(now) or 'nobody now'}" if named else ""
     return f"{rule['what']} {word} {' '.join(rule['peers'])}{who}"
-
-
-_NAMED = ("container", "service", "project", "network")
 
 
 def _origins(rules: Iterable[dict[str, Any]]) -> str:

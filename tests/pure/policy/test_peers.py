@@ -18,7 +18,16 @@ A6 = IPv6Address("2001:db8:1::2")
 WEB = Container("c" * 64, "shop-web-1", project="shop", service="web", network="shop_front")
 BLOG = dataclasses.replace(WEB, project="blog")
 BOTH = ["172.18.0.2", "2001:db8:1::2"]
-API = Who((A, A6), "shop-api-1", "shop", "api", "shop_front")
+
+
+def named(
+    addresses: tuple[Address, ...], name: str, project: str, service: str, network: str = "", id: str = ""
+) -> Who:
+    """A container with these addresses and names."""
+    return Who(addresses, Container(id, name, network=network, project=project, service=service))
+
+
+API = named((A, A6), "shop-api-1", "shop", "api", "shop_front")
 
 
 def for_peers(*peers: Peer) -> Rule:
@@ -45,7 +54,7 @@ def directory() -> PeerIndex:
 def test_who_is_there_has_its_addresses_and_names() -> None:
     """An endpoint is known by its container's name, compose's project and service, and its network's name."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
-    assert who(endpoint) == Who((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
+    assert who(endpoint) == named((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
     assert who(dataclasses.replace(endpoint, addr4=None)) == dataclasses.replace(who(endpoint), addresses=(A6,))
 
 
@@ -90,8 +99,8 @@ def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
 
 def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
     """`service:api` is this project's api: another project's is another one, and without a project there is none."""
-    directory.put("b", Who((B,), "blog-api-1", "blog", "api", "blog_front"))
-    directory.put("c", Who((C,), "api", "", "api", "bridge"))
+    directory.put("b", named((B,), "blog-api-1", "blog", "api", "blog_front"))
+    directory.put("c", named((C,), "api", "", "api", "bridge"))
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("service", "api"), asker=BLOG) == {"172.18.0.3"}
     assert resolved(directory, Peer("service", "api"), asker=dataclasses.replace(WEB, project="")) == set()
@@ -100,7 +109,7 @@ def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
 
 def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
     """`network:front` is the project's own front if there is one, and Docker's network of that name otherwise."""
-    directory.put("b", Who((B,), "other", "", "", "front"))
+    directory.put("b", named((B,), "other", "", "", "front"))
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("network", "front"), asker=BLOG) == {"172.18.0.3"}
     assert resolved(directory, Peer("network", "front"), asker=None) == {"172.18.0.3"}
@@ -112,7 +121,7 @@ def test_the_projects_own_network_counts_though_it_is_empty() -> None:
     """Nobody is on the project's own front: then nobody is meant, and not who is on another front."""
     made = PeerIndex()
     made.networks = frozenset({"shop_front", "front"})
-    made.put("b", Who((B,), "other", "", "", "front"))
+    made.put("b", named((B,), "other", "", "", "front"))
     assert resolved(made, Peer("network", "front")) == set()
 
 
@@ -140,12 +149,12 @@ def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
 
 def test_peers_follow_containers(directory: PeerIndex) -> None:
     """A new container of a service joins its rules, one that goes leaves them, a renamed one has its new name."""
-    more = Who((B,), "shop-api-2", "shop", "api", "shop_front")
+    more = named((B,), "shop-api-2", "shop", "api", "shop_front")
     directory.put("b", more)
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
     directory.put("a", None)
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.3"}
-    directory.put("b", dataclasses.replace(more, container="renamed"))
+    directory.put("b", named((B,), "renamed", "shop", "api", "shop_front"))
     assert resolved(directory, Peer("container", "shop-api-2")) == set()
     assert resolved(directory, Peer("container", "renamed")) == {"172.18.0.3"}
     directory.put("b", None)
@@ -154,9 +163,9 @@ def test_peers_follow_containers(directory: PeerIndex) -> None:
 
 def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> None:
     """A container on two networks is found on both; what one endpoint gives back the other keeps."""
-    directory.put("b", dataclasses.replace(API, addresses=(B,), network="back"))
+    directory.put("b", named((B,), "shop-api-1", "shop", "api", "back"))
     assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
-    directory.put("b", dataclasses.replace(API, network="back"))  # the same address on two networks
+    directory.put("b", named((A, A6), "shop-api-1", "shop", "api", "back"))  # the same address on two networks
     directory.put("a", None)
     assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("network", "shop_front")) == set()
@@ -170,8 +179,8 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
     directory.asks("z", [for_peers(Peer("network", "front"))], WEB)
     assert directory.dependents(directory.put("a", API)) == set()
     assert directory.dependents(directory.put("a", None)) == {"w", "x", "z"}
-    assert directory.dependents(directory.put("b", Who((B,), "one", "shop", "db"))) == {"y"}
-    assert directory.dependents(directory.put("c", Who((C,), "two", "blog", "api"))) == set()
+    assert directory.dependents(directory.put("b", named((B,), "one", "shop", "db"))) == {"y"}
+    assert directory.dependents(directory.put("c", named((C,), "two", "blog", "api"))) == set()
     directory.asks("x", (), None)
     directory.asks("z", (), None)
     assert directory.dependents(directory.put("a", API)) == {"w"}
@@ -181,7 +190,7 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
 
 _names = st.sampled_from(["", "api", "db"])
 _whos = st.builds(
-    Who,
+    named,
     st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
     _names,
     st.sampled_from(["", "shop", "blog"]),
@@ -218,7 +227,8 @@ class AnyOrder(RuleBasedStateMachine):
         return {
             address
             for each in self.there.values()
-            if getattr(each, kind) == name and (kind != "service" or each.project == project)
+            if getattr(each.container, "name" if kind == "container" else kind) == name
+            and (kind != "service" or each.container.project == project)
             for address in each.addresses
         }
 
