@@ -10,10 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from flask import Flask
-from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin import __version__
-from plugin.daemon.early_table import closing
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.docker.client import DockerApi
@@ -31,17 +29,18 @@ from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import add_route
 from plugin.fwctl.api.queries import AdminQueries
 from plugin.fwctl.api.routes import add_routes
-from plugin.fwctl.host.boot_table import BootFile
+from plugin.fwctl.host.boot_keeper import BootTableKeeper
+from plugin.fwctl.host.closed_elements import saved_facts
 from plugin.kernel import link_monitor
 from plugin.kernel.cgroup import dockerd, proxies, shared
 from plugin.kernel.docker_user import DockerUser
 from plugin.kernel.instance_lock import claim
 from plugin.kernel.links import Links, exists, lives
+from plugin.kernel.names import host_side
 from plugin.kernel.ndp_proxy import Neighbours
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Published
 from plugin.nftables import dump, identity
-from plugin.nftables.sets import host_side
 from plugin.nftables.table import Nft
 from plugin.policy.facts import ProxyFacts
 from plugin.policy.frozen import FrozenDict
@@ -96,7 +95,7 @@ class Plugin:
         self._bridges.see(link_monitor.links().values())
         # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
-        facts = closing(state, settings, listeners)
+        facts = saved_facts(state, settings, listeners)
         # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
         self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
         self._relay = Relay()
@@ -130,13 +129,13 @@ class Plugin:
             forget=self._driver.forget,
             sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
         )
-        self._boot = boot = BootFile(
+        self._boot = boot = BootTableKeeper(
             settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
         )
         self._orders = AdminCommands(
             self._state,
             lambda: self._follower.not_guarded,
-            spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+            wake=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
         )
         self._questions = AdminQueries(
             self._state,
@@ -148,7 +147,7 @@ class Plugin:
             read=lambda more: read({**os.environ, **more}),
             proxy_unidentified=self._blind,
             held=self._proxies.held,
-            boot=lambda: boot.word,
+            boot=lambda: boot.report,
         )
         self._watcher = Loops(
             self._state,
@@ -212,11 +211,11 @@ class Plugin:
                     log.info("made bridge %s again", network.bridge)
                 # Also to a bridge that stands: an older docker-fw did not bind ports to their MACs.
                 self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
-            except (FwError, NetlinkError, OSError) as error:
+            except (FwError, OSError) as error:
                 log.error("network %s: %s", network.id[:12], error)
         try:
             self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
-        except (NetlinkError, OSError) as error:
+        except OSError as error:
             log.error("links left behind by a crash stay: %s", error)
         for endpoint in self._state.endpoints.values():
             if endpoint.joined and endpoint.published:

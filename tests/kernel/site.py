@@ -19,7 +19,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
 from plugin.kernel import netlink as nl
-from plugin.kernel.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel.links import Links, mac_of
+from plugin.kernel.names import bridge_name, container_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec, Published, Rule
 from plugin.nftables.elements import guarded_elements, guest_elements

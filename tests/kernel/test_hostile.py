@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from plugin.kernel.names import host_side
 from plugin.model import Container, Endpoint, PolicySpec, Rule
 from plugin.nftables.elements import link_local
-from plugin.nftables.sets import host_side
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, Sniffer, arrived, extended, icmp, new_flow, packed, ping, tcp, udp
 from tests.kernel.site import Box, Site

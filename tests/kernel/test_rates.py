@@ -19,10 +19,9 @@ import pytest
 
 from plugin.labels.parser import parse
 from plugin.model import PolicySpec, Published
-from plugin.nftables import rate_chains
+from plugin.nftables import rate_chains, rate_quota
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from plugin.policy import rate_quota
 from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.site import Box, Site, of_endpoint

@@ -38,6 +38,7 @@ from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
 from tests.pure.driver.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
@@ -144,7 +145,7 @@ class Plugin:
         made = Driver(self.state, none, none, none, none)
         asked: Any = AddressPolicy()
         self.app: Flask = create_app(made, asked)
-        add_routes(self.app, AdminCommands(self.state, own=set), asked)
+        add_routes(self.app, AdminCommands(self.state, host_addresses=set), asked)
         self.drops = DropLog(self.state, lambda: True)
         self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
         add_route(self.app, self.drops)
@@ -188,8 +189,9 @@ def running() -> Iterator[Plugin]:
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and links are none of ours."""
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
     monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
     monkeypatch.setattr(driver, "exists", lambda _: True)
 

@@ -37,7 +37,7 @@ LAYERS = {
     "driver": "text protocols model jsonio settings labels kernel state",
     "fwctl": "text protocols model jsonio labels",
     "fwctl.check": "text protocols model jsonio labels policy fwctl",
-    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
     "fwctl.api": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
     "fwctl.cli": "text protocols model jsonio settings labels fwctl fwctl.check",
     "daemon": "text protocols model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api "
@@ -50,31 +50,10 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 LATER: set[tuple[str, str]] = {
     ("docker.client", "fwctl.api.docker_firewall"),
     ("docker.engine", "fwctl.api.docker_firewall"),
-    ("driver.driver", "nftables.sets"),
-    ("fwctl.cli.host", "docker.client"),
-    ("fwctl.cli.host", "fwctl.api.status"),
-    ("fwctl.cli.host", "kernel.conntrack"),
-    ("fwctl.cli.host", "kernel.docker_user"),
-    ("fwctl.cli.host", "kernel.links"),
-    ("fwctl.cli.host", "kernel.sysctl"),
-    ("fwctl.cli.host", "nftables.codec"),
-    ("fwctl.cli.host", "nftables.identity"),
-    ("fwctl.cli.host", "nftables.sets"),
-    ("fwctl.cli.host", "policy.view"),
-    ("fwctl.cli.host", "policy.flows"),
-    ("fwctl.cli.main", "daemon.log_format"),
-    ("fwctl.host.boot_table", "daemon.early_table"),
-    ("fwctl.host.boot_table", "fwctl.cli.client"),
-    ("kernel.conntrack", "policy.flows"),
-    ("kernel.link_monitor", "nftables.sets"),
-    ("kernel.links", "nftables.sets"),
     ("kernel.sock_diag", "policy.requested_ports"),
-    ("policy.bans", "nftables.sets"),
     ("policy.view", "nftables.elements"),
+    ("policy.view", "nftables.rate_quota"),
     ("policy.view", "nftables.sets"),
-    ("policy.flows", "kernel.netlink"),
-    ("policy.rate_quota", "nftables.rate_chains"),
-    ("policy.rate_quota", "nftables.sets"),
 }
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
@@ -86,17 +65,21 @@ PURE = (
     "settings",
     "labels",
     "policy",
+    "kernel.names",
     *(
         f"nftables.{name}"
         for name in (
+            "fields",
             "sets",
             "lookups",
             "rate_chains",
+            "rate_quota",
             "rules_forward",
             "rules_host",
             "rules_bridge",
             "document",
             "elements",
+            "ban_elements",
             "applied",
             "drift",
         )
@@ -118,9 +101,7 @@ PURE = (
             "plan",
             "explain",
             "flow_ends",
-            "find_container",
             "docker_firewall",
-            "docker_firewall_drops",
         )
     ),
     "fwctl.drop_record",
@@ -148,7 +129,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}, "nftables": {"fwctl.cli.host"}}
+USED_LATER: dict[str, set[str]] = {}
 
 
 def package(module: str) -> str:

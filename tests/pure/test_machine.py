@@ -24,6 +24,7 @@ from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
 from tests.pure.driver.test_protocol import GENERIC, PORTMAP
@@ -131,8 +132,9 @@ class Calls(RuleBasedStateMachine):
         super().__init__()
         self.docker, self.api, self.disk = Docker(), Api(), Disk()
         self._patch = pytest.MonkeyPatch()
-        for name in ("cut_closed", "cut_published", "cut_addresses"):
+        for name in ("cut_published", "cut_addresses"):
             self._patch.setattr(conntrack, name, lambda *_: None)
+        self._patch.setattr(closed_flows, "cut_closed", lambda *_: None)
         self._patch.setattr(driver, "exists", lambda _: True)
         self.start(State())
 

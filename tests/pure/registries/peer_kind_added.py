@@ -50,4 +50,4 @@ def test_it_is_shown_with_who_it_is_now() -> None:
     """`fwctl status` shows it as it is written, and the addresses that it means."""
     told = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
     assert _rule(told, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"
-    assert _rule({**told, "addresses": []}, "from") == "22/tcp from id:0123456789ab = nobody now"
+    assert _rule({**told, "addresses": []}, "from") == "22/tcp from id:0123456789ab = no container now"

@@ -7,14 +7,14 @@ from ipaddress import ip_network
 
 import pytest
 
-from plugin.kernel import conntrack
 from plugin.model import Defaults
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
+from plugin.state import closed_flows
 from plugin.state.applier import TableApplier
 from tests.pure.fakes import Kernel
 
@@ -24,7 +24,7 @@ STRAY = Element("confined", ("br0",))
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:

@@ -31,7 +31,7 @@ from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
-from plugin.state import applier, deferred
+from plugin.state import applier, closed_flows, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
@@ -43,8 +43,9 @@ ANY = IPv4Address("0.0.0.0")
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_addresses", "cut_published"):
+    for name in ("cut_addresses", "cut_published"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 class Recorder(Kernel):
@@ -272,8 +273,9 @@ def test_who_has_gone_stays_closed(
         assert trouble == "no policy"
     assert open_for(kernel.table or (), members[0]) == set()
     monkeypatch.undo()
-    for name in ("cut_closed", "cut_addresses", "cut_published"):
+    for name in ("cut_addresses", "cut_published"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
     assert state.endpoints.get(members[0].id) is None or not state.endpoints[members[0].id].joined
     state.put_endpoint(member(9))
     done(later)

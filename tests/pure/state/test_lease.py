@@ -17,7 +17,7 @@ from plugin.docker import follower as follow
 from plugin.docker.bridges import Bridges
 from plugin.docker.follower import DockerFollower
 from plugin.docker.proxy_ports import ProxyPorts
-from plugin.kernel import conntrack, link_monitor
+from plugin.kernel import link_monitor
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import Defaults
 from plugin.nftables.drift import TableDump
@@ -26,7 +26,7 @@ from plugin.nftables.table import NftError
 from plugin.policy.facts import Facts
 from plugin.policy.verdict import Packet, verdict
 from plugin.policy.view import Inventory
-from plugin.state import lease
+from plugin.state import closed_flows, lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
 from plugin.state.reconciler import Reconciler
@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    monkeypatch.setattr(conntrack, "cut_closed", lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
     return Kernel()
 
 

@@ -14,13 +14,14 @@ from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.overrides import with_one
 from plugin.policy.view import Inventory, evaluated
 from plugin.settings import Settings, read
+from plugin.state import closed_flows
 from tests.pure.ordered import FRONT, PLAIN, Site, container, guest, ours, published
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})
@@ -29,8 +30,9 @@ MARK = 0x08000000
 
 @pytest.fixture(autouse=True)
 def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    for name in ("cut_published", "cut_addresses"):
         monkeypatch.setattr(conntrack, name, lambda *_: None)
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 @pytest.fixture
@@ -167,8 +169,8 @@ def test_a_plan_tells_policy_and_elements(site: Site) -> None:
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
     told = plan.policies(before, after)
     assert lines(told)[:5] == [
-        "- accepts 22/tcp  app on front", "- may begin everything  app on front",
-        "+ accepts 9100/tcp  app on front", "+ may begin 443/tcp  app on front", "- accepts 22/tcp  web on net",
+        "- accepts 22/tcp  app on front", "- egress: everything  app on front",
+        "+ accepts 9100/tcp  app on front", "+ egress: 443/tcp  app on front", "- accepts 22/tcp  web on net",
     ]  # fmt: skip
     assert {line["origin"] for line in told if "9100" in line["text"]} == {"setting fw.allow"}
     change = drift.elements(plan.difference(before, after), drift.names(before))
@@ -186,7 +188,7 @@ def test_published_ports_are_judged_anew(site: Site) -> None:
     change = plan.difference(before, after)
     assert {e.set for e in change.remove if 29000 in e.key} == {"proxied"}
     assert {e.set for e in change.add if 29000 in e.key} == {"served"}
-    assert "+ accepts 9000/tcp by its published port  app on front" in lines(plan.policies(before, after))
+    assert "+ accepts 9000/tcp through its published port  app on front" in lines(plan.policies(before, after))
 
 
 def test_a_plan_follows_names(site: Site) -> None:
