@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from plugin.labels.peer_kinds import NAMED
 from plugin.labels.ranges import block_count, piece_count
-from plugin.model import Address, Container, Endpoint, Peer, Policy, PolicySpec, Published, Rule
+from plugin.model import Address, Container, Endpoint, Peer, Policy, Published, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.facts import ElementOwner
 from plugin.protocols import WITH_PORTS
@@ -38,15 +38,16 @@ def itself(container: Container) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """One endpoint's addresses, and the container that has them: its names alone."""
+    """One endpoint's addresses, and what the container that has them is called."""
 
     addresses: tuple[Address, ...]
-    container: Container
+    keys: frozenset[Key]
 
-    @property
-    def keys(self) -> frozenset[Key]:
-        found = {itself(self.container), *((kind, *each.of(self.container)) for kind, each in NAMED.items())}
-        return frozenset(key for key in found if key[2])
+
+def names(container: Container) -> frozenset[Key]:
+    """Everything that a container is called on one network."""
+    found = (itself(container), *((kind, *each.of(container)) for kind, each in NAMED.items()))
+    return frozenset(key for key in found if key[2])
 
 
 def who(endpoint: Endpoint) -> Who | None:
@@ -54,9 +55,7 @@ def who(endpoint: Endpoint) -> Who | None:
     container = endpoint.container
     if container is None or not endpoint.joined:
         return None
-    addresses = tuple(address for address in (endpoint.addr4, endpoint.addr6) if address)
-    said = {"spec": PolicySpec(), "image_spec": PolicySpec(), "problems": (), "notices": ()}
-    return Who(addresses, dataclasses.replace(container, **said))  # type: ignore[arg-type]
+    return Who(tuple(address for address in (endpoint.addr4, endpoint.addr6) if address), names(container))
 
 
 class _Cost(NamedTuple):

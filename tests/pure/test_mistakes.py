@@ -32,7 +32,7 @@ from plugin.model import (
 )
 from plugin.policy import decide as policy
 from plugin.policy.decide import closed_ports
-from plugin.policy.peers import PeerIndex, Who
+from plugin.policy.peers import PeerIndex, Who, names
 from tests.pure import naive
 from tests.pure.labels.test_grammar import near_text
 from tests.pure.naive import Flow
@@ -89,8 +89,8 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
 def directory() -> PeerIndex:
     made = PeerIndex()
     made.networks = frozenset({"front", "shop_back"})
-    made.put("a", Who((API,), Container("", "api-1", network="front", project="shop", service="api")))
-    made.put("d", Who((DB,), Container("", "db", network="shop_back", project="other", service="db")))
+    made.put("a", Who((API,), names(Container("", "api-1", network="front", project="shop", service="api"))))
+    made.put("d", Who((DB,), names(Container("", "db", network="shop_back", project="other", service="db"))))
     return made
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
-from plugin.policy.peers import Key, PeerIndex, Who, who
+from plugin.policy.peers import Key, PeerIndex, Who, names, who
 
 A, B, C = (IPv4Address(f"172.18.0.{n}") for n in (2, 3, 4))
 A6 = IPv6Address("2001:db8:1::2")
@@ -24,7 +24,7 @@ def named(
     addresses: tuple[Address, ...], name: str, project: str, service: str, network: str = "", id: str = ""
 ) -> Who:
     """A container with these addresses and names."""
-    return Who(addresses, Container(id, name, network=network, project=project, service=service))
+    return Who(addresses, names(Container(id, name, network=network, project=project, service=service)))
 
 
 API = named((A, A6), "shop-api-1", "shop", "api", "shop_front")
@@ -189,13 +189,18 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
 # --- any order ----------------------------------------------------------------------------------------------------
 
 _names = st.sampled_from(["", "api", "db"])
-_whos = st.builds(
-    named,
+#: Addresses, and what the container that has them is called.
+_There = tuple[tuple[Address, ...], Container]
+_theirs: st.SearchStrategy[_There] = st.tuples(
     st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
-    _names,
-    st.sampled_from(["", "shop", "blog"]),
-    _names,
-    st.sampled_from(["", "front", "shop_front"]),
+    st.builds(
+        Container,
+        st.just(""),
+        _names,
+        project=st.sampled_from(["", "shop", "blog"]),
+        service=_names,
+        network=st.sampled_from(["", "front", "shop_front"]),
+    ),
 )
 _rules = st.lists(
     st.builds(
@@ -219,17 +224,17 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.directory = PeerIndex()
         self.directory.networks = frozenset({"shop_front"})
-        self.there: dict[str, Who] = {}
+        self.there: dict[str, _There] = {}
         self.asked: dict[str, tuple[list[Rule], Container | None]] = {}
 
     def found(self, key: Key) -> set[Address]:
         kind, project, name = key
         return {
             address
-            for each in self.there.values()
-            if getattr(each.container, "name" if kind == "container" else kind) == name
-            and (kind != "service" or each.container.project == project)
-            for address in each.addresses
+            for addresses, container in self.there.values()
+            if getattr(container, "name" if kind == "container" else kind) == name
+            and (kind != "service" or container.project == project)
+            for address in addresses
         }
 
     def keys(self, peer: Peer, asker: Container | None) -> list[Key]:
@@ -240,8 +245,8 @@ class AnyOrder(RuleBasedStateMachine):
             return [("network", "", "shop_front")]
         return [(peer.kind, "", peer.value)] if peer.kind in ("container", "project", "network") else []
 
-    @rule(owner=st.sampled_from("abcd"), now=st.none() | _whos)
-    def put(self, owner: str, now: Who | None) -> None:
+    @rule(owner=st.sampled_from("abcd"), now=st.none() | _theirs)
+    def put(self, owner: str, now: _There | None) -> None:
         every = [(kind, project, name) for kind in ("container", "network", "project", "service")
                  for project in ("", "shop", "blog") if (kind == "service") == bool(project)
                  for name in ("api", "db", "shop", "blog", "front", "shop_front")]  # fmt: skip
@@ -249,9 +254,9 @@ class AnyOrder(RuleBasedStateMachine):
         old = self.there.pop(owner, None)
         if now is not None:
             self.there[owner] = now
-        changed = self.directory.put(owner, now)
+        changed = self.directory.put(owner, Who(now[0], names(now[1])) if now else None)
         assert {key for key in every if self.found(key) != before[key]} <= changed
-        assert changed <= {key for each in (old, now) if each for key in each.keys}
+        assert changed <= {key for each in (old, now) if each for key in names(each[1])}
         speaks = {
             other for other, (rules, asker) in self.asked.items()
             if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
@@ -268,8 +273,8 @@ class AnyOrder(RuleBasedStateMachine):
         """The index equals one that is made of what there is now: nothing of what was before is left in it."""
         fresh = PeerIndex()
         fresh.networks = self.directory.networks
-        for owner, each in self.there.items():
-            fresh.put(owner, each)
+        for owner, (addresses, container) in self.there.items():
+            fresh.put(owner, Who(addresses, names(container)))
         for owner, (rules, asker) in self.asked.items():
             fresh.asks(owner, rules, asker)
         assert (fresh._who, fresh._by_key) == (self.directory._who, self.directory._by_key)

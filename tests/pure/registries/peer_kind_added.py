@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from plugin.fwctl.cli.render import _rule
 from plugin.labels.parser import parse
 from plugin.model import Container, Peer, Policy, Rule
-from plugin.policy.peers import PeerIndex, Who
+from plugin.policy.peers import PeerIndex, Who, names
 from plugin.state import codec
 
 #: A container by the beginning of its ID.
@@ -33,8 +33,8 @@ def test_it_is_resolved_and_follows_its_container() -> None:
     index.asks("asker", (rule,), DB)
     assert index.asking("asker")
     assert index.resolved(Policy(accepts=(rule,)), DB).accepts == ()
-    assert index.dependents(index.put("other", Who((V4 + 1,), DB))) == set()
-    assert index.dependents(index.put("web", Who((V4,), WEB))) == {"asker"}
+    assert index.dependents(index.put("other", Who((V4 + 1,), names(DB)))) == set()
+    assert index.dependents(index.put("web", Who((V4,), names(WEB)))) == {"asker"}
     assert index.resolved(Policy(accepts=(rule,)), DB).accepts == (Rule("tcp", 22, 22, (Peer("prefix", str(V4)),)),)
     assert index.dependents(index.put("web", None)) == {"asker"}
     assert index.resolved(Policy(egress=(rule,)), DB).egress == ()
