@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from tests.lab import ENGINES, Engine
 from tests.lab.images import Rootfs, rootfs_image
-from tests.product import PLUGIN, ROOT, Fw, until
+from tests.product import PLUGIN, ROOT, Fw
+from tests.waiting import until
 
 #: What is tried on each address of each service, and whether it should answer.
 SERVICES = {

@@ -7,8 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,11 +159,3 @@ class Fw:
         """True once the plugin knows the container's labels."""
         endpoints = [e for network in self.status()["networks"] for e in network["endpoints"]]
         return any(e["container"] == container and e["known"] for e in endpoints)
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> None:
-    """Waits for a condition. Raises AssertionError that says what did not come about within `timeout` seconds."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
-        time.sleep(0.02)

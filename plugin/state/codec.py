@@ -24,7 +24,8 @@ def spec(raw: Any) -> PolicySpec:
 
 
 def one(value: Any) -> PolicySpec:
-    return PolicySpec(**{field: read(value, field) for field, read in _FIELDS.items()})
+    there = (field for field in _FIELDS if field in value or field in _ALWAYS)
+    return PolicySpec(**{field: _FIELDS[field](value, field) for field in there})
 
 
 def problem(raw: Any) -> Problem:
@@ -107,5 +108,7 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
     "log": _word(*LOGS),
 }
+#: Fields that every file has. A later one is unset in the file of a former release.
+_ALWAYS = frozenset(("allow", "deny", "policy", "egress", "rate", "log"))
 if _missing := {key.field for key in KEYS.values()} ^ _FIELDS.keys():
     raise TypeError(f"plugin.state.codec and the label keys do not agree on {', '.join(sorted(_missing))}")

@@ -10,7 +10,8 @@ import pytest
 
 from tests.kernel.netns import inside
 from tests.kernel.packets import icmp, packed, udp
-from tests.product import BASE, Fw, Net, until
+from tests.product import BASE, Fw, Net
+from tests.waiting import until
 
 CLOSED = (21, 25, 3306, 5432, 6379, 8080, 9090)
 

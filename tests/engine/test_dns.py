@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.product import Fw, Net, until
+from tests.product import Fw, Net
+from tests.waiting import until
 
 
 @contextmanager

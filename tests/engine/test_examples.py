@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from tests.demo import down, probes, ready, unchanged, up
-from tests.product import IMAGE, ROOT, Fw, image_tar, until
+from tests.product import IMAGE, ROOT, Fw, image_tar
+from tests.waiting import until
 
 
 def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab import Engine, Hammer, Host, Process, Target, Verdict, engine_root
-from tests.product import DEEP, ROOT, Fw, until
+from tests.product import DEEP, ROOT, Fw
+from tests.waiting import until
 
 FIREWALLS = ("ufw", "firewalld", "dbus")
 #: What a user types who has ufw, and a Docker that has no DOCKER-USER for IPv6 (or none at all).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,35 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from tests.engine.outside import dockers, host_ports, hosts, publish, published_ports_obey, seen
 from tests.lab import Engine
-from tests.product import IMAGE, NEWEST, Fw, Net, image_tar, until
+from tests.lab.netns import FORWARDING
+from tests.product import IMAGE, NEWEST, Fw, image_tar
+from tests.waiting import until
 
 CLOSED = (5432, 8081)
-FORWARDING = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1}
-_host_ports = itertools.count(21000)
-
-
-def publish(*ports: int | str) -> tuple[list[str], dict[str, int]]:
-    """Options that publish container ports (`5432`, `53/udp`) on host ports of their own, and which those are."""
-    chosen = {str(port): next(_host_ports) for port in ports}
-    return [word for port, on in chosen.items() for word in ("-p", f"{on}:{port}")], chosen
-
-
-def hosts(fw: Fw) -> tuple[str, str]:
-    return fw.host.v4, fw.host.v6
-
-
-def seen(fw: Fw, *targets: tuple[str, str, int]) -> set[tuple[str, str, int]]:
-    """Of these, what an outsider reaches."""
-    return {target for target, verdict in fw.wan.probe(list(targets)).items() if verdict == "open"}  # type: ignore[misc]
-
-
-@contextmanager
-def dockers(fw: Fw, *options: str, v4: bool = True, v6: bool = True) -> Iterator[Net]:
-    with fw.network(*options, v4=v4, v6=v6, driver="bridge") as net:
-        yield net
-
-
 # --- the matrix ---------------------------------------------------------------------------------------------------
 
 
@@ -49,36 +26,7 @@ def test_published_ports_obey_on_dockers_own_networks(each: Fw, where: str) -> N
     a published port answers if the container's is 22, 80, 443 or one that its label opens, and else never; by
     docker-proxy no more than by DNAT. The host itself reaches all of them, and directly all ports.
     """
-    options, ports = publish(80, 5432, 8080, "53/udp", "5353/udp")
-    naming = ("-o", "com.docker.network.bridge.name=front1") if where == "named" else ()
-    with dockers(each, *naming, v6=where in ("dual", "named")) as net:
-        name = "bridge" if where == "bridge" else net.name
-        plain = each.run(name, *options)
-        labels, opened = publish(80, 5432, 8080, "53/udp", "5353/udp")
-        label = each.run(name, *labels, "--label", "fw.allow=8080, 53/udp")
-        try:
-            with (
-                each.engine.serve(plain, tcp=[80, 5432, 8080], udp=[53, 5353]),
-                each.engine.serve(label, tcp=[80, 5432, 8080], udp=[53, 5353]),
-            ):
-                tried = {
-                    (host, container, port): ("udp" if port.endswith("/udp") else "tcp", host, on)
-                    for host in hosts(each)
-                    for container, chosen in ((plain, ports), (label, opened))
-                    for port, on in chosen.items()
-                }
-                right = {
-                    target
-                    for (_, container, port), target in tried.items()
-                    if port == "80" or (container == label and port in ("8080", "53/udp"))
-                }
-                until(lambda: seen(each, *tried.values()) == right, "what answers is what should", 5)
-                assert seen(each, *tried.values()) == right
-                assert set(each.host.probe(list(tried.values())).values()) == {"open"}
-                for address in filter(None, each.engine.address(plain, name)):
-                    assert each.host.probe.tcp(address, 5432) == "open"
-        finally:
-            each.remove(plain, label)
+    published_ports_obey(each, where)
 
 
 def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
@@ -119,11 +67,11 @@ def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw
     and so does a second publication. On a network of docker-fw the base is open as ever."""
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net, each.network() as own:
-        alone, more = (f"127.0.0.1:{next(_host_ports)}:80" for _ in range(2))
+        alone, more = (f"127.0.0.1:{next(host_ports)}:80" for _ in range(2))
         app = each.run(net, "-p", alone)
         label = each.run(net, "-p", more, "--label", "fw.allow=80")
-        both = each.run(net, "-p", f"127.0.0.1:{next(_host_ports)}:80", "-p", f"{next(_host_ports)}:80")
-        ours = each.run(own, "-p", f"127.0.0.1:{next(_host_ports)}:80")
+        both = each.run(net, "-p", f"127.0.0.1:{next(host_ports)}:80", "-p", f"{next(host_ports)}:80")
+        ours = each.run(own, "-p", f"127.0.0.1:{next(host_ports)}:80")
         with (
             each.engine.serve(app, tcp=[80, 443]), each.engine.serve(label, tcp=[80]),
             each.engine.serve(both, tcp=[80]), each.engine.serve(ours, tcp=[80]),
@@ -150,7 +98,7 @@ def test_nor_while_its_container_starts(each: Fw) -> None:
         each.remove(first)
         with each.wan.probe.hammer(("tcp", v4, 80), ("tcp", v6, 80), every=0.004) as hammer:
             for _ in range(4):
-                port, servers = f"127.0.0.1:{next(_host_ports)}:80", "httpd -p 443; exec httpd -f -p 80"
+                port, servers = f"127.0.0.1:{next(host_ports)}:80", "httpd -p 443; exec httpd -f -p 80"
                 app = each.run(net, "--ip", v4, "--ip6", v6, "-p", port, command=("sh", "-c", servers))
                 until(lambda: each.host.probe.tcp(v6, 80) == "open", "the container's server")
                 if int(each.engine.version.split(".")[0]) < 27:  # there Docker itself drops what it does not publish

@@ -8,59 +8,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
 from plugin.settings import SETTINGS
-from tests.engine.test_guard import FORWARDING, dockers, hosts
-from tests.engine.test_survival import back
+from tests.engine.outside import SERVERS, Targets, back, closed, dockers, hosts, labelled, opened, served, survives
 from tests.lab import Engine
-from tests.product import NEWEST, Fw, Net, until
-
-#: A container's servers: one port that its label opens, one that nothing does.
-SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
-Targets = list[tuple[str, str, int]]
-
-
-@contextmanager
-def labelled(fw: Fw, net: Net) -> Iterator[str]:
-    """A container that comes back by itself, with 8080 opened and 9090 not, both published."""
-    app = fw.run(
-        net,
-        "--restart",
-        "always",
-        "--stop-timeout",
-        "0",
-        "--label",
-        "fw.allow=8080",
-        "-p",
-        "18080:8080",
-        "-p",
-        "19090:9090",
-        command=SERVERS,
-    )
-    try:
-        yield app
-    finally:
-        fw.remove(app)
-
-
-def opened(fw: Fw) -> Targets:
-    return [("tcp", host, 18080) for host in hosts(fw)]
-
-
-def closed(fw: Fw, app: str, net: Net) -> Targets:
-    """What must never answer: the published port, by DNAT and by docker-proxy, and the container itself."""
-    return [("tcp", h, 19090) for h in hosts(fw)] + [("tcp", a, 9090) for a in fw.addresses(app, net)]
-
-
-def served(fw: Fw) -> None:
-    """Waits until the labelled port answers on all of the host's addresses."""
-    for target in opened(fw):
-        until(partial(lambda t: fw.wan.probe.one(t).verdict == "open", target), f"{target} answers", 40)
+from tests.lab.netns import FORWARDING
+from tests.product import NEWEST, Fw, Net
+from tests.waiting import until
 
 
 def test_never_while_networks_and_containers_come(each: Fw) -> None:
@@ -149,18 +108,6 @@ def never_at_a_start(fw: Fw) -> None:
             fw.remove(app)
     assert len(hammer.result.shots) > 50 * starts
     assert not hammer.result.opened
-
-
-def survives(fw: Fw, disturb: Callable[[str], None], *, v6: bool = True) -> None:
-    """Ends as it began, and what is closed never answered meanwhile."""
-    fw.host.netns.sysctl(FORWARDING)
-    with dockers(fw, v6=v6) as net, labelled(fw, net) as app:
-        served(fw)
-        with fw.wan.probe.hammer(*closed(fw, app, net), every=0.004) as hammer:
-            disturb(app)
-            served(fw)
-        assert len([shot for shot in hammer.result.shots if shot.verdict == "silent"]) > 50
-        assert not hammer.result.opened
 
 
 @pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.engine.test_packaging import opens_just_the_label
+from tests.engine.outside import opens_just_the_label
 from tests.lab import Engine, Host, engine_root
-from tests.product import NEWEST, Fw, until
+from tests.product import NEWEST, Fw
+from tests.waiting import until
 
 
 def test_a_host_whose_docker_speaks_iptables_legacy(engines: object) -> None:

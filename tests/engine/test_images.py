@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_labels import labels, seen, tcp
+from tests.engine.outside import labels, seen, tcp
 from tests.lab import Engine
 from tests.lab.oci import Variant, oci_archive
-from tests.product import Fw, until
+from tests.product import Fw
+from tests.waiting import until
 
 PORTS = (22, 80, 443, 5432)
 BASE = {22, 80, 443}

@@ -10,17 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.engine.outside import labels, seen, tcp
 from tests.lab import DockerError, Wan
-from tests.product import Fw, Net, until
+from tests.product import Fw, Net
+from tests.waiting import until
 
 #: The outsider comes from here, and another one would from there.
 MINE, OTHERS = "198.51.100.0/24 2001:db8:ffff::/48", "203.0.113.0/24 2001:db8:5::/48"
 _host_ports = itertools.count(23000)
-
-
-def seen(fw: Fw, *targets: tuple[str, str, int]) -> set[tuple[str, str, int]]:
-    """Of these, what the outsider reaches."""
-    return {target for target, verdict in fw.wan.probe(list(targets)).items() if verdict == "open"}  # type: ignore[misc]
 
 
 def becomes(fw: Fw, right: set[tuple[str, str, int]], *tried: tuple[str, str, int]) -> None:
@@ -34,10 +31,6 @@ def networks(fw: Fw, driver: str | None) -> Iterator[Net]:
         yield net
 
 
-def labels(**values: str) -> list[str]:
-    return [word for key, value in values.items() for word in ("--label", f"fw.{key.replace('__', '.')}={value}")]
-
-
 def compose(project: str, service: str) -> list[str]:
     """The labels that compose gives a container of a service."""
     return [
@@ -45,10 +38,6 @@ def compose(project: str, service: str) -> list[str]:
         for key, value in (("project", project), ("service", service), ("container-number", "1"))
         for word in ("--label", f"com.docker.compose.{key}={value}")
     ]
-
-
-def tcp(addresses: list[str] | tuple[str, ...], *ports: int) -> list[tuple[str, str, int]]:
-    return [("tcp", address, port) for address in addresses for port in ports]
 
 
 # --- inbound ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 
 from plugin.kernel.links import bridge_mac
 from tests.lab import DockerError
-from tests.product import Fw, until
+from tests.product import Fw
+from tests.waiting import until
 
 
 def test_an_ipv6_only_network_has_no_ipv4_at_all(fw: Fw) -> None:

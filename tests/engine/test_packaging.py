@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,19 +10,12 @@ import sys
 import pytest
 
 from plugin.nftables.sets import TABLE
+from tests.documents import commands
 from tests.engine.leftovers import left, standing
+from tests.engine.outside import opens_just_the_label
 from tests.lab import Engine, Registry, Wan
-from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir, until
-
-
-def opens_just_the_label(fw: Fw) -> None:
-    """The main promise in short, on an engine that was just set up."""
-    with fw.network() as net:
-        app = fw.run(net, "--label", "fw.allow=8080")
-        with fw.engine.serve(app, tcp=[80, 8080, 9090]):
-            for address in fw.addresses(app, net):
-                seen = fw.wan.probe([("tcp", address, port) for port in (80, 8080, 9090)])
-                assert list(seen.values()) == ["open", "open", "silent"]
+from tests.product import IMAGE, NEWEST, PLUGIN, ROOT, Fw, Net, image_tar, plugin_dir
+from tests.waiting import until
 
 
 def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
@@ -67,12 +59,6 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
             name = f"{registry.address}/docker-fw:new"
             engine.docker("plugin", "install", "--grant-all-permissions", name, timeout=120)
             opens_just_the_label(Fw(engine, driver=name))
-
-
-def commands(heading: str) -> list[list[str]]:
-    """The README's shell commands under a heading, block by block."""
-    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return [block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)]
 
 
 def push(maker: Engine, registry: Registry) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_sidecar import UP
-from tests.engine.test_sidecar import Sidecar as Started
+from tests.documents import rows
+from tests.engine.sidecar import UP
+from tests.engine.sidecar import Sidecar as Started
 from tests.lab import Engine
-from tests.product import NEWEST, ROOT, until
-from tests.pure.test_security_doc import rows
+from tests.product import NEWEST, ROOT
 from tests.readonly import ReadOnly
+from tests.waiting import until
 
 ROUTED = "com.docker.network.bridge.gateway_mode_ipv6=routed"
-CALLS = [cells[1].strip("`") for cells in rows("method")]
+CALLS = [cells[1].strip("`") for cells in rows("SECURITY.md", "method")]
 BEHIND = "FW_DOCKER_SOCKET: /host/run/read-only.sock\n"
 #: Linux's numbers of the capabilities that are spoken of here (linux/capability.h).
 NUMBERS = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}

@@ -4,63 +4,34 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from plugin.fwctl.host import boot_unit
-from tests.engine import test_guard as guard
+from tests.documents import commands
 from tests.engine.leftovers import left, standing
-from tests.engine.test_guard import FORWARDING, dockers
-from tests.engine.test_guard_windows import SERVERS, Targets, served, survives
-from tests.engine.test_packaging import commands, opens_just_the_label
-from tests.lab import ENGINES, Engine, Host, Wan, engine_root
-from tests.lab.netns import Netns
-from tests.product import DEEP, IMAGE, ROOT, Fw, Net, image_tar, until
+from tests.engine.outside import (
+    Targets,
+    dockers,
+    labelled,
+    opens_just_the_label,
+    published_ports_obey,
+    seen,
+    served,
+    survives,
+)
+from tests.engine.sidecar import BOOT_INSTALL, Sidecar
+from tests.lab import Engine, Host, Wan
+from tests.lab.netns import FORWARDING, Netns
+from tests.product import DEEP, IMAGE, Fw, Net
+from tests.waiting import until
 
-SIDECAR = ROOT / "compose-examples/sidecar.yml"
-#: The commands that the file itself tells its users.
-UP, BOOT_INSTALL, _ = re.findall(r"^#   (docker .*)$", SIDECAR.read_text(), re.MULTILINE)
 #: Bridges of the host's own: its uplink, and one with a machine behind it.
 FOREIGN = ["br-lan", "br0"]
 MACHINE = ("tcp", "10.60.0.2", 9999)
-
-
-class Sidecar(Fw):
-    """An engine with docker-fw as its sidecar. `before`: what stood on the host without it."""
-
-    before: dict[str, set[str]]
-
-    @classmethod
-    def up(cls, engine: Engine) -> Sidecar:
-        shutil.copy(SIDECAR, engine.host.share)
-        if engine.try_docker("compose", "version").returncode:
-            # Debian has no compose for this engine: that of the newest speaks its API too.
-            lent = engine.host.put(engine_root([*ENGINES][-1]) / "usr/libexec/docker/cli-plugins/docker-compose")
-            plugins = "/usr/local/lib/docker/cli-plugins"
-            engine.host.run(["sh", "-ec", f"mkdir -p {plugins}; cp {lent} {plugins}"])
-        engine.docker("run", "--rm", "busybox", "true")  # which brings what Docker makes with the first container
-        fw = cls(engine, driver="fw")
-        fw.before = standing(engine)
-        engine.load(image_tar())
-        fw.user(UP)
-        until(fw.answers, "the sidecar answers")
-        return fw
-
-    def user(self, command: str) -> str:
-        """What a user types, in the directory of sidecar.yml; what it prints."""
-        return self.host.run(["sh", "-ec", f"cd /lab; {command}"]).stdout
-
-    @property
-    def container(self) -> str:
-        return self.user("docker compose -f sidecar.yml ps -aq").strip()
-
-    def socket(self) -> Path:
-        return self.host.inside / "run/docker/plugins/fw.sock"
 
 
 @pytest.fixture(scope="module", params=DEEP)
@@ -76,7 +47,7 @@ def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
 @pytest.mark.parametrize("where", ["bridge", "v4", "dual"])
 def test_dockers_own_networks_obey(each: Sidecar, where: str) -> None:
     """With no more than CAP_NET_ADMIN it guards Docker's own networks as the managed plugin does."""
-    guard.test_published_ports_obey_on_dockers_own_networks(each, where)
+    published_ports_obey(each, where)
 
 
 def test_it_serves_the_driver_fw_and_is_the_only_one(each: Sidecar) -> None:
@@ -202,28 +173,8 @@ def away(fw: Sidecar) -> Iterator[None]:
 def app_on(fw: Fw, net: Net) -> Iterator[tuple[str, str, str]]:
     """A container that comes back by itself to the same addresses: 8080 opened, 9090 not, both published."""
     v4, v6 = net.v4.replace(".0/24", ".80"), net.v6.replace("::/64", "::80")
-    app = fw.run(
-        net,
-        "--restart",
-        "always",
-        "--stop-timeout",
-        "0",
-        "--label",
-        "fw.allow=8080",
-        "--ip",
-        v4,
-        "--ip6",
-        v6,
-        "-p",
-        "18080:8080",
-        "-p",
-        "19090:9090",
-        command=SERVERS,
-    )
-    try:
+    with labelled(fw, net, "--ip", v4, "--ip6", v6) as app:
         yield app, v4, v6
-    finally:
-        fw.remove(app)
 
 
 def leaves_v6_alone(fw: Fw) -> bool:
@@ -292,7 +243,7 @@ def test_at_boot_before_the_sidecar_everything_is_closed_and_the_rest_works(each
                     until(partial(opens, each.host, address, port), f"{address} {port} answers its host")
                 tried: Targets = [("tcp", *where) for where in inside]
                 assert set(each.engine.netns(mate).probe(tried).values()) == {"open"}
-                assert not guard.seen(each, *never, ("tcp", each.host.v4, 18080), ("tcp", v6, 8080))
+                assert not seen(each, *never, ("tcp", each.host.v4, 18080), ("tcp", v6, 8080))
                 assert each.wan.probe.ping(v6) == ("open" if leaves_v6_alone(each) else "silent")  # Docker's own drop
                 assert each.wan.probe.one(MACHINE).verdict == "open"
                 for far in (Wan.FAR_V4, Wan.FAR_V6):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
-from tests.product import Fw, Net, until
+from tests.engine.outside import back, labelled
+from tests.product import Fw, Net
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -21,26 +22,6 @@ def live(fw: Fw) -> Iterator[Fw]:
     fw.engine.stop()
     fw.engine.live_restore = False
     fw.engine.start()
-
-
-@contextmanager
-def labelled(fw: Fw, net: Net) -> Iterator[str]:
-    """A container that comes back by itself, with port 8080 opened and 9090 not, both published."""
-    app = fw.run(
-        net,
-        "--restart",
-        "always",
-        "--stop-timeout",
-        "0",
-        "--label",
-        "fw.allow=8080",
-        "-p",
-        "18080:8080",
-        "-p",
-        "19090:9090",
-        command=("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080"),
-    )
-    yield app
 
 
 def served(fw: Fw, app: str, net: Net) -> None:
@@ -59,11 +40,6 @@ def answers_at(fw: Fw, address: str, port: int) -> bool:
 def targets(fw: Fw, app: str, net: Net) -> list[tuple[str, str, int]]:
     """What must never answer."""
     return [("tcp", a, 9090) for a in fw.addresses(app, net)] + [("tcp", h, 19090) for h in (fw.host.v4, fw.host.v6)]
-
-
-def back(fw: Fw, opened: list[tuple[str, str, int]]) -> None:
-    """Within a second all of these answer: to be called when Docker's API does."""
-    until(lambda: set(fw.wan.probe(opened, timeout=0.1).values()) == {"open"}, f"{opened} answer", timeout=1.0)
 
 
 def survives(fw: Fw, restart: Callable[[], None]) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from tests.lab import Engine, Wan
 from tests.lab.netns import Netns
-from tests.product import DEEP, NEWEST, PLUGIN, Fw, until
+from tests.product import DEEP, NEWEST, PLUGIN, Fw
+from tests.waiting import until
 
 Target = tuple[str, str, int]
 #: What the containers serve: a port of the base, one that a label opens or not, one that nothing opens.

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.fuzz.targets import TARGETS
-from tests.pure.driver.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK
+from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK
 
 #: What is worth to begin with, for all of them.
 SEEDS = [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kernel.netns import nowhere
 from tests.kernel.running import Running
-from tests.kernel.site import Site
+from tests.kernel.site import Box, Site
+from tests.lab.netns import FORWARDING
 
 HERE = Path(__file__).parent
 
@@ -52,5 +54,12 @@ def fw(site: Site) -> Iterator[Running]:
 @pytest.fixture
 def own(fw: Running) -> Running:
     """The same, on a host that forwards."""
-    fw.site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    fw.site.host.sysctl(FORWARDING)
     return fw
+
+
+@pytest.fixture(params=["web", "guest"])
+def box(request: pytest.FixtureRequest, boxes: Any) -> Box:
+    """One of a module's `boxes`: on a network of docker-fw's own, and on one of Docker's."""
+    found: Box = getattr(boxes, request.param)
+    return found

@@ -173,6 +173,19 @@ def extended(packet: Packet, header: int, body: bytes) -> Packet:
     return Packet(packet.src, packet.dst, header, bytes([packet.proto]) + body + packet.data)
 
 
+def mac(text: str) -> bytes:
+    """`02:42:0a:01:00:02` as it is in a frame."""
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def frame(netns: str, source: str, target: str, packet: Packet) -> None:
+    """Sends a packet by `eth0` of a network namespace, in a frame between two MACs, each of which may be false."""
+    kind = b"\x86\xdd" if len(packet.dst) == 16 else b"\x08\x00"
+    with inside(netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth0", 0))
+        sock.send(mac(target) + mac(source) + kind + bytes(packet))
+
+
 class Sender:
     """Sends packets as they are, from a network namespace."""
 
@@ -275,11 +288,3 @@ def arrived(sniffers: Collection[Sniffer | Listener], last: Packet, seconds: flo
         left = end - time.monotonic()
         assert left > 0, f"the last packet, to {written(last.dst)}, which must always pass, did not arrive"
         select.select([s.fd for s in sniffers], [], [], left)
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
-    """Waits for a condition; fails with `what` did not come to be."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"after {seconds} s still not: {what}"
-        select.select([], [], [], 0.002)

@@ -19,12 +19,11 @@ from typing import Any
 from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.state.store import Store
 from tests.kernel.fakedocker import FakeDocker
-from tests.kernel.packets import until
 from tests.kernel.site import MARK, Box, Site
+from tests.recorded import GENERIC, PORTMAP
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-PORTMAP = "com.docker.network.portmap"
-GENERIC = "com.docker.network.generic"
 Body = dict[str, Any]
 
 
@@ -293,3 +292,13 @@ def names_of(network: Body, *endpoints: Body) -> set[str]:
 
 def took(began: float) -> float:
     return time.monotonic() - began
+
+
+def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
+    """`fwctl cleanup` on the site's host."""
+    with fw.site.host.popen(
+        [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
+        cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        out, err = process.communicate(timeout=30)
+    return subprocess.CompletedProcess("cleanup", process.returncode, out, err)

@@ -13,10 +13,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from types import MappingProxyType
 from typing import Any
+
+import pytest
 
 from plugin.kernel import netlink as nl
 from plugin.kernel.links import Links, mac_of
@@ -31,11 +34,15 @@ from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
 from tests.kernel.netns import inside
-from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, ping, written
+from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, icmp, new_flow, ping, written
 from tests.lab import NamedNetns, Wan
 from tests.lab.claims import Claim
 
 MARK = 0x08000000
+#: A bridge as Docker names one.
+BR_DOCKER = "br-0123456789ab"
+#: For `Site.host.sysctl`: frames within a bridge do not pass the host's IP rules and its connection tracking.
+BRIDGED_FRAMES_UNTRACKED = {f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")}
 #: Settings that say nothing.
 PLAIN = Defaults()
 _names = itertools.count(1)
@@ -59,6 +66,10 @@ class Box(NamedNetns):
         assert self.endpoint.addr6
         return self.endpoint.addr6
 
+    def address(self, version: int) -> Any:
+        """Its IPv4 (4) or IPv6 (6) address."""
+        return self.v4 if version == 4 else self.v6
+
 
 def claimed(*bridges: str) -> set[Element]:
     """What the table holds of bridges that Docker claims, whoever is on them, while somebody follows Docker."""
@@ -68,6 +79,12 @@ def claimed(*bridges: str) -> set[Element]:
         for element in (Element("dockers", (bridge,)), Element("bridges", (bridge,)),
                         Element("same_bridge", (bridge, bridge)))
     }  # fmt: skip
+
+
+def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
+    """The network of `Site.docker_box`'s containers with this number, as Docker lists it."""
+    subnets = (IPv4Network(f"10.{number}.0.0/24"), IPv6Network(f"2001:db8:{number}::/64"))
+    return BridgeNetwork(name.ljust(64, "d"), name, bridge, subnets)
 
 
 def seen(*bridges: str) -> BridgeFacts:
@@ -352,3 +369,33 @@ class Site:
         self.send([last], witness or source)
         (seen,) = arrived([sniffer], last)
         return seen & set(packets)
+
+
+def site_of_module(sysctls: Mapping[str, int | str] = MappingProxyType({})) -> Any:
+    """The fixture `site` of a test module: one host with an outsider for all of its tests, with these sysctls."""
+
+    @pytest.fixture(scope="module")
+    def site() -> Iterator[Site]:
+        with Site() as made:
+            made.host.sysctl(sysctls)
+            yield made
+
+    return site
+
+
+_source_ports = itertools.cycle(range(20000, 60000))
+
+
+def arriving(site: Site, to: Box, source: Box | None = None, pairs: Iterable[tuple[Any, Any]] = ()) -> set[str]:
+    """Of some ports of each protocol, those on which a new flow reaches the container in both families."""
+    sent: dict[Packet, tuple[str, int]] = {}
+    four, six = (source.v4, source.v6) if source else (Site.OUT4, Site.OUT6)
+    pairs = list(pairs) or [(four, to.v4), (six, to.v6)]
+    for src, dst in pairs:
+        for proto in ("tcp", "udp", "sctp"):
+            for port in (21, 22, 53, 80, 443, 8080):
+                sent[new_flow(proto, src, dst, port, next(_source_ports))] = (f"{port}/{proto}", dst.version)
+    got = {sent[packet] for packet in site.deliver(sent, to, source, icmp(pairs[-1][0], pairs[-1][1], 128))}
+    names = {name for name, _ in got}
+    assert got == {(name, family) for name in names for family in {dst.version for _, dst in pairs}}
+    return names

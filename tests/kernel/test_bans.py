@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
@@ -23,20 +22,18 @@ from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, arrived, new_flow, ping, udp, until
-from tests.kernel.site import Box, Site, of_endpoint, standing
+from tests.kernel.packets import Packet, arrived, new_flow, ping, udp
+from tests.kernel.site import Box, Site, of_endpoint, site_of_module, standing
 from tests.lab import NamedNetns
+from tests.lab.netns import FORWARDING
+from tests.waiting import until
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
 OPEN = PolicySpec(allow=(Rule("udp", 53, 53), Rule("tcp", 8080, 8080)))
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        yield made
+site = site_of_module(FORWARDING)
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,6 @@ def boxes(site: Site) -> Boxes:
     return Boxes(site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(BRIDGE, 101))
 
 
-@pytest.fixture(params=["web", "guest"])
-def box(request: pytest.FixtureRequest, boxes: Boxes) -> Box:
-    """On a network of docker-fw's own, and on one of Docker's."""
-    found: Box = getattr(boxes, request.param)
-    return found
-
-
 def bans(*prefixes: str, until: float = 0) -> dict[Prefix, float]:
     return {ip_network(prefix): until for prefix in prefixes}
 
@@ -70,10 +60,6 @@ def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     elements |= standing(site.inventory())
     elements |= site.guarded(boxes.guest, BRIDGE, spec=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
-
-
-def at(box: Box, version: int) -> Any:
-    return box.v4 if version == 4 else box.v6
 
 
 BANNED = {4: IPv4Address("192.0.2.66"), 6: IPv6Address("2001:db8:66::66")}
@@ -95,7 +81,7 @@ def heard(site: Site, hears: Any, shots: list[tuple[NamedNetns | None, Packet]],
 def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, version: int) -> None:
     """To no port of a container, not even a ping, nor to the host itself; the next address passes."""
     load(site, boxes, bans(str(BANNED[version])))
-    to = at(box, version)
+    to = box.address(version)
     for source, passes in ((BANNED[version], False), (NEXT[version], True)):
         shots = [(None, new_flow("tcp", source, to, 8080, next(_ports))), (None, ping(source, to)),
                  (None, udp(source, to, 53, next(_ports)))]  # fmt: skip
@@ -111,7 +97,7 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
     same flow with the address beside it goes on."""
     load(site, boxes, {})
     site.forget_flows()
-    mine, last_in, last_out = at(box, version), ping(site.wan.V6, box.v6), ping(Site.HOST6, Site.OUT6)
+    mine, last_in, last_out = box.address(version), ping(site.wan.V6, box.v6), ping(Site.HOST6, Site.OUT6)
 
     def both_ways(peer: Address) -> list[bool]:
         """Of a flow that the peer began, and of one that the container began: what comes in, what goes out."""
@@ -138,8 +124,8 @@ def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
     load(site, boxes, bans(str(BANNED[4]), str(BANNED[6]), str(boxes.other.v4)))
     last = ping(Site.HOST6, Site.OUT6)
     for box in (boxes.web, boxes.guest):
-        sent = [new_flow("tcp", at(box, v), BANNED[v], 443, next(_ports)) for v in (4, 6)]
-        free = [new_flow("tcp", at(box, v), NEXT[v], 443, next(_ports)) for v in (4, 6)]
+        sent = [new_flow("tcp", box.address(v), BANNED[v], 443, next(_ports)) for v in (4, 6)]
+        free = [new_flow("tcp", box.address(v), NEXT[v], 443, next(_ports)) for v in (4, 6)]
         list(site.sniffer(site.wan).read())
         site.send([*sent, *free], box)
         site.send([last], site.host)
@@ -187,7 +173,7 @@ def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, i
     load(site, boxes, bans(prefix))
     network = ip_network(prefix)
     addresses = (network[0], inside_, outside_, network[0] - 1)
-    shots = [(None, new_flow("tcp", str(a), at(boxes.web, network.version), 80, next(_ports))) for a in addresses]
+    shots = [(None, new_flow("tcp", str(a), boxes.web.address(network.version), 80, next(_ports))) for a in addresses]
     last = ping(site.wan.V6, boxes.web.v6)
     assert heard(site, site.sniffer(boxes.web), shots, last) == [False, False, True, True]
 
@@ -200,7 +186,7 @@ def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
 
     def passing() -> list[bool]:
         sources = (BANNED[4], BANNED[6], IPv6Address("2001:db8:77::9"))
-        shots = [(None, new_flow("tcp", a, at(boxes.web, a.version), 80, next(_ports))) for a in sources]
+        shots = [(None, new_flow("tcp", a, boxes.web.address(a.version), 80, next(_ports))) for a in sources]
         return heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
 
     assert passing() == [False] * 3
@@ -228,7 +214,9 @@ def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
         known = step
         addresses = [ip for text in ("192.0.2.66", "192.0.2.67", "192.0.3.1") for ip in [IPv4Address(text)]]
         sixes = [IPv6Address(text) for text in ("2001:db8:66::66", "2001:db8:66:9::1", "2001:db8:67::1")]
-        shots = [(None, new_flow("udp", a, at(boxes.web, a.version), 53, next(_ports))) for a in (*addresses, *sixes)]
+        shots = [
+            (None, new_flow("udp", a, boxes.web.address(a.version), 53, next(_ports))) for a in (*addresses, *sixes)
+        ]
         wanted = [not any(a.version == p.version and a in p for p in step) for a in (*addresses, *sixes)]
         assert heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)) == wanted
     standing = site.run("nft", "list", "table", "inet", "docker-fw").stdout
@@ -252,7 +240,7 @@ def test_bans_outlive_whatever_happens_to_the_table(
     """After a flush, a repair, and a restart of docker-fw the same are banned, and those for a time until then."""
 
     def passing() -> list[bool]:
-        shots = [(None, new_flow("tcp", BANNED[v], at(boxes.web, v), 8080, next(_ports))) for v in (4, 6)]
+        shots = [(None, new_flow("tcp", BANNED[v], boxes.web.address(v), 8080, next(_ports))) for v in (4, 6)]
         return heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6))
 
     end = time.time() + 1.5
@@ -286,9 +274,9 @@ def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Recon
     with site.inside():
         site.forget_flows()
         for v in (4, 6):
-            site.deliver([udp(peer[v], at(boxes.web, v), 53, next(_ports)) for peer in (BANNED, NEXT)], boxes.web)
+            site.deliver([udp(peer[v], boxes.web.address(v), 53, next(_ports)) for peer in (BANNED, NEXT)], boxes.web)
         for target in (BANNED[4], IPv6Address("2001:db8:66::1:1")):
-            mine = at(boxes.web, target.version)
+            mine = boxes.web.address(target.version)
             site.send([udp(mine, target, 53, next(_ports))], boxes.web)
         assert len(talking()) == 5
         told = orders.ban([(str(BANNED[4]), None), (str(BANNED[6]), 60)])

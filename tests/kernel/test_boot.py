@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from tests.kernel.packets import until
 from tests.kernel.running import Running
-from tests.kernel.test_guard import NAMED, arriving
+from tests.kernel.site import BR_DOCKER, arriving
+from tests.waiting import until
 
 
 def dialled(fw: Running) -> bool:
@@ -17,7 +17,7 @@ def dialled(fw: Running) -> bool:
 
 def test_who_reaches_the_socket_finds_every_bridge_closed(own: Running) -> None:
     """At a boot nothing passes to a container once the socket can be dialled, though the plugin is not loaded yet."""
-    box = own.site.docker_box(NAMED, 100)
+    box = own.site.docker_box(BR_DOCKER, 100)
     assert arriving(own.site, box)
     own.spawn()
     until(lambda: dialled(own), "somebody listens", 15)

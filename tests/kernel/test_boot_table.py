@@ -11,12 +11,11 @@ import pytest
 
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.nftables.sets import CLOSED, TABLE
-from tests.kernel.packets import until
+from tests.kernel.foreign_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running
-from tests.kernel.site import MARK, Box, Site
-from tests.kernel.test_foreign_tables import THEIRS, listed
-from tests.kernel.test_guard import NAMED, arriving
+from tests.kernel.site import BR_DOCKER, MARK, Box, Site, arriving
 from tests.lab import Wan
+from tests.waiting import until
 
 NFT = "/usr/sbin/nft"
 GUEST, DOCKERS = "e" * 64, "d" * 64
@@ -89,7 +88,7 @@ def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
     At the next boot, before docker-fw runs, the container initiates nothing, its closed published port and the one that
     a label opens are closed, banned addresses reach nothing of the host; a ban that is over reaches it again."""
     fw, wan = host.fw, host.fw.site.wan
-    box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(NAMED, 101)
+    box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(BR_DOCKER, 101)
     fw.start()
     until(lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'confined {{ "{CONFINED}" }}' in host.text, "it is written")
     host.fwctl("ban", Wan.V6)
@@ -201,7 +200,7 @@ def test_the_unit_leaves_a_table_of_ours_alone_and_closes_beside_another_program
     """While docker-fw runs it changes nothing. Where another program's table has our name it closes by a table of
     another one, which docker-fw, as it refuses to start there, leaves as it is."""
     fw = host.fw
-    box = fw.site.docker_box(NAMED, 100)
+    box = fw.site.docker_box(BR_DOCKER, 100)
     fw.start()
     before = fw.site.run("nft", "-s", "list", "table", "inet", TABLE).stdout
     assert host.unit() == 0
@@ -222,7 +221,7 @@ def test_the_unit_leaves_a_table_of_ours_alone_and_closes_beside_another_program
 
 def test_a_ban_that_nft_does_not_take_keeps_nothing_open(host: Host) -> None:
     """Should a line about a ban be damaged, the table is loaded without the bans that end."""
-    box = host.fw.site.docker_box(NAMED, 100)
+    box = host.fw.site.docker_box(BR_DOCKER, 100)
     with (host.root / boot_unit.FILE).open("a") as file:
         file.write("#until 99999999999 nowhere x\n")
     assert arriving(host.fw.site, box)

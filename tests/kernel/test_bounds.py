@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.packets import until
 from tests.kernel.running import BASE, Body, Running, took
 from tests.kernel.site import Site
+from tests.waiting import until
 
 FULL = ", ".join(str(3 * n + 1) for n in range(256))
 #: What a container says, and what is said of it.

@@ -13,13 +13,9 @@ from plugin.model import Address, AddressPolicy, Policy, Published, Rule
 from plugin.policy.decide import BASE
 from plugin.state.closed_flows import cut_closed
 from tests.kernel.packets import Packet, new_flow, ping, udp
-from tests.kernel.site import Box, Site
+from tests.kernel.site import Box, Site, site_of_module
 
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        yield made
+site = site_of_module()
 
 
 @pytest.fixture(scope="module")

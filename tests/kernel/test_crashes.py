@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from plugin.model import Address
-from tests.kernel.packets import Sniffer, new_flow, until, written
-from tests.kernel.running import BASE, PORTMAP, Body, Running
+from tests.kernel.packets import Sniffer, new_flow, written
+from tests.kernel.running import BASE, Body, Running
 from tests.kernel.site import Box, Site
+from tests.recorded import PORTMAP
+from tests.waiting import until
 
 OPEN, CLOSED, PUBLISHED = 8080, 9090, 19090
 STAYS = {("10.1.0.9", OPEN), ("2001:db8:1::9", OPEN)}

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from plugin.kernel.names import host_side
-from tests.kernel.packets import new_flow, until
-from tests.kernel.running import PORTMAP, Running, names_of
+from tests.kernel.packets import new_flow
+from tests.kernel.running import Running, names_of
 from tests.kernel.site import Box, Site
+from tests.recorded import PORTMAP
+from tests.waiting import until
 
 FULL = "No space left on device"
 PORTS = [{"Proto": 6, "Port": 8080, "HostPort": 18080}]

@@ -25,6 +25,7 @@ from plugin.nftables.sets import Element
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.packets import Packet, arrived, icmp, new_flow, ping
 from tests.kernel.site import MARK, Box, Site
+from tests.lab.netns import FORWARDING
 
 PROTOS = ("tcp", "udp", "sctp")
 PORTS = (21, 22, 53, 80, 443, 5432, 8080)
@@ -67,7 +68,7 @@ class Bed:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        site.host.sysctl(FORWARDING)
         self.ours = site.box(site.network(7), 2)
         self.boxes: dict[str, Box] = {}
         for name, (_, bridge, number, ports) in MODES.items():

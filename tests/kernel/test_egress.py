@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -15,22 +15,17 @@ from plugin.model import BridgeNetwork, Container, PolicySpec
 from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
-from tests.kernel.packets import Listener, Packet, Sniffer, arrived, icmp, new_flow, packed, ping, portless, udp
-from tests.kernel.site import Box, Site, claimed, confining, of_endpoint
-from tests.kernel.test_hostile import frame
+from tests.kernel.packets import Listener, Packet, Sniffer, arrived, frame, icmp, new_flow, packed, ping, portless, udp
+from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, claimed, confining, of_endpoint, site_of_module
 from tests.lab import NamedNetns
+from tests.lab.netns import FORWARDING
 
 PROTOS = ("tcp", "udp", "sctp")
 PORTS = (22, 53, 80, 443, 8080)
 _ports = itertools.cycle(range(20000, 60000))
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        made.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
-        yield made
+site = site_of_module(FORWARDING | BRIDGED_FRAMES_UNTRACKED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +174,7 @@ def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, doc
     answers = []
     for outside, to in [*zip(OUTSIDE, (web.v4, web.v6), strict=True), *zip(OUTSIDE, (twin.v4, twin.v6), strict=True)]:
         port, sport = next(_ports), next(_ports)
-        frame(web, own, host, udp(outside, to, port, sport))
+        frame(web.path, own, host, udp(outside, to, port, sport))
         answers.append(udp(to, outside, sport, port))
         site.send(answers[-1:], web if to in (web.v4, web.v6) else twin)
     assert _seen(site, sniffer, ping(site.HOST6, Site.OUT6), site.host) & set(answers) == set()

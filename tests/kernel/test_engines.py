@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site
+from tests.waiting import until
 
 WHY = "upgrade Docker to 29.0.3 or newer"
 

@@ -14,36 +14,18 @@ import pytest
 
 from plugin.nftables.sets import CLOSED, FORMER, TABLE
 from tests.kernel import older
-from tests.kernel.packets import until
-from tests.kernel.running import ROOT, Running
-from tests.kernel.site import Site
-from tests.kernel.test_guard import NAMED, arriving
-from tests.kernel.test_upgrades import cleanup
+from tests.kernel.foreign_table import THEIRS, listed
+from tests.kernel.running import ROOT, Running, cleanup
+from tests.kernel.site import BR_DOCKER, Site, arriving
+from tests.waiting import until
 
 DATABASE = [("tcp", str(Site.HOST4), 5432), ("tcp", str(Site.HOST6), 5432)]
-#: As an administrator writes it: the host's database is for the host alone.
-THEIRS = """
-table inet {0} {{
-	set friends {{
-		type ipv4_addr
-	}}
-	chain input {{
-		type filter hook input priority filter; policy accept;
-		iifname "lo" accept
-		tcp dport 5432 drop
-	}}
-}}
-"""
 
 
 def load(fw: Running, name: str) -> str:
     """The host's own rules in a table of this name, and how nft lists them."""
     fw.site.run("nft", "-f", "-", input=THEIRS.format(name))
     return listed(fw, name)
-
-
-def listed(fw: Running, name: str) -> str:
-    return fw.site.run("nft", "list", "table", "inet", name, check=False).stdout
 
 
 def complete(fw: Running, name: str) -> bool:
@@ -64,7 +46,7 @@ def database(fw: Running) -> Iterator[None]:
 def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) -> None:
     """Start, a repair after a flush, crash, stop, `fwctl cleanup`: the host's `table inet fw` stays as it is, byte by
     byte, and what it closes never answers; docker-fw works beside it."""
-    box = own.site.docker_box(NAMED, 100)
+    box = own.site.docker_box(BR_DOCKER, 100)
     theirs = load(own, FORMER)
     with database(own):
         own.start()
@@ -98,7 +80,7 @@ def test_another_programs_table_under_our_name_refuses_the_start(own: Running, f
     """docker-fw opens nothing beside it, and touches nothing of it: every request and the log say what to do, bridges
     are closed by a table of another name, again after a flush, and `cleanup` takes just that one away. When the other
     program's table is gone, docker-fw starts, and of the closing table nothing stays."""
-    box = own.site.docker_box(NAMED, 100)
+    box = own.site.docker_box(BR_DOCKER, 100)
     hook = {"inet": "input", "bridge": "prerouting"}[family]
     its = f"table {family} {TABLE} {{ chain c {{ type filter hook {hook} priority 0; tcp dport 5432 drop; }}; }}"
     own.site.run("nft", its)
@@ -172,7 +154,7 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
 def test_a_table_of_ours_without_rules_is_not_taken_for_one_that_closes(own: Running) -> None:
     """Flushed while nobody ran, the table is there and closes nothing: bridges are closed before the socket is there,
     not when the plugin has been loaded."""
-    box = own.site.docker_box(NAMED, 100)
+    box = own.site.docker_box(BR_DOCKER, 100)
     own.start()
     own.stop()
     own.site.run("nft", "flush", "table", "inet", TABLE)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import socket
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -17,9 +16,9 @@ import pytest
 from plugin.model import Peer, Published, Rule
 from plugin.nftables.sets import Element
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, arrived, icmp, new_flow, packed, ping, portless, tcp, udp
-from tests.kernel.site import Box, Site
-from tests.kernel.test_hostile import mac
+from tests.kernel.packets import Packet, arrived, icmp, mac, new_flow, packed, ping, portless, tcp, udp
+from tests.kernel.site import Box, Site, site_of_module
+from tests.lab.netns import FORWARDING
 
 _ports = itertools.count(20000)
 ONE, TWO = "br-0123456789ab", "br-ba9876543210"
@@ -41,11 +40,7 @@ FRIENDS = tuple(
 )
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        yield made
+site = site_of_module(FORWARDING)
 
 
 @dataclasses.dataclass(frozen=True)

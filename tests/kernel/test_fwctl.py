@@ -18,10 +18,10 @@ import pytest
 
 from plugin.fwctl.socket_client import ask
 from tests.kernel.netns import inside, nowhere
-from tests.kernel.packets import until
 from tests.kernel.running import Body, Running
 from tests.kernel.site import Site
 from tests.lab import NamedNetns, Wan
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 #: The outsider's addresses on the host's network, and one that is elsewhere.

@@ -8,9 +8,8 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Any
 
 import pytest
 
@@ -23,21 +22,19 @@ from plugin.policy.decide import of
 from plugin.policy.flows import Way
 from plugin.protocols import NUMBER
 from plugin.state.closed_flows import cut_closed
-from tests.kernel.packets import Packet, icmp, icmp_error, new_flow, ping, tcp, udp, until
+from tests.kernel.marks import Marks
+from tests.kernel.packets import Packet, icmp, icmp_error, ping, tcp, udp
 from tests.kernel.running import Running
-from tests.kernel.site import Box, Site
-from tests.kernel.test_verdicts import Marks
+from tests.kernel.site import BR_DOCKER, Box, Site, arriving, site_of_module
+from tests.lab.netns import FORWARDING
+from tests.waiting import until
 
 PROTOS = ("tcp", "udp", "sctp")
 _ports = itertools.cycle(range(20000, 60000))
-NAMED, CHOSEN = "br-0123456789ab", "front1"
+CHOSEN = "front1"
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        yield made
+site = site_of_module(FORWARDING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +48,7 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    return Boxes(site.docker_box(NAMED, 100), site.docker_box("br-ba9876543210", 101), site.docker_box(CHOSEN, 102))
-
-
-def outside(box: Box) -> list[tuple[Any, Any]]:
-    return [(Site.OUT4, box.v4), (Site.OUT6, box.v6)]
-
-
-def arriving(site: Site, to: Box, source: Box | None = None, pairs: Iterable[tuple[Any, Any]] = ()) -> set[str]:
-    """Of some ports of each protocol, those on which a new flow reaches the container in both families."""
-    sent: dict[Packet, tuple[str, int]] = {}
-    pairs = list(pairs) or (outside(to) if source is None else [(source.v4, to.v4), (source.v6, to.v6)])
-    for src, dst in pairs:
-        for proto in PROTOS:
-            for port in (21, 22, 53, 80, 443, 8080):
-                sent[new_flow(proto, src, dst, port, next(_ports))] = (f"{port}/{proto}", dst.version)
-    got = {sent[packet] for packet in site.deliver(sent, to, source, icmp(pairs[-1][0], pairs[-1][1], 128))}
-    names = {name for name, _ in got}
-    assert got == {(name, family) for name in names for family in {dst.version for _, dst in pairs}}
-    return names
+    return Boxes(site.docker_box(BR_DOCKER, 100), site.docker_box("br-ba9876543210", 101), site.docker_box(CHOSEN, 102))
 
 
 BASE = {"22/tcp", "80/tcp", "443/tcp"}
@@ -87,7 +66,7 @@ def test_a_bridge_of_dockers_is_closed_before_anybody_knows_it(site: Site, boxes
 
 def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: Boxes) -> None:
     """An address has its base ports once its container is known, on its own bridge of whatever name, and no other."""
-    site.load(more=site.guarded(boxes.web, NAMED))
+    site.load(more=site.guarded(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web) == BASE
     assert arriving(site, boxes.other) == set()
     site.load(more=site.guarded(boxes.chosen, CHOSEN))
@@ -121,7 +100,7 @@ def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
 def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
     """From one network of Docker's to another: the policy as for everybody; a container of ours likewise."""
     ours = site.box(site.network(7), 2)
-    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, NAMED))
+    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web, boxes.other) == BASE
     assert arriving(site, boxes.web, ours) == BASE
     assert arriving(site, ours, boxes.web) == {*BASE, "8080/tcp"}
@@ -130,8 +109,10 @@ def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
 @pytest.mark.parametrize("netfilter", [0, 1])
 def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilter: int) -> None:
     """Within one bridge every port is open, also where the packets of a bridge are shown to the firewall."""
-    twin = next((b for b in site.boxes if b.v4 == IPv4Address("10.105.0.2")), None) or site.docker_box(NAMED, 105)
-    site.host.ip(f"addr replace 10.105.0.1/24 dev {NAMED}", f"addr replace 2001:db8:105::1/64 dev {NAMED} nodad")
+    twin = next((b for b in site.boxes if b.v4 == IPv4Address("10.105.0.2")), None) or site.docker_box(BR_DOCKER, 105)
+    site.host.ip(
+        f"addr replace 10.105.0.1/24 dev {BR_DOCKER}", f"addr replace 2001:db8:105::1/64 dev {BR_DOCKER} nodad"
+    )
     site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": netfilter for kind in ("iptables", "ip6tables")})
     mac = {b: b.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip() for b in (twin, boxes.web)}
     boxes.web.ip(
@@ -140,7 +121,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilt
         f"neigh replace {twin.v4} lladdr {mac[twin]} dev eth0 nud permanent",
         f"neigh replace {twin.v6} lladdr {mac[twin]} dev eth0 nud permanent",
     )
-    site.load(more=[Element("same_bridge", (NAMED, NAMED))])
+    site.load(more=[Element("same_bridge", (BR_DOCKER, BR_DOCKER))])
     try:
         assert "8080/udp" in arriving(site, twin, boxes.web)
         assert arriving(site, twin) == set()
@@ -150,7 +131,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilt
 
 def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
     """The host reaches every port of a container; a container reaches everybody, and the answers come back."""
-    site.load(more=site.guarded(boxes.web, NAMED, known=False))
+    site.load(more=site.guarded(boxes.web, BR_DOCKER, known=False))
     with boxes.web.probe.serve(tcp=[5432], udp=[53]), site.wan.probe.serve(tcp=[9001], udp=[9001]):
         inside = [("tcp", str(boxes.web.v6), 5432), ("udp", str(boxes.web.v4), 53)]
         assert set(site.host.probe(inside).values()) == {"open"}
@@ -161,7 +142,7 @@ def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
 
 def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> None:
     """Useful ICMP reaches a container on a bridge of Docker's: echo, and errors for path MTU discovery."""
-    site.load(more=site.guarded(boxes.web, NAMED))
+    site.load(more=site.guarded(boxes.web, BR_DOCKER))
     about4, about6 = tcp(boxes.web.v4, Site.OUT4, 443, 1), tcp(boxes.web.v6, Site.OUT6, 443, 1)
     good = [ping(Site.OUT4, boxes.web.v4), ping(Site.OUT6, boxes.web.v6), icmp_error(Site.OUT4, about4, 3, 4, 1280),
             icmp_error(Site.OUT6, about6, 2, 0, 1280)]  # fmt: skip
@@ -171,7 +152,7 @@ def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> 
 
 def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
     """Nobody but the container begins a flow in its name, so that no answer passes as established."""
-    site.load(more=site.guarded(boxes.web, NAMED) | site.guarded(boxes.other, "br-ba9876543210"))
+    site.load(more=site.guarded(boxes.web, BR_DOCKER) | site.guarded(boxes.other, "br-ba9876543210"))
     # The outsider begins in the container's name, from the outside and from another bridge.
     for source in (None, boxes.other):
         forged = [tcp(boxes.web.v6, Site.OUT6, 4444, 8080), tcp(boxes.web.v4, Site.OUT4, 4444, 8080)]
@@ -183,11 +164,15 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
 def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site, boxes: Boxes) -> None:
     """Nobody enters it or leaves it, not even by ping, though Docker's own rules are gone; the host is reached, and
     reaches it."""
-    inner = site.guarded(boxes.web, NAMED, Rule("tcp", 8080, 8080), internal=True)
+    inner = site.guarded(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
-    for elements, passes in ((site.guarded(boxes.web, NAMED), True), (inner, False)):
+    for elements, passes in ((site.guarded(boxes.web, BR_DOCKER), True), (inner, False)):
         site.load(site.known(ours), more={*elements, *site.guarded(boxes.other, "br-ba9876543210")})
-        comes = [packet for pair in outside(boxes.web) for packet in (ping(*pair), tcp(*pair, 80, next(_ports)))]
+        comes = [
+            packet
+            for pair in [(Site.OUT4, boxes.web.v4), (Site.OUT6, boxes.web.v6)]
+            for packet in (ping(*pair), tcp(*pair, 80, next(_ports)))
+        ]
         assert site.deliver(comes, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
             set(comes) if passes else set()
         )
@@ -214,7 +199,7 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 ) -> None:
     """The mark is on what is accepted from outside to a routed network, never between two of Docker's bridges."""
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
-    guest = site.guarded(boxes.web, NAMED, mode4=mode, mode6=mode) | site.guarded(boxes.other, "br-ba9876543210")
+    guest = site.guarded(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.guarded(boxes.other, "br-ba9876543210")
     site.load(site.known(ours), more=guest)
     start = {"outside": None, "another": boxes.other, "ours": ours}[source]
     froms = (Site.OUT4, Site.OUT6) if start is None else (start.v4, start.v6)
@@ -228,7 +213,7 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 
 
 def published(box: Box, *ports: Published, allow: tuple[Rule, ...] = (), setting: bool = False) -> set[Element]:
-    return Site.guarded(box, NAMED, *allow, published=ports, defaults=Defaults(published=setting))
+    return Site.guarded(box, BR_DOCKER, *allow, published=ports, defaults=Defaults(published=setting))
 
 
 def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Boxes) -> None:
@@ -259,7 +244,7 @@ def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Bo
     mine += [Published("tcp", any4, 15433, 5432), Published("tcp", any6, 15434, 5432)]
     theirs = [Published("tcp", host, 15432, 5432) for host in (Site.HOST4, Site.HOST6)]
     theirs += [Published("tcp", any6, 15433, 5432), Published("tcp", any4, 15434, 5432)]
-    elements = site.guarded(boxes.web, NAMED, published=tuple(mine))
+    elements = site.guarded(boxes.web, BR_DOCKER, published=tuple(mine))
     elements |= site.guarded(boxes.other, "br-ba9876543210", published=tuple(theirs))
     site.load(more=elements if watched else elements - set(WATCHED))
     hosts = (more4, more6, Site.HOST4, Site.HOST6)
@@ -282,7 +267,7 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     site.host.ip(f"addr replace {more6}/64 dev eth0 nodad")
     mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
     theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
-    site.load(more=site.guarded(boxes.web, NAMED, published=mine)
+    site.load(more=site.guarded(boxes.web, BR_DOCKER, published=mine)
               | site.guarded(boxes.other, "br-ba9876543210", published=theirs))  # fmt: skip
     web = boxes.web
     spec = {
@@ -366,8 +351,8 @@ for s in (t, u):
 def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes: Boxes) -> None:
     """An open UDP port closes while a peer is talking: the flow is cut, and the container's next datagram to that peer
     begins no new one; its others do."""
-    opened = site.guarded(boxes.web, NAMED, Rule("udp", 5353, 5353))
-    closed = site.guarded(boxes.web, NAMED)
+    opened = site.guarded(boxes.web, BR_DOCKER, Rule("udp", 5353, 5353))
+    closed = site.guarded(boxes.web, BR_DOCKER)
     for out, mine, subnet in (
         (Site.OUT4, boxes.web.v4, IPv4Network("10.100.0.0/24")),
         (Site.OUT6, boxes.web.v6, IPv6Network("2001:db8:100::/64")),
@@ -393,7 +378,7 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
 def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes: Boxes) -> None:
     """A connection of a container's that is not tracked (begun before docker-fw was there) ends with a reset, so that
     it connects again at once; nothing hangs."""
-    site.load(more=site.guarded(boxes.web, NAMED))
+    site.load(more=site.guarded(boxes.web, BR_DOCKER))
     segment = tcp(boxes.web.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
     sniffer = site.sniffer(boxes.web)
     list(sniffer.read())
@@ -425,7 +410,7 @@ def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxe
 def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:
     """On a network with enable_icc=false (swarm's docker_gwbridge) a closed published port is closed to the others."""
     port = Published("tcp", IPv6Address("::"), 15432, 5432)
-    network = BridgeNetwork("d" * 64, "docker_gwbridge", NAMED, flat=False)
+    network = BridgeNetwork("d" * 64, "docker_gwbridge", BR_DOCKER, flat=False)
     endpoint = dataclasses.replace(boxes.other.endpoint, container=Container("c", "c"), published=(port,))
     with site.host.probe.serve(tcp=[15432]):
         site.load(more=guest_elements(network, endpoint, of(network, endpoint)))

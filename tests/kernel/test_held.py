@@ -11,34 +11,31 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.labels.parser import parse
-from plugin.model import Address, BridgeNetwork, Container, Defaults, Endpoint, PolicySpec
+from plugin.model import Address, Container, Defaults, Endpoint, PolicySpec
 from plugin.nftables import sets
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state import flow_cutter
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
-from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite, until
-from tests.kernel.site import Box, Site, seen
+from tests.kernel.packets import Packet, authenticated, ping, portless, sctp_chunk, tcp, udp, udplite
+from tests.kernel.site import Box, Site, docker_network, seen, site_of_module
 from tests.lab import NamedNetns
+from tests.lab.netns import FORWARDING
+from tests.specs import spec_of
+from tests.waiting import until
 
 BRIDGE = "br-000000000001"
-GUARDED = BridgeNetwork("d" * 64, "dock", BRIDGE, (IPv4Network("10.101.0.0/24"), IPv6Network("2001:db8:101::/64")))
+GUARDED = docker_network("dock", BRIDGE, 101)
 PORTS = itertools.count(10000)
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        yield made
+site = site_of_module(FORWARDING)
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,7 @@ class Firewall:
 
     def says(self, box: Box, **words: str) -> None:
         """The box's container has these labels from now on."""
-        parsed = parse({f"fw.{key}": value for key, value in words.items()})
-        assert not parsed.problems
-        endpoint = known(box, parsed.spec)
+        endpoint = known(box, spec_of(**words))
         if box.network is None:
             guest = dataclasses.replace(endpoint, network_id=GUARDED.id)
             self.guard.replace([GUARDED], [guest], asked=self.guard.now())
@@ -133,10 +128,6 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 both = pytest.mark.parametrize("version", [4, 6])
 
 
-def at(box: Box, version: int) -> Address:
-    return box.v4 if version == 4 else box.v6
-
-
 @dataclass(frozen=True)
 class Flow:
     """One that `client` begins to `server`'s port."""
@@ -178,7 +169,7 @@ class Flow:
 def flow(site: Site, name: str, client: Box | None, server: Box | None, version: int) -> Flow:
     """None is the outsider."""
     out = Site.OUT4 if version == 4 else Site.OUT6
-    source, target = (at(box, version) if box else out for box in (client, server))
+    source, target = (box.address(version) if box else out for box in (client, server))
     ends = (client or site.wan, server or site.wan)
     return Flow(site, KINDS[name], *ends, source, target, next(PORTS))
 
@@ -263,8 +254,8 @@ def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall,
     fw.says(boxes.web, policy="open")
     fw.says(boxes.peer, policy="open")
     for source, target in ((boxes.web, boxes.peer), (boxes.peer, boxes.web)):
-        segment = tcp(at(source, version), at(target, version), next(PORTS), 5432, 0x18, 1)
-        last = ping(at(source, version), at(target, version))
+        segment = tcp(source.address(version), target.address(version), next(PORTS), 5432, 0x18, 1)
+        last = ping(source.address(version), target.address(version))
         assert site.deliver([segment], target, source, last=last) == set()
 
 
@@ -273,9 +264,9 @@ def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, vers
     """Nor does the peer's next segment, where the container accepts everything and begins nothing."""
     fw.says(boxes.web, policy="open", egress="none")
     out = Site.OUT4 if version == 4 else Site.OUT6
-    segment = tcp(out, at(boxes.web, version), next(PORTS), 443, 0x18, 1)
+    segment = tcp(out, boxes.web.address(version), next(PORTS), 443, 0x18, 1)
     assert site.deliver([segment], boxes.web) == set()
-    begins = tcp(out, at(boxes.web, version), next(PORTS), 443)
+    begins = tcp(out, boxes.web.address(version), next(PORTS), 443)
     assert site.deliver([begins], boxes.web) == {begins}
 
 
@@ -284,7 +275,7 @@ def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, versi
     """A program of the host's that goes on answering a container which may not ask it any more."""
     fw.says(boxes.web, egress="all")
     host = Site.HOST4 if version == 4 else Site.HOST6
-    mine, port = at(boxes.web, version), next(PORTS)
+    mine, port = boxes.web.address(version), next(PORTS)
     site.send([udp(mine, host, 5353, port)], boxes.web)
 
     def says(packet: Packet) -> bool:

@@ -6,8 +6,9 @@ import socket
 
 from plugin.model import Rule
 from tests.kernel.netns import inside
-from tests.kernel.packets import until
 from tests.kernel.site import Box, Site
+from tests.lab.netns import FORWARDING
+from tests.waiting import until
 
 #: As an administrator assigns it: whoever speaks to an FTP server is listened to for ports.
 HELPER = """
@@ -46,7 +47,7 @@ def answers(site: Site, box: Box, port: int) -> bool:
 def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) -> None:
     """The host listens to FTP for ports (`ct helper`). A container that names its closed port to an outsider's server
     does not open it; one that a rule opens stays open."""
-    site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    site.host.sysctl(FORWARDING)
     box = site.box(site.network(1), 2)
     site.load(site.known(box, Rule("tcp", 8080, 8080)))
     site.run("nft", "-f", "-", input=HELPER)

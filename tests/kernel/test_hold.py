@@ -17,10 +17,10 @@ from plugin.kernel.sock_diag import Listeners, listening
 from plugin.model import Published
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import BANNING, WATCHED, Element
-from tests.kernel.packets import until
+from tests.kernel.resets import resetting, served
 from tests.kernel.running import Running
 from tests.kernel.site import Site
-from tests.kernel.test_rates import resetting, served
+from tests.waiting import until
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 HOLDING = {Element("holding", (family,)) for family in AF.values()}

@@ -7,7 +7,6 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,16 +14,11 @@ from plugin.kernel.names import host_side
 from plugin.model import Container, Endpoint, PolicySpec, Rule
 from plugin.nftables.elements import link_local
 from tests.kernel.netns import inside
-from tests.kernel.packets import Packet, Sniffer, arrived, extended, icmp, new_flow, packed, ping, tcp, udp
-from tests.kernel.site import Box, Site
+from tests.kernel.packets import Packet, Sniffer, arrived, extended, frame, icmp, mac, new_flow, packed, ping, tcp, udp
+from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module
 
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        # Otherwise the host's conntrack takes in fragments on their way through a bridge, and hides who holds them.
-        made.host.sysctl({"net/bridge/bridge-nf-call-iptables": 0, "net/bridge/bridge-nf-call-ip6tables": 0})
-        yield made
+# Otherwise the host's conntrack takes in fragments on their way through a bridge, and hides who holds them.
+site = site_of_module(BRIDGED_FRAMES_UNTRACKED)
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +28,6 @@ def boxes(site: Site) -> list[Box]:
     made = [site.box(network, number) for number in (2, 3, 4)]
     site.acquaint(*made)
     return made
-
-
-def mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
-
-
-def frame(box: Box, source: str, target: str, packet: Packet) -> None:
-    """Sends a packet in a frame whose source may be a lie."""
-    kind = b"\x86\xdd" if len(packet.dst) == 16 else b"\x08\x00"
-    with inside(box.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind(("eth0", 0))
-        sock.send(mac(target) + mac(source) + kind + bytes(packet))
 
 
 def fdb(site: Site) -> list[str]:
@@ -59,9 +41,9 @@ def test_no_frame_leaves_from_another_mac(site: Site, boxes: list[Box], family: 
     src, dst = str(getattr(hostile, family)), str(getattr(victim, family))
     sniffer = site.sniffer(victim)
     forged, invented, true = (new_flow("udp", src, dst, 9, sport) for sport in (4001, 4002, 4003))
-    frame(hostile, neighbour.endpoint.mac, victim.endpoint.mac, forged)
-    frame(hostile, "02:42:ff:ff:ff:01", victim.endpoint.mac, invented)
-    frame(hostile, hostile.endpoint.mac, victim.endpoint.mac, true)
+    frame(hostile.path, neighbour.endpoint.mac, victim.endpoint.mac, forged)
+    frame(hostile.path, "02:42:ff:ff:ff:01", victim.endpoint.mac, invented)
+    frame(hostile.path, hostile.endpoint.mac, victim.endpoint.mac, true)
     (seen,) = arrived([sniffer], true)
     assert forged not in seen
     assert invented not in seen
@@ -70,7 +52,7 @@ def test_no_frame_leaves_from_another_mac(site: Site, boxes: list[Box], family: 
 def test_a_neighbours_frames_are_not_drawn_away(site: Site, boxes: list[Box]) -> None:
     """Who speaks from the victim's MAC does not get what is sent to it: the bridge learns nothing from containers."""
     victim, neighbour, hostile = boxes
-    frame(hostile, victim.endpoint.mac, neighbour.endpoint.mac, new_flow("udp", "10.1.0.4", "10.1.0.3", 9, 4101))
+    frame(hostile.path, victim.endpoint.mac, neighbour.endpoint.mac, new_flow("udp", "10.1.0.4", "10.1.0.3", 9, 4101))
     sniffers = [site.sniffer(victim), site.sniffer(hostile)]
     packet = new_flow("udp", "10.1.0.3", "10.1.0.2", 9, 4102)
     site.send([packet], neighbour)
@@ -84,12 +66,12 @@ def test_the_bridges_table_cannot_be_filled(site: Site, boxes: list[Box]) -> Non
     before = sorted(fdb(site))
     for number in range(100):
         lie = f"02:aa:00:00:00:{number:02x}"
-        frame(hostile, lie, victim.endpoint.mac, new_flow("udp", "10.1.0.4", "10.1.0.2", 9, 4201))
+        frame(hostile.path, lie, victim.endpoint.mac, new_flow("udp", "10.1.0.4", "10.1.0.2", 9, 4201))
     assert sorted(fdb(site)) == before
     sniffer: Sniffer = site.sniffer(hostile)
     lost, last = (new_flow("udp", "10.1.0.3", "10.1.0.4", 9, sport) for sport in (4202, 4203))
-    frame(neighbour, neighbour.endpoint.mac, "02:aa:ff:ff:ff:ff", lost)
-    frame(neighbour, neighbour.endpoint.mac, hostile.endpoint.mac, last)
+    frame(neighbour.path, neighbour.endpoint.mac, "02:aa:ff:ff:ff:ff", lost)
+    frame(neighbour.path, neighbour.endpoint.mac, hostile.endpoint.mac, last)
     assert lost not in arrived([sniffer], last)[0]
 
 
@@ -329,7 +311,7 @@ def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: s
             server.bind((host, 5353))
             server.settimeout(5)
             for last in range(16):
-                frame(box, own, f"01:80:c2:00:00:{last:02x}", udp(source, host, 5353, 1000 + last))
+                frame(box.path, own, f"01:80:c2:00:00:{last:02x}", udp(source, host, 5353, 1000 + last))
             site.send([udp(str(box.v6 if ":" in host else box.v4), host, 5353, 2000)], box)
             assert server.recvfrom(99)[1][1] == 2000
 

@@ -14,10 +14,10 @@ import pytest
 from plugin.nftables.sets import WATCHED
 from plugin.nftables.table import NftError
 from plugin.state.lease import SECONDS, Lease
-from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Box, Site
 from tests.kernel.talks import Talks
+from tests.waiting import until
 
 GUARDED = "b" * 64
 #: Docker's container; a published port of its, at docker-proxy's; a container on a network of ours.

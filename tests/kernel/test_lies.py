@@ -13,9 +13,10 @@ import pytest
 from plugin.docker.client import DockerApi
 from plugin.model import DockerUnavailable
 from tests.kernel.fakedocker import FakeDocker
-from tests.kernel.packets import new_flow, until
+from tests.kernel.packets import new_flow
 from tests.kernel.running import BASE, Body, Running
 from tests.kernel.site import Box, Site
+from tests.waiting import until
 
 LARGE = 5 << 20
 NETWORK, WEB, BAD = "a" * 64, "b" * 64, "c" * 64

@@ -20,8 +20,9 @@ from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
 from plugin.nftables.sets import Element
 from tests.kernel.netns import inside
-from tests.kernel.packets import icmp, new_flow, until
+from tests.kernel.packets import icmp, new_flow
 from tests.kernel.site import Site
+from tests.waiting import until
 
 ID = "0123456789ab".ljust(64, "0")
 NETWORK = Network(ID, bridge_name(ID), IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"), mtu=1400)

@@ -9,9 +9,9 @@ from typing import Any
 from plugin.docker.client import DockerApi
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.fwctl.socket_client import ask
-from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import MARK, Box
+from tests.waiting import until
 
 #: Names that the kernel takes for a link; some of Docker's bridges have them, some of others'.
 DOCKERS, OTHERS = ('";flush', "$(reboot)", "fw-*", "--help"), ("{}", "x*", 'a"}#', "`reboot`", "网桥")

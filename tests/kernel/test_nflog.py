@@ -25,10 +25,11 @@ from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP
 from plugin.policy.view import Inventory
-from tests.kernel.packets import Packet, icmp, tcp, udp, until
+from tests.kernel.packets import Packet, icmp, tcp, udp
 from tests.kernel.running import ROOT, Running, UnixConnection, took
-from tests.kernel.site import Box, Site
+from tests.kernel.site import Box, Site, site_of_module
 from tests.lab import NamedNetns
+from tests.waiting import until
 
 #: A group of the tests' own, told of without any limit.
 GROUP = 77
@@ -74,10 +75,7 @@ class Told:
         assert not self._thread.is_alive()
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        yield made
+site = site_of_module()
 
 
 @pytest.fixture(scope="module")

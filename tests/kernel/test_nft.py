@@ -27,10 +27,10 @@ from plugin.nftables.sets import RATED, SETS, Change, Element, SetSpec, spec_of
 from plugin.nftables.table import Nft, NftError
 from plugin.protocols import NUMBER
 from tests.kernel.netns import inside
-from tests.kernel.packets import until
 from tests.kernel.site import MARK
 from tests.lab import NamedNetns
 from tests.lab.claims import Claim
+from tests.waiting import until
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -16,6 +16,7 @@ import pytest
 from plugin.model import Rule
 from tests.kernel.packets import Packet, icmp_error, new_flow, ping
 from tests.kernel.site import Box, Site
+from tests.lab.netns import FORWARDING
 
 DOCKERS = "br-0123456789ab"
 #: So many addresses are tried.
@@ -33,7 +34,7 @@ class Boxes:
 @pytest.fixture
 def fresh(site: Site) -> Boxes:
     """All three are known, one of each kind of network accepts UDP 9; nobody was looked for before."""
-    site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    site.host.sysctl(FORWARDING)
     made = Boxes(site.box(site.network(1), 2), site.docker_box(DOCKERS, 100), site.box(site.network(2), 2))
     more = site.guarded(made.docker, DOCKERS, Rule("udp", 9, 9))
     site.load(site.known(made.ours, Rule("udp", 9, 9)), site.known(made.other), more=more)

@@ -6,15 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.labels.parser import parse
-from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, PolicySpec, Published
+from plugin.model import Container, Defaults, Endpoint, PolicySpec, Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
@@ -24,17 +23,15 @@ from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import arrived, new_flow, ping
-from tests.kernel.site import Box, Site, seen
+from tests.kernel.site import Box, Site, docker_network, seen, site_of_module
+from tests.lab.netns import FORWARDING
+from tests.specs import spec_of
 
 _ports = itertools.cycle(range(20000, 60000))
 ONE, TWO = "br-000000000001", "br-000000000002"
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        yield made
+site = site_of_module(FORWARDING)
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,7 @@ def boxes(site: Site) -> Boxes:
     )
 
 
-GUARDED = tuple(
-    BridgeNetwork(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
-    for name, bridge, n in (("dock1", ONE, 101), ("dock2", TWO, 102))
-)
-
-
-def label(**words: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in words.items()})
-    assert not parsed.problems
-    return parsed.spec
+GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
 
 
 def known(
@@ -137,7 +125,7 @@ def test_a_peer_follows_its_containers(
     """Nobody is meant until the first one comes; each that comes may, who is not meant may not, who goes may not."""
     names = frozenset({"shop_back" if network == "shop_back" else "back", "front"})
     writer.observe(lambda facts: dataclasses.replace(facts, names=names))
-    writer.put_endpoint(known(boxes.web, "web", label(allow=f"5432 from {peer}")))
+    writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"5432 from {peer}")))
     stray = known(boxes.stray, "stray", project="third", service="stray", network="elsewhere")
     writer.put_endpoint(stray)
     assert reach(site, boxes.web, boxes.api, boxes.api2, boxes.stray, None) == [False] * 4
@@ -160,7 +148,7 @@ def test_who_goes_is_closed_before_anything_is_computed(
 ) -> None:
     """When the first policy is computed after a container has gone, packets of its address pass nowhere any more, and
     none come to its ports: whoever gets the address while all the others' rules are computed finds nothing open."""
-    labels = label(allow="5432 from project:shop, 8080")
+    labels = spec_of(allow="5432 from project:shop, 8080")
     writer.put_endpoint(known(boxes.web, "web", labels))
     box, identity = (boxes.api, "api-id") if where == "ours" else (boxes.job, "job-id")
     if where == "ours":
@@ -195,7 +183,7 @@ def test_names_of_too_many_open_nothing(
     """A rule whose names would be more entries than the bound lets nobody in by a name, and those by address; when
     there are fewer again it does."""
     monkeypatch.setattr(peers, "MAX_NAMED", 2 * 20 + 2)
-    labels = label(allow=f"7001-7020 from project:shop {boxes.stray.v4} {boxes.stray.v6}, 8080 from service:api")
+    labels = spec_of(allow=f"7001-7020 from project:shop {boxes.stray.v4} {boxes.stray.v6}, 8080 from service:api")
     writer.put_endpoint(known(boxes.web, "web", labels, project="other"))
     writer.put_endpoint(known(boxes.api, "api"))
     assert reach(site, boxes.web, boxes.api, port=7001) == [True]
@@ -209,9 +197,9 @@ def test_names_of_too_many_open_nothing(
 
 def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
     """Between a network of ours and Docker's, both ways: `from` here and there is who Docker says is there."""
-    writer.put_endpoint(known(boxes.web, "web", label(allow="5432 from service:job")))
+    writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:job")))
     writer.put_endpoint(known(boxes.api, "api"))
-    shop = guest(0, known(boxes.shop, "shop", label(allow="5432 from service:api service:job")))
+    shop = guest(0, known(boxes.shop, "shop", spec_of(allow="5432 from service:api service:job")))
     job = guest(1, known(boxes.job, "job"))
     guard.replace(GUARDED, [shop], asked=guard.now())
     assert reach(site, boxes.web, boxes.job, boxes.api) == [False, False]
@@ -231,7 +219,7 @@ def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconci
 def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:
     """It is never everybody; and a port of the base that a rule with `from` names is the base's no more."""
     for peer in ("service:nobody", "container:nobody", "project:nobody", "network:nobody", "host"):
-        writer.put_endpoint(known(boxes.web, "web", label(allow=f"22 from {peer}, 8080 from {peer}")))
+        writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"22 from {peer}, 8080 from {peer}")))
         for port in (22, 8080):
             assert reach(site, boxes.web, boxes.api, None, port=port) == [False, False]
         assert reach(site, boxes.web, boxes.api, None, port=443) == [True, True]
@@ -240,7 +228,7 @@ def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, wr
 
 def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Reconciler) -> None:
     """Another project's service of the same name is a stranger; so is one where there is no project."""
-    writer.put_endpoint(known(boxes.web, "web", label(allow="5432 from service:api")))
+    writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:api")))
     writer.put_endpoint(known(boxes.api, "other-api-1", project="other", service="api"))
     writer.put_endpoint(known(boxes.api2, "api", project="", service="api"))
     assert reach(site, boxes.web, boxes.api, boxes.api2) == [False, False]
@@ -248,7 +236,7 @@ def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Recon
 
 def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
     """`policy: open` accepts every port of every protocol and from everybody, but for `deny` and what is for some."""
-    spec = label(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
+    spec = spec_of(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
     writer.put_endpoint(known(boxes.web, "web", spec))
     writer.put_endpoint(known(boxes.api, "api"))
     guard.replace(GUARDED, [guest(0, known(boxes.shop, "shop", spec))], asked=guard.now())
@@ -263,9 +251,11 @@ def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconcile
 
 def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Reconciler) -> None:
     """`to service:db` in fw.egress is where that service is now."""
-    writer.put_endpoint(known(boxes.web, "web", label(egress="5432 to service:db")))
-    first, second = (known(b, n, label(policy="open"), service="db") for b, n in ((boxes.api, "a"), (boxes.api2, "b")))
-    other = known(boxes.stray, "stray", label(policy="open"))
+    writer.put_endpoint(known(boxes.web, "web", spec_of(egress="5432 to service:db")))
+    first, second = (
+        known(b, n, spec_of(policy="open"), service="db") for b, n in ((boxes.api, "a"), (boxes.api2, "b"))
+    )
+    other = known(boxes.stray, "stray", spec_of(policy="open"))
     writer.put_endpoint(other)
 
     def reached() -> list[bool]:
@@ -311,7 +301,7 @@ def test_from_is_judged_where_docker_proxy_listens(
     prefixes to their edge, named peers; the host and the container's network as ever; each family by itself."""
     allow = f"5432 from {IN4} 2001:db8:5::/56 service:api"
     ports = [Published("tcp", address, 15432, 5432) for address in hosts()]
-    shop = guest(0, known(boxes.shop, "shop", label(allow=allow)), *ports)
+    shop = guest(0, known(boxes.shop, "shop", spec_of(allow=allow)), *ports)
     near, job = guest(0, known(boxes.near, "near")), guest(1, known(boxes.job, "job"))
     writer.put_endpoint(known(boxes.api, "api"))
     guard.replace(GUARDED, [shop, near, job], asked=guard.now())
@@ -333,8 +323,8 @@ def test_two_containers_ports_are_not_mixed_up(
 ) -> None:
     """One address of the host each, with the same port: who may reach the one may not reach the other by it."""
     four, six = Published("tcp", Site.HOST4, 15432, 5432), Published("tcp", Site.HOST6, 15432, 5432)
-    shop = guest(0, known(boxes.shop, "shop", label(allow=f"5432 from {IN4} {IN6}")), four)
-    job = guest(1, known(boxes.job, "job", label(allow="5432 from 192.0.2.0/24")), six)
+    shop = guest(0, known(boxes.shop, "shop", spec_of(allow=f"5432 from {IN4} {IN6}")), four)
+    job = guest(1, known(boxes.job, "job", spec_of(allow="5432 from 192.0.2.0/24")), six)
     guard.replace(GUARDED, [shop, job], asked=guard.now())
     assert heard(site, Site.HOST4, IN4, IPv4Address("192.0.2.1")) == [True, False]
     assert heard(site, Site.HOST6, IN6) == [False]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from plugin.kernel.capabilities import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
-from tests.kernel.packets import until
 from tests.kernel.running import Running
 from tests.kernel.site import Site
+from tests.waiting import until
 
 KEPT = f"{sum(1 << number for number in NEEDED):016x}"
 NAMES = {NET_ADMIN: "net_admin", NET_BIND_SERVICE: "net_bind_service", NET_RAW: "net_raw"}

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
 
-from plugin.labels.parser import parse
 from plugin.model import PolicySpec, Published
 from plugin.nftables import rate_chains, rate_quota
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from tests.kernel.netns import inside
 from tests.kernel.packets import arrived, new_flow, ping, tcp
-from tests.kernel.site import Box, Site, of_endpoint
-from tests.lab import NamedNetns
+from tests.kernel.resets import resetting, served
+from tests.kernel.site import Box, Site, of_endpoint, site_of_module
+from tests.lab.netns import FORWARDING
+from tests.specs import spec_of
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        yield made
+site = site_of_module(FORWARDING)
 
 
 @dataclass(frozen=True)
@@ -52,12 +44,6 @@ def boxes(site: Site) -> Boxes:
     return Boxes(site.box(network, 2), site.box(network, 3), site.docker_box(BRIDGE, 101))
 
 
-def label(**words: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in words.items()})
-    assert not parsed.problems
-    return parsed.spec
-
-
 def load(site: Site, boxes: Boxes, spec: PolicySpec, db: PolicySpec | None = None) -> None:
     """The containers web and guest say this, and db that."""
     known = [Site.known(boxes.web, spec=spec), Site.known(boxes.db, spec=db or PolicySpec())]
@@ -71,29 +57,18 @@ def sources(version: int) -> tuple[Any, Any, Any]:
     return tuple(map(IPv6Address, ("2001:db8:5::7", "2001:db8:5:1::7", "2001:db8:6::7")))  # type: ignore[return-value]
 
 
-def at(box: Box, version: int) -> Any:
-    return box.v4 if version == 4 else box.v6
-
-
 def passing(site: Site, box: Box, flows: list[tuple[Any, int]], proto: str = "tcp") -> list[bool]:
     """Which of these new flows, (source, port) in that order, reach the box."""
-    sent = [new_flow(proto, source, at(box, source.version), port, next(_ports)) for source, port in flows]
+    sent = [new_flow(proto, source, box.address(source.version), port, next(_ports)) for source, port in flows]
     got = site.deliver(sent, box, None, ping(site.wan.V6, box.v6))
     return [packet in got for packet in sent]
-
-
-@pytest.fixture(params=["web", "guest"])
-def box(request: pytest.FixtureRequest, boxes: Boxes) -> Box:
-    """On a network of docker-fw's own, and on one of Docker's."""
-    found: Box = getattr(boxes, request.param)
-    return found
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: Boxes, box: Box, version: int) -> None:
     """A source may open as many flows as the burst says, and not one more; each other source likewise, whatever the
     first one does."""
-    load(site, boxes, label(rate="22 1/hour burst 3"))
+    load(site, boxes, spec_of(rate="22 1/hour burst 3"))
     one, two, three = sources(version)
     assert passing(site, box, [(one, 22)] * 5) == [True] * 3 + [False] * 2
     assert passing(site, box, [(two, 22)] * 2) == [True] * 2
@@ -104,7 +79,10 @@ def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: B
 def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: Boxes, version: int) -> None:
     """A rate is each port's own: who came too often to 22 reaches 443 and the same port of another container."""
     load(
-        site, boxes, label(rate="22 1/hour burst 1, 8000-8100 1/hour burst 2", allow="8000-8100, 53/udp"), PolicySpec()
+        site,
+        boxes,
+        spec_of(rate="22 1/hour burst 1, 8000-8100 1/hour burst 2", allow="8000-8100, 53/udp"),
+        PolicySpec(),
     )
     one, two, _ = sources(version)
     assert passing(site, boxes.web, [(one, 22)] * 2 + [(one, 443)] * 3) == [True, False, True, True, True]
@@ -117,14 +95,14 @@ def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: B
 
 def test_a_rate_opens_nothing(site: Site, boxes: Boxes, box: Box) -> None:
     """A port with a rate that nothing opens stays closed, and `from` is asked for as ever."""
-    load(site, boxes, label(rate="8080 9/second burst 9, 22 9/second burst 9", allow="22 from 192.0.2.0/24"))
+    load(site, boxes, spec_of(rate="8080 9/second burst 9, 22 9/second burst 9", allow="22 from 192.0.2.0/24"))
     one, _, three = sources(4)
     assert passing(site, box, [(one, 8080), (one, 22), (three, 22)]) == [False, False, True]
 
 
 def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box) -> None:
     """Whoever has a /64 has as many addresses as he likes, and is one source; the next /64 is another."""
-    load(site, boxes, label(rate="22 1/hour burst 2"))
+    load(site, boxes, spec_of(rate="22 1/hour burst 2"))
     same = [IPv6Address("2001:db8:5:7::") + n for n in (1, 2**32, 2**64 - 1)]
     beside = [IPv6Address("2001:db8:5:8::1"), IPv6Address("2001:db8:5:6:ffff:ffff:ffff:ffff")]
     assert passing(site, box, [(source, 22) for source in same]) == [True, True, False]
@@ -133,7 +111,7 @@ def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box
 
 def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
     """With time a source may come again, at the rate that is said."""
-    load(site, boxes, label(rate="22 4/second burst 1"))
+    load(site, boxes, spec_of(rate="22 4/second burst 1"))
     one, _, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)] * 3) == [True, False, False]
     time.sleep(0.3)
@@ -142,56 +120,11 @@ def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
 
 def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
     """A connection that is open may say as much as it likes, and answers are no flows."""
-    load(site, boxes, label(rate="80 1/hour burst 1"))
+    load(site, boxes, spec_of(rate="80 1/hour burst 1"))
     with box.probe.serve(tcp=[80]):
         assert site.wan.probe.tcp(str(box.v6), 80) == "open"
         assert site.wan.probe.tcp(str(box.v6), 80, timeout=0.2) == "silent"
         assert box.probe.ping(str(Site.OUT6)) == "open"
-
-
-RESETS = """
-import socket, struct, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-s = socket.create_server((sys.argv[1], int(sys.argv[2])), family=family)
-print("ready", flush=True)
-while True:
-    c, _ = s.accept()
-    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    c.send(b"hello")
-    c.recv(9)
-    c.close()
-"""
-
-
-@contextmanager
-def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
-    """A server that resets each connection, as one does that closes while there is something that it has not read."""
-    argv = [sys.executable, "-c", RESETS, str(address), str(port)]
-    server = netns.popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout.readline() == "ready\n"
-        yield
-    finally:
-        server.kill()
-        server.communicate()
-
-
-def served(site: Site, address: object, port: int, times: int, sport: int = 0) -> int:
-    """How many of so many connections, one after the other from the same port, the server answers."""
-    answered, sport = 0, sport or next(_ports)
-    for _ in range(times):
-        family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
-        with inside(site.wan.path), socket.socket(family, socket.SOCK_STREAM) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("", sport))
-            sock.settimeout(0.3)
-            with suppress(TimeoutError):
-                sock.connect((str(address), port))
-                answered += sock.recv(5) == b"hello"
-                sock.send(b"bye")
-                with suppress(ConnectionResetError):
-                    sock.recv(1)
-    return answered
 
 
 @pytest.mark.parametrize("rate", ["80 1/hour burst 3", "80 2/minute burst 3"])
@@ -201,10 +134,10 @@ def test_who_comes_again_from_the_same_port_is_counted(
 ) -> None:
     """A connection that the server reset is followed by another one from the same port: it counts, though to conntrack
     its SYN is the old one's packet."""
-    load(site, boxes, label(rate=rate))
+    load(site, boxes, spec_of(rate=rate))
     site.forget_flows()
-    with resetting(box, at(box, version), 80):
-        assert served(site, at(box, version), 80, 6) == 3
+    with resetting(box, box.address(version), 80):
+        assert served(site, box.address(version), 80, 6) == 3
 
 
 @pytest.mark.parametrize("rate", ["5432 1/hour burst 3", "5432 2/minute burst 3"])
@@ -215,7 +148,7 @@ def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
     """The same where docker-proxy serves the container's port on the host's."""
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
-    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=label(rate=rate, allow="5432"), published=(port,)))
+    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec_of(rate=rate, allow="5432"), published=(port,)))
     site.forget_flows()
     with resetting(site.host, host, 15432):
         assert served(site, host, 15432, 6) == 3
@@ -224,8 +157,8 @@ def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
 def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: Boxes) -> None:
     """The first container with another rate comes while the table stands: its sets and rules are added, in one
     transaction, nothing else is touched: no counter, no source that was counted, no rule; nobody calls it a touch."""
-    slow = label(rate="22 1/hour burst 1")
-    quick = label(rate="22 2/hour burst 2, 8000-8100 3/day burst 3", allow="8080")
+    slow = spec_of(rate="22 1/hour burst 1")
+    quick = spec_of(rate="22 2/hour burst 2, 8000-8100 3/day burst 3", allow="8080")
     load(site, boxes, slow)
     one, two, _ = sources(6)
     assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
@@ -263,7 +196,7 @@ def _handle(site: Site) -> str:
 
 def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
     """Several rates on one container, on the same port too: each port obeys its own, the same port all of them."""
-    load(site, boxes, label(rate="22 1/hour burst 4, 80 1/hour burst 2, 20-90 2/hour burst 3", allow="25"))
+    load(site, boxes, spec_of(rate="22 1/hour burst 4, 80 1/hour burst 2, 20-90 2/hour burst 3", allow="25"))
     one, _, _ = sources(4)
     assert passing(site, boxes.web, [(one, 80)] * 3) == [True, True, False]
     assert passing(site, boxes.web, [(one, 22)] * 4) == [True, True, True, False]
@@ -272,8 +205,8 @@ def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
 
 def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()) -> list[bool]:
     """Sends a SYN to 22 from each of these sources, and without a pause to those of `then`: which of these arrive?"""
-    packets = [tcp(source, at(box, source.version), 22, next(_ports)) for source in sources]
-    last, got = [tcp(source, at(box, source.version), 22, next(_ports)) for source in then], set()
+    packets = [tcp(source, box.address(source.version), 22, next(_ports)) for source in sources]
+    last, got = [tcp(source, box.address(source.version), 22, next(_ports)) for source in then], set()
     for start in range(0, len(packets), 5000):  # no more at once than the kernel's queues hold
         part = packets[start : start + 5000]
         more = last if start + 5000 >= len(packets) else []
@@ -310,7 +243,7 @@ def remembered(site: Site, kind: str) -> int:
 def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
     """While more sources come than there is room for a new one waits, and who is remembered may come: unsure is
     closed. Other ports and the other family are not concerned."""
-    load(site, boxes, label(rate="22 1/hour burst 2"))
+    load(site, boxes, spec_of(rate="22 1/hour burst 2"))
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)]) == [True]
     assert flood(site, boxes.web, forged(), [two, one, one, sources(6)[0]]) == [False, True, False, True]
@@ -320,7 +253,7 @@ def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
 
 def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxes) -> None:
     """Forged sources fill what one container's rate remembers; the same rate of another container takes no notice."""
-    spec = label(rate="22 5/minute burst 10")
+    spec = spec_of(rate="22 5/minute burst 10")
     load(site, boxes, spec, spec)
     one, two, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
@@ -330,7 +263,7 @@ def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxe
 
 def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
     """A moment after the last forged packet a new source gets in, even where a source is remembered for days."""
-    load(site, boxes, label(rate="22 1/day burst 5"))
+    load(site, boxes, spec_of(rate="22 1/day burst 5"))
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
     eventually(lambda: passing(site, boxes.web, [(one, 22)])[0])
@@ -339,7 +272,7 @@ def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
     """Whoever has a /48 has 65,536 sources, and whoever has one address as many ports: others come all the same."""
-    load(site, boxes, label(rate="22 1/hour burst 2, 10000-30000/udp 1/hour burst 2", allow="10000-30000/udp"))
+    load(site, boxes, spec_of(rate="22 1/hour burst 2, 10000-30000/udp 1/hour burst 2", allow="10000-30000/udp"))
     one, _, three = sources(6)
     own = [IPv6Address("2001:db8:77::1") + (n << 64) for n in range(65536)]
     assert flood(site, boxes.web, own[:-1], [own[-1], one, three]) == [False, True, True]
@@ -356,16 +289,16 @@ def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
 ) -> None:
     """A source that has completed a TCP handshake is not forgotten with those that may be forged: who has used its
     burst waits for an hour."""
-    load(site, boxes, label(rate="22 1/hour burst 3"))
+    load(site, boxes, spec_of(rate="22 1/hour burst 3"))
     site.forget_flows()
     forger, _, _ = sources(version)
     with box.probe.serve(tcp=[22]):
-        found = [site.wan.probe.tcp(str(at(box, version)), 22, timeout=0.3) for _ in range(4)]
+        found = [site.wan.probe.tcp(str(box.address(version)), 22, timeout=0.3) for _ in range(4)]
         assert found == ["open", "open", "open", "silent"]
         assert passing(site, box, [(forger, 22)] * 4) == [True] * 3 + [False]
         eventually(lambda: remembered(site, f"seen{version}") == 0)
         assert remembered(site, f"kept{version}") == 1
-        assert site.wan.probe.tcp(str(at(box, version)), 22, timeout=0.3) == "silent"
+        assert site.wan.probe.tcp(str(box.address(version)), 22, timeout=0.3) == "silent"
     assert passing(site, box, [(forger, 22)]) == [True], "nothing proves a single packet"
 
 
@@ -376,7 +309,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
     """The same where docker-proxy serves the container's port on the host's."""
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
-    spec = label(rate="5432 1/hour burst 2", allow="5432")
+    spec = spec_of(rate="5432 1/hour burst 2", allow="5432")
     site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
     site.forget_flows()
     with site.host.probe.serve(tcp=[15432]):
@@ -390,7 +323,7 @@ def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
     """With the last element that leads to them a rate's chains and sets go, while the table stands untouched."""
     load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
-    spec = label(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
+    spec = spec_of(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
     anew = _elements(site, boxes, spec) - _elements(site, boxes, PolicySpec())
     for _ in range(2):
         site.nft.change(Change(add=tuple(anew)))
@@ -410,8 +343,8 @@ def _names(site: Site) -> set[str]:
 def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> None:
     """While a container's rate is exchanged for another, goes with the container, and comes back, its port is never
     without a limit."""
-    rated = [_elements(site, boxes, label(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
-    load(site, boxes, PolicySpec(), label(rate="22 1/hour burst 1"))
+    rated = [_elements(site, boxes, spec_of(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
+    load(site, boxes, PolicySpec(), spec_of(rate="22 1/hour burst 1"))
     # Its address stays known: pings to others are few, and the last packet of each round is one.
     gone = {element for element in rated[1] if element.set.startswith("dropped")}
     changes = [(rated[0], rated[1]), (rated[1], gone), (gone, rated[1]), (rated[1], rated[0])]
@@ -444,7 +377,9 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
     noise = site.host.popen(["sh", "-c", others])
     try:
         for n in range(30):
-            anew = _elements(site, boxes, label(rate=f"22 {n + 1}/hour burst 1")) - _elements(site, boxes, PolicySpec())
+            anew = _elements(site, boxes, spec_of(rate=f"22 {n + 1}/hour burst 1")) - _elements(
+                site, boxes, PolicySpec()
+            )
             site.nft.change(Change(add=tuple(anew)))
             assert site.nft.intact()
             site.nft.change(Change(remove=tuple(anew)))
@@ -458,14 +393,14 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
 def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
     """Neither is built upon touched rules, nor is the touch forgotten."""
     load(site, boxes, PolicySpec(), PolicySpec())
-    anew = tuple(_elements(site, boxes, label(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
+    anew = tuple(_elements(site, boxes, spec_of(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
     site.nft.change(Change(add=anew))
     site.run("nft", "flush", "chain", "inet", "docker-fw", min(site.nft.limits()), check=False)
     if site.nft.owned:
         return
     assert not site.nft.intact()
     with pytest.raises(NftError, match="touched"):
-        site.nft.change(Change(add=tuple(_elements(site, boxes, label(rate="80 8/hour")))))
+        site.nft.change(Change(add=tuple(_elements(site, boxes, spec_of(rate="80 8/hour")))))
     assert not site.nft.intact()
 
 
@@ -501,7 +436,7 @@ def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pyte
     """A host holds so many rates. The ports of who comes after that are closed, those alone that have a rate; and they
     open when there is room."""
     monkeypatch.setattr(rate_quota, "MOST", 2)
-    spec = label(rate="22 1/hour burst 1")
+    spec = spec_of(rate="22 1/hour burst 1")
     load(site, boxes, spec, spec)
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
@@ -518,7 +453,7 @@ def test_docker_proxys_port_has_its_containers_rate(site: Site, boxes: Boxes, ve
     port = Published("tcp", any_, 15432, 5432)
     one, two, three = sources(version)
     for allow in ("5432", "5432 from 203.0.113.0/24 2001:db8:5::/48"):
-        spec = label(rate="5432 1/hour burst 2", allow=allow)
+        spec = spec_of(rate="5432 1/hour burst 2", allow=allow)
         site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
         sent = [new_flow("tcp", source, host, 15432, next(_ports)) for source in (one, one, one, two, two, two, three)]
         list(site.listener.read())

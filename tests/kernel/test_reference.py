@@ -54,6 +54,7 @@ from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing
 from tests.lab import Wan
+from tests.lab.netns import FORWARDING
 
 T = TypeVar("T")
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
@@ -94,7 +95,7 @@ class Bed:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+        site.host.sysctl(FORWARDING)
         nets = {name: site.network(number) for name, number in OURS.items()}
         who = itertools.count(1)
 

@@ -24,6 +24,7 @@ from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
 from tests.kernel.site import Box, Site
 from tests.kernel.talks import Talks
 from tests.lab import NamedNetns
+from tests.lab.netns import FORWARDING
 
 PORT = 9090
 BANNED = IPv4Address("192.0.2.66")
@@ -34,7 +35,7 @@ _ports = itertools.cycle(range(20000, 60000))
 @pytest.fixture
 def web(site: Site) -> Box:
     """A container of ours."""
-    site.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
+    site.host.sysctl(FORWARDING)
     return site.box(site.network(1), 2)
 
 

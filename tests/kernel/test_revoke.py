@@ -7,31 +7,27 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.labels.parser import parse
-from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Overriding, PolicySpec, Published, Rule
+from plugin.model import Container, Defaults, Endpoint, Overriding, PolicySpec, Published, Rule
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
-from tests.kernel.packets import until
-from tests.kernel.site import Box, Site, seen
+from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, docker_network, seen, site_of_module
 from tests.kernel.talks import Proto, Talks
+from tests.lab.netns import FORWARDING
+from tests.specs import spec_of
+from tests.waiting import until
 
 ONE, TWO = "br-000000000001", "br-000000000002"
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        made.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
-        made.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
-        yield made
+site = site_of_module(FORWARDING | BRIDGED_FRAMES_UNTRACKED)
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,7 @@ def boxes(site: Site) -> Boxes:
     )
 
 
-GUARDED = tuple(
-    BridgeNetwork(name.ljust(64, "d"), name, bridge, (IPv4Network(f"10.{n}.0.0/24"), IPv6Network(f"2001:db8:{n}::/64")))
-    for name, bridge, n in (("dock1", ONE, 101), ("dock2", TWO, 102))
-)
-
-
-def label(**words: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in words.items()})
-    assert not parsed.problems
-    return parsed.spec
+GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
 
 
 def known(box: Box, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
@@ -104,7 +91,7 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
     open to everybody, the other peers', outsiders', its neighbours', the host's and the container's own go on. When its
     container leaves, all of its own end."""
     api, api2 = known(boxes.api, "api-1", service="api"), known(boxes.api2, "api-2", service="api")
-    web = known(boxes.web, "web", label(allow="5432 from service:api, 53/udp from service:api 203.0.113.0/24"))
+    web = known(boxes.web, "web", spec_of(allow="5432 from service:api, 53/udp from service:api 203.0.113.0/24"))
     for endpoint in (web, api, api2, known(boxes.db, "db")):
         writer.put_endpoint(endpoint)
     with Talks() as talks:
@@ -135,10 +122,10 @@ def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes
     address, port = boxes.web.v6, 5353
 
     def says(**words: str) -> None:
-        now = known(boxes.web, "web", label(**words))
+        now = known(boxes.web, "web", spec_of(**words))
         writer.edit_endpoint(now.id, lambda _: now)
 
-    writer.put_endpoint(known(boxes.web, "web", label(allow=f"{port}/udp")))
+    writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"{port}/udp")))
     with Talks() as talks:
         talks.open("flow", "udp", site.wan, boxes.web, address, port)
         talks.open("witness", "tcp", site.wan, boxes.web, address, 80)
@@ -162,7 +149,7 @@ def left(site: Site) -> int:
 
 def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: TableApplier) -> None:
     """Who joins a service may come from then on, and all that stood goes on."""
-    web = known(boxes.web, "web", label(allow="5432 from service:api"))
+    web = known(boxes.web, "web", spec_of(allow="5432 from service:api"))
     writer.put_endpoint(web)
     writer.put_endpoint(known(boxes.api2, "api-2", service="api"))
     with Talks() as talks, boxes.web.probe.serve(tcp=[5433]):
@@ -181,10 +168,10 @@ def test_when_egress_becomes_narrower_what_it_began_is_cut(
     left; those that it may, and all that others began, go on."""
     guard = EndpointTracker(writer)
     peers = {"db2": boxes.api2, "job": boxes.job}
-    wide = label(egress=f"443, 53/udp, 5432 to service:{service}, 2222 to host", allow="8080")
+    wide = spec_of(egress=f"443, 53/udp, 5432 to service:{service}, 2222 to host", allow="8080")
     web, peer = known(boxes.web, "web", wide), peers[service]
     writer.put_endpoint(web)
-    there = known(peer, "peer", label(policy="open"), service=service)
+    there = known(peer, "peer", spec_of(policy="open"), service=service)
     if service == "job":
         there = dataclasses.replace(there, network_id=GUARDED[1].id)
         guard.replace(GUARDED, [there], asked=guard.now())
@@ -214,7 +201,7 @@ def test_when_egress_becomes_narrower_what_it_began_is_cut(
         assert talks.going("comes") == left
 
         def says(egress: str) -> None:
-            now = known(boxes.web, "web", label(egress=egress, allow="8080"))
+            now = known(boxes.web, "web", spec_of(egress=egress, allow="8080"))
             writer.edit_endpoint(web.id, lambda _: now)
 
         says(f"443, 53/udp to {Site.OUT4} {Site.HOST6}, 2222 to host")
@@ -251,7 +238,7 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
 ) -> None:
     """By docker-proxy a flow is between its client and the host: the clients that may still come go on, and so do the
     host's own and those of the container's network."""
-    spec = label(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
+    spec = spec_of(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
     api, job = known(boxes.api, "api", service="api"), guest(boxes.job, 1, "job", service="api")
     writer.put_endpoint(api)
     guard.replace(GUARDED, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
@@ -273,7 +260,7 @@ def test_a_guest_that_may_be_reached_by_fewer(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
     """A container of Docker's that accepts a service of another network: the service's going cuts just its flows."""
-    spec = label(allow="5432 from service:api")
+    spec = spec_of(allow="5432 from service:api")
     job, api = guest(boxes.job, 1, "job", service="api"), known(boxes.api, "api", service="api")
     writer.put_endpoint(api)
     guard.replace(GUARDED, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
@@ -293,7 +280,7 @@ def test_when_a_published_port_closes_who_may_still_come_goes_on(
 ) -> None:
     """`fwctl deny` of a port that was open to everybody cuts docker-proxy's flows of everybody from outside; not those
     of the host itself nor of the container's network, for whom it is not closed."""
-    there = [shop(boxes, label(allow="5432, 5432/udp")), guest(boxes.near, 0, "near"), guest(boxes.job, 1, "job")]
+    there = [shop(boxes, spec_of(allow="5432, 5432/udp")), guest(boxes.near, 0, "near"), guest(boxes.job, 1, "job")]
     guard.replace(GUARDED, there, asked=guard.now())
     with Talks() as talks:
         for proto, host in itertools.product(BOTH, (Site.HOST4, Site.HOST6)):

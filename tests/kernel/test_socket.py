@@ -29,11 +29,12 @@ from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.state.store import VERSION
 from tests.kernel.fakedocker import Mode
 from tests.kernel.netns import inside
-from tests.kernel.packets import arrived, new_flow, ping, until
-from tests.kernel.running import BASE, GENERIC, PORTMAP, Body, Running, names_of, took
+from tests.kernel.packets import arrived, new_flow, ping
+from tests.kernel.running import BASE, Body, Running, names_of, took
 from tests.kernel.site import Site
-from tests.pure.driver.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, shapes
-from tests.pure.strategies import json_values
+from tests.pure.strategies import json_values, shapes
+from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, GENERIC, PORTMAP
+from tests.waiting import until
 
 CALLS = [
     f"NetworkDriver.{name}"

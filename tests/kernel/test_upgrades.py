@@ -15,24 +15,13 @@ from plugin.nftables.identity import SETS_OF_OURS, Found, Table, find
 from plugin.nftables.sets import FORMER, TABLE
 from plugin.state.store import VERSION
 from tests.kernel import older
-from tests.kernel.packets import arrived, new_flow, until
-from tests.kernel.running import ROOT, Running
-from tests.kernel.site import MARK, Site
-from tests.kernel.test_guard import NAMED, arriving
-from tests.kernel.test_hostile import frame
+from tests.kernel.packets import arrived, frame, new_flow
+from tests.kernel.running import ROOT, Running, cleanup
+from tests.kernel.site import BR_DOCKER, MARK, Site, arriving
+from tests.waiting import until
 
 WEB, SHUT = ("10.1.0.2", "2001:db8:1::2"), ("10.1.0.3", "2001:db8:1::3")
 RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
-
-
-def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
-    """`fwctl cleanup` on the site's host."""
-    with fw.site.host.popen(
-        [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
-        cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        out, err = process.communicate(timeout=30)
-    return subprocess.CompletedProcess("cleanup", process.returncode, out, err)
 
 
 def lasting(fw: Running) -> str:
@@ -79,7 +68,7 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     sniffer = own.site.sniffer(web)
     forged, true = (new_flow("udp", SHUT[0], WEB[0], 9, sport) for sport in (4001, 4002))
     for mac, packet in (("02:42:0a:01:00:09", forged), ("02:42:0a:01:00:03", true)):
-        frame(shut, mac, "02:42:0a:01:00:02", packet)
+        frame(shut.path, mac, "02:42:0a:01:00:02", packet)
     assert forged not in arrived([sniffer], true)[0]
     for number in (2, 3):
         own.end(own.endpoint(own.network(1), number))
@@ -112,7 +101,7 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
 
     The plugin stays, for dockerd disables one that ends, and the next boot would find none.
     """
-    box = own.site.docker_box(NAMED, 100)
+    box = own.site.docker_box(BR_DOCKER, 100)
     newer = f'{{"version": {VERSION + 1}}}'
     own.state.parent.mkdir()
     own.state.write_text(newer)

@@ -19,17 +19,16 @@ from plugin.model import Network, Peer, PolicySpec, Published, Rule
 from plugin.nftables.sets import Element
 from plugin.protocols import Proto
 from tests.kernel import packets as pk
-from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping, until
-from tests.kernel.site import MARK, Box, Site
+from tests.kernel.marks import Marks
+from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping
+from tests.kernel.site import Box, Site, site_of_module
+from tests.waiting import until
 
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 _ports = itertools.cycle(range(20000, 60000))
 
 
-@pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    with Site() as made:
-        yield made
+site = site_of_module()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -552,45 +551,6 @@ def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box
 
 
 # --- the mark -----------------------------------------------------------------------------------------------------
-
-
-class Marks:
-    """A table of somebody else's, after ours at the forward hook, that counts packets with and without our mark."""
-
-    def __init__(self, site: Site, four: object, six: object, forge: bool = False) -> None:
-        """Of packets to these two addresses."""
-        self._site = site
-        forged = "meta mark set 0xffffffff" if forge else ""
-        text = f"""
-table inet marks {{
-  chain early {{ type filter hook prerouting priority -300; {forged}
-  }}
-  chain late {{ type filter hook forward priority 10;
-    ip daddr {four} goto count
-    ip6 daddr {six} goto count
-  }}
-  chain count {{
-    meta mark & {MARK:#x} == {MARK:#x} counter
-    meta mark & {MARK:#x} == 0 counter
-    meta mark & {0xFFFFFFFF ^ MARK:#x} == {0xFFFFFFFF ^ MARK if forge else 0:#x} counter
-  }}
-}}
-"""
-        site.run("nft", "-f", "-", input=text)
-
-    def __enter__(self) -> Marks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._site.run("nft", "delete", "table", "inet", "marks")
-
-    def seen(self) -> tuple[int, int, int]:
-        """Packets that had our mark, that had not, and whose other 31 bits were as they had come."""
-        shown = self._site.run("nft", "list", "table", "inet", "marks").stdout
-        marked, not_marked, others = (
-            int(line.split("packets ")[1].split()[0]) for line in shown.splitlines() if "packets " in line
-        )
-        return marked, not_marked, others
 
 
 @pytest.mark.parametrize("forge", [False, True], ids=["plain", "forged"])

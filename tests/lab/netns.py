@@ -11,6 +11,9 @@ from .store import LabError, call
 if TYPE_CHECKING:
     from .probe import Prober
 
+#: For `Netns.sysctl`: the namespace forwards packets of both families.
+FORWARDING = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1}
+
 
 class Netns:
     """A network namespace, by the path of its file (say ``/run/netns/NAME``).

@@ -1,15 +1,21 @@
-"""The kernel's table as a set of elements, and the disk as a state; both may fail at any step, as the real ones do."""
+"""The kernel's table, the disk, a clock and the host, in memory; table and disk may fail at any step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
-from plugin.model import FwError
+import pytest
+
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
+from plugin.model import Container, FwError, Published
 from plugin.nftables.sets import Change, Element, limiting
 from plugin.nftables.table import NftError
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 
 
 class Kernel:
@@ -50,6 +56,11 @@ class Kernel:
     def intact(self) -> bool:
         return self.table is not None
 
+    def opens(self, address: object) -> set[int]:
+        """TCP ports that every source may reach at the address."""
+        found = (e.key[2] for e in self.table or () if e.set.startswith("allow") and e.key[0] == address)
+        return {int(port) for port in found}  # type: ignore[arg-type]
+
     def _may_refuse(self) -> None:
         if self.refuses:
             self.refuses -= 1
@@ -69,3 +80,45 @@ class Disk:
             self.unsaved_reason = "could not write the state file: No space left on device"
             raise FwError(self.unsaved_reason)
         self.kept, self.unsaved_reason = dataclasses.replace(state), ""
+
+
+class Clock:
+    """A clock that only the test moves: the time as a function, and in the place of the module `time`."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    time = monotonic = __call__
+
+
+def cut_no_flows(patch: pytest.MonkeyPatch) -> None:
+    """Nothing looks for flows in the connection tracking of this machine's kernel."""
+    for name in ("cut_published", "cut_addresses"):
+        patch.setattr(conntrack, name, lambda *_: None)
+    patch.setattr(closed_flows, "cut_closed", lambda *_: None)
+    patch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
+
+
+class NoLinks:
+    """Links, host ports, sysctls and Docker's API where all goes well and nothing is."""
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    def missing(self, _: object) -> set[int]:
+        return set()
+
+    def find(self, *_: object) -> Container:
+        parsed = parse({"fw.allow": "8080"})
+        return Container("c" * 64, "web", parsed.spec, parsed.problems)
+
+    def publish(self, _: str, bindings: Any, **addresses: Any) -> tuple[Published, ...]:
+        there = [address for name in ("addr4", "addr6") if (address := addresses[name])]
+        return tuple(
+            Published(b.proto, type(address)(0), b.host_port or 40000, b.container_port)
+            for b in bindings
+            for address in there
+        )

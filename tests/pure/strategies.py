@@ -157,3 +157,81 @@ _WORD = rf'(({_IP})|tcp|udp|sctp|gre|esp|ah|ipv4|ipv6|[0-9]+|0x[0-9a-f]+|"[A-Za-
 #: The name of a rate's chain, and all that an element may be in nft's words.
 _CHAIN = r"limit(_host)?[46]__[0-9a-f.-]+(__[0-9]+_(second|minute|hour|day)_[0-9]+)+"
 ELEMENT_TEXT = rf"{_WORD}( \. {_WORD})*( : (jump {_CHAIN}|{_WORD}( \. {_WORD})*))?"
+
+
+def shapes(value: Any) -> st.SearchStrategy[Any]:
+    """JSON that has a request's shape in most places and anything at all in the others."""
+    if isinstance(value, dict):
+        inner: st.SearchStrategy[Any] = st.fixed_dictionaries({}, optional={k: shapes(v) for k, v in value.items()})
+        full: st.SearchStrategy[Any] = st.fixed_dictionaries({k: shapes(v) for k, v in value.items()})
+        return st.one_of(full, full, inner, json_values)
+    if isinstance(value, list):
+        return st.one_of(st.just(value), st.lists(shapes(value[0]), max_size=3) if value else st.just([]), json_values)
+    return st.one_of(st.just(value), st.just(value), st.just(value), json_values)
+
+
+# --- text -------------------------------------------------------------------------------------------------------
+
+#: Text that is something to a shell, to nft, to a terminal, to a log or to a number's reader.
+HOSTILE_TEXTS = [
+    '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet docker-fw x accept", "--help", "-f",
+    "$(reboot)", "\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\u200b", "\u0000", "\ud800", "٨٠٨٠", "８０８０", "²", "..",
+    "../../etc/passwd",
+    "0.0.0.0/0", "::/0", "::ffff:10.0.0.1", "fe80::1%eth0", "8080", "1-65535", "icmp", "all", "", " ", "x" * 5000,
+    "fw-", "lo", "eth0", "*", "true", "1e400",
+]  # fmt: skip
+#: Pieces of the label language and of what looks like it, so that chance finds its edges.
+scraps = st.sampled_from(
+    [
+        "80",
+        "8080",
+        "65535",
+        "65536",
+        "0",
+        "9000-9100",
+        "-",
+        "/",
+        "udp",
+        "tcp",
+        "sctp",
+        "/udp",
+        "*",
+        ",",
+        "\n",
+        " ",
+        "\t",
+        "x",
+        "١",
+        "\u2028",
+        "\x0b",
+        "\u00a0",
+        "1" * 30,
+        "from",
+        "any",
+        "Ⅷ",
+        "\ud800",
+        "\x00",
+        '"',
+        " from ",
+        " to ",
+        "10.0.0.1",
+        "10.0.0.0/8",
+        "::1",
+        "2001:db8::/32",
+        "service:",
+        "service:api",
+        "host",
+        "gre",
+        "/gre",
+        "none",
+        "all",
+        " 5/minute",
+        " burst 3",
+        "/day",
+        ":",
+        "::ffff:1.2.3.4",
+    ]
+)
+any_text = st.text(max_size=200) | st.lists(scraps, max_size=30).map("".join)
+#: The same of what a keyboard has, with the blanks that the grammar knows; the likelier to be almost right.
+near_text = st.lists(scraps.filter(lambda s: s.isascii() and s != "\x0b"), max_size=8).map("".join)

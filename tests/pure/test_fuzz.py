@@ -30,21 +30,18 @@ from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
 from plugin.fwctl.api.routes import add_routes
-from plugin.kernel import conntrack
 from plugin.kernel.nflog import Logged
-from plugin.labels.parser import parse
-from plugin.model import Container, Defaults, PolicySpec, Published, Rule
+from plugin.model import Container, Defaults, PolicySpec, Rule
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
-from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
-from tests.pure.driver.test_protocol import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
-from tests.pure.fakes import Disk, Kernel
+from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
 from tests.pure.state.test_reconciler import desired
-from tests.pure.strategies import ELEMENT_TEXT, json_values
+from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS, json_values
+from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
 
 Body = dict[str, Any]
 _TIMES = int(os.environ.get("FW_FUZZ", "0"))
@@ -81,18 +78,10 @@ POSTS: dict[str, Body] = {
     "/plan": {"settings": {"FW_ALLOW": "8080"}},
 }
 GETS = {"/status", "/bans", "/export", "/drops"}
-#: Text that is something to a shell, to nft, to a terminal, to a log or to a number's reader.
-EVIL = [
-    '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet docker-fw x accept", "--help", "-f",
-    "$(reboot)", "\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\u200b", "\u0000", "\ud800", "٨٠٨٠", "８０８０", "²", "..",
-    "../../etc/passwd",
-    "0.0.0.0/0", "::/0", "::ffff:10.0.0.1", "fe80::1%eth0", "8080", "1-65535", "icmp", "all", "", " ", "x" * 5000,
-    "fw-", "lo", "eth0", "*", "true", "1e400",
-]  # fmt: skip
 #: A SYN to the container's port 80.
 TCP4 = bytes.fromhex("4500002800010000400600000a000002ac12000204d20050000000000000000050020000")
 values = (
-    st.sampled_from(EVIL)
+    st.sampled_from(HOSTILE_TEXTS)
     | st.text(max_size=12)
     | json_values
     | st.sampled_from([None, True, 0, -1, 2**31, 2**63, 2**64, 10**400, 0.5, float("nan"), float("inf"), [], {}, [[]]])
@@ -103,28 +92,6 @@ keys = st.sampled_from(["fw.allow", "fw.deny", "fw.egress", "fw.rate", "fw.polic
 def some(count: int) -> settings:
     """So many inputs, the same ones each time; with FW_FUZZ many more, and others."""
     return settings(max_examples=count * max(_TIMES, 1), deadline=None, derandomize=not _TIMES)
-
-
-class NoLinks:
-    """Links, host ports, sysctls and Docker's API where all goes well and nothing is."""
-
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-    def missing(self, _: object) -> set[int]:
-        return set()
-
-    def find(self, *_: object) -> Container:
-        parsed = parse({"fw.allow": "8080"})
-        return Container("c" * 64, "web", parsed.spec, parsed.problems)
-
-    def publish(self, _: str, bindings: Any, **addresses: Any) -> tuple[Published, ...]:
-        there = [address for name in ("addr4", "addr6") if (address := addresses[name])]
-        return tuple(
-            Published(b.proto, type(address)(0), b.host_port or 40000, b.container_port)
-            for b in bindings
-            for address in there
-        )
 
 
 class AddressPolicy:
@@ -189,10 +156,7 @@ def running() -> Iterator[Plugin]:
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and links are none of ours."""
-    for name in ("cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
-    monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
+    cut_no_flows(monkeypatch)
     monkeypatch.setattr(driver, "exists", lambda _: True)
 
 
@@ -218,7 +182,7 @@ def spoilt(draw: st.DrawFn, right: Body) -> Any:
             case "away" if len(path) > 1:
                 del there[path[-1]]
             case "more" if isinstance(there[path[-1]], dict):
-                there[path[-1]][draw(keys | st.sampled_from(EVIL))] = copy.deepcopy(draw(values))
+                there[path[-1]][draw(keys | st.sampled_from(HOSTILE_TEXTS))] = copy.deepcopy(draw(values))
             case _:
                 there[path[-1]] = copy.deepcopy(draw(values))
     return root[""]
@@ -266,7 +230,10 @@ def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
         plugin.books()
 
 
-@given(st.sampled_from(EVIL) | st.text(max_size=20), st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "TRACE"]))
+@given(
+    st.sampled_from(HOSTILE_TEXTS) | st.text(max_size=20),
+    st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "TRACE"]),
+)
 @some(10)
 def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> None:
     """As 404 or 405 and JSON; nothing is done."""
@@ -282,14 +249,14 @@ def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> N
 
 @given(
     packets=st.lists(st.binary(max_size=80) | st.sampled_from([TCP4, TCP4[:30], TCP4 + b"\xff" * 20]), max_size=5),
-    since=st.sampled_from([*EVIL, "-1", "0", "3", "1" * 5000]) | st.integers().map(str) | st.text(max_size=8),
-    follow=st.sampled_from(["", "0", "1", "true", *EVIL]),
+    since=st.sampled_from([*HOSTILE_TEXTS, "-1", "0", "3", "1" * 5000]) | st.integers().map(str) | st.text(max_size=8),
+    follow=st.sampled_from(["", "0", "1", "true", *HOSTILE_TEXTS]),
 )
 @some(30)
 def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes], since: str, follow: str) -> None:
     """Any packet's bytes under a name of the outside's, any question: each line is a drop or how far things are, and no
     follower's place is lost."""
-    name = EVIL[len(since) % len(EVIL)]
+    name = HOSTILE_TEXTS[len(since) % len(HOSTILE_TEXTS)]
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join")
         of = dataclasses.replace(plugin.state.endpoints[ENDPOINT_ID], container=Container("c" * 64, name))

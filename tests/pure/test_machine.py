@@ -19,18 +19,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from plugin.driver import driver
 from plugin.driver.driver import Driver
 from plugin.driver.http import create_app
-from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
-from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
-from tests.pure.driver.test_protocol import GENERIC, PORTMAP
-from tests.pure.fakes import Disk, Kernel
-from tests.pure.test_fuzz import NoLinks
+from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
 from tests.pure.tracer import Packet, Table
+from tests.recorded import GENERIC, PORTMAP
 
 Address = IPv4Address | IPv6Address
 NET, INTERNAL, SAYS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)
@@ -132,9 +129,7 @@ class Calls(RuleBasedStateMachine):
         super().__init__()
         self.docker, self.api, self.disk = Docker(), Api(), Disk()
         self._patch = pytest.MonkeyPatch()
-        for name in ("cut_published", "cut_addresses"):
-            self._patch.setattr(conntrack, name, lambda *_: None)
-        self._patch.setattr(closed_flows, "cut_closed", lambda *_: None)
+        cut_no_flows(self._patch)
         self._patch.setattr(driver, "exists", lambda _: True)
         self.start(State())
 

@@ -34,9 +34,8 @@ from plugin.policy import decide as policy
 from plugin.policy.decide import closed_ports
 from plugin.policy.peers import PeerIndex, Who, names
 from tests.pure import naive
-from tests.pure.labels.test_grammar import near_text
 from tests.pure.naive import Flow
-from tests.pure.strategies import examples
+from tests.pure.strategies import examples, near_text
 
 FRONT = BridgeNetwork("f" * 64, "front", "br-f", (IPv4Network("172.18.0.0/16"),))
 OURS = Network("o" * 64, "fw-oooooooooooo")

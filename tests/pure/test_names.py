@@ -26,7 +26,6 @@ from plugin.fwctl.check.run import run as check
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.fwctl.drop_record import Drop, Header, line
 from plugin.fwctl.host import boot_table
-from plugin.kernel import conntrack
 from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
@@ -35,17 +34,18 @@ from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
-from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
-from tests.pure.strategies import ELEMENT_TEXT
-from tests.pure.test_fuzz import EVIL
+from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 MARK = 0x08000000
 #: The outside's: what Docker, compose, the kernel and images let others choose.
 NAMES = [
-    *EVIL, "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
+    *HOSTILE_TEXTS,
+    "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
     "\\", "'", "@foreign", "include", "\u05d0\u05d1", "e\u0301", "网络", "x" * 10_000, "[bold red]x[/]", "{}", "%s%n",
 ]  # fmt: skip
 names = st.sampled_from(NAMES) | st.text(max_size=16)
@@ -119,14 +119,6 @@ class Host:
             "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
             "host_resolver": "",
         }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's flows are none of ours."""
-    for name in ("cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def some(count: int) -> settings:

@@ -12,18 +12,13 @@ import pytest
 
 from plugin.docker.client import DockerApi
 from plugin.kernel.capabilities import NEEDED, NET_ADMIN, NET_BIND_SERVICE, NET_RAW
+from tests.documents import rows
 from tests.kernel.fakedocker import FakeDocker
-from tests.kernel.packets import until
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "SECURITY.md").read_text()
 NETWORK, ENDPOINT, IMAGE = "a" * 64, "e" * 64, "sha256:labelled"
-
-
-def rows(head: str) -> list[list[str]]:
-    """The table that begins with this column, without its head."""
-    lines = TEXT.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 @pytest.fixture
@@ -61,7 +56,7 @@ def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> 
     assert api.running(container_id)
     events = api.events()
     assert next(events)
-    table = rows("method")
+    table = rows("SECURITY.md", "method")
     assert {method for method, *_ in table} == {"GET"}
     assert {general(path, container_id) for path in docker.asked} == {path.strip("`") for _, path, _ in table}
     until(lambda: bool(docker._streams), "Docker tells what happens")
@@ -71,7 +66,7 @@ def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> 
 
 def test_the_table_of_mounts_is_what_config_and_compose_file_mount() -> None:
     """Sources and modes, of the managed plugin and of the sidecar."""
-    told = {row[0].split("`")[1]: (row[1], "(sidecar)" in row[0]) for row in rows("mount")}
+    told = {row[0].split("`")[1]: (row[1], "(sidecar)" in row[0]) for row in rows("SECURITY.md", "mount")}
     config = json.loads((ROOT / "config.json").read_text())
     plugins = {each["source"]: "read-only" if "ro" in each["options"] else "writable" for each in config["mounts"]}
     assert plugins == {source: mode for source, (mode, sidecars) in told.items() if not sidecars}
@@ -91,4 +86,8 @@ def test_the_capabilities_are_those_of_config_and_compose_file() -> None:
     assert "cap_drop: [ALL]" in compose
     assert "cap_add: [NET_ADMIN, NET_BIND_SERVICE, NET_RAW]" in compose
     assert {NET_ADMIN, NET_BIND_SERVICE, NET_RAW} == set(NEEDED)
-    assert [cells[0].strip("`") for cells in rows("right")] == ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"]
+    assert [cells[0].strip("`") for cells in rows("SECURITY.md", "right")] == [
+        "CAP_NET_ADMIN",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_NET_RAW",
+    ]

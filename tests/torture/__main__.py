@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from plugin.kernel.names import GROUP
 from tests.lab import ENGINES, Engine
-from tests.product import NEWEST, Fw, until
+from tests.product import NEWEST, Fw
+from tests.waiting import until
 
 from .bed import HEADER, Bed, Row
 from .blows import BLOWS

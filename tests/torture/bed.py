@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.lab import Shot, Target
-from tests.product import Fw, until
+from tests.product import Fw
+from tests.waiting import until
 
 #: Seconds within which all is open again; and until nobody waits for it any more.
 AIM, LATEST = 1.0, 20.0

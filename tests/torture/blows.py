@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.product import Fw, until
+from tests.product import Fw
+from tests.waiting import until
 
 from .bed import ORPHAN, Bed
 

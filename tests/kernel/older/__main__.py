@@ -11,9 +11,10 @@ from pathlib import Path
 from plugin.nftables.sets import FORMER, TABLE
 from tests.kernel.netns import nowhere
 from tests.kernel.older import BANNED, BOOT, BRIDGE, HERE, ORDER, boot_id, docker_knows
-from tests.kernel.packets import until
-from tests.kernel.running import PORTMAP, Running
+from tests.kernel.running import Running
 from tests.kernel.site import Site
+from tests.recorded import PORTMAP
+from tests.waiting import until
 
 
 class Older(Running):

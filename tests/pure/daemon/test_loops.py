@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from plugin.daemon import loops
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
+from plugin.nftables.table import NftError
 from plugin.policy.facts import BridgeFacts, Facts
+from tests.waiting import until
 
 
 class World:
@@ -84,13 +87,6 @@ class Changes:
         yield from ()
 
 
-def until(condition: Callable[[], Any], seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to be"
-        threading.Event().wait(0.002)
-
-
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
@@ -124,7 +120,7 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
     until(lambda: world.ensured)
     world.at_ensure = flush
     watcher.wake()
-    until(lambda: world.repaired, 1)
+    until(lambda: world.repaired, timeout=1)
 
 
 def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
@@ -141,7 +137,7 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) ->
     assert waiting.wait(5)
     try:
         world.flushed, world.number = 1, world.number + 1
-        until(lambda: world.repaired, 1)
+        until(lambda: world.repaired, timeout=1)
     finally:
         world.at_ensure = lambda: None
         go_on.set()
@@ -192,3 +188,76 @@ def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
     watcher._link(Told("came", BRIDGE), {})
     assert world.woken == 1
     assert world.facts.bridges == BridgeFacts(dockers={BRIDGE.name}, guarded={BRIDGE.name}, there={BRIDGE.name})  # type: ignore[arg-type]
+
+
+# --- the lease --------------------------------------------------------------------------------------------------------
+
+
+class Room(World):
+    """The guard, the follower and the reconciler, with their locks, as far as the lease needs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed, self.keeping_up, self.fault = 0, True, False
+        self.lock = threading.RLock()
+
+    def renew_lease(self) -> None:
+        with self.lock:
+            if self.fault:
+                raise NftError("no")
+            self.renewed += 1
+
+    def keeps_up(self) -> bool:
+        return self.keeping_up
+
+    def hurry(self) -> None:
+        pass
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    made = Room()
+    monkeypatch.setattr(link_monitor, "Changes", Changes)
+    monkeypatch.setattr(link_monitor, "links", dict)
+    monkeypatch.setattr(loops, "EVERY", 0.02)
+    watcher = Loops(made, made, made, Bridges(set), made, made, Worker())  # type: ignore[arg-type]
+    watcher.start()
+    yield made
+    watcher.stop()
+
+
+def goes_on(room: Room) -> bool:
+    """True if it is renewed a few times more within a moment."""
+    before, end = room.renewed, time.monotonic() + 0.4
+    while time.monotonic() < end and room.renewed < before + 3:
+        threading.Event().wait(0.002)
+    return room.renewed >= before + 3
+
+
+def test_who_follows_docker_renews_it(room: Room) -> None:
+    """Again and again, and after the kernel refused it too."""
+    until(lambda: goes_on(room))
+    room.fault = True
+    assert not goes_on(room)
+    room.fault = False
+    until(lambda: goes_on(room))
+
+
+@pytest.mark.parametrize("stuck", ["a change", "an event", "the links"])
+def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that sits on a lock which closing needs, or an event that is never done, lets the lease end though every
+    other thread lives; when that is over it is renewed again."""
+    until(lambda: goes_on(room))
+    if stuck == "a change":
+        with room.lock:
+            assert not goes_on(room)
+    elif stuck == "an event":
+        room.keeping_up = False
+        until(lambda: not goes_on(room))
+        room.keeping_up = True
+    else:
+        go_on = threading.Event()
+        monkeypatch.setattr(room, "hurry", go_on.wait)
+        until(lambda: not goes_on(room))
+        go_on.set()
+    until(lambda: goes_on(room))

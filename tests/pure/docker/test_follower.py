@@ -6,7 +6,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 from typing import Any
 from unittest.mock import MagicMock
@@ -40,14 +40,16 @@ from plugin.model import (
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
-from tests.pure.daemon.test_loops import until
-from tests.pure.docker.test_tracker import NETWORK, endpoint
 from tests.pure.fakes import Disk, Kernel
+from tests.waiting import until
 
 WEB = Container("c" * 64, "web", PolicySpec(allow=(Rule("tcp", 8080, 8080),)))
 WRONG = dataclasses.replace(WEB, spec=PolicySpec(), problems=(Problem("label fw.allow", "x", "is not a port"),))
 JOINED = Endpoint("e" * 64, "n" * 64, IPv4Address("10.0.0.2"), joined=True)
-GUEST = endpoint("g", 2, WEB)
+NETWORK = BridgeNetwork("n" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64")))
+GUEST = Endpoint(
+    "g" * 64, NETWORK.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"), joined=True, container=WEB
+)
 
 
 class World:
@@ -470,3 +472,33 @@ def test_what_the_disk_did_not_take_is_written_when_it_does(
     world.owed, world.unsure_, follower.listening = 3, unsure, True
     follower.wake()
     until(lambda: world.owed == 0)
+
+
+def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is none; an event in hand for as long as a renewal is, until it is done."""
+    docker, done, begun = World(), threading.Event(), threading.Event()
+    follower = DockerFollower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
+    monkeypatch.setattr(follow, "EVERY", 0.0)
+
+    def leaves(*_: object) -> None:
+        begun.set()
+        assert done.wait(5)
+
+    monkeypatch.setattr(docker, "leaves", leaves, raising=False)
+    thread = threading.Thread(target=follower.listen)
+    thread.start()
+    try:
+        assert follower.keeps_up()
+        docker.tell("network disconnect", "n", "c")
+        assert begun.wait(5)
+        assert not follower.keeps_up()
+        monkeypatch.setattr(follow, "EVERY", 60.0)
+        assert follower.keeps_up()
+        monkeypatch.setattr(follow, "EVERY", 0.0)
+        done.set()
+        until(follower.keeps_up)
+    finally:
+        done.set()
+        follower.stop()
+        docker.hang_up()
+        thread.join(5)

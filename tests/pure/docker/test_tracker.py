@@ -34,7 +34,7 @@ from plugin.policy.overrides import with_one
 from plugin.policy.saved import State
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
-from tests.pure.fakes import Disk, Kernel
+from tests.pure.fakes import Disk, Kernel, cut_no_flows
 
 SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
 NETWORK = BridgeNetwork("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
@@ -572,9 +572,7 @@ class Churn(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(conntrack, "cut_addresses", lambda _: None)
-        self.patch.setattr(conntrack, "cut_published", lambda *_: None)
-        self.patch.setattr(closed_flows, "cut_closed", lambda *_: None)
+        cut_no_flows(self.patch)
         self.table = Table()
         self.guard = EndpointTracker(self.table)
         self.guard.replace([NETWORK], [], asked=NOW)

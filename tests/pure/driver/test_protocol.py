@@ -15,41 +15,10 @@ from hypothesis import strategies as st
 
 from plugin.driver import protocol
 from plugin.model import Endpoint, FwError, Network, PolicySpec, PortBinding, Rate, Rule
-from tests.pure.strategies import examples, json_values
+from tests.pure.strategies import examples, shapes
+from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, GENERIC, NETWORK_ID, PORTMAP
 
-NETWORK_ID = "4b4b1cd3b7a0c9a0b0a5c1c3e3b0e4a2f2b8d6f1a9f0e7c6d5b4a3928170f6e5"
-ENDPOINT_ID = "9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c5b4a39281706f5e4d3c2b1a0"
-GENERIC = "com.docker.network.generic"
 BRIDGE = "com.docker.network.bridge."
-
-#: `docker network create -d fw:latest --ipv6 --subnet … --subnet …` on 28.5.2, as recorded.
-CREATE_NETWORK: dict[str, Any] = {
-    "NetworkID": NETWORK_ID,
-    "Options": {
-        "com.docker.network.enable_ipv4": True,
-        "com.docker.network.enable_ipv6": True,
-        GENERIC: {},
-    },
-    "IPv4Data": [
-        {"AddressSpace": "LocalDefault", "Gateway": "172.18.0.1/16", "Pool": "172.18.0.0/16", "AuxAddresses": {}}
-    ],
-    "IPv6Data": [
-        {"AddressSpace": "LocalDefault", "Gateway": "2001:db8:1::1/64", "Pool": "2001:db8:1::/64", "AuxAddresses": {}}
-    ],
-}
-#: A container's start: `docker run -p … --network …`.
-CREATE_ENDPOINT: dict[str, Any] = {
-    "NetworkID": NETWORK_ID,
-    "EndpointID": ENDPOINT_ID,
-    "Interface": {"Address": "172.18.0.2/16", "AddressIPv6": "2001:db8:1::2/64", "MacAddress": ""},
-    "Options": {
-        "com.docker.network.endpoint.exposedports": [{"Proto": 6, "Port": 80}],
-        "com.docker.network.portmap": [
-            {"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8081, "HostPortEnd": 8081}
-        ],
-    },
-}
-PORTMAP = "com.docker.network.portmap"
 Body = dict[str, Any]
 
 
@@ -332,17 +301,6 @@ PARSERS: dict[str, Callable[[Any], object]] = {
     "port_bindings": protocol.port_bindings,
     "identifier": lambda body: protocol.identifier(body, "NetworkID"),
 }
-
-
-def shapes(value: Any) -> st.SearchStrategy[Any]:
-    """JSON that has a request's shape in most places and anything at all in the others."""
-    if isinstance(value, dict):
-        inner: st.SearchStrategy[Any] = st.fixed_dictionaries({}, optional={k: shapes(v) for k, v in value.items()})
-        full: st.SearchStrategy[Any] = st.fixed_dictionaries({k: shapes(v) for k, v in value.items()})
-        return st.one_of(full, full, inner, json_values)
-    if isinstance(value, list):
-        return st.one_of(st.just(value), st.lists(shapes(value[0]), max_size=3) if value else st.just([]), json_values)
-    return st.one_of(st.just(value), st.just(value), st.just(value), json_values)
 
 
 _OPTIONS = dict.fromkeys([*WRONG_OPTIONS, "com.docker.network.internal"], "true")

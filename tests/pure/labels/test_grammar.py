@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plugin.labels import parser
 from plugin.labels.grammar import (
     MAX_LENGTH,
     MAX_RULES,
@@ -25,15 +26,18 @@ from plugin.labels.grammar import (
 )
 from plugin.model import Peer, Rate, Rule
 from tests.pure import naive
-from tests.pure.strategies import any_rules, examples, portless, prefix_peer, prefixes, rates, rules
-
-PORT = "is not a port (1-65535, a range like 9000-9100, or *)"
-PROTO = "is not a protocol (tcp, udp or sctp)"
-PEER = (
-    "is not an address, a prefix like 2001:db8::/32, container:NAME, service:NAME, project:NAME, network:NAME, "
-    "host or any"
+from tests.pure.messages import PEER, PORT, PROTO, RATE
+from tests.pure.strategies import (
+    any_rules,
+    any_text,
+    examples,
+    near_text,
+    portless,
+    prefix_peer,
+    prefixes,
+    rates,
+    rules,
 )
-RATE = "is not a rate, like 22 5/minute burst 10 (per second, minute, hour or day)"
 
 
 def tcp(first: int, last: int = 0, *peers: Peer) -> Rule:
@@ -214,6 +218,14 @@ def test_the_examples_are_read_alike_by_hand(text: str) -> None:
     assert [(i.proto, i.first, i.last) for i in naive.rules(text) or found] == [
         (r.proto, r.first, r.last) for r in found
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG, ids=repr)
+def test_a_mistake_opens_nothing(text: str) -> None:
+    """A label with one mistake opens none of its ports, not even the right ones."""
+    parsed = parser.parse({"fw.allow": text})
+    assert parsed.spec.allow == ()
+    assert parsed.problems
 
 
 def test_a_rule_with_two_mistakes_tells_both() -> None:
@@ -400,62 +412,6 @@ def test_every_prefix_can_be_written(prefix: object) -> None:
 
 
 # --- any text at all ----------------------------------------------------------------------------------------------
-
-#: Text that looks much like the grammar's, so that chance finds its edges, or like nothing.
-scraps = st.sampled_from(
-    [
-        "80",
-        "8080",
-        "65535",
-        "65536",
-        "0",
-        "9000-9100",
-        "-",
-        "/",
-        "udp",
-        "tcp",
-        "sctp",
-        "/udp",
-        "*",
-        ",",
-        "\n",
-        " ",
-        "\t",
-        "x",
-        "١",
-        "\u2028",
-        "\x0b",
-        "\u00a0",
-        "1" * 30,
-        "from",
-        "any",
-        "Ⅷ",
-        "\ud800",
-        "\x00",
-        '"',
-        " from ",
-        " to ",
-        "10.0.0.1",
-        "10.0.0.0/8",
-        "::1",
-        "2001:db8::/32",
-        "service:",
-        "service:api",
-        "host",
-        "gre",
-        "/gre",
-        "none",
-        "all",
-        " 5/minute",
-        " burst 3",
-        "/day",
-        ":",
-        "::ffff:1.2.3.4",
-    ]
-)
-any_text = st.text(max_size=200) | st.lists(scraps, max_size=30).map("".join)
-#: The same of what a keyboard has, with the blanks that the grammar knows; the likelier to be almost right.
-near_text = st.lists(scraps.filter(lambda s: s.isascii() and s != "\x0b"), max_size=8).map("".join)
 
 
 @given(any_text)

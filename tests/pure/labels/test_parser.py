@@ -14,8 +14,8 @@ from plugin.labels.grammar import MAX_LENGTH, UNITS
 from plugin.labels.keys import EVERYTHING, KEYS, PREFIX
 from plugin.labels.parser import MAX_PROBLEMS, ParsedLabels, for_network, only_closing, over, parse, split
 from plugin.model import Peer, PolicySpec, Rate, Rule
-from tests.pure.labels.test_grammar import PORT, WRONG, any_text
-from tests.pure.strategies import examples, json_values, saids
+from tests.pure.messages import PORT
+from tests.pure.strategies import any_text, examples, json_values, saids
 
 SSH, WEB, HTTPS, MORE, DNS = (
     Rule("tcp", 22, 22),
@@ -97,14 +97,6 @@ def test_what_is_wrong_is_quoted_with_what_would_be_right(pair: tuple[str, str],
     """Each mistake is told with the label, its value, the part at fault and what would be right."""
     key, value = pair
     assert told({key: value}) == [f'label {key}="{value}": {message}']
-
-
-@pytest.mark.parametrize("text", WRONG, ids=repr)
-def test_a_mistake_opens_nothing(text: str) -> None:
-    """A label with one mistake opens none of its ports, not even the right ones."""
-    parsed = parse({"fw.allow": text})
-    assert parsed.spec.allow == ()
-    assert parsed.problems
 
 
 def test_the_message_is_the_one_that_the_language_promises() -> None:

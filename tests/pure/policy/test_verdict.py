@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -346,3 +347,33 @@ def test_names_are_looked_up_in_what_is_decided() -> None:
 def test_protocols_by_name(text: str, proto: str) -> None:
     """A protocol as a user writes it; what no rule can name is "other"."""
     assert number_of(text) == proto
+
+
+# --- docker-fw that does not keep up ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "more", "accepted"),
+    [
+        ("203.0.113.7", "172.18.0.3", {}, False),
+        ("203.0.113.7", "172.18.0.3", {"by": "dnat"}, False),
+        ("203.0.113.7", "172.18.0.3", {"by": "proxy"}, False),
+        ("10.1.0.2", "172.18.0.3", {}, False),
+        ("203.0.113.7", "172.18.0.3", {"proto": "icmp", "port": 0}, True),
+        ("172.18.0.2", "172.18.0.3", {}, True),
+        ("172.18.0.2", "203.0.113.7", {}, False),  # somebody is confined there, and who it is nobody knows any more
+        ("203.0.113.7", "10.1.0.2", {}, True),
+        ("10.1.0.2", "203.0.113.7", {}, True),
+    ],
+)
+def test_without_it_dockers_networks_are_closed(source: str, target: str, more: dict[str, Any], accepted: bool) -> None:
+    """`fwctl explain` says so: nobody from outside, not even by a published port, and where somebody may not begin
+    everything nobody begins anything; neighbours and ping pass, and our own networks are as ever."""
+    there = world(WEB, SHUT, WIDE, MUTE)
+    packet = dataclasses.replace(Packet(ip_address(source), ip_address(target), "tcp", 443), **more)
+    there.watched = False
+    told = verdict(there, packet)
+    assert told.accepted is accepted
+    assert accepted or told.steps[-1].text == (
+        "docker-fw does not keep up with Docker, and nobody else knows who is on app now"
+    )

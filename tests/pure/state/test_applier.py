@@ -14,17 +14,13 @@ from plugin.nftables.sets import SETS, Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
-from plugin.state import closed_flows
 from plugin.state.applier import TableApplier
 from tests.pure.fakes import Kernel
 
+pytestmark = pytest.mark.usefixtures("no_flows")
+
 BANNED = ip_network("203.0.113.7/32")
 STRAY = Element("confined", ("br0",))
-
-
-@pytest.fixture(autouse=True)
-def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:

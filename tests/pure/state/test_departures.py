@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import (
     BridgeNetwork,
@@ -31,21 +30,16 @@ from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
-from plugin.state import applier, closed_flows, deferred
+from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
-from tests.pure.fakes import Disk, Kernel
+from tests.pure.fakes import Disk, Kernel, cut_no_flows
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 OURS = Network("a" * 64, "fw-a", IPv4Interface("10.1.0.1/16"), IPv6Interface("2001:db8:1::1/64"))
 DOCKERS = BridgeNetwork("d" * 64, "dock", "br-dddddddddddd", (IPv4Network("172.18.0.0/16"),))
 MEMBERS = 100
 ANY = IPv4Address("0.0.0.0")
-
-
-@pytest.fixture(autouse=True)
-def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_addresses", "cut_published"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 class Recorder(Kernel):
@@ -273,9 +267,7 @@ def test_who_has_gone_stays_closed(
         assert trouble == "no policy"
     assert open_for(kernel.table or (), members[0]) == set()
     monkeypatch.undo()
-    for name in ("cut_addresses", "cut_published"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
+    cut_no_flows(monkeypatch)
     assert state.endpoints.get(members[0].id) is None or not state.endpoints[members[0].id].joined
     state.put_endpoint(member(9))
     done(later)

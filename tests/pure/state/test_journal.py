@@ -17,7 +17,7 @@ from plugin.model import Endpoint, FwError
 from plugin.policy.saved import State
 from plugin.state import journal
 from plugin.state.store import Store
-from tests.pure.state.test_store import AFTER, ENDPOINT, NETWORK, directory
+from tests.pure.states import AFTER, ENDPOINT, NETWORK, directory
 from tests.pure.strategies import endpoints, examples
 
 BASE = State({NETWORK.id: NETWORK}, {}, "boot-1")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels.keys import EVERYTHING
 from plugin.model import (
     BridgeNetwork,
     Container,
@@ -26,12 +23,9 @@ from plugin.model import (
     Endpoint,
     FwError,
     Network,
-    Overriding,
-    Peer,
     PolicySpec,
     Problem,
     Published,
-    Rate,
     Rule,
 )
 from plugin.nftables.document import element_text
@@ -42,6 +36,7 @@ from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import VERSION, Store
 from tests.pure.fakes import Kernel
+from tests.pure.states import AFTER, ENDPOINT, MORE, NETWORK, directory
 from tests.pure.strategies import (
     ELEMENT_TEXT,
     bridges,
@@ -55,43 +50,8 @@ from tests.pure.strategies import (
 )
 
 V1 = Path(__file__).parents[2] / "golden" / "state-1.json"
-MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
-NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), spec=PolicySpec(allow=(MORE,)))
-SAID = PolicySpec(
-    (Rule("tcp", 22, 22, (TEN, Peer("service", "api"))), Rule("gre", 0, 0)),
-    (Rule("tcp", 80, 80),),
-    "closed",
-    (Rule("udp", 53, 53, (Peer("host"),)),),
-    (Rate("tcp", 22, 22, 5, "minute", 10, "label fw.rate"),),
-    "drop",
-)
-ENDPOINT = Endpoint(
-    "b" * 64,
-    NETWORK.id,
-    IPv4Address("172.18.0.2"),
-    IPv6Address("2001:db8::2"),
-    "02:42:ac:12:00:02",
-    joined=True,
-    spec=PolicySpec(egress=EVERYTHING),
-    container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", PolicySpec(egress=())),
-    published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
-)
 SHORT = State({NETWORK.id: NETWORK}, {"b": Endpoint("b", NETWORK.id, container=Container("c", "wéb"))}, "boot-1")
 BEFORE = State({NETWORK.id: NETWORK}, {}, "boot-1", frozenset({2}))
-AFTER = State(
-    {NETWORK.id: NETWORK},
-    {ENDPOINT.id: ENDPOINT},
-    "boot-1",
-    frozenset({2, 10}),
-    frozenset({"virbr0"}),
-    {"c" * 64: (Published("tcp", IPv6Address("::"), 8443, 443),)},
-    frozenset({"br-front"}),
-    (
-        Overriding("c" * 64, Rule("tcp", 9000, 9000, (TEN,), "fwctl allow"), False, 1_900_000_000.5),
-        Overriding("d" * 64, Rule("udp", 1, 65535), True),
-    ),
-    {ip_network("203.0.113.7"): 0, ip_network("2001:db8::/48"): 1_900_000_000.25},
-)
 
 
 def by_id(items: list[Any]) -> dict[str, Any]:
@@ -110,14 +70,6 @@ states = st.builds(
     overrides=st.lists(overridings, max_size=3).map(tuple),
     bans=st.dictionaries(prefixes, st.sampled_from([0, 1.5, 1_900_000_000]), max_size=3),
 )
-
-
-@contextlib.contextmanager
-def directory() -> Iterator[Path]:
-    """In memory, where there is such a place: some tests write thousands of files."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="fw-store-", dir=memory) as path:
-        yield Path(path)
 
 
 @pytest.fixture

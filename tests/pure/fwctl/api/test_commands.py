@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from plugin.driver.http import create_app
 from plugin.fwctl.api.commands import MAX_OVERRIDES, AdminCommands
 from plugin.fwctl.api.routes import add_routes
-from plugin.kernel import conntrack
 from plugin.model import FwError, Overriding, Rule
 from plugin.policy.overrides import expired
 from plugin.policy.saved import State
-from plugin.state import applier, closed_flows
-from tests.pure.ordered import BACK, FRONT, HOST, Site, container, guest, ours, published
+from plugin.state import applier
+from tests.pure.fakes import Clock, cut_no_flows
+from tests.pure.site import BACK, FRONT, HOST, Site, container, guest, ours, published
 from tests.pure.strategies import examples
 
 WEB, DB = container("web", {"fw.allow": "8080"}), container("db", {"fw.allow": "5432 from container:api"})
@@ -33,15 +33,7 @@ API = container("api")
 WEB4 = IPv4Address("10.1.0.2")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-#: It goes when it is told to.
+#: Each test sets it back.
 CLOCK = Clock()
 
 
@@ -50,10 +42,7 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's flows and its clock are none of ours."""
     CLOCK.now = 1_000_000.0
     monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
-    monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
-    monkeypatch.setattr(conntrack, "cut_addresses", lambda *_: None)
-    monkeypatch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
+    cut_no_flows(monkeypatch)
 
 
 class Desk:

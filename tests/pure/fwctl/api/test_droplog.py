@@ -30,6 +30,7 @@ from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
 from tests.kernel import packets as made
+from tests.pure.fakes import Clock
 from tests.pure.strategies import examples
 
 OUT4, OUT6 = IPv4Address("203.0.113.9"), IPv6Address("2001:db8:9::1")
@@ -72,16 +73,6 @@ class Known:
     def put(self, each: Endpoint) -> None:
         facts = self.inventory.facts.keeping(lambda state: state.with_endpoint(each))
         self.inventory = evaluated(self.inventory.defaults, facts)
-
-
-class Clock:
-    """A time that only the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def logged(packet: made.Packet, **fields: Any) -> Logged:

@@ -10,12 +10,12 @@ import pytest
 
 from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import NOTE, Around, explain
-from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Defaults, FwError, Published
 from plugin.policy.saved import State
-from plugin.state import closed_flows
-from tests.pure.ordered import ANY4, ANY6, BACK, FRONT, HOST, Site, container, guest, ours, published
+from tests.pure.site import ANY4, ANY6, BACK, FRONT, HOST, Site, container, guest, ours, published
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 NOW = 1_000_000.0
 OWN = frozenset(map(ip_address, HOST))
@@ -23,13 +23,6 @@ APART = {"tool": "has the host's network: it answers like any program of the hos
 WEB = container("web", {"fw.allow": "8080, 5432 from container:api, gre"})
 API, SHY = container("api"), container("shy", {"fw.egress": "443, 53/udp"})
 APP = container("app", {"fw.allow": "8080"})
-
-
-@pytest.fixture(autouse=True)
-def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def around(version: str = "28.5.2", backend: str = "") -> Around:

@@ -10,7 +10,6 @@ import pytest
 
 from plugin.docker.proxy_ports import own_ports
 from plugin.fwctl.api import export, plan
-from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
@@ -21,18 +20,12 @@ from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.overrides import with_one
 from plugin.policy.view import Inventory, evaluated
 from plugin.settings import Settings, read
-from plugin.state import closed_flows
-from tests.pure.ordered import FRONT, PLAIN, Site, container, guest, ours, published
+from tests.pure.site import FRONT, PLAIN, Site, container, guest, ours, published
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 WEB, APP = container("web", {"fw.allow": "8080"}, "net"), container("app", {"fw.allow": "8080"})
 MARK = 0x08000000
-
-
-@pytest.fixture(autouse=True)
-def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 @pytest.fixture

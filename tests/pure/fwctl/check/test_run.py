@@ -13,10 +13,10 @@ from plugin.fwctl.check.run import run
 from plugin.labels.keys import KEYS
 from plugin.model import Defaults, PolicySpec, Rule
 from tests.pure.composing import checked, fetching
+from tests.pure.messages import PORT
 
 ROOT = Path(__file__).resolve().parents[4]
 BASE = ["22/tcp", "80/tcp", "443/tcp"]
-PORT = "is not a port (1-65535, a range like 9000-9100, or *)"
 
 
 def test_a_service_is_told_with_what_it_accepts() -> None:

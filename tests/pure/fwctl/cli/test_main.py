@@ -23,7 +23,7 @@ import pytest
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.socket_client import ask
 from plugin.model import FwError
-from tests.product import until
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[4]
 PORT = {"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 18080, "container_port": 8080, "open": False, "some": False,

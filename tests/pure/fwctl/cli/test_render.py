@@ -17,14 +17,14 @@ from rich.console import Console
 from plugin.fwctl.api import status
 from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.cli import render, render_answers, terminal
-from plugin.kernel import conntrack
 from plugin.kernel.resolver import asked_from_host
 from plugin.labels.duration import left, parse
 from plugin.labels.parser import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
 from plugin.policy.saved import State
-from plugin.state import closed_flows
-from tests.pure.ordered import BACK, FRONT, Site, container, guest, ours, published
+from tests.pure.site import BACK, FRONT, Site, container, guest, ours, published
+
+pytestmark = pytest.mark.usefixtures("no_flows")
 
 ROOT = Path(__file__).parents[4]
 NOW = 1_000_000.0
@@ -35,13 +35,6 @@ DB = container("db")
 OPEN = container("open", {"fw.policy": "open", "fw.deny": "22"})
 WRONG = Container("w" * 64, "wrong", problems=(Problem("label fw.dney", "80", "is not a key of docker-fw"),))
 LOOP = Published("tcp", ip_address("127.0.0.1"), 18081, 80)
-
-
-@pytest.fixture(autouse=True)
-def _no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cut_published", "cut_addresses"):
-        monkeypatch.setattr(conntrack, name, lambda *_: None)
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda *_: None)
 
 
 def told(site: Site, **more: Any) -> dict[str, Any]:

@@ -10,12 +10,10 @@ from types import MappingProxyType
 from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Published
-from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
-from tests.pure import fakes
-from tests.pure.fakes import Disk
+from tests.pure.fakes import Disk, Kernel
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 #: A network of the driver's, and two of Docker's own.
@@ -25,16 +23,6 @@ BACK = BridgeNetwork("b" * 64, "back", "br-back", (IPv4Network("172.19.0.0/16"),
 PLAIN = Defaults()
 #: Addresses of the host's own.
 HOST = {IPv4Address("198.51.100.1").packed, IPv6Address("2001:db8:ffff::1").packed, IPv4Address("127.0.0.1").packed}
-
-
-class Kernel(fakes.Kernel):
-    """The table as the kernel holds it."""
-
-    table: set[Element]
-
-    def opens(self, address: object) -> set[int]:
-        """TCP ports that everybody may reach there."""
-        return {int(e.key[2]) for e in self.table if e.set.startswith("allow") and e.key[0] == address}  # type: ignore[arg-type]
 
 
 def container(name: str, labels: Mapping[str, str] = MappingProxyType({}), network: str = "") -> Container:

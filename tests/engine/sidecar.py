@@ -1,0 +1,49 @@
+"""An engine with docker-fw as its sidecar, started as compose-examples/sidecar.yml tells its users."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from tests.engine.leftovers import standing
+from tests.lab import ENGINES, Engine, engine_root
+from tests.product import ROOT, Fw, image_tar
+from tests.waiting import until
+
+SIDECAR = ROOT / "compose-examples/sidecar.yml"
+#: The commands that the file itself tells its users.
+UP, BOOT_INSTALL, _ = re.findall(r"^#   (docker .*)$", SIDECAR.read_text(), re.MULTILINE)
+
+
+class Sidecar(Fw):
+    """An engine with docker-fw as its sidecar. `before`: what stood on the host without it."""
+
+    before: dict[str, set[str]]
+
+    @classmethod
+    def up(cls, engine: Engine) -> Sidecar:
+        shutil.copy(SIDECAR, engine.host.share)
+        if engine.try_docker("compose", "version").returncode:
+            # Debian has no compose for this engine: that of the newest speaks its API too.
+            lent = engine.host.put(engine_root([*ENGINES][-1]) / "usr/libexec/docker/cli-plugins/docker-compose")
+            plugins = "/usr/local/lib/docker/cli-plugins"
+            engine.host.run(["sh", "-ec", f"mkdir -p {plugins}; cp {lent} {plugins}"])
+        engine.docker("run", "--rm", "busybox", "true")  # which brings what Docker makes with the first container
+        fw = cls(engine, driver="fw")
+        fw.before = standing(engine)
+        engine.load(image_tar())
+        fw.user(UP)
+        until(fw.answers, "the sidecar answers")
+        return fw
+
+    def user(self, command: str) -> str:
+        """What a user types, in the directory of sidecar.yml; what it prints."""
+        return self.host.run(["sh", "-ec", f"cd /lab; {command}"]).stdout
+
+    @property
+    def container(self) -> str:
+        return self.user("docker compose -f sidecar.yml ps -aq").strip()
+
+    def socket(self) -> Path:
+        return self.host.inside / "run/docker/plugins/fw.sock"

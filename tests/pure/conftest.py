@@ -1,0 +1,13 @@
+"""Fixtures of pure tests that several packages need."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.pure.fakes import cut_no_flows
+
+
+@pytest.fixture
+def no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's connection tracking is not asked."""
+    cut_no_flows(monkeypatch)
