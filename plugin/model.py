@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from plugin.text import printable, shortened
 
@@ -210,6 +210,24 @@ class Published:
     host_ip: Address
     host_port: int
     container_port: int
+
+
+class Flow(NamedTuple):
+    """A connection as conntrack tracks it, of IPv4 or IPv6: who opened it, whom that addressed, and who answers.
+
+    Addresses are packed. A published port's container answers, not the host that was addressed. Ports are those that
+    conntrack names, 0 where it names none.
+    """
+
+    source: bytes
+    source_port: int
+    addressed: bytes
+    addressed_port: int
+    responder: bytes
+    responder_port: int
+    answered: bytes
+    proto: int
+    icmp_type: int = 0
 
 
 @dataclass(frozen=True, slots=True)

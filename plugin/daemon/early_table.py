@@ -21,10 +21,10 @@ from plugin.kernel.cgroup import proxies
 from plugin.kernel.sock_diag import Listeners
 from plugin.model import FwError
 from plugin.nftables import identity
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE, Element
 from plugin.nftables.table import Nft
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import State

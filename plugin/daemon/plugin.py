@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from flask import Flask
-from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin import __version__
 from plugin.daemon.early_table import closing
@@ -37,11 +36,11 @@ from plugin.kernel.cgroup import dockerd, proxies, shared
 from plugin.kernel.docker_user import DockerUser
 from plugin.kernel.instance_lock import claim
 from plugin.kernel.links import Links, exists, lives
+from plugin.kernel.names import host_side
 from plugin.kernel.ndp_proxy import Neighbours
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Published
 from plugin.nftables import dump, identity
-from plugin.nftables.sets import host_side
 from plugin.nftables.table import Nft
 from plugin.policy.facts import ProxyFacts
 from plugin.policy.frozen import FrozenDict
@@ -212,11 +211,11 @@ class Plugin:
                     log.info("made bridge %s again", network.bridge)
                 # Also to a bridge that stands: an older docker-fw did not bind ports to their MACs.
                 self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
-            except (FwError, NetlinkError, OSError) as error:
+            except (FwError, OSError) as error:
                 log.error("network %s: %s", network.id[:12], error)
         try:
             self._links.sweep({host_side(e.id) for e in self._state.endpoints.values() if e.joined})
-        except (NetlinkError, OSError) as error:
+        except OSError as error:
             log.error("links left behind by a crash stay: %s", error)
         for endpoint in self._state.endpoints.values():
             if endpoint.joined and endpoint.published:

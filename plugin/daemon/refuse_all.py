@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
-from pyroute2.netlink.exceptions import NetlinkError
 
 from plugin.daemon.early_table import close
 from plugin.daemon.loops import TICK
@@ -57,7 +56,7 @@ class RefusingPlugin:
                 if not self._nft.stands():
                     close(self._nft, self._settings, lasts=True)
                 told = ""
-            except (NftError, NetlinkError, OSError) as error:
+            except (NftError, OSError) as error:
                 if str(error) != told:  # and not five times a second
                     log.error("docker-fw's rules are gone and could not be put back: %s", error)
                 told = str(error)

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from plugin.driver import protocol
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.macs import settled
-from plugin.kernel.links import Links, bridge_name, container_side, exists
+from plugin.kernel.links import Links, exists
+from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Container, DockerUnavailable, Endpoint, FwError, Network
-from plugin.nftables.sets import host_side
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)

@@ -15,16 +15,18 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
+from ipaddress import ip_address
 
 from plugin.kernel import link_monitor
 from plugin.kernel import netlink as nl
-from plugin.model import PROTO_NUMBER, Address, AddressPolicy, Prefix, Published
-from plugin.policy import flows
-from plugin.policy.flows import PROTO_DST_PORT, TUPLE_ORIG, TUPLE_REPLY, ClosedFlow, Flow, Way
+from plugin.model import PROTO_NUMBER, Address, Flow, Prefix, Published
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
-_ID, _ZONE = 12, 18
+#: linux/netfilter/nfnetlink_conntrack.h: CTA_TUPLE_ORIG, _REPLY, CTA_ID, CTA_ZONE; CTA_TUPLE_IP, _PROTO
+_ORIGINAL, _REPLY, _ID, _ZONE, _TUPLE_IP, _TUPLE_PROTO = 1, 2, 12, 18, 1, 2
+_NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
+_ICMP_TYPE = {4: 5, 6: 8}  # CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE
+_IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 _FEW = 8  # marks: looking for each costs 0.15 µs a flow, taking a flow apart some µs
 log = logging.getLogger(__name__)
@@ -52,11 +54,6 @@ _OFFLOADED = (
     "a flow table of this host's (flow offload) has them, and this kernel does not give them back: their packets pass "
     "by every rule until they end or the flow table is deleted"
 )
-Hold = Callable[[Collection[Way]], None]
-
-
-def _hold_nothing(_: Collection[Way]) -> None:
-    """Where nobody answers any more."""
 
 
 def cut_addresses(addresses: Collection[Address]) -> None:
@@ -64,7 +61,7 @@ def cut_addresses(addresses: Collection[Address]) -> None:
     for version in (4, 6):
         packed = {address.packed for address in addresses if address.version == version}
         if packed:
-            _cut(version, packed, partial(flows.touches, version=version, packed=packed))
+            cut(version, partial(_touches, packed=packed), packed)
 
 
 def cut_published(ports: Collection[Published], stays: Callable[[Published, Address], bool] | None = None) -> None:
@@ -78,26 +75,13 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
         log.error("could not cut flows to published ports: %s", error)
         return
     for version in (4, 6):
-        wanted: dict[tuple[int, bytes], list[Published]] = {}
+        wanted: dict[tuple[int, int], list[Published]] = {}
         for port in ports:
             if port.host_ip.version == version:
-                key = (PROTO_NUMBER[port.proto], port.host_port.to_bytes(2, "big"))
-                wanted.setdefault(key, []).append(port)
+                wanted.setdefault((PROTO_NUMBER[port.proto], port.host_port), []).append(port)
         if wanted:
-            marks = {nl.attr(PROTO_DST_PORT, port)[:6] for _, port in wanted}
-            _cut(version, marks, partial(flows.aims_at, version=version, wanted=wanted, local=local, stays=stays))
-
-
-def cut_strangers(prefixes: Collection[Prefix], known: Collection[Address], hold: Hold = _hold_nothing) -> None:
-    """Forgets flows that addresses which are not known began from within the prefixes to elsewhere. Never raises.
-
-    `hold` is told of them before, as in `cut_closed`.
-    """
-    for version in (4, 6):
-        wanted = [prefix for prefix in prefixes if prefix.version == version]
-        packed = {address.packed for address in known if address.version == version}
-        if wanted:
-            _cut(version, set(), partial(flows.is_strange, version=version, prefixes=wanted, known=packed), hold)
+            marks = {nl.attr(_TARGET_PORT, port.to_bytes(2, "big"))[:6] for _, port in wanted}
+            cut(version, partial(_aims_at, wanted=wanted, local=local, stays=stays), marks)
 
 
 def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
@@ -105,7 +89,7 @@ def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
 
     A dump for each family, whatever there is to be cut.
     """
-    cut = Cut()
+    done = Cut()
     for version in (4, 6):
         wanted: dict[int, set[int]] = {}
         for prefix in prefixes:
@@ -114,35 +98,37 @@ def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
                 wanted.setdefault(shift, set()).add(int(prefix.network_address) >> shift)
         marks = {p.network_address.packed[: p.prefixlen // 8] for p in prefixes if p.version == version}
         if wanted:
-            cut += _cut(version, marks, partial(flows.is_within, wanted=wanted))
-    return cut
+            done += cut(version, partial(_is_within, wanted=wanted), marks)
+    return done
 
 
-def cut_closed(guarded: Mapping[Address, AddressPolicy], hold: Hold = _hold_nothing) -> None:
-    """Forgets flows that outsiders began to these addresses and that are not accepted there, and those that these
-    began and may not. Never raises.
-
-    For when the rules were gone for a while, or accept less than before. `hold` is told of the flows before they are
-    cut: the next packet of who answered would bring them back as a flow of its own.
-    """
-    for version in (4, 6):
-        packed = {address.packed: what for address, what in guarded.items() if address.version == version}
-        if packed:
-            chosen = partial(flows.is_closed, version=version, guarded=packed, local=local_addresses())
-            _cut(version, set(packed), chosen, hold, packed)
+def _touches(flow: Flow, packed: set[bytes]) -> bool:
+    return not packed.isdisjoint((flow.source, flow.addressed, flow.responder, flow.answered))
 
 
-def closed_flows(guarded: Mapping[Address, AddressPolicy]) -> list[ClosedFlow]:
-    """What `cut_closed` would cut. Raises OSError."""
-    found = []
-    for version in (4, 6):
-        packed = {address.packed: what for address, what in guarded.items() if address.version == version}
-        with nl.open_socket() as sock:
-            there = _flows(sock, _AF[version], set(packed)) if packed else iter(())
-            local = local_addresses()
-            closed = (flow for flow in there if flows.is_closed(flow, version, packed, local))
-            found += [flows.closed_flow(flow, version) for flow in closed]
-    return found
+def _is_within(flow: Flow, wanted: Mapping[int, Collection[int]]) -> bool:
+    """True if one end is in one of the prefixes. `wanted`: by the number of bits behind a prefix, those in front."""
+    for packed in {flow.source, flow.addressed, flow.responder, flow.answered} - {b""}:
+        address = int.from_bytes(packed, "big")
+        if any(address >> shift in prefixes for shift, prefixes in wanted.items()):
+            return True
+    return False
+
+
+def _aims_at(
+    flow: Flow,
+    wanted: Mapping[tuple[int, int], Collection[Published]],
+    local: set[bytes],
+    stays: Callable[[Published, Address], bool] | None,
+) -> bool:
+    """True if it was opened to one of these ports of the host, by somebody whom it is not left to."""
+    if flow.addressed not in local:
+        return False
+    there = wanted.get((flow.proto, flow.addressed_port), ())
+    ports = [port for port in there if port.host_ip.is_unspecified or port.host_ip.packed == flow.addressed]
+    if not ports or stays is None:
+        return bool(ports)
+    return flow.source not in local and not any(stays(port, ip_address(flow.source)) for port in ports)
 
 
 def local_addresses() -> set[bytes]:
@@ -153,33 +139,41 @@ def local_addresses() -> set[bytes]:
         return set()
 
 
-def _cut(
+def cut(
     version: int,
-    marks: set[bytes],
     chosen: Callable[[Flow], bool],
-    hold: Hold = _hold_nothing,
-    guarded: Mapping[bytes, AddressPolicy] = MappingProxyType({}),
+    marks: Collection[bytes] = (),
+    before: Callable[[Collection[Flow]], None] | None = None,
 ) -> Cut:
-    """`marks`: bytes of which each flow that may be chosen holds one; a few are sooner looked for than a flow read.
-    `guarded`: the containers' addresses, whose end of a flow is theirs."""
-    cut = Cut()
+    """Delete the connections of one IP version that are chosen. Never raises.
+
+    `marks`: bytes of which each connection that may be chosen holds one; a few are found faster than a connection is
+    parsed. `before` gets the chosen ones before they are deleted.
+    """
+    done = Cut()
     try:
         with nl.open_socket() as sock:
-            found = [flow for flow in _flows(sock, _AF[version], marks) if chosen(flow)]
-            if hold is not _hold_nothing and found:
-                hold({way for flow in found for way in flows.ways(flow, version, guarded)})
-            for flow in found:
-                cut += _delete(sock, version, flow)
+            found = [(raw, flow) for raw, flow in _flows(sock, version, marks) if chosen(flow)]
+            if before and found:
+                before([flow for _, flow in found])
+            for raw, _ in found:
+                done += _delete(sock, version, raw)
     except OSError as error:
         log.error("could not cut flows: %s", error)
-    for note in cut.notes:
+    for note in done.notes:
         log.error("%s", note)
-    return cut
+    return done
 
 
-def _delete(sock: socket.socket, version: int, flow: Flow) -> Cut:
-    wanted = nl.nested(TUPLE_ORIG, flow[TUPLE_ORIG])
-    wanted += b"".join(nl.attr(kind, flow[kind]) for kind in (_ID, _ZONE) if kind in flow)
+def tracked(version: int, marks: Collection[bytes] = ()) -> list[Flow]:
+    """Return the connections of one IP version; `marks` as in `cut`, and an answer may hold others. Raises OSError."""
+    with nl.open_socket() as sock:
+        return [flow for _, flow in _flows(sock, version, marks)]
+
+
+def _delete(sock: socket.socket, version: int, raw: dict[int, bytes]) -> Cut:
+    wanted = nl.nested(_ORIGINAL, raw[_ORIGINAL])
+    wanted += b"".join(nl.attr(kind, raw[kind]) for kind in (_ID, _ZONE) if kind in raw)
     try:
         nl.request(sock, _DELETE, nl.NLM_F_ACK, nl.nfgen(_AF[version]) + wanted)
     except FileNotFoundError:
@@ -192,10 +186,10 @@ def _delete(sock: socket.socket, version: int, flow: Flow) -> Cut:
     return Cut(1)
 
 
-def _flows(sock: socket.socket, family: int, marks: set[bytes]) -> Iterator[Flow]:
-    """The kernel's flows of one family, out of a dump that is not kept."""
+def _flows(sock: socket.socket, version: int, marks: Collection[bytes]) -> Iterator[tuple[dict[int, bytes], Flow]]:
+    """The kernel's connections of one IP version, as attributes and parsed, out of a dump that is not kept."""
     asked = int.from_bytes(os.urandom(3), "little") + 1
-    sock.send(nl.message(_GET, nl.NLM_F_DUMP, asked, nl.nfgen(family)))
+    sock.send(nl.message(_GET, nl.NLM_F_DUMP, asked, nl.nfgen(_AF[version])))
     for kind, number, body in nl.replies(sock):
         if number != asked:
             continue
@@ -204,6 +198,32 @@ def _flows(sock: socket.socket, family: int, marks: set[bytes]) -> Iterator[Flow
         if kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
             return
         likely = not marks or len(marks) > _FEW or any(mark in body for mark in marks)
-        flow = nl.attributes(body[4:]) if likely else {}
-        if TUPLE_ORIG in flow and TUPLE_REPLY in flow:
-            yield flow
+        raw = nl.attributes(body[4:]) if likely else {}
+        if _ORIGINAL in raw and _REPLY in raw:
+            yield raw, _parsed(raw, version)
+
+
+def _parsed(raw: dict[int, bytes], version: int) -> Flow:
+    source, target = _IP[version]
+    (way, asked), (back, told) = (_tuple(raw[kind]) for kind in (_ORIGINAL, _REPLY))
+    return Flow(
+        source=way.get(source, b""),
+        source_port=_number(asked.get(_SOURCE_PORT)),
+        addressed=way.get(target, b""),
+        addressed_port=_number(asked.get(_TARGET_PORT)),
+        responder=back.get(source, b""),
+        responder_port=_number(told.get(_SOURCE_PORT)),
+        answered=back.get(target, b""),
+        proto=_number(told.get(_NUMBER)),
+        icmp_type=_number(asked.get(_ICMP_TYPE[version])),
+    )
+
+
+def _tuple(packed: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """One direction's addresses, and its protocol and ports."""
+    parts = nl.attributes(packed)
+    return nl.attributes(parts.get(_TUPLE_IP, b"")), nl.attributes(parts.get(_TUPLE_PROTO, b""))
+
+
+def _number(packed: bytes | None) -> int:
+    return int.from_bytes(packed or b"", "big")

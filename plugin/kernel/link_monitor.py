@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugin.kernel import netlink as nl
-from plugin.nftables.sets import GROUP
+from plugin.kernel.names import GROUP
 
 _NEWLINK, _DELLINK, _GETLINK, _GETADDR = 16, 17, 18, 22
 #: linux/if_addr.h: IFA_ADDRESS, IFA_LOCAL

@@ -1,7 +1,7 @@
-"""Bridges and veth pairs, by pyroute2. Every name derives from Docker's IDs, so a repeated call finds its own work.
+"""Bridges and veth pairs, by pyroute2.
 
 A bridge is one of ours if it carries our device group: the policy goes by it too, so a bridge is closed from the
-moment it exists, whatever its name. Interface names: at most 15 bytes (IFNAMSIZ, linux/if.h).
+moment it exists, whatever its name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import errno
 import hashlib
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,14 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from plugin.kernel.names import CONTAINER_PREFIX, GROUP, PORT_PREFIX, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
-from plugin.nftables.sets import BRIDGE_PREFIX, GROUP, PORT_PREFIX, host_side
 
 _IFA_F_NODAD = 0x02
 _NUD_NOARP = 0x40  # a static entry of a bridge's table (linux/neighbour.h)
 _NTF_MASTER = 0x04
 log = logging.getLogger(__name__)
-
-
-def bridge_name(network_id: str) -> str:
-    return BRIDGE_PREFIX + network_id[:12].lower()
-
-
-def container_side(endpoint_id: str) -> str:
-    return "fwc" + endpoint_id[:12].lower()
 
 
 def mac_of(addr4: IPv4Address | None, addr6: IPv6Address | None) -> str:
@@ -55,8 +48,17 @@ def lives(endpoint_id: str) -> bool:
     return exists(host_side(endpoint_id)) and not exists(container_side(endpoint_id))
 
 
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise the kernel's refusals as OSError, so that callers need not know the library."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise OSError(error.code, str(error)) from error
+
+
 class Links:
-    """The host's links, in the network namespace of the process."""
+    """The host's links, in the network namespace of the process. Every method may raise OSError."""
 
     def __init__(self, sysctl: Sysctl) -> None:
         self._ipr = IPRoute()
@@ -146,6 +148,7 @@ class Links:
         except NetlinkError as error:
             raise FwError(f"could not set hairpin mode on {host_side(endpoint.id)}: {error}") from error
 
+    @_os_errors()
     def reattach(self, network: Network, endpoints: Iterable[Endpoint]) -> None:
         """Host sides that outlived their bridge, or that an older docker-fw left unbound, become its ports."""
         bridge = _index(network.bridge)
@@ -166,6 +169,7 @@ class Links:
         self._ipr.brport("set", index=index, learning=0, unicast_flood=0, IFLA_BRPORT_LOCKED=1)
         self._ipr.link("set", index=index, state="up")
 
+    @_os_errors()
     def sweep(self, keep: set[str]) -> None:
         """Removes host sides that no endpoint owns: what a crash between two steps left behind.
 
@@ -173,7 +177,12 @@ class Links:
         """
         for link in self._ipr.link("dump", kind="veth"):
             name = link.get("ifname") or ""
-            if name.startswith(PORT_PREFIX) and len(name) == 15 and name not in keep and exists("fwc" + name[3:]):
+            if (
+                name.startswith(PORT_PREFIX)
+                and len(name) == 15
+                and name not in keep
+                and exists(CONTAINER_PREFIX + name[3:])
+            ):
                 self.delete(name)
 
     def delete(self, name: str) -> None:
@@ -187,6 +196,7 @@ class Links:
             if error.code not in (errno.ENODEV, errno.EINVAL):
                 log.warning("could not remove %s: %s", name, error)
 
+    @_os_errors()
     def delete_bridge_of(self, network_id: str) -> None:
         """Removes the bridge of a network that we have forgotten, told by its alias."""
         for link in self._ipr.link("dump", kind="bridge"):
@@ -197,6 +207,7 @@ class Links:
         if self._ours(network.bridge, network.id):
             self.delete(network.bridge)
 
+    @_os_errors()
     def bridges(self) -> dict[str, bool]:
         """Every bridge of the host by name → whether it is one of ours."""
         found: dict[str, bool] = {}
@@ -207,6 +218,7 @@ class Links:
                 found[name] = group == GROUP
         return found
 
+    @_os_errors()
     def default_route_links(self) -> set[str]:
         """The links by which a default route leaves."""
         names: set[str] = set()
@@ -219,6 +231,7 @@ class Links:
                         continue
         return names
 
+    @_os_errors()
     def overlap(self, network: Network) -> str | None:
         """Says which link of the host already holds (part of) the network's subnets, or None.
 

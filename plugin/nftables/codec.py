@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from types import MappingProxyType
 
 from plugin.kernel import netlink as nl
 from plugin.model import Address
-from plugin.nftables.sets import CGROUP, TABLE, VERDICT, Element, Value, spec_of
+from plugin.nftables import fields
+from plugin.nftables.fields import VERDICT
+from plugin.nftables.sets import TABLE, Element, spec_of
 
 NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALUE = 1, 2, 3, 1, 1, 2, 4, 1
@@ -20,8 +22,6 @@ _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM, _KEY, _DATA, _TIMEOUT, _VALU
 _ELEM_EXPR, _EXPR_DATA, _COUNTER_PACKETS = 7, 2, 2
 #: NFTA_DATA_VERDICT, NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN, NFT_JUMP
 _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN, _JUMP = 2, 1, 2, -3
-#: How a number stands in a key, where it takes more than a byte.
-_FORMATS = {"th dport": "!H", "th sport": "!H", "oif": "=I", "meta iiftype": "=H", CGROUP: "=Q"}
 #: Elements in one message: an attribute holds 64 KiB, an element at most 80 bytes.
 _PER_MESSAGE = 500
 
@@ -62,7 +62,7 @@ def bodies(
 
 def _packed(element: Element, seconds: int) -> bytes:
     spec = spec_of(element.set)
-    key = nl.nested(_KEY, nl.attr(_VALUE, concatenated(spec.key, element.key)))
+    key = nl.nested(_KEY, nl.attr(_VALUE, fields.packed(spec.key, element.key)))
     if seconds:
         return nl.nested(_LIST_ELEM, key, nl.attr(_TIMEOUT, struct.pack("!Q", 1000 * seconds)))
     if not spec.data:
@@ -71,21 +71,5 @@ def _packed(element: Element, seconds: int) -> bytes:
         code, chain = struct.pack("!i", _JUMP), f"{element.data[0]}\0".encode()
         jump = nl.nested(_DATA_VERDICT, nl.attr(_VERDICT_CODE, code), nl.attr(_VERDICT_CHAIN, chain))
         return nl.nested(_LIST_ELEM, key, nl.nested(_DATA, jump))
-    data = nl.nested(_DATA, nl.attr(_VALUE, concatenated(spec.data, element.data)))
+    data = nl.nested(_DATA, nl.attr(_VALUE, fields.packed(spec.data, element.data)))
     return nl.nested(_LIST_ELEM, key, data)
-
-
-def concatenated(expressions: tuple[str, ...], values: tuple[Value, ...]) -> bytes:
-    fields = [_field(expression, value) for expression, value in zip(expressions, values, strict=True)]
-    # In a concatenation each field fills whole 32-bit registers; a field alone stands as it is.
-    return fields[0] if len(fields) == 1 else b"".join(f + b"\0" * (-len(f) % 4) for f in fields)
-
-
-def _field(expression: str, value: Value) -> bytes:
-    if isinstance(value, IPv4Address | IPv6Address):
-        return value.packed
-    if isinstance(value, str):
-        if expression == "ether saddr":
-            return bytes.fromhex(value.replace(":", ""))
-        return value.encode().ljust(16, b"\0")
-    return struct.pack(_FORMATS.get(expression, "=B"), value)

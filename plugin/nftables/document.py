@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 
-from plugin.model import PORTLESS, PROTO_NAME
-from plugin.nftables import rate_chains
+from plugin.nftables import fields, rate_chains
+from plugin.nftables.fields import CGROUP, VERDICT
 from plugin.nftables.lookups import set_text
 from plugin.nftables.rules_bridge import bridge
 from plugin.nftables.rules_forward import forward
 from plugin.nftables.rules_host import host
-from plugin.nftables.sets import CGROUP, CGROUP_LEVELS, SETS, TABLE, TARGET, Element, Value, limiting, spec_of
+from plugin.nftables.sets import CGROUP_LEVELS, SETS, TABLE, Element, limiting, spec_of
 
 #: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
 LOG_GROUP = 0x6677
@@ -32,7 +31,6 @@ delete table bridge {TABLE}_try
 TRY_HOLD = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
 delete table inet {TABLE}_try
 """
-_NAMES: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
 
 
 def skeleton(
@@ -156,17 +154,7 @@ def document(
 def element_text(element: Element) -> str:
     """An element in nft's words. Only numbers, addresses and checked interface names can get here."""
     spec = spec_of(element.set)
-    key = " . ".join(map(_value_text, spec.key, element.key))
-    return f"{key} : {' . '.join(map(_value_text, spec.data, element.data))}" if spec.data else key
-
-
-def _value_text(expression: str, value: Value) -> str:
-    if isinstance(value, IPv4Address | IPv6Address):
-        return hex(int(value)) if expression == TARGET else str(value)
-    if isinstance(value, int):
-        if expression == "meta l4proto":
-            return _NAMES.get(value, str(value))
-        return {2: "ipv4", 10: "ipv6"}[value] if expression == "meta nfproto" else str(value)
-    if expression == "ether saddr":
-        return bytes.fromhex(value.replace(":", "")).hex(":")
-    return f"jump {value}" if expression == "verdict" else f'"{value}"'
+    key = fields.text(spec.key, element.key)
+    if spec.data == VERDICT:
+        return f"{key} : jump {element.data[0]}"
+    return f"{key} : {fields.text(spec.data, element.data)}" if spec.data else key

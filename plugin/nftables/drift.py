@@ -8,7 +8,8 @@ from typing import Any
 
 from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
-from plugin.nftables.sets import CGROUP, SETS, TABLE, Change, Element, Value, spec_of
+from plugin.nftables.fields import CGROUP, Value
+from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
 from plugin.policy.view import Inventory
 
 Told = dict[str, Any]

@@ -7,26 +7,25 @@ anything changed meanwhile; then it is read again.
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel import netlink as nl
+from plugin.kernel.names import AF
 from plugin.model import PROTO_NAME, Address, Published
+from plugin.nftables import fields
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.drift import Line, TableDump
-from plugin.nftables.sets import AF, CGROUP, SETS, TABLE, TARGET, VERDICT, Element, SetSpec, Value, spec_of
+from plugin.nftables.fields import VERDICT, Value
+from plugin.nftables.sets import SETS, TABLE, Element, SetSpec, spec_of
 
 _SUBSYS = 10 << 8
 _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
 #: linux/netfilter/nf_tables.h: NFTA_SET_{TABLE,NAME}, NFTA_SET_ELEM_LIST_*, NFTA_RULE_{TABLE,CHAIN,HANDLE}, …
 _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3, 2, 3, 1
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
-#: Bytes that a part of a key takes, where it is neither an address nor a name.
-_WIDTH = {"th dport": 2, "th sport": 2, "oif": 4, "meta iiftype": 2, CGROUP: 8, "ether saddr": 6, TARGET: 16}
 #: Every address of a family, as Docker writes it.
 _EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
-_NATIVE = ("oif", "meta iiftype", CGROUP)
 #: How often it is read anew when somebody changes something meanwhile.
 _TRIES = 5
 
@@ -104,12 +103,12 @@ def _generation(sock: socket.socket) -> int:
 def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
     """A set's elements as a dump of it tells them; nothing where an older docker-fw made it of other parts."""
     spec = spec_of(name)
-    length = sum((_width(part) + 3) & ~3 for part in spec.key)
+    length = fields.length(spec.key)
     for body in told:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             key = nl.attributes(nl.attributes(one)[_KEY])[_VALUE]
             if len(key) == length:
-                yield Element(name, _values(key, spec.key))
+                yield Element(name, fields.unpacked(spec.key, key))
 
 
 def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
@@ -117,7 +116,7 @@ def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple
     for body in told:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(one)
-            key = _values(nl.attributes(of[_KEY])[_VALUE], spec.key)
+            key = fields.unpacked(spec.key, nl.attributes(of[_KEY])[_VALUE])
             data = _data(nl.attributes(of[_DATA]), spec.data) if spec.data and _DATA in of else ()
             soon = _EXPIRATION in of and int.from_bytes(of[_EXPIRATION], "big") < 2000
             yield Element(name, key, data), soon
@@ -126,38 +125,7 @@ def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple
 def _data(told: Mapping[int, bytes], expressions: tuple[str, ...]) -> tuple[Value, ...]:
     if expressions == VERDICT:
         return (_text(nl.attributes(told[_DATA_VERDICT]).get(_VERDICT_CHAIN, b"")),)
-    return _values(told[_DATA_VALUE], expressions)
-
-
-def _values(packed: bytes, expressions: tuple[str, ...]) -> tuple[Value, ...]:
-    found: list[Value] = []
-    for expression in expressions:
-        width = _width(expression)
-        found.append(_value(packed[:width], expression))
-        packed = packed[(width + 3) & ~3 :]
-    return tuple(found)
-
-
-def _width(expression: str) -> int:
-    if expression.startswith(("ip saddr", "ip daddr")):
-        return 4
-    if expression.startswith("ip6 ") or expression.endswith(("iifname", "oifname")):
-        return 16
-    return _WIDTH.get(expression, 1)
-
-
-def _value(packed: bytes, expression: str) -> Value:
-    if expression.startswith("ip "):
-        return IPv4Address(packed)
-    if expression.startswith("ip6 ") or expression == TARGET:
-        return IPv6Address(packed)
-    if expression == "ether saddr":
-        return packed.hex(":")
-    if expression.endswith(("iifname", "oifname")):
-        return packed.rstrip(b"\0").decode("utf-8", "replace")
-    if expression in _NATIVE:
-        return int.from_bytes(packed, sys.byteorder)
-    return int.from_bytes(packed, "big")
+    return fields.unpacked(expressions, told[_DATA_VALUE])
 
 
 def _text(packed: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from plugin.kernel.names import AF, host_side
 from plugin.labels.ranges import block_key, blocks, pieces
 from plugin.model import (
     OTHER,
@@ -19,8 +20,9 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.nftables.fields import Value
 from plugin.nftables.rate_chains import remembers
-from plugin.nftables.sets import AF, NUMBER, Element, Value, host_side, limit_chain
+from plugin.nftables.sets import NUMBER, Element, limit_chain
 from plugin.policy.decide import closed_ports, covers, prefix_of
 from plugin.policy.facts import BridgeFacts, ProxyFacts
 

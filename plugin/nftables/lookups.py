@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from plugin.labels.ranges import BLOCKS, LENGTHS, block_expression, length_and_prefix, masked
 from plugin.nftables import sets
-from plugin.nftables.sets import BAN_LENGTHS, HELD_SETS, SetSpec, spec_of
+from plugin.nftables.sets import HELD_SETS, SetSpec, spec_of
+from plugin.policy.bans import BAN_LENGTHS
 
 _IP = {4: "ip", 6: "ip6"}
 

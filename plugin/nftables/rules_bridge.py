@@ -7,7 +7,8 @@ section 11.1) would draw a neighbour's flows away, and a forged source would hav
 
 from __future__ import annotations
 
-from plugin.nftables.sets import PORT_PREFIX, TARGET
+from plugin.kernel.names import PORT_PREFIX
+from plugin.nftables.fields import TARGET
 
 _FROM = "iifname . ether saddr . "
 #: IGMP: a membership query (RFC 3376), a multicast router's advertisement (RFC 4286), which ICMPv6 has too.

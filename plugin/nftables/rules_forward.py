@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
-from plugin.nftables.sets import GROUP
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"

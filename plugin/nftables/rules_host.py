@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
 from plugin.nftables.rules_forward import BEGINS_ANEW, ERRORS, LINK6, NOT_OWN
-from plugin.nftables.sets import GROUP
 
 
 def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:

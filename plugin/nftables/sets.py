@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from plugin.kernel.names import AF
 from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
+from plugin.nftables.fields import CGROUP, TARGET, VERDICT, Value
+from plugin.policy.bans import BAN_LENGTHS
 
 #: The name of the tables, inet and bridge: one that no host gives to a table of its own.
 TABLE = "docker-fw"
@@ -18,37 +21,21 @@ TABLE = "docker-fw"
 CLOSED = "docker-fw-closed"
 #: The name in former versions.
 FORMER = "fw"
-#: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
-BRIDGE_PREFIX = "fw-"
-#: The host's side of an endpoint's veth pair, a port of its bridge.
-PORT_PREFIX = "fwv"
-#: The device group of every bridge of ours, whatever its name: the kernel sets it before the link can carry a packet.
-GROUP = 0x66770001
 
-#: A value in a key: an address, an IP protocol or port or family number, an interface name, a MAC.
-Value = Address | int | str
 #: IP protocols that an element may name.
 NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
-AF = {4: 2, 6: 10}
 
 #: Seconds for which a cut flow is held since who answered in it spoke last: as long as conntrack itself remembers a
 #: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.
 HELD = 600
 
-#: What nft calls the control group of the socket that a packet is for, and at which levels it is looked for:
-#: openrc.docker is of level 1, system.slice/docker.service of level 2. A group's number is no other's at any level.
-CGROUP, CGROUP_LEVELS = "socket cgroupv2 level 2", (1, 2, 3, 4)
+#: At which levels a socket's control group is looked for: openrc.docker is of level 1, system.slice/docker.service of
+#: level 2. A group's number is no other's at any level.
+CGROUP_LEVELS = (1, 2, 3, 4)
 #: A published port on every address of a family.
 _ANY = ("meta nfproto", "meta l4proto", "th dport")
-#: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
-#: 1.0.6 has no name for it, and a newer one lists `@th,64,128` by its name, which the set's type then is not.
-TARGET = "@nh,384,128"
-#: Data of a map whose elements name the chain to jump to.
-VERDICT = ("verdict",)
 #: The length of a prefix, in front of it.
 _NET = ("th sport",)
-#: Lengths of banned prefixes: each packet pays for each of them, so others are cut or widened into these.
-BAN_LENGTHS = {4: (24, 16), 6: (64, 48)}
 
 
 class SetSpec(NamedTuple):
@@ -236,11 +223,6 @@ SETS: dict[str, SetSpec] = {
         ("iifname", "ether saddr", TARGET), comment="what it may say to have", bridge=True, effect="opens"
     ),
 }
-
-
-def host_side(endpoint_id: str) -> str:
-    """The name of an endpoint's port."""
-    return PORT_PREFIX + endpoint_id[:12].lower()
 
 
 class Element(NamedTuple):

@@ -26,7 +26,8 @@ from plugin.model import Address
 from plugin.nftables import identity, rate_chains
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET, bodies, counted, of_set
 from plugin.nftables.document import TRY_BRIDGE, TRY_HOLD, TRY_OWNED, named, replace, skeleton
-from plugin.nftables.sets import BANNING, CGROUP, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
+from plugin.nftables.fields import CGROUP
+from plugin.nftables.sets import BANNING, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
 
 _SUBSYS = 10 << 8
 _GETTABLE, _GETCHAIN, _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYS | n for n in (1, 4, 7, 12, 13, 14))

@@ -1,7 +1,7 @@
-"""Banned addresses and prefixes → elements. Pure.
+"""Banned addresses and prefixes: what can be banned, and which pieces the firewall looks up.
 
-Each packet pays for each length that is looked for, so there are few: others are cut into the next longer one, and IPv6
-prefixes longer than /64, which is one customer's, are widened to it.
+Each packet pays for each prefix length that is looked up, so there are few (`BAN_LENGTHS`). A prefix of another length
+is split into pieces of the next longer one. An IPv6 prefix longer than /64 is widened to it, for one customer has that.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from ipaddress import ip_network
 
 from plugin.labels.grammar import parse_prefix
 from plugin.model import FwError, Prefix
-from plugin.nftables.sets import AF, BAN_LENGTHS, Change, Element
 
+#: Lengths of banned prefixes that are looked up, besides whole addresses.
+BAN_LENGTHS = {4: (24, 16), 6: (64, 48)}
 #: Pieces of one ban at most: a /8 of IPv4, a /40 of IPv6.
 MAX_PIECES = 256
 #: The shortest prefix that can be banned, so.
 WIDEST = {4: 8, 6: 40}
-#: Seconds before its end in which a ban is left to end by itself.
-_SOON = 2
 
 
 def read(text: str) -> Prefix:
@@ -73,89 +72,3 @@ def pieces(prefix: Prefix) -> list[Prefix]:
     if 1 << (length - prefix.prefixlen) > MAX_PIECES:
         return [prefix] * (MAX_PIECES + 1)
     return list(prefix.subnets(new_prefix=length))
-
-
-def _element(piece: Prefix) -> Element:
-    v, whole = piece.version, piece.prefixlen == piece.max_prefixlen
-    return Element(f"banned{v}" if whole else f"banned{v}_{piece.prefixlen}", (piece.network_address,))
-
-
-def _asking(prefix: Prefix) -> tuple[Element, ...]:
-    """What makes packets of the family be looked up. It stays as long as the ban is known: no time takes it away."""
-    family = (AF[prefix.version],)
-    exact = prefix.version == 4 and prefix.prefixlen > max(BAN_LENGTHS[4])
-    if exact or prefix.prefixlen == prefix.max_prefixlen:
-        return (Element("banning", family),)
-    return Element("banning", family), Element("banning_nets", family)
-
-
-def ban_elements(bans: Mapping[Prefix, float], now: float) -> tuple[set[Element], dict[Element, int]]:
-    """Elements that last, and those that last for so many seconds. `bans`: until when (Unix time); 0: for ever."""
-    lasting: set[Element] = set()
-    timed: dict[Element, int] = {}
-    for prefix, until in bans.items():
-        lasting.update(_asking(prefix))
-        for element in map(_element, pieces(prefix)):
-            if not until:
-                lasting.add(element)
-            elif until > now:
-                timed[element] = max(timed.get(element, 0), _left(until, now))
-    return lasting, {element: seconds for element, seconds in timed.items() if element not in lasting}
-
-
-def ban_change(
-    before: Mapping[Prefix, float], after: Mapping[Prefix, float], now: float
-) -> tuple[Change, dict[Element, int]]:
-    """What makes the one into the other, and what is to last for so many seconds.
-
-    Only what differs is looked at: a blocklist is long, and a ban must not hold up a container that starts.
-    """
-    differing = _differing(before, after)
-    remove: set[Element] = set()
-    add: set[Element] = set()
-    timed: dict[Element, int] = {}
-    for piece in {piece for prefix in differing for piece in pieces(prefix)}:
-        element = _element(piece)
-        was, will = _until(piece, before, now), _until(piece, after, now)
-        if was == will or (was and will and abs(was - will) <= 1):
-            continue
-        # What is about to go by itself may be gone by the time that it is to be removed.
-        if was is not None and not (will is None and was and was - now < _SOON):
-            remove.add(element)
-        if will == 0:
-            add.add(element)
-        elif will is not None:
-            timed[element] = _left(will, now)
-    add.update(element for prefix in differing if prefix in after for element in _asking(prefix))
-    gone = {element for prefix in differing if prefix not in after for element in _asking(prefix)} - add
-    if gone:
-        for prefix in after:
-            gone.difference_update(_asking(prefix))
-            if not gone:
-                break
-    return Change(tuple(remove | gone), tuple(add)), timed
-
-
-def _left(until: float, now: float) -> int:
-    return int(until - now) + 1
-
-
-def _differing(before: Mapping[Prefix, float], after: Mapping[Prefix, float]) -> set[Prefix]:
-    """By the objects that are in both: to hash 50,000 prefixes would take 100 ms."""
-    one, other = ({id(prefix): until for prefix, until in bans.items()} for bans in (before, after))
-    changed = {key for key, _ in one.items() ^ other.items()}
-    return {prefix for bans in (before, after) for prefix in bans if id(prefix) in changed} if changed else set()
-
-
-def _until(piece: Prefix, bans: Mapping[Prefix, float], now: float) -> float | None:
-    """Until when the piece is banned, by whatever prefix it is a piece of; 0: for ever, None: not."""
-    lengths, length = BAN_LENGTHS[piece.version], piece.prefixlen
-    widest = max((n for n in lengths if n < length), default=WIDEST[piece.version] - 1)
-    if piece.version == 6 and length == piece.max_prefixlen:
-        widest = length - 1  # what is between has been widened
-    found = [
-        until
-        for n in range(widest + 1, length + 1)
-        if (until := bans.get(piece.supernet(new_prefix=n), -1.0)) == 0 or until > now
-    ]
-    return 0 if 0 in found else max(found, default=None)

@@ -1,16 +1,12 @@
-"""A flow as conntrack tells of it: who began it and who answers, and whether it would be let through now.
-
-It stays the attributes of ctnetlink's message: of hundreds of thousands few are looked at closely.
-"""
+"""Whether a tracked connection would be accepted now, and how a packet of its responder would open it anew."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from plugin.kernel import netlink as nl
 from plugin.model import (
     OTHER,
     PORTLESS,
@@ -18,31 +14,28 @@ from plugin.model import (
     PROTO_NUMBER,
     Address,
     AddressPolicy,
+    Flow,
     Policy,
     Prefix,
     Proto,
-    Published,
     Rule,
 )
 from plugin.policy.decide import passes
 
-TUPLE_ORIG, TUPLE_REPLY = 1, 2
-_TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_SRC_PORT, PROTO_DST_PORT = 1, 2, 1, 2, 3
-_ICMP_TYPE = {4: 5, 6: 8}  # CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE
-IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
 _PORTLESS = {number: name for name, number in PORTLESS.items()}
 _ICMP = (1, 58)  # IPv4's and IPv6's protocol numbers
 _ECHO = (8, 128)
-#: What the next packet of who answered does not bring back: TCP begins with a SYN, ICMP with a request.
+#: Protocols of which the responder's next packet opens no connection: TCP begins with a SYN, ICMP with a request.
 _BEGIN = (PROTO_NUMBER["tcp"], *_ICMP)
-#: UDP, DCCP, SCTP, UDP-Lite: conntrack tells these apart by their ports. (GRE's keys stand in their place.)
+#: UDP, DCCP, SCTP, UDP-Lite: conntrack tells these apart by their ports. (GRE's keys are in their place.)
 _WITH_PORTS = (17, 33, 132, 136)
-Flow = dict[int, bytes]
 
 
 class Way(NamedTuple):
-    """How a flow was answered: from its target to who began it, both as they really are, behind any NAT. Ports are 0
-    where the protocol has none. `whose`: the container's end."""
+    """How a connection was answered: from its responder to its initiator, both as they really are, behind any NAT.
+
+    Ports are 0 where the protocol has none. `whose`: the container's end.
+    """
 
     source: Address
     proto: int
@@ -53,7 +46,7 @@ class Way(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """Who began a flow and who answers, the container also where a published port led there; what it is about."""
+    """The initiator and the responder, which is the container also where a published port led there; and for what."""
 
     by: bytes
     to: bytes
@@ -62,40 +55,32 @@ class _Ends(NamedTuple):
     icmp_type: int = _ECHO[0]
 
 
-def _ends(flow: Flow, version: int) -> _Ends:
-    by, to = (
-        nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(IP[version][0], b"")
-        for way in (TUPLE_ORIG, TUPLE_REPLY)
-    )
-    asked, told = _protos(flow)
-    number = int.from_bytes(told.get(_PROTO_NUM, b""), "big")
-    port = int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big") if number in PROTO_NAME else 0
-    return _Ends(by, to, number, port, int.from_bytes(asked.get(_ICMP_TYPE[version], b""), "big"))
+def _ends(flow: Flow) -> _Ends:
+    port = flow.responder_port if flow.proto in PROTO_NAME else 0
+    return _Ends(flow.source, flow.responder, flow.proto, port, flow.icmp_type)
 
 
-def _protos(flow: Flow) -> tuple[Flow, Flow]:
-    asked, told = (nl.attributes(flow[way]).get(_TUPLE_PROTO, b"") for way in (TUPLE_ORIG, TUPLE_REPLY))
-    return nl.attributes(asked), nl.attributes(told)
+def ways(flow: Flow, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
+    """How the connection was answered, as a packet of the responder would open one; nothing where none would.
 
-
-def ways(flow: Flow, version: int, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
-    """How the flow was answered, as a packet of it would begin one; nothing where it would not."""
-    asked, told = _protos(flow)
-    by, to, number, *_ = ends = _ends(flow, version)
-    source, peer = ip_address(to), ip_address(by)
-    whose = source if to in guarded else peer
-    if number not in _BEGIN:
-        ports = [int.from_bytes(each.get(_PROTO_SRC_PORT, b""), "big") for each in (told, asked)]
-        source_port, peer_port = ports if number in _WITH_PORTS else (0, 0)
-        yield Way(source, number, source_port, peer, peer_port, whose)
-    # Over IPv6 conntrack looks behind an authentication header and says nothing of it; rules see just that.
-    if version == 6 and (not guarded or _judged_closed(ends._replace(number=PORTLESS["ah"], port=0), guarded, set())):
+    `guarded`: the containers' addresses, packed, whose end of a connection is theirs.
+    """
+    ends = _ends(flow)
+    source, peer = ip_address(flow.responder), ip_address(flow.source)
+    whose = source if flow.responder in guarded else peer
+    if flow.proto not in _BEGIN:
+        ports = (flow.responder_port, flow.source_port) if flow.proto in _WITH_PORTS else (0, 0)
+        yield Way(source, flow.proto, ports[0], peer, ports[1], whose)
+    # Over IPv6 conntrack looks behind an authentication header and does not report it; rules see just that.
+    if source.version == 6 and (
+        not guarded or _judged_closed(ends._replace(number=PORTLESS["ah"], port=0), guarded, set())
+    ):
         yield Way(source, PORTLESS["ah"], 0, peer, 0, whose)
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedFlow:
-    """A flow that `conntrack.cut_closed` would cut: who began it, and to which address and port."""
+    """A connection that is not accepted any more: who opened it, and to which address and port."""
 
     source: Address
     address: Address
@@ -103,17 +88,10 @@ class ClosedFlow:
     port: int
 
 
-def closed_flow(flow: Flow, version: int) -> ClosedFlow:
-    source, _ = IP[version]
-    asked = nl.attributes(nl.attributes(flow[TUPLE_ORIG])[_TUPLE_IP])
-    answer = nl.attributes(flow[TUPLE_REPLY])
-    told = nl.attributes(answer.get(_TUPLE_PROTO, b""))
-    return ClosedFlow(
-        ip_address(asked[source]),
-        ip_address(nl.attributes(answer[_TUPLE_IP])[source]),
-        PROTO_NAME.get(int.from_bytes(told.get(_PROTO_NUM, b""), "big")),
-        int.from_bytes(told.get(_PROTO_SRC_PORT, b""), "big"),
-    )
+def closed_flow(flow: Flow) -> ClosedFlow:
+    """Describe a connection for a report."""
+    proto = PROTO_NAME.get(flow.proto)
+    return ClosedFlow(ip_address(flow.source), ip_address(flow.responder), proto, flow.responder_port)
 
 
 def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy], local: set[bytes]) -> list[Way]:
@@ -126,47 +104,9 @@ def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy],
     return [way for way in ways if not _judged_closed(ends(way), packed, local)]
 
 
-def touches(flow: Flow, version: int, packed: set[bytes]) -> bool:
-    for where in (TUPLE_ORIG, TUPLE_REPLY):
-        ends = nl.attributes(nl.attributes(flow[where]).get(_TUPLE_IP, b""))
-        if any(ends.get(part) in packed for part in IP[version]):
-            return True
-    return False
-
-
-def is_within(flow: Flow, wanted: Mapping[int, Collection[int]]) -> bool:
-    """True if one end is in one of the prefixes. `wanted`: by the number of bits behind a prefix, those in front."""
-    for where in (TUPLE_ORIG, TUPLE_REPLY):
-        for packed in nl.attributes(nl.attributes(flow[where]).get(_TUPLE_IP, b"")).values():
-            address = int.from_bytes(packed, "big")
-            if any(address >> shift in prefixes for shift, prefixes in wanted.items()):
-                return True
-    return False
-
-
-def aims_at(
-    flow: Flow,
-    version: int,
-    wanted: Mapping[tuple[int, bytes], Collection[Published]],
-    local: set[bytes],
-    stays: Callable[[Published, Address], bool] | None,
-) -> bool:
-    asked = nl.attributes(flow[TUPLE_ORIG])
-    ends = nl.attributes(asked.get(_TUPLE_IP, b""))
-    target = ends.get(IP[version][1], b"")
-    if target not in local:
-        return False
-    proto = nl.attributes(asked.get(_TUPLE_PROTO, b""))
-    key = (int.from_bytes(proto.get(_PROTO_NUM, b""), "big"), proto.get(PROTO_DST_PORT, b""))
-    ports = [p for p in wanted.get(key, ()) if p.host_ip.is_unspecified or p.host_ip.packed == target]
-    if not ports or stays is None:
-        return bool(ports)
-    source = ends[IP[version][0]]
-    return source not in local and not any(stays(port, ip_address(source)) for port in ports)
-
-
-def is_closed(flow: Flow, version: int, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
-    return _judged_closed(_ends(flow, version), guarded, local)
+def is_closed(flow: Flow, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
+    """Return whether the connection would not be accepted now. `local`: the host's addresses, packed as all are."""
+    return _judged_closed(_ends(flow), guarded, local)
 
 
 def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
@@ -197,14 +137,11 @@ def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: s
     return not (to in local and any(rule.proto == proto and rule.first <= port <= rule.last for rule in hosts))
 
 
-def is_strange(flow: Flow, version: int, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
-    by, to = (
-        nl.attributes(nl.attributes(flow[way]).get(_TUPLE_IP, b"")).get(IP[version][0], b"")
-        for way in (TUPLE_ORIG, TUPLE_REPLY)
-    )
-    if by in known:
+def is_strange(flow: Flow, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
+    """Return whether an address within the prefixes that is not known opened the connection, to elsewhere."""
+    if flow.source in known:
         return False
-    source, target = ip_address(by), ip_address(to)
+    source, target = ip_address(flow.source), ip_address(flow.responder)
     return any(source in prefix and target not in prefix for prefix in prefixes)
 
 

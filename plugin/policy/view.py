@@ -31,13 +31,13 @@ from plugin.nftables.elements import (
     proxied_element,
     proxy_elements,
 )
+from plugin.nftables.rate_quota import Quota, rates
 from plugin.nftables.sets import Element
 from plugin.policy import decide as policy
 from plugin.policy import overrides
 from plugin.policy.facts import ElementOwner, Facts, Kind, changed
 from plugin.policy.frozen import frozen
 from plugin.policy.peers import Key, PeerIndex, Who, itself, who
-from plugin.policy.rate_quota import Quota, rates
 from plugin.policy.saved import State
 
 

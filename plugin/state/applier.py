@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from plugin.model import Prefix
 from plugin.nftables.applied import AppliedElements
+from plugin.nftables.ban_elements import ban_change, ban_elements
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import RATED, SETS, Change, Element, spec_of
 from plugin.nftables.table import Nft, NftError
-from plugin.policy.bans import ban_change, ban_elements
 from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
 from plugin.policy.rate_quota import FULL

@@ -25,6 +25,7 @@ from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
 from plugin.policy.view import Inventory, subnets
+from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
 #: Flows held one by one, in each set, which has room for 65,535.
@@ -60,7 +61,7 @@ class FlowCutter:
         answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
         if answers:
-            cuts.append(partial(conntrack.cut_closed, answers, self.hold))
+            cuts.append(partial(closed_flows.cut_closed, answers, self.hold))
         if ports:
             cuts.append(partial(conntrack.cut_published, ports, stays))
         return cuts
@@ -116,7 +117,7 @@ class FlowCutter:
         prefixes = [subnet for network in networks for subnet in subnets(network)]
         if prefixes:
             known = frozenset(self.answers(self._known.owners()))
-            self._later(partial(conntrack.cut_strangers, prefixes, known, self.hold))
+            self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
         return self._known.answers_of(owners)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from plugin.kernel import netlink as nl
-from plugin.nftables.codec import concatenated
+from plugin.nftables import fields
 from plugin.nftables.sets import SETS
 from plugin.nftables.table import _DELSETELEM, _NEWSETELEM
 from tests.bench.bed import GUARDED, LABEL, Bed, connect, disconnect
@@ -126,7 +126,7 @@ def _began(bed: Bed, container: str) -> int:
 def _key(bed: Bed, container: str, network: str) -> bytes:
     """The key of the element that stands for what the container's label opens, as the kernel tells it."""
     address = ip_address(bed.engine.address(container, network)[1])
-    return concatenated(SETS["allow6"].key, (address, 6, 8080))
+    return fields.packed(SETS["allow6"].key, (address, 6, 8080))
 
 
 def _events(bed: Bed, container: str, since: int) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from plugin.driver import protocol
 from plugin.fwctl.check.run import run as check
 from plugin.fwctl.drop_record import Drop, header, line
 from plugin.kernel import netlink as nl
-from plugin.kernel.links import bridge_name
+from plugin.kernel.names import bridge_name
 from plugin.labels import parser
 from plugin.labels.duration import parse as duration
 from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back

@@ -23,7 +23,7 @@ from plugin.gunicorn_conf import *  # noqa: F403
 from plugin.kernel import conntrack, links
 from plugin.kernel.sysctl import Sysctl
 from plugin.nftables.table import Nft
-from plugin.state import journal, store
+from plugin.state import closed_flows, journal, store
 
 ORDER = Path(os.environ["CRASH"])
 DIED = Path(f"{ORDER}.died")
@@ -116,5 +116,11 @@ links.IPRoute = _IPRoute  # type: ignore[attr-defined]
 for _name in ("_run", "_batch"):
     setattr(Nft, _name, _step(getattr(Nft, _name), f"nft {_name}"))
 Sysctl._write = _step(Sysctl._write)  # type: ignore[method-assign]
-for _name in ("cut_addresses", "cut_closed", "cut_published", "cut_strangers", "cut_prefixes"):
-    setattr(conntrack, _name, _step(getattr(conntrack, _name), _name))
+for _module, _name in (
+    (conntrack, "cut_addresses"),
+    (closed_flows, "cut_closed"),
+    (conntrack, "cut_published"),
+    (closed_flows, "cut_strangers"),
+    (conntrack, "cut_prefixes"),
+):
+    setattr(_module, _name, _step(getattr(_module, _name), _name))

@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from plugin.kernel.links import bridge_name, container_side
-from plugin.nftables.sets import host_side
+from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.state.store import Store
 from tests.kernel.fakedocker import FakeDocker
 from tests.kernel.site import MARK, Box, Site

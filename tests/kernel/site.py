@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from plugin.kernel import netlink as nl
-from plugin.kernel.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel.links import Links, mac_of
+from plugin.kernel.names import bridge_name, container_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec, Published, Rule
 from plugin.nftables.elements import guarded_elements, guest_elements

@@ -15,8 +15,8 @@ import pytest
 
 from plugin.fwctl.api.commands import AdminCommands
 from plugin.model import Address, Defaults, PolicySpec, Prefix, Rule
+from plugin.nftables.ban_elements import ban_change, ban_elements
 from plugin.nftables.sets import Change
-from plugin.policy.bans import ban_change, ban_elements
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler

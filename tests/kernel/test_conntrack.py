@@ -11,6 +11,7 @@ import pytest
 from plugin.kernel import conntrack
 from plugin.model import Address, AddressPolicy, Policy, Published, Rule
 from plugin.policy.decide import BASE
+from plugin.state.closed_flows import cut_closed
 from tests.kernel.packets import Packet, new_flow, ping, udp
 from tests.kernel.site import Box, Site, site_of_module
 
@@ -181,7 +182,7 @@ def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[B
     assert len(closed) == 4
     assert len([flow for flow in before if flow[3] == "5353"]) == 2
     with site.inside():
-        conntrack.cut_closed({address: AddressPolicy(subnet, Policy(accepts=BASE)) for address, subnet in subnets})
+        cut_closed({address: AddressPolicy(subnet, Policy(accepts=BASE)) for address, subnet in subnets})
     assert flows(site) == before - closed
 
 
@@ -196,13 +197,13 @@ def test_icmp_that_no_rule_would_let_in_is_cut(site: Site, boxes: tuple[Box, Box
     site.run("conntrack", "-I", *asks, "--icmp-id", "7", "-t", "60")
     before = flows(site)
     with site.inside():
-        conntrack.cut_closed({address: AddressPolicy(subnet, Policy()) for address, subnet in subnets})
+        cut_closed({address: AddressPolicy(subnet, Policy()) for address, subnet in subnets})
     left = site.run("conntrack", "-L", check=False).stdout
     assert "type=8" in left
     assert "type=13" not in left
     assert flows(site) <= before
     with site.inside():
-        conntrack.cut_closed({address: AddressPolicy(subnet, Policy(), internal=True) for address, subnet in subnets})
+        cut_closed({address: AddressPolicy(subnet, Policy(), internal=True) for address, subnet in subnets})
     assert not pings & flows(site)
 
 
@@ -214,7 +215,7 @@ def test_what_an_internal_network_began_is_cut(site: Site, boxes: tuple[Box, Box
     assert len(began) >= 4
     subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
     with site.inside():
-        conntrack.cut_closed({address: AddressPolicy(subnet, Policy(), internal=True) for address, subnet in subnets})
+        cut_closed({address: AddressPolicy(subnet, Policy(), internal=True) for address, subnet in subnets})
     assert not began & flows(site)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plugin.nftables.sets import host_side
+from plugin.kernel.names import host_side
 from tests.kernel.packets import new_flow
 from tests.kernel.running import Running, names_of
 from tests.kernel.site import Box, Site

@@ -20,6 +20,7 @@ from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.decide import of
 from plugin.policy.flows import Way
+from plugin.state.closed_flows import cut_closed
 from tests.kernel.marks import Marks
 from tests.kernel.packets import Packet, icmp, icmp_error, ping, tcp, udp
 from tests.kernel.running import Running
@@ -367,7 +368,7 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
             site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)[:5]): 60 for way in found})
 
         with site.inside():
-            conntrack.cut_closed({mine: AddressPolicy(subnet, Policy())}, hold)
+            cut_closed({mine: AddressPolicy(subnet, Policy())}, hold)
         other = udp(mine, out, 7778, 5353)
         assert site.deliver([answer, other], site.wan, boxes.web) == {other}
         assert site.deliver([asked], boxes.web) == set()

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from plugin.kernel.names import AF
 from plugin.kernel.sock_diag import Listeners, listening
 from plugin.model import Published
 from plugin.nftables.elements import proxied_element
-from plugin.nftables.sets import AF, BANNING, WATCHED, Element
+from plugin.nftables.sets import BANNING, WATCHED, Element
 from tests.kernel.resets import resetting, served
 from tests.kernel.running import Running
 from tests.kernel.site import Site

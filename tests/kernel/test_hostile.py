@@ -10,9 +10,9 @@ import struct
 
 import pytest
 
+from plugin.kernel.names import host_side
 from plugin.model import Container, Endpoint, PolicySpec, Rule
 from plugin.nftables.elements import link_local
-from plugin.nftables.sets import host_side
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, Sniffer, arrived, extended, frame, icmp, mac, new_flow, packed, ping, tcp, udp
 from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from plugin.kernel import link_monitor
-from plugin.kernel.links import Links, bridge_name, container_side, mac_of
+from plugin.kernel.links import Links, mac_of
+from plugin.kernel.names import GROUP, bridge_name, container_side, host_side
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Network
-from plugin.nftables.sets import GROUP, Element, host_side
+from plugin.nftables.sets import Element
 from tests.kernel.netns import inside
 from tests.kernel.packets import icmp, new_flow
 from tests.kernel.site import Site

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from plugin.kernel.links import bridge_mac
-from plugin.nftables.sets import host_side
+from plugin.kernel.names import host_side
 from tests.kernel.running import BASE, Body, Running
 
 CHOSEN = "02:aa:00:00:00:07"

@@ -20,7 +20,7 @@ from plugin.fwctl.api import droplog
 from plugin.fwctl.api.droplog import KEPT, TAKEN, DropLog
 from plugin.fwctl.api.droplog_http import FOLLOWERS
 from plugin.fwctl.drop_record import Drop
-from plugin.kernel.links import bridge_name
+from plugin.kernel.names import bridge_name
 from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP

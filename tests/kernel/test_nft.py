@@ -22,7 +22,8 @@ from plugin.kernel import netlink
 from plugin.model import PROTO_NAME, Rule
 from plugin.nftables.document import document, element_text, skeleton
 from plugin.nftables.elements import rule_elements
-from plugin.nftables.sets import CGROUP, RATED, SETS, TARGET, Change, Element, SetSpec, spec_of
+from plugin.nftables.fields import CGROUP, TARGET
+from plugin.nftables.sets import RATED, SETS, Change, Element, SetSpec, spec_of
 from plugin.nftables.table import Nft, NftError
 from tests.kernel.netns import inside
 from tests.kernel.site import MARK

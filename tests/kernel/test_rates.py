@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from plugin.model import PolicySpec, Published
-from plugin.nftables import rate_chains
+from plugin.nftables import rate_chains, rate_quota
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from plugin.policy import rate_quota
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.resets import resetting, served
 from tests.kernel.site import Box, Site, of_endpoint, site_of_module

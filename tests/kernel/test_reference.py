@@ -43,8 +43,9 @@ from plugin.model import (
     Rule,
     TrackedEndpoint,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import WATCHED, Change, Element
-from plugin.policy.bans import ban_elements, read
+from plugin.policy.bans import read
 from plugin.policy.decide import prefix_of
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State

@@ -13,9 +13,9 @@ import pytest
 
 from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import ProxyFacts
 from plugin.policy.view import Inventory, evaluated
 from plugin.state.reconciler import Reconciler

@@ -25,8 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugin.kernel.links import bridge_name, container_side
-from plugin.nftables.sets import host_side
+from plugin.kernel.names import bridge_name, container_side, host_side
 from plugin.state.store import VERSION
 from tests.kernel.fakedocker import Mode
 from tests.kernel.netns import inside

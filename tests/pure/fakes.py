@@ -15,6 +15,7 @@ from plugin.model import Container, FwError, Published
 from plugin.nftables.sets import Change, Element, limiting
 from plugin.nftables.table import NftError
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 
 
 class Kernel:
@@ -95,7 +96,8 @@ class Clock:
 
 def cut_no_flows(patch: pytest.MonkeyPatch) -> None:
     """Nothing looks for flows in the connection tracking of this machine's kernel."""
-    for name in ("cut_closed", "cut_published", "cut_addresses"):
+    patch.setattr(closed_flows, "cut_closed", lambda *_: None)
+    for name in ("cut_published", "cut_addresses"):
         patch.setattr(conntrack, name, lambda *_: None)
     patch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
 

@@ -48,10 +48,8 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 LATER: set[tuple[str, str]] = {
     ("docker.client", "fwctl.api.docker_firewall"),
     ("docker.engine", "fwctl.api.docker_firewall"),
-    ("driver.driver", "nftables.sets"),
     ("fwctl.cli.host", "docker.client"),
     ("fwctl.cli.host", "fwctl.api.status"),
-    ("fwctl.cli.host", "kernel.conntrack"),
     ("fwctl.cli.host", "kernel.docker_user"),
     ("fwctl.cli.host", "kernel.links"),
     ("fwctl.cli.host", "kernel.sysctl"),
@@ -60,19 +58,14 @@ LATER: set[tuple[str, str]] = {
     ("fwctl.cli.host", "nftables.sets"),
     ("fwctl.cli.host", "policy.view"),
     ("fwctl.cli.host", "policy.flows"),
+    ("fwctl.cli.host", "state.closed_flows"),
     ("fwctl.cli.main", "daemon.log_format"),
     ("fwctl.host.boot_table", "daemon.early_table"),
     ("fwctl.host.boot_table", "fwctl.cli.client"),
-    ("kernel.conntrack", "policy.flows"),
-    ("kernel.link_monitor", "nftables.sets"),
-    ("kernel.links", "nftables.sets"),
     ("kernel.sock_diag", "policy.requested_ports"),
-    ("policy.bans", "nftables.sets"),
     ("policy.view", "nftables.elements"),
+    ("policy.view", "nftables.rate_quota"),
     ("policy.view", "nftables.sets"),
-    ("policy.flows", "kernel.netlink"),
-    ("policy.rate_quota", "nftables.rate_chains"),
-    ("policy.rate_quota", "nftables.sets"),
 }
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
@@ -83,17 +76,21 @@ PURE = (
     "settings",
     "labels",
     "policy",
+    "kernel.names",
     *(
         f"nftables.{name}"
         for name in (
+            "fields",
             "sets",
             "lookups",
             "rate_chains",
+            "rate_quota",
             "rules_forward",
             "rules_host",
             "rules_bridge",
             "document",
             "elements",
+            "ban_elements",
             "applied",
             "drift",
         )
@@ -145,7 +142,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"pyroute2": {"daemon.plugin", "daemon.refuse_all"}, "nftables": {"fwctl.cli.host"}}
+USED_LATER = {"nftables": {"fwctl.cli.host"}}
 
 
 def package(module: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from plugin.nftables.sets import GROUP
+from plugin.kernel.names import GROUP
 from tests.lab import ENGINES, Engine
 from tests.product import NEWEST, Fw
 from tests.waiting import until

@@ -26,9 +26,9 @@ from plugin.kernel import link_monitor
 from plugin.kernel.resolver import asked_from_host
 from plugin.model import Address, DockerUnavailable, FwError, Published
 from plugin.nftables import drift, dump
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Facts
 from plugin.policy.view import evaluated
 from plugin.settings import Settings

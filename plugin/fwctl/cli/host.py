@@ -86,10 +86,10 @@ def dry_run(options: argparse.Namespace) -> int:
     """What installing docker-fw would close on this host: reads Docker's API and the kernel, changes nothing."""
     from plugin.docker.client import DockerApi  # noqa: PLC0415
     from plugin.fwctl.api.status import guarded_networks  # noqa: PLC0415
-    from plugin.kernel import conntrack  # noqa: PLC0415
     from plugin.nftables import identity  # noqa: PLC0415
     from plugin.policy.view import evaluated  # noqa: PLC0415
     from plugin.settings import read  # noqa: PLC0415
+    from plugin.state.closed_flows import closed_flows  # noqa: PLC0415
 
     try:
         settings = read(os.environ)
@@ -103,7 +103,7 @@ def dry_run(options: argparse.Namespace) -> int:
     names = {a: e.container.name for e in look.endpoints if e.container for a in (e.addr4, e.addr6) if a}
     try:
         unmanaged = identity.find().unmanaged
-        flows = conntrack.closed_flows(known.answers_of(known.owners()))
+        flows = closed_flows(known.answers_of(known.owners()))
     except OSError as error:
         text = f"could not see which connections stand ({error.strerror}); run this on the host's network and with "
         failed(FwError(text + "--cap-add NET_ADMIN"))

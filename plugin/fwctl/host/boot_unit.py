@@ -21,9 +21,9 @@ from plugin.docker.client import DockerApi
 from plugin.jsonio import INTERFACE_NAME
 from plugin.kernel import link_monitor
 from plugin.model import DockerUnavailable, FwError, Prefix
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, element_text, named
 from plugin.nftables.sets import CLOSED, TABLE, Element
-from plugin.policy.bans import ban_elements
 
 #: What is written, below the host's root.
 DIRECTORY = "etc/docker-fw"

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugin.kernel.links import container_side
+from plugin.kernel.names import container_side, host_side
 from plugin.model import Endpoint, Network
-from plugin.nftables.sets import host_side
 from plugin.state.store import Store
 from tests.kernel.running import Running
 from tests.kernel.site import Box

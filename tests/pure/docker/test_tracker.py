@@ -32,6 +32,7 @@ from plugin.policy.decide import BASE, of, passes
 from plugin.policy.facts import Facts
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import State
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
 
@@ -112,7 +113,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Each time that flows were looked through for closed ones: by address, what was accepted."""
     found: list[Any] = []
-    monkeypatch.setattr(conntrack, "cut_closed", lambda guarded, _: found.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: found.append(guarded))
     return found
 
 

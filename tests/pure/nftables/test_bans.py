@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.model import FwError, Prefix
-from plugin.nftables.sets import BAN_LENGTHS, Element
-from plugin.policy.bans import MAX_PIECES, WIDEST, ban_elements, holding, pieces, read, told, written
+from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.sets import Element
+from plugin.policy.bans import BAN_LENGTHS, MAX_PIECES, WIDEST, holding, pieces, read, told, written
 from tests.pure.strategies import examples, prefixes4, prefixes6
 from tests.pure.tracer import CHAINS, Packet, Table
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.model import FwError, Prefix
-from plugin.nftables.sets import BAN_LENGTHS, Element
-from plugin.policy.bans import ban_change, ban_elements, holding, pieces, read, written
+from plugin.nftables.ban_elements import ban_change, ban_elements
+from plugin.nftables.sets import Element
+from plugin.policy.bans import BAN_LENGTHS, holding, pieces, read, written
 from tests.pure.strategies import examples
 
 NOW = 1_000_000.0

@@ -8,9 +8,9 @@ from ipaddress import ip_network
 import pytest
 
 from plugin.model import Defaults
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory

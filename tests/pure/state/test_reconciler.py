@@ -15,7 +15,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from plugin.kernel import conntrack
 from plugin.model import (
     Container,
     Defaults,
@@ -30,13 +29,14 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
-from plugin.policy.bans import ban_elements
 from plugin.policy.facts import BridgeFacts, Facts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import State
 from plugin.policy.view import evaluated
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
@@ -48,7 +48,7 @@ MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 2
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Each time that closed ports' flows were cut: what was guarded. The real kernel's are none of ours here."""
     calls: list[Any] = []
-    monkeypatch.setattr(conntrack, "cut_closed", lambda guarded, _: calls.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: calls.append(guarded))
     return calls
 
 

@@ -13,10 +13,10 @@ from plugin.fwctl.api import export, plan
 from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
-from plugin.policy.bans import ban_elements
 from plugin.policy.overrides import with_one
 from plugin.policy.view import Inventory, evaluated
 from plugin.settings import Settings, read

@@ -12,10 +12,11 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import status
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, PolicySpec
+from plugin.nftables import rate_quota
+from plugin.nftables.rate_quota import Quota
 from plugin.nftables.sets import DENIED, RATED, Element
-from plugin.policy import rate_quota
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.rate_quota import Quota
+from plugin.policy.rate_quota import FULL
 from plugin.policy.saved import State
 from plugin.policy.verdict import Packet, verdict
 from plugin.policy.view import Inventory
@@ -82,9 +83,9 @@ def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> Non
         state.put_endpoint(endpoint(4))
         state.put_endpoint(endpoint(5, rate=""))
     assert closed(kernel) == {4}
-    assert [r.getMessage() for r in caplog.records] == [f"c4: {rate_quota.FULL}"]
+    assert [r.getMessage() for r in caplog.records] == [f"c4: {FULL}"]
     told = {e["container"]: e["problems"] for e in _endpoints(state)}
-    assert told == {"c2": [], "c3": [], "c4": [rate_quota.FULL], "c5": []}
+    assert told == {"c2": [], "c3": [], "c4": [FULL], "c5": []}
     for number, port, accepted in ((2, 22, True), (4, 22, False), (4, 443, True)):
         packet = Packet(OUT, IPv4Address(f"10.1.0.{number}"), "tcp", port)
         assert verdict(state.read(lambda known: known), packet).accepted is accepted

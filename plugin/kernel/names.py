@@ -1,0 +1,31 @@
+"""What docker-fw calls its links, and the device group that marks its bridges.
+
+Every name derives from an ID of Docker's, so a repeated call finds its own work, and has at most 15 bytes
+(IFNAMSIZ, linux/if.h).
+"""
+
+from __future__ import annotations
+
+#: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
+BRIDGE_PREFIX = "fw-"
+#: The host's side of an endpoint's veth pair, a port of its bridge; and the side that Docker moves into the container.
+PORT_PREFIX, CONTAINER_PREFIX = "fwv", "fwc"
+#: The device group of every bridge of ours, whatever its name: the kernel sets it before the link can carry a packet.
+GROUP = 0x66770001
+#: Address families by IP version: AF_INET, AF_INET6 (linux/socket.h).
+AF = {4: 2, 6: 10}
+
+
+def bridge_name(network_id: str) -> str:
+    """Return the name of a network's bridge, where the network's options name none."""
+    return BRIDGE_PREFIX + network_id[:12].lower()
+
+
+def host_side(endpoint_id: str) -> str:
+    """Return the name of an endpoint's port of the bridge."""
+    return PORT_PREFIX + endpoint_id[:12].lower()
+
+
+def container_side(endpoint_id: str) -> str:
+    """Return the name of an endpoint's other side, until Docker moves it into the container."""
+    return CONTAINER_PREFIX + endpoint_id[:12].lower()

@@ -1,0 +1,142 @@
+"""Which containers' rates are in the table: it has room for `MOST`, and a port whose rate finds none is closed.
+
+Each container's chains and sets are kernel memory that labels ask for. An owner that has room keeps it, over restarts
+of docker-fw too. One that found none gets it when another's ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from plugin.nftables.fields import Value
+from plugin.nftables.rate_chains import size
+from plugin.nftables.sets import DENIED, RATED, Element, limiting
+from plugin.policy.facts import ElementOwner
+from plugin.policy.rate_quota import MOST
+
+_Key = tuple[str, tuple[Value, ...]]
+
+
+class Quota:
+    """Not thread-safe."""
+
+    def __init__(self) -> None:
+        #: Whose elements the last change changed besides, which must be so in the same transaction.
+        self.moved: list[ElementOwner] = []
+        self._kept: set[str] = set()
+        self._wanted: dict[ElementOwner, frozenset[Element]] = {}
+        #: The chains that each owner wants: thousands of ports may share a few.
+        self._needs: dict[ElementOwner, frozenset[str]] = {}
+        self._held: set[ElementOwner] = set()
+        #: By port of an address, who has a rate for it: Docker gives an address to one container at a time.
+        self._claims: dict[_Key, set[ElementOwner]] = {}
+        self._chains: Counter[str] = Counter()
+        self._used = 0
+
+    def copy(self) -> Quota:
+        other = Quota()
+        other._kept, other._wanted, other._held = set(self._kept), dict(self._wanted), set(self._held)
+        other._needs = dict(self._needs)
+        other._claims = {key: set(owners) for key, owners in self._claims.items()}
+        other._chains, other._used = self._chains.copy(), self._used
+        return other
+
+    @property
+    def keeping(self) -> bool:
+        return bool(self._kept)
+
+    def keep(self, chains: Iterable[str]) -> None:
+        """These stood when docker-fw started: their room is theirs until `settle`."""
+        self._kept = set(chains) - self._chains.keys()
+        self._used += sum(map(size, self._kept))
+
+    def change(self, wanted: Mapping[ElementOwner, frozenset[Element]]) -> list[ElementOwner]:
+        """Elements of `sets.RATED` that these owners want now. Returns the other owners whose elements change by it."""
+        new = {
+            owner: elements for owner, elements in wanted.items() if self._wanted.get(owner, frozenset()) != elements
+        }
+        if not new:
+            self.moved = []
+            return []
+        others = {other for owner in new for other in self._forget(owner)}
+        # Those who were there before come first.
+        for owner in sorted(new, key=lambda each: not (_chains(new[each]) & self._kept)):
+            others |= self._want(owner, new[owner])
+        self.moved = list((others | self._next()) - new.keys())
+        return self.moved
+
+    def settle(self) -> list[ElementOwner]:
+        """All who were there before have been seen by now. Returns those who get the room that was kept."""
+        self._used -= sum(map(size, self._kept))
+        self._kept.clear()
+        self.moved += self._next()
+        return self.moved
+
+    def refused(self, owner: ElementOwner) -> bool:
+        """True if the owner's rates found no room, so that their ports are closed."""
+        return owner in self._wanted and owner not in self._held
+
+    def within(self, owner: ElementOwner, elements: frozenset[Element]) -> frozenset[Element]:
+        """The owner's elements, in which a rate that has no room closes its ports."""
+        rated = rates(elements)
+        if not rated or (owner in self._held and self._wanted[owner] == rated):
+            return elements
+        # A port of an address that somebody else limits is limited so.
+        closed = (
+            e._replace(data=(DENIED,)) for e in rated if not self._claims.get(_key(e), set()) & self._held - {owner}
+        )
+        return elements - rated | frozenset(closed)
+
+    def _want(self, owner: ElementOwner, elements: frozenset[Element]) -> set[ElementOwner]:
+        """Returns the others who have a rate for the same ports of the same address."""
+        if not elements:
+            return set()
+        self._wanted[owner], self._needs[owner] = elements, _chains(elements)
+        for element in elements:
+            self._claims.setdefault(_key(element), set()).add(owner)
+        self._admit(owner)
+        return {other for element in elements for other in self._claims[_key(element)]}
+
+    def _admit(self, owner: ElementOwner) -> bool:
+        elements, chains = self._wanted[owner], self._needs[owner]
+        more = sum(size(chain) for chain in chains if chain not in self._chains and chain not in self._kept)
+        if self._used + more > MOST or any(self._claims[_key(element)] & self._held for element in elements):
+            return False
+        self._held.add(owner)
+        self._kept -= chains
+        self._chains.update(chains)
+        self._used += more
+        return True
+
+    def _forget(self, owner: ElementOwner) -> set[ElementOwner]:
+        others: set[ElementOwner] = set()
+        elements, chains = self._wanted.pop(owner, frozenset()), self._needs.pop(owner, frozenset())
+        for element in elements:
+            claims = self._claims[_key(element)]
+            claims.discard(owner)
+            others |= claims
+            if not claims:
+                del self._claims[_key(element)]
+        if owner in self._held:
+            self._held.discard(owner)
+            self._chains -= Counter(chains)
+            self._used -= sum(size(chain) for chain in chains if chain not in self._chains)
+        return others
+
+    def _next(self) -> set[ElementOwner]:
+        if len(self._wanted) == len(self._held):
+            return set()
+        return {o for o in self._wanted if self._used < MOST and o not in self._held and self._admit(o)}
+
+
+def rates(elements: Iterable[Element]) -> frozenset[Element]:
+    return frozenset(element for element in elements if element.set in RATED)
+
+
+def _key(element: Element) -> _Key:
+    return element.set, element.key
+
+
+def _chains(elements: Iterable[Element]) -> frozenset[str]:
+    return frozenset(chain for element in elements for chain in limiting(element)[1:])
