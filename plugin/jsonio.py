@@ -7,7 +7,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any, TypeVar
 
-from plugin.model import PROTO_NUMBER, Address, Proto
+from plugin.model import Address
+from plugin.protocols import PUBLISHABLE, WITH_PORTS, Proto, listed
 from plugin.text import shortened
 
 T = TypeVar("T")
@@ -65,11 +66,20 @@ def items(raw: Any, key: str) -> list[Any]:
 
 
 def protocol(raw: Any, key: str) -> Proto:
+    """One that has ports."""
+    return _protocol(raw, key, WITH_PORTS)
+
+
+def published_protocol(raw: Any, key: str) -> Proto:
+    """One whose ports `-p` can publish."""
+    return _protocol(raw, key, PUBLISHABLE)
+
+
+def _protocol(raw: Any, key: str, names: dict[str, int]) -> Proto:
     value = _get(raw, key)
-    for name in PROTO_NUMBER:
-        if value == name:
-            return name
-    raise ValueError(f"{key} must be tcp, udp or sctp, not {_shown(value)}")
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"{key} must be {listed(names)}, not {_shown(value)}")
+    return value
 
 
 def interface_name(raw: Any, key: str) -> str:

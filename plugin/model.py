@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from plugin.protocols import WITH_PORTS, Proto
 from plugin.text import printable, shortened
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
-Proto = Literal["tcp", "udp", "sctp"]
-
-#: IP protocol numbers (IANA), as Docker's port map and the kernel spell them.
-PROTO_NUMBER: dict[Proto, int] = {"tcp": 6, "udp": 17, "sctp": 132}
-PROTO_NAME: dict[int, Proto] = {number: name for name, number in PROTO_NUMBER.items()}
-#: Protocols without ports that a label may name.
-PORTLESS: dict[str, int] = {"gre": 47, "esp": 50, "ah": 51}
-#: Every other one, which only `fw.policy: open` and `fw.egress: all` mean.
-OTHER = "other"
 
 
 class FwError(Exception):
@@ -53,7 +45,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """Flows to accept: a protocol (tcp, udp, sctp, a portless one, "other"), a closed range of container ports
+    """Flows to accept: a protocol (of `plugin.protocols`, or "other"), a closed range of container ports
     (1-65535; 0-0 for a portless protocol), and with whom. No peers: anybody.
 
     `origin` is where it was said ("label fw.allow"), for people; it makes no difference.
@@ -70,7 +62,7 @@ class Rule:
 
     @property
     def what(self) -> str:
-        if self.proto not in PROTO_NUMBER:
+        if self.proto not in WITH_PORTS:
             return self.proto
         ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"{ports}/{self.proto}"

@@ -1,49 +1,42 @@
-"""Environment → Settings, with every mistake at once. Pure: reads the mapping it is given, nothing else."""
+"""The registry of settings; environment → Settings, with every mistake at once. Pure: reads the mapping it is given.
+
+One entry adds a setting; `config.json` and the README are checked against the entries, in both directions. An entry
+whose field `Settings` lacks, or whose label key names another setting, is an error when this module is imported.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from plugin.labels import parser
 from plugin.labels.grammar import parse_deny
-from plugin.model import PROTO_NUMBER, Defaults, FwError, PolicySpec, Rule
-
-#: Every setting: default, meaning. `config.json` and the README are checked against it.
-SETTINGS: dict[str, tuple[str, str]] = {
-    "FW_SOCKET": ("/run/docker/plugins/fw.sock", "the socket on which Docker finds the driver"),
-    "FW_DOCKER_SOCKET": ("/host/run/docker.sock", "Docker's API socket, as seen inside the plugin"),
-    "FW_STATE": ("/var/lib/docker-fw/state.json", "the file that keeps networks and endpoints over restarts"),
-    "FW_SYSCTL": ("/host/proc/sys/net", "the host's /proc/sys/net, writable, as seen inside the plugin"),
-    "FW_CGROUP": ("/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin"),
-    "FW_DOCKERD_CGROUP": (
-        "system.slice/docker.service, system.slice/snap.docker.dockerd.service, openrc.docker",
-        "dockerd's control group, and nobody else's: paths below FW_CGROUP, those that there are",
-    ),
-    "FW_BOOT": ("/host/etc/docker-fw", "the host's /etc/docker-fw (fwctl boot), as seen inside the sidecar"),
-    "FW_DOCKERD_PORTS": (
-        "2375-2377, 7946, 7946/udp, 4789/udp, 9323",
-        "ports of dockerd's own: its API, swarm, metrics",
-    ),
-    "FW_ALLOW": ("", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow"),
-    "FW_DENY": ("", "ports taken out of every container's base, as in fw.deny"),
-    "FW_POLICY": ("", "every container's base where nothing else is said, as in fw.policy"),
-    "FW_EGRESS": ("", "what every container may begin where nothing else is said, as in fw.egress"),
-    "FW_RATE": ("", "new flows to every container's ports where nothing else is said, as in fw.rate"),
-    "FW_LOG": ("none", "drop: what is dropped goes to docker-fw's log, as in fw.log"),
-    "FW_MISTAKES": (
-        "refuse",
-        "on docker-fw's own networks, refuse: a wrong label stops the start; close: it starts, closed",
-    ),
-    "FW_IMAGE_LABELS": ("ignore", "ignore: labels that an image brought open nothing; trust: they count like any"),
-    "FW_PUBLISHED": ("policy", "policy: a published port needs fw.allow like any other; allow: -p itself opens it"),
-    "FW_MARK": ("0x08000000", "the packet mark (one bit) that lets accepted packets pass Docker's own firewall"),
-    "FW_LOG_LEVEL": ("info", "debug, info, warning or error"),
-}
+from plugin.labels.keys import KEYS
+from plugin.model import Defaults, FwError, PolicySpec, Rule
+from plugin.protocols import WITH_PORTS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A setting: its name in the environment, the value of an empty one, and what it means.
+
+    `read`: the text → (its value, mistakes). `field`: where the value goes, of `Settings`; or `label`: the key whose
+    value it gives to every container.
+    `plugin`: `docker plugin set` offers it. The others are paths inside the plugin, which config.json's mounts fix.
+    """
+
+    name: str
+    default: str
+    meaning: str
+    read: Callable[[str], tuple[Any, list[str]]]
+    field: str = ""
+    label: str = ""
+    plugin: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
     socket: str
     docker_socket: str
@@ -61,61 +54,197 @@ class Settings:
     log_level: str
 
 
+def _path(name: str, field: str, default: str, meaning: str, *, plugin: bool) -> Setting:
+    return Setting(name=name, default=default, meaning=meaning, read=_absolute, field=field, plugin=plugin)
+
+
+def _absolute(text: str) -> tuple[str, list[str]]:
+    return text, [] if text.startswith("/") else ["must be an absolute path"]
+
+
+def _label(name: str, default: str, meaning: str, *, key: str) -> Setting:
+    def read(text: str) -> tuple[PolicySpec, list[str]]:
+        parsed = parser.parse({key: text} if text else {}, "setting ")
+        return parsed.spec, [problem.text for problem in parsed.problems]
+
+    return Setting(name=name, default=default, meaning=meaning, read=read, label=key)
+
+
+def _one_of(*words: str) -> Callable[[str], tuple[str, list[str]]]:
+    right = f"must be {', '.join(words[:-1])} or {words[-1]}"
+    return lambda text: (text.lower(), [] if text.lower() in words else [right])
+
+
+def _is(word: str, *, of: tuple[str, str]) -> Callable[[str], tuple[bool, list[str]]]:
+    """True for `word`."""
+    read = _one_of(*of)
+    return lambda text: (text.lower() == word, read(text)[1])
+
+
+def _groups(text: str) -> tuple[tuple[str, ...], list[str]]:
+    groups = tuple(group.strip() for group in text.split(","))
+    right = "must be a path of one to four names, like system.slice/docker.service"
+    wrong = [g for g in groups if not re.fullmatch(r"[^/\s]+(/[^/\s]+){0,3}", g) or {".", ".."} & set(g.split("/"))]
+    return groups, [f'"{group}" {right}' for group in wrong]
+
+
+def _ports(text: str) -> tuple[tuple[Rule, ...], list[str]]:
+    rules, mistakes = parse_deny(text)
+    mistakes += [f"{rule} has no ports" for rule in rules if rule.proto not in WITH_PORTS]
+    return tuple(sorted(set(rules))), mistakes
+
+
+def _bit(text: str) -> tuple[int, list[str]]:
+    mark = 0
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", text):
+        mark = int(text, 0 if text[:2].lower() == "0x" else 10)
+    right = mark.bit_count() == 1 and mark < 1 << 32
+    return mark, [] if right else ["must be one bit of 32, like 0x08000000"]
+
+
+#: In the order of mistakes.
+_ENTRIES = (
+    _label(
+        "FW_ALLOW", "", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow", key="fw.allow"
+    ),
+    _label("FW_DENY", "", "ports taken out of every container's base, as in fw.deny", key="fw.deny"),
+    _label("FW_POLICY", "", "every container's base where nothing else is said, as in fw.policy", key="fw.policy"),
+    _label(
+        "FW_EGRESS", "", "what every container may begin where nothing else is said, as in fw.egress", key="fw.egress"
+    ),
+    _label(
+        "FW_RATE", "", "new flows to every container's ports where nothing else is said, as in fw.rate", key="fw.rate"
+    ),
+    _label("FW_LOG", "none", "drop: what is dropped goes to docker-fw's log, as in fw.log", key="fw.log"),
+    Setting(
+        name="FW_MISTAKES",
+        default="refuse",
+        meaning="on docker-fw's own networks, refuse: a wrong label stops the start; close: it starts, closed",
+        read=_is("refuse", of=("refuse", "close")),
+        field="refuse",
+    ),
+    Setting(
+        name="FW_IMAGE_LABELS",
+        default="ignore",
+        meaning="ignore: labels that an image brought open nothing; trust: they count like any",
+        read=_is("trust", of=("ignore", "trust")),
+        field="trust_images",
+    ),
+    Setting(
+        name="FW_PUBLISHED",
+        default="policy",
+        meaning="policy: a published port needs fw.allow like any other; allow: -p itself opens it",
+        read=_is("allow", of=("policy", "allow")),
+        field="published",
+    ),
+    Setting(
+        name="FW_DOCKERD_PORTS",
+        default="2375-2377, 7946, 7946/udp, 4789/udp, 9323",
+        meaning="ports of dockerd's own: its API, swarm, metrics",
+        read=_ports,
+        field="dockerd_ports",
+    ),
+    Setting(
+        name="FW_DOCKERD_CGROUP",
+        default="system.slice/docker.service, system.slice/snap.docker.dockerd.service, openrc.docker",
+        meaning="dockerd's control group, and nobody else's: paths below FW_CGROUP, those that there are",
+        read=_groups,
+        field="dockerd_cgroup",
+    ),
+    Setting(
+        name="FW_MARK",
+        default="0x08000000",
+        meaning="the packet mark (one bit) that lets accepted packets pass Docker's own firewall",
+        read=_bit,
+        field="mark",
+    ),
+    Setting(
+        name="FW_LOG_LEVEL",
+        default="info",
+        meaning="debug, info, warning or error",
+        read=_one_of("debug", "info", "warning", "error"),
+        field="log_level",
+    ),
+    _path(
+        "FW_SOCKET",
+        "socket",
+        "/run/docker/plugins/fw.sock",
+        "the socket on which Docker finds the driver",
+        plugin=False,
+    ),
+    _path(
+        "FW_DOCKER_SOCKET",
+        "docker_socket",
+        "/host/run/docker.sock",
+        "Docker's API socket, as seen inside the plugin",
+        plugin=True,
+    ),
+    _path(
+        "FW_STATE",
+        "state",
+        "/var/lib/docker-fw/state.json",
+        "the file that keeps networks and endpoints over restarts",
+        plugin=False,
+    ),
+    _path(
+        "FW_SYSCTL",
+        "sysctl",
+        "/host/proc/sys/net",
+        "the host's /proc/sys/net, writable, as seen inside the plugin",
+        plugin=False,
+    ),
+    _path("FW_CGROUP", "cgroup", "/host/cgroup", "the host's /sys/fs/cgroup, as seen inside the plugin", plugin=True),
+    _path(
+        "FW_BOOT",
+        "boot",
+        "/host/etc/docker-fw",
+        "the host's /etc/docker-fw (fwctl boot), as seen inside the sidecar",
+        plugin=False,
+    ),
+)
+SETTINGS = {setting.name: setting for setting in _ENTRIES}
+#: The field of `Defaults` that a setting gives, besides labels.
+_PUBLISHED = "published"
+
+
+def _incomplete() -> str:
+    """What entries, `Settings` and label keys do not agree on."""
+    fields = {each.name for each in dataclasses.fields(Settings)} - {"defaults"} | {_PUBLISHED}
+    for each in _ENTRIES:
+        if bool(each.field) == bool(each.label):
+            return f"{each.name} gives either a field or a label"
+        if each.field and each.field not in fields:
+            return f"{each.name} gives Settings.{each.field}, which is not there"
+    if missing := fields - {each.field for each in _ENTRIES}:
+        return f"no setting gives Settings.{min(missing)}"
+    given = {each.label: each.name for each in _ENTRIES if each.label}
+    for key in KEYS.values():
+        if given.get(key.name) != key.setting:
+            return f"{key.name} names the setting {key.setting}, which is not one for it"
+    return "" if len(SETTINGS) == len(_ENTRIES) else "two settings have the same name"
+
+
+if _why := _incomplete():
+    raise TypeError(_why)
+
+
 def read(environ: Mapping[str, str]) -> Settings:
     """Raises FwError that names every setting at fault. An unknown FW_ name is a fault too: it may be a typo."""
-    values = {name: environ.get(name, "").strip() or default for name, (default, _) in SETTINGS.items()}
     faults = [
         f"{name} is not a setting (known: {', '.join(SETTINGS)})"
         for name in sorted(environ)
         if name.startswith("FW_") and name not in SETTINGS
     ]
-    dockerd_ports, mistakes = parse_deny(values["FW_DOCKERD_PORTS"])
-    mistakes += [f"{rule} has no ports" for rule in dockerd_ports if rule.proto not in PROTO_NUMBER]
-    faults += [f'FW_DOCKERD_PORTS="{values["FW_DOCKERD_PORTS"]}": {mistake}' for mistake in mistakes]
-    groups = tuple(group.strip() for group in values["FW_DOCKERD_CGROUP"].split(","))
-    faults += [
-        f'FW_DOCKERD_CGROUP="{group}": must be a path of one to four names, like system.slice/docker.service'
-        for group in groups
-        if not re.fullmatch(r"[^/\s]+(/[^/\s]+){0,3}", group) or {".", ".."} & set(group.split("/"))
-    ]
+    fields: dict[str, Any] = {}
     spec = PolicySpec()
-    for key in parser.KEYS:
-        name = "FW_" + key.removeprefix(parser.PREFIX).upper()
-        if values[name]:
-            parsed = parser.parse({key: values[name]}, "setting ")
-            spec = parser.over(spec, parsed.spec)
-            faults += [f'{name}="{values[name]}": {problem.text}' for problem in parsed.problems]
-    mark = 0
-    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}", values["FW_MARK"]):
-        mark = int(values["FW_MARK"], 0 if values["FW_MARK"][:2].lower() == "0x" else 10)
-    if mark.bit_count() != 1 or mark >= 1 << 32:
-        faults.append(f'FW_MARK="{values["FW_MARK"]}": must be one bit of 32, like 0x08000000')
-    for name, *words in (
-        ("FW_PUBLISHED", "policy", "allow"),
-        ("FW_MISTAKES", "refuse", "close"),
-        ("FW_IMAGE_LABELS", "ignore", "trust"),
-    ):
-        if values[name].lower() not in words:
-            faults.append(f'{name}="{values[name]}": must be {" or ".join(words)}')
-    if values["FW_LOG_LEVEL"].lower() not in ("debug", "info", "warning", "error"):
-        faults.append(f'FW_LOG_LEVEL="{values["FW_LOG_LEVEL"]}": must be debug, info, warning or error')
-    for name in ("FW_SOCKET", "FW_DOCKER_SOCKET", "FW_STATE", "FW_SYSCTL", "FW_CGROUP", "FW_BOOT"):
-        if not values[name].startswith("/"):
-            faults.append(f'{name}="{values[name]}": must be an absolute path')
+    for setting in _ENTRIES:
+        text = environ.get(setting.name, "").strip() or setting.default
+        value, mistakes = setting.read(text)
+        faults += [f'{setting.name}="{text}": {mistake}' for mistake in mistakes]
+        if setting.label:
+            spec = parser.over(spec, value)
+        else:
+            fields[setting.field] = value
     if faults:
         raise FwError("; ".join(faults))
-    return Settings(
-        socket=values["FW_SOCKET"],
-        docker_socket=values["FW_DOCKER_SOCKET"],
-        state=values["FW_STATE"],
-        sysctl=values["FW_SYSCTL"],
-        cgroup=values["FW_CGROUP"],
-        dockerd_cgroup=groups,
-        boot=values["FW_BOOT"],
-        dockerd_ports=tuple(sorted(set(dockerd_ports))),
-        defaults=Defaults(spec, values["FW_PUBLISHED"].lower() == "allow"),
-        refuse=values["FW_MISTAKES"].lower() == "refuse",
-        trust_images=values["FW_IMAGE_LABELS"].lower() == "trust",
-        mark=mark,
-        log_level=values["FW_LOG_LEVEL"].lower(),
-    )
+    return Settings(defaults=Defaults(spec, fields.pop(_PUBLISHED)), **fields)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugin.fwctl.cli.client import ask
+from plugin.fwctl.socket_client import ask
+from plugin.model import FwError
 from tests.lab import ENGINES, Engine
 from tests.lab.builder import build_image
 from tests.lab.store import cached
@@ -142,7 +143,7 @@ class Fw:
         """True if the plugin answers."""
         try:
             return bool(self.status())
-        except (OSError, ValueError):
+        except (FwError, ValueError):
             return False
 
     def pids(self) -> list[str]:

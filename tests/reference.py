@@ -6,7 +6,8 @@ import re
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
-from plugin.labels.parser import KEYS, parse
+from plugin.labels.keys import KEYS
+from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Endpoint
 from plugin.nftables.document import element_text
 from plugin.nftables.elements import address_elements

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from plugin.driver.host_ports import HostPorts
 from plugin.driver.host_socket import raise_fd_limit
 from plugin.driver.relay_loop import Relay
-from plugin.model import FwError, PortBinding, Proto, Published
+from plugin.model import FwError, PortBinding, Published
+from plugin.protocols import Proto
 
 pytestmark = pytest.mark.kernel
 

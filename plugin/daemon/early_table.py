@@ -7,7 +7,6 @@ once with the docker-proxies of before. The plugin itself takes as long to be lo
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import signal
@@ -15,20 +14,16 @@ import time
 from collections.abc import Callable
 
 from plugin.docker.bridges import Bridges
-from plugin.docker.proxy_ports import before, own_ports
+from plugin.docker.proxy_ports import before
+from plugin.fwctl.host.closed_elements import closed_elements
 from plugin.kernel import link_monitor
-from plugin.kernel.cgroup import proxies
-from plugin.kernel.sock_diag import Listeners
 from plugin.model import FwError
 from plugin.nftables import identity
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import bridge_elements
-from plugin.nftables.sets import TABLE, Element
+from plugin.nftables.sets import TABLE
 from plugin.nftables.table import Nft
-from plugin.policy.facts import Facts, ProxyFacts
-from plugin.policy.frozen import FrozenDict
 from plugin.policy.saved import State
-from plugin.policy.view import evaluated
 from plugin.settings import Settings
 from plugin.state.store import Store
 
@@ -80,7 +75,7 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     listeners = before(state, settings.sysctl, None)
     lasting, timed = ban_elements(state.bans, time.time())
     bridge = bridge_elements(bridges.facts())
-    nft.replace(bridge | shut(state, settings, listeners) | lasting, timed)
+    nft.replace(bridge | closed_elements(state, settings, listeners) | lasting, timed)
 
 
 def _uplinks(settings: Settings) -> Callable[[], set[str]]:
@@ -88,30 +83,3 @@ def _uplinks(settings: Settings) -> Callable[[], set[str]]:
     from plugin.kernel.sysctl import Sysctl  # noqa: PLC0415
 
     return Links(Sysctl(settings.sysctl)).default_route_links
-
-
-def shut(state: State, settings: Settings, listeners: Listeners | None = None) -> set[Element]:
-    """What closes by what is kept: confined networks, ports of the host. Bridges and bans besides make it whole.
-
-    `listeners`: who listens on the host now, where the table is for now.
-    """
-    # The containers of when it was kept may be gone, and have given their addresses to others.
-    facts = closing(dataclasses.replace(state, endpoints=FrozenDict()), settings, listeners)
-    view = evaluated(settings.defaults, facts)
-    return {element for owner in view.owners() for element in view.elements(owner)}
-
-
-def closing(state: State, settings: Settings, listeners: Listeners | None) -> Facts:
-    """What is known at a start: the kept state, and the host's ports that are closed by it, Docker's own and those on
-    which docker-proxy listened when we last ran or may now."""
-    asked = [each for ports in state.asked.values() for each in ports]
-    facts = Facts(
-        saved=state,
-        dockerd=own_ports(settings.dockerd_ports, asked),
-        proxies=ProxyFacts(*proxies(settings.cgroup, settings.dockerd_cgroup)),
-    )
-    try:
-        return dataclasses.replace(facts, listening=listeners.poll()) if listeners else facts
-    except OSError as error:
-        log.error("could not see who listens on the host's ports: %s", error)
-        return facts

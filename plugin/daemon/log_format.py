@@ -17,10 +17,3 @@ class OneLine(logging.Formatter):
         if len(text) > MAX_ERROR:  # the end too: of a traceback that is the error
             text = f"{text[: _HALF - 1]}…{text[-_HALF:]}"
         return printable(text)
-
-
-def to_stderr() -> None:
-    """For `fwctl`, which uses rooms that log. Without it Python would write their words as they are."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("fwctl: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)

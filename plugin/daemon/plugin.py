@@ -12,7 +12,6 @@ from pathlib import Path
 from flask import Flask
 
 from plugin import __version__
-from plugin.daemon.early_table import closing
 from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.docker.client import DockerApi
@@ -30,7 +29,8 @@ from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.api.droplog_http import add_route
 from plugin.fwctl.api.queries import AdminQueries
 from plugin.fwctl.api.routes import add_routes
-from plugin.fwctl.host.boot_table import BootFile
+from plugin.fwctl.host.boot_keeper import BootTableKeeper
+from plugin.fwctl.host.closed_elements import saved_facts
 from plugin.kernel import link_monitor
 from plugin.kernel.cgroup import dockerd, proxies, shared
 from plugin.kernel.docker_user import DockerUser
@@ -95,7 +95,7 @@ class Plugin:
         self._bridges.see(link_monitor.links().values())
         # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
-        facts = closing(state, settings, listeners)
+        facts = saved_facts(state, settings, listeners)
         # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
         self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
         self._relay = Relay()
@@ -129,13 +129,13 @@ class Plugin:
             forget=self._driver.forget,
             sighted=lambda: self._watcher.note_proxies(),  # noqa: PLW0108
         )
-        self._boot = boot = BootFile(
+        self._boot = boot = BootTableKeeper(
             settings, lambda: self._state.state, self._bridges, lambda: list(self._guard.networks.values())
         )
         self._orders = AdminCommands(
             self._state,
             lambda: self._follower.not_guarded,
-            spoken=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
+            wake=lambda: self._watcher.spoken(),  # noqa: PLW0108 (made below)
         )
         self._questions = AdminQueries(
             self._state,
@@ -147,7 +147,7 @@ class Plugin:
             read=lambda more: read({**os.environ, **more}),
             proxy_unidentified=self._blind,
             held=self._proxies.held,
-            boot=lambda: boot.word,
+            boot=lambda: boot.report,
         )
         self._watcher = Loops(
             self._state,

@@ -7,14 +7,14 @@ always known (`plugin.docker.images`); then any may be.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from plugin.labels import parser
-from plugin.labels.grammar import MAX_LENGTH, taken_back
+from plugin.labels.grammar import MAX_LENGTH
+from plugin.labels.keys import KEYS, PREFIX, UNSET
 from plugin.labels.parser import ParsedLabels
 from plugin.model import Container, PolicySpec, Problem
 
@@ -46,7 +46,7 @@ class ContainerLabels:
 def ours(listed: Mapping[str, Any]) -> dict[str, str]:
     """The labels of a listed container that are docker-fw's."""
     told = listed.get("Labels") or {}
-    return {key: value for key, value in told.items() if key.lower().startswith(parser.PREFIX)}
+    return {key: value for key, value in told.items() if key.lower().startswith(PREFIX)}
 
 
 def asks_for_image(listed: Mapping[str, Any]) -> bool:
@@ -57,7 +57,7 @@ def asks_for_image(listed: Mapping[str, Any]) -> bool:
 
 def matters(key: str) -> bool:
     """True for the labels of an image that are ever compared with a container's."""
-    return key.lower().startswith(parser.PREFIX) or key.startswith(_COMPOSE)
+    return key.lower().startswith(PREFIX) or key.startswith(_COMPOSE)
 
 
 def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> ContainerLabels:
@@ -102,7 +102,7 @@ def _unasked(image_labels: Mapping[str, str], own: Mapping[str, str], unknown: s
     text = f"it is not known whether the image brought this label: {unknown}"
     wrong, keys = parser.parse(left).problems, {parser.split(key)[1] for key in left}
     closes = any(problem.closes for problem in wrong) or any(_may_close(key, value) for key, value in left.items())
-    confines = any(problem.confines for problem in wrong) or "fw.egress" in keys
+    confines = any(problem.confines for problem in wrong) or any(key in KEYS and KEYS[key].confines for key in keys)
     first = min(left)
     return (Problem("label " + first, left[first], text, closes, confines),)
 
@@ -110,10 +110,9 @@ def _unasked(image_labels: Mapping[str, str], own: Mapping[str, str], unknown: s
 def _may_close(key: str, value: str) -> bool:
     """True unless it can only open, or is not about what comes in. A `from` takes its port out of the base."""
     network, name = parser.split(key)
-    if name == "fw.allow":
-        return bool(taken_back(value))
-    opens = name == "fw.egress" or (name, value.strip().lower()) == ("fw.policy", "open")
-    return name != "fw.log" and not (opens and network is None)  # a network's name may be the name of none
+    entry = KEYS.get(name)
+    # What is for one network is about none if the name is wrong, and that may close.
+    return entry is None or entry.may_close(value) or (network is not None and not entry.only_opens(entry.of(UNSET)))
 
 
 def compose_key(network: Mapping[str, Any]) -> str:
@@ -147,7 +146,14 @@ def at(who: ContainerLabels, network: str, key: str = "") -> Container:
             if _only_opens(spec):
                 notices.append(f"{where} has no effect: {text} (it is on {there})")
             else:
-                problems.append(Problem(where, "…", f"{text}; it is on {there}", confines=spec.egress is not None))
+                problems.append(
+                    Problem(
+                        where,
+                        "…",
+                        f"{text}; it is on {there}",
+                        confines=_confines(spec),
+                    )
+                )
     return Container(
         id=who.id,
         name=who.name,
@@ -163,7 +169,8 @@ def at(who: ContainerLabels, network: str, key: str = "") -> Container:
 
 def _of_the_image(label: str, value: str, *, unsure: bool) -> str:
     came = "may have come" if unsure else "came"
-    nothing = "counts for nothing" if parser.split(label)[1] == "fw.rate" else "opens nothing"
+    entry = KEYS.get(parser.split(label)[1])
+    nothing = "opens nothing" if entry is None or entry.opens else "counts for nothing"
     return f'label {label[:80]}="{value[:80]}" {came} with the image and {nothing} (FW_IMAGE_LABELS=trust lets it)'
 
 
@@ -186,15 +193,16 @@ def _names(who: ContainerLabels, network: str) -> Iterator[str]:
 
 
 def _only_opens(spec: PolicySpec) -> bool:
-    return spec == PolicySpec(allow=spec.allow, log=spec.log) and not any(rule.peers for rule in spec.allow)
+    return all(key.only_opens(key.of(spec)) for key in KEYS.values() if key.says(spec))
+
+
+def _confines(spec: PolicySpec) -> bool:
+    return any(key.confines and key.says(spec) for key in KEYS.values())
 
 
 def _closing(spec: PolicySpec) -> PolicySpec:
-    """Of what an image says that which only closes where nobody else says anything.
-
-    Not its `fw.rate`: each rate costs the kernel memory, and an image must not spend the host's.
-    """
-    return dataclasses.replace(PolicySpec(), egress=spec.egress)
+    """Of what an image says that which only closes where nobody else says anything."""
+    return PolicySpec(**{key.field: key.of(spec) for key in KEYS.values() if key.closes_elsewhere})
 
 
 def known_names(networks: Collection[Mapping[str, Any]]) -> frozenset[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from plugin.docker import container_labels
 from plugin.docker.bounded_json import Cut
 from plugin.docker.container_labels import ContainerLabels
-from plugin.jsonio import address, boolean, interface_name, only, port, protocol, text
+from plugin.jsonio import address, boolean, interface_name, only, port, published_protocol, text
 from plugin.labels import parser
 from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec, Published
 
@@ -207,7 +207,9 @@ def published(raw: Any) -> Iterator[Published]:
     for each in raw.get("Ports") or []:
         if each.get("PublicPort"):
             host_ip: Address = address(each.get("IP") or "0.0.0.0")
-            yield Published(protocol(each, "Type"), host_ip, port(each, "PublicPort"), port(each, "PrivatePort"))
+            yield Published(
+                published_protocol(each, "Type"), host_ip, port(each, "PublicPort"), port(each, "PrivatePort")
+            )
 
 
 def attached(

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import Listeners
-from plugin.model import PROTO_NUMBER, Published, Rule
+from plugin.model import Published, Rule
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import Asked
 from plugin.policy.saved import State
+from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -199,11 +200,7 @@ def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port
 
 
 def _ports(rules: Iterable[Rule]) -> frozenset[Port]:
-    return frozenset(
-        (PROTO_NUMBER[rule.proto], port)  # type: ignore[index]
-        for rule in rules
-        for port in range(rule.first, rule.last + 1)
-    )
+    return frozenset((NUMBER[rule.proto], port) for rule in rules for port in range(rule.first, rule.last + 1))
 
 
 def passing(sysctl: str) -> int:

@@ -27,7 +27,8 @@ from plugin.driver.host_socket import (
     same_port,
     shown,
 )
-from plugin.model import Address, FwError, PortBinding, Proto, Published
+from plugin.model import Address, FwError, PortBinding, Published
+from plugin.protocols import BY_NAME, Proto
 
 _LOG = logging.getLogger(__name__)
 
@@ -224,7 +225,7 @@ class HostPorts:
     def _target(self, one: Published, addresses: Addresses) -> Address | None:
         """Where the relay carries this port's loopback traffic: to the same family's address if there is one."""
         reachable = one.host_ip.is_unspecified or one.host_ip.is_loopback
-        if self._relay is None or not reachable or one.proto == "sctp":
+        if self._relay is None or not reachable or not BY_NAME[one.proto].relay:
             return None
         own, other = addresses if one.host_ip.version == 4 else addresses[::-1]
         return own or other
@@ -263,7 +264,7 @@ def _host_ips(
     binding: PortBinding, default_host_ip: Address | None, addresses: Addresses, *, relayed: bool
 ) -> list[Address]:
     has4, has6 = addresses[0] is not None, addresses[1] is not None
-    relayed = relayed and binding.proto != "sctp"
+    relayed = relayed and BY_NAME[binding.proto].relay
     what = f"publish {binding.container_port}/{binding.proto}"
     if not has4 and not has6:
         raise FwError(f"cannot {what}: the container has no address on this network")

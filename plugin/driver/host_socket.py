@@ -14,7 +14,8 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from plugin.model import PROTO_NUMBER, Address, FwError, Published
+from plugin.model import Address, FwError, Published
+from plugin.protocols import BY_NAME
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,30 +42,32 @@ class BusyError(FwError):
 
 
 def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
-    """A bound (and, but for udp, listening) socket; None where the kernel has no SCTP."""
+    """A bound (and, unless it is for datagrams, listening) socket; None where the kernel lacks the protocol."""
     family = socket.AF_INET if one.host_ip.version == 4 else socket.AF_INET6
-    kind = socket.SOCK_DGRAM if one.proto == "udp" else socket.SOCK_STREAM
+    protocol = BY_NAME[one.proto]
+    datagrams = protocol.socket == "datagram"
+    kind = socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM
     sock = None
     try:
-        sock = socket.socket(family, kind, PROTO_NUMBER[one.proto])
+        sock = socket.socket(family, kind, protocol.number)
         _attach_filter(sock, _LOOPBACK_ONLY[family] if relayed else None)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if one.proto != "udp":
-            # Old connections in TIME_WAIT do not count. For udp this would let two processes share the port.
+        if not datagrams:
+            # Old connections in TIME_WAIT do not count. For datagrams this would let two processes share the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elif not relayed:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # nobody reads it: the kernel's minimum
         elif family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)  # for the relay, from the first datagram
         sock.bind((str(one.host_ip), one.host_port))
-        if one.proto != "udp":
+        if not datagrams:
             sock.listen(_BACKLOG)
         return sock
     except OSError as error:
         if sock is not None:
             sock.close()
-        elif one.proto == "sctp" and error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
+        elif error.errno in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT):
             return None
         raise _bind_error(one, error) from error
 

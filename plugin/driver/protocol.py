@@ -10,9 +10,9 @@ from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
-from plugin import jsonio
+from plugin import jsonio, protocols
 from plugin.labels import parser
-from plugin.model import PROTO_NAME, Address, Endpoint, FwError, Network, PortBinding
+from plugin.model import Address, Endpoint, FwError, Network, PortBinding
 
 _GENERIC = "com.docker.network.generic"
 _BRIDGE = "com.docker.network.bridge."
@@ -92,9 +92,10 @@ def port_bindings(body: Any) -> tuple[PortBinding, ...]:
 
 
 def _binding(raw: Any) -> PortBinding:
-    proto = PROTO_NAME.get(_read(jsonio.integer, raw, "Proto"))
-    if proto is None:
-        raise FwError(f"cannot publish IP protocol {raw['Proto']!r}: only tcp, udp and sctp have ports")
+    proto = protocols.name_of(_read(jsonio.integer, raw, "Proto"))
+    if proto not in protocols.PUBLISHABLE:
+        right = protocols.listed(protocols.PUBLISHABLE, "and")
+        raise FwError(f"cannot publish IP protocol {raw['Proto']!r}: only {right} can be published")
     host_ip = raw.get("HostIP") or ""
     try:
         ip = jsonio.address(host_ip) if host_ip else None

@@ -1,6 +1,6 @@
-"""A dropped packet: what its first bytes say, and the record of it as data and as a line for people. Pure.
+"""A dropped packet: its header, read from its first bytes, and the record of it as data and as a line for people. Pure.
 
-The bytes are from outside and may be anything.
+The bytes come from the network and may be anything.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
-from plugin.model import PORTLESS, PROTO_NUMBER, Address
+from plugin.model import Address
+from plugin.protocols import NUMBER, WITH_PORTS
 from plugin.text import readable
 
 _ICMP, _ICMP6 = 1, 58
 _NAMES: dict[int, str] = {
-    **{number: str(name) for name, number in PROTO_NUMBER.items()},
-    **{number: name for name, number in PORTLESS.items()},
+    **{number: name for name, number in NUMBER.items()},
     _ICMP: "icmp",
     _ICMP6: "icmpv6",
 }
-#: IPv6 headers in front of the protocol's own: hop-by-hop, routing, destination options; the fragment's has 8 bytes.
+#: IPv6 headers before the protocol's own: hop-by-hop, routing, destination options; the fragment header has 8 bytes.
 _EXTENSIONS, _FRAGMENT = (0, 43, 60), 44
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`proto` as labels name it, or its number. `port`, `from_port`: 0 where there are none, or they cannot be seen.
+    """`proto`: as labels name it, or its number. `port`, `from_port`: 0 if there are none, or they are not visible.
 
-    `kind`: of ICMP, its type. `begins`: False for a TCP segment that begins no connection.
+    `kind`: ICMP's type. `begins`: False for a TCP segment that does not open a connection.
     """
 
     source: Address
@@ -44,8 +44,8 @@ class Header:
 class Drop:
     """One packet that was dropped. `number` counts from docker-fw's start; `time` is Unix time.
 
-    `direction`: "to" a container, or "by" one that began it. Containers by name, None where it is not known who has the
-    address. `reason`: what the policy says of such a packet now, which may have changed since.
+    `direction`: "to" a container, or "by" a container that sent it. `source`, `target`: containers' names, or None if
+    it is unknown who has the address. `reason`: what the policy says about such a packet now, after the drop.
     """
 
     number: int
@@ -61,16 +61,16 @@ class Drop:
 
     @property
     def container(self) -> str | None:
-        """Whose drop it is."""
+        """The container that the drop concerns."""
         return self.target if self.direction == "to" else self.source
 
     @property
     def address(self) -> Address:
-        """The address of whose drop it is."""
+        """The address of the container that the drop concerns."""
         return self.header.target if self.direction == "to" else self.header.source
 
-    def told(self) -> dict[str, Any]:
-        """As `GET /drops` tells it."""
+    def as_data(self) -> dict[str, Any]:
+        """Return the record as `GET /drops` sends it."""
         header = self.header
         return {
             "number": self.number,
@@ -93,11 +93,11 @@ class Drop:
 
 
 def header(data: bytes) -> Header | None:
-    """What the first bytes of an IP packet say; None where they are not one's. Takes any bytes."""
+    """Read an IP packet's first bytes; return None if they are no IP packet's. Takes any bytes."""
     version = data[0] >> 4 if data else 0
     if version == 4 and len(data) >= 20:
         length = 4 * (data[0] & 15)
-        # The part of a packet that is not its first has no ports.
+        # A fragment that is not the first has no ports.
         rest = data[length:] if length >= 20 and not (data[6] & 0x1F or data[7]) else b""
         return _header(IPv4Address(data[12:16]), IPv4Address(data[16:20]), data[9], rest)
     if version == 6 and len(data) >= 40:
@@ -106,7 +106,7 @@ def header(data: bytes) -> Header | None:
 
 
 def _behind(proto: int, rest: bytes) -> tuple[int, bytes]:
-    """The protocol behind IPv6 extension headers (the kernel too stops at AH), and what is there of its bytes."""
+    """Return the protocol after IPv6 extension headers (like the kernel, stop at AH), and the bytes that follow."""
     while len(rest) >= 8 and (proto in _EXTENSIONS or proto == _FRAGMENT):
         if proto == _FRAGMENT and (rest[2] or rest[3] & 0xF8):
             return rest[0], b""
@@ -117,7 +117,7 @@ def _behind(proto: int, rest: bytes) -> tuple[int, bytes]:
 
 def _header(source: Address, target: Address, proto: int, rest: bytes) -> Header:
     name = _NAMES.get(proto, str(proto))
-    if name in PROTO_NUMBER and len(rest) >= 4:
+    if name in WITH_PORTS and len(rest) >= 4:
         begins = name != "tcp" or len(rest) < 14 or rest[13] & 0x17 == 0x02
         return Header(
             source, target, name, int.from_bytes(rest[2:4], "big"), int.from_bytes(rest[:2], "big"), begins=begins
@@ -125,18 +125,18 @@ def _header(source: Address, target: Address, proto: int, rest: bytes) -> Header
     return Header(source, target, name, kind=rest[0] if proto in (_ICMP, _ICMP6) and rest else None)
 
 
-def line(told: Mapping[str, Any]) -> str:
-    """A drop (`Drop.told`) for people: `web 2001:db8:1::2 5432/tcp from 2001:db8:9::1 (to container; …)`."""
-    what = told["proto"] if told["proto"] in _NAMES.values() else f"protocol {told['proto']}"
-    if told["port"]:
-        what = f"{told['port']}/{told['proto']}"
-    elif told["icmp_type"] is not None:
-        what += f" type {told['icmp_type']}"
-    source = f"{told['from_container'] or ''} {told['from']}".strip()
-    target = f"{told['to_container'] or ''} {told['to']}".strip()
-    reason = f"; as of now: {told['reason']}" if told["reason"] else ""
-    if told["direction"] == "to":
-        text = f"{target} {what} from {source} (to container{reason})"
+def line(drop: Mapping[str, Any]) -> str:
+    """Return a drop (`Drop.as_data`) as text: `web 2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; …)`."""
+    what = drop["proto"] if drop["proto"] in _NAMES.values() else f"protocol {drop['proto']}"
+    if drop["port"]:
+        what = f"{drop['port']}/{drop['proto']}"
+    elif drop["icmp_type"] is not None:
+        what += f" type {drop['icmp_type']}"
+    source = f"{drop['from_container'] or ''} {drop['from']}".strip()
+    target = f"{drop['to_container'] or ''} {drop['to']}".strip()
+    reason = f"; as of now: {drop['reason']}" if drop["reason"] else ""
+    if drop["direction"] == "to":
+        text = f"{target} {what} from {source} (inbound{reason})"
     else:
-        text = f"{source} to {target} {what} (begun by container{reason})"
+        text = f"{source} to {target} {what} (outbound{reason})"
     return readable(text)

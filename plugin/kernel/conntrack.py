@@ -19,7 +19,8 @@ from ipaddress import ip_address
 
 from plugin.kernel import link_monitor
 from plugin.kernel import netlink as nl
-from plugin.model import PROTO_NUMBER, Address, Flow, Prefix, Published
+from plugin.model import Address, Flow, Prefix, Published
+from plugin.protocols import NUMBER
 
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
 #: linux/netfilter/nfnetlink_conntrack.h: CTA_TUPLE_ORIG, _REPLY, CTA_ID, CTA_ZONE; CTA_TUPLE_IP, _PROTO
@@ -78,7 +79,7 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
         wanted: dict[tuple[int, int], list[Published]] = {}
         for port in ports:
             if port.host_ip.version == version:
-                wanted.setdefault((PROTO_NUMBER[port.proto], port.host_port), []).append(port)
+                wanted.setdefault((NUMBER[port.proto], port.host_port), []).append(port)
         if wanted:
             marks = {nl.attr(_TARGET_PORT, port.to_bytes(2, "big"))[:6] for _, port in wanted}
             cut(version, partial(_aims_at, wanted=wanted, local=local, stays=stays), marks)

@@ -22,12 +22,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from plugin.kernel import netlink as nl
-from plugin.model import PROTO_NUMBER, Proto, Published
+from plugin.model import Published
 from plugin.policy.requested_ports import Asked
+from plugin.protocols import BY_NAME, NUMBER, PROTOCOLS, Proto
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20
-#: linux/tcp_states.h: TCP_CLOSE (UDP sockets without a peer), TCP_LISTEN
-_STATES: dict[Proto, int] = {"tcp": 1 << 10, "udp": 1 << 7, "sctp": 1 << 10}
+#: linux/tcp_states.h: TCP_LISTEN; TCP_CLOSE (of sockets for datagrams, those without a peer)
+_STATES = {"stream": 1 << 10, "datagram": 1 << 7}
 #: linux/inet_diag.h: where the answer's attributes begin, and INET_DIAG_SKV6ONLY.
 _ATTRIBUTES, _V6ONLY = 72, 11
 _ANY4 = IPv4Address(0)
@@ -50,16 +51,18 @@ def listening() -> set[Listener]:
     """Everything that is listened on in this network namespace, loopback left out. Raises OSError."""
     found: set[Listener] = set()
     with nl.open_socket(_SOCK_DIAG) as sock:
-        for proto, states in _STATES.items():
+        for protocol in PROTOCOLS:
+            if not protocol.socket:
+                continue
             for family in (socket.AF_INET, socket.AF_INET6):
                 # struct inet_diag_req_v2: family, protocol, extensions, padding, states, and a socket's identity (any).
-                asked = struct.pack("=BBBBI", family, PROTO_NUMBER[proto], 0, 0, states) + bytes(48)
+                asked = struct.pack("=BBBBI", family, protocol.number, 0, 0, _STATES[protocol.socket]) + bytes(48)
                 try:
                     told = nl.request(sock, _BY_FAMILY, nl.NLM_F_DUMP, asked)
                 except FileNotFoundError:  # a kernel without this protocol has no sockets of it
                     continue
                 for _, body in told:
-                    found.update(_read(proto, family, body))
+                    found.update(_read(protocol.name, family, body))
     return found
 
 
@@ -128,7 +131,9 @@ class Listeners:
                 del self._others[each]
             ports = {each.port for each in self._hosts}
         if len(ports) > MOST:
-            ports = set(sorted(ports, key=lambda port: (port.proto == "udp", port.host_port))[:MOST])
+            ports = set(
+                sorted(ports, key=lambda port: (BY_NAME[port.proto].socket == "datagram", port.host_port))[:MOST]
+            )
         return frozenset(ports)
 
     def doubt(self) -> None:
@@ -153,7 +158,7 @@ class Listeners:
         """Protocol and port of all that were there when it was looked last."""
         with self._lock:
             ports = (each.port for each in (*self._hosts, *self._others))
-            return {(PROTO_NUMBER[port.proto], port.host_port) for port in ports}
+            return {(NUMBER[port.proto], port.host_port) for port in ports}
 
     def held(self) -> list[Published]:
         """Ports of which it is not known whose they are."""

@@ -1,7 +1,7 @@
 """One value of the label language → rules, or what is wrong with it. Pure: the standard library and `model` only.
 
 list = rule *( ("," / newline) rule ) · rule = what [ "from" peer *( peer ) ] ("to" in fw.egress)
-what = ports [ "/" proto ] / portless · ports = port / port "-" port / "*" · portless = "gre" / "esp" / "ah"
+what = ports [ "/" proto ] / portless · ports = port / port "-" port / "*" · proto, portless: `plugin.protocols`
 peer = address / prefix / "container:" name / "service:" name / "project:" name / "network:" name / "host" / "any"
 
 Nothing that is wrong ever becomes a rule, and each mistake quotes the part at fault and says what would be right.
@@ -16,7 +16,8 @@ from operator import attrgetter
 from typing import TypeVar
 
 from plugin.labels.ranges import block_count, piece_count
-from plugin.model import PORTLESS, PROTO_NUMBER, Peer, Rate, Rule
+from plugin.model import Peer, Rate, Rule
+from plugin.protocols import PORTLESS, WITH_PORTS, listed
 
 #: A value is read up to this length (characters); a longer one is a mistake, not a parsing job.
 MAX_LENGTH = 4096
@@ -102,7 +103,7 @@ def taken_back(text: str) -> list[Rule]:
 
 
 def _all_ports() -> list[Rule]:
-    return [Rule(proto, 1, 65535) for proto in PROTO_NUMBER]
+    return [Rule(proto, 1, 65535) for proto in WITH_PORTS]
 
 
 def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list[T], list[str]]:
@@ -193,9 +194,9 @@ def _what(part: str) -> Rule | str:
         return Rule(ports.lower(), 0, 0)
     if not slash:
         proto = "tcp"
-    if proto not in PROTO_NUMBER:
+    if proto not in WITH_PORTS:
         hint = "; it has no ports, write it alone" if proto in PORTLESS else ""
-        return f'"{_cut(part)}": "{_cut(proto)}" is not a protocol (tcp, udp or sctp){hint}'
+        return f'"{_cut(part)}": "{_cut(proto)}" is not a protocol ({listed(WITH_PORTS)}){hint}'
     if ports == "*":
         return Rule(proto, 1, 65535)
     match = _PORTS.fullmatch(ports)
@@ -248,7 +249,7 @@ def _rate(part: str) -> Rate | str:
     if isinstance(rule, str):
         return rule
     if rule.proto in PORTLESS:
-        return f'"{_cut(part)}": {rule.proto} has no ports; only tcp, udp and sctp can be limited'
+        return f'"{_cut(part)}": {rule.proto} has no ports; only {listed(WITH_PORTS, "and")} can be limited'
     count, burst = int(counted), int(most)
     if unit not in UNITS or not 1 <= count <= MOST or not 1 <= burst <= 65535:
         return f'"{_cut(part)}" is not {_RATE_RIGHT}'

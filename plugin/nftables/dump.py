@@ -12,12 +12,13 @@ from ipaddress import IPv4Address, IPv6Address
 
 from plugin.kernel import netlink as nl
 from plugin.kernel.names import AF
-from plugin.model import PROTO_NAME, Address, Published
+from plugin.model import Address, Published
 from plugin.nftables import fields
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.fields import VERDICT, Value
 from plugin.nftables.sets import SETS, TABLE, Element, SetSpec, spec_of
+from plugin.protocols import BY_NUMBER
 
 _SUBSYS = 10 << 8
 _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (_SUBSYS | n for n in (7, 10, 13, 16))
@@ -55,7 +56,7 @@ def _port(element: Element) -> Published:
     *_, proto, port = element.key
     address = element.key[0]
     host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
-    return Published(PROTO_NAME[int(proto)], host_ip, int(port), int(port))
+    return Published(BY_NUMBER[int(proto)].name, host_ip, int(port), int(port))
 
 
 def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:

@@ -8,8 +8,6 @@ from ipaddress import IPv4Address, IPv6Address
 from plugin.kernel.names import AF, host_side
 from plugin.labels.ranges import block_key, blocks, pieces
 from plugin.model import (
-    OTHER,
-    PROTO_NUMBER,
     Address,
     BridgeNetwork,
     Endpoint,
@@ -22,14 +20,15 @@ from plugin.model import (
 )
 from plugin.nftables.fields import Value
 from plugin.nftables.rate_chains import remembers
-from plugin.nftables.sets import NUMBER, Element, limit_chain
+from plugin.nftables.sets import Element, limit_chain
 from plugin.policy.decide import closed_ports, covers, prefix_of
 from plugin.policy.facts import BridgeFacts, ProxyFacts
+from plugin.protocols import NUMBER, OTHER, WITH_PORTS
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
     """(suffix of the set, protocol, key of the port) of what a rule is about."""
-    first, last = (rule.first, rule.last) if rule.proto in PROTO_NUMBER else (0, 65535)
+    first, last = (rule.first, rule.last) if rule.proto in WITH_PORTS else (0, 65535)
     for size, port in blocks(first, last):
         yield ("", NUMBER[rule.proto], port) if size == 1 else ("_blocks", NUMBER[rule.proto], block_key(size, port))
 
@@ -179,13 +178,13 @@ def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
 
     Two containers may publish the same number on different addresses, or in different families.
     """
-    version, number = port.host_ip.version, (PROTO_NUMBER[port.proto], port.host_port)
+    version, number = port.host_ip.version, (NUMBER[port.proto], port.host_port)
     return ("", (AF[version], *number)) if port.host_ip.is_unspecified else (str(version), (port.host_ip, *number))
 
 
 def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
     """Who may reach a port of docker-proxy's that not everybody may: the container never sees the client's address."""
-    version, key = port.host_ip.version, (PROTO_NUMBER[port.proto], port.host_port)
+    version, key = port.host_ip.version, (NUMBER[port.proto], port.host_port)
     for rule in rules:
         if covers(rule, port.proto, port.container_port):
             for prefix in _prefixes(rule, version):
@@ -243,13 +242,13 @@ def endpoint_elements(
         target = endpoint.addr4 if v4 else endpoint.addr6
         if target is None or port.host_ip.is_loopback:
             continue
-        key: tuple[Value, ...] = (PROTO_NUMBER[port.proto], port.host_port)
+        key: tuple[Value, ...] = (NUMBER[port.proto], port.host_port)
         name = "publish4" if v4 else "publish6"
         if port.host_ip.is_unspecified:
             name += "_any"
         else:
             key = (port.host_ip, *key)
         elements.add(Element(name, key, (target, port.container_port)))
-        elements.add(Element("published", (PROTO_NUMBER[port.proto], port.host_port)))
+        elements.add(Element("published", (NUMBER[port.proto], port.host_port)))
         elements.add(Element("self4" if v4 else "self6", (target, target)))
     return frozenset(elements)

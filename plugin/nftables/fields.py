@@ -10,7 +10,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
-from plugin.model import PORTLESS, PROTO_NAME, Address
+from plugin.model import Address
+from plugin.protocols import BY_NUMBER
 
 #: A value in a key: an address, an IP protocol or port or family number, an interface name, a MAC.
 Value = Address | int | str
@@ -21,7 +22,7 @@ CGROUP = "socket cgroupv2 level 2"
 TARGET = "@nh,384,128"
 #: Data of a map whose elements name the chain to jump to. It is no field: `codec` packs it as a verdict.
 VERDICT = ("verdict",)
-_PROTOCOLS: dict[int, str] = {**PROTO_NAME, **{number: name for name, number in PORTLESS.items()}}
+_PROTOCOLS = {number: each.nft for number, each in BY_NUMBER.items()}
 _FAMILIES = {2: "ipv4", 10: "ipv6"}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from plugin.kernel import netlink as nl
@@ -26,11 +26,16 @@ SETS_OF_OURS = {
 _CLOSE = frozenset(("forward", "input", "inbound", "deny"))
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_BRIDGE: "bridge"}
 _SUBSYS = 10 << 8
-_GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETGEN = (_SUBSYS | n for n in (1, 2, 4, 7, 10, 16))
+_GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (
+    _SUBSYS | n for n in (1, 2, 4, 7, 10, 13, 16)
+)
 _BATCH_BEGIN, _BATCH_END = 16, 17
 #: linux/netfilter/nf_tables.h: NFTA_{TABLE_NAME,TABLE_FLAGS}, NFTA_{CHAIN,RULE,SET}_TABLE, NFTA_SET_NAME,
 #: NFTA_RULE_CHAIN, NFTA_GEN_ID
 _NAME, _FLAGS, _OF_TABLE, _SET_NAME, _RULE_CHAIN, _GEN_ID = 1, 2, 1, 2, 2, 1
+#: NFTA_SET_ELEM_LIST_{TABLE,SET,ELEMENTS}, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _ELEMENT_KEY, _DATA_VALUE = 1, 2, 3, 1, 1
+_FAMILY_NAMES = {2: "ipv4", 10: "ipv6"}
 _DORMANT = 1
 #: How often it is read anew when another program changes something meanwhile.
 _TRIES = 20
@@ -122,6 +127,28 @@ def refusal(unmanaged: Collection[Table]) -> str:
         f"rename it where it is loaded (/etc/nftables.conf, for example), delete it (nft delete table {table}), then "
         f"start docker-fw again. {meanwhile}"
     )
+
+
+def forwarding_enabled() -> tuple[str, ...]:
+    """The families ("ipv4", "ipv6") for which docker-fw enabled forwarding, as its tables in the kernel record it."""
+    families: set[str] = set()
+    with nl.open_socket() as sock:
+        for table in find(sock).ours:
+            if table.family == NFPROTO_INET:
+                families |= {_FAMILY_NAMES.get(key[0], "") for key in _keys(sock, table, "no_transit") if key}
+    return tuple(name for name in _FAMILY_NAMES.values() if name in families)
+
+
+def _keys(sock: socket.socket, table: Table, name: str) -> Iterator[bytes]:
+    """The keys of a set's elements; nothing if the table has no such set."""
+    body = nl.nfgen(table.family) + _attribute(_LIST_TABLE, table) + nl.attr(_LIST_SET, name.encode() + b"\0")
+    try:
+        answers = nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, body)
+    except FileNotFoundError:
+        return
+    for _, answer in answers:
+        for element in nl.each(nl.attributes(answer[4:]).get(_LIST_ELEMENTS, b"")):
+            yield nl.attributes(nl.attributes(element)[_ELEMENT_KEY])[_DATA_VALUE]
 
 
 def remove() -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
+from plugin.protocols import PROTOCOLS
 
 #: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
@@ -19,7 +20,7 @@ NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
 LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
 #: Protocols that rules speak of by name, and ICMP, which has rules of its own.
-_NAMED = "tcp, udp, sctp, gre, esp, ah, icmp, ipv6-icmp"
+_NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
 
 def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:

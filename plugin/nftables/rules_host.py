@@ -5,6 +5,10 @@ from __future__ import annotations
 from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
 from plugin.nftables.rules_forward import BEGINS_ANEW, ERRORS, LINK6, NOT_OWN
+from plugin.protocols import PROTOCOLS
+
+#: What docker-proxy serves.
+_PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 
 def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
@@ -164,7 +168,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 		type filter hook output priority filter - 1; policy accept;
 		ct state new oifname != "lo" jump held
 		ct state new oifname @confined jump to_confined
-		ct state new oifname != "lo" meta l4proto {{ tcp, udp, sctp }} goto by_proxy
+		ct state new oifname != "lo" meta l4proto {{ {_PUBLISHABLE} }} goto by_proxy
 	}}
 
 	chain to_confined {{

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from plugin.kernel.names import AF
-from plugin.model import PORTLESS, PROTO_NUMBER, Address, Rate
+from plugin.model import Address, Rate
 from plugin.nftables.fields import CGROUP, TARGET, VERDICT, Value
 from plugin.policy.bans import BAN_LENGTHS
 
@@ -22,8 +22,6 @@ CLOSED = "docker-fw-closed"
 #: The name in former versions.
 FORMER = "fw"
 
-#: IP protocols that an element may name.
-NUMBER: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS}
 
 #: Seconds for which a cut flow is held since who answered in it spoke last: as long as conntrack itself remembers a
 #: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.

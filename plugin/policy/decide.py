@@ -12,7 +12,8 @@ from functools import lru_cache, reduce
 from ipaddress import ip_network
 from operator import itemgetter
 
-from plugin.labels.parser import EVERYTHING, over
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import over
 from plugin.model import (
     Address,
     BridgeNetwork,

@@ -8,27 +8,21 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from plugin.model import (
-    OTHER,
-    PORTLESS,
-    PROTO_NAME,
-    PROTO_NUMBER,
     Address,
     AddressPolicy,
     Flow,
     Policy,
     Prefix,
-    Proto,
     Rule,
 )
 from plugin.policy.decide import passes
+from plugin.protocols import NUMBER, TRACKED_BY_PORT, WITH_PORTS, Proto, name_of
 
-_PORTLESS = {number: name for name, number in PORTLESS.items()}
+_PORT_NUMBERS = frozenset(WITH_PORTS.values())
 _ICMP = (1, 58)  # IPv4's and IPv6's protocol numbers
 _ECHO = (8, 128)
 #: Protocols of which the responder's next packet opens no connection: TCP begins with a SYN, ICMP with a request.
-_BEGIN = (PROTO_NUMBER["tcp"], *_ICMP)
-#: UDP, DCCP, SCTP, UDP-Lite: conntrack tells these apart by their ports. (GRE's keys are in their place.)
-_WITH_PORTS = (17, 33, 132, 136)
+_BEGIN = (NUMBER["tcp"], *_ICMP)
 
 
 class Way(NamedTuple):
@@ -56,7 +50,7 @@ class _Ends(NamedTuple):
 
 
 def _ends(flow: Flow) -> _Ends:
-    port = flow.responder_port if flow.proto in PROTO_NAME else 0
+    port = flow.responder_port if flow.proto in _PORT_NUMBERS else 0
     return _Ends(flow.source, flow.responder, flow.proto, port, flow.icmp_type)
 
 
@@ -69,13 +63,13 @@ def ways(flow: Flow, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
     source, peer = ip_address(flow.responder), ip_address(flow.source)
     whose = source if flow.responder in guarded else peer
     if flow.proto not in _BEGIN:
-        ports = (flow.responder_port, flow.source_port) if flow.proto in _WITH_PORTS else (0, 0)
+        ports = (flow.responder_port, flow.source_port) if flow.proto in TRACKED_BY_PORT else (0, 0)
         yield Way(source, flow.proto, ports[0], peer, ports[1], whose)
     # Over IPv6 conntrack looks behind an authentication header and does not report it; rules see just that.
     if source.version == 6 and (
-        not guarded or _judged_closed(ends._replace(number=PORTLESS["ah"], port=0), guarded, set())
+        not guarded or _judged_closed(ends._replace(number=NUMBER["ah"], port=0), guarded, set())
     ):
-        yield Way(source, PORTLESS["ah"], 0, peer, 0, whose)
+        yield Way(source, NUMBER["ah"], 0, peer, 0, whose)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +84,7 @@ class ClosedFlow:
 
 def closed_flow(flow: Flow) -> ClosedFlow:
     """Describe a connection for a report."""
-    proto = PROTO_NAME.get(flow.proto)
+    proto = name_of(flow.proto) if flow.proto in _PORT_NUMBERS else None
     return ClosedFlow(ip_address(flow.source), ip_address(flow.responder), proto, flow.responder_port)
 
 
@@ -99,7 +93,9 @@ def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy],
     packed = {address.packed: what for address, what in guarded.items()}
 
     def ends(way: Way) -> _Ends:
-        return _Ends(way.peer.packed, way.source.packed, way.proto, way.source_port if way.proto in PROTO_NAME else 0)
+        return _Ends(
+            way.peer.packed, way.source.packed, way.proto, way.source_port if way.proto in _PORT_NUMBERS else 0
+        )
 
     return [way for way in ways if not _judged_closed(ends(way), packed, local)]
 
@@ -115,7 +111,7 @@ def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: s
     if comes is None and goes is None:
         return False
     by, to, number, port, icmp_type = ends
-    proto: str = PROTO_NAME.get(number) or _PORTLESS.get(number, OTHER)
+    proto = name_of(number)
     source, target = ip_address(by), ip_address(to)
     if comes and source not in comes.subnet and by not in local:
         if number in _ICMP:

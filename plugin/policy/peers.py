@@ -14,9 +14,10 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from plugin.labels.ranges import block_count, piece_count
-from plugin.model import PROTO_NUMBER, Address, Container, Endpoint, Peer, Policy, Published, Rule
+from plugin.model import Address, Container, Endpoint, Peer, Policy, Published, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.facts import ElementOwner
+from plugin.protocols import WITH_PORTS
 
 #: Elements that the names in one endpoint's rules may become, each way: each change of a peer computes them anew.
 MAX_NAMED = 10_000
@@ -256,7 +257,7 @@ class PeerIndex:
             addresses = sum(len(self._by_key.get(key, ())) for key in keys)
             ports = 0
             if addresses:
-                ports = block_count(rule.first, rule.last) if rule.proto in PROTO_NUMBER else 1
+                ports = block_count(rule.first, rule.last) if rule.proto in WITH_PORTS else 1
                 ports += sum(counted.within(rule, version) for version in (4, 6))
             beyond = total + addresses * ports > MAX_NAMED
             total += 0 if beyond else addresses * ports

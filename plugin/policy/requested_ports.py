@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from plugin.jsonio import address, protocol, within
-from plugin.model import PROTO_NUMBER, Address, Proto, Published
+from plugin.jsonio import address, published_protocol, within
+from plugin.model import Address, Published
+from plugin.protocols import PUBLISHABLE, Proto
 
 #: A container that asks for more ranges than that is taken to ask for every port.
 MOST = 200
@@ -40,19 +41,22 @@ def asked(raw: Any) -> tuple[Asked, ...]:
     mode = str(config.get("NetworkMode") or "")
     if mode == "host" or mode.startswith("container:"):
         return ()
-    found = [_choice(proto) for proto in PROTO_NUMBER] if config.get("PublishAllPorts") else []
+    found = [_choice(proto) for proto in PUBLISHABLE] if config.get("PublishAllPorts") else []
     for name, bindings in (config.get("PortBindings") or {}).items():
-        proto = protocol({"protocol": name.partition("/")[2] or "tcp"}, "protocol")
+        proto = published_protocol({"protocol": name.partition("/")[2] or "tcp"}, "protocol")
         for binding in bindings or [{}]:
             found += _binding(proto, binding or {})
     joined = tuple(_joined(found))
-    return joined if len(joined) <= MOST else tuple(Asked(p, host, 0, 65535) for p in PROTO_NUMBER for host in _EVERY)
+    return joined if len(joined) <= MOST else tuple(Asked(p, host, 0, 65535) for p in PUBLISHABLE for host in _EVERY)
 
 
 def read(raw: Any) -> Asked:
     """One that was kept. Raises ValueError."""
     return Asked(
-        protocol(raw, "proto"), address(raw["host_ip"]), within(raw, "first", 0, 65535), within(raw, "last", 0, 65535)
+        published_protocol(raw, "proto"),
+        address(raw["host_ip"]),
+        within(raw, "first", 0, 65535),
+        within(raw, "last", 0, 65535),
     )
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Literal
 
-from plugin.model import OTHER, PORTLESS, PROTO_NUMBER, Address, BridgeNetwork, Endpoint, Network, Policy, Rule
+from plugin.model import Address, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.bans import holding, written
 from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
 from plugin.policy.view import Inventory, subnets
+from plugin.protocols import NUMBER, OTHER
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
 ICMP = "icmp"
@@ -24,9 +25,9 @@ _NOBODY = ElementOwner(Kind.ENDPOINT)
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first one of a flow. `source` None: a program of the host itself. `proto`: tcp, udp, sctp, gre, esp, ah, icmp
-    or "other"; `port` 0 where there is none. `host`: the target is an address of the host's own. `by`: it came by a
-    published port, which leads to this target and port, and is sent on ("dnat") or served by docker-proxy ("proxy").
+    """The first one of a flow. `source` None: a program of the host itself. `proto`: one of `plugin.protocols`,
+    icmp or "other"; `port` 0 where there is none. `host`: the target is an address of the host's own. `by`: it came by
+    a published port, which leads to this target and port, and is sent on ("dnat") or served by docker-proxy ("proxy").
     """
 
     source: Address | None
@@ -209,7 +210,7 @@ def find(inventory: Inventory, address: Address) -> Found | None:
 def number_of(proto: str) -> str:
     """What a user writes for a protocol → what rules call it."""
     proto = proto.lower()
-    if proto in PROTO_NUMBER or proto in PORTLESS or proto in (ICMP, OTHER):
+    if proto in NUMBER or proto in (ICMP, OTHER):
         return proto
     return ICMP if proto in ("icmpv6", "icmp6", "ping") else OTHER
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from plugin.labels.parser import EVERYTHING, over
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import over
 from plugin.model import (
     Address,
     AddressPolicy,

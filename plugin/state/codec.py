@@ -5,11 +5,14 @@ Files of version 1 knew `fw.allow` alone, as `allow`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from plugin.jsonio import boolean, integer, items, port, protocol, text
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
-from plugin.model import OTHER, PORTLESS, Overriding, Peer, PolicySpec, Problem, Rate, Rule
+from plugin.labels.keys import KEYS, LOGS, POLICIES
+from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, Rule
+from plugin.protocols import OTHER, PORTLESS
 
 
 def spec(raw: Any) -> PolicySpec:
@@ -20,17 +23,7 @@ def spec(raw: Any) -> PolicySpec:
 
 
 def one(value: Any) -> PolicySpec:
-    policy, log = text(value, "policy"), text(value, "log")
-    if policy not in ("", "default", "closed", "open") or log not in ("", "drop", "none"):
-        raise ValueError(f"policy {policy!r} or log {log!r} is not of the language")
-    return PolicySpec(
-        allow=_rules(value, "allow"),
-        deny=_rules(value, "deny"),
-        policy=policy,
-        egress=None if value["egress"] is None else _rules(value, "egress"),
-        rate=None if value["rate"] is None else tuple(map(_rate, items(value, "rate"))),
-        log=log,
-    )
+    return PolicySpec(**{field: read(value, field) for field, read in _FIELDS.items()})
 
 
 def problem(raw: Any) -> Problem:
@@ -92,3 +85,26 @@ def _rate(raw: Any) -> Rate:
     if not right or remembered(found.count, found.unit, found.burst) > LONGEST:
         raise ValueError(f"{found} is not a rate")
     return found
+
+
+def _word(*words: str) -> Callable[[Any, str], str]:
+    def read(raw: Any, key: str) -> str:
+        value = text(raw, key)
+        if value not in ("", *words):
+            raise ValueError(f"{key} {value!r} is not of the language")
+        return value
+
+    return read
+
+
+#: How each field of a PolicySpec is read; it is written as it is.
+_FIELDS: dict[str, Callable[[Any, str], Any]] = {
+    "allow": _rules,
+    "deny": _rules,
+    "policy": _word(*POLICIES),
+    "egress": lambda raw, key: None if raw[key] is None else _rules(raw, key),
+    "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
+    "log": _word(*LOGS),
+}
+if _missing := {key.field for key in KEYS.values()} ^ _FIELDS.keys():
+    raise TypeError(f"plugin.state.codec and the label keys do not agree on {', '.join(sorted(_missing))}")

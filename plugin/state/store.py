@@ -34,7 +34,7 @@ from plugin.jsonio import (
     only,
     optional,
     port,
-    protocol,
+    published_protocol,
     text,
     within,
 )
@@ -283,7 +283,7 @@ def _container(raw: Any) -> Container:
 
 def _published(raw: Any) -> Published:
     return Published(
-        protocol(raw, "proto"),
+        published_protocol(raw, "proto"),
         address(raw["host_ip"]),
         port(raw, "host_port"),
         port(raw, "container_port"),

@@ -22,6 +22,7 @@ from typing import Any
 from plugin.docker.tracker import EndpointTracker
 from plugin.labels import parser
 from plugin.labels.grammar import MAX_LENGTH
+from plugin.labels.keys import KEYS
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import Nft
@@ -177,7 +178,7 @@ def _timed(watched: Watched, leavers: list[Endpoint], go: Callable[[Endpoint], o
 def _labels() -> dict[str, tuple[float, str, float]]:
     """For each key the slowest text of 4 KB, in milliseconds, and what plain ports cost."""
     found = {}
-    for key in parser.KEYS:
+    for key in KEYS:
         times = [(_read(key, (text * MAX_LENGTH)[:MAX_LENGTH]), text) for text in _TEXTS]
         times += [(_read(key, ("22 from " + text * MAX_LENGTH)[:MAX_LENGTH]), "22 from " + text) for text in _TEXTS]
         found[key] = (*max(times), _read(key, ", ".join(str(3 * n + 1) for n in range(256))))

@@ -221,10 +221,10 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
                 talking.kill()
                 talking.wait()
         assert refused.returncode == 1
-        assert refused.stderr.startswith("fwctl: could not see which connections stand")
+        assert refused.stderr.startswith("fwctl: could not list the established connections")
         assert "--cap-add NET_ADMIN" in refused.stderr
-        assert 'published 0.0.0.0:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in spec
-        assert 'published [::]:15432->5432/tcp: CLOSES (to keep it: label fw.allow: "5432")' in spec
+        assert 'published 0.0.0.0:15432->5432/tcp: CLOSES (to keep it open: label fw.allow: "5432")' in spec
+        assert 'published [::]:15432->5432/tcp: CLOSES (to keep it open: label fw.allow: "5432")' in spec
         assert "published 0.0.0.0:18080->80/tcp: stays open" in spec
         assert "6379" not in spec
         assert "fw.allow=9000 has no effect on bridge" in spec

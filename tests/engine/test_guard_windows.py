@@ -90,7 +90,7 @@ def setting(fw: Fw, value: str) -> Iterator[None]:
     try:
         yield
     finally:
-        change(f"{name}={SETTINGS[name][0]}")
+        change(f"{name}={SETTINGS[name].default}")
 
 
 def never_at_a_start(fw: Fw) -> None:

@@ -141,7 +141,7 @@ def boots(fw: Sidecar) -> Iterator[None]:
     wire(fw.host)
     until(lambda: fw.status()["foreign"] == FOREIGN, "the host's own bridges are known")
     fw.host.run(["mkdir", "-p", "/run/systemd/system"])  # by which a host run by systemd is known
-    assert f"Left alone, for they are not Docker's: {', '.join(FOREIGN)}." in fw.user(BOOT_INSTALL)
+    assert f"Exempt, because they are not Docker's: {', '.join(FOREIGN)}." in fw.user(BOOT_INSTALL)
     try:
         yield
     finally:
@@ -202,13 +202,13 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
         assert (done.returncode, done.stdout) == (1, "")
         return done.stderr
 
-    assert "not started by systemd; install the managed plugin" in refused("nothing")
+    assert "does not run systemd; install the managed plugin" in refused("nothing")
     each.host.run(["mkdir", "-p", "/run/systemd/system"])
-    assert "docker0 is not to be seen from here; run this in the host's network" in refused(" --network host")
+    assert "docker0 is not visible from here; run this in the host's network" in refused(" --network host")
     assert "Operation not permitted); run this with --cap-add NET_ADMIN" in refused(" --cap-add NET_ADMIN")
-    assert "no host's file system at /host" in refused(" -v /:/host")
+    assert "/host is not the host's file system" in refused(" -v /:/host")
     assert each.host.run(there, check=False).stdout == ""
-    for word in ("wrote", "stood already"):
+    for word in ("wrote", "unchanged"):
         spec = each.user(BOOT_INSTALL)
         assert [f"{word}: {path}\n" in spec for path in paths[1:]] == [True] * 3
         assert "docker-fw keeps the file current." in spec

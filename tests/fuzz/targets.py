@@ -19,7 +19,7 @@ from plugin.kernel.names import bridge_name
 from plugin.labels import parser
 from plugin.labels.duration import parse as duration
 from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back
-from plugin.labels.parser import KEYS
+from plugin.labels.keys import KEYS
 from plugin.model import Defaults, FwError
 from plugin.policy import bans
 from plugin.state import store
@@ -104,7 +104,7 @@ def states(data: bytes) -> None:
 def packets(data: bytes) -> None:
     """A dropped packet's first bytes."""
     if found := header(data):
-        assert line(Drop(1, 0.0, "to", found).told()).isprintable()
+        assert line(Drop(1, 0.0, "to", found).as_data()).isprintable()
 
 
 def netlink(data: bytes) -> None:

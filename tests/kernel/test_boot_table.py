@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from plugin.fwctl.host import boot_unit
+from plugin.fwctl.host import boot_table, boot_unit
 from plugin.nftables.sets import CLOSED, TABLE
 from tests.kernel.foreign_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running
@@ -37,7 +37,7 @@ class Host:
         self.install()
 
     def install(self) -> None:
-        boot_unit.install(self.root, NFT, boot_unit.nft_text(MARK, (), ()))
+        boot_unit.install(self.root, NFT, boot_table.nft_text(MARK, (), ()))
 
     @property
     def text(self) -> str:
@@ -186,9 +186,9 @@ sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
     with fw.site.host.popen(
         [sys.executable, "-c", program], cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, text=True
     ) as process:
-        spec, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "The file is as of now: docker-fw does not see /etc/docker-fw" in spec
+    assert "The file is not kept current: docker-fw does not see /etc/docker-fw" in out
     assert f'confined {{ "{CONFINED}" }}' in host.text
     assert f"ipv4 . tcp . {SHUT}" in host.text
     assert "banned4 { 203.0.113.99 }" in host.text

@@ -58,7 +58,7 @@ def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) 
         assert listed(own, FORMER) == theirs
         done = cleanup(own)
         assert done.returncode == 0
-        assert f"table inet {FORMER} stays: docker-fw did not make it" in done.stdout
+        assert f"table inet {FORMER} remains: docker-fw did not make it" in done.stdout
     assert listed(own, FORMER) == theirs
     assert listed(own, TABLE) == ""
 

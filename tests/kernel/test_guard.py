@@ -15,11 +15,12 @@ import pytest
 
 from plugin.kernel import conntrack, link_monitor
 from plugin.kernel.link_monitor import Link, Told
-from plugin.model import PROTO_NUMBER, AddressPolicy, BridgeNetwork, Container, Defaults, Policy, Published, Rule
+from plugin.model import AddressPolicy, BridgeNetwork, Container, Defaults, Policy, Published, Rule
 from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.decide import of
 from plugin.policy.flows import Way
+from plugin.protocols import NUMBER
 from plugin.state.closed_flows import cut_closed
 from tests.kernel.marks import Marks
 from tests.kernel.packets import Packet, icmp, icmp_error, ping, tcp, udp
@@ -364,7 +365,7 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
         assert site.deliver([asked], boxes.web) == {asked}, "established, until it is cut"
 
         def hold(ways: Collection[Way]) -> None:
-            found = [way for way in ways if way.proto == PROTO_NUMBER["udp"]]
+            found = [way for way in ways if way.proto == NUMBER["udp"]]
             site.nft.change(Change(), {Element(f"held{way.source.version}", tuple(way)[:5]): 60 for way in found})
 
         with site.inside():

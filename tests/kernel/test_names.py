@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from plugin.docker.client import DockerApi
-from plugin.fwctl.cli.client import ask
-from plugin.fwctl.host import boot_unit
+from plugin.fwctl.host import boot_table, boot_unit
+from plugin.fwctl.socket_client import ask
 from tests.kernel.running import Running
 from tests.kernel.site import MARK, Box
 from tests.waiting import until
@@ -65,7 +65,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
     exported: Any = ask(str(fw.socket), "/export")["text"]
     api = DockerApi(str(fw.docker.path))
     with site.inside():
-        at_boot = boot_unit.nft_text(MARK, *boot_unit.bridges(api, set, lambda _: None))
+        at_boot = boot_table.nft_text(MARK, *boot_table.bridges(api, set, lambda _: None))
         boot_unit.check(Path("/"), "/usr/sbin/nft", at_boot)
     elsewhere = exported.replace("inet docker-fw", "inet other").replace("bridge docker-fw", "bridge other")
     site.run("nft", "--check", "-f", "-", input=elsewhere)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from plugin.fwctl.api import droplog
-from plugin.fwctl.api.droplog import KEPT, TAKEN, DropLog
+from plugin.fwctl.api.droplog import MAX_DROPS, TAKEN, DropLog
 from plugin.fwctl.api.droplog_http import FOLLOWERS
 from plugin.fwctl.drop_record import Drop
 from plugin.kernel.names import bridge_name
@@ -176,7 +176,7 @@ def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Bo
         )
         seconds = took(began)
     assert sum(drop.header.target == web.v4 for drop in found) <= 20 + 5 * (seconds + 1)
-    assert len(found) <= KEPT
+    assert len(found) <= MAX_DROPS
 
 
 def _all_to(site: Site, group: int) -> None:
@@ -231,7 +231,7 @@ def test_a_flood_of_somebody_elses_rules_is_only_sampled(
         until(lambda: told.log.ring.newest > 0, "some are told")
         seconds = took(began)
         assert told.log.ring.newest <= droplog._RATE * (seconds + 1)
-        assert len(told.log.ring.after(0)) <= KEPT
+        assert len(told.log.ring.after(0)) <= MAX_DROPS
 
 
 # --- the group ------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_another_program_in_our_group_is_said_and_outlived(
 ) -> None:
     """While another program listens to docker-fw's group a warning says so; when it ends, drops are told again."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(droplog, "AGAIN", 0.02)
+    monkeypatch.setattr(droplog, "RETRY", 0.02)
     web, _ = boxes
     endpoint = site.known(web)
     site.load(endpoint)
@@ -329,7 +329,7 @@ def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, 
         running.site.send([tcp(Site.OUT6, "2001:db8:1::2", 5432, 40000)])
         assert follower.drop()["container"] == "c2"
         assert took(began) < 2
-    text = f"dropped: c2 2001:db8:1::2 5432/tcp from {Site.OUT6} (to container; as of now: c2 does not accept 5432/tcp)"
+    text = f"dropped: c2 2001:db8:1::2 5432/tcp from {Site.OUT6} (inbound; as of now: c2 does not accept 5432/tcp)"
     until(lambda: text in running.log.read_text(), "the drop is in the log")
     assert "c3" not in running.log.read_text()
 
@@ -434,10 +434,10 @@ def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> Non
             own.start()
             with fwctl(own) as shown:
                 assert shown.stderr
-                assert shown.stderr.readline() == "fwctl: nothing was dropped yet; waiting\n"
+                assert shown.stderr.readline() == "fwctl: no packet was dropped yet; waiting\n"
                 own.stop()
                 assert shown.wait(10) == 1
-                assert shown.stderr.read() == "fwctl: docker-fw has ended\n"
+                assert shown.stderr.read() == "fwctl: docker-fw has stopped\n"
             with fwctl(own) as shown:
                 _, spec = shown.communicate(timeout=10)
             assert shown.returncode == 1

@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plugin.kernel import netlink
-from plugin.model import PROTO_NAME, Rule
+from plugin.model import Rule
 from plugin.nftables.document import document, element_text, skeleton
 from plugin.nftables.elements import rule_elements
 from plugin.nftables.fields import CGROUP, TARGET
 from plugin.nftables.sets import RATED, SETS, Change, Element, SetSpec, spec_of
 from plugin.nftables.table import Nft, NftError
+from plugin.protocols import NUMBER
 from tests.kernel.netns import inside
 from tests.kernel.site import MARK
 from tests.lab import NamedNetns
@@ -80,7 +81,7 @@ def standing(host: NamedNetns) -> set[str]:
 _WORDS: dict[str, st.SearchStrategy[Any]] = {
     "ip daddr": st.integers(1 << 24, (224 << 24) - 1).map(IPv4Address),
     "ip6 daddr": st.integers(0, 2**64 - 1).map(lambda n: IPv6Address((0x20010DB8 << 96) + n)),
-    "meta l4proto": st.sampled_from(sorted(PROTO_NAME)),
+    "meta l4proto": st.sampled_from(sorted(NUMBER.values())),
     "th dport": st.integers(0, 65535),
     "meta nfproto": st.sampled_from([2, 10]),
     "iifname": st.sampled_from(["br0", "fw-0123456789ab", "a", "fifteen-letters", "x.1", "B_2"]),

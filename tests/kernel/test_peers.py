@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.model import Container, Defaults, Endpoint, PolicySpec, Proto, Published
+from plugin.model import Container, Defaults, Endpoint, PolicySpec, Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
+from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import arrived, new_flow, ping

@@ -21,10 +21,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
-    OTHER,
-    PORTLESS,
     Address,
     BridgeNetwork,
     Container,
@@ -37,7 +35,6 @@ from plugin.model import (
     PolicySpec,
     Prefix,
     Problem,
-    Proto,
     Published,
     Rate,
     Rule,
@@ -52,6 +49,7 @@ from plugin.policy.saved import State
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
 from plugin.policy.view import Inventory, evaluated
+from plugin.protocols import OTHER, PORTLESS, Proto
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
 from tests.kernel.site import Box, Site, claimed, standing

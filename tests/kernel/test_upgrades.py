@@ -139,6 +139,17 @@ def test_cleanup_beside_a_plugin_that_runs_touches_nothing(own: Running) -> None
     assert macs(own) != links
 
 
+def test_cleanup_names_the_forwarding_that_docker_fw_enabled(fw: Running) -> None:
+    """Forwarding stays enabled, because Docker may need it by now; the output says so, and how to disable it."""
+    fw.start()
+    fw.well("CreateNetwork", fw.network(1))
+    fw.stop()
+    out = cleanup(fw).stdout
+    assert "sysctl -w net.ipv4.ip_forward=0" in out
+    assert "sysctl -w net.ipv6.conf.all.forwarding=0" in out
+    assert "forwarding" not in cleanup(fw).stdout
+
+
 def test_another_mark_leaves_no_rule_of_the_former_one(own: Running) -> None:
     """With another FW_MARK the former rule goes from DOCKER-USER, where it would let through what others mark;
     `cleanup` takes ours away whatever the mark was, and nobody else's."""
@@ -169,7 +180,7 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
         until(own.table, "the owner has its table")
         done = cleanup(own)
         assert done.returncode == 1
-        assert "the table inet docker-fw stays (Operation not permitted)" in done.stderr
+        assert "table inet docker-fw could not be removed (Operation not permitted)" in done.stderr
         assert "stop the program that owns it first" in done.stderr
         assert own.table()
         owner.stdin.close()

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from plugin.model import Network, Peer, PolicySpec, Proto, Published, Rule
+from plugin.model import Network, Peer, PolicySpec, Published, Rule
 from plugin.nftables.sets import Element
+from plugin.protocols import Proto
 from tests.kernel import packets as pk
 from tests.kernel.marks import Marks
 from tests.kernel.packets import Fragment, Packet, arrived, icmp, icmp_error, new_flow, packed, ping

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_network
 from pathlib import Path
 
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import Container, Endpoint, Network, Overriding, Peer, PolicySpec, Published, Rate, Rule
 from plugin.policy.saved import State
 

@@ -9,10 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from plugin.labels.grammar import LONGEST, remembered
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import (
-    PORTLESS,
-    PROTO_NUMBER,
     Container,
     Endpoint,
     Network,
@@ -26,6 +24,7 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.protocols import PORTLESS, WITH_PORTS
 
 
 def examples(count: int) -> settings:
@@ -33,7 +32,7 @@ def examples(count: int) -> settings:
     return settings(max_examples=count, deadline=None, derandomize=True)
 
 
-protos = st.sampled_from(sorted(PROTO_NUMBER))
+protos = st.sampled_from(sorted(WITH_PORTS))
 #: Ports, with those in front that stand at the edge of something: the base, blocks of 16, 256 and 4096, the end.
 ports = st.one_of(
     st.sampled_from([1, 15, 16, 17, 22, 80, 255, 256, 443, 4095, 4096, 8080, 61440, 65520, 65534, 65535]),

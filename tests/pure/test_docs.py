@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from plugin.labels.parser import KEYS, parse
+from plugin.labels.keys import KEYS
+from plugin.labels.parser import parse
+from plugin.protocols import PORTLESS, WITH_PORTS
 from plugin.settings import SETTINGS, read
 from tests import reference
 
@@ -38,15 +40,33 @@ def test_the_reference_of_labels_is_what_the_code_does() -> None:
     assert text == reference.written(text)
 
 
+def test_the_grammar_names_every_protocol() -> None:
+    """LABELS.md lists the protocols of the registry, and no others."""
+    first, *others = WITH_PORTS
+    line = f"; proto: {first} (default), {', '.join(others)}; portless: {', '.join(PORTLESS)}\n"
+    assert line in reference.FILE.read_text()
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
-    """The README and config.json name the code's own settings, meanings and defaults, and those are valid."""
+    """The README has one row a setting, with its meaning and default, and no other row."""
     table = {row[0]: row[1:] for row in rows("Settings")}
-    assert table == {name: [default, meaning] for name, (default, meaning) in SETTINGS.items()}
-    config = json.loads((ROOT / "config.json").read_text())
-    settable = {entry["name"]: entry for entry in config["env"] if entry["name"].startswith("FW_")}
-    for name, entry in settable.items():
-        assert (entry["value"], entry["description"]) == SETTINGS[name]
+    assert table == {name: [setting.default, setting.meaning] for name, setting in SETTINGS.items()}
     assert read({}).mark == 0x08000000
+
+
+def test_every_setting_is_offered_by_docker_plugin_set() -> None:
+    """config.json has one entry for each setting that `docker plugin set` offers, and no other; what the plugin starts
+    with is the default that the README names."""
+    env = json.loads((ROOT / "config.json").read_text())["env"]
+    offered = [entry for entry in env if entry["name"].startswith("FW_")]
+    wanted = {
+        name: {"name": name, "description": each.meaning, "value": each.default, "settable": ["value"]}
+        for name, each in SETTINGS.items()
+        if each.plugin
+    }
+    assert {entry["name"]: entry for entry in offered} == wanted
+    assert len(offered) == len(wanted)
+    assert not [entry for entry in env if entry.get("settable") and entry not in offered]
 
 
 def test_every_make_target_that_the_readme_names_is_there() -> None:

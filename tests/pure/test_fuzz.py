@@ -112,7 +112,7 @@ class Plugin:
         made = Driver(self.state, none, none, none, none)
         asked: Any = AddressPolicy()
         self.app: Flask = create_app(made, asked)
-        add_routes(self.app, AdminCommands(self.state, own=set), asked)
+        add_routes(self.app, AdminCommands(self.state, host_addresses=set), asked)
         self.drops = DropLog(self.state, lambda: True)
         self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
         add_route(self.app, self.drops)

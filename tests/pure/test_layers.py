@@ -24,23 +24,25 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 #: Which packages and top-level modules a package may import, besides itself.
 LAYERS = {
     "text": "",
-    "model": "text",
-    "jsonio": "text model",
-    "labels": "text model jsonio",
-    "settings": "text model jsonio labels",
-    "kernel": "text model jsonio",
-    "policy": "text model jsonio labels",
-    "nftables": "text model jsonio labels policy kernel",
-    "state": "text model jsonio settings labels policy nftables kernel",
-    "docker": "text model jsonio settings labels policy kernel state",
-    "driver": "text model jsonio settings labels kernel state",
-    "fwctl": "text model jsonio labels",
-    "fwctl.check": "text model jsonio labels policy fwctl",
-    "fwctl.host": "text model jsonio settings labels policy nftables kernel state docker fwctl",
-    "fwctl.api": "text model jsonio settings labels policy nftables kernel state docker fwctl",
-    "fwctl.cli": "text model jsonio settings labels fwctl fwctl.check",
-    "daemon": "text model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api fwctl.host",
-    "gunicorn_conf": "text model jsonio settings labels policy nftables kernel state daemon",
+    "protocols": "",
+    "model": "text protocols",
+    "jsonio": "text protocols model",
+    "labels": "text protocols model jsonio",
+    "settings": "text protocols model jsonio labels",
+    "kernel": "text protocols model jsonio",
+    "policy": "text protocols model jsonio labels",
+    "nftables": "text protocols model jsonio labels policy kernel",
+    "state": "text protocols model jsonio settings labels policy nftables kernel",
+    "docker": "text protocols model jsonio settings labels policy kernel state",
+    "driver": "text protocols model jsonio settings labels kernel state",
+    "fwctl": "text protocols model jsonio labels",
+    "fwctl.check": "text protocols model jsonio labels policy fwctl",
+    "fwctl.host": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl fwctl.api",
+    "fwctl.api": "text protocols model jsonio settings labels policy nftables kernel state docker fwctl",
+    "fwctl.cli": "text protocols model jsonio settings labels fwctl fwctl.check",
+    "daemon": "text protocols model jsonio settings labels policy nftables kernel state docker driver fwctl fwctl.api "
+    "fwctl.host",
+    "gunicorn_conf": "text protocols model jsonio settings labels policy nftables kernel state daemon",
 }
 #: fwctl's commands load these only when they run, inside functions: `fwctl status` must start at once.
 LAZY = {"fwctl.cli": "fwctl.host"}
@@ -48,20 +50,6 @@ LAZY = {"fwctl.cli": "fwctl.host"}
 LATER: set[tuple[str, str]] = {
     ("docker.client", "fwctl.api.docker_firewall"),
     ("docker.engine", "fwctl.api.docker_firewall"),
-    ("fwctl.cli.host", "docker.client"),
-    ("fwctl.cli.host", "fwctl.api.status"),
-    ("fwctl.cli.host", "kernel.docker_user"),
-    ("fwctl.cli.host", "kernel.links"),
-    ("fwctl.cli.host", "kernel.sysctl"),
-    ("fwctl.cli.host", "nftables.codec"),
-    ("fwctl.cli.host", "nftables.identity"),
-    ("fwctl.cli.host", "nftables.sets"),
-    ("fwctl.cli.host", "policy.view"),
-    ("fwctl.cli.host", "policy.flows"),
-    ("fwctl.cli.host", "state.closed_flows"),
-    ("fwctl.cli.main", "daemon.log_format"),
-    ("fwctl.host.boot_table", "daemon.early_table"),
-    ("fwctl.host.boot_table", "fwctl.cli.client"),
     ("kernel.sock_diag", "policy.requested_ports"),
     ("policy.view", "nftables.elements"),
     ("policy.view", "nftables.rate_quota"),
@@ -70,6 +58,7 @@ LATER: set[tuple[str, str]] = {
 
 #: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
 PURE = (
+    "protocols",
     "text",
     "model",
     "jsonio",
@@ -112,9 +101,7 @@ PURE = (
             "plan",
             "explain",
             "flow_ends",
-            "find_container",
             "docker_firewall",
-            "docker_firewall_drops",
         )
     ),
     "fwctl.drop_record",
@@ -142,7 +129,7 @@ OWNERS = {
     "rich": ("fwctl.cli.terminal",),
 }
 #: Modules that use one of these all the same; only ever shorter.
-USED_LATER = {"nftables": {"fwctl.cli.host"}}
+USED_LATER: dict[str, set[str]] = {}
 
 
 def package(module: str) -> str:

@@ -21,11 +21,11 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import plan, status
 from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import Around, explain
-from plugin.fwctl.api.find_container import containers
+from plugin.fwctl.api.flow_ends import containers
 from plugin.fwctl.check.run import run as check
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.fwctl.drop_record import Drop, Header, line
-from plugin.fwctl.host import boot_unit
+from plugin.fwctl.host import boot_table
 from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
@@ -158,15 +158,15 @@ def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], ot
 
     there = {n: Link(n, name, bridge=True) for n, name in enumerate((*dockers, *others, "br-lan"), 2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boot_unit.link_monitor, "links", lambda: there)
+        patch.setattr(boot_table.link_monitor, "links", lambda: there)
         patch.setattr("plugin.docker.bridges.SETTLE", 0.0)
-        found = boot_unit.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
-    text = boot_unit.nft_text(MARK, *found)
+        found = boot_table.bridges(Api(), set, lambda _: None)  # type: ignore[arg-type]
+    text = boot_table.nft_text(MARK, *found)
     checked = r'"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"'
     around, elements = skeletons(text)
     for each in elements:
         assert re.fullmatch(rf"{checked}(, {checked})*|{checked} \. {checked}(, {checked} \. {checked})*", each), each
-    plain = boot_unit.nft_text(MARK, (), {"br-lan"})
+    plain = boot_table.nft_text(MARK, (), {"br-lan"})
     around = re.sub(rf"ifname != \{{ {checked}(, {checked})* \}}", 'ifname != { "br-lan" }', around)
     assert around == skeletons(plain)[0]
 
@@ -176,7 +176,14 @@ def _shown(host: Host) -> Iterator[str]:
     told = json.loads(json.dumps(host.status()))
     yield render.status(told)
     yield render.ports(told)
-    yield render.dry_run(told["guarded"], told["apart"], [f"203.0.113.1 → {host.name} 22/tcp"])
+    yield render.dry_run(
+        {
+            "refuses": "",
+            "guarded": told["guarded"],
+            "apart": told["apart"],
+            "cut": [{"from": "203.0.113.1", "container": host.name, "address": "", "port": 22, "proto": "tcp"}],
+        }
+    )
     for width in (80, 200):
         file = io.StringIO()
         on = Console(file=file, width=width, color_system=None, highlight=False, markup=False)
@@ -198,7 +205,7 @@ def _shown(host: Host) -> Iterator[str]:
     endpoint = host.guard.guests[0].as_known
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])
-    yield line(drop.told())
+    yield line(drop.as_data())
 
 
 @given(st.data())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING, KEYS
+from plugin.labels.keys import EVERYTHING, KEYS
 from plugin.model import Defaults, FwError, PolicySpec, Rate, Rule
 from plugin.settings import SETTINGS, Settings, read
 from tests.pure.strategies import examples
@@ -54,7 +54,7 @@ def test_every_setting_is_read() -> None:
     assert OTHERS.keys() == SETTINGS.keys()
     for name, value in OTHERS.items():
         assert read({name: value}) != DEFAULT
-    assert {"FW_" + key.removeprefix("fw.").upper() for key in KEYS} <= SETTINGS.keys()
+    assert {key.setting for key in KEYS.values()} <= SETTINGS.keys()
     assert read(OTHERS) == Settings(
         "/x",
         "/x",
@@ -142,17 +142,18 @@ def test_what_the_host_allows_is_read_like_a_label() -> None:
         (
             "FW_DOCKERD_CGROUP",
             "/",
-            'FW_DOCKERD_CGROUP="/": must be a path of one to four names, like system.slice/docker.service',
+            'FW_DOCKERD_CGROUP="/": "/" must be a path of one to four names, like system.slice/docker.service',
         ),
         (
             "FW_DOCKERD_CGROUP",
             "a, ../b",
-            'FW_DOCKERD_CGROUP="../b": must be a path of one to four names, like system.slice/docker.service',
+            'FW_DOCKERD_CGROUP="a, ../b": "../b" must be a path of one to four names, like system.slice/docker.service',
         ),
         (
             "FW_DOCKERD_CGROUP",
             "a/b/c/d/e",
-            'FW_DOCKERD_CGROUP="a/b/c/d/e": must be a path of one to four names, like system.slice/docker.service',
+            'FW_DOCKERD_CGROUP="a/b/c/d/e": "a/b/c/d/e" must be a path of one to four names, '
+            "like system.slice/docker.service",
         ),
         ("FW_DOCKERD_PORTS", "gre", 'FW_DOCKERD_PORTS="gre": gre has no ports'),
         ("FW_DOCKERD_PORTS", "x", 'FW_DOCKERD_PORTS="x": "x" is not a port (1-65535, a range like 9000-9100, or *)'),

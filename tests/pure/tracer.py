@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from plugin.nftables.document import skeleton
 from plugin.nftables.sets import Element
+from plugin.protocols import PROTOCOLS
 
 Value = IPv4Address | IPv6Address | int
 _FIELD = r"(?:ip6? [sd]addr|meta (?:l4proto|nfproto)|th [sd]port)"
 _PART = rf"{_FIELD}(?: & [0-9a-fx.:]+)?(?: \| [0-9a-fx]+)?"
 _LOOKUP = re.compile(rf"({_PART}(?: \. {_PART})*) @(\w+) ")
 _OTHERS = re.compile(r"meta l4proto != \{ ([^}]*) \} ")
-_NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "ipv6-icmp": 58, "gre": 47, "esp": 50, "ah": 51}
+_NUMBERS = {"icmp": 1, "ipv6-icmp": 58, **{each.nft: each.number for each in PROTOCOLS}}
 
 
 @dataclass(frozen=True)

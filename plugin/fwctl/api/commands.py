@@ -1,7 +1,6 @@
-"""What `fwctl` changes: overrides of a container's labels, bans; and their end, when their time is over.
+"""What `fwctl` changes: overrides of a container's labels, bans, and their end when their time is over.
 
-Whatever is asked for is read and checked before any lock is taken. Lock order: nothing of ours, for there is no lock
-here; the reconciler's, then (after it has been given back) the guard's.
+A request is read and checked before any lock is taken. This module has no lock of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from plugin.fwctl.api.find_container import containers, whom
+from plugin.fwctl.api.flow_ends import containers, find_container
 from plugin.fwctl.api.status import override
 from plugin.kernel import link_monitor
 from plugin.labels.grammar import parse_allow, parse_deny
@@ -23,19 +22,19 @@ from plugin.policy import bans, overrides
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 
-#: Words of `fwctl` about one container.
-MOST = 256
-#: Seconds at most until it is looked whether something has ended: the clock may have been set meanwhile.
-_LOOK = 30.0
-#: Seconds between two times that bans which have ended are forgotten: the kernel has dropped them by itself.
+#: Overrides of one container.
+MAX_OVERRIDES = 256
+#: The longest time, in seconds, between two checks for expired overrides: the clock may have been set meanwhile.
+_LONGEST_WAIT = 30.0
+#: Seconds between two removals of expired bans from the state: the kernel has ended them by itself.
 _SWEEP = 60.0
-#: Seconds until the next try, where the disk or the kernel refused.
-_AGAIN = 5.0
+#: Seconds until the next try after the disk or the kernel has failed.
+_RETRY = 5.0
 log = logging.getLogger(__name__)
 
 
 class AdminCommands:
-    """`apart` tells which containers have no network of their own, and why; `spoken` is called when something may end.
+    """`not_guarded`: containers without a network of their own, with the reason. `wake`: called after each override.
 
     Thread-safe. Every call but `end` raises FwError.
     """
@@ -44,113 +43,117 @@ class AdminCommands:
         self,
         reconciler: Reconciler,
         not_guarded: Callable[[], Mapping[str, str]] = dict,
-        spoken: Callable[[], None] = lambda: None,
+        wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
-        own: Callable[[], set[bytes]] = link_monitor.addresses,
+        host_addresses: Callable[[], set[bytes]] = link_monitor.addresses,
     ) -> None:
-        self._state = reconciler
-        self._apart = not_guarded
-        self._spoken = spoken
+        self._reconciler = reconciler
+        self._not_guarded = not_guarded
+        self._wake = wake
         self._clock = clock
-        self._own = own
+        self._host_addresses = host_addresses
         self._swept = clock()
 
     def override(self, container: str, texts: Sequence[str], seconds: float | None, *, deny: bool) -> dict[str, Any]:
-        """`fwctl allow` and `fwctl deny`: `texts` in the language, for `seconds` (None: for ever)."""
-        rules = _read(texts, deny=deny)
-        there = self._state.read(containers)
-        identity = whom(there, container, self._apart())
+        """`fwctl allow` and `fwctl deny`: add rules, written as in labels, for `seconds` (None: permanently)."""
+        rules = _read_rules(texts, deny=deny)
+        there = self._reconciler.read(containers)
+        identity = find_container(there, container, self._not_guarded())
         until = self._clock() + seconds if seconds else 0
-        words = [Overriding(identity, rule, deny, until) for rule in rules]
-        self._state.edit_state(partial(_with, words))
-        self._spoken()
-        for word in words:
-            log.info("fwctl %s %s of %s%s", "deny" if deny else "allow", word.rule, there[identity], _for(seconds))
-        return {"container": there[identity], "id": identity, "said": list(map(override, words))}
+        added = [Overriding(identity, rule, deny, until) for rule in rules]
+        self._reconciler.edit_state(partial(_with_overrides, added))
+        self._wake()
+        for each in added:
+            log.info("fwctl %s %s of %s%s", "deny" if deny else "allow", each.rule, there[identity], _duration(seconds))
+        return {"container": there[identity], "id": identity, "said": list(map(override, added))}
 
     def revert(self, container: str | None) -> dict[str, Any]:
-        """`fwctl revert`: a container is as its labels say; None: all are. One that does not run goes by its ID."""
-        spoken = {each.container for each in self._state.state.overrides}
-        there = self._state.read(containers)
-        meant = spoken
+        """`fwctl revert`: remove the overrides of a container; None: of all. A stopped one is named by its ID."""
+        overridden = {each.container for each in self._reconciler.state.overrides}
+        there = self._reconciler.read(containers)
+        meant = overridden
         if container is not None:
-            known = {**dict.fromkeys(spoken, ""), **there}
-            meant = {whom(known, container, self._apart())} & spoken
+            known = {**dict.fromkeys(overridden, ""), **there}
+            meant = {find_container(known, container, self._not_guarded())} & overridden
         if meant:
-            self._state.edit_state(partial(overrides.without, containers=meant))
+            self._reconciler.edit_state(partial(overrides.without, containers=meant))
         for each in meant:
             log.info("fwctl revert %s", there.get(each) or each[:12])
         return {"reverted": [{"container": there.get(each) or None, "id": each} for each in sorted(meant)]}
 
     def ban(self, wanted: Sequence[tuple[str, float | None]]) -> dict[str, Any]:
-        """`fwctl ban`: addresses and prefixes, each for so many seconds (None: for ever). All of them, or none.
+        """`fwctl ban`: ban addresses and prefixes, each for a number of seconds (None: permanently). All, or none.
 
-        What they had established is cut, which takes a moment where the host has very many flows.
+        Their established connections are cut, which takes a moment on a host with very many.
         """
         now = self._clock()
-        read, wrong = _banned([(text, now + seconds if seconds else 0) for text, seconds in wanted])
-        own = _around(self._own_addresses())
+        read, wrong = _read_bans([(text, now + seconds if seconds else 0) for text, seconds in wanted])
+        own = _prefixes_containing(self._own_addresses())
         wrong += [f"cannot ban {bans.written(prefix)}: {own[prefix]}" for prefix in read if prefix in own]
         if wrong:
             more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
             raise FwError("; ".join(wrong[:8]) + more)
         # Their packets are dropped at once, but for those of flows in a flow table, which pass by every rule.
-        cut = self._state.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
+        cut = self._reconciler.edit_state(lambda state: dataclasses.replace(state, bans={**state.bans, **read}))
         log.info("fwctl ban %s: %d flows cut", ", ".join(map(bans.written, list(read)[:8])), cut.deleted)
-        told = [bans.told(prefix, until) for prefix, until in read.items()]
-        return {"banned": told, "cut": cut.deleted, "notes": cut.notes}
+        banned = [bans.told(prefix, until) for prefix, until in read.items()]
+        return {"banned": banned, "cut": cut.deleted, "notes": cut.notes}
 
     def unban(self, addresses: Sequence[str] | None) -> dict[str, Any]:
-        """`fwctl unban`; None: everybody. Who is not banned is told of, and no mistake."""
-        known = self._state.state.bans
+        """`fwctl unban`: remove bans, all of them if None. An address that is not banned is reported, and no error."""
+        known = self._reconciler.state.bans
         meant = list(known) if addresses is None else list(dict.fromkeys(map(bans.read, addresses)))
         gone = [prefix for prefix in meant if prefix in known]
         if gone:
-            self._state.edit_state(partial(_unbanned, gone=gone))
-        left, now = self._state.state.bans, self._clock()
+            self._reconciler.edit_state(partial(_unbanned, gone=gone))
+        left, now = self._reconciler.state.bans, self._clock()
         wider = ((prefix, bans.holding(prefix, left, now)) for prefix in meant if addresses is not None)
         still = [{"address": bans.written(prefix), "by": bans.written(by)} for prefix, by in wider if by]
         absent = [bans.written(prefix) for prefix in meant if prefix not in known]
         return {"unbanned": list(map(bans.written, gone)), "absent": absent, "still": still}
 
     def bans(self) -> dict[str, Any]:
-        """Who is banned now, until when."""
+        """Return the banned addresses, and until when."""
         now = self._clock()
-        there = [bans.told(prefix, until) for prefix, until in self._state.state.bans.items() if not 0 < until <= now]
-        return {"now": now, "bans": there}
+        found = [
+            bans.told(prefix, until) for prefix, until in self._reconciler.state.bans.items() if not 0 < until <= now
+        ]
+        return {"now": now, "bans": found}
 
     def end(self) -> float:
-        """Ends what has ended; returns the seconds until it is to be called again. Never raises FwError."""
+        """Remove what has expired; return the seconds until the next call. Never raises FwError."""
         now = self._clock()
         try:
             for deny in (False, True):  # one by one: what closes must not wait for what opens, if the disk is full
-                concerned = {each.container for each in overrides.ended(self._state.state, now) if each.deny is deny}
+                concerned = {
+                    each.container for each in overrides.ended(self._reconciler.state, now) if each.deny is deny
+                }
                 if concerned:
-                    self._state.edit_state(partial(overrides.lapsed, now=now, deny=deny))
-                    log.info("an override by fwctl %s has ended", "deny" if deny else "allow")
+                    self._reconciler.edit_state(partial(overrides.lapsed, now=now, deny=deny))
+                    log.info("an override by fwctl %s has expired", "deny" if deny else "allow")
             if abs(now - self._swept) >= _SWEEP:
                 self._swept = now
-                if any(0 < until <= now for until in self._state.state.bans.values()):
-                    self._state.edit_state(partial(overrides.swept, now=now))
+                if any(0 < until <= now for until in self._reconciler.state.bans.values()):
+                    self._reconciler.edit_state(partial(overrides.swept, now=now))
         except FwError as error:
-            log.error("what fwctl said for a time could not be ended: %s", error)
-            return _AGAIN
-        ends = [each.until - now for each in self._state.state.overrides if each.until]
-        return max(0.05, min(_LOOK, *ends)) if ends else _LOOK
+            log.error("an expired override or ban could not be removed: %s", error)
+            return _RETRY
+        ends = [each.until - now for each in self._reconciler.state.overrides if each.until]
+        return max(0.05, min(_LONGEST_WAIT, *ends)) if ends else _LONGEST_WAIT
 
     def _own_addresses(self) -> dict[Address, str]:
-        """The host's own addresses, and those of the driver's networks that their containers' packets go to."""
+        """Return the host's own addresses, and the gateways of docker-fw networks, each with what it is."""
         found: dict[Address, str] = {
-            ip_address(packed): "the host's own" for packed in self._own() if len(packed) in (4, 16)
+            ip_address(packed): "the host's own address" for packed in self._host_addresses() if len(packed) in (4, 16)
         }
-        for network in self._state.networks.values():
+        for network in self._reconciler.networks.values():
             for gateway in (network.gateway4, network.gateway6):
                 if gateway:
                     found[gateway.ip] = f"the gateway of the network on {network.bridge}"
         return found
 
 
-def _read(texts: Sequence[str], *, deny: bool) -> list[Rule]:
+def _read_rules(texts: Sequence[str], *, deny: bool) -> list[Rule]:
     rules: list[Rule] = []
     wrong: list[str] = []
     for text in texts:
@@ -158,15 +161,15 @@ def _read(texts: Sequence[str], *, deny: bool) -> list[Rule]:
         rules += [dataclasses.replace(rule, origin="fwctl deny" if deny else "fwctl allow") for rule in found]
         wrong += mistakes
     if wrong or not rules:
-        raise FwError("; ".join(wrong[:8]) or 'there is no rule; write one like 8080 or "5432 from 203.0.113.7"')
+        raise FwError("; ".join(wrong[:8]) or 'there is no rule; write one such as 8080 or "5432 from 203.0.113.7"')
     return list(dict.fromkeys(rules))
 
 
-def _with(words: Sequence[Overriding], state: State) -> State:
-    for word in words:
-        state = overrides.with_one(state, word)
-    if words and sum(each.container == words[0].container for each in state.overrides) > MOST:
-        raise FwError(f"more than {MOST} words of fwctl about one container; take some back with fwctl revert")
+def _with_overrides(added: Sequence[Overriding], state: State) -> State:
+    for each in added:
+        state = overrides.with_one(state, each)
+    if added and sum(each.container == added[0].container for each in state.overrides) > MAX_OVERRIDES:
+        raise FwError(f"more than {MAX_OVERRIDES} overrides of one container; remove some with fwctl revert")
     return state
 
 
@@ -177,23 +180,23 @@ def _unbanned(state: State, gone: Collection[Prefix]) -> State:
     return dataclasses.replace(state, bans=left)
 
 
-def _for(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     return f" for {seconds:.0f} s" if seconds else ""
 
 
-def _around(addresses: Mapping[Address, str]) -> dict[Prefix, str]:
-    """Every prefix that holds one of the addresses, and why that is not to be banned."""
+def _prefixes_containing(addresses: Mapping[Address, str]) -> dict[Prefix, str]:
+    """Return every prefix that contains one of the addresses, and why it must not be banned."""
     return {
         ip_network((address, length), strict=False): (
-            f"it is {whose}" if length == address.max_prefixlen else f"{address}, in it, is {whose}"
+            f"it is {what}" if length == address.max_prefixlen else f"it contains {address}, {what}"
         )
-        for address, whose in addresses.items()
+        for address, what in addresses.items()
         for length in range(bans.WIDEST[address.version], address.max_prefixlen + 1)
     }
 
 
-def _banned(wanted: Sequence[tuple[str, float]]) -> tuple[dict[Prefix, float], list[str]]:
-    """(who, until when), and every mistake. Of one that is named twice the later word counts."""
+def _read_bans(wanted: Sequence[tuple[str, float]]) -> tuple[dict[Prefix, float], list[str]]:
+    """Read (address, until when); return them, and every mistake. Of an address given twice the last one counts."""
     found: dict[Prefix, float] = {}
     wrong = []
     for text, until in wanted:

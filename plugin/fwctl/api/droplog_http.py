@@ -1,7 +1,7 @@
 """`GET /drops?follow=1&since=N`: drops as JSON lines, for `fwctl log`.
 
-A line is a drop (`plugin.fwctl.drop_record.Drop.told`), or tells how far things are: `{"newest": N, "lost": N}`,
-after the drops that are kept and then each second, so that both sides notice when the other one is gone.
+A line is a drop (`plugin.fwctl.drop_record.Drop.as_data`), or the progress: `{"newest": N, "lost": N}`, after the drops
+that are kept and then each second, so that each side notices when the other one is gone.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from flask import Flask, Response, request
 from plugin.fwctl.api.droplog import DropLog
 from plugin.fwctl.drop_record import Drop
 
-#: Each follower has one of the 16 threads that serve Docker's hooks.
+#: Each follower takes one of the 16 threads that serve Docker's hooks.
 FOLLOWERS = 4
-#: Seconds between two signs of life.
+#: Seconds between two lines of progress.
 PULSE = 1.0
-#: Seconds that a client may not read for.
+#: Milliseconds for which a client may stop reading.
 _STALLED_MS = 5000
-#: Drops that are written at once: some 20 KB, which a socket takes without waiting if it takes anything.
+#: Drops that are written at once: some 20 KB, which a socket takes without blocking if it takes anything.
 _CHUNK = 50
 _CONTENT_TYPE = "application/x-ndjson"
 
 
 def add_route(app: Flask, drops: DropLog) -> None:
+    """Add the route to the application."""
     places = threading.BoundedSemaphore(FOLLOWERS)
 
     @app.get("/drops")
     def _drops() -> Response:
         since = request.args.get("since", 0, int)
         if since > drops.ring.newest:
-            since = 0  # from before a restart, which begins anew with the numbers
+            since = 0  # from before a restart, after which numbers start again
         if drops.trouble:
             return _refused(drops.trouble)
         if request.args.get("follow", "0") not in ("1", "true") or request.method == "HEAD":
             return Response([*_lines(drops.ring.after(since)), _pulse(drops)], content_type=_CONTENT_TYPE)
         if not places.acquire(blocking=False):
-            return _refused(f"{FOLLOWERS} others follow the drops already, and more would hold up Docker: end one")
+            return _refused(
+                f"{FOLLOWERS} others follow the drops, and more would delay Docker's hooks; end one of them first"
+            )
         client = _Client(request.environ.get("gunicorn.socket"))
         response = Response(_followed(drops, since, client), content_type=_CONTENT_TYPE)
-        # Not at the end of the generator: one that was never begun has no end.
+        # Not at the end of the generator: one that was never started does not reach its end.
         response.call_on_close(places.release)
         return response
 
@@ -56,7 +59,7 @@ def _refused(text: str) -> Response:
 
 def _lines(found: Sequence[Drop]) -> Iterator[str]:
     for at in range(0, len(found), _CHUNK):
-        yield "".join(json.dumps(drop.told()) + "\n" for drop in found[at : at + _CHUNK])
+        yield "".join(json.dumps(drop.as_data()) + "\n" for drop in found[at : at + _CHUNK])
 
 
 def _pulse(drops: DropLog) -> str:
@@ -64,7 +67,7 @@ def _pulse(drops: DropLog) -> str:
 
 
 def _followed(drops: DropLog, since: int, client: _Client) -> Iterator[str]:
-    """Until docker-fw stops, has trouble, or the client is not there any more."""
+    """Yield lines until docker-fw stops, has trouble, or the client is gone."""
     seconds = 0.0
     while not drops.ending and not drops.trouble:
         found = drops.ring.after(since, seconds)
@@ -76,11 +79,11 @@ def _followed(drops: DropLog, since: int, client: _Client) -> Iterator[str]:
         since, seconds = found[-1].number if found else since, PULSE
     if drops.trouble and client.takes():
         yield json.dumps({"Err": drops.trouble}) + "\n"
-    client.listened()
+    client.stop_reading()
 
 
 class _Client:
-    """The other end of the request. Nothing here, and nothing that gunicorn does then, waits for one that sleeps."""
+    """The client's end of the request. Neither this class nor gunicorn waits for a client that does not read."""
 
     def __init__(self, sock: socket.socket | None) -> None:
         self._sock = sock
@@ -89,17 +92,17 @@ class _Client:
             self._poll.register(sock, select.POLLOUT)
 
     def takes(self) -> bool:
-        """True if it still takes what it is sent; otherwise that is the end."""
+        """True if the client still reads; otherwise its connection is shut down."""
         if self._sock is None:
             return True
         events = self._poll.poll(_STALLED_MS)
         if events and events[0][1] == select.POLLOUT:
             return True
-        self._shut(socket.SHUT_RDWR)  # or gunicorn's last bytes would wait for it
+        self._shut(socket.SHUT_RDWR)  # otherwise gunicorn would block on its last bytes
         return False
 
-    def listened(self) -> None:
-        """We read no more from it, or gunicorn would wait for it to hang up, and not serve Docker meanwhile."""
+    def stop_reading(self) -> None:
+        """Read no more from the client: gunicorn would wait for it to hang up, and not serve Docker meanwhile."""
         self._shut(socket.SHUT_RD)
 
     def _shut(self, how: int) -> None:

@@ -10,12 +10,12 @@ from plugin.nftables.sets import TABLE, WATCHED, Element
 _HEAD = """\
 #!/usr/sbin/nft -f
 # docker-fw {version}: its tables ({table}) on this host, {when}, by `fwctl export`.
-# nft -f FILE puts them there in one transaction, in the place of those that stand. They know no more than what was
-# known then: who starts, stops or moves later is not in it. A docker-fw that starts puts its own in its place.
-# Other programs' bridges are left alone by name. docker-proxy's ports are closed one by one, not by its control group.
-# What `fwctl allow --for` opened is left out; who was banned for a time is so again from when this is loaded.
-# What Docker's own networks accept stands for good here; a docker-fw that dies lets it end within half a minute.
-# To load it by itself, without a table that stands, needs nftables 1.0.6 or newer and Linux 5.10 or newer.
+# nft -f FILE loads them in one transaction and replaces those in the kernel. They describe the moment of the export:
+# containers that start, stop or move later are not in them. docker-fw replaces them when it starts.
+# Other programs' bridges are exempt by name. docker-proxy's ports are closed one by one, not by its control group.
+# What `fwctl allow --for` opened is left out; a ban that expires starts again when this file is loaded.
+# What Docker networks accept stays open here; while docker-fw runs, it closes within half a minute of its death.
+# Loading it where docker-fw has no table needs nftables 1.0.6 or newer and Linux 5.10 or newer.
 """
 
 
@@ -30,7 +30,7 @@ def file(
     version: str,
     when: str,
 ) -> str:
-    """`foreign`: names of bridges that are left alone; their indices are not the same after a boot."""
+    """Return the file. `unmanaged`: names of exempt bridges, because their indices change at a boot."""
     kept = [*WATCHED, *(element for element in elements if element.set != "foreign")]
     text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, unmanaged=unmanaged, timed=timed)
     gone = away("inet") + (away("bridge") if binds else "")

@@ -1,30 +1,32 @@
-"""Who is at the ends of a flow that a user asks about: a container, an address, the host, the Internet. Pure."""
+"""The two ends of a connection as a user writes them: a container, an address, the host, the Internet. Pure."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from plugin.fwctl.api.find_container import containers, whom
 from plugin.model import Address, FwError, Prefix
 from plugin.policy.bans import holding
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import find, policy_of
 from plugin.policy.view import Inventory, subnets
 
-#: Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which nobody on the Internet has.
-_NOBODY: dict[int, list[Address]] = {
+#: Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which no host on the Internet has.
+_DOCUMENTATION: dict[int, list[Address]] = {
     4: [IPv4Address(f"{net}.{last}") for net in ("203.0.113", "198.51.100", "192.0.2") for last in range(1, 255)],
     6: [IPv6Address(f"{net}::{last:x}") for net in ("3fff:fff", "2001:db8:ffff:ffff") for last in range(1, 255)],
 }
+#: The fewest characters of a container's ID that are taken for one.
+_SHORTEST_ID = 4
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One address of somebody's. `network`: the ID of the network that it is in. `host`: it is the host's own.
+    """One address of an end. `network`: the ID of the network that contains it. `host`: it is the host's own.
 
-    `any`: whichever of the host's addresses fits.
+    `any`: the user wrote `host`, so each of the host's addresses will do.
     """
 
     name: str
@@ -37,9 +39,9 @@ class End:
 
 
 def ends(inventory: Inventory, text: str, own: Collection[Address], not_guarded: Mapping[str, str]) -> list[End]:
-    """Every address that `text` may mean; none for "internet", see `nobody`. Raises FwError.
+    """Return every address that `text` may mean; none for "internet", see `internet`. Raises FwError.
 
-    `own`: the host's addresses. `apart`: containers without a network of their own, with the reason.
+    `own`: the host's addresses. `not_guarded`: containers without a network of their own, with the reason.
     """
     if text.lower() == "internet":
         return []
@@ -48,7 +50,7 @@ def ends(inventory: Inventory, text: str, own: Collection[Address], not_guarded:
     try:
         address = ip_address(text)
     except ValueError:
-        return _of_container(inventory, whom(containers(inventory), text, not_guarded))
+        return _of_container(inventory, find_container(containers(inventory), text, not_guarded))
     if address in own or address.is_loopback:
         return [End("the host", address, host=True)]
     found = find(inventory, address)
@@ -60,7 +62,7 @@ def ends(inventory: Inventory, text: str, own: Collection[Address], not_guarded:
 
 
 def _hosts(inventory: Inventory, own: Collection[Address]) -> Iterator[Address]:
-    """One address of each family, rather one that others can reach."""
+    """Yield one address of each family, preferably one that other hosts can reach."""
     gateways = [subnet for network in inventory.networks() for subnet in subnets(network)]
     for version in (4, 6):
         there = [address for address in own if address.version == version]
@@ -82,8 +84,8 @@ def _of_container(inventory: Inventory, identity: str) -> list[End]:
     return found
 
 
-def nobody(inventory: Inventory, others: Collection[End], now: float) -> list[End]:
-    """An address of each family that stands for everybody on the Internet: no rule about `others` names it."""
+def internet(inventory: Inventory, others: Collection[End], now: float) -> list[End]:
+    """Return an address of each family that represents the Internet: no rule of `others` names it."""
     avoid: set[Prefix] = {subnet for network in inventory.networks() for subnet in subnets(network)}
     for end in others:
         found = find(inventory, end.address)
@@ -92,20 +94,45 @@ def nobody(inventory: Inventory, others: Collection[End], now: float) -> list[En
             avoid |= {prefix_of(peer) for peer in rule.peers if peer.kind == "prefix"}
 
     def free(address: Address) -> bool:
-        # Whoever names everybody names nobody.
+        # A rule for every address (prefix length 0) names none in particular.
         named = any(prefix.prefixlen and address in prefix for prefix in avoid)
         return not named and holding(ip_network(address), inventory.state.bans, now) is None
 
-    return [End("the Internet", next(filter(free, there), there[0])) for there in _NOBODY.values()]
+    return [End("the Internet", next(filter(free, there), there[0])) for there in _DOCUMENTATION.values()]
 
 
 def pairs(sources: Collection[End], targets: Collection[End]) -> list[tuple[End, End]]:
-    """Which addresses talk to which: of one family, on a network that both are on if there is one."""
+    """Return the pairs of addresses that are used: of one family, and on a common network if there is one."""
     found = []
     for version in (4, 6):
         there = [(s, t) for s in sources for t in targets if s.address.version == t.address.version == version]
         shared = [(s, t) for s, t in there if s.network and s.network == t.network]
-        # Nobody leaves an internal network, so who is on another one too goes by that.
+        # No packet leaves an internal network; a container that is on another one too sends by that.
         outward = [(s, t) for s, t in there if not s.internal]
         found += shared or outward or there
     return found
+
+
+def containers(inventory: Inventory) -> dict[str, str]:
+    """Return the name of every container that is on a network, by its ID."""
+    places = (found for owner in inventory.owners() if (found := inventory.endpoint(owner)))
+    return {endpoint.container.id: endpoint.container.name for _, endpoint in places if endpoint.container}
+
+
+def find_container(there: Mapping[str, str], text: str, not_guarded: Mapping[str, str]) -> str:
+    """Return the ID of the container with this name or ID. Raises FwError that lists similar names.
+
+    `there`: names by ID. `not_guarded`: containers without a network of their own, by name, with the reason.
+    """
+    named = [identity for identity, name in there.items() if name == text]
+    found = named or [identity for identity in there if len(text) >= _SHORTEST_ID and identity.startswith(text.lower())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(sorted(f"{there[identity]} ({identity[:12]})" for identity in found)[:8])
+        raise FwError(f"{text[:80]!r} is ambiguous: {several}; give more of the ID")
+    if text in not_guarded:
+        raise FwError(f"{text} has no network of its own: it {not_guarded[text]}")
+    near = difflib.get_close_matches(text[:128], sorted({*there.values(), *not_guarded}), n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `fwctl status` lists the containers"
+    raise FwError(f"no container {text[:80]!r} is on a network that docker-fw knows{hint}")

@@ -1,4 +1,4 @@
-"""What other settings would change, as data: + is what would come, - is what would go. Pure."""
+"""What other settings would change, as data: + would be added, - would be removed. Pure."""
 
 from __future__ import annotations
 
@@ -33,34 +33,36 @@ def _with(endpoint: Endpoint, known: Mapping[str, Container]) -> Endpoint:
 
 
 def policies(before: Inventory, after: Inventory) -> list[Told]:
-    """What each container would accept and may begin that it does not now, and the other way round."""
+    """Return what each container would accept and may open in addition, and what it no longer would."""
     found: list[Told] = []
     for owner in before.owners():
         old, new = before.endpoint(owner), after.endpoint(owner)
         if old and new and old[1].container:
-            was, will = (dict(_said(inventory.decide(*place))) for inventory, place in ((before, old), (after, new)))
+            was, will = (
+                dict(_sentences(inventory.decide(*place))) for inventory, place in ((before, old), (after, new))
+            )
             who = f"{old[1].container.name} on {_called(old[0], old[1])}"
             found += [told("-", "policy", text, who) | {"origin": was[text]} for text in was if text not in will]
             found += [told("+", "policy", text, who) | {"origin": will[text]} for text in will if text not in was]
     return sorted(found, key=lambda line: (line["who"], line["sign"] == "+"))
 
 
-def _said(policy: Policy) -> Iterator[tuple[str, str]]:
-    """What a policy says, sentence by sentence, and who said it."""
+def _sentences(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Yield a policy as sentences, each with its origin."""
     if not policy.labels_valid:
         yield "answers on ICMP only", ""
     for rule in policy.accepts:
         yield f"accepts {rule}", rule.origin
     for rule in policy.published:
-        yield f"accepts {rule.what} by its published port", rule.origin
+        yield f"accepts {rule.what} through its published port", rule.origin
     if policy.egress is None:
-        yield "may begin everything", ""
+        yield "egress: everything", ""
     elif not policy.egress:
-        yield "may begin nothing", ""
+        yield "egress: nothing", ""
     for rule in policy.egress or ():
-        yield f"may begin {rule}".replace(" from ", " to ", 1), rule.origin
+        yield f"egress: {rule}".replace(" from ", " to ", 1), rule.origin
     for rate in policy.rates:
-        yield f"limits {rate}", rate.origin
+        yield f"rate limit: {rate}", rate.origin
     if policy.log:
         yield f"logs drops: {policy.log}", ""
 
@@ -72,13 +74,13 @@ def _called(network: Network | BridgeNetwork, endpoint: Endpoint) -> str:
 
 
 def difference(before: Inventory, after: Inventory) -> Change:
-    """Elements that would go and come."""
+    """Return the elements that would be removed and added."""
     old, new = ({e for owner in each.owners() for e in each.elements(owner)} for each in (before, after))
     return Change(tuple(old - new), tuple(new - old))
 
 
 def rules_apart(before: int, after: int) -> list[Told]:
-    """The rules that differ by the mark."""
+    """Return the rules that differ by the mark."""
     one, other = skeleton(before).splitlines(), skeleton(after).splitlines()
     lines = (line for line in difflib.ndiff(one, other) if line[:2] in ("- ", "+ "))
     return [told(line[0], "rule", line[2:].strip(), "") for line in lines]

@@ -1,6 +1,6 @@
-"""What `fwctl` asks: how things are, why a flow passes or not, what would change, the table as a file. Changes nothing.
+"""What `fwctl` asks: the status, why a connection is accepted or dropped, what would change, the table as a file.
 
-Each answer is made from a copy of what is known, so that no container waits for it.
+Nothing is changed. Each answer is made from a copy of the state, so that no hook waits for it.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from plugin.policy.view import evaluated
 from plugin.settings import Settings
 from plugin.state.reconciler import Reconciler
 
-#: Settings that the table comes from, besides those that are said of every container.
+#: Settings of the table itself.
 _OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
+#: Settings that are defaults of every container's policy.
 _OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
-#: How often the kernel is read without holding anything up, before it is read under the lock.
+#: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
-#: What is known, elements, the lease; the rules as text, and as the kernel told them when they had been put there.
+#: The facts, elements and lease; the rules as text, and as the kernel reported them after they were loaded.
 Should = tuple[tuple[Facts, list[Element], dict[Element, int]], tuple[str, tuple[bytes, ...]]]
 log = logging.getLogger(__name__)
 
 
 class AdminQueries:
-    """Thread-safe. `read` makes Settings of ours with some exchanged; `blind` tells if docker-proxy is not known."""
+    """Thread-safe. `read`: returns the settings with some replaced; `proxy_unidentified`: docker-proxy is unknown."""
 
     def __init__(
         self,
@@ -60,20 +61,20 @@ class AdminQueries:
         held: Callable[[], list[Published]] = list,
         boot: Callable[[], str] = str,
     ) -> None:
-        self._state = reconciler
+        self._reconciler = reconciler
         self._nft = nft
         self._bridges = bridges
         self._follower = follower
         self._api = api
         self._settings = settings
         self._read = read
-        self._blind = proxy_unidentified
-        self._held = held
+        self._proxy_unidentified = proxy_unidentified
+        self._held_ports = held
         self._boot = boot
 
     def status(self) -> dict[str, Any]:
-        """What there is and what it answers on, for people and programs."""
-        inventory, now = self._state.snapshot(), time.time()
+        """Return networks, containers and what they accept, and the state of docker-fw itself."""
+        inventory, now = self._reconciler.snapshot(), time.time()
         dropped = self._dropped()
         return {
             "version": __version__,
@@ -86,28 +87,30 @@ class AdminQueries:
             "banned": sum(not 0 < until <= now for until in inventory.state.bans.values()),
             "watched": inventory.watched,
             "listening": self._follower.listening,
-            "proxy_known": not self._blind(),
-            "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held()],
+            "proxy_known": not self._proxy_unidentified(),
+            "held": [f"{port.host_port}/{port.proto} on {port.host_ip}" for port in self._held_ports()],
             "owned": self._nft.owned,
             "binds": self._nft.binds,
             "unfit": unfit(self._api.engine),
-            "unsaved": self._state.unsaved_reason,
+            "unsaved": self._reconciler.unsaved_reason,
             "boot": self._boot(),
             "host_resolver": asked_from_host(self._api.engine.major),
         }
 
     def places(self, container_id: str) -> list[dict[str, Any]]:
-        """What a container accepts and may begin, network by network."""
-        return status.places(self._state.snapshot(), container_id, self._api.engine, self._settings.mark)
+        """Return what a container accepts and may open, network by network."""
+        return status.places(self._reconciler.snapshot(), container_id, self._api.engine, self._settings.mark)
 
     def explain(self, source: str, target: str, what: str, family: int | None = None) -> dict[str, Any]:
-        """What becomes of a flow, step by step, in both families or in one. Raises FwError."""
-        around = Around(_own(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time())
-        return explain(self._state.snapshot(), source, target, what, around, family)
+        """Explain what happens to a connection, step by step, in both families or in one. Raises FwError."""
+        around = Around(
+            _host_addresses(), dict(self._follower.not_guarded), self._api.engine, self._settings.mark, time.time()
+        )
+        return explain(self._reconciler.snapshot(), source, target, what, around, family)
 
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """How the kernel differs from what should be, and what these settings would change. Raises FwError."""
-        inventory = self._state.snapshot()
+        """Return how the kernel differs from the policy, and what these settings would change. Raises FwError."""
+        inventory = self._reconciler.snapshot()
         who = drift.names(inventory)
         found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
         if given:
@@ -123,8 +126,8 @@ class AdminQueries:
         return found
 
     def export(self) -> dict[str, Any]:
-        """The table as a file for `nft -f`."""
-        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._state.facts, suspended=True))
+        """Return the table as a file for `nft -f`."""
+        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._reconciler.facts, suspended=True))
         elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
         banned, timed = ban_elements(inventory.state.bans, time.time())
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
@@ -149,8 +152,8 @@ class AdminQueries:
         if settings.trust_images != self._settings.trust_images:
             try:
                 look = DockerApi(settings.docker_socket, trust_images=settings.trust_images).look()
-            except DockerUnavailable as silent:
-                raise FwError(f"{silent}; whose labels are an image's only Docker can tell") from silent
+            except DockerUnavailable as error:
+                raise FwError(f"{error}; only Docker knows which labels come from an image") from error
             facts = plan.with_containers(look.containers)(facts)
         return facts
 
@@ -158,37 +161,37 @@ class AdminQueries:
         try:
             for _ in range(_TRIES):
                 found = dump.read()
-                same, should = self._state.read(partial(self._compared, found))
+                same, should = self._reconciler.read(partial(self._compared, found))
                 if same:
                     break
             else:
-                found, should = self._state.read(lambda _: (dump.read(), self._should()))
+                found, should = self._reconciler.read(lambda _: (dump.read(), self._should()))
         except OSError as error:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
         (facts, elements, lease), (text, put) = should
         lasting, timed = ban_elements(facts.saved.bans, time.time())
-        # What ends in a moment may have ended.
+        # What expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
 
     def _compared(self, found: drift.TableDump, _: object) -> tuple[bool, Should]:
-        """Whether the kernel's table is still what was found, and what should be."""
+        """Return whether the kernel's table is still as found, and what it should be."""
         return self._nft.generation() == found.generation, self._should()
 
     def _should(self) -> Should:
-        """Elements and rules as they should be, to be compared when nobody waits for the lock."""
-        return self._state.should(), self._nft.put()
+        """Return elements and rules as they should be, to be compared after the lock is released."""
+        return self._reconciler.should(), self._nft.put()
 
     def _dropped(self) -> Mapping[Address, tuple[int, int]]:
         try:
             return self._nft.dropped()
         except OSError as error:
-            log.error("could not read how much was dropped: %s", error)
+            log.error("could not read the counters of drops: %s", error)
             return {}
 
 
-def _own() -> frozenset[Address]:
+def _host_addresses() -> frozenset[Address]:
     try:
         return frozenset(ip_address(packed) for packed in link_monitor.addresses() if len(packed) in (4, 16))
     except OSError as error:
@@ -199,9 +202,9 @@ def _notes(given: Mapping[str, str]) -> list[str]:
     notes = []
     for name in given:
         if name == "FW_MISTAKES":
-            notes.append("FW_MISTAKES counts for containers that start then, and changes nothing now")
+            notes.append("FW_MISTAKES applies to containers that start later, and changes nothing now")
         elif name == "FW_MARK":
-            notes.append("FW_MARK is in the rule in DOCKER-USER too, or in dockerd's --bridge-accept-fwmark")
+            notes.append("FW_MARK is also in the rule in DOCKER-USER, or in dockerd's --bridge-accept-fwmark")
         elif name not in (*_OF_THE_TABLE, *_OF_CONTAINERS):
-            notes.append(f"{name} changes nothing of the table")
+            notes.append(f"{name} does not change the table")
     return notes

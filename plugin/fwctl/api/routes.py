@@ -19,6 +19,7 @@ from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.queries import AdminQueries
 from plugin.labels.duration import LONGEST
 from plugin.model import FwError
+from plugin.protocols import PORTLESS
 from plugin.text import readable
 
 #: Rules of one `fwctl allow`; addresses of one `fwctl ban`.
@@ -176,7 +177,7 @@ def _explain(questions: AdminQueries, raw: Any) -> dict[str, Any]:
     body = Body(raw, "from", "to", "what", "family")
     end = "an address, a container's name, internet or host"
     source, target = body.text("from", end), body.text("to", end)
-    what = body.text("what", "a port like 8080 or 53/udp, or gre, esp, ah, icmp")
+    what = body.text("what", f"a port like 8080 or 53/udp, or {', '.join(PORTLESS)}, icmp")
     return questions.explain(source, target, what, body.family())
 
 

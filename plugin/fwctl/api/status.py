@@ -1,4 +1,4 @@
-"""What there is, what it answers on and why, as data for `fwctl` and for programs. Pure."""
+"""Networks, containers and what they accept, with the origin of each rule, as data for `fwctl` and programs. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
-from plugin.fwctl.api.find_container import containers
+from plugin.fwctl.api.flow_ends import containers
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
 from plugin.policy.decide import covers
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
 from plugin.policy.view import Inventory
 
-#: Packets that were dropped on their way to an address, and those that it began and may not.
+#: By address: packets to it that were dropped, and packets from it that were dropped.
 Dropped = Mapping[Address, tuple[int, int]]
 
 
 def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, Any]]:
-    """Networks of docker-fw's own driver. Docker does not tell a driver their names; their containers know them."""
+    """Return the networks of docker-fw's driver. Docker gives their names only with their containers."""
     found, by_network = [], _by_network(inventory.state.endpoints.values())
     for network in inventory.state.networks.values():
         there = by_network.get(network.id, [])
@@ -40,7 +40,7 @@ def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, An
 
 
 def guarded_networks(inventory: Inventory, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
-    """Docker's own bridge networks, and who is there: without its container where that is in doubt."""
+    """Return Docker's own bridge networks with their endpoints; an unconfirmed endpoint has no container."""
     there = _by_network(guest.as_known for guest in inventory.facts.guests.values())
     return [
         {
@@ -51,7 +51,8 @@ def guarded_networks(inventory: Inventory, engine: Engine, mark: int, dropped: D
             "internal": network.internal,
             "problems": [str(problem) for problem in network.problems],
             "endpoints": [
-                _guest(inventory, network, endpoint, engine, mark, dropped) for endpoint in there.get(network.id, ())
+                _tracked_endpoint(inventory, network, endpoint, engine, mark, dropped)
+                for endpoint in there.get(network.id, ())
             ],
         }
         for network in inventory.facts.networks.values()
@@ -65,12 +66,12 @@ def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
     return found
 
 
-def _guest(
+def _tracked_endpoint(
     inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
 ) -> dict[str, Any]:
-    told = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
-    told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
-    return told
+    endpoint_data = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
+    endpoint_data["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
+    return endpoint_data
 
 
 def _without_effect(
@@ -117,7 +118,7 @@ def _endpoint(
 
 
 def _rule(rule: Rule, resolved: Iterable[Rule]) -> dict[str, Any]:
-    """`peers`: as they were written; `addresses`: who they are now, None for a rule that is for everybody."""
+    """Return a rule. `peers`: as written; `addresses`: theirs now, None if the rule has no peers."""
     now = {
         str(peer)
         for each in resolved
@@ -133,12 +134,12 @@ def _rule(rule: Rule, resolved: Iterable[Rule]) -> dict[str, Any]:
 
 
 def override(each: Overriding) -> dict[str, Any]:
-    """A word of `fwctl allow` or `deny`; `until` None is for ever."""
+    """Return one rule of `fwctl allow` or `deny`; `until` None is permanent."""
     return {"kind": "deny" if each.deny else "allow", "rule": str(each.rule), "until": each.until or None}
 
 
 def _port(port: Published, policy: Policy) -> dict[str, Any]:
-    """`open`: to everybody; `some`: to those that a rule with `from` names, `peers`."""
+    """Return a published port. `open`: to every address; `some`: to the `peers` that a rule with `from` names."""
     rules = [r for r in (*policy.accepts, *policy.published) if covers(r, port.proto, port.container_port)]
     return {
         "proto": port.proto,
@@ -152,21 +153,21 @@ def _port(port: Published, policy: Policy) -> dict[str, Any]:
 
 
 def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -> list[dict[str, Any]]:
-    """A container's places, network by network."""
+    """Return what a container accepts, network by network."""
     found = []
     for owner in inventory.of_container(container_id):
         if place := inventory.endpoint(owner):
             network, endpoint = place
             name = network.name if isinstance(network, BridgeNetwork) else network.bridge
-            told = _endpoint(inventory, owner, network, endpoint, {})
+            endpoint_data = _endpoint(inventory, owner, network, endpoint, {})
             if isinstance(network, BridgeNetwork):
-                told["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
-            found.append({"network": name, **told})
+                endpoint_data["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
+            found.append({"network": name, **endpoint_data})
     return found
 
 
 def elsewhere(inventory: Inventory) -> list[dict[str, Any]]:
-    """What `fwctl` said of containers that are on no network now: they do not run."""
+    """Return the overrides of containers that are on no network now, because they do not run."""
     there = containers(inventory)
-    spoken = (each for each in inventory.state.overrides if each.container not in there)
-    return [{"container_id": each.container, **override(each)} for each in spoken]
+    stopped = (each for each in inventory.state.overrides if each.container not in there)
+    return [{"container_id": each.container, **override(each)} for each in stopped]

@@ -8,9 +8,11 @@ from functools import lru_cache, partial
 from plugin.fwctl.check.compose.model import Notes
 from plugin.fwctl.check.compose.stack import Stack, near
 from plugin.fwctl.check.judge import Judged
-from plugin.labels.parser import EVERYTHING, split
-from plugin.model import PROTO_NUMBER, Peer, Rule
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import split
+from plugin.model import Peer, Rule
 from plugin.policy import decide
+from plugin.protocols import PUBLISHABLE
 
 #: A rule as it is told: where it was said, and its words.
 PolicySpec = tuple[str, str]
@@ -123,7 +125,7 @@ def _unreachable(each: Judged, rule: Rule) -> str:
     net = each.net
     if net.internal:
         return "the network is internal; put the container on another one too"
-    if net.direct or rule.proto not in PROTO_NUMBER or not _labelled(rule):
+    if net.direct or rule.proto not in PUBLISHABLE or not _labelled(rule):
         return ""
     if _meets(rule, (Rule(port.proto, port.first, port.last) for port in each.service.ports)):
         return ""

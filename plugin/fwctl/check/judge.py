@@ -14,6 +14,7 @@ from plugin.fwctl.check.compose.model import Notes, Place, Unreadable, Value
 from plugin.fwctl.check.compose.ports import Port
 from plugin.fwctl.check.compose.stack import Attachment, Net, Service, Stack, near
 from plugin.labels import parser
+from plugin.labels.keys import KEYS, PREFIX
 from plugin.model import (
     BridgeNetwork,
     Container,
@@ -154,9 +155,7 @@ def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, .
     )
     where = (("::1", local), ("::", elsewhere if everything else elsewhere & local))
     return tuple(
-        Published(proto, ip_address(host), 0, number)  # type: ignore[arg-type]
-        for host, found in where
-        for proto, number in sorted(found)
+        Published(proto, ip_address(host), 0, number) for host, found in where for proto, number in sorted(found)
     )
 
 
@@ -187,7 +186,7 @@ def _openings(port: Port, decided: Policy) -> Iterable[Opening]:
 def _network_options(net: Net, notes: Notes) -> _Options:
     options = net.options or {}
     if net.kind == "apart":
-        for key in (key for key in options if key.lower().startswith(parser.PREFIX)):
+        for key in (key for key in options if key.lower().startswith(PREFIX)):
             notes.warn(options[key].place, f"network {net.key}: {key} has no effect: {net.why}")
         return _Options(_NONE, {})
     parsed = parser.parse(_texts(options), "network option ")
@@ -215,7 +214,7 @@ def strangers(service: Service, stack: Stack, notes: Notes) -> None:
     nets = stack.on(service.name)
     for key, value in service.labels.items():
         name, short = parser.split(key)
-        if name is None or short not in parser.KEYS or any(name in net.names for net in nets) or service.shares:
+        if name is None or short not in KEYS or any(name in net.names for net in nets) or service.shares:
             continue
         known = [net.key for net in nets]
         there = f" ({', '.join(known)})" if known else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from plugin.fwctl.check.compose.model import Notes, Value
 from plugin.fwctl.check.compose.stack import Stack, near
-from plugin.labels import parser
+from plugin.labels.keys import KEYS, ONE_NETWORK, PREFIX
 
 
 def misplaced(services: Mapping[str, Value], networks: Mapping[str, Value], notes: Notes) -> None:
@@ -38,7 +38,7 @@ def unheard(stack: Stack, notes: Notes) -> None:
         elif kinds <= {"apart"}:
             why = "; ".join(dict.fromkeys(f"{each.net.key} is {each.net.why}" for each in service.attachments))
         for key, value in service.labels.items():
-            if key.lower().startswith(parser.PREFIX):
+            if key.lower().startswith(PREFIX):
                 if why:
                     notes.warn(value.place, f"label {key} has no effect: {why}", service.name)
                 if value.written:
@@ -55,12 +55,12 @@ def unheard(stack: Stack, notes: Notes) -> None:
 def lookalike(key: str) -> str:
     """The key of docker-fw's that a label like fw-allow or FW_ALLOW was probably meant to be; "" if none."""
     bare = re.sub(r"[^a-z0-9]+", ".", key.lower()[:128]).strip(".").removeprefix("docker.")
-    if key.lower().startswith(parser.PREFIX) or not bare.startswith("fw"):
+    if key.lower().startswith(PREFIX) or not bare.startswith("fw"):
         return ""
-    if bare.startswith(parser.ONE_NETWORK):
-        return f"{parser.ONE_NETWORK}NAME.{bare.rpartition('.')[2]}"
-    same = (known for known in parser.KEYS if known.replace(".", "") == bare.replace(".", ""))
-    like = (known for known in parser.KEYS if bare.startswith(parser.PREFIX) and near(bare, [known]))
+    if bare.startswith(ONE_NETWORK):
+        return f"{ONE_NETWORK}NAME.{bare.rpartition('.')[2]}"
+    same = (known for known in KEYS if known.replace(".", "") == bare.replace(".", ""))
+    like = (known for known in KEYS if bare.startswith(PREFIX) and near(bare, [known]))
     return next(same, "") or next(like, "")
 
 
@@ -71,4 +71,4 @@ def _inner(value: Value, *path: str) -> Mapping[str, Value]:
 
 
 def _ours(pairs: Mapping[str, Value]) -> Iterable[tuple[str, Value]]:
-    return [(key, value) for key, value in pairs.items() if key.lower().startswith(parser.PREFIX)]
+    return [(key, value) for key, value in pairs.items() if key.lower().startswith(PREFIX)]

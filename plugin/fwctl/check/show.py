@@ -9,7 +9,7 @@ from typing import Any
 from plugin.fwctl.check.compose.model import Note, Notes, Place
 from plugin.fwctl.check.compose.stack import Service, Stack
 from plugin.fwctl.check.judge import Judged, Opening
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import Rule
 from plugin.text import printable
 

@@ -1,4 +1,4 @@
-"""What `fwctl`'s commands have in common: their options, how they ask and how they tell."""
+"""What fwctl's commands have in common: options, requests, output and exit statuses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from plugin.fwctl.cli import render
-from plugin.fwctl.cli.client import SOCKETS, ask, find_socket
 from plugin.fwctl.cli.render import Line
+from plugin.fwctl.socket_client import SOCKETS, ask, find_socket
 from plugin.labels.duration import parse
-from plugin.model import FwError
 from plugin.text import printable
 
-Told = dict[str, Any]
+#: What docker-fw answers: a JSON object.
+Answer = dict[str, Any]
 #: Exit statuses.
 OK, NO, USAGE = 0, 1, 2
 
@@ -28,8 +28,12 @@ def parser(
     *examples: str,
     more: str = "",
     asks: bool = True,
+    error_status: int = NO,
 ) -> argparse.ArgumentParser:
-    """A command's parser. `asks`: it speaks with the plugin, and tells people or programs."""
+    """Add a command and return its parser.
+
+    `asks`: it sends requests to docker-fw and has options for that. `error_status`: the exit status if it fails.
+    """
     made: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -37,21 +41,28 @@ def parser(
         epilog="examples:\n" + "\n".join(f"  fwctl {example}" for example in examples),
         formatter_class=_Help,
     )
-    made.set_defaults(run=run)
+    made.set_defaults(run=run, error_status=error_status)
     if asks:
-        made.add_argument("--socket", metavar="PATH", help=f"the plugin's (default: the first of {', '.join(SOCKETS)})")
-        made.add_argument("--json", action="store_true", help="as JSON, for programs")
+        add_socket(made)
+        made.add_argument("--json", action="store_true", help="print JSON, for programs")
         made.add_argument(
             "--color",
             choices=("auto", "always", "never"),
             default="auto",
-            help="colours and tables (default: auto, on a terminal)",
+            help="print colours and tables (default: auto, on a terminal)",
         )
     return made
 
 
+def add_socket(made: argparse.ArgumentParser) -> None:
+    """Add the option that names docker-fw's socket."""
+    made.add_argument(
+        "--socket", metavar="PATH", help=f"docker-fw's socket (default: the first of {', '.join(SOCKETS)})"
+    )
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Wraps what is said, and leaves the examples as they are."""
+    """Wraps the description and prints the examples as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("examples:"):
@@ -60,41 +71,43 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def seconds(text: str) -> int:
-    """An option's time."""
+    """Read an option's duration."""
     try:
         return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def asking(options: argparse.Namespace, url: str, body: Told | None = None) -> Told:
-    """Raises OSError, ValueError and FwError, with a text for people."""
+def request(options: argparse.Namespace, url: str, body: Answer | None = None) -> Answer:
+    """Ask the docker-fw that the options name. Raises FwError."""
     return ask(options.socket or find_socket(), url, body)
 
 
 def pretty(options: argparse.Namespace) -> bool:
-    """True where colours and tables are wanted."""
+    """True if colours and tables are wanted."""
     return bool(options.color == "always" or (options.color == "auto" and sys.stdout.isatty()))
 
 
-def tell(options: argparse.Namespace, told: Any, lines: Callable[[], Iterable[Line]]) -> None:
-    """As JSON, as lines with colours, or as plain lines."""
+def show(options: argparse.Namespace, answer: Any, lines: Callable[[], Iterable[Line]]) -> None:
+    """Print an answer as JSON, as coloured lines or as plain lines."""
     if options.json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(answer, indent=1))
     elif pretty(options):
-        from plugin.fwctl.cli import terminal  # noqa: PLC0415 (a library that is for terminals alone)
+        from plugin.fwctl.cli import terminal  # noqa: PLC0415 (rich is for terminals alone)
 
-        on = terminal.console(color=options.color)
+        console = terminal.console(color=options.color)
         for line in terminal.lines(lines()):
-            on.print(line)
+            console.print(line)
     else:
         print(render.plain(lines()))
 
 
-def failed(error: Exception) -> None:
-    """One line on stderr."""
+def print_error(error: object) -> None:
+    """Print one line on stderr."""
     print(f"fwctl: {printable(str(error))}", file=sys.stderr)
 
 
-#: What a command may fail with, and `failed` tells.
-Failures = (OSError, ValueError, FwError)
+def usage_error(text: str) -> int:
+    """Print what is wrong with the command line; return the exit status."""
+    print_error(text)
+    return USAGE

@@ -1,46 +1,42 @@
-"""`fwctl log`: drops as they happen, as lines for people or JSON lines for programs."""
+"""`fwctl log`: dropped packets as they happen, as lines for people or as JSON lines for programs."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from plugin.fwctl.cli.client import SOCKETS, connect, find_socket
-from plugin.fwctl.cli.command import NO, OK, Failures, failed, parser
+from plugin.fwctl.cli.command import NO, OK, add_socket, parser, print_error
 from plugin.fwctl.drop_record import line
-from plugin.model import FwError
-
-#: Seconds without a sign of life after which docker-fw is gone; it gives one each second.
-_SILENCE = 10
+from plugin.fwctl.socket_client import find_socket, stream
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    """Adds the command to fwctl's; returns its parser."""
-    made = parser(
+def add(commands: Any) -> None:
+    """Add the command to fwctl's."""
+    log = parser(
         commands,
         "log",
         run,
-        "what is dropped, as it happens, with the names of containers",
+        "show dropped packets as they happen, with the names of containers",
         "log",
         "log web",
         "log -n 100 --no-follow",
         "log --json | jq 'select(.direction == \"by\")'",
-        more="First the last ones that are kept, then each as it is dropped. A few for each container in a second are "
-        "told; `fwctl status` has the counts. The reason is what the policy says of such a packet now.",
+        more="First the last drops that docker-fw has kept, then each new one. At most a few for each container in a "
+        "second are shown; `fwctl status` has the counts. The reason is what the policy says about such a packet now.",
         asks=False,
     )
-    made.add_argument("container", nargs="?", metavar="CONTAINER", help="only drops from or to it, or this address")
-    made.add_argument("-n", type=_count, default=10, metavar="N", dest="lines", help="the last N first (default: 10)")
-    made.add_argument("--no-follow", action="store_false", dest="follow", help="show the last ones and end")
-    made.add_argument("--json", action="store_true", help="as JSON lines, for programs")
-    made.add_argument("--socket", metavar="PATH", help=f"the plugin's (default: the first of {', '.join(SOCKETS)})")
-    return made
+    log.add_argument("container", nargs="?", metavar="CONTAINER", help="only drops from or to it, or to an address")
+    log.add_argument(
+        "-n", type=_count, default=10, metavar="N", dest="lines", help="show the last N first (default: 10)"
+    )
+    log.add_argument("--no-follow", action="store_false", dest="follow", help="exit after the last ones")
+    log.add_argument("--json", action="store_true", help="print JSON lines, for programs")
+    add_socket(log)
 
 
 def _count(text: str) -> int:
@@ -50,54 +46,56 @@ def _count(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints until docker-fw or the user ends it. Returns the exit status; raises BrokenPipeError."""
-    try:
-        with contextlib.closing(_told(options.socket or find_socket(), follow=options.follow)) as told:
-            for text in _texts(told, options):
-                print(text, flush=True)
-    except BrokenPipeError:
-        raise  # whoever read this has enough
-    except Failures as error:
-        failed(error)
-        return NO
+    """Print drops until docker-fw or the user ends it. Raises FwError, BrokenPipeError."""
+    url = f"/drops?follow={int(options.follow)}"
+    with contextlib.closing(stream(options.socket or find_socket(), url)) as records:
+        for text in texts(records, options):
+            print(text, flush=True)
     if options.follow:
-        failed(OSError("docker-fw has ended"))
+        print_error("docker-fw has stopped")
         return NO
     return OK
 
 
-def _texts(told: Iterable[Mapping[str, Any]], options: argparse.Namespace) -> Iterator[str]:
-    """What to print: of the drops that were kept the last ones, then each that comes."""
+def texts(records: Iterable[Mapping[str, Any]], options: argparse.Namespace) -> Iterator[str]:
+    """Yield the lines to print: of the drops that docker-fw has kept the last ones, then each new one.
+
+    A record is a drop, or {"newest": …, "lost": …}, which docker-fw sends after the kept ones and then each second.
+    """
     kept: deque[Mapping[str, Any]] = deque(maxlen=options.lines)
-    begun, number, lost = False, 0, 0
-    for each in told:
-        if "newest" in each:
-            if not begun:
+    following, number, lost = False, 0, 0
+    for record in records:
+        if "newest" in record:
+            if not following:
                 yield from (_text(drop, options) for drop in kept)
                 if not kept and options.lines:
                     _nothing(options)
-            elif each["lost"] > lost:
-                yield from _missed("some drops were not told: there were too many", options)
-            begun, lost = True, each["lost"]
+            elif record["lost"] > lost:
+                yield from _gap("some drops were lost: there were too many", options)
+            following, lost = True, record["lost"]
             continue
-        if begun and each["number"] > number + 1:
-            yield from _missed(f"{each['number'] - number - 1} drops were not shown: there were too many", options)
-        number = each["number"]
-        if options.container in (None, each["from_container"], each["to_container"], each["from"], each["to"]):
-            if begun:
-                yield _text(each, options)
+        if following and record["number"] > number + 1:
+            yield from _gap(f"{record['number'] - number - 1} drops are not shown: there were too many", options)
+        number = record["number"]
+        if _concerns(record, options.container):
+            if following:
+                yield _text(record, options)
             else:
-                kept.append(each)
+                kept.append(record)
+
+
+def _concerns(drop: Mapping[str, Any], container: str | None) -> bool:
+    return container in (None, drop["from_container"], drop["to_container"], drop["from"], drop["to"])
 
 
 def _nothing(options: argparse.Namespace) -> None:
     whose = f" of {options.container}" if options.container else ""
-    failed(OSError(f"nothing{whose} was dropped yet{'; waiting' if options.follow else ''}"))
+    print_error(f"no packet{whose} was dropped yet{'; waiting' if options.follow else ''}")
 
 
-def _missed(text: str, options: argparse.Namespace) -> Iterator[str]:
+def _gap(text: str, options: argparse.Namespace) -> Iterator[str]:
     if options.json:
-        failed(OSError(text))
+        print_error(text)
     else:
         yield f"… {text}"
 
@@ -106,33 +104,3 @@ def _text(drop: Mapping[str, Any], options: argparse.Namespace) -> str:
     if options.json:
         return json.dumps(drop)
     return f"{time.strftime('%H:%M:%S', time.localtime(drop['time']))} {line(drop)}"
-
-
-def _told(path: str, *, follow: bool) -> Generator[dict[str, Any], None, None]:
-    """The lines of `GET /drops`. Raises OSError, ValueError and FwError with a text for people."""
-    connection = http.client.HTTPConnection("fw")
-    try:
-        try:
-            connection.sock = connect(path, _SILENCE)
-            connection.request("GET", f"/drops?follow={int(follow)}", headers={"Connection": "close"})
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise OSError(f"{path} does not answer: {error}; does docker-fw run? (docker plugin ls)") from error
-        while text := _line(response):
-            told = json.loads(text)
-            if "Err" in told:
-                raise FwError(str(told["Err"]))
-            if response.status != 200:
-                raise ValueError(f"{path} answered {response.status} to /drops")
-            yield told
-    finally:
-        connection.close()
-
-
-def _line(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.readline()
-    except TimeoutError as error:
-        raise OSError("docker-fw is silent; does it still run? (docker plugin ls)") from error
-    except (http.client.HTTPException, ConnectionError):
-        return b""  # killed in the middle of a line

@@ -1,6 +1,6 @@
-"""The words of `plugin.fwctl.cli.render` on a terminal: colours, and tables that fit its width. Only this knows `rich`.
+"""The output of `plugin.fwctl.cli.render` on a terminal: colours, and tables that fit its width. Only this uses `rich`.
 
-Text is never read as rich's markup: labels and names of containers are others' words.
+No text is read as rich's markup, because labels and container names are written by others.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from plugin.fwctl.cli import render
 from plugin.fwctl.cli.render import Line
 from plugin.text import printable
 
-#: Columns of a terminal from which on a table is easier to read than lines.
-_ROOM = 110
+#: The width, in columns, from which a table is easier to read than lines.
+_TABLE_WIDTH = 110
 _STYLES = {"good": "green", "bad": "bold red", "warn": "yellow", "dim": "dim", "name": "bold", "": ""}
 
 
 def console(*, color: str, file: Any = None) -> Console:
-    """`color`: "auto" or "always", which also counts where there is no terminal."""
+    """Return rich's console. `color`: "auto", or "always" for colours even without a terminal."""
     force = True if color == "always" else None
     return Console(file=file, force_terminal=force, highlight=False, soft_wrap=False, emoji=False, markup=False)
 
 
-def lines(words: Iterable[Line]) -> Iterator[Text]:
-    for line in words:
+def lines(plain: Iterable[Line]) -> Iterator[Text]:
+    """Yield the lines in colours."""
+    for line in plain:
         yield Text.assemble(*((printable(text), _STYLES[style]) for text, style in line))
 
 
-def status(told: dict[str, Any], width: int) -> RenderableType:
-    """A table for each network, where there is room for one."""
-    if width < _ROOM:
-        return Text("\n").join(lines(render.status_lines(told)))
+def status(answer: dict[str, Any], width: int) -> RenderableType:
+    """Return a table for each network, or lines if the terminal is too narrow."""
+    if width < _TABLE_WIDTH:
+        return Text("\n").join(lines(render.status_lines(answer)))
     parts: list[RenderableType] = []
-    for network in render.networks(told):
+    for network in render.networks(answer):
         table = Table(
             title=Text(printable(render.title(network)), "bold"),
             title_justify="left",
@@ -48,27 +49,25 @@ def status(told: dict[str, Any], width: int) -> RenderableType:
         )
         table.add_column("container", style="bold", overflow="fold")
         table.add_column("addresses", style="cyan", overflow="fold")
-        table.add_column("answers on", overflow="fold")
-        table.add_column("besides", overflow="fold")
+        table.add_column("accepts", overflow="fold")
+        table.add_column("details", overflow="fold")
         for endpoint in network["endpoints"]:
-            table.add_row(*_row(endpoint, network, told["now"]))
+            table.add_row(*_row(endpoint, network, answer["now"]))
         parts += [table, *lines([("  " + problem, "bad")] for problem in network.get("problems", []))]
-    parts += lines(render.around(told))
+    parts += lines(render.host_lines(answer))
     return Group(*parts)
 
 
 def _row(endpoint: dict[str, Any], network: dict[str, Any], now: float) -> tuple[Text, ...]:
-    who = endpoint["container"] or f"endpoint {endpoint['id'][:12]}"
-    closed = not endpoint["accepts"]
-    accepts = Text(printable(render.accepted(endpoint)), "yellow" if closed else "")
-    if not endpoint["known"]:
-        accepts.append(" (its labels are not known yet)", "yellow")
+    accepts = Text(printable(render.accepted(endpoint)), "" if endpoint["accepts"] else "yellow")
+    accepts.append(render.unknown(endpoint), "yellow")
     details = Text("\n").join(lines([detail] for detail in render.details(endpoint, network, now)))
-    return Text(printable(who)), Text("\n".join(endpoint["addresses"])), accepts, details
+    return Text(printable(render.container(endpoint))), Text("\n".join(endpoint["addresses"])), accepts, details
 
 
-def ports(told: dict[str, Any]) -> RenderableType:
-    rows = render.published(told)
+def ports(answer: dict[str, Any]) -> RenderableType:
+    """Return the published ports of a status as a table."""
+    rows = render.published(answer)
     if not rows:
         return Text("no published ports")
     table = Table(box=box.SIMPLE_HEAD)
@@ -85,12 +84,13 @@ def ports(told: dict[str, Any]) -> RenderableType:
 
 
 def problem(text: str) -> RenderableType:
+    """Return an error, to be shown in the place of a status."""
     return Text(printable(text), "bold red")
 
 
-def watch(on: Console, frames: Iterable[RenderableType], wait: Callable[[], None]) -> None:
-    """Shows each in the place of the one before, until they end or somebody interrupts."""
-    with Live(console=on, screen=on.is_terminal, auto_refresh=False, vertical_overflow="crop") as live:
+def watch(console: Console, frames: Iterable[RenderableType], wait: Callable[[], None]) -> None:
+    """Show each frame in the place of the one before, until there are no more or the user interrupts."""
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False, vertical_overflow="crop") as live:
         for frame in frames:
             live.update(frame, refresh=True)
             wait()

@@ -1,66 +1,44 @@
-"""Before Docker: a file for `nft` and a systemd unit that close every bridge until docker-fw has started.
+"""The systemd unit that loads the boot table before Docker starts; its files are written below the host's root.
 
-For the sidecar, which starts among the other containers; the managed plugin starts before them and needs none of it.
-The table is docker-fw's own with all that closes and without any exception, so that docker-fw puts its table in this
-one's place in one transaction, and nothing is open in between. It leaves the host's other bridges alone by name:
-docker-fw itself goes by their indices, which differ from boot to boot, and which a bridge has not got before it is
-there. A sidecar that sees the directory keeps the file current (`plugin.fwctl.host.boot_table`).
+It is for the sidecar, which starts among the other containers. The managed plugin starts before them and needs no unit.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from types import MappingProxyType
 
-from plugin.docker.bridges import SETTLE, Bridges
-from plugin.docker.client import DockerApi
-from plugin.jsonio import INTERFACE_NAME
-from plugin.kernel import link_monitor
-from plugin.model import DockerUnavailable, FwError, Prefix
-from plugin.nftables.ban_elements import ban_elements
-from plugin.nftables.document import document, element_text, named
-from plugin.nftables.sets import CLOSED, TABLE, Element
+from plugin.model import FwError
+from plugin.nftables.document import named
+from plugin.nftables.sets import CLOSED, TABLE
 
-#: What is written, below the host's root.
+#: The files, below the host's root.
 DIRECTORY = "etc/docker-fw"
 FILE = f"{DIRECTORY}/boot.nft"
 SCRIPT = f"{DIRECTORY}/boot.sh"
 NAME = "docker-fw-boot.service"
 UNIT = f"etc/systemd/system/{NAME}"
 WANTS = f"etc/systemd/system/docker.service.wants/{NAME}"
-#: Bridges of Docker's that may come though they are not there yet.
-DOCKERS = ("docker0", "docker_gwbridge")
 _DOCKER_UNITS = tuple(f"{where}/systemd/system/docker.service" for where in ("etc", "run", "usr/lib", "lib"))
 _NFT = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft")
-_HEAD = f"""\
-# docker-fw: the table that is active from before Docker starts until docker-fw does, which replaces it by its own.
-# Every bridge is closed, except for ICMP and for what its own side initiates. Closed too: what a confined container
-# initiates, published ports that no label opens, banned addresses. Made by `fwctl boot install`, and kept current by a
-# docker-fw that sees this directory. /{SCRIPT} adds bans that end by themselves: #until UNIX-TIME SET ELEMENT
-
-# Refused where the table stands already: docker-fw's own is never replaced by this one, nor added to.
-create table inet {TABLE}
-"""
 _UNIT = f"""\
-# Made by docker-fw (`fwctl boot install`); `fwctl boot remove` takes it away.
+# Made by docker-fw (`fwctl boot install`); `fwctl boot remove` removes it.
 
 [Unit]
 Description=docker-fw: every bridge is closed before Docker starts a container
-# nftables.service begins with `flush ruleset`, as a rule.
+# nftables.service usually starts with `flush ruleset`.
 After=nftables.service
 Before=docker.service
-# When Docker or nftables.service is started again, so is this: the table may have been flushed meanwhile.
+# Restarted with Docker and nftables.service: the table may have been flushed meanwhile.
 PartOf=docker.service nftables.service
 StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-# There is no ExecStop: to stop this opens nothing.
+# There is no ExecStop: stopping this opens nothing.
 ExecStart=/bin/sh /{SCRIPT}
 
 [Install]
@@ -68,16 +46,16 @@ WantedBy=docker.service
 """
 
 
-#: What the unit runs. A ban for a time lasts for what is left of it.
+#: What the unit runs. A ban that expires lasts for the rest of its time.
 _SCRIPT = f"""\
 # Made by docker-fw (`fwctl boot install`); {NAME} runs it.
 nft=@nft@ file=/{FILE} table={TABLE}
 
-# The table of a docker-fw that runs is left as it is.
+# The table of a running docker-fw is left as it is.
 ours() {{ $nft -t list chain inet "$1" deny >/dev/null 2>&1; }}
 ours {TABLE} || ours {CLOSED} && exit
 
-# Another program's table has docker-fw's name: docker-fw will not start, and closes by a table of this name too.
+# Another program's table has docker-fw's name: docker-fw will not start, and closes with a table of this other name.
 $nft -t list table inet {TABLE} >/dev/null 2>&1 && table={CLOSED}
 
 bans() {{
@@ -92,87 +70,22 @@ named() {{ sed -e "s/inet {TABLE} /inet $table /" -e "s/inet {TABLE}\\$/inet $ta
 """
 
 
-def nft_text(
-    mark: int,
-    dockers: Collection[str],
-    unmanaged: Collection[str],
-    closed: Iterable[Element] = (),
-    bans: Mapping[Prefix, float] = MappingProxyType({}),
-) -> str:
-    """The file for nft: every bridge closed but `foreign`, within each bridge everything open as ever.
-
-    `closed`: what closes besides. `bans`: until when (Unix time; 0: permanently). The script adds those that end, for a
-    time-out in the file would count anew from each boot.
-    """
-    lasting, ending = ban_elements(bans, 0)  # seconds from 1970 on
-    elements = (*_elements(dockers, unmanaged), *(e for e in closed if e.set != "foreign"), *lasting)
-    untils = "".join(f"#until {until} {e.set} {element_text(e)}\n" for e, until in sorted(ending.items(), key=str))
-    names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
-    others = f" fib saddr oifname != {{ {names} }}" if unmanaged else ""
-    return f"""{_HEAD}{document(mark, {*elements}, cgroups=False, binds=False, holds=False, unmanaged=unmanaged)}
-# Networks that Docker got after this was made: where the way to the destination is by the link that the packet came
-# from, it stays within one bridge; and nobody else begins a flow in a container's name.
-insert rule inet {TABLE} inbound fib daddr . iif oif exists accept
-insert rule inet {TABLE} reverse_path fib saddr oifname "br-*"{others} fib saddr . iif oif missing goto deny
-{untils}"""
-
-
-def _elements(dockers: Collection[str], unmanaged: Collection[str]) -> Iterator[Element]:
-    for bridge in {*DOCKERS, *dockers}:
-        yield Element("dockers", (bridge,))
-        yield Element("bridges", (bridge,))
-    for bridge in {*DOCKERS, *dockers, *unmanaged}:
-        yield Element("same_bridge", (bridge, bridge))
-
-
 def unit_text() -> str:
+    """Return the unit."""
     return _UNIT
 
 
 def script_text(nft: str) -> str:
-    """What the unit runs; `nft` is the program on the host."""
+    """Return the script that the unit runs; `nft` is the program on the host."""
     return _SCRIPT.replace("@nft@", nft)
 
 
-def bridges(
-    api: DockerApi, uplinks: Callable[[], set[str]], wait: Callable[[float], None] = time.sleep
-) -> tuple[frozenset[str], frozenset[str]]:
-    """The host's bridges by name, as they are now: Docker's, and those that are neither Docker's nor ours.
-
-    Takes seconds: Docker makes a bridge before it lists the network. Raises FwError.
-    """
-    known = Bridges(uplinks)
-    try:
-        known.see(link_monitor.links().values())
-        wait(SETTLE)
-        dockers, complete = api.bridges()
-        there = {link.name for link in link_monitor.links().values()}
-    except (DockerUnavailable, OSError) as error:
-        raise FwError(
-            f"{error}; which bridges are not Docker's only Docker can tell: start it, and say where its socket is "
-            "(-v /:/host, or FW_DOCKER_SOCKET=PATH)"
-        ) from error
-    if missing := dockers - there:
-        # In a network namespace of its own a container sees none of the host's bridges, and none would be left alone.
-        raise FwError(
-            f"Docker's bridge {min(missing)} is not to be seen from here; run this in the host's network: "
-            "docker run --network host …"
-        )
-    known.told(dockers, known.now(), complete=complete)
-    return _named(known.dockers() | dockers), _named(known.unmanaged())
-
-
-def _named(bridges: Collection[str]) -> frozenset[str]:
-    """A name that nft would have to quote stands nowhere in the file: such a bridge is closed, and no more."""
-    return frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
-
-
 def check(root: Path, nft: str, text: str) -> None:
-    """Lets the host's own nft and kernel judge the file, and changes nothing: at boot nobody would see an error.
+    """Check the file with the host's own nft and kernel, without loading it: an error at boot would stay unseen.
 
     Raises FwError.
     """
-    # Under another name: what stands may be the own table of a docker-fw that runs, which nobody else may touch.
+    # Under another name: the table of a running docker-fw may be owned, and then only docker-fw may change it.
     text = named(text, f"{TABLE}-check")
     command = ["chroot", str(root), nft, "--check", "-f", "-"]
     try:
@@ -181,22 +94,20 @@ def check(root: Path, nft: str, text: str) -> None:
         raise FwError(f"could not run the host's {nft}: {error}") from error
     if done.returncode:
         why = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
-        may_not = "not permitted" in why[0]
-        todo = "run this with --cap-add NET_ADMIN" if may_not else "it needs nftables 1.0.6 or newer"
-        raise FwError(f"the host's {nft} does not take the table ({why[0]}); {todo}")
+        forbidden = "not permitted" in why[0]
+        advice = "run this with --cap-add NET_ADMIN" if forbidden else "it needs nftables 1.0.6 or newer"
+        raise FwError(f"the host's {nft} rejects the table ({why[0]}); {advice}")
 
 
 def find_nft(root: Path) -> str:
-    """The host's nft. Raises FwError that says what is missing on this host, and what to do."""
+    """Return the path of the host's nft. Raises FwError that names what the host lacks, and what to do."""
     _is_root(root)
     if not (root / "run/systemd/system").is_dir():
-        raise FwError(
-            "this host was not started by systemd; install the managed plugin (make install), which needs no unit"
-        )
+        raise FwError("this host does not run systemd; install the managed plugin (make install), which needs no unit")
     if not any(os.path.lexists(root / unit) for unit in _DOCKER_UNITS):
         raise FwError(
-            "this host has no docker.service to come before (is Docker a snap?); install the managed plugin "
-            "(make install), which needs no unit"
+            "this host has no docker.service that the unit could precede (is Docker a snap?); install the managed "
+            "plugin (make install), which needs no unit"
         )
     for nft in _NFT:
         if os.path.lexists(root / nft.lstrip("/")):
@@ -205,9 +116,9 @@ def find_nft(root: Path) -> str:
 
 
 def install(root: Path, nft: str, text: str) -> list[str]:
-    """Puts them there, each whole or not at all; the link, which makes them count, comes last.
+    """Write the files, each atomically; the link, which enables the unit, comes last.
 
-    Returns the paths that are not as they were. Raises FwError.
+    Returns the paths that changed. Raises FwError.
     """
     try:
         files = ((FILE, text), (SCRIPT, script_text(nft)), (UNIT, unit_text()))
@@ -218,7 +129,7 @@ def install(root: Path, nft: str, text: str) -> list[str]:
 
 
 def remove(root: Path) -> list[str]:
-    """Takes them away again, but for the directory, which a sidecar mounts; returns what was there. Raises FwError."""
+    """Remove the files, but not the directory, which a sidecar mounts; return those that existed. Raises FwError."""
     _is_root(root)
     gone = []
     try:
@@ -235,44 +146,49 @@ def remove(root: Path) -> list[str]:
 
 
 def installed(changed: Collection[str], unmanaged: Collection[str], why_not: str) -> str:
-    """What `fwctl boot install` says: what was done, and what to do next. `why_not`: the file is not kept current."""
-    lines = [f"{'wrote' if path in changed else 'stood already'}: /{path}" for path in (FILE, SCRIPT, UNIT, WANTS)]
+    """Return the report of `fwctl boot install`. `why_not`: why no docker-fw keeps the file current, or ""."""
+    current = "docker-fw keeps the file current. Run this again after each upgrade of docker-fw."
+    if why_not:
+        current = (
+            f"The file is not kept current: {why_not}. Until then, run this again after each ban, each new published "
+            "port or container with fw.egress, and each new bridge of the host's own."
+        )
+    lines = [f"{'wrote' if path in changed else 'unchanged'}: /{path}" for path in (FILE, SCRIPT, UNIT, WANTS)]
     lines += [
-        "From the next boot on every bridge is closed, but for ICMP, before Docker starts and until docker-fw runs.",
-        f"Left alone, for they are not Docker's: {', '.join(sorted(unmanaged)) or 'no bridge'}.",
-        "Closed too: published ports that no label opens, what confined containers initiate, banned addresses.",
-        f"The file is as of now: {why_not}. Until then run this again after each ban, each published port or container "
-        "with fw.egress, each new bridge of the host's own."
-        if why_not
-        else "docker-fw keeps the file current. Run this again when docker-fw has another version.",
+        "From the next boot on, every bridge is closed, except for ICMP, until docker-fw has started.",
+        f"Exempt, because they are not Docker's: {', '.join(sorted(unmanaged)) or 'no bridge'}.",
+        "Also closed: published ports that no label opens, what containers with fw.egress open, banned addresses.",
+        current,
         "Next: systemctl daemon-reload && systemctl start docker-fw-boot   (changes nothing while docker-fw runs)",
     ]
     return "\n".join(lines)
 
 
 def removed(gone: Collection[str]) -> str:
-    """What `fwctl boot remove` says."""
+    """Return the report of `fwctl boot remove`."""
     if not gone:
         return "there was nothing to remove"
     lines = [f"removed: /{path}" for path in gone]
     lines += [
-        "Next: systemctl daemon-reload. What stands in the kernel stays: it is a running docker-fw's, and if none",
-        "runs any more, `fwctl cleanup` takes it away.",
+        "Next: systemctl daemon-reload. The table in the kernel stays: a running docker-fw uses it. If docker-fw does",
+        "not run any more, remove the table with `fwctl cleanup`.",
     ]
     return "\n".join(lines)
 
 
 def _is_root(root: Path) -> None:
     if not (root / "etc").is_dir():
-        raise FwError(f"there is no host's file system at {root}; give it one (-v /:{root}) or say where it is: --root")
+        raise FwError(
+            f"{root} is not the host's file system: it has no etc; mount it (-v /:{root}), or give its path: --root"
+        )
 
 
-def write(path: Path, text: str, beside: str = "new") -> bool:
-    """False if it is there already. `beside`: an ending for the file in which it is written first."""
+def write(path: Path, text: str, suffix: str = "new") -> bool:
+    """Write a file atomically, by a temporary file with this suffix; return False if it has this text already."""
     if path.is_file() and not path.is_symlink() and path.read_text() == text:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{beside}")
+    new = path.with_name(f"{path.name}.{suffix}")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "w", encoding="utf-8") as file:
         file.write(text)

@@ -8,7 +8,7 @@ import pytest
 
 from plugin.docker import container_labels
 from plugin.docker.container_labels import ContainerLabels
-from plugin.labels.parser import EVERYTHING
+from plugin.labels.keys import EVERYTHING
 from plugin.model import Container, PolicySpec, Rate, Rule
 
 SSH, HTTP, HTTPS, MORE = (Rule("tcp", port, port) for port in (22, 80, 443, 8080))

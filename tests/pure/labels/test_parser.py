@@ -11,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.labels.grammar import MAX_LENGTH, UNITS
-from plugin.labels.parser import (
-    EVERYTHING,
-    KEYS,
-    MAX_PROBLEMS,
-    PREFIX,
-    ParsedLabels,
-    for_network,
-    only_closing,
-    over,
-    parse,
-    split,
-)
+from plugin.labels.keys import EVERYTHING, KEYS, PREFIX
+from plugin.labels.parser import MAX_PROBLEMS, ParsedLabels, for_network, only_closing, over, parse, split
 from plugin.model import Peer, PolicySpec, Rate, Rule
 from tests.pure.messages import PORT
 from tests.pure.strategies import any_text, examples, json_values, saids

@@ -21,8 +21,6 @@ from hypothesis import strategies as st
 from plugin.docker.proxy_ports import own_ports
 from plugin.labels.parser import parse
 from plugin.model import (
-    PORTLESS,
-    PROTO_NUMBER,
     Address,
     AddressPolicy,
     BridgeNetwork,
@@ -57,6 +55,7 @@ from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory, evaluated
+from plugin.protocols import NUMBER, WITH_PORTS
 from tests.pure import strategies
 from tests.pure.strategies import (
     ELEMENT_TEXT,
@@ -77,7 +76,7 @@ MARK = 0x08000000
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
 GUARDED = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
-NUMBERS: dict[str, int] = {**{str(name): number for name, number in PROTO_NUMBER.items()}, **PORTLESS, "other": 89}
+NUMBERS: dict[str, int] = {**NUMBER, "other": 89}
 
 
 def decided(network: Network | BridgeNetwork, endpoint: Endpoint, everywhere: PolicySpec) -> Policy:
@@ -115,7 +114,7 @@ def _flows(
 ) -> Iterable[tuple[str, int, Address]]:
     for proto in NUMBERS:
         about = [rule for rule in listed if rule.proto == proto]
-        for port in _probed(about, drawn) if proto in PROTO_NUMBER else [0]:
+        for port in _probed(about, drawn) if proto in WITH_PORTS else [0]:
             for peer in _sources(about, address.version, peers):
                 yield proto, port, peer
 

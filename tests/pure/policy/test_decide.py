@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.labels.parser import EVERYTHING, over, parse
+from plugin.labels.keys import EVERYTHING
+from plugin.labels.parser import over, parse
 from plugin.model import (
-    PORTLESS,
     BridgeNetwork,
     Container,
     Defaults,
@@ -39,6 +39,7 @@ from plugin.policy.decide import (
     published,
     words,
 )
+from plugin.protocols import PORTLESS
 from tests.pure import strategies
 from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
 

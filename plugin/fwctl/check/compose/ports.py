@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from plugin.fwctl.check.compose.model import Notes, Place, Value
-from plugin.model import PROTO_NUMBER
+from plugin.protocols import PUBLISHABLE, listed
 
 _RIGHT = 'a port, like "8080:80", "127.0.0.1:8080:80/udp" or "9000-9010:9000-9010"'
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
@@ -67,8 +67,8 @@ def _long(value: Value) -> Port | str:
 def _port(shown: str, port: str, host: str, address: str, proto: str, place: Place) -> Port | str:
     shown = shown if len(shown) <= 60 else shown[:60] + "…"
     proto, host = proto.lower() or "tcp", "" if host == "0" else host
-    if proto not in PROTO_NUMBER:
-        return f'"{shown}": "{proto[:40]}" is not a protocol (tcp, udp or sctp)'
+    if proto not in PUBLISHABLE:
+        return f'"{shown}": "{proto[:40]}" is not a protocol ({listed(PUBLISHABLE)})'
     inside, outside = _range(port), _range(host)
     if inside is None or (host and outside is None):
         return f'"{shown}" is not {_RIGHT}'

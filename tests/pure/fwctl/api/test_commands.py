@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.driver.http import create_app
-from plugin.fwctl.api.commands import MOST, AdminCommands
+from plugin.fwctl.api.commands import MAX_OVERRIDES, AdminCommands
 from plugin.fwctl.api.routes import add_routes
 from plugin.model import FwError, Overriding, Rule
 from plugin.policy.overrides import expired
@@ -127,7 +127,7 @@ def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
     assert other.allow("web1", "9000")["id"] == "web1".ljust(64, "0")  # a name comes before an ID
     one, two = (dataclasses.replace(who, id="ab12" + digit * 60) for who, digit in ((WEB, "0"), (DB, "1")))
     alike = Desk(ours(2, one), ours(3, two))
-    with pytest.raises(FwError, match=r"may be db \(ab12.*\), web \(ab12.*\); write more of the ID"):
+    with pytest.raises(FwError, match=r"is ambiguous: db \(ab12.*\), web \(ab12.*\); give more of the ID"):
         alike.allow("ab12", "9000")
 
 
@@ -161,11 +161,11 @@ def test_deny_has_no_peers(desk: Desk) -> None:
 
 def test_one_container_has_so_many_words(desk: Desk) -> None:
     """No script fills the disk; what was said stays."""
-    desk.allow("web", *(str(20_000 + 2 * n) for n in range(MOST - 1)))
-    with pytest.raises(FwError, match="take some back"):
+    desk.allow("web", *(str(20_000 + 2 * n) for n in range(MAX_OVERRIDES - 1)))
+    with pytest.raises(FwError, match="remove some with fwctl revert"):
         desk.allow("web", "9000", "9002")
     desk.allow("web", "9000")
-    assert len(desk.site.state.state.overrides) == MOST
+    assert len(desk.site.state.state.overrides) == MAX_OVERRIDES
 
 
 def test_a_full_disk_opens_nothing(desk: Desk) -> None:
@@ -319,12 +319,12 @@ def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("198.51.100.1", "cannot ban 198.51.100.1: it is the host's own"),
-        ("198.51.100.0/24", "cannot ban 198.51.100.0/24: 198.51.100.1, in it, is the host's own"),
-        ("2001:db8:ffff::1:0:0:0/80", "is the host's own"),  # its /64 holds the host's address
+        ("198.51.100.1", "cannot ban 198.51.100.1: it is the host's own address"),
+        ("198.51.100.0/24", "cannot ban 198.51.100.0/24: it contains 198.51.100.1, the host's own address"),
+        ("2001:db8:ffff::1:0:0:0/80", "the host's own address"),  # its /64 holds the host's address
         ("10.1.0.1", "cannot ban 10.1.0.1: it is the gateway of the network on fw-ffffffffffff"),
-        ("10.0.0.0/8", "10.1.0.1, in it, is the gateway"),
-        ("2001:db8:1::/64", "is the gateway"),
+        ("10.0.0.0/8", "it contains 10.1.0.1, the gateway"),
+        ("2001:db8:1::/64", "the gateway"),
         ("127.0.0.0/8", "no address of anybody's"),
         ("ff02::1", "no address of anybody's"),
         ("web", "is not an address"),

@@ -35,7 +35,7 @@ def test_on_a_nat_network_a_port_must_be_published() -> None:
     """Docker drops what is sent to the container's own address there; the advice names the port."""
     assert notes(FRONT, endpoint("8080, 53/udp")) == tuple(
         f"fw.allow={port} has no effect on front because it is a nat network and the container's port is not "
-        f"published; publish it (-p {publish}), or make the network with "
+        f"published; publish it (-p {publish}), or create the network with "
         "-o com.docker.network.bridge.gateway_mode_ipv6=routed (Docker ≥ 27), or with docker-fw's driver"
         for port, publish in (("8080", "8080:8080"), ("53/udp", "53:53/udp"))
     )
@@ -48,7 +48,7 @@ def test_a_protocol_without_ports_cannot_be_published() -> None:
     """Then the advice is another network."""
     (note,) = notes(FRONT, endpoint("gre"))
     assert note.startswith(
-        "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; make the network"
+        "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; create"
     )
     (note,) = notes(ROUTED, endpoint("esp"), "29.0.1", "nftables")
     assert note.endswith("--bridge-accept-fwmark=0x8000000/0x8000000; give it that option")
@@ -86,7 +86,7 @@ def test_dockers_nftables_needs_an_option() -> None:
 def test_an_internal_network_has_no_outside() -> None:
     """Whatever a label says there, nobody from outside enters."""
     (note,) = notes(dataclasses.replace(FRONT, internal=True), endpoint("8080", PORT))
-    assert note.endswith("because the network is internal; put the container on another one too")
+    assert note.endswith("because the network is internal; connect the container to another network too")
 
 
 def test_what_fwctl_opened_is_told_too() -> None:
@@ -117,10 +117,10 @@ def test_between_neighbours_a_rule_changes_nothing() -> None:
     own = Network("n", "fw-n", IPv4Interface("172.18.0.1/16"))
     for network in (FRONT, own):
         assert within(network, endpoint("1"), rules("5432 from 172.18.0.9 172.18.1.0/24")) == (
-            "fw.allow=5432/tcp for 172.18.0.9/32, 172.18.1.0/24 changes nothing: containers of one network talk freely",
+            "fw.allow=5432/tcp for 172.18.0.9/32, 172.18.1.0/24 has no effect: containers on one network talk freely",
         )
         assert within(network, endpoint("1"), rules("53/udp to 172.18.0.9", "to")) == (
-            "fw.egress=53/udp for 172.18.0.9/32 changes nothing: containers of one network talk freely",
+            "fw.egress=53/udp for 172.18.0.9/32 has no effect: containers on one network talk freely",
         )
 
 

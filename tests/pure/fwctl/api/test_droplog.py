@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from plugin.fwctl.api.drop_names import Names
-from plugin.fwctl.api.droplog import AGAIN, NO_KERNEL, TAKEN, DropLog, Lines, Ring
+from plugin.fwctl.api.droplog import NO_KERNEL, RETRY, TAKEN, DropLog, Lines, Ring
 from plugin.fwctl.api.droplog_http import FOLLOWERS, add_route
 from plugin.fwctl.cli import log as droplog_cli
 from plugin.fwctl.drop_record import Drop, Header, header, line
@@ -104,7 +104,7 @@ def test_any_bytes_are_read_or_passed_over(data: bytes) -> None:
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", egress=()))
     told = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
     for drop in drops_of(known, *told):
-        text = line(json.loads(json.dumps(drop.told())))
+        text = line(json.loads(json.dumps(drop.as_data())))
         assert text.isprintable()
         assert text
     if of := header(data):
@@ -168,7 +168,7 @@ def test_a_later_fragment_has_no_ports() -> None:
 def test_names_from_outside_are_on_one_line(text: str) -> None:
     """No newline, escape or other control character of a container's name gets into a log or onto a terminal."""
     drops = drops_of(Known(endpoint(1, text)), logged(made.tcp(OUT6, WEB6, 5432, 40000)))
-    assert all(line(drop.told()).isprintable() for drop in drops)
+    assert all(line(drop.as_data()).isprintable() for drop in drops)
     assert drops[0].container
     assert drops[0].container.isprintable()
 
@@ -180,8 +180,8 @@ def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
     """A closed port's drop says which container, which port, who came, and that the container does not accept it."""
     (drop,) = drops_of(Known(endpoint(1, "web")), logged(made.tcp(OUT6, WEB6, 5432, 40000), hook=2))
     assert (drop.number, drop.direction, drop.container, drop.source) == (1, "to", "web", None)
-    assert line(drop.told()) == (
-        "web 2001:db8:1::2 5432/tcp from 2001:db8:9::1 (to container; as of now: web does not accept 5432/tcp)"
+    assert line(drop.as_data()) == (
+        "web 2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; as of now: web does not accept 5432/tcp)"
     )
 
 
@@ -189,8 +189,8 @@ def test_a_drop_that_a_container_began_has_its_name_and_why() -> None:
     """What a confined container may not begin says which, to whom, and what it may."""
     (drop,) = drops_of(Known(endpoint(1, "web", egress=())), logged(made.udp(WEB4, OUT4, 53, 40000), hook=2))
     assert (drop.direction, drop.container, drop.target) == ("by", "web", None)
-    assert line(drop.told()) == (
-        "web 10.1.0.2 to 203.0.113.9 53/udp (begun by container; as of now: web may begin nothing, and not this)"
+    assert line(drop.as_data()) == (
+        "web 10.1.0.2 to 203.0.113.9 53/udp (outbound; as of now: web may begin nothing, and not this)"
     )
 
 
@@ -199,7 +199,7 @@ def test_between_containers_both_have_their_names() -> None:
     known = Known(endpoint(1, "web"), endpoint(2, "api"))
     (drop,) = drops_of(known, logged(made.tcp(API4, WEB4, 5432, 40000), hook=2))
     assert (drop.direction, drop.source, drop.target, drop.container) == ("to", "api", "web", "web")
-    assert line(drop.told()).startswith("web 10.1.0.2 5432/tcp from api 10.2.0.2 (to container; ")
+    assert line(drop.as_data()).startswith("web 10.1.0.2 5432/tcp from api 10.2.0.2 (inbound; ")
 
 
 def test_what_was_for_the_host_was_begun_by_the_container() -> None:
@@ -214,8 +214,8 @@ def test_what_the_policy_accepts_is_not_called_closed() -> None:
     known = Known(endpoint(1, "web"))
     stray, redirect = made.tcp(OUT6, WEB6, 80, 40000, flags=0x10), made.icmp(OUT6, WEB6, 137)
     first, second = drops_of(known, logged(stray), logged(redirect))
-    assert first.reason == "it begins no connection, and is part of none that stands"
-    assert second.reason == "it is no useful ICMP message"
+    assert first.reason == "it opens no connection, and belongs to no established one"
+    assert second.reason == "it is not a useful ICMP message"
 
 
 def test_nobody_known_has_no_name() -> None:
@@ -223,7 +223,7 @@ def test_nobody_known_has_no_name() -> None:
     known = Known(dataclasses.replace(endpoint(1, "web"), container=None))
     (drop,) = drops_of(known, logged(made.tcp(OUT6, WEB6, 5432, 40000)))
     assert (drop.direction, drop.container) == ("to", None)
-    assert line(drop.told()).startswith("2001:db8:1::2 5432/tcp from 2001:db8:9::1 (to container; as of now: it is not")
+    assert line(drop.as_data()).startswith("2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; as of now: it is not")
 
 
 def test_who_has_just_come_has_a_name_at_once() -> None:
@@ -321,7 +321,7 @@ def test_the_log_has_a_container_that_says_drop_and_no_other(caplog: pytest.LogC
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", log="none"))
     drops_of(known, logged(made.tcp(OUT4, API4, 5432, 40000)), logged(made.tcp(OUT4, WEB4, 5432, 40001)))
     assert lines_in(caplog) == [
-        "dropped: web 10.1.0.2 5432/tcp from 203.0.113.9 (to container; as of now: web does not accept 5432/tcp)"
+        "dropped: web 10.1.0.2 5432/tcp from 203.0.113.9 (inbound; as of now: web does not accept 5432/tcp)"
     ]
 
 
@@ -424,7 +424,7 @@ def test_a_kernel_without_it_is_said_so(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the kernel has no nfnetlink_log, that is said once, nothing is tried, and docker-fw goes on."""
-    monkeypatch.setattr("plugin.fwctl.api.droplog.AGAIN", 0.001)
+    monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
     asked: list[bool] = []
     thrice = threading.Event()
 
@@ -446,8 +446,8 @@ def test_a_group_that_another_program_has_is_a_warning(
 ) -> None:
     """Who else listens is told once; docker-fw tries again, and tells when it has the drops again."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("plugin.fwctl.api.droplog.AGAIN", 0.001)
-    assert AGAIN > 1
+    monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
+    assert RETRY > 1
     kernel, refusals = Kernel(), [TakenError(1, "x")] * 3
 
     def listen(group: int) -> Kernel:
@@ -458,7 +458,7 @@ def test_a_group_that_another_program_has_is_a_warning(
     log = DropLog(Known(), lambda: True, listen)
     looping(log)
     assert kernel.empty.wait(10)
-    assert lines_in(caplog) == [TAKEN, "drops are told again"]
+    assert lines_in(caplog) == [TAKEN, "drops are reported again"]
     assert log.trouble == ""
 
 
@@ -521,7 +521,7 @@ def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
     client = app.test_client()
     there = [client.get("/drops?follow=1", buffered=False) for _ in range(FOLLOWERS)]
     refused = client.get("/drops?follow=1")
-    assert (refused.status_code, "others follow the drops already" in refused.get_json()["Err"]) == (503, True)
+    assert (refused.status_code, "others follow the drops" in refused.get_json()["Err"]) == (503, True)
     assert client.get("/drops").status_code == 200
     there.pop().close()  # one that was never read from
     fifth = client.get("/drops?follow=1", buffered=False)
@@ -589,21 +589,21 @@ def test_trouble_is_an_error_and_ends_a_follower(app: Flask, log: DropLog) -> No
 
 def options(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    droplog_cli.add_parser(parser.add_subparsers())
+    droplog_cli.add(parser.add_subparsers())
     return parser.parse_args(["log", *argv])
 
 
 def shown(told: list[dict[str, Any]], *argv: str) -> list[str]:
-    return list(droplog_cli._texts(iter(told), options(*argv)))
+    return list(droplog_cli.texts(iter(told), options(*argv)))
 
 
 @pytest.fixture
 def told(log: DropLog) -> list[dict[str, Any]]:
     """What a follower is told: three drops that were kept, then a new one."""
-    kept = [drop.told() for drop in log.ring.after(0)]
+    kept = [drop.as_data() for drop in log.ring.after(0)]
     log.take([logged(made.tcp(OUT4, API4, 4, 40000))])
     (new,) = log.ring.after(3)
-    return [*kept, {"newest": 3, "lost": 0}, new.told(), {"newest": 4, "lost": 0}]
+    return [*kept, {"newest": 3, "lost": 0}, new.as_data(), {"newest": 4, "lost": 0}]
 
 
 def test_the_command_shows_the_last_ones_then_what_comes(told: list[dict[str, Any]]) -> None:
@@ -631,18 +631,18 @@ def test_the_command_tells_programs_the_same_in_json(told: list[dict[str, Any]])
 def test_the_command_says_what_it_could_not_show(told: list[dict[str, Any]]) -> None:
     """Drops that were lost between kernel and terminal are told as a line of their own, on which a reader may count."""
     told = [*told, {**told[0], "number": 10}, {"newest": 10, "lost": 1}]
-    assert shown(told)[-3] == "… 5 drops were not shown: there were too many"
-    assert shown(told)[-1] == "… some drops were not told: there were too many"
+    assert shown(told)[-3] == "… 5 drops are not shown: there were too many"
+    assert shown(told)[-1] == "… some drops were lost: there were too many"
 
 
 def test_the_command_says_when_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing dropped is said on stderr, so that a typing error does not look like silence."""
     assert shown([{"newest": 0, "lost": 0}], "wbe") == []
-    assert capsys.readouterr().err == "fwctl: nothing of wbe was dropped yet; waiting\n"
+    assert capsys.readouterr().err == "fwctl: no packet of wbe was dropped yet; waiting\n"
 
 
 def test_addresses_are_told_as_people_write_them() -> None:
     """Addresses in records are their shortest text."""
     (drop,) = drops_of(Known(endpoint(1, "web")), logged(made.tcp(OUT6, WEB6, 1, 2)))
-    assert ip_address(drop.told()["to"]) == WEB6
-    assert drop.told()["to"] == "2001:db8:1::2"
+    assert ip_address(drop.as_data()["to"]) == WEB6
+    assert drop.as_data()["to"] == "2001:db8:1::2"

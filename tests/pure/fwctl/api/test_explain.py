@@ -64,9 +64,9 @@ def test_each_family_that_both_ends_have_is_told(site: Site) -> None:
     assert told["notes"] == [NOTE]
     assert [flow["family"] for flow in ask(site, "203.0.113.7", "web", "8080")["flows"]] == [4]
     assert [flow["family"] for flow in ask(site, "internet", "web", "8080", family=6)["flows"]] == [6]
-    with pytest.raises(FwError, match="have no address of one family both"):
+    with pytest.raises(FwError, match="have no common address family"):
         ask(site, "203.0.113.7", "2001:db8:1::2", "80")
-    with pytest.raises(FwError, match="have no address of IPv6 both"):
+    with pytest.raises(FwError, match="have no common IPv6 address"):
         ask(site, "203.0.113.7", "web", "80", family=6)
 
 
@@ -96,7 +96,7 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
         (("internet", "web", "1-100"), "more than one port"), (("internet", "web", "*"), "more than one port"),
         (("internet", "web", "80, 443"), "more than one port"), (("internet", "web", "80/icmp"), "is not a protocol"),
         (("internet", "web", "http"), '"http" is not a port'),
-        (("internet", "internet", "80"), "does not come by here"),
+        (("internet", "internet", "80"), "are both the Internet"),
         (("internet", "web", ""), "is empty"), (("10.0.0.0/8", "web", "80"), "no container '10.0.0.0/8'"),
     ):  # fmt: skip
         with pytest.raises(FwError) as error:
@@ -119,7 +119,7 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
         (("internet", "web", "8080/udp"), False, "web does not accept 8080/udp"),
         (("internet", "web", "5432"), False, "web accepts 5432/tcp from others: 5432/tcp from 10.1.0.3"),
         (("api", "web", "1"), True, "both are on fw-ffffffffffff, where containers talk freely"),
-        (("api", "api", "1"), True, "api talks to itself"),
+        (("api", "api", "1"), True, "api sends to itself"),
         (("host", "web", "1"), True, "the host reaches every container"),
         (("shy", "internet", "443"), True, "shy may begin this"),
         (("shy", "internet", "80"), False, "shy may begin 443/tcp, 53/udp, and not this"),
@@ -167,7 +167,7 @@ def test_a_published_port_leads_to_its_container(site: Site) -> None:
     """TO host, or the host's address: which container and port it leads to, and what that one says."""
     told = ask(site, "internet", "host", "18080")
     assert told["accepted"]
-    assert "the host's port 18080/tcp leads to web's port 8080/tcp (10.1.0.2) by DNAT" in spec(told)
+    assert "the host's port 18080/tcp is forwarded to web's port 8080/tcp (10.1.0.2) by DNAT" in spec(told)
     assert [flow["to"]["address"] for flow in told["flows"]] == ["198.51.100.1", "2001:db8:ffff::1"]
     assert not ask(site, "internet", "198.51.100.1", "15432")["accepted"]
     assert ask(site, "api", "host", "15432")["accepted"]  # on one network, by whatever way
@@ -180,7 +180,7 @@ def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) ->
     """By the other family's address: the container's port still decides, by the client's own address."""
     told = ask(site, "internet", "host", "27000", family=6)
     assert told["accepted"]
-    assert "leads to deep's port 7000/tcp (172.19.0.2) by docker-proxy" in spec(told)
+    assert "is forwarded to deep's port 7000/tcp (172.19.0.2) by docker-proxy" in spec(told)
     assert not ask(site, "internet", "host", "29000")["accepted"]
     some = container("some", {"fw.allow": "7000 from 2001:db8:5::/48"})
     only = Site(guest(BACK, 2, some, *published(7000, 27000)))
@@ -193,11 +193,11 @@ def test_a_port_of_one_host_address_is_not_one_of_another() -> None:
     here = Published("tcp", IPv4Address("198.51.100.1"), 18080, 80)
     loop = Published("tcp", IPv4Address("127.0.0.1"), 18081, 80)
     site = Site(ours(2, container("web"), here, loop))
-    assert "leads to" in spec(ask(site, "internet", "198.51.100.1", "18080"))
-    assert "leads to" in spec(ask(site, "internet", "host", "18080", family=4))
-    assert "leads to" not in spec(ask(site, "host", "127.0.0.1", "18080"))
-    assert "leads to" not in spec(ask(site, "internet", "host", "18081", family=4))
-    assert "leads to" in spec(ask(site, "host", "127.0.0.1", "18081"))
+    assert "is forwarded to" in spec(ask(site, "internet", "198.51.100.1", "18080"))
+    assert "is forwarded to" in spec(ask(site, "internet", "host", "18080", family=4))
+    assert "is forwarded to" not in spec(ask(site, "host", "127.0.0.1", "18080"))
+    assert "is forwarded to" not in spec(ask(site, "internet", "host", "18081", family=4))
+    assert "is forwarded to" in spec(ask(site, "host", "127.0.0.1", "18081"))
 
 
 def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
@@ -265,10 +265,10 @@ def test_docker_keeps_its_networks_apart(site: Site) -> None:
     """From another of its networks, by the container's own address; by a published port docker-proxy takes it on."""
     told = ask(site, "mate", "deep", "7000")
     assert not told["accepted"]
-    assert "Docker keeps its networks apart" in spec(told)
+    assert "Docker isolates its networks from each other" in spec(told)
     told = ask(site, "mate", "host", "27000", family=4)
     assert told["accepted"]
-    assert "docker-proxy takes it on; with userland-proxy=false Docker drops it" in spec(told)
+    assert "docker-proxy forwards it; with userland-proxy=false Docker drops it" in spec(told)
     # A network of docker-fw's own is somebody from outside to Docker.
     assert not ask(site, "api", "deep", "7000")["accepted"]
     assert ask(site, "mate", "web", "8080")["accepted"]

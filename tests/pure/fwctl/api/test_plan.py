@@ -162,8 +162,8 @@ def test_a_plan_tells_policy_and_elements(site: Site) -> None:
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
     told = plan.policies(before, after)
     assert lines(told)[:5] == [
-        "- accepts 22/tcp  app on front", "- may begin everything  app on front",
-        "+ accepts 9100/tcp  app on front", "+ may begin 443/tcp  app on front", "- accepts 22/tcp  web on net",
+        "- accepts 22/tcp  app on front", "- egress: everything  app on front",
+        "+ accepts 9100/tcp  app on front", "+ egress: 443/tcp  app on front", "- accepts 22/tcp  web on net",
     ]  # fmt: skip
     assert {line["origin"] for line in told if "9100" in line["text"]} == {"setting fw.allow"}
     change = drift.elements(plan.difference(before, after), drift.names(before))
@@ -181,7 +181,7 @@ def test_published_ports_are_judged_anew(site: Site) -> None:
     change = plan.difference(before, after)
     assert {e.set for e in change.remove if 29000 in e.key} == {"proxied"}
     assert {e.set for e in change.add if 29000 in e.key} == {"served"}
-    assert "+ accepts 9000/tcp by its published port  app on front" in lines(plan.policies(before, after))
+    assert "+ accepts 9000/tcp through its published port  app on front" in lines(plan.policies(before, after))
 
 
 def test_a_plan_follows_names(site: Site) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plugin.fwctl.check.run import run
-from plugin.labels.parser import KEYS
+from plugin.labels.keys import KEYS
 from plugin.model import Defaults, PolicySpec, Rule
 from tests.pure.composing import checked, fetching
 from tests.pure.messages import PORT

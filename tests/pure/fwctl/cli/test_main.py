@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from plugin.fwctl.cli.client import ask
 from plugin.fwctl.cli.main import main
+from plugin.fwctl.socket_client import ask
 from plugin.model import FwError
 from tests.waiting import until
 
@@ -234,8 +234,8 @@ def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> 
         assert json.loads(run(name, "--json")[1]) == DONE[path]
     assert json.loads(run("allow", "web", "9000", "--json")[1]) == DONE["/allow"]
     assert json.loads(run("explain", "a", "b", "80", "--json")[1]) == DONE["/explain"]
-    assert run("allow", "web", "9000")[1] == "web: fwctl allow 9000/tcp, for ever\n"
-    assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, for ever\nflows cut: 2\n"
+    assert run("allow", "web", "9000")[1] == "web: fwctl allow 9000/tcp, permanent\n"
+    assert run("ban", "203.0.113.7")[1] == "banned: 203.0.113.7, permanent\nconnections ended: 2\n"
     assert run("export")[1] == "table inet docker-fw {}\n"
 
 
@@ -283,7 +283,7 @@ def test_where_nobody_answers_is_told_with_what_to_do(
         assert main(["plan", "--socket", str(path)]) == 2
         assert main(["explain", "a", "b", "80", "--socket", str(path)]) == 1
         capsys.readouterr()
-    monkeypatch.setattr("plugin.fwctl.cli.client.SOCKETS", (str(tmp_path / "*.none"),))
+    monkeypatch.setattr("plugin.fwctl.socket_client.SOCKETS", (str(tmp_path / "*.none"),))
     assert main(["status"]) == 1
     assert "is the plugin enabled?" in capsys.readouterr().err
 
@@ -348,7 +348,7 @@ def test_a_terminal_is_shown_colours_and_tables(fake: Fake) -> None:
     """Without being asked for; NO_COLOR is honoured."""
     shown = on_terminal(fake, "status", until=b"closed to the outside")
     assert b"\x1b[" in shown
-    assert b"besides" in shown
+    assert b"details" in shown
     plain = on_terminal(fake, "status", until=b"closed to the outside", NO_COLOR="1")
     assert not re.search(rb"\x1b\[[0-9;]*3[0-9]m", plain)
 

@@ -50,6 +50,12 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def report(site: Site, apart: dict[str, str], source: str, container: str) -> dict[str, Any]:
+    """As `fwctl dry-run --json` answers, with one connection that would be cut."""
+    cut = {"from": source, "container": container, "address": "172.18.0.2", "port": 5432, "proto": "tcp"}
+    return {"refuses": "", "guarded": told(site)["guarded"], "apart": apart, "cut": [cut]}
+
+
 def words(site: Site, **more: Any) -> str:
     return render.status(told(site, **more))
 
@@ -92,25 +98,25 @@ def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> 
         "    label fw.allow: 5432/tcp from container:db service:api = 10.1.0.4 172.19.0.2 2001:db8:1::4, 8080/tcp, "
         "9000/tcp from 203.0.113.0/24"
     )
-    assert "front on br-front (Docker's own)  172.18.0.0/16 2001:db8:a::/64" in spec
-    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only  (its labels are not known yet)" in spec
+    assert "front on br-front (Docker network)  172.18.0.0/16 2001:db8:a::/64" in spec
+    assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only (labels not known yet)" in spec
 
 
 def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
     """It opens nothing, and that is what the user wonders about."""
     alone = Site(ours(2, container("web", {"fw.allow": "5432 from service:api"})))
-    assert "label fw.allow: 5432/tcp from service:api = nobody now" in words(alone)
+    assert "label fw.allow: 5432/tcp from service:api = no container now" in words(alone)
 
 
 def test_status_tells_egress_rates_and_logging(site: Site) -> None:
     """Each with its origin."""
     spec = words(site)
-    assert "    may begin 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
-    assert "    at most 22/tcp 5/minute burst 10 (label fw.rate)" in spec
-    assert "    what is dropped is logged" in spec
-    assert "may begin nothing (label" not in spec
+    assert "    egress: 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
+    assert "    rate limit: 22/tcp 5/minute burst 10 (label fw.rate)" in spec
+    assert "    drops are logged" in spec
+    assert "egress: nothing" not in spec
     none = Site(ours(2, container("shy", {"fw.egress": "none"})))
-    assert "    may begin nothing" in words(none)
+    assert "    egress: nothing" in words(none)
 
 
 def test_everything_is_one_word(site: Site) -> None:
@@ -124,8 +130,8 @@ def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
     """Of a container that does not run too, for it has them again when it does."""
     spec = words(site)
     assert "    fwctl allow 7000/tcp, 59 min left" in spec
-    assert "    fwctl deny 22/tcp, for ever" in spec
-    assert "container 999999999999, which is on no network now: fwctl deny 80/tcp, 90 s left" in spec
+    assert "    fwctl deny 22/tcp, permanent" in spec
+    assert "container 999999999999 (on no network now): fwctl deny 80/tcp, 90 s left" in spec
 
 
 def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
@@ -133,7 +139,7 @@ def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
     spec = words(site)
     assert '    label fw.dney="80": is not a key of docker-fw' in spec
     assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in spec
-    assert "    dropped: 12 packets on their way to it, 3 that it began" in spec
+    assert "    dropped: 12 packets to it, 3 from it" in spec
     notice = 'label fw.allow="80" came with the image and opens nothing (FW_IMAGE_LABELS=trust lets it)'
     quiet = dataclasses.replace(container("app", {"fw.allow": "9999"}), notices=(notice,))
     spec = words(Site(guest(FRONT, 2, quiet)))
@@ -160,7 +166,7 @@ def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
 def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
     """Where somebody may not begin everything and the host's resolver is on loopback; else there is nothing to say."""
     free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
-    spec = "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1) from the host"
+    spec = "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
     assert spec in words(egress_restricted, host_resolver="127.0.0.1")
     assert "names" not in words(egress_restricted)
     assert "names" not in words(free, host_resolver="127.0.0.1")
@@ -204,15 +210,19 @@ def test_status_tells_of_the_host(site: Site) -> None:
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
     spec = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
     assert "tool: has the host's network" in spec
-    assert "left alone (not Docker's): lxdbr0, virbr0" in spec
+    assert "bridges not protected, because they are not Docker's: lxdbr0, virbr0" in spec
     assert "2 addresses and prefixes are banned: fwctl bans" in spec
-    held = "what begins to listen on the host is held until Docker has told whose it is; held now: 80/tcp on ::"
-    assert f"docker-proxy is not known by its control group: {held}" in spec
-    assert "Docker's API is silent: what is new, or was in doubt, answers on ICMP only until it speaks again" in spec
-    assert "docker-fw does not keep up with Docker: Docker's own networks take no new connection until it does" in spec
+    held = "a new listening port of the host stays closed until Docker confirms whose it is; closed now: 80/tcp on ::"
+    assert f"docker-proxy's control group is unknown: {held}" in spec
+    assert (
+        "Docker's API does not answer: containers that are new or unconfirmed answer on ICMP only until it does" in spec
+    )
+    assert (
+        "docker-fw is behind Docker's events: Docker networks accept no new connections until it has caught up" in spec
+    )
     quiet = words(Site(ours(2, DB)))
-    assert not any(word in quiet for word in ("silent", "keep up", "banned", "left alone", "control group"))
-    assert "the table is docker-fw's alone" in quiet
+    assert not any(word in quiet for word in ("not answer", "behind", "banned", "not protected", "control group"))
+    assert "the table is owned by docker-fw" in quiet
     assert "the table is watched" in words(Site(ours(2, DB)), owned=False)
     assert "CONFIG_NF_TABLES_BRIDGE" not in quiet
     assert "CONFIG_NF_TABLES_BRIDGE" in words(Site(ours(2, DB)), binds=False)
@@ -225,8 +235,8 @@ def test_nothing_is_told_in_a_sentence() -> None:
     empty = told(Site())
     assert "fw-ffffffffffff" in render.status(empty)
     assert render.status({**empty, "networks": []}).splitlines() == [
-        "no container on any network; all that comes will be closed but for TCP 22, 80, 443",
-        "the table is docker-fw's alone: while it runs, no other tool can change or flush it",
+        "no container on any network; inbound traffic will be blocked, except TCP 22, 80, 443",
+        "the table is owned by docker-fw: no other tool can change or flush it while docker-fw runs",
     ]
 
 
@@ -243,11 +253,11 @@ def test_a_dry_run_tells_what_closes_to_whom() -> None:
     """Before anything is closed; a port that stays open to some is told with them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
-    spec = render.dry_run(told(site)["guarded"], {"tool": "has the host's network"}, ["203.0.113.9 → app 5432/tcp"])
+    spec = render.dry_run(report(site, {"tool": "has the host's network"}, "203.0.113.9", "app"))
     assert "published 0.0.0.0:15432->5432/tcp: stays open to 203.0.113.0/24, CLOSES to others" in spec
-    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it: label fw.allow: "6000")' in spec
+    assert 'published 0.0.0.0:16000->6000/tcp: CLOSES (to keep it open: label fw.allow: "6000")' in spec
     assert "published 0.0.0.0:10080->80/tcp: stays open\n" in spec
-    assert spec.endswith("connections that stand now and would be cut:\n  203.0.113.9 → app 5432/tcp")
+    assert spec.endswith("established connections that would be cut:\n  203.0.113.9 → app 5432/tcp")
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -282,19 +292,19 @@ def test_a_plan_is_told_as_a_diff() -> None:
     full = {**empty, "drift": [gone], "policy": [line], "changes": True, "notes": ["a note"]}
     spec = render.plain(render_answers.plan(full))
     assert spec.splitlines() == [
-        "the table in the kernel is not as it should be; to mend it:", "- allow4 10.1.0.2 . tcp . 9999  web",
+        "the table in the kernel has changed; docker-fw would repair it:", "- allow4 10.1.0.2 . tcp . 9999  web",
         "with these settings:", "+ web on front: accepts 9100/tcp  (setting x)", "a note",
     ]  # fmt: skip
-    assert render.plain(render_answers.plan(empty)) == "nothing would change"
+    assert render.plain(render_answers.plan(empty)) == "no change"
 
 
 def test_bans_are_told_those_that_end_first_first() -> None:
     """With the time that is left."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
     assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
-        "2001:db8::/48", "60", "s", "left", "203.0.113.7", "for", "ever"
+        "2001:db8::/48", "60", "s", "left", "203.0.113.7", "permanent"
     ]  # fmt: skip
-    assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "nobody is banned"
+    assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "no address is banned"
 
 
 def test_what_was_done_is_told(site: Site) -> None:
@@ -303,16 +313,16 @@ def test_what_was_done_is_told(site: Site) -> None:
     word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
     spec = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
     assert spec.startswith("web: fwctl allow 7000/tcp, 1 h left\n")
-    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it answers on 80/tcp, " in spec
-    assert render.plain(render_answers.reverted({"reverted": []})) == "nothing was overridden"
+    assert "\n  on fw-ffffffffffff (10.1.0.2 2001:db8:1::2) it accepts 80/tcp, " in spec
+    assert render.plain(render_answers.reverted({"reverted": []})) == "there was no override"
     assert render.plain(render_answers.reverted({"reverted": [{"container": None, "id": "a" * 64}]})) == (
-        "aaaaaaaaaaaa: as its labels say"
+        "aaaaaaaaaaaa: its labels apply again"
     )
     still = {"unbanned": [], "absent": ["203.0.113.7"], "still": [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]}
     assert render.plain(render_answers.unbanned(still)) == (
-        "was not banned: 203.0.113.7\n203.0.113.7 is still banned, with all of 203.0.113.0/24"
+        "was not banned: 203.0.113.7\n203.0.113.7 is still banned, as a part of 203.0.113.0/24"
     )
-    assert render.plain(render_answers.unbanned({"unbanned": [], "absent": [], "still": []})) == "nobody is banned"
+    assert render.plain(render_answers.unbanned({"unbanned": [], "absent": [], "still": []})) == "no address was banned"
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------------------
@@ -334,7 +344,7 @@ def bare(text: str) -> str:
 @pytest.mark.parametrize("width", [200, 80])
 def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
     """As tables where there is room, as coloured lines where there is not; no word of the plain form is missing."""
-    data = told(site, unmanaged=["virbr0"], banned=1)
+    data = told(site, foreign=["virbr0"], banned=1)
     shown = bare(drawn(terminal.status(data, width), width=width)).split()
     plain = render.status(data).replace(",", " ").split()
     missing = {word for word in plain if word not in set(" ".join(shown).replace(",", " ").split())}
@@ -352,8 +362,12 @@ EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
 def test_others_words_move_no_cursor() -> None:
     """A label's value is quoted in a terminal: it is text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
-    data = told(site, not_guarded={EVIL: EVIL}, unmanaged=[EVIL])
-    for text in (render.status(data), render.ports(data), render.dry_run(data["guarded"], data["apart"], [EVIL])):
+    data = told(site, apart={EVIL: EVIL}, foreign=[EVIL])
+    for text in (
+        render.status(data),
+        render.ports(data),
+        render.dry_run(report(site, {EVIL: EVIL}, "203.0.113.1", EVIL)),
+    ):
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
         assert "[red]no[/red]" in text or text == "no published ports"
     for width in (80, 200):

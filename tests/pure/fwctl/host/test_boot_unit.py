@@ -56,7 +56,7 @@ def everything(root: Path) -> dict[str, str]:
 
 def test_it_is_docker_fws_own_table_without_an_exception() -> None:
     """Nothing opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
-    text = boot_unit.nft_text(MARK, {OURS}, {"br-lan"})
+    text = boot_table.nft_text(MARK, {OURS}, {"br-lan"})
     added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
     assert added == {
         "bridges": f'"{OURS}", "docker0", "docker_gwbridge"',
@@ -76,7 +76,7 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
 
 def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
     """Each rule about `@foreign` knows the names too, for both directions, and the one about all of `br-*`."""
-    lines = boot_unit.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
+    lines = boot_table.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@foreign" in line]
     assert len(asks) == 9
     for line in asks:
@@ -88,7 +88,7 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
 
 def test_a_host_without_other_bridges_gets_no_name() -> None:
     """Where nothing is foreign nothing is exempt."""
-    assert "ifname != {" not in boot_unit.nft_text(MARK, (), ())
+    assert "ifname != {" not in boot_table.nft_text(MARK, (), ())
 
 
 def test_it_closes_whatever_else_closes_now() -> None:
@@ -105,7 +105,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
         },
     )
     internal = BridgeNetwork("a" * 64, "n", "br-internal", (IPv6Network("2001:db8:1::/64"),), internal=True)
-    text = boot_table.text(state, [internal], {OURS}, (), read({}))
+    text = boot_table.closing_text(state, [internal], {OURS}, (), read({}))
     for element in (Element("confined", (OURS,)), proxied_element(port), Element("internal", ("br-internal",))):
         assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
     assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
@@ -129,7 +129,7 @@ def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPat
     links(monkeypatch, ["docker0", OURS])
     monkeypatch.setattr(early_table.Store, "load", lambda _: state)
     early_table.close(Kernel(), read({}))  # type: ignore[arg-type]
-    text = boot_table.text(state, (), {OURS, "docker0"}, (), read({}))
+    text = boot_table.closing_text(state, (), {OURS, "docker0"}, (), read({}))
     of_now = ("foreign", "listening")
     missing = [
         e for e in put if not spec_of(e.set).raw and not e.set.startswith(of_now) and element_text(e) not in text
@@ -158,7 +158,7 @@ class Silent:
 
 def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
     there = {n: Link(n, name, bridge=True, ours=name.startswith("fw-")) for n, name in enumerate(names, 3)}
-    monkeypatch.setattr(boot_unit.link_monitor, "links", lambda: there | {1: Link(1, "lo"), 2: Link(2, "eth0")})
+    monkeypatch.setattr(boot_table.link_monitor, "links", lambda: there | {1: Link(1, "lo"), 2: Link(2, "eth0")})
 
 
 def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,19 +166,19 @@ def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> No
     links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
     monkeypatch.setattr("plugin.docker.bridges.SETTLE", 0.0)  # no time passes here
     waits: list[float] = []
-    dockers, unmanaged = boot_unit.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
+    dockers, unmanaged = boot_table.bridges(Api("docker0", OURS, "front1"), set, waits.append)  # type: ignore[arg-type]
     assert dockers == {"docker0", OURS, "br-ffffffffffff", "front1"}
     assert unmanaged == {"virbr0", "br-lan"}
-    assert waits == [boot_unit.SETTLE]
+    assert waits == [boot_table.SETTLE]
 
 
 def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent API, or a network namespace where the host's bridges are not to be seen, is an error with advice."""
     links(monkeypatch, ["virbr0"])
     with pytest.raises(FwError, match=r"nobody there.*FW_DOCKER_SOCKET"):
-        boot_unit.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
-    with pytest.raises(FwError, match=r"docker0 is not to be seen.*--network host"):
-        boot_unit.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
+        boot_table.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(FwError, match=r"docker0 is not visible.*--network host"):
+        boot_table.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
 
 
 # --- the unit -----------------------------------------------------------------------------------------------------
@@ -260,8 +260,8 @@ def test_remove_takes_exactly_those_away(root: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "advice"),
     [
-        ("etc", "no host's file system at .* --root"),
-        ("run", "not started by systemd; install the managed plugin"),
+        ("etc", "not the host's file system.* --root"),
+        ("run", "does not run systemd; install the managed plugin"),
         ("usr/lib", "no docker.service .* install the managed plugin"),
         ("usr/sbin", "has no nft, .*: apt-get install nftables"),
     ],
@@ -312,23 +312,23 @@ def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
 
 def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`fwctl boot install` and `remove` name every path and the next step; an error is one line and status 1."""
-    monkeypatch.setattr(boot_unit, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
+    monkeypatch.setattr(boot_table, "bridges", lambda *_: ({"docker0"}, {"virbr0"}))
     monkeypatch.setattr(boot_unit, "check", lambda *_: None)
     monkeypatch.setattr("plugin.docker.client.DockerApi.look", lambda _: DockerSnapshot())
-    for word in ("wrote", "stood already"):
+    for word in ("wrote", "unchanged"):
         assert main(["boot", "install", "--root", str(root)]) == 0
-        spec = capsys.readouterr().out
-        assert spec.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
-        assert "The file is as of now: no docker-fw runs here that answers." in spec
-        assert "Left alone, for they are not Docker's: virbr0.\n" in spec
-        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in spec
+        out = capsys.readouterr().out
+        assert out.startswith("".join(f"{word}: /{path}\n" for path in PATHS))
+        assert "The file is not kept current: no docker-fw is running here." in out
+        assert "Exempt, because they are not Docker's: virbr0.\n" in out
+        assert "systemctl daemon-reload && systemctl start docker-fw-boot" in out
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
-    assert (root / boot_unit.FILE).read_text() == boot_table.text(State(), (), *nothing)
+    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(State(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
-    spec = capsys.readouterr().out
-    assert [f"removed: /{path}" in spec for path in PATHS] == [True] * 4
+    out = capsys.readouterr().out
+    assert [f"removed: /{path}" in out for path in PATHS] == [True] * 4
     assert main(["boot", "remove", "--root", str(root)]) == 0
     assert capsys.readouterr().out == "there was nothing to remove\n"
     for what in ("install", "remove"):
         assert main(["boot", what, "--root", str(root / "nowhere")]) == 1
-        assert capsys.readouterr().err.startswith("fwctl: there is no host's file system at ")
+        assert capsys.readouterr().err.endswith("or give its path: --root\n")

@@ -1,0 +1,140 @@
+"""Keeps the sidecar's boot table current: what docker-fw closes now is closed from the start of the next boot on.
+
+It does so only if `fwctl boot install` has written the file and docker-fw sees the host's directory. Once a second is
+often enough: a power cut loses at most what the last second brought.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from plugin.docker.bridges import Bridges
+from plugin.fwctl.host import boot_table, boot_unit
+from plugin.fwctl.socket_client import ask
+from plugin.model import BridgeNetwork, FwError
+from plugin.policy.saved import State
+from plugin.settings import Settings
+
+log = logging.getLogger(__name__)
+#: Seconds between two checks.
+EVERY = 1.0
+#: The word in `GET /status` that says the file is kept current.
+KEPT = "kept"
+_REMOVED = "the boot table is not kept current: /etc/docker-fw was removed from the host; restart docker-fw"
+#: Inode, modification time and size: whether the file is still the one that was written.
+_Fingerprint = tuple[int, int, int]
+
+
+class BootTableKeeper:
+    """Rewrites the file when what it closes changes. `networks`: the Docker networks that are known now."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: Callable[[], State],
+        bridges: Bridges,
+        networks: Callable[[], Iterable[BridgeNetwork]],
+    ) -> None:
+        self._settings = settings
+        self._path = Path(settings.boot, os.path.basename(boot_unit.FILE))
+        self._state = state
+        self._bridges = bridges
+        self._networks = networks
+        self._written: tuple[_Fingerprint, tuple[Any, ...]] | None = None
+        self._stop = threading.Event()
+        #: KEPT, or why the file is not kept current; "" if there is no file that docker-fw can see.
+        self.report = ""
+
+    def boot_loop(self) -> None:
+        while not self._stop.wait(EVERY):
+            self.keep()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def keep(self) -> None:
+        """Rewrite the file if what it must close has changed, or if another program has written it."""
+        try:
+            report = self._kept()
+        except OSError as error:
+            report = f"the boot table {self._path} is not kept current: {error.strerror}"
+        if report != self.report:
+            self.report = report
+            level = logging.INFO if report in ("", KEPT) else logging.ERROR
+            log.log(level, "boot table: %s", report or "there is none")
+
+    def _kept(self) -> str:
+        known, found = self._known(), _fingerprint(self._path)
+        if found is None:
+            return _REMOVED if _removed(self._path.parent) else ""
+        if self._written is None or self._written[0] != found or not _same(self._written[1], known):
+            text = self._text(*known)
+            boot_unit.write(self._path, text, suffix="kept")
+            found = _fingerprint(self._path)
+            # `fwctl boot install` may have written it at the same moment.
+            self._written = (found, known) if found and self._path.read_text() == text else None
+        return KEPT
+
+    def _known(self) -> tuple[Any, ...]:
+        state = self._state()
+        kept = (state.bans, state.proxied, state.egress_restricted, state.networks)
+        internal = frozenset(network for network in self._networks() if network.internal)
+        return (*kept, self._bridges.dockers(), self._bridges.unmanaged(), internal)
+
+    def _text(self, *known: Any) -> str:
+        bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known
+        state = State(networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans)
+        return boot_table.closing_text(state, internal, dockers, unmanaged, self._settings)
+
+
+def why_not_kept(root: Path, clock: Callable[[], float] = time.monotonic) -> str:
+    """Return why no docker-fw keeps the file that was just written current, or "". Waits for up to three seconds."""
+    end = clock() + 3 * EVERY
+    while True:
+        status = ask_running(root, "/status")
+        report = str(status.get("boot", ""))
+        if report == KEPT:
+            return ""
+        if clock() > end or not status:
+            break
+        time.sleep(EVERY / 4)
+    if not status:
+        return "no docker-fw is running here"
+    return report or "docker-fw does not see /etc/docker-fw (compose-examples/sidecar.yml mounts it)"
+
+
+def ask_running(root: Path, url: str) -> dict[str, Any]:
+    """Return the answer of the docker-fw that runs on this host; an empty one if none runs."""
+    for path in sorted((root / "run/docker/plugins").glob("**/fw.sock")):
+        with contextlib.suppress(FwError):
+            return ask(str(path), url)
+    return {}
+
+
+def _removed(directory: Path) -> bool:
+    """True if the directory that is mounted here was removed on the host, by hand."""
+    try:
+        return directory.stat().st_nlink == 0
+    except FileNotFoundError:  # the managed plugin, which starts before other containers and needs no boot table
+        return False
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Compare by identity first: a blocklist is long, and seldom replaced."""
+    return all(a is b or a == b for a, b in zip(one, other, strict=True))
+
+
+def _fingerprint(path: Path) -> _Fingerprint | None:
+    """None if there is no such file."""
+    try:
+        stat = path.lstat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

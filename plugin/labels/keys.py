@@ -1,0 +1,317 @@
+"""The registry of label keys: one entry says all that the language does with a key. Pure.
+
+A key's value becomes one field of `model.PolicySpec`. What reads labels, merges places, judges mistakes and images,
+and documents keys follows from the entry; what an entry leaves out is an error when this module is imported.
+`plugin.settings` has the setting that an entry names, and `plugin.state.codec` reads the field from the state file:
+both fail when they are imported if theirs is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from plugin.labels.grammar import parse_allow, parse_deny, parse_egress, parse_rate, taken_back, too_many_rates
+from plugin.model import PolicySpec, Rate, Rule
+from plugin.protocols import OTHER, PORTLESS, WITH_PORTS
+
+PREFIX = "fw."
+#: `fw.network.NAME.KEY`: any key, for this container's address on that network only.
+ONE_NETWORK = "fw.network."
+#: What every flow is: the base of `fw.policy: open`, and `fw.egress: all`.
+EVERYTHING: tuple[Rule, ...] = (
+    *(Rule(proto, 1, 65535) for proto in WITH_PORTS),
+    *(Rule(proto, 0, 0) for proto in PORTLESS),
+    Rule(OTHER, 0, 0),
+)
+#: The words of `fw.policy`, from the widest to the narrowest, and those of `fw.log`.
+POLICIES, LOGS = ("open", "default", "closed"), ("drop", "none")
+UNSET = PolicySpec()
+#: A value, and where it was written → what it says, and what is wrong with it.
+Reader = Callable[[str, str], tuple[PolicySpec, list[str]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A label key.
+
+    Documentation: `meaning`, `values`, `default`, `example` are the row of LABELS.md. `setting` gives the value where
+    no other place does; None: no setting does.
+
+    Reading: `read` takes one value, `field` of its result is what the key says. `several` says what is wrong with all
+    that one place says by this key; "" if nothing is.
+
+    Merging: `specific` is what a more specific place does: "adds" to the more general one, or "replaces" it.
+    `twice` joins the values of the same key in different cases, at one place.
+
+    Mistakes: a wrong value `closes` what the container accepts, or `confines` what it may initiate; neither: it opens
+    nothing. `harmless` is what remains of a place where something is wrong: nothing that opens.
+    `may_close` is False for a text that can only open ports or has nothing to do with them. `only_opens` says the same
+    of a value that was read, so that it has no effect on a network that the container is not on.
+
+    Images: `counts` is True for a text that can only close, so that it counts even if an image brought it.
+    `closes_elsewhere`: an image's value counts where no other place says anything. `opens`: any other value opens
+    something, which an image must not do; False: it is ignored for another reason.
+    """
+
+    name: str
+    field: str
+    meaning: str
+    values: str
+    default: str
+    example: str
+    setting: str | None
+    read: Reader
+    specific: Literal["adds", "replaces"]
+    twice: Callable[[Any, Any], Any]
+    closes: bool
+    confines: bool
+    harmless: Callable[[PolicySpec], PolicySpec]
+    may_close: Callable[[str], bool]
+    only_opens: Callable[[Any], bool]
+    counts: Callable[[str], bool]
+    closes_elsewhere: bool
+    opens: bool
+    several: Callable[[Any], str] = lambda _: ""
+
+    def of(self, spec: PolicySpec) -> Any:
+        """What a place says by this key."""
+        return getattr(spec, self.field)
+
+    def says(self, spec: PolicySpec) -> bool:
+        """True if the place says anything by this key."""
+        return bool(getattr(spec, self.field) != getattr(UNSET, self.field))
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+def _never(_: object) -> bool:
+    return False
+
+
+def _unchanged(spec: PolicySpec) -> PolicySpec:
+    return spec
+
+
+def _is(*words: str) -> Callable[[str], bool]:
+    return lambda text: text.strip().lower() in words
+
+
+def _from(rules: Iterable[Rule], where: str) -> tuple[Rule, ...]:
+    return tuple(dataclasses.replace(rule, origin=where) for rule in sorted(set(rules)))
+
+
+def _union(one: Iterable[Any], other: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(sorted({*one, *other}))
+
+
+def _allow(text: str, where: str) -> tuple[PolicySpec, list[str]]:
+    rules, mistakes = parse_allow(text)
+    if mistakes:
+        return PolicySpec(deny=_from(taken_back(text), where)), mistakes
+    return PolicySpec(allow=_from(rules, where)), []
+
+
+def _no_allow(spec: PolicySpec) -> PolicySpec:
+    """A rule with `from` takes its ports out of the base, and still does."""
+    restricted = (dataclasses.replace(rule, peers=()) for rule in spec.allow if rule.peers)
+    return dataclasses.replace(spec, allow=(), deny=_union(spec.deny, restricted))
+
+
+def _deny(text: str, where: str) -> tuple[PolicySpec, list[str]]:
+    rules, mistakes = parse_deny(text)
+    return PolicySpec(deny=_from(rules, where)), mistakes
+
+
+def _policy(text: str, _: str) -> tuple[PolicySpec, list[str]]:
+    word = text.strip().lower()
+    return (PolicySpec(policy=word), []) if word in POLICIES else (UNSET, [one_of(text, "default", "closed", "open")])
+
+
+def _narrower(one: str, other: str) -> str:
+    return max(one, other, key=("", *POLICIES).index)
+
+
+def _egress(text: str, where: str) -> tuple[PolicySpec, list[str]]:
+    word = text.strip().lower()
+    if word in ("all", "none"):
+        return PolicySpec(egress=EVERYTHING if word == "all" else ()), []
+    rules, mistakes = parse_egress(text)
+    return PolicySpec(egress=() if mistakes else _from(rules, where)), mistakes
+
+
+def _shorter(one: tuple[Rule, ...] | None, other: tuple[Rule, ...] | None) -> tuple[Rule, ...] | None:
+    there = [each for each in (one, other) if each is not None]
+    return min(there, key=lambda each: (each == EVERYTHING, len(each)), default=None)
+
+
+def _rate(text: str, where: str) -> tuple[PolicySpec, list[str]]:
+    rates, mistakes = parse_rate(text)
+    found = tuple(dataclasses.replace(rate, origin=where) for rate in sorted(set(rates)))
+    return PolicySpec(rate=found or None), mistakes
+
+
+def _all_rates(one: tuple[Rate, ...] | None, other: tuple[Rate, ...] | None) -> tuple[Rate, ...] | None:
+    return None if one is None and other is None else _union(one or (), other or ())
+
+
+def _log(text: str, _: str) -> tuple[PolicySpec, list[str]]:
+    word = text.strip().lower()
+    return (PolicySpec(log=word), []) if word in LOGS else (UNSET, [one_of(text, *LOGS)])
+
+
+def one_of(text: str, *words: str) -> str:
+    """What is wrong with a text that is none of the words."""
+    shown = text if len(text) <= 40 else text[:40] + "…"
+    near = difflib.get_close_matches(text.strip().lower()[:64], words, n=1, cutoff=0.5)
+    return f'"{shown}" is not {", ".join(words[:-1])} or {words[-1]}' + (f"; did you mean {near[0]}?" if near else "")
+
+
+_ENTRIES = (
+    Key(
+        name="fw.allow",
+        field="allow",
+        meaning="inbound flows to accept besides the base; `from` restricts a rule to some and takes its ports out of "
+        "the base",
+        values="list of rules",
+        default="–",
+        example="8080, 53/udp, 9000-9100, 5432 from 2001:db8:5::/48 service:api",
+        setting="FW_ALLOW",
+        read=_allow,
+        specific="adds",
+        twice=_union,
+        closes=False,
+        confines=False,
+        harmless=_no_allow,
+        may_close=lambda text: bool(taken_back(text)),
+        only_opens=lambda rules: not any(rule.peers for rule in rules),
+        counts=_never,
+        closes_elsewhere=False,
+        opens=True,
+    ),
+    Key(
+        name="fw.deny",
+        field="deny",
+        meaning="takes ports out of the base",
+        values="list of ports",
+        default="–",
+        example="22, 80",
+        setting="FW_DENY",
+        read=_deny,
+        specific="adds",
+        twice=_union,
+        closes=True,
+        confines=False,
+        harmless=_unchanged,
+        may_close=_always,
+        only_opens=_never,
+        counts=_always,
+        closes_elsewhere=False,
+        opens=False,
+    ),
+    Key(
+        name="fw.policy",
+        field="policy",
+        meaning="the base: TCP 22, 80, 443 and ICMP · ICMP only · everything",
+        values="`default`, `closed`, `open`",
+        default="`default`",
+        example="closed",
+        setting="FW_POLICY",
+        read=_policy,
+        specific="replaces",
+        twice=_narrower,
+        closes=True,
+        confines=False,
+        harmless=lambda spec: dataclasses.replace(spec, policy="") if spec.policy == "open" else spec,
+        may_close=lambda text: not _is("open")(text),
+        only_opens=_never,
+        counts=_is("closed"),
+        closes_elsewhere=False,
+        opens=True,
+    ),
+    Key(
+        name="fw.egress",
+        field="egress",
+        meaning="what the container may begin, to other networks and to the host; a list makes everything else drop",
+        values="`all`, `none`, or a list of rules with `to`",
+        default="`all`",
+        example="443, 53/udp to 2001:4860:4860::8888",
+        setting="FW_EGRESS",
+        read=_egress,
+        specific="replaces",
+        twice=_shorter,
+        closes=False,
+        confines=True,
+        harmless=lambda spec: dataclasses.replace(spec, egress=None) if spec.egress == EVERYTHING else spec,
+        may_close=_never,
+        only_opens=_never,
+        counts=_is("none"),
+        closes_elsewhere=True,
+        opens=True,
+    ),
+    Key(
+        name="fw.rate",
+        field="rate",
+        meaning="new flows that a source (IPv4 address, IPv6 /64) may open to an accepted port",
+        values="list of ports with a rate",
+        default="–",
+        example="22 5/minute burst 10",
+        setting="FW_RATE",
+        read=_rate,
+        specific="replaces",
+        twice=_all_rates,
+        several=lambda rates: too_many_rates(rates or ()),
+        closes=True,
+        confines=False,
+        harmless=_unchanged,
+        may_close=_always,
+        only_opens=_never,
+        counts=_never,
+        # Each rate costs the kernel memory, and an image must not spend the host's.
+        closes_elsewhere=False,
+        opens=False,
+    ),
+    Key(
+        name="fw.log",
+        field="log",
+        meaning="log what is dropped, rate-limited, with the container's name",
+        values="`drop`, `none`",
+        default="`FW_LOG`",
+        example="drop",
+        setting="FW_LOG",
+        read=_log,
+        specific="replaces",
+        twice=max,
+        closes=False,
+        confines=False,
+        harmless=_unchanged,
+        may_close=_never,
+        only_opens=_always,
+        counts=_never,
+        closes_elsewhere=False,
+        opens=False,
+    ),
+)
+KEYS = {key.name: key for key in _ENTRIES}
+
+
+def _incomplete() -> str:
+    """What an entry and `model.PolicySpec` do not agree on."""
+    fields = {each.name for each in dataclasses.fields(PolicySpec)}
+    for key in _ENTRIES:
+        if key.field not in fields:
+            return f"{key.name} says PolicySpec.{key.field}, which plugin.model has not"
+        if key.name != key.name.lower() or not key.name.startswith(PREFIX) or key.name.startswith(ONE_NETWORK):
+            return f"{key.name} is not a name for a key"
+    if missing := fields - {key.field for key in _ENTRIES}:
+        return f"no label key says PolicySpec.{min(missing)}"
+    alike = len(KEYS) != len(_ENTRIES) or len(fields) != len(KEYS)
+    return "two label keys have the same name or field" if alike else ""
+
+
+if _why := _incomplete():
+    raise TypeError(_why)

@@ -1,0 +1,56 @@
+"""One entry more in a registry of the product, and whether everything follows.
+
+The product is copied, the entry is written into its registry, and the tests in one of these files run there, in a
+process of their own: the registries are constants, which everything reads when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Text that goes into a file of the product, in front of the one place where `before` stands there."""
+
+    file: str
+    before: str
+    text: str
+
+
+def copied(to: Path, *entries: Entry) -> Path:
+    """The product and its tests with these entries, and nothing else changed."""
+    for name in ("plugin", "tests"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "bench", "torture"))
+    for name in ("README.md", "LABELS.md", "config.json", "pyproject.toml"):
+        shutil.copy(ROOT / name, to / name)
+    for entry in entries:
+        path = to / entry.file
+        text = path.read_text()
+        assert text.count(entry.before) == 1, f"{entry.before!r} is not at one place of {entry.file}"
+        path.write_text(text.replace(entry.before, entry.text + entry.before))
+    return to
+
+
+def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in the copy."""
+    env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=where, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def check(where: Path, *tests: str) -> None:
+    """Runs tests in the copy, and fails with what pytest says unless there are some and all of them pass."""
+    done = run(where, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)

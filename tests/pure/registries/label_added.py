@@ -1,0 +1,88 @@
+"""What holds of a label key that has just its entry, a field and a reader of the state: `test_labels` runs this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plugin.docker.container_labels import at, read
+from plugin.fwctl.check.places import lookalike
+from plugin.labels.keys import KEYS
+from plugin.labels.parser import for_network, only_closing, over, parse
+from plugin.model import Network, PolicySpec
+from plugin.policy.saved import State
+from plugin.settings import read as settings
+from plugin.state.store import Store
+from tests import reference
+
+LISTED = {"Id": "c" * 64, "Names": ["/web"], "NetworkSettings": {"Networks": {"front": {}}}}
+
+
+def test_it_is_read_wherever_labels_are() -> None:
+    """Its value becomes its field: of a container, of one of its networks, of the setting that it names."""
+    assert parse({"FW.Note": "one"}).spec.note == "one"  # type: ignore[attr-defined]
+    parsed = parse({"fw.note": "all", "fw.network.front.note": "front"})
+    assert for_network(parsed, {"front"}).note == "front"  # type: ignore[attr-defined]
+    assert for_network(parsed, {"back"}).note == "all"  # type: ignore[attr-defined]
+    assert settings({"FW_NOTE": "host"}).defaults.spec.note == "host"  # type: ignore[attr-defined]
+
+
+def test_places_are_merged_by_its_rule() -> None:
+    """The most specific place wins."""
+    one, other = parse({"fw.note": "one"}).spec, parse({"fw.note": "other", "fw.allow": "8080"}).spec
+    assert over(one, other).note == "other"  # type: ignore[attr-defined]
+    assert over(other, one).note == "one"  # type: ignore[attr-defined]
+    assert over(other, one).allow == other.allow
+    assert over(one, PolicySpec()) == one
+
+
+def test_a_mistake_in_it_does_what_its_entry_says() -> None:
+    """It opens nothing and closes nothing; what is right of it remains where something else is wrong."""
+    (problem,) = parse({"fw.note": ""}).problems
+    assert (problem.closes, problem.confines) == (False, False)
+    parsed = parse({"fw.note": "kept", "fw.allow": "wrong"})
+    assert parsed.spec == PolicySpec(note="kept")  # type: ignore[call-arg]
+    (problem,) = parse({"fw.note": 7}).problems
+    assert "must be text" in problem.text
+    (problem,) = parse({"fw.nite": "x"}).problems
+    assert "did you mean fw.note?" in problem.text
+
+
+def test_an_images_value_does_not_count() -> None:
+    """Neither as the user's nor as a default, and that is reported."""
+    labels = {"fw.note": "of the image"}
+    assert not only_closing(labels)
+    container = at(read({**LISTED, "Labels": labels}, labels), "front")
+    assert container.spec == container.image_spec == PolicySpec()
+    assert not container.problems
+    assert "came with the image and counts for nothing" in container.notices[0]
+
+
+def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
+    """Unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
+    labels = {"fw.note": "whose?"}
+    (problem,) = at(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
+    assert (problem.closes, problem.confines) == (False, False)
+    container = at(read({**LISTED, "Labels": {"fw.network.nowhere.note": "x"}}, {}), "front")
+    assert not container.problems
+    assert "has no effect" in container.notices[0]
+
+
+def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
+    """The state file has it, and reads it back."""
+    file = str(tmp_path / "state.json")
+    network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
+    Store(file).save(State({network.id: network}), flush=True)
+    assert Store(file).load().networks[network.id] == network
+
+
+def test_it_is_documented() -> None:
+    """LABELS.md is not right without its row, and `python -m tests.reference` writes it."""
+    text = reference.FILE.read_text()
+    assert "| `fw.note` | a note | text | – | `front desk` |" in reference.written(text)
+    assert reference.written(text) != text
+
+
+def test_compose_files_that_mistype_it_are_told() -> None:
+    """`fwctl check` proposes it."""
+    assert lookalike("fw-note") == "fw.note"
+    assert "fw.note" in KEYS
