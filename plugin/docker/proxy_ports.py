@@ -177,11 +177,13 @@ class ProxyPorts:
 
     def waiting(self) -> bool:
         """True if something is held and Docker has not been asked since it came."""
-        return self._blind and self._listeners.waiting()
+        with self._lock:
+            return self._blind and self._listeners.waiting()
 
     def held(self) -> list[Published]:
         """Ports of the host that are held, and not known to be a container's."""
-        return self._listeners.held() if self._blind else []
+        with self._lock:
+            return self._listeners.held() if self._blind else []
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from plugin.driver import protocol
@@ -60,46 +59,39 @@ class Driver:
         self._api = api
         self._wake = wake
         self._changed = changed
-        self._networks = threading.Lock()
 
     def create_network(self, body: Any) -> Reply:
         network = protocol.create_network(body, bridge_name)
         self._refuse_engine()
-        # One at a time: of two that want the same name or subnet at the same moment the second must see the first.
-        with self._networks:
-            self._create_network(network)
-        self._wake()
-        return {}
-
-    def _create_network(self, network: Network) -> None:
-        known = self._state.networks.get(network.id)
-        if known is not None and known != network:
-            raise FwError(f"network {network.id[:12]} exists already with other options")
-        if known is None:
-            self._refuse_clash(network)
-        # The policy first: when the bridge appears, all that it needs to be closed stands already.
-        self._state.put_network(network)
+        new = network.id not in self._state.networks
+        _admitted(network, self._state.networks)
+        if new and (overlap := self._links.overlap(network)):
+            raise FwError(f"{overlap}; choose another --subnet")
+        # The policy first: when the bridge appears, all that it needs to be closed stands already. Checked within the
+        # change: of two that want the same name or subnet at the same moment the second sees the first.
+        self._state.edit_state(lambda state: state.with_network(_admitted(network, state.networks)))
         try:
             self._links.make_bridge(network)
             self._forward(network)
         except FwError:
-            if known is None:
+            if new:
                 self._links.delete_bridge(network)
                 self._state.drop_network(network.id)
             raise
+        self._wake()
+        return {}
 
     def delete_network(self, body: Any) -> Reply:
         network_id = protocol.identifier(body, "NetworkID")
-        with self._networks:
-            network = self._state.networks.get(network_id)
-            if network is None:
-                self._links.delete_bridge_of(network_id)  # our state was lost, and Docker still knows it
-                return {}
-            for endpoint in [e for e in self._state.endpoints.values() if e.network_id == network.id]:
-                self._remove(endpoint)
-            # The bridge first, its policy after: nothing of it is ever open in between.
-            self._links.delete_bridge(network)
-            self._state.drop_network(network.id)
+        network = self._state.networks.get(network_id)
+        if network is None:
+            self._links.delete_bridge_of(network_id)  # our state was lost, and Docker still knows it
+            return {}
+        for endpoint in [e for e in self._state.endpoints.values() if e.network_id == network.id]:
+            self._remove(endpoint)
+        # The bridge first, its policy after: nothing of it is ever open in between.
+        self._links.delete_bridge(network)
+        self._state.drop_network(network.id)
         return {}
 
     def create_endpoint(self, body: Any) -> Reply:
@@ -257,16 +249,6 @@ class Driver:
         if why := self._refusal():
             raise FwError(why)
 
-    def _refuse_clash(self, network: Network) -> None:
-        for other in self._state.networks.values():
-            if other.bridge == network.bridge:
-                raise FwError(f"bridge name {network.bridge} is taken by network {other.id[:12]}")
-            for mine, theirs in ((network.gateway4, other.gateway4), (network.gateway6, other.gateway6)):
-                if mine and theirs and mine.network.overlaps(theirs.network):
-                    raise FwError(f"{mine.network} overlaps {theirs.network} of network {other.id[:12]}")
-        if overlap := self._links.overlap(network):
-            raise FwError(f"{overlap}; choose another --subnet")
-
     def _network(self, network_id: str) -> Network:
         network = self._state.networks.get(network_id)
         if network is None:
@@ -285,6 +267,19 @@ class Driver:
                 "restart the container"
             )
         return endpoint
+
+
+def _admitted(network: Network, known: Mapping[str, Network]) -> Network:
+    """The network, if it is as it is known, or new and in no other's way. Raises FwError."""
+    if known.get(network.id, network) != network:
+        raise FwError(f"network {network.id[:12]} exists already with other options")
+    for other in known.values() if network.id not in known else ():
+        if other.bridge == network.bridge:
+            raise FwError(f"bridge name {network.bridge} is taken by network {other.id[:12]}")
+        for mine, theirs in ((network.gateway4, other.gateway4), (network.gateway6, other.gateway6)):
+            if mine and theirs and mine.network.overlaps(theirs.network):
+                raise FwError(f"{mine.network} overlaps {theirs.network} of network {other.id[:12]}")
+    return network
 
 
 def _refuse_outside(network: Network, endpoint: Endpoint) -> None:

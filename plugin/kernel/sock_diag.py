@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -80,7 +79,7 @@ def _read(proto: Proto, family: int, body: bytes) -> Iterator[Listener]:
 
 
 class Listeners:
-    """Thread-safe. `listed` is `listening`.
+    """Not thread-safe. `listed` is `listening`.
 
     `known`: the ports of the host's own programs in a table that stood before us; None where it held nobody. Then who
     is there before us is the host's, but for ports that containers are known to ask for, `asked`, and those from
@@ -101,7 +100,6 @@ class Listeners:
         self._passing = passing
         #: The clock by which `judge` is told when Docker was asked.
         self.now = clock
-        self._lock = threading.Lock()
         self._first = True
         self._hosts: set[Listener] = set()
         #: Since when those are there of whom it is not known whose they are, or known to be docker-proxies.
@@ -113,23 +111,22 @@ class Listeners:
 
     def poll(self) -> frozenset[Published]:
         """Looks who is there now; the ports of the host's own programs. Raises OSError."""
-        with self._lock:
-            there, now = self._listed(), self.now()
-            self._hosts &= there
-            self._others = {each: since for each, since in self._others.items() if each in there}
-            self._proxies &= self._others.keys()
-            beside = {each.port for each in self._hosts}
-            for each in there - self._hosts - self._others.keys():
-                # A port is shared by those alone who all agree to it, which docker-proxy does not.
-                if not each.root or each.port in beside or (self._first and self._before(each.port)):
-                    self._hosts.add(each)
-                else:
-                    self._others[each] = now
-            self._first = False
-            for each in [each for each, since in self._others.items() if self._is_back(each, since, now)]:
+        there, now = self._listed(), self.now()
+        self._hosts &= there
+        self._others = {each: since for each, since in self._others.items() if each in there}
+        self._proxies &= self._others.keys()
+        beside = {each.port for each in self._hosts}
+        for each in there - self._hosts - self._others.keys():
+            # A port is shared by those alone who all agree to it, which docker-proxy does not.
+            if not each.root or each.port in beside or (self._first and self._before(each.port)):
                 self._hosts.add(each)
-                del self._others[each]
-            ports = {each.port for each in self._hosts}
+            else:
+                self._others[each] = now
+        self._first = False
+        for each in [each for each, since in self._others.items() if self._is_back(each, since, now)]:
+            self._hosts.add(each)
+            del self._others[each]
+        ports = {each.port for each in self._hosts}
         if len(ports) > MOST:
             ports = set(
                 sorted(ports, key=lambda port: (BY_NAME[port.proto].socket == "datagram", port.host_port))[:MOST]
@@ -138,8 +135,7 @@ class Listeners:
 
     def doubt(self) -> None:
         """Docker has made a container, and it is not known which ports that asks for."""
-        with self._lock:
-            self._homes.clear()
+        self._homes.clear()
 
     def _is_back(self, each: Listener, since: float, now: float) -> bool:
         return each.port in self._homes and each not in self._proxies and max(since, self._judged) + PATIENCE < now
@@ -151,40 +147,36 @@ class Listeners:
 
     def waiting(self) -> bool:
         """True if somebody came since Docker was asked last."""
-        with self._lock:
-            return any(since >= self._judged for since in self._others.values())
+        return any(since >= self._judged for since in self._others.values())
 
     def everybody(self) -> set[tuple[int, int]]:
         """Protocol and port of all that were there when it was looked last."""
-        with self._lock:
-            ports = (each.port for each in (*self._hosts, *self._others))
-            return {(NUMBER[port.proto], port.host_port) for port in ports}
+        ports = (each.port for each in (*self._hosts, *self._others))
+        return {(NUMBER[port.proto], port.host_port) for port in ports}
 
     def held(self) -> list[Published]:
         """Ports of which it is not known whose they are."""
-        with self._lock:
-            return sorted({each.port for each in self._others.keys() - self._proxies}, key=str)
+        return sorted({each.port for each in self._others.keys() - self._proxies}, key=str)
 
     def judge(self, asked: float, running: Iterable[Published], wanted: Iterable[Asked], *, known: bool) -> None:
         """What Docker told when it was asked at this moment (of `now`): ports of the containers that run, and what all
         containers ask for. Not `known`: not of all of them."""
         theirs = [Asked(port.proto, port.host_ip, port.host_port, port.host_port) for port in running]
         now_theirs, wants = ByPort(theirs), ByPort([*theirs, *wanted])
-        with self._lock:
-            self._judged = asked
-            for each in [each for each in self._hosts if each.root and now_theirs.may_be(each.port)]:
-                self._hosts.discard(each)
-                self._others[each] = 0.0
-            self._proxies = {each for each in self._others if wants.may_be(each.port)}
-            for each in [each for each, since in self._others.items() if since < asked]:
-                if known and not self._passes(each.port, wants) and each not in self._proxies:
-                    self._hosts.add(each)
-                    del self._others[each]
-            if known:
-                there = (each.port for each in self._hosts if each.root)
-                self._homes = {port for port in there if not (wants.may_be(port) or self._passes(port, wants))}
-            else:
-                self._homes = {port for port in self._homes if not wants.may_be(port)}
+        self._judged = asked
+        for each in [each for each in self._hosts if each.root and now_theirs.may_be(each.port)]:
+            self._hosts.discard(each)
+            self._others[each] = 0.0
+        self._proxies = {each for each in self._others if wants.may_be(each.port)}
+        for each in [each for each, since in self._others.items() if since < asked]:
+            if known and not self._passes(each.port, wants) and each not in self._proxies:
+                self._hosts.add(each)
+                del self._others[each]
+        if known:
+            there = (each.port for each in self._hosts if each.root)
+            self._homes = {port for port in there if not (wants.may_be(port) or self._passes(port, wants))}
+        else:
+            self._homes = {port for port in self._homes if not wants.may_be(port)}
 
     def _passes(self, port: Published, wants: ByPort) -> bool:
         return wants.chooses and port.host_port >= self._passing

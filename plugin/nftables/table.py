@@ -58,8 +58,7 @@ class Nft:
         ((fd, _),) = nl.netfilter_fds() - before
         self._sock = socket.socket(fileno=os.dup(fd))
         self._sock.settimeout(30)  # which leaves the socket non-blocking, as libnftables made it and needs it
-        self._read, self._dump = nl.open_socket(), nl.open_socket()
-        self._dumping = threading.Lock()
+        self._read = nl.open_socket()
         self._lock = threading.Lock()
         self._mark = mark
         self._table = table
@@ -234,9 +233,9 @@ class Nft:
 
     def dump(self, name: str) -> list[bytes]:
         """A set's elements, as the kernel tells them. Raises OSError, FileNotFoundError where there is no such set."""
-        # With a socket and a lock of its own: with thousands of containers a dump takes a while, and hooks would wait.
-        with self._dumping:
-            return [body[4:] for _, body in nl.request(self._dump, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
+        # With a socket of its own and no lock: with thousands of containers a dump takes a while, and hooks would wait.
+        with nl.open_socket() as sock:
+            return [body[4:] for _, body in nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
 
     def _add_rates(self, rates: Collection[str]) -> None:
         """Chains and sets of rates, before an element leads to them: until then they do nothing."""

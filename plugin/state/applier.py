@@ -123,6 +123,7 @@ class TableApplier:
         small ones first. Who lets pass one less waits: that is removed already.
         """
         introduced = self._known.reindex(owners)
+        self.owe(introduced)  # whatever fails now: they are not asked about again
         # Where one gets the limit that another had, no port may be without in between.
         found, left = list(dict.fromkeys((*owners, *self._known.quota.moved))), AT_ONCE
         others = set(introduced).difference(found)
@@ -130,8 +131,6 @@ class TableApplier:
             left -= len(self.books.of(owner)) + 1
             if everybody or (left > 0 and not self.behind.get(owner)):
                 found.append(owner)
-            else:
-                self.behind.setdefault(owner, False)
         return found
 
     def next_behind(self) -> list[ElementOwner]:

@@ -3,6 +3,9 @@
 Every change goes through here, under one lock: first the state file, then the kernel. A crash between the two leaves
 more closed than the file says, never less, for the start puts the table there whole from it. Whose elements a change
 concerns follows from comparing the facts before with those after; no caller names them.
+
+Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call nobody but the kernel. The
+tracker, the driver and the loops have none: what they know besides the facts changes within edits, under the lock here.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from plugin.nftables import dump as standing
 from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.frozen import frozen
+from plugin.policy.frozen import FrozenDict, frozen
 from plugin.policy.saved import State
 from plugin.policy.view import Inventory
 from plugin.state.applier import TableApplier
@@ -355,4 +358,6 @@ class Reconciler:
 
 
 def _differ(one: object, other: object) -> bool:
+    if isinstance(one, FrozenDict) and isinstance(other, FrozenDict):
+        return bool(other.differing(one))
     return one is not other and one != other

@@ -96,9 +96,9 @@ class Clock:
 
 def cut_no_flows(patch: pytest.MonkeyPatch) -> None:
     """Nothing looks for flows in the connection tracking of this machine's kernel."""
-    patch.setattr(closed_flows, "cut_closed", lambda *_: None)
     for name in ("cut_published", "cut_addresses"):
         patch.setattr(conntrack, name, lambda *_: None)
+    patch.setattr(closed_flows, "cut_closed", lambda *_: None)
     patch.setattr(conntrack, "cut_prefixes", lambda _: conntrack.Cut())
 
 

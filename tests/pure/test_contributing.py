@@ -109,6 +109,14 @@ def test_architecture_draws_the_table_that_there_is() -> None:
     assert named <= set(re.findall(r"chain (\w+) {", text)), "a chain that does not exist"
 
 
+def test_architecture_draws_the_packages_that_there_are() -> None:
+    """The data's way has every package but `labels`, which those that read labels call."""
+    words = re.findall(r"[\w.]+", ARCHITECTURE.read_text().split("```")[3])
+    drawn = {word for word in words if (PLUGIN / word.replace(".", "/") / "__init__.py").exists()}
+    assert {path.name for path in packages()} - drawn == {"labels"}
+    assert "fwctl.api" in drawn
+
+
 def packages() -> list[Path]:
     """The packages that `ls plugin/` shows."""
     return sorted(path.parent for path in PLUGIN.glob("*/__init__.py"))
@@ -127,6 +135,9 @@ def test_architecture_has_every_package_and_their_modules() -> None:
         named = {span for span in spans(text) if span.isidentifier()}
         assert named, f"plugin/{package} names no module"
         assert named <= modules, f"plugin/{package} has no {named - modules}"
+        if not package:
+            flat = {path.stem for path in PLUGIN.glob("*.py")} - {"__init__"}
+            assert flat <= named, f"{flat - named} beside the packages"
 
 
 def test_architecture_is_short() -> None:

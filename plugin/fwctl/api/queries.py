@@ -31,13 +31,13 @@ from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft
 from plugin.policy.facts import Facts
 from plugin.policy.view import evaluated
-from plugin.settings import Settings
+from plugin.settings import SETTINGS, Settings
 from plugin.state.reconciler import Reconciler
 
 #: Settings of the table itself.
 _OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
 #: Settings that are defaults of every container's policy.
-_OF_CONTAINERS = ("FW_ALLOW", "FW_DENY", "FW_POLICY", "FW_EGRESS", "FW_RATE", "FW_LOG")
+_OF_CONTAINERS = tuple(name for name, setting in SETTINGS.items() if setting.label)
 #: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
 #: The facts, elements and lease; the rules as text, and as the kernel reported them after they were loaded.

@@ -1,5 +1,5 @@
-"""What fwctl does to the host while no docker-fw runs: the table and the systemd unit that close before Docker.
+"""What fwctl does on the host without a running docker-fw: the boot table and its unit, `cleanup`, `dry-run`.
 
-It writes below /etc/docker-fw and /etc/systemd, and a running sidecar keeps the file current.
-Everything is written whole or not at all.
+It writes below /etc/docker-fw and /etc/systemd, each file whole or not at all; a running sidecar keeps the boot table
+current. `cleanup` touches docker-fw's tables, links and rule in DOCKER-USER; `dry-run` only reads.
 """

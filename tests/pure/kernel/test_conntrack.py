@@ -64,4 +64,4 @@ def test_who_bans_is_told_of_flows_that_the_kernel_does_not_give_back(
     assert (cut.deleted, cut.offloaded, kernel.deleted) == (1, 1, 1)
     assert "1 flows could not be cut: a flow table of this host's" in caplog.text
     told: dict[str, Any] = {"banned": [], "cut": cut.deleted, "notes": cut.notes}
-    assert plain(banned(told, 0)).startswith("flows cut: 1\n1 flows could not be cut: a flow table")
+    assert plain(banned(told, 0)).startswith("connections ended: 1\n1 flows could not be cut: a flow table")

@@ -12,9 +12,8 @@ from plugin.driver.protocol import port_bindings
 from plugin.fwctl.check.compose.model import Place, Value
 from plugin.fwctl.check.compose.ports import _short
 from plugin.fwctl.drop_record import header, line
-from plugin.kernel import netlink as nl
 from plugin.labels.parser import parse
-from plugin.model import Address, AddressPolicy, BridgeNetwork, Container, Endpoint, FwError, Policy, Prefix, Rule
+from plugin.model import Address, AddressPolicy, BridgeNetwork, Container, Endpoint, Flow, FwError, Policy, Prefix, Rule
 from plugin.nftables.elements import address_elements
 from plugin.policy import flows
 from plugin.policy.decide import of, passes
@@ -58,17 +57,9 @@ def leaves(made: Policy, address: Address, port: int) -> bool:
 def stays(made: Policy, address: Address, port: int, *, begun: bool = False) -> bool:
     """What docker-fw does with an established flow when the policy has changed."""
     v, (by, to) = address.version, (address, OUT[address]) if begun else (OUT[address], address)
-    flow = {flows.TUPLE_ORIG: _ends(by, to, 40000, port), flows.TUPLE_REPLY: _ends(to, by, port, 40000)}
+    flow = Flow(by.packed, 40000, to.packed, port, to.packed, port, by.packed, NUMBER)
     guarded = {address.packed: AddressPolicy(next(s for s in SUBNETS if s.version == v), made)}
-    return not flows.is_closed(flow, v, guarded, set())
-
-
-def _ends(source: Address, target: Address, *ports: int) -> bytes:
-    """One direction of a flow, as ctnetlink reports it."""
-    addresses = zip(flows.IP[source.version], (source, target), strict=True)
-    ip = b"".join(nl.attr(kind, each.packed) for kind, each in addresses)
-    numbers = b"".join(nl.attr(kind, struct.pack("!H", port)) for kind, port in zip((2, 3), ports, strict=True))
-    return nl.nested(1, ip) + nl.nested(2, nl.attr(1, bytes([NUMBER])) + numbers)
+    return not flows.is_closed(flow, guarded, set())
 
 
 def every(made: Policy, address: Address, port: int) -> set[bool]:

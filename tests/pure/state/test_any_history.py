@@ -1,0 +1,332 @@
+"""Any history of edits, events, lists, refusals, full disks and restarts comes to what a compile from scratch says, and
+is at no moment wider than before or after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from plugin.docker.tracker import EndpointTracker
+from plugin.kernel import conntrack
+from plugin.labels.parser import parse
+from plugin.model import (
+    AddressPolicy,
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    FwError,
+    Network,
+    Overriding,
+    Published,
+    Rule,
+)
+from plugin.nftables.sets import Change, Element, spec_of
+from plugin.policy.bans import ban_elements
+from plugin.policy.decide import passes
+from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
+from plugin.policy.overrides import with_one, without
+from plugin.policy.saved import State
+from plugin.policy.view import evaluated
+from plugin.state.reconciler import Reconciler
+from tests.pure.fakes import Disk, Kernel
+from tests.pure.tracer import Packet, Table
+
+SETTING = Defaults(parse({"fw.allow": "161/udp"}, "setting ").spec)
+NETS = {n: Network(f"{n}" * 64, f"fw-{n}", IPv4Interface(f"10.{n}.0.1/24"), internal=n == 3) for n in (1, 2, 3)}
+DOCKERS = {
+    n: BridgeNetwork(f"{n}" * 64, f"app{n}", f"br-{n}", (IPv4Network(f"172.{n}.0.0/16"),), internal=n == 18)
+    for n in (16, 17, 18)
+}
+LABELS = (
+    {}, {"fw.allow": "8080"}, {"fw.allow": "5432 from service:api 203.0.113.0/24"}, {"fw.egress": "443"},
+    {"fw.egress": "none", "fw.deny": "22"}, {"fw.policy": "closed"}, {"fw.policy": "open", "fw.deny": "80"},
+    {"fw.rate": "22 5/minute burst 10"}, {"fw.allow": "808O"}, {"fw.allow": "22 from container:c1 network:front"},
+)  # fmt: skip
+OUTSIDERS = (IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
+PORTS = (22, 80, 5432, 8080)
+Edit = Callable[[State], State]
+labels, who, hosts = st.sampled_from(LABELS), st.integers(1, 4), st.integers(2, 4)
+
+
+def container(number: int, labels: Mapping[str, str], network: str = "") -> Container:
+    parsed = parse(labels)
+    service = "api" if number % 2 else "db"
+    return Container(
+        f"{number}" * 64, f"c{number}", parsed.spec, parsed.problems, network=network, project="shop", service=service
+    )
+
+
+def opens(elements: Iterable[Element]) -> set[Element]:
+    return {element for element in elements if spec_of(element.set).effect == "opens"}
+
+
+def closes(elements: Iterable[Element]) -> set[Element]:
+    return {element for element in elements if spec_of(element.set).effect == "closes"}
+
+
+class Watched(Kernel):
+    """A table of which each transaction is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Callable[[], None] = lambda: None
+
+    def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        super().change(change, timed)
+        self.seen()
+
+    def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
+        super().replace(elements, timed)
+        self.seen()
+
+
+class Flows:
+    """Established flows of outsiders: (source, address, port), over TCP. The calls that cut them do so."""
+
+    def __init__(self) -> None:
+        self.there: set[tuple[IPv4Address, IPv4Address, int]] = set()
+
+    def cut_closed(self, guarded: Mapping[Any, AddressPolicy], *_: object) -> None:
+        def goes_on(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
+            source, address, port = flow
+            if address not in guarded:
+                return True
+            policy = guarded[address].policy
+            return passes((*policy.accepts, *policy.published), "tcp", port, source)
+
+        self.there = set(filter(goes_on, self.there))
+
+    def cut_addresses(self, addresses: Iterable[Any]) -> None:
+        gone = set(addresses)
+        self.there = {flow for flow in self.there if flow[1] not in gone}
+
+
+class AnyHistory(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.flows = pytest.MonkeyPatch(), Flows()
+        self.patch.setattr(conntrack, "cut_closed", self.flows.cut_closed)
+        self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
+        self.patch.setattr(conntrack, "cut_published", lambda *_: None)
+        self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
+        self.patch.setattr(conntrack, "cut_strangers", lambda *_: None)
+        self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
+        #: On Docker's networks, as Docker has them: by network and host number.
+        self.there: dict[tuple[int, int], Endpoint] = {}
+        self.serial = 0
+        self.begin(State())
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    def begin(self, state: State) -> None:
+        self.state = Reconciler(self.kernel, self.disk, SETTING, self.later.append)  # type: ignore[arg-type]
+        self.state.start(Facts(state, proxies=ProxyFacts(frozenset({7}))))
+        self.tracker = EndpointTracker(self.state)
+
+    def step(self, call: Callable[[], object]) -> None:
+        """One call, in which nothing is wider than before or after at any moment."""
+        before, tables = set(self.kernel.table or ()), list[set[Element]]()
+        self.kernel.seen = lambda: tables.append(set(self.kernel.table or ()))
+        known = self.state.facts
+        try:
+            call()
+        except FwError:
+            assert dataclasses.replace(self.state.facts, saved=known.saved) == known
+            assert self.state.facts.saved == known.saved
+        after = self.desired()
+        for table in tables:
+            assert opens(table) <= opens(before) | opens(after)
+            assert closes(table) >= closes(before) & closes(after)
+
+    def desired(self) -> set[Element]:
+        """Found anew from what is known and nothing else."""
+        fresh = evaluated(SETTING, self.state.facts)
+        assert fresh.facts == self.state.facts
+        elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
+        return elements | ban_elements(self.state.state.bans, 0)[0]
+
+    # --- hooks and fwctl ------------------------------------------------------------------------------------------
+
+    @rule(n=st.sampled_from(list(NETS)), says=st.sampled_from([{}, {"fw.egress": "none"}, {"fw.allow": "8080"}]))
+    def put_network(self, n: int, says: dict[str, str]) -> None:
+        network = dataclasses.replace(NETS[n], spec=parse(says).spec)
+        self.step(lambda: self.state.put_network(network))
+
+    @rule(n=st.sampled_from(list(NETS)))
+    def drop_network(self, n: int) -> None:
+        self.step(lambda: self.state.drop_network(NETS[n].id))
+
+    @rule(n=who, on=st.sampled_from(list(NETS)), host=hosts)
+    def create_endpoint(self, n: int, on: int, host: int) -> None:
+        made = Endpoint(f"e{n}" * 32, NETS[on].id, IPv4Address(f"10.{on}.0.{host}"))
+        self.step(lambda: self.state.add_endpoint(made.id, lambda _: made))
+
+    @rule(n=who, says=st.none() | labels, published=st.booleans())
+    def join(self, n: int, says: dict[str, str] | None, published: bool) -> None:
+        ports = (Published("tcp", IPv4Address(0), 18000 + n, 8080),) if published else ()
+        known = container(n, says) if says is not None else None
+        joined = dict[str, Any](joined=True, container=known, published=ports)
+        self.step(lambda: self.state.edit_endpoint(f"e{n}" * 32, lambda e: dataclasses.replace(e, **joined)))
+
+    @rule(n=who)
+    def leave(self, n: int) -> None:
+        left = dict[str, Any](joined=False, container=None, published=())
+        self.step(lambda: self.state.edit_endpoint(f"e{n}" * 32, lambda e: dataclasses.replace(e, **left)))
+
+    @rule(n=who)
+    def delete_endpoint(self, n: int) -> None:
+        self.step(lambda: self.state.drop_endpoint(f"e{n}" * 32))
+
+    @rule(n=who, port=st.sampled_from(PORTS), deny=st.booleans(), until=st.sampled_from([0.0, 1e12]))
+    def override(self, n: int, port: int, deny: bool, until: float) -> None:
+        word = Overriding(f"{n}" * 64, Rule("tcp", port, port), deny, until)
+        self.step(lambda: self.state.edit_state(lambda state: with_one(state, word)))
+
+    @rule(n=who)
+    def revert(self, n: int) -> None:
+        self.step(lambda: self.state.edit_state(lambda state: without(state, {f"{n}" * 64})))
+
+    @rule(prefix=st.sampled_from(["203.0.113.7", "2001:db8::/48"]), gone=st.booleans())
+    def ban(self, prefix: str, gone: bool) -> None:
+        def edit(state: State) -> State:
+            left = {k: until for k, until in state.bans.items() if str(k) != str(ip_network(prefix))}
+            return dataclasses.replace(state, bans=left if gone else {**left, ip_network(prefix): 0})
+
+        self.step(lambda: self.state.edit_state(edit))
+
+    @rule(suspended=st.booleans())
+    def suspend(self, suspended: bool) -> None:
+        self.step(lambda: self.state.observe(lambda facts: dataclasses.replace(facts, suspended=suspended)))
+
+    # --- Docker ---------------------------------------------------------------------------------------------------
+
+    @rule(on=st.sampled_from(list(DOCKERS)), host=hosts, n=who, says=labels, sure=st.booleans())
+    def connect(self, on: int, host: int, n: int, says: dict[str, str], sure: bool) -> None:
+        if (on, host) in self.there:
+            return
+        self.serial += 1
+        network = DOCKERS[on]
+        ports = (Published("tcp", IPv4Address(0), 28000 + n, 8080), Published("tcp", IPv4Address(0), 29000 + n, 80))
+        at = IPv4Address(int(network.subnets[0].network_address) + host)
+        known = container(n + 4, says, network.name)
+        made = Endpoint(
+            f"{self.serial:x}".rjust(64, "d"), network.id, at, joined=True, container=known, published=ports
+        )
+        self.there[on, host] = made
+        self.tracker.returns(network.id, known.id)
+        self.step(lambda: self.tracker.put(network, [made], listed=False, asked=self.tracker.now(), sure=sure))
+
+    @rule(on=st.sampled_from(list(DOCKERS)), host=hosts)
+    def disconnect(self, on: int, host: int) -> None:
+        if gone := self.there.pop((on, host), None):
+            assert gone.container
+            identity = gone.container.id
+            self.step(lambda: self.tracker.leaves(DOCKERS[on].id, identity))
+
+    @rule(says=st.none() | labels)
+    def list_all(self, says: dict[str, str] | None) -> None:
+        """Docker lists everybody; one container's labels may be others now."""
+        if says is not None and self.there:
+            place, first = next(iter(self.there.items()))
+            assert first.container
+            spec = dataclasses.replace(first.container, spec=parse(says).spec, problems=parse(says).problems)
+            self.there[place] = dataclasses.replace(first, container=spec)
+        there, asked = list(self.there.values()), self.tracker.now()
+        existing = {e.container.id for e in there if e.container}
+        self.step(lambda: self.tracker.replace(DOCKERS.values(), there, existing, asked=asked))
+
+    @rule(on=st.none() | st.sampled_from(list(DOCKERS)))
+    def doubt(self, on: int | None) -> None:
+        self.step(lambda: self.tracker.doubt(DOCKERS[on].bridge if on else None))
+
+    @rule(names=st.sampled_from([frozenset({"shop_front"}), frozenset({"front"}), frozenset({"app16"})]))
+    def know_networks(self, names: frozenset[str]) -> None:
+        self.step(lambda: self.state.observe(lambda facts: dataclasses.replace(facts, names=names)))
+
+    @rule(names=st.frozensets(st.sampled_from(["br-16", "br-17"])))
+    def see_bridges(self, names: frozenset[str]) -> None:
+        seen = BridgeFacts(dockers=names, guarded=names, there=names)
+        there = {*(network.bridge for network in NETS.values()), *names}
+
+        def edit(facts: Facts) -> Facts:
+            facts = facts if facts.bridges == seen else dataclasses.replace(facts, bridges=seen)
+            return facts.keeping(lambda state: state.with_bridges(there))
+
+        self.step(lambda: self.state.observe(edit))
+
+    # --- trouble --------------------------------------------------------------------------------------------------
+
+    @rule(full=st.booleans())
+    def fill_disk(self, full: bool) -> None:
+        self.disk.full = full
+
+    @rule(times=st.integers(1, 3))
+    def refuse(self, times: int) -> None:
+        self.kernel.refuses = times
+
+    @rule()
+    def go_on(self) -> None:
+        """A piece of the later work is done."""
+        if self.later:
+            self.step(self.later.pop(0))
+
+    @precondition(lambda self: not self.state.unsaved_reason)
+    @rule()
+    def restart(self) -> None:
+        """docker-fw is killed; the next one has its state file, and what stands in the kernel."""
+        self.kernel.refuses, self.later[:] = 0, []
+        self.step(lambda: self.begin(self.disk.kept))
+        # Nobody has told of Docker's networks; what is begun meanwhile is looked through with the first list.
+        self.flows.there = {flow for flow in self.flows.there if flow[1] not in IPv4Network("172.0.0.0/8")}
+
+    @rule(
+        source=st.sampled_from(OUTSIDERS), port=st.sampled_from(PORTS), on=st.sampled_from([1, 2, 16, 17]), host=hosts
+    )
+    def talk(self, source: IPv4Address, port: int, on: int, host: int) -> None:
+        address = IPv4Address(f"10.{on}.0.{host}" if on in NETS else f"172.{on}.0.{host}")
+        if self.permitted(source, address, port):
+            self.flows.there.add((source, address, port))
+
+    def permitted(self, source: IPv4Address, address: IPv4Address, port: int) -> bool:
+        return Table(self.kernel.table or ()).verdict("inbound4", Packet(source, address, 6, port)) == "permit"
+
+    # --- what holds always ----------------------------------------------------------------------------------------
+
+    @invariant()
+    def what_is_known_is_on_the_disk(self) -> None:
+        """As soon as the disk takes it."""
+        if not self.state.unsaved_reason:
+            assert self.disk.kept == self.state.state
+
+    @invariant()
+    def in_the_end_it_is_as_if_compiled_from_scratch(self) -> None:
+        """Whatever was refused, and once what was left for later is done; then no flow goes on that would not begin."""
+        if self.kernel.refuses:
+            return
+        for _ in range(1000):
+            if self.later:
+                self.step(self.later.pop(0))
+            elif self.state.unfinished:
+                self.state._behind._again = 0.0
+                self.step(self.state.repair)
+            else:
+                break
+        assert self.kernel.table == self.desired()
+        assert {flow for flow in self.flows.there if not self.permitted(*flow)} == set()
+
+
+AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+
+
+class TestAnyHistory(AnyHistory.TestCase):
+    """Whatever happens, in whatever order: table and disk come to what is known, by no way that is wider."""
