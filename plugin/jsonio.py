@@ -20,6 +20,7 @@ MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
 
 def text(raw: Any, key: str) -> str:
+    """`raw[key]` as text. Raises ValueError."""
     value = _get(raw, key)
     if not isinstance(value, str):
         raise ValueError(f"{key} must be text, not {_shown(value)}")
@@ -27,6 +28,7 @@ def text(raw: Any, key: str) -> str:
 
 
 def integer(raw: Any, key: str) -> int:
+    """`raw[key]` as an integer. Raises ValueError."""
     value = _get(raw, key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
@@ -34,10 +36,12 @@ def integer(raw: Any, key: str) -> int:
 
 
 def port(raw: Any, key: str) -> int:
+    """`raw[key]` as a port, 1-65535. Raises ValueError."""
     return within(raw, key, 1, 65535)
 
 
 def within(raw: Any, key: str, least: int, most: int) -> int:
+    """`raw[key]` as an integer between two bounds, both included. Raises ValueError."""
     value = integer(raw, key)
     if not least <= value <= most:
         raise ValueError(f"{key} must be {least}-{most}, not {_shown(value)}")
@@ -45,6 +49,7 @@ def within(raw: Any, key: str, least: int, most: int) -> int:
 
 
 def matching(raw: Any, key: str, pattern: re.Pattern[str]) -> str:
+    """`raw[key]` as text that matches a pattern as a whole. Raises ValueError."""
     value = text(raw, key)
     if not pattern.fullmatch(value):
         raise ValueError(f"{key} is {_shown(value)}")
@@ -52,6 +57,7 @@ def matching(raw: Any, key: str, pattern: re.Pattern[str]) -> str:
 
 
 def boolean(raw: Any, key: str) -> bool:
+    """`raw[key]` as a boolean. Raises ValueError."""
     value = _get(raw, key)
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false, not {_shown(value)}")
@@ -59,6 +65,7 @@ def boolean(raw: Any, key: str) -> bool:
 
 
 def items(raw: Any, key: str) -> list[Any]:
+    """`raw[key]` as a list. Raises ValueError."""
     value = _get(raw, key)
     if not isinstance(value, list):
         raise ValueError(f"{key} must be a list, not {_shown(value)}")
@@ -83,6 +90,7 @@ def _protocol(raw: Any, key: str, names: dict[str, int]) -> Proto:
 
 
 def interface_name(raw: Any, key: str) -> str:
+    """`raw[key]` as the name of a link. Raises ValueError."""
     value = text(raw, key)
     if not INTERFACE_NAME.fullmatch(value):
         raise ValueError(f"{key} must be an interface's name, not {_shown(value)}")
@@ -90,12 +98,14 @@ def interface_name(raw: Any, key: str) -> str:
 
 
 def address(value: Any) -> Address:
+    """An IPv4 or IPv6 address without a zone. Raises ValueError."""
     if not isinstance(value, str) or "%" in value:
         raise ValueError(f"{_shown(value)} is not an address")
     return ip_address(value)
 
 
 def interface(value: Any) -> IPv4Interface | IPv6Interface:
+    """An address with its prefix length, like 172.18.0.1/16. Raises ValueError."""
     if not isinstance(value, str) or "/" not in value or "%" in value:
         raise ValueError(f"{_shown(value)} is not an address with a prefix length, like 172.18.0.1/16")
     return ip_interface(value)
@@ -114,6 +124,7 @@ def only(kind: type[T], read: Callable[[Any], object]) -> Callable[[Any], T]:
 
 
 def optional(raw: Any, key: str, read: Callable[[Any], T]) -> T | None:
+    """`read(raw[key])`, or None where the value is null or missing."""
     value = _get(raw, key)
     return None if value is None else read(value)
 

@@ -13,6 +13,7 @@ class OneLine(logging.Formatter):
     """Line breaks and what moves a terminal's cursor are shown, not sent; of a megabyte both ends are."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The record as one line: control characters escaped, long text shortened in the middle."""
         text = super().format(record)
         if len(text) > MAX_ERROR:  # the end too: of a traceback that is the error
             text = f"{text[: _HALF - 1]}…{text[-_HALF:]}"

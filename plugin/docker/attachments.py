@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 
 class Attachments:
+    """Options of containers' attachments to networks, as Docker's inspect showed them."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[tuple[str, ...], Options]] = {}
@@ -38,10 +40,12 @@ class Attachments:
             return container_id in self._known and self._known[container_id][0] == places
 
     def put(self, container_id: str, places: tuple[str, ...], options: Options) -> None:
+        """Keep a container's options, for the networks and addresses that it had then."""
         with self._lock:
             self._known[container_id] = (places, options)
 
     def of(self, container_id: str) -> Options:
+        """A container's options; empty if it was not inspected."""
         with self._lock:
             return self._known[container_id][1] if container_id in self._known else {}
 
@@ -79,6 +83,7 @@ class Inspections(Attachments):
         return container_id not in self._unpublished
 
     def retain(self, existing: Collection[str]) -> None:
+        """Forget containers that do not exist any more."""
         super().retain(existing)
         self._unpublished &= set(existing)
 
@@ -106,6 +111,7 @@ class Inspections(Attachments):
         return self.of(container_id)
 
     def ask(self, container_id: str, places: tuple[str, ...] = ()) -> bool:
+        """Inspect a container and keep the answer. False if that is missing or incomplete."""
         try:
             # Its labels may be megabytes. Which ports it asks for is told before them.
             inspected, whole = request.beginning(self._client(), "/containers/{0}/json", container_id)

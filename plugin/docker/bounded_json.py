@@ -53,7 +53,8 @@ def whole(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
 
 def beginning(chunks: Iterable[bytes], limit: int = INSPECTED) -> tuple[Any, bool]:
     """One value, and whether that is all of it: of an object that is longer than `limit` bytes, the members that are
-    told whole before. Raises ValueError if it is none."""
+    told whole before. Raises ValueError if it is none.
+    """
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
@@ -207,7 +208,8 @@ class _Text:
 
     def _over(self, pattern: re.Pattern[str]) -> bool:
         """Goes on as far as the pattern matches; True if that may not be its end. A match takes memory for each step:
-        so no more than a piece at a time."""
+        so no more than a piece at a time.
+        """
         end = self.at + _PIECE + 2
         self.at = pattern.match(self.held, self.at, end).end()  # type: ignore[union-attr]
         if self.at == len(self.held):

@@ -138,7 +138,8 @@ class Images:
 @dataclass(frozen=True, slots=True)
 class Variant:
     """`manifest`: the digest of the manifest that the container was created from; "" in the store of graph drivers,
-    where an image ID is the digest of one config, and so of one set of labels. `platform`: as the API takes it."""
+    where an image ID is the digest of one config, and so of one set of labels. `platform`: as the API takes it.
+    """
 
     image: str
     manifest: str = ""

@@ -137,7 +137,8 @@ def identity(raw: Any) -> str:
 
 def needed(raw: Any) -> Any:
     """A container as `GET /containers/json` lists it, without labels that are never read if there are many: a list of
-    all is kept for a moment, and each of ten thousand labels takes more memory than it has characters."""
+    all is kept for a moment, and each of ten thousand labels takes more memory than it has characters.
+    """
     told = raw.get("Labels") if isinstance(raw, dict) else None
     if not isinstance(told, dict) or len(told) <= _MANY:
         return raw
@@ -257,7 +258,8 @@ def _one(value: Any, kind: Any) -> Any:
 
 def event(raw: Mapping[str, Any] | None) -> Event:
     """An event as `GET /events` tells it, or as much of it as `stream.objects` gives. Never raises: what is not there
-    is empty."""
+    is empty.
+    """
     if raw is None:
         return Event(UNREAD)
     actor: Any = raw.get("Actor") or {}

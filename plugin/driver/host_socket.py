@@ -119,6 +119,7 @@ def ephemeral_ports() -> tuple[int, int, set[int]]:
 
 
 def host_has_ipv6() -> bool:
+    """True if a socket of this host can be bound to ::1."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.bind(("::1", 0))
@@ -140,6 +141,7 @@ def target_family(target: tuple[str, int]) -> socket.AddressFamily:
 
 
 def shown(ip: Address) -> str:
+    """An address as it is written in front of a port: IPv6 in brackets."""
     return str(ip) if ip.version == 4 else f"[{ip}]"
 
 
@@ -149,6 +151,7 @@ def overlap(one: Address, other: Address) -> bool:
 
 
 def same_port(one: Published, other: Published) -> bool:
+    """True if both occupy the same port of one address of the host."""
     return (one.proto, one.host_port) == (other.proto, other.host_port) and overlap(one.host_ip, other.host_ip)
 
 

@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 class Shows(Protocol):
     """What `GET /status` answers with."""
 
-    def status(self) -> dict[str, Any]: ...
+    def status(self) -> dict[str, Any]:
+        """What GET /status answers."""
 
 
 def create_app(driver: Driver, shows: Shows) -> Flask:
+    """Build the Flask application of Docker's plugin protocol, with one error boundary."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
 

@@ -49,10 +49,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """The steps of a packet's way; the last one decides."""
+
     steps: tuple[Step, ...]
 
     @property
     def accepted(self) -> bool:
+        """True if the packet is accepted."""
         return self.steps[-1].outcome == "accept"
 
 
@@ -66,6 +69,7 @@ class Found:
 
     @property
     def name(self) -> str:
+        """The container's name for messages."""
         return self.endpoint.container.name if self.endpoint and self.endpoint.container else "an unknown address"
 
 

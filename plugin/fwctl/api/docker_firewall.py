@@ -28,6 +28,7 @@ class Engine:
 
     @property
     def major(self) -> int:
+        """The major version; 0 if it is unknown."""
         head = self.version.partition(".")[0]
         return int(head) if head.isascii() and head.isdigit() else 0
 

@@ -41,6 +41,7 @@ class Body:
         self._where = where
 
     def text(self, name: str, right: str) -> str:
+        """The value as text that is not blank. Raises FwError that says what is `right`."""
         value = self._raw.get(name)
         if not isinstance(value, str) or not value.strip():
             raise self._wrong(name, right, value)
@@ -49,6 +50,7 @@ class Body:
         return value.strip()
 
     def texts(self, name: str, right: str, most: int) -> list[str]:
+        """The value as 1 to `most` texts. Raises FwError."""
         values = self._raw.get(name)
         if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
             raise self._wrong(name, right, values)
@@ -57,6 +59,7 @@ class Body:
         return [value[: MAX_TEXT + 1] for value in values]
 
     def items(self, name: str, right: str, most: int) -> list[Any]:
+        """The value as a list of 1 to `most` items. Raises FwError."""
         values = self._raw.get(name)
         if not isinstance(values, list) or not values:
             raise self._wrong(name, right, values)
@@ -89,6 +92,7 @@ class Body:
         return "all" in self._raw
 
     def pairs(self, name: str, right: str) -> dict[str, str]:
+        """The value as a map of text to text; empty if it is missing. Raises FwError."""
         values = self._raw.get(name, {})
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
             raise self._wrong(name, right, values)

@@ -59,6 +59,7 @@ class Judged:
 
     @property
     def refused(self) -> bool:
+        """True if the container would not start: a label is wrong on a network of docker-fw."""
         return self.net.kind == "own" and bool(self.problems)
 
 

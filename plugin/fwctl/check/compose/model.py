@@ -84,7 +84,9 @@ class Notes:
     warnings: dict[Note, None] = field(default_factory=dict)
 
     def mistake(self, place: Place, text: str, service: str = "") -> None:
+        """Add a mistake; each is kept once."""
         self.mistakes[Note(place, text, service)] = None
 
     def warn(self, place: Place, text: str, service: str = "") -> None:
+        """Add a warning; each is kept once."""
         self.warnings[Note(place, text, service)] = None

@@ -79,6 +79,8 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
+    """The services and networks of a compose project."""
+
     project: str
     services: Mapping[str, Service]
     nets: Mapping[str, Net]
