@@ -74,6 +74,7 @@ class ProxyPorts:
                 self._note()
 
     def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
+        """Note which ports of the host a container requests."""
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
             self._asked[container_id] = ports
@@ -187,7 +188,7 @@ class ProxyPorts:
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
-    """dockerd's own ports but for those that containers ask for."""
+    """Dockerd's own ports but for those that containers ask for."""
     return _ports(dockerd) - claimed(dockerd, asked)
 
 

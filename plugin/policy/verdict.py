@@ -53,10 +53,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """The steps of a packet's way; the last one decides."""
+
     steps: tuple[Step, ...]
 
     @property
     def accepted(self) -> bool:
+        """True if the packet is accepted."""
         return self.steps[-1].outcome == "accept"
 
 
@@ -70,6 +73,7 @@ class Found:
 
     @property
     def name(self) -> str:
+        """The container's name for messages."""
         return self.endpoint.container.name if self.endpoint and self.endpoint.container else "an unknown address"
 
 

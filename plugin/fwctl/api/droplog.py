@@ -50,7 +50,8 @@ T = TypeVar("T")
 class StateReader(Protocol):
     """The reconciler, as far as the drop log uses it."""
 
-    def read(self, question: Callable[[Inventory], T]) -> T: ...
+    def read(self, question: Callable[[Inventory], T]) -> T:
+        """Answer a question about what is known, while nothing changes."""
 
 
 class Source(Protocol):
@@ -58,9 +59,11 @@ class Source(Protocol):
 
     lost: int
 
-    def read(self) -> Sequence[Logged]: ...
+    def read(self) -> Sequence[Logged]:
+        """Packets since the last call. Raises OSError."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the group."""
 
 
 class Ring:
@@ -72,9 +75,11 @@ class Ring:
 
     @property
     def newest(self) -> int:
+        """Number of the last drop; 0 if there is none."""
         return self._drops[-1].number if self._drops else 0
 
     def put(self, drops: Iterable[Drop]) -> None:
+        """Add drops and wake the readers that wait for them."""
         with self._changed:
             self._drops.extend(drops)
             self._changed.notify_all()
@@ -157,6 +162,7 @@ class DropLog:
         return self._stop.is_set() or not self.serving()
 
     def stop(self) -> None:
+        """End the loop and every request that follows the log."""
         self._stop.set()
 
     def drop_loop(self) -> None:
