@@ -267,11 +267,13 @@ class DockerFollower:
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
-        self._state.observe(lambda facts: facts if facts.names == look.names else replace(facts, names=look.names))
-        existing = look.existing
-        if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
+        self._state.observe(
+            lambda facts: facts if facts.names == look.network_names else replace(facts, names=look.network_names)
+        )
+        existing = look.container_ids
+        if not look.complete:  # then nobody is said not to exist any more: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
-        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unsure):
+        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
             self.wake()  # it was too old when it came
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
@@ -280,7 +282,7 @@ class DockerFollower:
             self._state.cut_closed()
         self.not_guarded = look.not_guarded
         self._ours.update_labels(look.containers)
-        self._ours.prune(look.containers, look.known)
+        self._ours.prune(look.containers, look.network_ids)
         driver = {network.bridge for network in list(self._state.networks.values())}
         there = driver | self._bridges.dockers() | {network.bridge for network in look.networks}
         unmanaged = self._bridges.unmanaged()

@@ -22,8 +22,8 @@ from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec
 _BRIDGE = "com.docker.network.bridge."
 #: Labels of a container that are kept as they are.
 _MANY = 100
-#: What reading raises where something is not as it should be.
-LIES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: What reading raises where Docker's JSON is malformed.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 CONNECTING = {"network connect", "network disconnect"}
 #: One that was too large to be read, and did not say at its beginning what it is.
 UNREAD = "larger event than is read"
@@ -89,7 +89,7 @@ def bridges(raw: Any) -> tuple[frozenset[str], bool]:
                 name = (each.get("Options") or {}).get(_BRIDGE + "name") or f"br-{each['Id'][:12]}"
                 names.add(name)
                 complete &= isinstance(name, str)
-        except (KeyError, TypeError, AttributeError):
+        except MALFORMED:
             complete = False
     return frozenset(name for name in names if isinstance(name, str)), complete
 
@@ -141,7 +141,7 @@ def needed(raw: Any) -> Any:
     told = raw.get("Labels") if isinstance(raw, dict) else None
     if not isinstance(told, dict) or len(told) <= _MANY:
         return raw
-    return {**raw, "Labels": {key: value for key, value in told.items() if container_labels.matters(key)}}
+    return {**raw, "Labels": {key: value for key, value in told.items() if container_labels.is_relevant(key)}}
 
 
 def many(raw: Any) -> list[Any]:
@@ -151,8 +151,8 @@ def many(raw: Any) -> list[Any]:
     return raw
 
 
-def idle(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """Of these listed containers those that do not run, and may start at any moment."""
+def not_running(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The IDs of those of these listed containers that do not run, and may start at any moment."""
     return frozenset(each["Id"] for each in raw if each.get("State") not in ("running", "paused"))
 
 
@@ -160,7 +160,7 @@ def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
     """The published ports of all these listed containers; None if some are not understood."""
     try:
         return frozenset(port for each in raw for port in published(each))
-    except LIES:
+    except MALFORMED:
         return None
 
 
@@ -168,7 +168,7 @@ def _has_id(raw: Any) -> bool:
     return bool(raw.get("Id") if isinstance(raw, dict) else isinstance(raw, Cut) and raw.id)
 
 
-def places(raw: Any) -> tuple[str, ...]:
+def endpoint_ids(raw: Any) -> tuple[str, ...]:
     """The IDs of a listed container's endpoints: others each time that it starts."""
     networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     return tuple(sorted(str(each.get("EndpointID")) for each in networks.values() if isinstance(each, dict)))
@@ -188,7 +188,7 @@ def attachment(
 
     A mistake there is one of the container's, for on Docker's own networks nothing can be refused.
     """
-    container, parsed = container_labels.at(who, network, key), parser.parse(options, "driver option ")
+    container, parsed = container_labels.on_network(who, network, key), parser.parse(options, "driver option ")
     if parsed.problems:
         container = dataclasses.replace(container, problems=(*container.problems, *parsed.problems))
     return container, parsed.spec

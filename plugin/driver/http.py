@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 from flask import Flask, Response, request
 
+from plugin import jsonio
 from plugin.driver.driver import Driver
 from plugin.model import FwError
 from plugin.text import readable
 
-#: A request of Docker's is a few KB; thousands of published ports make some 100 KB.
-MAX_BODY = 8 << 20
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class Shows(Protocol):
 
 def create_app(driver: Driver, shows: Shows) -> Flask:
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = jsonio.MAX_BYTES
 
     calls: dict[str, Callable[[Any], dict[str, Any]]] = {
         "NetworkDriver.CreateNetwork": driver.create_network,
@@ -94,10 +93,7 @@ def _body() -> dict[str, Any]:
     data = request.get_data()
     if not data:
         raise FwError("the request came without a body; try again")
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FwError(f"the request is not JSON: {error}") from error
+    body = jsonio.document(data)
     if not isinstance(body, dict):
         raise FwError("the request must be a JSON object")
     return body

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
+from plugin.docker.engine import Engine
+from plugin.fwctl.api.docker_firewall import within, without_effect
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy, Published, Rule
 

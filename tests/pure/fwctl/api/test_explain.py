@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plugin.fwctl.api.docker_firewall import Engine
+from plugin.docker.engine import Engine
 from plugin.fwctl.api.explain import NOTE, Around, explain
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Defaults, FwError, Published

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from plugin.docker.engine import Engine
 from plugin.fwctl.api import status
-from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.kernel.resolver import asked_from_host
 from plugin.labels.duration import left, parse

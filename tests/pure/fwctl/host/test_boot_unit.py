@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from plugin.daemon import early_table
-from plugin.docker.client import DockerUnavailable
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.kernel.link_monitor import Link
-from plugin.model import BridgeNetwork, FwError, Published
+from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element, spec_of
