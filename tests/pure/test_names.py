@@ -17,9 +17,9 @@ from rich.console import Console
 from plugin.docker import container_labels
 from plugin.docker import parse as listing
 from plugin.docker.bridges import Bridges
+from plugin.docker.engine import Engine
 from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import plan, status
-from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import Around, explain
 from plugin.fwctl.api.flow_ends import containers
 from plugin.fwctl.check.run import run as check
@@ -32,8 +32,8 @@ from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
@@ -65,7 +65,7 @@ class Host:
 
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, Disk(), Defaults())  # type: ignore[arg-type]
-        self.state.start(Facts(State()))
+        self.state.start(Facts(SavedState()))
         bridge = text()
         network = {
             "Id": "a" * 64, "Name": text(), "Driver": "bridge",
@@ -108,7 +108,7 @@ class Host:
             return None
 
     @property
-    def inventory(self) -> Inventory:
+    def inventory(self) -> PolicyView:
         return self.state.snapshot()
 
     def status(self) -> dict[str, Any]:

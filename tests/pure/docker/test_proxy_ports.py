@@ -20,7 +20,7 @@ from plugin.model import Address, Defaults, Published, Rule
 from plugin.policy import requested_ports as asking
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import MOST, Asked, asked
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import _plain
 from tests.kernel.fakedocker import FakeDocker
@@ -246,11 +246,11 @@ def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytes
 
 
 class Desk:
-    def __init__(self, host: Host, state: State | None = None, **more: Any) -> None:
+    def __init__(self, host: Host, state: SavedState | None = None, **more: Any) -> None:
         self.kernel, self.disk, self.host = Kernel(), Disk(), host
         self.reconciler = Reconciler(self.kernel, self.disk, Defaults())  # type: ignore[arg-type]
         self.rules = (Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789))
-        state = state or State()
+        state = state or SavedState()
         own = own_ports(self.rules, [each for ports in state.asked.values() for each in ports])
         self.reconciler.start(Facts(state, dockerd=own))
         self.ports = ProxyPorts(self.reconciler, host.listeners(), self.rules, **more)
@@ -299,7 +299,7 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     moment = desk.ports.now()
     desk.ports.created("new")
     desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
-    desk.ports.judge(DockerSnapshot(whole=False), moment)
+    desk.ports.judge(DockerSnapshot(complete=False), moment)
     assert desk.of("dockerd_ports") == {2377, 4789}
     desk.ports.judge(DockerSnapshot(), moment)
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
@@ -356,11 +356,11 @@ def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> N
     desk.host.listens(tcp(8080))
     desk.look(BLIND)
     desk.host.time += 1
-    desk.ports.judge(DockerSnapshot(existing=frozenset("c")), desk.ports.now())
+    desk.ports.judge(DockerSnapshot(container_ids=frozenset("c")), desk.ports.now())
     assert desk.look(BLIND).listening == set()
     assert desk.ports.lacks("cd") == ["c", "d"]
     desk.ports.asks("c", ())
-    look = DockerSnapshot(existing=frozenset("c"))
+    look = DockerSnapshot(container_ids=frozenset("c"))
     desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
     assert desk.look(BLIND).listening == set()
     desk.ports.judge(look, desk.ports.now())
@@ -415,7 +415,7 @@ def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
 
 def test_what_was_closed_is_not_the_hosts_at_the_next_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A docker-proxy that is there before docker-fw, as some engines have it at a boot."""
-    state = State(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
+    state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
     for port in (tcp(8080), tcp(9090, ANY6), tcp(22)):
         host.listens(port)
     found = before(state, "/nowhere", None)
