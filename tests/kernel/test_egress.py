@@ -319,9 +319,12 @@ def test_what_may_not_leave_is_counted_for_its_container(site: Site, boxes: Boxe
     site.send(begins, web)
     comes = [udp(b, a, 53, next(_ports)) for a, b in pairs(web, OUTSIDE)]
     assert site.deliver(comes, web, None, ping(site.wan.V6, web.v6)) == set()
-    told = site.nft.dropped()
+    with site.inside():
+        told = site.nft.dropped()
     assert (told[web.v4], told[web.v6]) == ((1, 3), (1, 3))
     assert (told[twin.v4], told[twin.v6]) == ((0, 0), (0, 0))
     load(site, boxes, "none")
-    assert site.nft.dropped()[web.v4] == (0, 0), "since the table was put there"
-    assert twin.v4 not in site.nft.dropped()
+    with site.inside():
+        told = site.nft.dropped()
+    assert told[web.v4] == (0, 0), "since the table was put there"
+    assert twin.v4 not in told
