@@ -162,7 +162,8 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     load(site, boxes, slow)
     one, two, _ = sources(6)
     assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
-    dropped = site.nft.dropped()[boxes.web.v6]
+    with site.inside():
+        dropped = site.nft.dropped()[boxes.web.v6]
     handle = _handle(site)
     generation = site.nft.generation()
     anew = _elements(site, boxes, quick) - _elements(site, boxes, PolicySpec())
@@ -173,7 +174,8 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     assert passing(site, boxes.db, [(one, 22)] * 3) == [True, True, False]
     assert passing(site, boxes.db, [(one, 8080)] * 4) == [True, True, True, False]
     assert passing(site, boxes.web, [(one, 22), (two, 22), (two, 22)]) == [False, True, False]
-    assert site.nft.dropped()[boxes.web.v6][0] == dropped[0] + 2
+    with site.inside():
+        assert site.nft.dropped()[boxes.web.v6][0] == dropped[0] + 2
     # And it goes: the elements do, and the port is as it was.
     site.nft.change(Change(remove=tuple(anew)))
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
