@@ -348,7 +348,7 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
     rated = [_elements(site, boxes, spec_of(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
     load(site, boxes, PolicySpec(), spec_of(rate="22 1/hour burst 1"))
     # Its address stays known: pings to others are few, and the last packet of each round is one.
-    gone = {element for element in rated[1] if element.set.startswith("dropped")}
+    gone = {element for element in rated[1] if element.set.startswith("ingress_drops")}
     changes = [(rated[0], rated[1]), (rated[1], gone), (gone, rated[1]), (rated[1], rated[0])]
     done = threading.Event()
 
