@@ -251,7 +251,7 @@ def test_who_has_gone_stays_closed(
         change = kernel.change
 
         def refuses_what_follows(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-            if any(e.set.startswith("dropped") for e in what.remove):  # not a part of what closes
+            if any(e.set.startswith("ingress_drops") for e in what.remove):  # not a part of what closes
                 raise NftError("refused")
             change(what, timed)
 
@@ -287,7 +287,7 @@ def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kerne
     change, replace = kernel.change, kernel.replace
 
     def refuses(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-        if any(e.set.startswith("dropped") for e in what.remove):
+        if any(e.set.startswith("ingress_drops") for e in what.remove):
             raise NftError("refused")
         change(what, timed)
 
