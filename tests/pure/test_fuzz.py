@@ -38,8 +38,8 @@ from plugin.policy.facts import Facts
 from plugin.policy.saved import State
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
+from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
-from tests.pure.state.test_reconciler import desired
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS, json_values
 from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK_ID
 

@@ -82,7 +82,7 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    return container_labels.at(container_labels.read(listed, image), network)
+    return container_labels.on_network(container_labels.read(listed, image), network)
 
 
 def directory() -> PeerIndex:
@@ -306,9 +306,9 @@ def test_while_an_image_cannot_be_asked_nothing_is_wider(
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    unsure = container_labels.at(container_labels.read(listed, None, unknown="no such image"), "front")
-    no_wider(world, unsure, container_labels.at(container_labels.read(listed, None), "front"))
-    no_wider(world, unsure, container_labels.at(container_labels.read(listed, told), "front"))
+    unsure = container_labels.on_network(container_labels.read(listed, None, unknown="no such image"), "front")
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, None), "front"))
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, told), "front"))
 
 
 # --- a right one opens what it says -------------------------------------------------------------------------------

@@ -107,15 +107,15 @@ class AdminQueries:
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Return how the kernel differs from the policy, and what these settings would change. Raises FwError."""
         inventory = self._reconciler.snapshot()
-        who = drift.names(inventory)
-        found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
+        owners = drift.names(inventory)
+        found: dict[str, Any] = {"drift": self._drift(owners), "policy": [], "elements": [], "rules": [], "notes": []}
         if given:
             settings = self._read(given)
             found["notes"] = _notes(given)
             before = evaluated(self._settings.defaults, inventory.facts)
             after = evaluated(settings.defaults, self._changed(settings, inventory.facts))
             found["policy"] = plan.policies(before, after)
-            found["elements"] = drift.elements(plan.difference(before, after), who)
+            found["elements"] = drift.elements(plan.difference(before, after), owners)
             if settings.mark != self._settings.mark:
                 found["rules"] = plan.rules_apart(self._settings.mark, settings.mark)
         found["changes"] = any(found[part] for part in ("drift", "policy", "elements", "rules"))
@@ -153,7 +153,7 @@ class AdminQueries:
             facts = plan.with_containers(look.containers)(facts)
         return facts
 
-    def _drift(self, who: drift.Names) -> list[drift.Told]:
+    def _drift(self, owners: drift.Names) -> list[drift.Told]:
         try:
             for _ in range(_TRIES):
                 found = dump.read()
@@ -169,7 +169,7 @@ class AdminQueries:
         # What expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
-        return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
+        return drift.drift(wanted, timed_yet, found, text, dump.lines(put), owners)
 
     def _compared(self, found: drift.TableDump, _: object) -> tuple[bool, Should]:
         """Return whether the kernel's table is still as found, and what it should be."""

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.docker import bounded_json
-from plugin.docker.bounded_json import Cut, beginning, elements, members, whole
+from plugin.docker.bounded_json import Cut, beginning, elements, members, one_value
 from tests.pure.strategies import examples, json_values
 
 ID = "c" * 64
@@ -153,14 +153,14 @@ def test_what_is_no_list_is_no_answer(monkeypatch: pytest.MonkeyPatch, nonsense:
 
 def test_an_answer_about_one_thing_has_a_bound() -> None:
     """It is not read beyond."""
-    assert whole([b'{"a"', b": 1}"]) == {"a": 1}
+    assert one_value([b'{"a"', b": 1}"]) == {"a": 1}
 
     def endless() -> Iterator[bytes]:
         while True:
             yield b"x" * (1 << 16)
 
     with pytest.raises(ValueError, match="more than"):
-        whole(endless())
+        one_value(endless())
 
 
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.integers(0, 80))
@@ -171,3 +171,12 @@ def test_what_a_beginning_tells(told: dict[str, Any], end: int) -> None:
     for key, value in list(found.items())[:-1]:
         assert value == told[key]
     assert list(found) == list(told)[: len(found)]
+
+
+@pytest.mark.parametrize("number", ["2.5", "2e-7", "-0.25E+3", "120"])
+def test_a_number_is_read_whole_wherever_its_pieces_end(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk may end within a number, and what came until then would be one too."""
+    monkeypatch.setattr(bounded_json, "AT_ONCE", 1)
+    monkeypatch.setattr(bounded_json, "_PIECE", 1)
+    data = f"[{number}, {number}]".encode()
+    assert list(elements(data[at : at + 1] for at in range(len(data)))) == [json.loads(number)] * 2

@@ -29,15 +29,14 @@ from plugin.model import (
     Rate,
     Rule,
 )
-from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import State
-from plugin.policy.view import evaluated
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
+from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel
 
 EVERYWHERE = Defaults(PolicySpec(allow=(Rule("udp", 161, 161),)))
@@ -65,14 +64,6 @@ def network(number: int, *, internal: bool = False) -> Network:
 
 def endpoint(number: int, on: int, address: int) -> Endpoint:
     return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
-
-
-def desired(state: Reconciler) -> set[Element]:
-    """What should stand, found anew from what is known and nothing else."""
-    fresh = evaluated(EVERYWHERE, state.facts)
-    assert fresh.facts == state.facts  # all that follows from it is in it
-    elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
-    return elements | ban_elements(state.state.bans, 0)[0]
 
 
 _SAID = [
