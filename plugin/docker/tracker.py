@@ -17,7 +17,7 @@ from plugin.model import BridgeNetwork, Endpoint, Problem, TrackedEndpoint
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import frozen
 from plugin.policy.overrides import without
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class EndpointTracker:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _retained(self, state: State, there: Collection[str]) -> State:
+    def _retained(self, state: SavedState, there: Collection[str]) -> SavedState:
         """Without what is kept of containers that do not exist. Who has just been joined to a network of the driver's
         may not have been listed yet.
         """
@@ -301,6 +301,6 @@ class _Seen:
                 self.new[endpoint.id] = guest
 
 
-def _without_ports(state: State, containers: Collection[str]) -> State:
+def _without_ports(state: SavedState, containers: Collection[str]) -> SavedState:
     proxied = frozen(state.proxied).drop(containers)
     return state if proxied is state.proxied else dataclasses.replace(state, proxied=proxied)

@@ -10,14 +10,14 @@ from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
 from plugin.nftables.fields import CGROUP, Value
 from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 
 Told = dict[str, Any]
 #: Who is meant by an address or the name of a bridge.
 Names = Mapping[Value, str]
 
 
-def names(inventory: Inventory) -> dict[Value, str]:
+def names(inventory: PolicyView) -> dict[Value, str]:
     """Containers by their addresses, networks by their bridges."""
     found: dict[Value, str] = {}
     for network in inventory.networks():

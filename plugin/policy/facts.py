@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from plugin.model import BridgeNetwork, Endpoint, Network, Overriding, Published, TrackedEndpoint
 from plugin.policy.frozen import FrozenDict, frozen
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 
 
 class Kind(StrEnum):
@@ -75,7 +75,7 @@ class Facts:
     the start. `suspended`: what was opened for a time is closed, for nobody watches the clock.
     """
 
-    saved: State = field(default_factory=State)
+    saved: SavedState = field(default_factory=SavedState)
     bridges: BridgeFacts = BridgeFacts()
     proxies: ProxyFacts = ProxyFacts()
     dockerd: frozenset[tuple[int, int]] = frozenset()
@@ -91,7 +91,7 @@ class Facts:
         for name in ("networks", "guests"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
-    def keeping(self, edit: Callable[[State], State]) -> Facts:
+    def keeping(self, edit: Callable[[SavedState], SavedState]) -> Facts:
         """With another state to be kept."""
         saved = edit(self.saved)
         return self if saved is self.saved else replace(self, saved=saved)

@@ -39,11 +39,11 @@ from plugin.policy import overrides
 from plugin.policy.facts import ElementOwner, Facts, Kind, changed
 from plugin.policy.frozen import frozen
 from plugin.policy.peers import Key, PeerIndex, Who, itself, who
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 
 
 @dataclass(slots=True)
-class Inventory:
+class PolicyView:
     """Not thread-safe. `watched`: docker-fw keeps up with Docker (`plugin.state.lease`)."""
 
     defaults: Defaults
@@ -58,14 +58,14 @@ class Inventory:
     _decided: dict[str, tuple[Network | BridgeNetwork, Endpoint, Override, Policy]] | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> SavedState:
         """The part of the facts that is saved."""
         return self.facts.saved
 
-    def copy(self, *, watched: bool = True) -> Inventory:
+    def copy(self, *, watched: bool = True) -> PolicyView:
         """As it is now, to be read while the other goes on changing."""
         directory, quota = self.directory.copy(), self.quota.copy()
-        return Inventory(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
+        return PolicyView(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
 
     def owners(self) -> list[ElementOwner]:
         """Every owner that may have elements."""
@@ -370,9 +370,9 @@ class Inventory:
         return guest is not None and not guest.sure
 
 
-def evaluated(defaults: Defaults, facts: Facts) -> Inventory:
+def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
     """These facts with all that follows from them, and all names looked up."""
-    made = Inventory(defaults)
+    made = PolicyView(defaults)
     made.start(facts)
     with made.deciding():
         made.start(made.settled(facts, made.owners()))

@@ -24,7 +24,7 @@ from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
-from plugin.policy.view import Inventory, subnets
+from plugin.policy.view import PolicyView, subnets
 from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _MOST = 60_000
 class FlowCutter:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
-    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._known = known
         self._later = later

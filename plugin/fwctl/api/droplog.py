@@ -20,7 +20,7 @@ from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, NfLog, TakenError
 from plugin.nftables.document import LOG_GROUP
 from plugin.policy.verdict import ICMP, Packet, number_of, verdict
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.text import readable
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ T = TypeVar("T")
 class StateReader(Protocol):
     """The reconciler, as far as the drop log uses it."""
 
-    def read(self, question: Callable[[Inventory], T]) -> T:
+    def read(self, question: Callable[[PolicyView], T]) -> T:
         """Answer a question about what is known, while nothing changes."""
 
 
@@ -209,7 +209,7 @@ class DropLog:
             log.info("dropped: %s: %d more were not logged", container, suppressed)
 
     def _drop(
-        self, inventory: Inventory, each: Logged, of: Header, now: float, links: dict[int, str]
+        self, inventory: PolicyView, each: Logged, of: Header, now: float, links: dict[int, str]
     ) -> tuple[Drop, bool]:
         """Return the record, and whether it belongs into docker-fw's log."""
         for_host = each.hook == LOCAL_IN
@@ -236,7 +236,7 @@ class DropLog:
         policies = (inventory.decided(end.owner) for end in (target, source) if end)
         return drop, any(policy and policy.log == "drop" for policy in policies)
 
-    def _reason(self, inventory: Inventory, of: Header, *, for_host: bool) -> str:
+    def _reason(self, inventory: PolicyView, of: Header, *, for_host: bool) -> str:
         began = self._clock()
         self._credit = min(_BURST, self._credit + _SHARE * (began - self._credited))
         self._credited = began
