@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugin.docker.container_labels import at, read
+from plugin.docker.container_labels import on_network, read
 from plugin.fwctl.check.places import lookalike
 from plugin.labels.keys import KEYS
 from plugin.labels.parser import for_network, only_closing, over, parse
@@ -51,7 +51,7 @@ def test_an_images_value_does_not_count() -> None:
     """Neither as the user's nor as a default, and that is reported."""
     labels = {"fw.note": "of the image"}
     assert not only_closing(labels)
-    container = at(read({**LISTED, "Labels": labels}, labels), "front")
+    container = on_network(read({**LISTED, "Labels": labels}, labels), "front")
     assert container.spec == container.image_spec == PolicySpec()
     assert not container.problems
     assert "came with the image and counts for nothing" in container.notices[0]
@@ -60,9 +60,9 @@ def test_an_images_value_does_not_count() -> None:
 def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
     """Unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
     labels = {"fw.note": "whose?"}
-    (problem,) = at(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
+    (problem,) = on_network(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
     assert (problem.closes, problem.confines) == (False, False)
-    container = at(read({**LISTED, "Labels": {"fw.network.nowhere.note": "x"}}, {}), "front")
+    container = on_network(read({**LISTED, "Labels": {"fw.network.nowhere.note": "x"}}, {}), "front")
     assert not container.problems
     assert "has no effect" in container.notices[0]
 
