@@ -1,4 +1,4 @@
-"""What `fwctl boot` writes: a table that only closes, a unit that comes before Docker, nothing that stays behind."""
+"""What `fwctl boot` writes: a table that only closes, a unit that runs before Docker, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element, spec_of
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.settings import read
 
 MARK = 0x08000000
@@ -33,7 +33,7 @@ PATHS = [boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT, boot_unit.WANTS]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A host as it matters here: systemd runs, Docker's unit and nft are there, and somebody else's things."""
+    """A host with systemd, Docker's unit, nft and a unit of another program."""
     for path in ("usr/lib/systemd/system/docker.service", "usr/sbin/nft", "etc/systemd/system/other.service"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
@@ -94,7 +94,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
     """Confined networks, closed ports of the host, bans: what closes of the running table is in the file. A ban that
     ends is there with its end, not with the time that is left, which would count anew from each boot."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 5432, 5432)
-    state = State(
+    state = SavedState(
         egress_restricted=frozenset({OURS}),
         proxied={"c" * 64: (port,)},
         bans={
@@ -116,7 +116,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
 def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the plugin's first table holds, except what is of the moment: who listens, numbers of links and
     control groups."""
-    state = State(
+    state = SavedState(
         egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
     )
     put: list[Element] = []
@@ -293,7 +293,7 @@ def test_a_file_system_that_does_not_take_it(root: Path) -> None:
 def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
     root: Path, monkeypatch: pytest.MonkeyPatch, message: str, advice: str
 ) -> None:
-    """The host's own nft judges before anything is written, for at boot nobody would see its error."""
+    """The host's own nft checks the file before it is written: an error at boot would stay unseen."""
     asked: list[Any] = []
 
     def run(command: list[str], **options: Any) -> Any:
@@ -322,7 +322,7 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert "Exempt, because they are not Docker's: virbr0.\n" in out
         assert "systemctl daemon-reload && systemctl start docker-fw-boot" in out
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
-    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(State(), (), *nothing)
+    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(SavedState(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
     out = capsys.readouterr().out
     assert [f"removed: /{path}" in out for path in PATHS] == [True] * 4
