@@ -207,7 +207,10 @@ def _confines(spec: PolicySpec) -> bool:
 
 
 def _closing(spec: PolicySpec) -> PolicySpec:
-    """The part of an image's policy that only closes, which counts where neither container nor network say anything."""
+    """The part of an image's policy that only closes, which counts where neither container nor network say anything.
+
+    Its `fw.rate` is not part of it: each rate costs the kernel memory, and an image must not spend the host's.
+    """
     return PolicySpec(**{key.field: key.of(spec) for key in KEYS.values() if key.closes_elsewhere})
 
 

@@ -21,13 +21,15 @@ CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 log = logging.getLogger(__name__)
 
 
-class Shows(Protocol):
-    """What `GET /status` answers with."""
+class Status(Protocol):
+    """Answers `GET /status`."""
 
-    def status(self) -> dict[str, Any]: ...
+    def status(self) -> dict[str, Any]:
+        """What GET /status answers."""
 
 
-def create_app(driver: Driver, shows: Shows) -> Flask:
+def create_app(driver: Driver, queries: Status) -> Flask:
+    """The application that serves the driver protocol and `GET /status`."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = jsonio.MAX_BYTES
 
@@ -41,7 +43,7 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
         "NetworkDriver.Leave": driver.leave,
         "NetworkDriver.ProgramExternalConnectivity": driver.program_external_connectivity,
         "NetworkDriver.RevokeExternalConnectivity": driver.revoke_external_connectivity,
-        # Swarm's own: a driver of local scope hears of them and has nothing to do.
+        # Swarm's: a driver of local scope receives them and has nothing to do.
         "NetworkDriver.DiscoverNew": _nothing,
         "NetworkDriver.DiscoverDelete": _nothing,
         "NetworkDriver.AllocateNetwork": lambda _: {"Options": {}},
@@ -65,13 +67,13 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
 
     @app.get("/status")
     def status() -> Response:
-        return Response(json.dumps(shows.status(), indent=1), content_type="application/json")
+        return Response(json.dumps(queries.status(), indent=1), content_type="application/json")
 
     @app.errorhandler(FwError)
     def refused(error: FwError) -> tuple[Response, int]:
-        told = readable(str(error))
-        log.error("%s: %s", request.path, told)
-        return _reply({"Err": told}), 200
+        text = readable(str(error))
+        log.error("%s: %s", request.path, text)
+        return _reply({"Err": text}), 200
 
     @app.errorhandler(404)
     @app.errorhandler(405)
@@ -82,14 +84,14 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
     @app.errorhandler(Exception)
     def failed(error: Exception) -> tuple[Response, int]:
         log.exception("%s failed", request.path)
-        told = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
-        return _reply({"Err": told}), 200
+        text = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
+        return _reply({"Err": text}), 200
 
     return app
 
 
 def _body() -> dict[str, Any]:
-    """The request's object. An empty body is a retry whose body got lost: an error, never a default."""
+    """The request's object. An empty body is a retry that lost its body: an error, never a default."""
     data = request.get_data()
     if not data:
         raise FwError("the request came without a body; try again")

@@ -8,10 +8,10 @@ from ipaddress import ip_network
 
 import pytest
 
-from plugin.kernel.conntrack import closed_flows, cut_closed
 from plugin.labels.parser import parse
 from plugin.model import Address, AddressPolicy, Endpoint, Network, Policy
 from plugin.policy.decide import of
+from plugin.state.closed_flows import closed_flows, cut_closed
 from tests.kernel import packets as pk
 from tests.kernel.site import Box, Site
 

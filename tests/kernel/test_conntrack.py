@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -231,12 +232,34 @@ def test_docker_proxys_sctp_is_cut(site: Site) -> None:
     assert {f[3] for f in flows(site) if f[0] == "sctp"} == {"3869"}
 
 
-def test_nothing_to_cut_is_well(site: Site) -> None:
-    """An address without flows is cut without an error."""
+def test_what_has_no_flows_is_cut_without_an_error(
+    site: Site, boxes: tuple[Box, Box], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cutting an address or a port without flows logs nothing, and ends none of the others' flows."""
+    make_flows(site, boxes[0])
+    before = flows(site)
+    assert len(before) >= 14
     with site.inside():
-        conntrack.cut_addresses([IPv4Address("203.0.113.99")])
-        conntrack.cut_addresses([IPv6Address("2001:db8::99")])
-        conntrack.cut_published([Published("udp", IPv6Address("::"), 1, 1)])
+        conntrack.cut_addresses([IPv4Address("192.0.2.99"), IPv6Address("2001:db8:99::99")])
+        conntrack.cut_published([Published("udp", any_, 1, 1) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::"))])
+        cut = conntrack.cut_prefixes([IPv4Network("192.0.2.0/24"), IPv6Network("2001:db8:99::/48")])
+    assert cut == conntrack.Cut()
+    assert flows(site) == before
+    assert caplog.messages == []
+
+
+def test_flows_that_cannot_be_listed_are_an_error_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel refuses to list flows nobody is told that they are cut; the caller goes on."""
+
+    def refused(*_: object) -> object:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(conntrack.nl, "open_socket", refused)
+    with site.inside():
+        conntrack.cut_addresses([Site.OUT4])
+    assert caplog.messages == ["could not cut flows: [Errno 1] Operation not permitted"]
 
 
 def test_thousands_of_flows(site: Site, boxes: tuple[Box, Box]) -> None:

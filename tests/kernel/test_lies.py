@@ -124,7 +124,7 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
     with pytest.raises(DockerUnavailable):
         next(api.events())
     monkeypatch.undo()
-    assert next(api.events()).what == "subscribed"
+    assert next(api.events()).action == "subscribed"
 
 
 # --- the running plugin, and packets ------------------------------------------------------------------------------

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.pure.registries import check, copied
-from tests.pure.registries.test_protocols import ADDED
+from tests.pure.registries import ADDED_PROTOCOL, check, copied
 
 
 def test_packets_of_a_new_protocol_are_judged_by_its_entry_alone(tmp_path: Path) -> None:
     """UDP-Lite has no entry. With one, real packets of it obey labels, and its flows end with what was open."""
-    check(copied(tmp_path, ADDED), "tests/kernel/protocol_added.py")
+    check(copied(tmp_path, ADDED_PROTOCOL), "tests/kernel/protocol_added.py")

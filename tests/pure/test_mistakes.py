@@ -18,10 +18,21 @@ from hypothesis import strategies as st
 
 from plugin.docker import container_labels
 from plugin.labels import parser
-from plugin.model import BridgeNetwork, Defaults, Endpoint, Network, Override, Policy, PolicySpec, Published, Rule
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Override,
+    Policy,
+    PolicySpec,
+    Published,
+    Rule,
+)
 from plugin.policy import decide as policy
 from plugin.policy.decide import closed_ports
-from plugin.policy.peers import PeerIndex, Who
+from plugin.policy.peers import PeerIndex, Who, names
 from tests.pure import naive
 from tests.pure.naive import Flow
 from tests.pure.strategies import examples, near_text
@@ -77,8 +88,8 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
 def directory() -> PeerIndex:
     made = PeerIndex()
     made.networks = frozenset({"front", "shop_back"})
-    made.put("a", Who((API,), "api-1", "shop", "api", "front"))
-    made.put("d", Who((DB,), "db", "other", "db", "shop_back"))
+    made.put("a", Who((API,), names(Container("", "api-1", network="front", project="shop", service="api"))))
+    made.put("d", Who((DB,), names(Container("", "db", network="shop_back", project="other", service="db"))))
     return made
 
 

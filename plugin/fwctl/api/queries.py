@@ -34,10 +34,6 @@ from plugin.policy.view import evaluated
 from plugin.settings import SETTINGS, Settings
 from plugin.state.reconciler import Reconciler
 
-#: Settings of the table itself.
-_OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
-#: Settings that are defaults of every container's policy.
-_OF_CONTAINERS = tuple(name for name, setting in SETTINGS.items() if setting.label)
 #: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
 #: The facts, elements and lease; the rules as text, and as the kernel reported them after they were loaded.
@@ -205,6 +201,6 @@ def _notes(given: Mapping[str, str]) -> list[str]:
             notes.append("FW_MISTAKES applies to containers that start later, and changes nothing now")
         elif name == "FW_MARK":
             notes.append("FW_MARK is also in the rule in DOCKER-USER, or in dockerd's --bridge-accept-fwmark")
-        elif name not in (*_OF_THE_TABLE, *_OF_CONTAINERS):
+        elif name in SETTINGS and not SETTINGS[name].table:
             notes.append(f"{name} does not change the table")
     return notes

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from plugin.fwctl.check.compose.model import Notes
-from plugin.fwctl.check.compose.stack import Stack, near
+from plugin.fwctl.check.compose.stack import Net, Stack, near
 from plugin.fwctl.check.judge import Judged
 from plugin.labels.keys import EVERYTHING
 from plugin.labels.parser import split
+from plugin.labels.peer_kinds import NAMED
 from plugin.model import Peer, Rule
 from plugin.policy import decide
 from plugin.protocols import PUBLISHABLE
@@ -80,19 +82,26 @@ def _allow(stack: Stack, each: Judged, base: Iterable[Rule]) -> Iterator[tuple[S
 
 def _unmatched(stack: Stack, peer: Peer) -> str:
     """Return why a peer matches no container of these files, or ""."""
+    return _HINTS[peer.kind].unmatched(stack, peer.value) if peer.kind in _HINTS else ""
+
+
+def _no_service(stack: Stack, name: str) -> str:
     services = stack.services
-    if peer.kind == "service":
-        if peer.value not in services:
-            return f"is not a service in these files, so it matches no container{near(peer.value, services)}"
-        if not any(net.kind != "apart" for net in stack.on(peer.value)) or services[peer.value].shares:
-            return "matches no container: it has no address of its own on a network that docker-fw protects"
-    if peer.kind == "container":
-        names = {service.container for service in services.values()}
-        if peer.value in services and peer.value not in names:
-            named = services[peer.value].container
-            return f"matches no container: the container of that service is named {named}; write service:{peer.value}"
-        if peer.value not in names and all(service.named for service in services.values()):
-            return f"is not a container_name in these files, so it matches no container here{near(peer.value, names)}"
+    if name not in services:
+        return f"is not a service in these files, so it matches no container{near(name, services)}"
+    if not any(net.kind != "apart" for net in stack.on(name)) or services[name].shares:
+        return "matches no container: it has no address of its own on a network that docker-fw protects"
+    return ""
+
+
+def _no_container(stack: Stack, name: str) -> str:
+    services = stack.services
+    names = {service.container for service in services.values()}
+    if name in services and name not in names:
+        named = services[name].container
+        return f"matches no container: the container of that service is named {named}; write service:{name}"
+    if name not in names and all(service.named for service in services.values()):
+        return f"is not a container_name in these files, so it matches no container here{near(name, names)}"
     return ""
 
 
@@ -105,20 +114,39 @@ def _free(stack: Stack, each: Judged, rule: Rule, *, inbound: bool) -> str:
 def _has_access(stack: Stack, each: Judged, peer: Peer, *, inbound: bool) -> str:
     if peer.kind == "host":
         return "the host itself always has access" if inbound else ""
-    theirs = {net.key for name in _services(stack, peer) for net in stack.on(name)}
     for net in stack.on(each.service.name):
-        there = peer.value in net.names if peer.kind == "network" else net.key in theirs
+        there = peer.kind in _HINTS and _HINTS[peer.kind].on(stack, peer.value, net)
         if there and net.flat and net.kind != "apart":
             return f"{peer} is on {net.key} too, and {_FREE}"
     return ""
 
 
-def _services(stack: Stack, peer: Peer) -> list[str]:
-    if peer.kind == "service":
-        return [peer.value]
-    if peer.kind == "container":
-        return [service.name for service in stack.services.values() if service.container == peer.value]
-    return []
+def _service_on(stack: Stack, name: str, net: Net) -> bool:
+    return net.key in {each.key for each in stack.on(name)}
+
+
+def _container_on(stack: Stack, name: str, net: Net) -> bool:
+    services = (service.name for service in stack.services.values() if service.container == name)
+    return any(_service_on(stack, each, net) for each in services)
+
+
+class _Hint(NamedTuple):
+    """What files tell of a kind of peers: why a name matches nobody ("" if it may match), and True if all that it
+    matches is on a network.
+    """
+
+    unmatched: Callable[[Stack, str], str]
+    on: Callable[[Stack, str, Net], bool]
+
+
+_HINTS = {
+    "container": _Hint(_no_container, _container_on),
+    "service": _Hint(_no_service, _service_on),
+    "project": _Hint(lambda *_: "", lambda *_: False),
+    "network": _Hint(lambda *_: "", lambda _, name, net: name in net.names),
+}
+if _missing := NAMED.keys() ^ _HINTS.keys():
+    raise TypeError(f"plugin.fwctl.check.hints and the kinds of peers do not agree on {', '.join(sorted(_missing))}")
 
 
 def _unreachable(each: Judged, rule: Rule) -> str:

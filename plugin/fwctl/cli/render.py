@@ -11,13 +11,12 @@ from typing import Any
 
 from plugin.labels.duration import left
 from plugin.labels.keys import EVERYTHING
+from plugin.labels.peer_kinds import NAMED
 from plugin.text import printable
 
 #: Texts and their styles: "", good, bad, warn, dim, name.
 Line = list[tuple[str, str]]
 _EVERYTHING = {str(rule) for rule in EVERYTHING}
-#: Peers that are written by name: their addresses are shown too.
-_NAMED = ("container", "service", "project", "network")
 EMPTY = "no container on any network; inbound traffic will be blocked, except TCP 22, 80, 443"
 
 
@@ -111,7 +110,7 @@ def _rule(rule: dict[str, Any], preposition: str) -> str:
     if not rule["peers"]:
         return str(rule["what"])
     now = [address for address in rule["addresses"] if address not in rule["peers"]]
-    named = [peer for peer in rule["peers"] if ":" in peer and peer.partition(":")[0] in _NAMED]
+    named = [peer for peer in rule["peers"] if ":" in peer and peer.partition(":")[0] in NAMED]
     addresses = f" = {' '.join(now) or 'no container now'}" if named else ""
     return f"{rule['what']} {preposition} {' '.join(rule['peers'])}{addresses}"
 

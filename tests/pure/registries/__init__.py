@@ -27,6 +27,11 @@ class Entry:
     text: str
 
 
+#: UDP-Lite, which docker-fw does not know, and conntrack does.
+_UDP_LITE = 'Protocol(name="udplite", number=136, nft="udplite", ports=True, socket=None, relay=False)'
+ADDED_PROTOCOL = Entry("plugin/protocols.py", '    Protocol(name="gre"', f"    {_UDP_LITE},\n")
+
+
 def copied(to: Path, *entries: Entry) -> Path:
     """The product and its tests with these entries, and nothing else changed."""
     for name in ("plugin", "tests"):

@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 
 from plugin.protocols import PROTOCOLS, TRACKED_BY_PORT, Protocol
-from tests.pure.registries import Entry, check, copied
-
-#: UDP-Lite, which docker-fw does not know, and conntrack does.
-NEW = 'Protocol(name="udplite", number=136, nft="udplite", ports=True, socket=None, relay=False)'
-ADDED = Entry("plugin/protocols.py", '    Protocol(name="gre"', f"    {NEW},\n")
+from tests.pure.registries import ADDED_PROTOCOL, check, copied
 
 
 def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
@@ -19,13 +15,13 @@ def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
 
     Above all, `fw.policy: open` with `fw.deny: */NEW` closes it in all of them.
     """
-    where = copied(tmp_path, ADDED)
+    where = copied(tmp_path, ADDED_PROTOCOL)
     check(where, "tests/pure/registries/protocol_added.py")
 
 
 def test_the_table_says_what_the_policy_says_of_a_new_protocol_too(tmp_path: Path) -> None:
     """The tests of any rules and packets against the table hold with one entry more."""
-    where = copied(tmp_path, ADDED)
+    where = copied(tmp_path, ADDED_PROTOCOL)
     names = "sets_say_what or accepted_from_some or may_be_begun or every_port_is_found or stands_for_its_ports"
     check(where, "tests/pure/nftables/test_elements.py", "-k", names)
 

@@ -28,10 +28,11 @@ from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
+from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
 
 pytestmark = pytest.mark.usefixtures("no_flows")
@@ -63,7 +64,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (Inventory, "elements")):
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (PolicyView, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -94,7 +95,7 @@ def member(number: int, network: Network | BridgeNetwork = OURS, *published: Pub
 def made(kernel: Recorder, members: Iterable[Endpoint], later: list[Callable[[], None]]) -> Reconciler:
     disk = Disk()
     reconciler = Reconciler(kernel, disk, Defaults(), later.append)  # type: ignore[arg-type]
-    reconciler.start(Facts(State({OURS.id: OURS}, {each.id: each for each in members})))
+    reconciler.start(Facts(SavedState({OURS.id: OURS}, {each.id: each for each in members})))
     return reconciler
 
 
@@ -103,12 +104,6 @@ def open_for(elements: Iterable[Element], endpoint: Endpoint) -> set[Element]:
     names = ("allow", "other", "from", "via", "to", "out", "free", "publish", "self", "served", "dnat")
     addresses = {endpoint.addr4, endpoint.addr6}
     return {e for e in elements if e.set.startswith(names) and addresses & {*e.key, *e.data}}
-
-
-def right(state: Reconciler) -> set[Element]:
-    """What should stand, found anew from what is known."""
-    fresh = evaluated(Defaults(), state.facts)
-    return {element for owner in fresh.owners() for element in fresh.elements(owner)}
 
 
 def done(later: list[Callable[[], None]]) -> None:
@@ -143,7 +138,7 @@ def test_a_leaver_is_closed_before_anything_is_computed(
     assert open_for(kernel.table or (), gone) == set()
     assert kernel.steps.count("elements") < 5
     done(later)
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
@@ -166,7 +161,7 @@ def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kerne
     assert open_for(kernel.first().remove, members[7]) >= {Element("allow4", (members[7].addr4, 6, 8080))}  # type: ignore[arg-type]
     assert open_for(kernel.table or (), members[7]) == set()
     done(later)
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
@@ -178,7 +173,7 @@ def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder
     assert {Element("proxied", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
     assert not any(open_for(kernel.table or (), each) for each in members)
     done(later)
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -> None:
@@ -216,7 +211,7 @@ def test_what_another_rule_lets_pass_passes_again(kernel: Recorder) -> None:
     state.drop_endpoint(member(2).id)
     done(later)
     assert Element("from4", (asker.addr4, 6, 5432, 32, member(2).addr4)) in (kernel.table or ())  # type: ignore[arg-type]
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 # --- whatever happens then ----------------------------------------------------------------------------------------
@@ -244,14 +239,14 @@ def test_who_has_gone_stays_closed(
     if trouble == "full disk":
         monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
     elif trouble == "no policy":
-        real = Inventory.elements
+        real = PolicyView.elements
 
-        def fails(self: Inventory, owner: ElementOwner) -> frozenset[Element]:
+        def fails(self: PolicyView, owner: ElementOwner) -> frozenset[Element]:
             if owner.id != members[0].id:
                 return real(self, owner)
             raise ArithmeticError("a mistake of ours")
 
-        monkeypatch.setattr(Inventory, "elements", fails)
+        monkeypatch.setattr(PolicyView, "elements", fails)
     else:
         change = kernel.change
 
@@ -274,7 +269,7 @@ def test_who_has_gone_stays_closed(
     assert open_for(kernel.table or (), members[0]) == set()
     assert kernel.table is not None
     assert {e for e in kernel.table if e.set.startswith(("allow", "from"))} == {
-        e for e in right(state) if e.set.startswith(("allow", "from"))
+        e for e in desired(state) if e.set.startswith(("allow", "from"))
     }
 
 
@@ -304,7 +299,7 @@ def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kerne
     guard.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=guard.now())
     assert open_for(kernel.table or (), members[7]) == set()
     done(later)
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 # --- what one change computes -------------------------------------------------------------------------------------
@@ -321,7 +316,7 @@ def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monke
     assert 1 < kernel.steps.count("elements") < 10
     assert len(later) == 1
     done(later)
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +332,7 @@ def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, m
     later.append(lambda: left.append(kernel.steps.count("elements")))
     done(later)
     assert left[0] < 10 < MEMBERS - 1 <= kernel.steps.count("elements")
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> None:
@@ -376,7 +371,7 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
     state.put_endpoint(member(200))
     done(later)
     assert not [r for r in caplog.records if r.getMessage().startswith("m0: ")]
-    assert kernel.table == right(state)
+    assert kernel.table == desired(state)
 
 
 def test_published_ports_count_too() -> None:
