@@ -1,7 +1,7 @@
-"""`fwctl`'s routes: JSON in, JSON out, on the plugin's unix socket only, which is root's alone.
+"""`fwctl`'s routes: JSON requests and answers, on the plugin's unix socket only, which only root may open.
 
-A malformed body, and a request that cannot be fulfilled, is a 400 with {"Err": text} that names the field. Requests
-hold text, numbers and lists of them, which become addresses, rules and known names, and never part of a command.
+A wrong body is answered with 400 and {"Err": text}, which names the field; so is a request that cannot be carried out.
+Text and numbers of a request become addresses, rules and known names, or an error; never a part of a command.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from plugin.text import readable
 
 #: Rules of one `fwctl allow`; addresses of one `fwctl ban`.
 MAX_RULES, MAX_BANS = 256, 100_000
-#: Characters of a text; nothing that is meant is longer.
+#: The longest text that is read.
 MAX_TEXT = 4096
 log = logging.getLogger(__name__)
 
 
 def add_routes(app: Flask, commands: AdminCommands, queries: AdminQueries) -> None:
-    """Register the calls of `fwctl`, except `GET /status`."""
+    """Add `fwctl`'s routes to the application, in addition to `GET /status`."""
     routes = Blueprint("admin", __name__)
     posts: dict[str, Callable[[Any], dict[str, Any]]] = {
         "allow": lambda raw: _override(commands, queries, raw, deny=False),
@@ -49,21 +49,21 @@ def add_routes(app: Flask, commands: AdminCommands, queries: AdminQueries) -> No
         routes.add_url_rule(f"/{name}", name, post(name), methods=["POST"])
     routes.add_url_rule("/bans", "bans", lambda: _reply(commands.bans()), methods=["GET"])
     routes.add_url_rule("/export", "export", lambda: _reply(queries.export()), methods=["GET"])
-    routes.before_request(_only_on_the_socket)
+    routes.before_request(_refuse_other_sockets)
     routes.register_error_handler(FwError, _refused)
     routes.register_error_handler(Exception, _failed)
     app.register_blueprint(routes)
 
 
-def _only_on_the_socket() -> Response | None:
-    """Refuse requests by any other way: these calls are for users who may open the plugin's own socket."""
+def _refuse_other_sockets() -> Response | None:
+    """Refuse requests that did not come by the plugin's unix socket, whatever else the application listens on."""
     sock: socket.socket | None = request.environ.get("gunicorn.socket")
     if sock is None or sock.family != socket.AF_UNIX:
         return _reply({"Err": "this is answered on the plugin's socket only"}, 403)
     return None
 
 
-def _refused(error: Exception) -> Response:
+def _refused(error: FwError) -> Response:
     text = readable(str(error))
     log.info("%s: %s", request.path, text)
     return _reply({"Err": text}, 400)
@@ -175,7 +175,7 @@ def _all(body: Mapping[str, Any]) -> bool:
     if body["all"] is not True:
         raise wrong(body, "all", "true, or left out")
     if len(body) > 1:
-        raise FwError("all goes alone: leave the other fields out")
+        raise FwError("all must be the only field; leave the other fields out")
     return True
 
 
