@@ -27,13 +27,6 @@ SSH, WEB, HTTPS, MORE, DNS = (
 TEN = Peer("prefix", "10.0.0.0/8")
 
 
-def spec(**pairs: str) -> PolicySpec:
-    """What these labels say; they must be right."""
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
-
-
 def told(pairs: dict[str, object], where: str = "label ") -> list[str]:
     return [str(problem) for problem in parse(pairs, where).problems]
 
