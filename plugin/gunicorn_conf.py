@@ -1,7 +1,7 @@
 """gunicorn's configuration: one worker with threads on the plugin's socket. `gunicorn -c python:plugin.gunicorn_conf`.
 
-The master closes what is not closed and binds the socket, before the plugin itself is loaded: dockerd waits for the
-socket alone, and not for long. When the worker dies the master starts another on the same socket.
+The master puts a closed table in place and binds the socket before the plugin itself is loaded, because dockerd waits
+only for the socket, and not for long. When the worker dies, the master starts another on the same socket.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _running: list[Any] = []
 
 wsgi_app = "plugin.gunicorn_conf:load()"
 bind = f"unix:{_read.socket}"
-umask = 0o177  # the socket is root's alone
+umask = 0o177  # only root may open the socket
 workers = 1
 worker_class = "gthread"
 threads = 16
-# Docker keeps its connections; one that we close under its hands costs it a retry after a second.
+# Docker reuses its connections; one that we close in between costs it a retry after a second.
 keepalive = 3600
 timeout = 60
 graceful_timeout = 8  # Docker kills a plugin after 10 s
@@ -51,7 +51,7 @@ logconfig_dict = {
     "loggers": {
         "gunicorn.error": {"level": "WARNING", "handlers": [], "propagate": True},
         "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
-        # At debug these describe every byte, which nobody looks for here.
+        # At debug level these log every byte.
         **{name: {"level": "WARNING"} for name in ("urllib3", "pyroute2", "asyncio")},
     },
 }
@@ -59,7 +59,6 @@ proc_name = "docker-fw"
 
 
 def on_starting(server: Any) -> None:
-    """Close everything before the socket is bound (hook of gunicorn, in the master)."""
     from plugin.daemon.early_table import close_first  # noqa: PLC0415
 
     try:
@@ -70,7 +69,7 @@ def on_starting(server: Any) -> None:
 
 
 def load() -> Any:
-    """Makes the plugin in the worker: it has taken over what stands before the first call is taken."""
+    """Make the plugin in the worker. It has taken over the existing table before the first request is accepted."""
     from plugin.daemon.plugin import Plugin  # noqa: PLC0415
     from plugin.daemon.refuse_all import RefusingPlugin  # noqa: PLC0415
     from plugin.nftables.identity import ForeignTableError  # noqa: PLC0415
@@ -90,12 +89,10 @@ def load() -> Any:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start the loops (hook of gunicorn, in the worker)."""
     for plugin in _running:
         plugin.start(lambda: worker.alive)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """End the loops (hook of gunicorn, in the worker)."""
     for plugin in _running:
         plugin.stop()

@@ -24,13 +24,15 @@ class Setting:
 
     `read`: the text → (its value, mistakes). `field`: where the value goes, of `Settings`; or `label`: the key whose
     value it gives to every container.
-    `plugin`: `docker plugin set` offers it. The others are paths inside the plugin, which config.json's mounts fix.
+    `table`: it changes what the table holds, so `fwctl plan` computes with it. `plugin`: `docker plugin set` offers it;
+    the others are paths inside the plugin, which config.json's mounts fix.
     """
 
     name: str
     default: str
     meaning: str
     read: Callable[[str], tuple[Any, list[str]]]
+    table: bool
     field: str = ""
     label: str = ""
     plugin: bool = True
@@ -38,8 +40,6 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, checked: paths, limits and the policy of every container."""
-
     socket: str
     docker_socket: str
     state: str
@@ -57,7 +57,7 @@ class Settings:
 
 
 def _path(name: str, field: str, default: str, meaning: str, *, plugin: bool) -> Setting:
-    return Setting(name=name, default=default, meaning=meaning, read=_absolute, field=field, plugin=plugin)
+    return Setting(name=name, default=default, meaning=meaning, read=_absolute, table=False, field=field, plugin=plugin)
 
 
 def _absolute(text: str) -> tuple[str, list[str]]:
@@ -69,7 +69,7 @@ def _label(name: str, default: str, meaning: str, *, key: str) -> Setting:
         parsed = parser.parse({key: text} if text else {}, "setting ")
         return parsed.spec, [problem.text for problem in parsed.problems]
 
-    return Setting(name=name, default=default, meaning=meaning, read=read, label=key)
+    return Setting(name=name, default=default, meaning=meaning, read=read, table=True, label=key)
 
 
 def _one_of(*words: str) -> Callable[[str], tuple[str, list[str]]]:
@@ -123,6 +123,7 @@ _ENTRIES = (
         default="refuse",
         meaning="on docker-fw's own networks, refuse: a wrong label stops the start; close: it starts, closed",
         read=_is("refuse", of=("refuse", "close")),
+        table=False,
         field="refuse",
     ),
     Setting(
@@ -130,6 +131,7 @@ _ENTRIES = (
         default="ignore",
         meaning="ignore: labels that an image brought open nothing; trust: they count like any",
         read=_is("trust", of=("ignore", "trust")),
+        table=True,
         field="trust_images",
     ),
     Setting(
@@ -137,6 +139,7 @@ _ENTRIES = (
         default="policy",
         meaning="policy: a published port needs fw.allow like any other; allow: -p itself opens it",
         read=_is("allow", of=("policy", "allow")),
+        table=True,
         field="published",
     ),
     Setting(
@@ -144,6 +147,7 @@ _ENTRIES = (
         default="2375-2377, 7946, 7946/udp, 4789/udp, 9323",
         meaning="ports of dockerd's own: its API, swarm, metrics",
         read=_ports,
+        table=True,
         field="dockerd_ports",
     ),
     Setting(
@@ -151,6 +155,7 @@ _ENTRIES = (
         default="system.slice/docker.service, system.slice/snap.docker.dockerd.service, openrc.docker",
         meaning="dockerd's control group, and nobody else's: paths below FW_CGROUP, those that there are",
         read=_groups,
+        table=False,
         field="dockerd_cgroup",
     ),
     Setting(
@@ -158,6 +163,7 @@ _ENTRIES = (
         default="0x08000000",
         meaning="the packet mark (one bit) that lets accepted packets pass Docker's own firewall",
         read=_bit,
+        table=True,
         field="mark",
     ),
     Setting(
@@ -165,6 +171,7 @@ _ENTRIES = (
         default="info",
         meaning="debug, info, warning or error",
         read=_one_of("debug", "info", "warning", "error"),
+        table=False,
         field="log_level",
     ),
     _path(

@@ -14,7 +14,7 @@ from plugin.nftables.elements import address_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
 from plugin.policy.facts import ElementOwner, Kind
-from plugin.policy.peers import PeerIndex, Who
+from plugin.policy.peers import PeerIndex, Who, names
 
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
 ADDRESS = IPv6Address("2001:db8:1::2")
@@ -53,7 +53,10 @@ def _pair(labels: dict[str, str]) -> str:
     container = Container("c", "web", parsed.spec, project="shop")
     directory = PeerIndex()
     for number, peer in enumerate(PEERS):
-        directory.put(ElementOwner(Kind.ENDPOINT, str(number)), Who((peer,), f"api{number}", "shop", "api"))
+        directory.put(
+            ElementOwner(Kind.ENDPOINT, str(number)),
+            Who((peer,), names(Container("", f"api{number}", project="shop", service="api"))),
+        )
     policy = of(network, Endpoint("e", "n", addr6=ADDRESS, joined=True, container=container))
     elements = address_elements(network.bridge, ADDRESS, directory.resolved(policy, container))
     restricted = () if policy.egress is None else (Element("confined", (network.bridge,)),)

@@ -1,8 +1,8 @@
-"""Before anybody can reach our socket: where nothing of ours stands in the kernel, every bridge is closed.
+"""Closes every bridge before docker-fw's socket exists, unless a table of docker-fw's is in the kernel already.
 
-dockerd dials a plugin's socket half a second after it has started it, tries again every three seconds, and goes on as
-soon as somebody listens (moby plugin/manager_linux.go, pluginPostStart): at a boot with containers, and some engines at
-once with the docker-proxies of before. The plugin itself takes as long to be loaded as all of that.
+dockerd connects to a plugin's socket half a second after it has started the plugin, retries every three seconds, and
+continues as soon as the socket accepts (moby plugin/manager_linux.go, pluginPostStart): at a boot with containers, and
+some engines at once with their docker-proxies. Loading the plugin itself takes as long as all of that.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from plugin.settings import Settings
 from plugin.state.store import Store
 
 log = logging.getLogger(__name__)
-#: Seconds that the start waits for it: dockerd gives up a plugin whose socket is not there after nine, and disables it,
-#: so that the boot after that would find everything open.
+#: Seconds that the start waits for it: after nine seconds without a socket dockerd gives up and disables the plugin,
+#: so that the next boot would find everything open.
 LONGEST = 6.0
 
 
 def close_first(settings: Settings) -> None:
-    """Returns when a table of ours stands: one that did, or one that opens nothing. Errors are logged alone; so is
-    that it takes too long. Where another program's table has our name, ours gets another one.
+    """Return when the kernel has a table of docker-fw's: an earlier one, or a new one that opens nothing.
 
-    In a process of its own: a table that is owned obeys just the socket that made it, and the plugin has another.
+    Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one has another.
+    This runs in a child process: an owned table can be changed only by the socket that made it, and the plugin has
+    another socket.
     """
     child = os.fork()
     if child:
         end = time.monotonic() + LONGEST
         while os.waitpid(child, os.WNOHANG) == (0, 0):
             if time.monotonic() > end:
-                log.error("the bridges are not closed after %d s; the start goes on", LONGEST)
-                os.kill(child, signal.SIGKILL)  # it must not put its table in the plugin's place; gunicorn reaps it
+                log.error("the bridges are not closed after %d s; the start continues", LONGEST)
+                os.kill(child, signal.SIGKILL)  # it must not replace the plugin's table later; gunicorn reaps it
                 break
             time.sleep(0.005)
         return
@@ -54,21 +55,21 @@ def close_first(settings: Settings) -> None:
         nft = Nft(settings.mark, name)
         if not nft.stands():
             close(nft, settings, lasts=name != TABLE)
-    except Exception:  # whatever it is: the plugin itself must start, and closes too
-        log.exception("could not close the bridges before anybody is served")
+    except Exception:  # the plugin must start whatever happens here, and closes too
+        log.exception("could not close the bridges before the socket exists")
     finally:
         os._exit(0)
 
 
 def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
-    """Puts a table there that opens nothing, whatever stood before. Raises NftError, OSError.
+    """Replace the table, if there is one, by a table that opens nothing. Raises NftError, OSError.
 
-    `lasts`: no docker-fw replaces it in a moment. By which bridges default routes leave is asked just then: it takes as
-    long as all the rest.
+    `lasts`: the plugin does not replace it in a moment. Only then the bridges of default routes are looked up, which
+    takes as long as all the rest.
     """
     try:
         state = Store(settings.state).load()
-    except FwError:  # a newer version's: the plugin says so when it is loaded
+    except FwError:  # a newer version wrote it: the plugin reports that when it is loaded
         state, lasts = State(), True
     bridges = Bridges(_uplinks(settings) if lasts else set, state.unmanaged)
     bridges.see(link_monitor.links().values())

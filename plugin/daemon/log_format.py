@@ -1,4 +1,4 @@
-"""One record of the log is one line, whatever is in it: names, labels and Docker's errors are others' words."""
+"""A log record is one line, whatever it contains: names, labels and Docker's errors are written by others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ _HALF = MAX_ERROR // 2
 
 
 class OneLine(logging.Formatter):
-    """Line breaks and what moves a terminal's cursor are shown, not sent; of a megabyte both ends are."""
+    """Escapes line breaks and terminal control characters; shortens a long record to its two ends."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line: control characters escaped, long text shortened in the middle."""
         text = super().format(record)
-        if len(text) > MAX_ERROR:  # the end too: of a traceback that is the error
+        if len(text) > MAX_ERROR:  # the end is kept too: in a traceback it is the error
             text = f"{text[: _HALF - 1]}…{text[-_HALF:]}"
         return printable(text)

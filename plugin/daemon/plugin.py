@@ -164,7 +164,6 @@ class Plugin:
         )
 
     def app(self) -> Flask:
-        """Build the Flask application: the driver's protocol, fwctl's routes and the log of drops."""
         app = create_app(self._driver, self._questions)
         add_routes(app, self._orders, self._questions)
         add_route(app, self._drops)

@@ -1,9 +1,8 @@
-"""What runs in the plugin's place where it must not start: all stays closed, every request is told why.
+"""Runs instead of the plugin when it must not start: everything stays closed, and every request gets the reason.
 
-That is where the state is a newer version's, and where another program's table has the name of ours.
-
-A plugin that ends is started again once or twice; when dockerd itself starts it waits 15 s for such a plugin and then
-disables it (seen on 28.5), so that the boot after that would find no docker-fw, and everything open.
+That is so if a newer version wrote the state, or another program's table has docker-fw's name. To exit instead would be
+worse: dockerd restarts a plugin once or twice, waits 15 s for it at its own start, and then disables it (seen on 28.5),
+so that the next boot would find no docker-fw, and everything open.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class RefusingPlugin:
-    """To be used as Plugin is."""
+    """Has the interface of `Plugin`."""
 
     def __init__(self, settings: Settings, why: str) -> None:
         self._settings = settings
@@ -37,7 +36,6 @@ class RefusingPlugin:
         self._stop = threading.Event()
 
     def app(self) -> Flask:
-        """Build a Flask application that answers every request with the reason."""
         refuses: Any = _Refuses(self._why)
         app = create_app(refuses, refuses)
         add_routes(app, refuses, refuses)
@@ -45,28 +43,26 @@ class RefusingPlugin:
         return app
 
     def start(self, _: Callable[[], bool]) -> None:
-        """Keep the closing table in place from now on."""
         threading.Thread(target=self._keep, name="keep", daemon=True).start()
 
     def stop(self) -> None:
-        """End that; the table remains."""
         self._stop.set()
 
     def _keep(self) -> None:
-        told = ""
+        logged = ""
         while not self._stop.wait(TICK):
             try:
                 if not self._nft.stands():
                     close(self._nft, self._settings, lasts=True)
-                told = ""
+                logged = ""
             except (NftError, OSError) as error:
-                if str(error) != told:  # and not five times a second
-                    log.error("docker-fw's rules are gone and could not be put back: %s", error)
-                told = str(error)
+                if str(error) != logged:  # once, not five times a second
+                    log.error("docker-fw's table was removed and could not be put back: %s", error)
+                logged = str(error)
 
 
 class _Refuses:
-    """Whatever is called, `why` is raised."""
+    """Raises FwError with the reason, whichever method is called."""
 
     def __init__(self, why: str) -> None:
         self._why = why

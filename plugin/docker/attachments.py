@@ -1,7 +1,7 @@
-"""What Docker tells of one container at a time: what its attachments say (`driver_opts`), which ports it asks for.
+"""What Docker reports only by inspecting one container: its attachments' `driver_opts`, the ports it will publish.
 
-A container that is starting cannot be inspected: Docker holds its lock. So it is asked when it has been created, and
-once each time it has started; one that does not run when docker-fw comes, with the first look. Thread-safe.
+A container that is starting cannot be inspected, because Docker holds its lock. So each is inspected after it has been
+created and once after each start; one that was stopped when docker-fw started, with the first look. Thread-safe.
 """
 
 from __future__ import annotations
@@ -13,118 +13,116 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import docker
-from docker.errors import DockerException
-from requests.exceptions import RequestException
 
 from plugin.docker import parse, request
-from plugin.docker.parse import LIES
+from plugin.docker.boundary import answers, understood
+from plugin.model import DockerUnavailable
 from plugin.policy.requested_ports import Asked, asked
 
-#: By network, by name.
+#: By network name, the attachment's `driver_opts`.
 Options = Mapping[str, Mapping[str, Any]]
-#: Containers that do not run that are asked for at one look.
+#: How many stopped containers are inspected in one look.
 MOST = 200
 log = logging.getLogger(__name__)
 
 
 class Attachments:
-    """Options of containers' attachments to networks, as Docker's inspect showed them."""
+    """The known options of each container's attachments."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._known: dict[str, tuple[tuple[str, ...], Options]] = {}
 
-    def fits(self, container_id: str, places: tuple[str, ...]) -> bool:
-        """True if it was asked since the container has these endpoints."""
+    def is_current(self, container_id: str, endpoint_ids: tuple[str, ...]) -> bool:
+        """True if the container was inspected since it has these endpoints."""
         with self._lock:
-            return container_id in self._known and self._known[container_id][0] == places
+            return container_id in self._known and self._known[container_id][0] == endpoint_ids
 
-    def put(self, container_id: str, places: tuple[str, ...], options: Options) -> None:
-        """Keep a container's options, for the networks and addresses that it had then."""
+    def put(self, container_id: str, endpoint_ids: tuple[str, ...], options: Options) -> None:
+        """Keep the options of an inspected container, which has these endpoints."""
         with self._lock:
-            self._known[container_id] = (places, options)
+            self._known[container_id] = (endpoint_ids, options)
 
-    def of(self, container_id: str) -> Options:
-        """A container's options; empty if it was not inspected."""
+    def all_of(self, container_id: str) -> Options:
+        """The options of each of the container's attachments; {} if unknown."""
         with self._lock:
             return self._known[container_id][1] if container_id in self._known else {}
 
     def get(self, container_id: str, network: str) -> Mapping[str, Any] | None:
-        """None if it is not known."""
-        return self.of(container_id).get(network)
+        """The options of one attachment, by the network's name; None if unknown."""
+        return self.all_of(container_id).get(network)
 
     def retain(self, existing: Collection[str]) -> None:
-        """Only these containers exist."""
+        """Forget all other containers: they do not exist any more."""
         with self._lock:
             self._known = {k: v for k, v in self._known.items() if k in existing}
 
 
 class Inspections(Attachments):
-    """`client` is Docker's API with the time-out of an inspection. None of these waits for a hook, nor a hook for it.
+    """Inspects containers, in threads that never wait for a hook. `client`: with the time-out of an inspection.
 
-    `asks` takes what a container asks for; `lacks` tells of which of these containers that is not known.
+    `asks` is called with the ports that a container will publish; `lacks` returns those of the given containers whose
+    ports are unknown.
     """
 
     def __init__(self, client: Callable[[], docker.APIClient]) -> None:
         super().__init__()
         self._client = client
         self._threads = ThreadPoolExecutor(8, "inspection")
-        #: Containers that publish no port at all.
+        #: Containers that publish no port.
         self._unpublished: set[str] = set()
         self.asks: Callable[[str, tuple[Asked, ...]], None] = lambda *_: None
         self.lacks: Callable[[Iterable[str]], list[str]] = lambda _: []
 
     def created(self, container_id: str) -> None:
-        """Before it starts. Waits for no answer: it may be starting now."""
+        """Inspect a new container before it starts. Does not wait for the answer: it may be starting now."""
         self._threads.submit(self.ask, container_id)
 
     def publishes(self, container_id: str) -> bool:
-        """False if the container asks for no port of the host; that never changes. True also where it is not known."""
+        """False if the container publishes no port; that never changes. True if unknown."""
         return container_id not in self._unpublished
 
     def retain(self, existing: Collection[str]) -> None:
-        """Forget containers that do not exist any more."""
         super().retain(existing)
         self._unpublished &= set(existing)
 
     def all(self, listed: Collection[Mapping[str, Any]]) -> list[Options | None]:
-        """Of each of these running containers what its attachments say; None where Docker does not tell."""
+        """The attachments' options of each of these running containers; None where Docker does not answer."""
         return list(self._threads.map(self.options, listed))
 
-    def idle(self, containers: Iterable[str]) -> None:
-        """Asks what these ask for: containers that do not run, or of which the list does not tell."""
+    def ask_ports(self, containers: Iterable[str]) -> None:
+        """Ask which ports these publish: containers that do not run, or whose entry in the list is cut."""
         list(self._threads.map(self.ask, self.lacks(containers)[:MOST]))
 
     def options(self, listed: Mapping[str, Any]) -> Options | None:
-        """By network, a running container's `driver_opts`, which no list tells; asked for once each time it starts.
+        """A running container's options, inspected once after each start, because no list has them.
 
-        None if Docker does not tell: one container that hangs must not hold up the others.
+        None if Docker does not answer: one container that hangs must not delay the others.
         """
         container_id = str(listed["Id"])
-        try:
-            places = parse.places(listed)
-        except LIES as error:
-            log.error("container %s is listed in a way that is not understood: %s", container_id[:12], error)
+        what = f"container {container_id[:12]} is listed in a way that docker-fw does not understand"
+        endpoint_ids = understood(parse.endpoint_ids, listed, what=what)
+        if endpoint_ids is None:
             return None
-        if not self.fits(container_id, places) and not self.ask(container_id, places):
+        if not self.is_current(container_id, endpoint_ids) and not self.ask(container_id, endpoint_ids):
             return None
-        return self.of(container_id)
+        return self.all_of(container_id)
 
-    def ask(self, container_id: str, places: tuple[str, ...] = ()) -> bool:
-        """Inspect a container and keep the answer. False if that is missing or incomplete."""
+    def ask(self, container_id: str, endpoint_ids: tuple[str, ...] = ()) -> bool:
+        """Inspect one container. False if Docker does not answer, or not with all of it."""
         try:
-            # Its labels may be megabytes. Which ports it asks for is told before them.
-            inspected, whole = request.beginning(self._client(), "/containers/{0}/json", container_id)
-            if whole:
-                self.put(container_id, places, parse.driver_options(inspected))
-        except (DockerException, RequestException, OSError, *LIES) as error:
-            log.debug("container %s: %s", container_id[:12], error)
+            with answers(f"container {container_id[:12]}"):
+                # Its labels may be megabytes. The ports that it publishes come before them.
+                inspected, complete = request.beginning(self._client(), "/containers/{0}/json", container_id)
+                if complete:
+                    self.put(container_id, endpoint_ids, parse.driver_options(inspected))
+        except DockerUnavailable as error:
+            log.debug("%s", error)
             return False
-        try:
-            ports = asked(inspected)
+        what = f"container {container_id[:12]} publishes ports in a way that docker-fw does not understand"
+        ports = understood(asked, inspected, what=what)
+        if ports is not None:
             if not ports:
                 self._unpublished.add(container_id)
             self.asks(container_id, ports)
-        except LIES as error:
-            log.error("container %s asks for ports that docker-fw does not understand: %s", container_id[:12], error)
-        return whole
+        return bool(complete)

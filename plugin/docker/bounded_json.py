@@ -1,7 +1,7 @@
-"""Docker's JSON, read in pieces and within bounds: a large container costs itself, not the host's memory. Pure.
+"""Docker's JSON, read in pieces and within bounds: a huge container costs itself, not the host's memory. Pure.
 
-Whoever may create containers may give them megabytes of labels, and Docker repeats them in each list and event. Lists
-are read element by element; one that is too large becomes a `Cut` and the next one is read.
+A container can have megabytes of labels, and Docker repeats them in each list and event. Lists are read element by
+element; an element that is too large becomes a `Cut`, and the next one is read.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-#: Bytes of one element of a list, and of an answer that is about one thing: some 25 times as much as objects.
+#: Bytes of one element of a list, and of an answer about one thing. As Python objects they take some 25 times that.
 LARGEST, INSPECTED = 1 << 22, 1 << 23
-#: Bytes of an element that is read in any case; and of all larger ones of a list together.
+#: Bytes of an element that is always read, and of all larger elements of one list together.
 SMALL, ALL = 1 << 16, 1 << 25
-#: Bytes of a list that is read at once, which is twice as quick: some 2,500 containers.
+#: Bytes of a list that is parsed as a whole, which is twice as fast: some 2,500 containers.
 AT_ONCE = 1 << 22
-#: What is read of something that is too large: enough for its ID and names, which Docker tells first.
+#: Characters that are read of an element that is too large: enough for its ID and names, which come first.
 _BEGINNING = 4096
 _PIECE = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
-#: As much as is no bracket, and no string without its end; the inside of a string.
-#: (No possessive quantifiers: Python 3.11.2 matches what they have given up.)
+#: Everything up to a bracket or a string that has no end yet; the inside of a string.
+#: (No possessive quantifiers: Python 3.11.2 backtracks into them.)
 _PLAIN = re.compile(r'(?:[^"{}\[\]]+|"[^"\\]*(?:\\.[^"\\]*)*")*', re.DOTALL)
 _INSIDE = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 _decode = json.JSONDecoder().raw_decode
@@ -33,15 +33,15 @@ _decode = json.JSONDecoder().raw_decode
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An element that was too large to be read. `id` and `name` as far as its beginning tells them."""
+    """An element that was too large to be read. `id` and `name` are empty if they are not in its beginning."""
 
     id: str = ""
     name: str = ""
     CLOSED: ClassVar[str] = f"stays closed: its entry in Docker's list (labels, ports) exceeds {LARGEST >> 20} MiB"
 
 
-def whole(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
-    """One value. Raises ValueError if it is none, or longer than `limit` bytes."""
+def one_value(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
+    """One value. Raises ValueError if it is no JSON, or longer than `limit` bytes."""
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
@@ -52,40 +52,41 @@ def whole(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
 
 
 def beginning(chunks: Iterable[bytes], limit: int = INSPECTED) -> tuple[Any, bool]:
-    """One value, and whether that is all of it: of an object that is longer than `limit` bytes, the members that are
-    told whole before. Raises ValueError if it is none.
+    """One value, and True; of an object that is longer than `limit` bytes the complete members before, and False.
+
+    Raises ValueError if it is no JSON.
     """
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
         size += len(chunk)
         if size > limit:
-            told = members(b"".join(pieces).decode(errors="replace"))
-            # The last one may be told in part.
-            return dict(list(told.items())[:-1]), False
+            found = members(b"".join(pieces).decode(errors="replace"))
+            # The last one may be incomplete.
+            return dict(list(found.items())[:-1]), False
     return json.loads(b"".join(pieces)), True
 
 
 def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
-    """What a list holds, one by one; a `Cut` for each object that is too large. Raises ValueError if it is no list."""
+    """The elements of a list, one by one; a `Cut` for each that is too large. Raises ValueError if it is no list."""
     text, left = _Text(chunks), ALL
     text.more(AT_ONCE)
     if text.ended:
         with suppress(RecursionError):
-            told = json.loads(text.held)
-            if not isinstance(told, list):
+            parsed = json.loads(text.held)
+            if not isinstance(parsed, list):
                 raise ValueError(f"no list: {text.held[:60]!r}")
-            yield from told
+            yield from parsed
             return
     if text.next() != "[":
         raise ValueError(f"no list: {text.held[:60]!r}")
     text.at += 1
     empty = text.next() == "]"
     while not empty:
-        value, size = text.element(LARGEST)
+        element, size = text.element(LARGEST)
         if size > SMALL:
             left -= size
-        yield cut(text.beginning) if size > LARGEST or (size > SMALL and left < 0) else value
+        yield cut(text.beginning) if size > LARGEST or (size > SMALL and left < 0) else element
         if (mark := text.next()) not in (",", "]"):
             raise ValueError(f"no list: {mark!r:.8} after an element")
         if mark == "]":
@@ -97,16 +98,16 @@ def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
 
 
 def cut(beginning: str) -> Cut:
-    """What is known of something by its first characters."""
-    told = members(beginning)
-    names = told.get("Names")
-    name = next((n for n in names if isinstance(n, str)), "") if isinstance(names, list) else told.get("Name")
-    identity = told.get("Id")
+    """The ID and the name that are in the first characters of an object."""
+    found = members(beginning)
+    names = found.get("Names")
+    name = next((n for n in names if isinstance(n, str)), "") if isinstance(names, list) else found.get("Name")
+    identity = found.get("Id")
     return Cut(identity if isinstance(identity, str) else "", str(name or "").lstrip("/"))
 
 
 def members(text: str, at: int = 0) -> dict[str, Any]:
-    """The members of an object that are told whole at its beginning; of an object within it, its own."""
+    """The members at the beginning of an object, as far as they are complete; of an object within it likewise."""
     found: dict[str, Any] = {}
     try:
         while text[at] in "{,":
@@ -129,17 +130,17 @@ def _after_spaces(text: str, at: int) -> int:
 
 
 class _Text:
-    """Chunks as text. What was read is in `held`; `at` is where the next thing begins."""
+    """Chunks as text. `held` is what was read and is still needed; `at` is where the next value begins in it."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.held, self.at, self.ended = "", 0, False
-        #: Of the element that was read last, if it was skipped.
+        #: The first characters of the element that was read last, if it is large.
         self.beginning = ""
 
     def more(self, least: int = _PIECE) -> bool:
-        """Reads on, and forgets what was read before `at`. False if nothing more comes."""
+        """Read at least `least` more bytes, and drop the text before `at`. False at the end."""
         pieces, size = [], 0
         while size < least and not self.ended:
             chunk = next(self._chunks, None)
@@ -152,7 +153,7 @@ class _Text:
         return size > 0
 
     def next(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             self.at = _after_spaces(self.held, self.at)
             if self.at < len(self.held):
@@ -161,7 +162,7 @@ class _Text:
                 return ""
 
     def element(self, limit: int) -> tuple[Any, int]:
-        """A value, and its size. One that is longer than `limit` is skipped: then it is None."""
+        """The next value, and its size. One that is longer than `limit` is skipped: then the value is None."""
         self.next()
         while True:
             known = len(self.held) - self.at
@@ -183,7 +184,7 @@ class _Text:
                 raise ValueError("the list has no end")
 
     def _skip(self, limit: int) -> int:
-        """Goes to the end of an object without keeping it; more than `limit` in any case: it is not read."""
+        """Go to the end of an object without keeping it. Returns a size above `limit`: the object is not read."""
         if self.held[self.at] != "{":
             raise ValueError(f"no object: {self.held[self.at : self.at + 60]!r}")
         self.beginning = self.held[self.at : self.at + _BEGINNING]
@@ -202,13 +203,14 @@ class _Text:
 
     def _skip_string(self) -> None:
         while self._over(_INSIDE) or self.held[self.at] != '"':
-            if self.at + 1 >= len(self.held):  # a backslash: it stays until what follows is there
+            if self.at + 1 >= len(self.held):  # a backslash: keep it until its character is read
                 self._must()
         self.at += 1
 
     def _over(self, pattern: re.Pattern[str]) -> bool:
-        """Goes on as far as the pattern matches; True if that may not be its end. A match takes memory for each step:
-        so no more than a piece at a time.
+        """Go on as far as the pattern matches; True if the match may go on.
+
+        A match takes memory for each step, so it covers one piece at a time.
         """
         end = self.at + _PIECE + 2
         self.at = pattern.match(self.held, self.at, end).end()  # type: ignore[union-attr]
@@ -218,5 +220,6 @@ class _Text:
         return self.at == end
 
     def _must(self) -> None:
+        """Read on. Raises ValueError at the end."""
         if not self.more():
             raise ValueError("the list has no end")

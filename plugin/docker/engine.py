@@ -1,24 +1,35 @@
-"""Engines that docker-fw cannot do all of its work on, and what to do about it."""
+"""The Docker engine that answers: its version, and whether docker-fw works on it. Pure."""
 
 from __future__ import annotations
 
-import logging
 import re
-
-from plugin.fwctl.api.docker_firewall import Engine
+from dataclasses import dataclass
 
 _OLDEST = (20, 10, 0)
-#: dockerd dies of every network plugin there, when an endpoint stops being its container's gateway, so at the latest
-#: when the container stops (moby#51554): it unlocks a mutex that nobody locked.
+#: dockerd crashes there when an endpoint of a network plugin stops being its container's gateway, so at the latest when
+#: the container stops (moby#51554): it unlocks a mutex that is not locked.
 _DIES = ((29, 0, 0), (29, 0, 3))
-log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Docker's version ("28.5.2", "" if unknown) and its firewall backend (29 and newer: "nftables")."""
+
+    version: str = ""
+    backend: str = ""
+
+    @property
+    def major(self) -> int:
+        """The first number of the version; 0 if unknown."""
+        head = self.version.partition(".")[0]
+        return int(head) if head.isascii() and head.isdigit() else 0
 
 
 def refusal(engine: Engine) -> str:
-    """Why nothing may join a network of docker-fw's own on this engine; "" where it may.
+    """Why no container may join a docker-fw network on this engine; "" where it may.
 
-    An endpoint that never was a gateway does no harm, so a start that is refused leaves dockerd alive. Docker's own
-    networks are guarded all the same: their driver is not a plugin.
+    An endpoint that never was a gateway does no harm, so dockerd survives a refused start. Docker networks are
+    protected all the same: their driver is not a plugin.
     """
     version = _numbers(engine)
     if version and _DIES[0] <= version < _DIES[1]:
@@ -30,18 +41,11 @@ def refusal(engine: Engine) -> str:
 
 
 def unfit(engine: Engine) -> str:
-    """What is wrong with this engine, and what to do; "" for one that docker-fw works on, or an unknown one."""
+    """Why docker-fw does not work on this engine, and what to do; "" where it works, and for an unknown engine."""
     version = _numbers(engine)
     if version and version < _OLDEST:
         return f"Docker {engine.version} is older than docker-fw supports: upgrade Docker to 20.10 or newer"
     return refusal(engine)
-
-
-def noted(engine: Engine, before: Engine) -> Engine:
-    """The engine that answers now; logs what is wrong with it, once for each version that answers."""
-    if engine.version != before.version and (why := unfit(engine)):
-        log.error("%s", why)
-    return engine
 
 
 def _numbers(engine: Engine) -> tuple[int, int, int] | None:

@@ -1,7 +1,7 @@
-"""Docker's stream of events: a JSON object a line. Pure.
+"""Docker's stream of events: one JSON object a line. Pure.
 
-docker-py waits for more where something is no JSON, for ever: not one event after it would be heard. Nor must a line
-without end: events repeat a container's labels, of which there may be hundreds of megabytes.
+docker-py waits for more after anything that is no JSON, permanently, and would report no further event. A line must be
+bounded, too: events repeat a container's labels, which may be hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 from plugin.docker.bounded_json import members
 
-#: Bytes of an event that is read whole. Of a longer one the beginning is, and the rest of its line is skipped.
+#: Bytes of an event that is read completely. Of a longer one only the beginning is; the rest of its line is skipped.
 LONGEST, _BEGINNING = 1 << 20, 4096
-#: Somebody runs a program in a container: nobody comes or goes by it, and it repeats the command before it says whose.
+#: A program is run in a container (`docker exec`): that starts and stops none, and the command precedes the ID.
 _EXEC = re.compile(r'\s*\{\s*(?:"Type"\s*:\s*"container"\s*,\s*)?"(?:status|Action)"\s*:\s*"exec_')
 
 
 def objects(chunks: Iterable[bytes | str]) -> Iterator[dict[str, Any] | None]:
-    """None for an event that is too long and does not say at its beginning what it is: it may be anything.
+    """The events; None for one that is too long and whose beginning does not tell what it is: it may be any.
 
-    Raises ValueError at the first line that is none of Docker's: what it was to say is not known.
+    Raises ValueError at the first line that is no event: it may have been any, too.
     """
     rest: list[bytes] = []
     size, skipping = 0, False
@@ -36,7 +36,7 @@ def objects(chunks: Iterable[bytes | str]) -> Iterator[dict[str, Any] | None]:
                 yield from _object(b"".join(rest))
             rest, size, skipping = [line], len(line), False
         if size > LONGEST:
-            # Told before its line has ended: it may be about somebody who goes.
+            # Reported before its line has ended: it may be about a container that stops.
             yield from _beginning(b"".join(rest)[:_BEGINNING])
             rest, size, skipping = [], 0, True
 
@@ -46,23 +46,23 @@ def _object(line: bytes) -> Iterator[dict[str, Any] | None]:
         yield from _beginning(line[:_BEGINNING])
     elif line.strip():
         try:
-            told = json.loads(line)
+            event = json.loads(line)
         except RecursionError:
             raise ValueError("an object too deep to be read") from None
-        if not isinstance(told, dict):
-            raise ValueError(f"{told!r:.60} is no event")
-        yield told
+        if not isinstance(event, dict):
+            raise ValueError(f"{event!r:.60} is no event")
+        yield event
 
 
 def _beginning(line: bytes) -> Iterator[dict[str, Any] | None]:
-    """Type, action and whom it is about stand before the labels. A container's event has nothing else that counts."""
+    """The event by its first bytes: type, action and ID precede the labels. A container's event needs nothing else."""
     text = line.decode(errors="replace")
     if _EXEC.match(text):
         return
-    told = members(text[text.find("{") :])
-    kind, action, actor = told.get("Type"), told.get("Action"), told.get("Actor")
-    whom = actor.get("ID") if isinstance(actor, dict) else None
-    if kind == "container" and isinstance(action, str) and action and isinstance(whom, str) and whom:
-        yield {"Type": kind, "Action": action, "Actor": {"ID": whom}}
+    event = members(text[text.find("{") :])
+    kind, action, actor = event.get("Type"), event.get("Action"), event.get("Actor")
+    container = actor.get("ID") if isinstance(actor, dict) else None
+    if kind == "container" and isinstance(action, str) and action and isinstance(container, str) and container:
+        yield {"Type": kind, "Action": action, "Actor": {"ID": container}}
     else:
         yield None

@@ -36,25 +36,12 @@ UNSURE = 1.0
 
 
 class Api(Protocol):
-    """Docker's API, as far as the follower calls it. Each call raises DockerUnavailable."""
-
-    def bridges(self) -> tuple[frozenset[str], bool]:
-        """Names of the bridges of Docker's networks, and whether the list is complete."""
-
-    def look(self) -> DockerSnapshot:
-        """Everything that Docker lists."""
-
-    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
-        """A container's endpoint on a network, and whether it is confirmed; None if it is not there."""
-
-    def created(self, container_id: str) -> None:
-        """Ask which ports of the host a new container requests."""
-
-    def running(self, container_id: str) -> list[Endpoint]:
-        """A running container's endpoints on Docker's networks."""
-
-    def events(self) -> Iterator[Event]:
-        """Docker's events until the stream ends."""
+    def bridges(self) -> tuple[frozenset[str], bool]: ...
+    def look(self) -> DockerSnapshot: ...
+    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None: ...
+    def created(self, container_id: str) -> None: ...
+    def running(self, container_id: str) -> list[Endpoint]: ...
+    def events(self) -> Iterator[Event]: ...
 
 
 class DockerFollower:
@@ -104,7 +91,6 @@ class DockerFollower:
         self.not_guarded: Mapping[str, str] = {}
 
     def stop(self) -> None:
-        """End all loops; a call to Docker in progress is not interrupted."""
         self._stop.set()
         self.wake()
 
@@ -144,12 +130,12 @@ class DockerFollower:
         return not hearing or time.monotonic() - hearing < EVERY
 
     def _told(self, event: Event) -> None:
-        if not event.whole:
-            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.what)
+        if not event.complete:
+            log.error("Docker tells of a %s, but not whose: everybody is looked at", event.action)
             self._guard.doubt()
             self.wake()
             return
-        match event.what:
+        match event.action:
             case "subscribed":
                 self._guard.start_over()
                 self._missed = True
@@ -173,11 +159,11 @@ class DockerFollower:
                 self._told_of_network(event)
 
     def _told_of_network(self, event: Event) -> None:
-        match event.what:
-            case "network connect" if event.kind in ("bridge", ""):
+        match event.action:
+            case "network connect" if event.network_type in ("bridge", ""):
                 self._guard.returns(event.id, event.container)
                 self._want(place=(event.id, event.container))
-            case "network connect" if event.kind == "overlay":
+            case "network connect" if event.network_type == "overlay":
                 # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
                 self.wake()
             case "network connect":
@@ -281,11 +267,13 @@ class DockerFollower:
         look = self._api.look()
         self._proxies.judge(look, then)
         self._sighted()
-        self._state.observe(lambda facts: facts if facts.names == look.names else replace(facts, names=look.names))
-        existing = look.existing
-        if not look.whole:  # then nobody is said not to exist any more: what fwctl denied stays denied
+        self._state.observe(
+            lambda facts: facts if facts.names == look.network_names else replace(facts, names=look.network_names)
+        )
+        existing = look.container_ids
+        if not look.complete:  # then nobody is said not to exist any more: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
-        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unsure):
+        if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
             self.wake()  # it was too old when it came
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
@@ -294,7 +282,7 @@ class DockerFollower:
             self._state.cut_closed()
         self.not_guarded = look.not_guarded
         self._ours.update_labels(look.containers)
-        self._ours.prune(look.containers, look.known)
+        self._ours.prune(look.containers, look.network_ids)
         driver = {network.bridge for network in list(self._state.networks.values())}
         there = driver | self._bridges.dockers() | {network.bridge for network in look.networks}
         unmanaged = self._bridges.unmanaged()

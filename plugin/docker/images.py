@@ -1,9 +1,9 @@
-"""The labels that a container's image brings: those of the variant that the container was created from.
+"""The labels of a container's image: those of the variant that the container was created from.
 
 An image must not open its own ports, and Docker merges its labels into the container's. In the containerd image store
-(the default since Docker 29) one image ID stands for an index of variants, one for each platform, with labels of their
-own; an inspection shows the variant that Docker prefers. So an answer counts only if it names the same manifest as the
-container does. Anything else is `Unknown`, and then every label of the container may be the image's.
+(the default since Docker 29) one image ID names an index of variants, one for each platform, each with its own labels;
+an inspection shows the variant that Docker prefers. So an answer counts only if it names the same manifest as the
+container does. Anything else is `UnknownLabels`, and then every label of the container may be the image's.
 """
 
 from __future__ import annotations
@@ -21,107 +21,111 @@ from requests.exceptions import RequestException
 from plugin.docker import container_labels, request
 from plugin.docker.container_labels import ContainerLabels
 
-#: The first API version that tells a container's manifest, and images' descriptors; and the first that inspects the
-#: variant of a platform. Before `STORE` Docker had no containerd image store.
-STORE, TELLS, SELECTS = (1, 43), (1, 48), request.NEWEST
-#: Variants whose labels are kept, and characters of labels that are not.
-_KEPT, _LARGE = 1000, 1 << 16
+#: The first API version of a Docker that may use the containerd image store.
+_API_STORE = (1, 43)
+#: The first API version that reports a container's manifest and images' descriptors.
+_API_MANIFEST = (1, 48)
+#: The first API version that can inspect the variant for a platform.
+_API_PLATFORM = request.NEWEST
+#: How many variants' labels are cached; labels of more characters than that are not.
+_CACHED, _LARGE = 1000, 1 << 16
 #: Characters of a platform as the API's parameter; Docker's are below 100.
-_LONGEST = 1024
-#: Seconds that nobody waits again for an image that Docker did not show in time, at first and at most.
-_SOON, _LATER = 60.0, 3600.0
+_MAX_PLATFORM = 1024
+#: Seconds for which an image that Docker did not show in time is not asked for again, at first and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 3600.0
 _TRUST = "or set FW_IMAGE_LABELS=trust if you trust every image on this host"
 
 
-class Unknown(Exception):
-    """It cannot be told which labels the image brought. The text says why, and what to do."""
+class UnknownLabels(Exception):
+    """It is unknown which labels came from the image. The text says why, and what to do."""
 
 
 class LateError(Exception):
-    """Docker did not show an image (in time). Its author may want that, and Docker is not silent."""
+    """Docker did not show an image, or not in time. An image can cause that, so it does not mean that Docker hangs."""
 
 
 class Images:
-    """Asks Docker for images' labels, once for each variant: it never changes. Thread-safe.
+    """Asks Docker for images' labels, once for each variant, because a variant never changes. Thread-safe.
 
-    `trust`: labels that an image brought count like any.
+    `trust`: labels that come from an image count like any.
     """
 
     def __init__(self, *, trust: bool) -> None:
         self._trust = trust
         self._known: dict[Variant, Mapping[str, str]] = {}
-        #: Until when nobody waits for these, and for how long then.
+        #: Until when each late variant is not asked for, and for how long that is.
         self._late: dict[Variant, tuple[float, float]] = {}
         self._containerd: bool | None = None
 
-    def anew(self) -> None:
+    def forget_store(self) -> None:
         """Another daemon may answer from now on, with another image store."""
         self._containerd = None
 
     def read(self, client: docker.APIClient, listed: Mapping[str, Any], *, hook: bool = False) -> ContainerLabels:
-        """A container as `GET /containers/json` lists it. Raises APIError where Docker fails, not where it refuses.
+        """The labels of a container as `GET /containers/json` lists it. Raises APIError if Docker fails (5xx).
 
-        `hook`: with a short time-out, which says nothing of the image. Raises LateError then, and where Docker fails.
+        `hook`: with a short time-out, which proves nothing about the image. Raises LateError instead, also if Docker
+        fails.
         """
-        if self._trust or not container_labels.asks_for_image(listed):
+        if self._trust or not container_labels.needs_image(listed):
             return container_labels.read(listed, None)
         try:
             return container_labels.read(listed, self._labels(client, listed))
         except LateError as error:
             if hook:
                 raise
-            self._note_late(variant(listed))
+            self._pause(variant(listed))
             return container_labels.read(listed, None, unknown=str(error))
         except APIError as error:
             if hook:
                 raise LateError(f"Docker does not tell of the image ({error.explanation})") from error
             raise
-        except Unknown as error:
+        except UnknownLabels as error:
             return container_labels.read(listed, None, unknown=str(error))
 
-    def _note_late(self, of: Variant) -> None:
-        now, (until, pause) = time.monotonic(), self._late.get(of, (0.0, _SOON / 2))
+    def _pause(self, late: Variant) -> None:
+        now, (until, pause) = time.monotonic(), self._late.get(late, (0.0, _FIRST_PAUSE / 2))
         if now >= until:
-            if len(self._late) >= _KEPT:
+            if len(self._late) >= _CACHED:
                 self._late.clear()
-            pause = min(2 * pause, _LATER)
-            self._late[of] = (now + pause, pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._late[late] = (now + pause, pause)
 
     def _labels(self, client: docker.APIClient, listed: Mapping[str, Any]) -> Mapping[str, str]:
-        of = variant(listed)
-        if of not in self._known:
-            if time.monotonic() < self._late.get(of, (0.0, 0.0))[0]:
+        wanted = variant(listed)
+        if wanted not in self._known:
+            if time.monotonic() < self._late.get(wanted, (0.0, 0.0))[0]:
                 raise LateError("Docker did not show the image in time; it is asked again later")
             try:
-                labels = self._ask(client, of)
+                labels = self._inspect(client, wanted)
             except NotFound as error:
-                raise Unknown(f"the image is gone ({error.explanation}); pull the image again") from error
+                raise UnknownLabels(f"the image is gone ({error.explanation}); pull the image again") from error
             except APIError as error:
                 if not error.is_client_error():
                     raise
-                # A refusal is about this image, whose author may want it: nobody else's look-up ends with it.
-                raise Unknown(f"Docker does not tell of the image ({error.explanation})") from error
+                # A refusal is about this image, which may cause it: it must not end the look-up of other containers.
+                raise UnknownLabels(f"Docker does not tell of the image ({error.explanation})") from error
             except (RequestException, request.TooLongError) as error:
                 if not request.late(error):
                     raise
                 raise LateError("Docker did not show the image in time; it is asked again later") from error
-            self._late.pop(of, None)
+            self._late.pop(wanted, None)
             if sum(len(key) + len(str(value)) for key, value in labels.items()) > _LARGE:
                 return labels
-            if len(self._known) >= _KEPT:
+            if len(self._known) >= _CACHED:
                 self._known.clear()
-            self._known[of] = labels
-        return self._known[of]
+            self._known[wanted] = labels
+        return self._known[wanted]
 
-    def _ask(self, client: docker.APIClient, of: Variant) -> Mapping[str, str]:
+    def _inspect(self, client: docker.APIClient, wanted: Variant) -> Mapping[str, str]:
         version = tuple(map(int, str(client.api_version).split(".")))
-        if STORE <= version < TELLS and self._in_containerd(client):
-            raise Unknown(
+        if _API_STORE <= version < _API_MANIFEST and self._in_containerd(client):
+            raise UnknownLabels(
                 "this Docker keeps its images in containerd's store and does not tell which variant of its image a "
                 f"container was created from; upgrade Docker to 28.1 or newer, {_TRUST}"
             )
-        query = {"platform": of.platform} if of.platform and version >= SELECTS else {}
-        return image_labels(of, request.one(client, "/images/{0}/json", of.image, **query))
+        query = {"platform": wanted.platform} if wanted.platform and version >= _API_PLATFORM else {}
+        return image_labels(wanted, request.one(client, "/images/{0}/json", wanted.image, **query))
 
     def _in_containerd(self, client: docker.APIClient) -> bool:
         if self._containerd is None:
@@ -131,14 +135,16 @@ class Images:
                 if not error.is_client_error():
                     raise
                 why = f"Docker does not tell in which store it keeps its images ({error.explanation})"
-                raise Unknown(f"{why}; let docker-fw ask GET /info, {_TRUST}") from error
+                raise UnknownLabels(f"{why}; let docker-fw ask GET /info, {_TRUST}") from error
         return self._containerd
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`manifest`: the digest of the manifest that the container was created from; "" in the store of graph drivers,
-    where an image ID is the digest of one config, and so of one set of labels. `platform`: as the API takes it.
+    """One variant of an image.
+
+    `manifest`: the digest of the manifest that the container was created from; "" in the store of graph drivers, where
+    an image ID is the digest of one config, and so of one set of labels. `platform`: as the API's parameter.
     """
 
     image: str
@@ -147,41 +153,43 @@ class Variant:
 
 
 def variant(listed: Mapping[str, Any]) -> Variant:
-    """Of a container as `GET /containers/json` lists it. Raises Unknown."""
+    """The variant of a container as `GET /containers/json` lists it. Raises UnknownLabels."""
     described = listed.get("ImageManifestDescriptor")
     if described is None:
         return Variant(listed["ImageID"])
     digest, platform = described.get("digest"), described.get("platform")
-    asked = json.dumps(platform, sort_keys=True) if isinstance(platform, dict) else ""
-    if not isinstance(digest, str) or not digest or not asked or len(asked) > _LONGEST:
-        raise Unknown(f"Docker does not tell which variant of its image it was created from; create it again, {_TRUST}")
-    return Variant(listed["ImageID"], digest, asked)
+    parameter = json.dumps(platform, sort_keys=True) if isinstance(platform, dict) else ""
+    if not isinstance(digest, str) or not digest or not parameter or len(parameter) > _MAX_PLATFORM:
+        raise UnknownLabels(
+            f"Docker does not tell which variant of its image it was created from; create it again, {_TRUST}"
+        )
+    return Variant(listed["ImageID"], digest, parameter)
 
 
-def image_labels(of: Variant, told: Mapping[str, Any]) -> Mapping[str, str]:
-    """The labels, from what `GET /images/ID/json` tells. Raises Unknown if it tells of anything but that variant."""
-    described = told.get("Descriptor")
-    if described is None and (of.manifest or told.get("Id") != of.image):
-        raise Unknown(f"Docker shows another image than the container's; pull the image again, {_TRUST}")
+def image_labels(wanted: Variant, inspected: Mapping[str, Any]) -> Mapping[str, str]:
+    """The labels of an image as `GET /images/ID/json` shows it. Raises UnknownLabels if it is not that variant."""
+    described = inspected.get("Descriptor")
+    if described is None and (wanted.manifest or inspected.get("Id") != wanted.image):
+        raise UnknownLabels(f"Docker shows another image than the container's; pull the image again, {_TRUST}")
     if described is not None:
-        if not of.manifest:
-            raise Unknown(
+        if not wanted.manifest:
+            raise UnknownLabels(
                 f"Docker does not tell which variant of its image it was created from; create it again, {_TRUST}"
             )
-        if described.get("digest") != of.manifest:
-            raise Unknown(
+        if described.get("digest") != wanted.manifest:
+            raise UnknownLabels(
                 "Docker shows another variant of the image than the container's "
                 f"(Docker 28.1 and newer show each platform's): create it again, {_TRUST}"
             )
-        if not told.get("Os") or not told.get("Architecture"):
-            raise Unknown(f"Docker does not have that variant of the image whole; pull the image again, {_TRUST}")
-    labels = (told.get("Config") or {}).get("Labels") or {}
-    return {key: value for key, value in labels.items() if container_labels.matters(key)}
+        if not inspected.get("Os") or not inspected.get("Architecture"):
+            raise UnknownLabels(f"Docker does not have that variant of the image whole; pull the image again, {_TRUST}")
+    labels = (inspected.get("Config") or {}).get("Labels") or {}
+    return {key: value for key, value in labels.items() if container_labels.is_relevant(key)}
 
 
 def in_containerd(info: Mapping[str, Any]) -> bool:
-    """What `GET /info` tells of the image store. Raises Unknown if it does not."""
+    """True if `GET /info` says that images are in containerd's store. Raises UnknownLabels if it does not say."""
     driver, status = info.get("Driver"), info.get("DriverStatus")
     if not isinstance(driver, str) or not driver or not isinstance(status, list | None):
-        raise Unknown(f"Docker does not tell in which store it keeps its images, {_TRUST}")
+        raise UnknownLabels(f"Docker does not tell in which store it keeps its images, {_TRUST}")
     return any(isinstance(pair, list) and pair[:1] == ["driver-type"] for pair in status or ())

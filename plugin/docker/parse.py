@@ -1,6 +1,7 @@
-"""What Docker's API lists → networks and endpoints that docker-fw guards. Pure.
+"""JSON of Docker's API → networks, endpoints, published ports and events. Pure.
 
-Docker's JSON is read with care: what is not as it should be raises ValueError that names it, and stays closed.
+Docker's JSON is not trusted to be well-formed. Each function raises one of MALFORMED, mostly a JsonError that names the
+key; its caller leaves the thing out, so it stays closed.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from plugin.labels import parser
 from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec, Published
 
 _BRIDGE = "com.docker.network.bridge."
-#: Labels of a container that are kept as they are.
+#: A container with more labels than that is kept without those that are never read.
 _MANY = 100
-#: What reading raises where something is not as it should be.
-LIES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: What reading raises where Docker's JSON is malformed.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 CONNECTING = {"network connect", "network disconnect"}
-#: One that was too large to be read, and did not say at its beginning what it is.
+#: The action of an event that was too large to be read, and whose beginning does not tell what it is.
 UNREAD = "larger event than is read"
-#: Events that are about somebody.
+#: Events that name a container or a network, which docker-fw acts on.
 ABOUT = {
     UNREAD,
     *CONNECTING,
@@ -38,21 +39,24 @@ ABOUT = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened: `what` is "network connect", `id` the network's (or the container's), `container` who it was."""
+    """One of Docker's events. `action`: with its type, as "network connect". `id`: the network's or the container's.
 
-    what: str
+    `container`: of a network's event, the container's ID. `network_type`: the network's driver.
+    """
+
+    action: str
     id: str = ""
     container: str = ""
-    kind: str = ""
+    network_type: str = ""
 
     @property
-    def whole(self) -> bool:
-        """False if it is one that says who goes or comes, and does not say who."""
-        return bool(self.id and (self.container or self.what not in CONNECTING)) or self.what not in ABOUT
+    def complete(self) -> bool:
+        """False if an ID is missing in an event that docker-fw acts on."""
+        return bool(self.id and (self.container or self.action not in CONNECTING)) or self.action not in ABOUT
 
 
 def network(raw: Any) -> BridgeNetwork | None:
-    """A network as `GET /networks` lists it, if Docker's bridge driver made it. Raises ValueError.
+    """A network as `GET /networks` lists it; None if it is of another driver than bridge.
 
     Options: moby, daemon/libnetwork/drivers/bridge/bridge_linux.go (parseNetworkGenericOptions).
     """
@@ -78,9 +82,9 @@ def network(raw: Any) -> BridgeNetwork | None:
 
 
 def bridges(raw: Any) -> tuple[frozenset[str], bool]:
-    """The names of all bridges of Docker's, from `GET /networks`, and whether nothing was left out of it.
+    """The names of the bridges of Docker networks, from `GET /networks`, and whether every network was understood.
 
-    Whatever else is wrong with a network: its bridge is Docker's.
+    A network that is malformed otherwise still has its bridge.
     """
     names, complete = set(), True
     for each in raw:
@@ -89,27 +93,27 @@ def bridges(raw: Any) -> tuple[frozenset[str], bool]:
                 name = (each.get("Options") or {}).get(_BRIDGE + "name") or f"br-{each['Id'][:12]}"
                 names.add(name)
                 complete &= isinstance(name, str)
-        except (KeyError, TypeError, AttributeError):
+        except MALFORMED:
             complete = False
     return frozenset(name for name in names if isinstance(name, str)), complete
 
 
 def endpoints(
     raw: Any,
-    who: ContainerLabels,
+    labels: ContainerLabels,
     keys: Mapping[str, str] = MappingProxyType({}),
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[Endpoint]:
-    """The endpoints of a running container, as `GET /containers/json` lists it. Raises ValueError.
+    """The endpoints of a running container, as `GET /containers/json` lists it.
 
-    `keys`: by network ID, what compose's file calls it. `options`: by network, the attachment's `driver_opts`.
+    `keys`: by network ID, its key in the compose file. `options`: by network name, the attachment's `driver_opts`.
     """
-    return list(_endpoints(raw, who, keys, options, tuple(published(raw))))
+    return list(_endpoints(raw, labels, keys, options, tuple(published(raw))))
 
 
 def _endpoints(
     raw: Any,
-    who: ContainerLabels,
+    labels: ContainerLabels,
     keys: Mapping[str, str],
     options: Mapping[str, Mapping[str, Any]],
     ports: tuple[Published, ...],
@@ -117,7 +121,7 @@ def _endpoints(
     for name, attached in ((raw.get("NetworkSettings") or {}).get("Networks") or {}).items():
         if isinstance(attached, dict) and attached.get("EndpointID"):
             key = keys.get(attached.get("NetworkID") or "", "")
-            container, spec = attachment(who, name, key, options.get(name) or {})
+            container, spec = attachment(labels, name, key, options.get(name) or {})
             yield Endpoint(
                 id=text(attached, "EndpointID"),
                 network_id=text(attached, "NetworkID"),
@@ -131,37 +135,38 @@ def _endpoints(
 
 
 def identity(raw: Any) -> str:
-    """The ID of whatever is listed. Raises ValueError."""
+    """The ID of a listed container or network."""
     return text(raw, "Id")
 
 
 def needed(raw: Any) -> Any:
-    """A container as `GET /containers/json` lists it, without labels that are never read if there are many: a list of
-    all is kept for a moment, and each of ten thousand labels takes more memory than it has characters.
+    """A container as `GET /containers/json` lists it, without the labels that are never read if there are many.
+
+    The whole list is kept for a moment, and each of ten thousand labels takes more memory than it has characters.
     """
-    told = raw.get("Labels") if isinstance(raw, dict) else None
-    if not isinstance(told, dict) or len(told) <= _MANY:
+    labels = raw.get("Labels") if isinstance(raw, dict) else None
+    if not isinstance(labels, dict) or len(labels) <= _MANY:
         return raw
-    return {**raw, "Labels": {key: value for key, value in told.items() if container_labels.matters(key)}}
+    return {**raw, "Labels": {key: value for key, value in labels.items() if container_labels.is_relevant(key)}}
 
 
 def many(raw: Any) -> list[Any]:
-    """A list. Raises ValueError if it is none, or nothing in it says what it is."""
+    """A list of Docker's. Raises ValueError if it is no list, or if nothing in it has an ID."""
     if not isinstance(raw, list) or (raw and not any(map(_has_id, raw))):
         raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
     return raw
 
 
-def idle(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """Of these listed containers those that do not run, and may start at any moment."""
+def not_running(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The IDs of those of these listed containers that do not run, and may start at any moment."""
     return frozenset(each["Id"] for each in raw if each.get("State") not in ("running", "paused"))
 
 
 def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
-    """The published ports of all these listed containers; None if some are not understood."""
+    """The published ports of all these listed containers; None if some are malformed."""
     try:
         return frozenset(port for each in raw for port in published(each))
-    except LIES:
+    except MALFORMED:
         return None
 
 
@@ -169,34 +174,37 @@ def _has_id(raw: Any) -> bool:
     return bool(raw.get("Id") if isinstance(raw, dict) else isinstance(raw, Cut) and raw.id)
 
 
-def places(raw: Any) -> tuple[str, ...]:
-    """The IDs of a listed container's endpoints: others each time that it starts."""
+def endpoint_ids(raw: Any) -> tuple[str, ...]:
+    """The IDs of a listed container's endpoints. They change with each start."""
     networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     return tuple(sorted(str(each.get("EndpointID")) for each in networks.values() if isinstance(each, dict)))
 
 
 def driver_options(raw: Any) -> dict[str, Mapping[str, Any]]:
-    """By network, the `driver_opts` of a container's attachments, as `GET /containers/ID/json` shows it."""
+    """By network name, the `driver_opts` of a container's attachments, as `GET /containers/ID/json` shows it."""
     networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     found = {name: each.get("DriverOpts") or {} for name, each in networks.items() if isinstance(each, dict)}
     return {str(name): options for name, options in found.items() if isinstance(options, dict)}
 
 
 def attachment(
-    who: ContainerLabels, network: str, key: str, options: Mapping[str, Any]
+    labels: ContainerLabels, network: str, key: str, options: Mapping[str, Any]
 ) -> tuple[Container, PolicySpec]:
-    """The container as it is on that network, and what is said of its attachment (`driver_opts`).
+    """The container with its policy on that network, and the policy of its attachment (`driver_opts`).
 
-    A mistake there is one of the container's, for on Docker's own networks nothing can be refused.
+    A mistake in the attachment counts as one of the container's, because on Docker networks nothing can be refused.
     """
-    container, parsed = container_labels.at(who, network, key), parser.parse(options, "driver option ")
+    container, parsed = container_labels.on_network(labels, network, key), parser.parse(options, "driver option ")
     if parsed.problems:
         container = dataclasses.replace(container, problems=(*container.problems, *parsed.problems))
     return container, parsed.spec
 
 
 def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
-    """The container's name: `ep-<EndpointID>` before the sandbox is told, the container's ID after."""
+    """The name of an endpoint's container, from `GET /networks/ID`; None if the endpoint is not there.
+
+    The entry's key is `ep-<EndpointID>` until Docker reports the container's sandbox, then the container's ID.
+    """
     for key, value in (network.get("Containers") or {}).items():
         if key == f"ep-{endpoint_id}" or value.get("EndpointID") == endpoint_id:
             return str(value["Name"]) or None
@@ -204,7 +212,7 @@ def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
 
 
 def published(raw: Any) -> Iterator[Published]:
-    """The published ports of a container, as `GET /containers/json` lists it. Raises ValueError."""
+    """The published ports of a container, as `GET /containers/json` lists it."""
     for each in raw.get("Ports") or []:
         if each.get("PublicPort"):
             host_ip: Address = address(each.get("IP") or "0.0.0.0")
@@ -215,19 +223,19 @@ def published(raw: Any) -> Iterator[Published]:
 
 def attached(
     raw: Mapping[str, Any],
-    who: ContainerLabels,
+    labels: ContainerLabels,
     options: Mapping[str, Any],
     listed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Endpoint | None:
-    """A container's endpoint on a network, as `GET /networks/ID` shows it, which has no ports: those are in `listed`,
-    the container as `GET /containers/json` lists it. Raises ValueError.
+    """A container's endpoint on a network, as `GET /networks/ID` shows it; None if it is not there.
 
-    Until the container's sandbox is told, its entry has the key `ep-<EndpointID>` and the container's name.
+    That has no ports: they are in `listed`, the container as `GET /containers/json` lists it. The entry's key is
+    `ep-<EndpointID>` until Docker reports the container's sandbox, then the container's ID.
     """
     for key, value in (raw.get("Containers") or {}).items():
-        starting = key.startswith("ep-") and value.get("Name") == who.name
-        if key == who.id or starting:
-            container, spec = attachment(who, text(raw, "Name"), container_labels.compose_key(raw), options)
+        starting = key.startswith("ep-") and value.get("Name") == labels.name
+        if key == labels.id or starting:
+            container, spec = attachment(labels, text(raw, "Name"), container_labels.compose_key(raw), options)
             return Endpoint(
                 id=text(value, "EndpointID"),
                 network_id=text(raw, "Id"),
@@ -243,7 +251,7 @@ def attached(
 
 
 def not_guarded(raw: Mapping[str, Any]) -> str:
-    """Why a container has no network of its own, in words for people; "" if it has one."""
+    """Why a container has no network of its own, for people; "" if it has one."""
     mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
     if mode == "host":
         return "has the host's network: it answers like any program of the host"
@@ -257,18 +265,16 @@ def _one(value: Any, kind: Any) -> Any:
 
 
 def event(raw: Mapping[str, Any] | None) -> Event:
-    """An event as `GET /events` tells it, or as much of it as `stream.objects` gives. Never raises: what is not there
-    is empty.
-    """
+    """An event of `GET /events`, or as much of it as `events.objects` gives. Never raises: missing fields are empty."""
     if raw is None:
         return Event(UNREAD)
     actor: Any = raw.get("Actor") or {}
-    told: Any = actor.get("Attributes") or {} if isinstance(actor, dict) else {}
-    told = told if isinstance(told, dict) else {}
     actor = actor if isinstance(actor, dict) else {}
+    attributes: Any = actor.get("Attributes")
+    attributes = attributes if isinstance(attributes, dict) else {}
     return Event(
         f"{raw.get('Type')} {raw.get('Action')}",
         str(actor.get("ID") or ""),
-        str(told.get("container") or ""),
-        str(told.get("type") or ""),
+        str(attributes.get("container") or ""),
+        str(attributes.get("type") or ""),
     )

@@ -74,7 +74,6 @@ class ProxyPorts:
                 self._note()
 
     def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
-        """Note which ports of the host a container requests."""
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
             self._asked[container_id] = ports
@@ -130,11 +129,11 @@ class ProxyPorts:
     def judge(self, look: DockerSnapshot, asked: float) -> None:
         """Docker told this when it was asked at that moment (of the listeners' clock)."""
         with self._lock:
-            if look.whole:
-                gone = [each for each in self._asked.keys() | self._unknown if each not in look.existing]
+            if look.complete:
+                gone = [each for each in self._asked.keys() | self._unknown if each not in look.container_ids]
                 self._drop([each for each in gone if self._since.get(each, 0.0) < asked])
             self._keep()
-            known = look.whole and look.published is not None and look.existing <= self._asked.keys()
+            known = look.complete and look.published is not None and look.container_ids <= self._asked.keys()
             wanted = [each for ports in self._asked.values() for each in ports]
             self._listeners.judge(asked, look.published or (), wanted, known=known)
             if self._unknown:
@@ -188,7 +187,7 @@ class ProxyPorts:
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
-    """Dockerd's own ports but for those that containers ask for."""
+    """dockerd's own ports but for those that containers ask for."""
     return _ports(dockerd) - claimed(dockerd, asked)
 
 

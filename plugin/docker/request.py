@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from plugin.docker import bounded_json
 
-#: Seconds for the whole of an answer; the time-out of a client is for each read, and an answer may come in drops.
+#: Seconds for a whole answer. A client's time-out is for each read, and an answer may come byte by byte.
 LONGEST = 60.0
 _PIECE = 1 << 16
 #: The newest API version that anything here needs: the first that shows each variant of an image.
@@ -22,21 +22,21 @@ NEWEST = (1, 49)
 
 
 class TooLongError(ValueError):
-    """An answer began, and did not end in time."""
+    """An answer began and did not end in time."""
 
 
 def late(error: Exception) -> bool:
-    """True if Docker was asked and did not answer in time: it need not be silent for all that."""
+    """True if this one question was not answered in time. Docker may answer others."""
     inner = error.args[0] if isinstance(error, RequestException) and error.args else None
     return isinstance(error, Timeout | TooLongError) or isinstance(inner, ReadTimeoutError)
 
 
-def version(told: Mapping[str, Any]) -> str:
-    """The API version to ask in, by what `GET /version` tells: 20.10 tops out at 1.41, 29 starts at 1.44.
+def version(versions: Mapping[str, Any]) -> str:
+    """The API version to use, by `GET /version`: 20.10 supports up to 1.41, 29 from 1.44.
 
-    docker-py itself would stop at 1.45, which it says nothing different in.
+    docker-py itself would stop at 1.45, in which nothing that it sends is different.
     """
-    least, most = _numbers(told.get("MinAPIVersion") or "1.0"), _numbers(told["ApiVersion"])
+    least, most = _numbers(versions.get("MinAPIVersion") or "1.0"), _numbers(versions["ApiVersion"])
     return ".".join(map(str, max(least, min(NEWEST, most))))
 
 
@@ -45,13 +45,13 @@ def _numbers(text: Any) -> tuple[int, ...]:
 
 
 def one(client: docker.APIClient, path: str, *names: str, **query: str) -> Any:
-    """The answer about one thing; `names` take the place of `{0}`. Raises APIError, ValueError beyond the bound."""
+    """The answer about one thing; `names` replace `{0}` in the path. Raises APIError, ValueError beyond the bound."""
     with _answer(client, path, names, query) as chunks:
-        return bounded_json.whole(chunks)
+        return bounded_json.one_value(chunks)
 
 
 def beginning(client: docker.APIClient, path: str, *names: str) -> tuple[Any, bool]:
-    """The same, and True; of an answer beyond the bound its first members, and False. Raises APIError, ValueError."""
+    """The same, and True; the first members of an answer beyond the bound, and False. Raises APIError, ValueError."""
     with _answer(client, path, names, {}) as chunks:
         return bounded_json.beginning(chunks)
 
@@ -59,17 +59,17 @@ def beginning(client: docker.APIClient, path: str, *names: str) -> tuple[Any, bo
 def several(
     client: docker.APIClient, path: str, needed: Callable[[Any], Any] = lambda each: each, **query: str
 ) -> list[Any]:
-    """A list: of each element what is `needed`, or an `answers.Cut` if it is too large. Raises APIError, ValueError."""
+    """A list, each element reduced by `needed`, or a `Cut` if it is too large. Raises APIError, ValueError."""
     with _answer(client, path, (), query) as chunks:
         return [each if isinstance(each, bounded_json.Cut) else needed(each) for each in bounded_json.elements(chunks)]
 
 
 def stream(client: docker.APIClient, path: str, **query: str) -> Iterator[bytes]:
-    """An answer that goes on, as it comes. Raises APIError."""
+    """A stream, in chunks as they arrive. Raises APIError."""
     raw: Any = client
     response = raw._get(raw._url(path), params=query, stream=True)
     raw._raise_for_status(response)
-    # docker-py would read each chunk whole, whatever its length.
+    # docker-py would read each chunk as a whole, of any length.
     return iter(response.iter_content(_PIECE))
 
 
@@ -87,7 +87,7 @@ def _answer(
 
 
 def _pieces(raw: Any) -> Iterator[bytes]:
-    """As they come: requests itself waits until a piece is full, which an answer in drops is after days."""
+    """Pieces as they arrive. requests itself waits until a piece is full, which a slow answer never fills."""
     try:
         while piece := raw.read1(_PIECE, decode_content=True):
             yield piece

@@ -1,4 +1,4 @@
-"""Everything that Docker told at one moment, as nouns. Pure."""
+"""Everything that Docker's API lists at one moment. Pure."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from plugin.policy.frozen import FrozenDict
 
 @dataclass(frozen=True, slots=True)
 class DockerSnapshot:
-    """Everything that Docker told at one moment.
+    """Everything that Docker's API lists at one moment."""
 
-    `containers` by endpoint ID, on whatever network; `networks`: those of Docker's own bridge driver; `endpoints`: the
-    running containers' places on them; `apart`: containers that no network of their own has, with the reason;
-    `existing`: the IDs of all containers, stopped ones too. `names`: of every network, whatever its driver.
-    `unsure`: endpoints of which it is not known what their attachment says. `whole`: nobody was left out of `existing`.
-    `known`: the IDs of all networks; None if they are not all known. `idle`: the IDs of containers that do not run.
-    `published`: the published ports of all that do, on whatever network, but for those that are too large to be read;
-    None if they are not all known.
-    """
-
+    #: By endpoint ID, on networks of any driver.
     containers: Mapping[str, Container] = field(default_factory=dict)
+    #: The networks of Docker's bridge driver.
     networks: tuple[BridgeNetwork, ...] = ()
+    #: The running containers' endpoints, on networks of any driver.
     endpoints: tuple[Endpoint, ...] = ()
+    #: Containers that have no network of their own, with the reason.
     not_guarded: Mapping[str, str] = field(default_factory=dict)
-    existing: frozenset[str] = frozenset()
-    names: frozenset[str] = frozenset()
-    unsure: frozenset[str] = frozenset()
-    whole: bool = True
-    known: frozenset[str] | None = None
-    idle: frozenset[str] = frozenset()
+    #: The IDs of all containers, stopped ones included.
+    container_ids: frozenset[str] = frozenset()
+    #: The names of all networks, of any driver.
+    network_names: frozenset[str] = frozenset()
+    #: The IDs of endpoints whose attachment's options are unknown.
+    unconfirmed: frozenset[str] = frozenset()
+    #: False if a container is missing in `container_ids`, because its entry could not be read.
+    complete: bool = True
+    #: The IDs of all networks; None if some could not be read.
+    network_ids: frozenset[str] | None = None
+    #: The published ports of all running containers, of any driver; None if some could not be read.
     published: frozenset[Published] | None = frozenset()
 
     def facts(self) -> Facts:
         """The networks of Docker's own and who is on them."""
         networks = {network.id: network for network in self.networks}
         guests = {each.id: TrackedEndpoint(each, listed=True) for each in self.endpoints if each.network_id in networks}
-        return Facts(names=self.names, networks=FrozenDict(networks), guests=FrozenDict(guests), listed=True)
+        return Facts(names=self.network_names, networks=FrozenDict(networks), guests=FrozenDict(guests), listed=True)

@@ -1,9 +1,9 @@
 """Host ports for `docker run -p`, reserved as moby reserves them: a conflict is an error, an ephemeral port is free.
 
-A reservation is a bound socket that is deaf from outside: a socket filter, attached before bind, drops every packet
-that is not addressed to loopback over `lo`. A packet that comes here because the DNAT rules are gone meets silence,
-never a SYN-ACK and never an RST. (moby: daemon/libnetwork/portallocator/osallocator_linux.go, with a drop-all filter.)
-What comes over loopback is the relay's to carry, for `[::1]` cannot be DNATed and 127.0.0.1 only with route_localnet.
+A reservation is a bound socket that ignores the outside: a socket filter, attached before bind, drops every packet that
+is not addressed to loopback over `lo`. A packet that arrives here because the DNAT rules are gone gets no answer:
+neither a SYN-ACK nor an RST. (moby: daemon/libnetwork/portallocator/osallocator_linux.go; its filter drops all.)
+The relay carries loopback traffic, because `[::1]` cannot be DNATed and 127.0.0.1 only with route_localnet.
 """
 
 from __future__ import annotations
@@ -38,43 +38,44 @@ Addresses = tuple[IPv4Address | None, IPv6Address | None]
 
 
 class LoopbackRelay(Protocol):
-    """What carries the loopback traffic of a reserved port to its container (`plugin.driver.relay_loop.Relay`)."""
+    """Carries the loopback traffic of a reserved port to its container (`plugin.driver.relay_loop.Relay`)."""
 
     def serve(self, sock: socket.socket, host: Address, port: int) -> None:
-        """Carry what comes in on `sock` to the container's address and port. Returns at once."""
+        """Carry the traffic of `sock` to the container's address and port. Returns at once."""
 
     def drop(self, socks: Iterable[socket.socket]) -> None:
         """Close these sockets and every connection that came in by them, then return."""
 
 
 @dataclass(slots=True)
-class _Wish:
-    """Host addresses that must get one and the same host port out of `ports` (moby's needSamePort)."""
+class _Request:
+    """Host addresses that must get the same host port out of `ports` (moby's needSamePort)."""
 
     proto: Proto
     container_port: int
     ports: tuple[int, int]  # (0, 0): ephemeral
     host_ips: list[Address]
 
-    def at(self, port: int) -> list[Published]:
+    def published_at(self, port: int) -> list[Published]:
+        """The published ports if the host port is this one."""
         return [Published(self.proto, ip, port, self.container_port) for ip in self.host_ips]
 
     @property
     def choice(self) -> int:
-        """How many ports would do. Those with the least choice come first, as in moby."""
+        """How many ports would do. Requests with the least choice are first, as in moby."""
         return self.ports[1] - self.ports[0] + 1 if self.ports[0] else 1 << 16
 
 
 @dataclass(slots=True)
 class _Reservation:
     addresses: Addresses
-    socks: dict[Published, socket.socket | None] = field(default_factory=dict)  # None: held in memory only
+    socks: dict[Published, socket.socket | None] = field(default_factory=dict)  # None: no socket, in memory only
 
 
 class HostPorts:
-    """Which endpoint holds which host port. Thread-safe. Sockets are made in the calling thread's network namespace.
+    """The host ports of each endpoint. Thread-safe. Sockets are made in the calling thread's network namespace.
 
-    Without a relay nothing answers on loopback: the reservations are deaf to it as well.
+    Without a relay nothing answers on loopback: the reservations ignore it as well.
     """
 
     def __init__(self, relay: LoopbackRelay | None = None) -> None:
@@ -97,20 +98,20 @@ class HostPorts:
 
         No host address (or the default 0.0.0.0) means every address of the families that the container has, the same
         port in both, and of the other family the loopback address, by the relay (`[::1]:8080` to an IPv4-only one).
-        Repeated: returns what stands if that fulfils the bindings, else replaces it (relayed connections end); a
-        replacement that fails leaves what stood.
+        Repeated: returns the current reservation if it fulfils the bindings, else replaces it (relayed connections
+        end). A replacement that fails leaves the current one.
         """
         addresses = (addr4, addr6)
-        wishes = _wishes(bindings, default_host_ip, addresses, relayed=self._relay is not None)
+        requests = _requests(bindings, default_host_ip, addresses, relayed=self._relay is not None)
         with self._lock:
             old = self._reserved.get(endpoint_id, _Reservation(addresses))
-            if old.addresses == addresses and _fulfilled(wishes, old.socks):
+            if old.addresses == addresses and _fulfilled(requests, old.socks):
                 return tuple(old.socks)
             self._release(endpoint_id)
             new = _Reservation(addresses)
             try:
-                for wish in wishes:
-                    self._choose(new, wish)
+                for request in requests:
+                    self._choose(new, request)
             except BaseException:
                 self._give_back(new)
                 self._retake(endpoint_id, old.socks, old.addresses)
@@ -168,20 +169,24 @@ class HostPorts:
             self._reserved[endpoint_id] = reservation
         return tuple(lost)
 
-    def _choose(self, reservation: _Reservation, wish: _Wish) -> None:
-        """Take the first free port of the wish's range."""
-        first, last = wish.ports
+    def _choose(self, reservation: _Reservation, request: _Request) -> None:
+        """Reserve the first free port of the request's range."""
+        first, last = request.ports
         for port in range(first, last + 1) if first else self._ephemeral():
             try:
-                self._take(reservation, wish.at(port))
+                self._take(reservation, request.published_at(port))
             except BusyError:
                 if first == last != 0:
                     raise
             else:
                 self._next_ephemeral = self._next_ephemeral if first else port + 1
                 return
-        where = f"s {shown(wish.host_ips[0])}:{first}-{last}" if first else f" {shown(wish.host_ips[0])}:0 (ephemeral)"
-        raise FwError(f"failed to bind host port{where}/{wish.proto}: all ports are allocated")
+        where = (
+            f"s {shown(request.host_ips[0])}:{first}-{last}"
+            if first
+            else f" {shown(request.host_ips[0])}:0 (ephemeral)"
+        )
+        raise FwError(f"failed to bind host port{where}/{request.proto}: all ports are allocated")
 
     def _ephemeral(self) -> Iterator[int]:
         """Every port that the kernel itself would pick from, beginning after the last one given, as moby does."""
@@ -194,14 +199,14 @@ class HostPorts:
         socks: dict[Published, socket.socket | None] = {}
         try:
             for one in published:
-                by_the_way = implied(one, published)
+                optional = implied(one, published)
                 try:
-                    self._refuse_taken(one, yields=not by_the_way)
+                    self._refuse_taken(one, replace_implied=not optional)
                     socks[one] = reserve(one, relayed=self._target(one, reservation.addresses) is not None)
                 except BusyError:
-                    if not by_the_way:
+                    if not optional:
                         raise
-                    continue  # nobody asked for it by name
+                    continue  # no binding names it
                 self._taken.setdefault((one.proto, one.host_port), set()).add(one.host_ip)
         except BaseException:
             self._forget(socks)
@@ -212,9 +217,10 @@ class HostPorts:
             if self._relay and sock and target:
                 self._relay.serve(sock, target, one.container_port)
 
-    def _refuse_taken(self, one: Published, *, yields: bool) -> None:
-        """Raises BusyError if one of ours holds the port; what it holds only by implication yields to a wish."""
-        for reservation in self._reserved.values() if yields else ():
+    def _refuse_taken(self, one: Published, *, replace_implied: bool) -> None:
+        """Raise BusyError if an endpoint of docker-fw has the port. With `replace_implied`, one that has it only by
+        implication loses it."""
+        for reservation in self._reserved.values() if replace_implied else ():
             rows = list(reservation.socks)
             for other in [other for other in rows if same_port(one, other) and implied(other, rows)]:
                 self._give_back(_Reservation(reservation.addresses, {other: reservation.socks.pop(other)}))
@@ -223,7 +229,7 @@ class HostPorts:
             raise BusyError(f"Bind for {where} failed: port is already allocated")
 
     def _target(self, one: Published, addresses: Addresses) -> Address | None:
-        """Where the relay carries this port's loopback traffic: to the same family's address if there is one."""
+        """The address to which the relay carries this port's loopback traffic: of the same family, if there is one."""
         reachable = one.host_ip.is_unspecified or one.host_ip.is_loopback
         if self._relay is None or not reachable or not BY_NAME[one.proto].relay:
             return None
@@ -231,21 +237,25 @@ class HostPorts:
         return own or other
 
 
-def _wishes(
+def _requests(
     bindings: Sequence[PortBinding], default_host_ip: Address | None, addresses: Addresses, *, relayed: bool
-) -> list[_Wish]:
-    wishes: list[_Wish] = []
+) -> list[_Request]:
+    requests: list[_Request] = []
     for binding in bindings:
         ports = _port_range(binding)
         host_ips = _host_ips(binding, default_host_ip, addresses, relayed=relayed)
-        for wish in wishes:
-            same = (wish.proto, wish.container_port, wish.ports) == (binding.proto, binding.container_port, ports)
-            if same and not any(overlap(ip, other) for ip in host_ips for other in wish.host_ips):
-                wish.host_ips += host_ips
+        for request in requests:
+            same = (request.proto, request.container_port, request.ports) == (
+                binding.proto,
+                binding.container_port,
+                ports,
+            )
+            if same and not any(overlap(ip, other) for ip in host_ips for other in request.host_ips):
+                request.host_ips += host_ips
                 break
         else:
-            wishes.append(_Wish(binding.proto, binding.container_port, ports, host_ips))
-    return sorted(wishes, key=lambda wish: wish.choice)
+            requests.append(_Request(binding.proto, binding.container_port, ports, host_ips))
+    return sorted(requests, key=lambda request: request.choice)
 
 
 def _port_range(binding: PortBinding) -> tuple[int, int]:
@@ -285,13 +295,13 @@ def _host_ips(
     return [host_ip]
 
 
-def _fulfilled(wishes: Iterable[_Wish], standing: Iterable[Published]) -> bool:
-    left = set(standing)
-    for wish in wishes:
-        first, last = wish.ports
+def _fulfilled(requests: Iterable[_Request], reserved: Iterable[Published]) -> bool:
+    left = set(reserved)
+    for request in requests:
+        first, last = request.ports
         for port in sorted({one.host_port for one in left}):
-            if left.issuperset(wish.at(port)) and (first <= port <= last or first == 0):
-                left.difference_update(wish.at(port))
+            if left.issuperset(request.published_at(port)) and (first <= port <= last or first == 0):
+                left.difference_update(request.published_at(port))
                 break
         else:
             return False

@@ -1,4 +1,4 @@
-"""The sockets behind host ports: bound, deaf from outside, and what the kernel says when a port is taken.
+"""The sockets behind host ports: bound, ignoring the outside, and the kernel's errors when a port is taken.
 
 A socket filter, attached before bind, drops every packet that is not addressed to loopback over `lo`.
 """
@@ -38,7 +38,7 @@ _LOOPBACK_ONLY = {
 
 
 class BusyError(FwError):
-    """The port is taken: where there is a choice, the next one may be free."""
+    """The port is taken. In a range, the next one may be free."""
 
 
 def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
@@ -57,7 +57,7 @@ def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
             # Old connections in TIME_WAIT do not count. For datagrams this would let two processes share the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         elif not relayed:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # nobody reads it: the kernel's minimum
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # never read: the kernel's minimum
         elif family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)  # for the relay, from the first datagram
         sock.bind((str(one.host_ip), one.host_port))
@@ -73,7 +73,7 @@ def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
 
 
 def _attach_filter(sock: socket.socket, tests: list[tuple[int, int, int]] | None) -> None:
-    """Let pass only packets of which each load gives its value; None lets none pass."""
+    """Accept only packets for which each load gives its value; None: accept none."""
     code = []
     for i, (load, offset, value) in enumerate(tests or ()):
         to_drop = 2 * (len(tests or ()) - i) - 1
@@ -102,7 +102,7 @@ def _bind_error(one: Published, error: OSError) -> FwError:
 
 
 def ephemeral_ports() -> tuple[int, int, set[int]]:
-    """The kernel's range for automatic ports, and those that an administrator took out of it."""
+    """The kernel's range for automatic ports, and the ports that an administrator excluded from it."""
     sysctl = Path("/proc/sys/net/ipv4")
     try:
         first, last = map(int, (sysctl / "ip_local_port_range").read_text().split())
@@ -119,7 +119,7 @@ def ephemeral_ports() -> tuple[int, int, set[int]]:
 
 
 def host_has_ipv6() -> bool:
-    """True if a socket of this host can be bound to ::1."""
+    """Whether sockets can be bound to IPv6 addresses in this network namespace."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.bind(("::1", 0))
@@ -141,7 +141,7 @@ def target_family(target: tuple[str, int]) -> socket.AddressFamily:
 
 
 def shown(ip: Address) -> str:
-    """An address as it is written in front of a port: IPv6 in brackets."""
+    """The address as it is written before a port."""
     return str(ip) if ip.version == 4 else f"[{ip}]"
 
 
@@ -151,12 +151,12 @@ def overlap(one: Address, other: Address) -> bool:
 
 
 def same_port(one: Published, other: Published) -> bool:
-    """True if both occupy the same port of one address of the host."""
+    """Whether the kernel would refuse to bind both."""
     return (one.proto, one.host_port) == (other.proto, other.host_port) and overlap(one.host_ip, other.host_ip)
 
 
 def implied(one: Published, among: Iterable[Published]) -> bool:
-    """Whether this is the loopback of the family that the container has not, beside every address of the other.
+    """True if this is the loopback address of the family that the container lacks, added to all of the other family.
 
     A container on an IPv4-only and an IPv6-only network publishes on both: each has the other's loopback implied.
     """

@@ -12,27 +12,25 @@ from typing import Any, Protocol
 
 from flask import Flask, Response, request
 
+from plugin import jsonio
 from plugin.driver.driver import Driver
 from plugin.model import FwError
 from plugin.text import readable
 
-#: A request of Docker's is a few KB; thousands of published ports make some 100 KB.
-MAX_BODY = 8 << 20
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 log = logging.getLogger(__name__)
 
 
-class Shows(Protocol):
-    """What `GET /status` answers with."""
+class Status(Protocol):
+    """Answers `GET /status`."""
 
-    def status(self) -> dict[str, Any]:
-        """What GET /status answers."""
+    def status(self) -> dict[str, Any]: ...
 
 
-def create_app(driver: Driver, shows: Shows) -> Flask:
-    """Build the Flask application of Docker's plugin protocol, with one error boundary."""
+def create_app(driver: Driver, queries: Status) -> Flask:
+    """The application that serves the driver protocol and `GET /status`."""
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = jsonio.MAX_BYTES
 
     calls: dict[str, Callable[[Any], dict[str, Any]]] = {
         "NetworkDriver.CreateNetwork": driver.create_network,
@@ -44,7 +42,7 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
         "NetworkDriver.Leave": driver.leave,
         "NetworkDriver.ProgramExternalConnectivity": driver.program_external_connectivity,
         "NetworkDriver.RevokeExternalConnectivity": driver.revoke_external_connectivity,
-        # Swarm's own: a driver of local scope hears of them and has nothing to do.
+        # Swarm's: a driver of local scope receives them and has nothing to do.
         "NetworkDriver.DiscoverNew": _nothing,
         "NetworkDriver.DiscoverDelete": _nothing,
         "NetworkDriver.AllocateNetwork": lambda _: {"Options": {}},
@@ -68,13 +66,13 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
 
     @app.get("/status")
     def status() -> Response:
-        return Response(json.dumps(shows.status(), indent=1), content_type="application/json")
+        return Response(json.dumps(queries.status(), indent=1), content_type="application/json")
 
     @app.errorhandler(FwError)
     def refused(error: FwError) -> tuple[Response, int]:
-        told = readable(str(error))
-        log.error("%s: %s", request.path, told)
-        return _reply({"Err": told}), 200
+        text = readable(str(error))
+        log.error("%s: %s", request.path, text)
+        return _reply({"Err": text}), 200
 
     @app.errorhandler(404)
     @app.errorhandler(405)
@@ -85,21 +83,18 @@ def create_app(driver: Driver, shows: Shows) -> Flask:
     @app.errorhandler(Exception)
     def failed(error: Exception) -> tuple[Response, int]:
         log.exception("%s failed", request.path)
-        told = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
-        return _reply({"Err": told}), 200
+        text = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
+        return _reply({"Err": text}), 200
 
     return app
 
 
 def _body() -> dict[str, Any]:
-    """The request's object. An empty body is a retry whose body got lost: an error, never a default."""
+    """The request's object. An empty body is a retry that lost its body: an error, never a default."""
     data = request.get_data()
     if not data:
         raise FwError("the request came without a body; try again")
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise FwError(f"the request is not JSON: {error}") from error
+    body = jsonio.document(data)
     if not isinstance(body, dict):
         raise FwError("the request must be a JSON object")
     return body

@@ -1,6 +1,6 @@
-"""Which MAC an endpoint has: the one that the user chose, if it is free on the network, or one made from its addresses.
+"""An endpoint's MAC: the one that the user chose, if it is free on the network, or one made from its addresses.
 
-Two ports of one bridge with one MAC would share the frames for it; the last one to come would have them all.
+If two ports of a bridge had the same MAC, frames for one container would reach the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from plugin.model import Endpoint, FwError
 
 
 def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
-    """The endpoint's MAC. `others`: of all networks. Raises FwError if the user chose one that it must not have."""
+    """The endpoint's MAC. `others`: endpoints of all networks. Raises FwError if the user's is not allowed."""
     taken = {o.mac: _called(o) for o in others if o.network_id == endpoint.network_id and o.id != endpoint.id}
     taken[bridge_mac(endpoint.network_id)] = "the network's bridge"
     if not endpoint.mac:
@@ -27,7 +27,7 @@ def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
 
 
 def _made(endpoint: Endpoint, taken: Iterable[str]) -> str:
-    """From the addresses; where somebody has chosen that one, from the endpoint's ID."""
+    """A MAC made from the addresses; if another endpoint has that one, from the endpoint's ID."""
     mac, number = mac_of(endpoint.addr4, endpoint.addr6), 0
     while mac in taken:
         digest = hashlib.sha256(f"{endpoint.id} {number}".encode()).digest()
@@ -36,7 +36,7 @@ def _made(endpoint: Endpoint, taken: Iterable[str]) -> str:
 
 
 def _wrong(mac: str) -> str:
-    """Why nobody may have it (IEEE 802 section 8.2: the first octet's lowest bit is a group's)."""
+    """Why no endpoint may have it, or "" (IEEE 802 section 8.2: the lowest bit of the first octet marks a group)."""
     if not int(mac.replace(":", ""), 16):
         return "is all zeros"
     return "is a multicast address" if int(mac[:2], 16) & 1 else ""

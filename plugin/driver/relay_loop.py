@@ -90,7 +90,7 @@ class Relay:
             self._running = self._thread = None
 
     def serve(self, sock: socket.socket, host: Address, port: int) -> None:
-        """Carry what comes in on a bound udp or listening tcp socket to host:port. Returns at once.
+        """Carry the traffic of a bound udp or listening tcp socket to host:port. Returns at once.
 
         From now on the relay owns the socket; `drop` closes it. Raises RuntimeError if not started.
         """

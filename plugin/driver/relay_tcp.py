@@ -111,7 +111,7 @@ class TcpPort:
             await _Splice(self._connections, client, upstream).over
         except BaseException as error:
             for sock in ends:
-                _reset(sock)  # so that the other end does not take what it got for everything
+                _reset(sock)  # so that the other end does not mistake the data it got for all of it
             if not isinstance(error, OSError):  # TimeoutError is one
                 raise
             _LOG.debug("a relayed connection to %s broke: %s", self._target, error)
@@ -123,7 +123,7 @@ class TcpPort:
 
 
 class _Splice:
-    """Two connected sockets: what comes in on one goes out on the other, each direction until its own end of data.
+    """Two connected sockets: data read from one is sent on the other, each direction until its own end of data.
 
     A direction reads only when nothing that it read is unsent. `over` is done when both have ended, or one broke.
     """
@@ -183,7 +183,7 @@ class _Splice:
 
 
 def _is_local(peer: str, accepted: socket.socket) -> bool:
-    """The socket filter has seen to this already; here it is checked again where a mistake would open a door."""
+    """The socket filter ensures this already. It is checked again because a mistake there would open a port."""
     return ip_address(peer).is_loopback or peer == accepted.getsockname()[0]
 
 

@@ -33,7 +33,6 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, key: tuple[Any, ...]) -> _Client | None:
-        """The client with this key, its time of last use renewed; None if there is none."""
         client = self.get(key)
         if client is not None:
             client.last = self.loop.time()
@@ -41,7 +40,6 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         return client
 
     def add(self, key: tuple[Any, ...], upstream: socket.socket) -> _Client:
-        """Add a client; the one that was idle longest is dropped when there are too many."""
         self._timer = self._timer or self.loop.call_later(self._idle, self._expire)
         while len(self) >= self._limit:
             self.forget(next(iter(self)))
@@ -49,7 +47,6 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         return self[key]
 
     def forget(self, key: tuple[Any, ...]) -> None:
-        """Close a client's socket and drop it."""
         client = self.pop(key)
         self.loop.remove_reader(client.upstream)
         client.upstream.close()
@@ -87,8 +84,10 @@ class UdpPort:
                 return
             if not ip_address(client[0]).is_loopback:
                 continue
-            asked = next((_IN_PKTINFO.unpack(info)[1] for _, kind, info in ancillary if kind == IP_PKTINFO), b"")
-            key = (self, client, asked)
+            local_address = next(
+                (_IN_PKTINFO.unpack(info)[1] for _, kind, info in ancillary if kind == IP_PKTINFO), b""
+            )
+            key = (self, client, local_address)
             with suppress(OSError):  # a datagram may get lost
                 known = self._clients.touch(key) or self._clients.add(key, self._connect(key))
                 known.upstream.send(data)
@@ -104,12 +103,14 @@ class UdpPort:
         return upstream
 
     def _from_container(self, key: tuple[Any, ...], upstream: socket.socket) -> None:
-        _, client, asked = key
-        source = [(socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, asked, bytes(4)))] if asked else []
+        _, client, local_address = key
+        source = (
+            [(socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, local_address, bytes(4)))] if local_address else []
+        )
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data = upstream.recv(_MAX_DATAGRAM)
-            except OSError:  # BlockingIOError: that was all; ConnectionRefusedError: nobody listens there yet
+            except OSError:  # BlockingIOError: that was all; ConnectionRefusedError: no program listens there yet
                 return
             self._clients.touch(key)
             with suppress(OSError):

@@ -2,7 +2,7 @@
 
 list = rule *( ("," / newline) rule ) · rule = what [ "from" peer *( peer ) ] ("to" in fw.egress)
 what = ports [ "/" proto ] / portless · ports = port / port "-" port / "*" · proto, portless: `plugin.protocols`
-peer = address / prefix / "container:" name / "service:" name / "project:" name / "network:" name / "host" / "any"
+peer = address / prefix / kind ":" name / "host" / "any" · kind: `plugin.labels.peer_kinds`
 
 Nothing that is wrong ever becomes a rule, and each mistake quotes the part at fault and says what would be right.
 """
@@ -15,6 +15,7 @@ from ipaddress import IPv6Network, ip_network
 from operator import attrgetter
 from typing import TypeVar
 
+from plugin.labels.peer_kinds import HOST, NAMED, PREFIX
 from plugin.labels.ranges import block_count, piece_count
 from plugin.model import Peer, Rate, Rule
 from plugin.protocols import PORTLESS, WITH_PORTS, listed
@@ -40,16 +41,11 @@ NAMED_PEERS = 32
 #: Wrong peers of one rule that are reported: reading on would take time, and help nobody.
 MOST_WRONG = 8
 
-_NAMED = ("container", "service", "project", "network")
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _PORTS_RIGHT = "a port (1-65535, a range like 9000-9100, or *)"
-_PEER_RIGHT = (
-    "an address, a prefix like 2001:db8::/32, container:NAME, service:NAME, project:NAME, network:NAME, host or any"
-)
+_PEER_RIGHT = f"an address, a prefix like 2001:db8::/32, {', '.join(f'{kind}:NAME' for kind in NAMED)}, host or any"
 _RATE_RIGHT = "a rate, like 22 5/minute burst 10 (per second, minute, hour or day)"
-#: Docker's own rule for names (moby, daemon/names), and what compose makes of it.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 T = TypeVar("T")
 
 
@@ -140,9 +136,9 @@ def elements(each: object) -> int:
 
 
 def _peer_elements(peer: Peer) -> int:
-    if peer.kind == "prefix":
+    if peer.kind == PREFIX:
         return piece_count(ip_network(peer.value)) if "/" in peer.value else 1
-    return 1 if peer.kind == "host" else NAMED_PEERS
+    return 1 if peer.kind == HOST else NAMED_PEERS
 
 
 def _split(part: str, word: str) -> tuple[str, str, str]:
@@ -213,10 +209,10 @@ def _what(part: str) -> Rule | str:
 
 def _peer(token: str) -> Peer | str:
     kind, colon, name = token.partition(":")
-    if colon and kind.lower() in _NAMED:
-        if not _NAME.fullmatch(name):
-            return f'"{_cut(token)}" has no name of Docker\'s behind the colon'
-        return Peer(kind.lower(), name)
+    if colon and (named := NAMED.get(kind.lower())):
+        if not named.pattern.fullmatch(name):
+            return f'"{_cut(token)}" has no {named.what} behind the colon'
+        return Peer(named.kind, name)
     if token.lower() in ("host", "any"):
         return Peer(token.lower())
     return parse_prefix(token)

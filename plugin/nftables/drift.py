@@ -63,8 +63,7 @@ def drift(
     who: Names,
 ) -> list[Told]:
     """What would make the kernel's table as it should be. `text`: the rules as they were put there, `put` as they were
-    read back then. `timed`: elements that stand until their time is over.
-    """
+    read back then. `timed`: elements that stand until their time is over."""
     if not standing.sets:
         return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
     binds = "table bridge" in text
@@ -109,7 +108,6 @@ def _text(element: Element) -> str:
 
 
 def told(sign: str, what: str, text: str, who: str) -> Told:
-    """One line of a difference as data."""
     return {"sign": sign, "what": what, "text": text, "who": who}
 
 

@@ -48,8 +48,7 @@ EGRESS, LAST_RUN, SUSPECTS = (ElementOwner(kind) for kind in (Kind.EGRESS, Kind.
 @dataclass(frozen=True, slots=True)
 class BridgeFacts:
     """The host's bridges that are not the driver's: `foreign` ones (by index) are left alone, `dockers` are Docker's,
-    `guarded` are all but the foreign ones, `there` are all of them, by name.
-    """
+    `guarded` are all but the foreign ones, `there` are all of them, by name."""
 
     unmanaged: frozenset[int] = frozenset()
     dockers: frozenset[str] = frozenset()
@@ -97,7 +96,6 @@ class Facts:
         return self if saved is self.saved else replace(self, saved=saved)
 
     def with_guests(self, more: Mapping[str, TrackedEndpoint], less: Collection[str] = ()) -> Facts:
-        """The facts with endpoints on Docker's networks added or replaced, and others removed."""
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
 
@@ -108,7 +106,6 @@ class Facts:
         return self if networks is self.networks else replace(self, networks=networks)
 
     def owners(self) -> Iterator[ElementOwner]:
-        """Every owner that may have elements."""
         yield from map(ElementOwner, _ALONE)
         for kind, known in self._by_kind().items():
             yield from (ElementOwner(kind, key) for key in known)

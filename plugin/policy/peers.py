@@ -13,6 +13,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
+from plugin.labels.peer_kinds import NAMED
 from plugin.labels.ranges import block_count, piece_count
 from plugin.model import Address, Container, Endpoint, Peer, Policy, Published, Rule
 from plugin.policy.decide import prefix_of
@@ -24,7 +25,8 @@ MAX_NAMED = 10_000
 #: Elements that the addresses in one endpoint's rules may become by published ports, where docker-proxy serves these:
 #: each such port lets in each piece of each prefix.
 MAX_LISTED = 100_000
-_NAMED = ("container", "service", "project", "network")
+#: Kinds of which Docker's networks say which name is meant.
+_BY_NETWORKS = frozenset(kind for kind, each in NAMED.items() if each.networks)
 #: What a peer is called everywhere: its kind, the compose project it is to be looked for in, and the name.
 Key = tuple[str, str, str]
 
@@ -36,23 +38,16 @@ def itself(container: Container) -> Key:
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """One endpoint's addresses and the names of whoever has them."""
+    """One endpoint's addresses, and what the container that has them is called."""
 
-    addresses: tuple[Address, ...] = ()
-    container: str = ""
-    project: str = ""
-    service: str = ""
-    network: str = ""
-    id: str = ""
+    addresses: tuple[Address, ...]
+    keys: frozenset[Key]
 
-    @property
-    def keys(self) -> frozenset[Key]:
-        """The keys under which peers find this container."""
-        found = {("container", "", self.container), ("network", "", self.network), ("project", "", self.project)}
-        found.add(("itself", "", self.id))
-        if self.project:
-            found.add(("service", self.project, self.service))
-        return frozenset(key for key in found if key[2])
+
+def names(container: Container) -> frozenset[Key]:
+    """Everything that a container is called on one network."""
+    found = (itself(container), *((kind, *each.of(container)) for kind, each in NAMED.items()))
+    return frozenset(key for key in found if key[2])
 
 
 def who(endpoint: Endpoint) -> Who | None:
@@ -60,14 +55,12 @@ def who(endpoint: Endpoint) -> Who | None:
     container = endpoint.container
     if container is None or not endpoint.joined:
         return None
-    addresses = tuple(address for address in (endpoint.addr4, endpoint.addr6) if address)
-    return Who(addresses, container.name, container.project, container.service, container.network, container.id)
+    return Who(tuple(address for address in (endpoint.addr4, endpoint.addr6) if address), names(container))
 
 
 class _Cost(NamedTuple):
     """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much. `flood`: so are the
-    addresses that are written there, by published ports: the rule opens nothing at all.
-    """
+    addresses that are written there, by published ports: the rule opens nothing at all."""
 
     addresses: int
     ports: int
@@ -127,7 +120,6 @@ class PeerIndex:
         return other
 
     def knows(self, owner: ElementOwner) -> bool:
-        """True if the owner is in the index."""
         return owner in self._who
 
     def put(self, owner: ElementOwner, now: Who | None) -> set[Key]:
@@ -154,8 +146,7 @@ class PeerIndex:
         self, now: Mapping[ElementOwner, Who | None]
     ) -> tuple[list[ElementOwner], dict[Address, set[ElementOwner]]]:
         """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
-        rules speak of what it was called. Nothing is noted yet.
-        """
+        rules speak of what it was called. Nothing is noted yet."""
         gone: list[ElementOwner] = []
         lost: dict[Address, set[ElementOwner]] = {}
         for owner, then in now.items():
@@ -195,13 +186,12 @@ class PeerIndex:
 
     def network_askers(self, before: frozenset[str] | None) -> list[ElementOwner]:
         """The owners whose rules speak of a network that may be another one than before: which one is meant depends on
-        what networks there are.
-        """
+        what networks there are."""
         if before is None or self.networks is None:
-            return [owner for owner, keys in self._asks.items() if any(kind == "network" for kind, _, _ in keys)]
+            return [owner for owner, keys in self._asks.items() if any(kind in _BY_NETWORKS for kind, _, _ in keys)]
         names = before ^ self.networks
         short = {name[at + 1 :] for name in names for at, letter in enumerate(name) if letter == "_"}
-        return sorted(self.dependents(("network", "", name) for name in names | short))
+        return sorted(self.dependents((kind, "", name) for kind in _BY_NETWORKS for name in names | short))
 
     def resolved(
         self,
@@ -227,8 +217,7 @@ class PeerIndex:
         proxied: Collection[Published] = (),
     ) -> Iterator[str]:
         """One sentence for each rule whose names stand for so many addresses that they open nothing; and for each that
-        opens nothing for its addresses, at so many published ports.
-        """
+        opens nothing for its addresses, at so many published ports."""
         for word, rules, ports, those in (
             ("fw.allow", policy.accepts, published, proxied),
             ("fw.egress", policy.egress or (), (), ()),
@@ -241,7 +230,7 @@ class PeerIndex:
                         "entries; publish fewer ports, or write fewer or rounder prefixes (/48, /64; /16, /24)"
                     )
                 elif cost.beyond:
-                    names = " ".join(str(peer) for peer in rule.peers if peer.kind in _NAMED)
+                    names = " ".join(str(peer) for peer in rule.peers if peer.kind in NAMED)
                     yield (
                         f"{word}={rule.what} allows nothing for {names[:200]}: {cost.addresses} addresses times "
                         f"{cost.ports} ports or blocks of ports, with the rules before it more than {MAX_NAMED} table "
@@ -297,22 +286,9 @@ class PeerIndex:
                 yield dataclasses.replace(rule, peers=tuple(sorted(peers, key=attrgetter("kind", "value"))))
 
     def addresses(self, key: Key) -> list[Address]:
-        """The addresses of all containers with this key."""
         return list(self._by_key.get(key, ()))
 
     def _keys(self, peer: Peer, container: Container | None) -> list[Key]:
-        project = container.project if container else ""
-        match peer.kind:
-            case "container" | "project":
-                return [(peer.kind, "", peer.value)]
-            case "service":
-                return [("service", project, peer.value)] if project else []
-            case "network":
-                # As compose's file calls it in the same project, or by its full name.
-                if not project:
-                    return [("network", "", peer.value)]
-                if self.networks is None:  # it is not known which one is meant, so nobody is
-                    return [("network", project, peer.value)]
-                local = f"{project}_{peer.value}"
-                return [("network", "", local if local in self.networks else peer.value)]
-        return []
+        kind = NAMED.get(peer.kind)
+        name = kind.meant(peer.value, container.project if container else "", self.networks) if kind else None
+        return [(peer.kind, *name)] if name else []

@@ -38,7 +38,6 @@ class State:
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def with_network(self, network: Network) -> State:
-        """The state with this network added or replaced."""
         if self.networks.get(network.id) == network:
             return self
         return replace(self, networks=frozen(self.networks).put(network.id, network))
@@ -54,19 +53,16 @@ class State:
         )
 
     def with_endpoint(self, endpoint: Endpoint) -> State:
-        """The state with this endpoint added or replaced."""
         if self.endpoints.get(endpoint.id) == endpoint:
             return self
         return replace(self, endpoints=frozen(self.endpoints).put(endpoint.id, endpoint))
 
     def without_endpoint(self, endpoint_id: str) -> State:
-        """The state without this endpoint."""
         return replace(self, endpoints=frozen(self.endpoints).drop([endpoint_id]))
 
     def with_bridges(self, there: Collection[str]) -> State:
         """Only these exist. On the others whoever is not known may begin nothing if somebody might not begin everything
-        once: a container that comes back while Docker's API is silent must not begin what its labels forbid.
-        """
+        once: a container that comes back while Docker's API is silent must not begin what its labels forbid."""
         egress_restricted = self.egress_restricted & frozenset(there)
         return (
             self if egress_restricted == self.egress_restricted else replace(self, egress_restricted=egress_restricted)

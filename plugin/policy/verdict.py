@@ -40,22 +40,23 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was looked at, and what came of it: "" (go on), "accept" or "drop". `origin`: who said so."""
+    """One check and its outcome: "" (go on), "accept" or "drop". `origin`: the label, setting or command that says so.
+
+    `limited`: only so many packets pass in a time, so that a packet may be dropped although the last step accepts it.
+    """
 
     text: str
     outcome: str = ""
     origin: str = ""
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The steps of a packet's way; the last one decides."""
-
     steps: tuple[Step, ...]
 
     @property
     def accepted(self) -> bool:
-        """True if the packet is accepted."""
         return self.steps[-1].outcome == "accept"
 
 
@@ -69,7 +70,6 @@ class Found:
 
     @property
     def name(self) -> str:
-        """The container's name for messages."""
         return self.endpoint.container.name if self.endpoint and self.endpoint.container else "an unknown address"
 
 
@@ -101,7 +101,7 @@ def _steps(inventory: Inventory, packet: Packet, now: float) -> Iterator[Step]:
     if source and packet.by != "proxy":  # whose packets go to the host, and are judged as such
         yield from _leaves(inventory, packet, source)
     if target is None:
-        where = "the host itself, which docker-fw does not guard" if packet.host else "no container's network"
+        where = "the host itself, which docker-fw does not filter" if packet.host else "not on a container network"
         yield Step(f"{packet.target} is {where}", "accept")
         return
     yield from _enters(inventory, packet, target)
@@ -110,29 +110,31 @@ def _steps(inventory: Inventory, packet: Packet, now: float) -> Iterator[Step]:
 def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Step]:
     network = source.network
     if network.internal and not packet.host:
-        yield Step(f"{_called(network)} is internal: nobody leaves it", "drop")
+        yield Step(f"{_called(network)} is internal: no traffic leaves it", "drop")
     if not egress_restricted(inventory, network):
-        yield Step(f"on {_called(network)} everybody may begin everything")
+        yield Step(f"on {_called(network)} every container may open any connection")
         return
     yield from _unwatched(inventory, network)
     policy = policy_of(inventory, source)
     if policy is None or (policy.egress is None and not policy.known):
-        yield Step(f"on {_called(network)} not everybody may begin everything, and {source.name} is not known", "drop")
+        text = f"egress on {_called(network)} is restricted, and it is unknown which rules apply to {source.name}"
+        yield Step(text, "drop")
         return
     if policy.egress is None:
-        yield Step(f"{source.name} may begin everything")
+        yield Step(f"{source.name} may open any connection")
         return
     rule = _host_rule(policy, packet) or _rule(policy.egress, packet.proto, packet.port, packet.target)
     if rule is None:
-        allowed = ", ".join(map(str, policy.egress)).replace(" from ", " to ") or "nothing"
-        yield Step(f"{source.name} may begin {allowed}, and not this", "drop", "fw.egress")
+        allowed = ", ".join(map(str, policy.egress)).replace(" from ", " to ")
+        text = f"may open {allowed}, not this" if allowed else "may open no connections"
+        yield Step(f"{source.name} {text}", "drop", "fw.egress")
     else:
-        yield Step(f"{source.name} may begin this: {str(rule).replace(' from ', ' to ')}", "", rule.origin)
+        yield Step(f"{source.name} may open this: {str(rule).replace(' from ', ' to ')}", "", rule.origin)
 
 
 def _unwatched(inventory: Inventory, network: Network | BridgeNetwork) -> Iterator[Step]:
     if isinstance(network, BridgeNetwork) and not inventory.watched:
-        text = f"docker-fw does not keep up with Docker, and nobody else knows who is on {_called(network)} now"
+        text = f"docker-fw is behind Docker's events: it is unknown which containers are on {_called(network)} now"
         yield Step(text, "drop")
 
 
@@ -144,16 +146,16 @@ def _host_rule(policy: Policy, packet: Packet) -> Rule | None:
 def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Step]:
     network = target.network
     if network.internal:
-        yield Step(f"{_called(network)} is internal: nobody from outside enters it", "drop")
+        yield Step(f"{_called(network)} is internal: no traffic from outside enters it", "drop")
     if packet.proto == ICMP:
         text = "useful ICMP (errors, ping) is always accepted"
         if target.endpoint is None:
             text = f"no container is known to have {packet.target}: a few packets of useful ICMP a second are accepted"
-        yield Step(text, "accept", "base")
+        yield Step(text, "accept", "base", limited=target.endpoint is None)
     yield from _unwatched(inventory, network)
     policy = policy_of(inventory, target)
     if policy is None or not policy.known:
-        yield Step(f"it is not known who has {packet.target}: it answers on ICMP only", "drop")
+        yield Step(f"it is unknown which container has {packet.target}: it answers on ICMP only", "drop")
         return
     yield Step(f"{packet.target} is {target.name} on {_called(network)}")
     if not policy.labels_valid:
@@ -167,14 +169,14 @@ def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Ste
         accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
         alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, BridgeNetwork) else ()
         if not others and any(covers(each, packet.proto, packet.port) for each in alone):
-            accepts += ", which is published on the host's loopback alone"
+            accepts += ", which is published on the host's loopback only"
         yield Step(f"{target.name} {accepts}", "drop")
         return
     for rate in policy.rates:
         if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
             if inventory.quota.refused(target.owner):
                 yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
-            yield Step(f"a source may open so many: {rate}", "", rate.origin)
+            yield Step(f"each source is limited: {rate}", "", rate.origin, limited=True)
     yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
 
 

@@ -201,8 +201,7 @@ class TableApplier:
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
-        Raises NftError.
-        """
+        Raises NftError."""
         began = time.monotonic()
         if self._nft.intact() and not (self._nft.incomplete and began >= self._again):
             return False

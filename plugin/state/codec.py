@@ -11,6 +11,7 @@ from typing import Any
 from plugin.jsonio import boolean, integer, items, port, protocol, text
 from plugin.labels.grammar import LONGEST, MOST, UNITS, parse_prefix, remembered
 from plugin.labels.keys import KEYS, LOGS, POLICIES
+from plugin.labels.peer_kinds import HOST, NAMED, PREFIX
 from plugin.model import Overriding, Peer, PolicySpec, Problem, Rate, Rule
 from plugin.protocols import OTHER, PORTLESS
 
@@ -23,12 +24,11 @@ def spec(raw: Any) -> PolicySpec:
 
 
 def one(value: Any) -> PolicySpec:
-    """A policy from its JSON. Raises ValueError."""
-    return PolicySpec(**{field: read(value, field) for field, read in _FIELDS.items()})
+    there = (field for field in _FIELDS if field in value or field in _ALWAYS)
+    return PolicySpec(**{field: _FIELDS[field](value, field) for field in there})
 
 
 def problem(raw: Any) -> Problem:
-    """A problem of a label from its JSON. Raises ValueError."""
     # Files of before there was a guard have no `closes`.
     closes = boolean(raw, "closes") if "closes" in raw else True
     confines = boolean(raw, "confines") if "confines" in raw else False
@@ -36,7 +36,6 @@ def problem(raw: Any) -> Problem:
 
 
 def overriding(raw: Any) -> Overriding:
-    """An override from its JSON. Raises ValueError."""
     return Overriding(text(raw, "container"), rule(raw["rule"]), boolean(raw, "deny"), moment(raw["until"]))
 
 
@@ -48,7 +47,6 @@ def moment(value: Any) -> float:
 
 
 def rule(raw: Any) -> Rule:
-    """A rule from its JSON. Raises ValueError."""
     proto = text(raw, "proto")
     peers = tuple(map(_peer, raw.get("peers", [])))
     origin = text(raw, "origin") if "origin" in raw else ""
@@ -66,10 +64,10 @@ def _rules(raw: Any, key: str) -> tuple[Rule, ...]:
 
 def _peer(raw: Any) -> Peer:
     kind, value = text(raw, "kind"), text(raw, "value")
-    if kind == "prefix":
+    if kind == PREFIX:
         if parse_prefix(value) != Peer(kind, value):
             raise ValueError(f"{value!r} is not a prefix")
-    elif kind not in ("container", "service", "project", "network", "host"):
+    elif kind != HOST and kind not in NAMED:
         raise ValueError(f"{kind!r} is no kind of peer")
     return Peer(kind, value)
 
@@ -110,5 +108,7 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
     "log": _word(*LOGS),
 }
+#: Fields that every file has. A later one is unset in the file of a former release.
+_ALWAYS = frozenset(("allow", "deny", "policy", "egress", "rate", "log"))
 if _missing := {key.field for key in KEYS.values()} ^ _FIELDS.keys():
     raise TypeError(f"plugin.state.codec and the label keys do not agree on {', '.join(sorted(_missing))}")

@@ -68,8 +68,7 @@ class FlowCutter:
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
         """What cuts the flows of containers that have left one of these endpoints, so that nobody inherits them: those
-        of its addresses and, on Docker's networks, of the ports that docker-proxy served for it.
-        """
+        of its addresses and, on Docker's networks, of the ports that docker-proxy served for it."""
         owners = list(owners)
         here = {(owner, address): who for owner in owners for address, who in _holders(after, owner)}
         whose = {(address, who) for (_, address), who in here.items() if who}
@@ -91,8 +90,7 @@ class FlowCutter:
     def closed(self, before: Facts, after: Facts) -> list[Callable[[], Cut | None]]:
         """What cuts the flows that a change of what is kept closes: to published ports that are closed now, or lead to
         a container now, and of who is banned. Those of strangers, where not everybody may begin everything from now on,
-        are cut later.
-        """
+        are cut later."""
         was, now = before.saved, after.saved
         ports = [
             port
@@ -122,7 +120,6 @@ class FlowCutter:
             self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
-        """What the addresses of these owners accept."""
         return self._known.answers_of(owners)
 
     # --- what was cut does not come back --------------------------------------------------------------------------

@@ -64,7 +64,6 @@ class Reconciler:
 
     @property
     def facts(self) -> Facts:
-        """All facts that are known now."""
         return self._view.facts
 
     @property
@@ -137,8 +136,7 @@ class Reconciler:
 
     def observe(self, edit: Edit) -> None:
         """Changes what is known by what is so. Never refused: what the disk or the kernel does not take is tried
-        again.
-        """
+        again."""
         ends: list[Callable[[], Cut | None]] = []
         try:
             with self._lock:
@@ -253,19 +251,15 @@ class Reconciler:
     # --- edits that several callers make --------------------------------------------------------------------------
 
     def edit_state(self, edit: Callable[[State], State]) -> Cut:
-        """Commit an edit of the saved part of the facts. Raises FwError."""
         return self.commit(lambda facts: facts.keeping(edit))
 
     def put_network(self, network: Network) -> None:
-        """Add or replace a network of the driver. Raises FwError."""
         self.edit_state(lambda state: state.with_network(network))
 
     def drop_network(self, network_id: str) -> None:
-        """Forget a network of the driver. Raises FwError."""
         self.edit_state(lambda state: state.without_network(network_id))
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
-        """Add or replace an endpoint of the driver. Raises FwError."""
         self.edit_state(lambda state: state.with_endpoint(endpoint))
 
     def add_endpoint(self, endpoint_id: str, make: Callable[[Iterable[Endpoint]], Endpoint]) -> Endpoint:
@@ -280,7 +274,6 @@ class Reconciler:
         return found[0]
 
     def drop_endpoint(self, endpoint_id: str) -> None:
-        """Forget an endpoint of the driver and close it. Raises FwError."""
         self.edit_state(lambda state: state.without_endpoint(endpoint_id))
 
     def edit_endpoint(
@@ -331,8 +324,7 @@ class Reconciler:
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
-        Raises NftError.
-        """
+        Raises NftError."""
         with self._lock:
             repaired = self._writer.repair()
             self._behind.again()

@@ -48,8 +48,8 @@ def test_names_leave_by_the_hosts_resolver(deep: Fw, driver: str | None) -> None
             asks(egress_restricted(deep, net))
             assert host.seen(), "the leak that is written down"
             spec = " ".join(deep.fwctl("status").split())
-            assert "fw.egress does not hold names back: Docker's DNS asks the host's resolver (127.0.0.1)" in spec
-        # Another one of the host's is asked from the host, or not: status says what is the case.
+            assert "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1)" in spec
+        # Another one of the host's is asked from the host, or not: status says which.
         asks(egress_restricted(deep, net))
         leaks = any(each["port"] == 53 for each in far.seen())
-        assert ("does not hold names back" in deep.fwctl("status")) is leaks
+        assert ("DNS queries bypass fw.egress" in deep.fwctl("status")) is leaks

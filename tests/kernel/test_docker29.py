@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from plugin.docker.client import DockerApi
-from plugin.fwctl.api.docker_firewall import Engine, without_effect
+from plugin.docker.engine import Engine
+from plugin.fwctl.api.docker_firewall import without_effect
 from plugin.model import BridgeNetwork, Container, Defaults, PolicySpec, Published, Rule
 from plugin.nftables.sets import Element
 from tests.kernel.fakedocker import FakeDocker

@@ -1,4 +1,4 @@
-"""`fwctl` against the running plugin, by real packets: what it says is so, what it changes passes or does not."""
+"""`fwctl` against a running plugin, with real packets: its answers are true, and its changes take effect."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_packets_pass_by_allow_and_not_by_deny(fw: Fw) -> None:
 
 
 def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
-    """Within a second of its time nobody comes in any more, nor does who was in."""
+    """Within a second of its end no new connection is accepted, and established ones end."""
     _, box = fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "--for", "2s")
     began = time.monotonic()
@@ -127,7 +127,7 @@ def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
 
 
 def test_deny_cuts_who_is_in(fw: Fw) -> None:
-    """A connection that stands is cut, not only the next one refused."""
+    """An established connection is cut, not only the next one refused."""
     _, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     with talking(fw, box) as talk:
         fw.fwctl("deny", "c2", "9000", "--for", "1h")
@@ -135,7 +135,7 @@ def test_deny_cuts_who_is_in(fw: Fw) -> None:
 
 
 def test_overrides_stand_over_restarts(fw: Fw) -> None:
-    """Of a worker that is killed, and of docker-fw; what has ended meanwhile does not come back."""
+    """Of a killed worker, and of docker-fw; an expired override does not come back."""
     fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "9001")
     fw.fwctl("allow", "c2", "9002", "--for", "6s")
@@ -151,7 +151,7 @@ def test_overrides_stand_over_restarts(fw: Fw) -> None:
 
 
 def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
-    """At a clean stop what was opened for a time closes; with docker-fw it comes back, until its end."""
+    """At a clean stop a timed opening closes; it is restored with docker-fw, until its end."""
     _, box = fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "--for", "1h")
     fw.fwctl("allow", "c2", "9001")
@@ -166,7 +166,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
 
 
 def test_overrides_go_with_the_container(fw: Fw) -> None:
-    """When Docker does not list it any more; a container of the same name has its own labels alone."""
+    """When Docker does not list it any more; a container of the same name has its own labels only."""
     net = network(fw)
     endpoint, _ = fw.web(net)
     fw.fwctl("allow", "c2", "9000")
@@ -182,7 +182,7 @@ def test_overrides_go_with_the_container(fw: Fw) -> None:
 
 
 def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
-    """Neither a container, nor a published port, nor the host itself; by both families; connections that stand too."""
+    """Neither a container, nor a published port, nor the host; in both families; established connections too."""
     endpoint, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     fw.publish(endpoint, 18080, 80)
     host4, host6 = str(fw.site.HOST4), str(fw.site.HOST6)
@@ -223,7 +223,7 @@ def test_a_prefix_is_banned_and_ends_by_itself(fw: Fw) -> None:
 
 
 def test_the_host_does_not_ban_itself(fw: Fw) -> None:
-    """Its addresses as the kernel tells them, and gateways."""
+    """Its addresses, and gateways."""
     network(fw)
     own = (str(fw.site.HOST4), str(fw.site.HOST6), "10.1.0.1")
     for address in (*own, "2001:db8:1::/64", "127.0.0.1", "198.51.100.0/24"):
@@ -361,7 +361,7 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
 
 
 def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
-    """The elements that a plan says would come and go are those that do when docker-fw is started with them."""
+    """The elements that a plan would add and remove are those that change when docker-fw starts with the settings."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     fw.publish(fw.web(network(fw, 2), 3)[0], 19000, 9000)
     settings = {"FW_ALLOW": "9100, 9200 from 192.0.2.0/24", "FW_DENY": "22", "FW_EGRESS": "443",
@@ -445,7 +445,7 @@ def _nft(*arguments: str, text: str = "") -> str:
 
 
 def test_status_watch_sees_a_change(fw: Fw) -> None:
-    """`fwctl status --watch --json` tells each time how it is then."""
+    """`fwctl status --watch --json` prints the current status each time."""
     fw.web(network(fw))
     watch = ["status", "--watch", "0.1", "--json", "--socket", str(fw.socket)]
     command = [sys.executable, "-m", "plugin.fwctl.cli", *watch]
@@ -461,7 +461,7 @@ def test_status_watch_sees_a_change(fw: Fw) -> None:
 
 
 def test_drops_are_counted_for_whom_they_were(fw: Fw) -> None:
-    """`fwctl status` tells how many packets were dropped on their way to a container, and of those that it began."""
+    """`fwctl status` counts dropped packets to a container, and from it."""
     fw.web(network(fw))
     assert "dropped:" not in fw.fwctl("status")
     fw.seen(9000, 9001)
@@ -469,7 +469,7 @@ def test_drops_are_counted_for_whom_they_were(fw: Fw) -> None:
 
 
 def test_many_ask_and_change_at_once(fw: Fw) -> None:
-    """Status, plans, bans and overrides while containers come and go: nobody waits for ever, all is as it should be."""
+    """Status, plans, bans and overrides while containers start and stop: no request hangs, and the table is right."""
     from concurrent.futures import ThreadPoolExecutor
 
     net = network(fw)

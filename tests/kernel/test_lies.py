@@ -42,7 +42,7 @@ def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> No
         docker.containers[BAD] = {**truth, place: wrong}
         look = api.look()
         assert WEB in look.containers, (place, wrong)
-        assert truth["Id"] in look.existing
+        assert truth["Id"] in look.container_ids
     docker.containers[BAD] = truth
     assert set(api.look().containers) == {WEB, BAD}
 
@@ -56,8 +56,8 @@ def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[st
     docker.containers = {BAD: {**first, **truth, **large}, WEB: docker.containers[WEB]}
     look = api.look()
     assert set(look.containers) == {WEB}
-    assert truth["Id"] in look.existing
-    assert look.whole
+    assert truth["Id"] in look.container_ids
+    assert look.complete
     assert "stays closed" in look.not_guarded["bad"]
     assert [endpoint.id for endpoint in look.endpoints] == [WEB]
     found = api.find(NETWORK, BAD)
@@ -68,7 +68,7 @@ def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[st
     assert api.running(truth["Id"]) == []
     docker.networks[NETWORK]["Driver"] = "bridge"
     assert api.guest(NETWORK, truth["Id"]) is None
-    assert api.look().existing == {truth["Id"]}
+    assert api.look().container_ids == {truth["Id"]}
 
 
 @pytest.mark.parametrize("path", ["/networks/", "/images/"])
@@ -102,10 +102,10 @@ def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> N
     """A list with something in it that is not understood does not say which networks there are, nor does an empty one:
     Docker has always some of its own. So nothing of docker-fw's is taken for removed."""
     api = DockerApi(str(docker.path))
-    assert api.look().known == {NETWORK}
+    assert api.look().network_ids == {NETWORK}
     for answer in ([], [{"Id": NETWORK, "Name": "net"}, {"Name": "other"}]):
         with lying(docker, "/networks", lambda _, answer=answer: answer):
-            assert api.look().known is None
+            assert api.look().network_ids is None
 
 
 @pytest.mark.parametrize("path", ["/networks", "/containers/json"])
@@ -124,7 +124,7 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
     with pytest.raises(DockerUnavailable):
         next(api.events())
     monkeypatch.undo()
-    assert next(api.events()).what == "subscribed"
+    assert next(api.events()).action == "subscribed"
 
 
 # --- the running plugin, and packets ------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def listening(site: Site, *endpoints: Endpoint) -> Iterator[Told]:
 def test_a_drop_shows_with_its_containers_name_within_a_second(
     site: Site, boxes: tuple[Box, Box], version: int
 ) -> None:
-    """A packet to a closed port is told within a second: container, port, who came, by which links, and why."""
+    """A packet to a closed port is reported within a second: container, port, source, links and reason."""
     web, _ = boxes
     source, target = (Site.OUT4, web.v4) if version == 4 else (Site.OUT6, web.v6)
     assert web.network
@@ -117,7 +117,7 @@ def test_a_drop_shows_with_its_containers_name_within_a_second(
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[Box, Box], version: int) -> None:
-    """With fw.egress: none a packet outwards, and one to the host, are told as begun by the container."""
+    """With fw.egress: none a packet outwards, and one to the host, are outbound drops of the container."""
     web, _ = boxes
     assert web.network
     source, outside = (web.v4, Site.OUT4) if version == 4 else (web.v6, Site.OUT6)
@@ -130,8 +130,8 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
     assert (away.came_by, away.went_by) == (web.network.bridge, "eth0")
     assert (home.direction, home.container, home.header.port) == ("by", "web", 2375)
     assert (home.came_by, home.went_by) == (web.network.bridge, "")
-    assert "may begin nothing" in away.reason
-    assert "may begin nothing" in home.reason
+    assert "may open no connections" in away.reason
+    assert "may open no connections" in home.reason
 
 
 def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:
@@ -143,7 +143,7 @@ def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> Non
 
 
 def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
-    """A drop of a protocol without ports, or with no more than a header, is told as what it is."""
+    """A drop of a protocol without ports, or with no more than a header, is reported as what it is."""
     web, _ = boxes
     packets = [
         Packet(Site.OUT6.packed, web.v6.packed, proto, data)
@@ -251,7 +251,7 @@ def test_one_listener_has_a_group(site: Site) -> None:
 def test_another_program_in_our_group_is_said_and_outlived(
     site: Site, boxes: tuple[Box, Box], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While another program listens to docker-fw's group a warning says so; when it ends, drops are told again."""
+    """While another program uses docker-fw's group a warning says so; when it ends, drops are reported again."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(droplog, "RETRY", 0.02)
     web, _ = boxes
@@ -272,7 +272,7 @@ def test_another_program_in_our_group_is_said_and_outlived(
         log.stop()
         thread.join(5)
     told = [r.getMessage() for r in caplog.records if r.name == "plugin.fwctl.api.droplog"]
-    assert told == [TAKEN, "drops are told again"]
+    assert told == [TAKEN, "drops are reported again"]
 
 
 # --- the whole plugin -------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def place(running: Running) -> DockerFollower:
 
 
 def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetns) -> None:
-    """`fwctl log` prints what was dropped and then each drop as it comes; --no-follow ends; --json is for programs."""
+    """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is for programs."""
     running.site.send([tcp(Site.OUT4, "10.1.0.2", 7001, 40001)])
     until(lambda: 7001 in kept_ports(running), "it is told")
     with fwctl(running, "c2", "-n", "1") as shown:
@@ -388,7 +388,7 @@ def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetn
 
 
 def test_followers_do_not_starve_dockers_hooks(running: Running, web: NamedNetns) -> None:
-    """Four follow at once; a fifth is told why not; hooks are answered meanwhile; one that goes makes room."""
+    """Four clients follow at once; a fifth gets the reason; hooks are answered; an ended one frees its place."""
     with ExitStack() as stack:
         there = [stack.enter_context(closing(place(running))) for _ in range(FOLLOWERS)]
         fifth = stack.enter_context(closing(DockerFollower(running)))
@@ -406,7 +406,7 @@ def test_followers_do_not_starve_dockers_hooks(running: Running, web: NamedNetns
 
 
 def test_followers_do_not_keep_the_plugin_from_stopping(running: Running) -> None:
-    """With four followers, of which none reads any more, docker-fw stops as fast as without; who reads sees the end."""
+    """With four followers that do not read, docker-fw stops as fast as without; one that reads sees the end."""
     with Site() as site:
         own = Running(site)
         try:
@@ -427,7 +427,7 @@ def test_followers_do_not_keep_the_plugin_from_stopping(running: Running) -> Non
 
 
 def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> None:
-    """When docker-fw ends under a follower's hands, or is not there, one line says so and the exit status is 1."""
+    """When docker-fw stops while a client follows, or does not run, one line says so and the exit status is 1."""
     with Site() as site:
         own = Running(site)
         try:

@@ -140,6 +140,13 @@ def test_architecture_has_every_package_and_their_modules() -> None:
             assert flat <= named, f"{flat - named} beside the packages"
 
 
+def test_the_order_of_locks_names_them_all() -> None:
+    """Each module that makes a lock is in the list of docs/internals/lease.md, and no other is."""
+    section = (ROOT / "docs/internals/lease.md").read_text().split("\n## Locks\n", 1)[1].split("\n## ", 1)[0]
+    files = (path for path in PLUGIN.rglob("*.py") if re.search(r"threading\.R?Lock\(\)", path.read_text()))
+    assert {".".join(path.relative_to(PLUGIN).with_suffix("").parts) for path in files} == set(spans(section))
+
+
 def test_architecture_is_short() -> None:
     """A stranger reads it at once: two drawings, the packages, the invariants. Details are in docs/internals."""
     assert len(ARCHITECTURE.read_text().splitlines()) < 150

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plugin.labels.keys import KEYS
 from plugin.labels.parser import parse
+from plugin.labels.peer_kinds import NAMED
 from plugin.protocols import PORTLESS, WITH_PORTS
 from plugin.settings import SETTINGS, read
 from tests import reference
@@ -45,6 +46,12 @@ def test_the_grammar_names_every_protocol() -> None:
     first, *others = WITH_PORTS
     line = f"; proto: {first} (default), {', '.join(others)}; portless: {', '.join(PORTLESS)}\n"
     assert line in reference.FILE.read_text()
+
+
+def test_the_grammar_names_every_kind_of_peer() -> None:
+    """LABELS.md lists the kinds of the registry, and no others."""
+    kinds = " / ".join(f'"{kind}:" name' for kind in NAMED)
+    assert f'peer   = address / prefix / {kinds} / "host" / "any"\n' in reference.FILE.read_text()
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

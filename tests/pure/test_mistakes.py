@@ -18,10 +18,21 @@ from hypothesis import strategies as st
 
 from plugin.docker import container_labels
 from plugin.labels import parser
-from plugin.model import BridgeNetwork, Defaults, Endpoint, Network, Override, Policy, PolicySpec, Published, Rule
+from plugin.model import (
+    BridgeNetwork,
+    Container,
+    Defaults,
+    Endpoint,
+    Network,
+    Override,
+    Policy,
+    PolicySpec,
+    Published,
+    Rule,
+)
 from plugin.policy import decide as policy
 from plugin.policy.decide import closed_ports
-from plugin.policy.peers import PeerIndex, Who
+from plugin.policy.peers import PeerIndex, Who, names
 from tests.pure import naive
 from tests.pure.naive import Flow
 from tests.pure.strategies import examples, near_text
@@ -71,14 +82,14 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    return container_labels.at(container_labels.read(listed, image), network)
+    return container_labels.on_network(container_labels.read(listed, image), network)
 
 
 def directory() -> PeerIndex:
     made = PeerIndex()
     made.networks = frozenset({"front", "shop_back"})
-    made.put("a", Who((API,), "api-1", "shop", "api", "front"))
-    made.put("d", Who((DB,), "db", "other", "db", "shop_back"))
+    made.put("a", Who((API,), names(Container("", "api-1", network="front", project="shop", service="api"))))
+    made.put("d", Who((DB,), names(Container("", "db", network="shop_back", project="other", service="db"))))
     return made
 
 
@@ -295,9 +306,9 @@ def test_while_an_image_cannot_be_asked_nothing_is_wider(
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
-    unsure = container_labels.at(container_labels.read(listed, None, unknown="no such image"), "front")
-    no_wider(world, unsure, container_labels.at(container_labels.read(listed, None), "front"))
-    no_wider(world, unsure, container_labels.at(container_labels.read(listed, told), "front"))
+    unsure = container_labels.on_network(container_labels.read(listed, None, unknown="no such image"), "front")
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, None), "front"))
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, told), "front"))
 
 
 # --- a right one opens what it says -------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from rich.console import Console
 from plugin.docker import container_labels
 from plugin.docker import parse as listing
 from plugin.docker.bridges import Bridges
+from plugin.docker.engine import Engine
 from plugin.docker.tracker import EndpointTracker
 from plugin.fwctl.api import plan, status
-from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.api.explain import Around, explain
 from plugin.fwctl.api.flow_ends import containers
 from plugin.fwctl.check.run import run as check

@@ -103,14 +103,14 @@ class AdminCommands:
         """`fwctl unban`: remove bans, all of them if None. An address that is not banned is reported, and no error."""
         known = self._reconciler.state.bans
         meant = list(known) if addresses is None else list(dict.fromkeys(map(bans.read, addresses)))
-        gone = [prefix for prefix in meant if prefix in known]
-        if gone:
-            self._reconciler.edit_state(partial(_unbanned, gone=gone))
+        removed = [prefix for prefix in meant if prefix in known]
+        if removed:
+            self._reconciler.edit_state(partial(_unbanned, removed=removed))
         left, now = self._reconciler.state.bans, self._clock()
         wider = ((prefix, bans.holding(prefix, left, now)) for prefix in meant if addresses is not None)
         still = [{"address": bans.written(prefix), "by": bans.written(by)} for prefix, by in wider if by]
         absent = [bans.written(prefix) for prefix in meant if prefix not in known]
-        return {"unbanned": list(map(bans.written, gone)), "absent": absent, "still": still}
+        return {"unbanned": list(map(bans.written, removed)), "absent": absent, "still": still}
 
     def bans(self) -> dict[str, Any]:
         """Return the banned addresses, and until when."""
@@ -173,9 +173,9 @@ def _with_overrides(added: Sequence[Overriding], state: State) -> State:
     return state
 
 
-def _unbanned(state: State, gone: Collection[Prefix]) -> State:
+def _unbanned(state: State, removed: Collection[Prefix]) -> State:
     left = dict(state.bans)
-    for prefix in gone:
+    for prefix in removed:
         left.pop(prefix, None)
     return dataclasses.replace(state, bans=left)
 

@@ -7,8 +7,8 @@ address in raw prerouting, before any mark counts. `fwctl status` and `fwctl exp
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from plugin.docker.engine import Engine
 from plugin.model import BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import Found, Packet, Step
@@ -17,20 +17,6 @@ from plugin.protocols import PUBLISHABLE
 
 #: The origin of a step that is Docker's.
 DOCKER = "Docker"
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Docker's version ("28.5.2", "" if unknown) and its firewall backend (≥ 29: "nftables")."""
-
-    version: str = ""
-    backend: str = ""
-
-    @property
-    def major(self) -> int:
-        """The major version; 0 if it is unknown."""
-        head = self.version.partition(".")[0]
-        return int(head) if head.isascii() and head.isdigit() else 0
 
 
 def without_effect(

@@ -28,7 +28,6 @@ class Names:
         self._built = self._took = float("-inf")
 
     def find(self, inventory: Inventory, address: Address) -> Found | None:
-        """The network and endpoint that have this address, or None."""
         owner = self._owners.get(address)
         found = inventory.endpoint(owner) if owner else None
         if owner is None or found is None or address not in (found[1].addr4, found[1].addr6):

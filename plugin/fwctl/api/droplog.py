@@ -50,8 +50,7 @@ T = TypeVar("T")
 class StateReader(Protocol):
     """The reconciler, as far as the drop log uses it."""
 
-    def read(self, question: Callable[[Inventory], T]) -> T:
-        """Answer a question about what is known, while nothing changes."""
+    def read(self, question: Callable[[Inventory], T]) -> T: ...
 
 
 class Source(Protocol):
@@ -59,11 +58,9 @@ class Source(Protocol):
 
     lost: int
 
-    def read(self) -> Sequence[Logged]:
-        """Packets since the last call. Raises OSError."""
+    def read(self) -> Sequence[Logged]: ...
 
-    def close(self) -> None:
-        """Leave the group."""
+    def close(self) -> None: ...
 
 
 class Ring:
@@ -75,11 +72,9 @@ class Ring:
 
     @property
     def newest(self) -> int:
-        """Number of the last drop; 0 if there is none."""
         return self._drops[-1].number if self._drops else 0
 
     def put(self, drops: Iterable[Drop]) -> None:
-        """Add drops and wake the readers that wait for them."""
         with self._changed:
             self._drops.extend(drops)
             self._changed.notify_all()
@@ -100,24 +95,24 @@ class Lines:
         self._seconds = seconds
         self._counts: dict[str, list[float]] = {}  # start of the period, lines written, lines suppressed
 
-    def allow(self, who: str, now: float) -> bool:
+    def allow(self, container: str, now: float) -> bool:
         """True if one more line may be written."""
-        of = self._counts.setdefault(who, [now, 0, 0])
-        of[1 if of[1] < self._most else 2] += 1
-        return not of[2]
+        counts = self._counts.setdefault(container, [now, 0, 0])
+        counts[1 if counts[1] < self._most else 2] += 1
+        return not counts[2]
 
     def over(self, now: float) -> Iterator[tuple[str, int]]:
         """Yield the containers whose period is over, with the number of suppressed lines, if there were any."""
-        for who, (since, _, held) in list(self._counts.items()):
+        for container, (since, _, suppressed) in list(self._counts.items()):
             if now - since >= self._seconds:
-                del self._counts[who]
-                if held:
-                    yield who, int(held)
+                del self._counts[container]
+                if suppressed:
+                    yield container, int(suppressed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    who: str
+    container: str
     drop: Drop
 
 
@@ -162,7 +157,6 @@ class DropLog:
         return self._stop.is_set() or not self.serving()
 
     def stop(self) -> None:
-        """End the loop and every request that follows the log."""
         self._stop.set()
 
     def drop_loop(self) -> None:
@@ -203,10 +197,10 @@ class DropLog:
             lines = [_Line(drop.container or str(drop.address), drop) for drop, logs in named if logs]
             self.ring.put(drops)
         for written in lines:
-            if self._lines.allow(written.who, self._clock()):
+            if self._lines.allow(written.container, self._clock()):
                 log.info("dropped: %s", line(written.drop.as_data()))
-        for who, held in self._lines.over(self._clock()):
-            log.info("dropped: %s: %d more were not logged", who, held)
+        for container, suppressed in self._lines.over(self._clock()):
+            log.info("dropped: %s: %d more were not logged", container, suppressed)
 
     def _drop(
         self, inventory: Inventory, each: Logged, of: Header, now: float, links: dict[int, str]
@@ -218,7 +212,7 @@ class DropLog:
         if for_host and not source and (behind := self._names.behind(inventory, number_of(of.proto), of.port)):
             # Served by docker-proxy: the client is outside, and the container behind the port is the target.
             target, port = behind
-            reason = f"published port of {port.container_port}/{port.proto}, which is not open to it"
+            reason = f"published port of {port.container_port}/{port.proto}, which is not open to the client"
         direction: Literal["to", "by"] = "by" if (for_host and not target) or (source and not target) else "to"
         self._number += 1
         drop = Drop(
@@ -252,8 +246,7 @@ class DropLog:
         if proto == ICMP and of.kind not in _ECHO:
             return "it is not a useful ICMP message"
         # Over a rate limit, one of many to an unknown address, from a forged source, or opened since.
-        few = ("a source may open", "no container is known")
-        return next((step.text for step in steps if step.text.startswith(few)), "")
+        return next((step.text for step in steps if step.limited), "")
 
     def _set_trouble(self, trouble: str) -> None:
         if trouble != self.trouble:

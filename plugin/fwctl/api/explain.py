@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plugin.fwctl.api.docker_firewall import Engine, docker_step
+from plugin.docker.engine import Engine
+from plugin.fwctl.api.docker_firewall import docker_step
 from plugin.fwctl.api.flow_ends import End, ends, internet, pairs
 from plugin.labels.grammar import parse_deny
 from plugin.model import Address, BridgeNetwork, FwError, Published

@@ -34,10 +34,6 @@ from plugin.policy.view import evaluated
 from plugin.settings import SETTINGS, Settings
 from plugin.state.reconciler import Reconciler
 
-#: Settings of the table itself.
-_OF_THE_TABLE = ("FW_DOCKERD_PORTS", "FW_IMAGE_LABELS", "FW_MARK", "FW_PUBLISHED")
-#: Settings that are defaults of every container's policy.
-_OF_CONTAINERS = tuple(name for name, setting in SETTINGS.items() if setting.label)
 #: How often the kernel is read without the lock, before it is read under it.
 _TRIES = 3
 #: The facts, elements and lease; the rules as text, and as the kernel reported them after they were loaded.
@@ -111,15 +107,15 @@ class AdminQueries:
     def plan(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Return how the kernel differs from the policy, and what these settings would change. Raises FwError."""
         inventory = self._reconciler.snapshot()
-        who = drift.names(inventory)
-        found: dict[str, Any] = {"drift": self._drift(who), "policy": [], "elements": [], "rules": [], "notes": []}
+        owners = drift.names(inventory)
+        found: dict[str, Any] = {"drift": self._drift(owners), "policy": [], "elements": [], "rules": [], "notes": []}
         if given:
             settings = self._read(given)
             found["notes"] = _notes(given)
             before = evaluated(self._settings.defaults, inventory.facts)
             after = evaluated(settings.defaults, self._changed(settings, inventory.facts))
             found["policy"] = plan.policies(before, after)
-            found["elements"] = drift.elements(plan.difference(before, after), who)
+            found["elements"] = drift.elements(plan.difference(before, after), owners)
             if settings.mark != self._settings.mark:
                 found["rules"] = plan.rules_apart(self._settings.mark, settings.mark)
         found["changes"] = any(found[part] for part in ("drift", "policy", "elements", "rules"))
@@ -157,7 +153,7 @@ class AdminQueries:
             facts = plan.with_containers(look.containers)(facts)
         return facts
 
-    def _drift(self, who: drift.Names) -> list[drift.Told]:
+    def _drift(self, owners: drift.Names) -> list[drift.Told]:
         try:
             for _ in range(_TRIES):
                 found = dump.read()
@@ -173,7 +169,7 @@ class AdminQueries:
         # What expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
-        return drift.drift(wanted, timed_yet, found, text, dump.lines(put), who)
+        return drift.drift(wanted, timed_yet, found, text, dump.lines(put), owners)
 
     def _compared(self, found: drift.TableDump, _: object) -> tuple[bool, Should]:
         """Return whether the kernel's table is still as found, and what it should be."""
@@ -205,6 +201,6 @@ def _notes(given: Mapping[str, str]) -> list[str]:
             notes.append("FW_MISTAKES applies to containers that start later, and changes nothing now")
         elif name == "FW_MARK":
             notes.append("FW_MARK is also in the rule in DOCKER-USER, or in dockerd's --bridge-accept-fwmark")
-        elif name not in (*_OF_THE_TABLE, *_OF_CONTAINERS):
+        elif name in SETTINGS and not SETTINGS[name].table:
             notes.append(f"{name} does not change the table")
     return notes

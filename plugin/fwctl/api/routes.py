@@ -17,6 +17,7 @@ from flask import Blueprint, Flask, Response, request
 
 from plugin.fwctl.api.commands import AdminCommands
 from plugin.fwctl.api.queries import AdminQueries
+from plugin.jsonio import document, items, mapping, record, text, wrong
 from plugin.labels.duration import LONGEST
 from plugin.model import FwError
 from plugin.protocols import PORTLESS
@@ -27,80 +28,6 @@ MAX_RULES, MAX_BANS = 256, 100_000
 #: Characters of a text; nothing that is meant is longer.
 MAX_TEXT = 4096
 log = logging.getLogger(__name__)
-
-
-class Body:
-    """A request's object, read strictly: what is missing, of another type or unknown is an error that names it."""
-
-    def __init__(self, raw: Any, *fields: str, where: str = "the request") -> None:
-        if not isinstance(raw, dict):
-            raise FwError(f"{where} must be a JSON object with {' and '.join(fields)}")
-        if unknown := [key for key in raw if key not in fields]:
-            raise FwError(f"{where} has a field {unknown[0][:40]!r}, which is none of {', '.join(fields)}")
-        self._raw: Mapping[str, Any] = raw
-        self._where = where
-
-    def text(self, name: str, right: str) -> str:
-        """The value as text that is not blank. Raises FwError that says what is `right`."""
-        value = self._raw.get(name)
-        if not isinstance(value, str) or not value.strip():
-            raise self._wrong(name, right, value)
-        if len(value) > MAX_TEXT:
-            raise FwError(f"{self._where}: {name} is {len(value)} characters long; at most {MAX_TEXT} are read")
-        return value.strip()
-
-    def texts(self, name: str, right: str, most: int) -> list[str]:
-        """The value as 1 to `most` texts. Raises FwError."""
-        values = self._raw.get(name)
-        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-            raise self._wrong(name, right, values)
-        if len(values) > most:
-            raise FwError(f"{self._where}: {name} has {len(values)} entries; at most {most} are read")
-        return [value[: MAX_TEXT + 1] for value in values]
-
-    def items(self, name: str, right: str, most: int) -> list[Any]:
-        """The value as a list of 1 to `most` items. Raises FwError."""
-        values = self._raw.get(name)
-        if not isinstance(values, list) or not values:
-            raise self._wrong(name, right, values)
-        if len(values) > most:
-            raise FwError(f"{self._where}: {name} has {len(values)} entries; at most {most} are read")
-        return values
-
-    def seconds(self) -> float | None:
-        """None or nothing: for ever."""
-        value = self._raw.get("seconds")
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
-            raise self._wrong("seconds", f"a number of seconds, from 1 to {LONGEST}, or null for ever", value)
-        return value
-
-    def family(self) -> int | None:
-        """4 or 6; None or nothing: both."""
-        value = self._raw.get("family")
-        if value is not None and (isinstance(value, bool) or value not in (4, 6)):
-            raise self._wrong("family", "4, 6, or null for both", value)
-        return None if value is None else int(value)
-
-    def everything(self) -> bool:
-        """True for {"all": true}."""
-        if "all" in self._raw and self._raw["all"] is not True:
-            raise self._wrong("all", "true, or left out", self._raw["all"])
-        if "all" in self._raw and len(self._raw) > 1:
-            raise FwError(f"{self._where}: all goes alone")
-        return "all" in self._raw
-
-    def pairs(self, name: str, right: str) -> dict[str, str]:
-        """The value as a map of text to text; empty if it is missing. Raises FwError."""
-        values = self._raw.get(name, {})
-        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-            raise self._wrong(name, right, values)
-        return {key: value[: MAX_TEXT + 1] for key, value in values.items()}
-
-    def _wrong(self, name: str, right: str, value: Any) -> FwError:
-        shown = "missing" if name not in self._raw else json.dumps(value)[:60]
-        return FwError(f"{self._where}: {name} must be {right}; it is {shown}")
 
 
 def add_routes(app: Flask, orders: AdminCommands, questions: AdminQueries) -> None:
@@ -117,7 +44,7 @@ def add_routes(app: Flask, orders: AdminCommands, questions: AdminQueries) -> No
     }
 
     def post(name: str) -> Callable[[], Response]:
-        return lambda: _reply(posts[name](_body()))
+        return lambda: _reply(posts[name](document(request.get_data())))
 
     for name in posts:
         routes.add_url_rule(f"/{name}", name, post(name), methods=["POST"])
@@ -146,54 +73,109 @@ def add_routes(app: Flask, orders: AdminCommands, questions: AdminQueries) -> No
     app.register_blueprint(routes)
 
 
-def _override(orders: AdminCommands, questions: AdminQueries, raw: Any, *, deny: bool) -> dict[str, Any]:
-    body = Body(raw, "container", "rules", "seconds")
-    right = 'a list of rules, like ["8080", "53/udp"]'
-    texts = body.texts("rules", right, MAX_RULES)
-    told = orders.override(body.text("container", _WHO), texts, body.seconds(), deny=deny)
-    return {**told, "places": questions.places(told["id"])}
-
-
-_WHO = "the name of a container, or the beginning of its ID"
+_CONTAINER = "the name of a container, or the beginning of its ID"
+_ADDRESS = "an address or a prefix, like 203.0.113.7"
 _ADDRESSES = 'a list of addresses or prefixes, like ["203.0.113.7", "2001:db8:5::/48"]'
 
 
+def _override(orders: AdminCommands, questions: AdminQueries, raw: Any, *, deny: bool) -> dict[str, Any]:
+    body = record(raw, "container", "rules", "seconds")
+    rules = _texts(body, "rules", 'a list of rules, like ["8080", "53/udp"]', MAX_RULES)
+    changed = orders.override(_text(body, "container", _CONTAINER), rules, _seconds(body), deny=deny)
+    return {**changed, "places": questions.places(changed["id"])}
+
+
 def _revert(orders: AdminCommands, raw: Any) -> dict[str, Any]:
-    body = Body(raw, "container", "all")
-    return orders.revert(None if body.everything() else body.text("container", _WHO))
+    body = record(raw, "container", "all")
+    return orders.revert(None if _all(body) else _text(body, "container", _CONTAINER))
 
 
 def _ban(orders: AdminCommands, raw: Any) -> dict[str, Any]:
     right = 'a list like [{"address": "203.0.113.7", "seconds": 600}]'
     wanted = []
-    for number, each in enumerate(Body(raw, "bans").items("bans", right, MAX_BANS)):
-        one = Body(each, "address", "seconds", where=f"bans[{number}]")
-        wanted.append((one.text("address", "an address or a prefix, like 203.0.113.7"), one.seconds()))
+    for number, each in enumerate(_items(record(raw, "bans"), "bans", right, MAX_BANS)):
+        where = f"bans[{number}]"
+        ban = record(each, "address", "seconds", where=where)
+        wanted.append((_text(ban, "address", _ADDRESS, where), _seconds(ban, where)))
     return orders.ban(wanted)
 
 
 def _unban(orders: AdminCommands, raw: Any) -> dict[str, Any]:
-    body = Body(raw, "addresses", "all")
-    return orders.unban(None if body.everything() else body.texts("addresses", _ADDRESSES, MAX_BANS))
+    body = record(raw, "addresses", "all")
+    return orders.unban(None if _all(body) else _texts(body, "addresses", _ADDRESSES, MAX_BANS))
 
 
 def _explain(questions: AdminQueries, raw: Any) -> dict[str, Any]:
-    body = Body(raw, "from", "to", "what", "family")
+    body = record(raw, "from", "to", "what", "family")
     end = "an address, a container's name, internet or host"
-    source, target = body.text("from", end), body.text("to", end)
-    what = body.text("what", f"a port like 8080 or 53/udp, or {', '.join(PORTLESS)}, icmp")
-    return questions.explain(source, target, what, body.family())
+    source, target = _text(body, "from", end), _text(body, "to", end)
+    what = _text(body, "what", f"a port like 8080 or 53/udp, or {', '.join(PORTLESS)}, icmp")
+    return questions.explain(source, target, what, _family(body))
 
 
 def _plan(questions: AdminQueries, raw: Any) -> dict[str, Any]:
-    return questions.plan(Body(raw, "settings").pairs("settings", 'an object of settings, like {"FW_ALLOW": "8080"}'))
+    right = 'an object of settings, like {"FW_ALLOW": "8080"}'
+    body = record(raw, "settings")
+    settings = mapping(body, "settings", right, default={})
+    if not all(isinstance(value, str) for value in settings.values()):
+        raise wrong(body, "settings", right)
+    return questions.plan({key: value[: MAX_TEXT + 1] for key, value in settings.items()})
 
 
-def _body() -> Any:
-    try:
-        return json.loads(request.get_data())
-    except (ValueError, RecursionError) as error:
-        raise FwError(f"the request is not JSON: {error}") from error
+# --- fields that several requests have --------------------------------------------------------------------------------
+
+
+def _text(body: Mapping[str, Any], key: str, right: str, where: str = "") -> str:
+    """A text that is not blank."""
+    value = text(body, key, right, most=MAX_TEXT, where=where).strip()
+    if not value:
+        raise wrong(body, key, right, where=where)
+    return value
+
+
+def _items(body: Mapping[str, Any], key: str, right: str, most: int) -> list[Any]:
+    """A list that is not empty."""
+    values = items(body, key, right, most=most)
+    if not values:
+        raise wrong(body, key, right)
+    return values
+
+
+def _texts(body: Mapping[str, Any], key: str, right: str, most: int) -> list[str]:
+    values = _items(body, key, right, most)
+    if not all(isinstance(value, str) for value in values):
+        raise wrong(body, key, right)
+    return [value[: MAX_TEXT + 1] for value in values]
+
+
+def _seconds(body: Mapping[str, Any], where: str = "") -> float | None:
+    """None: permanently, which is also what a missing field means."""
+    value: Any = body.get("seconds")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
+        right = f"a number of seconds, from 1 to {LONGEST}, or null for permanently"
+        raise wrong(body, "seconds", right, where=where)
+    return value
+
+
+def _family(body: Mapping[str, Any]) -> int | None:
+    """4 or 6; None: both, which is also what a missing field means."""
+    value = body.get("family")
+    if value is not None and (isinstance(value, bool) or value not in (4, 6)):
+        raise wrong(body, "family", "4, 6, or null for both")
+    return None if value is None else int(value)
+
+
+def _all(body: Mapping[str, Any]) -> bool:
+    """True for {"all": true}, False where the field is missing."""
+    if "all" not in body:
+        return False
+    if body["all"] is not True:
+        raise wrong(body, "all", "true, or left out")
+    if len(body) > 1:
+        raise FwError("all goes alone: leave the other fields out")
+    return True
 
 
 def _reply(told: dict[str, Any], status: int = 200) -> Response:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
+from plugin.docker.engine import Engine
+from plugin.fwctl.api.docker_firewall import within, without_effect
 from plugin.fwctl.api.flow_ends import containers
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, Policy, Published, Rule
 from plugin.policy.decide import covers

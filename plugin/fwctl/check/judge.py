@@ -1,6 +1,6 @@
-"""Services and networks of compose files → what each would accept, by the plugin's own labels and policy. Pure.
+"""What services of compose files would accept on each network, by the plugin's own labels and policy. Pure.
 
-Every mistake in a key of docker-fw's goes to `notes`, at the line of that key.
+Every mistake in a docker-fw key is noted at the line of that key.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from types import MappingProxyType
+from typing import NamedTuple
 
 from plugin.fwctl.check.compose.model import Notes, Place, Unreadable, Value
 from plugin.fwctl.check.compose.ports import Port
@@ -32,7 +34,7 @@ from plugin.policy import decide
 #: Rules of all services on all their networks: aliases make many of a few lines.
 MAX_WORK = 100_000
 
-#: Where a rule was said, as its origin tells → the line.
+#: The line of a rule, by the rule's origin.
 Places = Mapping[str, Place]
 
 
@@ -47,7 +49,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A service on one network. `refused`: it does not start there. `said`: the words that count, with the settings."""
+    """A service on one network. `spec`: its labels and options, with the host's settings."""
 
     service: Service
     net: Net
@@ -59,95 +61,93 @@ class Judged:
 
     @property
     def refused(self) -> bool:
-        """True if the container would not start: a label is wrong on a network of docker-fw."""
+        """True if docker-fw refuses to start the service there."""
         return self.net.kind == "own" and bool(self.problems)
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """A network's options, read once."""
+class _Keys(NamedTuple):
+    """docker-fw's keys of one place: of a service's labels, of its attachment to a network, or of a network."""
 
-    parsed: parser.ParsedLabels
-    places: Places
+    parsed: parser.ParsedLabels = parser.ParsedLabels()
+    places: Places = MappingProxyType({})
 
 
 def judge(stack: Stack, defaults: Defaults, notes: Notes) -> list[Judged]:
-    """Every service on every network where docker-fw has a say."""
-    options = {key: _network_options(net, notes) for key, net in stack.nets.items()}
+    """Judge every service on every network that docker-fw protects."""
+    networks = {key: _network_options(net, notes) for key, net in stack.nets.items()}
     found: list[Judged] = []
     work = 0
     for service in stack.services.values():
         parsed = parser.parse({key: value.text for key, value in service.labels.items()})
-        places = {f"label {key}": value.place for key, value in service.labels.items()}
-        _tell(parsed.problems, places, service.name, notes)
-        strangers(service, stack, notes)
+        labels = _Keys(parsed, {f"label {key}": value.place for key, value in service.labels.items()})
+        _note(labels, service.name, notes)
+        unknown_networks(service, stack, notes)
         for attachment in service.attachments:
-            not_guarded = attachment.net.kind == "apart"
-            own = _NONE if not_guarded else parser.parse(_texts(attachment.options), "driver option ")
-            more = {f"driver option {key}": value.place for key, value in attachment.options.items()}
-            _tell(own.problems, more, service.name, notes)
-            network = options.get(attachment.net.key, _Options(_NONE, {}))
-            told = (network, _Options(parsed, places), own, more)
-            work += 1 + sum(len(p.spec.allow) + len(p.spec.egress or ()) for p in (parsed, own, network.parsed))
-            local = any(port.local for port in service.ports)
-            work += sum(port.last - port.first for port in service.ports) if defaults.published or local else 0
+            options = _attachment_options(attachment)
+            _note(options, service.name, notes)
+            network = networks.get(attachment.net.key, _Keys())
+            work += _work(service, (labels, options, network), defaults)
             if work > MAX_WORK:
                 raise Unreadable(service.place, f"there are more than {MAX_WORK} rules, counted for every network")
             if attachment.net.kind != "apart":
-                found.append(_judged(stack, service, attachment, told, defaults))
+                found.append(_judged(stack, service, attachment.net, labels, options, network, defaults))
     return found
 
 
-_NONE = parser.ParsedLabels()
+def _attachment_options(attachment: Attachment) -> _Keys:
+    places = {f"driver option {key}": value.place for key, value in attachment.options.items()}
+    if attachment.net.kind == "apart":
+        return _Keys(places=places)
+    return _Keys(parser.parse(_texts(attachment.options), "driver option "), places)
+
+
+def _work(service: Service, keys: Iterable[_Keys], defaults: Defaults) -> int:
+    """Estimate the work for one service on one network: its rules, and the ports that it publishes."""
+    rules = sum(len(each.parsed.spec.allow) + len(each.parsed.spec.egress or ()) for each in keys)
+    local = any(port.local for port in service.ports)
+    return 1 + rules + (sum(port.last - port.first for port in service.ports) if defaults.published or local else 0)
 
 
 def _judged(
-    stack: Stack,
-    service: Service,
-    attachment: Attachment,
-    told: tuple[_Options, _Options, parser.ParsedLabels, Places],
-    defaults: Defaults,
+    stack: Stack, service: Service, net: Net, labels: _Keys, options: _Keys, network: _Keys, defaults: Defaults
 ) -> Judged:
-    network, container, own, more = told
-    net = attachment.net
-    problems = (*container.parsed.problems, *own.problems)
-    there: Network | BridgeNetwork
+    problems = (*labels.parsed.problems, *options.parsed.problems)
+    found: Network | BridgeNetwork
     if net.kind == "own":
-        problems = (*network.parsed.problems, *problems)
-        there = Network(net.key, "", internal=net.internal, spec=network.parsed.spec)
+        found = Network(net.key, "", internal=net.internal, spec=network.parsed.spec)
+        refusing = (*network.parsed.problems, *problems)
     else:
-        there = BridgeNetwork(
-            net.key, net.name, "", internal=net.internal, spec=network.parsed.spec, problems=network.parsed.problems
-        )
-    who = Container(
+        spec, wrong = network.parsed.spec, network.parsed.problems
+        found = BridgeNetwork(net.key, net.name, "", internal=net.internal, spec=spec, problems=wrong)
+        refusing = problems
+    container = Container(
         "",
         service.container,
-        parser.for_network(container.parsed, net.names),
-        problems,
+        parser.for_network(labels.parsed, net.names),
+        refusing,
         network=net.name,
         project=stack.project,
         service=service.name,
     )
     by_port = _published(service.ports, everything=defaults.published)
-    endpoint = Endpoint("", net.key, joined=True, spec=own.spec, container=who, published=by_port)
-    decided = decide.of(there, endpoint, defaults)
+    endpoint = Endpoint("", net.key, joined=True, spec=options.parsed.spec, container=container, published=by_port)
+    decided = decide.of(found, endpoint, defaults)
     decided = dataclasses.replace(decided, published=tuple(_in_ranges(decided.published)))
-    openings = tuple(opening for port in service.ports for opening in _openings(port, decided))
     return Judged(
         service,
         net,
         decided,
-        decide.words(there, endpoint, defaults),
-        {**network.places, **container.places, **more},
-        openings,
-        (*network.parsed.problems, *problems),
+        decide.words(found, endpoint, defaults),
+        {**network.places, **labels.places, **options.places},
+        tuple(opening for port in service.ports for opening in _openings(port, decided)),
+        (*network.parsed.problems, *refusing),
     )
 
 
 def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, ...]:
-    """One for each port, on loopback or anywhere; on which port of the host's makes no difference to the policy.
+    """Return one for each port, on loopback or any address; the host's port makes no difference to the policy.
 
-    Not `everything`: those on loopback, and what is published elsewhere of these.
+    Unless `everything`: those on loopback, and the same ports where they are published elsewhere too.
     """
     ports = list(ports)
     local, elsewhere = (
@@ -161,7 +161,7 @@ def _published(ports: Iterable[Port], *, everything: bool) -> tuple[Published, .
 
 
 def _in_ranges(rules: Iterable[Rule]) -> Iterable[Rule]:
-    """Neighbouring ports as one rule."""
+    """Join neighbouring ports to one rule."""
     found: list[Rule] = []
     for rule in sorted(rules):
         if found and found[-1].proto == rule.proto and found[-1].last + 1 >= rule.first:
@@ -172,7 +172,7 @@ def _in_ranges(rules: Iterable[Rule]) -> Iterable[Rule]:
 
 
 def _openings(port: Port, decided: Policy) -> Iterable[Opening]:
-    """The parts of a published range that are open to the same people."""
+    """Split a published range into parts that are open to the same peers."""
     whole = [Rule(port.proto, port.first, port.last)]
     if port.local:
         return [Opening(port, whole[0], "host")]
@@ -184,34 +184,34 @@ def _openings(port: Port, decided: Policy) -> Iterable[Opening]:
     return [Opening(port, part, to) for to, found in parts for part in found]
 
 
-def _network_options(net: Net, notes: Notes) -> _Options:
+def _network_options(net: Net, notes: Notes) -> _Keys:
     options = net.options or {}
     if net.kind == "apart":
         for key in (key for key in options if key.lower().startswith(PREFIX)):
             notes.warn(options[key].place, f"network {net.key}: {key} has no effect: {net.why}")
-        return _Options(_NONE, {})
+        return _Keys()
     parsed = parser.parse(_texts(options), "network option ")
     places = {f"network option {key}": value.place for key, value in options.items()}
     for problem in parsed.problems:
         notes.mistake(_at(problem, places, net.place), f"network {net.key}: {problem}")
-    return _Options(parsed, places)
+    return _Keys(parsed, places)
 
 
 def _texts(options: Mapping[str, Value]) -> dict[str, object]:
     return {key: value.text for key, value in options.items()}
 
 
-def _tell(problems: Iterable[Problem], places: Places, service: str, notes: Notes) -> None:
-    for problem in problems:
-        notes.mistake(_at(problem, places, Place("")), str(problem), service)
+def _note(keys: _Keys, service: str, notes: Notes) -> None:
+    for problem in keys.parsed.problems:
+        notes.mistake(_at(problem, keys.places, Place("")), str(problem), service)
 
 
 def _at(problem: Problem, places: Places, otherwise: Place) -> Place:
     return places.get(problem.where, otherwise)
 
 
-def strangers(service: Service, stack: Stack, notes: Notes) -> None:
-    """`fw.network.NAME.…` where NAME is no network of the service's: it would never count."""
+def unknown_networks(service: Service, stack: Stack, notes: Notes) -> None:
+    """Note `fw.network.NAME.…` if NAME is not a network of the service: it would have no effect."""
     nets = stack.on(service.name)
     for key, value in service.labels.items():
         name, short = parser.split(key)
@@ -219,5 +219,5 @@ def strangers(service: Service, stack: Stack, notes: Notes) -> None:
             continue
         known = [net.key for net in nets]
         there = f" ({', '.join(known)})" if known else ""
-        text = f'label {key}: "{name}" is none of the networks of {service.name}{there}{near(name, known)}'
+        text = f'label {key}: "{name}" is not a network of {service.name}{there}{near(name, known)}'
         notes.mistake(value.place, text, service.name)

@@ -1,4 +1,4 @@
-"""Keys of docker-fw's that stand where they count for nothing, and keys that only look like them. Pure."""
+"""docker-fw's keys in places where they have no effect, and keys that only look like them. Pure."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from plugin.labels.keys import KEYS, ONE_NETWORK, PREFIX
 
 
 def misplaced(services: Mapping[str, Value], networks: Mapping[str, Value], notes: Notes) -> None:
-    """Labels of a swarm service, of an image, of a network; annotations."""
+    """Note labels of a swarm service, an image or a network, and annotations."""
     for name, service in services.items():
         for key, value in _ours(_inner(service, "deploy", "labels")):
-            what = f"deploy.labels {key} is the swarm service's, not its containers', and counts for nothing; "
-            notes.mistake(value.place, what + "move it to labels: of the service itself", name)
+            what = f"deploy.labels {key} has no effect: it is a label of the swarm service, not of its containers; "
+            notes.mistake(value.place, what + "move it to the service's labels:", name)
         for key, value in _ours(_inner(service, "build", "labels")):
-            what = f"build.labels {key} is the image's, which opens nothing; move it to labels: of the service itself"
+            what = f"build.labels {key} opens nothing: it is a label of the image; move it to the service's labels:"
             notes.warn(value.place, what, name)
         for key, value in _ours(_inner(service, "annotations")):
-            notes.warn(value.place, f"annotation {key} counts for nothing; move it to labels:", name)
+            notes.warn(value.place, f"annotation {key} has no effect; move it to labels:", name)
     for name, network in networks.items():
         for key, value in _ours(_inner(network, "labels")):
-            what = f"label {key} counts for nothing; for every container on it write it under driver_opts:"
+            what = f"label {key} has no effect; to apply it to every container, write it under driver_opts:"
             notes.warn(value.place, f"network {name}: {what}")
 
 
-def unheard(stack: Stack, notes: Notes) -> None:
-    """Labels of services that docker-fw does not guard, options that nobody reads, numbers that are read as others."""
+def without_effect(stack: Stack, notes: Notes) -> None:
+    """Note labels of services that docker-fw does not protect, unread options, and numbers that YAML changes."""
     for service in stack.services.values():
         kinds = {attachment.net.kind for attachment in service.attachments}
         why = ""
         if service.shares:
             whose = service.shares.replace(":", " ", 1)
-            why = f"{service.name} shares the network of {whose}, whose labels count; move it there"
+            why = f"{service.name} shares the network of {whose}, whose labels apply; move it there"
         elif kinds <= {"apart"}:
             why = "; ".join(dict.fromkeys(f"{each.net.key} is {each.net.why}" for each in service.attachments))
         for key, value in service.labels.items():
@@ -45,7 +45,7 @@ def unheard(stack: Stack, notes: Notes) -> None:
                     what = f"label {key}: YAML reads {value.written} as the number {value.text}; put it in quotes"
                     notes.warn(value.place, what, service.name)
             elif likely := lookalike(key):
-                notes.warn(value.place, f"label {key} counts for nothing; did you mean {likely}?", service.name)
+                notes.warn(value.place, f"label {key} has no effect; did you mean {likely}?", service.name)
         for attachment in service.attachments:
             for key, value in _ours(attachment.options) if attachment.net.kind == "apart" else ():
                 why = f"{attachment.net.key} is {attachment.net.why}"
@@ -53,7 +53,7 @@ def unheard(stack: Stack, notes: Notes) -> None:
 
 
 def lookalike(key: str) -> str:
-    """The key of docker-fw's that a label like fw-allow or FW_ALLOW was probably meant to be; "" if none."""
+    """Return the docker-fw key that a label like fw-allow or FW_ALLOW probably means; "" if none."""
     bare = re.sub(r"[^a-z0-9]+", ".", key.lower()[:128]).strip(".").removeprefix("docker.")
     if key.lower().startswith(PREFIX) or not bare.startswith("fw"):
         return ""

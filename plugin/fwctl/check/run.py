@@ -1,4 +1,4 @@
-"""`fwctl check`: what compose files would open, and their mistakes, without any Docker."""
+"""`fwctl check`: what compose files would open, and their mistakes. Needs no Docker."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def run(
     defaults: Defaults = PLAIN,
     fetch: Fetch = read_file,
 ) -> int:
-    """Reads the files as `docker compose -f A -f B` does and writes what it finds; returns the exit status.
+    """Read the files as `docker compose -f A -f B` does, print the result, and return the exit status.
 
-    `environ`: for `${VAR}`; the `.env` beside the first file is read too. `defaults`: what the host's settings say.
+    `environ`: for `${VAR}`; the `.env` beside the first file is read too. `defaults`: from the host's settings.
     """
     notes = Notes()
     found: tuple[Stack, list[Judged]] | None = None
@@ -51,10 +51,10 @@ def run(
 
 def _checked(project: Project, paths: Sequence[str], defaults: Defaults, notes: Notes) -> tuple[Stack, list[Judged]]:
     if not project.services and not notes.mistakes:
-        notes.mistake(Place(paths[-1], 1), "there is no service in it: services stand under services:")
+        notes.mistake(Place(paths[-1], 1), "it has no services; define them under services:")
     places.misplaced(project.services, project.networks, notes)
     whole = stack(project.name, project.services, project.networks, notes)
     judged = judge(whole, defaults, notes)
-    places.unheard(whole, notes)
+    places.without_effect(whole, notes)
     hints.hints(whole, judged, notes)
     return whole, judged

@@ -1,4 +1,4 @@
-"""What `fwctl check` tells: as text for people, as data for programs. Pure."""
+"""What `fwctl check` prints: text for people, data for programs. Pure."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from plugin.model import Rule
 from plugin.text import printable
 
 Found = tuple[Stack, list[Judged]]
-_OPEN = {"everybody": "open to everybody", "host": "for the host alone"}
+_OPEN = {"everybody": "open to all", "host": "reachable from the host only"}
 
 
 def as_text(paths: Sequence[str], found: Found | None, notes: Notes) -> str:
-    """Services with what they accept, then mistakes and warnings in the form FILE:LINE: TEXT."""
+    """Return the services with what they accept, then mistakes and warnings as FILE:LINE: TEXT."""
     lines: list[str] = []
     if found:
         count = len(found[0].services)
         lines.append(f"{', '.join(paths)}: {count} service{'' if count == 1 else 's'}")
         for service in found[0].services.values():
             lines += _service(service, [each for each in found[1] if each.service is service], len(paths) > 1)
-    for title, told in (("mistakes", notes.mistakes), ("warnings", notes.warnings)):
-        if told:
-            lines += [f"{title}:", *map(str, sorted(told))]
+    for title, found_notes in (("mistakes", notes.mistakes), ("warnings", notes.warnings)):
+        if found_notes:
+            lines += [f"{title}:", *map(str, sorted(found_notes))]
     return "\n".join(map(printable, lines))
 
 
 def _service(service: Service, judged: list[Judged], several: bool) -> Iterator[str]:
     if service.shares:
         whose = service.shares.replace(":", " ", 1)
-        yield f"{service.name}  shares the network of {whose}, whose labels count"
+        yield f"{service.name}  shares the network of {whose}, whose labels apply"
     for attachment in service.attachments:
         if attachment.net.kind == "apart":
             yield f"{service.name}  on {attachment.net.key} ({attachment.net.why})"
-    # Networks on which it answers alike are told together.
-    for _, alike in groupby(sorted(judged, key=_words), key=_words):
+    # Networks with the same result are shown together.
+    for _, alike in groupby(sorted(judged, key=_shown), key=_shown):
         nets = list(alike)
         first = nets[0]
-        kind = first.net.why or {"own": "docker-fw's own", "guarded": "guarded"}[first.net.kind]
-        inside = "; internal: nobody from outside" if first.net.internal else ""
+        kind = first.net.why or {"own": "docker-fw network", "guarded": "Docker network"}[first.net.kind]
+        inside = "; internal: no access from outside" if first.net.internal else ""
         yield f"{service.name}  on {', '.join(each.net.key for each in nets)} ({kind}{inside})"
         if first.refused:
-            yield "  does not start there: docker-fw refuses it until the mistakes are mended"
+            yield "  does not start: docker-fw refuses it until the mistakes are fixed"
             continue
         for line in _lines(first, several):
             yield f"  {line}"
 
 
-def _words(each: Judged) -> tuple[object, ...]:
-    """What makes a difference to people."""
+def _shown(each: Judged) -> tuple[object, ...]:
+    """Return what is shown of a network: those that are equal are shown together."""
     return (each.net.kind, each.net.why, each.net.internal, each.refused, *_lines(each, True))
 
 
@@ -79,18 +79,18 @@ def _lines(each: Judged, several: bool) -> list[str]:
 
 
 def _by_origin(rules: Iterable[Rule], each: Judged) -> list[tuple[str, list[Rule]]]:
-    """The base first, then what is said, from the top of the file down."""
+    """Group rules by origin: the base first, then the file from top to bottom."""
     found: dict[str, list[Rule]] = {}
     for rule in rules:
         found.setdefault(rule.origin, []).append(rule)
     return sorted(found.items(), key=lambda item: (item[0] != "base", each.places.get(item[0], Place(""))))
 
 
-def _group(rules: list[Rule], origin: str, each: Judged, several: bool, word: str = "from") -> str:
+def _group(rules: list[Rule], origin: str, each: Judged, several: bool, preposition: str = "from") -> str:
     if set(rules) == set(EVERYTHING):
         text = "everything"
     else:
-        text = ", ".join(r.what + (f" {word} {' '.join(map(str, r.peers))}" if r.peers else "") for r in rules)
+        text = ", ".join(r.what + (f" {preposition} {' '.join(map(str, r.peers))}" if r.peers else "") for r in rules)
     place = each.places.get(origin)
     where = "" if place is None else f", {place if several else f'line {place.line}'}"
     return f"{text} ({origin}{where})" if origin else text
@@ -117,7 +117,7 @@ def _covers(rule: Rule, part: Rule) -> bool:
 
 
 def as_data(found: Found | None, notes: Notes) -> dict[str, Any]:
-    """The same for programs; `services` is empty if the files cannot be read."""
+    """Return the same for programs; `services` is empty if the files cannot be read."""
     services = []
     for service in found[0].services.values() if found else ():
         not_guarded = (attachment.net for attachment in service.attachments if attachment.net.kind == "apart")

@@ -1,6 +1,6 @@
 """What fwctl prints of a status: lines of text, each part with a style for a terminal. Pure; the data is docker-fw's.
 
-`plain` makes text of the lines, for pipes and files. `plugin.fwctl.cli.terminal` prints the same words in colours and
+`plain` makes text of the lines, for pipes and files. `plugin.fwctl.cli.terminal` prints the same texts in colours and
 tables.
 """
 
@@ -11,13 +11,12 @@ from typing import Any
 
 from plugin.labels.duration import left
 from plugin.labels.keys import EVERYTHING
+from plugin.labels.peer_kinds import NAMED
 from plugin.text import printable
 
 #: Texts and their styles: "", good, bad, warn, dim, name.
 Line = list[tuple[str, str]]
 _EVERYTHING = {str(rule) for rule in EVERYTHING}
-#: Peers that are written by name: their addresses are shown too.
-_NAMED = ("container", "service", "project", "network")
 EMPTY = "no container on any network; inbound traffic will be blocked, except TCP 22, 80, 443"
 
 
@@ -106,14 +105,14 @@ def details(endpoint: dict[str, Any], network: dict[str, Any], now: float) -> It
         yield f"dropped: {endpoint['dropped']} packets to it, {endpoint['refused']} from it", "dim"
 
 
-def _rule(rule: dict[str, Any], word: str) -> str:
+def _rule(rule: dict[str, Any], preposition: str) -> str:
     """Return a rule, with the current addresses of peers that are written by name."""
     if not rule["peers"]:
         return str(rule["what"])
     now = [address for address in rule["addresses"] if address not in rule["peers"]]
-    named = [peer for peer in rule["peers"] if ":" in peer and peer.partition(":")[0] in _NAMED]
+    named = [peer for peer in rule["peers"] if ":" in peer and peer.partition(":")[0] in NAMED]
     addresses = f" = {' '.join(now) or 'no container now'}" if named else ""
-    return f"{rule['what']} {word} {' '.join(rule['peers'])}{addresses}"
+    return f"{rule['what']} {preposition} {' '.join(rule['peers'])}{addresses}"
 
 
 def _origins(rules: Iterable[dict[str, Any]]) -> str:
@@ -132,7 +131,7 @@ def until(end: float | None, now: float) -> str:
 
 
 def closed(published: dict[str, Any]) -> str:
-    """Return for whom a published port is closed."""
+    """Return from where a published port is closed."""
     peers = " ".join(published["peers"])
     return f"open to {peers}, closed to others" if published["some"] else "closed to the outside"
 

@@ -53,12 +53,10 @@ class BootTableKeeper:
         self.report = ""
 
     def boot_loop(self) -> None:
-        """Write the boot table again whenever it differs, until `stop`."""
         while not self._stop.wait(EVERY):
             self.keep()
 
     def stop(self) -> None:
-        """End the loop."""
         self._stop.set()
 
     def keep(self) -> None:

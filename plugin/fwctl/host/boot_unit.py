@@ -131,18 +131,18 @@ def install(root: Path, nft: str, text: str) -> list[str]:
 def remove(root: Path) -> list[str]:
     """Remove the files, but not the directory, which a sidecar mounts; return those that existed. Raises FwError."""
     _is_root(root)
-    gone = []
+    found = []
     try:
         for path in (WANTS, UNIT, SCRIPT, FILE, f"{FILE}.kept", f"{FILE}.new"):
             if os.path.lexists(root / path):
                 os.unlink(root / path)
-                gone.append(path)
+                found.append(path)
         wants = root / os.path.dirname(WANTS)
-        if WANTS in gone and not os.listdir(wants):
+        if WANTS in found and not os.listdir(wants):
             os.rmdir(wants)
     except OSError as error:
         raise FwError(f"could not remove {error.filename}: {error.strerror}") from error
-    return gone
+    return found
 
 
 def installed(changed: Collection[str], unmanaged: Collection[str], why_not: str) -> str:
@@ -164,11 +164,11 @@ def installed(changed: Collection[str], unmanaged: Collection[str], why_not: str
     return "\n".join(lines)
 
 
-def removed(gone: Collection[str]) -> str:
+def removed(paths: Collection[str]) -> str:
     """Return the report of `fwctl boot remove`."""
-    if not gone:
+    if not paths:
         return "there was nothing to remove"
-    lines = [f"removed: /{path}" for path in gone]
+    lines = [f"removed: /{path}" for path in paths]
     lines += [
         "Next: systemctl daemon-reload. The table in the kernel stays: a running docker-fw uses it. If docker-fw does",
         "not run any more, remove the table with `fwctl cleanup`.",

@@ -1,4 +1,4 @@
-"""The process that closes before anybody is served: what it does first, and that it never fails in silence."""
+"""The process that closes the bridges before the socket exists: its errors are logged, and the start continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
     settings: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An error that nobody foresaw is in the log with where it happened, not lost with the process."""
+    """An unexpected error is in the log with its traceback."""
 
     def fails(*_: object) -> object:
         raise RuntimeError("nobody foresaw this")

@@ -1,4 +1,4 @@
-"""docker-fw's log: one record, one line, whoever wrote the words in it."""
+"""docker-fw's log: one record, one line, whatever it contains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_plain_words_are_as_they_were() -> None:
 
 
 def test_an_error_is_one_line_with_its_end() -> None:
-    """Of a traceback with a megabyte in its middle both the message and the error are told."""
+    """A traceback with a megabyte in its middle keeps both the message and the error."""
     try:
         raise ValueError("x" * (1 << 20) + "\n the cause")
     except ValueError as error:
@@ -66,7 +66,7 @@ def test_megabytes_are_cut_before_they_are_looked_at() -> None:
 
 
 def test_the_plugin_writes_its_log_so() -> None:
-    """By the very configuration that gunicorn is given: nobody writes otherwise."""
+    """The configuration that gunicorn gets uses this format."""
     config = copy.deepcopy(gunicorn_conf.logconfig_dict)
     made = {name: DictConfigurator({}).configure_formatter(each) for name, each in config["formatters"].items()}
     assert {type(made[handler["formatter"]]) for handler in config["handlers"].values()} == {OneLine}
@@ -75,7 +75,7 @@ def test_the_plugin_writes_its_log_so() -> None:
 
 
 def test_fwctl_writes_its_log_so() -> None:
-    """What the rooms that it uses have to say comes to stderr in the same form, not as it came."""
+    """Warnings of the modules that a command uses are on stderr in the same form, escaped."""
     code = (
         "import logging\nfrom plugin.fwctl.cli import log, main\n"
         f"log.run = lambda _: logging.getLogger('plugin.x').error({ODD!r}) or 0\n"

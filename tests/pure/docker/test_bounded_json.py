@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.docker import bounded_json
-from plugin.docker.bounded_json import Cut, beginning, elements, members, whole
+from plugin.docker.bounded_json import Cut, beginning, elements, members, one_value
 from tests.pure.strategies import examples, json_values
 
 ID = "c" * 64
@@ -153,14 +153,14 @@ def test_what_is_no_list_is_no_answer(monkeypatch: pytest.MonkeyPatch, nonsense:
 
 def test_an_answer_about_one_thing_has_a_bound() -> None:
     """It is not read beyond."""
-    assert whole([b'{"a"', b": 1}"]) == {"a": 1}
+    assert one_value([b'{"a"', b": 1}"]) == {"a": 1}
 
     def endless() -> Iterator[bytes]:
         while True:
             yield b"x" * (1 << 16)
 
     with pytest.raises(ValueError, match="more than"):
-        whole(endless())
+        one_value(endless())
 
 
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.integers(0, 80))

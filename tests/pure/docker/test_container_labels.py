@@ -39,7 +39,7 @@ def container(
     key: str = "",
     unknown: str = "",
 ) -> Container:
-    return container_labels.at(container_labels.read(raw, image, unknown=unknown), network, key)
+    return container_labels.on_network(container_labels.read(raw, image, unknown=unknown), network, key)
 
 
 def test_an_image_makes_nobody_a_service() -> None:
@@ -80,8 +80,8 @@ def test_compose_tells_project_and_service() -> None:
 def test_only_our_labels_are_read() -> None:
     """Whatever else a container's labels say is nobody's mistake."""
     raw = compose(traefik__enable="true", fwallow="1", fw__allow="8080", FW__Deny="22")
-    assert container_labels.ours(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
-    assert container_labels.ours({"Labels": None}) == container_labels.ours({}) == {}
+    assert container_labels.firewall_labels(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
+    assert container_labels.firewall_labels({"Labels": None}) == container_labels.firewall_labels({}) == {}
     assert container(raw).spec == PolicySpec(allow=(MORE,), deny=(SSH,))
 
 

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from plugin.docker.engine import noted, refusal, unfit
-from plugin.fwctl.api.docker_firewall import Engine
+from plugin.docker.connection import checked
+from plugin.docker.engine import Engine, refusal, unfit
 
 
 @pytest.mark.parametrize("version", ["29.0.0", "29.0.1", "29.0.2", "29.0.0-rc.1", "29.0.2+dfsg1", "29.0"])
@@ -38,6 +38,6 @@ def test_the_log_tells_once_for_each_version(caplog: pytest.LogCaptureFixture) -
     known = Engine()
     with caplog.at_level(logging.ERROR):
         for version in ("29.0.1", "29.0.1", "29.0.3", "29.0.3"):
-            known = noted(Engine(version), known)
+            known = checked(Engine(version), known)
     assert [record.message for record in caplog.records] == [unfit(Engine("29.0.1"))]
     assert known.version == "29.0.3"

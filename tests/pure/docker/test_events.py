@@ -93,7 +93,7 @@ def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes)
         told.append(each)
     assert told == [None, "more", SMALL]
     unread = parse.event(None)
-    assert not unread.whole
+    assert not unread.complete
 
 
 def test_a_line_without_an_end_takes_no_memory() -> None:

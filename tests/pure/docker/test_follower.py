@@ -243,11 +243,11 @@ def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollow
 def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: DockerFollower) -> None:
     """Where Docker's list could not be read whole, what fwctl denied a container that is not in it stays denied, and
     its closed ports stay closed."""
-    world.answer = DockerSnapshot(existing=frozenset({"a"}))
+    world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
     world.facts = Facts(State(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
     follower.wake()
     until(lambda: world.told("replace", (), (), frozenset({"a"})))
-    world.answer = DockerSnapshot(existing=frozenset({"a"}), whole=False)
+    world.answer = DockerSnapshot(container_ids=frozenset({"a"}), complete=False)
     follower.wake()
     until(lambda: world.told("replace", (), (), frozenset("adp")))
 
@@ -314,7 +314,7 @@ def test_an_unknown_bridge_is_asked_about_again(
 
 def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: DockerFollower) -> None:
     """A rule may speak of a network by name, an empty one too; who was confined before is known anew after a look."""
-    world.answer = DockerSnapshot(names=frozenset({"front", "bridge"}))
+    world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
     world.tell("subscribed")
     until(lambda: world.everybody)
     first = next(facts for facts in world.steps if facts.names)

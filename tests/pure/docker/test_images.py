@@ -18,7 +18,7 @@ import pytest
 from plugin.docker import client
 from plugin.docker import request as asking
 from plugin.docker.client import DockerApi
-from plugin.docker.images import Unknown, Variant, image_labels, in_containerd, variant
+from plugin.docker.images import UnknownLabels, Variant, image_labels, in_containerd, variant
 from plugin.model import Container, DockerUnavailable, PolicySpec
 from tests.kernel.fakedocker import FakeDocker
 
@@ -335,7 +335,7 @@ def test_which_store_it_is(info: dict[str, Any], there: bool) -> None:
 @pytest.mark.parametrize("info", [{}, {"Driver": ""}, {"Driver": 5}, {"Driver": "overlay2", "DriverStatus": "x"}])
 def test_a_store_that_is_not_told_is_not_known(info: dict[str, Any]) -> None:
     """Then any label may be the image's."""
-    with pytest.raises(Unknown):
+    with pytest.raises(UnknownLabels):
         in_containerd(info)
 
 
@@ -343,9 +343,9 @@ def test_another_images_answer_is_none() -> None:
     """An answer must name the image that was asked for."""
     assert image_labels(Variant("sha256:a"), {"Id": "sha256:a", "Config": None}) == {}
     for told in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
-        with pytest.raises(Unknown):
+        with pytest.raises(UnknownLabels):
             image_labels(Variant("sha256:a"), told)
-    with pytest.raises(Unknown):
+    with pytest.raises(UnknownLabels):
         image_labels(Variant("sha256:a", "sha256:m", "{}"), {"Id": "sha256:a", "Os": "linux", "Architecture": "386"})
 
 

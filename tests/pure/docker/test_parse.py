@@ -167,8 +167,8 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
 
 def test_where_a_container_is_and_with_what_options() -> None:
     """Its endpoints, which are others each time that it starts; the options of its attachments, where they are any."""
-    assert parse.places(RUNNING) == ("", "e" * 64, "f" * 64)
-    assert parse.places({}) == ()
+    assert parse.endpoint_ids(RUNNING) == ("", "e" * 64, "f" * 64)
+    assert parse.endpoint_ids({}) == ()
     inspected = {"NetworkSettings": {"Networks": {
         "front": {"DriverOpts": {"fw.allow": "1"}}, "six": {"DriverOpts": None}, "odd": {"DriverOpts": ["x"]},
         "none": None,

@@ -299,7 +299,7 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     moment = desk.ports.now()
     desk.ports.created("new")
     desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
-    desk.ports.judge(DockerSnapshot(whole=False), moment)
+    desk.ports.judge(DockerSnapshot(complete=False), moment)
     assert desk.of("dockerd") == {2377, 4789}
     desk.ports.judge(DockerSnapshot(), moment)
     assert desk.of("dockerd") == {2375, 2377, 4789}
@@ -356,11 +356,11 @@ def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> N
     desk.host.listens(tcp(8080))
     desk.look(BLIND)
     desk.host.time += 1
-    desk.ports.judge(DockerSnapshot(existing=frozenset("c")), desk.ports.now())
+    desk.ports.judge(DockerSnapshot(container_ids=frozenset("c")), desk.ports.now())
     assert desk.look(BLIND).listening == set()
     assert desk.ports.lacks("cd") == ["c", "d"]
     desk.ports.asks("c", ())
-    look = DockerSnapshot(existing=frozenset("c"))
+    look = DockerSnapshot(container_ids=frozenset("c"))
     desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
     assert desk.look(BLIND).listening == set()
     desk.ports.judge(look, desk.ports.now())

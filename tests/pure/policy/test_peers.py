@@ -11,14 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from plugin.model import Address, Container, Endpoint, Peer, Policy, Rule
-from plugin.policy.peers import Key, PeerIndex, Who, who
+from plugin.policy.peers import Key, PeerIndex, Who, names, who
 
 A, B, C = (IPv4Address(f"172.18.0.{n}") for n in (2, 3, 4))
 A6 = IPv6Address("2001:db8:1::2")
 WEB = Container("c" * 64, "shop-web-1", project="shop", service="web", network="shop_front")
 BLOG = dataclasses.replace(WEB, project="blog")
 BOTH = ["172.18.0.2", "2001:db8:1::2"]
-API = Who((A, A6), "shop-api-1", "shop", "api", "shop_front")
+
+
+def named(
+    addresses: tuple[Address, ...], name: str, project: str, service: str, network: str = "", id: str = ""
+) -> Who:
+    """A container with these addresses and names."""
+    return Who(addresses, names(Container(id, name, network=network, project=project, service=service)))
+
+
+API = named((A, A6), "shop-api-1", "shop", "api", "shop_front")
 
 
 def for_peers(*peers: Peer) -> Rule:
@@ -45,7 +54,7 @@ def directory() -> PeerIndex:
 def test_who_is_there_has_its_addresses_and_names() -> None:
     """An endpoint is known by its container's name, compose's project and service, and its network's name."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
-    assert who(endpoint) == Who((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
+    assert who(endpoint) == named((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
     assert who(dataclasses.replace(endpoint, addr4=None)) == dataclasses.replace(who(endpoint), addresses=(A6,))
 
 
@@ -90,8 +99,8 @@ def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
 
 def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
     """`service:api` is this project's api: another project's is another one, and without a project there is none."""
-    directory.put("b", Who((B,), "blog-api-1", "blog", "api", "blog_front"))
-    directory.put("c", Who((C,), "api", "", "api", "bridge"))
+    directory.put("b", named((B,), "blog-api-1", "blog", "api", "blog_front"))
+    directory.put("c", named((C,), "api", "", "api", "bridge"))
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("service", "api"), asker=BLOG) == {"172.18.0.3"}
     assert resolved(directory, Peer("service", "api"), asker=dataclasses.replace(WEB, project="")) == set()
@@ -100,7 +109,7 @@ def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
 
 def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
     """`network:front` is the project's own front if there is one, and Docker's network of that name otherwise."""
-    directory.put("b", Who((B,), "other", "", "", "front"))
+    directory.put("b", named((B,), "other", "", "", "front"))
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("network", "front"), asker=BLOG) == {"172.18.0.3"}
     assert resolved(directory, Peer("network", "front"), asker=None) == {"172.18.0.3"}
@@ -112,7 +121,7 @@ def test_the_projects_own_network_counts_though_it_is_empty() -> None:
     """Nobody is on the project's own front: then nobody is meant, and not who is on another front."""
     made = PeerIndex()
     made.networks = frozenset({"shop_front", "front"})
-    made.put("b", Who((B,), "other", "", "", "front"))
+    made.put("b", named((B,), "other", "", "", "front"))
     assert resolved(made, Peer("network", "front")) == set()
 
 
@@ -140,12 +149,12 @@ def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
 
 def test_peers_follow_containers(directory: PeerIndex) -> None:
     """A new container of a service joins its rules, one that goes leaves them, a renamed one has its new name."""
-    more = Who((B,), "shop-api-2", "shop", "api", "shop_front")
+    more = named((B,), "shop-api-2", "shop", "api", "shop_front")
     directory.put("b", more)
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
     directory.put("a", None)
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.3"}
-    directory.put("b", dataclasses.replace(more, container="renamed"))
+    directory.put("b", named((B,), "renamed", "shop", "api", "shop_front"))
     assert resolved(directory, Peer("container", "shop-api-2")) == set()
     assert resolved(directory, Peer("container", "renamed")) == {"172.18.0.3"}
     directory.put("b", None)
@@ -154,9 +163,9 @@ def test_peers_follow_containers(directory: PeerIndex) -> None:
 
 def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> None:
     """A container on two networks is found on both; what one endpoint gives back the other keeps."""
-    directory.put("b", dataclasses.replace(API, addresses=(B,), network="back"))
+    directory.put("b", named((B,), "shop-api-1", "shop", "api", "back"))
     assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
-    directory.put("b", dataclasses.replace(API, network="back"))  # the same address on two networks
+    directory.put("b", named((A, A6), "shop-api-1", "shop", "api", "back"))  # the same address on two networks
     directory.put("a", None)
     assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("network", "shop_front")) == set()
@@ -170,8 +179,8 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
     directory.asks("z", [for_peers(Peer("network", "front"))], WEB)
     assert directory.dependents(directory.put("a", API)) == set()
     assert directory.dependents(directory.put("a", None)) == {"w", "x", "z"}
-    assert directory.dependents(directory.put("b", Who((B,), "one", "shop", "db"))) == {"y"}
-    assert directory.dependents(directory.put("c", Who((C,), "two", "blog", "api"))) == set()
+    assert directory.dependents(directory.put("b", named((B,), "one", "shop", "db"))) == {"y"}
+    assert directory.dependents(directory.put("c", named((C,), "two", "blog", "api"))) == set()
     directory.asks("x", (), None)
     directory.asks("z", (), None)
     assert directory.dependents(directory.put("a", API)) == {"w"}
@@ -180,13 +189,18 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
 # --- any order ----------------------------------------------------------------------------------------------------
 
 _names = st.sampled_from(["", "api", "db"])
-_whos = st.builds(
-    Who,
+#: Addresses, and what the container that has them is called.
+_There = tuple[tuple[Address, ...], Container]
+_theirs: st.SearchStrategy[_There] = st.tuples(
     st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
-    _names,
-    st.sampled_from(["", "shop", "blog"]),
-    _names,
-    st.sampled_from(["", "front", "shop_front"]),
+    st.builds(
+        Container,
+        st.just(""),
+        _names,
+        project=st.sampled_from(["", "shop", "blog"]),
+        service=_names,
+        network=st.sampled_from(["", "front", "shop_front"]),
+    ),
 )
 _rules = st.lists(
     st.builds(
@@ -210,16 +224,17 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.directory = PeerIndex()
         self.directory.networks = frozenset({"shop_front"})
-        self.there: dict[str, Who] = {}
+        self.there: dict[str, _There] = {}
         self.asked: dict[str, tuple[list[Rule], Container | None]] = {}
 
     def found(self, key: Key) -> set[Address]:
         kind, project, name = key
         return {
             address
-            for each in self.there.values()
-            if getattr(each, kind) == name and (kind != "service" or each.project == project)
-            for address in each.addresses
+            for addresses, container in self.there.values()
+            if getattr(container, "name" if kind == "container" else kind) == name
+            and (kind != "service" or container.project == project)
+            for address in addresses
         }
 
     def keys(self, peer: Peer, asker: Container | None) -> list[Key]:
@@ -230,8 +245,8 @@ class AnyOrder(RuleBasedStateMachine):
             return [("network", "", "shop_front")]
         return [(peer.kind, "", peer.value)] if peer.kind in ("container", "project", "network") else []
 
-    @rule(owner=st.sampled_from("abcd"), now=st.none() | _whos)
-    def put(self, owner: str, now: Who | None) -> None:
+    @rule(owner=st.sampled_from("abcd"), now=st.none() | _theirs)
+    def put(self, owner: str, now: _There | None) -> None:
         every = [(kind, project, name) for kind in ("container", "network", "project", "service")
                  for project in ("", "shop", "blog") if (kind == "service") == bool(project)
                  for name in ("api", "db", "shop", "blog", "front", "shop_front")]  # fmt: skip
@@ -239,9 +254,9 @@ class AnyOrder(RuleBasedStateMachine):
         old = self.there.pop(owner, None)
         if now is not None:
             self.there[owner] = now
-        changed = self.directory.put(owner, now)
+        changed = self.directory.put(owner, Who(now[0], names(now[1])) if now else None)
         assert {key for key in every if self.found(key) != before[key]} <= changed
-        assert changed <= {key for each in (old, now) if each for key in each.keys}
+        assert changed <= {key for each in (old, now) if each for key in names(each[1])}
         speaks = {
             other for other, (rules, asker) in self.asked.items()
             if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
@@ -258,8 +273,8 @@ class AnyOrder(RuleBasedStateMachine):
         """The index equals one that is made of what there is now: nothing of what was before is left in it."""
         fresh = PeerIndex()
         fresh.networks = self.directory.networks
-        for owner, each in self.there.items():
-            fresh.put(owner, each)
+        for owner, (addresses, container) in self.there.items():
+            fresh.put(owner, Who(addresses, names(container)))
         for owner, (rules, asker) in self.asked.items():
             fresh.asks(owner, rules, asker)
         assert (fresh._who, fresh._by_key) == (self.directory._who, self.directory._by_key)

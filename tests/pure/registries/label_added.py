@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugin.docker.container_labels import at, read
+import pytest
+
+from plugin.docker.container_labels import on_network, read
 from plugin.fwctl.check.places import lookalike
 from plugin.labels.keys import KEYS
 from plugin.labels.parser import for_network, only_closing, over, parse
 from plugin.model import Network, PolicySpec
 from plugin.policy.saved import State
 from plugin.settings import read as settings
+from plugin.state import codec
 from plugin.state.store import Store
 from tests import reference
 
@@ -51,7 +54,7 @@ def test_an_images_value_does_not_count() -> None:
     """Neither as the user's nor as a default, and that is reported."""
     labels = {"fw.note": "of the image"}
     assert not only_closing(labels)
-    container = at(read({**LISTED, "Labels": labels}, labels), "front")
+    container = on_network(read({**LISTED, "Labels": labels}, labels), "front")
     assert container.spec == container.image_spec == PolicySpec()
     assert not container.problems
     assert "came with the image and counts for nothing" in container.notices[0]
@@ -60,9 +63,9 @@ def test_an_images_value_does_not_count() -> None:
 def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
     """Unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
     labels = {"fw.note": "whose?"}
-    (problem,) = at(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
+    (problem,) = on_network(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
     assert (problem.closes, problem.confines) == (False, False)
-    container = at(read({**LISTED, "Labels": {"fw.network.nowhere.note": "x"}}, {}), "front")
+    container = on_network(read({**LISTED, "Labels": {"fw.network.nowhere.note": "x"}}, {}), "front")
     assert not container.problems
     assert "has no effect" in container.notices[0]
 
@@ -73,6 +76,16 @@ def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
     network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
     Store(file).save(State({network.id: network}), flush=True)
     assert Store(file).load().networks[network.id] == network
+
+
+def test_the_state_of_a_former_release_is_read() -> None:
+    """A state file of before the key existed has it unset; one that lacks an older key is not right."""
+    file = {"allow": [], "deny": [], "policy": "", "egress": None, "rate": None, "log": ""}
+    assert codec.one(file) == PolicySpec()
+    assert codec.one({**file, "note": "kept"}) == PolicySpec(note="kept")  # type: ignore[call-arg]
+    del file["deny"]
+    with pytest.raises((KeyError, ValueError), match="deny"):
+        codec.one(file)
 
 
 def test_it_is_documented() -> None:

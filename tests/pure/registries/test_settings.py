@@ -13,7 +13,7 @@ ENTRY = Entry(
     "plugin/settings.py",
     '    Setting(\n        name="FW_LOG_LEVEL",\n',
     '    Setting(name="FW_SHOUT", default="no", meaning="loud or not", '
-    'read=_is("yes", of=("no", "yes")), field="shout"),\n',
+    'read=_is("yes", of=("no", "yes")), table=False, field="shout"),\n',
 )
 FIELD = Entry("plugin/settings.py", "    log_level: str\n", "    shout: bool\n")
 README = Entry("README.md", "| `FW_LOG_LEVEL` |", "| `FW_SHOUT` | `no` | loud or not |\n")
@@ -68,7 +68,7 @@ def test_a_documented_setting_that_is_none_fails_a_test(tmp_path: Path, entry: E
 
 def test_an_entry_says_everything() -> None:
     """A setting without a reader or a meaning is an error that names the part."""
-    whole = {"name": "FW_X", "default": "", "meaning": "x", "read": SETTINGS["FW_MARK"].read, "field": "mark"}
-    for part in ("name", "default", "meaning", "read"):
+    whole = {"name": "FW_X", "default": "", "meaning": "x", "read": SETTINGS["FW_MARK"].read, "table": True}
+    for part in ("name", "default", "meaning", "read", "table"):
         with pytest.raises(TypeError, match=part):
             Setting(**{name: value for name, value in whole.items() if name != part})  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from plugin.docker.tracker import EndpointTracker
 from plugin.kernel import conntrack
@@ -29,13 +29,14 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element, spec_of
-from plugin.policy.bans import ban_elements
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import State
 from plugin.policy.view import evaluated
+from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.tracer import Packet, Table
@@ -114,11 +115,11 @@ class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch, self.flows = pytest.MonkeyPatch(), Flows()
-        self.patch.setattr(conntrack, "cut_closed", self.flows.cut_closed)
+        self.patch.setattr(closed_flows, "cut_closed", self.flows.cut_closed)
         self.patch.setattr(conntrack, "cut_addresses", self.flows.cut_addresses)
         self.patch.setattr(conntrack, "cut_published", lambda *_: None)
         self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
-        self.patch.setattr(conntrack, "cut_strangers", lambda *_: None)
+        self.patch.setattr(closed_flows, "cut_strangers", lambda *_: None)
         self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
         #: On Docker's networks, as Docker has them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
@@ -154,6 +155,24 @@ class AnyHistory(RuleBasedStateMachine):
         assert fresh.facts == self.state.facts
         elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
         return elements | ban_elements(self.state.state.bans, 0)[0]
+
+    @initialize(says=st.lists(labels, min_size=4, max_size=4))
+    def some_are_there(self, says: list[dict[str, str]]) -> None:
+        for n in NETS:
+            self.put_network(n, {})
+        self.list_all(None)
+        for n, each in enumerate(says[:2], 1):
+            self.start_container(n, n, n + 1, each, published=True)
+        for n, each in enumerate(says[2:], 1):
+            self.connect(15 + n, n + 1, n, each, sure=True)
+        self.connect(17, 4, 1, says[2], sure=True)  # the first one's second place
+        self.talk()
+
+    @rule(n=who, on=st.sampled_from(list(NETS)), host=hosts, says=labels, published=st.booleans())
+    def start_container(self, n: int, on: int, host: int, says: dict[str, str], published: bool) -> None:
+        """As it mostly comes."""
+        self.create_endpoint(n, on, host)
+        self.join(n, says, published)
 
     # --- hooks and fwctl ------------------------------------------------------------------------------------------
 
@@ -266,11 +285,11 @@ class AnyHistory(RuleBasedStateMachine):
 
     # --- trouble --------------------------------------------------------------------------------------------------
 
-    @rule(full=st.booleans())
-    def fill_disk(self, full: bool) -> None:
-        self.disk.full = full
+    @rule(seldom=st.integers(0, 3))
+    def fill_disk(self, seldom: int) -> None:
+        self.disk.full = not seldom
 
-    @rule(times=st.integers(1, 3))
+    @rule(times=st.sampled_from([0, 0, 1, 2, 3]))
     def refuse(self, times: int) -> None:
         self.kernel.refuses = times
 
@@ -289,13 +308,13 @@ class AnyHistory(RuleBasedStateMachine):
         # Nobody has told of Docker's networks; what is begun meanwhile is looked through with the first list.
         self.flows.there = {flow for flow in self.flows.there if flow[1] not in IPv4Network("172.0.0.0/8")}
 
-    @rule(
-        source=st.sampled_from(OUTSIDERS), port=st.sampled_from(PORTS), on=st.sampled_from([1, 2, 16, 17]), host=hosts
-    )
-    def talk(self, source: IPv4Address, port: int, on: int, host: int) -> None:
-        address = IPv4Address(f"10.{on}.0.{host}" if on in NETS else f"172.{on}.0.{host}")
-        if self.permitted(source, address, port):
-            self.flows.there.add((source, address, port))
+    @rule()
+    def talk(self) -> None:
+        """Outsiders begin all flows that they may."""
+        known = [e for e in self.state.endpoints.values() if e.joined]
+        known += [guest.endpoint for guest in self.state.facts.guests.values()]
+        tried = {(source, e.addr4, port) for e in known if e.addr4 for source in OUTSIDERS for port in PORTS}
+        self.flows.there |= {flow for flow in tried if self.permitted(*flow)}
 
     def permitted(self, source: IPv4Address, address: IPv4Address, port: int) -> bool:
         return Table(self.kernel.table or ()).verdict("inbound4", Packet(source, address, 6, port)) == "permit"

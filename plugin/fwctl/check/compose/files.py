@@ -1,6 +1,6 @@
-"""Compose files → one project, as `docker compose -f a -f b` reads them: variables, `include`, `extends`, merging.
+"""Reads compose files into one project, as `docker compose -f a -f b` does: variables, `include`, `extends`, merging.
 
-Touches nothing but the files it is given and those that they name, and those only through `fetch`.
+It reads only the files it is given and those that they name, and only through `fetch`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from plugin.fwctl.check.compose.model import Notes, Place, Unreadable, Value
 from plugin.fwctl.check.compose.tree import MAX_TEXT, MAX_VALUES, Walker, documents, scalar
 from plugin.fwctl.check.compose.variables import dotenv, expand
 
-#: Files of one project, and services that extend one another: more is a circle.
+#: The most files of one project, and the longest chain of `extends`: a longer one is a circle.
 MAX_FILES = 64
 MAX_EXTENDS = 16
 
-#: A path → what the file holds, at least the first `MAX_TEXT` characters and one more. Raises OSError.
+#: Returns a file's content by its path, at least the first `MAX_TEXT` characters and one more. Raises OSError.
 Fetch = Callable[[str], bytes]
 
 
 def read_file(path: str) -> bytes:
-    """The file's first bytes; a device or a pipe that never ends is read no further either."""
+    """Return the file's first bytes; so a device or pipe that never ends is not read endlessly."""
     with open(path, "rb") as file:
         return file.read(4 * MAX_TEXT + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What compose would start: its name, and services and networks with everything merged."""
+    """The merged project: its name, services and networks."""
 
     name: str
     services: Mapping[str, Value]
@@ -42,19 +42,19 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """Where a file's names lead: the directory of relative paths, and the variables."""
+    """What a file's names refer to: the directory of relative paths, and the variables."""
 
     directory: str
     variables: Mapping[str, str]
 
 
 def read(paths: Sequence[str], environ: Mapping[str, str], notes: Notes, fetch: Fetch = read_file) -> Project:
-    """Reads and merges the files, the later over the earlier. Raises Unreadable; everything else is in `notes`."""
+    """Read and merge the files, the later over the earlier. Raises Unreadable; other mistakes are in `notes`."""
     return _Reader(notes, fetch).project(paths, environ)
 
 
 def merge(old: Value | None, new: Value) -> Value | None:
-    """`new` over `old`: maps by key, lists add up, for the rest the new one counts. None: it was taken away."""
+    """Merge `new` over `old`: maps by key, lists are joined, otherwise the new value counts. None: it was removed."""
     if new.tag == "reset":
         return None
     if new.data is None:
@@ -68,14 +68,14 @@ def merge(old: Value | None, new: Value) -> Value | None:
 
 
 class _Reader:
-    """One run: what was read already, and how much."""
+    """The state of one run: what has been read, and how much."""
 
     def __init__(self, notes: Notes, fetch: Fetch) -> None:
         self._notes = notes
         self._fetch = fetch
         self._walker = Walker(notes)
         self._nodes: dict[str, list[yaml.Node]] = {}
-        # With whose variables they were read, which is held so that its id stays its own.
+        # With the variables they were read with, which are referenced so that their id stays unique.
         self._documents: dict[tuple[str, str, int], tuple[_Around, list[Value]]] = {}
         self._left = MAX_VALUES
         self._includes = 0
@@ -100,7 +100,7 @@ class _Reader:
         return re.sub(r"[^a-z0-9_-]", "", found.lower()).lstrip("_-") or "default"
 
     def _files(self, paths: Sequence[str], around: _Around, within: tuple[str, ...]) -> Value:
-        """Several files, the later over the earlier; `within`: the files that include these."""
+        """Merge several files, the later over the earlier; `within`: the files that include these."""
         whole = Value({}, Place(paths[0]))
         for path in paths:
             for document in self._formed(path, around, None):
@@ -120,7 +120,7 @@ class _Reader:
             path = item.map.get("path", item)
             paths = [each.text for each in (path.items or [path])]
             if set(item.map) - {"path"} or not all(paths) or any("://" in each for each in paths):
-                what = "this include was not followed: only files beside this one are, without other settings"
+                what = "this include was not followed: only local files are, without other settings"
                 self._notes.warn(item.place, what)
                 continue
             paths = [os.path.normpath(os.path.join(around.directory, each)) for each in paths]
@@ -140,7 +140,7 @@ class _Reader:
     def _extended(
         self, name: str, services: Mapping[str, Value], file: str, around: _Around, chain: tuple[tuple[str, str], ...]
     ) -> Value:
-        """A service with all that it extends beneath."""
+        """Return a service merged over all that it extends."""
         service = services[name]
         extends = service.map.get("extends")
         if extends is None or extends.tag or extends.data is None:
@@ -159,29 +159,29 @@ class _Reader:
                 whole = merge(whole, document)
             services = whole.map["services"].map if whole and "services" in whole.map else {}
         if base not in services:
-            self._notes.mistake(extends.place, f'extends "{base}", which is no service of {file}', name)
+            self._notes.mistake(extends.place, f'extends "{base}", which is not a service in {file}', name)
             return own
         if (file, base) in chain or len(chain) >= MAX_EXTENDS:
-            self._notes.mistake(extends.place, f'extends "{base}", which extends it in turn', name)
+            self._notes.mistake(extends.place, f'extends "{base}", which extends this service in turn', name)
             return own
         beneath = self._extended(base, services, file, around, (*chain, (file, base)))
         self._spend(sum(1 + len(v.map) + len(v.items) for v in beneath.map.values()), extends.place)
         return merge(beneath, own) or own
 
-    def _formed(self, path: str, around: _Around, asked: Place | None) -> list[Value]:
-        """A file's documents, with variables replaced, labels of label files in their place, and all in good form."""
+    def _formed(self, path: str, around: _Around, named_at: Place | None) -> list[Value]:
+        """Return a file's documents, with variables replaced, label files read, and their form checked."""
 
         def replaced(text: str, place: Place) -> str | None:
             found = expand(text, around.variables)
             for name in found.unset:
-                self._notes.warn(place, f"the variable {name} is not set, and empty here")
+                self._notes.warn(place, f"variable {name} is not set; it is empty here")
             if found.mistake:
                 self._notes.mistake(place, found.mistake)
             return None if found.mistake else found.text
 
         key = (path, around.directory, id(around.variables))
         if key not in self._documents:
-            values = [self._walker.value(node, path, FILE, replaced) for node in self._read(path, asked)]
+            values = [self._walker.value(node, path, FILE, replaced) for node in self._read(path, named_at)]
             found = [self._with_label_files(formed(value, self._notes), around) for value in values if value]
             self._documents[key] = (around, found)
         return self._documents[key][1]
@@ -207,7 +207,7 @@ class _Reader:
         return replace(document, data={**document.map, "services": replace(services, data=dict(out))})
 
     def _with_dotenv(self, directory: str, environ: Mapping[str, str]) -> Mapping[str, str]:
-        """The environment, and below it what `.env` in the directory says."""
+        """Return the environment over the variables of the directory's `.env`."""
         path = os.path.join(directory, ".env")
         try:
             text = self._fetch(path).decode(errors="surrogateescape")
@@ -218,21 +218,21 @@ class _Reader:
             return environ
         return {**{key: value for key, (value, _) in dotenv(text, environ).items()}, **environ}
 
-    def _read(self, path: str, asked: Place | None) -> list[yaml.Node]:
+    def _read(self, path: str, named_at: Place | None) -> list[yaml.Node]:
         if path not in self._nodes:
             if len(self._nodes) >= MAX_FILES:
-                raise Unreadable(asked or Place(path), f"there are more than {MAX_FILES} files")
-            self._nodes[path] = documents(self._text(path, asked), path)
+                raise Unreadable(named_at or Place(path), f"there are more than {MAX_FILES} files")
+            self._nodes[path] = documents(self._text(path, named_at), path)
         return self._nodes[path]
 
     def _spend(self, values: int, place: Place) -> None:
-        """What is merged again and again counts as often."""
+        """Count values; one that is merged several times counts as often."""
         self._left -= values
         if self._left < 0:
             raise Unreadable(place, f"there are more than {MAX_VALUES} values, with all that is extended")
 
-    def _text(self, path: str, asked: Place | None) -> str:
-        """`asked`: who named the file, to be told in its stead if it is not there."""
+    def _text(self, path: str, named_at: Place | None) -> str:
+        """Read a file. `named_at`: the line that names it, to be reported if the file cannot be read."""
         try:
             data = self._fetch(path)
             return data.decode("utf-8-sig")
@@ -241,5 +241,5 @@ class _Reader:
                 line = data.count(b"\n", 0, error.start) + 1
                 raise Unreadable(Place(path, line), "is not UTF-8 text") from error
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            whose = f"{path} cannot be read" if asked else "cannot be read"
-            raise Unreadable(asked or Place(path), f"{whose}: {why}") from error
+            whose = f"{path} cannot be read" if named_at else "cannot be read"
+            raise Unreadable(named_at or Place(path), f"{whose}: {why}") from error

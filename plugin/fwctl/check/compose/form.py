@@ -1,4 +1,4 @@
-"""One compose file's values → the form that the rest relies on, with a mistake for whatever has another form. Pure.
+"""Checks the form of one compose file's values and notes a mistake for each wrong one. Pure.
 
 Lists that compose reads as maps (labels, networks) become maps here, so that files merge by key.
 """
@@ -37,19 +37,18 @@ _LABELS = 'a map (fw.allow: "8080") or a list (- fw.allow=8080)'
 
 
 def formed(document: Value, notes: Notes) -> Value:
-    """A whole document. What has no right form is left out, and noted."""
+    """Check a whole document. A value of the wrong form is left out, and noted."""
     return Former(notes).document(document)
 
 
 class Former:
-    """Goes through a document once; `service` is whom the notes are about."""
+    """Walks through a document once; `service` is the one that notes are about."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
         self._service = ""
 
     def document(self, value: Value) -> Value:
-        """The value with the form of a compose file; what has another form is noted and left out."""
         if value.data is None:
             return replace(value, data={})
         top = self._map(value, "a compose file", "a map of services, networks and so on")
@@ -77,13 +76,13 @@ class Former:
             if each.tag == "reset":
                 out[key] = each
             elif key.lower().startswith("fw."):
-                self._notes.mistake(each.place, f"{key} is a label: it stands under labels:, one step further in", name)
+                self._notes.mistake(each.place, f"{key} is a label; move it under labels:", name)
             elif (read := self._key(key, each)) is not None:
                 out[key] = read
         return replace(service, data=out)
 
     def _key(self, key: str, value: Value) -> Value | None:
-        """One key of a service."""
+        """Read one key of a service."""
         match key:
             case "labels" | "annotations":
                 return self._pairs(value, key)
@@ -111,7 +110,7 @@ class Former:
             if each.tag == "reset" or (key == "external" and isinstance(each.data, dict)):
                 out[key] = each
             elif key.lower().startswith("fw."):
-                self._notes.mistake(each.place, f"network {name}: {key} is an option: it stands under driver_opts:")
+                self._notes.mistake(each.place, f"network {name}: {key} is an option; move it under driver_opts:")
             elif key in ("driver_opts", "labels"):
                 read = self._options(each, key) if key == "driver_opts" else self._pairs(each, key)
                 out.update({key: read} if read else {})
@@ -120,7 +119,7 @@ class Former:
         return replace(network, data=out)
 
     def _attachments(self, value: Value) -> Value | None:
-        """Of a service: a list of names, or a map of names with options."""
+        """Read a service's networks: a list of names, or a map of names with options."""
         right = "a list of networks (- front) or a map (front: {})"
         if isinstance(value.data, list):
             named = [text for item in value.data if (text := self._text(item, "networks", right))]
@@ -133,7 +132,7 @@ class Former:
             kept = {"driver_opts": read} if read else {}
             for key, stray in attachment.map.items():
                 if key.lower().startswith("fw."):
-                    self._mistake(stray.place, f"networks.{name}: {key} is an option: it stands under driver_opts:")
+                    self._mistake(stray.place, f"networks.{name}: {key} is an option; move it under driver_opts:")
             out[name] = replace(attachment, data=kept)
         return replace(value, data=dict(out))
 
@@ -144,7 +143,7 @@ class Former:
         return self._pairs(value, what)
 
     def _pairs(self, value: Value, what: str) -> Value | None:
-        """Labels: a map, or a list of KEY=VALUE. Null is the empty text, as compose reads it."""
+        """Read labels: a map, or a list of KEY=VALUE. Null is the empty text, as in compose."""
         if value.tag == "reset":
             return value
         if not isinstance(value.data, list):
@@ -159,7 +158,7 @@ class Former:
             if key in found and found[key].text != rest and key.lower().startswith("fw."):
                 self._notes.warn(
                     item.place,
-                    f"{key} stands in line {found[key].place.line} already; only this one counts",
+                    f"{key} is already set in line {found[key].place.line}; only this one counts",
                     self._service,
                 )
             found[key] = Value(rest, item.place)
@@ -187,7 +186,7 @@ class Former:
         return None
 
     def _map(self, value: Value, what: str, right: str, *, empty: bool = False) -> Value:
-        """`empty`: nothing at all is right too."""
+        """Read a map. `empty`: null is right too."""
         if isinstance(value.data, dict):
             return value
         if value.data is not None or not empty:

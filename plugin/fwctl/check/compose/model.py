@@ -1,4 +1,4 @@
-"""What is read in compose files: values that know where they stand, and what is to be said about them. Pure."""
+"""Values of compose files with their lines, and the notes about them. Pure."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Place:
 class Value:
     """A value of a compose file: text (numbers and booleans as compose writes them), None, a list or a map.
 
-    `place`: where its key stands, or itself in a list. `written`: what stands in the file, if compose makes something
-    else of it (022 → 18). `tag`: compose's own "reset" (it takes the key away) and "override" (it is not merged).
+    `place`: the line of its key, or its own in a list. `written`: the text in the file, if compose changes it
+    (022 → 18). `tag`: compose's own "reset" (it removes the key) and "override" (it is not merged).
     """
 
     data: str | list[Value] | dict[str, Value] | None
@@ -37,27 +37,27 @@ class Value:
 
     @property
     def text(self) -> str:
-        """The text that it is; "" for whatever is none."""
+        """The text; "" if the value is not text."""
         return self.data if isinstance(self.data, str) else ""
 
     @property
     def items(self) -> list[Value]:
-        """The list that it is; nothing for whatever is none."""
+        """The list; empty if the value is not a list."""
         return self.data if isinstance(self.data, list) else []
 
     @property
     def map(self) -> Mapping[str, Value]:
-        """The map that it is; nothing for whatever is none."""
+        """The map; empty if the value is not a map."""
         return self.data if isinstance(self.data, dict) else {}
 
     @property
     def truth(self) -> bool:
-        """As compose casts text to a boolean."""
+        """The text as a boolean, as compose casts it."""
         return self.text.lower() in ("true", "1", "yes", "y", "on")
 
 
 class Unreadable(FwError):
-    """A file that nothing can be said about, or that compose itself refuses to read."""
+    """A file that cannot be read, or that compose refuses to read."""
 
     def __init__(self, place: Place, text: str) -> None:
         super().__init__(text)
@@ -66,7 +66,7 @@ class Unreadable(FwError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Note:
-    """Something to be said about a line. `service`: whom it is about, if about one."""
+    """A remark about a line. `service`: the one it is about, if about one."""
 
     place: Place
     text: str
@@ -78,15 +78,15 @@ class Note:
 
 @dataclass(slots=True)
 class Notes:
-    """All that is found, each thing once: an anchor that ten services use is read ten times."""
+    """Mistakes and warnings, each once: an anchor that ten services use is read ten times."""
 
     mistakes: dict[Note, None] = field(default_factory=dict)
     warnings: dict[Note, None] = field(default_factory=dict)
 
     def mistake(self, place: Place, text: str, service: str = "") -> None:
-        """Add a mistake; each is kept once."""
+        """Add a mistake."""
         self.mistakes[Note(place, text, service)] = None
 
     def warn(self, place: Place, text: str, service: str = "") -> None:
-        """Add a warning; each is kept once."""
+        """Add a warning."""
         self.warnings[Note(place, text, service)] = None

@@ -1,4 +1,4 @@
-"""`ports:` of a compose service, short and long, → what is published. Pure."""
+"""Reads `ports:` of a compose service, in the short and the long form. Pure."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Port:
 
     @property
     def local(self) -> bool:
-        """For the host alone."""
+        """True if it is published on loopback only."""
         return bool(self.host_ip) and ip_address(self.host_ip).is_loopback
 
 
 def ports(values: Iterable[Value], service: str, notes: Notes) -> Iterator[Port]:
-    """Each port once; what compose would refuse is a mistake."""
+    """Yield each port once; note a mistake for each that compose would refuse."""
     seen = set()
     for value in values:
         port = _long(value) if value.map else _short(value)
@@ -72,9 +72,9 @@ def _port(shown: str, port: str, host: str, address: str, proto: str, place: Pla
     inside, outside = _range(port), _range(host)
     if inside is None or (host and outside is None):
         return f'"{shown}" is not {_RIGHT}'
-    # One container port may take any of a range of the host's.
+    # One container port may be published on any port of a range of the host.
     if outside and inside[0] != inside[1] and inside[1] - inside[0] != outside[1] - outside[0]:
-        return f'"{shown}": the two ranges are not equally long'
+        return f'"{shown}": the two ranges are not of equal length'
     address = address[1:-1] if address.startswith("[") and address.endswith("]") else address
     try:
         shown_ip = str(ip_address(address)) if address else ""

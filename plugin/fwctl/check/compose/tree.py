@@ -1,4 +1,4 @@
-"""A compose file's text → values with the line of every key.
+"""Reads a compose file's text into values with the line of every key.
 
 YAML as compose reads it (go-yaml): `22:22` and `on` are text, 0x50 is a number. PyYAML's nodes carry the positions and
 leave aliases unexpanded; only what is asked for is walked, and never more than `MAX_VALUES`, so that a few lines of
@@ -20,7 +20,7 @@ MAX_TEXT = 1 << 20
 MAX_VALUES = 50_000
 MAX_DEPTH = 24
 
-#: Text with variables → text; None if that is not to be had (it has been noted).
+#: Replaces variables in a text; None if that failed (the mistake is noted).
 Expand = Callable[[str, Place], str | None]
 
 _NULL = ("", "~", "null", "Null", "NULL")
@@ -30,7 +30,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.A
 
 
 def documents(text: str, file: str) -> list[yaml.Node]:
-    """The documents of a file as PyYAML's nodes. Raises Unreadable with the line at fault."""
+    """Return the documents of a file as PyYAML's nodes. Raises Unreadable with the wrong line."""
     if len(text) > MAX_TEXT:
         raise Unreadable(Place(file), f"is longer than {MAX_TEXT} characters, which no compose file is")
     try:
@@ -51,14 +51,14 @@ def documents(text: str, file: str) -> list[yaml.Node]:
 
 
 class Walker:
-    """PyYAML's nodes → values, within the bounds of one run."""
+    """Makes values of PyYAML's nodes, within the bounds of one run."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
         self._left = MAX_VALUES
 
     def value(self, node: yaml.Node, file: str, shape: Shape | None, expand: Expand) -> Value | None:
-        """None if the node is text that could not be had."""
+        """Return the node's value; None if its variables could not be replaced."""
         return self._value(node, Place(file, node.start_mark.line + 1), shape, expand, 0)
 
     def _value(self, node: yaml.Node, place: Place, shape: Shape | None, expand: Expand, depth: int) -> Value | None:
@@ -76,7 +76,7 @@ class Walker:
         found: dict[str, Value] = {}
         for key, line, child in self._pairs(node, place.file, depth):
             inner = None if shape is None else shape.get(key, shape.get("*"))
-            # A label that slipped out of its labels is not to be overlooked.
+            # A label outside of labels: must not be overlooked.
             if shape is None or key in shape or "*" in shape or key.lower().startswith("fw."):
                 value = self._value(child, Place(place.file, line), inner, expand, depth + 1)
                 if value is not None:
@@ -84,7 +84,7 @@ class Walker:
         return Value(found, place, tag)
 
     def _pairs(self, node: yaml.Node, file: str, depth: int) -> Iterator[tuple[str, int, yaml.Node]]:
-        """The entries of a map: what `<<` merges first, then its own, which win."""
+        """Yield the entries of a map: those that `<<` merges first, then its own, which win."""
         own: dict[str, int] = {}
         found: list[tuple[str, int, yaml.Node]] = []
         for key, child in node.value:
@@ -100,7 +100,7 @@ class Walker:
                     else:
                         self._notes.mistake(place, "<< merges maps: write an alias of one, like <<: *common")
             elif key.value in own:
-                self._notes.mistake(place, f'"{key.value}" stands in line {own[key.value]} already')
+                self._notes.mistake(place, f'"{key.value}" is already defined in line {own[key.value]}')
             else:
                 own[key.value] = place.line
                 found.append((key.value, place.line, child))
@@ -119,7 +119,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def scalar(node: yaml.ScalarNode) -> str | None:
-    """A scalar as the text that compose makes of it: 022 is 18, 80.0 is 80, True is true; None is null."""
+    """Return a scalar as the text that compose makes of it: 022 is 18, 80.0 is 80, True is true; None is null."""
     text = str(node.value)
     if node.style is not None:
         return text
@@ -136,7 +136,7 @@ def scalar(node: yaml.ScalarNode) -> str | None:
 
 
 def _float(number: float) -> str:
-    """As Go prints a floating point number: the shortest digits, with an exponent from a million on."""
+    """Format a number as Go does: the shortest digits, with an exponent from a million on."""
     if number in (0, float("inf"), float("-inf")):
         return "0" if not number else "+Inf" if number > 0 else "-Inf"
     exact = Decimal(repr(number))

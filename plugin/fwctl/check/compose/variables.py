@@ -11,9 +11,9 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import NamedTuple
 
-#: More text than this is never meant: a variable that is named again and again must not fill the memory.
+#: The longest text: a variable that is used again and again must not fill the memory.
 MAX_LENGTH = 1 << 20
-#: Defaults within defaults, so deep.
+#: The deepest nesting of defaults.
 MAX_DEPTH = 16
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -27,7 +27,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 class Expanded(NamedTuple):
-    """The text with variables replaced; the names that are set nowhere; what is wrong, or ""."""
+    """The text with variables replaced; the names of unset variables; the mistake, or ""."""
 
     text: str
     unset: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Expanded(NamedTuple):
 
 
 def expand(text: str, variables: Mapping[str, str], depth: int = 0) -> Expanded:
-    """Replaces every variable. What is not set is empty, as for compose."""
+    """Replace every variable. An unset one is empty, as in compose."""
     parts: list[str] = []
     unset: list[str] = []
     at, length = 0, 0
@@ -84,7 +84,7 @@ def _braced(match: re.Match[str], variables: Mapping[str, str], depth: int) -> E
 
 
 def _closing(text: str, brace: int) -> int:
-    """Where the brace that opens at `brace` closes; 0 if none opens there, or it never closes."""
+    """Return where the brace that opens at `brace` closes; 0 if none opens there, or it never closes."""
     if not text.startswith("{", brace):
         return 0
     depth = 1
@@ -97,14 +97,14 @@ def _closing(text: str, brace: int) -> int:
 
 def _wrong(text: str) -> str:
     shown = text if len(text) <= 40 else text[:40] + "…"
-    return f'"{shown}" is not a variable, like ${{NAME}} or ${{NAME:-default}}; write $$ where a dollar is meant'
+    return f'"{shown}" is not a variable, like ${{NAME}} or ${{NAME:-default}}; write $$ for a dollar'
 
 
 def dotenv(text: str, variables: Mapping[str, str]) -> dict[str, tuple[str, int]]:
-    """A file of NAME=VALUE lines → value and line of each. Values may use `variables`, and what stands above.
+    """Read a file of NAME=VALUE lines; return the value and line of each. Values may use `variables` and names above.
 
     'Single quotes' keep everything, "double quotes" know \\n and variables, # begins a comment. A name alone takes its
-    value from `variables`. What is no such line is left out.
+    value from `variables`. Other lines are ignored.
     """
     found: dict[str, tuple[str, int]] = {}
     above: dict[str, str] = {}
@@ -136,5 +136,5 @@ def _entry(match: re.Match[str], variables: Mapping[str, str]) -> str | None:
     else:
         text = re.sub(r"(^|\s)#.*", "", match["plain"]).strip()
     expanded = expand(text, variables)
-    # A password may well have a dollar in it that is no variable.
+    # A password may contain a dollar that is not a variable.
     return text if expanded.mistake else expanded.text

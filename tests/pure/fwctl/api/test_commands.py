@@ -1,4 +1,4 @@
-"""What `fwctl` changes, and the door that it comes by: nothing opens by mistake, what is wrong is told, not obeyed."""
+"""What `fwctl` changes, and its routes: nothing opens by mistake, and a wrong request is an error."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None
 
 
 def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
-    """As in a label: `allow web "22 from 203.0.113.7"` closes 22 to everybody else; deny closes it to all."""
+    """As in a label: `allow web "22 from 203.0.113.7"` closes 22 to all others; deny closes it to all."""
     desk.allow("web", "22 from 203.0.113.7")
     assert 22 not in desk.opens()
     assert any(e.set == "from4" and e.key[0] == WEB4 for e in desk.site.kernel.table)
@@ -104,7 +104,7 @@ def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
 
 
 def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
-    """Also where the label is for one peer alone."""
+    """Also if the label names a single peer."""
     db = IPv4Address("10.1.0.3")
     assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
     desk.deny("db", "5432")
@@ -112,7 +112,7 @@ def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
 
 
 def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
-    """The name is exact; an ID may be cut, as long as one container alone has it. Who is unknown gets near names."""
+    """A name is exact; an ID may be cut, as long as it is unambiguous. An unknown name gets similar ones."""
     desk.allow(WEB.id[:12].upper(), "9000")
     assert 9000 in desk.opens()
     for who, why in (
@@ -154,13 +154,13 @@ def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str
 
 
 def test_deny_has_no_peers(desk: Desk) -> None:
-    """A port is denied to everybody; the message says how to keep it for some."""
+    """deny applies to every peer; the message says how to keep a port open for some."""
     with pytest.raises(FwError, match="denied to everybody"):
         desk.deny("web", "22 from 10.0.0.0/8")
 
 
 def test_one_container_has_so_many_words(desk: Desk) -> None:
-    """No script fills the disk; what was said stays."""
+    """No script fills the disk; earlier overrides remain."""
     desk.allow("web", *(str(20_000 + 2 * n) for n in range(MAX_OVERRIDES - 1)))
     with pytest.raises(FwError, match="remove some with fwctl revert"):
         desk.allow("web", "9000", "9002")
@@ -206,7 +206,7 @@ def test_a_published_port_of_docker_proxys_obeys_too() -> None:
 
 
 def test_overrides_end_by_themselves(desk: Desk) -> None:
-    """Not a moment early; `end` tells when to come again, and the labels count again as if nothing had been."""
+    """Not a moment early; `end` returns when to call it again, and the labels apply again unchanged."""
     assert desk.orders.end() == 30
     desk.allow("web", "9000", seconds=60)
     desk.deny("web", "22", seconds=10)
@@ -276,7 +276,7 @@ def test_an_override_goes_with_its_container() -> None:
 
 
 def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
-    """Its name nobody knows then; `--all` takes everything."""
+    """Its name is unknown then; `--all` removes every override."""
     desk = Desk(guest(FRONT, 2, WEB), ours(4, API))
     desk.allow("web", "9000")
     desk.site.guests = []
@@ -291,7 +291,7 @@ def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
 
 
 def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
-    """For a time the kernel counts itself, or for ever; a later word about the same address gives it another time."""
+    """With a time, which the kernel counts, or permanently; a later ban of an address replaces its time."""
     told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
     assert (told["cut"], told["notes"]) == (0, [])
     assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
@@ -311,7 +311,7 @@ def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
 
 
 def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
-    """To take back the one does not free it while the other stands."""
+    """Removing the narrower ban does not unban the address while the wider one remains."""
     desk.orders.ban([("203.0.113.0/24", None), ("203.0.113.7", None)])
     assert desk.orders.unban(["203.0.113.7"])["still"] == [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]
 
@@ -331,7 +331,7 @@ def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
     ],
 )
 def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
-    """Its own addresses, a network's gateway, loopback, multicast: refused, and nobody else of that call is banned."""
+    """Its own addresses, a gateway, loopback, multicast: refused, and no other address of that call is banned."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([("203.0.113.7", None), (text, 60)])
     assert why in str(error.value)
@@ -362,7 +362,7 @@ def test_bans_that_have_ended_are_shown_no_more_and_forgotten(desk: Desk) -> Non
 
 
 class Asked:
-    """`fwctl`'s questions, for the door alone."""
+    """Answers queries, for tests of the routes."""
 
     def __init__(self) -> None:
         self.last: Any = None
@@ -433,11 +433,11 @@ _WHO = "the name of a container, or the beginning of its ID"
 WRONG: list[tuple[str, Any, str]] = [
     ("/allow", b"", "not JSON"), ("/allow", b"{", "not JSON"), ("/allow", b"[" * 100_000, "not JSON"),
     ("/allow", b"\xff\xfe", "not JSON"), ("/allow", [], "must be a JSON object with container and rules"),
-    ("/allow", None, "must be a JSON object"), ("/allow", {}, "rules must be a list of rules"),
-    ("/allow", {"rules": ["80"]}, f"container must be {_WHO}; it is missing"),
-    ("/allow", {"container": 7, "rules": ["80"]}, f"container must be {_WHO}; it is 7"),
+    ("/allow", None, "must be a JSON object"), ("/allow", {}, "rules is missing: it must be a list of rules"),
+    ("/allow", {"rules": ["80"]}, f"container is missing: it must be {_WHO}"),
+    ("/allow", {"container": 7, "rules": ["80"]}, f"container must be {_WHO}, not 7"),
     ("/allow", {"container": " ", "rules": ["80"]}, "container must be"),
-    ("/allow", {"container": "web", "rules": "80"}, 'rules must be a list of rules, like ["8080", "53/udp"]; it is "8'),
+    ("/allow", {"container": "web", "rules": "80"}, 'rules must be a list of rules, like ["8080", "53/udp"], not "8'),
     ("/allow", {"container": "web", "rules": []}, "rules must be"),
     ("/allow", {"container": "web", "rules": [80]}, "rules must be"),
     ("/allow", {"container": "web", "rules": ["80"] * 257}, "at most 256"),
@@ -450,14 +450,14 @@ WRONG: list[tuple[str, Any, str]] = [
     ("/allow", {"container": "web", "rules": ["80"], "for": "1h"}, "a field 'for', which is none of"),
     ("/deny", {"container": "web", "rules": ["x"]}, '"x" is not a port'),
     ("/deny", {"container": "nobody", "rules": ["80"]}, "no container 'nobody'"),
-    ("/revert", {}, "container must be"), ("/revert", {"all": False}, "all must be true"),
+    ("/revert", {}, "container is missing: it must be"), ("/revert", {"all": False}, "all must be true"),
     ("/revert", {"all": True, "container": "web"}, "all goes alone"),
     ("/ban", {"bans": ["203.0.113.7"]}, "bans[0] must be a JSON object with address and seconds"),
     ("/ban", {"bans": [{"address": "203.0.113.7"}, {"adress": "203.0.113.7"}]}, "bans[1] has a field 'adress'"),
-    ("/ban", {"bans": [{"address": None}]}, "bans[0]: address must be"), ("/ban", {"bans": {}}, "bans must be a list"),
+    ("/ban", {"bans": [{"address": None}]}, "bans[0].address must be"), ("/ban", {"bans": {}}, "bans must be a list"),
     ("/ban", {"bans": [{"address": "10.1.0.1"}]}, "is the gateway"), ("/ban", {"addresses": []}, "a field 'addresses'"),
-    ("/unban", {"addresses": ["x"]}, "is not an address"), ("/unban", {}, "addresses must be"),
-    ("/explain", {"from": "internet", "to": "web"}, "what must be a port"),
+    ("/unban", {"addresses": ["x"]}, "is not an address"), ("/unban", {}, "addresses is missing: it must be"),
+    ("/explain", {"from": "internet", "to": "web"}, "what is missing: it must be a port"),
     ("/explain", {"from": "internet", "to": "web", "what": "80", "family": 5}, "family must be 4, 6, or null for both"),
     ("/explain", {"from": "internet", "to": "web", "what": "80", "family": True}, "family must be"),
     ("/plan", {"settings": ["FW_ALLOW=80"]}, "settings must be an object"),
@@ -469,7 +469,7 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_a_wrong_body_is_a_400_that_names_the_field(
     client: FlaskClient, desk: Desk, path: str, body: Any, why: str
 ) -> None:
-    """Whatever it is: one sentence that says what would be right, no traceback, and nothing is done."""
+    """Whatever it is: one sentence that says what would be right, no traceback, and no change."""
     status, told = post(client, path, body)
     assert (status, list(told)) == (400, ["Err"])
     assert why in told["Err"]
@@ -516,7 +516,7 @@ def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
 
 
 def test_only_the_plugins_own_socket_is_answered(app: Flask, desk: Desk) -> None:
-    """Not by TCP, should the application ever have such a door, nor where it is not known by which door one came."""
+    """Not over TCP, should the application ever listen there, nor if the socket is unknown."""
     with socket.socket(socket.AF_INET) as tcp:
         for environ in ({"gunicorn.socket": tcp}, {}):
             client = app.test_client()
@@ -530,7 +530,7 @@ def test_only_the_plugins_own_socket_is_answered(app: Flask, desk: Desk) -> None
 
 
 def test_other_methods_and_paths_do_nothing(client: FlaskClient) -> None:
-    """GET changes nothing, and a typo is told."""
+    """GET changes nothing, and a typo is a 404."""
     for path in ("/allow", "/ban", "/revert"):
         assert client.get(path).status_code == 405
     assert post_plain(client, "/alow") == 404
@@ -562,7 +562,7 @@ def test_what_fails_inside_is_told_without_a_traceback(
 
 
 def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:
-    """Whatever is said, in the table there are addresses, numbers and checked names of links."""
+    """Whatever is sent, the table contains addresses, numbers and checked interface names only."""
     evil = "22; flush ruleset #"
     for path, body in (
         ("/allow", {"container": "web", "rules": [evil]}), ("/allow", {"container": evil, "rules": ["80"]}),
@@ -577,7 +577,7 @@ def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: D
 
 
 def test_an_override_is_kept_as_what_it_is(desk: Desk) -> None:
-    """With its origin, so that `fwctl status` says who opened the port."""
+    """With its origin, so that `fwctl status` shows what opened the port."""
     desk.allow("web", "9000")
     (kept,) = desk.site.disk.kept.overrides
     assert kept == Overriding(WEB.id, Rule("tcp", 9000, 9000))

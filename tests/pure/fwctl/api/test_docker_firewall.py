@@ -1,4 +1,4 @@
-"""What a label opens and nobody can reach all the same is said, with what to do; where it has an effect nothing is."""
+"""A rule that opens nothing, because Docker drops the packets, is reported with advice; an effective rule is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 import pytest
 
-from plugin.fwctl.api.docker_firewall import Engine, within, without_effect
+from plugin.docker.engine import Engine
+from plugin.fwctl.api.docker_firewall import within, without_effect
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Endpoint, Network, Policy, Published, Rule
 
@@ -75,7 +76,7 @@ def test_a_port_of_another_protocol_is_not_published_by_it() -> None:
 
 
 def test_dockers_nftables_needs_an_option() -> None:
-    """Docker 29's own backend drops it even where the network is routed, unless dockerd was told of the mark."""
+    """Docker 29's nftables backend drops it even on a routed network, unless dockerd runs with the mark."""
     (note,) = notes(ROUTED, endpoint("8080"), "29.0.1", "nftables")
     assert note == (
         "fw.allow=8080 has no effect on front because Docker's nftables backend drops it, unless dockerd runs with "
@@ -84,13 +85,13 @@ def test_dockers_nftables_needs_an_option() -> None:
 
 
 def test_an_internal_network_has_no_outside() -> None:
-    """Whatever a label says there, nobody from outside enters."""
+    """Whatever a label says, no traffic from outside enters."""
     (note,) = notes(dataclasses.replace(FRONT, internal=True), endpoint("8080", PORT))
     assert note.endswith("because the network is internal; connect the container to another network too")
 
 
 def test_what_fwctl_opened_is_told_too() -> None:
-    """As what it is: a word of fwctl's, and no label."""
+    """As what it is: an override, not a label."""
     (note,) = without_effect(FRONT, endpoint("8080", PORT), Engine(), MARK, [Rule("tcp", 9000, 9000)])
     assert note.startswith("fwctl allow 9000 has no effect on front because")
     assert without_effect(FRONT, dataclasses.replace(endpoint("1"), container=None), Engine(), MARK) == ()
@@ -113,7 +114,7 @@ def rules(text: str, word: str = "from") -> Policy:
 
 
 def test_between_neighbours_a_rule_changes_nothing() -> None:
-    """Containers of one network talk freely: a rule for peers of the own network alone is told to be none."""
+    """Containers on one network talk freely: a rule whose peers are all there has no effect."""
     own = Network("n", "fw-n", IPv4Interface("172.18.0.1/16"))
     for network in (FRONT, own):
         assert within(network, endpoint("1"), rules("5432 from 172.18.0.9 172.18.1.0/24")) == (
@@ -132,6 +133,6 @@ def test_a_rule_for_others_too_is_not_told(text: str) -> None:
 
 
 def test_where_neighbours_do_not_talk_a_rule_has_an_effect() -> None:
-    """On a network with enable_icc=false it is not said to be none."""
+    """On a network with enable_icc=false it has an effect."""
     flat = dataclasses.replace(FRONT, flat=False)
     assert within(flat, endpoint("1"), rules("5432 from 172.18.0.9")) == ()

@@ -115,7 +115,7 @@ def test_any_bytes_are_read_or_passed_over(data: bytes) -> None:
 @given(st.binary(min_size=40, max_size=128), st.sampled_from([0x45, 0x60]))
 @examples(300)
 def test_whatever_looks_like_ip_is_read(rest: bytes, first: int) -> None:
-    """A packet of whatever protocol, with whatever behind its header, has its addresses read as they stand there."""
+    """A packet of any protocol, with any bytes after its header, has its addresses read correctly."""
     of = header(bytes([first]) + rest)
     assert of is not None
     four = first == 0x45
@@ -157,7 +157,7 @@ def test_other_protocols_have_their_names_or_numbers() -> None:
 
 
 def test_a_later_fragment_has_no_ports() -> None:
-    """What stands in a later part of an IPv4 packet is never taken for a port."""
+    """The bytes of a later IPv4 fragment are never taken for a port."""
     whole = made.tcp(OUT4, WEB4, 5432, 40000)
     of = header(bytes(made.Fragment(whole, 1, 7, whole.data)))
     assert of == Header(OUT4, WEB4, "tcp")
@@ -177,7 +177,7 @@ def test_names_from_outside_are_on_one_line(text: str) -> None:
 
 
 def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
-    """A closed port's drop says which container, which port, who came, and that the container does not accept it."""
+    """A closed port's drop names the container, the port, the source, and that the container does not accept it."""
     (drop,) = drops_of(Known(endpoint(1, "web")), logged(made.tcp(OUT6, WEB6, 5432, 40000), hook=2))
     assert (drop.number, drop.direction, drop.container, drop.source) == (1, "to", "web", None)
     assert line(drop.as_data()) == (
@@ -186,11 +186,11 @@ def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
 
 
 def test_a_drop_that_a_container_began_has_its_name_and_why() -> None:
-    """What a confined container may not begin says which, to whom, and what it may."""
+    """The drop of an outbound packet names the container, the target, and what the container may open."""
     (drop,) = drops_of(Known(endpoint(1, "web", egress=())), logged(made.udp(WEB4, OUT4, 53, 40000), hook=2))
     assert (drop.direction, drop.container, drop.target) == ("by", "web", None)
     assert line(drop.as_data()) == (
-        "web 10.1.0.2 to 203.0.113.9 53/udp (outbound; as of now: web may begin nothing, and not this)"
+        "web 10.1.0.2 to 203.0.113.9 53/udp (outbound; as of now: web may open no connections)"
     )
 
 
@@ -203,7 +203,7 @@ def test_between_containers_both_have_their_names() -> None:
 
 
 def test_what_was_for_the_host_was_begun_by_the_container() -> None:
-    """A packet to the host's own address is told as begun by the container, whatever that address is."""
+    """A packet to the host's own address is outbound, whatever that address is."""
     known = Known(endpoint(1, "web", egress=()))
     (drop,) = drops_of(known, logged(made.tcp(WEB4, "10.1.0.1", 2375, 40000), hook=LOCAL_IN))
     assert (drop.direction, drop.container) == ("by", "web")
@@ -219,11 +219,13 @@ def test_what_the_policy_accepts_is_not_called_closed() -> None:
 
 
 def test_nobody_known_has_no_name() -> None:
-    """An address whose container is not known is told without a name."""
+    """An address whose container is unknown has no name."""
     known = Known(dataclasses.replace(endpoint(1, "web"), container=None))
     (drop,) = drops_of(known, logged(made.tcp(OUT6, WEB6, 5432, 40000)))
     assert (drop.direction, drop.container) == ("to", None)
-    assert line(drop.as_data()).startswith("2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; as of now: it is not")
+    assert line(drop.as_data()).startswith(
+        "2001:db8:1::2 5432/tcp from 2001:db8:9::1 (inbound; as of now: it is unknown"
+    )
 
 
 def test_who_has_just_come_has_a_name_at_once() -> None:
@@ -237,7 +239,7 @@ def test_who_has_just_come_has_a_name_at_once() -> None:
 
 
 def test_an_address_that_has_changed_hands_has_the_new_name() -> None:
-    """The name is of who has the address now, never of who had it."""
+    """The name is that of the container that has the address now, never of an earlier one."""
     known = Known(endpoint(1, "web"))
     names = Names(Clock())
     assert names.either(known.inventory, WEB4, OUT4)[0]
@@ -351,7 +353,7 @@ def test_a_flood_writes_few_lines_and_how_many_it_was(caplog: pytest.LogCaptureF
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=200))
 @examples(200)
 def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None:
-    """However drops come, each is a line or within a count, and none has more lines in a window than allowed."""
+    """However drops arrive, each is a line or counted, and no container has more lines in a period than allowed."""
     lines, now = Lines(3, 5.0), 0.0
     written, counted, asked = 0, 0, len(events)
     for who, later in events:
@@ -367,7 +369,7 @@ def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None
 
 
 class Kernel:
-    """A group: says what it is told to say, and then nothing."""
+    """A group that returns what the test gives it, then nothing."""
 
     def __init__(self, *told: Sequence[Logged] | OSError) -> None:
         self.told = list(told)
@@ -409,7 +411,7 @@ def looping() -> Iterator[Callable[[DropLog], threading.Thread]]:
 
 
 def test_the_loop_takes_what_is_told_and_closes(looping: Callable[[DropLog], threading.Thread]) -> None:
-    """Drops go into the ring as they are told; at the end the group is given back."""
+    """Drops go into the ring as they are reported; at the end the group is closed."""
     kernel = Kernel([logged(made.tcp(OUT4, WEB4, 5432, 40000))], [], [logged(made.tcp(OUT4, WEB4, 5433, 40000))])
     log = DropLog(Known(endpoint(1, "web")), lambda: True, kernel)
     thread = looping(log)
@@ -423,7 +425,7 @@ def test_the_loop_takes_what_is_told_and_closes(looping: Callable[[DropLog], thr
 def test_a_kernel_without_it_is_said_so(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the kernel has no nfnetlink_log, that is said once, nothing is tried, and docker-fw goes on."""
+    """Without nfnetlink_log in the kernel a single message says so, nothing is tried, and docker-fw continues."""
     monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
     asked: list[bool] = []
     thrice = threading.Event()
@@ -444,7 +446,7 @@ def test_a_kernel_without_it_is_said_so(
 def test_a_group_that_another_program_has_is_a_warning(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who else listens is told once; docker-fw tries again, and tells when it has the drops again."""
+    """Another listener is reported once; docker-fw tries again, and reports when it has the drops again."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
     assert RETRY > 1
@@ -463,7 +465,7 @@ def test_a_group_that_another_program_has_is_a_warning(
 
 
 def test_what_was_lost_is_counted_over_listeners() -> None:
-    """How often drops went untold is not forgotten when the kernel's socket breaks and is made anew."""
+    """The count of lost drops survives a new socket."""
     kernel = Kernel(OSError(5, "broken"))
     kernel.lost = 3
     log = DropLog(Known(), lambda: True, kernel)
@@ -506,7 +508,7 @@ def test_the_kept_drops_are_json_lines(app: Flask) -> None:
 
 
 def test_a_follower_has_the_kept_ones_then_each_as_it_comes(app: Flask, log: DropLog) -> None:
-    """follow=1 tells what is kept, a sign of life, then each drop that comes."""
+    """follow=1 sends the kept drops, a progress line, then each new drop."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
     told = map(str, (chunk.decode() for chunk in response.response))
     assert [json.loads(text)["port"] for text in next(told).splitlines()] == [1, 2, 3]
@@ -517,7 +519,7 @@ def test_a_follower_has_the_kept_ones_then_each_as_it_comes(app: Flask, log: Dro
 
 
 def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
-    """Four follow at once; a fifth gets an error that says so, and its place when one of them has ended."""
+    """Four clients follow at once; a fifth gets an error that says so, and a place when one of them has ended."""
     client = app.test_client()
     there = [client.get("/drops?follow=1", buffered=False) for _ in range(FOLLOWERS)]
     refused = client.get("/drops?follow=1")
@@ -531,7 +533,7 @@ def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
 
 
 def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
-    """HEAD requests, however many, leave the places to those who follow."""
+    """HEAD requests, however many, leave the places to followers."""
     for _ in range(10):
         assert app.test_client().head("/drops?follow=1").status_code == 200
     with app.test_client().get("/drops?follow=1", buffered=False) as response:
@@ -539,7 +541,7 @@ def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
 
 
 def test_a_follower_that_does_not_read_or_is_gone_is_let_go(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for a client that does not read, and one that hung up is noticed at the next sign of life."""
+    """No thread waits for a client that does not read, and one that hung up is noticed at the next progress line."""
     monkeypatch.setattr("plugin.fwctl.api.droplog_http._STALLED_MS", 10)
     for gone in (False, True):
         ours, theirs = socket.socketpair()
@@ -576,7 +578,7 @@ def test_followers_end_when_docker_fw_does(app: Flask, log: DropLog, how: str) -
 
 
 def test_trouble_is_an_error_and_ends_a_follower(app: Flask, log: DropLog) -> None:
-    """Where no drops are told the answer says why; who follows is told too."""
+    """If no drops are reported the answer says why; followers get the reason too."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
     told = iter(response.response)
     next(told)
@@ -599,7 +601,7 @@ def shown(told: list[dict[str, Any]], *argv: str) -> list[str]:
 
 @pytest.fixture
 def told(log: DropLog) -> list[dict[str, Any]]:
-    """What a follower is told: three drops that were kept, then a new one."""
+    """What a follower receives: three kept drops, then a new one."""
     kept = [drop.as_data() for drop in log.ring.after(0)]
     log.take([logged(made.tcp(OUT4, API4, 4, 40000))])
     (new,) = log.ring.after(3)
@@ -607,7 +609,7 @@ def told(log: DropLog) -> list[dict[str, Any]]:
 
 
 def test_the_command_shows_the_last_ones_then_what_comes(told: list[dict[str, Any]]) -> None:
-    """-n N shows the last N, then each new one; a line begins with the time and the container's name."""
+    """-n N shows the last N, then each new one; a line starts with the time and the container's name."""
     lines = shown(told, "-n", "2")
     assert [text.split()[1:4] for text in lines] == [
         ["api", "10.2.0.2", "2/tcp"], ["web", "10.1.0.2", "3/tcp"], ["api", "10.2.0.2", "4/tcp"]
@@ -624,19 +626,19 @@ def test_the_command_shows_one_container(told: list[dict[str, Any]], who: str) -
 
 
 def test_the_command_tells_programs_the_same_in_json(told: list[dict[str, Any]]) -> None:
-    """--json prints each drop as docker-fw told it, a JSON object a line."""
+    """--json prints each drop as docker-fw sent it, one JSON object a line."""
     assert [json.loads(text) for text in shown(told, "--json")] == [each for each in told if "port" in each]
 
 
 def test_the_command_says_what_it_could_not_show(told: list[dict[str, Any]]) -> None:
-    """Drops that were lost between kernel and terminal are told as a line of their own, on which a reader may count."""
+    """Drops that were lost between kernel and terminal are a line of their own."""
     told = [*told, {**told[0], "number": 10}, {"newest": 10, "lost": 1}]
     assert shown(told)[-3] == "… 5 drops are not shown: there were too many"
     assert shown(told)[-1] == "… some drops were lost: there were too many"
 
 
 def test_the_command_says_when_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing dropped is said on stderr, so that a typing error does not look like silence."""
+    """If nothing was dropped stderr says so, so that a typing error does not look like silence."""
     assert shown([{"newest": 0, "lost": 0}], "wbe") == []
     assert capsys.readouterr().err == "fwctl: no packet of wbe was dropped yet; waiting\n"
 

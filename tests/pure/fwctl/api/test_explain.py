@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plugin.fwctl.api.docker_firewall import Engine
+from plugin.docker.engine import Engine
 from plugin.fwctl.api.explain import NOTE, Around, explain
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Defaults, FwError, Published
@@ -55,7 +55,7 @@ def site() -> Site:
 
 
 def test_each_family_that_both_ends_have_is_told(site: Site) -> None:
-    """A container has two addresses, an address one, and `family` asks for one alone."""
+    """A container has two addresses, an address is one, and `family` selects one."""
     told = ask(site, "internet", "web", "8080")
     assert [(flow["family"], flow["to"]["address"]) for flow in told["flows"]] == [
         (4, "10.1.0.2"), (6, "2001:db8:1::2")
@@ -78,7 +78,7 @@ def test_one_family_that_is_dropped_makes_it_dropped() -> None:
 
 
 def test_the_internet_is_somebody_whom_no_rule_names() -> None:
-    """Whatever documentation addresses the labels and bans use, it stands for everybody else."""
+    """Whatever documentation addresses labels and bans use, it represents all other addresses."""
     rules = "9000 from 203.0.113.0/24 198.51.100.0/24 3fff:fff::/64, 9001 from 0.0.0.0/0 ::/0"
     web = container("web", {"fw.allow": rules})
     bans = {ip_network("192.0.2.0/25"): 0.0}
@@ -90,7 +90,7 @@ def test_the_internet_is_somebody_whom_no_rule_names() -> None:
 
 
 def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
-    """A typo, a range, a container that has the host's network, a protocol nobody knows."""
+    """A typo, a range, a container with the host's network, an unknown protocol."""
     for question, why in (
         (("internet", "wbe", "80"), "did you mean web"), (("internet", "tool", "80"), "it has the host's network"),
         (("internet", "web", "1-100"), "more than one port"), (("internet", "web", "*"), "more than one port"),
@@ -121,18 +121,18 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
         (("api", "web", "1"), True, "both are on fw-ffffffffffff, where containers talk freely"),
         (("api", "api", "1"), True, "api sends to itself"),
         (("host", "web", "1"), True, "the host reaches every container"),
-        (("shy", "internet", "443"), True, "shy may begin this"),
-        (("shy", "internet", "80"), False, "shy may begin 443/tcp, 53/udp, and not this"),
-        (("web", "internet", "80"), True, "web may begin everything"),
-        (("internet", "10.1.0.9", "80"), False, "it is not known who has 10.1.0.9"),
-        (("internet", "192.0.2.200", "80"), True, "no container's network"),
+        (("shy", "internet", "443"), True, "shy may open this"),
+        (("shy", "internet", "80"), False, "shy may open 443/tcp, 53/udp, not this"),
+        (("web", "internet", "80"), True, "web may open any connection"),
+        (("internet", "10.1.0.9", "80"), False, "it is unknown which container has 10.1.0.9"),
+        (("internet", "192.0.2.200", "80"), True, "not on a container network"),
         (("mate", "app", "1"), True, "both are on front"),
     ],
 )
 def test_steps_name_the_rule_that_decides(
     site: Site, question: tuple[str, str, str], accepted: bool, words: str
 ) -> None:
-    """Each question ends with the word that decides, and tells who said it."""
+    """The last step decides, and has the origin of its rule."""
     told = ask(site, *question)
     assert told["accepted"] == accepted
     assert words in spec(told)
@@ -164,7 +164,7 @@ def test_bans_come_first_and_end(site: Site) -> None:
 
 
 def test_a_published_port_leads_to_its_container(site: Site) -> None:
-    """TO host, or the host's address: which container and port it leads to, and what that one says."""
+    """TO host, or the host's address: which container and port it is forwarded to, and that container's policy."""
     told = ask(site, "internet", "host", "18080")
     assert told["accepted"]
     assert "the host's port 18080/tcp is forwarded to web's port 8080/tcp (10.1.0.2) by DNAT" in spec(told)
@@ -173,7 +173,7 @@ def test_a_published_port_leads_to_its_container(site: Site) -> None:
     assert ask(site, "api", "host", "15432")["accepted"]  # on one network, by whatever way
     told = ask(site, "internet", "host", "5432")
     assert told["accepted"]
-    assert "the host itself, which docker-fw does not guard" in spec(told)
+    assert "the host itself, which docker-fw does not filter" in spec(told)
 
 
 def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) -> None:
@@ -189,7 +189,7 @@ def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) ->
 
 
 def test_a_port_of_one_host_address_is_not_one_of_another() -> None:
-    """`-p 198.51.100.1:…` is asked about by that address, or by `host`; `-p 127.0.0.1:…` is the host's alone."""
+    """`-p 198.51.100.1:…` is found by that address, or by `host`; `-p 127.0.0.1:…` is for the host only."""
     here = Published("tcp", IPv4Address("198.51.100.1"), 18080, 80)
     loop = Published("tcp", IPv4Address("127.0.0.1"), 18081, 80)
     site = Site(ours(2, container("web"), here, loop))
@@ -218,11 +218,11 @@ def test_a_confined_container_is_judged_on_its_way_to_the_host_too(site: Site) -
     assert ask(egress_restricted, "inside", "host", "18080")["accepted"]  # to web's port 8080
     told = ask(egress_restricted, "inside", "host", "28080", family=4)
     assert not told["accepted"]
-    assert "inside may begin 8080/tcp, and not this" in spec(told)
+    assert "inside may open 8080/tcp, not this" in spec(told)
 
 
 def test_a_container_on_several_networks_is_met_where_both_are() -> None:
-    """Docker's DNS names the shared network's address; from elsewhere every place is told of."""
+    """Docker's DNS returns the address on the common network; from elsewhere each address is explained."""
     front, back = guest(FRONT, 2, APP), guest(BACK, 2, APP)
     mate = guest(BACK, 3, container("mate"))
     site = Site(front, back, mate)
@@ -251,7 +251,7 @@ def _mode(mode: str) -> BridgeNetwork:
 def test_docker_drops_what_is_for_an_own_address_on_a_nat_network(
     network: BridgeNetwork, engine: Around, accepted: dict[int, bool]
 ) -> None:
-    """Whatever docker-fw accepts; older engines leave IPv6 alone."""
+    """Whatever docker-fw accepts; older engines do not filter IPv6."""
     site = Site(guest(network, 2, APP))
     site.guard.replace([network], site.guests, asked=1 << 30)
     told = ask(site, "internet", "app", "8080", engine=engine)
@@ -284,7 +284,7 @@ def test_nftables_behind_a_mark_is_told_as_a_condition() -> None:
 
 
 def test_addresses_of_the_host_are_the_host(site: Site) -> None:
-    """Loopback too; as a source it reaches everybody."""
+    """Loopback too; as a source the host reaches every container."""
     for address in (IPv4Address("198.51.100.1"), IPv6Address("2001:db8:ffff::1")):
         assert ask(site, str(address), "web", "1")["accepted"]
     assert ANY4 not in OWN

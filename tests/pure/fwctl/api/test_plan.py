@@ -1,4 +1,4 @@
-"""`fwctl plan` and `fwctl export`: what would change is told as a diff, and a file holds what stands."""
+"""`fwctl plan` shows changes as a diff; `fwctl export` writes the current table to a file."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def drifted(site: Site, there: TableDump, timed: tuple[Element, ...] = ()) -> li
 
 
 def test_what_is_as_it_should_be_is_no_difference(site: Site) -> None:
-    """Nothing to tell."""
+    """No line."""
     assert drifted(site, standing(set(site.state.should()[1]))) == []
 
 
 def test_elements_that_somebody_changed_are_told_with_whose_they_are(site: Site) -> None:
-    """What came is to go, what went is to come; sorted, with the container's name or the network's."""
+    """Added elements are to be removed, removed ones to be added; sorted, with the container or network."""
     there = set(site.state.should()[1])
     there |= {Element("allow4", (IPv4Address("10.1.0.2"), 6, 9999))}
     there |= {Element("allow6", (IPv6Address("2001:db8:9::9"), 17, 53))}
@@ -131,7 +131,7 @@ def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
 
 
 def test_every_rule_of_the_real_table_has_its_words() -> None:
-    """The text of each chain has one line for each rule, so that the words are the right rule's."""
+    """The text of each chain has one line for each rule, so that a line describes the right rule."""
     found = drift._by_chain(skeleton(MARK, rates=["rates", "limit4__10.0.0.2__5_minute_10"]))
     assert set(found) >= {"forward", "input", "inbound6", "deny", "rates", "rated4", "limit4__10.0.0.2__5_minute_10"}
     assert all(not line.startswith(("#", "type ", "chain ", "}")) for chain in found.values() for line in chain)
@@ -158,7 +158,7 @@ def test_the_same_settings_change_nothing(site: Site) -> None:
 
 
 def test_a_plan_tells_policy_and_elements(site: Site) -> None:
-    """Container by container, with who says so; and what that is in the table."""
+    """By container, with the origin; and the same change as elements of the table."""
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
     told = plan.policies(before, after)
     assert lines(told)[:5] == [
@@ -185,7 +185,7 @@ def test_published_ports_are_judged_anew(site: Site) -> None:
 
 
 def test_a_plan_follows_names(site: Site) -> None:
-    """A setting that speaks of a container means who it is now."""
+    """A setting that names a container applies to its current address."""
     before, after = under(site, of(allow="9100 from container:app"))
     assert any(e.set == "from4" and e.key[-1] == IPv4Address("172.18.0.2") for e in plan.difference(before, after).add)
 
@@ -199,7 +199,7 @@ def test_labels_that_would_be_read_otherwise(site: Site) -> None:
 
 
 def test_ports_of_dockerds_own(site: Site) -> None:
-    """FW_DOCKERD_PORTS is elements alone."""
+    """FW_DOCKERD_PORTS changes elements only."""
     before = site.state.snapshot()
     settings: Settings = read({"FW_DOCKERD_PORTS": "2375"})
     after = evaluated(PLAIN, dataclasses.replace(before.facts, dockerd=own_ports(settings.dockerd_ports, ())))
@@ -218,7 +218,7 @@ def test_another_mark_is_other_rules() -> None:
 
 
 def test_the_file_stands_alone(site: Site) -> None:
-    """In one transaction, whatever stands; foreign bridges by name; what it is and of when; and all elements."""
+    """One transaction, whatever is in the kernel; exempt bridges by name; version and time; and all elements."""
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
     elements = {*site.state.should()[1], *banned, Element("foreign", (7,)), Element("proxies", (12,))}
     unmanaged, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
@@ -242,7 +242,7 @@ def test_the_file_stands_alone(site: Site) -> None:
 
 
 def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
-    """Nobody would close it: neither the container's port nor docker-proxy's."""
+    """Nothing would close it later: neither the container's port nor docker-proxy's."""
     site = Site(guest(FRONT, 2, APP, *published(9000, 29000)))
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))

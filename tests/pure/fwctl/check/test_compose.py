@@ -44,14 +44,14 @@ def test_null_is_the_empty_text(written: str) -> None:
 
 
 def test_labels_are_a_map_or_a_list() -> None:
-    """Both forms are the same labels; in the list a name alone is an empty label."""
+    """Both forms are the same labels; a name without a value is an empty label."""
     one, _ = project('services: {web: {labels: {a: 1, b: "x=y", c: }}}')
     other, _ = project("services: {web: {labels: [a=1, b=x=y, c]}}")
     assert labels(one.services["web"]) == labels(other.services["web"]) == {"a": "1", "b": "x=y", "c": ""}
 
 
 def test_aliases_and_merge_keys_keep_their_own_lines() -> None:
-    """What an anchor brings stands where the anchor stands; own keys win, and of several maps the first."""
+    """An anchor's values have the anchor's lines; own keys win, and of several maps the first."""
     found, notes = project(
         """\
         x-one: &one
@@ -147,16 +147,16 @@ def test_extends_takes_over_what_the_other_service_says() -> None:
 
 
 def test_extends_that_leads_nowhere_or_round_is_a_mistake() -> None:
-    """Each is told at its line, and the rest is read."""
+    """Each is reported at its line, and the rest is read."""
     told = checked("services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n")
     assert told.status == 1
-    assert 'compose.yml:4: c: extends "nobody", which is no service of compose.yml' in told.mistakes
+    assert 'compose.yml:4: c: extends "nobody", which is not a service in compose.yml' in told.mistakes
     assert any(line.startswith("compose.yml:2: a: extends") for line in told.mistakes)
     assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in told.mistakes)
 
 
 def test_include_is_followed_with_its_own_dotenv() -> None:
-    """A list of paths is followed, each file with the .env beside it; other includes are told as not followed."""
+    """A list of paths is followed, each file with the .env beside it; other includes are reported as not followed."""
     found, notes = project(
         {
             "compose.yml": "include:\n  - sub/a.yml\n  - {path: b.yml, env_file: x}\n  - https://example.com/c.yml\n"
@@ -190,7 +190,7 @@ def test_variables_are_replaced_as_compose_does(text: str, expected: str) -> Non
 @pytest.mark.parametrize("text", ["$", "$ x", "${", "${}", "${1}", "$1", "${A", "${A:b}", "${A b}", "$-", "a$"])
 def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
     """Compose refuses the file; the message says what to write."""
-    assert "write $$ where a dollar is meant" in expand(text, {"A": "a"}).mistake
+    assert "write $$ for a dollar" in expand(text, {"A": "a"}).mistake
 
 
 def test_a_variable_that_is_missing_is_told() -> None:
@@ -206,7 +206,7 @@ def test_a_variable_that_is_missing_is_told() -> None:
         """
     )
     assert told.mistakes == ["compose.yml:6: needs the variable PORT, which is not set: which port"]
-    assert told.warnings == ["compose.yml:5: the variable UNSET is not set, and empty here"]
+    assert told.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
 
 
 def test_dotenv_stands_below_the_environment() -> None:
@@ -443,14 +443,14 @@ def _no_traceback(text: str) -> None:
 @given(st.text() | st.lists(_WORDS, max_size=40).map("".join))
 @examples(300)
 def test_arbitrary_text_gives_no_traceback(text: str) -> None:
-    """Whatever stands in the file, what is said is printable, and points at lines that are there."""
+    """Whatever the file contains, notes are printable, and refer to existing lines."""
     _no_traceback(text)
 
 
 @given(st.dictionaries(st.sampled_from(["services", "networks", "include", "name"]), _VALUES, max_size=4))
 @examples(200)
 def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
-    """Whatever values stand where services, labels and networks are expected."""
+    """Whatever values are in the place of services, labels and networks."""
     _no_traceback(yaml.safe_dump(document))
 
 

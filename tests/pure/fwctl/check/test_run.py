@@ -41,24 +41,24 @@ def test_a_service_is_told_with_what_it_accepts() -> None:
     assert (told.status, told.mistakes, told.warnings) == (0, [], [])
     assert told.text == (
         "compose.yml: 2 services\n"
-        "web  on front (guarded)\n"
+        "web  on front (Docker network)\n"
         "  accepts: 22/tcp, 80/tcp, 443/tcp (base), 8080/tcp, 9000/tcp from service:api (label fw.allow, line 6)\n"
         "  egress: 443/tcp, 53/udp to 2001:db8::53 (label fw.egress, line 9)\n"
         "  rate: 22/tcp 5/minute burst 5\n"
         "  log: drop\n"
-        "  published 8080->8080/tcp: open to everybody\n"
+        "  published 8080->8080/tcp: open to all\n"
         '  published 5432->5432/tcp: closed to the outside (to open it: label fw.allow: "5432")\n'
         "  published 9000->9000/tcp: open to service:api\n"
-        "  published 127.0.0.1:6379->6379/tcp: for the host alone\n"
+        "  published 127.0.0.1:6379->6379/tcp: reachable from the host only\n"
         '  published [::]:53->53/udp: closed to the outside (to open it: label fw.allow: "53/udp")\n'
-        "api  on default (guarded)\n"
+        "api  on default (Docker network)\n"
         "  accepts: 22/tcp, 80/tcp, 443/tcp (base)\n"
         "  egress: everything\n"
     )
 
 
 def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
-    """FILE:LINE: SERVICE: and the very words with which docker-fw would refuse the start; the exit status is 1."""
+    """FILE:LINE: SERVICE: and the same text with which docker-fw would refuse the start; the exit status is 1."""
     told = checked('services:\n  web:\n    ports: ["80:80"]\n    labels:\n      x: y\n      fw.allow: 808O\n')
     assert told.status == 1
     assert told.text.endswith(f'\nmistakes:\ncompose.yml:6: web: label fw.allow="808O": "808O" {PORT}\n')
@@ -100,7 +100,7 @@ def test_every_mistake_is_told_at_once() -> None:
         "compose.yml:16: network front: network option fw.rate",
     ]
     assert "did you mean fw.allow?" in told.mistakes[2]
-    assert told.mistakes[4].endswith('"font" is none of the networks of web (front); did you mean front?')
+    assert told.mistakes[4].endswith('"font" is not a network of web (front); did you mean front?')
 
 
 def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_dockers() -> None:
@@ -115,7 +115,7 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
         """
     )
     assert told.on("own", "front")["refused"]
-    assert "own  on front (docker-fw's own)\n  does not start there" in told.text
+    assert "own  on front (docker-fw network)\n  does not start" in told.text
     assert told.accepts("base") == BASE
     assert told.accepts("icmp") == []
     assert "  accepts: ICMP only (closed by a mistake)\n" in told.text
@@ -138,7 +138,7 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
     ],
 )
 def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
-    """Where docker-fw has no say it says so, and that labels do nothing there."""
+    """For an unprotected network it says so, and that labels have no effect there."""
     told = checked(
         f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
         f"networks: {{n: {{driver: '{driver}'}}}}"
@@ -151,7 +151,7 @@ def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver:
 
 
 def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
-    """What a container on an overlay publishes goes over docker_gwbridge, and obeys there."""
+    """A port that a container on an overlay publishes goes through docker_gwbridge, and is filtered there."""
     told = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {driver: overlay}}"
@@ -174,20 +174,20 @@ def test_network_mode_says_whose_labels_count() -> None:
         """
     )
     assert told.accepts("docker0", "bridge") == ["80/tcp", "443/tcp"]
-    assert "side  shares the network of service docker0, whose labels count\n" in told.text
+    assert "side  shares the network of service docker0, whose labels apply\n" in told.text
     assert told.warnings == [
-        "compose.yml:2: on-host: label fw.allow has no effect: host is the host's own network: not guarded",
+        "compose.yml:2: on-host: label fw.allow has no effect: host is the host's network: not protected",
         "compose.yml:5: side: label fw.allow has no effect: side shares the network of service docker0, whose labels "
-        "count; move it there",
+        "apply; move it there",
     ]
     assert told.mistakes == [
-        'compose.yml:7: lost: network_mode: "docker1" is no other service here; did you mean docker0?',
-        "compose.yml:8: both: networks and network_mode exclude each other",
+        'compose.yml:7: lost: network_mode: "docker1" is not another service in these files; did you mean docker0?',
+        "compose.yml:8: both: networks and network_mode cannot be combined",
     ]
 
 
 def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
-    """They count on that network alone; what differs is told apart, what is alike together."""
+    """They apply on that network only; networks with different results are shown separately, equal ones together."""
     told = checked(
         """\
         name: shop
@@ -205,7 +205,7 @@ def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
     assert told.on("web", "c")["name"] == "elsewhere"
     assert told.status == 0
     alike = checked("services: {web: {networks: [a, b]}}\nnetworks: {a: {}, b: {}}")
-    assert "web  on a, b (guarded)\n" in alike.text
+    assert "web  on a, b (Docker network)\n" in alike.text
 
 
 def test_network_and_attachment_options_add_up_with_labels() -> None:
@@ -245,12 +245,12 @@ def test_what_stands_where_it_counts_for_nothing_is_told() -> None:
           default: {labels: {fw.allow: 1}, driver_opts: {x: y}, fw.deny: 22}
         """
     )
-    assert [line.partition(" count")[0] for line in told.mistakes] == [
-        "compose.yml:5: web: deploy.labels fw.allow is the swarm service's, not its containers', and",
-        "compose.yml:6: web: fw.allow is a label: it stands under labels:, one step further in",
-        "compose.yml:14: network default: fw.deny is an option: it stands under driver_opts:",
+    assert told.mistakes == [
+        "compose.yml:5: web: deploy.labels fw.allow has no effect: it is a label of the swarm service, not of its "
+        "containers; move it to the service's labels:",
+        "compose.yml:6: web: fw.allow is a label; move it under labels:",
+        "compose.yml:14: network default: fw.deny is an option; move it under driver_opts:",
     ]
-    assert told.mistakes[0].endswith("move it to labels: of the service itself")
     likely = [line.rpartition("did you mean ")[2] for line in told.warnings[2:5]]
     assert likely == ["fw.allow?", "fw.network.NAME.allow?", "fw.egress?"]
     assert [int(line.split(":")[1]) for line in told.warnings] == [3, 4, 8, 9, 10, 14]
@@ -262,11 +262,11 @@ def test_a_look_alike_of_every_key_is_known(key: str) -> None:
     bare = key.removeprefix("fw.")
     for wrong in (f"fw-{bare}", f"fw_{bare}", f"FW_{bare.upper()}", f"fw{bare}", f" {key}"):
         told = checked(f"services: {{web: {{labels: {{'{wrong}': x}}}}}}")
-        assert told.warnings == [f"compose.yml:1: web: label {wrong} counts for nothing; did you mean {key}?"]
+        assert told.warnings == [f"compose.yml:1: web: label {wrong} has no effect; did you mean {key}?"]
 
 
 def test_a_number_that_yaml_reads_as_another_is_told() -> None:
-    """022 is 18 for compose: the label that counts is told, and that quotes help."""
+    """Compose reads 022 as 18: the warning shows the label that applies, and that quotes help."""
     told = checked("services: {web: {ports: ['18:18'], labels: {fw.allow: 022}}}")
     assert told.accepts("web") == ["18/tcp", *BASE]
     assert told.warnings == ["compose.yml:1: web: label fw.allow: YAML reads 022 as the number 18; put it in quotes"]
@@ -290,10 +290,10 @@ def test_a_peer_that_is_nobody_is_told() -> None:
         """
     )
     start = "compose.yml:7: web: label fw.allow: "
-    nobody = "matches nobody: it has no address of its own on a network that docker-fw knows"
+    nobody = "matches no container: it has no address of its own on a network that docker-fw protects"
     assert told.warnings == [
-        f"{start}container:api matches nobody: the container of that service is called p-api-1; write service:api",
-        f"{start}service:ap is no service of these files, and matches nobody; did you mean api?",
+        f"{start}container:api matches no container: the container of that service is named p-api-1; write service:api",
+        f"{start}service:ap is not a service in these files, so it matches no container; did you mean api?",
         f"{start}service:host {nobody}",
         f"{start}service:side {nobody}",
     ]
@@ -303,7 +303,7 @@ def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -
     """It may be another stack's: only where every service has a name of its own is a typo likely."""
     known = "services: {web: {container_name: w, ports: ['9:9'], labels: {fw.allow: 9 from container:x}}"
     (warning,) = checked(known + "}").warnings
-    assert warning.endswith("container:x is no container_name of these files, and matches nobody here")
+    assert warning.endswith("container:x is not a container_name in these files, so it matches no container here")
     assert checked(known + ", api: {}}").warnings == []
 
 
@@ -327,15 +327,15 @@ def test_a_rule_without_effect_is_told() -> None:
         networks: {front: {}, back: {}, inside: {internal: true}}
         """
     )
-    free = "containers of one network talk freely"
-    assert [line.partition("label ")[2].partition(", and from")[0] for line in told.warnings] == [
+    free = "containers on one network talk freely"
+    assert [line.partition("label ")[2].partition(", and a container")[0] for line in told.warnings] == [
         f"fw.allow: 1/tcp from service:api has no effect: service:api is on front too, and {free}",
-        "fw.allow: 2/tcp from host has no effect: the host itself always may",
+        "fw.allow: 2/tcp from host has no effect: the host itself always has access",
         f"fw.allow: 3/tcp from network:front has no effect: network:front is on front too, and {free}",
         "fw.allow: 7/tcp has no effect: it is not published",
-        "fw.deny: 5/tcp has no effect: it only takes ports out of the base, and fw.allow opens it all the same",
-        "fw.deny: 9/tcp has no effect: it only takes ports out of the base, and it is closed anyway",
-        "fw.rate: 8/tcp is limited, and closed anyway",
+        "fw.deny: 5/tcp has no effect: fw.deny only removes ports from the base, and fw.allow opens this one",
+        "fw.deny: 9/tcp has no effect: fw.deny only removes ports from the base, and this one is closed anyway",
+        "fw.rate: 8/tcp has no effect: the port is closed",
         f"fw.egress: 443/tcp to service:api has no effect: service:api is on front too, and {free}",
     ]
     assert told.status == 0
@@ -361,7 +361,7 @@ def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None
 
 
 def test_published_ports_long_short_and_in_ranges() -> None:
-    """Every form of compose's; a range is told in the parts that are open to the same people."""
+    """Every form that compose has; a range is shown in the parts that are open to the same peers."""
     told = checked(
         """\
         services:
@@ -388,7 +388,7 @@ def test_published_ports_long_short_and_in_ranges() -> None:
         ("", "9000-9010", "22/tcp", "everybody"),
         ("", "", "82/tcp", "nobody"),
     ]
-    assert "  published (any)->80/tcp: open to everybody\n" in told.text
+    assert "  published (any)->80/tcp: open to all\n" in told.text
     assert "  published 443-445->443-445/tcp: 444-445/tcp closed to the outside" in told.text
 
 
@@ -397,7 +397,7 @@ def test_published_ports_long_short_and_in_ranges() -> None:
     [
         ('"a:b"', '"a:b" is not a port'),
         ('"80/icmp"', '"icmp" is not a protocol'),
-        ('"1-2:1-3"', "not equally long"),
+        ('"1-2:1-3"', "not of equal length"),
         ('"x:1:1"', '"x" is not an address of the host'),
         ('"70000"', "is not a port"),
         ("{}", "is not a port"),
@@ -433,15 +433,15 @@ def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver
 
 
 def test_an_internal_network_is_out_of_reach() -> None:
-    """Nobody from outside comes there, whatever a label says; the warning says what to do."""
+    """No traffic from outside enters, whatever a label says; the warning says what to do."""
     told = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {internal: true}}"
     )
     assert told.accepts("web", "n") == []
-    assert "web  on n (guarded; internal: nobody from outside)\n  accepts: ICMP only\n" in told.text
+    assert "web  on n (Docker network; internal: no access from outside)\n  accepts: ICMP only\n" in told.text
     assert "published 8080->8080/tcp: closed (the network is internal)" in told.text
-    assert told.warnings[0].endswith("the network is internal; put the container on another one too")
+    assert told.warnings[0].endswith("the network is internal; connect the service to another network too")
 
 
 #: What has another form than compose wants, the line, and what is said.
@@ -465,18 +465,18 @@ MALFORMED = {
     "services: {web: {}}\nnetworks: {a: {driver: []}}": (2, "driver must be text"),
     "services: {web: {}}\ninclude: x.yml": (2, "include must be a list of files"),
     "services: {web: {}}\nname: [x]": (2, "name must be text"),
-    "services:\n  web: {}\n  web: {}": (3, '"web" stands in line 2 already'),
+    "services:\n  web: {}\n  web: {}": (3, '"web" is already defined in line 2'),
     "services:\n  web: {<<: 3}": (2, "<< merges maps"),
     "services:\n  ? [a]\n  : {}\n  web: {}": (2, "a key must be text"),
-    "services:\n  web: {networks: [x]}": (2, 'web: network "x" is not among the networks here'),
-    "": (1, "there is no service in it"),
-    "web: {image: x}": (1, "there is no service in it: services stand under services:"),
+    "services:\n  web: {networks: [x]}": (2, 'web: network "x" is not defined in these files'),
+    "": (1, "it has no services"),
+    "web: {image: x}": (1, "it has no services; define them under services:"),
 }
 
 
 @pytest.mark.parametrize(("text", "expected"), MALFORMED.items(), ids=repr)
 def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, expected: tuple[int, str]) -> None:
-    """One mistake, at its line; whatever else stands in the file is read."""
+    """One mistake, at its line; the rest of the file is read."""
     told = checked(text)
     assert told.status == 1
     assert len(told.mistakes) == 1, told.mistakes
@@ -485,14 +485,14 @@ def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, exp
 
 
 def test_the_same_label_twice_in_a_list_is_told() -> None:
-    """Compose takes the later one, without a word."""
+    """Compose takes the later one silently."""
     told = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
     assert told.accepts("web") == ["2/tcp", *BASE]
-    assert told.warnings == ["compose.yml:6: web: fw.allow stands in line 5 already; only this one counts"]
+    assert told.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]
 
 
 def test_output_is_one_line_each_whatever_a_label_holds() -> None:
-    """Line breaks and a terminal's escape sequences are shown, not sent; a stream that knows ASCII alone gets ASCII."""
+    """Line breaks and terminal escape sequences are escaped; an ASCII stream gets ASCII."""
     told = checked('services:\n  web: {labels: {fw.allow: "1\\n\\e[31mé\\ud800"}}\n')
     (line,) = [line for line in told.text.splitlines() if line.startswith("compose.yml:2:")]
     assert '="1\\n\\x1b[31mé\\ud800"' in line
@@ -504,7 +504,7 @@ def test_output_is_one_line_each_whatever_a_label_holds() -> None:
 
 
 def test_no_file_is_wrong_usage() -> None:
-    """Without a file the exit status is 2, and the message says what to write."""
+    """Without a file the exit status is 2, and the message shows the usage."""
     stream = io.StringIO()
     assert run([], {}, False, stream) == 2
     assert "fwctl check compose.yml" in stream.getvalue()

@@ -1,4 +1,4 @@
-"""`fwctl`'s commands: what they ask, how they tell, and the status that they end with."""
+"""`fwctl`'s commands: their requests, their output, and their exit statuses."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
 
 
 def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> None:
-    """--json is what the plugin said, and can be read back."""
+    """--json prints the plugin's answer, and can be parsed."""
     assert "  web  10.1.0.2  22/tcp, 8080/tcp\n    label fw.allow: 8080/tcp\n" in run("status")[1]
     assert json.loads(run("status", "--json")[1]) == STATUS
     assert json.loads(run("ports", "--json")[1]) == [{"container": "web", **PORT}]
@@ -252,7 +252,7 @@ def test_exit_statuses_are_for_scripts(fake: Fake, run: Run) -> None:
 
 
 def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> None:
-    """Status 1, nothing on stdout; and no escape sequence of whoever wrote the label."""
+    """Status 1, nothing on stdout; and no escape sequence from a label."""
     fake.answers["/allow"] = (400, {"Err": "no container 'wbe'; did you mean web?\x1b[31m\n"})
     status, out, err = run("allow", "wbe", "80")
     assert (status, out) == (1, "")
@@ -261,7 +261,7 @@ def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> 
 
 @pytest.mark.parametrize("answer", [(500, b"<html>"), (200, b""), (200, []), (502, {"x": 1}), (200, b"\xff")])
 def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
-    """Whoever sits on the socket: no traceback."""
+    """Whatever answers on the socket: no traceback."""
     fake.answers["/status"] = answer
     status, out, err = run("status")
     assert (status, out) == (1, "")
@@ -271,7 +271,7 @@ def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -
 def test_where_nobody_answers_is_told_with_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No socket at all, one that nobody serves, one that hangs up; plan's trouble is 2, as diff's."""
+    """No socket, an unserved one, one that hangs up; plan exits with 2, as diff does."""
     gone, dead = tmp_path / "gone.sock", tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(dead))
@@ -322,7 +322,7 @@ def test_colours_are_for_terminals(fake: Fake) -> None:
 
 
 def on_terminal(fake: Fake, *arguments: str, until: bytes, **environ: str) -> bytes:
-    """What a terminal is shown until these bytes come; a watch is interrupted by the user then."""
+    """Return what a terminal shows until these bytes appear; then a watch is interrupted, as a user does."""
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
@@ -473,7 +473,7 @@ def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
-    """All that comes together in one call, with the time that is left; other scopes and types are not ours."""
+    """Decisions that arrive together are one request, with the time that is left; others are ignored."""
     done = bounce(
         fake,
         decide("add", "203.0.113.7"),
@@ -498,7 +498,7 @@ def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
 
 
 def test_one_refused_decision_holds_up_no_other(fake: Fake) -> None:
-    """An address of the host's own in a blocklist: the others are banned, and it is told of."""
+    """An address of the host in a blocklist: the others are banned, and the error is printed."""
     fake.answers["/ban"] = (400, {"Err": "cannot ban 10.1.0.1: it is the host's own"})
     done = bounce(fake, decide("add", "203.0.113.7"), decide("add", "10.1.0.1"))
     assert [len(body["bans"]) for _, body in fake.asked] == [2, 1, 1]

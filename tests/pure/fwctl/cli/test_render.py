@@ -1,4 +1,4 @@
-"""What `fwctl` tells people: every word that matters, in plain text for pipes and in colours on a terminal."""
+"""The output of `fwctl`: plain text for pipes, and colours on a terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from plugin.docker.engine import Engine
 from plugin.fwctl.api import status
-from plugin.fwctl.api.docker_firewall import Engine
 from plugin.fwctl.cli import render, render_answers, terminal
 from plugin.kernel.resolver import asked_from_host
 from plugin.labels.duration import left, parse
@@ -87,7 +87,7 @@ def site() -> Site:
 
 
 def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> None:
-    """Networks, containers, addresses; ports with their origin; peers by name and who they are now."""
+    """Networks, containers, addresses; ports with their origin; named peers with their current addresses."""
     spec = words(site).splitlines()
     assert spec[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
     web = "  web  10.1.0.2 2001:db8:1::2  80/tcp, 443/tcp, 5432/tcp from container:db service:api, 7000/tcp, "
@@ -148,14 +148,14 @@ def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
 
 
 def test_an_override_without_effect_is_told() -> None:
-    """Docker drops it on a nat network, whoever has opened the port."""
+    """Docker drops it on a nat network, whatever opened the port."""
     rule = Rule("tcp", 9999, 9999, origin="fwctl allow")
     site = Site(guest(FRONT, 2, DB), state=State(overrides=(Overriding(DB.id, rule),)))
     assert "fwctl allow 9999 has no effect on front because it is a nat network" in words(site)
 
 
 def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
-    """To all, or to others; what is the host's alone is not worth a word."""
+    """For all, or for some; a port on the host's loopback needs no line."""
     spec = words(site)
     assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in spec
     assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in spec
@@ -164,7 +164,7 @@ def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
 
 
 def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
-    """Where somebody may not begin everything and the host's resolver is on loopback; else there is nothing to say."""
+    """If a container has fw.egress and the host's resolver is on loopback; otherwise there is no warning."""
     free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
     spec = "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
     assert spec in words(egress_restricted, host_resolver="127.0.0.1")
@@ -241,7 +241,7 @@ def test_nothing_is_told_in_a_sentence() -> None:
 
 
 def test_ports_tell_from_whom(site: Site) -> None:
-    """Each published port with its container, and for whom it is open."""
+    """Each published port with its container, and from where it is open."""
     spec = render.ports(told(site)).splitlines()
     assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in spec
     assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in spec
@@ -250,7 +250,7 @@ def test_ports_tell_from_whom(site: Site) -> None:
 
 
 def test_a_dry_run_tells_what_closes_to_whom() -> None:
-    """Before anything is closed; a port that stays open to some is told with them."""
+    """Before anything is closed; a port that stays open to some addresses is listed with them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
     spec = render.dry_run(report(site, {"tool": "has the host's network"}, "203.0.113.9", "app"))
@@ -264,7 +264,7 @@ def test_a_dry_run_tells_what_closes_to_whom() -> None:
 
 
 def test_an_explanation_is_told_step_by_step() -> None:
-    """Who, to whom, what; each step with its origin and what came of it; what was not asked."""
+    """Source, target, port; each step with its origin and outcome; what was not checked."""
     flow = {
         "family": 4, "what": "8080/tcp", "accepted": True,
         "from": {"name": "the Internet", "address": "203.0.113.1"}, "to": {"name": "web", "address": "10.1.0.2"},
@@ -285,7 +285,7 @@ def test_an_explanation_is_told_step_by_step() -> None:
 
 
 def test_a_plan_is_told_as_a_diff() -> None:
-    """Each line begins with its sign, so that grep finds it."""
+    """Each line starts with its sign, so that grep finds it."""
     line = {"sign": "+", "what": "policy", "text": "accepts 9100/tcp", "who": "web on front", "origin": "setting x"}
     gone = {"sign": "-", "what": "element", "text": "allow4 10.1.0.2 . tcp . 9999", "who": "web"}
     empty: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
@@ -343,7 +343,7 @@ def bare(text: str) -> str:
 
 @pytest.mark.parametrize("width", [200, 80])
 def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
-    """As tables where there is room, as coloured lines where there is not; no word of the plain form is missing."""
+    """Tables if the terminal is wide enough, coloured lines otherwise; no text of the plain form is missing."""
     data = told(site, foreign=["virbr0"], banned=1)
     shown = bare(drawn(terminal.status(data, width), width=width)).split()
     plain = render.status(data).replace(",", " ").split()

@@ -1,4 +1,4 @@
-"""What `fwctl boot` writes: a table that only closes, a unit that comes before Docker, nothing that stays behind."""
+"""What `fwctl boot` writes: a table that only closes, a unit that runs before Docker, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from plugin.daemon import early_table
-from plugin.docker.client import DockerUnavailable
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.kernel.link_monitor import Link
-from plugin.model import BridgeNetwork, FwError, Published
+from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element, spec_of
@@ -34,7 +33,7 @@ PATHS = [boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT, boot_unit.WANTS]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A host as it matters here: systemd runs, Docker's unit and nft are there, and somebody else's things."""
+    """A host with systemd, Docker's unit, nft and a unit of another program."""
     for path in ("usr/lib/systemd/system/docker.service", "usr/sbin/nft", "etc/systemd/system/other.service"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
@@ -294,7 +293,7 @@ def test_a_file_system_that_does_not_take_it(root: Path) -> None:
 def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
     root: Path, monkeypatch: pytest.MonkeyPatch, message: str, advice: str
 ) -> None:
-    """The host's own nft judges before anything is written, for at boot nobody would see its error."""
+    """The host's own nft checks the file before it is written: an error at boot would stay unseen."""
     asked: list[Any] = []
 
     def run(command: list[str], **options: Any) -> Any:

@@ -1,0 +1,93 @@
+"""The connection to Docker's API: the version spoken, one client for each thread and time-out, the engine's version."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import docker
+
+from plugin.docker import boundary, request
+from plugin.docker.engine import Engine, unfit
+from plugin.model import DockerUnavailable
+
+#: The version to ask the first question in: every supported engine has it, or answers without one.
+_FIRST = "1.41"
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """`path` is the API's unix socket. Thread-safe; connects when first used, never when made.
+
+    `reconnected` is called when another daemon may answer from now on.
+    """
+
+    def __init__(self, path: str, reconnected: Callable[[], None] = lambda: None) -> None:
+        self._url, self._version = f"unix://{path}", ""
+        self._reconnected = reconnected
+        self._local = threading.local()
+        #: What is known of the daemon that answered last.
+        self.engine = Engine()
+
+    @contextmanager
+    def answers(self, what: str = "Docker's API did not answer") -> Iterator[None]:
+        """Turn each failure into DockerUnavailable. The next call negotiates the version anew."""
+        try:
+            with boundary.answers(what):
+                yield
+        except DockerUnavailable:
+            self.lost()
+            raise
+
+    def lost(self) -> None:
+        """Forget the version: the next daemon may be another."""
+        self._version = ""
+
+    def client(self, timeout: Any) -> docker.APIClient:
+        """This thread's client with this time-out for each read, in seconds."""
+        version = self._negotiated(timeout)
+        kept: dict[tuple[str, Any], docker.APIClient] = self._local.__dict__.setdefault("clients", {})
+        key = (version, timeout)
+        if key not in kept:
+            for old in [old for old in kept if old[0] != version]:
+                kept.pop(old).close()
+            kept[key] = self.new_client(timeout)
+        return kept[key]
+
+    def new_client(self, timeout: Any) -> docker.APIClient:
+        """A client that the caller closes."""
+        return docker.APIClient(base_url=self._url, version=self._negotiated(timeout), timeout=timeout)
+
+    def _negotiated(self, timeout: Any) -> str:
+        if not self._version:
+            client = docker.APIClient(base_url=self._url, version=_FIRST, timeout=timeout)
+            try:
+                versions = client.version(api_version=False)
+                self.engine = checked(_engine(client, versions), self.engine)
+            finally:
+                client.close()
+            self._reconnected()
+            self._version = request.version(versions)
+        return self._version
+
+
+def _engine(client: docker.APIClient, versions: Any) -> Engine:
+    engine = Engine(str(versions.get("Version") or ""))
+    if engine.major >= 29:
+        # Without a version, for the newest answer: older ones lack the field, and 29 refuses 1.41.
+        raw: Any = client
+        info = raw._result(raw._get(raw._url("/info", versioned_api=False)), json=True)
+        backend = info.get("FirewallBackend") or {}
+        engine = replace(engine, backend=str(backend.get("Driver") or ""))
+    return engine
+
+
+def checked(engine: Engine, before: Engine) -> Engine:
+    """The engine that answers now. Logs why docker-fw does not work on it, once for each version that answers."""
+    if engine.version != before.version and (why := unfit(engine)):
+        log.error("%s", why)
+    return engine

@@ -1,0 +1,53 @@
+"""What holds of a kind of peer that has just its entry, and a hint for `fwctl check`: `test_peer_kinds` runs this."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from ipaddress import IPv4Address
+
+from plugin.fwctl.cli.render import _rule
+from plugin.labels.parser import parse
+from plugin.model import Container, Peer, Policy, Rule
+from plugin.policy.peers import PeerIndex, Who, names
+from plugin.state import codec
+
+#: A container by the beginning of its ID.
+NEW = Peer("id", "0123456789ab")
+WEB, DB = Container("0123456789ab" + "0" * 52, "web"), Container("f" * 64, "db")
+V4 = IPv4Address("172.18.0.2")
+
+
+def test_it_is_parsed_with_its_own_pattern() -> None:
+    """`id:…` in `fw.allow` and `fw.egress`; what its pattern does not take is a mistake that says so."""
+    assert parse({"fw.allow": "22 from id:0123456789ab"}).spec.allow == (Rule("tcp", 22, 22, (NEW,)),)
+    assert parse({"fw.egress": "22 to ID:0123456789ab"}).spec.egress == (Rule("tcp", 22, 22, (NEW,)),)
+    (problem,) = parse({"fw.allow": "22 from id:web"}).problems
+    assert '"id:web" has no ID behind the colon' in problem.text
+    (problem,) = parse({"fw.allow": "22 from nowhere"}).problems
+    assert "id:NAME" in problem.text
+
+
+def test_it_is_resolved_and_follows_its_container() -> None:
+    """It means the container's addresses while it is there, and no one's otherwise; whose rules name it is known."""
+    index, rule = PeerIndex(), Rule("tcp", 22, 22, (NEW,))
+    index.asks("asker", (rule,), DB)
+    assert index.asking("asker")
+    assert index.resolved(Policy(accepts=(rule,)), DB).accepts == ()
+    assert index.dependents(index.put("other", Who((V4 + 1,), names(DB)))) == set()
+    assert index.dependents(index.put("web", Who((V4,), names(WEB)))) == {"asker"}
+    assert index.resolved(Policy(accepts=(rule,)), DB).accepts == (Rule("tcp", 22, 22, (Peer("prefix", str(V4)),)),)
+    assert index.dependents(index.put("web", None)) == {"asker"}
+    assert index.resolved(Policy(egress=(rule,)), DB).egress == ()
+
+
+def test_it_is_kept_over_restarts() -> None:
+    """The state file takes rules with it, as it writes them."""
+    rule = Rule("tcp", 22, 22, (NEW,))
+    assert codec.rule(asdict(rule)) == rule
+
+
+def test_it_is_shown_with_who_it_is_now() -> None:
+    """`fwctl status` shows it as it is written, and the addresses that it means."""
+    told = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
+    assert _rule(told, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"
+    assert _rule({**told, "addresses": []}, "from") == "22/tcp from id:0123456789ab = no container now"
