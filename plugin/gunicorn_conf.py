@@ -59,6 +59,7 @@ proc_name = "docker-fw"
 
 
 def on_starting(server: Any) -> None:
+    """Close everything before the socket is bound (hook of gunicorn, in the master)."""
     from plugin.daemon.early_table import close_first  # noqa: PLC0415
 
     try:
@@ -89,10 +90,12 @@ def load() -> Any:
 
 
 def post_worker_init(worker: Any) -> None:
+    """Start the loops (hook of gunicorn, in the worker)."""
     for plugin in _running:
         plugin.start(lambda: worker.alive)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
+    """End the loops (hook of gunicorn, in the worker)."""
     for plugin in _running:
         plugin.stop()

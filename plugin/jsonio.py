@@ -101,10 +101,12 @@ def matching(raw: Any, key: str, pattern: re.Pattern[str], right: str = "") -> s
 
 
 def interface_name(raw: Any, key: str) -> str:
+    """`raw[key]` as the name of a network interface, at most 15 characters. Raises JsonError."""
     return matching(raw, key, INTERFACE_NAME, "an interface's name")
 
 
 def integer(raw: Any, key: str, right: str = "a whole number") -> int:
+    """`raw[key]` as an integer; true and false are none. Raises JsonError."""
     value = _get(raw, key, right)
     if not isinstance(value, int) or isinstance(value, bool):
         raise wrong(raw, key, right)
@@ -112,6 +114,7 @@ def integer(raw: Any, key: str, right: str = "a whole number") -> int:
 
 
 def within(raw: Any, key: str, least: int, most: int) -> int:
+    """`raw[key]` as an integer between `least` and `most`, both included. Raises JsonError."""
     right = f"a whole number, {least}-{most}"
     value = integer(raw, key, right)
     if not least <= value <= most:
@@ -120,10 +123,12 @@ def within(raw: Any, key: str, least: int, most: int) -> int:
 
 
 def port(raw: Any, key: str) -> int:
+    """`raw[key]` as a port, 1-65535. Raises JsonError."""
     return within(raw, key, 1, 65535)
 
 
 def boolean(raw: Any, key: str) -> bool:
+    """`raw[key]` as a boolean. Raises JsonError."""
     value = _get(raw, key, "true or false")
     if not isinstance(value, bool):
         raise wrong(raw, key, "true or false")

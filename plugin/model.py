@@ -62,6 +62,7 @@ class Rule:
 
     @property
     def what(self) -> str:
+        """The ports and the protocol as labels write them: `80/tcp`, `gre`."""
         if self.proto not in WITH_PORTS:
             return self.proto
         ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
@@ -71,7 +72,8 @@ class Rule:
 @dataclass(frozen=True, slots=True, order=True)
 class Rate:
     """How many new flows a source (an IPv4 address, an IPv6 /64) may open to each of the ports: `count` per `unit`
-    (second, minute, hour, day), and `burst` at once."""
+    (second, minute, hour, day), and `burst` at once.
+    """
 
     proto: str
     first: int
@@ -225,7 +227,8 @@ class Flow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A container's place on a network. `container` None means its labels are not known yet: ICMP only.
-    `unlisted`: Docker does not list yet which ports the container publishes."""
+    `unlisted`: Docker does not list yet which ports the container publishes.
+    """
 
     id: str
     network_id: str
@@ -240,6 +243,7 @@ class Endpoint:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
+        """The addresses that the endpoint has: IPv4, IPv6 or both."""
         return tuple(address for address in (self.addr4, self.addr6) if address)
 
 
@@ -257,6 +261,7 @@ class TrackedEndpoint:
 
     @property
     def container_id(self) -> str:
+        """The container's ID; "" if it is unknown."""
         return self.endpoint.container.id if self.endpoint.container else ""
 
     @property
@@ -314,7 +319,8 @@ class Policy:
 class AddressPolicy:
     """An address's policy, with peers by address alone, and its subnet: within it, and from the host, all is free.
 
-    `internal`: its network is, which is entered and left by nobody."""
+    `internal`: its network is, which is entered and left by nobody.
+    """
 
     subnet: Prefix
     policy: Policy

@@ -40,6 +40,8 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
+    """All settings, checked: paths, limits and the policy of every container."""
+
     socket: str
     docker_socket: str
     state: str

@@ -23,7 +23,7 @@ from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.elements import bridge_elements
 from plugin.nftables.sets import TABLE
 from plugin.nftables.table import Nft
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.settings import Settings
 from plugin.state.store import Store
 
@@ -70,7 +70,7 @@ def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     try:
         state = Store(settings.state).load()
     except FwError:  # a newer version wrote it: the plugin reports that when it is loaded
-        state, lasts = State(), True
+        state, lasts = SavedState(), True
     bridges = Bridges(_uplinks(settings) if lasts else set, state.unmanaged)
     bridges.see(link_monitor.links().values())
     listeners = before(state, settings.sysctl, None)

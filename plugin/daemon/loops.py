@@ -31,23 +31,37 @@ TICK = 0.2
 
 
 class Ensures(Protocol):
-    def ensure(self) -> list[str]: ...
+    """Something that another program may remove, and that is put back."""
+
+    def ensure(self) -> list[str]:
+        """Put back what is missing. Returns the commands (`iptables`, `ip6tables`) whose chain has the rule."""
 
 
 class Syncs(Protocol):
-    def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None: ...
+    """Something derived from the driver's networks and endpoints."""
+
+    def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None:
+        """Make it what these networks and endpoints need."""
 
 
 class Drops(Protocol):
-    def drop_loop(self) -> None: ...
+    """The log of dropped packets."""
 
-    def stop(self) -> None: ...
+    def drop_loop(self) -> None:
+        """Read dropped packets until `stop`."""
+
+    def stop(self) -> None:
+        """End the loop."""
 
 
 class Boots(Protocol):
-    def boot_loop(self) -> None: ...
+    """The keeper of the boot table."""
 
-    def stop(self) -> None: ...
+    def boot_loop(self) -> None:
+        """Keep the boot table current until `stop`."""
+
+    def stop(self) -> None:
+        """End the loop."""
 
 
 class Worker:
@@ -57,12 +71,15 @@ class Worker:
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
 
     def __call__(self, work: Callable[[], object]) -> None:
+        """Queue work; returns at once."""
         self._queue.put(work)
 
     def stop(self) -> None:
+        """End the loop after the work that is queued."""
         self._queue.put(None)
 
     def loop(self) -> None:
+        """Do queued work, one piece after the other, until `stop`."""
         while work := self._queue.get():
             work()
 
@@ -109,6 +126,7 @@ class Loops:
         self._renewed = time.monotonic()
 
     def start(self) -> None:
+        """Start one thread for each loop."""
         follow = (self._follower.listen, self._follower.look_loop, self._follower.place_loop, self._follow_links)
         keep = (self._keep, self._keep_elements, self._keep_dockers, self._answer_neighbours)
         others = (self._later.loop, self._end_overrides)
@@ -118,6 +136,7 @@ class Loops:
             threading.Thread(target=self._guarded, args=(loop,), name=loop.__name__.strip("_"), daemon=True).start()
 
     def stop(self) -> None:
+        """Ask every loop to end; returns at once."""
         self._stop.set()
         self._follower.stop()
         self._later.stop()
@@ -243,7 +262,8 @@ class Loops:
 
     def _renew(self) -> None:
         """Of the lease. Here, for this loop and the events' are those that close when a container goes; and with the
-        locks that they need: one that is stuck lets the lease end."""
+        locks that they need: one that is stuck lets the lease end.
+        """
         if not self._follower.keeps_up():
             log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
             return

@@ -45,7 +45,7 @@ from plugin.nftables.table import Nft
 from plugin.policy.facts import ProxyFacts
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import expired
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.settings import Settings, read
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -57,7 +57,7 @@ def _without(lost: Collection[Published]) -> Callable[[Endpoint], Endpoint]:
     return lambda e: dataclasses.replace(e, published=tuple(p for p in e.published if p not in lost))
 
 
-def _survivors(state: State) -> State:
+def _survivors(state: SavedState) -> SavedState:
     """What of the kept state is still true. After a boot no endpoint is: Docker makes new ones.
 
     An endpoint that was joined lives as long as its link: with the container's network namespace both ends go.
@@ -164,6 +164,7 @@ class Plugin:
         )
 
     def app(self) -> Flask:
+        """Build the Flask application: the driver's protocol, fwctl's routes and the log of drops."""
         app = create_app(self._driver, self._questions)
         add_routes(app, self._orders, self._questions)
         add_route(app, self._drops)

@@ -36,6 +36,7 @@ class RefusingPlugin:
         self._stop = threading.Event()
 
     def app(self) -> Flask:
+        """Build a Flask application that answers every request with the reason."""
         refuses: Any = _Refuses(self._why)
         app = create_app(refuses, refuses)
         add_routes(app, refuses, refuses)
@@ -43,9 +44,11 @@ class RefusingPlugin:
         return app
 
     def start(self, _: Callable[[], bool]) -> None:
+        """Keep the closing table in place from now on."""
         threading.Thread(target=self._keep, name="keep", daemon=True).start()
 
     def stop(self) -> None:
+        """End that; the table remains."""
         self._stop.set()
 
     def _keep(self) -> None:

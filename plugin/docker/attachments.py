@@ -83,6 +83,7 @@ class Inspections(Attachments):
         return container_id not in self._unpublished
 
     def retain(self, existing: Collection[str]) -> None:
+        """Forget containers that do not exist any more."""
         super().retain(existing)
         self._unpublished &= set(existing)
 

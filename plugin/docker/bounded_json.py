@@ -168,7 +168,7 @@ class _Text:
             known = len(self.held) - self.at
             try:
                 value, end = _decode(self.held, self.at)
-                if end < len(self.held) or self.ended:  # a number may go on
+                if self.ended or (end < len(self.held) and not self._goes_on(value, end)):
                     size, self.at = end - self.at, end
                     if size > SMALL:
                         self.beginning = self.held[end - size : end - size + _BEGINNING]
@@ -182,6 +182,10 @@ class _Text:
                 return None, self._skip(limit)
             if not self.more(max(known, _PIECE)) and not self.ended:
                 raise ValueError("the list has no end")
+
+    def _goes_on(self, value: Any, end: int) -> bool:
+        """True if a number may continue behind `end`: of `2.5e-7`, `2` can be read alone, and `2.5` too."""
+        return isinstance(value, int | float) and self.held[end] in "0123456789.eE+-"
 
     def _skip(self, limit: int) -> int:
         """Go to the end of an object without keeping it. Returns a size above `limit`: the object is not read."""

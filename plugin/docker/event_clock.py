@@ -26,10 +26,12 @@ class EventClock:
         return self.now
 
     def leaves(self, network: str, container: str) -> None:
+        """Note that a container disconnected now from a network, or from all ("")."""
         self._gone.add((network, container))
         self._left[network, container] = self.tick()
 
     def returns(self, network: str, container: str) -> None:
+        """Note that a container connected to a network."""
         self._gone -= {(network, container), ("", container)}
 
     def forget(self, container: str) -> None:
@@ -46,6 +48,7 @@ class EventClock:
         self._floor = self.tick()
 
     def too_old(self, asked: int) -> bool:
+        """True if an answer requested at `asked` must not be used: events were missed since, or newer lists came."""
         return asked < self._floor
 
     def list_came(self, asked: int) -> None:

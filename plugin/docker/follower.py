@@ -36,12 +36,25 @@ UNSURE = 1.0
 
 
 class Api(Protocol):
-    def bridges(self) -> tuple[frozenset[str], bool]: ...
-    def look(self) -> DockerSnapshot: ...
-    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None: ...
-    def created(self, container_id: str) -> None: ...
-    def running(self, container_id: str) -> list[Endpoint]: ...
-    def events(self) -> Iterator[Event]: ...
+    """Docker's API, as far as the follower calls it. Each call raises DockerUnavailable."""
+
+    def bridges(self) -> tuple[frozenset[str], bool]:
+        """Names of the bridges of Docker's networks, and whether the list is complete."""
+
+    def look(self) -> DockerSnapshot:
+        """Everything that Docker lists."""
+
+    def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
+        """A container's endpoint on a network, and whether it is confirmed; None if it is not there."""
+
+    def created(self, container_id: str) -> None:
+        """Ask which ports of the host a new container requests."""
+
+    def running(self, container_id: str) -> list[Endpoint]:
+        """A running container's endpoints on Docker's networks."""
+
+    def events(self) -> Iterator[Event]:
+        """Docker's events until the stream ends."""
 
 
 class DockerFollower:
@@ -91,6 +104,7 @@ class DockerFollower:
         self.not_guarded: Mapping[str, str] = {}
 
     def stop(self) -> None:
+        """End all loops; a call to Docker in progress is not interrupted."""
         self._stop.set()
         self.wake()
 

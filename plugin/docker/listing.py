@@ -51,6 +51,7 @@ class Listing:
 
     @property
     def container_ids(self) -> frozenset[str]:
+        """The IDs of all containers, also of those that are too large to be read."""
         return frozenset([*(entry["Id"] for entry in self._containers), *(cut.id for cut in self._too_large if cut.id)])
 
     @property

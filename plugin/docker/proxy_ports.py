@@ -18,7 +18,7 @@ from plugin.kernel.sock_diag import Listeners
 from plugin.model import Published, Rule
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import Asked
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
 
@@ -74,6 +74,7 @@ class ProxyPorts:
                 self._note()
 
     def asks(self, container_id: str, ports: tuple[Asked, ...]) -> None:
+        """Note which ports of the host a container requests."""
         with self._lock:
             self._since.setdefault(container_id, self._listeners.now())
             self._asked[container_id] = ports
@@ -107,7 +108,7 @@ class ProxyPorts:
     def _keep(self) -> None:
         kept = {container: ports for container, ports in self._asked.items() if ports}
 
-        def edit(state: State) -> State:
+        def edit(state: SavedState) -> SavedState:
             return state if kept == state.asked else replace(state, asked=kept)
 
         self._state.observe(lambda facts: facts.keeping(edit))
@@ -187,7 +188,7 @@ class ProxyPorts:
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
-    """dockerd's own ports but for those that containers ask for."""
+    """Dockerd's own ports but for those that containers ask for."""
     return _ports(dockerd) - claimed(dockerd, asked)
 
 
@@ -213,7 +214,7 @@ def passing(sysctl: str) -> int:
         return PASSING
 
 
-def before(state: State, sysctl: str, known: Collection[Published] | None) -> Listeners:
+def before(state: SavedState, sysctl: str, known: Collection[Published] | None) -> Listeners:
     """The listeners as they are found at a start; `known`: those of the table that stands."""
     closed = (Asked(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports)
     wanted = (each for ports in state.asked.values() for each in ports)

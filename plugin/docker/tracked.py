@@ -24,6 +24,7 @@ class Guests:
         return iter(self._guests.values())
 
     def get(self, endpoint_id: str) -> TrackedEndpoint | None:
+        """The endpoint with this ID, or None."""
         return self._guests.get(endpoint_id)
 
     def of(self, container_id: str) -> list[TrackedEndpoint]:
@@ -44,6 +45,7 @@ class Guests:
         self._at.update({(endpoint.network_id, each): endpoint.id for each in endpoint.addresses})
 
     def remove(self, endpoint_id: str) -> None:
+        """Forget the endpoint; unknown ones are ignored."""
         guest = self._guests.pop(endpoint_id, None)
         if guest is None:
             return

@@ -17,7 +17,7 @@ from plugin.model import BridgeNetwork, Endpoint, Problem, TrackedEndpoint
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import frozen
 from plugin.policy.overrides import without
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,12 @@ class EndpointTracker:
 
     @property
     def networks(self) -> Mapping[str, BridgeNetwork]:
+        """Docker's networks by ID."""
         return self._state.facts.networks
 
     @property
     def guests(self) -> list[TrackedEndpoint]:
+        """Containers' endpoints on Docker's networks."""
         return list(self._state.facts.guests.values())
 
     def unsure(self) -> bool:
@@ -96,6 +98,8 @@ class EndpointTracker:
         self._state.observe(edit)
 
     def network_gone(self, network_id: str) -> None:
+        """Forget a network and close every endpoint on it."""
+
         def edit(facts: Facts) -> Facts:
             self._networks_since.pop(network_id, None)
             gone = [k for k, guest in facts.guests.items() if guest.endpoint.network_id == network_id]
@@ -128,7 +132,8 @@ class EndpointTracker:
         self, network: BridgeNetwork | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
     ) -> bool:
         """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
-        Not `sure`: not all is known of them yet, and they stay closed."""
+        Not `sure`: not all is known of them yet, and they stay closed.
+        """
         took = False
 
         def edit(facts: Facts) -> Facts:
@@ -162,7 +167,8 @@ class EndpointTracker:
         unsure: Collection[str] = (),
     ) -> bool:
         """Everything when Docker was asked (`now`): its bridge networks, running containers' endpoints, all containers'
-        IDs. False if that is too long ago: ask again."""
+        IDs. False if that is too long ago: ask again.
+        """
         listed, found = {network.id: network for network in networks}, list(found)
         # A list of thousands is compared while nobody waits.
         candidate = self._candidate(self._state.facts, listed, found, asked, unsure)
@@ -214,9 +220,10 @@ class EndpointTracker:
         container = endpoint.container.id if endpoint.container else ""
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
-    def _retained(self, state: State, there: Collection[str]) -> State:
+    def _retained(self, state: SavedState, there: Collection[str]) -> SavedState:
         """Without what is kept of containers that do not exist. Who has just been joined to a network of the driver's
-        may not have been listed yet."""
+        may not have been listed yet.
+        """
         joined = {e.container.id for e in state.endpoints.values() if e.container}
         gone = {each.container for each in state.overrides if each.container not in there} - joined
         return _without_ports(without(state, gone), [each for each in state.proxied if each not in there])
@@ -294,6 +301,6 @@ class _Seen:
                 self.new[endpoint.id] = guest
 
 
-def _without_ports(state: State, containers: Collection[str]) -> State:
+def _without_ports(state: SavedState, containers: Collection[str]) -> SavedState:
     proxied = frozen(state.proxied).drop(containers)
     return state if proxied is state.proxied else dataclasses.replace(state, proxied=proxied)

@@ -28,7 +28,8 @@ Reply = dict[str, Any]
 class Finds(Protocol):
     """Docker's API, as far as a hook may use it."""
 
-    def find(self, network_id: str, endpoint_id: str) -> Container | None: ...
+    def find(self, network_id: str, endpoint_id: str) -> Container | None:
+        """The container of an endpoint, with its labels, or None. Bounded in time. Raises DockerUnavailable."""
 
 
 class Driver:
@@ -61,6 +62,7 @@ class Driver:
         self._changed = changed
 
     def create_network(self, body: Any) -> Reply:
+        """NetworkDriver.CreateNetwork: make the bridge and keep the network. Raises FwError."""
         network = protocol.create_network(body, bridge_name)
         self._refuse_engine()
         new = network.id not in self._state.networks
@@ -82,6 +84,7 @@ class Driver:
         return {}
 
     def delete_network(self, body: Any) -> Reply:
+        """NetworkDriver.DeleteNetwork: remove the bridge and forget the network; unknown ones are ignored."""
         network_id = protocol.identifier(body, "NetworkID")
         network = self._state.networks.get(network_id)
         if network is None:
@@ -95,6 +98,7 @@ class Driver:
         return {}
 
     def create_endpoint(self, body: Any) -> Reply:
+        """NetworkDriver.CreateEndpoint: keep addresses and MAC. Raises FwError."""
         endpoint = protocol.create_endpoint(body)
         self._refuse_engine()
         _refuse_outside(self._network(endpoint.network_id), endpoint)
@@ -110,6 +114,7 @@ class Driver:
         return {"Interface": {} if endpoint.mac else {"MacAddress": known.mac}}
 
     def delete_endpoint(self, body: Any) -> Reply:
+        """NetworkDriver.DeleteEndpoint: close and forget the endpoint; unknown ones are ignored."""
         protocol.identifier(body, "NetworkID")
         endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
         if endpoint is not None:
@@ -117,11 +122,13 @@ class Driver:
         return {}
 
     def endpoint_info(self, body: Any) -> Reply:
+        """NetworkDriver.EndpointOperInfo: the endpoint's MAC address. Raises FwError."""
         endpoint = self._endpoint(body)
         # Docker shows none of it for a remote driver; it is here for who asks the driver.
         return {"Value": {"com.docker.network.endpoint.macaddress": endpoint.mac}}
 
     def join(self, body: Any) -> Reply:
+        """NetworkDriver.Join: attach the veth pair and apply the container's labels. Raises FwError."""
         endpoint = self._endpoint(body)
         network = self._network(endpoint.network_id)
         self._forget_others(endpoint)
@@ -154,6 +161,7 @@ class Driver:
         return reply
 
     def leave(self, body: Any) -> Reply:
+        """NetworkDriver.Leave: close the endpoint, then delete its link; unknown ones are ignored."""
         protocol.identifier(body, "NetworkID")
         endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
         if endpoint is not None:
@@ -161,6 +169,7 @@ class Driver:
         return {}
 
     def program_external_connectivity(self, body: Any) -> Reply:
+        """NetworkDriver.ProgramExternalConnectivity: publish ports. Raises FwError."""
         endpoint = self._endpoint(body)
         network = self._network(endpoint.network_id)
         bindings = protocol.port_bindings(body)
@@ -178,6 +187,7 @@ class Driver:
         return {}
 
     def revoke_external_connectivity(self, body: Any) -> Reply:
+        """NetworkDriver.RevokeExternalConnectivity: publish none any more."""
         protocol.identifier(body, "NetworkID")
         endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
         if endpoint is not None:
@@ -222,7 +232,8 @@ class Driver:
 
     def _forget_others(self, endpoint: Endpoint) -> None:
         """Docker's IPAM gave the addresses to this endpoint, so whoever else has them here is a ghost of ours. So is
-        who has the same MAC and had a link, and has none any more."""
+        who has the same MAC and had a link, and has none any more.
+        """
         mine = {address for address in (endpoint.addr4, endpoint.addr6) if address}
         for other in list(self._state.endpoints.values()):
             if other.network_id == endpoint.network_id and other.id != endpoint.id:

@@ -219,7 +219,8 @@ class HostPorts:
 
     def _refuse_taken(self, one: Published, *, replace_implied: bool) -> None:
         """Raise BusyError if an endpoint of docker-fw has the port. With `replace_implied`, one that has it only by
-        implication loses it."""
+        implication loses it.
+        """
         for reservation in self._reserved.values() if replace_implied else ():
             rows = list(reservation.socks)
             for other in [other for other in rows if same_port(one, other) and implied(other, rows)]:

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 class Status(Protocol):
     """Answers `GET /status`."""
 
-    def status(self) -> dict[str, Any]: ...
+    def status(self) -> dict[str, Any]:
+        """What GET /status answers."""
 
 
 def create_app(driver: Driver, queries: Status) -> Flask:

@@ -33,6 +33,7 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, key: tuple[Any, ...]) -> _Client | None:
+        """The client with this key, its time of last use renewed; None if there is none."""
         client = self.get(key)
         if client is not None:
             client.last = self.loop.time()
@@ -40,6 +41,7 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         return client
 
     def add(self, key: tuple[Any, ...], upstream: socket.socket) -> _Client:
+        """Add a client; the one that was idle longest is dropped when there are too many."""
         self._timer = self._timer or self.loop.call_later(self._idle, self._expire)
         while len(self) >= self._limit:
             self.forget(next(iter(self)))
@@ -47,6 +49,7 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         return self[key]
 
     def forget(self, key: tuple[Any, ...]) -> None:
+        """Close a client's socket and drop it."""
         client = self.pop(key)
         self.loop.remove_reader(client.upstream)
         client.upstream.close()

@@ -71,6 +71,7 @@ class Changes:
         self._sock.settimeout(0.2)
 
     def close(self) -> None:
+        """Close the socket."""
         self._sock.close()
 
     def read(self) -> Iterator[Told]:

@@ -36,6 +36,7 @@ def mac_of(addr4: IPv4Address | None, addr6: IPv6Address | None) -> str:
 
 
 def exists(name: str) -> bool:
+    """True if this network namespace has a link of that name."""
     return _index(name) is not None
 
 
@@ -204,6 +205,7 @@ class Links:
                 self.delete(link.get("ifname"))
 
     def delete_bridge(self, network: Network) -> None:
+        """Delete the network's bridge, unless a link of that name is not docker-fw's."""
         if self._ours(network.bridge, network.id):
             self.delete(network.bridge)
 

@@ -22,15 +22,17 @@ def attr(kind: int, payload: bytes) -> bytes:
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute that consists of attributes."""
     return attr(kind | _NESTED, b"".join(attributes))
 
 
 def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
+    """A request with its header (struct nlmsghdr)."""
     return struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, seq, 0) + body
 
 
 def nfgen(family: int, resource: int = 0) -> bytes:
-    """struct nfgenmsg (linux/netfilter/nfnetlink.h): family, version 0, resource id in network order."""
+    """Struct nfgenmsg (linux/netfilter/nfnetlink.h): family, version 0, resource id in network order."""
     return struct.pack("!BBH", family, 0, resource)
 
 

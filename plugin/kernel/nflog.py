@@ -59,6 +59,7 @@ class NfLog:
             raise
 
     def close(self) -> None:
+        """Leave the group."""
         self._sock.close()
 
     def read(self) -> list[Logged]:

@@ -160,7 +160,8 @@ class Listeners:
 
     def judge(self, asked: float, running: Iterable[Published], wanted: Iterable[Asked], *, known: bool) -> None:
         """What Docker told when it was asked at this moment (of `now`): ports of the containers that run, and what all
-        containers ask for. Not `known`: not of all of them."""
+        containers ask for. Not `known`: not of all of them.
+        """
         theirs = [Asked(port.proto, port.host_ip, port.host_port, port.host_port) for port in running]
         now_theirs, wants = ByPort(theirs), ByPort([*theirs, *wanted])
         self._judged = asked
@@ -198,4 +199,5 @@ class ByPort:
                 self._ranges.append(each)
 
     def may_be(self, port: Published) -> bool:
+        """True if one of the listeners may serve this published port."""
         return any(each.may_be(port) for each in (*self._single.get(port.host_port, ()), *self._ranges))

@@ -41,6 +41,7 @@ def block_count(first: int, last: int) -> int:
 
 
 def block_key(size: int, first: int) -> int:
+    """The key under which a block of ports is in a set: its middle."""
     return first + size // 2
 
 

@@ -33,9 +33,11 @@ class AppliedElements:
         return iter(self._count)
 
     def of(self, owner: ElementOwner) -> frozenset[Element]:
+        """The elements of an owner."""
         return self._owned.get(owner, frozenset())
 
     def start(self, owned: Mapping[ElementOwner, frozenset[Element]]) -> None:
+        """Replace all owners and their elements."""
         self._owned = {owner: elements for owner, elements in owned.items() if elements}
         self._count = Counter(element for elements in self._owned.values() for element in elements)
         self._passing = {}
@@ -57,6 +59,7 @@ class AppliedElements:
         return [element for element, n in total.items() if n > 0]
 
     def write(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
+        """Note that these owners have these elements now; the kernel has taken them."""
         for element, n in self._difference(new).items():
             self._count[element] += n
             if not self._count[element]:
@@ -85,7 +88,8 @@ class AppliedElements:
 
     def closing(self, going: Mapping[ElementOwner, Collection[Element]]) -> Change:
         """What makes the kernel without these elements of these owners. Where dockerd's control group is not known,
-        a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open."""
+        a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open.
+        """
         count = Counter(element for elements in going.values() for element in elements)
         remove = tuple(element for element, n in count.items() if self._count[element] == n)
         shut = (_shut(element) for element in remove if element.set.startswith("served"))

@@ -50,6 +50,7 @@ def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
 def bodies(
     elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), table: str = TABLE
 ) -> list[bytes]:
+    """Netlink bodies that hold the elements, a few for each set; `timed`: seconds until an element expires."""
     by_set: dict[str, list[bytes]] = {}
     for element in elements:
         by_set.setdefault(element.set, []).append(_packed(element, timed.get(element, 0)))

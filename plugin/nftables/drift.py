@@ -10,14 +10,14 @@ from plugin.model import BridgeNetwork
 from plugin.nftables.document import element_text
 from plugin.nftables.fields import CGROUP, Value
 from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 
 Told = dict[str, Any]
 #: Who is meant by an address or the name of a bridge.
 Names = Mapping[Value, str]
 
 
-def names(inventory: Inventory) -> dict[Value, str]:
+def names(inventory: PolicyView) -> dict[Value, str]:
     """Containers by their addresses, networks by their bridges."""
     found: dict[Value, str] = {}
     for network in inventory.networks():
@@ -63,7 +63,8 @@ def drift(
     who: Names,
 ) -> list[Told]:
     """What would make the kernel's table as it should be. `text`: the rules as they were put there, `put` as they were
-    read back then. `timed`: elements that stand until their time is over."""
+    read back then. `timed`: elements that stand until their time is over.
+    """
     if not standing.sets:
         return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
     binds = "table bridge" in text
@@ -108,6 +109,7 @@ def _text(element: Element) -> str:
 
 
 def told(sign: str, what: str, text: str, who: str) -> Told:
+    """One line of a difference as data."""
     return {"sign": sign, "what": what, "text": text, "who": who}
 
 

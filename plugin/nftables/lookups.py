@@ -13,6 +13,7 @@ _IP = {4: "ip", 6: "ip6"}
 
 
 def set_text(name: str, spec: SetSpec) -> str:
+    """The declaration of a set or map in nft's language."""
     kind = "map" if spec.data else "set"
     typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
     more = "\t\tflags timeout\n" if spec.timed else ""
@@ -34,6 +35,7 @@ def _by_port(version: int, end: str, name: str, verdict: str) -> list[str]:
 
 
 def allowed(version: int) -> str:
+    """Rules that accept ports which are open to all sources."""
     return _lines(_by_port(version, "daddr", "allow", "goto permit"))
 
 
@@ -48,6 +50,7 @@ def leaving(version: int, passes: str) -> str:
 
 
 def to_host(version: int, passes: str) -> str:
+    """Rules for packets from containers to ports of the host."""
     return _lines(_by_port(version, "saddr", "tohost", passes))
 
 
@@ -83,6 +86,7 @@ def via(version: int) -> str:
 
 
 def bans(*, nets: bool) -> str:
+    """Rules that drop what banned addresses send and what is sent to them."""
     rules = []
     for version, ip in _IP.items():
         for end in ("saddr", "daddr"):

@@ -35,6 +35,7 @@ class Quota:
         self._used = 0
 
     def copy(self) -> Quota:
+        """A copy that changes independently."""
         other = Quota()
         other._kept, other._wanted, other._held = set(self._kept), dict(self._wanted), set(self._held)
         other._needs = dict(self._needs)
@@ -44,6 +45,7 @@ class Quota:
 
     @property
     def keeping(self) -> bool:
+        """True if chains of an earlier table still count against the quota."""
         return bool(self._kept)
 
     def keep(self, chains: Iterable[str]) -> None:
@@ -131,6 +133,7 @@ class Quota:
 
 
 def rates(elements: Iterable[Element]) -> frozenset[Element]:
+    """The elements that limit rates."""
     return frozenset(element for element in elements if element.set in RATED)
 
 

@@ -13,7 +13,8 @@ _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
     """`log`: the statement that tells of a drop. `unknown`: the rule by which docker-proxy is known. `no_in`: but for
-    bridges that are left alone by name."""
+    bridges that are left alone by name.
+    """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# What is for a bridge itself (IEEE 802.1D table 7-10) comes as from its port, past all that is said of the bridge;

@@ -285,4 +285,5 @@ def limiting(element: Element) -> tuple[str, ...]:
 
 
 def spec_of(name: str) -> SetSpec:
+    """The specification of a set by its name; each rate has sets of its own (`NAME__RATE`)."""
     return SETS[name.partition("__")[0]]

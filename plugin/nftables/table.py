@@ -164,7 +164,8 @@ class Nft:
 
     def _others(self) -> str:
         """Takes away our tables of other names, a former version's for example, in the same transaction. Raises
-        NftError rather than to take another program's table for ours."""
+        NftError rather than to take another program's table for ours.
+        """
         found = identity.find(self._read)
         if not self._print and (taken := [table for table in found.unmanaged if table.name == self._table]):
             raise NftError(f"table {taken[0]} is another program's")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from plugin.model import BridgeNetwork, Endpoint, Network, Overriding, Published, TrackedEndpoint
 from plugin.policy.frozen import FrozenDict, frozen
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 
 
 class Kind(StrEnum):
@@ -48,7 +48,8 @@ EGRESS, LAST_RUN, SUSPECTS = (ElementOwner(kind) for kind in (Kind.EGRESS, Kind.
 @dataclass(frozen=True, slots=True)
 class BridgeFacts:
     """The host's bridges that are not the driver's: `foreign` ones (by index) are left alone, `dockers` are Docker's,
-    `guarded` are all but the foreign ones, `there` are all of them, by name."""
+    `guarded` are all but the foreign ones, `there` are all of them, by name.
+    """
 
     unmanaged: frozenset[int] = frozenset()
     dockers: frozenset[str] = frozenset()
@@ -74,7 +75,7 @@ class Facts:
     the start. `suspended`: what was opened for a time is closed, for nobody watches the clock.
     """
 
-    saved: State = field(default_factory=State)
+    saved: SavedState = field(default_factory=SavedState)
     bridges: BridgeFacts = BridgeFacts()
     proxies: ProxyFacts = ProxyFacts()
     dockerd: frozenset[tuple[int, int]] = frozenset()
@@ -90,12 +91,13 @@ class Facts:
         for name in ("networks", "guests"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
-    def keeping(self, edit: Callable[[State], State]) -> Facts:
+    def keeping(self, edit: Callable[[SavedState], SavedState]) -> Facts:
         """With another state to be kept."""
         saved = edit(self.saved)
         return self if saved is self.saved else replace(self, saved=saved)
 
     def with_guests(self, more: Mapping[str, TrackedEndpoint], less: Collection[str] = ()) -> Facts:
+        """The facts with endpoints on Docker's networks added or replaced, and others removed."""
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
 
@@ -106,6 +108,7 @@ class Facts:
         return self if networks is self.networks else replace(self, networks=networks)
 
     def owners(self) -> Iterator[ElementOwner]:
+        """Every owner that may have elements."""
         yield from map(ElementOwner, _ALONE)
         for kind, known in self._by_kind().items():
             yield from (ElementOwner(kind, key) for key in known)

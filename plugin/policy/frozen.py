@@ -28,9 +28,11 @@ class FrozenDict(dict[K, V]):
         self._history: tuple[tuple[weakref.ref[FrozenDict[K, V]], frozenset[K]], ...] = ()
 
     def put(self, key: K, value: V) -> Self:
+        """A copy in which the key has this value."""
         return self.replace({key: value})
 
     def drop(self, keys: Iterable[K]) -> Self:
+        """A copy without these keys."""
         return self.replace({}, keys)
 
     def replace(self, more: Mapping[K, V], less: Iterable[K] = ()) -> Self:
@@ -66,4 +68,5 @@ class FrozenDict(dict[K, V]):
 
 
 def frozen(known: Mapping[K, V]) -> FrozenDict[K, V]:
+    """The mapping as a FrozenDict; itself if it is one."""
     return known if isinstance(known, FrozenDict) else FrozenDict(known)

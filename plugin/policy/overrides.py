@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterator
 
 from plugin.model import Override, Overriding, Peer
 from plugin.policy.decide import minus
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 
 #: Who has no name, so that nobody is meant by it.
 _NOBODY = (Peer("container", ""),)
 
 
-def in_force(state: State) -> dict[str, Override]:
+def in_force(state: SavedState) -> dict[str, Override]:
     """By container, what overrides its labels: of two words on the same ports the later one counts."""
     found: dict[str, Override] = {}
     for each in state.overrides:
@@ -30,7 +30,7 @@ def in_force(state: State) -> dict[str, Override]:
     return found
 
 
-def with_one(state: State, new: Overriding) -> State:
+def with_one(state: SavedState, new: Overriding) -> SavedState:
     """Adds a word. What it leaves no more time for goes: that would never count again."""
     kept: list[Overriding] = []
     for each in state.overrides:
@@ -47,25 +47,25 @@ def with_one(state: State, new: Overriding) -> State:
     return dataclasses.replace(state, overrides=(*kept, new))
 
 
-def without(state: State, containers: Collection[str]) -> State:
+def without(state: SavedState, containers: Collection[str]) -> SavedState:
     """The state without what was said of these containers."""
     if not any(each.container in containers for each in state.overrides):
         return state
     return dataclasses.replace(state, overrides=tuple(e for e in state.overrides if e.container not in containers))
 
 
-def ended(state: State, now: float) -> list[Overriding]:
+def ended(state: SavedState, now: float) -> list[Overriding]:
     """The words whose time is over."""
     return [each for each in state.overrides if 0 < each.until <= now]
 
 
-def lapsed(state: State, now: float, *, deny: bool) -> State:
+def lapsed(state: SavedState, now: float, *, deny: bool) -> SavedState:
     """The state without the words of `fwctl deny`, or of `fwctl allow`, whose time is over."""
     gone = [each for each in ended(state, now) if each.deny is deny]
     return dataclasses.replace(state, overrides=tuple(each for each in state.overrides if each not in gone))
 
 
-def swept(state: State, now: float) -> State:
+def swept(state: SavedState, now: float) -> SavedState:
     """The state without the bans whose time is over."""
     bans = dict(state.bans)
     for prefix in [prefix for prefix, until in bans.items() if 0 < until <= now]:
@@ -73,12 +73,12 @@ def swept(state: State, now: float) -> State:
     return dataclasses.replace(state, bans=bans)
 
 
-def expired(state: State, now: float) -> State:
+def expired(state: SavedState, now: float) -> SavedState:
     """The state without all that has ended."""
     return swept(lapsed(lapsed(state, now, deny=False), now, deny=True), now)
 
 
-def unwatched(state: State) -> State:
+def unwatched(state: SavedState) -> SavedState:
     """What may be in force while nobody watches the clock: what was opened for a time is closed.
 
     A port that was opened to some for a time was closed to others, who do not get it back.
@@ -86,7 +86,7 @@ def unwatched(state: State) -> State:
     return dataclasses.replace(state, overrides=tuple(_unwatched(state)))
 
 
-def _unwatched(state: State) -> Iterator[Overriding]:
+def _unwatched(state: SavedState) -> Iterator[Overriding]:
     for each in state.overrides:
         if each.deny or not each.until:
             yield each

@@ -60,7 +60,8 @@ def who(endpoint: Endpoint) -> Who | None:
 
 class _Cost(NamedTuple):
     """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much. `flood`: so are the
-    addresses that are written there, by published ports: the rule opens nothing at all."""
+    addresses that are written there, by published ports: the rule opens nothing at all.
+    """
 
     addresses: int
     ports: int
@@ -120,6 +121,7 @@ class PeerIndex:
         return other
 
     def knows(self, owner: ElementOwner) -> bool:
+        """True if the owner is in the index."""
         return owner in self._who
 
     def put(self, owner: ElementOwner, now: Who | None) -> set[Key]:
@@ -146,7 +148,8 @@ class PeerIndex:
         self, now: Mapping[ElementOwner, Who | None]
     ) -> tuple[list[ElementOwner], dict[Address, set[ElementOwner]]]:
         """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
-        rules speak of what it was called. Nothing is noted yet."""
+        rules speak of what it was called. Nothing is noted yet.
+        """
         gone: list[ElementOwner] = []
         lost: dict[Address, set[ElementOwner]] = {}
         for owner, then in now.items():
@@ -186,7 +189,8 @@ class PeerIndex:
 
     def network_askers(self, before: frozenset[str] | None) -> list[ElementOwner]:
         """The owners whose rules speak of a network that may be another one than before: which one is meant depends on
-        what networks there are."""
+        what networks there are.
+        """
         if before is None or self.networks is None:
             return [owner for owner, keys in self._asks.items() if any(kind in _BY_NETWORKS for kind, _, _ in keys)]
         names = before ^ self.networks
@@ -217,7 +221,8 @@ class PeerIndex:
         proxied: Collection[Published] = (),
     ) -> Iterator[str]:
         """One sentence for each rule whose names stand for so many addresses that they open nothing; and for each that
-        opens nothing for its addresses, at so many published ports."""
+        opens nothing for its addresses, at so many published ports.
+        """
         for word, rules, ports, those in (
             ("fw.allow", policy.accepts, published, proxied),
             ("fw.egress", policy.egress or (), (), ()),
@@ -286,6 +291,7 @@ class PeerIndex:
                 yield dataclasses.replace(rule, peers=tuple(sorted(peers, key=attrgetter("kind", "value"))))
 
     def addresses(self, key: Key) -> list[Address]:
+        """The addresses of all containers with this key."""
         return list(self._by_key.get(key, ()))
 
     def _keys(self, peer: Peer, container: Container | None) -> list[Key]:

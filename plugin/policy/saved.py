@@ -12,7 +12,7 @@ from plugin.policy.requested_ports import Asked
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SavedState:
     """networks and endpoints by their Docker IDs; `boot` is the kernel's boot id of when it was written."""
 
     networks: Mapping[str, Network] = field(default_factory=FrozenDict)
@@ -37,12 +37,13 @@ class State:
         for name in ("networks", "endpoints", "proxied"):
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
-    def with_network(self, network: Network) -> State:
+    def with_network(self, network: Network) -> SavedState:
+        """The state with this network added or replaced."""
         if self.networks.get(network.id) == network:
             return self
         return replace(self, networks=frozen(self.networks).put(network.id, network))
 
-    def without_network(self, network_id: str) -> State:
+    def without_network(self, network_id: str) -> SavedState:
         """Nor the endpoints on it, nor what is known of its bridge."""
         network = self.networks.get(network_id)
         return replace(
@@ -52,23 +53,26 @@ class State:
             egress_restricted=self.egress_restricted - {network.bridge} if network else self.egress_restricted,
         )
 
-    def with_endpoint(self, endpoint: Endpoint) -> State:
+    def with_endpoint(self, endpoint: Endpoint) -> SavedState:
+        """The state with this endpoint added or replaced."""
         if self.endpoints.get(endpoint.id) == endpoint:
             return self
         return replace(self, endpoints=frozen(self.endpoints).put(endpoint.id, endpoint))
 
-    def without_endpoint(self, endpoint_id: str) -> State:
+    def without_endpoint(self, endpoint_id: str) -> SavedState:
+        """The state without this endpoint."""
         return replace(self, endpoints=frozen(self.endpoints).drop([endpoint_id]))
 
-    def with_bridges(self, there: Collection[str]) -> State:
+    def with_bridges(self, there: Collection[str]) -> SavedState:
         """Only these exist. On the others whoever is not known may begin nothing if somebody might not begin everything
-        once: a container that comes back while Docker's API is silent must not begin what its labels forbid."""
+        once: a container that comes back while Docker's API is silent must not begin what its labels forbid.
+        """
         egress_restricted = self.egress_restricted & frozenset(there)
         return (
             self if egress_restricted == self.egress_restricted else replace(self, egress_restricted=egress_restricted)
         )
 
-    def with_foreign(self, bridges: Iterable[str]) -> State:
+    def with_foreign(self, bridges: Iterable[str]) -> SavedState:
         """Names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
         return self if unmanaged == self.unmanaged else replace(self, unmanaged=unmanaged)

@@ -15,7 +15,7 @@ from plugin.policy.bans import holding, written
 from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
-from plugin.policy.view import Inventory, subnets
+from plugin.policy.view import PolicyView, subnets
 from plugin.protocols import NUMBER, OTHER
 
 #: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
@@ -53,10 +53,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """The steps of a packet's way; the last one decides."""
+
     steps: tuple[Step, ...]
 
     @property
     def accepted(self) -> bool:
+        """True if the packet is accepted."""
         return self.steps[-1].outcome == "accept"
 
 
@@ -70,10 +73,11 @@ class Found:
 
     @property
     def name(self) -> str:
+        """The container's name for messages."""
         return self.endpoint.container.name if self.endpoint and self.endpoint.container else "an unknown address"
 
 
-def verdict(inventory: Inventory, packet: Packet, now: float = 0) -> Verdict:
+def verdict(inventory: PolicyView, packet: Packet, now: float = 0) -> Verdict:
     """What docker-fw lets through; Docker's own firewall and the host's are not asked. `now`: Unix time, for bans."""
     return Verdict(tuple(_until_decided(_steps(inventory, packet, now))))
 
@@ -85,7 +89,7 @@ def _until_decided(steps: Iterator[Step]) -> Iterator[Step]:
             return
 
 
-def _steps(inventory: Inventory, packet: Packet, now: float) -> Iterator[Step]:
+def _steps(inventory: PolicyView, packet: Packet, now: float) -> Iterator[Step]:
     if packet.source is None:
         yield Step("the host reaches every container", "accept")
         return
@@ -107,7 +111,7 @@ def _steps(inventory: Inventory, packet: Packet, now: float) -> Iterator[Step]:
     yield from _enters(inventory, packet, target)
 
 
-def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Step]:
+def _leaves(inventory: PolicyView, packet: Packet, source: Found) -> Iterator[Step]:
     network = source.network
     if network.internal and not packet.host:
         yield Step(f"{_called(network)} is internal: no traffic leaves it", "drop")
@@ -132,7 +136,7 @@ def _leaves(inventory: Inventory, packet: Packet, source: Found) -> Iterator[Ste
         yield Step(f"{source.name} may open this: {str(rule).replace(' from ', ' to ')}", "", rule.origin)
 
 
-def _unwatched(inventory: Inventory, network: Network | BridgeNetwork) -> Iterator[Step]:
+def _unwatched(inventory: PolicyView, network: Network | BridgeNetwork) -> Iterator[Step]:
     if isinstance(network, BridgeNetwork) and not inventory.watched:
         text = f"docker-fw is behind Docker's events: it is unknown which containers are on {_called(network)} now"
         yield Step(text, "drop")
@@ -143,7 +147,7 @@ def _host_rule(policy: Policy, packet: Packet) -> Rule | None:
     return next((rule for rule in rules if packet.host and covers(rule, packet.proto, packet.port)), None)
 
 
-def _enters(inventory: Inventory, packet: Packet, target: Found) -> Iterator[Step]:
+def _enters(inventory: PolicyView, packet: Packet, target: Found) -> Iterator[Step]:
     network = target.network
     if network.internal:
         yield Step(f"{_called(network)} is internal: no traffic from outside enters it", "drop")
@@ -184,7 +188,7 @@ def _rule(rules: tuple[Rule, ...], proto: str, port: int, peer: Address) -> Rule
     return next((rule for rule in rules if passes((rule,), proto, port, peer)), None)
 
 
-def policy_of(inventory: Inventory, found: Found) -> Policy | None:
+def policy_of(inventory: PolicyView, found: Found) -> Policy | None:
     """With addresses in the place of names."""
     if found.endpoint is None:
         return None
@@ -192,7 +196,7 @@ def policy_of(inventory: Inventory, found: Found) -> Policy | None:
     return in_doubt(policy) if inventory.doubted(found.owner) else policy
 
 
-def egress_restricted(inventory: Inventory, network: Network | BridgeNetwork) -> bool:
+def egress_restricted(inventory: PolicyView, network: Network | BridgeNetwork) -> bool:
     """True if not everybody on the network may begin everything; who is not known there may begin nothing."""
     if inventory.confines(network):
         return True
@@ -200,7 +204,7 @@ def egress_restricted(inventory: Inventory, network: Network | BridgeNetwork) ->
     return any(inventory.decide(*found).egress is not None for found in there if found[1].joined)
 
 
-def find(inventory: Inventory, address: Address) -> Found | None:
+def find(inventory: PolicyView, address: Address) -> Found | None:
     """The network that the address is in, and who has it; None where it is in none."""
     network: Network | BridgeNetwork | None = None
     for owner in inventory.owners():

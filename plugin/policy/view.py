@@ -39,11 +39,11 @@ from plugin.policy import overrides
 from plugin.policy.facts import ElementOwner, Facts, Kind, changed
 from plugin.policy.frozen import frozen
 from plugin.policy.peers import Key, PeerIndex, Who, itself, who
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 
 
 @dataclass(slots=True)
-class Inventory:
+class PolicyView:
     """Not thread-safe. `watched`: docker-fw keeps up with Docker (`plugin.state.lease`)."""
 
     defaults: Defaults
@@ -58,15 +58,17 @@ class Inventory:
     _decided: dict[str, tuple[Network | BridgeNetwork, Endpoint, Override, Policy]] | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> SavedState:
+        """The part of the facts that is saved."""
         return self.facts.saved
 
-    def copy(self, *, watched: bool = True) -> Inventory:
+    def copy(self, *, watched: bool = True) -> PolicyView:
         """As it is now, to be read while the other goes on changing."""
         directory, quota = self.directory.copy(), self.quota.copy()
-        return Inventory(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
+        return PolicyView(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
 
     def owners(self) -> list[ElementOwner]:
+        """Every owner that may have elements."""
         return list(self.facts.owners())
 
     def take(self, facts: Facts, owners: Iterable[ElementOwner]) -> None:
@@ -87,7 +89,8 @@ class Inventory:
 
     def room_left(self) -> list[ElementOwner]:
         """Whoever was there before docker-fw started, and has not come back when Docker has listed everybody, leaves
-        its room for rates to others. Returns these."""
+        its room for rates to others. Returns these.
+        """
         return self.quota.settle() if self.facts.listed and self.quota.keeping else []
 
     def start(self, facts: Facts) -> None:
@@ -112,7 +115,8 @@ class Inventory:
     @contextmanager
     def deciding(self) -> Iterator[None]:
         """While one change is made, which asks for the same policies again and again. Not kept any longer: those of
-        thousands would be megabytes."""
+        thousands would be megabytes.
+        """
         outer, self._decided = self._decided, {} if self._decided is None else self._decided
         try:
             yield
@@ -123,7 +127,8 @@ class Inventory:
 
     def settled(self, before: Facts, owners: Iterable[ElementOwner]) -> Facts:
         """What is known, with what follows from it and outlives it: bridges where not everybody may begin everything,
-        until they go; closed published ports, until their container goes. `owners`: those that differ from `before`."""
+        until they go; closed published ports, until their container goes. `owners`: those that differ from `before`.
+        """
         owners = list(owners)
         saved = self.facts.saved
         egress_restricted = saved.egress_restricted | self._restricted(before, owners)
@@ -180,7 +185,8 @@ class Inventory:
 
     def reindex(self, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
         """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
-        get room for their rates that others left."""
+        get room for their rates that others left.
+        """
         owners = list(dict.fromkeys(owners))
         changed: set[Key] = set()
         rated: dict[ElementOwner, frozenset[Element]] = {}
@@ -207,6 +213,7 @@ class Inventory:
         return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner) is None}
 
     def elements(self, owner: ElementOwner) -> frozenset[Element]:
+        """An owner's elements, within the quota of rates."""
         return self.quota.within(owner, self._elements(owner))
 
     def _elements(self, owner: ElementOwner) -> frozenset[Element]:
@@ -277,6 +284,7 @@ class Inventory:
         }
 
     def answers_of(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
+        """What the addresses of these owners accept."""
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
     def through_proxy(
@@ -310,6 +318,7 @@ class Inventory:
         return self.decide(*found) if found else None
 
     def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
+        """The policy of an endpoint, with names of peers not yet resolved."""
         override = self.override(endpoint.container)
         known = self._decided.get(endpoint.id) if self._decided is not None else None
         if known and known[0] is network and known[1] is endpoint and known[2] == override:
@@ -320,6 +329,7 @@ class Inventory:
         return decided
 
     def override(self, container: Container | None) -> Override:
+        """What `fwctl allow` and `fwctl deny` say of a container."""
         return self.overrides.get(container.id, policy.NOTHING) if container else policy.NOTHING
 
     def of_container(self, container_id: str) -> list[ElementOwner]:
@@ -327,6 +337,7 @@ class Inventory:
         return list(self.places(container_id))
 
     def resolved(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
+        """The policy of an endpoint, with the current addresses of named peers."""
         published, proxied = endpoint.published, _proxied(network, endpoint)
         return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
 
@@ -350,16 +361,18 @@ class Inventory:
         return [*self.state.networks.values(), *self.facts.networks.values()]
 
     def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
+        """The endpoint that an owner stands for, with its network; None for other owners."""
         return self.facts.endpoint(owner)
 
     def doubted(self, owner: ElementOwner) -> bool:
+        """True if it is unknown which container has this endpoint's addresses."""
         guest = self.facts.guests.get(owner.id) if owner.kind is Kind.TRACKED else None
         return guest is not None and not guest.sure
 
 
-def evaluated(defaults: Defaults, facts: Facts) -> Inventory:
+def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
     """These facts with all that follows from them, and all names looked up."""
-    made = Inventory(defaults)
+    made = PolicyView(defaults)
     made.start(facts)
     with made.deciding():
         made.start(made.settled(facts, made.owners()))
@@ -387,6 +400,7 @@ def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Publ
 
 
 def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
+    """The subnets of a network."""
     if isinstance(network, BridgeNetwork):
         return network.subnets
     return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

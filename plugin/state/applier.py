@@ -15,7 +15,7 @@ from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
 from plugin.policy.rate_quota import FULL
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.state.flow_cutter import FlowCutter
 from plugin.state.lease import Lease
 
@@ -33,7 +33,7 @@ Bans = Mapping[Prefix, float]
 class TableApplier:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
-    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self.books = AppliedElements()
         self.cuts = FlowCutter(nft, known, later)
         self.lease = Lease(nft)
@@ -201,7 +201,8 @@ class TableApplier:
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
-        Raises NftError."""
+        Raises NftError.
+        """
         began = time.monotonic()
         if self._nft.intact() and not (self._nft.incomplete and began >= self._again):
             return False

@@ -24,11 +24,13 @@ def spec(raw: Any) -> PolicySpec:
 
 
 def one(value: Any) -> PolicySpec:
+    """A policy from its fields; those that are missing are unset. Raises ValueError."""
     there = (field for field in _FIELDS if field in value or field in _ALWAYS)
     return PolicySpec(**{field: _FIELDS[field](value, field) for field in there})
 
 
 def problem(raw: Any) -> Problem:
+    """A problem of a label from its JSON. Raises ValueError."""
     # Files of before there was a guard have no `closes`.
     closes = boolean(raw, "closes") if "closes" in raw else True
     confines = boolean(raw, "confines") if "confines" in raw else False
@@ -36,6 +38,7 @@ def problem(raw: Any) -> Problem:
 
 
 def overriding(raw: Any) -> Overriding:
+    """An override from its JSON. Raises ValueError."""
     return Overriding(text(raw, "container"), rule(raw["rule"]), boolean(raw, "deny"), moment(raw["until"]))
 
 
@@ -47,6 +50,7 @@ def moment(value: Any) -> float:
 
 
 def rule(raw: Any) -> Rule:
+    """A rule from its JSON. Raises ValueError."""
     proto = text(raw, "proto")
     peers = tuple(map(_peer, raw.get("peers", [])))
     origin = text(raw, "origin") if "origin" in raw else ""

@@ -24,7 +24,7 @@ from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
-from plugin.policy.view import Inventory, subnets
+from plugin.policy.view import PolicyView, subnets
 from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _MOST = 60_000
 class FlowCutter:
     """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
 
-    def __init__(self, nft: Nft, known: Inventory, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._known = known
         self._later = later
@@ -68,7 +68,8 @@ class FlowCutter:
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
         """What cuts the flows of containers that have left one of these endpoints, so that nobody inherits them: those
-        of its addresses and, on Docker's networks, of the ports that docker-proxy served for it."""
+        of its addresses and, on Docker's networks, of the ports that docker-proxy served for it.
+        """
         owners = list(owners)
         here = {(owner, address): who for owner in owners for address, who in _holders(after, owner)}
         whose = {(address, who) for (_, address), who in here.items() if who}
@@ -90,7 +91,8 @@ class FlowCutter:
     def closed(self, before: Facts, after: Facts) -> list[Callable[[], Cut | None]]:
         """What cuts the flows that a change of what is kept closes: to published ports that are closed now, or lead to
         a container now, and of who is banned. Those of strangers, where not everybody may begin everything from now on,
-        are cut later."""
+        are cut later.
+        """
         was, now = before.saved, after.saved
         ports = [
             port
@@ -120,6 +122,7 @@ class FlowCutter:
             self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
+        """What the addresses of these owners accept."""
         return self._known.answers_of(owners)
 
     # --- what was cut does not come back --------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Journal:
 
     @property
     def begun(self) -> bool:
+        """True if changes can be appended to the journal."""
         return bool(self._serial)
 
     def append(self, change: dict[str, Any]) -> None:

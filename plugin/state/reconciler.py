@@ -24,8 +24,8 @@ from plugin.nftables.sets import Element
 from plugin.nftables.table import Nft, NftError
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict, frozen
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView
 from plugin.state.applier import TableApplier
 from plugin.state.deferred import Behind
 from plugin.state.store import Store
@@ -56,7 +56,7 @@ class Reconciler:
         self._store = store
         self._later = later
         self._lock = threading.RLock()
-        self._view = Inventory(defaults)
+        self._view = PolicyView(defaults)
         self._writer = TableApplier(nft, self._view, later)
         self._behind = Behind(self._writer, self._lock, self._apply, later)
 
@@ -64,10 +64,11 @@ class Reconciler:
 
     @property
     def facts(self) -> Facts:
+        """All facts that are known now."""
         return self._view.facts
 
     @property
-    def state(self) -> State:
+    def state(self) -> SavedState:
         """What is kept over restarts."""
         return self._view.facts.saved
 
@@ -81,12 +82,12 @@ class Reconciler:
         """The driver's."""
         return self.state.endpoints
 
-    def read(self, question: Callable[[Inventory], T]) -> T:
+    def read(self, question: Callable[[PolicyView], T]) -> T:
         """The answer to a short question, while nothing changes. Every change waits for it."""
         with self._lock:
             return question(self._view)
 
-    def snapshot(self) -> Inventory:
+    def snapshot(self) -> PolicyView:
         """All that is known now, to be read at leisure."""
         with self._lock:
             return self._view.copy(watched=bool(self._writer.lease.left()))
@@ -98,7 +99,7 @@ class Reconciler:
 
     # --- changes --------------------------------------------------------------------------------------------------
 
-    def start(self, facts: Facts, before: State | None = None) -> None:
+    def start(self, facts: Facts, before: SavedState | None = None) -> None:
         """Takes over these facts and puts the table there whole. Raises NftError: then nothing may go on.
 
         `before`: the state as it was kept. Who has gone since then leaves no flows behind.
@@ -136,7 +137,8 @@ class Reconciler:
 
     def observe(self, edit: Edit) -> None:
         """Changes what is known by what is so. Never refused: what the disk or the kernel does not take is tried
-        again."""
+        again.
+        """
         ends: list[Callable[[], Cut | None]] = []
         try:
             with self._lock:
@@ -221,9 +223,9 @@ class Reconciler:
 
     # --- the disk -------------------------------------------------------------------------------------------------
 
-    def _save(self, before: State, after: State) -> None:
+    def _save(self, before: SavedState, after: SavedState) -> None:
         """Raises FwError. A single endpoint that differs is a line in the journal."""
-        names = [each.name for each in dataclasses.fields(State)]
+        names = [each.name for each in dataclasses.fields(SavedState)]
         differing = [name for name in names if _differ(getattr(before, name), getattr(after, name))]
         if not differing:
             return
@@ -231,7 +233,7 @@ class Reconciler:
         flush = any(name in _FLUSHED for name in differing)
         self._store.save(after, flush=flush, endpoint=next(iter(keys)) if len(keys) == 1 else "")
 
-    def _save_or_log(self, before: State, after: State) -> None:
+    def _save_or_log(self, before: SavedState, after: SavedState) -> None:
         try:
             self._save(before, after)
         except FwError as error:
@@ -250,23 +252,27 @@ class Reconciler:
 
     # --- edits that several callers make --------------------------------------------------------------------------
 
-    def edit_state(self, edit: Callable[[State], State]) -> Cut:
+    def edit_state(self, edit: Callable[[SavedState], SavedState]) -> Cut:
+        """Commit an edit of the saved part of the facts. Raises FwError."""
         return self.commit(lambda facts: facts.keeping(edit))
 
     def put_network(self, network: Network) -> None:
+        """Add or replace a network of the driver. Raises FwError."""
         self.edit_state(lambda state: state.with_network(network))
 
     def drop_network(self, network_id: str) -> None:
+        """Forget a network of the driver. Raises FwError."""
         self.edit_state(lambda state: state.without_network(network_id))
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
+        """Add or replace an endpoint of the driver. Raises FwError."""
         self.edit_state(lambda state: state.with_endpoint(endpoint))
 
     def add_endpoint(self, endpoint_id: str, make: Callable[[Iterable[Endpoint]], Endpoint]) -> Endpoint:
         """The endpoint, made from all that there are if it is new. Raises FwError."""
         found: list[Endpoint] = []
 
-        def edit(state: State) -> State:
+        def edit(state: SavedState) -> SavedState:
             found.append(state.endpoints.get(endpoint_id) or make(state.endpoints.values()))
             return state.with_endpoint(found[0])
 
@@ -274,6 +280,7 @@ class Reconciler:
         return found[0]
 
     def drop_endpoint(self, endpoint_id: str) -> None:
+        """Forget an endpoint of the driver and close it. Raises FwError."""
         self.edit_state(lambda state: state.without_endpoint(endpoint_id))
 
     def edit_endpoint(
@@ -281,7 +288,7 @@ class Reconciler:
     ) -> None:
         """Changes what is known of an endpoint, if it is still there, from what is known at that moment."""
 
-        def change(state: State) -> State:
+        def change(state: SavedState) -> SavedState:
             endpoint = state.endpoints.get(endpoint_id)
             return state.with_endpoint(edit(endpoint)) if endpoint else state
 
@@ -324,7 +331,8 @@ class Reconciler:
 
     def repair(self) -> bool:
         """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
-        Raises NftError."""
+        Raises NftError.
+        """
         with self._lock:
             repaired = self._writer.repair()
             self._behind.again()

@@ -40,7 +40,7 @@ from plugin.jsonio import (
 )
 from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, PolicySpec, Prefix, Published
 from plugin.policy import requested_ports
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import codec
 from plugin.state.journal import Journal
 
@@ -65,7 +65,7 @@ class Store:
         #: Why the state is not on the disk as it is; "" if it is.
         self.unsaved_reason = ""
 
-    def load(self) -> State:
+    def load(self) -> SavedState:
         """The last state. Nothing there: an empty one. A corrupt file is kept aside, and the fallback is read.
 
         Raises NewerStateError.
@@ -88,9 +88,9 @@ class Store:
                 log.warning("read the last flushed state from %s", path)
             self._flushed = path == self._path  # it holds every network, so the next write keeps it aside
             return self._replayed(state, serial)
-        return State()
+        return SavedState()
 
-    def _replayed(self, state: State, serial: str) -> State:
+    def _replayed(self, state: SavedState, serial: str) -> SavedState:
         """The state with the journal's changes; up to the first that is not as it should be."""
         endpoints = dict(state.endpoints)
         for change in self._journal.read(serial):
@@ -109,7 +109,7 @@ class Store:
                 endpoints.pop(key, None)
         return dataclasses.replace(state, endpoints=endpoints)
 
-    def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
+    def save(self, state: SavedState, *, flush: bool, endpoint: str = "") -> None:
         """Raises FwError when the disk does not take it: then the old state stands.
 
         `endpoint`: nothing but this one has changed since the last save.
@@ -132,7 +132,7 @@ class Store:
             self.unsaved_reason = ""
             log.warning("the state file %s is written again", self._path)
 
-    def _replace(self, state: State, *, flush: bool) -> None:
+    def _replace(self, state: SavedState, *, flush: bool) -> None:
         # A record is frozen, so the line it became once serves until another record takes its place.
         self._lines = {
             (key := (type(item), item.id)): kept
@@ -186,7 +186,7 @@ class Store:
             os.close(fd)
 
 
-def _records(state: State) -> list[Network | Endpoint]:
+def _records(state: SavedState) -> list[Network | Endpoint]:
     return [*state.networks.values(), *state.endpoints.values()]
 
 
@@ -203,7 +203,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _decode(document: Any) -> State:
+def _decode(document: Any) -> SavedState:
     version = integer(document, "version")
     if version > VERSION:
         raise NewerStateError(
@@ -212,7 +212,7 @@ def _decode(document: Any) -> State:
         )
     networks = {key: _network(value) for key, value in document["networks"].items()}
     endpoints = {key: _endpoint(value) for key, value in document["endpoints"].items()}
-    state = State(
+    state = SavedState(
         networks,
         endpoints,
         text(document, "boot"),

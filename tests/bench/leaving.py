@@ -27,7 +27,7 @@ from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, 
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import Nft
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.bench.bed import Bed
@@ -148,7 +148,7 @@ def _child(many: int) -> dict[str, Any]:
 
 
 def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
-    state.start(Facts(State({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)})))
+    state.start(Facts(SavedState({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)})))
     # The first save is of everything; each later one is a line.
     state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
 

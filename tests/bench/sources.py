@@ -20,7 +20,7 @@ from typing import Any
 from plugin.kernel import netlink as nl
 from plugin.model import Container, Defaults, Endpoint, Network, Peer, PolicySpec, Rule
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.bench.bed import Bed
@@ -106,7 +106,7 @@ def _child(many: int) -> dict[str, Any]:
                 )
                 for kind, box in boxes.items()
             }
-            state_ = State({_NET.id: _NET, ours.id: ours}, {**known, **_crowd(count)})
+            state_ = SavedState({_NET.id: _NET, ours.id: ours}, {**known, **_crowd(count)})
             with site.inside(), tempfile.TemporaryDirectory() as directory:
                 reconciler = Reconciler(site.nft, Store(f"{directory}/state"), Defaults(), later=lambda work: None)
                 began = time.perf_counter()

@@ -31,8 +31,8 @@ from plugin.nftables.sets import WATCHED, Element
 from plugin.nftables.table import Nft
 from plugin.policy import decide
 from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView, evaluated
 from tests.kernel.netns import inside
 from tests.kernel.packets import Listener, Packet, Sender, Sniffer, arrived, icmp, new_flow, ping, written
 from tests.lab import NamedNetns, Wan
@@ -97,12 +97,12 @@ def confining(bridge: str) -> set[Element]:
     return {Element("confined", (bridge,))}
 
 
-def of_endpoint(inventory: Inventory, endpoint: Endpoint) -> frozenset[Element]:
+def of_endpoint(inventory: PolicyView, endpoint: Endpoint) -> frozenset[Element]:
     """What an endpoint of ours becomes in the table, with what its network becomes by it."""
     return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
 
 
-def standing(inventory: Inventory) -> set[Element]:
+def standing(inventory: PolicyView) -> set[Element]:
     """What all that is known becomes in the table."""
     return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
@@ -313,9 +313,11 @@ class Site:
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
-    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> Inventory:
+    def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> PolicyView:
         """Every network of ours, and these endpoints."""
-        return evaluated(defaults, Facts(State(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints})))
+        return evaluated(
+            defaults, Facts(SavedState(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
+        )
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Puts the table there, with these endpoints and nothing else known."""

@@ -18,7 +18,7 @@ from plugin.model import Address, Defaults, PolicySpec, Prefix, Rule
 from plugin.nftables.ban_elements import ban_change, ban_elements
 from plugin.nftables.sets import Change
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
@@ -230,7 +230,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         endpoint = Site.known(boxes.web, spec=OPEN)
-        made.start(Facts(State(dict(site.networks), {endpoint.id: endpoint})))
+        made.start(Facts(SavedState(dict(site.networks), {endpoint.id: endpoint})))
     return made
 
 

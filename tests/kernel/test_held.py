@@ -19,7 +19,7 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.model import Address, Container, Defaults, Endpoint, PolicySpec
 from plugin.nftables import sets
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import flow_cutter
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -65,7 +65,7 @@ class Firewall:
         store = Store(str(self._path / "state.json"))
         self.state = Reconciler(self.site.nft, store, Defaults())
         networks = {network.id: network for network in self.site.networks.values()}
-        state = store.load() if (self._path / "state.json").exists() else State(networks)
+        state = store.load() if (self._path / "state.json").exists() else SavedState(networks)
         self.state.start(Facts(state, bridges=seen(BRIDGE)))
         self.guard = EndpointTracker(self.state)
 

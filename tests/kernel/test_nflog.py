@@ -24,7 +24,7 @@ from plugin.kernel.names import bridge_name
 from plugin.kernel.nflog import NfLog, TakenError
 from plugin.model import Endpoint, PolicySpec
 from plugin.nftables.document import LOG_GROUP
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from tests.kernel.packets import Packet, icmp, tcp, udp
 from tests.kernel.running import ROOT, Running, UnixConnection, took
 from tests.kernel.site import Box, Site, site_of_module
@@ -39,10 +39,10 @@ CONFINED = PolicySpec(egress=())
 class Known:
     """The reconciler, as far as the drop log sees it."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: PolicyView) -> None:
         self._inventory, self._lock = inventory, threading.RLock()
 
-    def read(self, question: Callable[[Inventory], Any]) -> Any:
+    def read(self, question: Callable[[PolicyView], Any]) -> Any:
         with self._lock:
             return question(self._inventory)
 

@@ -17,8 +17,8 @@ from plugin.model import Container, Defaults, Endpoint, PolicySpec, Published
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView
 from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -82,7 +82,7 @@ def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Reconciler]:
     """The one writer, with our networks and nobody on them. The test runs inside the host."""
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
-        made.start(Facts(State(dict(site.networks)), bridges=seen(ONE, TWO)))
+        made.start(Facts(SavedState(dict(site.networks)), bridges=seen(ONE, TWO)))
         site.forget_flows()
         yield made
 
@@ -158,14 +158,14 @@ def test_who_goes_is_closed_before_anything_is_computed(
         guard.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=guard.now())
     assert reach(site, boxes.web, box) == reach(site, box, None, port=8080) == [True]
     seen: list[bool] = []
-    elements = Inventory.elements
+    elements = PolicyView.elements
 
-    def computes(self: Inventory, *args: Any) -> frozenset[Element]:
+    def computes(self: PolicyView, *args: Any) -> frozenset[Element]:
         if not seen:
             seen.extend((*reach(site, boxes.web, box), *reach(site, box, None, port=8080)))
         return elements(self, *args)
 
-    monkeypatch.setattr(Inventory, "elements", computes)
+    monkeypatch.setattr(PolicyView, "elements", computes)
     if where == "ours":
         writer.edit_endpoint(box.endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None))
     elif where == "docker's":

@@ -45,10 +45,10 @@ from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.policy.bans import read
 from plugin.policy.decide import prefix_of
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.verdict import ICMP, Verdict, verdict
 from plugin.policy.verdict import Packet as Asked
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.view import PolicyView, evaluated
 from plugin.protocols import OTHER, PORTLESS, Proto
 from tests.kernel import packets as pk
 from tests.kernel.packets import Packet, arrived, new_flow, ping
@@ -159,7 +159,7 @@ class Bed:
             problems=told["problems"],
         )
 
-    def load(self, inventory: Inventory, *, whole: bool) -> None:
+    def load(self, inventory: PolicyView, *, whole: bool) -> None:
         """Puts it into the kernel, whole or by what is different from what stands."""
         lasting, timed = ban_elements(inventory.state.bans, NOW)
         elements = standing(inventory) | lasting | claimed(*self.bridges.values())
@@ -294,7 +294,7 @@ def inventory_of(
     nets: dict[str, Any],
     told: list[dict[str, Any]],
     bans: Mapping[Prefix, float] = MappingProxyType({}),
-) -> Inventory:
+) -> PolicyView:
     """All that is known, of these words."""
     places = {name: bed.place(name, each) for name, each in nets.items()}
     ours = {**bed.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
@@ -331,7 +331,7 @@ def inventory_of(
         else:
             guests[endpoint.id] = TrackedEndpoint(endpoint, True, each["sure"])
     facts = Facts(
-        State(ours, endpoints, bans=bans),
+        SavedState(ours, endpoints, bans=bans),
         names=frozenset(places),
         guests=guests,
         listed=True,
@@ -369,7 +369,7 @@ class Shot:
 class Gun:
     """Packets that may be interesting with what is known: around ports and prefixes that somebody speaks of."""
 
-    def __init__(self, bed: Bed, inventory: Inventory, seed: int, *, bridges: bool) -> None:
+    def __init__(self, bed: Bed, inventory: PolicyView, seed: int, *, bridges: bool) -> None:
         self.bed, self.inventory, self.random, self.bridges = bed, inventory, Random(seed), bridges
         seats = {seat.box.endpoint.id: seat for seat in bed.seats}
         self.where = {address: seat.network for seat in bed.seats for address in (seat.box.v4, seat.box.v6)}
@@ -547,7 +547,7 @@ class Gun:
         return Shot(source, sent, lands, tuple(verdict(self.inventory, each, NOW) for each in asked))
 
 
-def hold(bed: Bed, inventory: Inventory, seed: int, *, whole: bool, bridges: bool) -> None:
+def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bool) -> None:
     """Loads it, fires, compares each packet's fate with its verdict. `bridges`: the rules see packets within one."""
     site = bed.site
     bridges = bed.show_bridges(bridges)

@@ -17,7 +17,7 @@ from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.facts import ProxyFacts
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
@@ -39,7 +39,7 @@ def web(site: Site) -> Box:
     return site.box(site.network(1), 2)
 
 
-def known(site: Site, web: Box) -> Inventory:
+def known(site: Site, web: Box) -> PolicyView:
     """The container may begin nothing, docker-proxy has a closed port, an address is banned, dockerd has a group."""
     facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
@@ -47,7 +47,7 @@ def known(site: Site, web: Box) -> Inventory:
     return evaluated(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
 
 
-def elements(inventory: Inventory) -> set[Element]:
+def elements(inventory: PolicyView) -> set[Element]:
     found = {element for owner in inventory.owners() for element in inventory.elements(owner)}
     return found | ban_elements(inventory.state.bans, 0)[0]
 

@@ -15,7 +15,7 @@ import pytest
 from plugin.docker.tracker import EndpointTracker
 from plugin.model import Container, Defaults, Endpoint, Overriding, PolicySpec, Published, Rule
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, docker_network, seen, site_of_module
@@ -79,7 +79,7 @@ def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[TableApplier]:
     with site.inside():
         site.load()  # what another test's docker-fw held is none of this one's
         made = TableApplier(site, tmp_path)
-        made.start(Facts(State(dict(site.networks)), bridges=seen(ONE, TWO)))
+        made.start(Facts(SavedState(dict(site.networks)), bridges=seen(ONE, TWO)))
         yield made
 
 

@@ -14,7 +14,7 @@ from plugin.labels.parser import parse
 from plugin.model import Container, FwError, Published
 from plugin.nftables.sets import Change, Element, limiting
 from plugin.nftables.table import NftError
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 
 
@@ -71,11 +71,11 @@ class Disk:
     """A store that may be full."""
 
     def __init__(self) -> None:
-        self.kept = State()
+        self.kept = SavedState()
         self.full = False
         self.unsaved_reason = ""
 
-    def save(self, state: State, *, flush: bool, endpoint: str = "") -> None:
+    def save(self, state: SavedState, *, flush: bool, endpoint: str = "") -> None:
         if self.full:
             self.unsaved_reason = "could not write the state file: No space left on device"
             raise FwError(self.unsaved_reason)

@@ -11,7 +11,7 @@ from plugin.docker.tracker import EndpointTracker
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, Published
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
@@ -56,13 +56,13 @@ class Site:
         self,
         *endpoints: Endpoint,
         defaults: Defaults = PLAIN,
-        state: State | None = None,
+        state: SavedState | None = None,
         existing: tuple[str, ...] = (),
     ) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
-        self.state.start(Facts(dataclasses.replace(state or State(), networks={OURS.id: OURS}, endpoints=there)))
+        self.state.start(Facts(dataclasses.replace(state or SavedState(), networks={OURS.id: OURS}, endpoints=there)))
         self.guard = EndpointTracker(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plugin.labels.keys import EVERYTHING
 from plugin.model import Container, Endpoint, Network, Overriding, Peer, PolicySpec, Published, Rate, Rule
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 
 MORE, TEN = Rule("tcp", 8080, 8080, origin="network option fw.allow"), Peer("prefix", "10.0.0.0/8")
 NETWORK = Network("a" * 64, "fw-aaaaaaaaaaaa", IPv4Interface("172.18.0.1/16"), spec=PolicySpec(allow=(MORE,)))
@@ -34,7 +34,7 @@ ENDPOINT = Endpoint(
     container=Container("c" * 64, "wéb", SAID, (), ("a notice",), "front", "shop", "web", PolicySpec(egress=())),
     published=(Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
 )
-AFTER = State(
+AFTER = SavedState(
     {NETWORK.id: NETWORK},
     {ENDPOINT.id: ENDPOINT},
     "boot-1",

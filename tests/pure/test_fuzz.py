@@ -35,7 +35,7 @@ from plugin.model import Container, Defaults, PolicySpec, Rule
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from tests.fuzz.targets import TARGETS
 from tests.pure.expected import desired
@@ -107,7 +107,7 @@ class Plugin:
     def __init__(self, unix: socket.socket) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         self.state = Reconciler(self.kernel, self.disk, Defaults(PolicySpec(allow=(Rule("udp", 161, 161),))))  # type: ignore[arg-type]
-        self.state.start(Facts(State()))
+        self.state.start(Facts(SavedState()))
         none: Any = NoLinks()
         made = Driver(self.state, none, none, none, none)
         asked: Any = AddressPolicy()
@@ -244,7 +244,7 @@ def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> N
             assert reply.status_code < 500
             if method != "HEAD" and reply.status_code >= 400:
                 assert str(json.loads(reply.data)["Err"]).isprintable()
-        assert plugin.state.state == State()
+        assert plugin.state.state == SavedState()
 
 
 @given(

@@ -22,7 +22,7 @@ from plugin.driver.http import create_app
 from plugin.labels.parser import parse
 from plugin.model import Container, Defaults, DockerUnavailable
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from tests.pure import naive
 from tests.pure.fakes import Disk, Kernel, NoLinks, cut_no_flows
@@ -131,12 +131,12 @@ class Calls(RuleBasedStateMachine):
         self._patch = pytest.MonkeyPatch()
         cut_no_flows(self._patch)
         self._patch.setattr(driver, "exists", lambda _: True)
-        self.start(State())
+        self.start(SavedState())
 
     def teardown(self) -> None:
         self._patch.undo()
 
-    def start(self, state: State) -> None:
+    def start(self, state: SavedState) -> None:
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, self.disk, Defaults(parse(SETTING, "setting ").spec))  # type: ignore[arg-type]
         self.state.start(Facts(state))

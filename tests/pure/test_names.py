@@ -32,8 +32,8 @@ from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
 from tests.pure.fakes import Disk, Kernel
@@ -65,7 +65,7 @@ class Host:
 
         self.kernel = Kernel()
         self.state = Reconciler(self.kernel, Disk(), Defaults())  # type: ignore[arg-type]
-        self.state.start(Facts(State()))
+        self.state.start(Facts(SavedState()))
         bridge = text()
         network = {
             "Id": "a" * 64, "Name": text(), "Driver": "bridge",
@@ -108,7 +108,7 @@ class Host:
             return None
 
     @property
-    def inventory(self) -> Inventory:
+    def inventory(self) -> PolicyView:
         return self.state.snapshot()
 
     def status(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from plugin.kernel import link_monitor
 from plugin.labels.grammar import parse_allow, parse_deny
 from plugin.model import Address, FwError, Overriding, Prefix, Rule
 from plugin.policy import bans, overrides
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 
 #: Overrides of one container.
@@ -165,7 +165,7 @@ def _read_rules(texts: Sequence[str], *, deny: bool) -> list[Rule]:
     return list(dict.fromkeys(rules))
 
 
-def _with_overrides(added: Sequence[Overriding], state: State) -> State:
+def _with_overrides(added: Sequence[Overriding], state: SavedState) -> SavedState:
     for each in added:
         state = overrides.with_one(state, each)
     if added and sum(each.container == added[0].container for each in state.overrides) > MAX_OVERRIDES:
@@ -173,7 +173,7 @@ def _with_overrides(added: Sequence[Overriding], state: State) -> State:
     return state
 
 
-def _unbanned(state: State, removed: Collection[Prefix]) -> State:
+def _unbanned(state: SavedState, removed: Collection[Prefix]) -> SavedState:
     left = dict(state.bans)
     for prefix in removed:
         left.pop(prefix, None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from plugin.model import Address, Published
 from plugin.policy.facts import ElementOwner
 from plugin.policy.verdict import Found
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.text import readable
 
 #: Seconds after which the list is rebuilt for an address that is not in it.
@@ -27,14 +27,15 @@ class Names:
         self._published: dict[tuple[str, int], ElementOwner] = {}
         self._built = self._took = float("-inf")
 
-    def find(self, inventory: Inventory, address: Address) -> Found | None:
+    def find(self, inventory: PolicyView, address: Address) -> Found | None:
+        """The network and endpoint that have this address, or None."""
         owner = self._owners.get(address)
         found = inventory.endpoint(owner) if owner else None
         if owner is None or found is None or address not in (found[1].addr4, found[1].addr6):
             return None
         return Found(*found, owner)
 
-    def either(self, inventory: Inventory, first: Address, second: Address) -> tuple[Found | None, Found | None]:
+    def either(self, inventory: PolicyView, first: Address, second: Address) -> tuple[Found | None, Found | None]:
         """Find both ends of a packet, one of which is a container: if none is known, a container is new."""
         since = self._clock() - self._built
         ends = self.find(inventory, first), self.find(inventory, second)
@@ -43,7 +44,7 @@ class Names:
         self._rebuild(inventory)
         return self.find(inventory, first), self.find(inventory, second)
 
-    def behind(self, inventory: Inventory, proto: str, port: int) -> tuple[Found, Published] | None:
+    def behind(self, inventory: PolicyView, proto: str, port: int) -> tuple[Found, Published] | None:
         """Return the container that has published this port of the host, and as which of its ports."""
         owner = self._published.get((proto, port))
         found = inventory.endpoint(owner) if owner else None
@@ -52,7 +53,7 @@ class Names:
         ports = (each for each in found[1].published if (each.proto, each.host_port) == (proto, port))
         return next(((Found(*found, owner), each) for each in ports), None)
 
-    def _rebuild(self, inventory: Inventory) -> None:
+    def _rebuild(self, inventory: PolicyView) -> None:
         began = self._clock()
         self._owners, self._published = {}, {}
         for owner in inventory.owners():
@@ -67,7 +68,7 @@ class Names:
         self._took = self._built - began
 
 
-def name(inventory: Inventory, found: Found | None) -> str | None:
+def name(inventory: PolicyView, found: Found | None) -> str | None:
     """Return the container's name; None while it is uncertain who has the address."""
     container = found.endpoint.container if found and found.endpoint else None
     return readable(container.name) if found and container and not inventory.doubted(found.owner) else None

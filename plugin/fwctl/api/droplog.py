@@ -20,7 +20,7 @@ from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, NfLog, TakenError
 from plugin.nftables.document import LOG_GROUP
 from plugin.policy.verdict import ICMP, Packet, number_of, verdict
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.text import readable
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ T = TypeVar("T")
 class StateReader(Protocol):
     """The reconciler, as far as the drop log uses it."""
 
-    def read(self, question: Callable[[Inventory], T]) -> T: ...
+    def read(self, question: Callable[[PolicyView], T]) -> T:
+        """Answer a question about what is known, while nothing changes."""
 
 
 class Source(Protocol):
@@ -58,9 +59,11 @@ class Source(Protocol):
 
     lost: int
 
-    def read(self) -> Sequence[Logged]: ...
+    def read(self) -> Sequence[Logged]:
+        """Packets since the last call. Raises OSError."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the group."""
 
 
 class Ring:
@@ -72,9 +75,11 @@ class Ring:
 
     @property
     def newest(self) -> int:
+        """Number of the last drop; 0 if there is none."""
         return self._drops[-1].number if self._drops else 0
 
     def put(self, drops: Iterable[Drop]) -> None:
+        """Add drops and wake the readers that wait for them."""
         with self._changed:
             self._drops.extend(drops)
             self._changed.notify_all()
@@ -157,6 +162,7 @@ class DropLog:
         return self._stop.is_set() or not self.serving()
 
     def stop(self) -> None:
+        """End the loop and every request that follows the log."""
         self._stop.set()
 
     def drop_loop(self) -> None:
@@ -203,7 +209,7 @@ class DropLog:
             log.info("dropped: %s: %d more were not logged", container, suppressed)
 
     def _drop(
-        self, inventory: Inventory, each: Logged, of: Header, now: float, links: dict[int, str]
+        self, inventory: PolicyView, each: Logged, of: Header, now: float, links: dict[int, str]
     ) -> tuple[Drop, bool]:
         """Return the record, and whether it belongs into docker-fw's log."""
         for_host = each.hook == LOCAL_IN
@@ -230,7 +236,7 @@ class DropLog:
         policies = (inventory.decided(end.owner) for end in (target, source) if end)
         return drop, any(policy and policy.log == "drop" for policy in policies)
 
-    def _reason(self, inventory: Inventory, of: Header, *, for_host: bool) -> str:
+    def _reason(self, inventory: PolicyView, of: Header, *, for_host: bool) -> str:
         began = self._clock()
         self._credit = min(_BURST, self._credit + _SHARE * (began - self._credited))
         self._credited = began

@@ -16,7 +16,7 @@ from plugin.fwctl.api.flow_ends import End, ends, internet, pairs
 from plugin.labels.grammar import parse_deny
 from plugin.model import Address, BridgeNetwork, FwError, Published
 from plugin.policy.verdict import ICMP, Found, Packet, Step, find, number_of, verdict
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.protocols import PORTLESS, PUBLISHABLE, WITH_PORTS
 
 NOTE = "not checked: ufw, firewalld and other firewalls of this host, which may drop the packet too"
@@ -35,7 +35,7 @@ class Around:
 
 
 def explain(
-    inventory: Inventory, source: str, target: str, what: str, around: Around, family: int | None = None
+    inventory: PolicyView, source: str, target: str, what: str, around: Around, family: int | None = None
 ) -> dict[str, Any]:
     """Answer a question. `family`: 4 or 6 only. Raises FwError that says what is wrong with the question."""
     proto, port = _what(what)
@@ -65,7 +65,7 @@ def _what(text: str) -> tuple[str, int]:
 
 
 def _flows(
-    inventory: Inventory, source: End, target: End, proto: str, port: int, around: Around
+    inventory: PolicyView, source: End, target: End, proto: str, port: int, around: Around
 ) -> Iterator[dict[str, Any]]:
     """Yield one answer for each place that the packet may be forwarded to."""
     first = None if source.host else source.address
@@ -94,7 +94,7 @@ class _Door:
     proxy: bool
 
 
-def _doors(inventory: Inventory, source: End, target: End, proto: str, port: int) -> Iterator[_Door]:
+def _doors(inventory: PolicyView, source: End, target: End, proto: str, port: int) -> Iterator[_Door]:
     if proto not in PUBLISHABLE:
         return
     there = find(inventory, source.address) if source.network else None
@@ -117,7 +117,7 @@ def _doors(inventory: Inventory, source: End, target: End, proto: str, port: int
 
 
 def _through(
-    inventory: Inventory, source: End, target: End, proto: str, port: int, door: _Door, around: Around
+    inventory: PolicyView, source: End, target: End, proto: str, port: int, door: _Door, around: Around
 ) -> list[Step]:
     first = None if source.host else source.address
     steps: list[Step] = []
@@ -133,7 +133,7 @@ def _through(
     return [*steps, *_judged(inventory, packet, around)]
 
 
-def _judged(inventory: Inventory, packet: Packet, around: Around) -> list[Step]:
+def _judged(inventory: PolicyView, packet: Packet, around: Around) -> list[Step]:
     """Return docker-fw's verdict, and Docker's if docker-fw accepts."""
     steps = list(verdict(inventory, packet, around.now).steps)
     target = None if packet.host else find(inventory, packet.target)

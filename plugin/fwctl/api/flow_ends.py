@@ -11,7 +11,7 @@ from plugin.model import Address, FwError, Prefix
 from plugin.policy.bans import holding
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import find, policy_of
-from plugin.policy.view import Inventory, subnets
+from plugin.policy.view import PolicyView, subnets
 
 #: Addresses for documentation (RFC 5737, RFC 3849, RFC 9637), which no host on the Internet has.
 _DOCUMENTATION: dict[int, list[Address]] = {
@@ -38,7 +38,7 @@ class End:
     any: bool = False
 
 
-def ends(inventory: Inventory, text: str, own: Collection[Address], not_guarded: Mapping[str, str]) -> list[End]:
+def ends(inventory: PolicyView, text: str, own: Collection[Address], not_guarded: Mapping[str, str]) -> list[End]:
     """Return every address that `text` may mean; none for "internet", see `internet`. Raises FwError.
 
     `own`: the host's addresses. `not_guarded`: containers without a network of their own, with the reason.
@@ -61,7 +61,7 @@ def ends(inventory: Inventory, text: str, own: Collection[Address], not_guarded:
     return [End(name, address, found.network.id, found.network.internal, identity)]
 
 
-def _hosts(inventory: Inventory, own: Collection[Address]) -> Iterator[Address]:
+def _hosts(inventory: PolicyView, own: Collection[Address]) -> Iterator[Address]:
     """Yield one address of each family, preferably one that other hosts can reach."""
     gateways = [subnet for network in inventory.networks() for subnet in subnets(network)]
     for version in (4, 6):
@@ -71,7 +71,7 @@ def _hosts(inventory: Inventory, own: Collection[Address]) -> Iterator[Address]:
             yield min(there, key=lambda a: (a.is_loopback, a.is_link_local, a in inside, int(a)))
 
 
-def _of_container(inventory: Inventory, identity: str) -> list[End]:
+def _of_container(inventory: PolicyView, identity: str) -> list[End]:
     places = (place for owner in inventory.of_container(identity) if (place := inventory.endpoint(owner)))
     found = [
         End(endpoint.container.name, address, network.id, network.internal, identity)
@@ -84,7 +84,7 @@ def _of_container(inventory: Inventory, identity: str) -> list[End]:
     return found
 
 
-def internet(inventory: Inventory, others: Collection[End], now: float) -> list[End]:
+def internet(inventory: PolicyView, others: Collection[End], now: float) -> list[End]:
     """Return an address of each family that represents the Internet: no rule of `others` names it."""
     avoid: set[Prefix] = {subnet for network in inventory.networks() for subnet in subnets(network)}
     for end in others:
@@ -113,7 +113,7 @@ def pairs(sources: Collection[End], targets: Collection[End]) -> list[tuple[End,
     return found
 
 
-def containers(inventory: Inventory) -> dict[str, str]:
+def containers(inventory: PolicyView) -> dict[str, str]:
     """Return the name of every container that is on a network, by its ID."""
     places = (found for owner in inventory.owners() if (found := inventory.endpoint(owner)))
     return {endpoint.container.id: endpoint.container.name for _, endpoint in places if endpoint.container}

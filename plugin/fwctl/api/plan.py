@@ -12,7 +12,7 @@ from plugin.nftables.drift import Told, told
 from plugin.nftables.sets import Change
 from plugin.policy.facts import Facts
 from plugin.policy.frozen import FrozenDict
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 
 
 def with_containers(known: Mapping[str, Container]) -> Callable[[Facts], Facts]:
@@ -32,7 +32,7 @@ def _with(endpoint: Endpoint, known: Mapping[str, Container]) -> Endpoint:
     return dataclasses.replace(endpoint, container=container) if container and endpoint.container else endpoint
 
 
-def policies(before: Inventory, after: Inventory) -> list[Told]:
+def policies(before: PolicyView, after: PolicyView) -> list[Told]:
     """Return what each container would accept and may open in addition, and what it no longer would."""
     found: list[Told] = []
     for owner in before.owners():
@@ -73,7 +73,7 @@ def _called(network: Network | BridgeNetwork, endpoint: Endpoint) -> str:
     return (endpoint.container.network if endpoint.container else "") or network.bridge
 
 
-def difference(before: Inventory, after: Inventory) -> Change:
+def difference(before: PolicyView, after: PolicyView) -> Change:
     """Return the elements that would be removed and added."""
     old, new = ({e for owner in each.owners() for e in each.elements(owner)} for each in (before, after))
     return Change(tuple(old - new), tuple(new - old))

@@ -12,13 +12,13 @@ from plugin.model import Address, BridgeNetwork, Endpoint, Network, Overriding, 
 from plugin.policy.decide import covers
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 
 #: By address: packets to it that were dropped, and packets from it that were dropped.
 Dropped = Mapping[Address, tuple[int, int]]
 
 
-def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, Any]]:
+def driver_networks(inventory: PolicyView, dropped: Dropped) -> list[dict[str, Any]]:
     """Return the networks of docker-fw's driver. Docker gives their names only with their containers."""
     found, by_network = [], _by_network(inventory.state.endpoints.values())
     for network in inventory.state.networks.values():
@@ -40,7 +40,7 @@ def driver_networks(inventory: Inventory, dropped: Dropped) -> list[dict[str, An
     return found
 
 
-def guarded_networks(inventory: Inventory, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
+def guarded_networks(inventory: PolicyView, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
     """Return Docker's own bridge networks with their endpoints; an unconfirmed endpoint has no container."""
     there = _by_network(guest.as_known for guest in inventory.facts.guests.values())
     return [
@@ -68,7 +68,7 @@ def _by_network(endpoints: Iterable[Endpoint]) -> dict[str, list[Endpoint]]:
 
 
 def _tracked_endpoint(
-    inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
+    inventory: PolicyView, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int, dropped: Dropped
 ) -> dict[str, Any]:
     endpoint_data = _endpoint(inventory, ElementOwner(Kind.TRACKED, endpoint.id), network, endpoint, dropped)
     endpoint_data["no_effect"] += _without_effect(inventory, network, endpoint, engine, mark)
@@ -76,13 +76,13 @@ def _tracked_endpoint(
 
 
 def _without_effect(
-    inventory: Inventory, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int
+    inventory: PolicyView, network: BridgeNetwork, endpoint: Endpoint, engine: Engine, mark: int
 ) -> tuple[str, ...]:
     return without_effect(network, endpoint, engine, mark, inventory.override(endpoint.container).allow)
 
 
 def _endpoint(
-    inventory: Inventory, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint, dropped: Dropped
+    inventory: PolicyView, owner: ElementOwner, network: Network | BridgeNetwork, endpoint: Endpoint, dropped: Dropped
 ) -> dict[str, Any]:
     container = endpoint.container
     policy = inventory.decide(network, endpoint)
@@ -153,7 +153,7 @@ def _port(port: Published, policy: Policy) -> dict[str, Any]:
     }
 
 
-def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -> list[dict[str, Any]]:
+def places(inventory: PolicyView, container_id: str, engine: Engine, mark: int) -> list[dict[str, Any]]:
     """Return what a container accepts, network by network."""
     found = []
     for owner in inventory.of_container(container_id):
@@ -167,7 +167,7 @@ def places(inventory: Inventory, container_id: str, engine: Engine, mark: int) -
     return found
 
 
-def elsewhere(inventory: Inventory) -> list[dict[str, Any]]:
+def elsewhere(inventory: PolicyView) -> list[dict[str, Any]]:
     """Return the overrides of containers that are on no network now, because they do not run."""
     there = containers(inventory)
     stopped = (each for each in inventory.state.overrides if each.container not in there)

@@ -132,7 +132,8 @@ def _container_on(stack: Stack, name: str, net: Net) -> bool:
 
 class _Hint(NamedTuple):
     """What files tell of a kind of peers: why a name matches nobody ("" if it may match), and True if all that it
-    matches is on a network."""
+    matches is on a network.
+    """
 
     unmatched: Callable[[Stack, str], str]
     on: Callable[[Stack, str, Net], bool]

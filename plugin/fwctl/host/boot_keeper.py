@@ -19,7 +19,7 @@ from plugin.docker.bridges import Bridges
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.fwctl.socket_client import ask
 from plugin.model import BridgeNetwork, FwError
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class BootTableKeeper:
     def __init__(
         self,
         settings: Settings,
-        state: Callable[[], State],
+        state: Callable[[], SavedState],
         bridges: Bridges,
         networks: Callable[[], Iterable[BridgeNetwork]],
     ) -> None:
@@ -53,10 +53,12 @@ class BootTableKeeper:
         self.report = ""
 
     def boot_loop(self) -> None:
+        """Write the boot table again whenever it differs, until `stop`."""
         while not self._stop.wait(EVERY):
             self.keep()
 
     def stop(self) -> None:
+        """End the loop."""
         self._stop.set()
 
     def keep(self) -> None:
@@ -90,7 +92,7 @@ class BootTableKeeper:
 
     def _text(self, *known: Any) -> str:
         bans, proxied, egress_restricted, networks, dockers, unmanaged, internal = known
-        state = State(networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans)
+        state = SavedState(networks=networks, proxied=proxied, egress_restricted=egress_restricted, bans=bans)
         return boot_table.closing_text(state, internal, dockers, unmanaged, self._settings)
 
 

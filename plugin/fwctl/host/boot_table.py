@@ -25,7 +25,7 @@ from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import guarded_elements
 from plugin.nftables.sets import TABLE, Element
 from plugin.policy.frozen import FrozenDict
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.view import evaluated
 from plugin.settings import Settings
 
@@ -76,7 +76,7 @@ def _elements(dockers: Collection[str], unmanaged: Collection[str]) -> Iterator[
 
 
 def closing_text(
-    state: State,
+    state: SavedState,
     internal: Iterable[BridgeNetwork],
     dockers: Collection[str],
     unmanaged: Collection[str],

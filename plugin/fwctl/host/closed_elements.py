@@ -14,14 +14,14 @@ from plugin.kernel.sock_diag import Listeners
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.frozen import FrozenDict
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.view import evaluated
 from plugin.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def closed_elements(state: State, settings: Settings, listeners: Listeners | None = None) -> set[Element]:
+def closed_elements(state: SavedState, settings: Settings, listeners: Listeners | None = None) -> set[Element]:
     """Return the elements that close egress-restricted networks and ports of the host; bridges and bans are separate.
 
     `listeners`: the sockets that listen on the host now; None if the table is loaded at a later boot.
@@ -32,7 +32,7 @@ def closed_elements(state: State, settings: Settings, listeners: Listeners | Non
     return {element for owner in view.owners() for element in view.elements(owner)}
 
 
-def saved_facts(state: State, settings: Settings, listeners: Listeners | None) -> Facts:
+def saved_facts(state: SavedState, settings: Settings, listeners: Listeners | None) -> Facts:
     """Return the facts at a start: the saved state, and the ports of the host that it closes.
 
     These are dockerd's own, and those that docker-proxy served when docker-fw last ran, or may serve now.

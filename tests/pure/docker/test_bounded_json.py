@@ -171,3 +171,12 @@ def test_what_a_beginning_tells(told: dict[str, Any], end: int) -> None:
     for key, value in list(found.items())[:-1]:
         assert value == told[key]
     assert list(found) == list(told)[: len(found)]
+
+
+@pytest.mark.parametrize("number", ["2.5", "2e-7", "-0.25E+3", "120"])
+def test_a_number_is_read_whole_wherever_its_pieces_end(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk may end within a number, and what came until then would be one too."""
+    monkeypatch.setattr(bounded_json, "AT_ONCE", 1)
+    data = f"[{number}]".encode()
+    for at in range(1, len(data)):
+        assert list(elements(iter([data[:at], data[at:]]))) == [json.loads(number)]

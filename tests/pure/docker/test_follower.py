@@ -38,7 +38,7 @@ from plugin.model import (
     Rule,
 )
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 from tests.waiting import until
@@ -63,7 +63,7 @@ class World:
         self.forgotten: list[str] = []
         #: Endpoints that the disk does not take, and how often it does not take the whole.
         self.refused: set[str] = set()
-        self.facts = Facts(State(egress_restricted=frozenset({"gone0"})))
+        self.facts = Facts(SavedState(egress_restricted=frozenset({"gone0"})))
         #: All that was observed.
         self.steps: list[Facts] = []
         self.owed = 0
@@ -115,7 +115,7 @@ class World:
         return self.endpoints[endpoint_id]
 
     @property
-    def state(self) -> State:
+    def state(self) -> SavedState:
         return self.facts.saved
 
     def observe(self, edit: Callable[[Facts], Facts]) -> None:
@@ -244,7 +244,7 @@ def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, followe
     """Where Docker's list could not be read whole, what fwctl denied a container that is not in it stays denied, and
     its closed ports stay closed."""
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
-    world.facts = Facts(State(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
+    world.facts = Facts(SavedState(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
     follower.wake()
     until(lambda: world.told("replace", (), (), frozenset({"a"})))
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}), complete=False)
@@ -439,7 +439,7 @@ def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
     made = Driver(state, links, nothing, nothing, nothing)
     network = Network(JOINED.network_id, "fw-n", IPv4Interface("10.0.0.1/24"))
     endpoint = dataclasses.replace(JOINED, joined=False)
-    state.start(Facts(State({network.id: network}, {endpoint.id: endpoint})))
+    state.start(Facts(SavedState({network.id: network}, {endpoint.id: endpoint})))
     made.forget(endpoint)
     assert disk.kept.endpoints == {}
     made.forget(network)

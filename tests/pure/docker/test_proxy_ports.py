@@ -20,7 +20,7 @@ from plugin.model import Address, Defaults, Published, Rule
 from plugin.policy import requested_ports as asking
 from plugin.policy.facts import Facts, ProxyFacts
 from plugin.policy.requested_ports import MOST, Asked, asked
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import _plain
 from tests.kernel.fakedocker import FakeDocker
@@ -246,11 +246,11 @@ def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytes
 
 
 class Desk:
-    def __init__(self, host: Host, state: State | None = None, **more: Any) -> None:
+    def __init__(self, host: Host, state: SavedState | None = None, **more: Any) -> None:
         self.kernel, self.disk, self.host = Kernel(), Disk(), host
         self.reconciler = Reconciler(self.kernel, self.disk, Defaults())  # type: ignore[arg-type]
         self.rules = (Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789))
-        state = state or State()
+        state = state or SavedState()
         own = own_ports(self.rules, [each for ports in state.asked.values() for each in ports])
         self.reconciler.start(Facts(state, dockerd=own))
         self.ports = ProxyPorts(self.reconciler, host.listeners(), self.rules, **more)
@@ -415,7 +415,7 @@ def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
 
 def test_what_was_closed_is_not_the_hosts_at_the_next_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A docker-proxy that is there before docker-fw, as some engines have it at a boot."""
-    state = State(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
+    state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
     for port in (tcp(8080), tcp(9090, ANY6), tcp(22)):
         host.listens(port)
     found = before(state, "/nowhere", None)

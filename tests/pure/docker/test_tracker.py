@@ -31,7 +31,7 @@ from plugin.nftables.sets import Element
 from plugin.policy.decide import BASE, of, passes
 from plugin.policy.facts import Facts
 from plugin.policy.overrides import with_one
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
@@ -65,10 +65,10 @@ WEB, DB = container("web", 8080), container("db", 5432)
 class Table(Reconciler):
     """The reconciler, with a kernel and a disk that are not there."""
 
-    def __init__(self, defaults: Defaults = PLAIN, state: State | None = None) -> None:
+    def __init__(self, defaults: Defaults = PLAIN, state: SavedState | None = None) -> None:
         self.kernel, self.disk = Kernel(), Disk()
         super().__init__(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
-        self.start(Facts(state or State()))
+        self.start(Facts(state or SavedState()))
 
     def only(self, bridges: Collection[str]) -> None:
         """Just these exist."""
@@ -475,7 +475,7 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Endpoin
 
 def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
-    table = Table(state=State(egress_restricted=frozenset({NETWORK.bridge})))
+    table = Table(state=SavedState(egress_restricted=frozenset({NETWORK.bridge})))
     guard = EndpointTracker(table)
     assert table.of("confined") == {Element("confined", (NETWORK.bridge,))}
     guard.put(NETWORK, [endpoint("f", 3, DB)], listed=False, asked=NOW)

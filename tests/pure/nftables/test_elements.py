@@ -53,8 +53,8 @@ from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.peers import PeerIndex
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView, evaluated
 from plugin.protocols import NUMBER, WITH_PORTS
 from tests.pure import strategies
 from tests.pure.strategies import (
@@ -617,15 +617,15 @@ def _inventory(
     guests: Iterable[Endpoint] = (),
     network: BridgeNetwork = GUARDED,
     overrides: tuple[Overriding, ...] = (),
-) -> Inventory:
+) -> PolicyView:
     bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
-    state = State({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
+    state = SavedState({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
     tracked = {guest.id: TrackedEndpoint(guest, True) for guest in guests}
     known = {network.id: network} if tracked else {}
     return evaluated(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
 
 
-def _golden() -> dict[str, Inventory]:
+def _golden() -> dict[str, PolicyView]:
     dual = _dual()
     inner = Network(_id("b"), "backend0", IPv4Interface("10.9.0.1/24"), internal=True)
     six = Network(_id("c"), "fw-cccccccccccc", None, IPv6Interface("2001:db8:2::1/64"))
@@ -670,7 +670,7 @@ def _golden() -> dict[str, Inventory]:
     }
 
 
-def _words(dual: Network, six: Network) -> Inventory:
+def _words(dual: Network, six: Network) -> PolicyView:
     """Every word of the language, and what `fwctl` says: on networks of docker-fw's own and on one of Docker's."""
 
     def who(letter: str, name: str, **pairs: str) -> Container:

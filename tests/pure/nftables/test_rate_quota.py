@@ -17,9 +17,9 @@ from plugin.nftables.rate_quota import Quota
 from plugin.nftables.sets import DENIED, RATED, Element
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.rate_quota import FULL
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.verdict import Packet, verdict
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.state import applier
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -37,7 +37,7 @@ def endpoint(number: int, rate: str = "22 5/minute burst 10", address: int = 0) 
 
 def started(kernel: Kernel, *endpoints: Endpoint) -> Reconciler:
     made = Reconciler(kernel, Disk(), Defaults(), later=lambda work: None)  # type: ignore[arg-type]
-    made.start(Facts(State({NET.id: NET}, {each.id: each for each in endpoints})))
+    made.start(Facts(SavedState({NET.id: NET}, {each.id: each for each in endpoints})))
     return made
 
 
@@ -190,7 +190,7 @@ def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pyte
 
 def test_what_was_never_admitted_is_closed() -> None:
     """Rates of an owner that nobody introduced open nothing."""
-    inventory = Inventory(Defaults(), Facts(State({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
+    inventory = PolicyView(Defaults(), Facts(SavedState({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
     owner = ElementOwner(Kind.ENDPOINT, endpoint(2).id)
     found = {e.data for e in inventory.elements(owner) if e.set in RATED}
     assert found == {(DENIED,)}

@@ -26,8 +26,8 @@ from plugin.policy.decide import closed_together
 from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind, ProxyFacts
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated, subnets
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView, evaluated, subnets
 from tests.specs import spec_of as spec
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
@@ -63,18 +63,18 @@ def tracked(endpoint: Endpoint) -> ElementOwner:
 
 OF_WEB, OF_DB = ElementOwner(Kind.ENDPOINT, WEB.id), tracked(DB)
 FACTS = Facts(
-    State({OURS.id: OURS}, {WEB.id: WEB}),
+    SavedState({OURS.id: OURS}, {WEB.id: WEB}),
     networks=FrozenDict({each.id: each for each in (APP, APART)}),
     guests=FrozenDict({DB.id: guest(DB)}),
     listed=True,
 )
 
 
-def made(*guests: TrackedEndpoint) -> Inventory:
+def made(*guests: TrackedEndpoint) -> PolicyView:
     return evaluated(Defaults(), FACTS.with_guests({each.endpoint.id: each for each in guests}))
 
 
-def edited(known: Inventory, edit: Callable[[Facts], Facts]) -> list[ElementOwner]:
+def edited(known: PolicyView, edit: Callable[[Facts], Facts]) -> list[ElementOwner]:
     """Makes the edit; returns who is looked at again, and which of these have changed by themselves first."""
     after = edit(known.facts)
     owners = known.changed(known.facts, after)
@@ -195,7 +195,7 @@ def test_an_owner_that_is_not_there_has_nothing() -> None:
 
 def test_the_host_remembers_what_was_switched_on() -> None:
     """Families whose forwarding docker-fw switched on are kept from being a way for others."""
-    inventory = evaluated(Defaults(), Facts(State(switched=frozenset({2, 10}))))
+    inventory = evaluated(Defaults(), Facts(SavedState(switched=frozenset({2, 10}))))
     found = inventory.elements(ElementOwner(Kind.FORWARDING))
     assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
 

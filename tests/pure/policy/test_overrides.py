@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plugin.model import Container, Endpoint, Network, Override, Overriding, Peer, Prefix, Rule
 from plugin.policy.decide import of, passes
 from plugin.policy.overrides import ended, expired, in_force, lapsed, swept, unwatched, with_one, without
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from tests.pure.strategies import examples
 
 SSH, MORE = Rule("tcp", 22, 22), Rule("tcp", 8080, 8080)
@@ -31,15 +31,15 @@ def deny(rule: Rule, until: float = 0, container: str = "web") -> Overriding:
     return Overriding(container, rule, True, until)
 
 
-def after(*words: Overriding) -> State:
+def after(*words: Overriding) -> SavedState:
     """The state when these were said, one after the other."""
-    state = State()
+    state = SavedState()
     for word in words:
         state = with_one(state, word)
     return state
 
 
-def accepted(state: State, ports: Iterable[int] = (22, 80, 443, 8080)) -> set[tuple[int, str]]:
+def accepted(state: SavedState, ports: Iterable[int] = (22, 80, 443, 8080)) -> set[tuple[int, str]]:
     """What a container without labels accepts then: the port, from inside 10.0.0.0/8 and from elsewhere."""
     rules = of(Network("n", "fw-n"), ENDPOINT, override=in_force(state).get("web", Override())).accepts
     peers = {"in": INSIDE, "out": OUTSIDE}
@@ -126,8 +126,8 @@ def test_what_closes_need_not_wait_for_what_opens() -> None:
 def test_bans_end_too() -> None:
     """A ban for a time ends, one for ever does not."""
     bans: dict[Prefix, float] = {ip_network(f"203.0.113.{n}"): until for n, until in enumerate((0, 50, 100.5))}
-    assert list(swept(State(bans=bans), 100).bans.values()) == [0, 100.5]
-    assert list(expired(State(bans=bans), 101).bans.values()) == [0]
+    assert list(swept(SavedState(bans=bans), 100).bans.values()) == [0, 100.5]
+    assert list(expired(SavedState(bans=bans), 101).bans.values()) == [0]
 
 
 def test_while_nobody_watches_the_clock_nothing_is_open_for_a_time() -> None:
@@ -192,4 +192,4 @@ def test_nothing_is_wider_while_nobody_watches(words: list[Overriding], now: flo
 @pytest.mark.parametrize("now", [0, 5, 100])
 def test_nothing_to_do_is_nothing_done(now: float) -> None:
     """A state without words and bans stays as it is."""
-    assert expired(State(), now) == unwatched(State()) == State()
+    assert expired(SavedState(), now) == unwatched(SavedState()) == SavedState()

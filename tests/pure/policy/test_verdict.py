@@ -23,9 +23,9 @@ from plugin.model import (
     TrackedEndpoint,
 )
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.verdict import Packet, egress_restricted, find, number_of, policy_of, verdict
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.view import PolicyView, evaluated
 from tests.specs import spec_of as spec
 
 FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
@@ -64,9 +64,9 @@ def world(
     bans: dict[str, float] | None = None,
     override: dict[str, Override] | None = None,
     unsure: Iterable[str] = (),
-) -> Inventory:
+) -> PolicyView:
     known = {net.id: net for net in (FRONT, BACK, INNER, APP, APART)} | {net.id: net for net in networks}
-    state = State(
+    state = SavedState(
         {k: net for k, net in known.items() if isinstance(net, Network)},
         {e.id: e for e in there if isinstance(known[e.network_id], Network)},
         bans={ip_network(prefix): until for prefix, until in (bans or {}).items()},
@@ -149,7 +149,7 @@ def test_what_becomes_of_a_packet(case: Case) -> None:
 
 
 def ask(
-    there: Inventory, source: str, target: str, proto: str = "tcp", port: int = 443, **more: object
+    there: PolicyView, source: str, target: str, proto: str = "tcp", port: int = 443, **more: object
 ) -> tuple[bool, str]:
     found = verdict(there, Packet(ip_address(source), ip_address(target), proto, port, **more))  # type: ignore[arg-type]
     return found.accepted, found.steps[-1].text

@@ -11,7 +11,7 @@ from plugin.fwctl.check.places import lookalike
 from plugin.labels.keys import KEYS
 from plugin.labels.parser import for_network, only_closing, over, parse
 from plugin.model import Network, PolicySpec
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.settings import read as settings
 from plugin.state import codec
 from plugin.state.store import Store
@@ -74,7 +74,7 @@ def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
     """The state file has it, and reads it back."""
     file = str(tmp_path / "state.json")
     network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
-    Store(file).save(State({network.id: network}), flush=True)
+    Store(file).save(SavedState({network.id: network}), flush=True)
     assert Store(file).load().networks[network.id] == network
 
 

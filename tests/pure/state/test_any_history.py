@@ -34,7 +34,7 @@ from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.view import evaluated
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
@@ -54,7 +54,7 @@ LABELS = (
 )  # fmt: skip
 OUTSIDERS = (IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"))
 PORTS = (22, 80, 5432, 8080)
-Edit = Callable[[State], State]
+Edit = Callable[[SavedState], SavedState]
 labels, who, hosts = st.sampled_from(LABELS), st.integers(1, 4), st.integers(2, 4)
 
 
@@ -124,12 +124,12 @@ class AnyHistory(RuleBasedStateMachine):
         #: On Docker's networks, as Docker has them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
         self.serial = 0
-        self.begin(State())
+        self.begin(SavedState())
 
     def teardown(self) -> None:
         self.patch.undo()
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: SavedState) -> None:
         self.state = Reconciler(self.kernel, self.disk, SETTING, self.later.append)  # type: ignore[arg-type]
         self.state.start(Facts(state, proxies=ProxyFacts(frozenset({7}))))
         self.tracker = EndpointTracker(self.state)
@@ -217,7 +217,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(prefix=st.sampled_from(["203.0.113.7", "2001:db8::/48"]), gone=st.booleans())
     def ban(self, prefix: str, gone: bool) -> None:
-        def edit(state: State) -> State:
+        def edit(state: SavedState) -> SavedState:
             left = {k: until for k, until in state.bans.items() if str(k) != str(ip_network(prefix))}
             return dataclasses.replace(state, bans=left if gone else {**left, ip_network(prefix): 0})
 

@@ -12,8 +12,8 @@ from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, Element
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView
 from plugin.state.applier import TableApplier
 from tests.pure.fakes import Kernel
 
@@ -25,8 +25,8 @@ STRAY = Element("confined", ("br0",))
 
 def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
     """How many were wrong where a ban of so many seconds should stand alone, and whether it stands alone then."""
-    state = State(bans={BANNED: time.time() + ends})
-    known, kernel = Inventory(Defaults(), Facts(state)), Kernel()
+    state = SavedState(bans={BANNED: time.time() + ends})
+    known, kernel = PolicyView(Defaults(), Facts(state)), Kernel()
     lasting, timed = ban_elements(known.state.bans, time.time())
     kernel.table = {*lasting, STRAY} if stray else set(lasting)
     kernel.timed = dict(timed) if ban else {}

@@ -26,8 +26,8 @@ from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
@@ -63,7 +63,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (Inventory, "elements")):
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (PolicyView, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -88,7 +88,7 @@ def member(number: int, network: Network | BridgeNetwork = OURS, *published: Pub
 def made(kernel: Recorder, members: Iterable[Endpoint], later: list[Callable[[], None]]) -> Reconciler:
     disk = Disk()
     reconciler = Reconciler(kernel, disk, Defaults(), later.append)  # type: ignore[arg-type]
-    reconciler.start(Facts(State({OURS.id: OURS}, {each.id: each for each in members})))
+    reconciler.start(Facts(SavedState({OURS.id: OURS}, {each.id: each for each in members})))
     return reconciler
 
 
@@ -232,14 +232,14 @@ def test_who_has_gone_stays_closed(
     if trouble == "full disk":
         monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
     elif trouble == "no policy":
-        real = Inventory.elements
+        real = PolicyView.elements
 
-        def fails(self: Inventory, owner: ElementOwner) -> frozenset[Element]:
+        def fails(self: PolicyView, owner: ElementOwner) -> frozenset[Element]:
             if owner.id != members[0].id:
                 return real(self, owner)
             raise ArithmeticError("a mistake of ours")
 
-        monkeypatch.setattr(Inventory, "elements", fails)
+        monkeypatch.setattr(PolicyView, "elements", fails)
     else:
         change = kernel.change
 

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.model import Endpoint, FwError
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import journal
 from plugin.state.store import Store
 from tests.pure.states import AFTER, ENDPOINT, NETWORK, directory
 from tests.pure.strategies import endpoints, examples
 
-BASE = State({NETWORK.id: NETWORK}, {}, "boot-1")
+BASE = SavedState({NETWORK.id: NETWORK}, {}, "boot-1")
 
 
 def other(number: int) -> Endpoint:
@@ -38,7 +38,7 @@ steps = st.lists(
 )
 
 
-def play(path: Path, done: list[tuple[str, Any]]) -> list[State]:
+def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
     """Every state that was saved, in order."""
     store, state = Store(str(path)), BASE
     store.save(state, flush=True)
@@ -142,7 +142,7 @@ def test_a_damaged_state_files_log_is_kept_with_it(tmp_path: Path) -> None:
     path = logged(tmp_path, other(1))
     log = path.with_name("state.json.log").read_bytes()
     path.write_bytes(b"{")
-    assert Store(str(path)).load() == State()
+    assert Store(str(path)).load() == SavedState()
     (kept,) = tmp_path.glob("state.json.log.corrupt-*")
     assert kept.read_bytes() == log
 
@@ -214,7 +214,7 @@ def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
     store.save(store.load(), flush=True)
     assert store.unsaved_reason == ""
     new.symlink_to("/dev/full")
-    gone = State({}, {}, "boot-2")
+    gone = SavedState({}, {}, "boot-2")
     with pytest.raises(FwError):
         store.save(gone, flush=True)
     assert "No space left on device" in store.unsaved_reason

@@ -9,7 +9,7 @@ from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
 from plugin.nftables.table import NftError
 from plugin.policy.facts import Facts
-from plugin.policy.view import Inventory
+from plugin.policy.view import PolicyView
 from plugin.state import lease
 from plugin.state.applier import TableApplier
 from plugin.state.lease import SECONDS
@@ -30,7 +30,7 @@ def kernel(no_flows: None) -> Kernel:
 
 
 def writer(kernel: Kernel) -> TableApplier:
-    made = TableApplier(kernel, Inventory(Defaults()), lambda _: None)  # type: ignore[arg-type]
+    made = TableApplier(kernel, PolicyView(Defaults()), lambda _: None)  # type: ignore[arg-type]
     made.start()
     return made
 

@@ -33,7 +33,7 @@ from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from plugin.policy.overrides import with_one, without
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
@@ -54,7 +54,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def reconciler() -> tuple[Reconciler, Kernel, Disk]:
     kernel, disk = Kernel(), Disk()
     made = Reconciler(kernel, disk, EVERYWHERE)  # type: ignore[arg-type]
-    made.start(Facts(State()))
+    made.start(Facts(SavedState()))
     return made, kernel, disk
 
 
@@ -118,7 +118,7 @@ class AnyOrder(RuleBasedStateMachine):
     def ban(self, prefix: str, gone: bool) -> None:
         banned = ip_network(prefix)
 
-        def edit(state: State) -> State:
+        def edit(state: SavedState) -> SavedState:
             left = {k: until for k, until in state.bans.items() if k != banned}
             return dataclasses.replace(state, bans=left if gone else {**left, banned: 0})
 
@@ -285,7 +285,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kern
     kernel.table = None
     state.put_network(network(2))
     assert len(cut) == 2
-    state.start(Facts(State(state.networks, state.endpoints)))
+    state.start(Facts(SavedState(state.networks, state.endpoints)))
     assert len(cut) == 3
 
 
@@ -311,7 +311,7 @@ def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconcile
     kernel.refuses = 2
     save = disk.save
 
-    def full_after_the_first(kept: State, *, flush: bool, endpoint: str = "") -> None:
+    def full_after_the_first(kept: SavedState, *, flush: bool, endpoint: str = "") -> None:
         save(kept, flush=flush)
         disk.full = True
 
@@ -331,7 +331,7 @@ def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined()
     egress_restricted = dataclasses.replace(
         endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))
     )
-    state.start(Facts(State({network(1).id: network(1)}, {egress_restricted.id: egress_restricted})))
+    state.start(Facts(SavedState({network(1).id: network(1)}, {egress_restricted.id: egress_restricted})))
     assert state.state.egress_restricted == disk.kept.egress_restricted == {network(1).bridge}
 
 

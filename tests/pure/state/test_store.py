@@ -31,7 +31,7 @@ from plugin.model import (
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import VERSION, Store
@@ -50,8 +50,8 @@ from tests.pure.strategies import (
 )
 
 V1 = Path(__file__).parents[2] / "golden" / "state-1.json"
-SHORT = State({NETWORK.id: NETWORK}, {"b": Endpoint("b", NETWORK.id, container=Container("c", "wéb"))}, "boot-1")
-BEFORE = State({NETWORK.id: NETWORK}, {}, "boot-1", frozenset({2}))
+SHORT = SavedState({NETWORK.id: NETWORK}, {"b": Endpoint("b", NETWORK.id, container=Container("c", "wéb"))}, "boot-1")
+BEFORE = SavedState({NETWORK.id: NETWORK}, {}, "boot-1", frozenset({2}))
 
 
 def by_id(items: list[Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def by_id(items: list[Any]) -> dict[str, Any]:
 
 
 states = st.builds(
-    State,
+    SavedState,
     networks=st.lists(networks, max_size=3).map(by_id),
     endpoints=st.lists(endpoints, max_size=4).map(by_id),
     boot=st.text(max_size=36),
@@ -79,7 +79,7 @@ def path(tmp_path: Path) -> Path:
 
 @given(st.lists(st.tuples(states, st.booleans()), min_size=1, max_size=4))
 @examples(25)
-def test_what_was_saved_comes_back(saved: list[tuple[State, bool]]) -> None:
+def test_what_was_saved_comes_back(saved: list[tuple[SavedState, bool]]) -> None:
     """Whatever was last saved, flushed or not, is what the next start reads: every field of every record."""
     with directory() as where:
         store = Store(str(where / "state.json"))
@@ -91,7 +91,7 @@ def test_what_was_saved_comes_back(saved: list[tuple[State, bool]]) -> None:
 def test_nothing_there_is_an_empty_state(path: Path) -> None:
     """The first start finds nothing and needs nothing; its directory is made, for root alone."""
     store = Store(str(path))
-    assert store.load() == State()
+    assert store.load() == SavedState()
     store.save(BEFORE, flush=True)
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_mode & 0o777 == 0o600
@@ -139,13 +139,13 @@ def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
         with directory() as where:
             (where / "state.json").write_bytes(whole[:length])
             store = Store(str(where / "state.json"))
-            assert store.load() == State()
+            assert store.load() == SavedState()
             assert len(list(where.glob("state.json.corrupt-*"))) == 1
             store.save(BEFORE, flush=True)
             assert store.load() == BEFORE
 
 
-def elements_of(state: State) -> Iterator[Element]:
+def elements_of(state: SavedState) -> Iterator[Element]:
     inventory = evaluated(Defaults(), Facts(state))
     for owner in inventory.owners():
         yield from inventory.elements(owner)
@@ -209,7 +209,7 @@ def test_any_bytes_never_stop_the_start(content: bytes) -> None:
     with directory() as where:
         (where / "state.json").write_bytes(content)
         try:
-            assert Store(str(where / "state.json")).load() == State()
+            assert Store(str(where / "state.json")).load() == SavedState()
         except FwError as refused:
             spec = str(refused)
             assert "newer" in spec
@@ -272,7 +272,7 @@ def test_a_file_of_version_1_is_read(path: Path) -> None:
         Endpoint("e" * 64, network.id, IPv4Address("172.18.0.3"), None, "02:42:ac:12:00:03", True, container=wrong),
         Endpoint("f" * 64, network.id, None, IPv6Address("2001:db8:1::4")),
     ]  # fmt: skip
-    assert state == State(
+    assert state == SavedState(
         {network.id: network},
         by_id(endpoints),
         "boot-1",
@@ -289,7 +289,7 @@ def test_a_file_of_version_1_that_is_damaged_is_not_guessed_at(path: Path) -> No
     """What has neither the old nor the new words is set aside like any file that cannot be read."""
     path.parent.mkdir()
     path.write_text(V1.read_text().replace('"allow"', '"alow"'))
-    assert Store(str(path)).load() == State()
+    assert Store(str(path)).load() == SavedState()
 
 
 PORT = {"proto": "tcp", "first": 1, "last": 1}
@@ -326,7 +326,7 @@ def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, val
     else:
         document[key] = value
     path.write_text(json.dumps(document))
-    assert Store(str(path)).load() == State()
+    assert Store(str(path)).load() == SavedState()
     assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1
 
 
@@ -349,7 +349,7 @@ def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str,
     record[key] = value
     document[kind] = {record["id"]: record}
     path.write_text(json.dumps(document))
-    assert Store(str(path)).load() == State()
+    assert Store(str(path)).load() == SavedState()
     assert len(list(path.parent.glob("state.json.corrupt-*"))) == 1
 
 
@@ -436,7 +436,7 @@ def test_an_unreadable_place_is_an_empty_state(tmp_path: Path) -> None:
     """A directory in the file's place is set aside like any file that cannot be read."""
     (tmp_path / "state.json").mkdir()
     store = Store(str(tmp_path / "state.json"))
-    assert store.load() == State()
+    assert store.load() == SavedState()
     store.save(BEFORE, flush=True)
     assert store.load() == BEFORE
 
@@ -460,11 +460,11 @@ def test_networks_survive_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatc
 
 @given(st.lists(st.tuples(states, st.booleans()), min_size=2, max_size=5))
 @examples(12)
-def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[State, bool]]) -> None:
+def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[SavedState, bool]]) -> None:
     """When the file turns out torn after a power cut, what was last flushed is what comes back."""
     with directory() as where:
         store = Store(str(where / "state.json"))
-        flushed = State()
+        flushed = SavedState()
         for state, flush in saved:
             store.save(state, flush=flush)
             flushed = state if flush else flushed
@@ -485,7 +485,7 @@ def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
     nothing: Any = Kernel()
     state = Reconciler(nothing, Store(str(path)), Defaults(PolicySpec()))
     bridge = "br-0123456789ab"
-    state.start(Facts(State()))
+    state.start(Facts(SavedState()))
     shy = BridgeNetwork("n" * 64, "front", bridge, spec=PolicySpec(egress=()))
     state.observe(lambda facts: facts.with_networks({shy.id: shy}))
     state.observe(lambda facts: facts.keeping(lambda known: known.with_foreign({"virbr0"})))  # one that is not flushed

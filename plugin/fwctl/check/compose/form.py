@@ -49,6 +49,7 @@ class Former:
         self._service = ""
 
     def document(self, value: Value) -> Value:
+        """The value with the form of a compose file; what has another form is noted and left out."""
         if value.data is None:
             return replace(value, data={})
         top = self._map(value, "a compose file", "a map of services, networks and so on")

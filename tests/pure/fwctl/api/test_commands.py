@@ -22,7 +22,7 @@ from plugin.fwctl.api.commands import MAX_OVERRIDES, AdminCommands
 from plugin.fwctl.api.routes import add_routes
 from plugin.model import FwError, Overriding, Rule
 from plugin.policy.overrides import expired
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.state import applier
 from tests.pure.fakes import Clock, cut_no_flows
 from tests.pure.site import BACK, FRONT, HOST, Site, container, guest, ours, published
@@ -474,7 +474,7 @@ def test_a_wrong_body_is_a_400_that_names_the_field(
     assert (status, list(told)) == (400, ["Err"])
     assert why in told["Err"]
     assert len(told["Err"]) < 1000
-    assert desk.site.state.state == dataclasses.replace(State(), networks=desk.site.state.networks,
+    assert desk.site.state.state == dataclasses.replace(SavedState(), networks=desk.site.state.networks,
                                                         endpoints=desk.site.state.endpoints)  # fmt: skip
 
 

@@ -27,8 +27,8 @@ from plugin.fwctl.drop_record import Drop, Header, header, line
 from plugin.kernel.nflog import LOCAL_IN, Logged, TakenError
 from plugin.model import Container, Defaults, Endpoint, Network, PolicySpec
 from plugin.policy.facts import ElementOwner, Facts
-from plugin.policy.saved import State
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.saved import SavedState
+from plugin.policy.view import PolicyView, evaluated
 from tests.kernel import packets as made
 from tests.pure.fakes import Clock
 from tests.pure.strategies import examples
@@ -62,11 +62,11 @@ class Known:
     def __init__(self, *endpoints: Endpoint, **spec: Any) -> None:
         networks = {f"n{number}": network(number) for number in (1, 2)}
         self.inventory = evaluated(
-            Defaults(PolicySpec(**{"log": "none", **spec})), Facts(State(networks, {e.id: e for e in endpoints}))
+            Defaults(PolicySpec(**{"log": "none", **spec})), Facts(SavedState(networks, {e.id: e for e in endpoints}))
         )
         self._lock = threading.RLock()
 
-    def read(self, question: Callable[[Inventory], Any]) -> Any:
+    def read(self, question: Callable[[PolicyView], Any]) -> Any:
         with self._lock:
             return question(self.inventory)
 
@@ -256,7 +256,7 @@ def test_a_stream_of_strangers_does_not_read_the_whole_inventory_each_time() -> 
     known, clock, asked = Known(endpoint(1, "web")), Clock(), 0
     owners = known.inventory.owners
 
-    class Counting(Inventory):
+    class Counting(PolicyView):
         def owners(self) -> list[ElementOwner]:
             nonlocal asked
             asked += 1
@@ -275,7 +275,7 @@ def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
     known = Known(endpoint(1, "web"))
     decide = known.inventory.decide
 
-    class Dear(Inventory):
+    class Dear(PolicyView):
         def decide(self, *of: Any) -> Any:
             clock.now += 1.0
             return decide(*of)
@@ -284,7 +284,7 @@ def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
     log = DropLog(known, lambda: True, clock=clock)
     packet = logged(made.tcp(OUT4, WEB4, 5432, 40000))
     log.take([packet])
-    known.inventory = Inventory(known.inventory.defaults, known.inventory.facts)
+    known.inventory = PolicyView(known.inventory.defaults, known.inventory.facts)
     log.take([packet, packet])
     clock.now += 1000
     log.take([packet])

@@ -12,7 +12,7 @@ from plugin.docker.engine import Engine
 from plugin.fwctl.api.explain import NOTE, Around, explain
 from plugin.labels.parser import parse
 from plugin.model import BridgeNetwork, Defaults, FwError, Published
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from tests.pure.site import ANY4, ANY6, BACK, FRONT, HOST, Site, container, guest, ours, published
 
 pytestmark = pytest.mark.usefixtures("no_flows")
@@ -82,7 +82,7 @@ def test_the_internet_is_somebody_whom_no_rule_names() -> None:
     rules = "9000 from 203.0.113.0/24 198.51.100.0/24 3fff:fff::/64, 9001 from 0.0.0.0/0 ::/0"
     web = container("web", {"fw.allow": rules})
     bans = {ip_network("192.0.2.0/25"): 0.0}
-    site = Site(ours(2, web), state=State(bans=bans))
+    site = Site(ours(2, web), state=SavedState(bans=bans))
     told = ask(site, "internet", "web", "9000")
     assert [flow["accepted"] for flow in told["flows"]] == [False, False]
     assert "banned" not in spec(told)
@@ -153,7 +153,7 @@ def test_who_said_it_is_told() -> None:
 def test_bans_come_first_and_end(site: Site) -> None:
     """A banned address is dropped before every rule; one whose time is over is not banned."""
     bans = {ip_network("203.0.113.0/24"): NOW + 60, ip_network("198.51.100.7"): NOW - 1, ip_network("10.1.0.3"): 0.0}
-    banned = Site(ours(2, WEB), ours(3, API), state=State(bans=bans))
+    banned = Site(ours(2, WEB), ours(3, API), state=SavedState(bans=bans))
     told = ask(banned, "203.0.113.7", "web", "80")
     assert (told["accepted"], spec(told)) == (False, "203.0.113.7 is banned (203.0.113.0/24 for a time)")
     assert ask(banned, "198.51.100.7", "web", "80")["accepted"]

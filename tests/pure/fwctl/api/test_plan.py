@@ -18,7 +18,7 @@ from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.overrides import with_one
-from plugin.policy.view import Inventory, evaluated
+from plugin.policy.view import PolicyView, evaluated
 from plugin.settings import Settings, read
 from tests.pure.site import FRONT, PLAIN, Site, container, guest, ours, published
 
@@ -141,7 +141,7 @@ def test_every_rule_of_the_real_table_has_its_words() -> None:
 # --- other settings ---------------------------------------------------------------------------------------------------
 
 
-def under(site: Site, defaults: Defaults) -> tuple[Inventory, Inventory]:
+def under(site: Site, defaults: Defaults) -> tuple[PolicyView, PolicyView]:
     return evaluated(PLAIN, site.state.facts), evaluated(defaults, site.state.facts)
 
 

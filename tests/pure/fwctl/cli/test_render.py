@@ -21,7 +21,7 @@ from plugin.kernel.resolver import asked_from_host
 from plugin.labels.duration import left, parse
 from plugin.labels.parser import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from tests.pure.site import BACK, FRONT, Site, container, guest, ours, published
 
 pytestmark = pytest.mark.usefixtures("no_flows")
@@ -62,7 +62,7 @@ def words(site: Site, **more: Any) -> str:
 
 @pytest.fixture
 def site() -> Site:
-    state = State(
+    state = SavedState(
         overrides=(
             Overriding(WEB.id, Rule("tcp", 7000, 7000, origin="fwctl allow"), until=NOW + 3540),
             Overriding(WEB.id, Rule("tcp", 22, 22, origin="fwctl deny"), deny=True),
@@ -150,7 +150,7 @@ def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
 def test_an_override_without_effect_is_told() -> None:
     """Docker drops it on a nat network, whatever opened the port."""
     rule = Rule("tcp", 9999, 9999, origin="fwctl allow")
-    site = Site(guest(FRONT, 2, DB), state=State(overrides=(Overriding(DB.id, rule),)))
+    site = Site(guest(FRONT, 2, DB), state=SavedState(overrides=(Overriding(DB.id, rule),)))
     assert "fwctl allow 9999 has no effect on front because it is a nat network" in words(site)
 
 

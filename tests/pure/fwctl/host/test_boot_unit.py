@@ -22,7 +22,7 @@ from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
 from plugin.nftables.sets import TABLE, Element, spec_of
-from plugin.policy.saved import State
+from plugin.policy.saved import SavedState
 from plugin.settings import read
 
 MARK = 0x08000000
@@ -94,7 +94,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
     """Confined networks, closed ports of the host, bans: what closes of the running table is in the file. A ban that
     ends is there with its end, not with the time that is left, which would count anew from each boot."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 5432, 5432)
-    state = State(
+    state = SavedState(
         egress_restricted=frozenset({OURS}),
         proxied={"c" * 64: (port,)},
         bans={
@@ -116,7 +116,7 @@ def test_it_closes_whatever_else_closes_now() -> None:
 def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the plugin's first table holds, except what is of the moment: who listens, numbers of links and
     control groups."""
-    state = State(
+    state = SavedState(
         egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
     )
     put: list[Element] = []
@@ -322,7 +322,7 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         assert "Exempt, because they are not Docker's: virbr0.\n" in out
         assert "systemctl daemon-reload && systemctl start docker-fw-boot" in out
     nothing: tuple[Any, ...] = ({"docker0"}, {"virbr0"}, read({}))
-    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(State(), (), *nothing)
+    assert (root / boot_unit.FILE).read_text() == boot_table.closing_text(SavedState(), (), *nothing)
     assert main(["boot", "remove", "--root", str(root)]) == 0
     out = capsys.readouterr().out
     assert [f"removed: /{path}" in out for path in PATHS] == [True] * 4
