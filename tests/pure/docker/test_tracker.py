@@ -1,4 +1,4 @@
-"""Docker's own networks: what their containers accept, and that no exception outlives its container."""
+"""Docker networks: what their containers accept, and that no exception outlives its container."""
 
 from __future__ import annotations
 

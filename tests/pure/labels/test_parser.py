@@ -1,4 +1,4 @@
-"""The label language: its keys, wherever they are written, what they say, and what is said when they are wrong."""
+"""The label language: its keys in every place, what they mean, and the messages when they are wrong."""
 
 from __future__ import annotations
 

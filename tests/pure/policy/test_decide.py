@@ -1,4 +1,4 @@
-"""What an address accepts and may begin: the floor, what opens more, what closes, and whose word counts."""
+"""What an address accepts and may initiate: the base, what opens more, what closes, and which place wins."""
 
 from __future__ import annotations
 

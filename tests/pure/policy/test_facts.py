@@ -1,4 +1,4 @@
-"""All that is known at one moment: whose elements are which, who must be looked at again, what a place in doubt is."""
+"""The facts: which owner has which elements, and which owners a change concerns."""
 
 from __future__ import annotations
 

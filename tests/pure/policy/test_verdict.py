@@ -1,4 +1,4 @@
-"""What becomes of the first packet of a flow, case by case, each written down by hand with what is said of it."""
+"""The verdict on a flow's first packet and its explanation, case by case, written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who goes is closed before anything is computed, and stays closed whatever happens then; names have bounds."""
+"""A container that leaves is closed before anything is computed, and stays closed whatever happens then."""
 
 from __future__ import annotations
 
