@@ -125,4 +125,5 @@ def test_what_is_dropped_is_counted_and_nothing_else(site: Site, fresh: Boxes) -
     """A container that is reached by ping has no drops for it."""
     pings = [ping(Site.OUT6, fresh.ours.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.ours) == set(pings)
-    assert not any(site.nft.dropped()[fresh.ours.v6])
+    with site.inside():
+        assert not any(site.nft.dropped()[fresh.ours.v6])

@@ -162,7 +162,8 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     load(site, boxes, slow)
     one, two, _ = sources(6)
     assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
-    dropped = site.nft.dropped()[boxes.web.v6]
+    with site.inside():
+        dropped = site.nft.dropped()[boxes.web.v6]
     handle = _handle(site)
     generation = site.nft.generation()
     anew = _elements(site, boxes, quick) - _elements(site, boxes, PolicySpec())
@@ -173,7 +174,8 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     assert passing(site, boxes.db, [(one, 22)] * 3) == [True, True, False]
     assert passing(site, boxes.db, [(one, 8080)] * 4) == [True, True, True, False]
     assert passing(site, boxes.web, [(one, 22), (two, 22), (two, 22)]) == [False, True, False]
-    assert site.nft.dropped()[boxes.web.v6][0] == dropped[0] + 2
+    with site.inside():
+        assert site.nft.dropped()[boxes.web.v6][0] == dropped[0] + 2
     # And it goes: the elements do, and the port is as it was.
     site.nft.change(Change(remove=tuple(anew)))
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
@@ -346,7 +348,7 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
     rated = [_elements(site, boxes, spec_of(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
     load(site, boxes, PolicySpec(), spec_of(rate="22 1/hour burst 1"))
     # Its address stays known: pings to others are few, and the last packet of each round is one.
-    gone = {element for element in rated[1] if element.set.startswith("dropped")}
+    gone = {element for element in rated[1] if element.set.startswith("ingress_drops")}
     changes = [(rated[0], rated[1]), (rated[1], gone), (gone, rated[1]), (rated[1], rated[0])]
     done = threading.Event()
 
