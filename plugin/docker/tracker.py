@@ -1,7 +1,7 @@
-"""Networks of Docker's own and who is on them: what their addresses accept, put there and taken away.
+"""Tracks Docker networks and the endpoints on them, by Docker's events and lists.
 
-Everything on a bridge of Docker's is closed without this room. An exception stands from when Docker tells of a
-container until the first sign that it has gone; when there is nobody to tell, it goes too.
+Without a tracked endpoint every address on a Docker bridge is closed. Its exceptions are active from when Docker
+reports the container until the first sign that it left; while Docker reports nothing, they are removed too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EndpointTracker:
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._state = reconciler
-        #: When each network was told of alone, not by a list of all; and when each endpoint was told of.
+        #: When each network was reported alone, not in a list of all; and when each endpoint was reported.
         self._networks_since: dict[str, int] = {}
         self._since: dict[str, int] = {}
         self._goodbyes = EventClock()
@@ -36,7 +36,7 @@ class EndpointTracker:
         self._guests = Guests()
         self._mirrored: Mapping[str, TrackedEndpoint] | None = None
         #: By endpoint, the mistakes that the log has: lists come every few seconds.
-        self._told: dict[str, tuple[Problem, ...]] = {}
+        self._logged: dict[str, tuple[Problem, ...]] = {}
         self._ended = False
 
     @property
@@ -60,7 +60,7 @@ class EndpointTracker:
     # --- who goes -------------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """What was told before is not known to be complete any more: only the next list counts."""
+        """Events may have been missed: only the next list counts."""
 
         def edit(facts: Facts) -> Facts:
             self._goodbyes.start_over()
@@ -170,7 +170,7 @@ class EndpointTracker:
         IDs. False if that is too long ago: ask again.
         """
         listed, found = {network.id: network for network in networks}, list(found)
-        # A list of thousands is compared while nobody waits.
+        # A list of thousands is compared before the lock is taken.
         candidate = self._candidate(self._state.facts, listed, found, asked, unsure)
         took = False
 
@@ -179,7 +179,7 @@ class EndpointTracker:
             if self._ended or self._goodbyes.too_old(asked):
                 return facts
             took = True
-            if not candidate.still(facts, self._goodbyes.now):  # something was told meanwhile
+            if not candidate.still(facts, self._goodbyes.now):  # an event came meanwhile
                 candidate = self._candidate(facts, listed, found, asked, unsure)
             self._goodbyes.list_came(asked)
             self._networks_since = {k: when for k, when in self._networks_since.items() if k in candidate.newer}
@@ -204,7 +204,7 @@ class EndpointTracker:
         now, since = self._goodbyes.now, self._networks_since
         newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
         there = {**newer, **listed}
-        # Who has just been connected is not listed yet, and who was told of meanwhile cannot be.
+        # An endpoint that has just been connected is not listed yet, nor one that was reported meanwhile.
         stay = (g for k, g in facts.guests.items() if not g.listed or self._since.get(k, 0) > asked)
         seen = _Seen(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)
         for endpoint in found:
@@ -243,7 +243,7 @@ class EndpointTracker:
 
     def _with(self, facts: Facts, new: Mapping[str, TrackedEndpoint], gone: Collection[str] = ()) -> Facts:
         for key in gone:
-            self._told.pop(key, None)
+            self._logged.pop(key, None)
             self._since.pop(key, None)
         for guest in new.values():
             self._tell(guest.endpoint)
@@ -251,8 +251,8 @@ class EndpointTracker:
 
     def _tell(self, endpoint: Endpoint) -> None:
         problems = endpoint.container.problems if endpoint.container else ()
-        if endpoint.container and problems != self._told.get(endpoint.id, ()):
-            self._told[endpoint.id] = problems
+        if endpoint.container and problems != self._logged.get(endpoint.id, ()):
+            self._logged[endpoint.id] = problems
             for problem in problems:
                 rest = "ICMP only" if problem.closes else "only what stands without it"
                 log.error("%s answers on %s: %s", endpoint.container.name, rest, problem)
@@ -284,7 +284,7 @@ class _Seen:
         self.gone: set[str] = set()
 
     def put(self, endpoint: Endpoint, asked: int, moment: int, *, listed: bool, sure: bool) -> None:
-        # Docker gave these addresses to one endpoint: who has been told of last has them, and who had them is gone.
+        # Docker gave these addresses to one endpoint: the last one reported has them, and the one before is gone.
         others = [other.endpoint.id for other in self.guests.at(endpoint)]
         if any(self.since.get(other, self._known_since.get(other, 0)) > asked for other in others):
             return

@@ -32,23 +32,7 @@ def create_app(driver: Driver, queries: Status) -> Flask:
     """The application that serves the driver protocol and `GET /status`."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = jsonio.MAX_BYTES
-
-    calls: dict[str, Callable[[Any], dict[str, Any]]] = {
-        "NetworkDriver.CreateNetwork": driver.create_network,
-        "NetworkDriver.DeleteNetwork": driver.delete_network,
-        "NetworkDriver.CreateEndpoint": driver.create_endpoint,
-        "NetworkDriver.DeleteEndpoint": driver.delete_endpoint,
-        "NetworkDriver.EndpointOperInfo": driver.endpoint_info,
-        "NetworkDriver.Join": driver.join,
-        "NetworkDriver.Leave": driver.leave,
-        "NetworkDriver.ProgramExternalConnectivity": driver.program_external_connectivity,
-        "NetworkDriver.RevokeExternalConnectivity": driver.revoke_external_connectivity,
-        # Swarm's: a driver of local scope receives them and has nothing to do.
-        "NetworkDriver.DiscoverNew": _nothing,
-        "NetworkDriver.DiscoverDelete": _nothing,
-        "NetworkDriver.AllocateNetwork": lambda _: {"Options": {}},
-        "NetworkDriver.FreeNetwork": _nothing,
-    }
+    calls = _calls(driver)
 
     @app.post("/Plugin.Activate")
     def activate() -> Response:
@@ -69,6 +53,32 @@ def create_app(driver: Driver, queries: Status) -> Flask:
     def status() -> Response:
         return Response(json.dumps(queries.status(), indent=1), content_type="application/json")
 
+    _add_error_boundary(app)
+    return app
+
+
+def _calls(driver: Driver) -> dict[str, Callable[[Any], dict[str, Any]]]:
+    return {
+        "NetworkDriver.CreateNetwork": driver.create_network,
+        "NetworkDriver.DeleteNetwork": driver.delete_network,
+        "NetworkDriver.CreateEndpoint": driver.create_endpoint,
+        "NetworkDriver.DeleteEndpoint": driver.delete_endpoint,
+        "NetworkDriver.EndpointOperInfo": driver.endpoint_info,
+        "NetworkDriver.Join": driver.join,
+        "NetworkDriver.Leave": driver.leave,
+        "NetworkDriver.ProgramExternalConnectivity": driver.program_external_connectivity,
+        "NetworkDriver.RevokeExternalConnectivity": driver.revoke_external_connectivity,
+        # Swarm's: a driver of local scope receives them and has nothing to do.
+        "NetworkDriver.DiscoverNew": _nothing,
+        "NetworkDriver.DiscoverDelete": _nothing,
+        "NetworkDriver.AllocateNetwork": lambda _: {"Options": {}},
+        "NetworkDriver.FreeNetwork": _nothing,
+    }
+
+
+def _add_error_boundary(app: Flask) -> None:
+    """Docker shows {"Err": text} of a reply with status 200 to the user."""
+
     @app.errorhandler(FwError)
     def refused(error: FwError) -> tuple[Response, int]:
         text = readable(str(error))
@@ -86,8 +96,6 @@ def create_app(driver: Driver, queries: Status) -> Flask:
         log.exception("%s failed", request.path)
         text = readable(f"docker-fw failed on {request.path[:80]}: {type(error).__name__}: {error}")
         return _reply({"Err": text}), 200
-
-    return app
 
 
 def _body() -> dict[str, Any]:

@@ -70,9 +70,9 @@ class Facts:
     """`saved`: what the disk keeps. The rest is found anew from Docker and the kernel at each start.
 
     `dockerd`: ports of dockerd's own, by protocol number. `listening`: ports of the host's own programs. `suspects`:
-    those on which a docker-proxy may listen. `names`: every network of Docker's by name; None until Docker has told.
-    `networks`, `guests`: Docker's own networks, and who is on them, by ID. `listed`: Docker has listed everybody since
-    the start. `suspended`: what was opened for a time is closed, for nobody watches the clock.
+    those on which a docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
+    `networks`, `guests`: bridge networks of Docker, and the endpoints on them, by ID. `listed`: Docker has listed all
+    since the start. `suspended`: what was opened for a time is closed, for docker-fw stops.
     """
 
     saved: SavedState = field(default_factory=SavedState)

@@ -88,8 +88,8 @@ class PolicyView:
         self.directory.networks = facts.names
 
     def room_left(self) -> list[ElementOwner]:
-        """Whoever was there before docker-fw started, and has not come back when Docker has listed everybody, leaves
-        its room for rates to others. Returns these.
+        """The owners that get the room for rates of containers that were there before docker-fw started, and are not
+        when Docker has listed all.
         """
         return self.quota.settle() if self.facts.listed and self.quota.keeping else []
 
@@ -209,7 +209,7 @@ class PolicyView:
         return who(found[1]) if found and not self.doubted(owner) else None
 
     def departing(self, owners: Iterable[ElementOwner]) -> dict[ElementOwner, None]:
-        """Those of the owners that were introduced as somebody, and nobody is there any more."""
+        """Those of the owners that had a known container when they were indexed, and have none now."""
         return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner) is None}
 
     def elements(self, owner: ElementOwner) -> frozenset[Element]:
@@ -257,7 +257,7 @@ class PolicyView:
         return [port for port in endpoint.published if not port.host_ip.is_loopback]
 
     def _shut(self, owner: ElementOwner) -> Iterable[Published]:
-        """Ports of the host that are closed whoever's they are."""
+        """Ports of the host that are closed, whichever program listens on them."""
         if owner.kind is Kind.SUSPECTS:
             return self.facts.suspects
         return () if self.facts.listed else chain.from_iterable(self.facts.saved.proxied.values())

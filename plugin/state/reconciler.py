@@ -4,7 +4,7 @@ Every change goes through here, under one lock: first the state file, then the k
 more closed than the file says, never less, for the start puts the table there whole from it. Whose elements a change
 concerns follows from comparing the facts before with those after; no caller names them.
 
-Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call nobody but the kernel. The
+Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call only the kernel. The
 tracker, the driver and the loops have none: what they know besides the facts changes within edits, under the lock here.
 """
 
@@ -39,10 +39,11 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """What is known, and the kernel made so. Thread-safe.
+    """Changes the facts, and makes the kernel's table follow them. Thread-safe.
 
-    `commit` takes what may be refused, by the disk or by the kernel: then nothing of it is known. `observe` takes what
-    is so whether anybody likes it or not. `later` takes work that may last (flows to be cut) and must return at once.
+    `commit` is for changes that may be refused, by the disk or by the kernel: then the facts stay as they were.
+    `observe` is for what has happened already, and is never refused. `later` takes work that may last (flows to be cut)
+    and must return at once.
     """
 
     def __init__(
@@ -120,8 +121,8 @@ class Reconciler:
         then the old facts hold in both. Returns how many flows of banned prefixes were cut.
 
         What only closes does not wait for a disk that is full: the next save, which is of everything, makes up for it.
-        Whoever goes is closed before anything is computed or saved, and does not come back by what is refused then.
-        `then` is done when the kernel has it, and before the flows of whoever has gone are cut, whatever fails.
+        An endpoint that leaves is closed before anything is computed or saved, and is not opened again by a refusal.
+        `then` runs when the kernel has the change, and before the flows of endpoints that left are cut, whatever fails.
         """
         ends: list[Callable[[], Cut | None]] = []
         cut = Cut()
@@ -158,7 +159,7 @@ class Reconciler:
             owed = self._writer.owe(owners)
             ends += self._writer.cuts.departed(before, after, owners)
             gone = self._view.departing(owners)
-            # Where the disk may refuse the change, nobody is closed who does not go.
+            # Where the disk may refuse the change, only endpoints that leave are closed before it is asked.
             self._writer.close_first(
                 {owner: self._view.who(owner) for owner in (gone if self.unsaved_reason else owners)}
             )

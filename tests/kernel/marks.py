@@ -1,4 +1,4 @@
-"""What another program's table sees of docker-fw's mark."""
+"""A table of another program that counts packets by docker-fw's mark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flows outlive the rule that let them in; what we cut is really cut, and nothing else is."""
+"""Established flows outlive the rule that accepted them: the intended flows are cut, and no other."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The pure tier: no root, no kernel, no Docker; what the rooms decide, as data."""
+"""The pure tier: no root, no kernel, no Docker; decisions, tested as data."""

@@ -1,4 +1,4 @@
-"""Compose files that stand in memory, read and checked."""
+"""Compose files in memory, read and checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of wrong values, as LABELS.md promises it; each text stands once, here."""
+"""Messages about wrong values that several tests expect."""
 
 PORT = "is not a port (1-65535, a range like 9000-9100, or *)"
 PROTO = "is not a protocol (tcp, udp or sctp)"

@@ -1,4 +1,4 @@
-"""Containers, a table and a disk that are not there, for the tests of what `fwctl` asks and changes."""
+"""A reconciler and a tracker over a table and a disk in memory, with containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A state with something in each field, and a place for files: for the tests of what is kept on the disk."""
+"""A state with a value in each field, and a directory for files, for tests of the store."""
 
 from __future__ import annotations
 

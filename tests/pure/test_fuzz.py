@@ -1,4 +1,4 @@
-"""Whatever comes by the plugin's socket: an answer that says what is wrong, and nothing open that was not asked for.
+"""Any request to the plugin's socket gets an answer that says what is wrong, and opens nothing by mistake.
 
 FW_FUZZ=N tries N times as many inputs, other ones in each run.
 """

@@ -1,4 +1,4 @@
-"""No test hangs for ever: it fails, by its name, and whoever started the tests has a result."""
+"""A test that hangs fails by its name, and the run ends."""
 
 from __future__ import annotations
 

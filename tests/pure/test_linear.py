@@ -1,4 +1,4 @@
-"""No text that a user writes costs more than in proportion to its length: no expression backtracks, no reader repeats.
+"""The cost of reading a text grows no faster than its length: no expression backtracks, no reader repeats.
 
 Speed itself is measured by `make bench`. Here work is counted, and the expressions are looked at.
 """

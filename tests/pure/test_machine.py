@@ -1,4 +1,4 @@
-"""dockerd's calls in any order, twice, late, about what is not there: the sets open what those who are there say.
+"""dockerd's calls in any order, twice, late, or about unknown objects: the sets equal what the labels open.
 
 The table is walked as the kernel would (`tests.pure.tracer`); what should be open is read from labels by
 `tests.pure.naive`, and who is there is kept by the few lines of `Docker` here: neither knows the plugin's code.

@@ -1,4 +1,4 @@
-"""Names that look like options, nft's words, a shell's or paths: shown as they are, and a part of nothing."""
+"""Names that look like options, nft's language, a shell's or paths are shown as they are, and never interpreted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SECURITY.md says of mounts and of what Docker is asked is what is so."""
+"""SECURITY.md lists exactly the mounts, capabilities and Docker calls that docker-fw needs."""
 
 from __future__ import annotations
 

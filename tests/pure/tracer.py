@@ -1,4 +1,4 @@
-"""A packet's way through the look-ups, by the rules' own text and the sets' elements, as the kernel would go it.
+"""A packet's way through the rules' text and the sets' elements, as the kernel evaluates them.
 
 Only what `plugin.nftables.lookups` writes is understood: keys of sets, `jump`, `goto`, `return`, our bit of the mark.
 """

@@ -1,8 +1,7 @@
-"""`fwctl`'s routes: JSON in, JSON out, on the plugin's unix socket only, which is root's alone.
+"""`fwctl`'s routes: JSON requests and answers, on the plugin's unix socket only, which only root may open.
 
-A body that is not as it should be is a 400 with {"Err": text} that names the field; so is what cannot be done. What
-comes in is text, numbers and lists of them: it becomes addresses, rules and names of what is known, or an error, and
-never a part of a command.
+A wrong body is answered with 400 and {"Err": text}, which names the field; so is a request that cannot be carried out.
+Text and numbers of a request become addresses, rules and known names, or an error; never a part of a command.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from plugin.text import readable
 
 #: Rules of one `fwctl allow`; addresses of one `fwctl ban`.
 MAX_RULES, MAX_BANS = 256, 100_000
-#: Characters of a text; nothing that is meant is longer.
+#: The longest text that is read.
 MAX_TEXT = 4096
 log = logging.getLogger(__name__)
 
 
-def add_routes(app: Flask, orders: AdminCommands, questions: AdminQueries) -> None:
-    """Registers `fwctl`'s calls, besides `GET /status`."""
+def add_routes(app: Flask, commands: AdminCommands, queries: AdminQueries) -> None:
+    """Add `fwctl`'s routes to the application, in addition to `GET /status`."""
     routes = Blueprint("admin", __name__)
     posts: dict[str, Callable[[Any], dict[str, Any]]] = {
-        "allow": lambda raw: _override(orders, questions, raw, deny=False),
-        "deny": lambda raw: _override(orders, questions, raw, deny=True),
-        "revert": lambda raw: _revert(orders, raw),
-        "ban": lambda raw: _ban(orders, raw),
-        "unban": lambda raw: _unban(orders, raw),
-        "explain": lambda raw: _explain(questions, raw),
-        "plan": lambda raw: _plan(questions, raw),
+        "allow": lambda raw: _override(commands, queries, raw, deny=False),
+        "deny": lambda raw: _override(commands, queries, raw, deny=True),
+        "revert": lambda raw: _revert(commands, raw),
+        "ban": lambda raw: _ban(commands, raw),
+        "unban": lambda raw: _unban(commands, raw),
+        "explain": lambda raw: _explain(queries, raw),
+        "plan": lambda raw: _plan(queries, raw),
     }
 
     def post(name: str) -> Callable[[], Response]:
@@ -48,29 +47,31 @@ def add_routes(app: Flask, orders: AdminCommands, questions: AdminQueries) -> No
 
     for name in posts:
         routes.add_url_rule(f"/{name}", name, post(name), methods=["POST"])
-    routes.add_url_rule("/bans", "bans", lambda: _reply(orders.bans()), methods=["GET"])
-    routes.add_url_rule("/export", "export", lambda: _reply(questions.export()), methods=["GET"])
-
-    @routes.before_request
-    def _only_here() -> Response | None:
-        # Whatever doors the application gets: this is for whoever may open the plugin's own socket.
-        sock: socket.socket | None = request.environ.get("gunicorn.socket")
-        if sock is None or sock.family != socket.AF_UNIX:
-            return _reply({"Err": "this is answered on the plugin's socket only"}, 403)
-        return None
-
-    @routes.errorhandler(FwError)
-    def _refused(error: FwError) -> Response:
-        told = readable(str(error))
-        log.info("%s: %s", request.path, told)
-        return _reply({"Err": told}, 400)
-
-    @routes.errorhandler(Exception)
-    def _failed(error: Exception) -> Response:
-        log.exception("%s failed", request.path)
-        return _reply({"Err": readable(f"docker-fw failed on {request.path}: {type(error).__name__}: {error}")}, 500)
-
+    routes.add_url_rule("/bans", "bans", lambda: _reply(commands.bans()), methods=["GET"])
+    routes.add_url_rule("/export", "export", lambda: _reply(queries.export()), methods=["GET"])
+    routes.before_request(_refuse_other_sockets)
+    routes.register_error_handler(FwError, _refused)
+    routes.register_error_handler(Exception, _failed)
     app.register_blueprint(routes)
+
+
+def _refuse_other_sockets() -> Response | None:
+    """Refuse requests that did not come by the plugin's unix socket, whatever else the application listens on."""
+    sock: socket.socket | None = request.environ.get("gunicorn.socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return _reply({"Err": "this is answered on the plugin's socket only"}, 403)
+    return None
+
+
+def _refused(error: FwError) -> Response:
+    text = readable(str(error))
+    log.info("%s: %s", request.path, text)
+    return _reply({"Err": text}, 400)
+
+
+def _failed(error: Exception) -> Response:
+    log.exception("%s failed", request.path)
+    return _reply({"Err": readable(f"docker-fw failed on {request.path}: {type(error).__name__}: {error}")}, 500)
 
 
 _CONTAINER = "the name of a container, or the beginning of its ID"
@@ -78,48 +79,48 @@ _ADDRESS = "an address or a prefix, like 203.0.113.7"
 _ADDRESSES = 'a list of addresses or prefixes, like ["203.0.113.7", "2001:db8:5::/48"]'
 
 
-def _override(orders: AdminCommands, questions: AdminQueries, raw: Any, *, deny: bool) -> dict[str, Any]:
+def _override(commands: AdminCommands, queries: AdminQueries, raw: Any, *, deny: bool) -> dict[str, Any]:
     body = record(raw, "container", "rules", "seconds")
     rules = _texts(body, "rules", 'a list of rules, like ["8080", "53/udp"]', MAX_RULES)
-    changed = orders.override(_text(body, "container", _CONTAINER), rules, _seconds(body), deny=deny)
-    return {**changed, "places": questions.places(changed["id"])}
+    changed = commands.override(_text(body, "container", _CONTAINER), rules, _seconds(body), deny=deny)
+    return {**changed, "places": queries.places(changed["id"])}
 
 
-def _revert(orders: AdminCommands, raw: Any) -> dict[str, Any]:
+def _revert(commands: AdminCommands, raw: Any) -> dict[str, Any]:
     body = record(raw, "container", "all")
-    return orders.revert(None if _all(body) else _text(body, "container", _CONTAINER))
+    return commands.revert(None if _all(body) else _text(body, "container", _CONTAINER))
 
 
-def _ban(orders: AdminCommands, raw: Any) -> dict[str, Any]:
+def _ban(commands: AdminCommands, raw: Any) -> dict[str, Any]:
     right = 'a list like [{"address": "203.0.113.7", "seconds": 600}]'
     wanted = []
     for number, each in enumerate(_items(record(raw, "bans"), "bans", right, MAX_BANS)):
         where = f"bans[{number}]"
         ban = record(each, "address", "seconds", where=where)
         wanted.append((_text(ban, "address", _ADDRESS, where), _seconds(ban, where)))
-    return orders.ban(wanted)
+    return commands.ban(wanted)
 
 
-def _unban(orders: AdminCommands, raw: Any) -> dict[str, Any]:
+def _unban(commands: AdminCommands, raw: Any) -> dict[str, Any]:
     body = record(raw, "addresses", "all")
-    return orders.unban(None if _all(body) else _texts(body, "addresses", _ADDRESSES, MAX_BANS))
+    return commands.unban(None if _all(body) else _texts(body, "addresses", _ADDRESSES, MAX_BANS))
 
 
-def _explain(questions: AdminQueries, raw: Any) -> dict[str, Any]:
+def _explain(queries: AdminQueries, raw: Any) -> dict[str, Any]:
     body = record(raw, "from", "to", "what", "family")
     end = "an address, a container's name, internet or host"
     source, target = _text(body, "from", end), _text(body, "to", end)
     what = _text(body, "what", f"a port like 8080 or 53/udp, or {', '.join(PORTLESS)}, icmp")
-    return questions.explain(source, target, what, _family(body))
+    return queries.explain(source, target, what, _family(body))
 
 
-def _plan(questions: AdminQueries, raw: Any) -> dict[str, Any]:
+def _plan(queries: AdminQueries, raw: Any) -> dict[str, Any]:
     right = 'an object of settings, like {"FW_ALLOW": "8080"}'
     body = record(raw, "settings")
     settings = mapping(body, "settings", right, default={})
     if not all(isinstance(value, str) for value in settings.values()):
         raise wrong(body, "settings", right)
-    return questions.plan({key: value[: MAX_TEXT + 1] for key, value in settings.items()})
+    return queries.plan({key: value[: MAX_TEXT + 1] for key, value in settings.items()})
 
 
 # --- fields that several requests have --------------------------------------------------------------------------------
@@ -174,9 +175,9 @@ def _all(body: Mapping[str, Any]) -> bool:
     if body["all"] is not True:
         raise wrong(body, "all", "true, or left out")
     if len(body) > 1:
-        raise FwError("all goes alone: leave the other fields out")
+        raise FwError("all must be the only field; leave the other fields out")
     return True
 
 
-def _reply(told: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(told), status=status, content_type="application/json")
+def _reply(answer: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(answer), status=status, content_type="application/json")

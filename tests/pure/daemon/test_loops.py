@@ -1,4 +1,4 @@
-"""The loops beside the hooks: whatever else waits, the table is mended; whoever leaves a bridge is noticed."""
+"""The background loops: the table is repaired whatever else waits, and a link that leaves a bridge is noticed."""
 
 from __future__ import annotations
 

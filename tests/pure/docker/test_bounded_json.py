@@ -1,4 +1,4 @@
-"""Docker's answers in pieces of any size and of any length: what is too large costs itself alone, and little memory."""
+"""Docker's answers are read in pieces of any size; an entry that is too large is skipped alone, in little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bridges are left alone: only those that Docker has had its say about, and never one of Docker's."""
+"""A bridge is exempt only if Docker's list does not name it, and never one of Docker's."""
 
 from __future__ import annotations
 

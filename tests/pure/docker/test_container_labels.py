@@ -1,4 +1,4 @@
-"""A container as Docker lists it → what its labels say on each of its networks, and what an image may not say."""
+"""A container as Docker lists it → its policy on each network; an image's labels open nothing."""
 
 from __future__ import annotations
 

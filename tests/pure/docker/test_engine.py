@@ -1,4 +1,4 @@
-"""Engines that docker-fw cannot do all of its work on."""
+"""Engines on which docker-fw cannot do all of its work are reported, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Docker's stream of events comes in pieces of any size, and what is none of it is noticed at once."""
+"""Docker's event stream is read in pieces of any size, and what is no event ends it at once."""
 
 from __future__ import annotations
 

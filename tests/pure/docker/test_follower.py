@@ -1,4 +1,4 @@
-"""Following Docker: what goes is closed at once, what comes is looked at, and everything after silence."""
+"""Following Docker: a departure closes at once, an arrival is looked up, and after silence everything is listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which labels are the image's, as each Docker tells it: those of the variant that the container was created from."""
+"""Labels count as the image's if the variant that the container was created from has them, on every engine."""
 
 from __future__ import annotations
 

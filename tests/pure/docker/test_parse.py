@@ -1,4 +1,4 @@
-"""What Docker's API lists, as engines of every age list it; what is odd is an error that names it, never a guess."""
+"""Lists of Docker's API from engines of every age; an unexpected entry is an error that names it."""
 
 from __future__ import annotations
 

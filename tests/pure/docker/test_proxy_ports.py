@@ -1,4 +1,4 @@
-"""Whose a port of the host is: docker-proxy's until it is known to be the host's own; what containers ask for."""
+"""A port of the host counts as docker-proxy's until it is known to be the host's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is on Docker's own networks: found by container and by address as if all had been looked through."""
+"""Endpoints on Docker networks are found by container and by address."""
 
 from __future__ import annotations
 

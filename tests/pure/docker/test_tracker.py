@@ -1,4 +1,4 @@
-"""Docker's own networks: what their containers accept, and that no exception outlives its container."""
+"""Docker networks: what their containers accept, and that no exception outlives its container."""
 
 from __future__ import annotations
 
@@ -35,19 +35,13 @@ from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
+from tests.specs import spec_of as spec
 
 SUBNETS = (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:1::/64"))
 NETWORK = BridgeNetwork("n" * 64, "app_default", "br-nnnnnnnnnnnn", SUBNETS)
 OTHER = BridgeNetwork("o" * 64, "other", "br-oooooooooooo", (IPv4Network("172.19.0.0/16"),))
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
 PLAIN = Defaults()
-
-
-def spec(**pairs: str) -> PolicySpec:
-    """What these labels say; they must be right."""
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
 
 
 def container(name: str, *ports: int, **labels: str) -> Container:

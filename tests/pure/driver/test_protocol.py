@@ -1,4 +1,4 @@
-"""Docker's requests: what the engines really send is understood; whatever else comes is an error that names it."""
+"""Requests of every engine are understood; anything else is an error that names what is wrong."""
 
 from __future__ import annotations
 

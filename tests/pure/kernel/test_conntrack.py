@@ -1,4 +1,4 @@
-"""What the kernel answers when flows are cut. The packets are tests/kernel's."""
+"""Which flows are cut, by what the kernel answers; tests/kernel has the packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One value of the label language: what it means, and what is said when it is wrong.
+"""One value of the label language: what it means, and the message when it is wrong.
 
 Each value is also read by `tests.pure.naive`, which was written by the design and not by the code: they must agree.
 """

@@ -1,4 +1,4 @@
-"""The label language: its keys, wherever they are written, what they say, and what is said when they are wrong."""
+"""The label language: its keys in every place, what they mean, and the messages when they are wrong."""
 
 from __future__ import annotations
 
@@ -25,13 +25,6 @@ SSH, WEB, HTTPS, MORE, DNS = (
     Rule("udp", 53, 53),
 )
 TEN = Peer("prefix", "10.0.0.0/8")
-
-
-def spec(**pairs: str) -> PolicySpec:
-    """What these labels say; they must be right."""
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
 
 
 def told(pairs: dict[str, object], where: str = "label ") -> list[str]:

@@ -1,4 +1,4 @@
-"""Whose elements stand: two owners of one element share it, and a change is the difference, no more and no less."""
+"""The elements in the table by owner: owners share an element, and a change is exactly the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a ban drops: by the rules' own text, and for how long; and what is said of what cannot be banned."""
+"""Which packets a ban drops, by the text of the rules, and for how long; and which addresses cannot be banned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table as data: the elements say exactly what the policy says, and the text is one that any host can read.
+"""The elements mean exactly the policy, and the table's text is valid on every host.
 
 The golden files under tests/golden hold the whole table for a few networks; `FW_GOLDEN=write pytest tests/pure`
 writes them anew after a wanted change, to be read as a diff.

@@ -1,4 +1,4 @@
-"""Whose rates the table holds, and what becomes of the ports of those that find no room."""
+"""Which rates the table holds when the quota is full, and that the others' ports are closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bans as elements: few lengths, no more and no less than what was said, and cheap to change."""
+"""Bans as elements: exactly the banned prefixes, of few lengths, and cheap to change."""
 
 from __future__ import annotations
 

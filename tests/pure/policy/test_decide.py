@@ -1,4 +1,4 @@
-"""What an address accepts and may begin: the floor, what opens more, what closes, and whose word counts."""
+"""What an address accepts and may initiate: the base, what opens more, what closes, and which place wins."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ from plugin.policy.decide import (
 from plugin.protocols import PORTLESS
 from tests.pure import strategies
 from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
+from tests.specs import spec_of as spec
 
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 NETWORK = Network("n" * 64, "fw-nnnnnnnnnnnn")
@@ -54,13 +55,6 @@ SSH, HTTP, HTTPS = BASE
 NOTHING_SAID, NOTHING = PolicySpec(), Override()
 TEN, OUTSIDE = Peer("prefix", "10.0.0.0/8"), IPv4Address("203.0.113.7")
 INSIDE = IPv4Address("10.1.2.3")
-
-
-def spec(**pairs: str) -> PolicySpec:
-    """What these labels say; they must be right."""
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
 
 
 def policy(settings: PolicySpec = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:

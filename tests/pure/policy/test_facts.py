@@ -1,4 +1,4 @@
-"""All that is known at one moment: whose elements are which, who must be looked at again, what a place in doubt is."""
+"""The facts: which owner has which elements, and which owners a change concerns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
-from plugin.labels.parser import parse
 from plugin.model import (
     AddressPolicy,
     BridgeNetwork,
@@ -29,17 +28,12 @@ from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView, evaluated, subnets
+from tests.specs import spec_of as spec
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))
 APART = dataclasses.replace(APP, id="p" * 64, name="apart", bridge="br-p", flat=False)
 PORT, SCTP = Published("tcp", IPv4Address("0.0.0.0"), 15432, 5432), Published("sctp", IPv4Address("0.0.0.0"), 9, 9)
-
-
-def spec(**pairs: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
 
 
 def who(name: str, **pairs: str) -> Container:

@@ -1,4 +1,4 @@
-"""What `fwctl allow` and `fwctl deny` say: the later word counts, for its time, and what is under it comes back."""
+"""`fwctl allow` and `fwctl deny`: the later one wins, for its time, and afterwards the earlier applies again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named peers: they follow their containers, and a name that matches nobody matches nothing."""
+"""Named peers follow their containers, and a name without a container matches nothing."""
 
 from __future__ import annotations
 

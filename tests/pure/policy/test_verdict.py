@@ -1,4 +1,4 @@
-"""What becomes of the first packet of a flow, case by case, each written down by hand with what is said of it."""
+"""The verdict on a flow's first packet and its explanation, case by case, written by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from plugin.labels.parser import parse
 from plugin.model import (
     BridgeNetwork,
     Container,
@@ -27,6 +26,7 @@ from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
 from plugin.policy.verdict import Packet, egress_restricted, find, number_of, policy_of, verdict
 from plugin.policy.view import PolicyView, evaluated
+from tests.specs import spec_of as spec
 
 FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))
@@ -34,12 +34,6 @@ INNER = Network("i" * 64, "fw-inner", IPv4Interface("10.3.0.1/24"), internal=Tru
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
 APART = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
 OUT, NEAR = "203.0.113.7", "10.9.9.9"
-
-
-def spec(**pairs: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
-    assert not parsed.problems
-    return parsed.spec
 
 
 def on(

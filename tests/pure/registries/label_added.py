@@ -80,7 +80,7 @@ def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
 
 def test_the_state_of_a_former_release_is_read() -> None:
     """A state file of before the key existed has it unset; one that lacks an older key is not right."""
-    file = {"allow": [], "deny": [], "policy": "", "egress": None, "rate": None, "log": ""}
+    file: dict[str, object] = {"allow": [], "deny": [], "policy": "", "egress": None, "rate": None, "log": ""}
     assert codec.one(file) == PolicySpec()
     assert codec.one({**file, "note": "kept"}) == PolicySpec(note="kept")  # type: ignore[call-arg]
     del file["deny"]

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from plugin.fwctl.cli.render import _rule
 from plugin.labels.parser import parse
 from plugin.model import Container, Peer, Policy, Rule
+from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.peers import PeerIndex, Who, names
 from plugin.state import codec
 
@@ -15,6 +16,7 @@ from plugin.state import codec
 NEW = Peer("id", "0123456789ab")
 WEB, DB = Container("0123456789ab" + "0" * 52, "web"), Container("f" * 64, "db")
 V4 = IPv4Address("172.18.0.2")
+ASKER, OTHER, AT_WEB = (ElementOwner(Kind.ENDPOINT, name) for name in ("asker", "other", "web"))
 
 
 def test_it_is_parsed_with_its_own_pattern() -> None:
@@ -30,13 +32,13 @@ def test_it_is_parsed_with_its_own_pattern() -> None:
 def test_it_is_resolved_and_follows_its_container() -> None:
     """It means the container's addresses while it is there, and no one's otherwise; whose rules name it is known."""
     index, rule = PeerIndex(), Rule("tcp", 22, 22, (NEW,))
-    index.asks("asker", (rule,), DB)
-    assert index.asking("asker")
+    index.asks(ASKER, (rule,), DB)
+    assert index.asking(ASKER)
     assert index.resolved(Policy(accepts=(rule,)), DB).accepts == ()
-    assert index.dependents(index.put("other", Who((V4 + 1,), names(DB)))) == set()
-    assert index.dependents(index.put("web", Who((V4,), names(WEB)))) == {"asker"}
+    assert index.dependents(index.put(OTHER, Who((V4 + 1,), names(DB)))) == set()
+    assert index.dependents(index.put(AT_WEB, Who((V4,), names(WEB)))) == {ASKER}
     assert index.resolved(Policy(accepts=(rule,)), DB).accepts == (Rule("tcp", 22, 22, (Peer("prefix", str(V4)),)),)
-    assert index.dependents(index.put("web", None)) == {"asker"}
+    assert index.dependents(index.put(AT_WEB, None)) == {ASKER}
     assert index.resolved(Policy(egress=(rule,)), DB).egress == ()
 
 

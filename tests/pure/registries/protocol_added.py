@@ -56,10 +56,10 @@ def leaves(made: Policy, address: Address, port: int) -> bool:
 
 def stays(made: Policy, address: Address, port: int, *, begun: bool = False) -> bool:
     """What docker-fw does with an established flow when the policy has changed."""
-    v, (by, to) = address.version, (address, OUT[address]) if begun else (OUT[address], address)
+    by, to = (address, OUT[address]) if begun else (OUT[address], address)
     flow = Flow(by.packed, 40000, to.packed, port, to.packed, port, by.packed, NUMBER)
-    guarded = {address.packed: AddressPolicy(next(s for s in SUBNETS if s.version == v), made)}
-    return not flows.is_closed(flow, guarded, set())
+    subnet = next(subnet for subnet in SUBNETS if subnet.version == address.version)
+    return not flows.is_closed(flow, {address.packed: AddressPolicy(subnet, made)}, set())
 
 
 def every(made: Policy, address: Address, port: int) -> set[bool]:

@@ -1,4 +1,4 @@
-"""What somebody changed in our table's elements is put right, and what is as it should be is left alone."""
+"""Elements that another program changed are restored, and nothing else is touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who goes is closed before anything is computed, and stays closed whatever happens then; names have bounds."""
+"""A container that leaves is closed before anything is computed, and stays closed whatever happens then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from plugin.docker.tracker import EndpointTracker
-from plugin.labels.parser import parse
 from plugin.model import (
     BridgeNetwork,
     Container,
@@ -20,7 +19,6 @@ from plugin.model import (
     FwError,
     Network,
     Peer,
-    PolicySpec,
     Published,
     Rule,
 )
@@ -34,6 +32,7 @@ from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
 from tests.pure.fakes import Disk, Kernel, cut_no_flows
+from tests.specs import spec_of as spec
 
 pytestmark = pytest.mark.usefixtures("no_flows")
 
@@ -75,12 +74,6 @@ def _recorded(kernel: Recorder, name: str, real: Callable[..., Any]) -> Callable
         return real(*args, **kwargs)
 
     return recorded
-
-
-def spec(**words: str) -> PolicySpec:
-    parsed = parse({f"fw.{key}": value for key, value in words.items()})
-    assert not parsed.problems
-    return parsed.spec
 
 
 def member(number: int, network: Network | BridgeNetwork = OURS, *published: Published, **words: str) -> Endpoint:

@@ -1,4 +1,4 @@
-"""The log beside the state file: a change of one endpoint is one line, and nothing is lost or guessed."""
+"""The journal beside the state file: a change of one endpoint is one line, and no line is lost or guessed."""
 
 from __future__ import annotations
 

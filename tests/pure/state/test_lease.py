@@ -1,4 +1,4 @@
-"""The lease: it is renewed by who closes when a container goes, and by nobody else; when it is out that is told."""
+"""The lease: it is renewed only while departures are noticed, and its end is reported."""
 
 from __future__ import annotations
 

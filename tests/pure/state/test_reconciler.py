@@ -1,4 +1,4 @@
-"""The one writer: whatever happens to disk and kernel, what is open is what is known, and closing never waits."""
+"""Whatever happens to disk and kernel, the table equals the facts, and closing never waits."""
 
 from __future__ import annotations
 

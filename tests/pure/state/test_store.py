@@ -1,4 +1,4 @@
-"""The state file: what was kept comes back; what a crash, a full disk or an editor did to it never stops the start."""
+"""The state file: what was saved is loaded; a crash, a full disk or an editor never prevents the start."""
 
 from __future__ import annotations
 

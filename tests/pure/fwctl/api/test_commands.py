@@ -451,7 +451,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("/deny", {"container": "web", "rules": ["x"]}, '"x" is not a port'),
     ("/deny", {"container": "nobody", "rules": ["80"]}, "no container 'nobody'"),
     ("/revert", {}, "container is missing: it must be"), ("/revert", {"all": False}, "all must be true"),
-    ("/revert", {"all": True, "container": "web"}, "all goes alone"),
+    ("/revert", {"all": True, "container": "web"}, "all must be the only field"),
     ("/ban", {"bans": ["203.0.113.7"]}, "bans[0] must be a JSON object with address and seconds"),
     ("/ban", {"bans": [{"address": "203.0.113.7"}, {"adress": "203.0.113.7"}]}, "bans[1] has a field 'adress'"),
     ("/ban", {"bans": [{"address": None}]}, "bans[0].address must be"), ("/ban", {"bans": {}}, "bans must be a list"),

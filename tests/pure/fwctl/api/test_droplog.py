@@ -231,7 +231,7 @@ def test_nobody_known_has_no_name() -> None:
 def test_who_has_just_come_has_a_name_at_once() -> None:
     """A container's first drop has its name, though a packet of others was looked at a moment before."""
     known = Known(endpoint(1, "web"))
-    log = DropLog(known, lambda: True)
+    log = DropLog(known, lambda: True, clock=Clock())
     log.take([logged(made.tcp(OUT4, WEB4, 5432, 40000))])
     known.put(endpoint(2, "api"))
     log.take([logged(made.tcp(OUT4, API4, 5432, 40001))])

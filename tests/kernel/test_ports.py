@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import resource
@@ -12,11 +11,10 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -29,10 +27,9 @@ from plugin.driver.host_socket import raise_fd_limit
 from plugin.driver.relay_loop import Relay
 from plugin.model import FwError, PortBinding, Published
 from plugin.protocols import Proto
+from tests.kernel.netns import inside as enter
+from tests.waiting import until
 
-pytestmark = pytest.mark.kernel
-
-CLONE_NEWNET = 0x40000000
 HOST4, HOST6 = "198.51.100.1", "2001:db8:ffff::1"
 BOX4, BOX6 = IPv4Address("10.88.0.2"), IPv6Address("fd88::2")
 NOBODY = IPv4Address("10.88.0.99")  # swallows everything, and nobody ever tells
@@ -43,18 +40,9 @@ WAIT = 5.0  # s: how long a condition may take before a test fails
 # --- a host, an outsider and a container, each a network namespace ----------------------------------------------
 
 
-@contextmanager
-def inside(netns: str) -> Iterator[None]:
+def inside(name: str) -> AbstractContextManager[None]:
     """Run this thread in a network namespace; sockets and threads made meanwhile stay there."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{netns}") as there:
-        if libc.setns(there.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            if libc.setns(home.fileno(), CLONE_NEWNET):
-                os._exit(70)  # never go on in a namespace that is not known
+    return enter(f"/run/netns/{name}")
 
 
 @dataclass(frozen=True)
@@ -70,10 +58,6 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("the kernel tests need root")
-        pytest.skip("needs root, to make network namespaces")
     tag = uuid.uuid4().hex[:6]
     lab = Lab(*(f"fwports-{tag}-{name}" for name in ("host", "out", "box")))
     with ExitStack() as stack:
@@ -197,13 +181,6 @@ def connect(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM)
     sock.settimeout(WAIT)
     sock.connect((address, port))
     return sock
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end, f"not within {WAIT} s: {what}"
-        threading.Event().wait(0.002)
 
 
 def receive_all(sock: socket.socket) -> bytes:
@@ -421,7 +398,7 @@ def test_backpressure(lab: Lab, host: Host) -> None:
     with container(lab, 80, flood):
         host.publish("e", want(8080))
         with connect(lab.host, "127.0.0.1", 8080) as sock:
-            wait_until(lambda: sent, "the container is held back")
+            until(lambda: sent, "the container is held back")
             assert sum(len(part) for part in iter(lambda: sock.recv(1 << 20), b"")) == sent[0]
 
 
@@ -452,7 +429,7 @@ def test_one_dead_container_harms_no_other(lab: Lab, host: Host, relay: Relay) -
             assert good.recv(99) == b"still here"
             with pytest.raises(ConnectionResetError):
                 waits.recv(1)  # after the relay's connect_timeout
-        wait_until(lambda: connections(relay) == 0, "no connection is left")
+        until(lambda: connections(relay) == 0, "no connection is left")
 
 
 def test_limits(lab: Lab) -> None:
@@ -474,7 +451,7 @@ def test_limits(lab: Lab) -> None:
                 sock = stack.enter_context(connect(lab.host, "127.0.0.1", 5353, socket.SOCK_DGRAM))
                 assert ask(sock, b"?") == b"echo ?"
                 assert clients(relay) <= 2
-            wait_until(lambda: clients(relay) == 0, "idle UDP clients are forgotten")
+            until(lambda: clients(relay) == 0, "idle UDP clients are forgotten")
             assert ask(sock, b"again") == b"echo again"
     finally:
         relay.stop()
@@ -494,7 +471,7 @@ def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCap
             try:
                 sock.connect(("127.0.0.1", 8080))
                 sock.sendall(b"?")
-                wait_until(lambda: "takes no connection" in caplog.text, "the relay is out of files")
+                until(lambda: "takes no connection" in caplog.text, "the relay is out of files")
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             assert sock.recv(1) == b"?"
@@ -665,8 +642,8 @@ def test_release(lab: Lab, host: Host, relay: Relay) -> None:
                 assert other.recv(1) == b"!"
                 bound(lab.host, "0.0.0.0", 5353, socket.SOCK_DGRAM).close()
         host.ports.release("other")
-        wait_until(lambda: connections(relay) == 0, "no connection is left")
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) == files, "every file is closed")
+        until(lambda: connections(relay) == 0, "no connection is left")
+    until(lambda: len(os.listdir("/proc/self/fd")) == files, "every file is closed")
 
 
 def test_restart_over_time_wait(lab: Lab, host: Host) -> None:
