@@ -12,15 +12,6 @@ from plugin.model import Address
 from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.facts import ElementOwner
 
-#: Sets whose elements lead to a container: they go first with what opens.
-_LEADING = ("publish", "hairpin")
-#: Sets whose elements bind a port of a bridge to an address that its container sends from.
-_BOUND = ("bound4", "bound6")
-#: Sets whose elements name the other end, its prefix's length before it.
-_PEERS = frozenset(
-    f"{name}{v}{blocks}" for name in ("from", "egress_to", "host_from") for v in (4, 6) for blocks in ("", "_blocks")
-)
-
 
 class AppliedElements:
     """Not thread-safe."""
@@ -81,7 +72,7 @@ class AppliedElements:
 
         `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.
         """
-        going = {owner: {e for e in self.of(owner) if _opens(e) or e.set.startswith(_LEADING)} for owner in gone}
+        going = {owner: {e for e in self.of(owner) if _opens(e) or spec_of(e.set).departs} for owner in gone}
         for address, owners in lost.items():
             for owner, elements in self._passing.get(address, {}).items():
                 if owner in owners:
@@ -94,14 +85,14 @@ class AppliedElements:
         """
         count = Counter(element for elements in going.values() for element in elements)
         remove = tuple(element for element, n in count.items() if self._count[element] == n)
-        shut = (_shut(element) for element in remove if element.set.startswith("host_open"))
+        shut = (_shut(element) for element in remove if spec_of(element.set).closed_as)
         return Change(remove, tuple(element for element in shut if not self._count[element]))
 
     def without(
         self, going: Mapping[ElementOwner, Collection[Element]], closing: Change
     ) -> dict[ElementOwner, frozenset[Element]]:
         """What these owners have after `closing`."""
-        shut = {element: _shut(element) for element in closing.remove if element.set.startswith("host_open")}
+        shut = {element: _shut(element) for element in closing.remove if spec_of(element.set).closed_as}
         return {
             owner: self.of(owner).difference(elements).union(shut[e] for e in elements if e in shut)
             for owner, elements in going.items()
@@ -128,8 +119,8 @@ class AppliedElements:
         old = self.of(owner)
         if any(map(_opens, old - new)):
             return True
-        closes = ("egress_restricted", "host_closed") if old else ("egress_restricted",)
-        return any(element.set.startswith(closes) for element in new - old)
+        ends = ("always", "owned") if old else ("always",)
+        return any(spec_of(element.set).ends_flows in ends for element in new - old)
 
     def wider(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
         """True if more passes than before: what was cut may be let through again."""
@@ -163,11 +154,12 @@ def _opens(element: Element) -> bool:
 
 def _passes_one(element: Element) -> bool:
     """True if it lets a single address pass, or leads to one; it is the last of the key."""
-    if element.set in _PEERS:
-        return element.key[-2] == (32 if "4" in element.set else 128)
-    return element.set in _BOUND
+    spec = spec_of(element.set)
+    if spec.peer == "prefix":
+        return element.key[-2] == (128 if spec.key[-1].startswith("ip6") else 32)
+    return spec.peer == "address"
 
 
 def _shut(served: Element) -> Element:
     """What closes the port of docker-proxy's that another element keeps open."""
-    return Element(served.set.replace("host_open", "host_closed"), served.key)
+    return Element(spec_of(served.set).closed_as, served.key)

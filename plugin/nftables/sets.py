@@ -47,6 +47,12 @@ class SetSpec(NamedTuple):
     `effect`: what an element does to packets: "opens" (something passes that did not), "closes" (something does not
     pass, or not as often), or "" (it counts, reports, translates, or leads to a look-up). Changes go by it:
     what closes comes first and may come alone, and flows are cut where something opens no more.
+
+    `departs`: an element only leads to a container, and is removed with what opens as soon as the container departs.
+    `ends_flows`: a new element closes what was open, so flows through it are cut: "always", or only if its owner had
+    elements before ("owned"). `closed_as`: the set whose element closes what an element of this set left open.
+    `peer`: the last part of a key is the other end of flows, after its prefix's length ("prefix"), or an address that
+    a container sends from ("address"). Elements are found by it when the container with that address departs.
     """
 
     key: tuple[str, ...]
@@ -59,6 +65,10 @@ class SetSpec(NamedTuple):
     size: int = 65535
     bridge: bool = False
     effect: Literal["opens", "closes", ""] = ""
+    departs: bool = False
+    ends_flows: Literal["always", "owned", ""] = ""
+    closed_as: str = ""
+    peer: Literal["prefix", "address", ""] = ""
 
 
 def _family(v: int) -> dict[str, SetSpec]:
@@ -119,11 +129,13 @@ def _family(v: int) -> dict[str, SetSpec]:
             effect="closes",
         ),
         f"hairpin{v}": SetSpec(
-            (source, target), comment="containers with published ports, which may reach themselves through them"
+            (source, target),
+            comment="containers with published ports, which may reach themselves through them",
+            departs=True,
         ),
-        f"publish{v}": SetSpec(to, (target, "th dport"), "ports published on one address of the host"),
+        f"publish{v}": SetSpec(to, (target, "th dport"), "ports published on one address of the host", departs=True),
         f"publish{v}_any": SetSpec(
-            to[1:], (target, "th dport"), f"ports published on every IPv{v} address of the host"
+            to[1:], (target, "th dport"), f"ports published on every IPv{v} address of the host", departs=True
         ),
     }
 
@@ -141,9 +153,14 @@ def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str,
         f"peer_ports{v}": SetSpec(to, comment="ports that containers accept from some sources only"),
         f"peer_ports{v}_blocks": SetSpec(to, comment="the same, blocks of ports"),
         f"from{v}": SetSpec(
-            (*to, *_NET, source), comment="the sources of such a port: length of the prefix, prefix", effect="opens"
+            (*to, *_NET, source),
+            comment="the sources of such a port: length of the prefix, prefix",
+            effect="opens",
+            peer="prefix",
         ),
-        f"from{v}_blocks": SetSpec((*to, *_NET, source), comment="the same, blocks of ports", effect="opens"),
+        f"from{v}_blocks": SetSpec(
+            (*to, *_NET, source), comment="the same, blocks of ports", effect="opens", peer="prefix"
+        ),
         f"rate_limit{v}": SetSpec(to, VERDICT, "ports with a limit of new flows by source", effect="closes"),
         f"rate_limit{v}_blocks": SetSpec(to, VERDICT, "the same, blocks of ports", effect="closes"),
         f"rate_limit_host{v}": SetSpec(
@@ -174,8 +191,11 @@ def _outbound(v: int, source: str, target: str, by: tuple[str, ...]) -> dict[str
             (*by, *_NET, target),
             comment="the destinations of such a port: length of the prefix, prefix",
             effect="opens",
+            peer="prefix",
         ),
-        f"egress_to{v}_blocks": SetSpec((*by, *_NET, target), comment="the same, blocks of ports", effect="opens"),
+        f"egress_to{v}_blocks": SetSpec(
+            (*by, *_NET, target), comment="the same, blocks of ports", effect="opens", peer="prefix"
+        ),
         f"egress_host{v}": SetSpec(by, comment="fw.egress: ports to the host", effect="opens"),
         f"egress_host{v}_blocks": SetSpec(by, comment="the same, blocks of ports", effect="opens"),
     }
@@ -185,10 +205,16 @@ def _host(v: int, source: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
     """Ports of the host, where docker-proxy and the host's own programs listen, on one of its addresses."""
     return {
         f"host_closed{v}": SetSpec(
-            to, comment="published ports of one address of the host, not open to everyone", effect="closes"
+            to,
+            comment="published ports of one address of the host, not open to everyone",
+            effect="closes",
+            ends_flows="owned",
         ),
         f"host_open{v}": SetSpec(
-            to, comment="published ports of one address of the host, open to everyone", effect="opens"
+            to,
+            comment="published ports of one address of the host, open to everyone",
+            effect="opens",
+            closed_as=f"host_closed{v}",
         ),
         f"host_own{v}": SetSpec(
             to, comment="ports of one address of the host on which its own programs listen", effect="opens"
@@ -199,7 +225,10 @@ def _host(v: int, source: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
             effect="opens",
         ),
         f"host_from{v}": SetSpec(
-            (*_ANY[1:], *_NET, source), comment="the sources that may reach a closed published port", effect="opens"
+            (*_ANY[1:], *_NET, source),
+            comment="the sources that may reach a closed published port",
+            effect="opens",
+            peer="prefix",
         ),
     }
 
@@ -215,7 +244,10 @@ SETS: dict[str, SetSpec] = {
     ),
     "internal": SetSpec(("oifname",), comment="bridges of internal networks: nothing in, nothing out", effect="closes"),
     "egress_restricted": SetSpec(
-        ("iifname",), comment="bridges on which a container has fw.egress: others need to be listed", effect="closes"
+        ("iifname",),
+        comment="bridges on which a container has fw.egress: others need to be listed",
+        effect="closes",
+        ends_flows="always",
     ),
     "masqueraded": SetSpec(("iifname",), comment="bridges whose outbound IPv4 gets the host's address"),
     "unmanaged": SetSpec(
@@ -230,8 +262,12 @@ SETS: dict[str, SetSpec] = {
     "lease": SetSpec(
         ("meta nfproto",), comment="docker-fw follows Docker: without it exceptions end", timed=True, effect="opens"
     ),
-    "host_closed": SetSpec(_ANY, comment="published ports of the host, not open to everyone", effect="closes"),
-    "host_open": SetSpec(_ANY, comment="published ports of the host, open to everyone", effect="opens"),
+    "host_closed": SetSpec(
+        _ANY, comment="published ports of the host, not open to everyone", effect="closes", ends_flows="owned"
+    ),
+    "host_open": SetSpec(
+        _ANY, comment="published ports of the host, open to everyone", effect="opens", closed_as="host_closed"
+    ),
     "host_own": SetSpec(
         _ANY, comment="ports of the host on which its own programs listen, not docker-proxy", effect="opens"
     ),
@@ -266,7 +302,9 @@ SETS: dict[str, SetSpec] = {
     "no_transit": SetSpec(
         ("meta nfproto",), comment="docker-fw enabled forwarding: other links do not forward", effect="closes"
     ),
-    "published": SetSpec(("meta l4proto", "th dport"), comment="ports of the host that lead to containers by DNAT"),
+    "published": SetSpec(
+        ("meta l4proto", "th dport"), comment="ports of the host that lead to containers by DNAT", departs=True
+    ),
     "loading_ports": SetSpec(
         ("meta iiftype",),
         comment="the table is being loaded: no unlisted frames from bridge ports",
@@ -280,8 +318,11 @@ SETS: dict[str, SetSpec] = {
         comment="the addresses that a bridge port may send from",
         bridge=True,
         effect="opens",
+        peer="address",
     ),
-    "bound6": SetSpec(("iifname", "ether saddr", "ip6 saddr"), comment="the same, IPv6", bridge=True, effect="opens"),
+    "bound6": SetSpec(
+        ("iifname", "ether saddr", "ip6 saddr"), comment="the same, IPv6", bridge=True, effect="opens", peer="address"
+    ),
     "bound_targets": SetSpec(
         ("iifname", "ether saddr", TARGET),
         comment="the addresses that a bridge port may claim by neighbour discovery",
