@@ -52,7 +52,7 @@ AFTER = SavedState(
 
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
-    """In memory, where there is such a place: some tests write thousands of files."""
+    """Return a directory in memory, where one exists: some tests write thousands of files."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fw-store-", dir=memory) as path:
         yield Path(path)

@@ -44,10 +44,10 @@ def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
 def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Docker would disable the plugin, and all be open at the next boot."""
+    """Otherwise Docker would disable the plugin, and all ports would be open at the next boot."""
 
     def hangs(*_: object) -> object:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler is of the test's time-out
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler belongs to the test's time-out
         signal.alarm(2)
         signal.pause()
         raise AssertionError

@@ -19,7 +19,7 @@ from plugin.text import MAX_ERROR
 from tests.pure.strategies import examples
 
 ROOT = Path(__file__).parents[3]
-#: A line more, a terminal's title, right to left, what UTF-8 has no bytes for, and nothing.
+#: An extra line, a terminal's title, right-to-left text, code points without UTF-8 bytes, and an empty text.
 ODD = "a\nERROR plugin.nftables.table: b\r\x1b]0;x\x07\u202e\ud800\x00\x85\u2028"
 
 
@@ -34,7 +34,7 @@ def written(message: str, *arguments: object, error: BaseException | None = None
 @example(ODD)
 @examples(100)
 def test_a_record_is_one_line(text: str) -> None:
-    """Whatever is in it: no second line, no escape sequence, nothing that a stream cannot take."""
+    """For any content: no second line, no escape sequence, no character that a stream cannot write."""
     line = written("container %s stays closed", text)
     assert line.isprintable()
     line.encode()
@@ -42,7 +42,7 @@ def test_a_record_is_one_line(text: str) -> None:
 
 
 def test_plain_words_are_as_they_were() -> None:
-    """Names of any script too."""
+    """Names in any script stay unchanged."""
     assert written("container %s: %d", "wébсайт-網站", 5) == "ERROR plugin.x: container wébсайт-網站: 5"
 
 
@@ -58,7 +58,7 @@ def test_an_error_is_one_line_with_its_end() -> None:
 
 
 def test_megabytes_are_cut_before_they_are_looked_at() -> None:
-    """A name, a label or an answer of Docker's of 20 MB costs no second, and no more room than any."""
+    """A name, a label or a Docker answer of 20 MB takes less than a second, and no more space than any other."""
     began = time.thread_time()
     line = written("Docker's API did not answer: %s", "\x00" * (20 << 20))
     assert time.thread_time() - began < 1

@@ -1,4 +1,4 @@
-"""The background loops: the table is repaired whatever else waits, and a link that leaves a bridge is noticed."""
+"""The background loops: the table is repaired whatever else waits, and a link that leaves a bridge is detected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import until
 
 
 class World:
-    """The kernel and the other rooms, as far as the loops see them."""
+    """The kernel and the other components, as far as the loops use them."""
 
     def __init__(self) -> None:
         self.flushed = self.repaired = self.ensured = self.synced = self.woken = 0
@@ -34,11 +34,11 @@ class World:
         self.links: dict[int, Link] = {}
         self._stopped = threading.Event()
 
-    #: Of the reconciler, which has taken all.
+    #: For the reconciler: everything was applied.
     incomplete = unfinished = False
 
     def hurry(self) -> None:
-        """Nothing is waiting."""
+        """No work is waiting."""
 
     def sync(self, *_: object) -> None:
         self.synced += 1
@@ -77,7 +77,7 @@ class World:
 
 
 class Changes:
-    """What the kernel tells of links: nothing, until a test does."""
+    """Link notifications of the kernel: none, until a test sends one."""
 
     def close(self) -> None:
         pass
@@ -104,14 +104,15 @@ def watcher(world: World) -> Iterator[Loops]:
 
 
 def test_a_touched_ruleset_is_mended(world: World, watcher: Loops) -> None:
-    """When somebody changes the ruleset ours is looked at, and Docker's chain too."""
+    """When another program changes the ruleset, docker-fw's table is checked, and Docker's chain too."""
     until(lambda: world.ensured)
     world.flushed, world.number = 1, 2
     until(lambda: world.repaired)
 
 
 def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watcher: Loops) -> None:
-    """A flush while Docker's chain is being looked at is not taken for a doing of our own: it is mended right then."""
+    """A flush while Docker's chain is being checked is not mistaken for docker-fw's own change: it is repaired at
+    once."""
 
     def flush() -> None:
         world.at_ensure = lambda: None
@@ -124,7 +125,7 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
 
 
 def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
-    """Docker's chain cannot be looked at (another tool holds iptables' lock): ours is mended all the same."""
+    """If Docker's chain cannot be checked (another tool holds iptables' lock), docker-fw's table is repaired anyway."""
     until(lambda: world.ensured)
     waiting, go_on = threading.Event(), threading.Event()
 
@@ -144,7 +145,7 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) ->
 
 
 def test_flows_are_cut_one_after_the_other_and_nobody_waits() -> None:
-    """Cutting flows may last; what closes an address does not wait for it, and none is forgotten."""
+    """Cutting flows may take time; closing an address does not wait for it, and no cut is lost."""
     later, done = Worker(), []
     go_on = threading.Event()
     later(lambda: (go_on.wait(5), done.append(1)))  # type: ignore[arg-type,func-returns-value]
@@ -164,7 +165,8 @@ BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=
 @pytest.mark.parametrize("told", [Told("went", PORT), Told("came", Link(4, "veth1"))], ids=["gone", "moved"])
 @pytest.mark.parametrize("listening", [True, False])
 def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, told: Told, listening: bool) -> None:
-    """While nobody tells whose address is whose, a port that leaves closes its bridge; else Docker tells."""
+    """While Docker is silent, a port that leaves a bridge closes that bridge; otherwise Docker reports the
+    departure."""
     world.listening = listening
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     links = {3: BRIDGE, 4: PORT}
@@ -175,7 +177,7 @@ def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, 
 
 
 def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
-    """The kernel told more than could be read, and Docker is silent: every bridge is closed until it speaks."""
+    """Link notifications were lost and Docker is silent: every bridge is closed until Docker answers."""
     world.listening = False
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("all"), {})
@@ -183,7 +185,7 @@ def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
 
 
 def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
-    """A bridge that comes is known at once as far as its name says, and everything is looked at."""
+    """A new bridge is recorded at once, as far as its name identifies it, and everything is listed."""
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("came", BRIDGE), {})
     assert world.woken == 1
@@ -194,7 +196,7 @@ def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
 
 
 class Room(World):
-    """The guard, the follower and the reconciler, with their locks, as far as the lease needs them."""
+    """The tracker, the follower and the reconciler, with their locks, as far as the lease needs them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +229,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
 
 
 def goes_on(room: Room) -> bool:
-    """True if it is renewed a few times more within a moment."""
+    """True if the lease is renewed several more times within a moment."""
     before, end = room.renewed, time.monotonic() + 0.4
     while time.monotonic() < end and room.renewed < before + 3:
         threading.Event().wait(0.002)
@@ -235,7 +237,7 @@ def goes_on(room: Room) -> bool:
 
 
 def test_who_follows_docker_renews_it(room: Room) -> None:
-    """Again and again, and after the kernel refused it too."""
+    """The lease is renewed repeatedly, also after a refusal by the kernel."""
     until(lambda: goes_on(room))
     room.fault = True
     assert not goes_on(room)
@@ -245,8 +247,8 @@ def test_who_follows_docker_renews_it(room: Room) -> None:
 
 @pytest.mark.parametrize("stuck", ["a change", "an event", "the links"])
 def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that sits on a lock which closing needs, or an event that is never done, lets the lease end though every
-    other thread lives; when that is over it is renewed again."""
+    """If a thread blocks a lock that closing needs, or an event never completes, the lease expires although every other
+    thread runs. When the cause is over, it is renewed again."""
     until(lambda: goes_on(room))
     if stuck == "a change":
         with room.lock:

@@ -25,14 +25,15 @@ def pieces(data: bytes, size: int = 1 << 16) -> Iterator[bytes]:
 
 
 def container(**labels: str) -> dict[str, Any]:
-    """As moby lists it: the ID first."""
+    """An entry as moby lists it: the ID first."""
     return {"Id": ID, "Names": ["/web"], "Image": "x", "Labels": labels, "State": "running", "Ports": []}
 
 
 @given(st.lists(json_values, max_size=6), st.lists(st.integers(0, 600), max_size=8), st.booleans(), st.booleans())
 @examples(200)
 def test_a_list_in_whatever_pieces_it_comes(told: list[Any], cuts: list[int], spaced: bool, at_once: bool) -> None:
-    """Each element once and in order, as if the answer had been read whole; with spaces, and text of any script."""
+    """Each element is returned once and in order, as if the answer had been read as a whole; with spaces, and text of
+    any script."""
     data = json.dumps(told, indent=1 if spaced else None, ensure_ascii=spaced).encode() + b"\n"
     edges = [0, *sorted(min(at, len(data)) for at in cuts), len(data)]
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +46,7 @@ def test_a_list_in_whatever_pieces_it_comes(told: list[Any], cuts: list[int], sp
 @given(st.lists(json_values, max_size=4), st.integers(1, 40))
 @examples(100)
 def test_small_pieces_and_small_bounds(told: list[Any], size: int) -> None:
-    """With bounds of some bytes: objects that are within them are read, others are cut, and no other is touched."""
+    """With bounds of a few bytes: objects within them are read, larger ones are cut, and no other is affected."""
     data = json.dumps([{"Id": f"{n}", "Of": each} for n, each in enumerate(told)]).encode()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LARGEST", 60), ("SMALL", 20), ("_PIECE", size), ("AT_ONCE", 1)):
@@ -70,13 +71,13 @@ LARGE = {
 @pytest.mark.parametrize("labels", LARGE.values(), ids=LARGE)
 @pytest.mark.parametrize("size", [1 << 16, 4099])
 def test_what_is_too_large_is_cut_alone(labels: dict[str, str], size: int) -> None:
-    """Its ID and its name are known; what comes before and after it is read."""
+    """Its ID and its name are known; the entries before and after it are read."""
     data = json.dumps([container(), container(**labels), container(a="b")]).encode()
     assert list(elements(pieces(data, size))) == [container(), Cut(ID, "web"), container(a="b")]
 
 
 def test_of_an_inspection_that_is_too_large_the_beginning_is_read() -> None:
-    """What Docker tells before the labels, as far as it is whole."""
+    """The fields that Docker sends before the labels are read, as far as they are complete."""
     told = {"Id": ID, "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Config": {"a": 1, "b": "x"}}
     data = json.dumps(told).encode()
     assert beginning([data]) == (told, True)
@@ -89,13 +90,13 @@ def test_of_an_inspection_that_is_too_large_the_beginning_is_read() -> None:
 
 
 def test_what_is_nested_too_deep_is_cut_alone() -> None:
-    """Python reads no object of a hundred thousand levels."""
+    """Python cannot read an object with a hundred thousand levels."""
     deep = b'{"Id": "d", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     assert list(elements([b"[" + deep + b', {"Id": "e"}]'])) == [Cut("d"), {"Id": "e"}]
 
 
 def test_many_large_ones_are_cut_when_they_are_too_much_together() -> None:
-    """Small ones are read whatever the large ones take."""
+    """Small entries are read, whatever the large ones take."""
     large, small = container(a="x" * (bounded_json.LARGEST // 2)), container(a="x")
     data = json.dumps([large] * 40).encode()[:-1] + b"," + json.dumps([small] * 3).encode()[1:]
     found = list(elements(pieces(data)))
@@ -104,7 +105,7 @@ def test_many_large_ones_are_cut_when_they_are_too_much_together() -> None:
 
 
 def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
-    """A list with such a container is read with memory for some of its pieces, and in seconds."""
+    """A list with such a container is read with memory for a few of its pieces, and in seconds."""
 
     def answer() -> Iterator[bytes]:
         yield json.dumps([container()])[:-1].encode() + b',{"Id":"' + ID.encode() + b'","Labels":{"a":"'
@@ -145,14 +146,14 @@ def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
 )
 @pytest.mark.parametrize("at_once", [1, bounded_json.AT_ONCE])
 def test_what_is_no_list_is_no_answer(monkeypatch: pytest.MonkeyPatch, nonsense: bytes, at_once: int) -> None:
-    """Docker counts as silent then."""
+    """Docker counts as silent in that case."""
     monkeypatch.setattr(bounded_json, "AT_ONCE", at_once)
     with pytest.raises(ValueError):  # noqa: PT011 (whatever it says)
         list(elements(pieces(nonsense)))
 
 
 def test_an_answer_about_one_thing_has_a_bound() -> None:
-    """It is not read beyond."""
+    """An answer is not read beyond the bound."""
     assert one_value([b'{"a"', b": 1}"]) == {"a": 1}
 
     def endless() -> Iterator[bytes]:
@@ -166,7 +167,8 @@ def test_an_answer_about_one_thing_has_a_bound() -> None:
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.integers(0, 80))
 @examples(200)
 def test_what_a_beginning_tells(told: dict[str, Any], end: int) -> None:
-    """Members that are there whole, in order; of one that is cut within an object, the object's own."""
+    """From an object cut at any point, its complete members are read, in order; of a nested object that is cut, its
+    complete members."""
     found = members(json.dumps(told, separators=(",", ":"))[:end])
     for key, value in list(found.items())[:-1]:
         assert value == told[key]
@@ -175,7 +177,7 @@ def test_what_a_beginning_tells(told: dict[str, Any], end: int) -> None:
 
 @pytest.mark.parametrize("number", ["2.5", "2e-7", "-0.25E+3", "120"])
 def test_a_number_is_read_whole_wherever_its_pieces_end(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk may end within a number, and what came until then would be one too."""
+    """A chunk may end within a number, and the digits so far would be a number too."""
     monkeypatch.setattr(bounded_json, "AT_ONCE", 1)
     data = f"[{number}]".encode()
     for at in range(1, len(data)):

@@ -1,4 +1,4 @@
-"""A bridge is exempt only if Docker's list does not name it, and never one of Docker's."""
+"""A bridge is exempt only if Docker's list does not name it, and a Docker bridge never is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.pure.strategies import examples
 
 
 class Host:
-    """A host's bridges by name, a clock, and what Docker lists."""
+    """A host's bridges by name, a clock, and Docker's list."""
 
     def __init__(self, remembered: frozenset[str] = frozenset()) -> None:
         self.now = 100.0
@@ -24,7 +24,7 @@ class Host:
         self._next = 10
 
     def have(self, *names: str, ours: bool = False) -> None:
-        """These come, others stay."""
+        """Add these bridges; the others stay."""
         for name in names:
             self.links[name] = Link(self._next, name, bridge=True, ours=ours)
             self._next += 1
@@ -46,7 +46,7 @@ class Host:
 
 
 def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
-    """A bridge of unknown name is left alone once Docker lists its own without it, not before."""
+    """A bridge with an unknown name becomes exempt once Docker has listed its own bridges without it, not before."""
     host = Host()
     host.have("virbr0", "front1", "docker0", "br-0123456789ab")
     assert host.unmanaged() == set()
@@ -58,7 +58,7 @@ def test_a_bridge_is_guarded_until_docker_had_its_say() -> None:
 
 
 def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
-    """Docker makes the bridge before it lists the network: a list counts for bridges that had been there before."""
+    """Docker creates the bridge before it lists the network: a list counts only for bridges that existed before it."""
     host = Host()
     host.have("front1")
     host.now += SETTLE / 2
@@ -73,8 +73,8 @@ def test_a_bridge_that_docker_is_just_making_is_guarded() -> None:
 
 
 def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
-    """When Docker reports that it made a network, no bridge but the host's uplink is left alone until its next list: it
-    may have made one lately, or taken one that was there (`com.docker.network.bridge.name=virbr0`)."""
+    """After Docker reports a new network, no bridge except the host's uplink is exempt until Docker's next list: Docker
+    may have created one recently, or taken over an existing one (`com.docker.network.bridge.name=virbr0`)."""
     host = Host()
     host.have("old0", "br0")
     host.uplinks = {"br0"}
@@ -98,7 +98,7 @@ def test_a_network_that_took_long_to_make_is_doubted_in_time() -> None:
 
 
 def test_a_name_that_comes_back_is_somebody_elses() -> None:
-    """A foreign bridge goes, and Docker makes one of the same name: it is guarded from its first packet."""
+    """A foreign bridge is removed and Docker creates one with the same name: it is protected from its first packet."""
     host = Host()
     host.have("net0")
     host.now += SETTLE
@@ -110,7 +110,8 @@ def test_a_name_that_comes_back_is_somebody_elses() -> None:
 
 
 def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
-    """A host whose default route leaves by a bridge is not cut off from its containers, unless Docker claims it."""
+    """A host whose default route leaves through a bridge stays reachable for its containers, unless Docker claims the
+    bridge."""
     host = Host()
     host.uplinks = {"br0", "docker0"}
     host.have("br0", "docker0")
@@ -121,7 +122,8 @@ def test_the_hosts_own_uplink_is_left_alone_at_once() -> None:
 
 
 def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
-    """Remembered bridges are left alone until Docker's first list, and after it unless Docker claims them."""
+    """Bridges that were exempt before a boot stay exempt until Docker's first list, and after it unless Docker claims
+    them."""
     host = Host(frozenset({"virbr0", "was0", "docker0"}))
     host.have("virbr0", "was0", "docker0", "new0")
     assert host.unmanaged() == {"virbr0", "was0"}
@@ -134,13 +136,14 @@ def test_what_was_foreign_before_a_boot_does_not_wait_for_docker() -> None:
 
 
 def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
-    """Docker's own names at once, others when Docker has told them; none that is not there, none of ours."""
+    """Names that Docker generates count at once, others when Docker has listed them; no missing bridge and no docker-fw
+    bridge does."""
     host = Host()
     host.have("br0", "front1", "docker0", "br-0123456789ab", "br-lan", "docker_gwbridge", "br-0123456789a")
     host.have("fw-0123456789ab", ours=True)
     by_name = {"docker0", "br-0123456789ab", "docker_gwbridge"}
     assert host.known("dockers") == host.bridges.dockers() == by_name
-    # Who may begin a flow in a container's name is asked of every bridge that is guarded, known or not.
+    # The egress look-up by container address applies to every protected bridge, known or not.
     assert host.known("guarded") == host.links.keys() - {"fw-0123456789ab"}
     host.ask("front1", "gone0")
     assert host.known("dockers") == {*by_name, "front1"}
@@ -148,7 +151,7 @@ def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
 
 
 def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
-    """Whosever a bridge is: who is on it talks with who is on it."""
+    """On every bridge, whoever owns it, the addresses of one bridge may communicate with each other."""
     host = Host()
     host.have("virbr0", "docker0")
     pairs = {e for e in bridge_elements(host.bridges.facts()) if e.set == "same_bridge"}
@@ -157,7 +160,7 @@ def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "br*", "-x", "ü", "a;b", "$x", "a\\b"])
 def test_an_odd_name_never_reaches_the_table(name: str) -> None:
-    """A bridge of any name on the host neither breaks the table's text nor means more than itself."""
+    """A bridge with any name on the host neither breaks the table's text nor matches anything except itself."""
     host = Host()
     host.have(name, name + "2")
     host.now += SETTLE
@@ -166,7 +169,7 @@ def test_an_odd_name_never_reaches_the_table(name: str) -> None:
 
 
 def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
-    """Renamed, a bridge of Docker's is guarded as long as it exists, though Docker lists it by its old name."""
+    """A renamed Docker bridge stays protected as long as it exists, though Docker lists it by its old name."""
     host = Host()
     host.have("br-0123456789ab")
     host.links["lan0"] = Link(host.links.pop("br-0123456789ab").index, "lan0", bridge=True)
@@ -178,7 +181,8 @@ def test_a_bridge_that_was_dockers_stays_so_under_another_name() -> None:
 
 
 def test_a_list_that_is_not_understood_whole_frees_nobody() -> None:
-    """Something in Docker's list was odd: what is missing there may be a bridge, so no further one is left alone."""
+    """Docker's list contained an entry that could not be read: a missing bridge may belong to it, so no further bridge
+    becomes exempt."""
     host = Host()
     host.have("front1")
     host.now += 2 * SETTLE
@@ -201,7 +205,8 @@ _steps = st.one_of(
 @given(st.lists(_steps, max_size=25))
 @examples(300)
 def test_what_docker_claims_is_never_left_alone(steps: list[tuple[str, object]]) -> None:
-    """In whatever order bridges come, go and are told: one that Docker's last list has, or of its names, is guarded."""
+    """In any order of additions, removals and lists: a bridge that Docker's last list contains, or whose name Docker
+    generates, is protected."""
     host = Host()
     last: frozenset[str] = frozenset()
     for what, value in steps:

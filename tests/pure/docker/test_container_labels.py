@@ -19,7 +19,7 @@ COMPOSE = {
 
 
 def listed(*networks: str, **labels: str) -> dict[str, Any]:
-    """As `GET /containers/json` has it; dots in labels are written as double underscores."""
+    """An entry as `GET /containers/json` returns it; dots in labels are written as double underscores."""
     return {
         "Id": "c" * 64, "Names": ["/web"], "Labels": {k.replace("__", "."): v for k, v in labels.items()} or None,
         "NetworkSettings": {"Networks": {name: {} for name in networks or ("bridge",)}},
@@ -43,8 +43,9 @@ def container(
 
 
 def test_an_image_makes_nobody_a_service() -> None:
-    """An image's labels name no project and no service: it would become a peer of others' rules. What compose says of a
-    container alone, and of no image, tells; an image that has gone cannot be asked, so there is no name."""
+    """An image's labels set no project and no service: the container would match other containers' rules. Only compose
+    labels that the container has and the image lacks count; an image that was removed cannot be inspected, so there is
+    no name."""
     image = {"com.docker.compose.project": "shop", "com.docker.compose.service": "api"}
     raw = {**listed("bridge"), "Labels": image}
     assert (container(raw, image=image).project, container(raw, image=image).service) == ("", "")
@@ -55,11 +56,11 @@ def test_an_image_makes_nobody_a_service() -> None:
     assert container(built, unknown="it is gone; pull it again").service == ""
 
 
-# --- who it is ----------------------------------------------------------------------------------------------------
+# --- identity -----------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_container() -> None:
-    """Its ID, its name, nothing said; what is not there is empty."""
+    """The ID and the name of a container without labels; missing fields are empty."""
     assert container(listed()) == Container("c" * 64, "web", network="bridge")
     assert container_labels.read({"Id": "d" * 64}, None) == ContainerLabels("d" * 64, "d" * 12)
 
@@ -72,13 +73,13 @@ def test_a_linked_container_has_its_own_name() -> None:
 
 
 def test_compose_tells_project_and_service() -> None:
-    """By compose's labels, which peers go by."""
+    """Project and service come from compose's labels; peers match by them."""
     made = container(compose())
     assert (made.project, made.service) == ("shop", "web")
 
 
 def test_only_our_labels_are_read() -> None:
-    """Whatever else a container's labels say is nobody's mistake."""
+    """A container's other labels are not mistakes."""
     raw = compose(traefik__enable="true", fwallow="1", fw__allow="8080", FW__Deny="22")
     assert container_labels.firewall_labels(raw) == {"fw.allow": "8080", "FW.Deny": "22"}
     assert container_labels.firewall_labels({"Labels": None}) == container_labels.firewall_labels({}) == {}
@@ -89,7 +90,7 @@ def test_only_our_labels_are_read() -> None:
 
 
 def test_a_network_specific_label_counts_there_alone() -> None:
-    """`fw.network.front.allow` is for the address on `front`; elsewhere it is as if it were not there."""
+    """`fw.network.front.allow` is for the address on `front`; it has no effect on other networks."""
     raw = listed("front", "back", fw__allow="80", fw__network__front__allow="8080", fw__network__back__policy="closed")
     assert container(raw, "front").spec == PolicySpec(allow=(HTTP, MORE))
     assert container(raw, "back").spec == PolicySpec(allow=(HTTP,), policy="closed")
@@ -97,7 +98,7 @@ def test_a_network_specific_label_counts_there_alone() -> None:
 
 
 def test_the_network_specific_label_is_the_more_specific_one() -> None:
-    """Of policy, egress and rate the one for this network wins over the container's general one."""
+    """Of policy, egress and rate, the value for this network overrides the container's general one."""
     raw = listed("front", fw__policy="closed", fw__egress="443", fw__rate="22 1/day",
                  fw__network__front__policy="open", fw__network__front__egress="all",
                  fw__network__front__rate="22 2/day", fw__network__front__log="drop")  # fmt: skip
@@ -116,7 +117,7 @@ def test_a_network_by_composes_name_or_docker_s(name: str) -> None:
 
 
 def test_a_network_that_compose_s_file_names_otherwise() -> None:
-    """With `name:` in the file the network's labels tell what the file calls it."""
+    """With `name:` in the compose file, the network's labels contain the name that the file uses."""
     raw = compose("edge", fw__network__front__allow="8080", fw__network__edge__deny="22")
     assert container(raw, "edge", key="shop/front").spec == PolicySpec(allow=(MORE,), deny=(SSH,))
     assert container(raw, "edge").spec == PolicySpec(deny=(SSH,))
@@ -134,7 +135,7 @@ def test_what_another_projects_file_calls_a_network_does_not_count() -> None:
 
 
 def test_what_compose_calls_a_network() -> None:
-    """By the labels that compose gives its networks; of others nothing is known."""
+    """The name comes from the labels that compose puts on its networks; other networks have none."""
     told = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
     assert container_labels.compose_key({"Labels": told}) == "shop/front"
     for other in ({}, {"Labels": None}, {"Labels": {}}, {"Labels": {"com.docker.compose.network": "front"}},
@@ -157,7 +158,7 @@ def test_a_name_with_dots() -> None:
 
 
 def test_the_name_of_no_network_that_opens_is_told() -> None:
-    """Nothing opens, and `fwctl status` says why."""
+    """The label opens nothing, and `fwctl status` reports why."""
     made = container(listed("front", "back", fw__network__nowhere__allow="8080", fw__network__x__log="drop"), "front")
     assert (made.spec, made.problems) == (PolicySpec(), ())
     assert made.notices == (
@@ -177,7 +178,8 @@ def test_the_name_of_no_network_that_opens_is_told() -> None:
     ],
 )
 def test_the_name_of_no_network_that_closes_is_a_mistake(key: str, value: str, confines: bool) -> None:
-    """It was meant to close something, and would not: that is a mistake of the container's, on each of its networks."""
+    """The label was meant to close something and would not: that is a mistake of the container, on each of its
+    networks."""
     raw = listed("front", **{f"fw__network__nowhere__{key}": value})
     (problem,) = container(raw, "front").problems
     assert str(problem) == "label fw.network.nowhere=\"…\": the container is on no network 'nowhere'; it is on front"
@@ -185,7 +187,8 @@ def test_the_name_of_no_network_that_closes_is_a_mistake(key: str, value: str, c
 
 
 def test_what_is_to_close_and_names_no_network_is_a_mistake() -> None:
-    """Also where a network has a name of its own (`name:`, `external:`) that may be meant: closed until it is said."""
+    """The same where the name may mean a network with its own name (`name:`, `external:`): closed until the label is
+    fixed."""
     raw = compose("shop_back", "edge", fw__network__front__deny="22")
     (problem,) = container(raw, "shop_back").problems
     assert problem.closes
@@ -195,7 +198,7 @@ def test_what_is_to_close_and_names_no_network_is_a_mistake() -> None:
 
 
 def test_the_network_at_hand_need_not_be_listed_yet() -> None:
-    """While a container is being connected its list has not got the network: its name is known all the same."""
+    """While a container is being connected, its listed networks lack the new one; its name is known anyway."""
     raw = listed("front", fw__network__back__deny="22")
     assert container(raw, "back").spec == PolicySpec(deny=(SSH,))
     assert container(raw, "back").problems == ()
@@ -206,7 +209,7 @@ def test_the_network_at_hand_need_not_be_listed_yet() -> None:
 
 
 def test_an_image_opens_nothing() -> None:
-    """Labels that the image brought count for nothing, and `fwctl status` says so; the user's own count."""
+    """Labels that come from the image are ignored, and `fwctl status` reports it; the user's own labels apply."""
     image = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "maintainer": "x"}
     made = container(listed(fw__allow="8080", fw__policy="open", fw__egress="all", FW__ALLOW="443"), image=image)
     assert made.spec == PolicySpec(allow=(HTTPS,))
@@ -218,21 +221,21 @@ def test_an_image_opens_nothing() -> None:
 
 
 def test_a_label_that_the_user_changed_is_the_users() -> None:
-    """The image says one thing and the user another: the user's counts."""
+    """If the image and the user set different values, the user's applies."""
     made = container(listed(fw__allow="443"), image={"fw.allow": "8080"})
     assert (made.spec, made.notices) == (PolicySpec(allow=(HTTPS,)), ())
 
 
 def test_an_image_may_close() -> None:
-    """Whatever of an image's labels can only close counts, as if the user had said it."""
+    """An image label that can only close applies as if the user had set it."""
     image = {"fw.deny": "22", "fw.policy": "closed", "fw.egress": "none", "fw.network.front.deny": "80"}
     made = container(listed("front", **{k.replace(".", "__"): v for k, v in image.items()}), "front", image=image)
     assert made == Container("c" * 64, "web", PolicySpec(deny=(SSH, HTTP), policy="closed", egress=()), network="front")
 
 
 def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None:
-    """An image's list of what it needs to begin is the least specific word of all. Its `fw.rate` counts for nothing:
-    each rate takes memory of the kernel's, which is not an image's to spend."""
+    """An image's egress list has the lowest precedence. Its `fw.rate` is ignored: each rate uses kernel memory, which
+    an image must not allocate."""
     image = {"fw.egress": "443", "fw.rate": "22 1/day", "fw.log": "none"}
     made = container(listed(**{k.replace(".", "__"): v for k, v in image.items()}), image=image)
     assert made.spec == PolicySpec()
@@ -244,7 +247,7 @@ def test_what_an_image_confines_counts_where_nobody_else_says_anything() -> None
 
 
 def test_a_mistake_of_an_image_is_nobodys() -> None:
-    """A wrong label of an image's that could only open is no mistake of the user's; one that closes is."""
+    """A wrong image label that could only open is not the user's mistake; one that closes is."""
     made = container(listed(fw__allow="808O"), image={"fw.allow": "808O"})
     assert (made.problems, made.spec, made.image_spec) == ((), PolicySpec(), PolicySpec())
     assert made.notices[0].startswith('label fw.allow="808O" came with the image')
@@ -253,19 +256,19 @@ def test_a_mistake_of_an_image_is_nobodys() -> None:
 
 
 def test_a_trusted_image_is_like_a_user() -> None:
-    """With FW_IMAGE_LABELS=trust nobody asks for the image, and all labels count."""
+    """With FW_IMAGE_LABELS=trust the image is not inspected, and all labels apply."""
     made = container(listed(fw__allow="8080"), image=None)
     assert (made.spec, made.notices) == (PolicySpec(allow=(MORE,)), ())
 
 
 def test_a_long_value_in_a_notice_is_cut() -> None:
-    """A notice is readable whatever an image brings."""
+    """A notice stays readable, whatever an image contains."""
     made = container(listed(fw__allow="8" * 5000), image={"fw.allow": "8" * 5000})
     assert len(made.notices[0]) < 200
 
 
 def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
-    """So is a key of megabytes, and compose's names; nothing of them is kept."""
+    """The notice is short for a key of megabytes and for compose names; none of them is stored."""
     pairs = {f"fw.network.n{n}{'x' * 300}.allow": "8080" for n in range(10_000)}
     made = container({**listed(), "Labels": pairs}, image=pairs)
     assert len(made.notices) == 17
@@ -297,7 +300,8 @@ def test_an_image_of_ten_thousand_labels_is_told_of_shortly() -> None:
 def test_while_an_images_labels_are_not_known_any_may_be_its(
     labels: dict[str, str], closes: bool, confines: bool
 ) -> None:
-    """Then none opens anything, which is told as a mistake, and what the user may have meant to close is closed."""
+    """In that case no label opens anything, which is reported as a mistake, and everything that the user may have meant
+    to close is closed."""
     raw = listed(**{key.replace(".", "__"): value for key, value in labels.items()})
     made = container(raw, unknown="it is gone; pull it again")
     (problem,) = made.problems
@@ -313,13 +317,13 @@ def test_while_an_images_labels_are_not_known_any_may_be_its(
 
 
 def test_while_an_images_labels_are_not_known_what_closes_counts() -> None:
-    """Labels that can only close are the user's or the image's, and count either way."""
+    """Labels that can only close apply, whether they are the user's or the image's."""
     made = container(listed(fw__deny="22", fw__policy="closed", fw__egress="none"), unknown="it is gone; pull it again")
     assert made == Container("c" * 64, "web", PolicySpec(deny=(SSH,), policy="closed", egress=()), network="bridge")
     assert container(listed(), unknown="it is gone; pull it again").problems == ()
 
 
 def test_networks_by_name() -> None:
-    """The names of all of Docker's networks, whatever else is odd about one."""
+    """Names of all Docker networks, even if one entry cannot be read otherwise."""
     listed = [{"Name": "a"}, {"Name": 7}, {}, {"Name": "b", "Driver": "overlay"}]
     assert container_labels.known_names(listed) == {"a", "b"}

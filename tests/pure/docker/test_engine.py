@@ -12,7 +12,7 @@ from plugin.docker.engine import Engine, refusal, unfit
 
 @pytest.mark.parametrize("version", ["29.0.0", "29.0.1", "29.0.2", "29.0.0-rc.1", "29.0.2+dfsg1", "29.0"])
 def test_engines_that_die_of_network_plugins_are_refused(version: str) -> None:
-    """Docker 29.0.0 to 29.0.2 crash with any network plugin: nothing joins there, and the word says what to do."""
+    """Docker 29.0.0 to 29.0.2 crash with any network plugin: each join is refused, and the message says what to do."""
     assert version in refusal(Engine(version))
     assert "upgrade Docker to 29.0.3 or newer" in refusal(Engine(version))
     assert unfit(Engine(version)) == refusal(Engine(version))
@@ -22,19 +22,19 @@ def test_engines_that_die_of_network_plugins_are_refused(version: str) -> None:
     "version", ["20.10.0", "20.10.24+dfsg1", "26.1.5", "28.5.2", "29.0.3", "29.1.0", "30.0.0", "", "dev"]
 )
 def test_other_engines_are_not_spoken_of(version: str) -> None:
-    """What is supported, or not known, works without a word."""
+    """For supported and unknown versions there is no message."""
     assert refusal(Engine(version)) == unfit(Engine(version)) == ""
 
 
 @pytest.mark.parametrize("version", ["19.03.15", "20.9.1", "1.13.1"])
 def test_engines_that_are_too_old_are_told_and_not_refused(version: str) -> None:
-    """Docker before 20.10 is not supported: the word says so, and containers start."""
+    """Docker before 20.10 is not supported: the message says so, and containers start."""
     assert "upgrade Docker to 20.10 or newer" in unfit(Engine(version))
     assert not refusal(Engine(version))
 
 
 def test_the_log_tells_once_for_each_version(caplog: pytest.LogCaptureFixture) -> None:
-    """An error in the log when such an engine answers first, and not with every connection after."""
+    """An error is logged at the first answer of such an engine, and not with every later connection."""
     known = Engine()
     with caplog.at_level(logging.ERROR):
         for version in ("29.0.1", "29.0.1", "29.0.3", "29.0.3"):

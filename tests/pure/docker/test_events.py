@@ -1,4 +1,4 @@
-"""Docker's event stream is read in pieces of any size, and what is no event ends it at once."""
+"""Docker's event stream is read in pieces of any size, and a line that is no event ends it at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVENTS = st.lists(st.dictionaries(st.text(max_size=8), json_values, max_size=3),
 @given(EVENTS, st.lists(st.integers(0, 400), max_size=8))
 @examples(60)
 def test_in_whatever_pieces_it_comes(events: list[dict[str, object]], cuts: list[int]) -> None:
-    """Every event is told, once and in order, wherever the pieces begin and end; an event's end is its line's end."""
+    """Every event is returned once and in order, wherever the pieces begin and end; an event ends with its line."""
     whole = b"".join(json.dumps(each).encode() + b"\n" for each in events)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     pieces = [whole[a:b] for a, b in itertools.pairwise(edges)]
@@ -30,14 +30,14 @@ def test_in_whatever_pieces_it_comes(events: list[dict[str, object]], cuts: list
 
 
 def test_an_event_is_told_when_its_line_has_come() -> None:
-    """Nothing waits for what comes after it, and an empty line is nothing."""
+    """An event is returned without waiting for the next one, and an empty line is ignored."""
     told = objects(['{"a": 1}\n{"b"', b': "\xc3', b'\xa9"}\r\n\n', b'{"c"'])
     assert list(told) == [{"a": 1}, {"b": "é"}]
 
 
 @pytest.mark.parametrize("nonsense", [b"\xff", b"timed out", b"[" * 100_000, b"[]", b"5", b'{"a": 1} {"b": 2}'])
 def test_what_is_no_event_ends_it(nonsense: bytes) -> None:
-    """What it was to say is not known: whoever reads must not go on as if nothing had been."""
+    """The content of the line is unknown: the reader must not continue as if no event had happened."""
     told = objects([b'{"a": 1}\n', nonsense + b"\n", b'{"c": 3}\n'])
     assert next(told) == {"a": 1}
     with pytest.raises(ValueError):  # noqa: PT011 (whatever it says)
@@ -45,7 +45,7 @@ def test_what_is_no_event_ends_it(nonsense: bytes) -> None:
 
 
 def event(action: str, **more: Any) -> bytes:
-    """As moby writes it: what is deprecated first, then whose it is, then its labels."""
+    """An event as moby writes it: the deprecated fields first, then the actor's ID, then its labels."""
     labels = {"a": "x" * (LONGEST + 1), "Type": "network", "ID": "f" * 64}
     told = {"status": action, "id": "c" * 64, "from": "x", "Type": "container", "Action": action,
             "Actor": {"ID": "c" * 64, "Attributes": labels}, "scope": "local", **more}  # fmt: skip
@@ -57,8 +57,8 @@ SMALL = {"Type": "container", "Action": "start", "Actor": {"ID": "d" * 64}}
 
 @pytest.mark.parametrize("size", [1 << 16, 1001, 1 << 24])
 def test_of_a_line_that_is_too_long_its_beginning_tells_who_it_is_about(size: int) -> None:
-    """A container's labels are megabytes: it is heard that it goes, and what comes after it. Programs that are run in
-    a container, whose commands may be as long, are nobody's coming or going."""
+    """A container with megabytes of labels: its departure is read, and the events after it. Programs that run in a
+    container (exec), whose commands may be as long, are neither an arrival nor a departure."""
     lines = [event("create"), event("die"), event("exec_create: " + "y" * (2 * LONGEST)), event("destroy")]
     data = json.dumps(SMALL).encode() + b"\n" + b"".join(lines) + json.dumps(SMALL).encode() + b"\n"
     found = list(objects(data[at : at + size] for at in range(0, len(data), size)))
@@ -79,7 +79,7 @@ def test_of_a_line_that_is_too_long_its_beginning_tells_who_it_is_about(size: in
     ],
 )
 def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes) -> None:
-    """It is told as such before its end has come, once, and what comes after it is heard."""
+    """The event is reported as incomplete before its end has arrived, once, and the events after it are read."""
 
     def chunks() -> Iterator[bytes]:
         yield beginning
@@ -97,7 +97,7 @@ def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes)
 
 
 def test_a_line_without_an_end_takes_no_memory() -> None:
-    """Of a gigabyte that ends nowhere no more is kept than of a line that is read."""
+    """Of a gigabyte without a line end, no more is kept in memory than of a line that is read."""
     tracemalloc.start()
     assert list(objects(itertools.repeat(b"{" * (1 << 16), 1 << 14))) == [None]
     assert tracemalloc.get_traced_memory()[1] < 8 * LONGEST

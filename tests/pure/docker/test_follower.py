@@ -53,7 +53,7 @@ GUEST = Endpoint(
 
 
 class World:
-    """Docker, the reconciler and the guard, as far as the follower sees them; `calls` is what the guard was told."""
+    """Docker, the reconciler and the tracker, as the follower sees them; `calls` lists the calls to the tracker."""
 
     def __init__(self) -> None:
         self.answer: DockerSnapshot | None = None
@@ -61,10 +61,10 @@ class World:
         self.looked = 0
         self.endpoints = {JOINED.id: JOINED}
         self.forgotten: list[str] = []
-        #: Endpoints that the disk does not take, and how often it does not take the whole.
+        #: Endpoints that the disk refuses, and how many times it refuses a full save.
         self.refused: set[str] = set()
         self.facts = Facts(SavedState(egress_restricted=frozenset({"gone0"})))
-        #: All that was observed.
+        #: Everything that was observed.
         self.steps: list[Facts] = []
         self.owed = 0
         self.unsure_ = False
@@ -124,7 +124,7 @@ class World:
 
     @property
     def everybody(self) -> bool:
-        """Which networks there are is known, and that no other one restricts anybody."""
+        """All networks are known, and none restricts egress."""
         return not self.state.egress_restricted
 
     @property
@@ -145,7 +145,7 @@ class World:
     def note(self) -> None:
         self.noted += 1
 
-    # the guard
+    # the tracker
     def now(self) -> int:
         return len(self.calls)
 
@@ -188,7 +188,7 @@ def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
 
 
 def test_subscribe_then_look_at_everything(world: World, follower: DockerFollower) -> None:
-    """With each subscription what was told before is forgotten and everything is looked at; then flows are cut."""
+    """Each new subscription discards the earlier reports and lists everything; then flows are cut."""
     world.answer = DockerSnapshot(
         networks=(NETWORK,), endpoints=(GUEST,), not_guarded={"tool": "has the host's network"}
     )
@@ -201,7 +201,7 @@ def test_subscribe_then_look_at_everything(world: World, follower: DockerFollowe
 
 
 def test_what_goes_is_closed_though_docker_hangs(world: World, follower: DockerFollower) -> None:
-    """A look hangs in Docker's API: a goodbye closes all the same, at once."""
+    """While a listing hangs in Docker's API, a departure event still closes at once."""
     looking, go_on = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -227,7 +227,7 @@ def test_what_goes_is_closed_though_docker_hangs(world: World, follower: DockerF
     "what", ["container die", "container start", "network connect", "network disconnect", "network destroy"]
 )
 def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollower, what: str) -> None:
-    """An event that does not say whom it is about puts everybody in doubt until everything has been looked at."""
+    """An event that does not name its container marks every container unknown until everything has been listed."""
     world.answer = DockerSnapshot()
     until(lambda: world.looked)
     looked = world.looked
@@ -241,8 +241,8 @@ def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollow
 
 
 def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: DockerFollower) -> None:
-    """Where Docker's list could not be read whole, what fwctl denied a container that is not in it stays denied, and
-    its closed ports stay closed."""
+    """If Docker's list could not be read completely, a missing container keeps its `fwctl deny` overrides and its
+    closed ports."""
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
     world.facts = Facts(SavedState(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
     follower.wake()
@@ -253,7 +253,8 @@ def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, followe
 
 
 def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: DockerFollower) -> None:
-    """An exception needs one container's look-up, not a look at everything; its start tells its published ports."""
+    """An exception needs a look-up of one container, not a full listing; the container's start reports its published
+    ports."""
     world.answer = DockerSnapshot()
     world.endpoints = {}
     until(lambda: world.looked == 1)
@@ -268,7 +269,7 @@ def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: D
 
 
 def test_a_look_that_failed_is_made_up_for(world: World, follower: DockerFollower) -> None:
-    """Docker did not answer about one container while its events went on: everything is looked at."""
+    """If Docker did not answer about one container while its events continued, everything is listed."""
     world.answer, world.place = DockerSnapshot(), None
     world.tell("subscribed")
     until(lambda: world.told("cut_closed"))
@@ -278,7 +279,7 @@ def test_a_look_that_failed_is_made_up_for(world: World, follower: DockerFollowe
 
 
 def test_it_is_known_whether_docker_tells(world: World, follower: DockerFollower) -> None:
-    """From the subscription to the end of the stream, and no longer."""
+    """The follower reports that it follows Docker from the subscription to the end of the stream, and no longer."""
     assert not follower.listening
     world.tell("subscribed")
     until(lambda: follower.listening)
@@ -289,7 +290,7 @@ def test_it_is_known_whether_docker_tells(world: World, follower: DockerFollower
 def test_a_network_that_docker_made_may_own_a_bridge_that_came_lately(
     world: World, bridges: Bridges, follower: DockerFollower
 ) -> None:
-    """The bridge is guarded before Docker's next list is there."""
+    """The bridge is protected before Docker's next list arrives."""
     bridges.see([Link(5, "front1", bridge=True)])
     noted = world.noted
     world.tell("network create", NETWORK.id)
@@ -300,7 +301,7 @@ def test_a_network_that_docker_made_may_own_a_bridge_that_came_lately(
 def test_an_unknown_bridge_is_asked_about_again(
     world: World, bridges: Bridges, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bridge of somebody else's is left alone some seconds after it came, without any event of Docker's."""
+    """A bridge that is not Docker's is exempt a few seconds after it appeared, without any Docker event."""
     clock = [100.0]
     monkeypatch.setattr(bridges, "now", lambda: clock[0])
     monkeypatch.setattr(follow, "SETTLE", 0.05)
@@ -313,7 +314,8 @@ def test_an_unknown_bridge_is_asked_about_again(
 
 
 def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: DockerFollower) -> None:
-    """A rule may speak of a network by name, an empty one too; who was confined before is known anew after a look."""
+    """A rule may name a network, even an empty one. Which containers were egress-restricted before is known again after
+    a listing."""
     world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
     world.tell("subscribed")
     until(lambda: world.everybody)
@@ -324,7 +326,7 @@ def test_networks_are_known_before_their_containers_and_everybody_after(world: W
 def test_an_old_answer_makes_nobody_known(
     world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A list that is too old when it comes is asked for again, and until then what was confined stays so."""
+    """A list that is too old on arrival is requested again; until then egress restrictions remain."""
     world.answer = DockerSnapshot()
     monkeypatch.setattr(World, "__getattr__", lambda self, name: lambda *_, **__: self.calls.append((name,)))
     looked = world.looked
@@ -334,7 +336,8 @@ def test_an_old_answer_makes_nobody_known(
 
 
 def test_a_container_is_asked_about_while_it_can_be(world: World, follower: DockerFollower) -> None:
-    """What its attachments say is asked when it has been created; one of whom that is not known yet is not sure."""
+    """An attachment's options are requested when the endpoint has been created; a container whose options are still
+    unknown is not confirmed."""
     world.answer = DockerSnapshot()
     world.tell("container create", WEB.id)
     until(lambda: world.created_ == [WEB.id])
@@ -343,11 +346,11 @@ def test_a_container_is_asked_about_while_it_can_be(world: World, follower: Dock
     until(lambda: any(call[0] == "put" and call[1] == NETWORK and call[-1] is False for call in world.calls))
 
 
-# --- endpoints of the driver's ------------------------------------------------------------------------------------
+# --- the driver's endpoints ---------------------------------------------------------------------------------------
 
 
 def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: DockerFollower) -> None:
-    """A container that joined while Docker's API was silent gets its exceptions as soon as it answers."""
+    """A container that joined while Docker's API was silent gets its exceptions as soon as the API answers."""
     follower.wake()
     until(lambda: world.looked)
     assert world.endpoints[JOINED.id].container is None
@@ -357,7 +360,7 @@ def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: 
 
 
 def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: DockerFollower) -> None:
-    """A container's start makes everything be looked at as long as an endpoint's labels are not known."""
+    """A container's start triggers a full listing as long as an endpoint's labels are unknown."""
     until(lambda: world.looked)
     world.answer = DockerSnapshot({JOINED.id: WEB})
     world.tell("container start", WEB.id)
@@ -365,14 +368,14 @@ def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: Do
 
 
 def test_wrong_labels_are_kept_as_what_they_are(world: World, follower: DockerFollower) -> None:
-    """Labels that turn out wrong after the start are known as wrong: the policy keeps such a container closed."""
+    """Labels that turn out to be wrong after the start are recorded as wrong: the policy keeps the container closed."""
     world.answer = DockerSnapshot({JOINED.id: WRONG})
     follower.wake()
     until(lambda: world.endpoints[JOINED.id].container == WRONG)
 
 
 def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
-    """What Docker still tells about an endpoint that left opens nothing."""
+    """A Docker report about an endpoint that has left opens nothing."""
     world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
     DriverSync(world, world.undo).update_labels({JOINED.id: WEB})  # type: ignore[arg-type]
     assert world.endpoints[JOINED.id].container is None
@@ -382,8 +385,8 @@ def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
 def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
     world: World, monkeypatch: pytest.MonkeyPatch, joined: bool
 ) -> None:
-    """A Leave that never came does not leave an address open for ever, nor does a Join that never came leave a record;
-    a container just starting is left in peace."""
+    """A missing Leave does not leave an address open permanently, and a missing Join does not leave a record behind; a
+    container that is just starting is not affected."""
     world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=joined)
     found = DriverSync(world, world.undo)  # type: ignore[arg-type]
     found.prune({}, None)
@@ -397,8 +400,9 @@ def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
 
 
 def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """dockerd died before it kept a network that was made, or we before we kept that it went: its subnet is free again
-    after a minute. Not one that somebody is on, and none while Docker's networks are not all known."""
+    """dockerd died before it saved a new network, or docker-fw died before it saved a removal: the subnet is free again
+    after a minute. A network that has an endpoint stays, and none is removed while Docker's networks are not all known.
+    """
     monkeypatch.setattr(driver_sync, "GONE", 30.0)
     moment = [100.0]
     monkeypatch.setattr("plugin.docker.driver_sync.time.monotonic", lambda: moment[0])
@@ -416,7 +420,7 @@ def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypa
 
 
 def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel or the disk refuses is tried again with the next look."""
+    """A change that the kernel or the disk refuses is retried at the next listing."""
     monkeypatch.setattr(driver_sync, "GONE", 0.0)
     other = dataclasses.replace(JOINED, id="f" * 64)
     world.endpoints[other.id] = other
@@ -433,7 +437,7 @@ def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatc
 
 
 def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
-    """The driver undoes an endpoint, and a network with its bridge."""
+    """The driver removes an endpoint, and a network with its bridge."""
     disk, nothing, links = Disk(), MagicMock(), MagicMock()
     state = Reconciler(Kernel(), disk, Defaults())  # type: ignore[arg-type]
     made = Driver(state, links, nothing, nothing, nothing)
@@ -448,7 +452,8 @@ def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
 
 
 def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Labels that cannot be kept open nothing, and are told of once; everybody else's are learned, theirs next time."""
+    """Labels that cannot be saved open nothing, and are reported once; the labels of all other containers are learned,
+    and these ones are retried."""
     other = dataclasses.replace(JOINED, id="f" * 64)
     world.endpoints[other.id] = other
     found, told = DriverSync(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
@@ -466,7 +471,7 @@ def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytes
 def test_what_the_disk_did_not_take_is_written_when_it_does(
     world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch, unsure: bool
 ) -> None:
-    """Nothing needs to happen for that: it is tried again and again, whoever else is waited for."""
+    """No event is needed: the write is retried periodically, whatever other container is waited for."""
     monkeypatch.setattr(follow, "UNSURE", 0.01)
     world.answer = DockerSnapshot()
     world.owed, world.unsure_, follower.listening = 3, unsure, True
@@ -475,7 +480,8 @@ def test_what_the_disk_did_not_take_is_written_when_it_does(
 
 
 def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silence is none; an event in hand for as long as a renewal is, until it is done."""
+    """Silence does not count as stuck. An event in progress counts as healthy for the length of one renewal, and not
+    after that until it is done."""
     docker, done, begun = World(), threading.Event(), threading.Event()
     follower = DockerFollower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
     monkeypatch.setattr(follow, "EVERY", 0.0)

@@ -1,4 +1,4 @@
-"""Labels count as the image's if the variant that the container was created from has them, on every engine."""
+"""Labels count as the image's if the variant from which the container was created has them, on every engine."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.kernel.fakedocker import FakeDocker
 
 NETWORK, INDEX = "a" * 64, "sha256:" + "1" * 64
 OPEN = {"fw.policy": "open"}
-#: The releases that have containerd's image store, and the newest API version of each.
+#: The releases with containerd's image store, and the newest API version of each.
 RELEASES = {"24.0.9": 43, "26.1.5": 45, "27.5.1": 47, "28.0.4": 48, "28.1.0": 49, "28.5.2": 51, "29.7.2": 55}
-#: Those that show the variant of a platform.
+#: The releases that show the variant of a platform.
 SHOW = ["28.1.0", "28.5.2", "29.7.2"]
 
 
@@ -54,7 +54,8 @@ class Manifest:
 
 
 class Store(FakeDocker):
-    """Docker with containerd's image store, on amd64, after moby's source. `index`: the variants of the one image."""
+    """Docker with containerd's image store, on amd64, modelled on moby's source. `index`: the variants of the one
+    image."""
 
     release = "29.7.2"
 
@@ -63,7 +64,7 @@ class Store(FakeDocker):
         self.index: list[Manifest] = []
 
     def create(self, name: str, manifest: Manifest, labels: dict[str, str] | None = None, **more: Any) -> None:
-        """A running container of the variant: the image's labels, and over them the user's."""
+        """Run a container of the variant: it has the image's labels, overridden by the user's."""
         endpoint = f"{len(self.containers) + 1:064x}"
         self.container(name, endpoint, NETWORK, {**manifest.labels, **(labels or {})}, INDEX)
         self.containers[endpoint].update({"ImageManifestDescriptor": manifest.descriptor, **more})
@@ -114,12 +115,12 @@ def docker(tmp_path: Path) -> Iterator[Store]:
 
 
 def look(docker: Store, api: DockerApi | None = None) -> dict[str, Container]:
-    """By name, each container as docker-fw takes it."""
+    """Return each container by name, as docker-fw reads it."""
     return {each.name: each for each in (api or DockerApi(str(docker.path))).look().containers.values()}
 
 
 def closed(container: Container) -> bool:
-    """True if nothing of what opens counts, and it is told why."""
+    """True if no opening label applies and the reason is reported."""
     return container.spec == PolicySpec() and container.image_spec == PolicySpec() and bool(container.problems)
 
 
@@ -128,7 +129,7 @@ def closed(container: Container) -> bool:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_label_of_another_variant_than_docker_prefers_is_the_images(docker: Store, release: str) -> None:
-    """On each Docker that has had containerd's image store: what opens by the image's label counts for nothing."""
+    """On each Docker with containerd's image store, labels that open have no effect if they come from the image."""
     docker.release = release
     docker.create("loud", LOUD)
     made = look(docker)["loud"]
@@ -139,7 +140,8 @@ def test_the_label_of_another_variant_than_docker_prefers_is_the_images(docker: 
 
 @pytest.mark.parametrize("release", SHOW)
 def test_a_label_of_the_users_opens(docker: Store, release: str) -> None:
-    """On the variant that has none; beside one of the variant that has it, whichever is looked at first."""
+    """The label applies on the variant that lacks it, also next to a container of the variant that has it, in either
+    order."""
     docker.release = release
     for name, manifest in (("one", LOUD), ("two", PLAIN), ("three", LOUD), ("four", PLAIN)):
         docker.create(name, manifest, OPEN)
@@ -153,7 +155,8 @@ def test_a_label_of_the_users_opens(docker: Store, release: str) -> None:
 
 @pytest.mark.parametrize("release", ["24.0.9", "26.1.5", "27.5.1"])
 def test_where_no_variant_is_told_any_label_may_be_the_images(docker: Store, release: str) -> None:
-    """Docker 24 to 27 with this store: what opens counts for nothing, what closes counts, and the way out is told."""
+    """Docker 24 to 27 with this store: labels that open are ignored, labels that close apply, and the message says what
+    to do."""
     docker.release = release
     docker.create("users", PLAIN, OPEN)
     docker.create("closing", PLAIN, {"fw.deny": "22", "fw.egress": "none"})
@@ -168,8 +171,8 @@ def test_where_no_variant_is_told_any_label_may_be_the_images(docker: Store, rel
 
 @pytest.mark.parametrize("release", SHOW)
 def test_an_answer_about_anything_else_is_none(docker: Store, release: str) -> None:
-    """A platform that the index names twice, an image that has gone, a variant that has gone or is not there whole:
-    then any label may be the image's."""
+    """A platform that the index names twice, an image that was removed, a variant that was removed or is incomplete: in
+    each case any label may be the image's."""
     docker.release = release
     docker.create("loud", LOUD)
     docker.create("users", PLAIN, OPEN)
@@ -194,13 +197,13 @@ def test_an_answer_about_anything_else_is_none(docker: Store, release: str) -> N
     ],
 )
 def test_a_container_without_a_variant_is_of_none(docker: Store, descriptor: Any) -> None:
-    """Docker's list names none, or not so that it can be asked for."""
+    """Docker's list names no variant, or not in a form that can be used in a request."""
     docker.create("users", PLAIN, OPEN, ImageManifestDescriptor=descriptor)
     assert closed(look(docker)["users"])
 
 
 def test_one_variant_is_known_without_platforms_too(docker: Store) -> None:
-    """Docker 28.0 shows no platform's variant; an image that is one manifest alone is that one."""
+    """Docker 28.0 shows no platform's variant; an image that is a single manifest is that variant."""
     docker.release = "28.0.4"
     docker.create("users", PLAIN, OPEN)
     (container,) = docker.containers.values()
@@ -209,7 +212,7 @@ def test_one_variant_is_known_without_platforms_too(docker: Store) -> None:
 
 
 def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> None:
-    """Not in a hook either: its container is closed, and the next one's labels are read."""
+    """A hook is not blocked either: the image's container is closed, and the next container's labels are read."""
     docker.create("odd", Manifest(7, ""), OPEN)
     docker.create("users", PLAIN, OPEN)
     docker.index = [PLAIN]
@@ -235,8 +238,8 @@ def test_an_image_that_docker_refuses_to_show_holds_up_nobody(docker: Store) -> 
 def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
     docker: Store, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image may be made so that Docker takes minutes to inspect it: its container is closed, and everybody else's
-    labels are read, in a look and in a hook; nobody waits for it again a moment later."""
+    """An image can be crafted so that Docker takes minutes to inspect it: its container is closed, and the labels of
+    all others are read, in a listing and in a hook; the image is not waited for again a moment later."""
     monkeypatch.setattr(client, "LOOK_TIMEOUT", 0.2)
     docker.create("odd", Manifest(7, "odd"), OPEN)
     docker.create("users", PLAIN, OPEN)
@@ -264,7 +267,7 @@ def test_an_image_that_docker_never_finishes_to_show_holds_up_nobody(
 
 
 def test_an_answer_in_drops_ends(docker: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each drop comes in time, and all of them would take hours: who asked gives up, and asks again."""
+    """Each drop arrives in time, but all of them would take hours: the client gives up, and asks again."""
     api = DockerApi(str(docker.path))
     docker.create("users", PLAIN, OPEN)
     assert look(docker, api)
@@ -279,7 +282,7 @@ def test_an_answer_in_drops_ends(docker: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> None:
-    """Its container joins closed; the next one's labels are read in the hook."""
+    """The image's container joins closed; the next container's labels are read in the hook."""
     docker.create("odd", Manifest(7, "odd"), OPEN)
     docker.create("users", PLAIN, OPEN)
     docker.index, truth = [PLAIN], docker._inspect
@@ -302,8 +305,8 @@ def test_an_image_that_docker_fails_to_show_silences_no_hook(docker: Store) -> N
 
 
 def test_in_the_store_of_graph_drivers_an_image_is_one(tmp_path: Path) -> None:
-    """There an image ID is one config's digest: asked for once, with no platform, and /info only where the API does not
-    tell the stores apart."""
+    """In that store an image ID is the digest of one config: it is inspected once, without a platform, and /info is
+    requested only where the API does not distinguish the stores."""
     docker = FakeDocker(tmp_path / "docker.sock")
     docker.images = {"sha256:loud": OPEN, "sha256:plain": {}}
     try:
@@ -328,19 +331,19 @@ def test_in_the_store_of_graph_drivers_an_image_is_one(tmp_path: Path) -> None:
     ],
 )
 def test_which_store_it_is(info: dict[str, Any], there: bool) -> None:
-    """By what `docker info` shows of the storage driver."""
+    """The store is recognised by the storage driver in `docker info`."""
     assert in_containerd(info) is there
 
 
 @pytest.mark.parametrize("info", [{}, {"Driver": ""}, {"Driver": 5}, {"Driver": "overlay2", "DriverStatus": "x"}])
 def test_a_store_that_is_not_told_is_not_known(info: dict[str, Any]) -> None:
-    """Then any label may be the image's."""
+    """In that case any label may be the image's."""
     with pytest.raises(UnknownLabels):
         in_containerd(info)
 
 
 def test_another_images_answer_is_none() -> None:
-    """An answer must name the image that was asked for."""
+    """An answer must name the image that was requested."""
     assert image_labels(Variant("sha256:a"), {"Id": "sha256:a", "Config": None}) == {}
     for told in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
         with pytest.raises(UnknownLabels):
@@ -350,13 +353,13 @@ def test_another_images_answer_is_none() -> None:
 
 
 def test_only_labels_that_matter_are_kept() -> None:
-    """Of an image's megabytes of labels those that are compared."""
+    """Of an image's megabytes of labels, only those that are compared are kept."""
     told = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
     assert image_labels(variant({"ImageID": "x"}), told) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
 
 
 def test_the_reason_is_logged_and_told_for_each_container(docker: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """`fwctl status` shows problems; a look that cannot tell an image's labels is no look that failed."""
+    """`fwctl status` shows problems; a listing that cannot tell an image's labels is not a failed listing."""
     docker.index = []
     docker.create("users", PLAIN, OPEN)
     with caplog.at_level(logging.ERROR):
@@ -376,5 +379,6 @@ def test_the_reason_is_logged_and_told_for_each_container(docker: Store, caplog:
     ],
 )
 def test_the_version_that_docker_is_asked_in(least: str | None, most: str, asked: str) -> None:
-    """One that it serves: 20.10 knows none after 1.41, 29 none before 1.44, and a later one may drop what we know."""
+    """The client uses a version that Docker serves: 20.10 knows none after 1.41, 29 none before 1.44, and a later one
+    may drop fields that docker-fw knows."""
     assert asking.version({"ApiVersion": most, "MinAPIVersion": least}) == asked

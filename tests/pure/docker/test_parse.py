@@ -49,7 +49,7 @@ MORE, SSH = Rule("tcp", 8080, 8080), Rule("tcp", 22, 22)
 
 
 def test_a_network_is_read_as_docker_lists_it() -> None:
-    """Its bridge by Docker's rule, subnets, gateway modes, and what its options open."""
+    """Its bridge by Docker's rule, subnets, gateway modes, and the ports that its options open."""
     found = parse.network(NETWORK)
     assert found
     assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
@@ -67,7 +67,7 @@ def test_a_network_on_which_containers_do_not_talk(value: str) -> None:
 
 
 def test_a_network_says_all_that_a_container_may() -> None:
-    """Every key of the language may be an option of a network, but fw.network.NAME."""
+    """Every label key may be a network option, except fw.network.NAME."""
     options = {"fw.deny": "22", "fw.policy": "closed", "FW.EGRESS": "none", "fw.log": "drop"}
     found = parse.network({**NETWORK, "Options": options})
     assert found
@@ -89,7 +89,7 @@ def test_a_bridge_of_the_users_own_name() -> None:
 
 @pytest.mark.parametrize("name", ["_front", "@br", "br+x", "-x", "ü", "a b"])
 def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
-    """A network whose bridge docker-fw cannot name in its table is not read; its bridge is Docker's all the same."""
+    """A network whose bridge docker-fw cannot name in its table is not read; its bridge still counts as Docker's."""
     odd = {**NETWORK, "Id": "f" * 64, "Options": {"com.docker.network.bridge.name": name}}
     with pytest.raises(ValueError, match="bridge name"):
         parse.network(odd)
@@ -99,18 +99,18 @@ def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
 @pytest.mark.parametrize("odd", [None, {}, {"Driver": "bridge"}, {"Driver": "bridge", "Id": 7}, "network",
                                  {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}}])  # fmt: skip
 def test_what_is_left_out_of_a_list_is_said(odd: Any) -> None:
-    """A network that is not understood leaves the others known, and the list incomplete."""
+    """A network that cannot be read leaves the others known, and the list incomplete."""
     assert parse.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
 
 
 @pytest.mark.parametrize("driver", ["host", "null", "overlay", "macvlan", "fw:latest", ""])
 def test_networks_of_other_drivers_are_not_dockers_bridges(driver: str) -> None:
-    """Only what Docker's bridge driver made is guarded as such."""
+    """Only networks of Docker's bridge driver are protected as Docker networks."""
     assert parse.network({**NETWORK, "Driver": driver}) is None
 
 
 def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
-    """It opens nothing, and is told with where it stands."""
+    """The option opens nothing, and is reported with its place."""
     found = parse.network({**NETWORK, "Options": {"fw.allow": "808O"}})
     assert found
     assert found.spec.allow == ()
@@ -118,7 +118,8 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
 
 
 def test_a_running_container_has_its_places_and_ports() -> None:
-    """Each network with its addresses of either family; one that it is not on just now is none."""
+    """A container has each network with its addresses of either family; a network without an endpoint ID or address is
+    left out."""
     front, six = parse.endpoints(RUNNING, WEB)
     assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
     assert (front.addr4, front.addr6) == (IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))
@@ -133,7 +134,7 @@ def test_a_running_container_has_its_places_and_ports() -> None:
 
 
 def test_each_place_has_its_own_labels_and_options() -> None:
-    """What labels say for one network, by its name or compose's, and what an attachment's driver_opts say."""
+    """Labels for one network, by its Docker or compose name, and an attachment's driver_opts."""
     raw = {**RUNNING, "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22",
                                  **COMPOSE}}  # fmt: skip
     who = container_labels.read(raw, None)
@@ -152,7 +153,8 @@ def test_each_place_has_its_own_labels_and_options() -> None:
 
 
 def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
-    """Nothing can be refused on Docker's own networks: it is told with the container's own mistakes, at that place."""
+    """On Docker networks nothing can be refused: the mistake is reported with the container's own ones, for that
+    endpoint."""
     raw = {**RUNNING, "Labels": {"fw.allow": "0"}}
     options = {"front": {"fw.policy": "opne", "com.docker.network.endpoint.sysctls": "x"}}
     front, six = parse.endpoints(raw, container_labels.read(raw, None), {}, options)
@@ -166,7 +168,7 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
 
 
 def test_where_a_container_is_and_with_what_options() -> None:
-    """Its endpoints, which are others each time that it starts; the options of its attachments, where they are any."""
+    """The container's endpoint IDs, which change at each start; the options of its attachments, if they have any."""
     assert parse.endpoint_ids(RUNNING) == ("", "e" * 64, "f" * 64)
     assert parse.endpoint_ids({}) == ()
     inspected = {"NetworkSettings": {"Networks": {
@@ -179,7 +181,8 @@ def test_where_a_container_is_and_with_what_options() -> None:
 
 @pytest.mark.parametrize("key", ["ep-" + "e" * 64, "c" * 64])
 def test_a_container_that_is_being_connected(key: str) -> None:
-    """Before Docker has told the sandbox its entry has the endpoint's ID and the container's name, then its ID."""
+    """Before Docker has set up the sandbox, the entry's key contains the endpoint's ID, afterwards the container's ID;
+    its name is the container's."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
     other = {"Name": "db", "EndpointID": "d" * 64, "IPv4Address": "172.18.0.9/16", "IPv6Address": ""}
     there = {**NETWORK, "Containers": {"ep-" + "d" * 64: other, key: entry}}
@@ -197,7 +200,7 @@ def test_a_container_that_is_being_connected(key: str) -> None:
 
 
 def test_a_name_alone_is_nobody() -> None:
-    """Another container's entry under its own ID is not ours because it once had our name."""
+    """An entry under another container's ID is not this container's, though it has the same name."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": ""}
     assert parse.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB, {}) is None
 
@@ -219,7 +222,8 @@ def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 @given(json_values)
 @examples(25)
 def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
-    """Whatever stands in whatever place of Docker's answers: read, or an error; what is open was in the right place."""
+    """For any value at any place of Docker's answers: it is read, or is an error; an opening value was at the right
+    place."""
     for path in _paths(NETWORK)[1:]:
         try:
             found = parse.network(_with(NETWORK, path, new))
@@ -248,7 +252,7 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
     ],
 )
 def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
-    """It is said of a container whose labels count for nothing, and why."""
+    """The reason is reported for a container whose labels have no effect."""
     assert parse.not_guarded({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
     assert parse.not_guarded({}) == ""
 
@@ -256,7 +260,7 @@ def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
 @given(json_values)
 @examples(50)
 def test_any_event_is_read(told: Any) -> None:
-    """Whatever Docker's events bring: what is not there is empty, and nothing is raised."""
+    """Any event can be read: missing fields are empty, and no error is raised."""
     for raw in ({"Type": told, "Action": told, "Actor": told}, {"Actor": {"ID": told, "Attributes": told}}):
         found = parse.event(raw)
         assert isinstance(found.id, str)
@@ -264,7 +268,7 @@ def test_any_event_is_read(told: Any) -> None:
 
 
 def test_an_event_is_read() -> None:
-    """What happened, to which network or container, and who was concerned."""
+    """An event has its action, the network or container, and the container concerned."""
     actor = {"ID": "n", "Attributes": {"container": "c", "type": "bridge"}}
     found = parse.event({"Type": "network", "Action": "connect", "Actor": actor})
     assert found == parse.Event("network connect", "n", "c", "bridge")

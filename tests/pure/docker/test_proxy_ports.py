@@ -1,4 +1,4 @@
-"""A port of the host counts as docker-proxy's until it is known to be the host's own."""
+"""A host port counts as docker-proxy's until it is known to belong to a program of the host."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def inspected(bindings: Any = None, **config: Any) -> dict[str, Any]:
     return {"HostConfig": {"PortBindings": bindings, **config}}
 
 
-# --- what a container asks for ----------------------------------------------------------------------------------------
+# --- the ports that a container requests ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def inspected(bindings: Any = None, **config: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_container_asks_for(raw: Any, right: list[Asked]) -> None:
-    """Fixed ports, on all addresses or one; ranges, and many ports in a row as one; 0 where Docker chooses."""
+    """Fixed ports, on all addresses or one; ranges, and many consecutive ports as one; 0 where Docker chooses."""
     assert sorted(asked(raw), key=str) == sorted(right, key=str)
     assert tuple(asking.read(_plain(each)) for each in asked(raw)) == asked(raw)
 
 
 def test_who_asks_for_very_much_asks_for_everything() -> None:
-    """It is bounded what is kept of one container."""
+    """The amount that is stored for one container is bounded."""
     wanted = asked(inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1, 3000, 2)}))
     assert len(wanted) <= MOST
     assert all(any(each.may_be(tcp(n, host)) for each in wanted) for n in (2, 65535) for host in (ANY4, ANY6, ONE))
@@ -78,7 +78,7 @@ def test_who_asks_for_very_much_asks_for_everything() -> None:
 
 @pytest.mark.parametrize("text", ["x", "70000", "9-1", "-1", "1-2-3", "８０"])
 def test_what_is_no_port_is_refused(text: str) -> None:
-    """Then it is not known what the container asks for, and nothing is taken for the host's own."""
+    """In that case the container's ports are unknown, and no port is taken for the host's own."""
     with pytest.raises(ValueError, match="HostPort"):
         asked(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
 
@@ -88,7 +88,7 @@ hosts = st.sampled_from([ANY4, ANY6, ONE, IPv4Address("192.0.2.2"), IPv6Address(
 
 @given(hosts, hosts, st.integers(1, 5), st.integers(1, 5))
 def test_who_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: int, port: int) -> None:
-    """The same port, on the same address, or where one of the two is on all of the family."""
+    """True for the same port on the same address, or if one of the two is on all addresses of the family."""
     right = (
         wanted == port
         and asks.version == listens.version
@@ -98,7 +98,7 @@ def test_who_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: 
     assert not Asked("udp", asks, wanted, wanted).may_be(tcp(port, listens))
 
 
-# --- whose a listener is ----------------------------------------------------------------------------------------------
+# --- the owner of a listener ------------------------------------------------------------------------------------------
 
 
 class Host:
@@ -129,7 +129,8 @@ def ports(found: Iterable[Published]) -> set[int]:
 
 
 def test_who_was_there_before_is_the_hosts(host: Host) -> None:
-    """But for ports that a container is known to ask for, and those from which Docker chooses, if root has them."""
+    """A listener that existed before belongs to the host, except on ports that a container is known to request, and on
+    those from which Docker chooses, if root has them."""
     for port in (22, 8080, 40000):
         host.listens(tcp(port))
     host.listens(tcp(40001), root=False)
@@ -138,7 +139,7 @@ def test_who_was_there_before_is_the_hosts(host: Host) -> None:
 
 
 def test_who_comes_is_held_until_docker_has_been_asked(host: Host) -> None:
-    """An answer that was asked for before, or that says nothing of some container, says nothing of it."""
+    """An answer that was requested earlier, or that lacks some container, does not decide about a listener."""
     listeners = host.listeners()
     assert listeners.poll() == frozenset()
     host.listens(tcp(8080))
@@ -157,7 +158,7 @@ def test_who_comes_is_held_until_docker_has_been_asked(host: Host) -> None:
 
 
 def test_another_user_than_root_is_no_docker_proxy(host: Host) -> None:
-    """Such a program is the host's from the moment that it is seen."""
+    """A program of another user counts as the host's as soon as it is seen."""
     listeners = host.listeners()
     listeners.poll()
     host.listens(tcp(5432), root=False)
@@ -166,8 +167,8 @@ def test_another_user_than_root_is_no_docker_proxy(host: Host) -> None:
 
 @pytest.mark.parametrize("who", ["runs", "asks", "chooses"])
 def test_a_containers_port_is_never_the_hosts(host: Host, who: str) -> None:
-    """One that a running container has, one that some container asks for; and while Docker chooses one for some
-    container, no port of those that it chooses from."""
+    """A port that a running container has, or that some container requests; and while Docker chooses one for some
+    container, every port of the range from which it chooses."""
     listeners = host.listeners()
     listeners.poll()
     host.listens(tcp(40000))
@@ -181,7 +182,7 @@ def test_a_containers_port_is_never_the_hosts(host: Host, who: str) -> None:
 
 
 def test_one_that_was_taken_for_the_hosts_is_docker_proxys(host: Host) -> None:
-    """It listened before docker-fw came, on a port of a container that runs; and Docker is not asked again for it."""
+    """It was listening before docker-fw started, on a port of a running container; Docker is not asked again for it."""
     host.listens(tcp(8080))
     host.listens(tcp(22))
     listeners = host.listeners()
@@ -192,7 +193,7 @@ def test_one_that_was_taken_for_the_hosts_is_docker_proxys(host: Host) -> None:
 
 
 def test_who_shares_a_port_of_the_hosts_is_the_hosts(host: Host) -> None:
-    """A server that starts more workers (SO_REUSEPORT), and ends the first: a port is shared by agreement alone."""
+    """A server that starts more workers (SO_REUSEPORT) and ends the first: programs share a port only by agreement."""
     first = host.listens(tcp(80))
     listeners = host.listeners()
     listeners.poll()
@@ -206,8 +207,8 @@ def test_who_shares_a_port_of_the_hosts_is_the_hosts(host: Host) -> None:
 
 
 def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> None:
-    """On a port that Docker's last list left to the host; not while it is not known what a new container asks for, nor
-    where one asks for the port."""
+    """Only on a port that Docker's last list left to the host; not while the ports of a new container are unknown, nor
+    if a container requests the port."""
     first = {host.listens(tcp(port)) for port in (22, 80)}
     listeners = host.listeners()
     listeners.poll()
@@ -233,7 +234,7 @@ def test_a_program_that_starts_again_waits_a_while_for_docker(host: Host) -> Non
 
 
 def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TCP and low ports first."""
+    """TCP and low ports have priority."""
     monkeypatch.setattr("plugin.kernel.sock_diag.MOST", 3)
     for port in range(50000, 50010):
         host.listens(Published("udp", ANY4, port, port), root=False)
@@ -242,7 +243,7 @@ def test_masses_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytes
     assert ports(host.listeners().poll()) == {22, 80, 50000}
 
 
-# --- what is told to the table ----------------------------------------------------------------------------------------
+# --- the facts for the table ------------------------------------------------------------------------------------------
 
 
 class Desk:
@@ -278,7 +279,8 @@ def desk(host: Host) -> Desk:
 
 
 def test_a_port_of_dockerds_own_that_a_container_asks_for_is_closed(desk: Desk) -> None:
-    """From the moment that Docker has made the container, before it can start, until it is removed; over restarts."""
+    """The port is closed as soon as Docker has created the container, before it can start, until it is removed; also
+    after restarts."""
     assert desk.of("dockerd_ports") == {2375, 2376, 2377, 4789}
     desk.host.listens(tcp(2377))
     desk.ports.created("c")
@@ -293,7 +295,7 @@ def test_a_port_of_dockerds_own_that_a_container_asks_for_is_closed(desk: Desk) 
 
 
 def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
-    """Unless it was made after Docker was asked, or the list has a hole."""
+    """Except if it was created after the request to Docker, or if the list is incomplete."""
     desk.ports.asks("old", (Asked("tcp", ANY4, 2375, 2375),))
     desk.host.time += 1
     moment = desk.ports.now()
@@ -306,14 +308,14 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
 
 
 def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
-    """What a container asks for is closed, whether it can be kept or not."""
+    """The port that a container requests is closed, whether it can be saved or not."""
     desk.disk.full = True
     desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376),))
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
 
 
 def test_listeners_are_told_where_they_matter(desk: Desk) -> None:
-    """Where docker-proxy is known by its control group the table needs none of them."""
+    """If docker-proxy is identified by its control group, the table needs no listeners."""
     desk.host.listens(tcp(22))
     assert desk.look(BLIND).listening == {22}
     assert desk.look(KNOWN) == (set(), set())
@@ -326,7 +328,7 @@ def test_listeners_are_told_where_they_matter(desk: Desk) -> None:
 
 def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may publish ten thousand ports: five looks a second at all of them would take a quarter of a core.
-    When docker-proxy is not known any more, who came since the last look is held."""
+    When docker-proxy cannot be identified any more, listeners that appeared since the last look are closed."""
     looks, truth = [], desk.ports._listeners._listed
     monkeypatch.setattr(desk.ports._listeners, "_listed", lambda: looks.append(1) or truth())
     desk.host.listens(tcp(22))
@@ -340,7 +342,7 @@ def test_who_listens_is_looked_at_seldom_where_nobody_is_held(desk: Desk, monkey
 
 
 def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
-    """Without a rule for it a fresh listener is closed by its port, once it is seen, until it is known whose it is."""
+    """Without a kernel rule for new listeners, one is closed by its port, once it is seen, until its owner is known."""
     desk = Desk(host, kinds=lambda: (False, False))
     desk.look(KNOWN)
     host.listens(tcp(8080))
@@ -351,7 +353,7 @@ def test_a_kernel_that_cannot_hold_closes_what_it_sees(host: Host) -> None:
 
 
 def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> None:
-    """Docker lists a container that could not be inspected: any port may be its."""
+    """Docker lists a container that could not be inspected: any port may belong to it."""
     desk.look(BLIND)
     desk.host.listens(tcp(8080))
     desk.look(BLIND)
@@ -368,8 +370,8 @@ def test_a_container_of_which_nothing_is_known_holds_everything(desk: Desk) -> N
 
 
 def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path: Path) -> None:
-    """It asks for its ports before its labels are told: they are kept closed, and a program of the host that is started
-    again, such as sshd, is reached again."""
+    """The container's ports are read before its labels: they stay closed, and a restarted program of the host, such as
+    sshd, is reachable again."""
     docker = FakeDocker(tmp_path / "docker.sock")
     try:
         api = DockerApi(str(docker.path))
@@ -392,7 +394,7 @@ def test_a_container_too_large_to_be_listed_holds_nobody_up(desk: Desk, tmp_path
 
 
 def test_sockets_that_cannot_be_listed_leave_what_was_known(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's programs stay reachable, and nothing new becomes so."""
+    """The host's programs stay reachable, and no new one becomes reachable."""
     desk.host.listens(tcp(22))
     desk.look(BLIND)
 
@@ -404,7 +406,7 @@ def test_sockets_that_cannot_be_listed_leave_what_was_known(desk: Desk, monkeypa
 
 
 def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
-    """As the host says, and never later than the kernel's own default."""
+    """The start of the range is the host's setting, and never higher than the kernel's own default."""
     place = tmp_path / "ipv4"
     place.mkdir()
     for text, right in (("10000\t20000\n", 10000), ("40000 50000\n", 32768), ("x", 32768)):
@@ -414,7 +416,7 @@ def test_from_which_port_on_docker_chooses(tmp_path: Path) -> None:
 
 
 def test_what_was_closed_is_not_the_hosts_at_the_next_start(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A docker-proxy that is there before docker-fw, as some engines have it at a boot."""
+    """A docker-proxy that runs before docker-fw starts, as with some engines at boot."""
     state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
     for port in (tcp(8080), tcp(9090, ANY6), tcp(22)):
         host.listens(port)

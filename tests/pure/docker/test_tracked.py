@@ -28,7 +28,8 @@ _guests = st.builds(
 def test_they_are_found_as_if_all_were_looked_through(
     steps: list[TrackedEndpoint | str], asked: TrackedEndpoint
 ) -> None:
-    """After any comings (an endpoint's address may have changed hands: who had it is removed first) and goings."""
+    """For any sequence of additions and removals. An address may have changed owners: the previous owner is removed
+    first."""
     guests, plain = Guests(), dict[str, TrackedEndpoint]()
     for step in steps:
         if isinstance(step, str):

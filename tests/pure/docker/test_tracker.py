@@ -1,4 +1,4 @@
-"""Docker networks: what their containers accept, and that no exception outlives its container."""
+"""Docker networks: which ports their containers accept, and that no exception outlives its container."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def endpoint(
     return Endpoint(name.ljust(64, "e"), network.id, v4, v6, joined=True, container=of, published=ports)
 
 
-#: Asked just now: newer than every goodbye.
+#: The time of a request made just now: newer than every departure.
 NOW = 1 << 30
 WEB, DB = container("web", 8080), container("db", 5432)
 
 
 class Table(Reconciler):
-    """The reconciler, with a kernel and a disk that are not there."""
+    """A reconciler with a fake kernel and a fake disk."""
 
     def __init__(self, defaults: Defaults = PLAIN, state: SavedState | None = None) -> None:
         self.kernel, self.disk = Kernel(), Disk()
@@ -71,14 +71,14 @@ class Table(Reconciler):
         self.start(Facts(state or SavedState()))
 
     def only(self, bridges: Collection[str]) -> None:
-        """Just these exist."""
+        """Remove all bridges except these."""
         self.observe(lambda facts: facts.keeping(lambda state: state.with_bridges(bridges)))
 
     def elements(self) -> set[Element]:
         return set(self.kernel.table or ())
 
     def opens(self, address: object) -> set[int]:
-        """Single TCP ports that the table opens for an address."""
+        """Return the single TCP ports that the table opens for an address."""
         found = {e.key[2] for e in self.elements() if e.set in ("allow4", "allow6") and e.key[0] == address}
         return found - {22, 80, 443}  # type: ignore[return-value]
 
@@ -105,7 +105,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Each time that flows were looked through for closed ones: by address, what was accepted."""
+    """Record each search for flows to closed ports: by address, what was accepted."""
     found: list[Any] = []
     monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: found.append(guarded))
     return found
@@ -120,7 +120,7 @@ def guard(table: Table) -> EndpointTracker:
 
 
 def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
-    """The base, and what its labels, its network's options and the setting open."""
+    """A container accepts the base, and the ports that its labels, its network's options and the setting open."""
     network = dataclasses.replace(NETWORK, spec=spec(allow="9100"))
     rules = of(network, endpoint("e", 2, WEB), Defaults(spec(allow="161/udp"))).accepts
     assert set(rules) == {*BASE, Rule("tcp", 8080, 8080), Rule("tcp", 9100, 9100), Rule("udp", 161, 161)}
@@ -133,8 +133,8 @@ def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> N
 )
 @pytest.mark.parametrize("where", ["container", "network"])
 def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
-    """Where nothing can be refused: a wrong fw.allow opens nothing and leaves the base; any other mistake may have been
-    meant to close, and leaves ICMP only."""
+    """A container that runs with mistakes: a wrong fw.allow opens nothing and leaves the base; any other mistake may
+    have been meant to close, and leaves ICMP only."""
     parsed = parse({key: "808O", "fw.allow": "808O"})
     assert parsed.problems
     web = dataclasses.replace(WEB, spec=parsed.spec, problems=parsed.problems if where == "container" else ())
@@ -145,7 +145,8 @@ def test_a_mistake_only_closes(key: str, base: bool, where: str) -> None:
 
 
 def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCaptureFixture) -> None:
-    """Not with each list, which may come every second; again when the container starts anew, or says other things."""
+    """A mistake is not logged with each list, which may come every second. It is logged again when the container
+    restarts or its labels change."""
 
     def told(name: str, *values: str) -> int:
         caplog.clear()
@@ -160,7 +161,7 @@ def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCapt
 
 
 def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: EndpointTracker) -> None:
-    """docker-proxy's port is closed to the outside unless the container's is open; loopback is no outside."""
+    """docker-proxy's port is closed to the outside unless the container's port is open; loopback is not the outside."""
     ports = (
         Published("tcp", ANY4, 15432, 5432),
         Published("tcp", ANY6, 15432, 5432),
@@ -183,8 +184,8 @@ def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: En
 
 
 def test_with_the_setting_p_itself_opens() -> None:
-    """FW_PUBLISHED=allow: reached by the published port, and by nothing else; what a label denies, or has for some, and
-    a wrong label, still close."""
+    """FW_PUBLISHED=allow: the container is reachable through the published port only. A denied port, a port restricted
+    by `from` and a wrong label still close."""
     ports = (
         Published("tcp", ANY4, 15432, 5432),
         Published("tcp", IPv4Address("127.0.0.1"), 16379, 6379),
@@ -206,7 +207,7 @@ def test_with_the_setting_p_itself_opens() -> None:
 
 
 def test_a_published_port_for_some() -> None:
-    """`5432 from 203.0.113.0/24`: those reach the published port, and others do not, by DNAT and by docker-proxy."""
+    """`5432 from 203.0.113.0/24`: only these sources reach the published port, by DNAT and by docker-proxy."""
     table, port = Table(), Published("tcp", ANY4, 15432, 5432)
     guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
     EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
@@ -223,7 +224,8 @@ def test_a_published_port_for_some() -> None:
 def test_an_exception_stands_from_the_connection_and_goes_with_it(
     table: Table, guard: EndpointTracker, cut: list[Address]
 ) -> None:
-    """Docker connects a container: its ports are open before its process runs; it leaves: closed, flows cut."""
+    """When Docker connects a container, its ports are open before its process runs. When it leaves, they are closed and
+    its flows are cut."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
     assert table.opens(guest.addr4) == table.opens(guest.addr6) == {8080}
@@ -234,7 +236,7 @@ def test_an_exception_stands_from_the_connection_and_goes_with_it(
 
 
 def test_a_container_that_dies_leaves_every_network(table: Table, guard: EndpointTracker) -> None:
-    """One event closes all of its addresses, and no other container's."""
+    """One event closes all addresses of a container, and no other container's."""
     mine = [endpoint("a", 2, WEB), endpoint("b", 2, WEB, OTHER)]
     his = endpoint("c", 3, DB)
     guard.replace([NETWORK, OTHER], [*mine, his], asked=NOW)
@@ -244,7 +246,7 @@ def test_a_container_that_dies_leaves_every_network(table: Table, guard: Endpoin
 
 
 def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: EndpointTracker) -> None:
-    """Docker's list still has a container that it said has gone: closed stays closed until it is connected again."""
+    """A list that still contains a container after its departure event opens nothing until Docker connects it again."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
     guard.leaves(NETWORK.id, WEB.id)
@@ -257,7 +259,7 @@ def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table
 
 
 def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: EndpointTracker) -> None:
-    """Docker was asked, the container went and came back elsewhere, and then the old answer is there: it is no news."""
+    """An answer requested before the container left and rejoined elsewhere is ignored."""
     old, new, heir = endpoint("a", 2, WEB), endpoint("b", 3, WEB), endpoint("c", 2, DB)
     guard.replace([NETWORK], [old], asked=NOW)
     asked = guard.now()
@@ -273,7 +275,7 @@ def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table,
 
 
 def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: EndpointTracker) -> None:
-    """A list of everything takes its time; who came meanwhile, with its network, is not in it and stays."""
+    """A container that joins while a full listing is in progress is not in the list, and stays, with its network."""
     asked = guard.now()
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=guard.now())
@@ -288,7 +290,8 @@ def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard:
 
 
 def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: EndpointTracker) -> None:
-    """`docker rm` while a list is under way: the heir of its address keeps it, and nothing of the dead one stands."""
+    """`docker rm` during a listing: the container that reuses the address keeps it, and nothing of the removed one
+    remains."""
     old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [old], asked=guard.now())
     asked = guard.now()
@@ -301,7 +304,8 @@ def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, gua
 
 
 def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: EndpointTracker) -> None:
-    """What Docker was asked before its events were missed, or a link left a bridge, is not believed: ask again."""
+    """Answers requested before events were missed, or before a link left a bridge, are not trusted; Docker is asked
+    again."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=guard.now())
     asked = guard.now()
@@ -317,8 +321,8 @@ def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: Endpoin
 
 
 def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: EndpointTracker) -> None:
-    """A container on an internal network too: its port is open by docker-proxy if it is so at one of its places; not
-    while one of them is in doubt."""
+    """For a container that is also on an internal network, docker-proxy's port is open if one of its endpoints opens
+    it, but not while one of them is unknown."""
     port = Published("tcp", ANY6, 18080, 80)
     inner = dataclasses.replace(OTHER, internal=True)
     places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
@@ -332,7 +336,8 @@ def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: 
 
 
 def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: EndpointTracker) -> None:
-    """A container on two networks, and its port is for some on one of them: those reach it, whatever the other says."""
+    """A container on two networks, with the port restricted by `from` on one: these sources reach it, whatever the
+    other network's labels say."""
     port = Published("tcp", ANY4, 18080, 8080)
     some = dataclasses.replace(WEB, spec=spec(allow="8080 from 203.0.113.7"))
     guard.replace(
@@ -348,7 +353,7 @@ def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, gua
 
 
 def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
-    """docker-fw stops, and an answer of Docker's is still under way: what it tells opens nothing."""
+    """A Docker answer that arrives after docker-fw has stopped opens nothing."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
     guard.end()
@@ -358,7 +363,7 @@ def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker)
 
 
 def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: EndpointTracker) -> None:
-    """Until it is removed: Docker may start it, at a boot, before it tells anybody."""
+    """The ports stay known until the container is removed: at boot, Docker may start it before it reports it."""
     ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
     assert guest.container
@@ -372,7 +377,7 @@ def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: E
 
 
 def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: EndpointTracker) -> None:
-    """Docker gives an address to another container in the same second, and its owner's goodbye is not yet told."""
+    """Docker gives an address to another container in the same second, before it reports the departure of the first."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [first], asked=NOW)
     guard.put(NETWORK, [second], listed=False, asked=NOW)
@@ -382,7 +387,7 @@ def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: 
 
 
 def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: EndpointTracker) -> None:
-    """A look at everything does not close a container that Docker has connected and does not list yet."""
+    """A full listing does not close a container that Docker has connected but does not list yet."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
     guard.replace([NETWORK], [], asked=NOW)
@@ -393,7 +398,8 @@ def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: Endpo
 
 
 def test_after_events_were_missed_only_the_list_counts(table: Table, guard: EndpointTracker) -> None:
-    """Docker's stream of events ended and began anew: who is not in the next list is gone, however new."""
+    """After Docker's event stream ended and started again, a container that is not in the next list is gone, however
+    new it is."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
     guard.leaves(OTHER.id, WEB.id)
@@ -404,7 +410,7 @@ def test_after_events_were_missed_only_the_list_counts(table: Table, guard: Endp
 
 
 def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
-    """Who is on a bridge cannot be known just now: every address there is closed, its published ports too."""
+    """While the containers on a bridge are unknown, every address there is closed, including its published ports."""
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
     guard.replace([NETWORK, OTHER], [guest, other], asked=NOW)
@@ -420,7 +426,7 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTrac
 
 
 def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
-    """Where an exception goes while its container stays, just that endpoint's flows are looked through."""
+    """When an exception is removed while its container stays, only that endpoint's flows are checked."""
     guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
     guard.replace([NETWORK], [guest, other], asked=NOW)
     for labels in (PolicySpec(), spec(deny="22"), spec(allow="22 from 10.0.0.1"), spec(egress="none", allow="8080")):
@@ -437,8 +443,8 @@ def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: Endpo
 
 
 def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
-    """A rule for a service lets in whoever is one now: a new one from its connection, none that has gone, and flows of
-    one that has gone are cut."""
+    """A rule for a service accepts its current containers: a new one from its connection on, none that has left. Flows
+    of a container that has left are cut."""
     asker = dataclasses.replace(DB, spec=spec(allow="5432 from service:api"), project="shop", service="db")
     api = dataclasses.replace(WEB, project="shop", service="api")
     guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker)], asked=NOW)
@@ -448,7 +454,7 @@ def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: l
     db4 = IPv4Address("172.18.0.5")
     assert table.of("from") == {Element("from4", (db4, 6, 5432, 32, guest.addr4))}
     judged.clear()
-    guard.doubt(OTHER.bridge)  # nobody knows who has the address now
+    guard.doubt(OTHER.bridge)  # the address's container is unknown now
     assert not table.of("from")
     assert any(db4 in each for each in judged)
     guard.replace([NETWORK, OTHER], [endpoint("d", 5, asker), guest], asked=guard.now())
@@ -458,8 +464,8 @@ def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: l
 
 
 def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: EndpointTracker) -> None:
-    """One container with fw.egress: on its network whoever is not known may begin nothing, also when it has gone (it
-    may come back while Docker is silent), until the network goes."""
+    """One container with fw.egress: unknown addresses on its network may not open connections, even after it has left
+    (it may return while Docker is silent), until the network is removed."""
     guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
     guard.replace([NETWORK], [other], asked=NOW)
     assert not table.of("egress_restricted")
@@ -477,7 +483,8 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Endpoin
 
 
 def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
-    """After a start nobody is known yet: a network on which somebody was confined before confines all who are on it."""
+    """After a start no container is known yet: a network that had an egress-restricted container restricts all
+    addresses."""
     table = Table(state=SavedState(egress_restricted=frozenset({NETWORK.bridge})))
     guard = EndpointTracker(table)
     assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
@@ -488,7 +495,8 @@ def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
 
 
 def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: EndpointTracker) -> None:
-    """It counts while the container exists, stopped or not; another one of its name is another one."""
+    """An override is valid while the container exists, running or stopped; another container with its name does not
+    inherit it."""
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
     guard.replace([NETWORK], [guest], [WEB.id], asked=NOW)
     assert Element("host_open", (2, 6, 18080)) in table.elements()
@@ -501,12 +509,13 @@ def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard
     guard.forget(WEB.id)
     assert table.state.overrides == table.disk.kept.overrides == ()
     table.edit_state(lambda s: with_one(s, Overriding(DB.id, Rule("tcp", 1, 1))))
-    guard.replace([NETWORK], [], [WEB.id], asked=NOW)  # removed while nobody followed Docker
+    guard.replace([NETWORK], [], [WEB.id], asked=NOW)  # removed while no process followed Docker
     assert table.state.overrides == ()
 
 
 def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: EndpointTracker) -> None:
-    """What fwctl said of it stays while the disk is full: the container is gone all the same, and the look goes on."""
+    """While the disk is full, an override of a removed container is kept; the container is gone anyway, and the listing
+    continues."""
     table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 1, 1), deny=True)))
     table.disk.full = True
     other = endpoint("f", 3, DB)
@@ -521,7 +530,7 @@ def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, 
 def test_after_docker_was_silent_flows_are_looked_through(
     table: Table, guard: EndpointTracker, judged: list[Any]
 ) -> None:
-    """What came in while less was closed than now does not live on as established."""
+    """A flow that was opened while fewer ports were closed does not survive as established."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
     judged.clear()
@@ -530,7 +539,7 @@ def test_after_docker_was_silent_flows_are_looked_through(
 
 
 def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker) -> None:
-    """What an attachment says is told later than the labels: until then the address answers on ICMP only."""
+    """An attachment's options become known later than the labels: until then the address answers ICMP only."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
     assert not table.knows(guest.addr4)
@@ -541,7 +550,7 @@ def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker
 
 
 def test_a_network_that_goes_takes_everything_along(table: Table, guard: EndpointTracker) -> None:
-    """Nothing of a removed network stays in the table."""
+    """After a network is removed, nothing of it remains in the table."""
     network = dataclasses.replace(NETWORK, mode6="routed")
     guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
     assert Element("routed", (10, NETWORK.bridge)) in table.elements()
@@ -555,7 +564,7 @@ def test_a_network_that_goes_takes_everything_along(table: Table, guard: Endpoin
 def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
     table: Table, guard: EndpointTracker, mode: str, marked: bool
 ) -> None:
-    """The mark goes to networks whose own addresses are meant to be reached, per family."""
+    """The mark is set for networks whose container addresses are meant to be reachable, per address family."""
     guard.replace([dataclasses.replace(NETWORK, mode6=mode)], [], asked=NOW)
     assert (Element("routed", (10, NETWORK.bridge)) in table.elements()) is marked
     assert Element("routed", (2, NETWORK.bridge)) not in table.elements()
@@ -564,7 +573,7 @@ def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
 
 
 class Churn(RuleBasedStateMachine):
-    """Containers come and go, in events and lists that may be old, and addresses change hands."""
+    """Containers join and leave, in events and lists that may be old, and addresses change owners."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -573,8 +582,8 @@ class Churn(RuleBasedStateMachine):
         self.table = Table()
         self.guard = EndpointTracker(self.table)
         self.guard.replace([NETWORK], [], asked=NOW)
-        self.on: dict[int, Endpoint] = {}  # host number → who has the address, as Docker has it
-        self.told: set[str] = set()  # endpoints that Docker has told of
+        self.on: dict[int, Endpoint] = {}  # host number → the container that has the address, according to Docker
+        self.told: set[str] = set()  # endpoints that Docker has reported
         self.serial = 0
         self.old: list[Endpoint] = []
 
@@ -603,7 +612,7 @@ class Churn(RuleBasedStateMachine):
     def look(self, listed: bool) -> None:
         found = list(self.on.values()) if listed else []
         self.guard.replace([NETWORK], found, asked=NOW)
-        if not listed:  # the list does not have who is starting; who was listed is gone by it
+        if not listed:  # the list lacks a container that is starting; it marks a listed one that is missing as gone
             self.guard.put(NETWORK, self.on.values(), listed=True, asked=NOW)
 
     @rule()

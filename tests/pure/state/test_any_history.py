@@ -1,5 +1,5 @@
-"""Any history of edits, events, lists, refusals, full disks and restarts comes to what a compile from scratch says, and
-is at no moment wider than before or after."""
+"""Any history of edits, events, lists, refusals, full disks and restarts ends in the state that a compile from scratch
+gives, and is at no moment wider than before or after."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def closes(elements: Iterable[Element]) -> set[Element]:
 
 
 class Watched(Kernel):
-    """A table of which each transaction is looked at."""
+    """A table that calls `seen` after each transaction."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Watched(Kernel):
 
 
 class Flows:
-    """Established flows of outsiders: (source, address, port), over TCP. The calls that cut them do so."""
+    """Established flows of outsiders: (source, address, port), over TCP. The calls that cut flows remove them here."""
 
     def __init__(self) -> None:
         self.there: set[tuple[IPv4Address, IPv4Address, int]] = set()
@@ -121,7 +121,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.patch.setattr(conntrack, "cut_prefixes", lambda *_: conntrack.Cut())
         self.patch.setattr(closed_flows, "cut_strangers", lambda *_: None)
         self.kernel, self.disk, self.later = Watched(), Disk(), list[Callable[[], object]]()
-        #: On Docker's networks, as Docker has them: by network and host number.
+        #: Endpoints on Docker networks, as Docker lists them: by network and host number.
         self.there: dict[tuple[int, int], Endpoint] = {}
         self.serial = 0
         self.begin(SavedState())
@@ -135,7 +135,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.tracker = EndpointTracker(self.state)
 
     def step(self, call: Callable[[], object]) -> None:
-        """One call, in which nothing is wider than before or after at any moment."""
+        """Make one call; at no moment during it is anything wider than before or after."""
         before, tables = set(self.kernel.table or ()), list[set[Element]]()
         self.kernel.seen = lambda: tables.append(set(self.kernel.table or ()))
         known = self.state.facts
@@ -150,7 +150,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert closes(table) >= closes(before) & closes(after)
 
     def desired(self) -> set[Element]:
-        """Found anew from what is known and nothing else."""
+        """Return the elements computed from the facts alone."""
         fresh = evaluated(SETTING, self.state.facts)
         assert fresh.facts == self.state.facts
         elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
@@ -165,12 +165,12 @@ class AnyHistory(RuleBasedStateMachine):
             self.start_container(n, n, n + 1, each, published=True)
         for n, each in enumerate(says[2:], 1):
             self.connect(15 + n, n + 1, n, each, sure=True)
-        self.connect(17, 4, 1, says[2], sure=True)  # the first one's second place
+        self.connect(17, 4, 1, says[2], sure=True)  # the first container's second endpoint
         self.talk()
 
     @rule(n=who, on=st.sampled_from(list(NETS)), host=hosts, says=labels, published=st.booleans())
     def start_container(self, n: int, on: int, host: int, says: dict[str, str], published: bool) -> None:
-        """As it mostly comes."""
+        """Start a container with the usual calls."""
         self.create_endpoint(n, on, host)
         self.join(n, says, published)
 
@@ -254,7 +254,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(says=st.none() | labels)
     def list_all(self, says: dict[str, str] | None) -> None:
-        """Docker lists everybody; one container's labels may be others now."""
+        """Docker lists everything; one container's labels may have changed."""
         if says is not None and self.there:
             place, first = next(iter(self.there.items()))
             assert first.container
@@ -295,22 +295,22 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule()
     def go_on(self) -> None:
-        """A piece of the later work is done."""
+        """Do one piece of the deferred work."""
         if self.later:
             self.step(self.later.pop(0))
 
     @precondition(lambda self: not self.state.unsaved_reason)
     @rule()
     def restart(self) -> None:
-        """docker-fw is killed; the next one has its state file, and what stands in the kernel."""
+        """docker-fw is killed; the next process has its state file and the kernel's table."""
         self.kernel.refuses, self.later[:] = 0, []
         self.step(lambda: self.begin(self.disk.kept))
-        # Nobody has told of Docker's networks; what is begun meanwhile is looked through with the first list.
+        # Docker's networks are not yet listed; flows opened meanwhile are checked with the first list.
         self.flows.there = {flow for flow in self.flows.there if flow[1] not in IPv4Network("172.0.0.0/8")}
 
     @rule()
     def talk(self) -> None:
-        """Outsiders begin all flows that they may."""
+        """Outsiders open all flows that are permitted."""
         known = [e for e in self.state.endpoints.values() if e.joined]
         known += [guest.endpoint for guest in self.state.facts.guests.values()]
         tried = {(source, e.addr4, port) for e in known if e.addr4 for source in OUTSIDERS for port in PORTS}
@@ -319,17 +319,18 @@ class AnyHistory(RuleBasedStateMachine):
     def permitted(self, source: IPv4Address, address: IPv4Address, port: int) -> bool:
         return Table(self.kernel.table or ()).verdict("inbound4", Packet(source, address, 6, port)) == "permit"
 
-    # --- what holds always ----------------------------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------------------------
 
     @invariant()
     def what_is_known_is_on_the_disk(self) -> None:
-        """As soon as the disk takes it."""
+        """The disk has the facts as soon as it accepts a write."""
         if not self.state.unsaved_reason:
             assert self.disk.kept == self.state.state
 
     @invariant()
     def in_the_end_it_is_as_if_compiled_from_scratch(self) -> None:
-        """Whatever was refused, and once what was left for later is done; then no flow goes on that would not begin."""
+        """After any refusals, once the deferred work is done, the table is complete, and every remaining flow could be
+        opened again."""
         if self.kernel.refuses:
             return
         for _ in range(1000):
@@ -348,4 +349,4 @@ AnyHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=25,
 
 
 class TestAnyHistory(AnyHistory.TestCase):
-    """Whatever happens, in whatever order: table and disk come to what is known, by no way that is wider."""
+    """For any calls in any order, table and disk reach the known facts, and no step on the way is wider."""

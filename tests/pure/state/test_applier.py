@@ -1,4 +1,4 @@
-"""Elements that another program changed are restored, and nothing else is touched."""
+"""Elements that another program changed are restored, and no others are touched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ STRAY = Element("egress_restricted", ("br0",))
 
 
 def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
-    """How many were wrong where a ban of so many seconds should stand alone, and whether it stands alone then."""
+    """Return how many elements were wrong in a table that should contain only a ban ending in `ends` seconds, and
+    whether that table is correct afterwards."""
     state = SavedState(bans={BANNED: time.time() + ends})
     known, kernel = PolicyView(Defaults(), Facts(state)), Kernel()
     lasting, timed = ban_elements(known.state.bans, time.time())
@@ -38,11 +39,11 @@ def sync_elements(ends: float, *, ban: bool, stray: bool) -> tuple[int, bool]:
 
 
 def test_a_ban_that_is_about_to_end_stands_until_it_does() -> None:
-    """Its last seconds are not taken for an element too much."""
+    """A ban in its last seconds is not taken for a surplus element."""
     assert sync_elements(1.5, ban=True, stray=False) == (0, True)
 
 
 def test_a_ban_that_somebody_deleted_comes_back_and_what_somebody_added_goes() -> None:
-    """Both in one change; what is as it should be is none."""
+    """Both are repaired in one change; a correct table needs no change."""
     assert sync_elements(60, ban=False, stray=True) == (2, True)
     assert sync_elements(60, ban=True, stray=False) == (0, True)

@@ -1,4 +1,4 @@
-"""A container that leaves is closed before anything is computed, and stays closed whatever happens then."""
+"""A container that leaves is closed before anything is computed, and stays closed whatever happens next."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ANY = IPv4Address("0.0.0.0")
 
 
 class Recorder(Kernel):
-    """The kernel, and in which order it was told what, and policies were computed."""
+    """A kernel that records the order of its changes and of policy computations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def _recorded(kernel: Recorder, name: str, real: Callable[..., Any]) -> Callable
 
 
 def member(number: int, network: Network | BridgeNetwork = OURS, *published: Published, **words: str) -> Endpoint:
-    """A container of the project `shop`, whose members all let in one another."""
+    """Return a container of the project `shop`; all members accept each other."""
     words = words or {"allow": "5432 from project:shop, 8080", "egress": "all"}
     container = Container(f"{number:064x}", f"m{number}", spec(**words), project="shop", service=f"s{number}")
     first = IPv4Address("10.1.1.0" if network is OURS else "172.18.1.0") + number
@@ -93,7 +93,7 @@ def made(kernel: Recorder, members: Iterable[Endpoint], later: list[Callable[[],
 
 
 def open_for(elements: Iterable[Element], endpoint: Endpoint) -> set[Element]:
-    """What lets pass to, from or by the endpoint's addresses."""
+    """Return the elements that let packets pass to, from or through the endpoint's addresses."""
     names = ("allow", "from", "host_from", "egress_to", "egress_allow", "egress_all", "publish", "hairpin", "host_open")
     addresses = {endpoint.addr4, endpoint.addr6}
     return {e for e in elements if e.set.startswith(names) and addresses & {*e.key, *e.data}}
@@ -118,8 +118,9 @@ LEAVE: dict[str, Callable[[Reconciler, Endpoint], object]] = {
 def test_a_leaver_is_closed_before_anything_is_computed(
     kernel: Recorder, leave: Callable[[Reconciler, Endpoint], object]
 ) -> None:
-    """One of a hundred members of a project goes: the first that happens is one transaction, after which neither its
-    own ports nor others' are open to its addresses. The others' rules are computed after that, and not by the hook."""
+    """One of a hundred members of a project leaves. The first step is one transaction, after which neither its own
+    ports nor others' ports are open to its addresses. The others' rules are computed after that, and not in the hook.
+    """
     later: list[Callable[[], None]] = []
     members = [member(n, OURS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
     state, gone = made(kernel, members, later), members[7]
@@ -145,7 +146,7 @@ def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconcil
 
 
 def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
-    """The same for Docker's event of a container's end: the published port that was open to everybody too."""
+    """The same holds for Docker's event of a container's end, and for a published port that was open to all sources."""
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
     guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
@@ -158,7 +159,7 @@ def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kerne
 
 
 def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
-    """Nobody tells any more who is on the bridge: all of it is closed at once, docker-proxy's ports by an element."""
+    """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
     guard.doubt(DOCKERS.bridge)
@@ -170,7 +171,8 @@ def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder
 
 
 def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -> None:
-    """Before it is known who names it now: whose rule named its old name lets it in no more."""
+    """Before the rules that match its new name are computed, containers whose rules name its old name stop accepting
+    it."""
     later: list[Callable[[], None]] = []
     asker = member(1, OURS, allow="22 from container:m2 10.1.1.3")
     state = made(kernel, (asker, member(2), member(3)), later)
@@ -182,8 +184,8 @@ def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -
 
 
 def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(kernel: Recorder) -> None:
-    """A container sends from all of its addresses by one of its links; from one that it has no more it does not, before
-    anything is computed. What its own port was bound to stays as long as the port."""
+    """A container may send from all of its addresses through each of its links. After an address is removed this ends
+    before anything is computed; the bindings of the address's own port remain as long as the port."""
     later: list[Callable[[], None]] = []
     one, two = (dataclasses.replace(member(n), mac=f"02:00:00:00:00:0{n}") for n in (1, 2))
     two = dataclasses.replace(two, container=one.container)
@@ -197,7 +199,8 @@ def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(ker
 
 
 def test_what_another_rule_lets_pass_passes_again(kernel: Recorder) -> None:
-    """An address that another name, or a rule by address, lets pass comes back with the rest."""
+    """An address that is also accepted by another name, or by a rule with its address, is accepted again once the rest
+    is computed."""
     later: list[Callable[[], None]] = []
     asker = member(1, OURS, allow="5432 from project:shop 10.1.1.2, 22 from container:m2")
     state = made(kernel, (asker, member(2)), later)
@@ -207,7 +210,7 @@ def test_what_another_rule_lets_pass_passes_again(kernel: Recorder) -> None:
     assert kernel.table == desired(state)
 
 
-# --- whatever happens then ----------------------------------------------------------------------------------------
+# --- failures afterwards ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -226,8 +229,8 @@ def test_who_has_gone_stays_closed(
     leave: Callable[[Reconciler, Endpoint], object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A disk that is full, a policy that cannot be computed, a kernel that refuses the rest: what has been closed is
-    not opened again by taking anything back, and what is known agrees with the kernel."""
+    """With a full disk, a policy that cannot be computed, or a kernel that refuses the rest: no rollback reopens what
+    has been closed, and the facts agree with the kernel."""
     state, members, later = three
     if trouble == "full disk":
         monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
@@ -244,7 +247,7 @@ def test_who_has_gone_stays_closed(
         change = kernel.change
 
         def refuses_what_follows(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-            if any(e.set.startswith("ingress_drops") for e in what.remove):  # not a part of what closes
+            if any(e.set.startswith("ingress_drops") for e in what.remove):  # not a closing element
                 raise NftError("refused")
             change(what, timed)
 
@@ -274,7 +277,8 @@ def _fails(error: Exception) -> Callable[..., None]:
 
 
 def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kernel: Recorder) -> None:
-    """The kernel refuses all but what closes: another container's change later on does not let the leaver in again."""
+    """The kernel refuses everything except closing: a later change of another container does not reopen the departed
+    one."""
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
     change, replace = kernel.change, kernel.replace
@@ -299,7 +303,8 @@ def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kerne
 
 
 def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A newcomer that hundreds name: at once it is let in by as many as one change may compute, by all of them soon."""
+    """A newcomer that hundreds of rules name is accepted at once by as many containers as one change may compute, and
+    by all of them soon."""
     monkeypatch.setattr(applier, "AT_ONCE", 300)
     monkeypatch.setattr(applier, "A_BIT", 100)
     later: list[Callable[[], None]] = []
@@ -313,8 +318,8 @@ def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monke
 
 
 def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers that come and go all the time, and are named by many, do not keep others' flows from being cut: what
-    was asked for meanwhile has its turn after a moment of computing, not when there is nothing left to compute."""
+    """Containers that join and leave constantly, and are named by many rules, do not delay cutting other flows: work
+    requested meanwhile runs after a short time of computing, not when nothing is left to compute."""
     monkeypatch.setattr(applier, "A_BIT", 1)
     monkeypatch.setattr(deferred, "_AT_A_TIME", 0.0, raising=False)
     later: list[Callable[[], None]] = []
@@ -329,7 +334,8 @@ def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, m
 
 
 def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> None:
-    """Which network a rule means depends on what networks there are; whose rule names another one is left alone."""
+    """The network that a rule means depends on which networks exist; rules that name another network are not
+    recomputed."""
     later: list[Callable[[], None]] = []
     state = made(kernel, [member(n, OURS, allow=f"22 from network:net{n}") for n in range(50)], later)
     state.observe(lambda facts: dataclasses.replace(facts, names=frozenset({"net1"})))
@@ -342,8 +348,8 @@ def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> 
 
 
 def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """A rule whose names stand for so many addresses, at so many ports, that they would be more than 10,000 elements:
-    nobody passes by them, others of the container's rules hold, and log and status say so."""
+    """A rule whose names resolve to so many addresses, at so many ports, that it needs more than 10,000 elements
+    accepts no peer through them. The container's other rules are valid, and log and status report it."""
     later: list[Callable[[], None]] = []
     wide = ", ".join(f"{256 * n + 1}-{256 * n + 254} from project:shop" for n in range(10))
     state = made(kernel, [member(n) for n in range(1, MEMBERS)], later)
@@ -368,8 +374,8 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
 
 
 def test_published_ports_count_too() -> None:
-    """docker-proxy's ports are elements of their own for each peer: a thousand for a hundred peers are too many, where
-    the range alone is not."""
+    """docker-proxy's ports need separate elements for each peer: a thousand ports for a hundred peers are too many,
+    where the range alone is not."""
     known = peers.PeerIndex()
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))
@@ -381,9 +387,9 @@ def test_published_ports_count_too() -> None:
 
 
 def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """One label of 2,690 characters, within every bound of labels, is 19,200 pieces of prefixes: at 1,000 ports that
-    docker-proxy serves they would be 19 million elements, and gigabytes of memory. The rule opens nothing then; others
-    of the container's rules hold, log and status say so, and one that fits is as ever."""
+    """One label of 2,690 characters, within every bound of labels, becomes 19,200 pieces of prefixes: at 1,000 ports
+    that docker-proxy serves, this would be 19 million elements and gigabytes of memory. Such a rule opens nothing; the
+    container's other rules are valid, log and status report it, and a rule that fits is unaffected."""
     lists = "* from " + " ".join(f"2001:db8:{n:x}::/121" for n in range(150))
     ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
     later: list[Callable[[], None]] = []
@@ -404,7 +410,7 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
 
 
 def test_a_bound_is_kept_rule_by_rule() -> None:
-    """What fits stays: addresses of a rule that also has names too many for it, and smaller rules after it."""
+    """The parts that fit stay: the addresses of a rule whose names exceed the bound, and smaller rules after it."""
     known = peers.PeerIndex()
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))

@@ -1,4 +1,4 @@
-"""The journal beside the state file: a change of one endpoint is one line, and no line is lost or guessed."""
+"""The journal next to the state file: a change of one endpoint is one line, and no line is lost or guessed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def other(number: int) -> Endpoint:
     return dataclasses.replace(ENDPOINT, id=f"{number:064x}", addr4=IPv4Address(number))
 
 
-#: What is done in turn: an endpoint comes or changes, one goes, the whole is saved, docker-fw starts anew.
+#: Steps to play in order: an endpoint is added, changed or removed, everything is saved, docker-fw restarts.
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("put"), endpoints),
@@ -39,7 +39,7 @@ steps = st.lists(
 
 
 def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
-    """Every state that was saved, in order."""
+    """Return every state that was saved, in order."""
     store, state = Store(str(path)), BASE
     store.save(state, flush=True)
     saved = [state]
@@ -63,7 +63,7 @@ def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
 @given(steps)
 @examples(60)
 def test_what_was_saved_comes_back(done: list[tuple[str, Any]]) -> None:
-    """Whatever comes and goes, by whichever kind of save, over restarts: the last state is what is loaded."""
+    """For any additions and removals, with either kind of save and across restarts: the last state is loaded."""
     with directory() as where:
         saved = play(where / "state.json", done)
         assert Store(str(where / "state.json")).load() == saved[-1]
@@ -72,7 +72,7 @@ def test_what_was_saved_comes_back(done: list[tuple[str, Any]]) -> None:
 @given(steps, st.data())
 @examples(60)
 def test_a_log_cut_anywhere_is_an_earlier_state(done: list[tuple[str, Any]], data: st.DataObject) -> None:
-    """A log that was torn (docker-fw was killed while it wrote) gives a state that was saved, never a mixture."""
+    """A torn log (docker-fw was killed while it wrote) yields a state that was saved, never a mixture."""
     with directory() as where:
         saved = play(where / "state.json", done)
         log = where / "state.json.log"
@@ -85,7 +85,7 @@ def test_a_log_cut_anywhere_is_an_earlier_state(done: list[tuple[str, Any]], dat
 @given(st.binary(max_size=300))
 @examples(60)
 def test_any_bytes_in_the_log_never_stop_the_start(content: bytes) -> None:
-    """A damaged log leaves what stands in the state file."""
+    """A damaged log does not affect the content of the state file."""
     with directory() as where:
         path = where / "state.json"
         Store(str(path)).save(AFTER, flush=True)
@@ -94,7 +94,7 @@ def test_any_bytes_in_the_log_never_stop_the_start(content: bytes) -> None:
 
 
 def logged(tmp_path: Path, *changes: Endpoint) -> Path:
-    """A state file with a log of these endpoints."""
+    """Write a state file with a log of these endpoints."""
     path, state = tmp_path / "state.json", BASE
     store = Store(str(path))
     store.save(state, flush=True)
@@ -107,8 +107,8 @@ def logged(tmp_path: Path, *changes: Endpoint) -> Path:
 @pytest.mark.parametrize("line", [0, 1, 2])
 @pytest.mark.parametrize("damage", [b"\0\xff", b"[" * 9999, b'{"serial": 1e999, "is": 1e999, "endpoint": "x"}'])
 def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None:
-    """What cannot be read of the log is there for a person to see, once, however often docker-fw starts meanwhile; what
-    came before it counts each time."""
+    """A log that cannot be read completely is kept for inspection, once, however often docker-fw starts meanwhile; the
+    lines before the damage apply each time."""
     path = logged(tmp_path, other(1), other(2))
     log = path.with_name("state.json.log")
     lines = log.read_bytes().split(b"\n")
@@ -126,7 +126,7 @@ def test_a_damaged_log_is_kept(tmp_path: Path, line: int, damage: bytes) -> None
 
 
 def test_a_line_torn_by_our_death_is_no_damage(tmp_path: Path) -> None:
-    """Nobody was told that such a change is done, and who asked for it asks again: nothing is kept."""
+    """The change was never confirmed, and the caller retries it: no copy is kept."""
     path = logged(tmp_path, other(1), other(2))
     log = path.with_name("state.json.log")
     whole = log.read_bytes()
@@ -138,7 +138,7 @@ def test_a_line_torn_by_our_death_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_a_damaged_state_files_log_is_kept_with_it(tmp_path: Path) -> None:
-    """The log beside a state file that cannot be read would be written over: it is kept, like the file."""
+    """The log next to an unreadable state file would be overwritten: it is kept, like the file."""
     path = logged(tmp_path, other(1))
     log = path.with_name("state.json.log").read_bytes()
     path.write_bytes(b"{")
@@ -151,7 +151,8 @@ def test_a_damaged_state_files_log_is_kept_with_it(tmp_path: Path) -> None:
     "line", ['{"endpoint": "x"}', '{"endpoint": 1, "is": null}', "[]", '{"endpoint": "x", "is": {}}']
 )
 def test_a_wrong_record_ends_it(tmp_path: Path, line: str) -> None:
-    """What is no change of an endpoint is not guessed at, nor what follows it; what came before counts."""
+    """A line that is not a change of an endpoint is not guessed at, and the lines after it are ignored; the lines
+    before it apply."""
     path, state = tmp_path / "state.json", BASE.with_endpoint(other(1))
     store = Store(str(path))
     store.save(BASE, flush=True)
@@ -164,7 +165,8 @@ def test_a_wrong_record_ends_it(tmp_path: Path, line: str) -> None:
 
 
 def test_the_log_of_another_state_file_is_void(tmp_path: Path) -> None:
-    """When the state file has been written anew, or an older one is put back, the log beside it is not its own."""
+    """When the state file has been rewritten, or an older one is restored, a log next to it that belongs to another
+    file is ignored."""
     path = tmp_path / "state.json"
     store = Store(str(path))
     store.save(BASE, flush=True)
@@ -182,7 +184,7 @@ def test_the_log_of_another_state_file_is_void(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int | None
 ) -> None:
-    """A change that the disk does not take, or takes a part of, is refused; the next one is saved with everything."""
+    """A change that the disk refuses, or writes partially, is refused; the next save includes everything."""
     path = tmp_path / "state.json"
     store, state = Store(str(path)), BASE.with_endpoint(other(1))
     store.save(BASE, flush=True)
@@ -200,15 +202,15 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost(
         store.save(refused, flush=False, endpoint=other(1).id)
     monkeypatch.undo()
     assert Store(str(path)).load() == state
-    # It was carried out all the same, for it only closes: the next save has it too.
+    # The change was applied anyway, because it only closes: the next save includes it too.
     later = refused.with_endpoint(other(2))
     store.save(later, flush=False, endpoint=other(2).id)
     assert Store(str(path)).load() == later
 
 
 def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
-    """What the disk did not take when a network went is in the next save, though that is of one endpoint only; until
-    then the store says what it owes."""
+    """A removal of a network that could not be saved is part of the next save, although that is a save of one endpoint
+    only; until then the store reports the reason."""
     path = logged(tmp_path, other(1))
     store, new = Store(str(path)), path.with_name("state.json.new")
     store.save(store.load(), flush=True)
@@ -225,7 +227,7 @@ def test_a_whole_save_that_failed_is_made_up_for(tmp_path: Path) -> None:
 
 
 def test_the_log_does_not_grow_for_ever(tmp_path: Path) -> None:
-    """One container that comes and goes for years costs a few kilobytes."""
+    """One container that joins and leaves for years costs a few kilobytes."""
     path = tmp_path / "state.json"
     store = Store(str(path))
     store.save(BASE, flush=True)

@@ -1,4 +1,4 @@
-"""The lease: it is renewed only while departures are noticed, and its end is reported."""
+"""The lease is renewed only while departures are noticed, and its end is reported."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def found(kernel: Kernel, *, leaving: frozenset[Element] = frozenset()) -> Table
 
 
 def test_it_stands_in_a_whole_table_for_as_long_as_it_lasts_yet(kernel: Kernel, clock: Clock) -> None:
-    """A table that is put there has it; one that is put there later has what is left, and none when it is out: whoever
-    flushes a table renews nothing."""
+    """A new table contains the lease. A table that is restored later contains the remaining time, and no lease after
+    its end: flushing the table does not renew it."""
     made = writer(kernel)
     assert kernel.timed == dict.fromkeys(WATCHED, SECONDS)
     clock.now += 12.5
@@ -58,7 +58,7 @@ def test_it_stands_in_a_whole_table_for_as_long_as_it_lasts_yet(kernel: Kernel, 
 
 
 def test_it_is_renewed_whether_it_stands_or_not(kernel: Kernel, clock: Clock) -> None:
-    """From each time on it lasts as long again; what the kernel refuses changes nothing."""
+    """Each renewal starts the full duration again; a renewal that the kernel refuses changes nothing."""
     made = writer(kernel)
     clock.now += 20
     made.lease.renew()
@@ -76,8 +76,8 @@ def test_it_is_renewed_whether_it_stands_or_not(kernel: Kernel, clock: Clock) ->
 
 
 def test_what_is_out_is_no_drift(kernel: Kernel, clock: Clock) -> None:
-    """Who puts elements right gives back what somebody deleted of it, for the time that is left, and neither brings
-    back one that is out nor takes its last moment away."""
+    """When elements are synced, a deleted lease is restored for the remaining time. An expired one is not restored, and
+    one that is about to expire is not removed."""
     made = writer(kernel)
     assert made.sync_elements(found(kernel)) == 0
     clock.now += 10
@@ -92,7 +92,7 @@ def test_what_is_out_is_no_drift(kernel: Kernel, clock: Clock) -> None:
 
 
 def test_what_status_and_explain_are_made_from_says_whether_it_stands(kernel: Kernel, clock: Clock) -> None:
-    """From the start on, until it is out."""
+    """True from the start until the lease expires."""
     state = Reconciler(kernel, Disk(), Defaults())  # type: ignore[arg-type]
     state.start(Facts())
     assert state.snapshot().watched

@@ -1,4 +1,4 @@
-"""Whatever happens to disk and kernel, the table equals the facts, and closing never waits."""
+"""For any failures of disk and kernel, the table equals the facts, and closing never waits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 2
 
 @pytest.fixture(autouse=True)
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Each time that closed ports' flows were cut: what was guarded. The real kernel's are none of ours here."""
+    """Record each cut of flows to closed ports, by the policies given. The real kernel's flows are not touched here."""
     calls: list[Any] = []
     monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: calls.append(guarded))
     return calls
@@ -87,14 +87,14 @@ _published = st.sampled_from([(), (Published("tcp", IPv4Address("0.0.0.0"), 8081
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Calls in any order, with a disk that fills and a kernel that refuses."""
+    """Calls in any order, with a disk that fills up and a kernel that refuses changes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.state, self.kernel, self.disk = reconciler()
 
     def attempt(self, call: Callable[[], object]) -> None:
-        """The call stands, or it is refused as an FwError and then nothing is known of it."""
+        """Make the call: it succeeds, or it is refused with an FwError and leaves the facts unchanged."""
         before = self.state.state
         try:
             call()
@@ -130,7 +130,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.try_again()
 
     def try_again(self) -> None:
-        """What is so stays so: what the kernel refused comes at the next try."""
+        """Observed facts remain: a change that the kernel refused is applied at the next try."""
         if self.state.unfinished:
             self.kernel.refuses = 0
             self.state.observe(lambda facts: dataclasses.replace(facts, listed=not facts.listed))
@@ -182,7 +182,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def repair(self) -> None:
         gone, refused = self.kernel.table is None, self.kernel.incomplete
-        # What the kernel has refused is tried again, but not at once.
+        # A change that the kernel has refused is retried, but not at once.
         assert self.state.repair() in ({gone, True} if refused else {gone})
         assert self.kernel.table == desired(self.state)
 
@@ -207,7 +207,7 @@ AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=25, d
 
 
 class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
-    """Whatever the order and the failures: what the kernel holds is what is known; what is refused leaves no trace."""
+    """For any order and any failures, the kernel's table equals the facts, and a refused change leaves no trace."""
 
 
 # --- closing ------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
 
 @pytest.fixture
 def web() -> tuple[Reconciler, Kernel, Disk]:
-    """One network, and on it a container that answers on 22, 80, 443 and 8080, published too."""
+    """Make one network, with a container that answers on 22, 80, 443 and 8080, and has a published port."""
     state, kernel, disk = reconciler()
     state.put_network(network(1))
     state.put_endpoint(
@@ -251,7 +251,8 @@ _CLOSINGS: dict[str, Callable[[Reconciler], object]] = {
 def test_a_full_disk_keeps_nothing_open(
     web: tuple[Reconciler, Kernel, Disk], close: Callable[[Reconciler], object]
 ) -> None:
-    """What closes an address closes it even when the disk is full: the address's next owner inherits no open port."""
+    """A change that closes an address is applied even when the disk is full: the address's next owner inherits no open
+    port."""
     state, kernel, disk = web
     disk.full = True
     close(state)
@@ -269,12 +270,11 @@ def test_a_full_disk_keeps_nothing_open(
 
 
 def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
-    """After somebody flushed the rules, flows to closed ports that began meanwhile do not live on as established.
-
-    Whether the watch mends it, or a hook that comes first, or a start.
+    """After a flush of the ruleset by another program, flows to closed ports that were opened meanwhile do not survive
+    as established. This holds whether the periodic check repairs the table, a hook that comes first, or a start.
     """
     state, kernel, _ = web
-    cut.clear()  # the start's
+    cut.clear()  # the cut at the start
     assert not state.repair()
     assert cut == []
     kernel.table = None
@@ -290,7 +290,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kern
 
 
 def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
-    """What opens must be on the disk first: a Join on a full disk is refused, and nothing of it stands."""
+    """A change that opens must be on the disk first: a Join on a full disk is refused, and none of it is applied."""
     state, kernel, disk = web
     state.put_endpoint(endpoint(2, 1, 3))
     before = set(kernel.table or ())
@@ -304,7 +304,7 @@ def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None
 
 
 def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconciler, Kernel, Disk]) -> None:
-    """Even when taking a change back fails too, what is known and what stands in the kernel agree."""
+    """Even if the rollback fails too, the facts and the kernel's table agree."""
     state, kernel, disk = web
     state.put_endpoint(endpoint(2, 1, 3))
     before = set(kernel.table or ())
@@ -325,8 +325,8 @@ def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconcile
 
 
 def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined() -> None:
-    """Somebody on the network may not begin everything, and that is kept for the next boot, when nobody is known: also
-    if docker-fw died between the two."""
+    """If a container's egress is restricted, its network's restriction is saved for the next boot, when no container is
+    known yet: also if docker-fw died between saving the two."""
     state, _, disk = reconciler()
     egress_restricted = dataclasses.replace(
         endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))
@@ -339,7 +339,7 @@ def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined()
 
 
 def test_two_endpoints_with_one_address_do_not_close_each_other(web: tuple[Reconciler, Kernel, Disk]) -> None:
-    """Docker may give an address again before the old endpoint is deleted: the new one keeps its ports."""
+    """Docker may reuse an address before the old endpoint is deleted: the new one keeps its ports."""
     state, kernel, _ = web
     again = dataclasses.replace(endpoint(2, 1, 2), joined=True, container=Container("d", "next"))
     state.put_endpoint(again)
@@ -348,7 +348,7 @@ def test_two_endpoints_with_one_address_do_not_close_each_other(web: tuple[Recon
 
 
 def test_calls_at_once_lose_nothing() -> None:
-    """Compose makes its networks and starts its containers at once: each of them is known afterwards."""
+    """Compose creates its networks and starts its containers concurrently: each of them is known afterwards."""
     state, kernel, _ = reconciler()
     barrier = threading.Barrier(8)
 
@@ -369,8 +369,8 @@ def test_calls_at_once_lose_nothing() -> None:
 
 
 def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
-    """One container's elements that the kernel refuses (a rate of no length it knows) do not hold up what closes by the
-    same change: the ports of another one that leaves."""
+    """One container's elements that the kernel refuses (a rate with an unknown unit of time) do not delay closing by
+    the same change: the ports of a container that leaves."""
     state, kernel, _ = reconciler()
     state.put_network(network(1))
     any4 = IPv4Address(0)

@@ -80,7 +80,7 @@ def path(tmp_path: Path) -> Path:
 @given(st.lists(st.tuples(states, st.booleans()), min_size=1, max_size=4))
 @examples(25)
 def test_what_was_saved_comes_back(saved: list[tuple[SavedState, bool]]) -> None:
-    """Whatever was last saved, flushed or not, is what the next start reads: every field of every record."""
+    """The last saved state, flushed or not, is loaded by the next start: every field of every record."""
     with directory() as where:
         store = Store(str(where / "state.json"))
         for state, flush in saved:
@@ -89,7 +89,7 @@ def test_what_was_saved_comes_back(saved: list[tuple[SavedState, bool]]) -> None
 
 
 def test_nothing_there_is_an_empty_state(path: Path) -> None:
-    """The first start finds nothing and needs nothing; its directory is made, for root alone."""
+    """The first start finds no file and needs none; the directory is created, for root only."""
     store = Store(str(path))
     assert store.load() == SavedState()
     store.save(BEFORE, flush=True)
@@ -98,7 +98,7 @@ def test_nothing_there_is_an_empty_state(path: Path) -> None:
 
 
 def test_one_record_a_line(path: Path) -> None:
-    """A person can read the file, and a diff of it: JSON, a record a line."""
+    """The file and its diffs are readable: JSON, one record a line."""
     Store(str(path)).save(AFTER, flush=True)
     lines = path.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines if line.startswith('"')] == [
@@ -108,7 +108,7 @@ def test_one_record_a_line(path: Path) -> None:
 
 
 def test_a_file_cut_anywhere_never_stops_the_start() -> None:
-    """Cut at each of its bytes (a power cut, a full disk), the file is kept aside and the last flushed one is read."""
+    """If the file is cut at any byte (a power cut, a full disk), it is kept aside and the last flushed one is read."""
     with directory() as where:
         file = where / "state.json"
         store = Store(str(file))
@@ -121,7 +121,7 @@ def test_a_file_cut_anywhere_never_stops_the_start() -> None:
             file.write_bytes(whole[:length])
             (where / "state.json~").write_bytes(flushed)
             state = Store(str(file)).load()
-            if state == SHORT:  # nothing but the last newline is missing
+            if state == SHORT:  # only the last newline is missing
                 assert length == len(whole) - 1
                 continue
             assert state == BEFORE
@@ -131,7 +131,7 @@ def test_a_file_cut_anywhere_never_stops_the_start() -> None:
 
 
 def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
-    """Nothing readable at all: everything stays closed, the file stays for a person to see, and the start goes on."""
+    """Without a readable file everything stays closed, the file is kept for inspection, and the start continues."""
     with directory() as where:
         Store(str(where / "state.json")).save(SHORT, flush=True)
         whole = (where / "state.json").read_bytes()
@@ -152,7 +152,7 @@ def elements_of(state: SavedState) -> Iterator[Element]:
 
 
 def _damaged(document: Any, data: st.DataObject) -> Any:
-    """The document with one value somewhere in it replaced by another, or removed."""
+    """Return the document with one value somewhere in it replaced, or removed."""
     here, steps = document, data.draw(st.integers(1, 5))
     for step in range(steps):
         keys = list(here) if isinstance(here, dict) else list(range(len(here)))
@@ -173,7 +173,7 @@ def _damaged(document: Any, data: st.DataObject) -> Any:
 @given(data=st.data())
 @examples(80)
 def test_a_damaged_file_never_stops_the_start(data: st.DataObject) -> None:
-    """One value changed or missing anywhere: a state whose records are sound, or the fallback; never a crash."""
+    """With any one value changed or missing: the state has valid records, or is the fallback; never a crash."""
     with directory() as where:
         file = where / "state.json"
         Store(str(file)).save(AFTER, flush=True)
@@ -205,7 +205,7 @@ def test_a_damaged_file_never_stops_the_start(data: st.DataObject) -> None:
 @given(st.binary(max_size=200) | json_values.map(lambda v: json.dumps(v).encode()))
 @examples(100)
 def test_any_bytes_never_stop_the_start(content: bytes) -> None:
-    """A file of anything at all is set aside, or is a newer version's and refused with a text."""
+    """A file with any content is set aside, or is a newer version's and refused with a message."""
     with directory() as where:
         (where / "state.json").write_bytes(content)
         try:
@@ -219,7 +219,7 @@ def test_any_bytes_never_stop_the_start(content: bytes) -> None:
 
 
 def test_a_newer_versions_file_is_refused_and_left_alone(path: Path) -> None:
-    """After a downgrade the start says what to do, and the newer file stays as it is."""
+    """After a downgrade the start reports what to do, and the newer file stays unchanged."""
     Store(str(path)).save(BEFORE, flush=True)
     newer = path.read_text().replace('"version": 2', '"version": 3')
     path.write_text(newer)
@@ -230,8 +230,8 @@ def test_a_newer_versions_file_is_refused_and_left_alone(path: Path) -> None:
 
 
 def test_every_field_is_kept(path: Path) -> None:
-    """Labels and where they were said, names, notices, overrides, bans and their ends: all of it comes back, to the
-    letter, for what is shown to people too."""
+    """Labels and their places, names, notices, overrides, bans and their ends are all restored, with the exact texts
+    that users see."""
     Store(str(path)).save(AFTER, flush=True)
     state = Store(str(path)).load()
     assert state == AFTER
@@ -244,7 +244,7 @@ def test_every_field_is_kept(path: Path) -> None:
 
 
 def test_a_file_of_version_1_is_read(path: Path) -> None:
-    """What docker-fw 0.1 wrote is understood after an upgrade: its lists of ports, and all that there was besides.
+    """A state file of docker-fw 0.1 is read after an upgrade: its lists of ports, and all other fields.
 
     The file was written by version 0.1.0 itself.
     """
@@ -286,7 +286,7 @@ def test_a_file_of_version_1_is_read(path: Path) -> None:
 
 
 def test_a_file_of_version_1_that_is_damaged_is_not_guessed_at(path: Path) -> None:
-    """What has neither the old nor the new words is set aside like any file that cannot be read."""
+    """A file with neither the old nor the new keys is set aside like any file that cannot be read."""
     path.parent.mkdir()
     path.write_text(V1.read_text().replace('"allow"', '"alow"'))
     assert Store(str(path)).load() == SavedState()
@@ -318,7 +318,7 @@ WRONG: dict[str, Any] = {
 
 @pytest.mark.parametrize(("key", "value"), WRONG.values(), ids=WRONG)
 def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, value: Any) -> None:
-    """A file that somebody edited opens nothing that the language could not say: it is set aside whole."""
+    """An edited file opens nothing that the label language could not express: it is set aside as a whole."""
     Store(str(path)).save(AFTER, flush=True)
     document = json.loads(path.read_text())
     if key == "said":
@@ -342,7 +342,8 @@ def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, val
     ],
 )
 def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str, key: str, value: Any) -> None:
-    """A record that no link could be made from is noticed when the file is read, not when it is too late to start."""
+    """A record from which no link could be created is detected when the file is read, not when it is too late to
+    start."""
     Store(str(path)).save(AFTER, flush=True)
     document = json.loads(path.read_text())
     (record,) = document[kind].values()
@@ -354,7 +355,7 @@ def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str,
 
 
 def _full(step: str) -> Any:
-    """A file system that is full at this step."""
+    """Return a system call that fails with a full disk at this step."""
     calls: dict[str, Any] = {"open": os.open, "fsync": os.fsync}
 
     def fails(*_: object, **__: object) -> int:
@@ -368,7 +369,7 @@ def _full(step: str) -> Any:
 def test_a_full_disk_is_an_error_and_the_old_file_stands(
     path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """When the disk does not take the new state Docker is told so, and what stood still stands."""
+    """When the disk refuses the new state, Docker gets an error, and the old state remains."""
     store = Store(str(path))
     store.save(BEFORE, flush=True)
     with monkeypatch.context() as patch:
@@ -381,7 +382,7 @@ def test_a_full_disk_is_an_error_and_the_old_file_stands(
 
 
 def test_a_disk_that_takes_half(path: Path) -> None:
-    """A write that fails in the middle (here: on a full /dev/full) leaves the old file whole."""
+    """A write that fails in the middle (here: on a full /dev/full) leaves the old file intact."""
     store = Store(str(path))
     store.save(BEFORE, flush=True)
     new = path.with_name("state.json.new")
@@ -395,7 +396,7 @@ def test_a_disk_that_takes_half(path: Path) -> None:
 
 
 def test_a_rename_that_fails_leaves_something_to_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the disk gives up between keeping the old file and putting the new one there, the old state is still read."""
+    """If the disk fails between keeping the old file and putting the new one in place, the old state is still read."""
     store = Store(str(path))
     store.save(BEFORE, flush=True)
     replace = Path.replace
@@ -417,7 +418,8 @@ def test_a_rename_that_fails_leaves_something_to_load(path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("flush", [False, True])
 def test_a_file_that_somebody_removed_is_written_again(path: Path, flush: bool) -> None:
-    """Removing the state file (or its directory) under a running plugin costs nothing: the next change writes it."""
+    """If the state file (or its directory) is removed under a running plugin, nothing is lost: the next change writes
+    it."""
     store = Store(str(path))
     store.save(BEFORE, flush=True)
     path.unlink()
@@ -426,14 +428,14 @@ def test_a_file_that_somebody_removed_is_written_again(path: Path, flush: bool) 
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
-    """A state path below a file is told as an error with the path, as a start's or a call's answer."""
+    """A state path below a file gives an error with the path, at the start or as the answer to a call."""
     (tmp_path / "file").write_text("")
     with pytest.raises(FwError, match="could not write the state file"):
         Store(str(tmp_path / "file" / "state.json")).save(BEFORE, flush=True)
 
 
 def test_an_unreadable_place_is_an_empty_state(tmp_path: Path) -> None:
-    """A directory in the file's place is set aside like any file that cannot be read."""
+    """A directory in place of the file is set aside like any file that cannot be read."""
     (tmp_path / "state.json").mkdir()
     store = Store(str(tmp_path / "state.json"))
     assert store.load() == SavedState()
@@ -461,7 +463,7 @@ def test_networks_survive_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatc
 @given(st.lists(st.tuples(states, st.booleans()), min_size=2, max_size=5))
 @examples(12)
 def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[SavedState, bool]]) -> None:
-    """When the file turns out torn after a power cut, what was last flushed is what comes back."""
+    """If the file is torn after a power cut, the last flushed state is loaded."""
     with directory() as where:
         store = Store(str(where / "state.json"))
         flushed = SavedState()
@@ -475,13 +477,14 @@ def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[SavedSt
 
 
 def test_one_odd_name_takes_nothing_else_with_it(path: Path) -> None:
-    """A bridge's name that nft would have to quote is left out of what is kept; bans and networks beside it stay."""
+    """A bridge name that nft would have to quote is not kept; the bans and networks in the file stay."""
     Store(str(path)).save(dataclasses.replace(AFTER, unmanaged=frozenset({"br+lan", "virbr0"})), flush=True)
     assert Store(str(path)).load() == AFTER
 
 
 def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
-    """The file that was last flushed has it: after the boot nobody begins what is forbidden before Docker answers."""
+    """The restriction is in the last flushed file: after a boot, no address opens a forbidden connection before Docker
+    answers."""
     nothing: Any = Kernel()
     state = Reconciler(nothing, Store(str(path)), Defaults(PolicySpec()))
     bridge = "br-0123456789ab"
@@ -489,5 +492,5 @@ def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
     shy = BridgeNetwork("n" * 64, "front", bridge, spec=PolicySpec(egress=()))
     state.observe(lambda facts: facts.with_networks({shy.id: shy}))
     state.observe(lambda facts: facts.keeping(lambda known: known.with_foreign({"virbr0"})))  # one that is not flushed
-    path.write_text("")  # as the disk may have it then
+    path.write_text("")  # as it may be on the disk then
     assert bridge in Store(str(path)).load().egress_restricted
