@@ -28,8 +28,8 @@ def union(owned: dict[str, frozenset[Element]]) -> set[Element]:
 def test_after_any_sequence_there_is_what_somebody_owns(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]]
 ) -> None:
-    """However owners change: what stands is the union of all, each change is exactly the difference of the two unions,
-    and asking what it would be changes nothing."""
+    """For any changes of owners, the table has the union of their elements, each change is exactly the difference of
+    the two unions, and computing a change has no side effect."""
     books, owned = AppliedElements(), dict(first)
     books.start(first)
     for new in steps:
@@ -55,7 +55,7 @@ def test_after_any_sequence_there_is_what_somebody_owns(
 
 
 def test_an_element_of_two_owners_goes_with_the_last() -> None:
-    """Docker may give an address again before its old endpoint is gone: what the new one needs stays."""
+    """Docker may reuse an address before its old endpoint is gone: the elements that the new one needs stay."""
     books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
     assert books.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
@@ -106,7 +106,7 @@ _OTHERS = [
 
 @pytest.mark.parametrize("name", _OPENING)
 def test_what_stops_being_open_is_narrower(name: str) -> None:
-    """Where something that let flows pass goes, flows may stand that would not begin any more."""
+    """If an element that let flows pass is removed, established flows may remain that could not be opened again."""
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert books.narrower("a", frozenset())
@@ -116,7 +116,7 @@ def test_what_stops_being_open_is_narrower(name: str) -> None:
 
 @pytest.mark.parametrize("name", _OTHERS)
 def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
-    """The going of any other element closes nothing."""
+    """The removal of any other element closes nothing."""
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert not books.narrower("a", frozenset())
@@ -132,7 +132,7 @@ def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
     ],
 )
 def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
-    """A network that begins to confine, and a published port that closes for somebody who is there already."""
+    """True for a network that becomes egress-restricted, and for a published port that closes for an existing owner."""
     books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:1])})
     wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
@@ -145,7 +145,8 @@ def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
     ["egress_restricted", "host_closed", "host_closed6", "rate_limit4_blocks", "rate_limit_host4", "rate_proven6"],
 )
 def test_what_comes_may_only_close(name: str) -> None:
-    """What goes, and what confines, closes or limits, need not be on the disk first; whatever else comes must be."""
+    """A removal, and an element that restricts, closes or limits, need not be on the disk first; any other addition
+    must be."""
     books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:2])})
     assert books.only_closes("a", frozenset())
@@ -179,8 +180,8 @@ _passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from
 def test_what_lets_an_address_pass_is_found_without_looking(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]], peer: str, owners: set[str]
 ) -> None:
-    """After any sequence: an address's elements of these owners are found, and no prefix; without them the kernel has
-    what is left to the others."""
+    """After any sequence: an address's elements of these owners are found, and no prefix; without them the table has
+    the elements of the other owners."""
     books, owned = AppliedElements(), dict(first)
     books.start(first)
     for new in steps:
@@ -201,7 +202,8 @@ def test_what_lets_an_address_pass_is_found_without_looking(
 
 
 def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
-    """Where an owner goes, what opens goes and what closes stays; what kept docker-proxy's port open closes it."""
+    """When an owner is removed, its opening elements are removed and its closing elements stay; an element that kept
+    docker-proxy's port open is replaced by one that closes it."""
     books, open_, shut = AppliedElements(), Element("host_open4", (V4, 6, 8080)), Element("host_closed4", (V4, 6, 8080))
     stays = Element("rate_limit4", (V4, 6, 22))
     books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
@@ -214,14 +216,14 @@ def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
     assert books.of("a") == {stays, shut}
 
 
-#: What neither opens nor closes: it counts, reports, or says where something leads.
+#: Sets that neither open nor close: they count, report, or redirect.
 NEUTRAL = re.compile(
     r"ingress_drops|egress_drops|log_limit|masqueraded|unknown_address_limit|hairpin|publish|peer_(ports|families)"
 )
 
 
 def test_each_set_says_whether_its_elements_open_or_close() -> None:
-    """So that a new one is not forgotten where flows are cut, or where what closes comes first."""
+    """A new set must have an effect, because cutting flows and closing first depend on it."""
     unsaid = {name for name, spec in SETS.items() if not spec.effect}
     assert {name for name in unsaid if not NEUTRAL.match(name)} == set()
     assert {name for name, spec in SETS.items() if NEUTRAL.match(name)} == unsaid

@@ -32,7 +32,8 @@ NOW = 1_900_000_000.0
     ],
 )
 def test_what_is_banned(text: str, meant: str) -> None:
-    """An address or a prefix of either family; of IPv6 what is longer than one customer's /64 is widened to it."""
+    """An address or a prefix of either family; an IPv6 prefix that is longer than one customer's /64 is widened to
+    it."""
     assert read(text) == ip_network(meant)
 
 
@@ -56,14 +57,16 @@ def test_what_is_banned(text: str, meant: str) -> None:
     ],
 )
 def test_what_cannot_be_banned_is_said(text: str, message: str) -> None:
-    """What is no address, is nobody's on the Internet, or takes too many elements, is refused, and how to write it."""
+    """Text that is no address, addresses that are not public, and prefixes that need too many elements are refused,
+    with the right form."""
     with pytest.raises(FwError) as caught:
         read(text)
     assert str(caught.value) == message
 
 
 def test_the_widest_ban_is_the_widest_that_is_read() -> None:
-    """What can be banned, and where `fwctl` looks for what holds an address, are one."""
+    """The widest prefix that can be banned is also the widest that `fwctl` looks up when it searches the bans of an
+    address."""
     for version, length in WIDEST.items():
         base = IPv4Network("10.0.0.0/8") if version == 4 else IPv6Network("2a00::/16")
         assert read(str(ip_network((base.network_address, length)))).prefixlen == length
@@ -74,7 +77,8 @@ def test_the_widest_ban_is_the_widest_that_is_read() -> None:
 @given(prefixes4 | prefixes6)
 @examples(200)
 def test_pieces_cover_the_prefix(banned: Prefix) -> None:
-    """Every prefix is refused, or cut into at most 256 that are looked for; what was read stays itself, read again."""
+    """Every prefix is refused, or cut into at most 256 pieces of lengths that are looked up; a prefix that was read,
+    written and read again is unchanged."""
     with contextlib.suppress(FwError):
         found = read(str(banned))
         assert read(written(found)) == found
@@ -87,12 +91,12 @@ def test_pieces_cover_the_prefix(banned: Prefix) -> None:
 
 
 def test_a_ban_as_it_is_shown() -> None:
-    """An address without its length; no end where there is none."""
+    """An address is shown without its length; a permanent ban has no end."""
     assert told(ip_network("203.0.113.7"), 0) == {"address": "203.0.113.7", "until": None}
     assert told(ip_network("2001:db8::/48"), 5.5) == {"address": "2001:db8::/48", "until": 5.5}
 
 
-# --- who is banned ------------------------------------------------------------------------------------------------
+# --- banned addresses ---------------------------------------------------------------------------------------------
 
 _listed = st.sampled_from(
     ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.0/23", "10.1.2.128/25", "10.1.2.3", "10.1.2.130",
@@ -116,7 +120,7 @@ def _is_banned(address: IPv4Address | IPv6Address, bans: Mapping[Prefix, float],
 @given(banned, st.sampled_from(ADDRESSES))
 @examples(150)
 def test_by_what_an_address_is_banned(bans: dict[Prefix, float], address: IPv4Address | IPv6Address) -> None:
-    """The widest ban that holds it and has not ended."""
+    """Return the widest ban that contains the address and has not ended."""
     there = [each for each, until in bans.items() if address in each and not 0 < until <= NOW]
     assert holding(ip_network(address), bans, NOW) == min(there, key=lambda each: each.prefixlen, default=None)
     for each in bans:
@@ -125,7 +129,7 @@ def test_by_what_an_address_is_banned(bans: dict[Prefix, float], address: IPv4Ad
 
 
 def dropped(one: IPv4Address | IPv6Address, standing: set[Element]) -> bool:
-    """What becomes of packets from and to the address, which must be the same."""
+    """True if packets from and to the address are dropped; both must have the same result."""
     table, other = Table(standing), IPv4Address("192.0.2.1") if one.version == 4 else IPv6Address("2001:db9:9::1")
     found = set()
     for packet in (Packet(one, other, 6, 80), Packet(other, one, 6, 80)):
@@ -138,7 +142,8 @@ def dropped(one: IPv4Address | IPv6Address, standing: set[Element]) -> bool:
 @given(banned, st.sampled_from(ADDRESSES))
 @examples(200)
 def test_who_is_banned_is_dropped_both_ways(bans: dict[Prefix, float], address: IPv4Address | IPv6Address) -> None:
-    """An address is dropped if and only if a ban holds it now, and as long as it does: to the second, never shorter."""
+    """An address is dropped if and only if a ban contains it now, and for as long as the ban lasts: to the second,
+    never shorter."""
     lasting, timed = ban_elements(bans, NOW)
     assert not lasting & timed.keys()
     assert dropped(address, lasting | timed.keys()) is _is_banned(address, bans, NOW)
@@ -150,7 +155,8 @@ def test_who_is_banned_is_dropped_both_ways(bans: dict[Prefix, float], address: 
 
 
 def test_bans_come_before_everything() -> None:
-    """In both directions, before what is established and before the host's own: only loopback is not asked."""
+    """Bans apply in both directions, before established flows and before the host's own rules; only loopback is
+    exempt."""
     for chain, at in (("forward", 1), ("input", 1)):
         assert CHAINS[chain][at] == "meta nfproto @ban_families jump banned"
     assert CHAINS["forward"][0].startswith("meta mark set")
@@ -158,7 +164,7 @@ def test_bans_come_before_everything() -> None:
 
 
 def test_families_are_looked_up_only_where_somebody_is_banned() -> None:
-    """A packet pays for bans of its own family alone, and for prefixes only where prefixes are banned."""
+    """A packet causes a look-up of bans of its own family only, and of prefixes only if a prefix is banned."""
     assert ban_elements({}, NOW) == (set(), {})
     lasting, _ = ban_elements({ip_network("203.0.113.7"): 0}, NOW)
     assert lasting == {Element("banned4", (IPv4Address("203.0.113.7"),)), Element("ban_families", (2,))}

@@ -1,7 +1,7 @@
 """The elements mean exactly the policy, and the table's text is valid on every host.
 
-The golden files under tests/golden hold the whole table for a few networks; `FW_GOLDEN=write pytest tests/pure`
-writes them anew after a wanted change, to be read as a diff.
+The golden files under tests/golden contain the whole table for a few networks; `FW_GOLDEN=write pytest tests/pure`
+rewrites them after a wanted change, for a review of the diff.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ NUMBERS: dict[str, int] = {**NUMBER, "other": 89}
 
 
 def decided(network: Network | BridgeNetwork, endpoint: Endpoint, everywhere: PolicySpec) -> Policy:
-    """The endpoint's policy where nobody else is known."""
+    """Return the endpoint's policy where no other container is known."""
     return PeerIndex().resolved(of(network, endpoint, Defaults(everywhere)), endpoint.container)
 
 
@@ -92,14 +92,15 @@ def elements_of(network: Network, endpoint: Endpoint, everywhere: PolicySpec) ->
 
 
 def _probed(listed: Iterable[Rule], drawn: list[int]) -> list[int]:
-    """The ports at each rule's edges and those of its blocks, besides the base's and what was drawn."""
+    """Return the ports at each rule's edges and those of its blocks, and in addition the base's ports and the drawn
+    ones."""
     edges = {port for rule in listed for size in (1, 16, 4096) for port in (rule.first - 1, rule.first, rule.last,
              rule.last + 1, rule.first // size * size, rule.last // size * size + size)}  # fmt: skip
     return sorted(port for port in {*edges, *drawn, 22, 23, 80} if 1 <= port <= 65535)
 
 
 def _sources(listed: Iterable[Rule], version: int, drawn: list[Address]) -> list[Address]:
-    """Addresses at the edges of each prefix that a rule names, and some others."""
+    """Return addresses at the edges of each prefix that a rule names, and some others."""
     found: set[Address] = {OUT4 if version == 4 else OUT6, *(a for a in drawn if a.version == version)}
     for rule in listed:
         for peer in rule.peers:
@@ -128,7 +129,7 @@ _peers = st.lists(strategies.near4 | strategies.near6 | strategies.ipv4 | strate
 def test_the_sets_say_what_the_policy_says(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, drawn: list[int], peers: list[Address]
 ) -> None:
-    """For any network, endpoint and packet: what the rules find in the sets equals the policy."""
+    """For any network, endpoint and packet: the result of the rules' set look-ups equals the policy."""
     policy = decided(network, endpoint, everywhere)
     table = Table(endpoint_elements(network, endpoint, policy) | network_elements(network))
     for address in filter(None, (endpoint.addr4, endpoint.addr6)):
@@ -143,7 +144,8 @@ def test_the_sets_say_what_the_policy_says(
 def test_what_is_accepted_from_some_is_accepted_from_those(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
-    """Any rules with addresses and prefixes: a packet is permitted if and only if one is about its port and source."""
+    """Any rules with addresses and prefixes: a packet is permitted if and only if a rule matches its port and
+    source."""
     table = Table(address_elements("br0", address, Policy(accepts=listed, labels_valid=True, known=True)))
     for proto, port, peer in _flows(listed, address, drawn, peers):
         found = table.verdict(f"inbound{address.version}", Packet(peer, address, NUMBERS[proto], port or 40001))
@@ -155,7 +157,7 @@ def test_what_is_accepted_from_some_is_accepted_from_those(
 def test_what_may_be_begun_is_found_by_the_same_look_ups(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
-    """Any egress: a packet of the container's leaves if and only if a rule is about its port and target."""
+    """Any egress: a packet of the container leaves if and only if a rule matches its port and target."""
     table = Table(address_elements("br0", address, Policy(egress=listed, labels_valid=True, known=True)))
     assert not {name for name in table.sets if name.startswith(("egress_all4", "egress_all6", "allow", "from"))}
     for proto, port, peer in _flows(listed, address, drawn, peers):
@@ -164,7 +166,7 @@ def test_what_may_be_begun_is_found_by_the_same_look_ups(
 
 
 def test_to_the_host_alone() -> None:
-    """`8125/udp to host` is found for packets to the host, and not for what leaves it."""
+    """`8125/udp to host` matches packets to the host, and not packets that leave it."""
     spec = parse({"fw.egress": "8125/udp to host, 53/udp to host 203.0.113.7"}).spec
     table = Table(address_elements("br0", V4, Policy(egress=spec.egress, known=True)))
     for port, host, out in ((8125, "mark", ""), (53, "mark", "mark"), (80, "", "")):
@@ -175,13 +177,14 @@ def test_to_the_host_alone() -> None:
 
 
 def _to_host(table: Table, packet: Packet) -> str:
-    """What chain `to_host_only` finds; its first rule is about connection tracking."""
+    """Return the result of chain `to_host_only`; its first rule is about connection tracking."""
     assert CHAINS["egress_allow_host"][0] == "ct state invalid return"
     return "mark" if table.found(CHAINS["egress_allow_host"][1:], packet) else ""
 
 
 def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
-    """On a network where somebody is confined each known one that is not is told apart; nobody unknown is."""
+    """On an egress-restricted network each known container without restriction has its own element; an unknown one has
+    none."""
     for known, free in ((True, {("br0", V4)}), (False, None)):
         table = Table(address_elements("br0", V4, Policy(known=known)))
         assert table.sets.get("egress_all4") == free
@@ -193,7 +196,7 @@ def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
 def test_elements_open_only_the_endpoints_own_addresses(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec
 ) -> None:
-    """No element that opens anything, or lets anything be begun, is about any address but the endpoint's own."""
+    """No element that opens a port or permits a connection contains any address except the endpoint's own."""
     own = {endpoint.addr4, endpoint.addr6}
     for element in elements_of(network, endpoint, everywhere):
         if element.set.startswith(("allow", "peer_ports", "from", "egress_allow", "egress_peer_ports", "egress_to")):
@@ -209,7 +212,8 @@ def test_elements_open_only_the_endpoints_own_addresses(
 @given(networks, endpoints, saids)
 @examples(30)
 def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
-    """An endpoint that is not joined has nothing in the table, no port, no publication, but what binds its link."""
+    """An endpoint that is not joined has no element, port or publication in the table, except the binding of its
+    link."""
     left = dataclasses.replace(endpoint, joined=False)
     assert elements_of(network, left, everywhere) == {*port_elements(left)}
 
@@ -217,8 +221,8 @@ def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint,
 @given(networks, endpoints, saids)
 @examples(60)
 def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
-    """An element's text is addresses, numbers, protocol names and interface names, whatever labels and names say; its
-    set is one of ours."""
+    """An element's text consists of addresses, numbers, protocol names and interface names, whatever labels and names
+    contain; its set is one of docker-fw's."""
     guests = guest_elements(GUARDED, endpoint, decided(GUARDED, endpoint, everywhere))
     for element in elements_of(network, endpoint, everywhere) | network_elements(network) | guests:
         assert re.fullmatch(ELEMENT_TEXT, element_text(element))
@@ -230,7 +234,7 @@ def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpo
 @given(st.lists(rules, max_size=3), st.sampled_from([V4, V6]))
 @examples(50)
 def test_every_port_is_found_by_itself(listed: list[Rule], address: Address) -> None:
-    """Rules for everybody stand in the sets that are asked first, and cost no look-up of a source."""
+    """Rules without peers are in the sets that are looked up first, and need no look-up of a source."""
     made = set(rule_elements(address, listed))
     assert {element.set for element in made} <= {f"allow{address.version}", f"allow{address.version}_blocks"}
     table = Table(made)
@@ -241,13 +245,14 @@ def test_every_port_is_found_by_itself(listed: list[Rule], address: Address) -> 
 
 
 def test_every_port_costs_one_element() -> None:
-    """`*` and `1-65535` mean the same and take one element for an address; so does a protocol without ports."""
+    """`*` and `1-65535` mean the same and need one element for an address; so does a protocol without ports."""
     for rule in (Rule("tcp", 1, 65535), Rule("tcp", 0, 65535), Rule("gre", 0, 0), Rule("other", 0, 0)):
         assert len(list(rule_elements(V4, [rule]))) == 1
 
 
 def test_a_prefix_costs_one_element_for_each_port() -> None:
-    """`8080 from 10.0.0.0/8` takes the port, and the prefix; nothing in the family that has no such prefix."""
+    """`8080 from 10.0.0.0/8` needs one element for the port and one for the prefix, and none in a family without such a
+    prefix."""
     spec = parse({"fw.allow": "8080 from 10.0.0.0/8 2001:db8::/32"}).spec
     four, six = (set(rule_elements(address, spec.allow)) for address in (V4, V6))
     assert four == {
@@ -268,7 +273,7 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
 @given(st.lists(rates, min_size=1, max_size=3), st.sampled_from([V4, V6]), ports, protos)
 @examples(60)
 def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
-    """A packet to a limited port goes to chains that count by just the rates that are about it, and no other does."""
+    """A packet to a limited port goes to chains that count exactly the rates for this port; no other packet does."""
     v = address.version
     elements = set(address_elements("br0", address, Policy(rates=tuple(listed), labels_valid=True, known=True)))
     chains = {(element.set, element.key): str(element.data[0]) for element in elements if element.set in RATED}
@@ -283,8 +288,8 @@ def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port:
 
 
 def test_the_rates_of_an_address_are_its_own() -> None:
-    """Chains and sets are named by the address and the rate. They are added to a table that stands, are in a new one,
-    and nothing of them is left when they are taken out."""
+    """Chains and sets are named after the address and the rate. They can be added to an existing table, are part of a
+    new one, and are removed completely."""
     (rate,) = parse({"fw.rate": "22 5/minute burst 10"}).spec.rate or ()
     names = set()
     for address in (V4, V4 + 1, V6):
@@ -309,14 +314,15 @@ def test_the_rates_of_an_address_are_its_own() -> None:
     [("1_second_5", 6, 0), ("5_minute_10", 60, 121), ("1_day_2", 60, 172801), ("1000_second_60000", 60, 61)],
 )
 def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: int) -> None:
-    """What anybody may forge is forgotten after a minute; a source that completed a handshake when it has its burst."""
+    """A source address that may be forged is forgotten after a minute; a source that completed a handshake is forgotten
+    when it has its full burst again."""
     sets = rate_chains.limit(f"limit4__172.18.0.2__{rate}").sets
     meters = {name.partition("4__")[0]: spec.meter for name, spec in sets.items()}
     assert meters == {"sources": short, "networks": short} | ({"proven": kept} if kept else {})
 
 
 def test_no_network_fills_a_set_alone() -> None:
-    """A /24 or /48 may bring a quarter of the sources at most, in the time that they are remembered."""
+    """A /24 or /48 may add at most a quarter of the sources in the time for which they are remembered."""
     for rate in ("1_second_5", "5_minute_10", "1_day_2", "60_second_1"):
         text = rate_chains.inside([f"limit6__2001-db8--1__{rate}"])
         seconds = int(re.findall("timeout ([0-9]+)s", text)[0])
@@ -341,8 +347,8 @@ _published = st.lists(
 def test_docker_proxy_serves_whom_the_container_accepts(
     there: tuple[Published, ...], listed: tuple[Rule, ...], peers: list[Address]
 ) -> None:
-    """A published port of the host is open to everybody, or closed but for those from whom the container accepts it;
-    the container never sees who they are."""
+    """A published port of the host is open to all, or closed except to sources that the container accepts; the
+    container never sees the client's address."""
     endpoint = Endpoint("e", GUARDED.id, V4, V6, joined=True, container=Container("c", "c"), published=there)
     made = guest_elements(GUARDED, endpoint, Policy(accepts=listed, labels_valid=True, known=True))
     table = Table(made)
@@ -365,7 +371,7 @@ def test_docker_proxy_serves_whom_the_container_accepts(
 
 
 def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
-    """`fw.rate` counts for the container's port by whatever way a source comes."""
+    """`fw.rate` applies to the container's port, whichever way a source takes."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 2222, 22)
     rate = Rate("tcp", 22, 22, 5, "minute", 10)
     endpoint = Endpoint("e", GUARDED.id, V4, joined=True, container=Container("c", "c"), published=(port,))
@@ -376,7 +382,8 @@ def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
 
 
 def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
-    """With FW_PUBLISHED=allow the container's port is open to what was sent on, and to nothing else."""
+    """With FW_PUBLISHED=allow the container's port is open to packets that were forwarded by the publication, and to no
+    others."""
     made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), labels_valid=True, known=True)))
     assert Element("allow_published4", (V4, 6, 8080)) in made
     assert Table(made).verdict("inbound4", Packet(OUT4, V4, 6, 8080)) == "deny"
@@ -386,7 +393,8 @@ def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
 
 
 def test_what_a_network_needs() -> None:
-    """Its bridge is one where neighbours talk; IPv4 is masqueraded; an internal one is closed both ways."""
+    """Containers on the bridge communicate freely; IPv4 is masqueraded; an internal network is closed in both
+    directions."""
     four, six = IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8::1/64")
 
     def sets(network: Network) -> set[str]:
@@ -402,8 +410,8 @@ def test_what_a_network_needs() -> None:
 @pytest.mark.parametrize(("mode", "routed"), [("nat", False), ("", False), ("isolated", False), ("routed", True),
                                               ("nat-unprotected", True)])  # fmt: skip
 def test_dockers_drop_is_overruled_where_a_network_is_routed(mode: str, routed: bool) -> None:
-    """The mark goes to networks whose own addresses are meant to be reached, by family; not to internal ones,
-    which nobody enters or leaves."""
+    """The mark is set for networks whose container addresses are meant to be reachable, per family; not for internal
+    ones, which no packet enters or leaves."""
     for mode4, mode6 in ((mode, "nat"), ("nat", mode)):
         network = dataclasses.replace(GUARDED, mode4=mode4, mode6=mode6)
         family = 2 if mode4 == mode else 10
@@ -429,7 +437,7 @@ def hooks(text: str) -> dict[str, str]:
 
 
 def chains(text: str) -> dict[str, list[str]]:
-    """The rules of each chain, without comments and the hook's line."""
+    """Return the rules of each chain, without comments and the hook's line."""
     found = {}
     for name, body in re.findall(r"chain (\w+) \{\n(.*?)^\t\}", text, re.DOTALL | re.MULTILINE):
         lines = [line.strip() for line in body.splitlines()]
@@ -438,7 +446,7 @@ def chains(text: str) -> dict[str, list[str]]:
 
 
 def test_the_skeleton_knows_no_port() -> None:
-    """The rules mention no port number, not even the base's: an address that nobody registered has nothing."""
+    """The rules contain no port number, not even the base's: an unregistered address has no open port."""
     for line in chain.from_iterable(CHAINS.values()):
         plain = re.sub(r"th sport & 0x0 \| [0-9]+ \. ", "", line)  # a prefix's length
         plain = plain.replace("01:80:c2:00:00:00", "")  # a bridge's own address
@@ -447,7 +455,8 @@ def test_the_skeleton_knows_no_port() -> None:
 
 
 def test_a_host_with_nft_1_0_6_can_list_it() -> None:
-    """Sets are `typeof`, and there is no verdict map: those segfault an nft 1.0.6 that lists the table."""
+    """Sets are `typeof`, and there is no verdict map: those make an nft 1.0.6 that lists the table crash (segmentation
+    fault)."""
     text = skeleton(MARK)
     for _, name, body in re.findall(r"\t(set|map) (\w+) \{\n(.*?)\n\t\}", text, re.DOTALL):
         assert re.fullmatch(
@@ -460,8 +469,8 @@ def test_a_host_with_nft_1_0_6_can_list_it() -> None:
 
 
 def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
-    """Plain hash sets only, without `flags interval` and without a reserved `size`; but for those that packets fill,
-    which are bounded, and whose elements go by themselves."""
+    """Plain hash sets only, without `flags interval` and without a reserved `size`. The exceptions are sets that
+    packets fill, which are bounded, and whose elements expire."""
     chain_ = "limit4__172.18.0.2__5_minute_10"
     text, own = skeleton(MARK, rates=["rate_hook", chain_]), rate_chains.limit(chain_).sets
     assert "interval" not in text
@@ -474,8 +483,8 @@ def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
 
 
 def test_every_way_to_a_container_ends_in_a_drop() -> None:
-    """Whatever a packet to a container is sent on to (`goto`) ends in a drop, or in `permit`, to which only what was
-    found in a set is sent; and what is asked on the way (`jump`) returns or permits, and accepts nothing itself."""
+    """Each chain to which a packet to a container is passed (`goto`) ends in a drop, or in `permit`, which only packets
+    that match a set reach. Chains that are called (`jump`) return or permit, and accept nothing themselves."""
     found = CHAINS
     final, asked, todo = set(), set(), ["inbound"]
     while todo:
@@ -491,7 +500,7 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         assert not [rule for rule in found[name] if re.search(r"\b(return|continue)\b", rule)]
     for name in (*ends - {"permit"}, "deny_host"):
         assert found[name][-1] == 'counter name "drops" drop'
-    # Where ICMP goes, and what is related: accepted to whom a container is known, a few packets to others.
+    # For ICMP and related packets: accepted to known containers, a few packets to other addresses.
     assert found["to_known_address"] == [
         "ip6 daddr != @ingress_drops6 goto to_unknown_address",
         "ip daddr != @ingress_drops4 goto to_unknown_address",
@@ -513,9 +522,9 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
 
 
 def test_going_out_to_a_container_bridge_comes_first() -> None:
-    """A packet that begins something on one of our bridges is judged as inbound, wherever it comes from, known network
-    or not; nobody else's mark is believed; before that there is only who is banned, what is established
-    (but for a new beginning), forged, was cut, or may not be begun."""
+    """A packet that opens a connection to a container bridge is judged as inbound, wherever it comes from, whether the
+    network is known or not; a mark set by another program is not trusted. Before that come only: banned addresses,
+    established flows (except a new SYN), forged sources, quarantined flows and restricted egress."""
     first, banned, established, forged, expected, held, egress_restricted, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @ban_families jump banned"
@@ -531,7 +540,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
 
 
 def test_a_ban_and_a_confinement_accept_nothing() -> None:
-    """What is asked before everything else drops or returns, and never accepts."""
+    """Chains that run before all others drop or return, and never accept."""
     for name in (
         "banned",
         "banned_prefixes",
@@ -550,7 +559,8 @@ def test_a_ban_and_a_confinement_accept_nothing() -> None:
 
 
 def test_foreign_traffic_is_left_alone() -> None:
-    """The base chains' policy is accept and they drop nothing themselves: what is not a container's is not ours."""
+    """The base chains' policy is accept and they drop nothing themselves: docker-fw does not filter traffic of other
+    programs."""
     for name, line in hooks(skeleton(MARK)).items():
         assert line.endswith("policy accept;"), name
         assert not [rule for rule in CHAINS[name] if "drop" in rule]
@@ -559,7 +569,7 @@ def test_foreign_traffic_is_left_alone() -> None:
 @given(st.integers(0, 31).map(lambda bit: 1 << bit))
 @examples(32)
 def test_the_mark_is_exactly_one_bit(mark: int) -> None:
-    """Only our bit is cleared and set; the other 31 belong to others."""
+    """Only docker-fw's bit is cleared and set; the other 31 belong to other programs."""
     text = skeleton(mark)
     found = chains(text)
     assert found["forward"][0] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
@@ -570,7 +580,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
 
 
 def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_same() -> None:
-    """What an old kernel does not know is left out, and nothing else."""
+    """A feature that an old kernel lacks is left out, and nothing else."""
     whole, less = skeleton(MARK), skeleton(MARK, cgroups=False, logs=False)
     assert "cgroup" in whole
     assert "cgroup" not in less
@@ -580,7 +590,8 @@ def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_sa
 
 
 def test_it_is_replaced_in_one_transaction() -> None:
-    """The text to apply brings the tables into being, deletes them and makes them anew: never half, never without."""
+    """The text creates the tables if missing, deletes them and creates them again in one transaction: at no time is the
+    table partial or absent."""
     text = replace(MARK, ())
     both = "".join(f"table {family} docker-fw {{}}\ndelete table {family} docker-fw\n" for family in ("inet", "bridge"))
     assert text.startswith(f"{both}table inet docker-fw {{\n")
@@ -592,7 +603,7 @@ def test_it_is_replaced_in_one_transaction() -> None:
 @given(st.lists(st.tuples(protos, resolved_rules), max_size=5), st.randoms(use_true_random=False))
 @examples(30)
 def test_the_same_elements_are_the_same_text(drawn: list[tuple[str, Rule]], random: object) -> None:
-    """The document is sorted: equal knowledge is equal text, in whatever order it came to be known."""
+    """The document is sorted: equal elements give equal text, whatever the order in which they were added."""
     elements = list({e for _, rule in drawn for e in rule_elements(V6, [rule])})
     shuffled = elements.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -600,7 +611,7 @@ def test_the_same_elements_are_the_same_text(drawn: list[tuple[str, Rule]], rand
 
 
 def test_an_element_for_a_time_stands_with_its_time() -> None:
-    """A ban for an hour is written as one."""
+    """A ban for an hour is written with its timeout."""
     element = Element("banned4", (OUT4,))
     text = document(MARK, (), timed={element: 3600})
     assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 3600s }\n" in text
@@ -690,7 +701,7 @@ def _golden() -> dict[str, PolicyView]:
 
 
 def _words(dual: Network, six: Network) -> PolicyView:
-    """Every word of the language, and what `fwctl` says: on networks of docker-fw's own and on one of Docker's."""
+    """Every keyword of the language, and `fwctl` overrides: on docker-fw networks and on a Docker network."""
 
     def who(letter: str, name: str, **pairs: str) -> Container:
         return Container(_id(letter), name, _said(**pairs), network="shop_front", project="shop", service=name)
@@ -755,7 +766,7 @@ def _words(dual: Network, six: Network) -> PolicyView:
 
 @pytest.mark.parametrize("name", _golden())
 def test_the_whole_table_is_as_it_was(name: str) -> None:
-    """The table that a host gets is the one that was last looked at: a change of it is seen as a diff."""
+    """A host gets the table that was last reviewed: a change is visible as a diff."""
     inventory = _golden()[name]
     text = document(MARK, {element for owner in inventory.owners() for element in inventory.elements(owner)})
     path = GOLDEN / f"{name}.nft"
@@ -766,7 +777,8 @@ def test_the_whole_table_is_as_it_was(name: str) -> None:
 
 
 def test_who_answers_and_what() -> None:
-    """What each address of the example above accepts and may begin is known with its subnet, names looked up."""
+    """The ports that each address of the example above accepts and may open are known with its subnet, with names
+    resolved."""
     inventory = _golden()["words"]
     found = {address: what for owner in inventory.owners() for address, what in inventory.answers(owner).items()}
     assert len(found) == 7

@@ -12,7 +12,7 @@ from plugin.nftables.fields import CGROUP, FIELDS, TARGET, VERDICT, Value
 from plugin.nftables.sets import SETS, SetSpec
 
 V6 = IPv6Address("2001:db8::1")
-#: By field: a value, as the kernel has it, as nft writes it.
+#: By field: a value, its bytes in the kernel, its text in nft.
 KNOWN: dict[str, tuple[Value, bytes, str]] = {
     "ip saddr": (IPv4Address("192.0.2.1"), b"\xc0\0\2\1", "192.0.2.1"),
     "ip daddr": (IPv4Address("192.0.2.1"), b"\xc0\0\2\1", "192.0.2.1"),
@@ -35,7 +35,7 @@ KNOWN: dict[str, tuple[Value, bytes, str]] = {
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_is_packed_unpacked_and_written(name: str) -> None:
-    """What docker-fw puts into the kernel is what it reads back, and what `nft list` shows."""
+    """A value that docker-fw writes into the kernel is read back unchanged, and is shown by `nft list`."""
     value, raw, text = KNOWN[name]
     assert FIELDS[name].pack(value) == raw
     assert FIELDS[name].width == len(raw)
@@ -52,7 +52,8 @@ def test_every_set_is_made_of_known_fields() -> None:
 
 
 def test_fields_of_a_key_fill_registers() -> None:
-    """A concatenation is read as the kernel lays it out: each field in whole 32-bit registers; one alone as it is."""
+    """A concatenation is read as the kernel lays it out: each field in whole 32-bit registers; a single field as it
+    is."""
     key = ("ip daddr", "meta l4proto", "th dport")
     raw = b"\xc0\0\2\1\6\0\0\0\1\xbb\0\0"
     values = (IPv4Address("192.0.2.1"), 6, 443)

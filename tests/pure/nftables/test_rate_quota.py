@@ -1,4 +1,4 @@
-"""Which rates the table holds when the quota is full, and that the others' ports are closed."""
+"""Which rates the table holds when the quota is full, and that other containers' rate-limited ports are closed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def started(kernel: Kernel, *endpoints: Endpoint) -> Reconciler:
 
 
 def closed(kernel: Kernel) -> set[int]:
-    """The last byte of addresses whose port 22 is closed for want of room."""
+    """Return the last byte of addresses whose port 22 is closed because the quota is full."""
     found = {e for e in kernel.table or () if e.set in RATED and e.data == (DENIED,)}
     return {int(e.key[0]) & 255 for e in found}  # type: ignore[arg-type]
 
@@ -53,8 +53,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container that needs more room than is left may have thousands of ports with a rate: while it waits, others
-    come and go without a look at each of those."""
+    """A container that exceeds the quota may have thousands of ports with a rate: while it waits, other containers join
+    and leave without a check of each of these ports."""
     looked: list[str] = []
     known, limited = Quota(), rate_quota.limiting
     monkeypatch.setattr(rate_quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))
@@ -75,8 +75,8 @@ def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    """A container whose rates find no room has the ports closed that have one; log, status and explain say so. Those
-    that have room notice nothing."""
+    """If a container's rates do not fit the quota, its ports with a rate are closed; log, status and explain report it.
+    Containers within the quota are not affected."""
     kernel = Kernel()
     state = started(kernel, endpoint(2), endpoint(3))
     with caplog.at_level(logging.WARNING):
@@ -99,7 +99,7 @@ def _endpoints(state: Reconciler) -> list[dict[str, object]]:
 
 
 def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
-    """In the same change in which another one leaves; the first who waits is the first who gets it."""
+    """The quota is reassigned in the same change in which another container leaves, in the order of waiting."""
     kernel = Kernel()
     state = started(kernel, *map(endpoint, (2, 3, 4, 5)))
     assert closed(kernel) == {4, 5}
@@ -110,7 +110,7 @@ def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -
 
 
 def test_who_has_room_keeps_it_over_a_restart() -> None:
-    """docker-fw that starts again finds in the table who had room, whatever order they are told of in."""
+    """After a restart, docker-fw finds in the table which containers had quota, in whatever order they are reported."""
     kernel = Kernel()
     first = started(kernel, endpoint(2), endpoint(3))
     first.put_endpoint(endpoint(4))
@@ -119,7 +119,7 @@ def test_who_has_room_keeps_it_over_a_restart() -> None:
 
 
 def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
-    """Until all who were there have been seen, a newcomer does not get the room of one of them."""
+    """Until all previous containers have been seen, a newcomer does not get the quota of one of them."""
     held = Quota()
     held.keep(["limit4__10.1.0.2__5_minute_10", "limit4__10.1.0.9__5_minute_10"])
     two, nine, new = (_wanted(f"10.1.0.{n}") for n in (2, 9, 4))
@@ -140,8 +140,8 @@ def guest(number: int) -> Endpoint:
 
 
 def test_room_is_kept_until_docker_has_listed_everybody() -> None:
-    """At a start of docker-fw: who comes before that takes no room from those who had it, and what the rest leaves is
-    given away, though nobody is on Docker's own networks."""
+    """At a start of docker-fw, containers that join before Docker's list get no quota of previous ones; the unused rest
+    is given away after it, even if no container is on a Docker network."""
     kernel = Kernel()
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
@@ -167,8 +167,8 @@ def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:
 
 
 def test_one_address_has_one_limit() -> None:
-    """Where two claim an address, with rates of their own for a port, the first one's holds, and the table has one
-    element for the port; when it goes, the other's does."""
+    """If two endpoints claim an address, with different rates for a port, the first one's rate applies, and the table
+    has one element for the port; when it is removed, the other's rate applies."""
     held, one, other = Quota(), _wanted("10.1.0.2"), _wanted("10.1.0.2", "1_day_5")
     assert held.change({"one": one}) == []
     held.change({"other": other})
@@ -178,8 +178,8 @@ def test_one_address_has_one_limit() -> None:
 
 
 def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one who takes over gets its own limit in the very transaction that takes the other's out, however much else
-    is to be computed."""
+    """The new owner gets its own limit in the same transaction that removes the other's, however much else is to be
+    computed."""
     monkeypatch.setattr(applier, "AT_ONCE", 0)
     kernel = Kernel()
     state = started(kernel, endpoint(2))
@@ -189,7 +189,7 @@ def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pyte
 
 
 def test_what_was_never_admitted_is_closed() -> None:
-    """Rates of an owner that nobody introduced open nothing."""
+    """Rates of an owner that was not admitted open nothing."""
     inventory = PolicyView(Defaults(), Facts(SavedState({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
     owner = ElementOwner(Kind.ENDPOINT, endpoint(2).id)
     found = {e.data for e in inventory.elements(owner) if e.set in RATED}
@@ -197,7 +197,7 @@ def test_what_was_never_admitted_is_closed() -> None:
 
 
 def test_a_copy_is_its_own() -> None:
-    """What would be under other settings changes nothing of what is."""
+    """Simulating other settings does not change the actual state."""
     held = Quota()
     held.change({"one": _wanted("10.1.0.2"), "two": _wanted("10.1.0.3")})
     other = held.copy()

@@ -27,12 +27,12 @@ NOW = 1_000_000.0
         ("2001:db8::7", "2001:db8::7"),
         ("2001:db8:5::/48", "2001:db8:5::/48"),
         ("2001:db8::/40", "2001:db8::/40"),
-        # One customer has a /64 at least.
+        # One customer has at least a /64.
         ("2001:db8:5:6:7::/80", "2001:db8:5:6::/64"),
     ],
 )
 def test_addresses_and_prefixes_are_read(text: str, banned: str) -> None:
-    """What is banned is what was written, or the whole /64 of it."""
+    """A ban covers the written address or prefix, or the whole /64 around it."""
     assert written(read(text)) == banned
 
 
@@ -58,7 +58,7 @@ def test_addresses_and_prefixes_are_read(text: str, banned: str) -> None:
     ],
 )
 def test_what_cannot_be_banned_is_refused_with_a_reason(text: str, why: str) -> None:
-    """Loopback, multicast, link-local, everybody, a typo: the message says what would be right."""
+    """Loopback, multicast, link-local, all addresses, a typo: the message says what would be right."""
     with pytest.raises(FwError, match="cannot ban") as error:
         read(text)
     assert why in str(error.value)
@@ -66,7 +66,7 @@ def test_what_cannot_be_banned_is_refused_with_a_reason(text: str, why: str) -> 
 
 
 def test_whoever_holds_an_address_is_found() -> None:
-    """The widest ban that is in force holds it; one that has ended holds nobody."""
+    """The widest active ban that contains the address is found; an expired ban applies to no address."""
     bans: dict[Prefix, float] = {ip_network("203.0.113.0/24"): 0, ip_network("203.0.113.7"): 0}
     assert holding(ip_network("203.0.113.7"), bans, NOW) == ip_network("203.0.113.0/24")
     assert holding(ip_network("203.0.114.7"), bans, NOW) is None
@@ -75,7 +75,7 @@ def test_whoever_holds_an_address_is_found() -> None:
 
 
 def _near(version: int) -> st.SearchStrategy[Prefix]:
-    """Prefixes that overlap one another, as often as can be."""
+    """Return prefixes that overlap each other as often as possible."""
     lengths, kind, base = (
         ([15, 16, 17, 22, 23, 24, 25, 30, 31, 32], IPv4Network, 0xCB007000)
         if version == 4
@@ -102,8 +102,8 @@ def stands(bans: dict[Prefix, float]) -> tuple[set[Element], dict[Element, int]]
 def test_a_change_makes_the_one_into_the_other(
     before: dict[Prefix, float], more: dict[Prefix, float], adds: bool
 ) -> None:
-    """Whatever bans there were and are, overlapping ones too: the change alone leads there, and removes nothing that
-    does not stand."""
+    """For any bans before and after, overlapping ones too: the change alone leads to the new state, and removes only
+    existing elements."""
     after = {**before, **more} if adds else more
     lasting, timed = stands(before)
     change, lasts = ban_change(before, after, NOW)
@@ -120,7 +120,7 @@ def test_a_change_makes_the_one_into_the_other(
 @given(_bans)
 @examples(200)
 def test_every_address_is_banned_by_exactly_what_was_said(bans: dict[Prefix, float]) -> None:
-    """Of the addresses about the bans those are looked up that are in one, and no others."""
+    """Of the addresses near the bans, exactly those within one match a look-up."""
     lasting, timed = ban_elements(bans, NOW)
     there = {(element.set, element.key[0]) for element in (*lasting, *timed)}
     tried = {a for prefix in bans for a in (prefix[0], prefix[-1], prefix[0] - 1, prefix[-1] + 1)}
@@ -133,13 +133,13 @@ def test_every_address_is_banned_by_exactly_what_was_said(bans: dict[Prefix, flo
 
 
 def test_pieces_are_few() -> None:
-    """No ban that is accepted needs more than 256 elements."""
+    """No accepted ban needs more than 256 elements."""
     assert len(pieces(read("10.0.0.0/8"))) == len(pieces(read("2001:db8::/40"))) == 256
     assert max(len(pieces(ip_network((ip_address("10.0.0.0"), n)))) for n in range(8, 33)) == 256
 
 
 def test_one_more_ban_costs_nothing_beside_fifty_thousand() -> None:
-    """A blocklist does not make a single ban slow: containers that start would wait for it."""
+    """A blocklist does not make a single ban slow: otherwise containers that start would wait for it."""
     many: dict[Prefix, float] = {IPv4Network(0x0A000000 + n * 77): 0 for n in range(50_000)}
     after = {**many, ip_network("203.0.113.7"): 0.0}
     began = time.process_time()

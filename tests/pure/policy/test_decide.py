@@ -1,4 +1,4 @@
-"""What an address accepts and may initiate: the base, what opens more, what closes, and which place wins."""
+"""What an address accepts and may initiate: the base, what opens more, what closes, and which place has precedence."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ INSIDE = IPv4Address("10.1.2.3")
 
 
 def policy(settings: PolicySpec = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:
-    """Of a container with these labels."""
+    """Return the policy of a container with these labels."""
     endpoint = dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, spec=spec(**pairs)))
     return of(NETWORK, endpoint, Defaults(settings), override)
 
@@ -67,18 +67,18 @@ def texts(rules: tuple[Rule, ...]) -> list[str]:
     return [str(rule) for rule in rules]
 
 
-# --- the floor ----------------------------------------------------------------------------------------------------
+# --- the base -----------------------------------------------------------------------------------------------------
 
 
 def test_the_base_is_ssh_http_and_https_over_tcp() -> None:
-    """Without any configuration a container answers on TCP 22, 80 and 443, and may begin everything."""
+    """Without any configuration a container answers on TCP 22, 80 and 443, and may open any connection."""
     assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, labels_valid=True, known=True)
     assert [(rule.proto, rule.first, rule.last) for rule in BASE] == [("tcp", n, n) for n in (22, 80, 443)]
     assert of(GUARDED, ENDPOINT) == of(NETWORK, ENDPOINT)
 
 
 def test_without_configuration_nothing_else_is_open() -> None:
-    """Of all ports of all protocols, just the base's three are open."""
+    """Of all ports of all protocols, only the base's three are open."""
     accepts = of(NETWORK, ENDPOINT).accepts
     assert [port for port in range(65536) if passes(accepts, "tcp", port, OUTSIDE)] == [22, 80, 443]
     for proto in ("udp", "sctp"):
@@ -113,9 +113,10 @@ OPEN = PolicySpec(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHI
 
 @pytest.mark.parametrize(("network", "endpoint"), _CLOSED.values(), ids=_CLOSED)
 def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint: Endpoint) -> None:
-    """An address accepts nothing, not even the base, until it is joined, known and right, on a network with an outside.
+    """An address accepts nothing, not even the base, until it is joined, known and without mistakes, on a network that
+    is not internal.
 
-    What the host, the network or the attachment allow does not change that, nor does fwctl.
+    The rules of the host, the network or the attachment do not change that, nor does fwctl.
     """
     network = dataclasses.replace(network, spec=OPEN)
     endpoint = dataclasses.replace(endpoint, spec=OPEN, published=(Published("tcp", IPv4Address("0.0.0.0"), 8080, 80),))
@@ -124,7 +125,7 @@ def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint
 
 
 def test_who_is_known_is_told_apart_from_who_is_right() -> None:
-    """An address with wrong labels is known; one whose container is not told, or that has left, is not."""
+    """An address with wrong labels is known; one whose container is not reported, or that has left, is not."""
     known = {name: of(network, endpoint).known for name, (network, endpoint) in _CLOSED.items()}
     assert known == {
         "not joined": False, "labels unknown": False, "labels wrong": True, "internal network": True,
@@ -133,7 +134,8 @@ def test_who_is_known_is_told_apart_from_who_is_right() -> None:
 
 
 def test_in_doubt_everything_is_closed() -> None:
-    """Nobody knows who has the address now: it accepts nothing, and whoever was confined may begin nothing."""
+    """The address's container is unknown now: it accepts nothing, and if it was egress-restricted, it may open no
+    connection."""
     assert in_doubt(policy(allow="8080", log="drop")) == Policy(log="drop")
     assert in_doubt(policy(egress="443")) == Policy(egress=())
     assert in_doubt(policy(egress="none")) == Policy(egress=())
@@ -144,7 +146,8 @@ def test_in_doubt_everything_is_closed() -> None:
 def test_nothing_is_accepted_unless_everything_is_in_order(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, override: Override
 ) -> None:
-    """For any network and endpoint: nothing is accepted or, all being in order, what is said in all places together."""
+    """For any network and endpoint: nothing is accepted, or, if all conditions are met, the rules of all places
+    together."""
     decided = of(network, endpoint, Defaults(everywhere), override)
     container = endpoint.container
     right = container is not None and not container.problems and endpoint.joined and not network.internal
@@ -166,7 +169,7 @@ def test_nothing_is_accepted_unless_everything_is_in_order(
 
 
 def test_a_denied_port_is_out_of_the_base() -> None:
-    """`fw.deny: "22"` closes 22 and nothing else; what `fw.allow` opens is not denied."""
+    """`fw.deny: "22"` closes 22 and nothing else; a port that `fw.allow` opens is not denied."""
     assert policy(deny="22").accepts == (HTTP, HTTPS)
     assert policy(deny="22, 80, 443, 8080").accepts == ()
     assert policy(deny="1-100").accepts == (HTTPS,)
@@ -177,7 +180,7 @@ def test_a_denied_port_is_out_of_the_base() -> None:
 
 
 def test_from_on_a_base_port_replaces_it() -> None:
-    """`22 from 10.0.0.0/8` closes 22 to everybody else; on another port it opens for those alone."""
+    """`22 from 10.0.0.0/8` closes 22 to all other sources; on another port it opens for these sources only."""
     decided = policy(allow="22 from 10.0.0.0/8, 5432 from 10.0.0.0/8")
     assert texts(decided.accepts) == [
         "22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp", "5432/tcp from 10.0.0.0/8"
@@ -187,13 +190,13 @@ def test_from_on_a_base_port_replaces_it() -> None:
         assert not passes(decided.accepts, "tcp", port, OUTSIDE)
     assert texts(policy(allow="20-25 from 10.0.0.0/8").accepts) == ["20-25/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
     assert texts(policy(allow="22/udp from 10.0.0.0/8").accepts)[:2] == ["22/tcp", "80/tcp"]
-    # It is the base that it replaces: what another rule opens to everybody is open to everybody.
+    # It replaces the base only: a port that another rule opens to all stays open to all.
     assert passes(policy(allow="22 from 10.0.0.0/8, 22").accepts, "tcp", 22, OUTSIDE)
     assert policy(allow="22 from any").accepts == BASE
 
 
 def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
-    """Lists add up: whoever says `22 from …`, the base's 22 is no more for everybody."""
+    """Lists add up: with `22 from …` in any place, the base's 22 is no longer open to all."""
     settings = Defaults(spec(allow="22 from 10.0.0.0/8"))
     assert texts(of(NETWORK, ENDPOINT, settings).accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
     more = dataclasses.replace(ENDPOINT, spec=spec(allow="22 from 192.0.2.1"))
@@ -201,13 +204,13 @@ def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
 
 
 def test_a_name_that_is_nobody_still_takes_its_port_out_of_the_base() -> None:
-    """`22 from service:api`, and there is no api: nobody comes in by 22."""
+    """`22 from service:api` without a container of service api: no source reaches 22."""
     assert texts(policy(allow="22 from service:api").accepts) == ["22/tcp from service:api", "80/tcp", "443/tcp"]
     assert not passes(policy(allow="22 from service:api").accepts, "tcp", 22, INSIDE)
 
 
 def test_closed_is_icmp_and_what_is_allowed() -> None:
-    """`fw.policy: closed` takes the whole base away; `fw.allow` opens as ever."""
+    """`fw.policy: closed` removes the whole base; `fw.allow` opens as before."""
     assert policy(policy="closed") == Policy(labels_valid=True, known=True)
     assert texts(policy(policy="closed", allow="443, 53/udp from 10.0.0.0/8").accepts) == [
         "443/tcp", "53/udp from 10.0.0.0/8"
@@ -215,7 +218,7 @@ def test_closed_is_icmp_and_what_is_allowed() -> None:
 
 
 def test_open_is_everything_minus_what_is_denied() -> None:
-    """`fw.policy: open` accepts every port and protocol but denied ones and those that are for some."""
+    """`fw.policy: open` accepts every port and protocol except denied ones and those restricted by `from`."""
     assert set(policy(policy="open").accepts) == set(EVERYTHING)
     some = policy(policy="open", deny="25, */udp, gre", allow="22 from 10.0.0.0/8, esp from 10.0.0.0/8").accepts
     assert texts(some) == [
@@ -230,13 +233,13 @@ def test_open_is_everything_minus_what_is_denied() -> None:
 
 
 def test_default_is_the_base_again() -> None:
-    """`fw.policy: default` on a container takes back what its network, or a setting, says."""
+    """`fw.policy: default` on a container overrides the policy of its network or of a setting."""
     for general in ("open", "closed"):
         assert policy(settings=spec(policy=general), policy="default").accepts == BASE
 
 
 def test_where_each_rule_comes_from_is_told() -> None:
-    """`fwctl` tells whether a port is the base's, of a label, a setting or fwctl."""
+    """`fwctl` reports whether a port comes from the base, a label, a setting or fwctl."""
     decided = policy(
         settings=dataclasses.replace(spec(), allow=parse({"fw.allow": "161/udp"}, "setting ").spec.allow),
         override=Override(allow=(Rule("tcp", 9000, 9000, origin="fwctl allow"),)),
@@ -249,13 +252,13 @@ def test_where_each_rule_comes_from_is_told() -> None:
     assert {rule.origin for rule in policy(policy="open").accepts} == {"fw.policy: open"}
 
 
-# --- whose word counts --------------------------------------------------------------------------------------------
+# --- precedence ---------------------------------------------------------------------------------------------------
 
 _PLACES = ("image", "settings", "network", "container", "attachment")
 
 
 def _placed(**by_place: PolicySpec) -> PolicySpec:
-    """What holds where each place says its own."""
+    """Return the values that apply where each place sets its own."""
     container = dataclasses.replace(
         KNOWN, spec=by_place.get("container", PolicySpec()), image_spec=by_place.get("image", PolicySpec())
     )
@@ -267,7 +270,7 @@ def _placed(**by_place: PolicySpec) -> PolicySpec:
 @pytest.mark.parametrize("closer", _PLACES)
 @pytest.mark.parametrize("farther", _PLACES)
 def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
-    """Image < setting < network < container < attachment, for the base, the way out, rates and logging."""
+    """Precedence: image < setting < network < container < attachment, for the base, egress, rates and logging."""
     if _PLACES.index(closer) <= _PLACES.index(farther):
         return
     rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
@@ -283,7 +286,7 @@ def test_the_more_specific_place_wins(closer: str, farther: str) -> None:
 @pytest.mark.parametrize("closer", _PLACES[1:])
 @pytest.mark.parametrize("farther", _PLACES[1:])
 def test_lists_add_up_over_all_places(closer: str, farther: str) -> None:
-    """What is allowed, and what is denied, in one place and another is so together."""
+    """Allowed and denied ports of several places add up."""
     if closer != farther:
         together = _placed(**{closer: spec(allow="1", deny="22"), farther: spec(allow="2", deny="80")})
         assert set(together.allow) == {Rule("tcp", 1, 1), Rule("tcp", 2, 2)}
@@ -291,7 +294,7 @@ def test_lists_add_up_over_all_places(closer: str, farther: str) -> None:
 
 
 def test_what_fwctl_says_is_above_all() -> None:
-    """`fwctl deny` closes what a label opens, `fwctl allow` opens what labels deny or close."""
+    """`fwctl deny` closes a port that a label opens, `fwctl allow` opens a port that labels deny or close."""
     ssh, dns = Rule("tcp", 22, 22), Rule("udp", 53, 53)
     assert policy(override=Override(deny=(ssh,))).accepts == (HTTP, HTTPS)
     assert policy(override=Override(deny=(ssh, *MORE)), allow="8080, 22").accepts == (HTTP, HTTPS)
@@ -315,7 +318,7 @@ PORTS = (
 
 
 def by_p(**pairs: str) -> tuple[list[str], list[int]]:
-    """With FW_PUBLISHED=allow: what `-p` itself opens, and the host ports that not everybody may reach."""
+    """Return, for FW_PUBLISHED=allow, the ports that `-p` itself opens, and the host ports that are not open to all."""
     endpoint = dataclasses.replace(ENDPOINT, published=PORTS, container=dataclasses.replace(KNOWN, spec=spec(**pairs)))
     decided = of(NETWORK, endpoint, Defaults(published=True))
     assert of(NETWORK, endpoint).published == ()
@@ -323,7 +326,7 @@ def by_p(**pairs: str) -> tuple[list[str], list[int]]:
 
 
 def test_a_published_port_needs_an_allow_like_any_other() -> None:
-    """By default `-p` opens nothing: the container's port must be open to everybody; loopback is no outside."""
+    """By default `-p` opens nothing: the container's port must be open to all; loopback is not the outside."""
     endpoint = dataclasses.replace(ENDPOINT, published=PORTS)
     assert closed_ports(of(NETWORK, endpoint), endpoint) == (PORTS[0], PORTS[1], PORTS[3])
     labelled = dataclasses.replace(endpoint, container=dataclasses.replace(KNOWN, spec=spec(allow="5432, 53/udp")))
@@ -333,7 +336,7 @@ def test_a_published_port_needs_an_allow_like_any_other() -> None:
 
 
 def test_with_the_setting_p_itself_opens() -> None:
-    """FW_PUBLISHED=allow: every port that is published to more than the host, unless a label says otherwise."""
+    """FW_PUBLISHED=allow opens every port that is published beyond the host, unless a label closes it."""
     assert by_p() == (["80/tcp", "5432/tcp", "53/udp"], [])
     assert by_p(deny="5432") == (["80/tcp", "53/udp"], [15432])
     assert by_p(allow="5432 from 10.0.0.0/8") == (["80/tcp", "53/udp"], [15432])
@@ -366,8 +369,8 @@ ALONE = tuple(
 
 @pytest.mark.parametrize("base", ["default", "open"])
 def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None:
-    """On Docker's own networks; not on docker-fw's, which are reached by address. What is said of the port by itself,
-    wherever, counts all the same, and so does a publication that others reach."""
+    """This holds on Docker networks; not on docker-fw networks, which are reached by address. A rule for the port
+    itself, in any place, still applies, and so does a publication that others reach."""
 
     def accepts(
         network: Network | BridgeNetwork,
@@ -393,8 +396,8 @@ def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None
 
 
 def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None:
-    """A container of Docker's own network that is starting: what is published for the host alone is not known yet. What
-    its labels open is open."""
+    """For a container on a Docker network that is starting it is not yet known which ports are published for the host
+    alone. Ports that its labels open are open."""
     container = dataclasses.replace(KNOWN, spec=spec(allow="8080"))
     endpoint = dataclasses.replace(ENDPOINT, container=container, unlisted=True)
     assert [rule.first for rule in of(GUARDED, endpoint).accepts] == [8080]
@@ -404,7 +407,7 @@ def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None
 @given(st.lists(strategies.published, max_size=4).map(tuple))
 @examples(50)
 def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...]) -> None:
-    """Each container port that is published to an address that is no loopback's, once."""
+    """Return each container port that is published to an address other than loopback, once."""
     found = published(dataclasses.replace(ENDPOINT, published=listed))
     wanted = {(p.proto, p.container_port, p.container_port) for p in listed if not p.host_ip.is_loopback}
     assert {(rule.proto, rule.first, rule.last) for rule in found} == wanted
@@ -415,20 +418,21 @@ def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...])
 
 
 def test_what_a_container_may_begin() -> None:
-    """`none` is nothing, a list is what it names, `all` is everything: also over a network that confines."""
+    """`none` permits nothing, a list permits its entries, `all` permits everything, also on an egress-restricted
+    network."""
     assert policy().egress is None
     assert policy(egress="none").egress == ()
     assert policy(egress="443, 53/udp").egress == (HTTPS, Rule("udp", 53, 53))
     assert policy(egress="all").egress is None
     assert policy(settings=spec(egress="none")).egress == ()
     assert policy(settings=spec(egress="none"), egress="all").egress is None
-    # What it accepts is another matter.
+    # Egress does not change what the container accepts.
     assert policy(egress="none").accepts == BASE
     assert policy(policy="closed").egress is None
 
 
 def test_who_is_not_known_is_confined_as_the_place_says() -> None:
-    """Before its container is known an address may begin what its network and the settings let it."""
+    """Before its container is known an address may open the connections that its network and the settings permit."""
     egress_restricted = dataclasses.replace(NETWORK, spec=spec(egress="443"))
     for endpoint in (dataclasses.replace(ENDPOINT, container=None), dataclasses.replace(ENDPOINT, joined=False)):
         assert of(egress_restricted, endpoint).egress == (HTTPS,)
@@ -437,7 +441,8 @@ def test_who_is_not_known_is_confined_as_the_place_says() -> None:
 
 
 def test_rates_and_logging_are_the_most_specific_ones() -> None:
-    """Rates and the word about logging stand in the policy; what is not in order has no rates, and logs as it says."""
+    """Rates and the log setting are part of the policy; a container with mistakes has no rates, and its log setting
+    applies."""
     decided = policy(settings=spec(rate="80 1/second", log="drop"), rate="22 5/minute", log="none")
     assert [str(rate) for rate in decided.rates] == ["22/tcp 5/minute burst 5"]
     assert decided.log == "none"
@@ -472,8 +477,9 @@ _MISTAKES: dict[str, tuple[dict[str, str], list[int], bool]] = {
 def test_on_dockers_own_networks_a_mistake_only_closes(
     where: str, labels: dict[str, str], open_ports: list[int], free: bool
 ) -> None:
-    """Where nothing can be refused: a wrong fw.allow leaves the base minus what is denied; what may have been meant to
-    close leaves ICMP only; what may have been about egress, nothing to begin. Whoever made it, where it stands."""
+    """Where nothing can be refused: a wrong fw.allow leaves the base minus denied ports; a mistake that may have been
+    meant to close leaves ICMP only; one that may concern egress permits no outbound connection. This holds for each
+    place of the mistake."""
     parsed = parse(labels, "label " if where == "container" else "option ")
     told = dataclasses.replace(GUARDED, spec=parsed.spec, problems=parsed.problems)
     network = told if where == "network" else GUARDED
@@ -491,7 +497,8 @@ def test_on_dockers_own_networks_a_mistake_only_closes(
 
 @pytest.mark.parametrize("labels", [labels for labels, _, _ in _MISTAKES.values()], ids=_MISTAKES)
 def test_on_our_own_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
-    """Docker was told so at the start; a container that runs all the same (FW_MISTAKES=close) is shut both ways."""
+    """Docker got an error at the start; a container that runs anyway (FW_MISTAKES=close) is closed in both
+    directions."""
     parsed = parse(labels)
     container = dataclasses.replace(KNOWN, spec=parsed.spec, problems=parsed.problems)
     decided = of(NETWORK, dataclasses.replace(ENDPOINT, container=container))
@@ -513,7 +520,7 @@ def _set(rules: object) -> set[tuple[str, int]]:
 @given(st.lists(_few, max_size=4), st.lists(_few, max_size=5))
 @examples(400)
 def test_minus_is_the_difference_of_sets(rules: list[Rule], holes: list[Rule]) -> None:
-    """Rules without holes are the set of their ports without the holes', each rule for itself, and no more pieces."""
+    """The result covers the ports of the rules minus the denied ports, rule by rule, in no more pieces than needed."""
     assert _set(minus(rules, holes)) == _set(rules) - _set(holes)
     for rule in rules:
         left = list(minus([rule], holes))
@@ -526,7 +533,7 @@ def test_minus_is_the_difference_of_sets(rules: list[Rule], holes: list[Rule]) -
                  st.lists(strategies.peers, max_size=2).map(tuple)), strategies.denied)  # fmt: skip
 @examples(50)
 def test_minus_leaves_everything_else_of_a_rule(rule: Rule, holes: tuple[Rule, ...]) -> None:
-    """Whom a rule is for, and where it was said, stays with each piece of it."""
+    """Each piece of a rule keeps its peers and its origin."""
     for piece in minus([rule], holes):
         assert (piece.peers, piece.origin) == (rule.peers, "here")
 
@@ -539,7 +546,7 @@ def test_minus_leaves_everything_else_of_a_rule(rule: Rule, holes: tuple[Rule, .
 def test_a_flow_passes_by_a_rule_of_its_own(
     rules: tuple[Rule, ...], proto: str, port: int, peer: IPv4Address | IPv6Address
 ) -> None:
-    """A flow passes if and only if one rule is of its protocol, spans its port, and is for its peer."""
+    """A flow passes if and only if one rule has its protocol, its port and its peer."""
     by = [
         rule for rule in rules if rule.proto == proto and rule.first <= port <= rule.last
         and (not rule.peers or any(peer in prefix_of(each) for each in rule.peers))
@@ -549,7 +556,7 @@ def test_a_flow_passes_by_a_rule_of_its_own(
 
 
 def test_a_name_passes_nobody() -> None:
-    """A peer that has not been looked up is nobody, and the host is nobody's address."""
+    """A peer that has not been resolved matches no address, and `host` has no address."""
     for kind in ("container", "service", "project", "network", "host"):
         assert not passes((Rule("tcp", 22, 22, (Peer(kind, "x"),)),), "tcp", 22, INSIDE)
 
@@ -557,7 +564,7 @@ def test_a_name_passes_nobody() -> None:
 @given(saids, saids)
 @examples(50)
 def test_every_place_is_asked(one: PolicySpec, two: PolicySpec) -> None:
-    """What two places say together does not depend on which two they are, as long as their order is kept."""
+    """Merging places does not depend on which two are merged first, as long as their order is kept."""
     expected = over(one, two)
     for near in range(1, 5):
         for far in range(near):

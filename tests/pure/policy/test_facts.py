@@ -75,7 +75,7 @@ def made(*guests: TrackedEndpoint) -> PolicyView:
 
 
 def edited(known: PolicyView, edit: Callable[[Facts], Facts]) -> list[ElementOwner]:
-    """Makes the edit; returns who is looked at again, and which of these have changed by themselves first."""
+    """Make the edit; return the owners to recompute, starting with those that changed themselves."""
     after = edit(known.facts)
     owners = known.changed(known.facts, after)
     known.take(after, owners)
@@ -93,8 +93,8 @@ def guests(*more: TrackedEndpoint, less: tuple[str, ...] = ()) -> Callable[[Fact
 
 
 def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
-    """It answers by the link of its default route, whichever address it was asked on; when it leaves a network that
-    address goes. Nobody else sends from it."""
+    """A container answers through the link of its default route, whichever address was addressed; when it leaves a
+    network, that address is removed. No other container may send from its addresses."""
     bound = dataclasses.replace(WEB, mac="02:42:0a:01:00:02")
     other = dataclasses.replace(bound, id="x" * 64, addr4=IPv4Address("10.1.0.3"), addr6=None, container=who("x"))
     inventory = made()
@@ -114,11 +114,11 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
     assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
 
 
-# --- who must be looked at again ----------------------------------------------------------------------------------
+# --- which owners are recomputed ----------------------------------------------------------------------------------
 
 
 def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it() -> None:
-    """Nobody else needs to be."""
+    """No other owner is recomputed."""
     inventory = made()
     assert edited(inventory, endpoints(WEB)) == []  # nothing has changed
     assert edited(inventory, endpoints()) == [OF_WEB, OF_DB]
@@ -140,7 +140,7 @@ def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
 
 
 def test_who_is_in_doubt_is_nobodys_peer() -> None:
-    """While nobody tells who has an address now no rule lets it in, on whatever network it asks."""
+    """While the container of an address is unknown, no rule accepts it, on any network."""
     inventory = made()
     edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))))
     assert {e.key[4] for e in inventory.elements(OF_WEB) if e.set == "from4"} == {DB.addr4}
@@ -149,7 +149,7 @@ def test_who_is_in_doubt_is_nobodys_peer() -> None:
 
 
 def test_a_network_that_changes_takes_along_all_that_are_on_it() -> None:
-    """Whichever it is, and just those. A list that says the same again changes nothing."""
+    """For either kind of network, and no other owners. A list with unchanged content changes nothing."""
     inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=APART.id, container=who("other"))))
     opens = dataclasses.replace(APP, spec=spec(allow="9100"))
     assert {*edited(inventory, lambda facts: facts.with_networks({APP.id: opens}))} == {
@@ -163,7 +163,8 @@ def test_a_network_that_changes_takes_along_all_that_are_on_it() -> None:
 
 
 def test_a_container_is_looked_at_with_all_its_places() -> None:
-    """A published port is closed or open for the container: one place that is in doubt closes it at the others."""
+    """A published port is closed or open for the container as a whole: one endpoint that is unknown closes it at the
+    others."""
     second = dataclasses.replace(DB, id="s" * 64, network_id=APART.id)
     inventory = made(guest(dataclasses.replace(DB, container=who("db", allow="5432"))), guest(
         dataclasses.replace(second, container=who("db", allow="5432"))
@@ -183,7 +184,7 @@ NOBODY, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER
 
 
 def test_an_owner_that_is_not_there_has_nothing() -> None:
-    """Nor has an endpoint whose network is not known."""
+    """An endpoint whose network is unknown has no elements either."""
     inventory = made()
     assert inventory.elements(NOBODY) == frozenset()
     assert inventory.answers(NOBODY) == inventory.answers(OF_APP) == {}
@@ -194,14 +195,15 @@ def test_an_owner_that_is_not_there_has_nothing() -> None:
 
 
 def test_the_host_remembers_what_was_switched_on() -> None:
-    """Families whose forwarding docker-fw switched on are kept from being a way for others."""
+    """Families whose forwarding docker-fw switched on do not forward traffic between other networks."""
     inventory = evaluated(Defaults(), Facts(SavedState(switched=frozenset({2, 10}))))
     found = inventory.elements(ElementOwner(Kind.FORWARDING))
     assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
 
 
 def test_the_host_is_told_of() -> None:
-    """Its bridges, docker-proxy's control group, dockerd's own ports, who listens, and on what a docker-proxy may."""
+    """The elements: bridges, docker-proxy's control group, dockerd's own ports, listening programs, and ports on which
+    a docker-proxy may listen."""
     port, closed = Published("tcp", IPv4Address(0), 8080, 8080), Published("tcp", IPv4Address(0), 9090, 9090)
     facts = Facts(
         bridges=BridgeFacts(frozenset({7}), frozenset({"docker0"}), frozenset({"docker0"}), frozenset({"docker0"})),
@@ -225,11 +227,12 @@ def test_the_host_is_told_of() -> None:
     }
 
 
-# --- what is sticky -----------------------------------------------------------------------------------------------
+# --- sticky facts -------------------------------------------------------------------------------------------------
 
 
 def test_a_network_confines_from_its_first_moment() -> None:
-    """Where its own options, a setting, or a mistake about egress do; whoever comes is not free until it is known."""
+    """A network is egress-restricted if its options, a setting or a mistake about egress say so; a new container is
+    restricted until it is known."""
     for network, settings in (
         (dataclasses.replace(APP, spec=spec(egress="443")), PolicySpec()),
         (dataclasses.replace(APP, problems=(Problem("network option fw.egress", "x", "", False, True),)), PolicySpec()),
@@ -247,7 +250,8 @@ def test_a_network_confines_from_its_first_moment() -> None:
 
 
 def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
-    """Also in doubt, and after it has gone; not one who has not joined. It is not forgotten while one is there."""
+    """The restriction remains while the container is unknown, and after it has left; a container that has not joined
+    does not restrict. It remains as long as such a container is there."""
     assert made().state.egress_restricted == frozenset()
     shy = dataclasses.replace(DB, container=who("db", egress="443"))
     for sure in (True, False):
@@ -267,7 +271,7 @@ def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
 
 
 def test_closed_ports_are_kept_until_the_container_goes() -> None:
-    """Of one that Docker lists: one that has just been connected has none to tell of yet."""
+    """This holds for a container that Docker lists: one that has just been connected has no ports to report yet."""
     inventory = made()
     assert DB.container
     assert inventory.state.proxied == {DB.container.id: (PORT,)}
@@ -280,7 +284,7 @@ def test_closed_ports_are_kept_until_the_container_goes() -> None:
 
 
 def test_a_place_in_doubt_is_closed() -> None:
-    """Its addresses have nothing that opens, its published ports are closed, and what it may begin stays nothing."""
+    """Its addresses have no opening elements, its published ports are closed, and its egress stays empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
     sets = {element.set for element in inventory.elements(OF_DB)}
     assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours"}
@@ -289,11 +293,11 @@ def test_a_place_in_doubt_is_closed() -> None:
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)
 
 
-# --- answers ------------------------------------------------------------------------------------------------------
+# --- address policies ---------------------------------------------------------------------------------------------
 
 
 def test_what_an_address_answers_is_known_with_its_subnet() -> None:
-    """For each address by itself, with names looked up; for none that is outside of the network's subnets."""
+    """Each address has its own policy, with names resolved; an address outside the network's subnets has none."""
     inventory = made()
     found = inventory.answers(OF_DB)
     (answer,) = found.values()
@@ -309,7 +313,8 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
 
 
 def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
-    """There a flow is the host's: whom a rule lets in, and neighbours where they talk freely, keep theirs."""
+    """There a flow is the host's: sources that a rule accepts, and neighbours on a network where containers communicate
+    freely, keep theirs."""
     apart = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
     ports, stays = made().through_proxy([OF_DB])
@@ -324,11 +329,12 @@ def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
         assert made().through_proxy([owner])[0] == []
 
 
-# --- whose it is --------------------------------------------------------------------------------------------------
+# --- ownership ----------------------------------------------------------------------------------------------------
 
 
 def test_a_container_is_found_at_each_of_its_places() -> None:
-    """Its endpoints on networks of docker-fw's own and on Docker's, from the start and after changes."""
+    """A container's endpoints on docker-fw networks and on Docker networks are found, from the start and after
+    changes."""
     second = dataclasses.replace(WEB, id="x", network_id=APP.id, addr4=None)
     inventory = made(guest(second))
     assert WEB.container
@@ -342,7 +348,7 @@ def test_a_container_is_found_at_each_of_its_places() -> None:
 
 
 def test_an_override_is_a_containers_by_its_id() -> None:
-    """Another container of the same name is as its labels say; who is not known has none."""
+    """Another container with the same name has only its labels; an unknown container has no override."""
     assert WEB.container
     inventory = made()
     inventory.overrides = {WEB.container.id: Override((Rule("tcp", 1, 1),))}
@@ -352,7 +358,7 @@ def test_an_override_is_a_containers_by_its_id() -> None:
 
 
 def test_a_copy_stays_as_it_was() -> None:
-    """What is read at leisure does not change while others go on."""
+    """A copy does not change while the original does."""
     inventory = made()
     copy = inventory.copy()
     before = {owner: copy.elements(owner) for owner in copy.owners()}
@@ -362,7 +368,8 @@ def test_a_copy_stays_as_it_was() -> None:
 
 
 def test_a_published_port_is_closed_if_it_is_so_at_each_place() -> None:
-    """Docker publishes it for the container: one place where it is open is enough, one in doubt closes it."""
+    """Docker publishes a port for the whole container: one endpoint that opens it is enough, and one that is unknown
+    closes it."""
     one, two = frozenset({PORT, SCTP}), frozenset({PORT})
     assert closed_together([one, two], doubted=False) == two
     assert closed_together([one, two], doubted=True) == one

@@ -1,4 +1,4 @@
-"""A dict that never changes: it knows how it differs from those that it was made from, and misses no difference."""
+"""A dict that never changes: it can list its differences from each dict that it was made from, and misses none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _change = st.tuples(
 @given(st.dictionaries(st.integers(0, 5), st.sampled_from(VALUES)), st.lists(_change, max_size=12))
 @examples(300)
 def test_no_difference_is_missed(start: dict[int, object], changes: list[tuple[dict[int, object], set[int]]]) -> None:
-    """After any sequence of changes, whichever two are compared, and also where those in between are gone."""
+    """After any sequence of changes, for any two of the dicts, also if those in between no longer exist."""
     made = [FrozenDict(start)]
     for more, less in changes:
         made.append(made[-1].replace(more, less))
@@ -32,7 +32,8 @@ def test_no_difference_is_missed(start: dict[int, object], changes: list[tuple[d
 
 
 def test_one_change_is_one_key() -> None:
-    """Of ten thousand, one that comes, changes or goes is all that differs; what changes nothing is the same dict."""
+    """In a dict of ten thousand, one key that is added, changed or removed is the only difference; a change without
+    effect gives the same dict."""
     many = FrozenDict(dict.fromkeys(range(10000), VALUES[0]))
     assert many.put(7, VALUES[1]).differing(many) == {7}
     assert many.drop([7]).differing(many) == {7}
@@ -41,7 +42,7 @@ def test_one_change_is_one_key() -> None:
 
 
 def test_it_never_changes() -> None:
-    """Whoever reads it needs no lock."""
+    """A reader needs no lock."""
     known = FrozenDict({1: 2})
     for change in (
         lambda: known.__setitem__(1, 3), lambda: known.pop(1), lambda: known.update({1: 3}), known.clear,

@@ -1,4 +1,5 @@
-"""`fwctl allow` and `fwctl deny`: the later one wins, for its time, and afterwards the earlier applies again."""
+"""`fwctl allow` and `fwctl deny`: the later one takes precedence while it lasts, and afterwards the earlier applies
+again."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def deny(rule: Rule, until: float = 0, container: str = "web") -> Overriding:
 
 
 def after(*words: Overriding) -> SavedState:
-    """The state when these were said, one after the other."""
+    """Return the state after these overrides, in this order."""
     state = SavedState()
     for word in words:
         state = with_one(state, word)
@@ -40,7 +41,7 @@ def after(*words: Overriding) -> SavedState:
 
 
 def accepted(state: SavedState, ports: Iterable[int] = (22, 80, 443, 8080)) -> set[tuple[int, str]]:
-    """What a container without labels accepts then: the port, from inside 10.0.0.0/8 and from elsewhere."""
+    """True if a container without labels accepts the port: from inside 10.0.0.0/8, and from elsewhere."""
     rules = of(Network("n", "fw-n"), ENDPOINT, override=in_force(state).get("web", Override())).accepts
     peers = {"in": INSIDE, "out": OUTSIDE}
     return {(port, name) for port in ports for name, peer in peers.items() if passes(rules, "tcp", port, peer)}
@@ -49,7 +50,7 @@ def accepted(state: SavedState, ports: Iterable[int] = (22, 80, 443, 8080)) -> s
 BASE = {(port, name) for port in (22, 80, 443) for name in ("in", "out")}
 
 
-# --- the later word -----------------------------------------------------------------------------------------------
+# --- the later override -------------------------------------------------------------------------------------------
 
 
 def test_the_later_word_counts() -> None:
@@ -73,7 +74,7 @@ def test_allowed_to_some_is_denied_to_others() -> None:
 
 
 def test_each_container_has_its_own_words() -> None:
-    """What is said of one container is not said of another."""
+    """An override of one container does not apply to another."""
     state = after(deny(SSH, container="db"), allow(MORE), deny(MORE, container="db"))
     assert in_force(state) == {
         "web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))
@@ -83,14 +84,14 @@ def test_each_container_has_its_own_words() -> None:
 
 
 def test_the_same_word_again_is_one_word() -> None:
-    """To say it again gives it another time, and makes it the last word."""
+    """Repeating an override gives it a new duration, and makes it the latest."""
     state = after(allow(MORE, 50), deny(MORE), allow(MORE, 90))
     assert [(each.deny, each.until) for each in state.overrides] == [(True, 0), (False, 90)]
     assert after(allow(MORE), allow(dataclasses.replace(MORE, origin="again"))).overrides == (allow(MORE),)
 
 
 def test_what_would_never_count_again_is_forgotten() -> None:
-    """A word for ever leaves nothing of what it contradicts; one for a time leaves what lasts longer."""
+    """A permanent override replaces what it contradicts; a temporary one keeps overrides that last longer."""
     assert after(allow(Rule("tcp", 1, 100)), deny(SSH)).overrides == (
         allow(Rule("tcp", 1, 21)),
         allow(Rule("tcp", 23, 100)),
@@ -102,11 +103,11 @@ def test_what_would_never_count_again_is_forgotten() -> None:
     assert after(deny(SSH, container="db"), allow(SSH)).overrides == (deny(SSH, container="db"), allow(SSH))
 
 
-# --- its time -----------------------------------------------------------------------------------------------------
+# --- duration -----------------------------------------------------------------------------------------------------
 
 
 def test_a_word_counts_until_its_end_and_what_is_under_it_after() -> None:
-    """A port that is opened for an hour is as it was before, when the hour is over."""
+    """A port that is opened for an hour is as it was before when the hour is over."""
     state = after(deny(SSH), allow(SSH, 100))
     assert accepted(expired(state, 99.9)) == BASE
     assert accepted(expired(state, 100)) == BASE - {(22, "in"), (22, "out")}
@@ -116,7 +117,7 @@ def test_a_word_counts_until_its_end_and_what_is_under_it_after() -> None:
 
 
 def test_what_closes_need_not_wait_for_what_opens() -> None:
-    """Denies and allows end one by one, and nothing else does."""
+    """Denies and allows expire one by one, and nothing else changes."""
     state = after(deny(SSH, 50), allow(MORE, 60), deny(Rule("tcp", 443, 443)))
     assert lapsed(state, 100, deny=True).overrides == (allow(MORE, 60), deny(Rule("tcp", 443, 443)))
     assert lapsed(state, 100, deny=False).overrides == (deny(SSH, 50), deny(Rule("tcp", 443, 443)))
@@ -124,18 +125,19 @@ def test_what_closes_need_not_wait_for_what_opens() -> None:
 
 
 def test_bans_end_too() -> None:
-    """A ban for a time ends, one for ever does not."""
+    """A temporary ban expires, a permanent one does not."""
     bans: dict[Prefix, float] = {ip_network(f"203.0.113.{n}"): until for n, until in enumerate((0, 50, 100.5))}
     assert list(swept(SavedState(bans=bans), 100).bans.values()) == [0, 100.5]
     assert list(expired(SavedState(bans=bans), 101).bans.values()) == [0]
 
 
 def test_while_nobody_watches_the_clock_nothing_is_open_for_a_time() -> None:
-    """docker-fw stops: what was opened for a time is closed, what was closed for a time stays so."""
+    """When docker-fw stops, ports that were opened for a time are closed, and ports that were closed for a time stay
+    closed."""
     assert accepted(unwatched(after(allow(MORE, 100)))) == BASE
     assert accepted(unwatched(after(allow(MORE)))) == BASE | {(8080, "in"), (8080, "out")}
     assert accepted(unwatched(after(deny(SSH, 100)))) == BASE - {(22, "in"), (22, "out")}
-    # Who was let in alone goes, and the others do not come instead.
+    # The sources that were allowed alone lose access, and the others do not get it.
     assert accepted(unwatched(after(allow(ONLY_TEN, 100)))) == BASE - {(22, "in"), (22, "out")}
 
 
@@ -158,7 +160,7 @@ PORTS = range(19, 27)
 
 
 def by_hand(words: list[Overriding], now: float) -> set[tuple[int, str]]:
-    """What a container without labels accepts, by the words that have not ended, the last one first."""
+    """Return what a container without labels accepts, by the overrides that have not expired, the latest one first."""
     there = [word for word in words if not 0 < word.until <= now]
     found = set()
     for port in PORTS:
@@ -175,8 +177,8 @@ def by_hand(words: list[Overriding], now: float) -> set[tuple[int, str]]:
 @given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
 @examples(300)
 def test_after_any_words_the_last_one_about_a_port_counts(words: list[Overriding], now: float) -> None:
-    """Whatever is said in whatever order, for whatever time: of each port the last word counts that has not ended."""
-    for n, word in enumerate(words):  # the same word again is another matter: it has another time
+    """For any overrides in any order and with any duration: the latest unexpired override decides about each port."""
+    for n, word in enumerate(words):  # a repeated override is a different case: it has another duration
         assume(all((each.rule, each.deny) != (word.rule, word.deny) for each in after(*words[:n]).overrides))
     assert accepted(expired(after(*words), now), PORTS) == by_hand(words, now)
 
@@ -184,12 +186,13 @@ def test_after_any_words_the_last_one_about_a_port_counts(words: list[Overriding
 @given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
 @examples(200)
 def test_nothing_is_wider_while_nobody_watches(words: list[Overriding], now: float) -> None:
-    """Whatever was said: who stops watching leaves nothing open that the clock would close, at any time."""
+    """For any overrides: after timed overrides are suspended, nothing is open that the clock would close, at any
+    time."""
     state = after(*words)
     assert accepted(unwatched(state), PORTS) <= accepted(expired(state, now), PORTS)
 
 
 @pytest.mark.parametrize("now", [0, 5, 100])
 def test_nothing_to_do_is_nothing_done(now: float) -> None:
-    """A state without words and bans stays as it is."""
+    """A state without overrides and bans does not change."""
     assert expired(SavedState(), now) == unwatched(SavedState()) == SavedState()

@@ -23,7 +23,7 @@ BOTH = ["172.18.0.2", "2001:db8:1::2"]
 def named(
     addresses: tuple[Address, ...], name: str, project: str, service: str, network: str = "", id: str = ""
 ) -> Who:
-    """A container with these addresses and names."""
+    """Return a container with these addresses and names."""
     return Who(addresses, names(Container(id, name, network=network, project=project, service=service)))
 
 
@@ -35,7 +35,7 @@ def for_peers(*peers: Peer) -> Rule:
 
 
 def resolved(directory: PeerIndex, *peers: Peer, asker: Container | None = WEB) -> set[str]:
-    """The addresses that a rule for these peers lets in."""
+    """Return the addresses that a rule for these peers accepts."""
     policy = directory.resolved(Policy(accepts=(for_peers(*peers),)), asker)
     return {peer.value for rule in policy.accepts for peer in rule.peers}
 
@@ -48,7 +48,7 @@ def directory() -> PeerIndex:
     return made
 
 
-# --- who is who ---------------------------------------------------------------------------------------------------
+# --- which names a container has ----------------------------------------------------------------------------------
 
 
 def test_who_is_there_has_its_addresses_and_names() -> None:
@@ -59,7 +59,7 @@ def test_who_is_there_has_its_addresses_and_names() -> None:
 
 
 def test_nobody_is_there_until_it_is_known() -> None:
-    """An endpoint that has not joined, or whose container is not told, is nobody's peer."""
+    """An endpoint that has not joined, or whose container is not reported, is no peer."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
     assert who(dataclasses.replace(endpoint, joined=False)) is None
     assert who(dataclasses.replace(endpoint, container=None)) is None
@@ -85,12 +85,12 @@ def test_nobody_is_there_until_it_is_known() -> None:
     ids=str,
 )
 def test_each_kind_of_name_finds_its_own(directory: PeerIndex, peer: Peer, found: list[str]) -> None:
-    """A name finds the addresses of whoever is called so, by that kind of name and letter by letter; others nobody."""
+    """A name matches the addresses of containers with exactly this name of this kind; other names match none."""
     assert sorted(resolved(directory, peer)) == found
 
 
 def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
-    """A name that matches nobody matches nothing, never everybody; beside others it is left out."""
+    """A name that matches no container matches nothing, never everything; next to other peers it is left out."""
     nobody = for_peers(Peer("service", "gone"))
     policy = Policy(accepts=(nobody, Rule("tcp", 80, 80)), egress=(nobody,))
     assert directory.resolved(policy, WEB) == Policy(accepts=(Rule("tcp", 80, 80),), egress=())
@@ -98,7 +98,8 @@ def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
 
 
 def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
-    """`service:api` is this project's api: another project's is another one, and without a project there is none."""
+    """`service:api` is this project's api: another project's is a different service, and without a project there is
+    none."""
     directory.put("b", named((B,), "blog-api-1", "blog", "api", "blog_front"))
     directory.put("c", named((C,), "api", "", "api", "bridge"))
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2"}
@@ -108,7 +109,7 @@ def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
 
 
 def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
-    """`network:front` is the project's own front if there is one, and Docker's network of that name otherwise."""
+    """`network:front` is the project's own front if there is one, and otherwise the Docker network of that name."""
     directory.put("b", named((B,), "other", "", "", "front"))
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
     assert resolved(directory, Peer("network", "front"), asker=BLOG) == {"172.18.0.3"}
@@ -118,7 +119,7 @@ def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
 
 
 def test_the_projects_own_network_counts_though_it_is_empty() -> None:
-    """Nobody is on the project's own front: then nobody is meant, and not who is on another front."""
+    """If no container is on the project's own front, the rule matches no container, and none on another front."""
     made = PeerIndex()
     made.networks = frozenset({"shop_front", "front"})
     made.put("b", named((B,), "other", "", "", "front"))
@@ -126,7 +127,7 @@ def test_the_projects_own_network_counts_though_it_is_empty() -> None:
 
 
 def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
-    """Who is on the host needs no rule to come in; to the host something may be begun."""
+    """Traffic from the host needs no rule; connections to the host can be restricted by egress rules."""
     rule = for_peers(Peer("host"), Peer("prefix", "10.0.0.1"))
     policy = directory.resolved(Policy(accepts=(rule,), egress=(rule,)), WEB)
     assert policy.accepts == (for_peers(Peer("prefix", "10.0.0.1")),)
@@ -136,7 +137,7 @@ def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
 
 
 def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
-    """Only peers are looked up: an egress of everything stays so, and whatever else was decided."""
+    """Only peers are resolved: unrestricted egress and all other decisions stay unchanged."""
     policy = Policy(published=(Rule("tcp", 1, 1),), egress=None, log="drop", labels_valid=True, known=True)
     assert directory.resolved(policy, WEB) == policy
     rule = Rule("tcp", 1, 2, (Peer("service", "api"),), "label fw.allow")
@@ -144,11 +145,12 @@ def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
     assert (found.origin, found.first, found.last) == ("label fw.allow", 1, 2)
 
 
-# --- coming and going ---------------------------------------------------------------------------------------------
+# --- additions and removals ---------------------------------------------------------------------------------------
 
 
 def test_peers_follow_containers(directory: PeerIndex) -> None:
-    """A new container of a service joins its rules, one that goes leaves them, a renamed one has its new name."""
+    """A new container of a service is added to its rules, one that leaves is removed from them, a renamed one has its
+    new name."""
     more = named((B,), "shop-api-2", "shop", "api", "shop_front")
     directory.put("b", more)
     assert resolved(directory, Peer("service", "api")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
@@ -162,7 +164,8 @@ def test_peers_follow_containers(directory: PeerIndex) -> None:
 
 
 def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> None:
-    """A container on two networks is found on both; what one endpoint gives back the other keeps."""
+    """A container on two networks is found on both; an address that one endpoint gives up remains if the other has
+    it."""
     directory.put("b", named((B,), "shop-api-1", "shop", "api", "back"))
     assert resolved(directory, Peer("container", "shop-api-1")) == {"172.18.0.2", "2001:db8:1::2", "172.18.0.3"}
     directory.put("b", named((A, A6), "shop-api-1", "shop", "api", "back"))  # the same address on two networks
@@ -172,7 +175,7 @@ def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> Non
 
 
 def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
-    """When somebody comes or goes it is told whose rules speak of it, and nobody else's."""
+    """An addition or removal returns exactly the owners whose rules name the container."""
     directory.asks("w", [for_peers(Peer("service", "api"), Peer("prefix", "10.0.0.1")), Rule("tcp", 1, 1)], WEB)
     directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)
     directory.asks("y", [for_peers(Peer("service", "db"), Peer("host"))], WEB)
@@ -189,7 +192,7 @@ def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
 # --- any order ----------------------------------------------------------------------------------------------------
 
 _names = st.sampled_from(["", "api", "db"])
-#: Addresses, and what the container that has them is called.
+#: Addresses, and the names of the container that has them.
 _There = tuple[tuple[Address, ...], Container]
 _theirs: st.SearchStrategy[_There] = st.tuples(
     st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
@@ -218,7 +221,7 @@ _askers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project="")
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Containers come, go and change, and rules speak of them, in any order; beside it a plain list of all of it."""
+    """Containers are added, removed and changed, and rules name them, in any order; a plain list models all of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +273,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def it_is_as_if_made_anew(self) -> None:
-        """The index equals one that is made of what there is now: nothing of what was before is left in it."""
+        """The index equals one that is built from the current containers: no earlier state is left in it."""
         fresh = PeerIndex()
         fresh.networks = self.directory.networks
         for owner, (addresses, container) in self.there.items():
@@ -295,4 +298,4 @@ AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=20, d
 
 
 class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[name-defined,misc]
-    """After any sequence of comings, goings and questions the index is one computed from scratch."""
+    """After any sequence of additions, removals and look-ups the index equals one computed from scratch."""

@@ -39,7 +39,7 @@ OUT, NEAR = "203.0.113.7", "10.9.9.9"
 def on(
     network: Network | BridgeNetwork, address: str, name: str, labels: PolicySpec | None, **more: object
 ) -> Endpoint:
-    """A container's place; without labels nobody knows who is there."""
+    """Return an endpoint of a container; without labels the container is unknown."""
     first, *rest = (ip_address(each) for each in address.split())
     known = labels is not None
     container = (
@@ -101,7 +101,7 @@ WRONG = on(FRONT, "10.1.0.8", "wrong", spec(), container=Container("w", "wrong",
 ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, NOBODY, WRONG)
 
 Case = tuple[str | None, str, str, int, bool, str]
-#: From whom, to whom, protocol, port; whether it is accepted, and what is said last of it.
+#: Source, target, protocol, port; whether it is accepted, and the beginning of the last step's text.
 CASES: dict[str, Case] = {
     "the base": (OUT, "10.1.0.2", "tcp", 443, True, "web accepts 443/tcp"),
     "the base by IPv6": ("2001:db8:9::1", "2001:db8:1::2", "tcp", 22, True, "web accepts 22/tcp"),
@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_becomes_of_a_packet(case: Case) -> None:
-    """Each flow is accepted or dropped as the design says, and the last word says why."""
+    """Each flow is accepted or dropped as designed, and the last step says why."""
     source, target, proto, port, accepted, text = case
     found = verdict(world(*ALL), Packet(ip_address(source) if source else None, ip_address(target), proto, port))
     assert found.accepted is accepted
@@ -165,28 +165,29 @@ def ask(
         ("10.2.0.4", OUT, "tcp", 80, False, False),
         ("10.2.0.4", OUT, "udp", 53, False, False),
         ("10.2.0.4", NEAR, "udp", 53, False, True),
-        ("10.2.0.4", "10.1.0.2", "udp", 53, False, False),  # may be begun, and web does not accept it
+        ("10.2.0.4", "10.1.0.2", "udp", 53, False, False),  # permitted by egress, and not accepted by web
         ("10.2.0.4", "10.1.0.2", "tcp", 443, False, True),
         ("10.2.0.4", "10.1.0.2", "icmp", 0, False, False),
         ("10.2.0.4", "10.2.0.1", "udp", 8125, True, True),
         ("10.2.0.4", "10.2.0.1", "udp", 8126, True, False),
         ("10.2.0.4", OUT, "udp", 8125, False, False),
         ("10.2.0.4", "10.2.0.2", "tcp", 9, False, True),  # a neighbour
-        ("10.2.0.2", OUT, "tcp", 80, False, True),  # who has no fw.egress
-        ("10.2.0.77", OUT, "tcp", 443, False, False),  # and who is not known
-        ("10.1.0.77", OUT, "tcp", 443, False, True),  # where nobody is confined
+        ("10.2.0.2", OUT, "tcp", 80, False, True),  # without fw.egress
+        ("10.2.0.77", OUT, "tcp", 443, False, False),  # an unknown container
+        ("10.1.0.77", OUT, "tcp", 443, False, True),  # an unrestricted network
         ("172.18.0.4", OUT, "tcp", 443, False, False),
         ("172.18.0.4", "172.18.0.1", "udp", 53, True, False),
     ],
 )
 def test_what_may_be_begun(source: str, target: str, proto: str, port: int, host: bool, accepted: bool) -> None:
-    """On a network where somebody is confined each may begin what its labels say, and who is not known nothing."""
+    """On an egress-restricted network each container may open the connections that its labels permit, and an unknown
+    one may open none."""
     there = world(WEB, API, DB, SHUT, WIDE, SOME, MUTE)
     assert ask(there, source, target, proto, port, host=host)[0] is accepted
 
 
 def test_what_is_said_of_who_may_not() -> None:
-    """What may be begun is told, as a label would say it."""
+    """The permitted connections are reported in the form of a label."""
     there = world(SOME, MUTE)
     assert ask(there, "172.18.0.4", OUT) == (False, "mute may open no connections")
     assert ask(there, "10.2.0.4", OUT, "tcp", 80) == (
@@ -203,7 +204,7 @@ def test_what_is_said_of_who_may_not() -> None:
 
 
 def test_a_network_or_a_setting_may_confine() -> None:
-    """What a network's option or FW_EGRESS says holds for everybody there, unless the container says otherwise."""
+    """A network's option or FW_EGRESS applies to every container there, unless the container's labels override it."""
     back = dataclasses.replace(BACK, spec=spec(egress="443"))
     free = on(BACK, "10.2.0.5", "free", spec(egress="all"))
     for there in (world(DB, free, networks=[back]), world(DB, free, settings=spec(egress="443"))):
@@ -217,11 +218,11 @@ def test_a_network_or_a_setting_may_confine() -> None:
     assert egress_restricted(world(WRONG), FRONT)
 
 
-# --- bans, fwctl, doubt -------------------------------------------------------------------------------------------
+# --- bans, fwctl, unknown containers ------------------------------------------------------------------------------
 
 
 def test_bans_come_first() -> None:
-    """Nothing from a banned address and nothing to it, not even ping; the host itself is not asked."""
+    """Nothing from a banned address and nothing to it passes, not even ping; the host itself is exempt."""
     there = world(*ALL, bans={"203.0.113.0/24": 0, "198.51.100.1": 100})
     assert ask(there, OUT, "10.1.0.2") == (False, "203.0.113.7 is banned (203.0.113.0/24)")
     assert ask(there, OUT, "10.1.0.2", "icmp", 0) == (False, "203.0.113.7 is banned (203.0.113.0/24)")
@@ -234,7 +235,7 @@ def test_bans_come_first() -> None:
 
 
 def test_what_fwctl_says_counts() -> None:
-    """`fwctl allow` opens and `fwctl deny` closes, above the labels, and it is told who said so."""
+    """`fwctl allow` opens and `fwctl deny` closes, with precedence over labels, and the origin is reported."""
     more = Rule("tcp", 9000, 9000, origin="fwctl allow")
     assert WEB.container
     there = world(*ALL, override={WEB.container.id: Override((more,), (Rule("tcp", 22, 22),))})
@@ -254,7 +255,8 @@ def test_where_a_rule_was_said_is_told() -> None:
 
 
 def test_in_doubt_everybody_is_unknown() -> None:
-    """While nobody tells who has an address it answers on ICMP only, and whoever was confined begins nothing."""
+    """While the container of an address is unknown, the address answers ICMP only, and if it was egress-restricted, it
+    opens no connection."""
     there = world(WIDE, MUTE, unsure=["wide", "mute"])
     assert ask(there, OUT, "172.18.0.3") == (
         False,
@@ -265,7 +267,7 @@ def test_in_doubt_everybody_is_unknown() -> None:
 
 
 def test_a_rate_is_told() -> None:
-    """A port with a rate is accepted, and it is said that a source may open just so many."""
+    """A port with a rate is accepted, and the limit of each source is reported."""
     limited = on(FRONT, "10.1.0.4", "limited", spec(rate="22 5/minute burst 10, 80/udp 1/day"))
     steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 22)).steps
     assert [step.text for step in steps[1:]] == [
@@ -281,7 +283,8 @@ PUBLISHED = (Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),)
 
 
 def test_what_p_itself_opens_is_open_by_that_way_alone() -> None:
-    """With FW_PUBLISHED=allow a published port is open by the published port, and the container's own is not."""
+    """With FW_PUBLISHED=allow a published port is open through its publication; the container's own port is not
+    open."""
     plain = dataclasses.replace(WEB, published=PUBLISHED)
     for way, accepted in (("", False), ("dnat", True), ("proxy", True)):
         assert ask(world(plain, published=True), OUT, "10.1.0.2", port=8080, by=way)[0] is accepted
@@ -289,19 +292,19 @@ def test_what_p_itself_opens_is_open_by_that_way_alone() -> None:
 
 
 def test_by_docker_proxy_a_container_is_the_host() -> None:
-    """What docker-proxy sends on came to the host: what the client may begin to others does not count, where neighbours
-    talk freely they do by it too."""
+    """Traffic through docker-proxy came to the host: the client's egress rules for containers do not apply, and
+    neighbours that communicate freely also do so through it."""
     there = world(WIDE, MUTE, on(APART, "172.19.0.2", "one", spec()), on(APART, "172.19.0.3", "two", spec()))
     assert ask(there, "172.18.0.4", "172.18.0.3", port=25, by="proxy")[0]
     assert not ask(there, "172.19.0.3", "172.19.0.2", port=25, by="proxy")[0]
     assert ask(there, "172.19.0.3", "172.19.0.2", port=443, by="proxy")[0]
 
 
-# --- who has an address -------------------------------------------------------------------------------------------
+# --- the container of an address ----------------------------------------------------------------------------------
 
 
 def test_an_address_is_found() -> None:
-    """In whose network it is, and who has it."""
+    """An address is found with its network and its endpoint."""
     there = world(*ALL)
     found = find(there, IPv6Address("2001:db8:1::2"))
     assert found
@@ -317,7 +320,7 @@ def test_an_address_is_found() -> None:
 
 
 def test_names_are_looked_up_in_what_is_decided() -> None:
-    """A policy that is shown has addresses in the place of names."""
+    """A policy that is shown has addresses in place of names."""
     there = world(*ALL)
     found = find(there, IPv4Address("10.2.0.2"))
     assert found
@@ -342,11 +345,11 @@ def test_names_are_looked_up_in_what_is_decided() -> None:
     ],
 )
 def test_protocols_by_name(text: str, proto: str) -> None:
-    """A protocol as a user writes it; what no rule can name is "other"."""
+    """A protocol as a user writes it; a protocol that no rule can name is "other"."""
     assert number_of(text) == proto
 
 
-# --- docker-fw that does not keep up ----------------------------------------------------------------------------------
+# --- docker-fw that is behind Docker's events -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,14 +361,15 @@ def test_protocols_by_name(text: str, proto: str) -> None:
         ("10.1.0.2", "172.18.0.3", {}, False),
         ("203.0.113.7", "172.18.0.3", {"proto": "icmp", "port": 0}, True),
         ("172.18.0.2", "172.18.0.3", {}, True),
-        ("172.18.0.2", "203.0.113.7", {}, False),  # somebody is confined there, and who it is nobody knows any more
+        ("172.18.0.2", "203.0.113.7", {}, False),  # egress is restricted there, and the containers are unknown now
         ("203.0.113.7", "10.1.0.2", {}, True),
         ("10.1.0.2", "203.0.113.7", {}, True),
     ],
 )
 def test_without_it_dockers_networks_are_closed(source: str, target: str, more: dict[str, Any], accepted: bool) -> None:
-    """`fwctl explain` says so: nobody from outside, not even by a published port, and where somebody may not begin
-    everything nobody begins anything; neighbours and ping pass, and our own networks are as ever."""
+    """`fwctl explain` reports it: no source from outside has access, not even through a published port, and on an
+    egress-restricted network no container may open connections. Neighbours and ping pass, and docker-fw networks are
+    unaffected."""
     there = world(WEB, SHUT, WIDE, MUTE)
     packet = dataclasses.replace(Packet(ip_address(source), ip_address(target), "tcp", 443), **more)
     there.watched = False

@@ -369,8 +369,8 @@ def test_calls_at_once_lose_nothing() -> None:
 
 
 def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
-    """One container's elements that the kernel refuses (a rate with an unknown unit of time) do not delay closing by
-    the same change: the ports of a container that leaves."""
+    """One container's elements that the kernel refuses (here: a rate that is not accepted) do not delay closing by the
+    same change: the ports of a container that leaves."""
     state, kernel, _ = reconciler()
     state.put_network(network(1))
     any4 = IPv4Address(0)
