@@ -41,7 +41,7 @@ def after(*words: Overriding) -> SavedState:
 
 
 def accepted(state: SavedState, ports: Iterable[int] = (22, 80, 443, 8080)) -> set[tuple[int, str]]:
-    """True if a container without labels accepts the port: from inside 10.0.0.0/8, and from elsewhere."""
+    """Return what a container without labels then accepts: each port, from inside 10.0.0.0/8 and from elsewhere."""
     rules = of(Network("n", "fw-n"), ENDPOINT, override=in_force(state).get("web", Override())).accepts
     peers = {"in": INSIDE, "out": OUTSIDE}
     return {(port, name) for port in ports for name, peer in peers.items() if passes(rules, "tcp", port, peer)}

@@ -1,4 +1,4 @@
-"""What `fwctl` changes, and its routes: nothing opens by mistake, and a wrong request is an error."""
+"""The changes that `fwctl` makes, and their routes: nothing opens by mistake, and a wrong request is an error."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ API = container("api")
 WEB4 = IPv4Address("10.1.0.2")
 
 
-#: Each test sets it back.
+#: Each test resets it.
 CLOCK = Clock()
 
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's flows and its clock are none of ours."""
+    """Do not touch this machine's flows and clock."""
     CLOCK.now = 1_000_000.0
     monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
     cut_no_flows(monkeypatch)
 
 
 class Desk:
-    """Orders over a site."""
+    """Admin commands on a site."""
 
     def __init__(self, *endpoints: Any) -> None:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
@@ -77,7 +77,7 @@ def desk() -> Desk:
 
 
 def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None:
-    """Ports of a running container, in the kernel and on the disk; `revert` takes both back."""
+    """Ports of a running container, in the kernel and on the disk; `revert` undoes both."""
     assert desk.opens() == {22, 80, 443, 8080}
     told = desk.allow("web", "9000, 9001")
     assert told["container"] == "web"
@@ -104,7 +104,7 @@ def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
 
 
 def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
-    """Also if the label names a single peer."""
+    """This also holds if the label names a single peer."""
     db = IPv4Address("10.1.0.3")
     assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
     desk.deny("db", "5432")
@@ -112,7 +112,8 @@ def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
 
 
 def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
-    """A name is exact; an ID may be cut, as long as it is unambiguous. An unknown name gets similar ones."""
+    """A name must match exactly; an ID may be shortened, as long as it is unambiguous. For an unknown name, similar
+    ones are suggested."""
     desk.allow(WEB.id[:12].upper(), "9000")
     assert 9000 in desk.opens()
     for who, why in (
@@ -124,7 +125,7 @@ def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
             desk.allow(who, "9000")
         assert len(str(error.value)) < 400
     other = Desk(ours(2, container("web1")), ours(3, dataclasses.replace(API, id="web1" + "f" * 60)))
-    assert other.allow("web1", "9000")["id"] == "web1".ljust(64, "0")  # a name comes before an ID
+    assert other.allow("web1", "9000")["id"] == "web1".ljust(64, "0")  # a name takes precedence over an ID
     one, two = (dataclasses.replace(who, id="ab12" + digit * 60) for who, digit in ((WEB, "0"), (DB, "1")))
     alike = Desk(ours(2, one), ours(3, two))
     with pytest.raises(FwError, match=r"is ambiguous: db \(ab12.*\), web \(ab12.*\); give more of the ID"):
@@ -144,7 +145,7 @@ def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
     ],
 )
 def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str, why: str) -> None:
-    """One mistake, and nothing of what was asked for is done."""
+    """With one mistake, no part of the request is done."""
     before = desk.opens()
     with pytest.raises(FwError) as error:
         desk.allow("web", "9000", text)
@@ -160,7 +161,7 @@ def test_deny_has_no_peers(desk: Desk) -> None:
 
 
 def test_one_container_has_so_many_words(desk: Desk) -> None:
-    """No script fills the disk; earlier overrides remain."""
+    """A script cannot fill the disk; earlier overrides remain."""
     desk.allow("web", *(str(20_000 + 2 * n) for n in range(MAX_OVERRIDES - 1)))
     with pytest.raises(FwError, match="remove some with fwctl revert"):
         desk.allow("web", "9000", "9002")
@@ -169,7 +170,7 @@ def test_one_container_has_so_many_words(desk: Desk) -> None:
 
 
 def test_a_full_disk_opens_nothing(desk: Desk) -> None:
-    """What cannot be kept is not done; what only closes is done all the same."""
+    """An override that cannot be saved is not applied, except one that only closes."""
     desk.site.disk.full = True
     with pytest.raises(FwError, match="No space left"):
         desk.allow("web", "9000")
@@ -179,7 +180,7 @@ def test_a_full_disk_opens_nothing(desk: Desk) -> None:
 
 
 def test_a_kernel_that_refuses_is_told(desk: Desk) -> None:
-    """Then nothing is known of it either."""
+    """In that case the override is not stored either."""
     desk.site.kernel.refuses = 2
     with pytest.raises(FwError, match="the kernel refused"):
         desk.allow("web", "9000")
@@ -187,7 +188,7 @@ def test_a_kernel_that_refuses_is_told(desk: Desk) -> None:
 
 
 def test_a_published_port_of_docker_proxys_obeys_too() -> None:
-    """On Docker's own networks the host's port is closed and opened with the container's."""
+    """On Docker networks the host's port is closed and opened together with the container's."""
     app = container("app", {"fw.allow": "8080"})
     desk = Desk(guest(FRONT, 2, app, *published(8080, 18080)))
 
@@ -202,11 +203,11 @@ def test_a_published_port_of_docker_proxys_obeys_too() -> None:
     assert served() == {"host_open"}
 
 
-# --- their time -------------------------------------------------------------------------------------------------------
+# --- duration ---------------------------------------------------------------------------------------------------------
 
 
 def test_overrides_end_by_themselves(desk: Desk) -> None:
-    """Not a moment early; `end` returns when to call it again, and the labels apply again unchanged."""
+    """They do not end early; `end` returns the time until its next call, and the labels apply again unchanged."""
     assert desk.orders.end() == 30
     desk.allow("web", "9000", seconds=60)
     desk.deny("web", "22", seconds=10)
@@ -223,8 +224,8 @@ def test_overrides_end_by_themselves(desk: Desk) -> None:
 
 
 def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
-    """What was opened for a time closes also when that cannot be written down; what was closed stays, and is tried
-    again."""
+    """A port that was opened for a time closes even if that cannot be saved; one that was closed stays closed, and the
+    save is retried."""
     desk.allow("web", "9000", seconds=10)
     desk.deny("web", "22", seconds=10)
     desk.site.disk.full = True
@@ -237,7 +238,8 @@ def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
 
 
 def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> None:
-    """At a clean stop what was opened for a time closes, and is kept; at the next start it is there until its end."""
+    """At a clean stop, ports that were opened for a time close, and the overrides are kept; after the next start they
+    apply until their end."""
     desk.allow("web", "9000", seconds=60)
     desk.allow("web", "9001")
     desk.deny("web", "8080", seconds=60)
@@ -245,7 +247,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> No
     db = IPv4Address("10.1.0.3")
     desk.site.state.suspend()
     assert desk.opens() == {22, 80, 443, 9001}
-    assert desk.opens(db) == {80, 443}  # who was shut out does not come in instead
+    assert desk.opens(db) == {80, 443}  # the denied sources do not get access instead
     assert not any(e.set == "from4" and e.key[:3] == (db, 6, 22) for e in desk.site.kernel.table)
     kept = desk.site.disk.kept
     assert len(kept.overrides) == 4
@@ -256,17 +258,18 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> No
 
 
 def test_an_override_goes_with_its_container() -> None:
-    """Docker's event of its end, and a list in which it is not any more; while it just stops, it stays."""
+    """An override is removed by Docker's event of the container's removal, or by a list without the container; it stays
+    while the container is only stopped."""
     desk = Desk(guest(FRONT, 2, WEB), guest(BACK, 3, DB), ours(4, API))
     for who in ("web", "db", "api"):
         desk.allow(who, "9000")
     desk.site.guard.leaves("", WEB.id)
     desk.site.guests = [endpoint for endpoint in desk.site.guests if endpoint.container != WEB]
-    desk.site.see(WEB.id, DB.id)  # stopped, and listed all the same
+    desk.site.see(WEB.id, DB.id)  # stopped, but still listed
     assert {each.container for each in desk.site.state.state.overrides} == {WEB.id, DB.id, API.id}
     desk.site.guard.forget(WEB.id)
     assert {each.container for each in desk.site.state.state.overrides} == {DB.id, API.id}
-    # A container on a network of the driver's is there as long as it has its place.
+    # A container on a docker-fw network exists as long as it has its endpoint.
     desk.site.guests = []
     desk.site.see()
     assert {each.container for each in desk.site.state.state.overrides} == {API.id}
@@ -291,7 +294,8 @@ def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
 
 
 def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
-    """With a time, which the kernel counts, or permanently; a later ban of an address replaces its time."""
+    """A ban has a duration, which the kernel counts, or is permanent; a later ban of an address replaces its
+    duration."""
     told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
     assert (told["cut"], told["notes"]) == (0, [])
     assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
@@ -321,7 +325,7 @@ def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
     [
         ("198.51.100.1", "cannot ban 198.51.100.1: it is the host's own address"),
         ("198.51.100.0/24", "cannot ban 198.51.100.0/24: it contains 198.51.100.1, the host's own address"),
-        ("2001:db8:ffff::1:0:0:0/80", "the host's own address"),  # its /64 holds the host's address
+        ("2001:db8:ffff::1:0:0:0/80", "the host's own address"),  # its /64 contains the host's address
         ("10.1.0.1", "cannot ban 10.1.0.1: it is the gateway of the network on fw-ffffffffffff"),
         ("10.0.0.0/8", "it contains 10.1.0.1, the gateway"),
         ("2001:db8:1::/64", "the gateway"),
@@ -339,7 +343,7 @@ def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
 
 
 def test_every_mistake_of_a_list_is_told(desk: Desk) -> None:
-    """At once, and of very many the first ones."""
+    """All are reported at once; of very many, only the first ones."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([(f"x{n}", None) for n in range(20)])
     assert str(error.value).count("cannot ban") == 8
@@ -347,7 +351,7 @@ def test_every_mistake_of_a_list_is_told(desk: Desk) -> None:
 
 
 def test_bans_that_have_ended_are_shown_no_more_and_forgotten(desk: Desk) -> None:
-    """The kernel ends them by itself, to the second; what we know of them follows."""
+    """The kernel ends them by itself, to the second; the stored bans follow."""
     desk.orders.ban([("203.0.113.7", 10), ("203.0.113.8", None)])
     desk.clock.now += 11
     assert [each["address"] for each in desk.orders.bans()["bans"]] == ["203.0.113.8"]
@@ -358,7 +362,7 @@ def test_bans_that_have_ended_are_shown_no_more_and_forgotten(desk: Desk) -> Non
     assert list(desk.site.disk.kept.bans) == [ip_network("203.0.113.8")]
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- routes -----------------------------------------------------------------------------------------------------------
 
 
 class Asked:
@@ -409,7 +413,7 @@ def post(client: FlaskClient, path: str, body: Any) -> tuple[int, Any]:
 
 
 def test_the_calls_do_what_they_say(client: FlaskClient, desk: Desk, asked: Asked) -> None:
-    """Each with the body that `fwctl` sends, and a program may."""
+    """Each call is made with the body that `fwctl` sends, or that a program may send."""
     status, told = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
     assert (status, told["container"], told["said"][0]["until"], told["places"]) == (200, "web", 1_000_060.0, [])
     assert post(client, "/deny", {"container": "web", "rules": ["22"]})[0] == 200
@@ -469,7 +473,7 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_a_wrong_body_is_a_400_that_names_the_field(
     client: FlaskClient, desk: Desk, path: str, body: Any, why: str
 ) -> None:
-    """Whatever it is: one sentence that says what would be right, no traceback, and no change."""
+    """For any wrong body: one sentence that says what would be right, no traceback, and no change."""
     status, told = post(client, path, body)
     assert (status, list(told)) == (400, ["Err"])
     assert why in told["Err"]
@@ -499,7 +503,7 @@ _fields = st.sampled_from(
 )
 @examples(400)
 def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
-    """What is not understood is a 400, and the state is one that can be kept."""
+    """A body that cannot be read gives a 400, and the state remains one that can be saved."""
     desk = Desk(ours(2, WEB))
     app = Flask("test")
     add_routes(app, desk.orders, Asked())  # type: ignore[arg-type]
@@ -516,7 +520,7 @@ def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
 
 
 def test_only_the_plugins_own_socket_is_answered(app: Flask, desk: Desk) -> None:
-    """Not over TCP, should the application ever listen there, nor if the socket is unknown."""
+    """No answer over TCP, should the application ever listen there, nor if the socket is unknown."""
     with socket.socket(socket.AF_INET) as tcp:
         for environ in ({"gunicorn.socket": tcp}, {}):
             client = app.test_client()
@@ -548,7 +552,7 @@ def test_too_much_is_refused_unread(client: FlaskClient) -> None:
 def test_what_fails_inside_is_told_without_a_traceback(
     client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a 500 with one sentence; the traceback is in docker-fw's log."""
+    """The answer is a 500 with one sentence; the traceback is in docker-fw's log."""
 
     def fails(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
@@ -562,7 +566,7 @@ def test_what_fails_inside_is_told_without_a_traceback(
 
 
 def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:
-    """Whatever is sent, the table contains addresses, numbers and checked interface names only."""
+    """For any request, the table contains addresses, numbers and checked interface names only."""
     evil = "22; flush ruleset #"
     for path, body in (
         ("/allow", {"container": "web", "rules": [evil]}), ("/allow", {"container": evil, "rules": ["80"]}),
@@ -577,7 +581,7 @@ def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: D
 
 
 def test_an_override_is_kept_as_what_it_is(desk: Desk) -> None:
-    """With its origin, so that `fwctl status` shows what opened the port."""
+    """It is kept with its origin, so that `fwctl status` shows what opened the port."""
     desk.allow("web", "9000")
     (kept,) = desk.site.disk.kept.overrides
     assert kept == Overriding(WEB.id, Rule("tcp", 9000, 9000))

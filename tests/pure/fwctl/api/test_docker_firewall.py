@@ -33,7 +33,7 @@ def notes(
 
 
 def test_on_a_nat_network_a_port_must_be_published() -> None:
-    """Docker drops what is sent to the container's own address there; the advice names the port."""
+    """Docker drops packets to the container's own address there; the advice names the port."""
     assert notes(FRONT, endpoint("8080, 53/udp")) == tuple(
         f"fw.allow={port} has no effect on front because it is a nat network and the container's port is not "
         f"published; publish it (-p {publish}), or create the network with "
@@ -46,7 +46,7 @@ def test_on_a_nat_network_a_port_must_be_published() -> None:
 
 
 def test_a_protocol_without_ports_cannot_be_published() -> None:
-    """Then the advice is another network."""
+    """In that case the advice is another network."""
     (note,) = notes(FRONT, endpoint("gre"))
     assert note.startswith(
         "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; create"
@@ -62,21 +62,21 @@ def test_a_protocol_without_ports_cannot_be_published() -> None:
         (FRONT, endpoint("8000-8100", PORT), "28.5.2"),
         (ROUTED, endpoint("8080"), "28.5.2"),
         (dataclasses.replace(FRONT, mode4="nat-unprotected"), endpoint("8080"), "28.5.2"),
-        (FRONT, endpoint("8080"), "26.1.4"),  # whose IPv6 Docker leaves alone
+        (FRONT, endpoint("8080"), "26.1.4"),  # Docker does not filter its IPv6
     ],
 )
 def test_where_a_label_has_an_effect_nothing_is_said(network: BridgeNetwork, where: Endpoint, version: str) -> None:
-    """Published ports, networks that are reached by their own addresses, IPv6 of old engines."""
+    """Published ports, networks whose containers are reached by their own addresses, IPv6 of old engines."""
     assert notes(network, where, version) == ()
 
 
 def test_a_port_of_another_protocol_is_not_published_by_it() -> None:
-    """`-p 8080:8080` is TCP's."""
+    """`-p 8080:8080` publishes TCP only."""
     assert len(notes(FRONT, endpoint("8080/udp", PORT))) == 1
 
 
 def test_dockers_nftables_needs_an_option() -> None:
-    """Docker 29's nftables backend drops it even on a routed network, unless dockerd runs with the mark."""
+    """Docker 29's nftables backend drops the packets even on a routed network, unless dockerd runs with the mark."""
     (note,) = notes(ROUTED, endpoint("8080"), "29.0.1", "nftables")
     assert note == (
         "fw.allow=8080 has no effect on front because Docker's nftables backend drops it, unless dockerd runs with "
@@ -85,13 +85,13 @@ def test_dockers_nftables_needs_an_option() -> None:
 
 
 def test_an_internal_network_has_no_outside() -> None:
-    """Whatever a label says, no traffic from outside enters."""
+    """No traffic from outside enters, whatever a label allows."""
     (note,) = notes(dataclasses.replace(FRONT, internal=True), endpoint("8080", PORT))
     assert note.endswith("because the network is internal; connect the container to another network too")
 
 
 def test_what_fwctl_opened_is_told_too() -> None:
-    """As what it is: an override, not a label."""
+    """It is reported as an override, not as a label."""
     (note,) = without_effect(FRONT, endpoint("8080", PORT), Engine(), MARK, [Rule("tcp", 9000, 9000)])
     assert note.startswith("fwctl allow 9000 has no effect on front because")
     assert without_effect(FRONT, dataclasses.replace(endpoint("1"), container=None), Engine(), MARK) == ()
@@ -101,11 +101,11 @@ def test_what_fwctl_opened_is_told_too() -> None:
     ("version", "major"), [("28.5.2", 28), ("20.10.24+dfsg1", 20), ("", 0), ("dev", 0), ("٢٨.1", 0)]
 )
 def test_the_engines_version(version: str, major: int) -> None:
-    """Its first number; 0 where it is not known."""
+    """The first number of the version; 0 if it is unknown."""
     assert Engine(version).major == major
 
 
-# --- peers that are neighbours ------------------------------------------------------------------------------------
+# --- peers on the same network ------------------------------------------------------------------------------------
 
 
 def rules(text: str, word: str = "from") -> Policy:
@@ -114,7 +114,7 @@ def rules(text: str, word: str = "from") -> Policy:
 
 
 def test_between_neighbours_a_rule_changes_nothing() -> None:
-    """Containers on one network talk freely: a rule whose peers are all there has no effect."""
+    """Containers on one network communicate freely: a rule whose peers are all on it has no effect."""
     own = Network("n", "fw-n", IPv4Interface("172.18.0.1/16"))
     for network in (FRONT, own):
         assert within(network, endpoint("1"), rules("5432 from 172.18.0.9 172.18.1.0/24")) == (
@@ -128,7 +128,7 @@ def test_between_neighbours_a_rule_changes_nothing() -> None:
 @pytest.mark.parametrize("text", ["5432", "5432 from 172.18.0.9 203.0.113.7", "5432 from 172.0.0.0/8", "5432 from ::/0",
                                   "22 from 172.18.0.9 service:api"])  # fmt: skip
 def test_a_rule_for_others_too_is_not_told(text: str) -> None:
-    """It has an effect for those."""
+    """The rule has an effect for the other peers."""
     assert within(FRONT, endpoint("1"), rules(text)) == ()
 
 

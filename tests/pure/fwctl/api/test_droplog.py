@@ -57,7 +57,7 @@ def endpoint(number: int, name: str, **spec: Any) -> Endpoint:
 
 
 class Known:
-    """The reconciler, as far as the drop log sees it."""
+    """The reconciler, as far as the drop log uses it."""
 
     def __init__(self, *endpoints: Endpoint, **spec: Any) -> None:
         networks = {f"n{number}": network(number) for number in (1, 2)}
@@ -100,7 +100,7 @@ def lines_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 @example(b"\x60" + bytes(5) + b"\x2c" + bytes(33) + b"\x06\x00\x00\x01" + bytes(100))
 @examples(1000)
 def test_any_bytes_are_read_or_passed_over(data: bytes) -> None:
-    """Whatever a packet holds, it becomes a record and a line without control characters, or nothing."""
+    """For any packet bytes, the result is a record and a line without control characters, or nothing."""
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", egress=()))
     told = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
     for drop in drops_of(known, *told):
@@ -132,7 +132,7 @@ def test_the_first_packet_of_a_flow_is_read(proto: str, source: Any, target: Any
 
 
 def test_ipv6_extension_headers_do_not_hide_the_port() -> None:
-    """Behind hop-by-hop, routing and destination options and a first fragment's header the port is read."""
+    """The port is read after hop-by-hop, routing and destination options and a first fragment's header."""
     packet = made.tcp(OUT6, WEB6, 5432, 40000)
     for kind in (60, 43, 0):
         packet = made.extended(packet, kind, b"\0" + bytes(6))
@@ -145,7 +145,7 @@ def test_ipv6_extension_headers_do_not_hide_the_port() -> None:
 
 
 def test_other_protocols_have_their_names_or_numbers() -> None:
-    """GRE, ESP and AH are called as labels call them, ICMP with its type, all else by its number."""
+    """GRE, ESP and AH have the names that labels use, ICMP is shown with its type, all others by number."""
     raw = {47: "gre", 50: "esp", 51: "ah", 89: "89", 1: "icmp"}
     for number, name in raw.items():
         of = header(bytes(made.Packet(OUT4.packed, WEB4.packed, number, b"\x08abcdefg")))
@@ -166,14 +166,14 @@ def test_a_later_fragment_has_no_ports() -> None:
 @given(st.text(min_size=1))
 @examples(200)
 def test_names_from_outside_are_on_one_line(text: str) -> None:
-    """No newline, escape or other control character of a container's name gets into a log or onto a terminal."""
+    """No newline, escape or other control character of a container's name reaches a log or a terminal."""
     drops = drops_of(Known(endpoint(1, text)), logged(made.tcp(OUT6, WEB6, 5432, 40000)))
     assert all(line(drop.as_data()).isprintable() for drop in drops)
     assert drops[0].container
     assert drops[0].container.isprintable()
 
 
-# --- who, and why -------------------------------------------------------------------------------------------------
+# --- names and reasons --------------------------------------------------------------------------------------------
 
 
 def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
@@ -186,7 +186,8 @@ def test_a_drop_on_its_way_to_a_container_has_its_name_and_why() -> None:
 
 
 def test_a_drop_that_a_container_began_has_its_name_and_why() -> None:
-    """The drop of an outbound packet names the container, the target, and what the container may open."""
+    """The drop of an outbound packet names the container, the target, and the connections that the container may
+    open."""
     (drop,) = drops_of(Known(endpoint(1, "web", egress=())), logged(made.udp(WEB4, OUT4, 53, 40000), hook=2))
     assert (drop.direction, drop.container, drop.target) == ("by", "web", None)
     assert line(drop.as_data()) == (
@@ -195,7 +196,7 @@ def test_a_drop_that_a_container_began_has_its_name_and_why() -> None:
 
 
 def test_between_containers_both_have_their_names() -> None:
-    """A drop between two containers is the called one's, and names both."""
+    """A drop between two containers is reported for the target, and names both."""
     known = Known(endpoint(1, "web"), endpoint(2, "api"))
     (drop,) = drops_of(known, logged(made.tcp(API4, WEB4, 5432, 40000), hook=2))
     assert (drop.direction, drop.source, drop.target, drop.container) == ("to", "api", "web", "web")
@@ -210,7 +211,8 @@ def test_what_was_for_the_host_was_begun_by_the_container() -> None:
 
 
 def test_what_the_policy_accepts_is_not_called_closed() -> None:
-    """A segment of no connection, a redirect: the reason is what is known, and no rule that does not exist."""
+    """For a segment without a connection and a redirect, the reason is factual, and names no rule that does not
+    exist."""
     known = Known(endpoint(1, "web"))
     stray, redirect = made.tcp(OUT6, WEB6, 80, 40000, flags=0x10), made.icmp(OUT6, WEB6, 137)
     first, second = drops_of(known, logged(stray), logged(redirect))
@@ -229,7 +231,7 @@ def test_nobody_known_has_no_name() -> None:
 
 
 def test_who_has_just_come_has_a_name_at_once() -> None:
-    """A container's first drop has its name, though a packet of others was looked at a moment before."""
+    """A container's first drop has its name, even if another container's packet was resolved a moment before."""
     known = Known(endpoint(1, "web"))
     log = DropLog(known, lambda: True, clock=Clock())
     log.take([logged(made.tcp(OUT4, WEB4, 5432, 40000))])
@@ -252,7 +254,7 @@ def test_an_address_that_has_changed_hands_has_the_new_name() -> None:
 
 
 def test_a_stream_of_strangers_does_not_read_the_whole_inventory_each_time() -> None:
-    """Ten thousand packets from outside to known containers make the list of addresses once, not each time."""
+    """Ten thousand packets from outside to known containers build the list of addresses once, not each time."""
     known, clock, asked = Known(endpoint(1, "web")), Clock(), 0
     owners = known.inventory.owners
 
@@ -270,7 +272,7 @@ def test_a_stream_of_strangers_does_not_read_the_whole_inventory_each_time() -> 
 
 
 def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
-    """Where an answer takes long, drops have their names all the same and no reason until there is time again."""
+    """If finding the reason takes long, drops still have their names, and no reason until there is time again."""
     clock = Clock()
     known = Known(endpoint(1, "web"))
     decide = known.inventory.decide
@@ -293,11 +295,11 @@ def test_the_policy_is_not_asked_for_more_than_its_share_of_time() -> None:
     ]  # fmt: skip
 
 
-# --- kept, and written down -----------------------------------------------------------------------------------------
+# --- storage and log ------------------------------------------------------------------------------------------------
 
 
 def test_the_last_drops_are_kept_and_no_more() -> None:
-    """A thousand drops are kept, numbered without gaps; a hundred thousand take no more room."""
+    """A thousand drops are kept, numbered without gaps; a hundred thousand take no more space."""
     log = DropLog(Known(endpoint(1, "web")), lambda: True)
     for _ in range(25):
         log.take([logged(made.tcp(OUT4, WEB4, 5432, 40000))] * 100)
@@ -308,7 +310,7 @@ def test_the_last_drops_are_kept_and_no_more() -> None:
 
 
 def test_who_waits_for_a_drop_has_it_when_it_comes() -> None:
-    """A follower sleeps until there is a drop, and has it then."""
+    """A follower sleeps until there is a drop, and gets it at once."""
     ring, found = Ring(), []
     waiting = threading.Thread(target=lambda: found.extend(ring.after(0, 30)))
     waiting.start()
@@ -328,7 +330,7 @@ def test_the_log_has_a_container_that_says_drop_and_no_other(caplog: pytest.LogC
 
 
 def test_the_setting_is_for_all_that_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """FW_LOG=drop writes down all but those that say none."""
+    """FW_LOG=drop logs the drops of all containers except those with fw.log=none."""
     caplog.set_level(logging.INFO)
     known = Known(endpoint(1, "web"), endpoint(2, "api", log="none"), log="drop")
     drops_of(known, logged(made.tcp(OUT4, API4, 5432, 40000)), logged(made.tcp(OUT4, WEB4, 5432, 40001)))
@@ -336,7 +338,8 @@ def test_the_setting_is_for_all_that_say_nothing(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_flood_writes_few_lines_and_how_many_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    """A container's flood takes ten lines in ten seconds, then one that counts the rest; others have their lines."""
+    """A container's flood takes ten lines in ten seconds, then one line that counts the rest; other containers keep
+    their lines."""
     caplog.set_level(logging.INFO)
     clock = Clock()
     log = DropLog(Known(endpoint(1, "web"), endpoint(2, "api"), log="drop"), lambda: True, clock=clock)
@@ -353,7 +356,8 @@ def test_a_flood_writes_few_lines_and_how_many_it_was(caplog: pytest.LogCaptureF
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=200))
 @examples(200)
 def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None:
-    """However drops arrive, each is a line or counted, and no container has more lines in a period than allowed."""
+    """For any arrival of drops, each has a line or is counted, and no container has more lines in a period than
+    allowed."""
     lines, now = Lines(3, 5.0), 0.0
     written, counted, asked = 0, 0, len(events)
     for who, later in events:
@@ -369,7 +373,7 @@ def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None
 
 
 class Kernel:
-    """A group that returns what the test gives it, then nothing."""
+    """A log group that returns what the test gives it, then nothing."""
 
     def __init__(self, *told: Sequence[Logged] | OSError) -> None:
         self.told = list(told)
@@ -394,7 +398,7 @@ class Kernel:
 
 @pytest.fixture
 def looping() -> Iterator[Callable[[DropLog], threading.Thread]]:
-    """Runs a log's loop until the test is over."""
+    """Run a log's loop until the test is over."""
     running: list[tuple[DropLog, threading.Thread]] = []
 
     def run(log: DropLog) -> threading.Thread:
@@ -411,7 +415,7 @@ def looping() -> Iterator[Callable[[DropLog], threading.Thread]]:
 
 
 def test_the_loop_takes_what_is_told_and_closes(looping: Callable[[DropLog], threading.Thread]) -> None:
-    """Drops go into the ring as they are reported; at the end the group is closed."""
+    """Drops are added to the ring as they are reported; at the end the group is closed."""
     kernel = Kernel([logged(made.tcp(OUT4, WEB4, 5432, 40000))], [], [logged(made.tcp(OUT4, WEB4, 5433, 40000))])
     log = DropLog(Known(endpoint(1, "web")), lambda: True, kernel)
     thread = looping(log)
@@ -425,7 +429,8 @@ def test_the_loop_takes_what_is_told_and_closes(looping: Callable[[DropLog], thr
 def test_a_kernel_without_it_is_said_so(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without nfnetlink_log in the kernel a single message says so, nothing is tried, and docker-fw continues."""
+    """Without nfnetlink_log in the kernel a single message reports it, no further try is made, and docker-fw
+    continues."""
     monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
     asked: list[bool] = []
     thrice = threading.Event()
@@ -446,7 +451,8 @@ def test_a_kernel_without_it_is_said_so(
 def test_a_group_that_another_program_has_is_a_warning(
     looping: Callable[[DropLog], threading.Thread], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another listener is reported once; docker-fw tries again, and reports when it has the drops again."""
+    """If another program has the group, this is reported once; docker-fw retries, and reports when it receives drops
+    again."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("plugin.fwctl.api.droplog.RETRY", 0.001)
     assert RETRY > 1
@@ -498,7 +504,7 @@ def lines_of(response: Any) -> list[dict[str, Any]]:
 
 
 def test_the_kept_drops_are_json_lines(app: Flask) -> None:
-    """GET /drops is every kept drop, one a line, then how far things are; since=N leaves out what is older."""
+    """GET /drops returns every kept drop, one a line, then a progress line; since=N leaves out older drops."""
     told = lines_of(app.test_client().get("/drops"))
     assert [each.get("port") for each in told] == [1, 2, 3, None]
     assert told[-1] == {"newest": 3, "lost": 0}
@@ -519,7 +525,7 @@ def test_a_follower_has_the_kept_ones_then_each_as_it_comes(app: Flask, log: Dro
 
 
 def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
-    """Four clients follow at once; a fifth gets an error that says so, and a place when one of them has ended."""
+    """Four clients can follow at once; a fifth gets an error that says so, and a place when one of them has ended."""
     client = app.test_client()
     there = [client.get("/drops?follow=1", buffered=False) for _ in range(FOLLOWERS)]
     refused = client.get("/drops?follow=1")
@@ -533,7 +539,7 @@ def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
 
 
 def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
-    """HEAD requests, however many, leave the places to followers."""
+    """HEAD requests, however many, do not use up followers' places."""
     for _ in range(10):
         assert app.test_client().head("/drops?follow=1").status_code == 200
     with app.test_client().get("/drops?follow=1", buffered=False) as response:
@@ -541,7 +547,8 @@ def test_asking_for_the_head_takes_no_followers_place(app: Flask) -> None:
 
 
 def test_a_follower_that_does_not_read_or_is_gone_is_let_go(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No thread waits for a client that does not read, and one that hung up is noticed at the next progress line."""
+    """No thread waits for a client that does not read, and a client that hung up is noticed at the next progress
+    line."""
     monkeypatch.setattr("plugin.fwctl.api.droplog_http._STALLED_MS", 10)
     for gone in (False, True):
         ours, theirs = socket.socketpair()
@@ -558,13 +565,13 @@ def test_a_follower_that_does_not_read_or_is_gone_is_let_go(app: Flask, monkeypa
             )
             assert list(response.response) == []
             with pytest.raises(BrokenPipeError):
-                ours.send(b"0")  # what gunicorn has still to say fails at once
+                ours.send(b"0")  # a write by gunicorn now fails at once
             response.close()
 
 
 @pytest.mark.parametrize("how", ["stop", "serving"])
 def test_followers_end_when_docker_fw_does(app: Flask, log: DropLog, how: str) -> None:
-    """A follower never keeps docker-fw from stopping."""
+    """A follower never prevents docker-fw from stopping."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
     told = iter(response.response)
     next(told)
@@ -578,7 +585,7 @@ def test_followers_end_when_docker_fw_does(app: Flask, log: DropLog, how: str) -
 
 
 def test_trouble_is_an_error_and_ends_a_follower(app: Flask, log: DropLog) -> None:
-    """If no drops are reported the answer says why; followers get the reason too."""
+    """If no drops are reported, the answer contains the reason; followers get it too."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
     told = iter(response.response)
     next(told)
@@ -601,7 +608,7 @@ def shown(told: list[dict[str, Any]], *argv: str) -> list[str]:
 
 @pytest.fixture
 def told(log: DropLog) -> list[dict[str, Any]]:
-    """What a follower receives: three kept drops, then a new one."""
+    """The lines that a follower receives: three kept drops, then a new one."""
     kept = [drop.as_data() for drop in log.ring.after(0)]
     log.take([logged(made.tcp(OUT4, API4, 4, 40000))])
     (new,) = log.ring.after(3)
@@ -620,7 +627,7 @@ def test_the_command_shows_the_last_ones_then_what_comes(told: list[dict[str, An
 
 @pytest.mark.parametrize("who", ["web", "10.1.0.2"])
 def test_the_command_shows_one_container(told: list[dict[str, Any]], who: str) -> None:
-    """A name, or an address, leaves out all that it is not at an end of; -n counts what is left."""
+    """With a name or an address, only drops with it at either end are shown; -n counts these."""
     assert [text.split()[3] for text in shown(told, who)] == ["1/tcp", "3/tcp"]
     assert [text.split()[3] for text in shown(told, who, "-n", "1")] == ["3/tcp"]
 
@@ -631,20 +638,20 @@ def test_the_command_tells_programs_the_same_in_json(told: list[dict[str, Any]])
 
 
 def test_the_command_says_what_it_could_not_show(told: list[dict[str, Any]]) -> None:
-    """Drops that were lost between kernel and terminal are a line of their own."""
+    """Drops that were lost between kernel and terminal are reported in a line of their own."""
     told = [*told, {**told[0], "number": 10}, {"newest": 10, "lost": 1}]
     assert shown(told)[-3] == "… 5 drops are not shown: there were too many"
     assert shown(told)[-1] == "… some drops were lost: there were too many"
 
 
 def test_the_command_says_when_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """If nothing was dropped stderr says so, so that a typing error does not look like silence."""
+    """If nothing was dropped, stderr says so, so that a typo does not look like silence."""
     assert shown([{"newest": 0, "lost": 0}], "wbe") == []
     assert capsys.readouterr().err == "fwctl: no packet of wbe was dropped yet; waiting\n"
 
 
 def test_addresses_are_told_as_people_write_them() -> None:
-    """Addresses in records are their shortest text."""
+    """Addresses in records are in their shortest form."""
     (drop,) = drops_of(Known(endpoint(1, "web")), logged(made.tcp(OUT6, WEB6, 1, 2)))
     assert ip_address(drop.as_data()["to"]) == WEB6
     assert drop.as_data()["to"] == "2001:db8:1::2"

@@ -1,4 +1,4 @@
-"""`fwctl explain`: which packets a question is about, which rule decides, and what Docker's own firewall adds."""
+"""`fwctl explain`: which packets a question covers, which rule decides, and what Docker's own firewall adds."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def site() -> Site:
     )
 
 
-# --- who is meant -----------------------------------------------------------------------------------------------------
+# --- source and target ------------------------------------------------------------------------------------------------
 
 
 def test_each_family_that_both_ends_have_is_told(site: Site) -> None:
-    """A container has two addresses, an address is one, and `family` selects one."""
+    """A container has two addresses, an address is a single one, and `family` selects one."""
     told = ask(site, "internet", "web", "8080")
     assert [(flow["family"], flow["to"]["address"]) for flow in told["flows"]] == [
         (4, "10.1.0.2"), (6, "2001:db8:1::2")
@@ -71,14 +71,14 @@ def test_each_family_that_both_ends_have_is_told(site: Site) -> None:
 
 
 def test_one_family_that_is_dropped_makes_it_dropped() -> None:
-    """The exit status is about all of them."""
+    """The exit status covers all families."""
     site = Site(ours(2, container("web", {"fw.allow": "9000 from 203.0.113.0/24 2001:db8:5::/48"})))
     assert ask(site, "203.0.113.7", "web", "9000")["accepted"]
     assert not ask(site, "internet", "web", "9000")["accepted"]
 
 
 def test_the_internet_is_somebody_whom_no_rule_names() -> None:
-    """Whatever documentation addresses labels and bans use, it represents all other addresses."""
+    """`internet` represents all addresses that no label or ban names, whatever documentation addresses they use."""
     rules = "9000 from 203.0.113.0/24 198.51.100.0/24 3fff:fff::/64, 9001 from 0.0.0.0/0 ::/0"
     web = container("web", {"fw.allow": rules})
     bans = {ip_network("192.0.2.0/25"): 0.0}
@@ -104,7 +104,7 @@ def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
         assert why in str(error.value), question
 
 
-# --- the policy's word ------------------------------------------------------------------------------------------------
+# --- the policy -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_steps_name_the_rule_that_decides(
 
 
 def test_who_said_it_is_told() -> None:
-    """Base, setting, label, fwctl."""
+    """The origins are base, setting, label and fwctl."""
     defaults = Defaults(parse({"fw.allow": "9100"}, "setting ").spec)
     site = Site(ours(2, WEB), defaults=defaults)
     origins = {}
@@ -151,7 +151,7 @@ def test_who_said_it_is_told() -> None:
 
 
 def test_bans_come_first_and_end(site: Site) -> None:
-    """A banned address is dropped before every rule; one whose time is over is not banned."""
+    """A banned address is dropped before every rule; an expired ban has no effect."""
     bans = {ip_network("203.0.113.0/24"): NOW + 60, ip_network("198.51.100.7"): NOW - 1, ip_network("10.1.0.3"): 0.0}
     banned = Site(ours(2, WEB), ours(3, API), state=SavedState(bans=bans))
     told = ask(banned, "203.0.113.7", "web", "80")
@@ -164,20 +164,21 @@ def test_bans_come_first_and_end(site: Site) -> None:
 
 
 def test_a_published_port_leads_to_its_container(site: Site) -> None:
-    """TO host, or the host's address: which container and port it is forwarded to, and that container's policy."""
+    """TO host, or the host's address: the container and port to which it is forwarded, and that container's policy."""
     told = ask(site, "internet", "host", "18080")
     assert told["accepted"]
     assert "the host's port 18080/tcp is forwarded to web's port 8080/tcp (10.1.0.2) by DNAT" in spec(told)
     assert [flow["to"]["address"] for flow in told["flows"]] == ["198.51.100.1", "2001:db8:ffff::1"]
     assert not ask(site, "internet", "198.51.100.1", "15432")["accepted"]
-    assert ask(site, "api", "host", "15432")["accepted"]  # on one network, by whatever way
+    assert ask(site, "api", "host", "15432")["accepted"]  # on one network, whichever way
     told = ask(site, "internet", "host", "5432")
     assert told["accepted"]
     assert "the host itself, which docker-fw does not filter" in spec(told)
 
 
 def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) -> None:
-    """By the other family's address: the container's port still decides, by the client's own address."""
+    """Through the host's address of the other family: the container's port still decides, by the client's own
+    address."""
     told = ask(site, "internet", "host", "27000", family=6)
     assert told["accepted"]
     assert "is forwarded to deep's port 7000/tcp (172.19.0.2) by docker-proxy" in spec(told)
@@ -201,7 +202,7 @@ def test_a_port_of_one_host_address_is_not_one_of_another() -> None:
 
 
 def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
-    """FW_PUBLISHED=allow: by the published port, and not by the container's own address."""
+    """FW_PUBLISHED=allow: open through the published port, and not through the container's own address."""
     site = Site(ours(2, container("web"), *published(9000, 19000)), defaults=Defaults(published=True))
     told = ask(site, "internet", "host", "19000")
     assert told["accepted"]
@@ -210,7 +211,7 @@ def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
 
 
 def test_a_confined_container_is_judged_on_its_way_to_the_host_too(site: Site) -> None:
-    """By DNAT its packet is for the container; to docker-proxy, for the host."""
+    """With DNAT its packet is for the container; with docker-proxy, for the host."""
     inside = container("inside", {"fw.egress": "8080"})
     egress_restricted = Site(
         guest(FRONT, 2, inside), guest(BACK, 2, APP, *published(8080, 28080)), ours(2, WEB, *published(8080, 18080))
@@ -251,7 +252,7 @@ def _mode(mode: str) -> BridgeNetwork:
 def test_docker_drops_what_is_for_an_own_address_on_a_nat_network(
     network: BridgeNetwork, engine: Around, accepted: dict[int, bool]
 ) -> None:
-    """Whatever docker-fw accepts; older engines do not filter IPv6."""
+    """Docker drops the packets even if docker-fw accepts them; older engines do not filter IPv6."""
     site = Site(guest(network, 2, APP))
     site.guard.replace([network], site.guests, asked=1 << 30)
     told = ask(site, "internet", "app", "8080", engine=engine)
@@ -262,20 +263,21 @@ def test_docker_drops_what_is_for_an_own_address_on_a_nat_network(
 
 
 def test_docker_keeps_its_networks_apart(site: Site) -> None:
-    """From another of its networks, by the container's own address; by a published port docker-proxy takes it on."""
+    """From another Docker network the container's own address is blocked; docker-proxy forwards connections to its
+    published port."""
     told = ask(site, "mate", "deep", "7000")
     assert not told["accepted"]
     assert "Docker isolates its networks from each other" in spec(told)
     told = ask(site, "mate", "host", "27000", family=4)
     assert told["accepted"]
     assert "docker-proxy forwards it; with userland-proxy=false Docker drops it" in spec(told)
-    # A network of docker-fw's own is somebody from outside to Docker.
+    # For Docker, a container on a docker-fw network is outside.
     assert not ask(site, "api", "deep", "7000")["accepted"]
     assert ask(site, "mate", "web", "8080")["accepted"]
 
 
 def test_nftables_behind_a_mark_is_told_as_a_condition() -> None:
-    """dockerd does not say whether it honours the mark."""
+    """dockerd does not report whether it accepts the mark."""
     site = Site(guest(_mode("routed"), 2, APP))
     site.guard.replace([_mode("routed")], site.guests, asked=1 << 30)
     told = ask(site, "internet", "app", "8080", engine=around("29.7.2", "nftables"))
@@ -284,7 +286,7 @@ def test_nftables_behind_a_mark_is_told_as_a_condition() -> None:
 
 
 def test_addresses_of_the_host_are_the_host(site: Site) -> None:
-    """Loopback too; as a source the host reaches every container."""
+    """Loopback too; as a source the host has access to every container."""
     for address in (IPv4Address("198.51.100.1"), IPv6Address("2001:db8:ffff::1")):
         assert ask(site, str(address), "web", "1")["accepted"]
     assert ANY4 not in OWN

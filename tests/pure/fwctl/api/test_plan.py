@@ -37,7 +37,7 @@ def lines(told: list[dict[str, Any]]) -> list[str]:
     return [f"{line['sign']} {line['text']}  {line['who']}".rstrip() for line in told]
 
 
-# --- the kernel is not as it should be --------------------------------------------------------------------------------
+# --- the kernel's table has changed -----------------------------------------------------------------------------------
 
 TEXT = """table inet docker-fw {
 	chain forward {
@@ -75,7 +75,7 @@ def drifted(site: Site, there: TableDump, timed: tuple[Element, ...] = ()) -> li
 
 
 def test_what_is_as_it_should_be_is_no_difference(site: Site) -> None:
-    """No line."""
+    """There is no line."""
     assert drifted(site, standing(set(site.state.should()[1]))) == []
 
 
@@ -92,7 +92,7 @@ def test_elements_that_somebody_changed_are_told_with_whose_they_are(site: Site)
 
 
 def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
-    """Cut UDP flows that are held, bans with a time, and those that go in a moment."""
+    """Quarantined flows of cut UDP, bans with a duration, and bans that are about to end are no difference."""
     bans = {ip_network("203.0.113.7"): 1060.0}
     lasting, timed = ban_elements(bans, 1000)
     held = Element("quarantine4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
@@ -106,7 +106,7 @@ def test_what_packets_and_time_do_is_no_difference(site: Site) -> None:
 
 
 def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site: Site) -> None:
-    """With the command that shows it."""
+    """The line contains the command that shows the rule."""
     there = standing(set(site.state.should()[1]), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
     assert drifted(site, there) == [
         "+ chain forward: goto deny", "+ chain deny: counter",
@@ -115,18 +115,18 @@ def test_a_rule_that_is_gone_is_told_in_our_words_and_another_by_its_place(site:
 
 
 def test_a_table_that_is_gone_is_one_line(site: Site) -> None:
-    """And not thousands."""
+    """There are not thousands of lines."""
     nothing = TableDump(1, frozenset(), frozenset(), frozenset(), ())
     assert drifted(site, nothing) == ["+ table inet docker-fw: it is not there"]
 
 
 def test_sets_that_are_missing_or_somebody_elses_are_told(site: Site) -> None:
-    """Those that the rates of containers have are no difference."""
+    """Sets for the rates of containers are no difference."""
     wanted = set(site.state.should()[1])
     rates = {"sources4__10.0.0.2__5_minute_5", "networks_host6__10.0.0.2__5_minute_5", "proven6__2001-db8--2__1_day_5"}
     sets = (frozenset(SETS) - {"quarantine4"}) | rates | {"theirs"}
     assert drifted(site, standing(wanted, sets=sets)) == ["+ set quarantine4", "- set theirs"]
-    old = frozenset(SETS) - {"docker_proxy"}  # a kernel that knows no control groups
+    old = frozenset(SETS) - {"docker_proxy"}  # a kernel without control groups
     assert drifted(site, standing(wanted, sets=old)) == []
 
 
@@ -158,7 +158,7 @@ def of(**labels: str) -> Defaults:
 
 
 def test_the_same_settings_change_nothing(site: Site) -> None:
-    """Nor does one that every container's labels say already."""
+    """A setting that every container's labels already contain changes nothing either."""
     for defaults in (Defaults(), of(allow="8080")):
         before, after = under(site, defaults)
         assert plan.policies(before, after) == []
@@ -166,7 +166,7 @@ def test_the_same_settings_change_nothing(site: Site) -> None:
 
 
 def test_a_plan_tells_policy_and_elements(site: Site) -> None:
-    """By container, with the origin; and the same change as elements of the table."""
+    """The policy is listed by container, with the origin; the same change is listed as elements of the table."""
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
     told = plan.policies(before, after)
     assert lines(told)[:5] == [
@@ -178,7 +178,7 @@ def test_a_plan_tells_policy_and_elements(site: Site) -> None:
     assert "+ allow4 10.1.0.2 . tcp . 9100  web" in lines(change)
     assert "- allow6 2001:db8:a::2 . tcp . 22  app" in lines(change)
     assert '+ egress_restricted "br-front"  front' in lines(change)
-    # What was asked about has not changed.
+    # The actual state has not changed.
     assert site.kernel.opens(IPv4Address("10.1.0.2")) == {22, 80, 443, 8080}
     assert not plan.difference(*under(site, Defaults()))
 
@@ -199,7 +199,7 @@ def test_a_plan_follows_names(site: Site) -> None:
 
 
 def test_labels_that_would_be_read_otherwise(site: Site) -> None:
-    """FW_IMAGE_LABELS=trust: what Docker would be understood to say."""
+    """FW_IMAGE_LABELS=trust: the containers as they would be read."""
     trusted = dataclasses.replace(WEB, spec=parse({"fw.allow": "8080, 9000"}).spec)
     change = plan.with_containers({ours(2, WEB).id: trusted})
     before, after = (evaluated(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
@@ -215,7 +215,7 @@ def test_ports_of_dockerds_own(site: Site) -> None:
 
 
 def test_another_mark_is_other_rules() -> None:
-    """Each rule that has it, before and after."""
+    """Each rule with the mark is listed, before and after."""
     told = lines(plan.rules_apart(0x08000000, 0x04000000))
     assert "- meta mark set meta mark | 0x08000000 accept" in told
     assert "+ meta mark set meta mark | 0x04000000 accept" in told
@@ -247,13 +247,13 @@ def test_the_file_stands_alone(site: Site) -> None:
     kept = {
         *WATCHED,
         *(e for e in elements if e.set not in ("unmanaged", "docker_proxy")),
-    }  # nobody renews a lease in it
+    }  # no process renews a lease in it
     right = document(MARK, kept, cgroups=False, holds=False, unmanaged=unmanaged, timed=timed)
     assert rest == right
 
 
 def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
-    """Nothing would close it later: neither the container's port nor docker-proxy's."""
+    """No process would close it later: neither the container's port nor docker-proxy's."""
     site = Site(guest(FRONT, 2, APP, *published(9000, 29000)))
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
@@ -265,5 +265,5 @@ def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
 
 
 def test_a_change_of_nothing_is_nothing() -> None:
-    """Nor an error."""
+    """It is no error either."""
     assert drift.elements(Change(), {}) == []

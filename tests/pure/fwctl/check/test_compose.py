@@ -1,4 +1,4 @@
-"""Compose files are read as docker compose (2.26, 2.40) reads them, and nothing in them gives a traceback."""
+"""Compose files are read as docker compose (2.26, 2.40) reads them, and no content causes a traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plugin.fwctl.check.run import run
 from tests.pure.composing import checked, fetching, labels, project
 from tests.pure.strategies import examples
 
-#: What stands in a file, unquoted, and the text that compose makes a label of.
+#: The unquoted text in a file, and the label text that compose makes of it.
 SCALARS = {
     "8080": "8080", "022": "18", "80.0": "80", "1e6": "1e+06", "1234567.5": "1.2345675e+06", "1.10": "1.1",
     "0x50": "80", "+80": "80", "8_080": "8080", "0o17": "15", "08": "8", ".5": "0.5", "0b11": "3", "-5": "-5",
@@ -38,7 +38,7 @@ def test_a_number_becomes_the_text_that_compose_makes_of_it(written: str, text: 
 
 @pytest.mark.parametrize("written", ["", "~", "null", "Null", "NULL"])
 def test_null_is_the_empty_text(written: str) -> None:
-    """As a label's value, null is the empty text, and that is a mistake of docker-fw's language."""
+    """As a label's value, null is the empty text, which is a mistake in docker-fw's language."""
     found, _ = project(f"services: {{web: {{labels: {{a: {written}}}}}}}")
     assert labels(found.services["web"]) == {"a": ""}
 
@@ -51,7 +51,7 @@ def test_labels_are_a_map_or_a_list() -> None:
 
 
 def test_aliases_and_merge_keys_keep_their_own_lines() -> None:
-    """An anchor's values have the anchor's lines; own keys win, and of several maps the first."""
+    """An anchor's values have the anchor's lines; own keys take precedence, and of several maps the first."""
     found, notes = project(
         """\
         x-one: &one
@@ -74,7 +74,7 @@ def test_aliases_and_merge_keys_keep_their_own_lines() -> None:
 
 
 def test_later_files_win_key_by_key() -> None:
-    """Labels, networks and options merge by key, whatever form each file writes; ports add up."""
+    """Labels, networks and options merge by key, in whichever form each file writes them; ports add up."""
     found, _ = project(
         {
             "a.yml": """\
@@ -104,7 +104,7 @@ def test_later_files_win_key_by_key() -> None:
 
 
 def test_reset_takes_away_and_override_replaces() -> None:
-    """Compose's !reset and !override, also where there is nothing to take away."""
+    """Compose's !reset and !override, also if there is nothing to remove."""
     found, notes = project(
         {
             "a.yml": "services: {web: {labels: {a: 1, b: 1}, ports: ['80:80'], networks: [x]}}\nnetworks: {x: {}}",
@@ -124,7 +124,7 @@ def test_reset_takes_away_and_override_replaces() -> None:
 
 
 def test_extends_takes_over_what_the_other_service_says() -> None:
-    """From the same file and from another, through several steps; the service's own labels win."""
+    """From the same file and from another, through several steps; the service's own labels take precedence."""
     found, notes = project(
         {
             "compose.yml": """\
@@ -156,7 +156,8 @@ def test_extends_that_leads_nowhere_or_round_is_a_mistake() -> None:
 
 
 def test_include_is_followed_with_its_own_dotenv() -> None:
-    """A list of paths is followed, each file with the .env beside it; other includes are reported as not followed."""
+    """A list of paths is followed, each file with the .env in its directory; other includes are reported as not
+    followed."""
     found, notes = project(
         {
             "compose.yml": "include:\n  - sub/a.yml\n  - {path: b.yml, env_file: x}\n  - https://example.com/c.yml\n"
@@ -173,7 +174,7 @@ def test_include_is_followed_with_its_own_dotenv() -> None:
     assert [str(note) for note in notes.mistakes] == ["b.yml:1: compose.yml includes itself"]
 
 
-#: The text, and what becomes of it where A is "a", E is empty and U is not set.
+#: The text, and its expansion where A is "a", E is empty and U is not set.
 VARIABLES = {
     "$A-${A}": "a-a", "$$A $${A}": "$A ${A}", "${U:-d} ${U-d}": "d d", "${E:-d} ${E-d}": "d ", "${A:-d}": "a",
     "${U:-${E:-${A}x}}": "ax", "${A:+p} ${E:+p} ${E+p} ${U+p}": "p  p ", "[$U]": "[]", "${A:?x}${A?x}": "aa",
@@ -183,7 +184,7 @@ VARIABLES = {
 
 @pytest.mark.parametrize(("text", "expected"), VARIABLES.items(), ids=repr)
 def test_variables_are_replaced_as_compose_does(text: str, expected: str) -> None:
-    """All of compose's forms, within one another too."""
+    """All of compose's forms, nested ones too."""
     assert expand(text, {"A": "a", "E": ""})[::2] == (expected, "")
 
 
@@ -194,7 +195,8 @@ def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
 
 
 def test_a_variable_that_is_missing_is_told() -> None:
-    """Not set: a warning and the empty text. Required: a mistake with the file's own words. Only where it matters."""
+    """Not set: a warning and the empty text. Required: a mistake with the file's own words. Reported only where it
+    matters."""
     told = checked(
         """\
         services:
@@ -210,7 +212,8 @@ def test_a_variable_that_is_missing_is_told() -> None:
 
 
 def test_dotenv_stands_below_the_environment() -> None:
-    """`.env` beside the first file, with quotes, comments, export and variables; the environment wins."""
+    """`.env` in the first file's directory, with quotes, comments, export and variables; the environment takes
+    precedence."""
     text = """\
     # comment
     PLAIN=a value # comment
@@ -249,11 +252,11 @@ def test_dotenv_stands_below_the_environment() -> None:
 def test_the_project_is_called_as_compose_calls_it(
     files: dict[str, str | bytes], environ: dict[str, str], name: str
 ) -> None:
-    """From the environment, the file's name:, or the directory."""
+    """The name comes from the environment, the file's name:, or the directory."""
     assert project(files, environ=environ)[0].name == name
 
 
-#: What is not YAML or no file, and where.
+#: Text that is not YAML or no compose file, and the line of the mistake.
 UNREADABLE: dict[str, tuple[str | bytes, str]] = {
     "tab": ("services:\n\tweb: {}", "compose.yml:2: is not YAML: "),
     "open": ("services:\n  web: [\n", "compose.yml:3: is not YAML: "),
@@ -277,7 +280,7 @@ def test_what_is_not_yaml_is_told_with_its_line(text: str | bytes, message: str)
 
 
 def test_a_file_that_is_not_there_is_told_where_it_is_named() -> None:
-    """On the command line by its name; in `extends` and `include` by the line that names it."""
+    """For the command line by the file's name; for `extends` and `include` by the line that names it."""
     assert checked({}, "none.yml").text == "mistakes:\nnone.yml: cannot be read: No such file or directory\n"
     told = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")
     assert (told.status, "compose.yml:3: gone.yml cannot be read" in told.text) == (2, True)
@@ -310,14 +313,14 @@ BOMBS = {
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_aliases_of_aliases_cost_little(text: str) -> None:
-    """A few lines that mean a billion values end in a message, soon."""
+    """A few lines that expand to a billion values end with a message, soon."""
     began = time.process_time()
     assert run(["compose.yml"], {}, True, io.StringIO(), fetch=fetching({"compose.yml": text})) != 0
     assert time.process_time() - began < 20
 
 
 def test_files_that_include_one_another_without_end_are_stopped() -> None:
-    """Not by how deep they go, and not by how often."""
+    """The bound holds for deep chains and for repeated includes."""
     chain = {f"{i}.yml": f"include: [{i + 1}.yml]" for i in range(MAX_FILES + 9)}
     twice = {f"{i}.yml": f"include: [{i + 1}.yml, {i + 1}.yml]" for i in range(40)} | {"40.yml": "services: {}"}
     for files in (chain, twice):
@@ -326,7 +329,7 @@ def test_files_that_include_one_another_without_end_are_stopped() -> None:
         assert f"there are more than {MAX_FILES}" in told.text
 
 
-#: Text that is much like a compose file, to be broken in every way.
+#: Text that resembles a compose file, to be broken in every way.
 _WORDS = st.sampled_from(
     [
         "services",
@@ -443,14 +446,14 @@ def _no_traceback(text: str) -> None:
 @given(st.text() | st.lists(_WORDS, max_size=40).map("".join))
 @examples(300)
 def test_arbitrary_text_gives_no_traceback(text: str) -> None:
-    """Whatever the file contains, notes are printable, and refer to existing lines."""
+    """For any file content, notes are printable, and refer to existing lines."""
     _no_traceback(text)
 
 
 @given(st.dictionaries(st.sampled_from(["services", "networks", "include", "name"]), _VALUES, max_size=4))
 @examples(200)
 def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
-    """Whatever values are in the place of services, labels and networks."""
+    """Any values in the place of services, labels and networks."""
     _no_traceback(yaml.safe_dump(document))
 
 
@@ -459,14 +462,14 @@ def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
     _VALUES, max_size=4), min_size=1))  # fmt: skip
 @examples(100)
 def test_arbitrary_services_give_no_traceback(services: dict[str, object]) -> None:
-    """The same, one step further in."""
+    """The same, one level deeper."""
     _no_traceback(yaml.safe_dump({"services": services, "networks": {"front": {}}}))
 
 
 @given(st.text(st.sampled_from("$${}:-?+AE_ x"), max_size=30), st.text(st.sampled_from("A='\"\n#$ {}\\"), max_size=30))
 @examples(500)
 def test_arbitrary_variables_give_no_traceback(text: str, env: str) -> None:
-    """Nor does any text with dollars, nor any `.env`."""
+    """Text with any dollars, and any `.env`."""
     found = expand(text, {"A": "a", "E": ""})
     assert found.text == "" or not found.mistake
     assert all(1 <= line <= env.count("\n") + 1 for _, line in dotenv(env, {}).values())

@@ -1,4 +1,5 @@
-"""`fwctl check`: what a compose file opens, and its mistakes with file and line, before anything is started."""
+"""`fwctl check` reports the ports that a compose file opens, and its mistakes with file and line, before anything is
+started."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
 
 
 def test_every_mistake_is_told_at_once() -> None:
-    """Of every service, every network and every attachment, each at the line of its own key."""
+    """Mistakes of every service, every network and every attachment are reported, each at the line of its own key."""
     told = checked(
         """\
         services:
@@ -104,7 +105,8 @@ def test_every_mistake_is_told_at_once() -> None:
 
 
 def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_dockers() -> None:
-    """What is shown is what would be: on a guarded network the base stays, or ICMP only, by the kind of the mistake."""
+    """The output shows the actual result: on a Docker network the base remains, or ICMP only, depending on the
+    mistake."""
     told = checked(
         """\
         services:
@@ -138,7 +140,7 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
     ],
 )
 def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
-    """For an unprotected network it says so, and that labels have no effect there."""
+    """For an unprotected network the output says so, and that labels have no effect there."""
     told = checked(
         f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
         f"networks: {{n: {{driver: '{driver}'}}}}"
@@ -160,7 +162,7 @@ def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
 
 
 def test_network_mode_says_whose_labels_count() -> None:
-    """host and none are not guarded; with service:X the labels of X count, and one's own do nothing."""
+    """host and none are not protected; with service:X the labels of X apply, and the service's own have no effect."""
     told = checked(
         """\
         services:
@@ -209,7 +211,7 @@ def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
 
 
 def test_network_and_attachment_options_add_up_with_labels() -> None:
-    """All three count, on docker-fw's own networks and on Docker's."""
+    """All three apply, on docker-fw networks and on Docker networks."""
     told = checked(
         """\
         services:
@@ -258,7 +260,7 @@ def test_what_stands_where_it_counts_for_nothing_is_told() -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_look_alike_of_every_key_is_known(key: str) -> None:
-    """With dashes, underscores, in capitals, and without anything between."""
+    """Written with dashes, underscores, in capitals, and without a separator."""
     bare = key.removeprefix("fw.")
     for wrong in (f"fw-{bare}", f"fw_{bare}", f"FW_{bare.upper()}", f"fw{bare}", f" {key}"):
         told = checked(f"services: {{web: {{labels: {{'{wrong}': x}}}}}}")
@@ -273,7 +275,7 @@ def test_a_number_that_yaml_reads_as_another_is_told() -> None:
 
 
 def test_a_peer_that_is_nobody_is_told() -> None:
-    """A service that the files do not have; a container that is called otherwise; one without an address of its own."""
+    """A service that the files lack; a container with another name; one without an address of its own."""
     told = checked(
         """\
         name: p
@@ -300,7 +302,7 @@ def test_a_peer_that_is_nobody_is_told() -> None:
 
 
 def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -> None:
-    """It may be another stack's: only where every service has a name of its own is a typo likely."""
+    """It may belong to another stack: a typo is likely only if every service has a container_name."""
     known = "services: {web: {container_name: w, ports: ['9:9'], labels: {fw.allow: 9 from container:x}}"
     (warning,) = checked(known + "}").warnings
     assert warning.endswith("container:x is not a container_name in these files, so it matches no container here")
@@ -308,7 +310,8 @@ def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -
 
 
 def test_a_rule_without_effect_is_told() -> None:
-    """What is free anyway, closed anyway, or out of reach; but only if that holds on each of the service's networks."""
+    """Rules for ports that are open anyway, closed anyway, or unreachable; but only if that holds on each of the
+    service's networks."""
     told = checked(
         """\
         name: p
@@ -342,7 +345,7 @@ def test_a_rule_without_effect_is_told() -> None:
 
 
 def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None:
-    """With enable_icc=false, and on networks whose containers are reached on their own addresses."""
+    """With enable_icc=false, and on networks whose containers are reached through their own addresses."""
     told = checked(
         """\
         services:
@@ -361,7 +364,7 @@ def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None
 
 
 def test_published_ports_long_short_and_in_ranges() -> None:
-    """Every form that compose has; a range is shown in the parts that are open to the same peers."""
+    """Every form that compose accepts; a range is shown in the parts that are open to the same peers."""
     told = checked(
         """\
         services:
@@ -407,7 +410,7 @@ def test_published_ports_long_short_and_in_ranges() -> None:
     ],
 )
 def test_a_port_that_compose_would_refuse_is_a_mistake(port: str, what: str) -> None:
-    """With its line, and what would be right."""
+    """The mistake has its line, and says what would be right."""
     told = checked(f"services:\n  web:\n    ports:\n      - {port}\n")
     assert len(told.mistakes) == 1
     assert told.mistakes[0].startswith("compose.yml:4: web: ports: ")
@@ -426,14 +429,14 @@ def test_settings_of_the_host_count() -> None:
 
 @pytest.mark.parametrize(("driver", "left"), [("bridge", ["22/tcp"]), ("fw", BASE)])
 def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver: str, left: list[str]) -> None:
-    """Published on loopback only; what is published elsewhere too stays."""
+    """A port that is published on loopback only is left out; one that is also published elsewhere stays."""
     ports = "['127.0.0.1:8080:80', '127.0.0.1:8443:443', '127.0.0.1:2222:22', '22:22']"
     told = checked(f"services: {{web: {{networks: [n], ports: {ports}}}}}\nnetworks: {{n: {{driver: {driver}}}}}")
     assert told.accepts("web", "n") == left
 
 
 def test_an_internal_network_is_out_of_reach() -> None:
-    """No traffic from outside enters, whatever a label says; the warning says what to do."""
+    """No traffic from outside enters, whatever a label allows; the warning says what to do."""
     told = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {internal: true}}"
@@ -444,7 +447,7 @@ def test_an_internal_network_is_out_of_reach() -> None:
     assert told.warnings[0].endswith("the network is internal; connect the service to another network too")
 
 
-#: What has another form than compose wants, the line, and what is said.
+#: Text with another form than compose expects, the line, and the message.
 MALFORMED = {
     "[a]": (1, "a compose file must be a map"),
     "services: [a]": (1, "services must be a map, like web: {image: nginx}, not a list"),
@@ -485,7 +488,7 @@ def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, exp
 
 
 def test_the_same_label_twice_in_a_list_is_told() -> None:
-    """Compose takes the later one silently."""
+    """Compose silently takes the later one."""
     told = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
     assert told.accepts("web") == ["2/tcp", *BASE]
     assert told.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]

@@ -122,7 +122,7 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
     return go
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
     ],
 )
 def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: str, body: Any) -> None:
-    """One call, with a body that the plugin takes; status 0, and nothing on stderr."""
+    """One call, with a body that the plugin accepts; status 0, and nothing on stderr."""
     assert run(*words.split())[::2] == (0, "")
     assert fake.asked == [(path, body)]
 
@@ -188,7 +188,7 @@ def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: 
     ],
 )
 def test_a_wrong_use_is_status_2_and_asks_nothing(fake: Fake, run: Run, words: str) -> None:
-    """With a message on stderr that says what is wrong."""
+    """There is a message on stderr that says what is wrong."""
     status, out, err = run(*words.split())
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith("fwctl")
@@ -196,7 +196,7 @@ def test_a_wrong_use_is_status_2_and_asks_nothing(fake: Fake, run: Run, words: s
 
 
 def test_every_command_has_help_with_an_example(run: Run) -> None:
-    """`--help` of each, and of all."""
+    """`--help` of each command, and the general one."""
     status, out, _ = run("--help")
     assert status == 0
     names = re.findall(r"^    ([a-z-]+) ", out, re.MULTILINE)
@@ -209,7 +209,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
 
 
 def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
-    """Each command line that the help shows is one that works, as far as the plugin is asked."""
+    """Each command line that the help shows works, as far as requests to the plugin go."""
     import shlex
 
     tried = 0
@@ -222,7 +222,7 @@ def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
     assert tried > 20
 
 
-# --- how it is told ---------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> None:
@@ -261,7 +261,7 @@ def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> 
 
 @pytest.mark.parametrize("answer", [(500, b"<html>"), (200, b""), (200, []), (502, {"x": 1}), (200, b"\xff")])
 def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
-    """Whatever answers on the socket: no traceback."""
+    """For any answer on the socket there is no traceback."""
     fake.answers["/status"] = answer
     status, out, err = run("status")
     assert (status, out) == (1, "")
@@ -271,7 +271,7 @@ def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -
 def test_where_nobody_answers_is_told_with_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No socket, an unserved one, one that hangs up; plan exits with 2, as diff does."""
+    """No socket, a socket without a server, one that hangs up; plan exits with 2, as diff does."""
     gone, dead = tmp_path / "gone.sock", tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(dead))
@@ -289,7 +289,7 @@ def test_where_nobody_answers_is_told_with_what_to_do(
 
 
 def test_a_path_of_any_length_is_reached(tmp_path: Path) -> None:
-    """The kernel takes 107 bytes of it; a managed plugin's has more."""
+    """The kernel accepts 107 bytes in an address; a managed plugin's path is longer."""
     deep = tmp_path / ("a" * 100) / ("b" * 100)
     deep.mkdir(parents=True)
     here = Fake(tmp_path / "s")
@@ -313,7 +313,7 @@ def fwctl(fake: Fake, *arguments: str, **environ: str) -> subprocess.CompletedPr
 
 
 def test_colours_are_for_terminals(fake: Fake) -> None:
-    """Not in a pipe, unless they are asked for."""
+    """There are none in a pipe, unless requested."""
     assert "\x1b[" not in fwctl(fake, "status").stdout
     assert "\x1b[" not in fwctl(fake, "status", "--color=never").stdout
     for name in ("status", "ports", "bans", "plan"):
@@ -322,7 +322,7 @@ def test_colours_are_for_terminals(fake: Fake) -> None:
 
 
 def on_terminal(fake: Fake, *arguments: str, until: bytes, **environ: str) -> bytes:
-    """Return what a terminal shows until these bytes appear; then a watch is interrupted, as a user does."""
+    """Return the terminal's output until these bytes appear; a watch is then interrupted, as a user does."""
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
@@ -345,7 +345,7 @@ def on_terminal(fake: Fake, *arguments: str, until: bytes, **environ: str) -> by
 
 
 def test_a_terminal_is_shown_colours_and_tables(fake: Fake) -> None:
-    """Without being asked for; NO_COLOR is honoured."""
+    """Colours are the default; NO_COLOR is honoured."""
     shown = on_terminal(fake, "status", until=b"closed to the outside")
     assert b"\x1b[" in shown
     assert b"details" in shown
@@ -354,8 +354,8 @@ def test_a_terminal_is_shown_colours_and_tables(fake: Fake) -> None:
 
 
 def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
-    """On a terminal in one place; an interrupt is the way to end it, and no error. A plugin that restarts meanwhile is
-    told of, and looked at again."""
+    """On a terminal the output stays in one place; an interrupt ends it without an error. A plugin that restarts
+    meanwhile is reported, and queried again."""
     on_terminal(fake, "status", "--watch", "0.1", until=b"closed to the outside")
     fake.answers["/status"] = (500, b"")
     before = len(fake.asked)
@@ -372,7 +372,7 @@ def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
 
 
 def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
-    """As JSON one line each, for programs that follow."""
+    """With JSON, each answer is one line, for programs that follow."""
     watch = ["status", "--watch", "0.1", "--json", "--socket", str(fake.path)]
     command = [sys.executable, "-m", "plugin.fwctl.cli", *watch]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -394,7 +394,7 @@ def test_a_reader_that_has_enough_is_no_error(fake: Fake) -> None:
 
 
 def test_any_locale_can_be_told(fake: Fake) -> None:
-    """In a container there is often none."""
+    """A container often has no locale."""
     fake.answers["/status"] = {**STATUS, "apart": {"tool": "→ läuft …"}}
     done = fwctl(fake, "status", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
@@ -402,7 +402,7 @@ def test_any_locale_can_be_told(fake: Fake) -> None:
 
 
 def test_check_reads_compose_files_without_any_docker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """0 is right, 1 a mistake, 2 a file that cannot be read; FW_… count as the host's settings."""
+    """0 is right, 1 a mistake, 2 a file that cannot be read; FW_… variables apply as the host's settings."""
     file = tmp_path / "compose.yml"
     file.write_text("services:\n  web:\n    image: nginx\n    labels:\n      fw.allow: '8080'\n")
     assert main(["check", str(file)]) == 0
@@ -419,15 +419,15 @@ def _out(capsys: pytest.CaptureFixture[str], work: Callable[[], object]) -> str:
     return capsys.readouterr().out
 
 
-# --- hooks of others --------------------------------------------------------------------------------------------------
+# --- hooks of other programs ------------------------------------------------------------------------------------------
 
 
 def test_the_fail2ban_action_runs_what_fwctl_takes(fake: Fake, tmp_path: Path) -> None:
-    """The very command lines of examples/fail2ban, as fail2ban runs them: tags filled in, through sh."""
+    """The exact command lines of examples/fail2ban, as fail2ban runs them: tags filled in, through sh."""
     import configparser
 
     file = ROOT / "examples/fail2ban/action.d/docker-fw.conf"
-    # As fail2ban reads it: what follows a semicolon is a comment.
+    # As fail2ban reads it: a semicolon starts a comment.
     config = configparser.ConfigParser(inline_comment_prefixes=(";",), interpolation=None)
     config.read_string(file.read_text())
     assert set(config["Definition"]) == {"actionstart", "actionstop", "actioncheck", "actionban", "actionunban"}
@@ -455,7 +455,7 @@ BOUNCER = ROOT / "examples/crowdsec/docker-fw-bouncer"
 
 
 def decide(action: str, value: str, duration: str = "3h59m58.5s", **more: Any) -> str:
-    """A line as crowdsec-custom-bouncer writes it."""
+    """Return a line as crowdsec-custom-bouncer writes it."""
     told = {"duration": duration, "id": 1, "origin": "CAPI", "scenario": "x", "scope": "Ip", "type": "ban"}
     return json.dumps({**told, "value": value, "action": action, **more}) + "\n"
 
@@ -473,7 +473,7 @@ def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
-    """Decisions that arrive together are one request, with the time that is left; others are ignored."""
+    """Decisions that arrive together are one request, with the remaining time; others are ignored."""
     done = bounce(
         fake,
         decide("add", "203.0.113.7"),
@@ -498,7 +498,7 @@ def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
 
 
 def test_one_refused_decision_holds_up_no_other(fake: Fake) -> None:
-    """An address of the host in a blocklist: the others are banned, and the error is printed."""
+    """For one of the host's addresses in a blocklist: the others are banned, and the error is printed."""
     fake.answers["/ban"] = (400, {"Err": "cannot ban 10.1.0.1: it is the host's own"})
     done = bounce(fake, decide("add", "203.0.113.7"), decide("add", "10.1.0.1"))
     assert [len(body["bans"]) for _, body in fake.asked] == [2, 1, 1]
@@ -507,7 +507,7 @@ def test_one_refused_decision_holds_up_no_other(fake: Fake) -> None:
 
 
 def test_the_crowdsec_bouncer_waits_for_docker_fw(fake: Fake, tmp_path: Path) -> None:
-    """While it restarts nothing is lost."""
+    """No decision is lost while docker-fw restarts."""
     hidden = tmp_path / "hidden.sock"
     fake.path.rename(hidden)
     with subprocess.Popen(

@@ -38,7 +38,7 @@ LOOP = Published("tcp", ip_address("127.0.0.1"), 18081, 80)
 
 
 def told(site: Site, **more: Any) -> dict[str, Any]:
-    """As `GET /status` answers."""
+    """Return an answer as `GET /status` gives it."""
     inventory = site.state.snapshot()
     dropped = {endpoint.addr4: (12, 3) for endpoint in inventory.state.endpoints.values() if endpoint.addr4}
     guarded = status.guarded_networks(inventory, Engine("28.5.2"), 0x08000000, {})
@@ -51,7 +51,7 @@ def told(site: Site, **more: Any) -> dict[str, Any]:
 
 
 def report(site: Site, apart: dict[str, str], source: str, container: str) -> dict[str, Any]:
-    """As `fwctl dry-run --json` answers, with one connection that would be cut."""
+    """Return a report as `fwctl dry-run --json` gives it, with one connection that would be cut."""
     cut = {"from": source, "container": container, "address": "172.18.0.2", "port": 5432, "proto": "tcp"}
     return {"refuses": "", "guarded": told(site)["guarded"], "apart": apart, "cut": [cut]}
 
@@ -103,13 +103,13 @@ def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> 
 
 
 def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
-    """It opens nothing, and that is what the user wonders about."""
+    """It opens nothing, which a user may wonder about."""
     alone = Site(ours(2, container("web", {"fw.allow": "5432 from service:api"})))
     assert "label fw.allow: 5432/tcp from service:api = no container now" in words(alone)
 
 
 def test_status_tells_egress_rates_and_logging(site: Site) -> None:
-    """Each with its origin."""
+    """Each has its origin."""
     spec = words(site)
     assert "    egress: 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
     assert "    rate limit: 22/tcp 5/minute burst 10 (label fw.rate)" in spec
@@ -120,14 +120,14 @@ def test_status_tells_egress_rates_and_logging(site: Site) -> None:
 
 
 def test_everything_is_one_word(site: Site) -> None:
-    """`fw.policy: open` is not a list of seven rules; with a hole it is what is left."""
+    """`fw.policy: open` is not shown as a list of seven rules; with a denied port, the remaining ranges are shown."""
     whole = Site(guest(FRONT, 2, container("open", {"fw.policy": "open"})))
     assert "  open  172.18.0.2 2001:db8:a::2  everything\n    fw.policy: open: everything" in words(whole)
     assert "1-21/tcp" in words(site)
 
 
 def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
-    """Of a container that does not run too, for it has them again when it does."""
+    """Those of a stopped container are shown too, because they apply again when it starts."""
     spec = words(site)
     assert "    fwctl allow 7000/tcp, 59 min left" in spec
     assert "    fwctl deny 22/tcp, permanent" in spec
@@ -135,7 +135,7 @@ def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
 
 
 def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
-    """Mistakes, labels of an image, rules that Docker's own firewall undoes, drops."""
+    """Mistakes, labels of an image, rules without effect because of Docker's own firewall, drops."""
     spec = words(site)
     assert '    label fw.dney="80": is not a key of docker-fw' in spec
     assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in spec
@@ -148,14 +148,14 @@ def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
 
 
 def test_an_override_without_effect_is_told() -> None:
-    """Docker drops it on a nat network, whatever opened the port."""
+    """Docker drops the packets on a nat network, whatever opened the port."""
     rule = Rule("tcp", 9999, 9999, origin="fwctl allow")
     site = Site(guest(FRONT, 2, DB), state=SavedState(overrides=(Overriding(DB.id, rule),)))
     assert "fwctl allow 9999 has no effect on front because it is a nat network" in words(site)
 
 
 def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
-    """For all, or for some; a port on the host's loopback needs no line."""
+    """Ports closed for all sources, or for some; a port on the host's loopback has no line."""
     spec = words(site)
     assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in spec
     assert "    [::]:15432->5432/tcp: open to container:db service:api, closed to others" in spec
@@ -164,7 +164,7 @@ def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
 
 
 def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
-    """If a container has fw.egress and the host's resolver is on loopback; otherwise there is no warning."""
+    """The warning appears if a container has fw.egress and the host's resolver is on loopback, and only then."""
     free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
     spec = "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
     assert spec in words(egress_restricted, host_resolver="127.0.0.1")
@@ -188,7 +188,7 @@ def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
     ],
 )
 def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | None, systemd: str, found: str) -> None:
-    """The first on loopback; but where systemd's stub is the only one Docker takes the servers that systemd has."""
+    """The first one on loopback; but if systemd's stub is the only one, Docker uses the servers of systemd."""
     mine, theirs = tmp_path / "resolv.conf", tmp_path / "systemd.conf"
     for path, text in ((mine, hosts), (theirs, systemd)):
         if text:
@@ -198,15 +198,15 @@ def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | N
 
 @pytest.mark.parametrize("major", [0, 27, 28, 29])
 def test_newer_docker_asks_every_server_from_the_host(tmp_path: Path, major: int) -> None:
-    """So does a Docker of which nothing is known."""
+    """The same is assumed for an unknown Docker version."""
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
     assert asked_from_host(major, str(tmp_path / "resolv.conf"), ()) == "192.0.2.53"
     assert asked_from_host(26, str(tmp_path / "resolv.conf"), ()) == ""
 
 
 def test_status_tells_of_the_host(site: Site) -> None:
-    """Containers apart, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that does not keep up; none of
-    it when all is well."""
+    """Unprotected containers, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that is behind Docker's
+    events; none of them when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
     spec = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
     assert "tool: has the host's network" in spec
@@ -231,7 +231,7 @@ def test_status_tells_of_the_host(site: Site) -> None:
 
 
 def test_nothing_is_told_in_a_sentence() -> None:
-    """And an empty network of Docker's is of no interest."""
+    """An empty Docker network is not listed."""
     empty = told(Site())
     assert "fw-ffffffffffff" in render.status(empty)
     assert render.status({**empty, "networks": []}).splitlines() == [
@@ -241,7 +241,7 @@ def test_nothing_is_told_in_a_sentence() -> None:
 
 
 def test_ports_tell_from_whom(site: Site) -> None:
-    """Each published port with its container, and from where it is open."""
+    """Each published port is shown with its container, and the sources for which it is open."""
     spec = render.ports(told(site)).splitlines()
     assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in spec
     assert f"{'web':<30} 0.0.0.0:15432->5432/tcp  (open to container:db service:api, closed to others)" in spec
@@ -264,7 +264,7 @@ def test_a_dry_run_tells_what_closes_to_whom() -> None:
 
 
 def test_an_explanation_is_told_step_by_step() -> None:
-    """Source, target, port; each step with its origin and outcome; what was not checked."""
+    """Source, target, port; each step with its origin and outcome; the parts that were not checked."""
     flow = {
         "family": 4, "what": "8080/tcp", "accepted": True,
         "from": {"name": "the Internet", "address": "203.0.113.1"}, "to": {"name": "web", "address": "10.1.0.2"},
@@ -299,7 +299,7 @@ def test_a_plan_is_told_as_a_diff() -> None:
 
 
 def test_bans_are_told_those_that_end_first_first() -> None:
-    """With the time that is left."""
+    """Each has its remaining time."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
     assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
         "2001:db8::/48", "60", "s", "left", "203.0.113.7", "permanent"
@@ -308,7 +308,7 @@ def test_bans_are_told_those_that_end_first_first() -> None:
 
 
 def test_what_was_done_is_told(site: Site) -> None:
-    """With what the container answers on now, and what has no effect."""
+    """The output contains the ports that the container accepts now, and overrides without effect."""
     places = status.places(site.state.snapshot(), WEB.id, Engine(), 0)
     word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
     spec = render.plain(render_answers.overridden({"container": "web", "said": [word], "places": places}, NOW))
@@ -337,7 +337,7 @@ def drawn(*what: Any, width: int = 160) -> str:
 
 
 def bare(text: str) -> str:
-    """Without colours and the borders of tables."""
+    """Return the text without colours and the borders of tables."""
     return re.sub(r"\x1b\[[0-9;]*m|[─]", "", text)
 
 
@@ -360,7 +360,7 @@ EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
 
 
 def test_others_words_move_no_cursor() -> None:
-    """A label's value is quoted in a terminal: it is text there, no escape sequence and no markup."""
+    """A label's value is quoted on a terminal: it is plain text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
     data = told(site, apart={EVIL: EVIL}, foreign=[EVIL])
     for text in (
@@ -377,7 +377,7 @@ def test_others_words_move_no_cursor() -> None:
 
 
 def test_times_are_read_and_told_as_people_write_them() -> None:
-    """`--for` and what is left of it."""
+    """The duration of `--for`, and the remaining time."""
     assert [parse(text) for text in ("30s", "10m", "1h", "2d", "1h30m", "1H")] == [30, 600, 3600, 172800, 5400, 3600]
     for text in ("", "1", "h", "1w", "-1h", "1 h", "0s", "1.5h", "99999999d", "1h x"):
         with pytest.raises(ValueError, match="is not"):
@@ -388,7 +388,7 @@ def test_times_are_read_and_told_as_people_write_them() -> None:
 
 
 def test_the_driver_never_imports_rich() -> None:
-    """It is for terminals; the process that serves Docker stays small. So does `fwctl` in a pipe."""
+    """rich is for terminals only; the process that serves Docker stays small. So does `fwctl` in a pipe."""
     serves = "plugin.daemon.plugin, plugin.driver.http, plugin.gunicorn_conf"
     tool = "plugin.fwctl.cli.main, plugin.fwctl.cli.render, plugin.fwctl.cli.render_answers"
     for modules in (serves, tool):

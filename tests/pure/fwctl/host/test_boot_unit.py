@@ -1,4 +1,4 @@
-"""What `fwctl boot` writes: a table that only closes, a unit that runs before Docker, and nothing else."""
+"""The files that `fwctl boot` writes: a table that only closes, a unit that runs before Docker, and no others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def everything(root: Path) -> dict[str, str]:
-    """All that is below a directory: files with their text, links with where they lead."""
+    """Return all entries below a directory: files with their text, links with their targets."""
     return {
         str(path.relative_to(root)): f"-> {os.readlink(path)}" if path.is_symlink() else
         "directory" if path.is_dir() else path.read_text()
@@ -74,7 +74,8 @@ def test_it_is_docker_fws_own_table_without_an_exception() -> None:
 
 
 def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> None:
-    """Each rule about `@unmanaged` knows the names too, for both directions, and the one about all of `br-*`."""
+    """Each rule with `@unmanaged` also contains the names, for both directions, and so does the one for all of
+    `br-*`."""
     lines = boot_table.nft_text(MARK, (), {"virbr0", "br-lan"}).splitlines()
     asks = [line for line in lines if "@unmanaged" in line]
     assert len(asks) == 9
@@ -86,13 +87,14 @@ def test_a_foreign_bridge_is_left_alone_wherever_the_table_asks_by_index() -> No
 
 
 def test_a_host_without_other_bridges_gets_no_name() -> None:
-    """Where nothing is foreign nothing is exempt."""
+    """Without foreign bridges, none is exempt."""
     assert "ifname != {" not in boot_table.nft_text(MARK, (), ())
 
 
 def test_it_closes_whatever_else_closes_now() -> None:
-    """Confined networks, closed ports of the host, bans: what closes of the running table is in the file. A ban that
-    ends is there with its end, not with the time that is left, which would count anew from each boot."""
+    """Egress-restricted networks, closed ports of the host and bans: all closing elements of the running table are in
+    the file. A temporary ban is written with its end, not with the remaining time, which would start again at each
+    boot."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 5432, 5432)
     state = SavedState(
         egress_restricted=frozenset({OURS}),
@@ -118,8 +120,8 @@ def test_it_closes_whatever_else_closes_now() -> None:
 
 
 def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that the plugin's first table holds, except what is of the moment: who listens, numbers of links and
-    control groups."""
+    """All elements of the plugin's first table, except volatile ones: listening programs, numbers of links and control
+    groups."""
     state = SavedState(
         egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
     )
@@ -165,7 +167,7 @@ def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
 
 
 def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Docker lists is Docker's, whatever its name; docker-fw's own and odd names are in neither list."""
+    """A bridge that Docker lists is Docker's, whatever its name; docker-fw's own and odd names are in neither list."""
     links(monkeypatch, ["docker0", OURS, "br-ffffffffffff", "front1", "virbr0", "br-lan", "fw-0123456789ab", 'a"b'])
     monkeypatch.setattr("plugin.docker.bridges.SETTLE", 0.0)  # no time passes here
     waits: list[float] = []
@@ -176,7 +178,7 @@ def test_bridges_are_told_apart_by_docker(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent API, or a network namespace where the host's bridges are not to be seen, is an error with advice."""
+    """A silent API, or a network namespace where the host's bridges are not visible, is an error with advice."""
     links(monkeypatch, ["virbr0"])
     with pytest.raises(FwError, match=r"nobody there.*FW_DOCKER_SOCKET"):
         boot_table.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
@@ -188,8 +190,8 @@ def test_without_dockers_word_nothing_is_written_down(monkeypatch: pytest.Monkey
 
 
 def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
-    """It is ordered before docker.service and after what flushes, Docker's start pulls it in, stopping opens nothing,
-    and a table that stands is left alone."""
+    """It is ordered before docker.service and after services that flush, Docker's start pulls it in, stopping it opens
+    nothing, and an existing table is left unchanged."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(boot_unit.unit_text())
@@ -209,7 +211,7 @@ def test_the_unit_comes_before_docker_and_undoes_nothing() -> None:
 
 
 def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
-    """The file, the unit and the link that systemctl enable would make, and nothing half-made beside them."""
+    """The file, the unit and the link that systemctl enable would create, and no incomplete file next to them."""
     before = everything(root)
     assert boot_unit.install(root, NFT, "text\n") == PATHS
     assert boot_unit.install(root, NFT, "text\n") == []
@@ -225,7 +227,7 @@ def test_install_writes_three_things_and_says_so_once(root: Path) -> None:
 
 
 def test_install_mends_what_stands_in_its_way(root: Path) -> None:
-    """A link to elsewhere, a changed file, what a crash left: afterwards everything is as it should be."""
+    """A link to another place, a changed file, leftovers of a crash: afterwards everything is correct."""
     boot_unit.install(root, NFT, "text\n")
     right = everything(root)
     (root / boot_unit.WANTS).unlink()
@@ -240,8 +242,8 @@ def test_install_mends_what_stands_in_its_way(root: Path) -> None:
 
 
 def test_remove_takes_exactly_those_away(root: Path) -> None:
-    """Afterwards the host is as before, other units and Docker's other wants included, but for the directory, which a
-    sidecar may have mounted; again, it says nothing was."""
+    """Afterwards the host is as before, including other units and Docker's other wants, except for the directory, which
+    a sidecar may have mounted; a second removal reports that nothing was there."""
     (root / boot_unit.DIRECTORY).mkdir()
     before = everything(root)
     boot_unit.install(root, NFT, "text\n")
@@ -278,7 +280,7 @@ def test_what_is_missing_on_the_host_is_named(root: Path, missing: str, advice: 
 
 
 def test_a_file_system_that_does_not_take_it(root: Path) -> None:
-    """Which path could not be written, or removed, and why."""
+    """The error says which path could not be written or removed, and why."""
     (root / "etc/docker-fw").write_text("")
     with pytest.raises(FwError, match=r"could not write .*etc/docker-fw.*: File exists"):
         boot_unit.install(root, NFT, "text\n")
@@ -309,7 +311,7 @@ def test_a_table_that_the_hosts_nft_does_not_take_is_not_installed(
         boot_unit.check(root, NFT, "create table inet docker-fw\n")
     message = ""
     boot_unit.check(root, NFT, "create table inet docker-fw\n")
-    text = "create table inet docker-fw-check\n"  # the one that stands may be a running docker-fw's own
+    text = "create table inet docker-fw-check\n"  # the existing one may be a running docker-fw's own
     assert asked == [(["chroot", str(root), NFT, "--check", "-f", "-"], text)] * 2
 
 
