@@ -16,7 +16,7 @@ from plugin.model import Defaults
 
 
 class Checked(NamedTuple):
-    """What `fwctl check` said, to people and to programs."""
+    """The output of `fwctl check`, as text and as data."""
 
     status: int
     text: str
@@ -31,13 +31,13 @@ class Checked(NamedTuple):
         return [_line(each) for each in self.data["warnings"]]
 
     def on(self, service: str, network: str = "default") -> dict[str, Any]:
-        """What is said of a service on a network."""
+        """Return the data about a service on a network."""
         (found,) = (s for s in self.data["services"] if s["service"] == service)
         (there,) = (n for n in found["networks"] if n["network"] == network)
         return dict(there)
 
     def accepts(self, service: str, network: str = "default") -> list[str]:
-        """Ports, and who may."""
+        """Return the accepted ports, with their peers."""
         rules = self.on(service, network)["accepts"]
         return [" from ".join(filter(None, (rule["what"], " ".join(rule["peers"])))) for rule in rules]
 
@@ -63,7 +63,7 @@ def checked(
     environ: Mapping[str, str] | None = None,
     defaults: Defaults = run_module.PLAIN,
 ) -> Checked:
-    """Checks the files (one text is compose.yml) in both forms of output."""
+    """Check the files (a single text is compose.yml) in both forms of output."""
     there = {"compose.yml": files} if isinstance(files, str) else files
     fetch, env, names = fetching(there), environ or {}, paths or tuple(there)[:1]
     people, programs = io.StringIO(), io.StringIO()
@@ -75,12 +75,12 @@ def checked(
 def project(
     files: str | Mapping[str, str | bytes], *paths: str, environ: Mapping[str, str] | None = None
 ) -> tuple[Project, Notes]:
-    """Reads the files as compose would."""
+    """Read the files as compose would."""
     there = {"compose.yml": files} if isinstance(files, str) else files
     notes = Notes()
     return read(paths or tuple(there)[:1], environ or {}, notes, fetching(there)), notes
 
 
 def labels(value: Value) -> dict[str, str]:
-    """A service's labels as the container gets them."""
+    """Return a service's labels as the container gets them."""
     return {key: label.text for key, label in value.map["labels"].map.items()} if "labels" in value.map else {}

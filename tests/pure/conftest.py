@@ -9,5 +9,5 @@ from tests.pure.fakes import cut_no_flows
 
 @pytest.fixture
 def no_flows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's connection tracking is not asked."""
+    """Do not use the kernel's connection tracking."""
     cut_no_flows(monkeypatch)

@@ -1,4 +1,4 @@
-"""The table's elements, compiled again from all facts: what the incremental result must equal."""
+"""The table's elements, compiled again from all facts: the incremental result must equal them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plugin.state.reconciler import Reconciler
 
 
 def desired(state: Reconciler) -> set[Element]:
-    """Every owner's elements and the permanent bans. Fails if a fact does not follow from the others, as it must."""
+    """Return every owner's elements and the permanent bans. Fail if a derived fact is missing."""
     fresh = evaluated(state.read(lambda view: view.defaults), state.facts)
     assert fresh.facts == state.facts
     elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}

@@ -19,13 +19,13 @@ from plugin.state import closed_flows
 
 
 class Kernel:
-    """A table as the kernel holds it: a change is refused whole when it removes what is not there."""
+    """A table like the kernel's: a change is refused as a whole if it removes a missing element."""
 
     def __init__(self) -> None:
         self.table: set[Element] | None = None
-        #: Elements that last for so many seconds, as they were last put there.
+        #: Elements with a timeout in seconds, as they were last written.
         self.timed: dict[Element, int] = {}
-        self.refuses = 0  # so many transactions from now on
+        self.refuses = 0  # the number of transactions to refuse from now on
         self.incomplete = False
 
     def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
@@ -47,7 +47,7 @@ class Kernel:
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)
 
     def dump(self, name: str) -> list[bytes]:
-        """Nothing is held."""
+        """The quarantine is empty."""
         return []
 
     def limits(self) -> frozenset[str]:
@@ -57,7 +57,7 @@ class Kernel:
         return self.table is not None
 
     def opens(self, address: object) -> set[int]:
-        """TCP ports that every source may reach at the address."""
+        """Return the TCP ports that every source may reach at the address."""
         found = (e.key[2] for e in self.table or () if e.set.startswith("allow") and e.key[0] == address)
         return {int(port) for port in found}  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ class Disk:
 
 
 class Clock:
-    """A clock that only the test moves: the time as a function, and in the place of the module `time`."""
+    """A clock that only the test moves: it is the time as a function, and replaces the module `time`."""
 
     def __init__(self, now: float = 1_000_000.0) -> None:
         self.now = now
@@ -95,7 +95,7 @@ class Clock:
 
 
 def cut_no_flows(patch: pytest.MonkeyPatch) -> None:
-    """Nothing looks for flows in the connection tracking of this machine's kernel."""
+    """Do not search the connection tracking of this machine's kernel for flows."""
     for name in ("cut_published", "cut_addresses"):
         patch.setattr(conntrack, name, lambda *_: None)
     patch.setattr(closed_flows, "cut_closed", lambda *_: None)
@@ -103,7 +103,7 @@ def cut_no_flows(patch: pytest.MonkeyPatch) -> None:
 
 
 class NoLinks:
-    """Links, host ports, sysctls and Docker's API where all goes well and nothing is."""
+    """Links, host ports, sysctls and Docker's API where every call succeeds and nothing exists."""
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_, **__: None

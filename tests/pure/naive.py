@@ -1,6 +1,6 @@
-"""The label language read a second time, for the tests: slow, literal, word by word, without a line of the plugin's.
+"""A second reader of the label language, for the tests: slow, literal, word by word, without a line of the plugin's.
 
-`rules`, `rates` … → what a value means, or None where it is wrong; `accepts`, `begins` → what becomes of one flow.
+`rules`, `rates` … → the meaning of a value, or None if it is wrong; `accepts`, `begins` → the decision about one flow.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 
 Address = IPv4Address | IPv6Address
-#: Who is called what: "service:api" → addresses.
+#: The addresses of a name: "service:api" → addresses.
 Names = Mapping[str, Set[Address]]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One rule: a protocol, its ports, and the peers as they are written (None: everybody)."""
+    """One rule: a protocol, its ports, and the peers as they are written (None: all)."""
 
     proto: str
     first: int
@@ -27,7 +27,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Flow:
-    """What somebody wants: `peer` is who is at the other end."""
+    """A flow: `peer` is the address at the other end."""
 
     proto: str
     port: int
@@ -65,7 +65,7 @@ def _all(found: list[object]) -> list | None:  # type: ignore[type-arg]
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between commas and line ends; nothing where the value is empty or too much."""
+    """Return the parts between commas and line ends; none if the value is empty or too long."""
     parts = [part.strip() for part in text.replace("\n", ",").split(",")]
     if parts[-1] == "":
         del parts[-1]
@@ -73,7 +73,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _close(text: str) -> str:
-    """Without the blanks around `-` and `/`, which are free."""
+    """Return the text without the optional blanks around `-` and `/`."""
     words = " ".join(text.split())
     for sign in "-/":
         words = sign.join(each.strip() for each in words.split(sign))
@@ -144,7 +144,7 @@ def _is_peer(token: str) -> bool:
 
 
 def is_with(item: Item, peer: Address, names: Names, *, host: Set[Address] = frozenset()) -> bool:
-    """True if the flow's other end is one that the rule speaks of. `host`: the host's addresses, where they count."""
+    """True if the rule matches the flow's other end. `host`: the host's addresses, where they apply."""
     if item.peers is None:
         return True
     for token in item.peers:
@@ -166,7 +166,7 @@ def is_about(item: Item, flow: Flow) -> bool:
 
 @dataclass
 class Reading:
-    """All that is said, by everybody together."""
+    """The rules of all places together."""
 
     allow: list[Item]
     deny: list[Item]
@@ -175,7 +175,7 @@ class Reading:
 
 
 def read(places: Iterable[Mapping[str, str]]) -> Reading:
-    """`places`, from the least to the most specific one: right labels by their keys, in small letters."""
+    """Read `places`, from the least to the most specific one: right labels by their keys, in lower case."""
     spec = Reading([], [], "default", None)
     for place in places:
         spec.allow += rules(place["fw.allow"]) or [] if "fw.allow" in place else []
@@ -188,7 +188,7 @@ def read(places: Iterable[Mapping[str, str]]) -> Reading:
 
 
 def accepts(spec: Reading, flow: Flow, names: Names, published: Set[tuple[str, int]] = frozenset()) -> bool:
-    """True if who has these labels accepts the flow. `published`: ports that -p itself opens (FW_PUBLISHED=allow)."""
+    """True if a container with these labels accepts the flow. `published`: ports that -p opens (FW_PUBLISHED=allow)."""
     about = [item for item in spec.allow if is_about(item, flow)]
     if any(is_with(item, flow.peer, names) for item in about):
         return True
@@ -202,7 +202,7 @@ def accepts(spec: Reading, flow: Flow, names: Names, published: Set[tuple[str, i
 
 
 def begins(spec: Reading, flow: Flow, names: Names, host: Set[Address] = frozenset()) -> bool:
-    """True if who has these labels may begin the flow."""
+    """True if a container with these labels may open the connection."""
     if spec.egress is None or spec.egress == "all":
         return True
     if isinstance(spec.egress, str):

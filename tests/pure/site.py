@@ -16,12 +16,12 @@ from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
 
 ANY4, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
-#: A network of the driver's, and two of Docker's own.
+#: A docker-fw network, and two Docker networks.
 OURS = Network("f" * 64, "fw-ffffffffffff", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 FRONT = BridgeNetwork("a" * 64, "front", "br-front", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:a::/64")))
 BACK = BridgeNetwork("b" * 64, "back", "br-back", (IPv4Network("172.19.0.0/16"),))
 PLAIN = Defaults()
-#: Addresses of the host's own.
+#: Addresses of the host itself.
 HOST = {IPv4Address("198.51.100.1").packed, IPv6Address("2001:db8:ffff::1").packed, IPv4Address("127.0.0.1").packed}
 
 
@@ -31,13 +31,13 @@ def container(name: str, labels: Mapping[str, str] = MappingProxyType({}), netwo
 
 
 def ours(number: int, who: Container | None, *ports: Published) -> Endpoint:
-    """A place on the driver's network: 10.1.0.NUMBER, 2001:db8:1::NUMBER."""
+    """Return an endpoint on the docker-fw network: 10.1.0.NUMBER, 2001:db8:1::NUMBER."""
     addresses = IPv4Address(f"10.1.0.{number}"), IPv6Address(f"2001:db8:1::{number:x}")
     return Endpoint(f"{number:x}".rjust(64, "e"), OURS.id, *addresses, joined=True, container=who, published=ports)
 
 
 def guest(network: BridgeNetwork, number: int, who: Container | None, *ports: Published) -> Endpoint:
-    """A place on one of Docker's networks."""
+    """Return an endpoint on one of the Docker networks."""
     v4 = IPv4Address(int(network.subnets[0].network_address) + number)
     v6 = IPv6Address(int(network.subnets[1].network_address) + number) if len(network.subnets) > 1 else None
     identity = f"{number:x}".rjust(32, network.id[0])
@@ -50,7 +50,7 @@ def published(port: int, host_port: int) -> tuple[Published, Published]:
 
 
 class Site:
-    """A reconciler and a guard over that kernel and disk, with these containers."""
+    """A reconciler and a tracker over that kernel and disk, with these containers."""
 
     def __init__(
         self,
@@ -68,5 +68,5 @@ class Site:
         self.see(*existing)
 
     def see(self, *existing: str) -> None:
-        """Docker lists all its networks, and who is on them."""
+        """Docker lists all its networks, and their endpoints."""
         self.guard.replace([FRONT, BACK], self.guests, existing, asked=1 << 30)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies over the nouns of `plugin.model`, and the settings that keep runs alike everywhere."""
+"""Hypothesis strategies over the types of `plugin.model`, and the settings that keep runs alike everywhere."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from plugin.protocols import PORTLESS, WITH_PORTS
 
 
 def examples(count: int) -> settings:
-    """So many examples, the same ones in every run, without a clock that fails on a busy machine."""
+    """Use this number of examples, the same ones in every run, without a deadline, which fails on a busy machine."""
     return settings(max_examples=count, deadline=None, derandomize=True)
 
 
 protos = st.sampled_from(sorted(WITH_PORTS))
-#: Ports, with those in front that stand at the edge of something: the base, blocks of 16, 256 and 4096, the end.
+#: Ports, starting with those at an edge: of the base, of blocks of 16, 256 and 4096, of the range.
 ports = st.one_of(
     st.sampled_from([1, 15, 16, 17, 22, 80, 255, 256, 443, 4095, 4096, 8080, 61440, 65520, 65534, 65535]),
     st.integers(1, 65535),
@@ -47,14 +47,14 @@ ipv4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 ipv6 = st.integers(0, 2**128 - 1).map(IPv6Address)
 
 
-# --- peers, and whatever can be said ------------------------------------------------------------------------------
+# --- peers and rules ----------------------------------------------------------------------------------------------
 
 
 def _cut(address: IPv4Address | IPv6Address, length: int) -> Prefix:
     return ip_network((int(address).to_bytes(address.max_prefixlen // 8, "big"), length), strict=False)
 
 
-#: Addresses near one another, so that prefixes and sources meet.
+#: Addresses close to each other, so that prefixes and sources meet.
 near4 = st.integers(0, 0x3FF).map(lambda n: IPv4Address((10 << 24) + n))
 near6 = st.integers(0, 2**10 - 1).map(lambda n: IPv6Address((0x20010DB8 << 96) + (n >> 5 << 64) + (n & 31)))
 prefixes4: st.SearchStrategy[Prefix] = st.builds(_cut, ipv4 | near4, st.integers(0, 32))
@@ -78,9 +78,9 @@ def _with(rule: Rule, who: list[Peer]) -> Rule:
 
 
 portless = st.sampled_from(sorted(PORTLESS)).map(lambda proto: Rule(proto, 0, 0))
-#: What a label may say: with ports and without, for everybody and for some.
+#: Rules of a label: with ports and without, for all and for some peers.
 any_rules = st.builds(_with, rules | portless, st.just([]) | st.lists(peers, min_size=1, max_size=3))
-#: The same with addresses alone, as a policy has them once names are looked up.
+#: The same with addresses only, as a policy has them once names are resolved.
 resolved_rules = st.builds(_with, rules | portless, st.just([]) | st.lists(prefix_peers, min_size=1, max_size=3))
 some_any_rules = st.lists(any_rules, max_size=3).map(tuple)
 denied = st.lists(rules | portless, max_size=2).map(tuple)
@@ -104,7 +104,7 @@ overridings = st.builds(
 )
 
 
-# --- who there is -------------------------------------------------------------------------------------------------
+# --- containers and endpoints -------------------------------------------------------------------------------------
 
 containers = st.builds(
     Container,
@@ -154,13 +154,13 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 _IP = r"[0-9a-f:]+(\.[0-9.]+)?|[0-9.]+"
 _WORD = rf'(({_IP})|tcp|udp|sctp|gre|esp|ah|ipv4|ipv6|[0-9]+|0x[0-9a-f]+|"[A-Za-z0-9][A-Za-z0-9_.-]{{0,14}}")'
-#: The name of a rate's chain, and all that an element may be in nft's words.
+#: The name of a rate's chain, and any text of an element in nft's syntax.
 _CHAIN = r"limit(_host)?[46]__[0-9a-f.-]+(__[0-9]+_(second|minute|hour|day)_[0-9]+)+"
 ELEMENT_TEXT = rf"{_WORD}( \. {_WORD})*( : (jump {_CHAIN}|{_WORD}( \. {_WORD})*))?"
 
 
 def shapes(value: Any) -> st.SearchStrategy[Any]:
-    """JSON that has a request's shape in most places and anything at all in the others."""
+    """Draw JSON that has a request's shape in most places and any value in the others."""
     if isinstance(value, dict):
         inner: st.SearchStrategy[Any] = st.fixed_dictionaries({}, optional={k: shapes(v) for k, v in value.items()})
         full: st.SearchStrategy[Any] = st.fixed_dictionaries({k: shapes(v) for k, v in value.items()})
@@ -172,7 +172,7 @@ def shapes(value: Any) -> st.SearchStrategy[Any]:
 
 # --- text -------------------------------------------------------------------------------------------------------
 
-#: Text that is something to a shell, to nft, to a terminal, to a log or to a number's reader.
+#: Text with a meaning for a shell, nft, a terminal, a log or a number parser.
 HOSTILE_TEXTS = [
     '"; flush ruleset; #', "}", "22; flush ruleset #", "a\nadd rule inet docker-fw x accept", "--help", "-f",
     "$(reboot)", "\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\u200b", "\u0000", "\ud800", "٨٠٨٠", "８０８０", "²", "..",
@@ -180,7 +180,7 @@ HOSTILE_TEXTS = [
     "0.0.0.0/0", "::/0", "::ffff:10.0.0.1", "fe80::1%eth0", "8080", "1-65535", "icmp", "all", "", " ", "x" * 5000,
     "fw-", "lo", "eth0", "*", "true", "1e400",
 ]  # fmt: skip
-#: Pieces of the label language and of what looks like it, so that chance finds its edges.
+#: Pieces of the label language and similar text, so that random combinations reach its edge cases.
 scraps = st.sampled_from(
     [
         "80",
@@ -233,5 +233,5 @@ scraps = st.sampled_from(
     ]
 )
 any_text = st.text(max_size=200) | st.lists(scraps, max_size=30).map("".join)
-#: The same of what a keyboard has, with the blanks that the grammar knows; the likelier to be almost right.
+#: The same, limited to characters of a keyboard and the blanks of the grammar; it is more often almost right.
 near_text = st.lists(scraps.filter(lambda s: s.isascii() and s != "\x0b"), max_size=8).map("".join)

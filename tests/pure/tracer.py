@@ -1,6 +1,7 @@
 """A packet's way through the rules' text and the sets' elements, as the kernel evaluates them.
 
-Only what `plugin.nftables.lookups` writes is understood: keys of sets, `jump`, `goto`, `return`, our bit of the mark.
+Only the output of `plugin.nftables.lookups` is understood: keys of sets, `jump`, `goto`, `return`, docker-fw's bit of
+the mark.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Packet:
 
 
 def value(expression: str, packet: Packet) -> Value | None:
-    """What one part of a key is for this packet; None where the packet is of the other family."""
+    """Return the value of one part of a key for this packet; None if the packet is of the other family."""
     return _compiled(expression)(packet)
 
 
@@ -70,7 +71,7 @@ def _compiled(expression: str) -> Callable[[Packet], Value | None]:
 
 
 class Line(NamedTuple):
-    """One rule: the protocols that it is not for, what it looks up in which set, and what follows."""
+    """One rule: the protocols that it excludes, the key that it looks up in which set, and the next step."""
 
     never: tuple[int, ...]
     key: tuple[Callable[[Packet], Value | None], ...]
@@ -101,7 +102,7 @@ class Table:
             self.sets.setdefault(element.set, set()).add(element.key)
 
     def finds(self, key: str, name: str, packet: Packet) -> bool:
-        """True if the set holds what the key is for this packet."""
+        """True if the set contains the key's value for this packet."""
         return self._finds(tuple(map(_compiled, key.split(" . "))), name, packet)
 
     def _finds(self, key: tuple[Callable[[Packet], Value | None], ...], name: str, packet: Packet) -> bool:
@@ -109,11 +110,12 @@ class Table:
         return there is not None and tuple(read(packet) for read in key) in there
 
     def found(self, lines: Iterable[str], packet: Packet) -> list[str]:
-        """Of these rules those that the packet meets: where each leads."""
+        """Return the targets of the rules that match the packet."""
         return [line.to for line in map(_line, lines) if self._finds(line.key, line.set, packet)]
 
     def verdict(self, chain: str, packet: Packet) -> str:
-        """The chain that a packet which enters this one ends in, or "mark" if its bit of the mark was set; or ""."""
+        """Return the chain in which a packet that enters this one ends, or "mark" if its bit of the mark was set; or
+        ""."""
         self._marked = False
         return self._run(chain, packet) or ("mark" if self._marked else "")
 

@@ -1,4 +1,4 @@
-"""Requests of every engine are understood; anything else is an error that names what is wrong."""
+"""Requests of every engine are understood; any other request is an error that names the wrong part."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Body = dict[str, Any]
 
 
 def network(change: Callable[[Body], object] = lambda _: None) -> Network:
-    """The network of the recorded request, after a change of it."""
+    """Return the network of the recorded request, after a change of it."""
     body = copy.deepcopy(CREATE_NETWORK)
     change(body)
     return protocol.create_network(body, lambda network_id: "fw-" + network_id[:12])
 
 
 def option(**options: object) -> Network:
-    """The network with `-o` options; dots are written as double underscores."""
+    """Return the network with `-o` options; dots are written as double underscores."""
     return network(lambda b: b["Options"][GENERIC].update({k.replace("__", "."): v for k, v in options.items()}))
 
 
@@ -48,7 +48,7 @@ def bindings(*portmap: object) -> tuple[PortBinding, ...]:
 
 
 def test_a_plain_dual_stack_network() -> None:
-    """What Docker sends for a plain network becomes one with its gateways, masqueraded, with Docker's defaults."""
+    """Docker's request for a plain network becomes one with its gateways, masqueraded, with Docker's defaults."""
     assert network() == Network(
         id=NETWORK_ID,
         bridge="fw-4b4b1cd3b7a0",
@@ -69,7 +69,7 @@ def test_an_engine_without_ipv4_options() -> None:
 
 
 def test_ipv6_only() -> None:
-    """`--ipv4=false --ipv6` (28 and later) is a network with IPv6 addresses alone."""
+    """`--ipv4=false --ipv6` (28 and later) is a network with IPv6 addresses only."""
     for nothing in (None, []):
         only6 = network(lambda b, nothing=nothing: b.update(IPv4Data=nothing))  # type: ignore[misc]
         assert only6 == dataclasses.replace(network(), gateway4=None)
@@ -101,7 +101,7 @@ def test_allow_as_a_networks_option() -> None:
 
 
 def test_the_whole_language_as_a_networks_options() -> None:
-    """What a container's labels may say a network's options may, for every container on it."""
+    """A network's options may contain the same keys as a container's labels, for every container on it."""
     spec = option(fw__deny="22", fw__policy="closed", fw__egress="none", fw__rate="80 1/day", fw__log="drop").spec
     assert spec == PolicySpec(
         deny=(Rule("tcp", 22, 22),), policy="closed", egress=(), rate=(Rate("tcp", 80, 80, 1, "day", 5),), log="drop"
@@ -126,7 +126,7 @@ WRONG_NETWORKS: dict[str, tuple[Callable[[Body], object], str]] = {
 
 @pytest.mark.parametrize(("change", "words"), WRONG_NETWORKS.values(), ids=WRONG_NETWORKS)
 def test_a_wrong_network_is_refused_by_name(change: Callable[[Body], object], words: str) -> None:
-    """What is missing or of a wrong kind is named."""
+    """A missing field or one of a wrong type is named."""
     with pytest.raises(FwError, match=words):
         network(change)
 
@@ -157,7 +157,7 @@ WRONG_OPTIONS: dict[str, object] = {
     ids=repr,
 )
 def test_a_wrong_option_is_refused_by_name(key: str, value: object) -> None:
-    """A wrong `-o` is refused, and the message holds its key."""
+    """A wrong `-o` is refused, and the message contains its key."""
     with pytest.raises(FwError) as caught:
         network(lambda b: b["Options"][GENERIC].update({key: value}))
     assert key in str(caught.value)
@@ -178,7 +178,7 @@ def test_a_network_with_ipv6_has_room_for_ipv6() -> None:
 
 
 def test_every_mistake_in_a_networks_labels_at_once() -> None:
-    """All wrong fw. options of a network are told in one message."""
+    """All wrong fw. options of a network are reported in one message."""
     with pytest.raises(FwError) as caught:
         option(fw__allow="808O, 0", fw__alow="1")
     assert str(caught.value).count("network option fw.") == 3
@@ -188,7 +188,7 @@ def test_every_mistake_in_a_networks_labels_at_once() -> None:
 
 
 def test_a_containers_endpoint() -> None:
-    """What Docker sends for a container becomes an endpoint with both addresses, not joined, its labels unknown."""
+    """Docker's request for a container becomes an endpoint with both addresses, not joined, its labels unknown."""
     assert endpoint() == Endpoint(
         id=ENDPOINT_ID, network_id=NETWORK_ID, addr4=IPv4Address("172.18.0.2"), addr6=IPv6Address("2001:db8:1::2")
     )
@@ -231,7 +231,7 @@ WRONG_ENDPOINTS: dict[str, tuple[Callable[[Body], object], str]] = {
 
 @pytest.mark.parametrize(("change", "words"), WRONG_ENDPOINTS.values(), ids=WRONG_ENDPOINTS)
 def test_a_wrong_endpoint_is_refused_by_name(change: Callable[[Body], object], words: str) -> None:
-    """What is missing or of a wrong kind is named."""
+    """A missing field or one of a wrong type is named."""
     with pytest.raises(FwError, match=words):
         endpoint(change)
 
@@ -261,7 +261,7 @@ def test_each_way_to_publish() -> None:
 
 @pytest.mark.parametrize("nothing", [{}, {"Options": None}, {"Options": {PORTMAP: None}}, {"Options": {PORTMAP: []}}])
 def test_no_port_map_is_no_port(nothing: Body) -> None:
-    """A container that publishes nothing has no bindings, however Docker spells that."""
+    """A container that publishes nothing has no bindings, in whichever form Docker sends that."""
     assert protocol.port_bindings(nothing) == ()
 
 
@@ -290,13 +290,13 @@ def test_no_port_map_is_no_port(nothing: Body) -> None:
     ids=str,
 )
 def test_a_wrong_publication_is_refused(raw: object) -> None:
-    """What is no port, no protocol with ports or no address is refused with a text."""
+    """A value that is no port, no protocol with ports or no address is refused with a message."""
     with pytest.raises(FwError) as caught:
         bindings(raw)
     assert str(caught.value)
 
 
-# --- anything at all ----------------------------------------------------------------------------------------------
+# --- any JSON -----------------------------------------------------------------------------------------------------
 
 PARSERS: dict[str, Callable[[Any], object]] = {
     "create_network": lambda body: protocol.create_network(body, lambda i: "fw-" + i[:12]),
@@ -314,7 +314,7 @@ _WITH_OPTIONS = {**CREATE_NETWORK, "Options": {**CREATE_NETWORK["Options"], GENE
 @given(data=st.data())
 @examples(70)
 def test_any_json_is_understood_or_refused(name: str, data: st.DataObject) -> None:
-    """Every parser answers any JSON value with a noun or with an FwError that has a text, and with nothing else."""
+    """Every parser returns an object for any JSON value, or raises an FwError with a message, and nothing else."""
     like = _WITH_OPTIONS if name == "create_network" else CREATE_ENDPOINT
     body = data.draw(shapes(like) if name != "identifier" else shapes({"NetworkID": NETWORK_ID}))
     json.loads(json.dumps(body))

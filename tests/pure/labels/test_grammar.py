@@ -1,4 +1,4 @@
-"""One value of the label language: what it means, and the message when it is wrong.
+"""One value of the label language: its meaning, and the message when it is wrong.
 
 Each value is also read by `tests.pure.naive`, which was written by the design and not by the code: they must agree.
 """
@@ -48,7 +48,7 @@ def addr(*texts: str) -> tuple[Peer, ...]:
     return tuple(Peer("prefix", text) for text in texts)
 
 
-#: LABELS.md's grammar as examples: the text, and the rules that it means.
+#: LABELS.md's grammar as examples: the text, and its rules.
 RIGHT: dict[str, list[Rule]] = {
     "8080": [tcp(8080)],
     "1": [tcp(1)],
@@ -98,7 +98,7 @@ RIGHT: dict[str, list[Rule]] = {
     "22 from Any 10.0.0.1": [tcp(22)],
 }
 
-#: What is wrong, and everything that is said about it.
+#: A wrong text, and all messages about it.
 WRONG: dict[str, list[str]] = {
     "808O": [f'"808O" {PORT}'],
     "0": [f'"0" {PORT}'],
@@ -145,8 +145,8 @@ WRONG: dict[str, list[str]] = {
     "gre 80": [f'"gre 80" {PORT}'],
     "other": [f'"other" {PORT}'],
     "icmp": [f'"icmp" {PORT}'],
-    "47": [],  # a port like another
-    # from whom
+    "47": [],  # a port like any other
+    # peers
     "22 from": [f'"22 from" names nobody; write from and {PEER.removeprefix("is not ")}'],
     "from 10.0.0.1": [f'"" {PORT}'],
     "22from 10.0.0.1": [f'"22from 10.0.0.1" {PORT}'],
@@ -200,13 +200,13 @@ del WRONG["47"]
 
 @pytest.mark.parametrize(("text", "expected"), RIGHT.items(), ids=repr)
 def test_what_is_right_means_just_that(text: str, expected: list[Rule]) -> None:
-    """Each example of the grammar opens exactly the ports that it names, to exactly those whom it names."""
+    """Each example of the grammar opens exactly the ports that it names, to exactly the peers that it names."""
     assert parse_allow(text) == (expected, [])
 
 
 @pytest.mark.parametrize(("text", "messages"), WRONG.items(), ids=repr)
 def test_what_is_wrong_is_quoted_with_what_would_be_right(text: str, messages: list[str]) -> None:
-    """Each mistake is answered with its own words and what would be right, all of them at once, in order."""
+    """Each mistake has its own message that says what would be right; all are reported at once, in order."""
     assert parse_allow(text)[1] == messages
 
 
@@ -229,13 +229,14 @@ def test_a_mistake_opens_nothing(text: str) -> None:
 
 
 def test_a_rule_with_two_mistakes_tells_both() -> None:
-    """The ports and the peers of one rule may both be wrong: nobody has to start the container twice to learn it."""
+    """The ports and the peers of one rule may both be wrong: both are reported, so that one start is enough to learn
+    it."""
     (message,) = parse_allow("808O from 10.0.0.300")[1]
     assert message == f'"808O from 10.0.0.300": "808O" {PORT}; "10.0.0.300" {PEER}'
 
 
 def test_many_wrong_peers_are_told_shortly() -> None:
-    """At most eight wrong peers of one rule are told."""
+    """At most eight wrong peers of one rule are reported."""
     (message,) = parse_allow("22 from " + "x " * 1000)[1]
     assert message.count(PEER) == 8
 
@@ -293,7 +294,7 @@ def test_what_is_denied(text: str, expected: list[Rule]) -> None:
     ],
 )
 def test_a_wrong_deny_is_answered(text: str, message: str) -> None:
-    """A port is denied to everybody: whoever means some is told how to write that."""
+    """A port is denied to all: for a `from`, the message says how to write it."""
     assert parse_deny(text) == ([], [message])
 
 
@@ -311,7 +312,7 @@ def test_a_wrong_deny_is_answered(text: str, message: str) -> None:
     ],
 )
 def test_what_may_be_begun(text: str, expected: list[Rule]) -> None:
-    """`fw.egress` is a list of ports of others, with `to` in the place of `from`."""
+    """`fw.egress` is a list of other hosts' ports, with `to` instead of `from`."""
     assert parse_egress(text) == (expected, [])
 
 
@@ -367,7 +368,7 @@ WRONG_RATES: dict[str, str] = {
 
 @pytest.mark.parametrize(("text", "expected"), RIGHT_RATES.items(), ids=repr)
 def test_what_a_rate_means(text: str, expected: list[Rate]) -> None:
-    """`fw.rate` is ports, how many new flows in which time, and how many at once (5 where that is not said)."""
+    """`fw.rate` is a list of ports, each with the number of new flows in a time, and the burst (5 if not set)."""
     assert parse_rate(text) == (expected, [])
     read = [(Rate(i.proto, i.first, i.last, count, unit, burst)) for i, count, unit, burst in naive.rates(text) or []]
     assert read == expected
@@ -380,7 +381,7 @@ def test_a_wrong_rate_is_answered(text: str, message: str) -> None:
     assert naive.rates(text) is None
 
 
-# --- what is shown can be written ---------------------------------------------------------------------------------
+# --- rules as shown are valid labels ------------------------------------------------------------------------------
 
 separators = st.sampled_from([",", ", ", "\n", " , "])
 
@@ -388,7 +389,7 @@ separators = st.sampled_from([",", ", ", "\n", " , "])
 @given(st.lists(any_rules, min_size=1, max_size=12), separators)
 @examples(100)
 def test_a_rule_as_it_is_shown_can_be_written(listed: list[Rule], separator: str) -> None:
-    """What `status` shows (`9000-9100/udp from 2001:db8::/32`) is what a label may say, and means the same."""
+    """The form that `status` shows (`9000-9100/udp from 2001:db8::/32`) is a valid label, with the same meaning."""
     assert parse_allow(separator.join(map(str, listed))) == (listed, [])
     to = separator.join(str(rule).replace(" from ", " to ") for rule in listed)
     assert parse_egress(to) == (listed, [])
@@ -399,7 +400,7 @@ def test_a_rule_as_it_is_shown_can_be_written(listed: list[Rule], separator: str
 def test_a_deny_and_a_rate_as_they_are_shown_can_be_written(
     ports: list[Rule], limits: list[Rate], separator: str
 ) -> None:
-    """So is what it shows of denied ports and of rates."""
+    """This also holds for the form of denied ports and of rates."""
     assert parse_deny(separator.join(map(str, ports))) == (ports, [])
     assert parse_rate(separator.join(map(str, limits))) == (limits, [])
 
@@ -407,7 +408,7 @@ def test_a_deny_and_a_rate_as_they_are_shown_can_be_written(
 @given(prefixes)
 @examples(200)
 def test_every_prefix_can_be_written(prefix: object) -> None:
-    """Every IPv4 and IPv6 prefix is a peer; a whole address is one without its length."""
+    """Every IPv4 and IPv6 prefix is a peer; a whole address is written without its length."""
     assert parse_prefix(str(prefix)) == prefix_peer(prefix)  # type: ignore[arg-type]
 
 
@@ -417,7 +418,7 @@ def test_every_prefix_can_be_written(prefix: object) -> None:
 @given(any_text)
 @examples(400)
 def test_no_text_ever_opens_more_than_its_digits_say(text: str) -> None:
-    """Any text: no crash; each rule's ends are numbers in one part of the text, or it says `*`."""
+    """Any text: no crash; each rule's ends are numbers in one part of the text, or the text contains `*`."""
     found, mistakes = parse_allow(text)
     parts = [{int(digits) for digits in re.findall(r"[0-9]+", part)} for part in re.split(r"[,\n]", text)]
     assert len(found) + len(mistakes) <= max(1, len(parts))
@@ -450,7 +451,7 @@ def _peer(token: str) -> Peer:
 @given(any_text | near_text)
 @examples(500)
 def test_whatever_is_taken_for_right_is_right_by_hand(text: str) -> None:
-    """Any text: what becomes a rule, a rate or a denied port is just that when it is read word by word."""
+    """Any text: a rule, a rate or a denied port is the same when it is read word by word."""
     for parse, read in ((parse_allow, naive.rules), (parse_egress, lambda t: naive.rules(t, "to")),
                         (parse_deny, naive.denies)):  # fmt: skip
         found, mistakes = parse(text)
@@ -467,7 +468,7 @@ def test_whatever_is_taken_for_right_is_right_by_hand(text: str) -> None:
 @given(near_text)
 @examples(500)
 def test_whatever_is_right_by_hand_is_taken_for_right(text: str) -> None:
-    """Nor is anything refused that the design calls right."""
+    """No text that the design allows is refused."""
     if naive.rules(text) is not None:
         assert parse_allow(text)[1] == []
     if naive.rules(text, "to") is not None:
@@ -489,7 +490,7 @@ def test_any_prefix_is_a_peer_or_a_short_answer(text: str) -> None:
         assert len(found) < 300
 
 
-# --- what a wrong fw.allow was to restrict ------------------------------------------------------------------------
+# --- restrictions of a wrong fw.allow -----------------------------------------------------------------------------
 
 ALL = [Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")]
 
@@ -513,14 +514,14 @@ ALL = [Rule(proto, 1, 65535) for proto in ("tcp", "udp", "sctp")]
     ],
 )
 def test_a_wrong_from_still_takes_its_port_out_of_the_base(text: str, expected: list[Rule]) -> None:
-    """Whoever wrote "22 from 10.0.0.0/33" did not mean 22 to be open to everybody; unclear ones take every port."""
+    """The author of "22 from 10.0.0.0/33" did not mean 22 to be open to all; an unclear rule takes every port."""
     assert taken_back(text) == expected
 
 
 @given(any_text)
 @examples(200)
 def test_whatever_names_some_is_taken_back(text: str) -> None:
-    """Any text: each rule with peers that could be read is among what is taken back."""
+    """Any text: each rule with peers that could be read is among the ports that are taken back."""
     for rule in parse_allow(text)[0]:
         if rule.peers:
             assert any(t.proto == rule.proto and t.first <= rule.first and rule.last <= t.last
@@ -554,7 +555,7 @@ def test_whatever_names_some_is_taken_back(text: str) -> None:
 )
 @pytest.mark.parametrize("parse", [parse_allow, parse_deny, parse_egress, parse_rate])
 def test_huge_values_cost_no_time(text: str, parse: object) -> None:
-    """The largest value that the plugin's socket takes is refused in a moment, whatever is in it."""
+    """The largest value that the plugin's socket accepts is refused in a moment, whatever its content."""
     began = time.process_time()
     found, mistakes = parse(text)  # type: ignore[operator]
     taken_back(text)
@@ -564,7 +565,8 @@ def test_huge_values_cost_no_time(text: str, parse: object) -> None:
 
 
 def test_one_value_never_becomes_a_table_of_its_own() -> None:
-    """Ports times prefixes: what would be millions of elements is a mistake, and is told without counting them out."""
+    """Ports times prefixes: a value that means millions of elements is a mistake, and is reported without counting them
+    out."""
     wide = " ".join(f"2001:db8:{n:x}::/57" for n in range(200))
     began = time.process_time()
     assert parse_allow(f"1-65534 from {wide}") == (
@@ -577,7 +579,7 @@ def test_one_value_never_becomes_a_table_of_its_own() -> None:
 
 
 def test_different_rates_are_few() -> None:
-    """Each one takes memory of the kernel; many ports may have the same one."""
+    """Each rate needs kernel memory; many ports may have the same one."""
     same = ", ".join(f"{port} 5/minute" for port in range(100, 300))
     assert not parse_rate(same)[1]
     assert not parse_rate(", ".join(f"{port} {port}/minute" for port in range(1, 9)))[1]

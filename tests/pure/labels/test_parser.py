@@ -1,4 +1,4 @@
-"""The label language: its keys in every place, what they mean, and the messages when they are wrong."""
+"""The label language: its keys in every place, their meaning, and the messages when they are wrong."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ MEANS: dict[tuple[str, str], PolicySpec] = {
 
 @pytest.mark.parametrize(("pair", "expected"), MEANS.items(), ids=repr)
 def test_what_is_right_says_just_that(pair: tuple[str, str], expected: PolicySpec) -> None:
-    """Each key says its own, sorted and without doubles, and nothing else; blanks and the case of keywords are free."""
+    """Each key sets its own field only, sorted and without duplicates; blanks and the case of keywords do not
+    matter."""
     key, value = pair
     assert parse({key: value}) == ParsedLabels(expected)
     assert parse({key.upper(): value}) == ParsedLabels(expected)
@@ -60,7 +61,7 @@ def test_what_is_right_says_just_that(pair: tuple[str, str], expected: PolicySpe
 
 
 def test_a_rule_knows_where_it_was_said() -> None:
-    """`fwctl` shows from where each rule comes: the very key, as it was written."""
+    """`fwctl` shows the origin of each rule: the exact key, as it was written."""
     parsed = parse({"fw.Allow": "8080", "fw.network.front.allow": "9090", "fw.rate": "22 5/minute"})
     assert [rule.origin for rule in parsed.spec.allow] == ["label fw.Allow"]
     assert [rule.origin for _, more in parsed.networks for rule in more.allow] == ["label fw.network.front.allow"]
@@ -87,22 +88,22 @@ WRONG_WORDS: dict[tuple[str, str], str] = {
 
 @pytest.mark.parametrize(("pair", "message"), WRONG_WORDS.items(), ids=repr)
 def test_what_is_wrong_is_quoted_with_what_would_be_right(pair: tuple[str, str], message: str) -> None:
-    """Each mistake is told with the label, its value, the part at fault and what would be right."""
+    """Each mistake is reported with the label, its value, the wrong part and what would be right."""
     key, value = pair
     assert told({key: value}) == [f'label {key}="{value}": {message}']
 
 
 def test_the_message_is_the_one_that_the_language_promises() -> None:
-    """The design's own example of a message, to the letter (the driver puts the container's name in front)."""
+    """The design's own example of a message, word for word (the driver puts the container's name in front)."""
     assert told({"fw.allow": "808O"}) == [f'label fw.allow="808O": "808O" {PORT}']
 
 
 def test_where_it_stood_is_told() -> None:
-    """The same mistake in a network's options is told as one of the network's."""
+    """The same mistake in a network's options is reported as one of the network."""
     assert told({"fw.allow": "0"}, "network option ") == [f'network option fw.allow="0": "0" {PORT}']
 
 
-# --- what a mistake may have meant --------------------------------------------------------------------------------
+# --- possible intentions of a mistake -----------------------------------------------------------------------------
 
 WEIGHS: list[tuple[str, str, bool, bool]] = [
     ("fw.allow", "808O", False, False),
@@ -127,15 +128,16 @@ WEIGHS: list[tuple[str, str, bool, bool]] = [
 def test_each_mistake_knows_what_it_may_have_been_meant_to_do(
     key: str, value: str, closes: bool, confines: bool
 ) -> None:
-    """A wrong fw.allow or fw.log was not meant to close, a wrong fw.egress to confine; an unknown key may be."""
+    """A wrong fw.allow or fw.log was not meant to close, a wrong fw.egress was meant to restrict egress; an unknown key
+    may have been meant to do either."""
     (problem,) = parse({key: value}).problems
     assert (problem.closes, problem.confines) == (closes, confines)
-    (problem,) = parse({key: 5}).problems  # no text at all
+    (problem,) = parse({key: 5}).problems  # not a text
     assert (problem.closes, problem.confines) == (closes, confines)
 
 
 def test_what_was_right_and_closes_stays() -> None:
-    """With a mistake beside it nothing opens: what denies, closes, confines and limits counts all the same."""
+    """With a mistake in another label nothing opens: labels that deny, close, restrict egress and limit still apply."""
     right = {"fw.deny": "80", "fw.policy": "closed", "fw.egress": "443 to 10.0.0.0/8", "fw.rate": "22 5/minute",
              "fw.log": "drop", "fw.network.front.egress": "none", "fw.network.front.policy": "closed"}  # fmt: skip
     parsed = parse({**right, "fw.allow": "808O"})
@@ -143,7 +145,7 @@ def test_what_was_right_and_closes_stays() -> None:
 
 
 def test_what_was_right_and_opens_does_not_count() -> None:
-    """With a mistake beside it no port is opened, no base, no way out: as if they had not been said."""
+    """With a mistake in another label no port, no base and no egress is opened: these labels are ignored."""
     opens = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "fw.network.front.policy": "open",
              "fw.network.front.allow": "9090", "fw.network.back.egress": "all"}  # fmt: skip
     parsed = parse({**opens, "fw.log": "x"})
@@ -151,12 +153,13 @@ def test_what_was_right_and_opens_does_not_count() -> None:
 
 
 def test_a_base_that_was_chosen_stays_chosen() -> None:
-    """`fw.policy: default` under a setting that opens everything closes: a mistake beside it does not take it back."""
+    """`fw.policy: default` under a setting that opens everything closes: a mistake in another label does not revert
+    it."""
     assert parse({"fw.policy": "default", "fw.log": "x"}).spec == PolicySpec(policy="default")
 
 
 def test_what_was_for_some_is_for_nobody() -> None:
-    """With a mistake beside it a rule with `from` takes its port out of the base and lets nobody in."""
+    """With a mistake in another label a rule with `from` takes its port out of the base and accepts no source."""
     for wrong in ({"fw.log": "x"}, {"FW.ALLOW": "808O"}, {"fw.zzzzzz": ""}):
         assert parse({"fw.allow": "22 from 10.0.0.0/8, 8080", **wrong}).spec == PolicySpec(deny=(SSH,))
     assert parse({"fw.allow": "22 from 10.0.0.0/33, 8080"}).spec == PolicySpec(deny=(SSH,))
@@ -192,7 +195,7 @@ def test_the_same_key_twice_adds_up() -> None:
     ],
 )
 def test_the_same_key_twice_is_the_closer_one(one: dict[str, str], other: dict[str, str], expected: PolicySpec) -> None:
-    """Where two cannot both hold, the one that closes more does, in whatever order they are written."""
+    """Of two contradictory values the one that closes more applies, in whatever order they are written."""
     assert parse({**one, **other}).spec == parse({**other, **one}).spec == expected
 
 
@@ -228,7 +231,7 @@ def test_a_key_like_no_other_gets_the_list() -> None:
 
 
 def test_every_mistake_of_a_container_at_once_in_the_order_of_keys() -> None:
-    """Nobody has to start a container three times to learn of three mistakes."""
+    """One start of a container is enough to learn of three mistakes."""
     parsed = parse({"fw.zzzzzzzz": "", "other": "", "fw.allow": "0, 8080, 70000", "fw.alow": "1", "fw.log": "x"})
     assert [(p.where, p.value) for p in parsed.problems] == [
         ("label fw.allow", "0, 8080, 70000"),
@@ -243,7 +246,7 @@ def test_every_mistake_of_a_container_at_once_in_the_order_of_keys() -> None:
 @pytest.mark.parametrize("value", [None, 8080, True, ["8080"], {"8080": ""}, 8080.0], ids=repr)
 @pytest.mark.parametrize("key", KEYS)
 def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
-    """YAML may make a number of `8080`; where that reaches us it is refused with what would be right."""
+    """YAML may read `8080` as a number; if docker-fw receives one, it refuses it and says what would be right."""
     assert told({key: value}) == [f'label {key}="{value!r}": must be text, like "{KEYS[key].example}"']
     assert parse({key: value}).spec == PolicySpec()
 
@@ -252,13 +255,13 @@ def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
     "key", ["fwallow", "com.example.fw.allow", "fw", "", "traefik.enable", "ｆｗ.allow", "network.front.fw.allow"]
 )
 def test_labels_of_others_are_left_alone(key: str) -> None:
-    """What does not begin with `fw.` is somebody else's: no rule, no mistake."""
+    """A label that does not start with `fw.` belongs to another program: no rule, no mistake."""
     assert parse({key: "8080"}) == ParsedLabels()
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_the_documented_example_of_each_key_is_right(key: str) -> None:
-    """Every key's example in the documentation can be pasted as it is."""
+    """Every key's example in the documentation can be pasted unchanged."""
     assert key.startswith(PREFIX)
     assert not parse({key: KEYS[key].example}).problems
     assert not parse({f"fw.network.front.{key.removeprefix(PREFIX)}": KEYS[key].example}).problems
@@ -287,12 +290,12 @@ def test_the_documented_example_of_each_key_is_right(key: str) -> None:
     ],
 )
 def test_a_network_stands_between_the_keywords(key: str, expected: tuple[str | None, str]) -> None:
-    """`fw.network.NAME.KEY`: NAME may have dots and is left as it is; keywords are read in any case."""
+    """`fw.network.NAME.KEY`: NAME may have dots and is kept unchanged; keywords are read in any case."""
     assert split(key) == expected
 
 
 def test_what_is_for_one_network_alone() -> None:
-    """Each key may be said for one network; names are told apart by case, keywords are not."""
+    """Each key may be set for one network; network names are case-sensitive, keywords are not."""
     parsed = parse({"fw.network.front.allow": "8080", "fw.network.front.Deny": "22", "FW.NETWORK.Front.egress": "none",
                     "fw.network.my.net.policy": "closed", "fw.allow": "53/udp"})  # fmt: skip
     assert parsed == ParsedLabels(
@@ -312,7 +315,7 @@ def test_what_is_for_one_network_alone() -> None:
 
 @pytest.mark.parametrize("key", ["fw.network.allow", "fw.network..allow", "fw.network.", "fw.network", "FW.network.x"])
 def test_a_network_without_name_or_key_is_told_how_to_be_written(key: str) -> None:
-    """`fw.network.allow` is no network called allow."""
+    """`fw.network.allow` does not mean a network called allow."""
     what = "is not a key of docker-fw; for one network write fw.network.NAME.allow"
     assert told({key: "8080"}) == [f'label {key}="8080": {what}']
 
@@ -328,11 +331,11 @@ def test_only_a_container_speaks_of_one_network(where: str) -> None:
     assert problem.confines
 
 
-# --- what is said in several places -------------------------------------------------------------------------------
+# --- labels in several places -------------------------------------------------------------------------------------
 
 
 def test_lists_add_up_and_of_others_the_more_specific_wins() -> None:
-    """Allowed and denied ports add up; of policy, egress, rate and log that counts which stands closer."""
+    """Allowed and denied ports add up; of policy, egress, rate and log the more specific place applies."""
     rate, other = (Rate("tcp", 22, 22, n, "minute", 5) for n in (5, 6))
     general = PolicySpec((MORE,), (SSH,), "closed", (HTTPS,), (rate,), "drop")
     assert over(general, PolicySpec()) == over(PolicySpec(), general) == general
@@ -345,15 +348,15 @@ def test_lists_add_up_and_of_others_the_more_specific_wins() -> None:
 @given(saids, saids, saids)
 @examples(60)
 def test_it_does_not_matter_how_places_are_put_together(one: PolicySpec, two: PolicySpec, three: PolicySpec) -> None:
-    """One place over another over a third is the same in either grouping."""
+    """Merging three places gives the same result in either grouping."""
     assert over(over(one, two), three) == over(one, over(two, three))
 
 
-# --- an image's ---------------------------------------------------------------------------------------------------
+# --- labels of an image -------------------------------------------------------------------------------------------
 
 
 def test_what_only_closes_counts_whoever_wrote_it() -> None:
-    """Of an image's labels those count that can only close: denied ports, a closed base, no way out."""
+    """Of an image's labels those apply that can only close: denied ports, a closed base, no egress."""
     closing = {"fw.deny": "22", "FW.Policy": " Closed", "Fw.Egress": "NONE", "fw.network.front.deny": "80",
                "fw.network.front.policy": "closed"}  # fmt: skip
     opening = {"fw.allow": "8080", "fw.policy": "default", "FW.POLICY": "open", "fw.egress": "443", "FW.EGRESS": "all",
@@ -391,7 +394,7 @@ label_maps = st.dictionaries(
 @given(label_maps)
 @examples(250)
 def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> None:
-    """Any labels at all: either everything of ours is right, or nothing is opened; and each mistake can be shown."""
+    """Any labels: either all of docker-fw's labels are right, or nothing is opened; and each mistake can be shown."""
     parsed = parse(pairs)
     for each in (parsed.spec, *(more for _, more in parsed.networks)):
         assert not (each.allow and parsed.problems)
@@ -413,7 +416,7 @@ def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> Non
 @given(label_maps, st.sampled_from(["fw.alow", "fw.", "fw.dney", "fw.network.allow"]), any_text)
 @examples(100)
 def test_a_further_mistake_never_opens_anything(pairs: dict[str, object], key: str, value: str) -> None:
-    """Labels with one more wrong key open a subset of what they opened: nothing."""
+    """With one more wrong key, labels open a subset of before: nothing."""
     assert parse({**pairs, key: value}).spec.allow == ()
 
 
@@ -421,7 +424,7 @@ def test_a_further_mistake_never_opens_anything(pairs: dict[str, object], key: s
 
 
 def test_what_is_too_long_is_not_parsed() -> None:
-    """A label longer than anybody means is refused whole, and the message stays readable."""
+    """A label that is longer than any real one is refused as a whole, and the message stays readable."""
     (problem,) = parse({"fw.allow": "80," * MAX_LENGTH}).problems
     assert str(problem).endswith(f"is {3 * MAX_LENGTH} characters long; at most {MAX_LENGTH} are read")
     assert len(str(problem)) < 400
@@ -434,7 +437,7 @@ def test_what_is_too_long_is_not_parsed() -> None:
     ids=lambda text: f"{text[:3]!r}×{len(text)}",
 )
 def test_huge_values_cost_no_time(key: str, text: str) -> None:
-    """The largest value that the plugin's socket takes is refused in a moment, whatever key it stands at."""
+    """The largest value that the plugin's socket accepts is refused in a moment, for every key."""
     began = time.process_time()
     parsed = parse({key: text})
     assert time.process_time() - began < 0.5
@@ -462,8 +465,8 @@ MANY: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize("which", MANY)
 def test_masses_of_labels_cost_no_time_and_close(which: str) -> None:
-    """10,000 labels, or what would be millions of rules: the rest is not read, which is told, and nothing is open. What
-    is kept of it is as short as what is shown."""
+    """10,000 labels, or labels that mean millions of rules: the rest is not read, which is reported, and nothing is
+    open. The stored problems are as short as the shown ones."""
     pairs, why = MANY[which]
     began = time.process_time()
     parsed = parse(pairs)
@@ -477,14 +480,14 @@ def test_masses_of_labels_cost_no_time_and_close(which: str) -> None:
 
 
 def test_what_anybody_writes_is_far_below_the_bounds() -> None:
-    """A long list of ports, a blocklist to the outside, and a hundred networks of one's own."""
+    """A long list of ports, a long egress list, and a hundred networks of one container."""
     pairs = {f"fw.network.n{n}.allow": "8080, 9000-9100, 5432 from service:api" for n in range(100)}
     assert not parse({**pairs, "fw.allow": FULL, "fw.egress": FULL, "fw.rate": "22 5/minute"}).problems
 
 
 @pytest.mark.parametrize("key", ["fw." + "a" * (8 << 20), "fw.network." + "a." * (4 << 20), "fw.network." + "." * 9999])
 def test_huge_keys_cost_no_time(key: str) -> None:
-    """A key of megabytes is a mistake like another: told shortly, in a moment."""
+    """A key of megabytes is a mistake like any other: reported briefly, in a moment."""
     began = time.process_time()
     (problem,) = parse({key: "8080"}).problems
     assert time.process_time() - began < 0.5
@@ -492,7 +495,7 @@ def test_huge_keys_cost_no_time(key: str) -> None:
 
 
 def test_a_flood_of_wrong_labels_costs_no_time() -> None:
-    """As many wrong keys as fit into a request are answered in bounded time, with a text a person can read."""
+    """As many wrong keys as fit into a request are answered in bounded time, with a readable text."""
     began = time.process_time()
     parsed = parse({f"fw.{number}": "8080" for number in range(200_000)})
     assert time.process_time() - began < 1
@@ -502,7 +505,7 @@ def test_a_flood_of_wrong_labels_costs_no_time() -> None:
 
 
 def test_what_was_not_read_may_have_been_meant_to_close() -> None:
-    """Behind too many mistakes nothing is read, which is a mistake of its own that closes and confines."""
+    """After too many mistakes the rest is not read, which is a mistake of its own that closes and restricts egress."""
     wrong = {"fw.allow": ",".join(["x"] * MAX_PROBLEMS), "fw.deny": "22", "fw.policy": "closed"}
     parsed = parse(wrong)
     (last,) = [problem for problem in parsed.problems if problem.closes]
@@ -511,7 +514,7 @@ def test_what_was_not_read_may_have_been_meant_to_close() -> None:
 
 
 def test_different_rates_are_few_in_all_that_one_place_says() -> None:
-    """Also where the key is written many times, in capitals and small letters: nothing of it counts."""
+    """This also holds if the key is written many times, in upper and lower case: rates beyond the bound are ignored."""
     keys = ["fw.rate", "FW.rate", "fw.RATE", "Fw.Rate"]
     parsed = parse({key: ", ".join(f"22 {n}{m}/hour" for m in range(5)) for n, key in enumerate(keys, 1)})
     assert [p.text for p in parsed.problems if "different rates" in p.text]

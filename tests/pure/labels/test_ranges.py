@@ -1,6 +1,6 @@
-"""Ranges and prefixes as keys of hash sets: a masked look-up finds exactly what was put there.
+"""Ranges and prefixes as keys of hash sets: a masked look-up finds exactly the inserted ones.
 
-What nft would look up is read from the expressions that `plugin.labels.ranges` writes, not computed a second time.
+The keys that nft looks up are read from the expressions that `plugin.labels.ranges` writes, not computed a second time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ V4, V6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
 
 
 def asked(port: int) -> dict[int, int]:
-    """By size of block, what the table looks up for a packet to this port."""
+    """Return the keys that the table looks up for a packet to this port, by size of block."""
     packet = Packet(V4, V4, 6, port)
     return {n: int(value(block_expression(n), packet)) if n > 1 else port for n in SIZES}  # type: ignore[arg-type]
 
@@ -50,7 +50,7 @@ def test_blocks_cover_exactly_the_range(a: int, b: int) -> None:
 
 
 def test_blocks_are_as_few_as_measured() -> None:
-    """20000-21023 takes 19 elements, every port one, and no range at all more than 104."""
+    """20000-21023 needs 19 elements, the range of all ports one, and no range more than 104."""
     assert len(list(blocks(20000, 21023))) == 19
     assert list(blocks(1, 65535)) == list(blocks(0, 65535)) == [(65536, 0)]
     assert len(list(blocks(1, 65534))) == 104  # 3 × 15 up to a block of 4096, 14 of those, 3 × 15 down again
@@ -59,7 +59,7 @@ def test_blocks_are_as_few_as_measured() -> None:
 @given(ports, ports)
 @examples(100)
 def test_no_smaller_number_of_blocks_would_do(a: int, b: int) -> None:
-    """Two neighbours are never one larger block cut in two."""
+    """No two neighbouring blocks are halves of one larger block."""
     first, last = sorted((a, b))
     cut = set(blocks(first, last))
     for size, larger in pairwise(SIZES):
@@ -68,7 +68,7 @@ def test_no_smaller_number_of_blocks_would_do(a: int, b: int) -> None:
 
 
 def test_blocks_of_different_sizes_never_share_a_key() -> None:
-    """All sizes stand in one set: each of the 4369 blocks has a key of its own, within the range of ports."""
+    """All sizes are in one set: each of the 4369 blocks has its own key, within the range of ports."""
     keys = [block_key(size, first) for size in BLOCKS for first in range(0, 65536, size)]
     assert len(keys) == len(set(keys)) == 4096 + 256 + 16 + 1
     assert all(0 < key < 65536 for key in keys)
@@ -76,7 +76,7 @@ def test_blocks_of_different_sizes_never_share_a_key() -> None:
 
 @pytest.mark.parametrize("size", BLOCKS)
 def test_every_port_finds_its_own_block(size: int) -> None:
-    """For each of the 65536 ports the masked look-up asks for just the block that it is in."""
+    """For each of the 65536 ports the masked look-up uses exactly the block that contains it."""
     for first in range(0, 65536, size):
         for port in {first, first + 1, first + size // 2, first + size - 1}:
             assert asked(port)[size] == block_key(size, first)
@@ -85,7 +85,7 @@ def test_every_port_finds_its_own_block(size: int) -> None:
 @given(st.lists(st.tuples(ports, ports), max_size=4), st.lists(ports, max_size=4))
 @examples(200)
 def test_a_port_is_found_if_and_only_if_a_range_has_it(ranges: list[tuple[int, int]], drawn: list[int]) -> None:
-    """Whatever ranges stand in the two sets: a port is found in them if one of the ranges has it, in no other case."""
+    """For any ranges in the two sets: a port is found if and only if one of the ranges contains it."""
     single: set[int] = set()
     larger: set[int] = set()
     for a, b in ranges:
@@ -110,7 +110,8 @@ def test_a_port_is_found_if_and_only_if_a_range_has_it(ranges: list[tuple[int, i
 @example(ip_network("2001:db8::/57"))
 @examples(250)
 def test_pieces_cover_exactly_the_prefix(prefix: Prefix) -> None:
-    """A prefix is cut into pieces of lengths that are looked for: all of it, nothing else, 8 of IPv4 or 128 of IPv6."""
+    """A prefix is cut into pieces of lengths that are looked up: all of it and no more, in at most 8 pieces for IPv4 or
+    128 for IPv6."""
     cut = [ip_network((address, length)) for length, address in pieces(prefix)]
     assert all(each.prefixlen in LENGTHS[prefix.version] for each in cut)
     assert sum(each.num_addresses for each in cut) == prefix.num_addresses
@@ -121,14 +122,14 @@ def test_pieces_cover_exactly_the_prefix(prefix: Prefix) -> None:
 @pytest.mark.parametrize("prefix", ["10.0.0.0/24", "10.0.0.1/32", "2001:db8::/48", "2001:db8::/32", "2001:db8::1/128",
                                     "2001:db8::/64", "::/0", "10.0.0.0/8"])  # fmt: skip
 def test_what_people_write_is_one_piece(prefix: str) -> None:
-    """A usual prefix costs one element."""
+    """A usual prefix needs one element."""
     assert len(pieces(ip_network(prefix))) == 1
 
 
 @given(st.lists(prefixes4, max_size=4), ipv4 | near4)
 @examples(200)
 def test_an_ipv4_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv4Network], address: IPv4Address) -> None:
-    """Whatever prefixes stand in a set: an address is found by one of the look-ups if one of them has it."""
+    """For any prefixes in a set: an address is found by one of the look-ups if and only if one of them contains it."""
     assert _found(listed, address) is any(address in prefix for prefix in listed)
     for prefix in listed:
         for edge in (prefix.network_address, prefix.broadcast_address):
@@ -138,7 +139,7 @@ def test_an_ipv4_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv4N
 @given(st.lists(prefixes6, max_size=4), ipv6 | near6)
 @examples(200)
 def test_an_ipv6_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv6Network], address: IPv6Address) -> None:
-    """So it is with IPv6."""
+    """The same holds for IPv6."""
     assert _found(listed, address) is any(address in prefix for prefix in listed)
     for prefix in listed:
         for edge in (prefix.network_address, prefix.broadcast_address):
@@ -158,7 +159,7 @@ def _found(listed: list[IPv4Network] | list[IPv6Network], address: IPv4Address |
 @given(ipv4 | near4 | ipv6 | near6, st.data())
 @examples(100)
 def test_a_mask_leaves_the_prefix_of_its_length(address: IPv4Address | IPv6Address, data: st.DataObject) -> None:
-    """What is looked up for a length is the address's own prefix of it, at either end of a packet."""
+    """The look-up for a length uses the address's own prefix of that length, at either end of a packet."""
     length = data.draw(st.integers(0, address.max_prefixlen))
     prefix = ip_network((address.packed, length), strict=False)
     other = V4 if address.version == 4 else V6
@@ -167,7 +168,7 @@ def test_a_mask_leaves_the_prefix_of_its_length(address: IPv4Address | IPv6Addre
 
 
 def test_every_length_is_looked_for_once() -> None:
-    """The lengths are told apart: no look-up is made twice, the whole address's is the first."""
+    """The lengths are distinct: no look-up is made twice, and the whole address is looked up first."""
     for version, whole in ((4, 32), (6, 128)):
         assert len(set(LENGTHS[version])) == len(LENGTHS[version])
         assert LENGTHS[version][0] == whole
