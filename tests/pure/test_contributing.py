@@ -1,4 +1,4 @@
-"""Maintainers' documents name what is there: files, modules, sets, chains, commands; ARCHITECTURE stays short."""
+"""Maintainers' documents name existing things: files, modules, sets, chains, commands; ARCHITECTURE stays short."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 INTERNALS = sorted((ROOT / "docs/internals").glob("*.md"))
 DOCUMENTS = [each for each in (ARCHITECTURE, CONTRIBUTING, *INTERNALS) if each.exists()]
-#: Where `module.name` begins, and what is written as a path from the root.
+#: The first parts of a dotted name, and of a path from the root.
 TOP = {path.stem for path in PLUGIN.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
 HERE = {path.name for path in ROOT.iterdir()}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -30,17 +30,17 @@ PROGRAMS = {"git", "docker", "sh"}
 
 
 def prose(path: Path) -> str:
-    """A document without its fenced blocks."""
+    """Return a document without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def spans(text: str) -> list[str]:
-    """What stands between backticks."""
+    """Return the texts between backticks."""
     return re.findall(r"`([^`\n]+)`", text)
 
 
 def missing_path(span: str) -> str:
-    """Why a span is no path of this repository, "" if it is one, or none at all."""
+    """Return why a span is no path of this repository; "" if it is one, or does not look like one."""
     if re.fullmatch(r"[\w.*-]+(/[\w.*-]+)*/?", span) is None or span.startswith("/"):
         return ""
     is_path = span.endswith((".py", ".md", ".json", ".toml", ".yml", ".lock")) or span.partition("/")[0] in HERE
@@ -50,7 +50,8 @@ def missing_path(span: str) -> str:
 
 
 def missing_name(span: str) -> str:
-    """Why a span like `policy.peers.PeerIndex.put` names nothing; "" if it does, or is no such name."""
+    """Return why a span like `policy.peers.PeerIndex.put` names nothing; "" if it names something, or is no such
+    name."""
     if re.fullmatch(r"\w+(\.\w+)+", span) is None or span.partition(".")[0] not in TOP or (ROOT / span).exists():
         return ""
     words = span.split(".")
@@ -77,7 +78,7 @@ def test_paths_and_names_are_there(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
-    """Links to files and to headings within them."""
+    """Links lead to existing files and to headings within them."""
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
         file, _, heading = link.partition("#")
         target = path.parent / file if file else path
@@ -89,7 +90,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_sets_and_chains_are_those_of_the_table(path: Path) -> None:
-    """What a document calls a set or a chain (set `gating`, chain `inbound`) is one."""
+    """A name that a document calls a set or a chain (set `gating`, chain `inbound`) is one."""
     chains = set(re.findall(r"^\tchain (\w+) {", skeleton(1), re.MULTILINE))
     for kind, known in (("set", set(SETS)), ("chain", chains)):
         groups = re.findall(rf"\b{kind}s?\s+((?:`\w+`(?:, | and |,\n *| and\n *|\n *)?)+)", prose(path))
@@ -97,7 +98,7 @@ def test_sets_and_chains_are_those_of_the_table(path: Path) -> None:
 
 
 def test_architecture_draws_the_table_that_there_is() -> None:
-    """The packet's way has every base chain with its hook and priority, and jumps to chains that exist."""
+    """The drawing of the packet path has every base chain with its hook and priority, and jumps to existing chains."""
     drawing = ARCHITECTURE.read_text().split("```")[1]
     text = skeleton(1)
     for chain, kind, hook, priority in re.findall(r"chain (\w+) {\n\t\ttype (\w+) hook (\w+) priority ([^;]+);", text):
@@ -110,7 +111,7 @@ def test_architecture_draws_the_table_that_there_is() -> None:
 
 
 def test_architecture_draws_the_packages_that_there_are() -> None:
-    """The data's way has every package but `labels`, which those that read labels call."""
+    """The drawing of the data path has every package except `labels`, which the packages that read labels call."""
     words = re.findall(r"[\w.]+", ARCHITECTURE.read_text().split("```")[3])
     drawn = {word for word in words if (PLUGIN / word.replace(".", "/") / "__init__.py").exists()}
     assert {path.name for path in packages()} - drawn == {"labels"}
@@ -118,12 +119,12 @@ def test_architecture_draws_the_packages_that_there_are() -> None:
 
 
 def packages() -> list[Path]:
-    """The packages that `ls plugin/` shows."""
+    """Return the packages that `ls plugin/` shows."""
     return sorted(path.parent for path in PLUGIN.glob("*/__init__.py"))
 
 
 def test_architecture_has_every_package_and_their_modules() -> None:
-    """Each package of plugin/ has its paragraph, and what that names in a single word is a module of the package."""
+    """Each package of plugin/ has its paragraph, and each single word in backticks there is a module of the package."""
     section = ARCHITECTURE.read_text().split("\n## Packages\n", 1)[1].split("\n## ", 1)[0]
     paragraphs = dict(
         re.findall(r"^- \*\*`plugin/(\w*)/?`\*\* (.*?)(?=^- |\Z|\n\n)", section, re.DOTALL | re.MULTILINE)
@@ -141,14 +142,14 @@ def test_architecture_has_every_package_and_their_modules() -> None:
 
 
 def test_the_order_of_locks_names_them_all() -> None:
-    """Each module that makes a lock is in the list of docs/internals/lease.md, and no other is."""
+    """The list in docs/internals/lease.md contains exactly the modules that create a lock."""
     section = (ROOT / "docs/internals/lease.md").read_text().split("\n## Locks\n", 1)[1].split("\n## ", 1)[0]
     files = (path for path in PLUGIN.rglob("*.py") if re.search(r"threading\.R?Lock\(\)", path.read_text()))
     assert {".".join(path.relative_to(PLUGIN).with_suffix("").parts) for path in files} == set(spans(section))
 
 
 def test_architecture_is_short() -> None:
-    """A stranger reads it at once: two drawings, the packages, the invariants. Details are in docs/internals."""
+    """A new reader can read it quickly: two drawings, the packages, the invariants. Details are in docs/internals."""
     assert len(ARCHITECTURE.read_text().splitlines()) < 150
 
 
@@ -161,7 +162,7 @@ def test_architecture_leads_to_all_details() -> None:
     "path", [PLUGIN, *sorted(p.parent for p in PLUGIN.rglob("*/__init__.py"))], ids=lambda p: p.name
 )
 def test_packages_say_what_they_do(path: Path) -> None:
-    """A package's docstring says in a few lines what it does and what it may touch."""
+    """A package's docstring says in a few lines what it does and what it may access."""
     name = ".".join(("plugin", *path.relative_to(PLUGIN).parts))
     text = inspect.getdoc(importlib.import_module(name)) or ""
     assert 3 <= len(text.splitlines()) <= 8, name
@@ -171,7 +172,7 @@ def test_packages_say_what_they_do(path: Path) -> None:
 
 
 def commands() -> Iterator[list[str]]:
-    """The commands of CONTRIBUTING's shell blocks, one by one."""
+    """Yield the commands of CONTRIBUTING's shell blocks, one by one."""
     for block in re.findall(r"^```sh\n(.*?)^```$", CONTRIBUTING.read_text(), re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
@@ -179,7 +180,7 @@ def commands() -> Iterator[list[str]]:
 
 
 def wrong_command(words: list[str]) -> str:
-    """Why a command cannot work; "" if it can. None is run: most need minutes, root or a Docker."""
+    """Return why a command cannot work; "" if it can. None is run: most need minutes, root or a Docker."""
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     program, *rest = words
@@ -197,7 +198,7 @@ def wrong_command(words: list[str]) -> str:
 
 
 def wrong_tests(named: list[str]) -> str:
-    """Why these (`tests/pure/test_x.py::test_y`) are no tests."""
+    """Return why these (`tests/pure/test_x.py::test_y`) are no tests."""
     for each in named:
         file, _, test = each.partition("::")
         if not (ROOT / file).exists():
@@ -208,7 +209,7 @@ def wrong_tests(named: list[str]) -> str:
 
 
 def test_commands_of_contributing_can_work() -> None:
-    """Make targets, modules and tests that CONTRIBUTING tells to run are there."""
+    """The make targets, modules and tests that CONTRIBUTING tells the reader to run exist."""
     found = list(commands())
     assert found
     assert not [why for words in found if (why := wrong_command(words))]

@@ -1,4 +1,4 @@
-"""What the documentation says is what the code does."""
+"""The documentation agrees with the code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ README = (ROOT / "README.md").read_text()
 
 
 def rows(heading: str) -> list[list[str]]:
-    """The table under a heading of the README, without its head."""
+    """Return the table under a heading of the README, without its head."""
     section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def test_every_label_is_documented_and_its_example_is_right() -> None:
-    """The README has one row a label key, with an example that parses."""
+    """The README has one row for each label key, with an example that parses."""
     table = {row[0]: row for row in rows("Labels")}
     assert set(table) == {*KEYS, "fw.network.NAME.KEY"}
     for key in KEYS:
@@ -33,37 +33,37 @@ def test_every_label_is_documented_and_its_example_is_right() -> None:
 
 
 def test_the_reference_of_labels_is_what_the_code_does() -> None:
-    """LABELS.md has the code's own table of keys, and its "labels → rules" are what the code makes of them.
+    """LABELS.md has the code's own table of keys, and its "labels → rules" are the rules that the code makes of them.
 
-    `python -m tests.reference` writes both anew.
+    `python -m tests.reference` rewrites both.
     """
     text = reference.FILE.read_text()
     assert text == reference.written(text)
 
 
 def test_the_grammar_names_every_protocol() -> None:
-    """LABELS.md lists the protocols of the registry, and no others."""
+    """LABELS.md lists exactly the protocols of the registry."""
     first, *others = WITH_PORTS
     line = f"; proto: {first} (default), {', '.join(others)}; portless: {', '.join(PORTLESS)}\n"
     assert line in reference.FILE.read_text()
 
 
 def test_the_grammar_names_every_kind_of_peer() -> None:
-    """LABELS.md lists the kinds of the registry, and no others."""
+    """LABELS.md lists exactly the kinds of the registry."""
     kinds = " / ".join(f'"{kind}:" name' for kind in NAMED)
     assert f'peer   = address / prefix / {kinds} / "host" / "any"\n' in reference.FILE.read_text()
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    """The README has one row a setting, with its meaning and default, and no other row."""
+    """The README has one row for each setting, with its meaning and default, and no other row."""
     table = {row[0]: row[1:] for row in rows("Settings")}
     assert table == {name: [setting.default, setting.meaning] for name, setting in SETTINGS.items()}
     assert read({}).mark == 0x08000000
 
 
 def test_every_setting_is_offered_by_docker_plugin_set() -> None:
-    """config.json has one entry for each setting that `docker plugin set` offers, and no other; what the plugin starts
-    with is the default that the README names."""
+    """config.json has one entry for each setting that `docker plugin set` offers, and no other; the plugin starts with
+    the default that the README names."""
     env = json.loads((ROOT / "config.json").read_text())["env"]
     offered = [entry for entry in env if entry["name"].startswith("FW_")]
     wanted = {
@@ -84,7 +84,7 @@ def test_every_make_target_that_the_readme_names_is_there() -> None:
 
 
 def test_files_that_the_readme_names_are_there() -> None:
-    """Links in the README lead somewhere."""
+    """Links in the README lead to existing files."""
     for name in re.findall(r"\]\(([^)]+)\)", README):
         if name.startswith("#"):
             headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
@@ -94,7 +94,7 @@ def test_files_that_the_readme_names_are_there() -> None:
 
 
 def test_the_version_is_one() -> None:
-    """pyproject.toml, the package and the README say the same version."""
+    """pyproject.toml, the package and the README have the same version."""
     from plugin import __version__
 
     assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()

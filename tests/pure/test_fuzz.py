@@ -1,6 +1,6 @@
 """Any request to the plugin's socket gets an answer that says what is wrong, and opens nothing by mistake.
 
-FW_FUZZ=N tries N times as many inputs, other ones in each run.
+FW_FUZZ=N tries N times as many inputs, different ones in each run.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK, ENDPOINT_ID, NETWORK
 
 Body = dict[str, Any]
 _TIMES = int(os.environ.get("FW_FUZZ", "0"))
-#: An error is one that a person can read.
+#: The longest readable error.
 LONGEST = 8001
 IDS = {"NetworkID": NETWORK_ID, "EndpointID": ENDPOINT_ID}
 JOIN = {**IDS, "SandboxKey": "/var/run/docker/netns/1", "Options": {}}
-#: A body for each call that is right, in the order of a container's life.
+#: A valid body for each call, in the order of a container's life.
 DRIVER: dict[str, Body] = {
     "CreateNetwork": CREATE_NETWORK,
     "CreateEndpoint": CREATE_ENDPOINT,
@@ -90,19 +90,19 @@ keys = st.sampled_from(["fw.allow", "fw.deny", "fw.egress", "fw.rate", "fw.polic
 
 
 def some(count: int) -> settings:
-    """So many inputs, the same ones each time; with FW_FUZZ many more, and others."""
+    """Use this number of inputs, the same ones each time; with FW_FUZZ many more, and different ones."""
     return settings(max_examples=count * max(_TIMES, 1), deadline=None, derandomize=not _TIMES)
 
 
 class AddressPolicy:
-    """`fwctl`'s questions, of which none changes anything."""
+    """`fwctl`'s queries, none of which changes anything."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *_: [] if name == "places" else {}
 
 
 class Plugin:
-    """The real application, driver, orders, guard and reconciler; no kernel, disk and Docker."""
+    """The real application, driver, admin commands and reconciler; no kernel, disk and Docker."""
 
     def __init__(self, unix: socket.socket) -> None:
         self.kernel, self.disk = Kernel(), Disk()
@@ -114,13 +114,13 @@ class Plugin:
         self.app: Flask = create_app(made, asked)
         add_routes(self.app, AdminCommands(self.state, host_addresses=set), asked)
         self.drops = DropLog(self.state, lambda: True)
-        self.drops.serving = lambda: False  # whoever follows is told what is kept, and that is the end
+        self.drops.serving = lambda: False  # a follower gets the kept drops, and then the response ends
         add_route(self.app, self.drops)
         self.client: FlaskClient = self.app.test_client()
         self.client.environ_base["gunicorn.socket"] = unix
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
-        """The answer to a body, which is an object whatever was asked."""
+        """Return the answer to a body, which is an object for every request."""
         reply = self.client.post(path, data=body if isinstance(body, bytes) else json.dumps(body).encode())
         assert reply.status_code in (200, 400, 404, 405, 413), reply.data[:300]
         told: Any = json.loads(reply.data)
@@ -137,7 +137,7 @@ class Plugin:
             assert "Err" not in self.post(f"/NetworkDriver.{call}", DRIVER[call])
 
     def books(self) -> None:
-        """What stands is what is known, found anew; and it is about addresses that somebody has."""
+        """Check that the table equals the elements computed from the facts, and that they are about known addresses."""
         assert self.kernel.table == desired(self.state)
         assert self.kernel.table is not None
         known = {a for e in self.state.endpoints.values() for a in (e.addr4, e.addr6)}
@@ -155,7 +155,7 @@ def running() -> Iterator[Plugin]:
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's flows and links are none of ours."""
+    """Do not touch this machine's flows and links."""
     cut_no_flows(monkeypatch)
     monkeypatch.setattr(driver, "exists", lambda _: True)
 
@@ -164,14 +164,14 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in a body."""
+    """Return the paths of all values in a body."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(each for key, below in inner for each in _places(below, (*path, key)))]
 
 
 @st.composite
 def spoilt(draw: st.DrawFn, right: Body) -> Any:
-    """A body that was right, changed at one place to three: something else there, away, or something more."""
+    """Draw a valid body that is changed at one to three places: a value is replaced, removed or added."""
     root: Any = {"": copy.deepcopy(right)}
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(_places(root[""], ("",))))
@@ -191,8 +191,8 @@ def spoilt(draw: st.DrawFn, right: Body) -> Any:
 @given(st.data())
 @some(60)
 def test_a_spoilt_request_is_answered_and_opens_nothing_by_itself(data: st.DataObject) -> None:
-    """At any time of a container's life, by any route: a reply or an error in words, never a traceback; and afterwards
-    the table is what is known."""
+    """At any time of a container's life, by any route: the answer is a reply or an error in words, never a traceback;
+    and afterwards the table equals the facts."""
     path = data.draw(st.sampled_from(sorted(POSTS)))
     life = ["CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"]
     with running() as plugin:
@@ -208,7 +208,7 @@ def test_a_spoilt_request_is_answered_and_opens_nothing_by_itself(data: st.DataO
 @given(path=st.sampled_from(sorted(POSTS)), data=st.binary(max_size=60), cut=st.integers(0, 400))
 @some(60)
 def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -> None:
-    """Invalid UTF-8, a request that was cut short, rubbish."""
+    """Invalid UTF-8, a truncated request, random bytes."""
     with running() as plugin:
         for body in (data, json.dumps(POSTS[path]).encode()[:cut], data + json.dumps(POSTS[path]).encode()):
             plugin.post(path, body)
@@ -217,7 +217,7 @@ def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -
 
 @pytest.mark.parametrize("path", sorted(POSTS))
 def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
-    """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a key twice, more than is read."""
+    """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a duplicate key, more bytes than are read."""
     bodies = [
         b"[" * 100_000, b'{"a":' * 100_000, b'{"NetworkID": ' + b"9" * 5000 + b"}", b'{"container": NaN}',
         json.dumps({**POSTS[path], "NetworkID": "x" * (1 << 20)}).encode(),
@@ -236,7 +236,7 @@ def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
 )
 @some(10)
 def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> None:
-    """As 404 or 405 and JSON; nothing is done."""
+    """The answer is a 404 or 405 with JSON; nothing is done."""
     safe = quote(text.encode("utf-8", "surrogatepass"))
     with running() as plugin:
         for path in (f"/{safe}", f"/a//{safe}", f"/../allow/{safe}", f"/NetworkDriver.Join/{safe}", f"/allow%0a{safe}"):
@@ -254,8 +254,8 @@ def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> N
 )
 @some(30)
 def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes], since: str, follow: str) -> None:
-    """Any packet's bytes under a name of the outside's, any question: each line is a drop or how far things are, and no
-    follower's place is lost."""
+    """For any packet bytes, any container name and any query: each line is a drop or a progress line, and no follower's
+    place is lost."""
     name = HOSTILE_TEXTS[len(since) % len(HOSTILE_TEXTS)]
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join")
@@ -272,7 +272,7 @@ def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes],
 
 
 def test_every_route_is_tried_here() -> None:
-    """A new route comes with a body for these tests."""
+    """A new route needs a body for these tests."""
     with running() as plugin:
         rules = {str(rule): rule.methods or set() for rule in plugin.app.url_map.iter_rules()}
         calls = inspect.getclosurevars(plugin.app.view_functions["hook"]).nonlocals["calls"]
@@ -285,7 +285,7 @@ def test_every_route_is_tried_here() -> None:
 @given(data=st.binary(max_size=200) | values.map(lambda v: json.dumps(v).encode()))
 @some(25)
 def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
-    """Each ends with what it read, or with an error that is meant to be. `make fuzz` finds better bytes."""
+    """Each parser returns a value, or raises an intended error. `make fuzz` finds better bytes."""
     TARGETS[name](data)
 
 
@@ -295,7 +295,7 @@ def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
 @given(st.data())
 @some(30)
 def test_no_text_from_outside_is_part_of_the_tables_text(data: st.DataObject) -> None:
-    """Whatever Docker or `fwctl` was told: elements are numbers, addresses and checked names of links."""
+    """For any input from Docker or `fwctl`: elements are numbers, addresses and checked names of links."""
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity")
         for call in ("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"):

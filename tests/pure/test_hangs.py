@@ -1,4 +1,4 @@
-"""A test that hangs fails by its name, and the run ends."""
+"""A test that hangs fails with its name, and the run ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_goes_on():
 
 
 def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ...] = ()) -> str:
-    """What a pytest of its own prints, with the project's settings; started with these signals ignored."""
+    """Return the output of a separate pytest with the project's settings, started with these signals ignored."""
     ignoring = "".join(f"signal.signal({int(each)}, signal.SIG_IGN);" for each in ignore)
     program = f"import os, signal, sys;{ignoring}os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     options = ("-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(ROOT))
@@ -43,7 +43,7 @@ def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ..
 
 
 def test_what_hangs_fails_by_its_name(tmp_path: Path) -> None:
-    """Also at the end of a `with`, and in a fixture; the tests behind it are run."""
+    """This also holds at the end of a `with`, and in a fixture; the tests after it are run."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text().replace("AGAIN = 60", "AGAIN = 2"))
     (tmp_path / "test_hanging.py").write_text(HANGS)
     told = pytest_in(tmp_path, "-o", "timeout=2", "--confcutdir", str(tmp_path), str(tmp_path))
@@ -53,13 +53,13 @@ def test_what_hangs_fails_by_its_name(tmp_path: Path) -> None:
 
 
 def test_each_test_has_a_time_out(pytestconfig: pytest.Config) -> None:
-    """By the project's settings, and longer ones for engines, which may have to be built."""
+    """The project's settings set it; it is longer for engines, which may have to be built."""
     assert pytestconfig.getini("timeout") == "600"
     assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
 @pytest.mark.parametrize("ignored", [(signal.SIGINT,), (signal.SIGINT, signal.SIGQUIT)], ids=["int", "both"])
 def test_tests_pass_where_an_interrupt_is_ignored(ignored: tuple[signal.Signals, ...]) -> None:
-    """`make test &` in a script, `nohup make test`: programs that the tests interrupt end all the same."""
+    """`make test &` in a script, `nohup make test`: programs that the tests interrupt end anyway."""
     told = pytest_in(ROOT, "-o", "timeout=60", "tests/pure/fwctl/cli/test_main.py", "-k", "test_watch", ignore=ignored)
     assert "2 passed" in told, told

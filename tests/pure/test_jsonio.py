@@ -1,4 +1,4 @@
-"""The strict JSON reader: every mistake is one error that names the key, what would be right and what was there."""
+"""The strict JSON reader: every mistake is one error that names the key, what would be right and the actual value."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ READERS: dict[str, tuple[Callable[[Any, str], object], object]] = {
 @given(value=json_values)
 @examples(60)
 def test_a_value_is_read_or_named(read: Callable[[Any, str], object], right: object, value: Any) -> None:
-    """Whatever is there: it is accepted, or one short error has the key. Errors are FwErrors, which Docker shows."""
+    """Any value is accepted, or one short error contains the key. Errors are FwErrors, which Docker shows."""
     read({"the key": right}, "the key")
     for raw in ({"the key": value}, value, {}):
         try:
@@ -65,14 +65,14 @@ def test_a_value_is_read_or_named(read: Callable[[Any, str], object], right: obj
     ],
 )
 def test_the_words(read: Callable[[Any, str], object], raw: Any, error: str) -> None:
-    """The key, what would be right, and the value as JSON, cut to what a line can hold."""
+    """The error contains the key, what would be right, and the value as JSON, cut to the length of a line."""
     with pytest.raises(JsonError) as caught:
         read(raw, "name")
     assert str(caught.value) == error
 
 
 def test_an_address_is_named_by_its_key() -> None:
-    """Also a zone, or the other family, is an error with its key."""
+    """A zone, or the other family, is also an error with its key."""
     for value, right in (("fe80::1%eth0", "an address"), ("2001:db8::1", "an IPv4 address"), ("1.2.3", "an address")):
         read = jsonio.only(IPv4Address, jsonio.address)
         with pytest.raises(JsonError, match=f'^where.HostIP: "{value}" is not {right}'):
@@ -80,7 +80,7 @@ def test_an_address_is_named_by_its_key() -> None:
 
 
 def test_nothing_null_and_empty_are_docker_spelling_of_none() -> None:
-    """`stated` and lists or objects with a default take them alike; a list elsewhere is required."""
+    """`stated` and lists or objects with a default treat them alike; a list elsewhere is required."""
     for raw in ({}, {"a": None}):
         assert jsonio.stated({**raw, "b": ""}, "a", jsonio.address) is None
         assert jsonio.items(raw, "a", default=[]) == []
@@ -90,7 +90,7 @@ def test_nothing_null_and_empty_are_docker_spelling_of_none() -> None:
 
 
 def test_unknown_fields_are_an_error() -> None:
-    """A typo in a request is told, with the fields that there are."""
+    """A typo in a request is reported, with the known fields."""
     assert jsonio.record({"a": 1}, "a", "b") == {"a": 1}
     with pytest.raises(JsonError, match="the request has a field 'aa', which is none of a, b"):
         jsonio.record({"aa": 1}, "a", "b")
@@ -98,13 +98,13 @@ def test_unknown_fields_are_an_error() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"nan"])
 def test_bytes_that_are_no_json(data: bytes) -> None:
-    """Never another exception, however deep or long."""
+    """There is never another exception, however deep or long the bytes."""
     with pytest.raises(JsonError, match=r"^the request is not JSON"):
         jsonio.document(data)
 
 
 def test_documents_are_bounded() -> None:
-    """In bytes, before anything is parsed, and in depth, so that no later step can run out of stack."""
+    """The bound is in bytes, before anything is parsed, and in depth, so that no later step can run out of stack."""
     with pytest.raises(JsonError, match="at most 8388608 are read"):
         jsonio.document(b" " * (jsonio.MAX_BYTES + 1))
     deep = jsonio.MAX_DEPTH
@@ -117,5 +117,5 @@ def test_documents_are_bounded() -> None:
 @given(st.recursive(json_values, lambda inner: st.lists(inner, max_size=2), max_leaves=5))
 @examples(100)
 def test_every_document_is_read(value: Any) -> None:
-    """What is JSON and within the bounds comes back as it was."""
+    """JSON within the bounds is returned unchanged."""
     assert jsonio.document(json.dumps(value).encode()) == value

@@ -1,4 +1,4 @@
-"""The architecture: which package may import which, which modules are pure, and which alone uses a library."""
+"""The architecture: which package may import which, which modules are pure, and which modules alone use a library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _name(path: Path) -> str:
 MODULES = {_name(path): path for path in sorted((ROOT / "plugin").rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
-#: Which packages and top-level modules a package may import, besides itself.
+#: The packages and top-level modules that a package may import, in addition to itself.
 LAYERS = {
     "text": "",
     "protocols": "",
@@ -46,7 +46,7 @@ LAYERS = {
 }
 #: fwctl's commands load these only when they run, inside functions: `fwctl status` must start at once.
 LAZY = {"fwctl.cli": "fwctl.host"}
-#: Imports that the layers forbid and that are still there. Only ever shorter: a line whose import is gone fails, too.
+#: Imports that the layers forbid and that still exist. The list only shrinks: a line whose import is gone fails, too.
 LATER: set[tuple[str, str]] = {
     ("kernel.sock_diag", "policy.requested_ports"),
     ("policy.view", "nftables.elements"),
@@ -54,7 +54,7 @@ LATER: set[tuple[str, str]] = {
     ("policy.view", "nftables.sets"),
 }
 
-#: Packages and modules that decide and touch nothing: no kernel, no disk, no clock, no Docker.
+#: Packages and modules that only decide, without effects: no kernel, no disk, no clock, no Docker.
 PURE = (
     "protocols",
     "text",
@@ -109,13 +109,13 @@ PURE = (
     *(f"fwctl.check.{name}" for name in ("hints", "judge", "places", "show")),
     *(f"fwctl.check.compose.{name}" for name in ("form", "model", "ports", "stack", "variables")),
 )
-#: Of the standard library, what a pure module has no business with.
+#: Modules of the standard library that a pure module must not import.
 EFFECTS = {
     "asyncio", "ctypes", "fcntl", "glob", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random",
     "select", "shutil", "signal", "socket", "sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time",
     "urllib",
 }  # fmt: skip
-#: Which modules alone may import a library.
+#: The only modules that may import a library.
 OWNERS = {
     "docker": ("docker",),
     "requests": ("docker",),
@@ -127,7 +127,7 @@ OWNERS = {
     "yaml": ("fwctl.check",),
     "rich": ("fwctl.cli.terminal",),
 }
-#: Modules that use one of these all the same; only ever shorter.
+#: Modules that use one of these anyway; the list only shrinks.
 USED_LATER: dict[str, set[str]] = {}
 
 
@@ -139,8 +139,8 @@ def package(module: str) -> str:
 
 
 def imports(name: str, *, lazy: bool | None = None) -> set[str]:
-    """Every module that a module imports, as `plugin.policy.peers` or `socket`. `lazy`: only those inside functions,
-    or only those that are not."""
+    """Return every module that a module imports, as `plugin.policy.peers` or `socket`. `lazy`: only those inside
+    functions, or only the others."""
     inside = {
         inner
         for node in ast.walk(TREES[name])
@@ -167,7 +167,7 @@ def within(module: str, places: tuple[str, ...] | list[str]) -> bool:
 
 
 def _edges() -> dict[tuple[str, str], str]:
-    """Imports that the layers forbid, and what to do about them."""
+    """Return the imports that the layers forbid, with the reason."""
     found = {}
     for name in MODULES:
         mine = package(name)
@@ -183,12 +183,12 @@ def _edges() -> dict[tuple[str, str], str]:
 
 
 def test_every_package_has_a_layer() -> None:
-    """A new package says first which others it may import."""
+    """A new package must declare which others it may import."""
     assert {package(name) for name in MODULES if name} == set(LAYERS)
 
 
 def test_packages_import_only_what_their_layer_allows() -> None:
-    """Data flows one way: what decides knows nothing of what acts, and no package is imported in a circle."""
+    """Data flows one way: modules that decide do not know those that act, and no package is imported in a circle."""
     edges = _edges()
     new = {f"{a} imports {b}: {why}" for (a, b), why in edges.items() if (a, b) not in LATER}
     assert not new
@@ -196,7 +196,7 @@ def test_packages_import_only_what_their_layer_allows() -> None:
 
 
 def test_no_module_is_imported_in_a_circle() -> None:
-    """Also within a package, and inside functions, one reads a module knowing only what it imports."""
+    """Also within a package, and for imports inside functions: a module can be read knowing only its imports."""
     graph = {name: {each.removeprefix("plugin.") for each in imports(name)} & MODULES.keys() for name in MODULES}
     while leaves := {name for name, needed in graph.items() if not needed}:
         graph = {name: needed - leaves for name, needed in graph.items() if name not in leaves}
@@ -205,7 +205,8 @@ def test_no_module_is_imported_in_a_circle() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if within(name, PURE)])
 def test_a_pure_module_touches_nothing(name: str) -> None:
-    """What decides about packets can be run, tested and trusted without a kernel, a disk, a clock or Docker."""
+    """The code that decides about packets can be run, tested and trusted without a kernel, a disk, a clock or
+    Docker."""
     for module in imports(name):
         top, _, rest = module.partition(".")
         if top == "plugin":
@@ -218,13 +219,13 @@ def test_a_pure_module_touches_nothing(name: str) -> None:
 
 
 def test_every_pure_place_exists() -> None:
-    """A module that moves stays held to its purity."""
+    """A module that is moved must stay on the list."""
     assert not {place for place in PURE if place not in MODULES}
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_library_has_one_place(library: str) -> None:
-    """Whoever changes to another library reads one package."""
+    """To change to another library, one package has to be read."""
     users = {name for name in MODULES for module in imports(name) if module.split(".")[0] == library}
     assert users
     assert {name for name in users if not within(name, OWNERS[library])} == USED_LATER.get(library, set())
@@ -255,7 +256,7 @@ print("\\n".join(seen), end="")
 
 
 def test_importing_does_nothing() -> None:
-    """Importing a module opens no file, socket or process: what happens, happens in the composition root."""
+    """Importing a module opens no file, socket or process: effects start in the composition root."""
     names = [name for name, path in MODULES.items() if path.name not in ("__init__.py", "__main__.py")]
     done = subprocess.run(
         [sys.executable, "-c", _WATCHED, *names],

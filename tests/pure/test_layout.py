@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PURE = ROOT / "tests/pure"
 FILES = sorted((ROOT / "tests").rglob("*.py"))
-#: Tests in a package's directory that are of no single module: the modules that they are of.
+#: Tests in a package's directory that belong to no single module, with their modules.
 SEVERAL = {
     "fwctl/check/test_compose.py": ["fwctl/check/compose"],
     "nftables/test_bans.py": ["nftables/ban_elements.py", "nftables/rules_forward.py"],
@@ -24,7 +24,8 @@ SEVERAL = {
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_imports_a_test_module(path: Path) -> None:
-    """What tests share is in a module without tests, so that each test file can change, move and run alone."""
+    """Code that tests share is in a module without tests, so that each test file can be changed, moved and run
+    alone."""
     imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,7 +46,8 @@ def test_pure_tests_mirror_the_packages() -> None:
 
 
 def test_long_functions_are_listed_no_longer_than_they_are_there() -> None:
-    """A file of pyproject.toml's list whose functions fit the limits leaves the list, so that they go on to fit."""
+    """A file of pyproject.toml's list whose functions fit the limits must leave the list, so that they stay within
+    them."""
     lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     listed = {(path, code) for path, codes in lint["per-file-ignores"].items() if "*" not in path for code in codes}
     limits = (

@@ -1,6 +1,6 @@
 """The cost of reading a text grows no faster than its length: no expression backtracks, no reader repeats.
 
-Speed itself is measured by `make bench`. Here work is counted, and the expressions are looked at.
+Speed itself is measured by `make bench`. These tests count work, and analyse the expressions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EVERY = frozenset(map(chr, range(128)))
 
 
 def _expressions() -> Iterator[Any]:
-    """Every constant expression that is given to `re`, and whether it may begin anywhere in the text."""
+    """Yield every constant expression that is passed to `re`, and whether it may match anywhere in the text."""
     for path in PLUGIN:
         for node in ast.walk(ast.parse(path.read_text())):
             called = node.func if isinstance(node, ast.Call) else None
@@ -46,7 +46,7 @@ def _expressions() -> Iterator[Any]:
 
 
 def _chars(op: str, value: Any) -> frozenset[str]:
-    """The ASCII characters that one step of an expression takes."""
+    """Return the ASCII characters that one step of an expression accepts."""
     match op:
         case "LITERAL":
             return frozenset(chr(value))
@@ -70,7 +70,7 @@ class _Nested(Exception):
 
 
 def _ways(parsed: Any) -> list[list[tuple[frozenset[str], bool]]]:
-    """Each way through an expression: what each step takes, and whether it repeats without a bound."""
+    """Return each path through an expression: the characters of each step, and whether it repeats without a bound."""
     ways: list[list[tuple[frozenset[str], bool]]] = [[]]
     for op, value in parsed:
         name = str(op)
@@ -98,7 +98,7 @@ def _ways(parsed: Any) -> list[list[tuple[frozenset[str], bool]]]:
 
 
 def _backtracks(text: str, *, anywhere: bool) -> str:
-    """Why an expression may take more steps than in proportion to the text; "" if it does not."""
+    """Return why an expression may take more steps than in proportion to the text; "" if it does not."""
     try:
         ways = _ways(_parser.parse(text, re.VERBOSE if "\n" in text else 0))
     except _Nested:
@@ -113,13 +113,13 @@ def _backtracks(text: str, *, anywhere: bool) -> str:
                 if twice and other & chars:
                     return "two repeats share the same characters"
                 if not twice and not other & chars:
-                    break  # where the first one ends is clear
+                    break  # the end of the first one is unambiguous
     return ""
 
 
 @pytest.mark.parametrize(("text", "anywhere"), list(_expressions()))
 def test_no_expression_backtracks(text: str, anywhere: bool) -> None:
-    """Two repeats without a bound never share a stretch of the text, and none stands within another."""
+    """Two repeats without a bound never share a stretch of the text, and none is nested in another."""
     if text.startswith(r"[ \t]*(?:export"):
         pytest.skip("a whole .env file, by `fwctl check` alone, of which each line ends the match")
     if text in (bounded_json._PLAIN.pattern, bounded_json._INSIDE.pattern):
@@ -131,7 +131,7 @@ def test_no_expression_backtracks(text: str, anywhere: bool) -> None:
     ("text", "anywhere"), [(r"(.+?)\s+([0-9]+)", False), (r"a*b?a*", False), (r"(a+)+", False), (r"\s*x", True)]
 )
 def test_an_expression_that_backtracks_is_seen(text: str, anywhere: bool) -> None:
-    """The test above finds what it is there for."""
+    """The test above detects backtracking."""
     assert _backtracks(text, anywhere=anywhere)
 
 
@@ -146,7 +146,7 @@ _BEFORE = ["", "22 ", "22 from ", "22 5/minute burst ", "1" + " " * 400]
 
 
 def steps(work: Callable[[], object]) -> int:
-    """Calls, of Python's functions and of C's, that the work takes when its expressions are compiled."""
+    """Return the number of calls, of Python and C functions, that the work takes when its expressions are compiled."""
     count = 0
     work()
 
@@ -164,7 +164,7 @@ def steps(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("read", [parse_allow, parse_deny, parse_egress, parse_rate, taken_back])
 def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object]) -> None:
-    """For every reader of a value, whatever is written again and again."""
+    """For every reader of a value, with any repeated text."""
     for before in _BEFORE:
         for unit in _UNITS:
             half, whole = (before + (unit * length)[:length] for length in (MAX_LENGTH // 4, MAX_LENGTH // 2))
@@ -173,7 +173,7 @@ def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object
 
 @pytest.mark.parametrize("key", KEYS)
 def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
-    """At most 16 calls a character, whatever is written, which is some milliseconds."""
+    """At most 16 calls a character for any text, which takes some milliseconds."""
     for before in _BEFORE:
         for unit in _UNITS:
             value = (before + unit * MAX_LENGTH)[:MAX_LENGTH]
@@ -181,13 +181,13 @@ def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
 
 
 def test_a_rule_with_hundreds_of_wrong_peers_is_told_by_the_first_ones() -> None:
-    """More is no typo; they are not even looked at."""
+    """More than that is no typo; the rest is not even read."""
     ((spec),) = parse_allow("22 from " + "1 " * 2000)[1]
     assert spec.count("is not an address") == 8
 
 
 def test_masses_of_holes_take_work_in_proportion() -> None:
-    """`fw.policy: open` without 2,000 ports is not 2,000 times 2,000 steps."""
+    """`fw.policy: open` without 2,000 ports does not take 2,000 times 2,000 steps."""
     everything = [Rule("tcp", 1, 65535)]
 
     def work(holes: int) -> int:
@@ -196,7 +196,7 @@ def test_masses_of_holes_take_work_in_proportion() -> None:
     assert work(2000) <= 2.5 * work(1000)
 
 
-# --- rates: read word by word, as the language's expression would have it -------------------------------------------
+# --- rates: read word by word, equal to the language's expression ---------------------------------------------------
 
 _RATE = re.compile(r"(.+?)\s+([0-9]{1,9})\s*/\s*([A-Za-z]+)(?:\s+burst\s+([0-9]{1,9}))?", re.ASCII | re.IGNORECASE)
 _WORDS = ["22", "5", "/", "minute", "burst", "10", " ", "  ", "/tcp", "5/minute", "second", "-", "hour", "B", "0", "é"]
@@ -205,7 +205,7 @@ _WORDS = ["22", "5", "/", "minute", "burst", "10", " ", "  ", "/tcp", "5/minute"
 @given(st.lists(st.sampled_from(_WORDS), max_size=9).map("".join))
 @examples(500)
 def test_a_rate_is_what_the_expression_says(text: str) -> None:
-    """Each text that is a rate is one, with these parts; each that is none is a mistake that quotes it."""
+    """Each text that the expression matches is a rate with these parts; any other is a mistake that quotes it."""
     text = text.strip()
     if not text or "," in text:
         return

@@ -1,7 +1,8 @@
 """dockerd's calls in any order, twice, late, or about unknown objects: the sets equal what the labels open.
 
-The table is walked as the kernel would (`tests.pure.tracer`); what should be open is read from labels by
-`tests.pure.naive`, and who is there is kept by the few lines of `Docker` here: neither knows the plugin's code.
+The table is walked as the kernel would (`tests.pure.tracer`); the expected open ports are read from labels by
+`tests.pure.naive`, and the existing endpoints are kept by the few lines of `Docker` here: neither knows the plugin's
+code.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.recorded import GENERIC, PORTMAP
 
 Address = IPv4Address | IPv6Address
 NET, INTERNAL, SAYS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)
-#: What a network's options, and a setting, say for everybody there.
+#: The options of a network, and a setting, for all containers there.
 OPTIONS: dict[str, dict[str, str]] = {NET: {}, INTERNAL: {}, SAYS: {"fw.allow": "9100", "fw.deny": "22"}}
 SETTING = {"fw.allow": "161/udp"}
 ENDPOINTS = tuple(f"e{n}".ljust(64, "0") for n in range(5))
@@ -54,7 +55,7 @@ OUTSIDERS = (IPv4Address("203.0.113.7"), IPv4Address("192.0.2.1"), IPv6Address("
 NUMBERS = {"tcp": 6, "udp": 17}
 
 
-#: Which endpoint: mostly one that is there.
+#: The endpoint: mostly an existing one.
 which = st.integers(0, 29)
 
 
@@ -64,7 +65,7 @@ def subnet(network: str) -> int:
 
 @dataclass
 class Place:
-    """An endpoint as dockerd knows it. `labels` None: nobody has told them."""
+    """An endpoint as dockerd knows it. `labels` None: they are unknown."""
 
     network: str
     number: int
@@ -80,13 +81,13 @@ class Place:
 
 @dataclass
 class Docker:
-    """What has been made and not taken away."""
+    """The networks and endpoints that were created and not deleted."""
 
     networks: set[str] = field(default_factory=set)
     places: dict[str, Place] = field(default_factory=dict)
 
     def forget(self, network: str, number: int, *, but: str) -> None:
-        """Whoever else has the address is a ghost: its end was never told."""
+        """Remove any other endpoint with this address: its end was never reported."""
         for key, place in list(self.places.items()):
             if key != but and (place.network, place.number) == (network, number):
                 del self.places[key]
@@ -109,7 +110,7 @@ class Docker:
 
 
 class Api(NoLinks):
-    """Docker's API in a hook, as it answers now."""
+    """Docker's API in a hook, with its current answer."""
 
     def __init__(self) -> None:
         self.labels: dict[str, str] | None = None
@@ -145,7 +146,7 @@ class Calls(RuleBasedStateMachine):
         self.client = create_app(made, none).test_client()
 
     def call(self, name: str, body: dict[str, Any], *, well: bool) -> None:
-        """The call is answered as it should be: with an error, or without one."""
+        """Make the call and check that the answer is an error, or not, as expected."""
         told = json.loads(self.client.post(f"/NetworkDriver.{name}", data=json.dumps(body)).data)
         assert ("Err" not in told) == well, (name, told)
 
@@ -162,7 +163,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(network=st.sampled_from([NET, INTERNAL, SAYS]), other=st.integers(0, 9))
     def create_network(self, network: str, other: int) -> None:
-        """Again and again the same; now and then with other options under the same ID."""
+        """Repeat the same request; sometimes with other options under the same ID."""
         net, changed = subnet(network), not other and network in self.docker.networks
         body = {
             "NetworkID": network,
@@ -177,7 +178,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(network=st.sampled_from([NET, INTERNAL, SAYS, NOWHERE]), seldom=st.integers(0, 3))
     def delete_network(self, network: str, seldom: int) -> None:
-        """Also with containers on it, and twice."""
+        """Also with containers on the network, and twice."""
         if seldom:
             return
         self.call("DeleteNetwork", {"NetworkID": network}, well=True)
@@ -190,7 +191,7 @@ class Calls(RuleBasedStateMachine):
         number=st.sampled_from(HOSTS),
     )
     def create_endpoint(self, endpoint: str, network: str, number: int) -> None:
-        """An address that somebody else had is this one's now."""
+        """An address of another endpoint now belongs to this one."""
         net, known = subnet(network), self.docker.places.get(endpoint)
         there = network in self.docker.networks
         same = known is None or (known.network, known.number) == (network, number)
@@ -204,7 +205,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which, labels=st.sampled_from(LABELS), astray=st.integers(0, 9))
     def join(self, drawn: int, labels: dict[str, str] | None, astray: int) -> None:
-        """With whatever labels, told or not; now and then on a network that it is not on."""
+        """With any labels, known or not; sometimes on a network that the endpoint is not on."""
         self._join(self.endpoint(drawn), labels, astray)
 
     def _join(self, endpoint: str, labels: dict[str, str] | None, astray: int) -> None:
@@ -226,14 +227,14 @@ class Calls(RuleBasedStateMachine):
         number=st.sampled_from(HOSTS),
     )
     def begin(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
-        """A container's whole start, as it mostly comes."""
+        """Make the calls of a container's usual start."""
         endpoint = ENDPOINTS[drawn % len(ENDPOINTS)]
         self.create_endpoint(endpoint, network, number)
         self._join(endpoint, labels, 1)
 
     @rule(drawn=which, network=st.sampled_from([NET, NOWHERE]))
     def leave(self, drawn: int, network: str) -> None:
-        """Also of who has never joined, or left already."""
+        """Also for an endpoint that has never joined, or has left already."""
         endpoint = self.endpoint(drawn)
         self.call("Leave", {"NetworkID": network, "EndpointID": endpoint}, well=True)
         if place := self.docker.places.get(endpoint):
@@ -248,7 +249,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which)
     def publish(self, drawn: int) -> None:
-        """`-p 18080:8080`, which by itself opens nothing."""
+        """`-p 18080:8080`, which alone opens nothing."""
         endpoint = self.endpoint(drawn)
         place = self.docker.places.get(endpoint)
         network = place.network if place else NET
@@ -268,14 +269,14 @@ class Calls(RuleBasedStateMachine):
     @precondition(lambda self: self.docker.places)
     @rule()
     def restart(self) -> None:
-        """docker-fw is killed; the next one has its state file and nothing else."""
+        """docker-fw is killed; the next process has its state file and nothing else."""
         self.start(self.disk.kept)
 
-    # --- what holds always ----------------------------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------------------------
 
     @invariant()
     def the_sets_open_what_labels_say_and_no_more(self) -> None:
-        """At each address that there may be, from outside and from each other."""
+        """This holds at each possible address, from outside and from other containers."""
         assert self.kernel.table is not None
         table = Table(self.kernel.table)
         addresses = [a for net in (NET, INTERNAL, SAYS) for n in HOSTS for a in Place(net, n).addresses]
@@ -292,7 +293,7 @@ class Calls(RuleBasedStateMachine):
 
     @invariant()
     def host_ports_lead_to_who_publishes_them(self) -> None:
-        """And to nobody who has left."""
+        """No host port leads to a container that has left."""
         assert self.kernel.table is not None
         led = {(int(str(e.key[1])), e.data[0]) for e in self.kernel.table if e.set.endswith("_any") and e.data}
         assert led == {
@@ -304,7 +305,7 @@ class Calls(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_kept_of_who_is_gone(self) -> None:
-        """State and table know the same endpoints as dockerd."""
+        """State and table contain the same endpoints as dockerd."""
         assert set(self.state.endpoints) == set(self.docker.places)
         assert set(self.state.networks) == self.docker.networks
 
@@ -315,4 +316,4 @@ Calls.TestCase.settings = settings(
 
 
 class TestCallsInAnyOrder(Calls.TestCase):
-    """Whatever dockerd calls, in whatever order: the sets are what labels, options and base say of who is there."""
+    """For any calls in any order: the sets equal what labels, options and base say of the existing endpoints."""

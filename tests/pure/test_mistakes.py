@@ -1,7 +1,7 @@
-"""The promise about mistakes, over labels of every kind: a wrong one never opens anything, and a right one opens just
-what it says, as `tests.pure.naive` reads it.
+"""The promise about mistakes, for labels of every kind: a wrong label never opens anything, and a right one opens
+exactly what it says, as `tests.pure.naive` reads it.
 
-Flows are tried one by one; what the plugin decided is read from its policies by this file's own loops.
+Flows are tried one by one; the plugin's decisions are read from its policies by this file's own loops.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ _TRIED = (
 FLOWS = tuple(Flow(proto, port, peer) for (proto, port), peer in itertools.product(_TRIED, PEERS))
 
 
-# --- what the plugin decides --------------------------------------------------------------------------------------
+# --- the plugin's decisions ---------------------------------------------------------------------------------------
 
 
 def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, network: str = "front") -> Any:
-    """The container as the plugin reads it from Docker's list, on a network."""
+    """Return the container as the plugin reads it from Docker's list, on a network."""
     told = {
         "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
         "com.docker.compose.container-number": "1", **pairs,
@@ -95,7 +95,7 @@ def directory() -> PeerIndex:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Where the container is, and what others say."""
+    """The container's network, and the policies of other places."""
 
     network: BridgeNetwork | Network = FRONT
     settings: PolicySpec = NOTHING
@@ -110,7 +110,7 @@ class World:
 
 
 def _passes(rules: Iterable[Rule], flow: Flow, *, host: bool) -> bool:
-    """Brute force: is there a rule about this flow with this peer?"""
+    """Brute force: is there a rule for this flow with this peer?"""
     for rule in rules:
         if rule.proto != flow.proto or not rule.first <= flow.port <= rule.last:
             continue
@@ -125,7 +125,7 @@ def _passes(rules: Iterable[Rule], flow: Flow, *, host: bool) -> bool:
 
 
 def accepted(decided: Policy) -> set[Flow]:
-    """The flows that come in, by the container's address or by a published port."""
+    """Return the flows that are accepted, through the container's address or through a published port."""
     return {flow for flow in FLOWS if _passes((*decided.accepts, *decided.published), flow, host=False)}
 
 
@@ -134,14 +134,15 @@ def begun(decided: Policy) -> set[Flow]:
 
 
 def no_wider(world: World, narrow: Any, wide: Any) -> None:
-    """Whoever has the first labels accepts, publishes and begins nothing that who has the second would not."""
+    """Check that a container with the first labels accepts, publishes and opens nothing that one with the second would
+    not."""
     (one, endpoint), (two, _) = world.decide(narrow), world.decide(wide)
     assert accepted(one) <= accepted(two)
     assert begun(one) <= begun(two)
     assert set(closed_ports(one, endpoint)) >= set(closed_ports(two, endpoint))
 
 
-# --- what people write --------------------------------------------------------------------------------------------
+# --- labels that people write -------------------------------------------------------------------------------------
 
 _ports = st.sampled_from(
     ["22", "80", "443", "8080", "5432", "1-1024", "9000-9100", "*", "53/udp", "*/udp", "80/sctp", "20 - 25", "1-65535"]
@@ -167,7 +168,7 @@ RIGHT: dict[str, st.SearchStrategy[str]] = {
     "fw.rate": st.builds("{} {}/minute burst {}".format, _ports, st.integers(1, 9), st.integers(1, 9)),
     "fw.log": st.sampled_from(["drop", "none"]),
 }
-#: Where on the container it is said.
+#: The place of a label on the container.
 _WHERE = ("fw.", "fw.network.front.", "fw.network.back.")
 
 
@@ -202,7 +203,7 @@ _wrong_keys = st.sampled_from(
         "fw.network.nowhere.egress",
     ]
 )
-#: One label, mostly wrong, at a key of every kind.
+#: One label, mostly wrong, with a key of every kind.
 suspicious = st.sampled_from(sorted(RIGHT)).flatmap(
     lambda key: st.tuples(
         st.sampled_from(_WHERE).map(lambda w: w + key[3:]) | st.just(key.upper()) | _wrong_keys, near_misses[key]
@@ -225,7 +226,7 @@ worlds = st.builds(
 )
 
 
-# --- a wrong one never opens --------------------------------------------------------------------------------------
+# --- a wrong label never opens ------------------------------------------------------------------------------------
 
 
 @given(worlds, _pairs(), suspicious)
@@ -233,8 +234,8 @@ worlds = st.builds(
 def test_a_wrong_label_accepts_and_begins_nothing_that_was_not_before(
     world: World, pairs: dict[str, str], label: tuple[str, str]
 ) -> None:
-    """Whatever else stands on a container and around it: with one wrong label more it accepts no flow, serves no
-    published port and may begin nothing that it would not without that label."""
+    """With any other labels on a container and around it: with one more wrong label it accepts no flow, serves no
+    published port and may open no connection that it would not without that label."""
     key, value = label
     if key in pairs:
         return
@@ -249,7 +250,7 @@ def test_a_wrong_label_accepts_and_begins_nothing_that_was_not_before(
 def test_a_second_mistake_opens_nothing_either(
     world: World, pairs: dict[str, str], first: tuple[str, str], second: tuple[str, str]
 ) -> None:
-    """Nor does a mistake beside another one."""
+    """A mistake next to another one does not open anything either."""
     before = {**pairs, first[0]: first[1]}
     if second[0] in before or not container(before).problems:
         return
@@ -263,7 +264,7 @@ def test_a_second_mistake_opens_nothing_either(
 def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
     world: World, options: dict[str, str], label: tuple[str, str], pairs: dict[str, str]
 ) -> None:
-    """The same holds for the options of one of Docker's networks, and for an attachment's."""
+    """The same holds for the options of a Docker network, and for an attachment's."""
     key, value = label
     right, wrong = (parser.parse(p, "network option ") for p in (options, {**options, key: value}))
     if key in options or not wrong.problems or isinstance(world.network, Network):
@@ -286,8 +287,8 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
 @given(worlds, _pairs(), _pairs(), st.lists(suspicious, max_size=1).map(dict))
 @examples(250)
 def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[str, str], odd: dict[str, str]) -> None:
-    """Whatever labels an image brings, right or wrong: its container accepts and may begin nothing that it would not
-    if the image had none."""
+    """For any labels of an image, right or wrong: its container accepts and may open nothing that it would not if the
+    image had none."""
     brought = {**image, **odd}
     merged = {**brought, **mine}
     alone = {key: value for key, value in mine.items() if brought.get(key) != value}
@@ -299,8 +300,8 @@ def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[
 def test_while_an_image_cannot_be_asked_nothing_is_wider(
     world: World, pairs: dict[str, str], odd: tuple[str, str]
 ) -> None:
-    """The image has gone, so that nobody knows which labels are its own: nothing is accepted or begun that would not
-    be if all of them were the user's, nor if all of them were the image's."""
+    """The image was removed, so that its own labels are unknown: nothing is accepted or opened that would not be if all
+    labels were the user's, nor if all of them were the image's."""
     told = {**pairs, odd[0]: odd[1]}
     listed = {
         "Id": "c" * 64, "Names": ["/web"], "Labels": told,
@@ -311,7 +312,7 @@ def test_while_an_image_cannot_be_asked_nothing_is_wider(
     no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, told), "front"))
 
 
-# --- a right one opens what it says -------------------------------------------------------------------------------
+# --- a right label opens exactly what it says ---------------------------------------------------------------------
 
 
 def _general(pairs: Mapping[str, str]) -> dict[str, str]:
@@ -328,7 +329,8 @@ def _here(pairs: Mapping[str, str], name: str) -> dict[str, str]:
 def test_what_is_right_accepts_and_begins_exactly_what_it_says(
     settings: dict[str, str], options: dict[str, str], pairs: dict[str, str], attached: dict[str, str], by_p: bool
 ) -> None:
-    """Right labels in every place: a flow comes in, or may be begun, if and only if the words say so, read one by one.
+    """Right labels in every place: a flow is accepted, or a connection permitted, if and only if the labels, read one
+    by one, say so.
 
     Setting < network < container < the container's for this network < attachment.
     """
@@ -347,7 +349,7 @@ def test_what_is_right_accepts_and_begins_exactly_what_it_says(
 @given(near_text)
 @examples(300)
 def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
-    """Text that is almost right: it opens what it says when it is read by hand, or no port besides the base."""
+    """Text that is almost right: it opens what it says when it is read by hand, or no port in addition to the base."""
     decided, _ = World().decide(container({"fw.allow": text}))
     reading = naive.Reading(naive.rules(text) or [], [], "default", None)
     by_hand = {f for f in FLOWS if naive.accepts(reading, f, NAMES)}
@@ -359,7 +361,7 @@ def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
 
 
 def test_the_examples_are_worth_something() -> None:
-    """What is generated here is right in part and wrong in part: no test of this file is of nothing but one kind."""
+    """The generated examples are partly right and partly wrong: no test of this file covers only one kind."""
     right = wrong = 0
     for key, text in (
         ("fw.allow", "22 from 10.0.0.0/8"),
@@ -379,7 +381,8 @@ def test_the_examples_are_worth_something() -> None:
 
 @pytest.mark.parametrize("network", [FRONT, OURS])
 def test_the_plain_case(network: BridgeNetwork | Network) -> None:
-    """Nothing said anywhere: the flows of this file to 22, 80 and 443 come in, from everybody, and all may be begun."""
+    """Without any label: the flows of this file to 22, 80 and 443 are accepted from all, and all connections are
+    permitted."""
     decided, _ = World(network).decide(container({}))
     assert {(flow.proto, flow.port) for flow in accepted(decided)} == {("tcp", 22), ("tcp", 80), ("tcp", 443)}
     assert len(accepted(decided)) == 3 * len(PEERS)

@@ -1,4 +1,4 @@
-"""Names that look like options, nft's language, a shell's or paths are shown as they are, and never interpreted."""
+"""Names that look like options, nft's language, a shell's or paths are shown unchanged, and never interpreted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
 pytestmark = pytest.mark.usefixtures("no_flows")
 
 MARK = 0x08000000
-#: The outside's: what Docker, compose, the kernel and images let others choose.
+#: Names from outside, as Docker, compose, the kernel and images let others choose them.
 NAMES = [
     *HOSTILE_TEXTS,
     "-x", "* {", '"; flush ruleset; "', '";flush', 'a"}#', "x*", "br-*", "`reboot`", "${IFS}", "a/b", "a\tb",
@@ -54,7 +54,7 @@ A = Engine("28.5.2")
 
 
 class Host:
-    """Docker's lists and the kernel's links, with names of the outside's, read as docker-fw reads them."""
+    """Docker's lists and the kernel's links, with names from outside, read as docker-fw reads them."""
 
     def __init__(self, draw: Any) -> None:
         self.texts: list[str] = []
@@ -73,7 +73,7 @@ class Host:
             "Labels": {COMPOSE + "project": text(), COMPOSE + "network": text()},
             "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}]},
         }  # fmt: skip
-        # A bridge of a right name too, so that its container is on a network that is known.
+        # Also a bridge with a valid name, so that its container is on a known network.
         right = {**network, "Id": "b" * 64, "Name": text(), "Options": {BRIDGE + "name": "br-right"}}
         self.links = [bridge, text(), "br-right", "br-lan"]
         self.dockers, _ = listing.bridges([network, right])
@@ -126,7 +126,7 @@ def some(count: int) -> settings:
 
 
 def skeletons(text: str) -> tuple[str, list[str]]:
-    """The table's text without its elements, and the elements."""
+    """Return the table's text without its elements, and the elements."""
     elements = re.findall(r"^add element inet docker-fw \w+ \{ (.*) \}$", text, re.MULTILINE)
     return re.sub(r"^add element .*\n", "", text, flags=re.MULTILINE), elements
 
@@ -134,8 +134,8 @@ def skeletons(text: str) -> tuple[str, list[str]]:
 @given(st.data())
 @some(60)
 def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st.DataObject) -> None:
-    """Names of networks, bridges, links, containers, projects, services and networks in labels: the table has numbers,
-    addresses and checked names of links alone, and the text around them is the same for all."""
+    """For any names of networks, bridges, links, containers, projects, services and networks in labels: the table
+    contains only numbers, addresses and checked names of links, and the text around them is always the same."""
     host = Host(data.draw)
     assert host.kernel.table is not None
     assert any(element.set == "ingress_drops4" for element in host.kernel.table)
@@ -149,8 +149,8 @@ def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st
 @given(st.lists(names, max_size=6), st.lists(names, max_size=6))
 @some(60)
 def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], others: list[str]) -> None:
-    """Docker's bridges and the host's other ones, whatever they are called: who has an odd name is closed, and his
-    name is nowhere in the file."""
+    """For any names of Docker's bridges and of the host's other ones: a bridge with an odd name is closed, and its name
+    is nowhere in the file."""
 
     class Api:
         def bridges(self) -> tuple[frozenset[str], bool]:
@@ -172,7 +172,7 @@ def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], ot
 
 
 def _shown(host: Host) -> Iterator[str]:
-    """What `fwctl` prints of it, for pipes and terminals, each text with the name of the command."""
+    """Yield the output of `fwctl`, for pipes and terminals, each with the name of the command."""
     told = json.loads(json.dumps(host.status()))
     yield render.status(told)
     yield render.ports(told)
@@ -211,7 +211,8 @@ def _shown(host: Host) -> Iterator[str]:
 @given(st.data())
 @some(40)
 def test_fwctl_shows_names_and_sends_nothing_to_a_terminal(data: st.DataObject) -> None:
-    """In each of its tables and lists a name is text: no escape sequence, no line more, no markup, no direction."""
+    """In each of its tables and lists a name is text: no escape sequence, no extra line, no markup, no text
+    direction."""
     for text in _shown(Host(data.draw)):
         assert all(c.isprintable() or c == "\n" for c in text), repr(text[:300])
         text.encode()
@@ -220,7 +221,8 @@ def test_fwctl_shows_names_and_sends_nothing_to_a_terminal(data: st.DataObject) 
 @given(st.data())
 @some(30)
 def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Of services, networks, bridges and containers: told as text and as JSON, and no path is opened by it."""
+    """Names of services, networks, bridges and containers are shown as text and as JSON, and no path is opened because
+    of them."""
     text = data.draw(names.filter(bool)), data.draw(names), data.draw(names), data.draw(names)
     file = {
         "name": text[1],
@@ -239,12 +241,12 @@ def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPat
 
 
 def test_a_container_is_found_by_its_very_name() -> None:
-    """A name of somebody else's choice is compared, never read: no pattern, no beginning of an ID."""
+    """A name from outside is compared, never interpreted: as no pattern, and as no beginning of an ID."""
     host = Host(lambda _: "-x")
     assert containers(host.inventory) == {"c" * 64: "-x"}
 
 
 def test_an_element_stands_in_one_line_of_its_own() -> None:
-    """What the tests above take away is elements alone, and they see whatever is more."""
+    """The tests above remove elements only, and detect any additional text."""
     assert skeletons(document(MARK, {Element("dockers", ("docker0",))}))[0] == document(MARK, ())
     assert skeletons(document(MARK, {Element("dockers", ('";\nflush ruleset',))}))[0] != document(MARK, ())

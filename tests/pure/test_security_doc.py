@@ -32,7 +32,7 @@ def docker(tmp_path: Path) -> Iterator[FakeDocker]:
 
 
 def general(path: str, container_id: str) -> str:
-    """A request's path without version, query and whom it is about, as the table has it."""
+    """Return a request's path without version, query and ID, as the table has it."""
     path = re.sub(r"^/v[0-9.]+", "", urlsplit(path).path)
     for identity in (NETWORK, container_id, IMAGE):
         path = path.replace(identity, "ID")
@@ -40,9 +40,10 @@ def general(path: str, container_id: str) -> str:
 
 
 def test_docker_is_asked_what_the_table_says_and_no_more(docker: FakeDocker) -> None:
-    """Each call of the table is made, with GET, which is all that this Docker answers to; none is made besides.
+    """Each call of the table is made, with GET, which is all that this Docker answers to; no other call is made.
 
-    Everything that docker-fw ever asks is asked: in a hook, for a look at all, of one container, of a guest, events.
+    Every request that docker-fw ever makes is made: in a hook, for a full listing, of one container, of a Docker
+    endpoint, events.
     """
     docker.container("web", ENDPOINT, NETWORK, {"fw.allow": "8080"}, IMAGE)
     docker.images[IMAGE] = {}
@@ -78,8 +79,8 @@ def test_the_table_of_mounts_is_what_config_and_compose_file_mount() -> None:
 
 
 def test_the_capabilities_are_those_of_config_and_compose_file() -> None:
-    """The plugin asks for CAP_NET_ADMIN alone; the sidecar drops all and adds what the text names, which is what the
-    process keeps."""
+    """The plugin requests CAP_NET_ADMIN only; the sidecar drops all and adds those that the text names, which are the
+    ones that the process keeps."""
     config = json.loads((ROOT / "config.json").read_text())
     assert config["linux"]["capabilities"] == ["CAP_NET_ADMIN"]
     compose = (ROOT / "compose-examples/sidecar.yml").read_text()

@@ -35,11 +35,11 @@ DEFAULT = Settings(
 
 
 def test_nothing_needs_to_be_set() -> None:
-    """An empty environment is a working configuration: the base, and nothing more."""
+    """An empty environment is a working configuration: the base, and no more."""
     assert read({}) == DEFAULT
 
 
-#: By setting, a value that is not its default.
+#: By setting, a value other than its default.
 OTHERS = {
     "FW_SOCKET": "/x", "FW_DOCKER_SOCKET": "/x", "FW_STATE": "/x", "FW_SYSCTL": "/x", "FW_CGROUP": "/x",
     "FW_BOOT": "/x", "FW_DOCKERD_CGROUP": "docker",
@@ -50,7 +50,7 @@ OTHERS = {
 
 
 def test_every_setting_is_read() -> None:
-    """Each documented setting makes a difference, and each key of the language but fw.network has one."""
+    """Each documented setting has an effect, and each label key except fw.network has one."""
     assert OTHERS.keys() == SETTINGS.keys()
     for name, value in OTHERS.items():
         assert read({name: value}) != DEFAULT
@@ -79,12 +79,12 @@ def test_every_setting_is_read() -> None:
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_empty_means_default(name: str) -> None:
-    """`docker plugin set FW_X=` gives the default back; so do blanks."""
+    """`docker plugin set FW_X=` restores the default; so do blanks."""
     assert read({name: ""}) == read({name: "  "}) == DEFAULT
 
 
 def test_variables_of_others_are_left_alone() -> None:
-    """The environment's other variables are nobody's mistake."""
+    """Other variables in the environment are not mistakes."""
     assert read({"PATH": "/bin", "fw_mark": "x", "FWX": "y"}) == DEFAULT
 
 
@@ -101,13 +101,14 @@ def test_the_mark_is_read_in_hex_or_decimal(text: str, mark: int) -> None:
     "text", ["0", "0x0", "3", "0x100000000", "4294967296", "-1", "0b1", "0o1", "x", "1e3", "0x", "1_0", "٤", "9" * 50]
 )
 def test_the_mark_is_one_bit_of_32(text: str) -> None:
-    """Anything else than one bit is refused: it would let through what others marked, or clear their marks."""
+    """Any other value than one bit is refused: it would let through packets that other programs marked, or clear their
+    marks."""
     with pytest.raises(FwError, match="must be one bit of 32, like 0x08000000"):
         read({"FW_MARK": text})
 
 
 def test_what_the_host_allows_is_read_like_a_label() -> None:
-    """FW_ALLOW speaks fw.allow's language, sorted and without doubles; so does each other setting its key's."""
+    """FW_ALLOW uses fw.allow's language, sorted and without duplicates; each other setting uses its key's."""
     spec = read({"FW_ALLOW": "53/udp, 8080, 8080"}).defaults.spec
     assert spec.allow == (Rule("tcp", 8080, 8080), Rule("udp", 53, 53))
     assert {rule.origin for rule in spec.allow} == {"setting fw.allow"}
@@ -160,7 +161,8 @@ def test_what_the_host_allows_is_read_like_a_label() -> None:
     ],
 )
 def test_a_wrong_setting_stops_the_start(name: str, value: str, message: str) -> None:
-    """A wrong word of the language is told like a label's, with the setting's name: nothing starts on a guess."""
+    """A value with a mistake in the label language is reported like a label's, with the setting's name: no start with a
+    guess."""
     with pytest.raises(FwError) as caught:
         read({name: value})
     assert str(caught.value) == message
@@ -179,7 +181,7 @@ def test_log_levels_in_any_case(level: str) -> None:
 
 
 def test_every_mistake_at_once() -> None:
-    """All that is wrong is told in one go, each with its name, its value and what would be right."""
+    """All mistakes are reported at once, each with its name, its value and what would be right."""
     with pytest.raises(FwError) as caught:
         read(
             {
@@ -205,7 +207,7 @@ def test_every_mistake_at_once() -> None:
 @given(st.dictionaries(st.sampled_from([*SETTINGS, "FW_X", "HOME"]), st.text(max_size=30), max_size=4))
 @examples(100)
 def test_any_environment_is_settings_or_one_clear_error(environ: dict[str, str]) -> None:
-    """No value whatever crashes the start in another way than with a message that names the setting."""
+    """For any values, the start fails only with a message that names the setting."""
     try:
         settings = read(environ)
     except FwError as refused:

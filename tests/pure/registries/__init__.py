@@ -1,7 +1,7 @@
-"""One entry more in a registry of the product, and whether everything follows.
+"""Add one entry to a registry of the product, and check that everything follows.
 
 The product is copied, the entry is written into its registry, and the tests in one of these files run there, in a
-process of their own: the registries are constants, which everything reads when it is imported.
+process of their own: the registries are constants, which every module reads when it is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Entry:
-    """Text that goes into a file of the product, in front of the one place where `before` stands there."""
+    """Text to insert into a file of the product, before the only occurrence of `before`."""
 
     file: str
     before: str
@@ -33,7 +33,7 @@ ADDED_PROTOCOL = Entry("plugin/protocols.py", '    Protocol(name="gre"', f"    {
 
 
 def copied(to: Path, *entries: Entry) -> Path:
-    """The product and its tests with these entries, and nothing else changed."""
+    """Copy the product and its tests, with these entries and no other change."""
     for name in ("plugin", "tests"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "bench", "torture"))
     for name in ("README.md", "LABELS.md", "config.json", "pyproject.toml"):
@@ -47,7 +47,7 @@ def copied(to: Path, *entries: Entry) -> Path:
 
 
 def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in the copy."""
+    """Run Python in the copy."""
     env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=where, env=env, capture_output=True, text=True, timeout=300, check=False
@@ -55,7 +55,7 @@ def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def check(where: Path, *tests: str) -> None:
-    """Runs tests in the copy, and fails with what pytest says unless there are some and all of them pass."""
+    """Run tests in the copy; fail with pytest's output unless there are some and all of them pass."""
     done = run(where, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
     if done.returncode:
         pytest.fail(done.stdout + done.stderr, pytrace=False)

@@ -1,4 +1,4 @@
-"""What holds of a label key that has just its entry, a field and a reader of the state: `test_labels` runs this."""
+"""Properties of a label key with only its entry, a field and a reader of the state: `test_labels` runs this."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTED = {"Id": "c" * 64, "Names": ["/web"], "NetworkSettings": {"Networks": {"f
 
 
 def test_it_is_read_wherever_labels_are() -> None:
-    """Its value becomes its field: of a container, of one of its networks, of the setting that it names."""
+    """Its value becomes its field: for a container, for one of its networks, for the setting that it names."""
     assert parse({"FW.Note": "one"}).spec.note == "one"  # type: ignore[attr-defined]
     parsed = parse({"fw.note": "all", "fw.network.front.note": "front"})
     assert for_network(parsed, {"front"}).note == "front"  # type: ignore[attr-defined]
@@ -30,7 +30,7 @@ def test_it_is_read_wherever_labels_are() -> None:
 
 
 def test_places_are_merged_by_its_rule() -> None:
-    """The most specific place wins."""
+    """The most specific place takes precedence."""
     one, other = parse({"fw.note": "one"}).spec, parse({"fw.note": "other", "fw.allow": "8080"}).spec
     assert over(one, other).note == "other"  # type: ignore[attr-defined]
     assert over(other, one).note == "one"  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_places_are_merged_by_its_rule() -> None:
 
 
 def test_a_mistake_in_it_does_what_its_entry_says() -> None:
-    """It opens nothing and closes nothing; what is right of it remains where something else is wrong."""
+    """It opens nothing and closes nothing; its value remains if another label is wrong."""
     (problem,) = parse({"fw.note": ""}).problems
     assert (problem.closes, problem.confines) == (False, False)
     parsed = parse({"fw.note": "kept", "fw.allow": "wrong"})
@@ -51,7 +51,7 @@ def test_a_mistake_in_it_does_what_its_entry_says() -> None:
 
 
 def test_an_images_value_does_not_count() -> None:
-    """Neither as the user's nor as a default, and that is reported."""
+    """It applies neither as the user's value nor as a default, and that is reported."""
     labels = {"fw.note": "of the image"}
     assert not only_closing(labels)
     container = on_network(read({**LISTED, "Labels": labels}, labels), "front")
@@ -61,7 +61,7 @@ def test_an_images_value_does_not_count() -> None:
 
 
 def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
-    """Unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
+    """For unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
     labels = {"fw.note": "whose?"}
     (problem,) = on_network(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
     assert (problem.closes, problem.confines) == (False, False)
@@ -71,7 +71,7 @@ def test_where_it_is_unsure_or_elsewhere_it_closes_nothing() -> None:
 
 
 def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
-    """The state file has it, and reads it back."""
+    """It is written to the state file, and read back."""
     file = str(tmp_path / "state.json")
     network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
     Store(file).save(SavedState({network.id: network}), flush=True)
@@ -79,7 +79,7 @@ def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
 
 
 def test_the_state_of_a_former_release_is_read() -> None:
-    """A state file of before the key existed has it unset; one that lacks an older key is not right."""
+    """A state file from before the key existed leaves it unset; one that lacks an older key is refused."""
     file: dict[str, object] = {"allow": [], "deny": [], "policy": "", "egress": None, "rate": None, "log": ""}
     assert codec.one(file) == PolicySpec()
     assert codec.one({**file, "note": "kept"}) == PolicySpec(note="kept")  # type: ignore[call-arg]
@@ -89,13 +89,13 @@ def test_the_state_of_a_former_release_is_read() -> None:
 
 
 def test_it_is_documented() -> None:
-    """LABELS.md is not right without its row, and `python -m tests.reference` writes it."""
+    """LABELS.md is wrong without its row, and `python -m tests.reference` writes it."""
     text = reference.FILE.read_text()
     assert "| `fw.note` | a note | text | – | `front desk` |" in reference.written(text)
     assert reference.written(text) != text
 
 
 def test_compose_files_that_mistype_it_are_told() -> None:
-    """`fwctl check` proposes it."""
+    """`fwctl check` suggests it."""
     assert lookalike("fw-note") == "fw.note"
     assert "fw.note" in KEYS

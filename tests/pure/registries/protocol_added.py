@@ -1,4 +1,4 @@
-"""What holds of a protocol with ports that has just its entry in the registry: `test_protocols` runs this in a copy."""
+"""Properties of a protocol with ports and only its entry in the registry: `test_protocols` runs this in a copy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("address", [V4, V6], ids=["IPv4", "IPv6"])
 
 
 def policy(**labels: str) -> Policy:
-    """What a container with these labels accepts and may initiate."""
+    """Return what a container with these labels accepts and may initiate."""
     parsed = parse({f"fw.{key}": value for key, value in labels.items()})
     assert not parsed.problems
     container = Container("c" * 64, "web", parsed.spec)
@@ -39,7 +39,7 @@ def policy(**labels: str) -> Policy:
 
 
 def enters(made: Policy, address: Address, port: int, number: int = NUMBER) -> bool:
-    """What the table's rules do with a packet from outside."""
+    """True if the table's rules accept a packet from outside."""
     table = Table(address_elements(NETWORK.bridge, address, made))
     found = table.verdict(f"inbound{address.version}", Packet(OUT[address], address, number, port))
     assert found in ("permit", "deny")
@@ -47,7 +47,7 @@ def enters(made: Policy, address: Address, port: int, number: int = NUMBER) -> b
 
 
 def leaves(made: Policy, address: Address, port: int) -> bool:
-    """What the table's rules do with a packet of the container's, on a network where egress is restricted."""
+    """True if the table's rules permit a packet of the container, on a network where egress is restricted."""
     table = Table(address_elements(NETWORK.bridge, address, made))
     if (NETWORK.bridge, address) in table.sets.get(f"egress_all{address.version}", set()):
         return True
@@ -55,7 +55,7 @@ def leaves(made: Policy, address: Address, port: int) -> bool:
 
 
 def stays(made: Policy, address: Address, port: int, *, begun: bool = False) -> bool:
-    """What docker-fw does with an established flow when the policy has changed."""
+    """True if an established flow remains when the policy has changed."""
     by, to = (address, OUT[address]) if begun else (OUT[address], address)
     flow = Flow(by.packed, 40000, to.packed, port, to.packed, port, by.packed, NUMBER)
     subnet = next(subnet for subnet in SUBNETS if subnet.version == address.version)
@@ -63,13 +63,13 @@ def stays(made: Policy, address: Address, port: int, *, begun: bool = False) -> 
 
 
 def every(made: Policy, address: Address, port: int) -> set[bool]:
-    """The pure decision, the table's rules, and the judgement on established flows, on one port."""
+    """Return the results of the pure decision, the table's rules and the check of established flows, for one port."""
     return {passes(made.accepts, NEW, port, OUT[address]), enters(made, address, port), stays(made, address, port)}
 
 
 @BOTH
 def test_an_open_policy_that_denies_the_protocol_closes_it(address: Address) -> None:
-    """`fw.policy: open` with `fw.deny: */NEW`: closed on each port, everywhere, and all else stays open."""
+    """`fw.policy: open` with `fw.deny: */NEW`: closed on each port, in all places, and everything else stays open."""
     made = policy(policy="open", deny=f"*/{NEW}")
     for port in (1, 22, 4000, 65535):
         assert every(made, address, port) == {False}
@@ -81,7 +81,7 @@ def test_an_open_policy_that_denies_the_protocol_closes_it(address: Address) -> 
 
 @BOTH
 def test_one_port_of_it_is_denied(address: Address) -> None:
-    """`fw.policy: open` with `fw.deny: 4000/NEW` closes that port alone."""
+    """`fw.policy: open` with `fw.deny: 4000/NEW` closes that port only."""
     made = policy(policy="open", deny=f"4000/{NEW}")
     assert every(made, address, 4000) == {False}
     assert every(made, address, 3999) == every(made, address, 4001) == {True}
@@ -89,7 +89,7 @@ def test_one_port_of_it_is_denied(address: Address) -> None:
 
 @BOTH
 def test_it_is_closed_unless_a_rule_opens_it(address: Address) -> None:
-    """Closed without a label; `fw.allow` opens ports of it, to all or to some."""
+    """Closed without a label; `fw.allow` opens its ports, to all or to some."""
     assert every(policy(), address, 4000) == every(policy(), address, 443) == {False}
     made = policy(allow=f"4000-4100/{NEW}, 5000/{NEW} from {OUT[address]}, 5001/{NEW} from 192.0.2.1")
     assert every(made, address, 4000) == every(made, address, 4100) == every(made, address, 5000) == {True}
@@ -99,7 +99,7 @@ def test_it_is_closed_unless_a_rule_opens_it(address: Address) -> None:
 
 @BOTH
 def test_it_leaves_only_if_a_rule_lets_it(address: Address) -> None:
-    """`fw.egress` is about it as about any other."""
+    """`fw.egress` applies to it as to any other protocol."""
     for egress, free in (
         ("none", False),
         ("*/udp", False),
@@ -114,13 +114,13 @@ def test_it_leaves_only_if_a_rule_lets_it(address: Address) -> None:
 
 
 def test_it_is_kept_over_restarts() -> None:
-    """The state file takes rules about it."""
+    """Rules for it are written to the state file, and read back."""
     (rule,) = parse({"fw.allow": f"4000/{NEW}"}).spec.allow
     assert codec.rule({"proto": NEW, "first": 4000, "last": 4000}) == rule == Rule(NEW, 4000, 4000)
 
 
 def test_messages_name_it() -> None:
-    """Who mistypes a protocol is told of it, and drops of it are shown by its name and port."""
+    """A mistyped protocol gets a message with the new one, and its drops are shown with its name and port."""
     (problem,) = parse({"fw.allow": "80/tpc"}).problems
     assert f"(tcp, udp, sctp or {NEW})" in problem.text
     packet = bytes([0x45, 0, 0, 28, 0, 0, 0, 0, 64, NUMBER, 0, 0]) + OUT[V4].packed + V4.packed

@@ -1,4 +1,4 @@
-"""A label key is one entry of `plugin.labels.keys`; whatever else it needs is named until it is there."""
+"""A label key is one entry of `plugin.labels.keys`; any other missing part is named until it exists."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SETTING = Entry("plugin/settings.py", '    _label("FW_LOG",', '    _label("FW_NO
 
 
 def test_a_new_label_is_read_merged_judged_kept_and_documented(tmp_path: Path) -> None:
-    """With its entry, its field and its reader every place knows the key."""
+    """With its entry, its field and its reader the key is known in every place."""
     check(copied(tmp_path, ENTRY, FIELD, STATE, SETTING), "tests/pure/registries/label_added.py")
 
 
@@ -59,14 +59,14 @@ def test_a_new_label_is_read_merged_judged_kept_and_documented(tmp_path: Path) -
     ],
 )
 def test_what_a_new_label_lacks_is_named(tmp_path: Path, there: tuple[Entry, ...], module: str, missing: str) -> None:
-    """A part that is forgotten stops the program with its name, before any packet is judged without it."""
+    """A missing part stops the program with its name, before any packet is judged without it."""
     done = run(copied(tmp_path, *there), "-c", f"import plugin.{module}")
     assert done.returncode
     assert missing in done.stderr
 
 
 def test_an_entry_says_everything() -> None:
-    """An entry without its merge rule, or without what a mistake closes, is an error that names the part."""
+    """An entry without its merge rule, or without the effect of a mistake, is an error that names the part."""
     whole = {each.name: getattr(KEYS["fw.log"], each.name) for each in dataclasses.fields(Key)}
     for part in whole.keys() - {"several"}:
         with pytest.raises(TypeError, match=part):

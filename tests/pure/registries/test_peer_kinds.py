@@ -29,18 +29,18 @@ HINT = Entry(
 
 
 def test_a_new_kind_of_peer_is_parsed_resolved_kept_and_shown(tmp_path: Path) -> None:
-    """With its entry and its hint every place knows it."""
+    """With its entry and its hint it is known in every place."""
     check(copied(tmp_path, ENTRY, HINT), "tests/pure/registries/peer_kind_added.py")
 
 
 def test_a_forgotten_hint_is_named(tmp_path: Path) -> None:
-    """`fwctl check` does not start until it can say when a peer matches no container."""
+    """`fwctl check` does not start until it has a hint for a peer that matches no container."""
     done = run(copied(tmp_path, ENTRY), "-c", "import plugin.fwctl.check.hints")
     assert "the kinds of peers do not agree on id" in done.stderr
 
 
 def test_an_undocumented_kind_fails_a_test(tmp_path: Path) -> None:
-    """LABELS.md names each."""
+    """LABELS.md names each kind."""
     where = copied(tmp_path, ENTRY, HINT)
     done = run(where, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pure/test_docs.py", "-k", "kind_of_peer")
     assert done.returncode == 1
@@ -49,7 +49,7 @@ def test_an_undocumented_kind_fails_a_test(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [each.name for each in dataclasses.fields(PeerKind)])
 def test_an_entry_says_everything(part: str) -> None:
-    """An entry that leaves something out is an error that names the part."""
+    """An entry with a missing part is an error that names the part."""
     whole = {each.name: getattr(NAMED["container"], each.name) for each in dataclasses.fields(PeerKind)}
     with pytest.raises(TypeError, match=part):
         PeerKind(**{name: value for name, value in whole.items() if name != part})

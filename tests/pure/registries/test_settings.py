@@ -1,4 +1,4 @@
-"""A setting is one entry of `plugin.settings`; its field and its documentation are asked for until they are there."""
+"""A setting is one entry of `plugin.settings`; its field and its documentation are required."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENTED = ("tests/pure/test_docs.py", "-k", "every_setting")
 
 
 def test_a_new_setting_is_read(tmp_path: Path) -> None:
-    """With its entry and its field it has its default and its values, and a wrong one stops the start."""
+    """With its entry and its field it has its default and its values, and a wrong value stops the start."""
     where = copied(tmp_path, ENTRY, FIELD, README, CONFIG)
     script = """
 from plugin.settings import read
@@ -46,7 +46,7 @@ read({"FW_SHOUT": "loud"})
     ],
 )
 def test_what_a_new_setting_lacks_is_named(tmp_path: Path, there: tuple[Entry, ...], missing: str) -> None:
-    """A part that is forgotten stops the program with its name."""
+    """A missing part stops the program with its name."""
     assert missing in run(copied(tmp_path, *there), "-c", "import plugin.settings").stderr
 
 
@@ -60,7 +60,7 @@ def test_an_undocumented_setting_fails_a_test(tmp_path: Path, there: tuple[Entry
 
 @pytest.mark.parametrize(("entry"), [README, CONFIG], ids=["README", "config.json"])
 def test_a_documented_setting_that_is_none_fails_a_test(tmp_path: Path, entry: Entry) -> None:
-    """Neither names what the program does not read."""
+    """Neither contains a setting that the program does not read."""
     done = run(copied(tmp_path, entry), "-m", "pytest", "-q", "-p", "no:cacheprovider", *DOCUMENTED)
     assert done.returncode == 1
     assert "FW_SHOUT" in done.stdout
