@@ -66,7 +66,8 @@ def test_a_plain_container() -> None:
 
 
 def test_a_linked_container_has_its_own_name() -> None:
-    """`--link` gives a container second names behind another's; its own is the one without."""
+    """`--link` gives a container second names that contain another's; its own name is the one without a second
+    slash."""
     raw = {**listed(), "Names": ["/db/alias", "/web", "/other/x"]}
     assert container(raw).name == "web"
     assert container({**raw, "Names": ["/db/alias"]}).name == "c" * 12

@@ -218,7 +218,7 @@ def test_a_published_port_for_some() -> None:
     }  # fmt: skip
 
 
-# --- whose exception it is ----------------------------------------------------------------------------------------
+# --- which container an exception belongs to ----------------------------------------------------------------------
 
 
 def test_an_exception_stands_from_the_connection_and_goes_with_it(

@@ -1,4 +1,4 @@
-"""Which flows are cut, by what the kernel answers; tests/kernel has the packets."""
+"""Which flows are cut, depending on the kernel's answers; tests/kernel has the packets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plugin.kernel import netlink as nl
 
 
 def _flow(source: str, target: str) -> bytes:
-    """As a dump tells it, behind its header: IPv4, both ways."""
+    """Return a flow as a dump contains it, after its header: IPv4, both directions."""
 
     def ends(one: str, other: str) -> bytes:
         return nl.nested(1, nl.attr(1, socket.inet_aton(one)), nl.attr(2, socket.inet_aton(other)))
@@ -27,7 +27,7 @@ def _flow(source: str, target: str) -> bytes:
 
 
 class Kernel:
-    """Two flows of one peer, of which a flow table has one, and another peer's."""
+    """A kernel with two flows of one peer, one of them in a flow table, and a flow of another peer."""
 
     def __init__(self) -> None:
         self.deleted = 0
@@ -50,13 +50,14 @@ class Kernel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is kept."""
+        """There is nothing to close."""
 
 
 def test_who_bans_is_told_of_flows_that_the_kernel_does_not_give_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those of a flow table, where Linux is older than 6.4: how many, and until when they go on; the others are cut."""
+    """Flows of a flow table, where Linux is older than 6.4: their number and how long they continue are reported; the
+    others are cut."""
     kernel = Kernel()
     for name, what in (("open_socket", lambda: kernel), ("replies", kernel.replies), ("request", kernel.request)):
         monkeypatch.setattr(conntrack.nl, name, what)

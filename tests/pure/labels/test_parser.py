@@ -514,7 +514,7 @@ def test_what_was_not_read_may_have_been_meant_to_close() -> None:
 
 
 def test_different_rates_are_few_in_all_that_one_place_says() -> None:
-    """This also holds if the key is written many times, in upper and lower case: rates beyond the bound are ignored."""
+    """This also holds if the key is written many times, in upper and lower case: the rates read so far are ignored."""
     keys = ["fw.rate", "FW.rate", "fw.RATE", "Fw.Rate"]
     parsed = parse({key: ", ".join(f"22 {n}{m}/hour" for m in range(5)) for n, key in enumerate(keys, 1)})
     assert [p.text for p in parsed.problems if "different rates" in p.text]

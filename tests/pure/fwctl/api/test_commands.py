@@ -279,7 +279,7 @@ def test_an_override_goes_with_its_container() -> None:
 
 
 def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
-    """Its name is unknown then; `--all` removes every override."""
+    """Its name is unknown in that case; `--all` removes every override."""
     desk = Desk(guest(FRONT, 2, WEB), ours(4, API))
     desk.allow("web", "9000")
     desk.site.guests = []

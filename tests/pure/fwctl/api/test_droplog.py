@@ -531,7 +531,7 @@ def test_a_fifth_follower_is_refused_until_one_ends(app: Flask) -> None:
     refused = client.get("/drops?follow=1")
     assert (refused.status_code, "others follow the drops" in refused.get_json()["Err"]) == (503, True)
     assert client.get("/drops").status_code == 200
-    there.pop().close()  # one that was never read from
+    there.pop().close()  # its response was never read
     fifth = client.get("/drops?follow=1", buffered=False)
     assert fifth.status_code == 200
     for response in (*there, fifth):
