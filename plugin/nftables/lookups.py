@@ -10,6 +10,8 @@ from plugin.nftables.sets import QUARANTINE_SETS, SetSpec, spec_of
 from plugin.policy.bans import BAN_LENGTHS
 
 _IP = {4: "ip", 6: "ip6"}
+#: How many drops are logged for one container, or for one port of the host.
+LOG_RATE = "limit rate 5/second burst 20 packets"
 
 
 def set_text(name: str, spec: SetSpec) -> str:
@@ -21,6 +23,11 @@ def set_text(name: str, spec: SetSpec) -> str:
     more += f"\t\tsize {spec.size}\n" if spec.meter and spec.size else ""
     more += f"\t\tflags dynamic,timeout\n\t\ttimeout {spec.meter}s\n" if spec.meter else ""
     return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{more}\t}}\n"
+
+
+def logged(name: str, key: str, log: str) -> str:
+    """Log a few packets a second for each value of the key. `name`: the set that counts them."""
+    return f"update @{name} {{ {key} {LOG_RATE} }} {log}"
 
 
 def _lines(lines: Iterable[str]) -> str:

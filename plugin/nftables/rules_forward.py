@@ -311,14 +311,14 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	}}
 
 	chain deny_inbound {{
-		update @log_limit6 {{ ip6 daddr limit rate 5/second burst 20 packets }} {log}
-		update @log_limit4 {{ ip daddr limit rate 5/second burst 20 packets }} {log}
+		{lookups.logged("log_limit6", "ip6 daddr", log)}
+		{lookups.logged("log_limit4", "ip daddr", log)}
 		counter name "drops" drop
 	}}
 
 	chain deny_egress {{
-		update @log_limit_egress6 {{ ip6 saddr limit rate 5/second burst 20 packets }} {log}
-		update @log_limit_egress4 {{ ip saddr limit rate 5/second burst 20 packets }} {log}
+		{lookups.logged("log_limit_egress6", "ip6 saddr", log)}
+		{lookups.logged("log_limit_egress4", "ip saddr", log)}
 		counter name "drops" drop
 	}}
 """

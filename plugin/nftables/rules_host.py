@@ -159,7 +159,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	# A published port is the host's: whose it is, is known by the port.
 	chain deny_host {{
-		update @log_limit_host {{ meta l4proto . th dport limit rate 5/second burst 20 packets }} {log}
+		{lookups.logged("log_limit_host", "meta l4proto . th dport", log)}
 		counter name "drops" drop
 	}}
 
