@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 
 class ElementOwner(NamedTuple):
-    """One thing that elements stand for; `id` tells several of a kind apart."""
+    """One thing that elements stand for; `id` distinguishes several of a kind."""
 
     kind: Kind
     id: str = ""

@@ -186,7 +186,7 @@ class PeerIndex:
             self._asked_by.setdefault(key, set()).add(owner)
 
     def asking(self, owner: ElementOwner) -> bool:
-        """True if the owner's rules name a peer other than by address."""
+        """True if the owner's rules have a named peer (not only addresses)."""
         return any(kind != "itself" for kind, _, _ in self._asks.get(owner, ()))
 
     def dependents(self, keys: Iterable[Key]) -> set[ElementOwner]:

@@ -95,7 +95,7 @@ class Reconciler:
             return self._view.copy(watched=bool(self._writer.lease.left()))
 
     def should(self) -> tuple[Facts, list[Element], dict[Element, int]]:
-        """Return the facts, the elements that the kernel should have for them (without bans), and the lease's rest."""
+        """Return the facts, the elements that the kernel should have (without bans), and the lease's seconds left."""
         with self._lock:
             return self._view.facts, list(self._writer.books), self._writer.lease.left()
 
