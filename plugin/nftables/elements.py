@@ -151,8 +151,7 @@ def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
 def guest_elements(
     network: BridgeNetwork, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
 ) -> frozenset[Element]:
-    """Return the elements for what an endpoint on a Docker network accepts, and for ports docker-proxy may not serve
-    to all.
+    """Return the elements for an endpoint on a Docker network, and for ports docker-proxy may not serve to all.
 
     `closed`: the container's published ports that not all sources may reach, if the container is on other networks
     too.
@@ -194,8 +193,9 @@ def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
 
 
 def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
-    """Yield the sources that may reach a docker-proxy port not open to all: the container never sees the client's
-    address.
+    """Yield the sources that may reach a docker-proxy port that is not open to all.
+
+    The container never sees the client's address.
     """
     version, key = port.host_ip.version, (NUMBER[port.proto], port.host_port)
     for rule in rules:

@@ -121,8 +121,9 @@ def refuse_foreign(sock: socket.socket | None = None) -> None:
 
 
 def refusal(unmanaged: Collection[Table]) -> str:
-    """Return why docker-fw does not start with these tables, what to do, and what is closed meanwhile; "" if it
-    starts.
+    """Return why docker-fw does not start with these tables, what to do, and what is closed meanwhile.
+
+    The result is "" if it starts.
     """
     table = next((table for table in unmanaged if table.name == TABLE), None)
     if table is None:
@@ -142,8 +143,9 @@ def refusal(unmanaged: Collection[Table]) -> str:
 
 
 def forwarding_enabled() -> tuple[str, ...]:
-    """Return the families ("ipv4", "ipv6") for which docker-fw enabled forwarding, as its tables in the kernel record
-    it.
+    """Return the families ("ipv4", "ipv6") for which docker-fw enabled forwarding.
+
+    Its tables in the kernel record them.
     """
     families: set[str] = set()
     with nl.open_socket() as sock:

@@ -219,8 +219,9 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 
 def _neighbours(verdict: str, link: str = "iifname", end: str = "daddr", port: str = "dport") -> str:
-    """Return the rules for containers that share a network with the container that publishes this port on this host
-    address.
+    """Return the rules for containers that share a network with the one that publishes a port.
+
+    The port is published on the host address that the packet is sent to.
     """
     key = f"meta l4proto . th {port}"
     return f"""\

@@ -380,8 +380,7 @@ RATING, RATING_HOST = "rate_hook", "rate_hook_host"
 
 
 def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bool = False) -> str:
-    """Return the chain that applies these rates to ports of the container with the address `where`, or to its host
-    ports.
+    """Return the chain that applies these rates to ports of the container at `where`, or to its host ports.
 
     The name contains all parameters. Each container has a chain of its own, so that no source is counted for two
     containers.

@@ -115,8 +115,9 @@ class Nft:
             self.incomplete = False
 
     def _stands_untouched(self) -> bool:
-        """True if a table that closes exists and is unchanged; before the first `replace`, any table of docker-fw
-        counts.
+        """True if a table that closes exists and is unchanged.
+
+        Before the first `replace`, any table of docker-fw counts.
         """
         if self._print:
             return self._fingerprint() == self._print
@@ -168,10 +169,9 @@ class Nft:
                 self._batch(self._possible(Change(SHUT)))
 
     def _others(self) -> str:
-        """Return the commands that delete docker-fw's tables of other names (a former version's) in the same
-        transaction.
+        """Return the commands that delete docker-fw's tables of other names (a former version's).
 
-        Raises NftError instead of replacing another program's table.
+        They run in the same transaction. Raises NftError instead of replacing another program's table.
         """
         found = identity.find(self._read)
         if not self._print and (taken := [table for table in found.unmanaged if table.name == self._table]):
@@ -363,8 +363,9 @@ class Nft:
             return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
 
     def intact(self) -> bool:
-        """True if the table and its rules are exactly those that this object wrote (another program may have flushed
-        them).
+        """True if the table and its rules are exactly those that this object wrote.
+
+        Another program may have flushed them.
         """
         with self._lock:
             return bool(self._print) and self._fingerprint() == self._print
@@ -374,11 +375,10 @@ class Nft:
         return (NFPROTO_INET, NFPROTO_BRIDGE) if self.binds else (NFPROTO_INET,)
 
     def _fingerprint(self) -> tuple[bytes, ...]:
-        """Return each table's flags (it may be dormant) and handle (it may be an old one, from a file), and all the
-        rules.
+        """Return each table's flags and handle, and all the rules.
 
-        Whole rules are compared, because a rule that is replaced in place keeps its handle. None of the rules has a
-        counter of its own.
+        A table may be dormant (flags), or an old one, from a file (handle). Whole rules are compared, because a rule
+        that is replaced in place keeps its handle. None of the rules has a counter of its own.
         """
         told = [self._told(family) for family in self._families]
         heads, rules = zip(*told, strict=True)
