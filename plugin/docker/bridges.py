@@ -1,4 +1,4 @@
-"""Which of the host's bridges belong to Docker, which to others, and which are therefore left alone (unmanaged).
+"""Classify the host's bridges: Docker's, those of other programs, and those that are left alone (unmanaged).
 
 Every bridge is protected until it is known not to be Docker's: a Docker network with a custom bridge name is closed
 before docker-fw knows the network. Docker creates the bridge before it lists the network, so its list is trusted only

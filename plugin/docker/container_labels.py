@@ -20,7 +20,7 @@ from plugin.labels.parser import ParsedLabels
 from plugin.model import Container, PolicySpec, Problem
 
 _COMPOSE = "com.docker.compose."
-#: How many of an image's ignored labels are named in notices.
+#: Maximum number of an image's ignored labels that are named in notices.
 _MAX_NOTICES = 16
 #: Labels of more characters than this are parsed anew each time, not cached.
 _MAX_CACHED = 1 << 16

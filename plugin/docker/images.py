@@ -37,7 +37,7 @@ _TRUST = "or set FW_IMAGE_LABELS=trust if you trust every image on this host"
 
 
 class UnknownLabels(Exception):
-    """It is unknown which labels came from the image. The text has the reason, and what to do."""
+    """The image's share of the labels is unknown. The text has the reason, and what to do."""
 
 
 class LateError(Exception):

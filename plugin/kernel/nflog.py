@@ -46,7 +46,7 @@ class NfLog:
     """Listens to a group from its creation to `close`. Raises TakenError, and other OSErrors of the kernel."""
 
     def __init__(self, group: int) -> None:
-        #: How often packets were not reported because the process did not read fast enough.
+        #: Number of overruns: packets were not reported because the process did not read fast enough.
         self.lost = 0
         self._sock = nl.open_socket()
         try:

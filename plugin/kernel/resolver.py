@@ -23,8 +23,9 @@ _FROM_CONTAINERS = range(1, 27)
 
 
 def asked_from_host(major: int, hosts: str = _HOSTS, systemd: tuple[str, ...] = _SYSTEMD) -> str:
-    """Return the host's name server that dockerd of this version (0: unknown) asks from the host's namespace; "" if
-    none.
+    """Return the name server that dockerd asks from the host's namespace; "" if none.
+
+    `major` is dockerd's major version (0: unknown). The name server is one of the host's.
     """
     servers = list(_servers(hosts))
     if servers == [_STUB]:

@@ -1,4 +1,4 @@
-"""Which elements each owner has in the kernel, and how to change them. Pure.
+"""Track which elements each owner has in the kernel, and compute changes of them. Pure.
 
 Two owners may need the same element; it remains as long as one of them needs it.
 """

@@ -110,8 +110,7 @@ def replace(
 
 def away(family: str, *, owned: bool = False) -> str:
     """Return the commands that delete a table, whether it exists or not."""
-    # It is refused to name a table with other flags than it has; an nft that knows `persist` knows `destroy` (nft ≥
-    # 1.0.7).
+    # nft refuses a table with other flags than it has; an nft that knows `persist` knows `destroy` (nft ≥ 1.0.7).
     first = "destroy" if owned else f"table {family} {TABLE} {{}}\ndelete"
     return f"{first} table {family} {TABLE}\n"
 

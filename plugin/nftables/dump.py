@@ -28,7 +28,7 @@ _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3,
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
 #: Every address of a family, as Docker writes it.
 _EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
-#: How often the tables are read again if a program changes something meanwhile.
+#: Maximum number of readings of the tables if a program changes something meanwhile.
 _TRIES = 5
 
 

@@ -44,7 +44,7 @@ _NAME, _FLAGS, _OF_TABLE, _SET_NAME, _RULE_CHAIN, _GEN_ID = 1, 2, 1, 2, 2, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _ELEMENT_KEY, _DATA_VALUE = 1, 2, 3, 1, 1
 _FAMILY_NAMES = {2: "ipv4", 10: "ipv6"}
 _DORMANT = 1
-#: How often the tables are read again if another program changes the ruleset meanwhile.
+#: Maximum number of readings of the tables if another program changes the ruleset meanwhile.
 _TRIES = 20
 
 

@@ -39,7 +39,7 @@ _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 log = logging.getLogger(__name__)
 
 
-#: How often a change is sent again that the kernel refused because another program changed the ruleset first.
+#: Maximum number of attempts at a change that the kernel refuses because another program changed the ruleset first.
 _TRIES = 20
 
 
