@@ -10,7 +10,7 @@ from plugin.nftables.sets import QUARANTINE_SETS, SetSpec, spec_of
 from plugin.policy.bans import BAN_LENGTHS
 
 _IP = {4: "ip", 6: "ip6"}
-#: How many drops are logged for one container, or for one port of the host.
+#: The rate limit of logged drops, for one container or for one host port.
 LOG_RATE = "limit rate 5/second burst 20 packets"
 
 

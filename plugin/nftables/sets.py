@@ -354,7 +354,7 @@ WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
 #: A table that is created without its elements lets no new flow pass until the elements are there.
 SHUT = (*(Element("loading", (family,)) for family in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
-#: Seconds until a shut table opens again by itself: no error locks the owner of the host out permanently.
+#: Seconds until a table stops being shut by itself: no error locks the owner of the host out permanently.
 SHUT_SECONDS = 60
 #: The elements that lead packets to the bans, and to the rules of a shut table.
 BANNING = tuple(Element("ban_families", (family,)) for family in AF.values())
