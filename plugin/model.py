@@ -1,6 +1,6 @@
-"""The nouns: what the rooms of docker-fw hand to one another.
+"""The data types that docker-fw's packages exchange.
 
-Everything here is frozen data; nothing here touches Docker, the kernel or the disk.
+Everything here is frozen data; nothing here accesses Docker, the kernel or the disk.
 Names follow Docker's (network, endpoint, container, published port) and nftables' (set, element).
 """
 
@@ -18,7 +18,7 @@ Prefix = IPv4Network | IPv6Network
 
 
 class FwError(Exception):
-    """Something a user can mend. The text is shown by Docker as it is: it names the value and what would be right."""
+    """An error that a user can fix. Docker shows the text unchanged: it names the value and what would be right."""
 
 
 class DockerUnavailable(Exception):
@@ -26,14 +26,14 @@ class DockerUnavailable(Exception):
 
 
 class NewerStateError(FwError):
-    """The state is a newer version's: what it means is not ours to guess."""
+    """The state file is from a newer version; this one must not guess its meaning."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Peer:
-    """Who is at the other end: `prefix` (the value is its text), `container`, `service`, `project`, `network`, `host`.
+    """The other end of a flow: `prefix` (the value is its text), `container`, `service`, `project`, `network`, `host`.
 
-    A name follows its containers as they come and go; one that matches nobody matches nothing.
+    A name follows its containers as they are added and removed; a name without a container matches nothing.
     """
 
     kind: str
@@ -45,10 +45,11 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """Flows to accept: a protocol (of `plugin.protocols`, or "other"), a closed range of container ports
-    (1-65535; 0-0 for a portless protocol), and with whom. No peers: anybody.
+    """Flows to accept: a protocol, container ports and peers.
 
-    `origin` is where it was said ("label fw.allow"), for people; it makes no difference.
+    The protocol is one of `plugin.protocols`, or "other". The range of ports includes both ends (1-65535; 0-0 for a
+    portless protocol). No peers: any. `origin` is where the rule was written ("label fw.allow"), for people; it is not
+    compared.
     """
 
     proto: str
@@ -71,8 +72,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rate:
-    """How many new flows a source (an IPv4 address, an IPv6 /64) may open to each of the ports: `count` per `unit`
-    (second, minute, hour, day), and `burst` at once.
+    """The number of new flows that a source may open to each of the ports: `count` per `unit`, and `burst` at once.
+
+    A source is an IPv4 address or an IPv6 /64; a unit is second, minute, hour or day.
     """
 
     proto: str
@@ -89,11 +91,11 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in what a user wrote: where it stands (`label fw.allow`), its value, and what would be right.
+    """One mistake in user input: where it was written (`label fw.allow`), its value, and what would be right.
 
-    `closes`: it may have been meant to close, so on a guarded network the container answers on ICMP only; a mistake
-    in `fw.allow` just opens nothing. `confines`: it was about what the container may reach, which is nobody then.
-    (On a network of docker-fw's own every mistake does both.)
+    `closes`: it may have been meant to close, so on a Docker network the container answers on ICMP only; a mistake in
+    `fw.allow` only opens nothing. `confines`: it concerns egress, so the container may open no connections. On a
+    docker-fw network every mistake does both.
     """
 
     where: str
@@ -103,15 +105,15 @@ class Problem:
     confines: bool = False
 
     def __str__(self) -> str:
-        # It goes to logs and terminals, and an image may have written it.
+        # It is written to logs and terminals, and may come from an image.
         return printable(f'{shortened(self.where, 200)}="{shortened(self.value, 200)}": {self.text}')
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
-    """What one place says in the label language: a container's labels, a network's options, an attachment, settings.
+    """The policy from one source in the label language: a container's labels, network options, an attachment, settings.
 
-    What it does not say is empty or None. `egress`: () is none, `plugin.policy.decide.EVERYTHING` is all.
+    Anything that it does not set is empty or None. `egress`: () is none, `plugin.policy.decide.EVERYTHING` is all.
     """
 
     allow: tuple[Rule, ...] = ()
@@ -124,7 +126,7 @@ class PolicySpec:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network that Docker asked us to make. Gateways carry the subnet's prefix length."""
+    """A docker-fw network, made at Docker's request. Gateways include the subnet's prefix length."""
 
     id: str
     bridge: str
@@ -140,9 +142,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class BridgeNetwork:
-    """A network of Docker's own bridge driver, as its API lists it: docker-fw guards it, and did not make it.
+    """A Docker network (of Docker's bridge driver), as the API lists it: docker-fw protects it, and did not make it.
 
-    `flat`: its containers talk freely (not so with enable_icc=false, as on swarm's docker_gwbridge).
+    `flat`: its containers reach each other freely (not with enable_icc=false, as on swarm's docker_gwbridge).
     `mode4`, `mode6`: Docker's gateway modes (nat, nat-unprotected, routed, isolated).
     """
 
@@ -160,11 +162,11 @@ class BridgeNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What Docker told about the container behind an endpoint, as far as the policy of that endpoint needs it.
+    """The container of an endpoint as Docker reported it, as far as that endpoint's policy needs it.
 
-    `said`: its labels, those for this network alone (`fw.network.NAME.…`) included; `image_spec`: what its image says,
-    which counts where nobody else says anything. `problems` not empty: its labels are wrong. `notices`: what counts for
-    nothing, and why. `network`: the name of the endpoint's network, if known. `project`, `service`: compose's.
+    `spec`: its labels, including those for this network only (`fw.network.NAME.…`). `image_spec`: its image's labels,
+    which count where nothing else is configured. `problems` not empty: its labels are wrong. `notices`: ignored labels,
+    and why. `network`: the name of the endpoint's network, if known. `project`, `service`: compose's.
     """
 
     id: str
@@ -180,10 +182,10 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class PortBinding:
-    """A wish to publish a port, as `docker run -p` spells it (libnetwork's PortBinding).
+    """A request to publish a port, as `docker run -p` writes it (libnetwork's PortBinding).
 
-    host_ip None: every host address (both families). host_port 0: pick one. host_port..host_port_end is a range
-    to pick one from.
+    `host_ip` None: every host address (both families). `host_port` 0: choose one. `host_port` to `host_port_end` is a
+    range to choose one from.
     """
 
     proto: Proto
@@ -195,9 +197,9 @@ class PortBinding:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Published:
-    """A published port that stands: one protocol, one host port, on one host address.
+    """An active published port: one protocol, one host port, on one host address.
 
-    host_ip is never None here: 0.0.0.0 and :: say "every address of this family".
+    `host_ip` is never None here: 0.0.0.0 and :: mean "every address of this family".
     """
 
     proto: Proto
@@ -207,10 +209,10 @@ class Published:
 
 
 class Flow(NamedTuple):
-    """A connection as conntrack tracks it, of IPv4 or IPv6: who opened it, whom that addressed, and who answers.
+    """A connection as conntrack tracks it, of IPv4 or IPv6: its source, the address it was opened to, the responder.
 
-    Addresses are packed. A published port's container answers, not the host that was addressed. Ports are those that
-    conntrack names, 0 where it names none.
+    Addresses are packed. The responder at a published port is the container, not the host that was addressed. Ports are
+    those that conntrack names, 0 where it names none.
     """
 
     source: bytes
@@ -226,8 +228,10 @@ class Flow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A container's place on a network. `container` None means its labels are not known yet: ICMP only.
-    `unlisted`: Docker does not list yet which ports the container publishes.
+    """A container's attachment to a network.
+
+    `container` None: its labels are not known yet, so it answers on ICMP only. `unlisted`: Docker does not list yet
+    which ports the container publishes.
     """
 
     id: str
@@ -249,10 +253,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class TrackedEndpoint:
-    """An endpoint on one of Docker's own networks.
+    """An endpoint on a Docker network.
 
     `listed`: Docker lists the container as running. Until then it has just been connected, and is starting.
-    `sure`: Docker would tell if it went.
+    `sure`: Docker would report its departure.
     """
 
     endpoint: Endpoint
@@ -266,13 +270,13 @@ class TrackedEndpoint:
 
     @property
     def as_known(self) -> Endpoint:
-        """Without its container where it is in doubt who has the addresses: closed."""
+        """The endpoint; without its container, and so closed, while it is unknown who has the addresses."""
         return self.endpoint if self.sure else replace(self.endpoint, container=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What settings say for every container, and whether `-p` itself opens a port."""
+    """The policy from settings for every container, and whether `-p` itself opens a port."""
 
     spec: PolicySpec = PolicySpec()
     published: bool = False
@@ -280,7 +284,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What `fwctl allow` and `fwctl deny` say of a container, above all else."""
+    """Rules from `fwctl allow` and `fwctl deny` for a container; they take precedence over all others."""
 
     allow: tuple[Rule, ...] = ()
     deny: tuple[Rule, ...] = ()
@@ -288,7 +292,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Overriding:
-    """One word of `fwctl allow` or `fwctl deny`: of a container by its ID, until when (Unix time; 0: for ever)."""
+    """One rule from `fwctl allow` or `fwctl deny`: for a container by its ID, `until` (Unix time; 0: permanent)."""
 
     container: str
     rule: Rule
@@ -298,12 +302,11 @@ class Overriding:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the addresses of an endpoint accept and may begin, decided.
+    """The decided policy of an endpoint's addresses: what they accept and may initiate.
 
-    `known`: it is known who has the addresses. `labels_valid`: False if they answer on ICMP only. `accepts`: in
-    addition to ICMP.
-    `published`: what `-p` itself opens to those who come by the published port. `egress`: None is everything. `log`:
-    "drop", "none", or "" where nobody said.
+    `known`: the container that has the addresses is known. `labels_valid`: False if they answer on ICMP only.
+    `accepts`: in addition to ICMP. `published`: rules that `-p` itself opens, for traffic through the published port.
+    `egress`: None is everything. `log`: "drop", "none", or "" if not configured.
     """
 
     accepts: tuple[Rule, ...] = ()
@@ -317,9 +320,9 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class AddressPolicy:
-    """An address's policy, with peers by address alone, and its subnet: within it, and from the host, all is free.
+    """An address's policy, with peers by address only, and its subnet: traffic within it and from the host is free.
 
-    `internal`: its network is, which is entered and left by nobody.
+    `internal`: its network is internal: no traffic enters or leaves it.
     """
 
     subnet: Prefix

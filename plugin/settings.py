@@ -20,12 +20,11 @@ from plugin.protocols import WITH_PORTS
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A setting: its name in the environment, the value of an empty one, and what it means.
+    """A setting: its name in the environment, its default (also for an empty value), and its meaning.
 
-    `read`: the text → (its value, mistakes). `field`: where the value goes, of `Settings`; or `label`: the key whose
-    value it gives to every container.
-    `table`: it changes what the table holds, so `fwctl plan` computes with it. `plugin`: `docker plugin set` offers it;
-    the others are paths inside the plugin, which config.json's mounts fix.
+    `read`: the text → (its value, mistakes). `field`: the field of `Settings` that gets the value; or `label`: the key
+    whose value it sets for every container. `table`: it changes the table's content, so `fwctl plan` computes with it.
+    `plugin`: `docker plugin set` offers it; the others are paths inside the plugin, which config.json's mounts fix.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Settings:
     state: str
     sysctl: str
     cgroup: str
-    #: Paths below it, of one to four names: the levels that the rules look at.
+    #: Paths below `cgroup`, of one to four names: the levels that the rules match.
     dockerd_cgroup: tuple[str, ...]
     boot: str
     dockerd_ports: tuple[Rule, ...]
@@ -80,7 +79,7 @@ def _one_of(*words: str) -> Callable[[str], tuple[str, list[str]]]:
 
 
 def _is(word: str, *, of: tuple[str, str]) -> Callable[[str], tuple[bool, list[str]]]:
-    """True for `word`."""
+    """Return a reader that yields True for `word`."""
     read = _one_of(*of)
     return lambda text: (text.lower() == word, read(text)[1])
 
@@ -106,7 +105,7 @@ def _bit(text: str) -> tuple[int, list[str]]:
     return mark, [] if right else ["must be one bit of 32, like 0x08000000"]
 
 
-#: In the order of mistakes.
+#: In the order in which mistakes are reported.
 _ENTRIES = (
     _label(
         "FW_ALLOW", "", "what every container answers on besides TCP 22, 80 and 443, as in fw.allow", key="fw.allow"
@@ -214,12 +213,12 @@ _ENTRIES = (
     ),
 )
 SETTINGS = {setting.name: setting for setting in _ENTRIES}
-#: The field of `Defaults` that a setting gives, besides labels.
+#: The field of `Defaults` that a setting gives, in addition to labels.
 _PUBLISHED = "published"
 
 
 def _incomplete() -> str:
-    """What entries, `Settings` and label keys do not agree on."""
+    """Return where entries, `Settings` and label keys do not agree; "" if they do."""
     fields = {each.name for each in dataclasses.fields(Settings)} - {"defaults"} | {_PUBLISHED}
     for each in _ENTRIES:
         if bool(each.field) == bool(each.label):
@@ -240,7 +239,7 @@ if _why := _incomplete():
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """Raises FwError that names every setting at fault. An unknown FW_ name is a fault too: it may be a typo."""
+    """Read all settings. Raises FwError that names every wrong one; an unknown FW_ name is wrong too, maybe a typo."""
     faults = [
         f"{name} is not a setting (known: {', '.join(SETTINGS)})"
         for name in sorted(environ)

@@ -1,5 +1,5 @@
-"""The process: what is built from what, its threads, its start before a socket exists, and its end.
+"""The process: composition of all parts, its threads, its start before a socket exists, and its end.
 
-It may use every other package, and no other package uses it. It touches the kernel first of all: where no table of
-docker-fw is in place, `early_table` puts one there that opens nothing.
+It may use every other package, and no other package uses it. It touches the kernel first: if no docker-fw table is in
+place, `early_table` adds one that opens nothing.
 """

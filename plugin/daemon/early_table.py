@@ -1,8 +1,9 @@
-"""Closes every bridge before docker-fw's socket exists, unless a table of docker-fw's is in the kernel already.
+"""Closes every bridge before docker-fw's socket exists, unless the kernel already has a docker-fw table.
 
 dockerd connects to a plugin's socket half a second after it has started the plugin, retries every three seconds, and
-continues as soon as the socket accepts (moby plugin/manager_linux.go, pluginPostStart): at a boot with containers, and
-some engines at once with their docker-proxies. Loading the plugin itself takes as long as all of that.
+continues as soon as the socket accepts (moby plugin/manager_linux.go, pluginPostStart). At a boot it then starts
+containers, and some engines start their docker-proxies at the same time. Loading the plugin itself takes as long as all
+of that.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from plugin.settings import Settings
 from plugin.state.store import Store
 
 log = logging.getLogger(__name__)
-#: Seconds that the start waits for it: after nine seconds without a socket dockerd gives up and disables the plugin,
-#: so that the next boot would find everything open.
+#: Seconds that the start waits for the early table: after nine seconds without a socket dockerd gives up and disables
+#: the plugin, and the next boot would leave everything open.
 LONGEST = 6.0
 
 
 def close_first(settings: Settings) -> None:
-    """Return when the kernel has a table of docker-fw's: an earlier one, or a new one that opens nothing.
+    """Return when the kernel has a docker-fw table: an earlier one, or a new one that opens nothing.
 
-    Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one has another.
+    Errors and a timeout are only logged. If another program's table has docker-fw's name, the new one gets another.
     This runs in a child process: an owned table can be changed only by the socket that made it, and the plugin has
     another socket.
     """
@@ -55,7 +56,7 @@ def close_first(settings: Settings) -> None:
         nft = Nft(settings.mark, name)
         if not nft.stands():
             close(nft, settings, lasts=name != TABLE)
-    except Exception:  # the plugin must start whatever happens here, and closes too
+    except Exception:  # the plugin must start even after an error here, and closes the bridges too
         log.exception("could not close the bridges before the socket exists")
     finally:
         os._exit(0)
@@ -64,8 +65,8 @@ def close_first(settings: Settings) -> None:
 def close(nft: Nft, settings: Settings, *, lasts: bool = False) -> None:
     """Replace the table, if there is one, by a table that opens nothing. Raises NftError, OSError.
 
-    `lasts`: the plugin does not replace it in a moment. Only then the bridges of default routes are looked up, which
-    takes as long as all the rest.
+    `lasts`: the plugin does not replace it soon. Only then are the bridges of default routes looked up, which takes as
+    long as all the rest.
     """
     try:
         state = Store(settings.state).load()

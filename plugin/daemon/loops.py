@@ -1,4 +1,4 @@
-"""The loops beside the hooks: the table and Docker's chain as we put them, the host's links, Docker, neighbours.
+"""The loops in addition to the hooks: they keep the table and Docker's chain, and follow links, Docker and neighbours.
 
 No loop ever opens anything that the containers' own labels do not.
 """
@@ -26,7 +26,7 @@ from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
-#: Seconds between two looks at the ruleset's generation (3 µs each).
+#: Seconds between two reads of the ruleset's generation (3 µs each).
 TICK = 0.2
 
 
@@ -34,14 +34,14 @@ class Ensures(Protocol):
     """Something that another program may remove, and that is put back."""
 
     def ensure(self) -> list[str]:
-        """Put back what is missing. Returns the commands (`iptables`, `ip6tables`) whose chain has the rule."""
+        """Put back missing rules. Return the commands (`iptables`, `ip6tables`) whose chain has the rule."""
 
 
 class Syncs(Protocol):
     """Something derived from the driver's networks and endpoints."""
 
     def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None:
-        """Make it what these networks and endpoints need."""
+        """Bring it in line with these networks and endpoints."""
 
 
 class Drops(Protocol):
@@ -65,17 +65,17 @@ class Boots(Protocol):
 
 
 class Worker:
-    """Work that may last and that nobody waits for, one after the other: flows to be cut."""
+    """A queue of long work that no thread waits for, such as cutting flows, done one piece after the other."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
 
     def __call__(self, work: Callable[[], object]) -> None:
-        """Queue work; returns at once."""
+        """Queue work and return at once."""
         self._queue.put(work)
 
     def stop(self) -> None:
-        """End the loop after the work that is queued."""
+        """End the loop after the queued work."""
         self._queue.put(None)
 
     def loop(self) -> None:
@@ -85,9 +85,9 @@ class Worker:
 
 
 class Loops:
-    """Runs the loops in threads of its own from `start` to `stop`.
+    """Runs the loops in its own threads from `start` to `stop`.
 
-    `ends` ends what fwctl said for a time, and returns the seconds until it is to be called again.
+    `ends` ends expired overrides and bans of fwctl, and returns the seconds until its next call.
     """
 
     def __init__(
@@ -151,20 +151,20 @@ class Loops:
         self._spoken.set()
 
     def changed(self) -> None:
-        """An endpoint came or went."""
+        """Report that an endpoint was added or removed."""
         self._changed.set()
 
     def spoken(self) -> None:
-        """Something was said that ends by itself."""
+        """Report that fwctl set an override or ban with an end."""
         self._spoken.set()
 
     def wake(self) -> None:
-        """Look at everything now: a hook saw something that needs it."""
+        """Check everything now, because a hook saw something that needs it."""
         self._follower.wake()
         self._check.set()
 
     def note(self) -> None:
-        """Puts what is known of the host's bridges into the table."""
+        """Write the host's bridges, as far as they are known, into the table."""
 
         def edit(facts: Facts) -> Facts:
             found = self._bridges.facts()
@@ -181,7 +181,7 @@ class Loops:
                 self._stop.wait(1)
 
     def _keep(self) -> None:
-        # Nothing else in this loop: while the rules are gone, everything is open.
+        # This loop does nothing else: while the rules are missing, everything is open.
         generation = -1
         while not self._stop.is_set():
             asked = self._check.wait(TICK)
@@ -194,7 +194,7 @@ class Loops:
                 self._drifted.set()
 
     def _keep_elements(self) -> None:
-        # Only where the table is not owned. Not in the loop above: with thousands of elements it takes a while.
+        # Needed only if the table is not owned. Not in the loop above: with thousands of elements it takes a while.
         while not self._stop.is_set():
             self._drifted.wait(INTERVAL)
             self._drifted.clear()
@@ -211,7 +211,7 @@ class Loops:
 
     def _keep_dockers(self) -> None:
         while not self._stop.is_set():
-            # iptables-legacy does not raise the generation, so now and then a look without any sign.
+            # iptables-legacy does not raise the generation, so the rule is also checked now and then without a sign.
             self._touched.wait(INTERVAL / 6)
             self._touched.clear()
             if self._stop.is_set():
@@ -247,13 +247,13 @@ class Loops:
             links = link_monitor.links()
             self._see(links)
             if not self._follower.listening:
-                self._guard.doubt()  # who left a bridge while this loop did not run is not known
+                self._guard.doubt()  # departures while this loop did not run are unknown
             while not self._stop.is_set():
                 for told in changes.read():
                     self._link(told, links)
                 self.note_proxies()
                 self._follower.hurry()
-                # A default route may have come by a bridge that nobody knows yet.
+                # A default route may have been added through a bridge that is not classified yet.
                 if self._bridges.waiting():
                     self.note()
                 if time.monotonic() - self._renewed >= EVERY:
@@ -261,8 +261,10 @@ class Loops:
                     self._renew()
 
     def _renew(self) -> None:
-        """Of the lease. Here, for this loop and the events' are those that close when a container goes; and with the
-        locks that they need: one that is stuck lets the lease end.
+        """Renew the lease.
+
+        This loop and that of Docker's events close departed containers. So this loop renews the lease, with the locks
+        that both need: if one of them is stuck, the lease ends.
         """
         if not self._follower.keeps_up():
             log.error("what Docker told is not done yet; Docker's own networks are closed if that lasts")
@@ -273,7 +275,7 @@ class Loops:
             log.error("Docker's own networks are closed unless this ends: %s", error)
 
     def note_proxies(self) -> None:
-        """Puts what is known of docker-proxy, and of who else listens, into the table."""
+        """Write the facts about docker-proxy and other listening programs into the table."""
         self._proxies()
 
     def _link(self, told: Told, links: dict[int, Link]) -> None:
@@ -292,7 +294,7 @@ class Loops:
             self._follower.wake()
         left = bridge is not None and (after is None or after.master != bridge.index)
         if not self._follower.listening and (told.link is None or left):
-            # A container's link has gone and nobody will say whose it was: its address may be another's any moment.
+            # A container's link was removed and no event will name its container: another may get its address soon.
             self._guard.doubt(bridge.name if bridge else None)
 
     def _see(self, links: Mapping[int, Link]) -> None:

@@ -1,4 +1,4 @@
-"""The composition root: builds the rooms, takes over what stands, starts and stops the loops."""
+"""The composition root: builds all parts, takes over existing links and tables, starts and stops the loops."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def _without(lost: Collection[Published]) -> Callable[[Endpoint], Endpoint]:
 
 
 def _survivors(state: SavedState) -> SavedState:
-    """What of the kept state is still true. After a boot no endpoint is: Docker makes new ones.
+    """Return the part of the saved state that is still true. After a boot no endpoint is: Docker makes new ones.
 
-    An endpoint that was joined lives as long as its link: with the container's network namespace both ends go.
+    A joined endpoint exists as long as its link: both ends are removed with the container's network namespace.
     """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     if state.boot != boot:
@@ -69,13 +69,13 @@ def _survivors(state: SavedState) -> SavedState:
     for e in state.endpoints.values():
         if not e.joined or lives(e.id):
             alive[e.id] = e
-        elif exists(host_side(e.id)):  # we were killed amid a Join, which Docker repeats, or it took the pair back
+        elif exists(host_side(e.id)):  # killed amid a Join, which Docker repeats, or Docker took the pair back
             alive[e.id] = dataclasses.replace(e, joined=False, container=None, published=())
     return dataclasses.replace(state, endpoints=FrozenDict(alive))
 
 
 class Plugin:
-    """Everything that runs in one process. Making it closes what must be closed; `start` adds the loops."""
+    """Everything that runs in one process. Its construction closes all that must be closed; `start` adds the loops."""
 
     def __init__(self, settings: Settings) -> None:
         self._claim = claim(settings.docker_socket)
@@ -93,10 +93,12 @@ class Plugin:
         state = _survivors(kept)
         self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
         self._bridges.see(link_monitor.links().values())
-        # Before the table is another: who listens since it was put there is not the host's until Docker has been asked.
+        # Read before the table is replaced: ports that listen only since the old one was written do not count as the
+        # host's own until Docker has been asked.
         listeners = before(state, settings.sysctl, dump.listening())
         facts = saved_facts(state, settings, listeners)
-        # Who died while we were away left flows behind, and the next owner of the address must not inherit them.
+        # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
+        # inherit.
         self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
@@ -171,13 +173,13 @@ class Plugin:
         return app
 
     def _blind(self) -> bool:
-        """True if docker-proxy is not known by its control group: whatever begins to listen on the host is held."""
+        """True if docker-proxy is not identified by its control group: new listening host ports are then blocked."""
         settings = self._settings
         known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
         return not (self._nft.tells_cgroups and known)
 
     def start(self, serving: Callable[[], bool] = lambda: True) -> None:
-        """Puts links and ports back as they were, then watches. `serving`: whether requests are still taken."""
+        """Restore links and ports, then start the loops. `serving`: whether requests are still accepted."""
         self._drops.serving = serving
         self._relay.start()
         self._rebuild()
@@ -194,10 +196,10 @@ class Plugin:
         log.info("docker-fw %s is ready: %d networks", __version__, len(self._state.networks))
 
     def stop(self) -> None:
-        """Ends the loops. Rules, links and published ports' rules stay: closed is closed without us too.
+        """End the loops. Rules, links and published ports' rules remain: closed ports stay closed without docker-fw.
 
-        What containers on Docker's own networks accept goes: Docker gives their addresses to others without telling us.
-        So does what `fwctl` opened for a time, until docker-fw runs again: nobody would close it.
+        Ports open on Docker networks are closed, because Docker gives addresses to other containers without a report.
+        Ports that `fwctl` opened for a limited time are closed until docker-fw runs again: no process would close them.
         """
         self._watcher.stop()
         self._guard.end()
@@ -205,12 +207,12 @@ class Plugin:
         self._relay.stop()
 
     def _rebuild(self) -> None:
-        """Bridges that are gone (a reboot), ports of bridges, host ports. One failure never stops the others."""
+        """Restore missing bridges (after a reboot), bridge ports and host ports. One failure never stops the others."""
         for network in self._state.networks.values():
             try:
                 if self._links.make_bridge(network):
                     log.info("made bridge %s again", network.bridge)
-                # Also to a bridge that stands: an older docker-fw did not bind ports to their MACs.
+                # Also to an existing bridge: an older docker-fw did not bind ports to their MACs.
                 self._links.reattach(network, [e for e in self._state.endpoints.values() if e.network_id == network.id])
             except (FwError, OSError) as error:
                 log.error("network %s: %s", network.id[:12], error)

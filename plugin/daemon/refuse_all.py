@@ -1,8 +1,8 @@
 """Runs instead of the plugin when it must not start: everything stays closed, and every request gets the reason.
 
-That is so if a newer version wrote the state, or another program's table has docker-fw's name. To exit instead would be
-worse: dockerd restarts a plugin once or twice, waits 15 s for it at its own start, and then disables it (seen on 28.5),
-so that the next boot would find no docker-fw, and everything open.
+It must not start if a newer version wrote the state, or if another program's table has docker-fw's name. To exit
+instead would be worse: dockerd restarts a plugin once or twice, waits 15 s for it at its own start, and then disables
+it (seen on 28.5). The next boot would then start without docker-fw, with everything open.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RefusingPlugin:
         threading.Thread(target=self._keep, name="keep", daemon=True).start()
 
     def stop(self) -> None:
-        """End that; the table remains."""
+        """Stop keeping the closing table; the table remains."""
         self._stop.set()
 
     def _keep(self) -> None:

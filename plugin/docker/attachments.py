@@ -1,7 +1,8 @@
-"""What Docker reports only by inspecting one container: its attachments' `driver_opts`, the ports it will publish.
+"""Data that Docker reports only for one inspected container: `driver_opts` of attachments, ports to publish.
 
-A container that is starting cannot be inspected, because Docker holds its lock. So each is inspected after it has been
-created and once after each start; one that was stopped when docker-fw started, with the first look. Thread-safe.
+A container that is starting cannot be inspected, because Docker holds its lock. So each container is inspected after
+it was created and once after each start. One that was stopped when docker-fw started is inspected with the first full
+listing. Thread-safe.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from plugin.policy.requested_ports import Asked, asked
 
 #: By network name, the attachment's `driver_opts`.
 Options = Mapping[str, Mapping[str, Any]]
-#: How many stopped containers are inspected in one look.
+#: Maximum number of stopped containers that are inspected in one full listing.
 MOST = 200
 log = logging.getLogger(__name__)
 
@@ -39,17 +40,17 @@ class Attachments:
             return container_id in self._known and self._known[container_id][0] == endpoint_ids
 
     def put(self, container_id: str, endpoint_ids: tuple[str, ...], options: Options) -> None:
-        """Keep the options of an inspected container, which has these endpoints."""
+        """Store the options of an inspected container, which has these endpoints."""
         with self._lock:
             self._known[container_id] = (endpoint_ids, options)
 
     def all_of(self, container_id: str) -> Options:
-        """The options of each of the container's attachments; {} if unknown."""
+        """Return the options of each of the container's attachments; {} if unknown."""
         with self._lock:
             return self._known[container_id][1] if container_id in self._known else {}
 
     def get(self, container_id: str, network: str) -> Mapping[str, Any] | None:
-        """The options of one attachment, by the network's name; None if unknown."""
+        """Return the options of one attachment, by the network's name; None if unknown."""
         return self.all_of(container_id).get(network)
 
     def retain(self, existing: Collection[str]) -> None:
@@ -59,10 +60,10 @@ class Attachments:
 
 
 class Inspections(Attachments):
-    """Inspects containers, in threads that never wait for a hook. `client`: with the time-out of an inspection.
+    """Inspects containers, in threads that never wait for a hook.
 
-    `asks` is called with the ports that a container will publish; `lacks` returns those of the given containers whose
-    ports are unknown.
+    `client`: with the time-out of an inspection. `asks` is called with the ports that a container will publish.
+    `lacks` returns those of the given containers whose ports are unknown.
     """
 
     def __init__(self, client: Callable[[], docker.APIClient]) -> None:
@@ -88,17 +89,17 @@ class Inspections(Attachments):
         self._unpublished &= set(existing)
 
     def all(self, listed: Collection[Mapping[str, Any]]) -> list[Options | None]:
-        """The attachments' options of each of these running containers; None where Docker does not answer."""
+        """Return the attachments' options of each of these running containers; None if Docker does not answer."""
         return list(self._threads.map(self.options, listed))
 
     def ask_ports(self, containers: Iterable[str]) -> None:
-        """Ask which ports these publish: containers that do not run, or whose entry in the list is cut."""
+        """Request the published ports of containers that do not run, or whose entry in the list is cut."""
         list(self._threads.map(self.ask, self.lacks(containers)[:MOST]))
 
     def options(self, listed: Mapping[str, Any]) -> Options | None:
-        """A running container's options, inspected once after each start, because no list has them.
+        """Return a running container's options, inspected once after each start, because no list has them.
 
-        None if Docker does not answer: one container that hangs must not delay the others.
+        The result is None if Docker does not answer: one container that hangs must not delay the others.
         """
         container_id = str(listed["Id"])
         what = f"container {container_id[:12]} is listed in a way that docker-fw does not understand"
@@ -110,10 +111,10 @@ class Inspections(Attachments):
         return self.all_of(container_id)
 
     def ask(self, container_id: str, endpoint_ids: tuple[str, ...] = ()) -> bool:
-        """Inspect one container. False if Docker does not answer, or not with all of it."""
+        """Inspect one container. False if Docker does not answer, or the answer is incomplete."""
         try:
             with answers(f"container {container_id[:12]}"):
-                # Its labels may be megabytes. The ports that it publishes come before them.
+                # Its labels may be megabytes. The published ports precede them.
                 inspected, complete = request.beginning(self._client(), "/containers/{0}/json", container_id)
                 if complete:
                     self.put(container_id, endpoint_ids, parse.driver_options(inspected))

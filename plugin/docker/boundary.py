@@ -1,6 +1,6 @@
-"""The error boundary to Docker: what its API can fail with, and the two ways on.
+"""The error boundary to Docker: the errors of its API, and the two ways to handle them.
 
-A call that fails becomes DockerUnavailable (`answers`). One malformed thing among many is logged and left out, so it
+A call that fails becomes DockerUnavailable (`answers`). One malformed object among many is logged and left out, so it
 stays closed, and the others are read (`understood`).
 """
 
@@ -17,7 +17,7 @@ from requests.exceptions import RequestException
 from plugin.docker.parse import MALFORMED
 from plugin.model import DockerUnavailable
 
-#: A call fails: Docker refuses or breaks, the connection does, or no answer comes in time.
+#: The errors of a failed call: Docker refuses or breaks, the connection breaks, or no answer arrives in time.
 FAILED = (DockerException, RequestException, OSError)
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def answers(what: str = "Docker's API did not answer") -> Iterator[None]:
 
 
 def answered_wrongly(error: DockerUnavailable) -> bool:
-    """True if Docker did answer, with something malformed: it is not silent."""
+    """True if Docker did answer, but with malformed data: it is not unavailable."""
     cause = error.__cause__
     return isinstance(cause, MALFORMED) and not isinstance(cause, RequestException)
 
@@ -44,7 +44,10 @@ def understood(
     *errors: type[Exception],
     what: str = "Docker listed something that docker-fw does not understand; it stays closed",
 ) -> T | None:
-    """Read one of many; None, and `what` in the log, if it is malformed or one of `errors` is raised."""
+    """Return one parsed object of many.
+
+    The result is None, and `what` is logged, if the object is malformed or one of `errors` is raised.
+    """
     caught: tuple[type[Exception], ...] = (*errors, *MALFORMED)
     try:
         return read(raw)

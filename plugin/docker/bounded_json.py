@@ -1,7 +1,7 @@
-"""Docker's JSON, read in pieces and within bounds: a huge container costs itself, not the host's memory. Pure.
+"""Read Docker's JSON in pieces and within bounds, so that a huge container cannot exhaust the host's memory. Pure.
 
 A container can have megabytes of labels, and Docker repeats them in each list and event. Lists are read element by
-element; an element that is too large becomes a `Cut`, and the next one is read.
+element. An element that is too large becomes a `Cut`, and the next one is read.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-#: Bytes of one element of a list, and of an answer about one thing. As Python objects they take some 25 times that.
+#: Maximum bytes of one element of a list, and of an answer about one object. As Python objects they take about 25
+#: times that.
 LARGEST, INSPECTED = 1 << 22, 1 << 23
 #: Bytes of an element that is always read, and of all larger elements of one list together.
 SMALL, ALL = 1 << 16, 1 << 25
 #: Bytes of a list that is parsed as a whole, which is twice as fast: some 2,500 containers.
 AT_ONCE = 1 << 22
-#: Characters that are read of an element that is too large: enough for its ID and names, which come first.
+#: Number of characters kept of an element that is too large: enough for its ID and names, which are first.
 _BEGINNING = 4096
 _PIECE = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -41,7 +42,7 @@ class Cut:
 
 
 def one_value(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
-    """One value. Raises ValueError if it is no JSON, or longer than `limit` bytes."""
+    """Return one value. Raises ValueError if it is no JSON, or longer than `limit` bytes."""
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
@@ -52,9 +53,9 @@ def one_value(chunks: Iterable[bytes], limit: int = INSPECTED) -> Any:
 
 
 def beginning(chunks: Iterable[bytes], limit: int = INSPECTED) -> tuple[Any, bool]:
-    """One value, and True; of an object that is longer than `limit` bytes the complete members before, and False.
+    """Return one value, and True. If an object is longer than `limit` bytes, return its first members, and False.
 
-    Raises ValueError if it is no JSON.
+    Only complete members are returned. Raises ValueError if it is no JSON.
     """
     pieces, size = [], 0
     for chunk in chunks:
@@ -62,13 +63,13 @@ def beginning(chunks: Iterable[bytes], limit: int = INSPECTED) -> tuple[Any, boo
         size += len(chunk)
         if size > limit:
             found = members(b"".join(pieces).decode(errors="replace"))
-            # The last one may be incomplete.
+            # The last member may be incomplete.
             return dict(list(found.items())[:-1]), False
     return json.loads(b"".join(pieces)), True
 
 
 def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
-    """The elements of a list, one by one; a `Cut` for each that is too large. Raises ValueError if it is no list."""
+    """Yield the elements of a list; a `Cut` for each that is too large. Raises ValueError if it is no list."""
     text, left = _Text(chunks), ALL
     text.more(AT_ONCE)
     if text.ended:
@@ -98,7 +99,7 @@ def elements(chunks: Iterable[bytes]) -> Iterator[Any]:
 
 
 def cut(beginning: str) -> Cut:
-    """The ID and the name that are in the first characters of an object."""
+    """Return the ID and the name in the first characters of an object."""
     found = members(beginning)
     names = found.get("Names")
     name = next((n for n in names if isinstance(n, str)), "") if isinstance(names, list) else found.get("Name")
@@ -107,7 +108,7 @@ def cut(beginning: str) -> Cut:
 
 
 def members(text: str, at: int = 0) -> dict[str, Any]:
-    """The members at the beginning of an object, as far as they are complete; of an object within it likewise."""
+    """Return the complete members at the beginning of an object, and likewise of the objects in it."""
     found: dict[str, Any] = {}
     try:
         while text[at] in "{,":
@@ -130,7 +131,7 @@ def _after_spaces(text: str, at: int) -> int:
 
 
 class _Text:
-    """Chunks as text. `held` is what was read and is still needed; `at` is where the next value begins in it."""
+    """Chunks as text. `held` is the text read and still needed; `at` is the position of the next value in it."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -153,7 +154,7 @@ class _Text:
         return size > 0
 
     def next(self) -> str:
-        """The next character that is not white space; "" at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             self.at = _after_spaces(self.held, self.at)
             if self.at < len(self.held):
@@ -162,7 +163,7 @@ class _Text:
                 return ""
 
     def element(self, limit: int) -> tuple[Any, int]:
-        """The next value, and its size. One that is longer than `limit` is skipped: then the value is None."""
+        """Return the next value, and its size. A value longer than `limit` is skipped: then the result is None."""
         self.next()
         while True:
             known = len(self.held) - self.at
@@ -184,7 +185,7 @@ class _Text:
                 raise ValueError("the list has no end")
 
     def _goes_on(self, value: Any, end: int) -> bool:
-        """True if a number may continue behind `end`: of `2.5e-7`, `2` can be read alone, and `2.5` too."""
+        """True if a number may continue at `end`: of `2.5e-7`, `2` can be read alone, and `2.5` too."""
         return isinstance(value, int | float) and self.held[end] in "0123456789.eE+-"
 
     def _skip(self, limit: int) -> int:
@@ -212,7 +213,7 @@ class _Text:
         self.at += 1
 
     def _over(self, pattern: re.Pattern[str]) -> bool:
-        """Go on as far as the pattern matches; True if the match may go on.
+        """Advance as far as the pattern matches; True if the match may continue.
 
         A match takes memory for each step, so it covers one piece at a time.
         """
@@ -224,6 +225,6 @@ class _Text:
         return self.at == end
 
     def _must(self) -> None:
-        """Read on. Raises ValueError at the end."""
+        """Read more. Raises ValueError at the end."""
         if not self.more():
             raise ValueError("the list has no end")

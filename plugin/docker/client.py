@@ -1,12 +1,12 @@
-"""Docker's API, read only: the look-up in a hook, the look at everything, the events.
+"""Docker's API, read only: the look-up in a hook, the full listing, the events.
 
-Docker holds a container's lock through its whole start, so inspecting it inside a hook blocks; listing does not.
-While dockerd boots, its socket accepts connections and answers none until every restart-policy container has been
-started, which waits for our hooks. So a hook's look-up is bounded in time, and after one failure no hook asks again
+Docker holds a container's lock through its whole start, so inspecting it inside a hook blocks; listing does not. While
+dockerd boots, its socket accepts connections but answers none until every restart-policy container has been started,
+which waits for docker-fw's hooks. So a hook's look-up is bounded in time, and after one failure no hook asks again
 until the API has answered once.
 
-Calls made (for those behind a socket proxy): GET /version, /info (Docker 24 to 27, and from 29), /events,
-/networks, /networks/ID, /containers/json, /containers/ID/json, /images/ID/json.
+Calls (to be allowed by a socket proxy): GET /version, /info (Docker 24 to 27, and from 29), /events, /networks,
+/networks/ID, /containers/json, /containers/ID/json, /images/ID/json.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from plugin.docker.listing import Listing, RunningContainer
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.model import BridgeNetwork, Container, DockerUnavailable, Endpoint, Problem
 
-#: One read of a hook's look-up, in seconds, and the whole of it: three or four calls, which take 3-10 ms together.
+#: Seconds for one read of a hook's look-up, and for the whole of it: three or four calls, which take 3-10 ms together.
 HOOK_TIMEOUT, HOOK_LIMIT = 0.3, 1.0
-#: A call outside hooks, in seconds.
+#: Seconds for a call outside hooks.
 LOOK_TIMEOUT = 10.0
-#: One container's inspection, in seconds: while it starts it does not answer.
+#: Seconds for one container's inspection: Docker does not answer while the container starts.
 INSPECT_TIMEOUT = 1.0
 _LIST = "/containers/json"
 _NEVER: Any = None  # requests takes None as a time-out; docker-py's stubs say int
@@ -46,31 +46,32 @@ log = logging.getLogger(__name__)
 
 
 class DockerApi:
-    """`path` is the API's unix socket. Thread-safe; connects when first used, never when made.
+    """`path` is the API's unix socket. Thread-safe; connects when first used, not when created.
 
-    `trust_images`: labels that come from an image count like any. Each call raises DockerUnavailable when it fails.
+    `trust_images`: labels that come from an image count like any others. Each call raises DockerUnavailable if it
+    fails.
     """
 
     def __init__(self, path: str, *, trust_images: bool = False) -> None:
         self._images = images.Images(trust=trust_images)
         self._connection = Connection(path, reconnected=self._images.forget_store)
-        #: By network ID, what compose's file calls it.
+        #: By network ID, its key in the compose file.
         self._compose_keys: Mapping[str, str] = {}
         self._answering = True
-        # Hooks ask in threads of these: a socket's time-out is for each read, and an answer may come in drops. None
-        # of these inspects: an inspection waits for a start, which waits for a hook.
+        # Hooks ask in threads of this pool: a socket's time-out is for each read, and an answer may arrive in small
+        # pieces. None of these threads inspects a container: an inspection waits for a start, which waits for a hook.
         self._hooks = ThreadPoolExecutor(16, "look-up")
         self.inspections = Inspections(lambda: self._connection.client(INSPECT_TIMEOUT))
 
     @property
     def engine(self) -> Engine:
-        """What is known of the daemon that answered last."""
+        """Return what is known of the daemon that answered last."""
         return self._connection.engine
 
     # --- in a hook ------------------------------------------------------------------------------------------------
 
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
-        """The container behind an endpoint that is just being joined; None if Docker does not know it (yet).
+        """Return the container of an endpoint that is just being joined; None if Docker does not know it (yet).
 
         Takes HOOK_LIMIT at most, and no time if the API did not answer the last time.
         """
@@ -96,7 +97,7 @@ class DockerApi:
             return None
         filters = json.dumps({"name": [f"^/{re.escape(name)}$"]})
         for entry in request.several(client, _LIST, all="1", filters=filters):
-            if isinstance(entry, Cut):  # only one has this name
+            if isinstance(entry, Cut):  # only one container has this name
                 return Container(entry.id, name, problems=(_too_large(name),))
             if f"/{name}" in (entry.get("Names") or []):
                 labels = self._images.read(client, entry, hook=True)
@@ -105,15 +106,15 @@ class DockerApi:
                 )
         return None
 
-    # --- everything -----------------------------------------------------------------------------------------------
+    # --- full listing ---------------------------------------------------------------------------------------------
 
     def bridges(self) -> tuple[frozenset[str], bool]:
-        """The names of the bridges of Docker networks, and whether all of Docker's list was understood."""
+        """Return the names of the bridges of Docker networks, and whether Docker's list was understood completely."""
         with self._connection.answers():
             return parse.bridges(request.several(self._connection.client(LOOK_TIMEOUT), "/networks"))
 
     def look(self) -> DockerSnapshot:
-        """All networks and containers."""
+        """Return all networks and containers."""
         with self._connection.answers():
             client = self._connection.client(LOOK_TIMEOUT)
             networks = request.several(client, "/networks")
@@ -129,7 +130,7 @@ class DockerApi:
 
     def _running(self, client: docker.APIClient, entries: list[Mapping[str, Any]]) -> Iterator[RunningContainer]:
         for entry, options in zip(entries, self.inspections.all(entries), strict=True):
-            # A container or image that cannot be read closes that container, and no other.
+            # A container or image that cannot be read closes that container only.
             what = f"container {str(entry.get('Id'))[:12]} stays closed"
             labels = understood(partial(self._images.read, client), entry, APIError, what=what)
             if labels and understood(parse.not_guarded, entry, what=what) is not None:
@@ -138,10 +139,10 @@ class DockerApi:
     # --- one container --------------------------------------------------------------------------------------------
 
     def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
-        """A container that is being connected to a network of Docker's bridge driver.
+        """Return the network and endpoint of a container that is being connected to a Docker bridge network.
 
         The last part is False while the options of its attachment are unknown: Docker does not report them until the
-        container has started, unless it was asked before.
+        container has started, unless they were requested before.
         """
         with self._connection.answers():
             client = self._connection.client(LOOK_TIMEOUT)
@@ -159,7 +160,7 @@ class DockerApi:
             return (network, endpoint, options is not None) if endpoint else None
 
     def running(self, container_id: str) -> list[Endpoint]:
-        """A running container's endpoints, with its published ports."""
+        """Return a running container's endpoints, with its published ports."""
         with self._connection.answers():
             client = self._connection.client(LOOK_TIMEOUT)
             entry = _container(client, container_id)
@@ -177,9 +178,9 @@ class DockerApi:
     # --- events ---------------------------------------------------------------------------------------------------
 
     def events(self) -> Iterator[parse.Event]:
-        """Docker's events, until the stream ends.
+        """Yield Docker's events, until the stream ends.
 
-        The first is "subscribed": look at everything after it, because earlier events are not repeated.
+        The first is "subscribed": list everything after it, because earlier events are not repeated.
         """
         with self._connection.answers():
             # No read time-out: the stream may be quiet for days. A dockerd that ends closes it.
@@ -200,7 +201,10 @@ class DockerApi:
 
 
 def _container(client: docker.APIClient, container_id: str, **query: str) -> Mapping[str, Any] | None:
-    """One container as Docker lists it; None if it does not, or if its entry is too large: then it stays closed."""
+    """Return one container as Docker lists it.
+
+    The result is None if it is not listed, or if its entry is too large: then it stays closed.
+    """
     filters = json.dumps({"id": [container_id]})
     for entry in request.several(client, _LIST, parse.needed, filters=filters, **query):
         if isinstance(entry, Cut):

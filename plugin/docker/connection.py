@@ -1,4 +1,4 @@
-"""The connection to Docker's API: the version spoken, one client for each thread and time-out, the engine's version."""
+"""The connection to Docker's API: its version, one client for each thread and time-out, the engine's version."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from plugin.docker import boundary, request
 from plugin.docker.engine import Engine, unfit
 from plugin.model import DockerUnavailable
 
-#: The version to ask the first question in: every supported engine has it, or answers without one.
+#: The version of the first request: every supported engine accepts it, or answers requests without a version.
 _FIRST = "1.41"
 log = logging.getLogger(__name__)
 
 
 class Connection:
-    """`path` is the API's unix socket. Thread-safe; connects when first used, never when made.
+    """`path` is the API's unix socket. Thread-safe; connects when first used, not when created.
 
     `reconnected` is called when another daemon may answer from now on.
     """
@@ -30,7 +30,7 @@ class Connection:
         self._url, self._version = f"unix://{path}", ""
         self._reconnected = reconnected
         self._local = threading.local()
-        #: What is known of the daemon that answered last.
+        #: The known properties of the daemon that answered last.
         self.engine = Engine()
 
     @contextmanager
@@ -44,11 +44,11 @@ class Connection:
             raise
 
     def lost(self) -> None:
-        """Forget the version: the next daemon may be another."""
+        """Forget the version: the next daemon may have another one."""
         self._version = ""
 
     def client(self, timeout: Any) -> docker.APIClient:
-        """This thread's client with this time-out for each read, in seconds."""
+        """Return this thread's client with this time-out for each read, in seconds."""
         version = self._negotiated(timeout)
         kept: dict[tuple[str, Any], docker.APIClient] = self._local.__dict__.setdefault("clients", {})
         key = (version, timeout)
@@ -59,7 +59,7 @@ class Connection:
         return kept[key]
 
     def new_client(self, timeout: Any) -> docker.APIClient:
-        """A client that the caller closes."""
+        """Return a client that the caller closes."""
         return docker.APIClient(base_url=self._url, version=self._negotiated(timeout), timeout=timeout)
 
     def _negotiated(self, timeout: Any) -> str:
@@ -87,7 +87,7 @@ def _engine(client: docker.APIClient, versions: Any) -> Engine:
 
 
 def checked(engine: Engine, before: Engine) -> Engine:
-    """The engine that answers now. Logs why docker-fw does not work on it, once for each version that answers."""
+    """Return the engine that answers now. Log why docker-fw does not work on it, once for each version that answers."""
     if engine.version != before.version and (why := unfit(engine)):
         log.error("%s", why)
     return engine

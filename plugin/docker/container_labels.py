@@ -1,8 +1,8 @@
-"""A container as Docker lists it → its policy on each of its networks, by its labels. Pure.
+"""Derive the policy of a container on each of its networks from its labels, as Docker lists them. Pure.
 
-Docker merges an image's labels into the container's, so a label equal to the image's is taken for the image's. It opens
-nothing unless a setting trusts images; the part of it that can only close counts. Which labels are the image's is
-sometimes unknown (`plugin.docker.images`); then any label may be.
+Docker merges an image's labels into the container's, so a label equal to the image's counts as the image's. It opens
+nothing unless a setting trusts images; the part of it that can only close counts. Sometimes it is unknown which labels
+are the image's (`plugin.docker.images`); then any label may be.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from plugin.labels.parser import ParsedLabels
 from plugin.model import Container, PolicySpec, Problem
 
 _COMPOSE = "com.docker.compose."
-#: How many of an image's ignored labels are named in notices.
+#: Maximum number of an image's ignored labels that are named in notices.
 _MAX_NOTICES = 16
-#: Labels of more characters than that are parsed anew each time, not cached.
+#: Labels of more characters than this are parsed anew each time, not cached.
 _MAX_CACHED = 1 << 16
 #: Labels that compose gives to a container and never to an image.
 _CONTAINER_ONLY = ("container-number", "config-hash")
@@ -32,7 +32,7 @@ _CONTAINER_ONLY = ("container-number", "config-hash")
 class ContainerLabels:
     """A container's labels, before they are applied to a network.
 
-    `own`: labels that count; `image_labels`: the image's, which do not. `networks`: the names of its networks.
+    `own`: labels that count; `image_labels`: the image's, which do not count. `networks`: the names of its networks.
     `unsure`: it is unknown which labels are the image's, so all of `image_labels` may be the user's.
     """
 
@@ -48,7 +48,7 @@ class ContainerLabels:
 
 
 def firewall_labels(listed: Mapping[str, Any]) -> dict[str, str]:
-    """The labels of a listed container that configure docker-fw."""
+    """Return the labels of a listed container that configure docker-fw."""
     labels = listed.get("Labels") or {}
     return {key: value for key, value in labels.items() if key.lower().startswith(PREFIX)}
 
@@ -64,9 +64,10 @@ def is_relevant(key: str) -> bool:
 
 
 def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown: str = "") -> ContainerLabels:
-    """The labels of a container as `GET /containers/json` lists it. `image`: the image's; None if they are trusted.
+    """Return the labels of a container as `GET /containers/json` lists it.
 
-    `unknown`: why the image's labels are unknown; then every label is taken for the image's, which is a problem.
+    `image`: the image's labels; None if they are trusted. `unknown`: why the image's labels are unknown. Then every
+    label counts as the image's, which is a problem.
     """
     names = listed.get("Names") or []
     # A linked container has several names; its own is the one without a second slash.
@@ -87,10 +88,10 @@ def read(listed: Mapping[str, Any], image: Mapping[str, str] | None, *, unknown:
 
 
 def _compose(labels: Mapping[str, Any], image: Mapping[str, str], *, known: bool) -> dict[str, str]:
-    """The container's compose project and service, by which rules of other containers can name it as a peer.
+    """Return the container's compose project and service, by which rules of other containers can name it as a peer.
 
-    compose puts both labels on the images that it builds too, so they prove nothing by themselves. A label that compose
-    gives to containers alone proves it, unless the image has that one as well.
+    compose puts both labels on the images that it builds too, so they prove nothing by themselves. A label that
+    compose gives to containers alone proves it, unless the image has that one as well.
     """
     own = any(labels.get(key) and labels[key] != image.get(key) for key in map(_COMPOSE.__add__, _CONTAINER_ONLY))
     names = {name: _name(labels, name) for name in ("project", "service")}
@@ -98,7 +99,7 @@ def _compose(labels: Mapping[str, Any], image: Mapping[str, str], *, known: bool
 
 
 def _unknown_origin(image_labels: Mapping[str, str], own: Mapping[str, str], unknown: str) -> tuple[Problem, ...]:
-    """The problem that these labels may be the user's, unless all that they could do is done already."""
+    """Return the problem that these labels may be the user's, unless they could have no further effect."""
     ignored = {key: value for key, value in image_labels.items() if key not in own}
     if not ignored:
         return ()
@@ -114,25 +115,31 @@ def _may_close(key: str, value: str) -> bool:
     """True unless the label can only open, or is not about inbound traffic. A `from` removes its port from the base."""
     network, name = parser.split(key)
     entry = KEYS.get(name)
-    # What is for one network is about none if the name is wrong, and that may close.
+    # A label for one network has no effect on any if the name is wrong, and that may close.
     return entry is None or entry.may_close(value) or (network is not None and not entry.only_opens(entry.of(UNSET)))
 
 
 def compose_key(network: Mapping[str, Any]) -> str:
-    """The network's compose project and its key in the compose file, as PROJECT/KEY; "" if compose did not make it."""
+    """Return the network's compose project and its key in the compose file, as PROJECT/KEY.
+
+    The result is "" if compose did not create the network.
+    """
     labels = network.get("Labels") or {}
     project, key = (_name(labels, name) for name in ("project", "network"))
     return f"{project}/{key}" if project and key else ""
 
 
 def _name(labels: Mapping[str, Any], name: str) -> str:
-    """A name that compose gave; "" for one that is longer than any rule can be."""
+    """Return a name that compose set; "" if it is longer than any rule can be."""
     found = str(labels.get(_COMPOSE + name) or "")
     return found if len(found) <= MAX_LENGTH else ""
 
 
 def on_network(labels: ContainerLabels, network: str, key: str = "") -> Container:
-    """The container with its policy on the network of that name. `key`: of `compose_key`, maybe of another project."""
+    """Return the container with its policy on the network of that name.
+
+    `key`: from `compose_key`, maybe of another project.
+    """
     parsed = _parsed(labels.own)
     project, _, compose_name = key.partition("/")
     names = set(_names(labels, network))
@@ -153,7 +160,7 @@ def on_network(labels: ContainerLabels, network: str, key: str = "") -> Containe
 
 
 def _ignored(labels: ContainerLabels) -> Iterator[str]:
-    """Notices about labels that came with the image and do not count."""
+    """Yield notices about labels that came with the image and do not count."""
     came = "may have come" if labels.unsure else "came"
     for label, value in labels.image_labels[:_MAX_NOTICES]:
         entry = KEYS.get(parser.split(label)[1])
@@ -166,7 +173,7 @@ def _ignored(labels: ContainerLabels) -> Iterator[str]:
 def _unknown_networks(
     labels: ContainerLabels, parsed: ParsedLabels, network: str, names: set[str]
 ) -> tuple[list[Problem], list[str]]:
-    """Problems and notices about `fw.network.NAME.…` where the container is on no network of that name."""
+    """Return problems and notices about `fw.network.NAME.…` if the container is on no network of that name."""
     known = {name for each in labels.networks for name in _names(labels, each)} | names
     there = ", ".join(sorted({*labels.networks, network})[:8])
     problems, notices = [], []
@@ -181,7 +188,10 @@ def _unknown_networks(
 
 
 def _parsed(pairs: tuple[tuple[str, str], ...]) -> ParsedLabels:
-    """Cached, except for labels that are refused for their size: parsing those takes no time."""
+    """Parse labels.
+
+    The result is cached, except for labels that are refused for their size: parsing those takes no time.
+    """
     size = sum(len(key) + len(str(value)) for key, value in pairs)
     return _cached(pairs) if size <= _MAX_CACHED else parser.parse(dict(pairs))
 
@@ -192,7 +202,7 @@ def _cached(pairs: tuple[tuple[str, str], ...]) -> ParsedLabels:
 
 
 def _names(labels: ContainerLabels, network: str) -> Iterator[str]:
-    """The network's name, and its key in the compose file, unless that gives it another name."""
+    """Yield the network's name, and its key in the compose file unless the file sets another name."""
     yield network
     if labels.project and network.startswith(labels.project + "_"):
         yield network[len(labels.project) + 1 :]
@@ -207,13 +217,13 @@ def _confines(spec: PolicySpec) -> bool:
 
 
 def _closing(spec: PolicySpec) -> PolicySpec:
-    """The part of an image's policy that only closes, which counts where neither container nor network say anything.
+    """Return the part of an image's policy that only closes. It counts if neither container nor network configure it.
 
-    Its `fw.rate` is not part of it: each rate costs the kernel memory, and an image must not spend the host's.
+    `fw.rate` is not part of it: each rate costs the kernel memory, and an image must not spend the host's.
     """
     return PolicySpec(**{key.field: key.of(spec) for key in KEYS.values() if key.closes_elsewhere})
 
 
 def known_names(networks: Collection[Mapping[str, Any]]) -> frozenset[str]:
-    """The names of Docker's networks, as it lists them."""
+    """Return the names of all networks that Docker lists."""
     return frozenset(str(network["Name"]) for network in networks if isinstance(network.get("Name"), str))

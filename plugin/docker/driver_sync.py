@@ -1,4 +1,4 @@
-"""What the driver knows, by Docker's list: whose labels become known late, who has a new name, what is not there."""
+"""Synchronise the driver's state with Docker's list: labels that become known late, renames, objects that are gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plugin.model import Container, Endpoint, FwError, Network
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
-#: Seconds after which what Docker does not list is forgotten.
+#: Seconds after which an object that Docker does not list is forgotten.
 GONE = 60.0
 
 
@@ -26,14 +26,14 @@ class DriverSync:
         self._refused: set[str] = set()
 
     def update_labels(self, containers: Mapping[str, Container]) -> None:
-        """Gives the endpoints whose labels were unknown at Join what Docker tells now, and follows renames."""
+        """Update the endpoints whose labels were unknown at Join with Docker's answer, and follow renames."""
         for endpoint in list(self._state.endpoints.values()):
             container = containers.get(endpoint.id)
             if container is None or not endpoint.joined or endpoint.container == container:
                 continue
             try:
                 self._state.edit_endpoint(endpoint.id, _knows(container))
-            except FwError as error:  # one that is refused holds up no other; it is tried with each look
+            except FwError as error:  # a refused update delays no other; it is retried with each full listing
                 if endpoint.id not in self._refused:
                     log.error("%s (endpoint %s) stays as it was: %s", container.name, endpoint.id[:12], error)
                 self._refused.add(endpoint.id)
@@ -45,10 +45,12 @@ class DriverSync:
                 log.info("%s (endpoint %s) is known now", container.name, endpoint.id[:12])
 
     def prune(self, containers: Mapping[str, Container], networks: Collection[str] | None) -> None:
-        """Forgets endpoints that Docker has not had for GONE seconds: their Leave, or Join, never came; and networks on
-        which nobody is, if all of Docker's are known: it died before it kept them, or we before we kept that they went.
+        """Forget endpoints and networks that Docker has not listed for GONE seconds.
 
-        Not at once, and not while a container has its link: one that is just starting is not listed yet.
+        An endpoint's Leave, or its Join, never arrived. A network without endpoints is forgotten if all Docker
+        networks are known: Docker ended before it saved the network, or docker-fw before it saved the removal.
+
+        Not at once, and not while a container has its link: a container that is just starting is not listed yet.
         """
         now, there = time.monotonic(), list(self._state.endpoints.values())
         missing: dict[str, Endpoint | Network] = {e.id: e for e in there if e.id not in containers}
@@ -61,7 +63,7 @@ class DriverSync:
             if now - since >= GONE and not (isinstance(missing[each], Endpoint) and lives(each)):
                 try:
                     self._forget(missing[each])
-                except FwError as error:  # it holds up no other; it is tried with each look
+                except FwError as error:  # it delays no other; it is retried with each full listing
                     log.error("%s is not forgotten yet: %s", each[:12], error)
 
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 _OLDEST = (20, 10, 0)
-#: dockerd crashes there when an endpoint of a network plugin stops being its container's gateway, so at the latest when
-#: the container stops (moby#51554): it unlocks a mutex that is not locked.
+#: Versions in which dockerd crashes when an endpoint of a network plugin stops being its container's gateway, so at
+#: the latest when the container stops (moby#51554): it unlocks a mutex that is not locked.
 _DIES = ((29, 0, 0), (29, 0, 3))
 
 
@@ -26,7 +26,7 @@ class Engine:
 
 
 def refusal(engine: Engine) -> str:
-    """Why no container may join a docker-fw network on this engine; "" where it may.
+    """Return why no container may join a docker-fw network on this engine; "" if it may.
 
     An endpoint that never was a gateway does no harm, so dockerd survives a refused start. Docker networks are
     protected all the same: their driver is not a plugin.
@@ -41,7 +41,7 @@ def refusal(engine: Engine) -> str:
 
 
 def unfit(engine: Engine) -> str:
-    """Why docker-fw does not work on this engine, and what to do; "" where it works, and for an unknown engine."""
+    """Return why docker-fw does not work on this engine, and what to do; "" if it works, and for an unknown engine."""
     version = _numbers(engine)
     if version and version < _OLDEST:
         return f"Docker {engine.version} is older than docker-fw supports: upgrade Docker to 20.10 or newer"

@@ -1,27 +1,31 @@
-"""What an answer of Docker's is worth: who has gone since it was asked for.
+"""Decide whether an answer from Docker is current: which containers left since it was requested.
 
-Docker's lists and look-ups take their time, and meanwhile its events say who goes. So we keep a time of our own, which
-goes on with each coming and going: whoever has gone after Docker was asked is not there, whatever it answers.
+Docker's lists and look-ups take time, and meanwhile its events report departures. So docker-fw keeps a clock that
+advances with each connection and departure. A container that left after the request is not there, whatever the answer
+contains.
 """
 
 from __future__ import annotations
 
 
 class EventClock:
-    """Not thread-safe. A place is a network's and a container's ID; without a network it is all of a container's."""
+    """Not thread-safe.
+
+    A place is the ID of a network and of a container; without a network it means all of the container's.
+    """
 
     def __init__(self) -> None:
         self.now = 0
-        #: Answers to what was asked for before are too old.
+        #: Answers requested before this moment are stale.
         self._floor = 0
         self._asked = 0
-        #: Who has gone, and has not been said to have come back.
+        #: Places that were left, and to which no return was reported.
         self._gone: set[tuple[str, str]] = set()
-        #: When each last went.
+        #: The moment of the last departure from each place.
         self._left: dict[tuple[str, str], int] = {}
 
     def tick(self) -> int:
-        """Something was told; returns the moment."""
+        """Advance the clock, because Docker reported something; return the moment."""
         self.now += 1
         return self.now
 
@@ -35,16 +39,16 @@ class EventClock:
         self._gone -= {(network, container), ("", container)}
 
     def forget(self, container: str) -> None:
-        """The container does not exist any more. That it went counts on, for answers that are still under way."""
+        """Note that a container does not exist any more. Its departure still counts for answers that are under way."""
         self._gone = {(n, c) for n, c in self._gone if c != container}
 
     def start_over(self) -> None:
-        """Goodbyes may have been missed: they count no more, and no answer to what was asked for before now."""
+        """Discard departures, because some may have been missed. Answers requested before now are stale."""
         self._gone.clear()
         self.doubt()
 
     def doubt(self) -> None:
-        """No answer counts to what was asked for before now."""
+        """Make all answers requested before now stale."""
         self._floor = self.tick()
 
     def too_old(self, asked: int) -> bool:
@@ -52,12 +56,12 @@ class EventClock:
         return asked < self._floor
 
     def list_came(self, asked: int) -> None:
-        """A list of everything: what was asked for before the one before it was asked for is too old from now on."""
+        """Note a full listing. Answers requested before the previous full listing are stale."""
         self._floor = max(self._floor, self._asked)
         self._asked = asked
         self._left = {place: when for place, when in self._left.items() if when > self._floor}
 
     def has_left(self, network: str, container: str, asked: int) -> bool:
-        """True if whoever was there when Docker was asked has gone since."""
+        """True if the container has left since Docker was asked."""
         places = ((network, container), ("", container))
         return any(place in self._gone or self._left.get(place, 0) > asked for place in places)

@@ -13,16 +13,17 @@ from typing import Any
 
 from plugin.docker.bounded_json import members
 
-#: Bytes of an event that is read completely. Of a longer one only the beginning is; the rest of its line is skipped.
+#: Bytes of an event that is read completely. Of a longer one only the beginning is read; the rest of its line is
+#: skipped.
 LONGEST, _BEGINNING = 1 << 20, 4096
-#: A program is run in a container (`docker exec`): that starts and stops none, and the command precedes the ID.
+#: An event of `docker exec`: it starts and stops no container, and the command precedes the ID.
 _EXEC = re.compile(r'\s*\{\s*(?:"Type"\s*:\s*"container"\s*,\s*)?"(?:status|Action)"\s*:\s*"exec_')
 
 
 def objects(chunks: Iterable[bytes | str]) -> Iterator[dict[str, Any] | None]:
-    """The events; None for one that is too long and whose beginning does not tell what it is: it may be any.
+    """Yield the events; None for one that is too long and whose beginning does not identify it: it may be any event.
 
-    Raises ValueError at the first line that is no event: it may have been any, too.
+    Raises ValueError at the first line that is no event: that may have been any event, too.
     """
     rest: list[bytes] = []
     size, skipping = 0, False
@@ -55,7 +56,10 @@ def _object(line: bytes) -> Iterator[dict[str, Any] | None]:
 
 
 def _beginning(line: bytes) -> Iterator[dict[str, Any] | None]:
-    """The event by its first bytes: type, action and ID precede the labels. A container's event needs nothing else."""
+    """Yield the event from its first bytes: type, action and ID precede the labels.
+
+    A container's event needs nothing else.
+    """
     text = line.decode(errors="replace")
     if _EXEC.match(text):
         return

@@ -1,8 +1,8 @@
-"""Following Docker: its events say what goes, at once, and where to look; its lists say what is there.
+"""Follow Docker. Its events report departures, at once, and what to look up; its lists report what exists.
 
-Level-triggered: after each subscription, after what is not understood, and every INTERVAL everything is looked at.
-What closes waits for nobody; what opens waits for Docker's answer. Two threads, so that an API which hangs holds up
-no closing.
+Level-triggered: everything is listed after each subscription, after an event that is not understood, and every
+INTERVAL. Closing waits for nothing; opening waits for Docker's answer. Two threads do this, so that an API which hangs
+does not delay closing.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from plugin.state.lease import EVERY
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
-#: Seconds between two looks at everything when nothing happens.
+#: Seconds between two full listings if nothing happens.
 INTERVAL = 30.0
-#: Seconds until Docker's events are asked for again when they ended, at first and at most.
+#: Seconds until the next subscription to Docker's events after they ended, at first and at most.
 SOON, LATER = 0.1, 2.0
-#: Seconds until the next try when Docker does not answer though its events come.
+#: Seconds until the next try if Docker does not answer though its events arrive.
 RETRY = 0.5
-#: Seconds until the next look while there is somebody of whom not all is known, or what is known is not on the disk.
+#: Seconds until the next full listing while an endpoint is not completely known, or the state is not saved on disk.
 UNSURE = 1.0
 
 
 class Api(Protocol):
-    """Docker's API, as far as the follower calls it. Each call raises DockerUnavailable."""
+    """The part of Docker's API that the follower calls. Each call raises DockerUnavailable."""
 
     def bridges(self) -> tuple[frozenset[str], bool]:
-        """Names of the bridges of Docker's networks, and whether the list is complete."""
+        """Return the names of the bridges of Docker networks, and whether the list is complete."""
 
     def look(self) -> DockerSnapshot:
-        """Everything that Docker lists."""
+        """Return everything that Docker lists."""
 
     def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
-        """A container's endpoint on a network, and whether it is confirmed; None if it is not there."""
+        """Return a container's endpoint on a network, and whether it is confirmed; None if it is not there."""
 
     def created(self, container_id: str) -> None:
         """Ask which ports of the host a new container requests."""
 
     def running(self, container_id: str) -> list[Endpoint]:
-        """A running container's endpoints on Docker's networks."""
+        """Return a running container's endpoints on Docker networks."""
 
     def events(self) -> Iterator[Event]:
-        """Docker's events until the stream ends."""
+        """Yield Docker's events until the stream ends."""
 
 
 class DockerFollower:
-    """`note` puts what is known of the host's bridges into the table; `forget` undoes an endpoint or a network of the
-    driver's.
+    """Keeps the facts up to date with Docker.
 
-    `sighted` puts what is known of docker-proxy, and of who else listens on the host, into the table.
+    `note` writes the facts about the host's bridges to the table. `forget` undoes an endpoint or a network of the
+    driver. `sighted` writes the facts about docker-proxy and other listeners on the host to the table.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class DockerFollower:
         self._all = False
         self._places: dict[tuple[str, str], None] = {}
         self._started: dict[str, None] = {}
-        #: Something may have come in while nobody followed Docker.
+        #: A container may have started while no process followed Docker.
         self._missed = True
-        #: Bridges of which the log says that they are not left alone any more.
+        #: Bridges that the log reports as not left alone any more.
         self._told_unsure: frozenset[str] = frozenset()
-        #: When everything was looked at last.
+        #: The time of the last full listing.
         self._looked = 0.0
         #: docker_gwbridge's ID, if there is one.
         self._gwbridge = ""
-        #: Since when something that Docker told is in hand; 0: nothing is.
+        #: The time since when an event is being handled; 0: none is.
         self._hearing = 0.0
-        #: Docker tells what happens. While it does not, nobody says who goes.
+        #: Docker's events arrive. Without them, no departure is reported.
         self.listening = False
         #: Containers without a network of their own, with the reason.
         self.not_guarded: Mapping[str, str] = {}
@@ -109,20 +109,20 @@ class DockerFollower:
         self.wake()
 
     def wake(self) -> None:
-        """Look at everything now."""
+        """List everything now."""
         with self._wanted:
             self._all = True
             self._wanted.notify_all()
 
     def hurry(self) -> None:
-        """Looks soon if something listens on the host of which it is not known whose it is. To be called often."""
+        """List everything soon if the owner of a listener on the host is unknown. To be called often."""
         if self.listening and self._proxies.waiting() and time.monotonic() - self._looked > UNSURE:
             self.wake()
 
-    # --- what Docker tells ----------------------------------------------------------------------------------------
+    # --- Docker's events ------------------------------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Until `stop`: reads events."""
+        """Read events until `stop`."""
         wait = SOON
         while not self._stop.is_set():
             began = time.monotonic()
@@ -139,7 +139,7 @@ class DockerFollower:
             self._stop.wait(wait)
 
     def keeps_up(self) -> bool:
-        """False while one thing that Docker told has been in hand for long: who goes meanwhile is not closed."""
+        """False while one event has been in progress for long: containers that leave meanwhile are not closed."""
         hearing = self._hearing
         return not hearing or time.monotonic() - hearing < EVERY
 
@@ -165,7 +165,7 @@ class DockerFollower:
                 self._want(started=event.id)
             case "container create":
                 self._proxies.created(event.id)
-                self._sighted()  # its port may have been a program's of the host until now
+                self._sighted()  # a program of the host may have had its port until now
                 self._api.created(event.id)
             case "container rename":
                 self.wake()
@@ -178,7 +178,7 @@ class DockerFollower:
                 self._guard.returns(event.id, event.container)
                 self._want(place=(event.id, event.container))
             case "network connect" if event.network_type == "overlay":
-                # A container on an overlay has a second place, on docker_gwbridge, that no event tells.
+                # A container on an overlay has a second endpoint, on docker_gwbridge, that no event reports.
                 self.wake()
             case "network connect":
                 self._want()
@@ -197,14 +197,14 @@ class DockerFollower:
                 self._places[place] = None
             if started:
                 self._started[started] = None
-            # Endpoints of the driver's whose labels are not known can be found in the whole list only.
+            # Driver endpoints whose labels are unknown can be found only in the full list.
             self._all |= any(e.joined and e.container is None for e in list(self._state.endpoints.values()))
             self._wanted.notify_all()
 
-    # --- looking --------------------------------------------------------------------------------------------------
+    # --- look-ups -------------------------------------------------------------------------------------------------
 
     def place_loop(self) -> None:
-        """Until `stop`: looks at the containers that events told of, one by one. A look at everything holds up none."""
+        """Until `stop`: look up the containers that events named, one by one. A full listing delays none of them."""
         while not self._stop.is_set():
             with self._wanted:
                 while not (self._places or self._started or self._stop.is_set()):
@@ -215,12 +215,12 @@ class DockerFollower:
                 self._look_at(places, started)
             except DockerUnavailable as silent:
                 log.debug("%s", silent)
-                # If Docker has gone the stream of events ends too, and a look at everything follows the next one.
+                # If Docker stopped, the stream of events ends too, and a full listing follows the next subscription.
                 if self.listening:
                     self.wake()
 
     def look_loop(self) -> None:
-        """Until `stop`: looks at everything when it was asked to, and now and then."""
+        """Until `stop`: list everything when it was requested, and at intervals."""
         next_all = time.monotonic()
         while not self._stop.is_set():
             with self._wanted:
@@ -248,7 +248,7 @@ class DockerFollower:
             log.warning("%s; closed until Docker's API answers: %s", why, ", ".join(sorted(unsure)))
 
     def _owing(self) -> bool:
-        """True while the disk does not take what is known: tried again each time."""
+        """True while the state cannot be saved on disk: saving is retried each time."""
         try:
             self._state.save_again()
         except FwError as error:
@@ -260,16 +260,16 @@ class DockerFollower:
         for network_id, container_id in places:
             if found := self._api.guest(network_id, container_id):
                 took.append(self._guard.put(found[0], [found[1]], listed=False, asked=asked, sure=found[2]))
-                started = {**started, container_id: None}  # it may run already: Docker connects late ones too
+                started = {**started, container_id: None}  # it may run already: Docker also connects running containers
         for container_id in started:
             if running := self._api.running(container_id):
                 took.append(self._guard.put(None, running, listed=True, asked=asked))
-                # Whoever is there by an overlay publishes its ports there.
+                # A container on an overlay publishes its ports at its endpoint on docker_gwbridge.
                 if self._gwbridge and (found := self._api.guest(self._gwbridge, container_id)):
                     place = replace(found[1], published=running[0].published, unlisted=False)
                     took.append(self._guard.put(found[0], [place], listed=True, asked=asked))
         if not all(took):
-            self.wake()  # it was too old when it came
+            self.wake()  # the answer was too old when it arrived
 
     def _look(self) -> None:
         self._looked = time.monotonic()
@@ -285,10 +285,10 @@ class DockerFollower:
             lambda facts: facts if facts.names == look.network_names else replace(facts, names=look.network_names)
         )
         existing = look.container_ids
-        if not look.complete:  # then nobody is said not to exist any more: what fwctl denied stays denied
+        if not look.complete:  # then no container counts as removed: what fwctl denied stays denied
             existing |= {each.container for each in self._state.state.overrides} | self._state.state.proxied.keys()
         if not self._guard.replace(look.networks, look.endpoints, existing, asked=moment, unsure=look.unconfirmed):
-            self.wake()  # it was too old when it came
+            self.wake()  # the answer was too old when it arrived
             return
         self._gwbridge = next((network.id for network in look.networks if network.name == "docker_gwbridge"), "")
         if self._missed:

@@ -1,9 +1,9 @@
 """The labels of a container's image: those of the variant that the container was created from.
 
 An image must not open its own ports, and Docker merges its labels into the container's. In the containerd image store
-(the default since Docker 29) one image ID names an index of variants, one for each platform, each with its own labels;
-an inspection shows the variant that Docker prefers. So an answer counts only if it names the same manifest as the
-container does. Anything else is `UnknownLabels`, and then every label of the container may be the image's.
+(the default since Docker 29) one image ID names an index of variants, one for each platform, each with its own labels.
+An inspection shows the variant that Docker prefers. So an answer counts only if it names the same manifest as the
+container does. Otherwise UnknownLabels is raised, and every label of the container may be the image's.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _API_STORE = (1, 43)
 _API_MANIFEST = (1, 48)
 #: The first API version that can inspect the variant for a platform.
 _API_PLATFORM = request.NEWEST
-#: How many variants' labels are cached; labels of more characters than that are not.
+#: Maximum number of variants whose labels are cached; labels of more characters than `_LARGE` are not cached.
 _CACHED, _LARGE = 1000, 1 << 16
-#: Characters of a platform as the API's parameter; Docker's are below 100.
+#: Maximum characters of a platform as the API's parameter; Docker's are below 100.
 _MAX_PLATFORM = 1024
-#: Seconds for which an image that Docker did not show in time is not asked for again, at first and at most.
+#: Seconds for which an image that Docker did not show in time is not requested again, at first and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 60.0, 3600.0
 _TRUST = "or set FW_IMAGE_LABELS=trust if you trust every image on this host"
 
 
 class UnknownLabels(Exception):
-    """It is unknown which labels came from the image. The text says why, and what to do."""
+    """The image's share of the labels is unknown. The text has the reason, and what to do."""
 
 
 class LateError(Exception):
@@ -45,24 +45,24 @@ class LateError(Exception):
 
 
 class Images:
-    """Asks Docker for images' labels, once for each variant, because a variant never changes. Thread-safe.
+    """Requests images' labels from Docker, once for each variant, because a variant never changes. Thread-safe.
 
-    `trust`: labels that come from an image count like any.
+    `trust`: labels that come from an image count like any others.
     """
 
     def __init__(self, *, trust: bool) -> None:
         self._trust = trust
         self._known: dict[Variant, Mapping[str, str]] = {}
-        #: Until when each late variant is not asked for, and for how long that is.
+        #: By late variant, the time until which it is not requested again, and the length of that pause.
         self._late: dict[Variant, tuple[float, float]] = {}
         self._containerd: bool | None = None
 
     def forget_store(self) -> None:
-        """Another daemon may answer from now on, with another image store."""
+        """Forget which image store Docker uses: another daemon may answer from now on."""
         self._containerd = None
 
     def read(self, client: docker.APIClient, listed: Mapping[str, Any], *, hook: bool = False) -> ContainerLabels:
-        """The labels of a container as `GET /containers/json` lists it. Raises APIError if Docker fails (5xx).
+        """Return the labels of a container as `GET /containers/json` lists it. Raises APIError if Docker fails (5xx).
 
         `hook`: with a short time-out, which proves nothing about the image. Raises LateError instead, also if Docker
         fails.
@@ -153,7 +153,7 @@ class Variant:
 
 
 def variant(listed: Mapping[str, Any]) -> Variant:
-    """The variant of a container as `GET /containers/json` lists it. Raises UnknownLabels."""
+    """Return the variant of a container as `GET /containers/json` lists it. Raises UnknownLabels."""
     described = listed.get("ImageManifestDescriptor")
     if described is None:
         return Variant(listed["ImageID"])
@@ -167,7 +167,10 @@ def variant(listed: Mapping[str, Any]) -> Variant:
 
 
 def image_labels(wanted: Variant, inspected: Mapping[str, Any]) -> Mapping[str, str]:
-    """The labels of an image as `GET /images/ID/json` shows it. Raises UnknownLabels if it is not that variant."""
+    """Return the labels of an image as `GET /images/ID/json` shows it.
+
+    Raises UnknownLabels if it is not that variant.
+    """
     described = inspected.get("Descriptor")
     if described is None and (wanted.manifest or inspected.get("Id") != wanted.image):
         raise UnknownLabels(f"Docker shows another image than the container's; pull the image again, {_TRUST}")
@@ -188,7 +191,10 @@ def image_labels(wanted: Variant, inspected: Mapping[str, Any]) -> Mapping[str, 
 
 
 def in_containerd(info: Mapping[str, Any]) -> bool:
-    """True if `GET /info` says that images are in containerd's store. Raises UnknownLabels if it does not say."""
+    """True if `GET /info` reports that images are in containerd's store.
+
+    Raises UnknownLabels if it reports no store.
+    """
     driver, status = info.get("Driver"), info.get("DriverStatus")
     if not isinstance(driver, str) or not driver or not isinstance(status, list | None):
         raise UnknownLabels(f"Docker does not tell in which store it keeps its images, {_TRUST}")

@@ -1,4 +1,4 @@
-"""Docker's lists of all networks and all containers → one DockerSnapshot.
+"""Convert Docker's lists of all networks and all containers to one DockerSnapshot.
 
 Anything that cannot be understood is logged and left out, so it stays closed; nothing else is affected.
 """
@@ -19,7 +19,7 @@ from plugin.docker.container_labels import ContainerLabels
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.model import Container, Endpoint
 
-#: The network of swarm's containers besides the overlay, which is in no container's own list.
+#: The second network of swarm's containers, in addition to the overlay. It is not in any container's own entry.
 GWBRIDGE = "docker_gwbridge"
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ class RunningContainer:
 
 
 class Listing:
-    """`networks` and `containers`: the two lists. Raises ValueError if one is none of Docker's."""
+    """`networks` and `containers`: the two lists. Raises ValueError if one is not a list from Docker."""
 
     def __init__(self, networks: Any, containers: Any) -> None:
         all_networks, self._all_containers = parse.many(networks), parse.many(containers)
         self._networks = [raw for raw in all_networks if understood(parse.identity, raw)]
         self._networks_complete = len(self._networks) == len(all_networks)
         self.bridge_networks = tuple(found for raw in self._networks if (found := understood(parse.network, raw)))
-        #: By network ID, what compose's file calls it.
+        #: By network ID, its key in the compose file.
         self.compose_keys = {raw["Id"]: understood(container_labels.compose_key, raw) or "" for raw in self._networks}
         self._too_large = [entry for entry in self._all_containers if isinstance(entry, Cut)]
         for cut in self._too_large:
@@ -51,7 +51,7 @@ class Listing:
 
     @property
     def container_ids(self) -> frozenset[str]:
-        """The IDs of all containers, also of those that are too large to be read."""
+        """The IDs of all containers, also of those whose entry is too large to be read."""
         return frozenset([*(entry["Id"] for entry in self._containers), *(cut.id for cut in self._too_large if cut.id)])
 
     @property
@@ -61,7 +61,7 @@ class Listing:
 
     @property
     def uninspected(self) -> list[str]:
-        """The IDs of containers whose entry does not tell which ports they publish: they do not run, or it is cut."""
+        """The IDs of containers whose entry does not have their published ports: they do not run, or it is cut."""
         return [*parse.not_running(self._containers), *(cut.id for cut in self._too_large if cut.id)]
 
     @property
@@ -70,7 +70,7 @@ class Listing:
         return next((network.id for network in self.bridge_networks if network.name == GWBRIDGE), "")
 
     def snapshot(self, running: Collection[RunningContainer], gwbridge: Mapping[str, Any]) -> DockerSnapshot:
-        """`gwbridge`: docker_gwbridge as `GET /networks/ID` shows it; {} if there is none."""
+        """Return the snapshot. `gwbridge`: docker_gwbridge as `GET /networks/ID` shows it; {} if there is none."""
         containers: dict[str, Container] = {}
         endpoints: dict[str, Endpoint] = {}
         not_guarded = {cut.name or cut.id[:12]: cut.CLOSED for cut in self._too_large}
@@ -87,9 +87,10 @@ class Listing:
         for container in running if gwbridge else ():
             if place := _on_gwbridge(gwbridge, container):
                 endpoints.setdefault(place.id, place)
-        # A container whose entry is too large publishes what it asks for; without its ID that is unknown.
+        # A container whose entry is too large counts as publishing the ports it requests; without its ID they are
+        # unknown.
         identified = all(cut.id for cut in self._too_large)
-        # Docker always has some networks of its own (`host`, `none`): an empty list proves nothing.
+        # Docker always has some default networks (`host`, `none`): an empty list proves nothing.
         networks_known = self.compose_keys and self._networks_complete
         return DockerSnapshot(
             containers=containers,
@@ -112,5 +113,5 @@ class Listing:
 
 
 def _on_gwbridge(network: Mapping[str, Any], container: RunningContainer) -> Endpoint | None:
-    """The container's second endpoint, with its published ports, which is in no list of containers."""
+    """Return the container's second endpoint, with its published ports, which is in no list of containers."""
     return understood(partial(parse.attached, labels=container.labels, options={}, listed=container.entry), network)

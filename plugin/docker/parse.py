@@ -1,7 +1,7 @@
-"""JSON of Docker's API → networks, endpoints, published ports and events. Pure.
+"""Convert JSON of Docker's API to networks, endpoints, published ports and events. Pure.
 
-Docker's JSON is not trusted to be well-formed. Each function raises one of MALFORMED, mostly a JsonError that names the
-key; its caller leaves the thing out, so it stays closed.
+Docker's JSON is not trusted to be well-formed. Each function raises one of MALFORMED, mostly a JsonError that names
+the key. Its caller leaves the malformed object out, so it stays closed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from plugin.labels import parser
 from plugin.model import Address, BridgeNetwork, Container, Endpoint, PolicySpec, Published
 
 _BRIDGE = "com.docker.network.bridge."
-#: A container with more labels than that is kept without those that are never read.
+#: A container with more labels than this is kept without those that are never read.
 _MANY = 100
-#: What reading raises where Docker's JSON is malformed.
+#: The errors that reading raises if Docker's JSON is malformed.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 CONNECTING = {"network connect", "network disconnect"}
-#: The action of an event that was too large to be read, and whose beginning does not tell what it is.
+#: The action of an event that was too large to be read, and whose beginning does not identify it.
 UNREAD = "larger event than is read"
 #: Events that name a container or a network, which docker-fw acts on.
 ABOUT = {
@@ -39,9 +39,10 @@ ABOUT = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One of Docker's events. `action`: with its type, as "network connect". `id`: the network's or the container's.
+    """One of Docker's events.
 
-    `container`: of a network's event, the container's ID. `network_type`: the network's driver.
+    `action`: with its type, as "network connect". `id`: the network's or the container's ID. `container`: for a
+    network's event, the container's ID. `network_type`: the network's driver.
     """
 
     action: str
@@ -56,7 +57,7 @@ class Event:
 
 
 def network(raw: Any) -> BridgeNetwork | None:
-    """A network as `GET /networks` lists it; None if it is of another driver than bridge.
+    """Return a network as `GET /networks` lists it; None if its driver is not bridge.
 
     Options: moby, daemon/libnetwork/drivers/bridge/bridge_linux.go (parseNetworkGenericOptions).
     """
@@ -82,9 +83,9 @@ def network(raw: Any) -> BridgeNetwork | None:
 
 
 def bridges(raw: Any) -> tuple[frozenset[str], bool]:
-    """The names of the bridges of Docker networks, from `GET /networks`, and whether every network was understood.
+    """Return the names of the bridges of Docker networks, and True if every network was understood.
 
-    A network that is malformed otherwise still has its bridge.
+    The names are from `GET /networks`. The bridge of a network that is malformed otherwise is still included.
     """
     names, complete = set(), True
     for each in raw:
@@ -104,7 +105,7 @@ def endpoints(
     keys: Mapping[str, str] = MappingProxyType({}),
     options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[Endpoint]:
-    """The endpoints of a running container, as `GET /containers/json` lists it.
+    """Return the endpoints of a running container, as `GET /containers/json` lists it.
 
     `keys`: by network ID, its key in the compose file. `options`: by network name, the attachment's `driver_opts`.
     """
@@ -135,12 +136,12 @@ def _endpoints(
 
 
 def identity(raw: Any) -> str:
-    """The ID of a listed container or network."""
+    """Return the ID of a listed container or network."""
     return text(raw, "Id")
 
 
 def needed(raw: Any) -> Any:
-    """A container as `GET /containers/json` lists it, without the labels that are never read if there are many.
+    """Return a container as `GET /containers/json` lists it, without unread labels if it has many labels.
 
     The whole list is kept for a moment, and each of ten thousand labels takes more memory than it has characters.
     """
@@ -151,19 +152,19 @@ def needed(raw: Any) -> Any:
 
 
 def many(raw: Any) -> list[Any]:
-    """A list of Docker's. Raises ValueError if it is no list, or if nothing in it has an ID."""
+    """Return a list from Docker. Raises ValueError if it is no list, or if no element has an ID."""
     if not isinstance(raw, list) or (raw and not any(map(_has_id, raw))):
         raise ValueError(f"no list of anything of Docker's: {raw!r:.60}")
     return raw
 
 
 def not_running(raw: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """The IDs of those of these listed containers that do not run, and may start at any moment."""
+    """Return the IDs of the listed containers that do not run, and may start at any moment."""
     return frozenset(each["Id"] for each in raw if each.get("State") not in ("running", "paused"))
 
 
 def all_published(raw: Iterable[Any]) -> frozenset[Published] | None:
-    """The published ports of all these listed containers; None if some are malformed."""
+    """Return the published ports of all these listed containers; None if some are malformed."""
     try:
         return frozenset(port for each in raw for port in published(each))
     except MALFORMED:
@@ -175,13 +176,13 @@ def _has_id(raw: Any) -> bool:
 
 
 def endpoint_ids(raw: Any) -> tuple[str, ...]:
-    """The IDs of a listed container's endpoints. They change with each start."""
+    """Return the IDs of a listed container's endpoints. They change with each start."""
     networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     return tuple(sorted(str(each.get("EndpointID")) for each in networks.values() if isinstance(each, dict)))
 
 
 def driver_options(raw: Any) -> dict[str, Mapping[str, Any]]:
-    """By network name, the `driver_opts` of a container's attachments, as `GET /containers/ID/json` shows it."""
+    """Return by network name the `driver_opts` of a container's attachments, as `GET /containers/ID/json` shows it."""
     networks = (raw.get("NetworkSettings") or {}).get("Networks") or {}
     found = {name: each.get("DriverOpts") or {} for name, each in networks.items() if isinstance(each, dict)}
     return {str(name): options for name, options in found.items() if isinstance(options, dict)}
@@ -190,7 +191,7 @@ def driver_options(raw: Any) -> dict[str, Mapping[str, Any]]:
 def attachment(
     labels: ContainerLabels, network: str, key: str, options: Mapping[str, Any]
 ) -> tuple[Container, PolicySpec]:
-    """The container with its policy on that network, and the policy of its attachment (`driver_opts`).
+    """Return the container with its policy on that network, and the policy of its attachment (`driver_opts`).
 
     A mistake in the attachment counts as one of the container's, because on Docker networks nothing can be refused.
     """
@@ -201,7 +202,7 @@ def attachment(
 
 
 def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
-    """The name of an endpoint's container, from `GET /networks/ID`; None if the endpoint is not there.
+    """Return the name of an endpoint's container, from `GET /networks/ID`; None if the endpoint is not there.
 
     The entry's key is `ep-<EndpointID>` until Docker reports the container's sandbox, then the container's ID.
     """
@@ -212,7 +213,7 @@ def endpoint_name(network: Mapping[str, Any], endpoint_id: str) -> str | None:
 
 
 def published(raw: Any) -> Iterator[Published]:
-    """The published ports of a container, as `GET /containers/json` lists it."""
+    """Yield the published ports of a container, as `GET /containers/json` lists it."""
     for each in raw.get("Ports") or []:
         if each.get("PublicPort"):
             host_ip: Address = address(each.get("IP") or "0.0.0.0")
@@ -227,10 +228,10 @@ def attached(
     options: Mapping[str, Any],
     listed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Endpoint | None:
-    """A container's endpoint on a network, as `GET /networks/ID` shows it; None if it is not there.
+    """Return a container's endpoint on a network, as `GET /networks/ID` shows it; None if it is not there.
 
-    That has no ports: they are in `listed`, the container as `GET /containers/json` lists it. The entry's key is
-    `ep-<EndpointID>` until Docker reports the container's sandbox, then the container's ID.
+    That answer has no ports: they are in `listed`, the container as `GET /containers/json` lists it. The entry's key
+    is `ep-<EndpointID>` until Docker reports the container's sandbox, then the container's ID.
     """
     for key, value in (raw.get("Containers") or {}).items():
         starting = key.startswith("ep-") and value.get("Name") == labels.name
@@ -251,7 +252,7 @@ def attached(
 
 
 def not_guarded(raw: Mapping[str, Any]) -> str:
-    """Why a container has no network of its own, for people; "" if it has one."""
+    """Return why a container has no network of its own, for people; "" if it has one."""
     mode = str((raw.get("HostConfig") or {}).get("NetworkMode") or "")
     if mode == "host":
         return "has the host's network: it answers like any program of the host"
@@ -265,7 +266,10 @@ def _one(value: Any, kind: Any) -> Any:
 
 
 def event(raw: Mapping[str, Any] | None) -> Event:
-    """An event of `GET /events`, or as much of it as `events.objects` gives. Never raises: missing fields are empty."""
+    """Return an event of `GET /events`, or of the fields that `events.objects` yields.
+
+    Never raises: missing fields are empty.
+    """
     if raw is None:
         return Event(UNREAD)
     actor: Any = raw.get("Actor") or {}

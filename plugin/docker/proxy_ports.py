@@ -1,8 +1,8 @@
-"""Ports of the host on which a docker-proxy may listen before Docker lists its container, kept closed until then.
+"""Host ports on which a docker-proxy may listen before Docker lists its container. They stay closed until then.
 
-Where docker-proxy is known by its control group that leaves dockerd's own ports, which are open: not those that a
-container asks for, nor, while it is not known what one asks for, those on which nobody listens yet. Elsewhere whatever
-begins to listen is held (`plugin.kernel.sock_diag`).
+If docker-proxy is identified by its control group, this concerns only dockerd's own ports, which are open. Those that
+a container requests are closed, and while the requests of a container are unknown, so are those without a listener. On
+other hosts any new listener is blocked at first (`plugin.kernel.sock_diag`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from plugin.protocols import NUMBER
 from plugin.state.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
-#: Ports from here on pass from program to program, where the host does not say from where on.
+#: Ports from here on change owners often (ephemeral ports). Used if the host's range cannot be read.
 PASSING = 32768
-#: Seconds between two looks at who listens where nobody is held: a look at 10,000 sockets takes 70 ms.
+#: Seconds between two polls of listeners if none is blocked: a poll of 10,000 sockets takes 70 ms.
 IDLE = 5.0
-#: A port of the host's: IP protocol's number, and its own.
+#: A host port: the IP protocol's number, and the port number.
 Port = tuple[int, int]
 
 
 class ProxyPorts:
-    """Thread-safe. `dockerd`: ports of dockerd's own. `kinds`: whether the kernel knows control groups, and whether it
-    can hold a fresh listener.
+    """Thread-safe.
+
+    `dockerd`: dockerd's own ports. `kinds`: whether the kernel can match control groups, and whether it can block a
+    new listener.
     """
 
     def __init__(
@@ -49,23 +51,26 @@ class ProxyPorts:
         self._kinds = kinds
         self._lock = threading.Lock()
         self._asked: dict[str, tuple[Asked, ...]] = dict(reconciler.state.asked)
-        #: When each container was told of by itself, and those of which nothing else is known.
+        #: The time each container was reported by itself, and the containers whose requested ports are unknown.
         self._since: dict[str, float] = {}
         self._unknown: set[str] = set()
         self._listening: frozenset[Published] = frozenset()
-        #: By container, those of dockerd's own ports that it asks for; most ask for none.
+        #: By container, the ports of dockerd that it requests; most request none.
         self._claims = {k: found for k, ports in self._asked.items() if (found := claimed(dockerd, ports))}
         self._warned: frozenset[Port] = frozenset()
         self._blind = False
-        #: When it was looked last.
+        #: The time of the last poll.
         self._looked = -IDLE
-        #: Looks so far, and the last one that was made known.
+        #: Number of polls so far, and of the last one that was published to the facts.
         self._looks = self._told = 0
 
-    # --- what containers ask for ----------------------------------------------------------------------------------
+    # --- ports that containers request ----------------------------------------------------------------------------
 
     def created(self, container_id: str) -> None:
-        """Docker made a container: what it asks for is asked for, and it may start before that is known."""
+        """Note that Docker created a container.
+
+        Its requested ports are unknown, and it may start before they are known.
+        """
         with self._lock:
             self._since[container_id] = self._listeners.now()
             if container_id not in self._asked:
@@ -83,16 +88,16 @@ class ProxyPorts:
             alone = container_id in self._unknown
             self._unknown.discard(container_id)
             self._note()
-            if alone:  # others are kept together, when everything was looked at
+            if alone:  # the others are saved together, after a full listing
                 self._keep()
 
     def lacks(self, containers: Iterable[str]) -> list[str]:
-        """Those of which it is not known what they ask for."""
+        """Return those of the containers whose requested ports are unknown."""
         with self._lock:
             return [each for each in containers if each not in self._asked]
 
     def forget(self, container_id: str) -> None:
-        """The container does not exist any more."""
+        """Forget a container that does not exist any more."""
         with self._lock:
             self._drop([container_id])
 
@@ -125,10 +130,10 @@ class ProxyPorts:
             left &= self._listeners.everybody()
         self._state.observe(lambda facts: facts if facts.dockerd == left else replace(facts, dockerd=left))
 
-    # --- who listens ----------------------------------------------------------------------------------------------
+    # --- listeners ------------------------------------------------------------------------------------------------
 
     def judge(self, look: DockerSnapshot, asked: float) -> None:
-        """Docker told this when it was asked at that moment (of the listeners' clock)."""
+        """Apply Docker's answer to a full listing, requested at `asked` (of the listeners' clock)."""
         with self._lock:
             if look.complete:
                 gone = [each for each in self._asked.keys() | self._unknown if each not in look.container_ids]
@@ -141,12 +146,13 @@ class ProxyPorts:
                 self._listeners.doubt()
 
     def look(self, proxies: ProxyFacts) -> None:
-        """Looks who listens, and makes it known together with docker-proxy's control groups. To be called often."""
+        """Poll the listeners, and publish them together with docker-proxy's control groups. To be called often."""
         groups, holds = self._kinds()
         proxy_unidentified = not groups or proxies.holding
         with self._lock:
             self._blind = proxy_unidentified
-            # Where nobody is held it is for when that changes: whoever came since the last look counts as new then.
+            # If no listener is blocked, the poll prepares for the case that this changes: listeners since the last
+            # poll are new then.
             if proxy_unidentified or self._listeners.now() - self._looked >= IDLE:
                 self._look_around()
             suspects = frozenset[Published]() if holds or not proxy_unidentified else frozenset(self._listeners.held())
@@ -154,7 +160,7 @@ class ProxyPorts:
             self._looks = number = self._looks + 1
 
         def edit(facts: Facts) -> Facts:
-            if number < self._told:  # another look was faster
+            if number < self._told:  # another poll was faster
                 return facts
             self._told = number
             found = replace(facts, proxies=proxies, listening=listening, suspects=suspects)
@@ -173,27 +179,27 @@ class ProxyPorts:
             log.error("could not see who listens on the host's ports: %s", error)
 
     def now(self) -> float:
-        """A moment, to be taken before Docker is asked and given with its answer."""
+        """Return the current moment. Take it before a request to Docker, and pass it on with the answer."""
         return self._listeners.now()
 
     def waiting(self) -> bool:
-        """True if something is held and Docker has not been asked since it came."""
+        """True if a listener is blocked, and Docker has not been asked since it appeared."""
         with self._lock:
             return self._blind and self._listeners.waiting()
 
     def held(self) -> list[Published]:
-        """Ports of the host that are held, and not known to be a container's."""
+        """Return the host ports that are blocked, and not known to belong to a container."""
         with self._lock:
             return self._listeners.held() if self._blind else []
 
 
 def own_ports(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
-    """Dockerd's own ports but for those that containers ask for."""
+    """Return dockerd's own ports without those that containers request."""
     return _ports(dockerd) - claimed(dockerd, asked)
 
 
 def claimed(dockerd: Collection[Rule], asked: Iterable[Asked]) -> frozenset[Port]:
-    """Those of dockerd's own ports that containers ask for, on whatever address."""
+    """Return the ports of dockerd that containers request, on any address."""
     return _ports(
         Rule(rule.proto, max(rule.first, each.first), min(rule.last, each.last))
         for each in asked
@@ -207,7 +213,7 @@ def _ports(rules: Iterable[Rule]) -> frozenset[Port]:
 
 
 def passing(sysctl: str) -> int:
-    """From which port on Docker chooses; `sysctl` is the host's /proc/sys/net."""
+    """Return the first port that Docker chooses by itself; `sysctl` is the host's /proc/sys/net."""
     try:
         return min(PASSING, int((Path(sysctl) / "ipv4/ip_local_port_range").read_text().split()[0]))
     except (OSError, ValueError, IndexError):
@@ -215,7 +221,7 @@ def passing(sysctl: str) -> int:
 
 
 def before(state: SavedState, sysctl: str, known: Collection[Published] | None) -> Listeners:
-    """The listeners as they are found at a start; `known`: those of the table that stands."""
+    """Return the listeners at a start; `known`: those of the table in the kernel."""
     closed = (Asked(p.proto, p.host_ip, p.host_port, p.host_port) for ports in state.proxied.values() for p in ports)
     wanted = (each for ports in state.asked.values() for each in ports)
     return Listeners(known=known, asked=[*closed, *wanted], passing=passing(sysctl))

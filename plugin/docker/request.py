@@ -1,4 +1,4 @@
-"""One question to Docker's API, answered within bounds of size and time."""
+"""One request to Docker's API, answered within bounds of size and time."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from plugin.docker import bounded_json
 
-#: Seconds for a whole answer. A client's time-out is for each read, and an answer may come byte by byte.
+#: Seconds for a whole answer. A client's time-out is for each read, and an answer may arrive byte by byte.
 LONGEST = 60.0
 _PIECE = 1 << 16
-#: The newest API version that anything here needs: the first that shows each variant of an image.
+#: The newest API version that docker-fw needs: the first that shows each variant of an image.
 NEWEST = (1, 49)
 
 
 class TooLongError(ValueError):
-    """An answer began and did not end in time."""
+    """An answer started and did not end in time."""
 
 
 def late(error: Exception) -> bool:
-    """True if this one question was not answered in time. Docker may answer others."""
+    """True if this one request was not answered in time. Docker may answer others."""
     inner = error.args[0] if isinstance(error, RequestException) and error.args else None
     return isinstance(error, Timeout | TooLongError) or isinstance(inner, ReadTimeoutError)
 
 
 def version(versions: Mapping[str, Any]) -> str:
-    """The API version to use, by `GET /version`: 20.10 supports up to 1.41, 29 from 1.44.
+    """Return the API version to use, from `GET /version`: 20.10 supports up to 1.41, 29 from 1.44.
 
-    docker-py itself would stop at 1.45, in which nothing that it sends is different.
+    docker-py itself would stop at 1.45; nothing that it sends differs in 1.45.
     """
     least, most = _numbers(versions.get("MinAPIVersion") or "1.0"), _numbers(versions["ApiVersion"])
     return ".".join(map(str, max(least, min(NEWEST, most))))
@@ -45,13 +45,19 @@ def _numbers(text: Any) -> tuple[int, ...]:
 
 
 def one(client: docker.APIClient, path: str, *names: str, **query: str) -> Any:
-    """The answer about one thing; `names` replace `{0}` in the path. Raises APIError, ValueError beyond the bound."""
+    """Return the answer about one object; `names` replace `{0}` in the path.
+
+    Raises APIError, ValueError beyond the bound.
+    """
     with _answer(client, path, names, query) as chunks:
         return bounded_json.one_value(chunks)
 
 
 def beginning(client: docker.APIClient, path: str, *names: str) -> tuple[Any, bool]:
-    """The same, and True; the first members of an answer beyond the bound, and False. Raises APIError, ValueError."""
+    """Return the same, and True; beyond the bound, the answer's first members, and False.
+
+    Raises APIError, ValueError.
+    """
     with _answer(client, path, names, {}) as chunks:
         return bounded_json.beginning(chunks)
 
@@ -59,13 +65,13 @@ def beginning(client: docker.APIClient, path: str, *names: str) -> tuple[Any, bo
 def several(
     client: docker.APIClient, path: str, needed: Callable[[Any], Any] = lambda each: each, **query: str
 ) -> list[Any]:
-    """A list, each element reduced by `needed`, or a `Cut` if it is too large. Raises APIError, ValueError."""
+    """Return a list, each element reduced by `needed`, or a `Cut` if it is too large. Raises APIError, ValueError."""
     with _answer(client, path, (), query) as chunks:
         return [each if isinstance(each, bounded_json.Cut) else needed(each) for each in bounded_json.elements(chunks)]
 
 
 def stream(client: docker.APIClient, path: str, **query: str) -> Iterator[bytes]:
-    """A stream, in chunks as they arrive. Raises APIError."""
+    """Return a stream, in chunks as they arrive. Raises APIError."""
     raw: Any = client
     response = raw._get(raw._url(path), params=query, stream=True)
     raw._raise_for_status(response)
@@ -87,7 +93,7 @@ def _answer(
 
 
 def _pieces(raw: Any) -> Iterator[bytes]:
-    """Pieces as they arrive. requests itself waits until a piece is full, which a slow answer never fills."""
+    """Yield pieces as they arrive. requests itself waits until a piece is full, which a slow answer never fills."""
     try:
         while piece := raw.read1(_PIECE, decode_content=True):
             yield piece

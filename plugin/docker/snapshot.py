@@ -36,7 +36,7 @@ class DockerSnapshot:
     published: frozenset[Published] | None = frozenset()
 
     def facts(self) -> Facts:
-        """The networks of Docker's own and who is on them."""
+        """Return the Docker networks and their endpoints as facts."""
         networks = {network.id: network for network in self.networks}
         guests = {each.id: TrackedEndpoint(each, listed=True) for each in self.endpoints if each.network_id in networks}
         return Facts(names=self.network_names, networks=FrozenDict(networks), guests=FrozenDict(guests), listed=True)

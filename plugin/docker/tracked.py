@@ -1,6 +1,6 @@
-"""Who is on Docker's own networks: by endpoint, by container, by address. Pure.
+"""Index of the endpoints on Docker networks: by ID, by container, by address. Pure.
 
-Thousands are as they were when one comes or goes, so that none of these is looked for among all.
+Thousands of endpoints stay unchanged when one is added or removed, so a look-up must not search them all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from plugin.model import Address, Endpoint, TrackedEndpoint
 
 
 class Guests:
-    """Not thread-safe."""
+    """The indexed endpoints. Not thread-safe."""
 
     def __init__(self, guests: Iterable[TrackedEndpoint] = ()) -> None:
         self._guests: dict[str, TrackedEndpoint] = {}
@@ -28,16 +28,16 @@ class Guests:
         return self._guests.get(endpoint_id)
 
     def of(self, container_id: str) -> list[TrackedEndpoint]:
-        """The container's places."""
+        """Return the container's endpoints."""
         return [self._guests[each] for each in self._of.get(container_id, ())]
 
     def at(self, endpoint: Endpoint) -> list[TrackedEndpoint]:
-        """Others that have one of the endpoint's addresses on its network."""
+        """Return other endpoints that have one of the endpoint's addresses on its network."""
         found = dict.fromkeys(self._at.get((endpoint.network_id, each), "") for each in endpoint.addresses)
         return [self._guests[each] for each in found if each and each != endpoint.id]
 
     def put(self, guest: TrackedEndpoint) -> None:
-        """In the place of whoever has had the endpoint's ID; who else has its addresses keeps all but these."""
+        """Add the endpoint, or replace the one with its ID. Others with the same addresses keep all but these."""
         endpoint = guest.endpoint
         self.remove(endpoint.id)
         self._guests[endpoint.id] = guest

@@ -1,7 +1,7 @@
-"""Tracks Docker networks and the endpoints on them, by Docker's events and lists.
+"""Track Docker networks and their endpoints, by Docker's events and lists.
 
 Without a tracked endpoint every address on a Docker bridge is closed. Its exceptions are active from when Docker
-reports the container until the first sign that it left; while Docker reports nothing, they are removed too.
+reports the container until the first sign that it left. While Docker reports nothing, they are removed too.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ log = logging.getLogger(__name__)
 
 
 class EndpointTracker:
-    """Thread-safe. What it knows besides the facts is read and changed within edits of them, under their lock."""
+    """Thread-safe. State in addition to the facts is read and changed within edits of the facts, under their lock."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._state = reconciler
-        #: When each network was reported alone, not in a list of all; and when each endpoint was reported.
+        #: The moment each network was reported alone, not in a list of all; and the moment each endpoint was reported.
         self._networks_since: dict[str, int] = {}
         self._since: dict[str, int] = {}
         self._goodbyes = EventClock()
-        #: The facts' guests, by container and by address too.
+        #: The facts' endpoints, indexed by container and by address.
         self._guests = Guests()
         self._mirrored: Mapping[str, TrackedEndpoint] | None = None
-        #: By endpoint, the mistakes that the log has: lists come every few seconds.
+        #: By endpoint, the problems already logged: lists arrive every few seconds.
         self._logged: dict[str, tuple[Problem, ...]] = {}
         self._ended = False
 
     @property
     def networks(self) -> Mapping[str, BridgeNetwork]:
-        """Docker's networks by ID."""
+        """Docker networks by ID."""
         return self._state.facts.networks
 
     @property
     def guests(self) -> list[TrackedEndpoint]:
-        """Containers' endpoints on Docker's networks."""
+        """The containers' endpoints on Docker networks."""
         return list(self._state.facts.guests.values())
 
     def unsure(self) -> bool:
-        """True while there is somebody of whom not all is known."""
+        """True while there is an endpoint that is not completely known."""
         return not all(guest.sure for guest in self._state.facts.guests.values())
 
     def now(self) -> int:
-        """A moment, to be taken before Docker is asked and given with its answer."""
+        """Return the current moment. Take it before a request to Docker, and pass it on with the answer."""
         return self._goodbyes.now
 
-    # --- who goes -------------------------------------------------------------------------------------------------
+    # --- endpoints that leave -------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """Events may have been missed: only the next list counts."""
+        """Discard earlier events, because some may have been missed: only the next list counts."""
 
         def edit(facts: Facts) -> Facts:
             self._goodbyes.start_over()
@@ -70,7 +70,7 @@ class EndpointTracker:
         self._state.observe(edit)
 
     def returns(self, network_id: str, container_id: str) -> None:
-        """Docker connects the container to the network."""
+        """Note that Docker connects the container to the network."""
 
         def edit(facts: Facts) -> Facts:
             self._goodbyes.returns(network_id, container_id)
@@ -79,7 +79,10 @@ class EndpointTracker:
         self._state.observe(edit)
 
     def leaves(self, network_id: str, container_id: str) -> None:
-        """The container has left the network (or all, if that is empty): closed before anybody else is there."""
+        """Close the container on a network that it left, or on all ("").
+
+        This is done before another container can have its addresses.
+        """
 
         def edit(facts: Facts) -> Facts:
             self._goodbyes.leaves(network_id, container_id)
@@ -89,7 +92,7 @@ class EndpointTracker:
         self._state.observe(edit)
 
     def forget(self, container_id: str) -> None:
-        """The container does not exist any more."""
+        """Forget a container that does not exist any more."""
 
         def edit(facts: Facts) -> Facts:
             self._goodbyes.forget(container_id)
@@ -108,7 +111,7 @@ class EndpointTracker:
         self._state.observe(edit)
 
     def end(self) -> None:
-        """Nobody will watch any more: nothing is believed from now on."""
+        """Stop tracking, for good: no later report from Docker is used."""
 
         def edit(facts: Facts) -> Facts:
             self._ended = True
@@ -117,7 +120,7 @@ class EndpointTracker:
         self._state.observe(edit)
 
     def doubt(self, bridge: str | None = None) -> None:
-        """Nobody tells any more who is on the bridge (or on any): what its addresses accept is not known now."""
+        """Mark the endpoints on a bridge (or on all) as not current: what their addresses accept is not known now."""
         self._state.observe(lambda facts: self._doubted(facts, bridge))
 
     def _doubted(self, facts: Facts, bridge: str | None) -> Facts:
@@ -126,13 +129,15 @@ class EndpointTracker:
         doubted = {k: g for k, g in facts.guests.items() if g.sure and g.endpoint.network_id in wanted}
         return self._with(facts, {k: dataclasses.replace(guest, sure=False) for k, guest in doubted.items()})
 
-    # --- who is there ---------------------------------------------------------------------------------------------
+    # --- endpoints that are there ---------------------------------------------------------------------------------
 
     def put(
         self, network: BridgeNetwork | None, found: Iterable[Endpoint], *, listed: bool, asked: int, sure: bool = True
     ) -> bool:
-        """These endpoints were there when Docker was asked (`now`). False if that is too long ago: ask again.
-        Not `sure`: not all is known of them yet, and they stay closed.
+        """Add endpoints that Docker reported for a request made at `asked`. Return False if that is too old.
+
+        `asked` is from `now`. If it is too old, the caller must ask again. If not `sure`, the endpoints are not
+        completely known, and they stay closed.
         """
         took = False
 
@@ -145,7 +150,7 @@ class EndpointTracker:
                 facts = facts.with_networks({network.id: network})
                 self._networks_since[network.id] = moment
             seen = _Seen(self._mirror(facts), self._since)
-            self._mirrored = None  # until it is so
+            self._mirrored = None  # invalid until the edit is complete
             for endpoint in found:
                 if endpoint.network_id in facts.networks and not self._has_left(endpoint, asked):
                     seen.put(endpoint, asked, moment, listed=listed, sure=sure)
@@ -166,11 +171,13 @@ class EndpointTracker:
         asked: int,
         unsure: Collection[str] = (),
     ) -> bool:
-        """Everything when Docker was asked (`now`): its bridge networks, running containers' endpoints, all containers'
-        IDs. False if that is too long ago: ask again.
+        """Replace everything by Docker's full list, requested at `asked`. Return False if that is too old.
+
+        `asked` is from `now`. The list has Docker's bridge networks, the endpoints of running containers and the IDs
+        of all containers. If it is too old, the caller must ask again.
         """
         listed, found = {network.id: network for network in networks}, list(found)
-        # A list of thousands is compared before the lock is taken.
+        # A list of thousands is compared before the lock is acquired.
         candidate = self._candidate(self._state.facts, listed, found, asked, unsure)
         took = False
 
@@ -179,7 +186,7 @@ class EndpointTracker:
             if self._ended or self._goodbyes.too_old(asked):
                 return facts
             took = True
-            if not candidate.still(facts, self._goodbyes.now):  # an event came meanwhile
+            if not candidate.still(facts, self._goodbyes.now):  # an event arrived meanwhile
                 candidate = self._candidate(facts, listed, found, asked, unsure)
             self._goodbyes.list_came(asked)
             self._networks_since = {k: when for k, when in self._networks_since.items() if k in candidate.newer}
@@ -200,11 +207,11 @@ class EndpointTracker:
         asked: int,
         unsure: Collection[str],
     ) -> _Candidate:
-        """What the facts become by a list of everything."""
+        """Return the facts' changes by a full list."""
         now, since = self._goodbyes.now, self._networks_since
         newer = {k: network for k, network in facts.networks.items() if since.get(k, 0) > asked}
         there = {**newer, **listed}
-        # An endpoint that has just been connected is not listed yet, nor one that was reported meanwhile.
+        # An endpoint that was just connected is not listed yet, nor is one that was reported meanwhile.
         stay = (g for k, g in facts.guests.items() if not g.listed or self._since.get(k, 0) > asked)
         seen = _Seen(Guests(guest for guest in stay if guest.endpoint.network_id in there), self._since)
         for endpoint in found:
@@ -221,14 +228,15 @@ class EndpointTracker:
         return self._goodbyes.has_left(endpoint.network_id, container, asked)
 
     def _retained(self, state: SavedState, there: Collection[str]) -> SavedState:
-        """Without what is kept of containers that do not exist. Who has just been joined to a network of the driver's
-        may not have been listed yet.
+        """Return the state without data of containers that do not exist.
+
+        A container that just joined a docker-fw network may not be listed yet.
         """
         joined = {e.container.id for e in state.endpoints.values() if e.container}
         gone = {each.container for each in state.overrides if each.container not in there} - joined
         return _without_ports(without(state, gone), [each for each in state.proxied if each not in there])
 
-    # --- the facts' guests ----------------------------------------------------------------------------------------
+    # --- the facts' endpoints -------------------------------------------------------------------------------------
 
     def _mirror(self, facts: Facts) -> Guests:
         if self._mirrored is None:
@@ -259,7 +267,10 @@ class EndpointTracker:
 
 
 class _Candidate(NamedTuple):
-    """What a list makes of these facts, at this moment of the clock. `newer`: networks that it does not know yet."""
+    """The changes of these facts by a full list, at this moment of the clock.
+
+    `newer`: networks that are newer than the list.
+    """
 
     facts: Facts
     now: int
@@ -274,7 +285,7 @@ class _Candidate(NamedTuple):
 
 
 class _Seen:
-    """Endpoints that were seen, one after the other, among those that were known."""
+    """Reported endpoints, added one after the other to the known ones."""
 
     def __init__(self, guests: Guests, known_since: Mapping[str, int]) -> None:
         self.guests = guests
@@ -284,7 +295,7 @@ class _Seen:
         self.gone: set[str] = set()
 
     def put(self, endpoint: Endpoint, asked: int, moment: int, *, listed: bool, sure: bool) -> None:
-        # Docker gave these addresses to one endpoint: the last one reported has them, and the one before is gone.
+        # Docker gave these addresses to one endpoint: the last one reported has them, and the earlier one is gone.
         others = [other.endpoint.id for other in self.guests.at(endpoint)]
         if any(self.since.get(other, self._known_since.get(other, 0)) > asked for other in others):
             return

@@ -1,8 +1,10 @@
-"""One method per call of libnetwork's NetworkDriver. Idempotent, bounded in time, nothing half-made left behind.
+"""One method per call of libnetwork's NetworkDriver.
 
-Order of a start: CreateEndpoint → Join → ProgramExternalConnectivity → the process runs. What the container may
-answer on stands when Join returns, so before its first instruction. Order of a stop: (Revoke) → Leave →
-DeleteEndpoint; each undoes all that it finds, for Docker forgets some of them.
+Each is idempotent and bounded in time; a failed call leaves nothing behind.
+
+Order of a start: CreateEndpoint → Join → ProgramExternalConnectivity → the process runs. The rules for the container's
+inbound traffic are active when Join returns, so before the container's first instruction. Order of a stop: (Revoke) →
+Leave → DeleteEndpoint. Each of these undoes all that it finds, because Docker omits some of them.
 """
 
 from __future__ import annotations
@@ -26,16 +28,17 @@ Reply = dict[str, Any]
 
 
 class Finds(Protocol):
-    """Docker's API, as far as a hook may use it."""
+    """The part of Docker's API that a hook may use."""
 
     def find(self, network_id: str, endpoint_id: str) -> Container | None:
-        """The container of an endpoint, with its labels, or None. Bounded in time. Raises DockerUnavailable."""
+        """Return the container of an endpoint, with its labels, or None. Bounded in time. Raises DockerUnavailable."""
 
 
 class Driver:
-    """`refuse`: a container with a wrong label does not start; otherwise it starts, and stays closed.
+    """The driver's calls.
 
-    `refusal`: why nothing may join on this engine, "" where it may.
+    `refuse`: a container with a wrong label does not start; otherwise it starts, and stays closed. `refusal`: why no
+    container may join on this engine, "" if it may.
     """
 
     def __init__(
@@ -62,15 +65,15 @@ class Driver:
         self._changed = changed
 
     def create_network(self, body: Any) -> Reply:
-        """NetworkDriver.CreateNetwork: make the bridge and keep the network. Raises FwError."""
+        """NetworkDriver.CreateNetwork: create the bridge and store the network. Raises FwError."""
         network = protocol.create_network(body, bridge_name)
         self._refuse_engine()
         new = network.id not in self._state.networks
         _admitted(network, self._state.networks)
         if new and (overlap := self._links.overlap(network)):
             raise FwError(f"{overlap}; choose another --subnet")
-        # The policy first: when the bridge appears, all that it needs to be closed stands already. Checked within the
-        # change: of two that want the same name or subnet at the same moment the second sees the first.
+        # The policy first: when the bridge appears, the rules that close it are already active. Checked within the
+        # change: of two requests for the same name or subnet at the same moment the second sees the first.
         self._state.edit_state(lambda state: state.with_network(_admitted(network, state.networks)))
         try:
             self._links.make_bridge(network)
@@ -88,22 +91,22 @@ class Driver:
         network_id = protocol.identifier(body, "NetworkID")
         network = self._state.networks.get(network_id)
         if network is None:
-            self._links.delete_bridge_of(network_id)  # our state was lost, and Docker still knows it
+            self._links.delete_bridge_of(network_id)  # the saved state was lost, and Docker still knows the network
             return {}
         for endpoint in [e for e in self._state.endpoints.values() if e.network_id == network.id]:
             self._remove(endpoint)
-        # The bridge first, its policy after: nothing of it is ever open in between.
+        # The bridge first, its policy after: no part of it is open in between.
         self._links.delete_bridge(network)
         self._state.drop_network(network.id)
         return {}
 
     def create_endpoint(self, body: Any) -> Reply:
-        """NetworkDriver.CreateEndpoint: keep addresses and MAC. Raises FwError."""
+        """NetworkDriver.CreateEndpoint: store addresses and MAC. Raises FwError."""
         endpoint = protocol.create_endpoint(body)
         self._refuse_engine()
         _refuse_outside(self._network(endpoint.network_id), endpoint)
         self._forget_others(endpoint)
-        # One at a time: of two that want the same MAC at the same moment the second must see the first.
+        # One at a time: of two requests for the same MAC at the same moment the second must see the first.
         known = self._state.add_endpoint(
             endpoint.id, lambda others: dataclasses.replace(endpoint, mac=settled(endpoint, others))
         )
@@ -124,7 +127,7 @@ class Driver:
     def endpoint_info(self, body: Any) -> Reply:
         """NetworkDriver.EndpointOperInfo: the endpoint's MAC address. Raises FwError."""
         endpoint = self._endpoint(body)
-        # Docker shows none of it for a remote driver; it is here for who asks the driver.
+        # Docker shows none of it for a remote driver; it is here for clients that ask the driver.
         return {"Value": {"com.docker.network.endpoint.macaddress": endpoint.mac}}
 
     def join(self, body: Any) -> Reply:
@@ -187,7 +190,7 @@ class Driver:
         return {}
 
     def revoke_external_connectivity(self, body: Any) -> Reply:
-        """NetworkDriver.RevokeExternalConnectivity: publish none any more."""
+        """NetworkDriver.RevokeExternalConnectivity: withdraw all published ports."""
         protocol.identifier(body, "NetworkID")
         endpoint = self._state.endpoints.get(protocol.identifier(body, "EndpointID"))
         if endpoint is not None:
@@ -195,7 +198,7 @@ class Driver:
         return {}
 
     def _forward(self, network: Network) -> None:
-        # Closed first: not one packet passes that the host did not forward before.
+        # Closed first: no packet passes that the host did not forward before.
         missing = self._sysctl.missing(network)
         self._state.note_switched(missing)
         self._sysctl.forward(missing)
@@ -208,9 +211,9 @@ class Driver:
             return None
 
     def _close(self, endpoint: Endpoint) -> None:
-        """The address is closed first; then its ports are given back, its link taken away, its flows cut."""
+        """Close the address first; then release its ports, delete its link and cut its flows."""
 
-        def gone() -> None:  # whatever disk and kernel say: nobody else inherits its ports and its link
+        def gone() -> None:  # also if disk or kernel fail: no other endpoint inherits its ports and its link
             self._ports.release(endpoint.id)
             self._links.delete(host_side(endpoint.id))
 
@@ -222,7 +225,7 @@ class Driver:
             self._changed()
 
     def forget(self, gone: Endpoint | Network) -> None:
-        """Undoes what Docker does not have any more: a Leave, a DeleteEndpoint, a DeleteNetwork that never came."""
+        """Undo what Docker does not have any more: its Leave, DeleteEndpoint or DeleteNetwork never arrived."""
         if isinstance(gone, Network):
             log.warning("network %s is gone without a word from Docker; removing its bridge", gone.id[:12])
             self.delete_network({"NetworkID": gone.id})
@@ -231,8 +234,10 @@ class Driver:
             self._remove(gone)
 
     def _forget_others(self, endpoint: Endpoint) -> None:
-        """Docker's IPAM gave the addresses to this endpoint, so whoever else has them here is a ghost of ours. So is
-        who has the same MAC and had a link, and has none any more.
+        """Forget other endpoints that are obsolete.
+
+        Docker's IPAM gave the addresses to this endpoint, so another endpoint here with one of them is obsolete. So is
+        one that has the same MAC and had a link, and has none any more.
         """
         mine = {address for address in (endpoint.addr4, endpoint.addr6) if address}
         for other in list(self._state.endpoints.values()):
@@ -281,7 +286,7 @@ class Driver:
 
 
 def _admitted(network: Network, known: Mapping[str, Network]) -> Network:
-    """The network, if it is as it is known, or new and in no other's way. Raises FwError."""
+    """Return the network, if it equals the known one, or is new and does not conflict with another. Raises FwError."""
     if known.get(network.id, network) != network:
         raise FwError(f"network {network.id[:12]} exists already with other options")
     for other in known.values() if network.id not in known else ():

@@ -1,9 +1,9 @@
 """Host ports for `docker run -p`, reserved as moby reserves them: a conflict is an error, an ephemeral port is free.
 
-A reservation is a bound socket that ignores the outside: a socket filter, attached before bind, drops every packet that
-is not addressed to loopback over `lo`. A packet that arrives here because the DNAT rules are gone gets no answer:
-neither a SYN-ACK nor an RST. (moby: daemon/libnetwork/portallocator/osallocator_linux.go; its filter drops all.)
-The relay carries loopback traffic, because `[::1]` cannot be DNATed and 127.0.0.1 only with route_localnet.
+A reservation is a bound socket that ignores packets from outside: a socket filter, attached before bind, drops every
+packet that is not addressed to loopback over `lo`. A packet that arrives here because the DNAT rules are gone gets no
+answer: neither a SYN-ACK nor an RST. (moby: daemon/libnetwork/portallocator/osallocator_linux.go; its filter drops
+all.) The relay carries loopback traffic, because `[::1]` cannot be DNATed and 127.0.0.1 only with route_localnet.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LoopbackRelay(Protocol):
         """Carry the traffic of `sock` to the container's address and port. Returns at once."""
 
     def drop(self, socks: Iterable[socket.socket]) -> None:
-        """Close these sockets and every connection that came in by them, then return."""
+        """Close these sockets and every connection accepted by them, then return."""
 
 
 @dataclass(slots=True)
@@ -57,12 +57,12 @@ class _Request:
     host_ips: list[Address]
 
     def published_at(self, port: int) -> list[Published]:
-        """The published ports if the host port is this one."""
+        """Return the published ports if the host port is this one."""
         return [Published(self.proto, ip, port, self.container_port) for ip in self.host_ips]
 
     @property
     def choice(self) -> int:
-        """How many ports would do. Requests with the least choice are first, as in moby."""
+        """The number of ports that would fit. Requests with the smallest choice are first, as in moby."""
         return self.ports[1] - self.ports[0] + 1 if self.ports[0] else 1 << 16
 
 
@@ -73,7 +73,7 @@ class _Reservation:
 
 
 class HostPorts:
-    """The host ports of each endpoint. Thread-safe. Sockets are made in the calling thread's network namespace.
+    """The host ports of each endpoint. Thread-safe. Sockets are created in the calling thread's network namespace.
 
     Without a relay nothing answers on loopback: the reservations ignore it as well.
     """
@@ -94,12 +94,14 @@ class HostPorts:
         addr4: IPv4Address | None,
         addr6: IPv6Address | None,
     ) -> tuple[Published, ...]:
-        """Reserve a host port for each binding: all of them, or none and an FwError worded as Docker words it.
+        """Reserve a host port for each binding: all of them, or none and an FwError with Docker's wording.
 
-        No host address (or the default 0.0.0.0) means every address of the families that the container has, the same
-        port in both, and of the other family the loopback address, by the relay (`[::1]:8080` to an IPv4-only one).
-        Repeated: returns the current reservation if it fulfils the bindings, else replaces it (relayed connections
-        end). A replacement that fails leaves the current one.
+        No host address (or the default 0.0.0.0) means every address of the families that the container has, with the
+        same port in both. Of the other family it means the loopback address, by the relay (`[::1]:8080` to an
+        IPv4-only container).
+
+        A repeated call returns the current reservation if it fulfils the bindings, else replaces it (relayed
+        connections end). A replacement that fails leaves the current one.
         """
         addresses = (addr4, addr6)
         requests = _requests(bindings, default_host_ip, addresses, relayed=self._relay is not None)
@@ -128,9 +130,9 @@ class HostPorts:
     def restore(
         self, endpoint_id: str, published: Iterable[Published], addr4: IPv4Address | None, addr6: IPv6Address | None
     ) -> tuple[Published, ...]:
-        """Take the same host ports again after a restart; returns, and logs, those that could not be taken.
+        """Reserve the same host ports again after a restart; return, and log, those that are not available.
 
-        Raises no FwError. Repeated, it tries again what is missing.
+        Raises no FwError. A repeated call retries the missing ones.
         """
         with self._lock:
             return self._retake(endpoint_id, published, (addr4, addr6))
@@ -189,7 +191,7 @@ class HostPorts:
         raise FwError(f"failed to bind host port{where}/{request.proto}: all ports are allocated")
 
     def _ephemeral(self) -> Iterator[int]:
-        """Every port that the kernel itself would pick from, beginning after the last one given, as moby does."""
+        """Return every port of the kernel's ephemeral range, starting after the last one given, as moby does."""
         first, last, reserved = ephemeral_ports()
         begin = self._next_ephemeral if first <= self._next_ephemeral <= last else first
         return (port for port in chain(range(begin, last + 1), range(first, begin)) if port not in reserved)
@@ -218,8 +220,9 @@ class HostPorts:
                 self._relay.serve(sock, target, one.container_port)
 
     def _refuse_taken(self, one: Published, *, replace_implied: bool) -> None:
-        """Raise BusyError if an endpoint of docker-fw has the port. With `replace_implied`, one that has it only by
-        implication loses it.
+        """Raise BusyError if an endpoint of docker-fw has the port.
+
+        With `replace_implied`, an endpoint that has the port only by implication loses it.
         """
         for reservation in self._reserved.values() if replace_implied else ():
             rows = list(reservation.socks)
@@ -230,7 +233,7 @@ class HostPorts:
             raise BusyError(f"Bind for {where} failed: port is already allocated")
 
     def _target(self, one: Published, addresses: Addresses) -> Address | None:
-        """The address to which the relay carries this port's loopback traffic: of the same family, if there is one."""
+        """Return the address to which the relay carries this port's loopback traffic, preferably of the same family."""
         reachable = one.host_ip.is_unspecified or one.host_ip.is_loopback
         if self._relay is None or not reachable or not BY_NAME[one.proto].relay:
             return None

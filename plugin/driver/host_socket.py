@@ -1,4 +1,4 @@
-"""The sockets behind host ports: bound, ignoring the outside, and the kernel's errors when a port is taken.
+"""The sockets behind host ports: bound, ignoring packets from outside, and the kernel's errors if a port is taken.
 
 A socket filter, attached before bind, drops every packet that is not addressed to loopback over `lo`.
 """
@@ -21,9 +21,9 @@ _LOG = logging.getLogger(__name__)
 
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
 IP_PKTINFO = 8  # ip(7); not in Python's socket module
-_EPHEMERAL = (49153, 65535)  # moby's range where the kernel does not tell its own
+_EPHEMERAL = (49153, 65535)  # moby's range if the kernel does not report its own
 
-# Classic BPF (linux/filter.h): opcodes, and the negative offsets where the kernel keeps what is not payload.
+# Classic BPF (linux/filter.h): opcodes, and the negative offsets of data that is not payload.
 _SO_ATTACH_FILTER = 26
 _LD_WORD, _LD_BYTE, _JEQ, _RET = 0x20, 0x30, 0x15, 0x06
 _IFINDEX = 0xFFFFF000 + 8  # SKF_AD_OFF + SKF_AD_IFINDEX
@@ -42,7 +42,7 @@ class BusyError(FwError):
 
 
 def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
-    """A bound (and, unless it is for datagrams, listening) socket; None where the kernel lacks the protocol."""
+    """Return a bound (and, unless it is for datagrams, listening) socket; None if the kernel lacks the protocol."""
     family = socket.AF_INET if one.host_ip.version == 4 else socket.AF_INET6
     protocol = BY_NAME[one.proto]
     datagrams = protocol.socket == "datagram"
@@ -73,7 +73,7 @@ def reserve(one: Published, *, relayed: bool) -> socket.socket | None:
 
 
 def _attach_filter(sock: socket.socket, tests: list[tuple[int, int, int]] | None) -> None:
-    """Accept only packets for which each load gives its value; None: accept none."""
+    """Accept only packets for which each load returns its value; None: accept none."""
     code = []
     for i, (load, offset, value) in enumerate(tests or ()):
         to_drop = 2 * (len(tests or ()) - i) - 1
@@ -102,7 +102,7 @@ def _bind_error(one: Published, error: OSError) -> FwError:
 
 
 def ephemeral_ports() -> tuple[int, int, set[int]]:
-    """The kernel's range for automatic ports, and the ports that an administrator excluded from it."""
+    """Return the kernel's range for automatic ports, and the ports that an administrator excluded from it."""
     sysctl = Path("/proc/sys/net/ipv4")
     try:
         first, last = map(int, (sysctl / "ip_local_port_range").read_text().split())
@@ -119,7 +119,7 @@ def ephemeral_ports() -> tuple[int, int, set[int]]:
 
 
 def host_has_ipv6() -> bool:
-    """Whether sockets can be bound to IPv6 addresses in this network namespace."""
+    """True if sockets can be bound to IPv6 addresses in this network namespace."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             sock.bind(("::1", 0))
@@ -129,36 +129,37 @@ def host_has_ipv6() -> bool:
 
 
 def raise_fd_limit() -> int:
-    """Raise this process's soft limit of open files to its hard limit, which it returns: a published port costs one."""
+    """Raise the soft limit of open files to the hard limit, and return it: each published port needs a file."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def target_family(target: tuple[str, int]) -> socket.AddressFamily:
-    """The address family of a container's address and port."""
+    """Return the address family of a container's address and port."""
     return socket.AF_INET6 if ":" in target[0] else socket.AF_INET
 
 
 def shown(ip: Address) -> str:
-    """The address as it is written before a port."""
+    """Return the address as it is written before a port."""
     return str(ip) if ip.version == 4 else f"[{ip}]"
 
 
 def overlap(one: Address, other: Address) -> bool:
-    """Whether the kernel would refuse both on one port (IPv6 sockets are V6ONLY)."""
+    """True if the kernel would refuse both on one port (IPv6 sockets are V6ONLY)."""
     return one.version == other.version and (one == other or one.is_unspecified or other.is_unspecified)
 
 
 def same_port(one: Published, other: Published) -> bool:
-    """Whether the kernel would refuse to bind both."""
+    """True if the kernel would refuse to bind both."""
     return (one.proto, one.host_port) == (other.proto, other.host_port) and overlap(one.host_ip, other.host_ip)
 
 
 def implied(one: Published, among: Iterable[Published]) -> bool:
-    """True if this is the loopback address of the family that the container lacks, added to all of the other family.
+    """True if this is the implied loopback address of the family that the container lacks.
 
-    A container on an IPv4-only and an IPv6-only network publishes on both: each has the other's loopback implied.
+    It is added to a port on all addresses of the other family. A container on an IPv4-only and an IPv6-only network
+    publishes on both: each has the other's loopback implied.
     """
     return one.host_ip.is_loopback and any(
         other.host_ip.is_unspecified

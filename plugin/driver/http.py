@@ -1,6 +1,6 @@
 """The HTTP application: the driver protocol's routes and one error boundary. Served on the plugin's socket only.
 
-Replies are 200 and a JSON object; an error is {"Err": text}, whose text Docker shows to the user.
+Replies are 200 and a JSON object. An error is {"Err": text}; Docker shows the text to the user.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Status(Protocol):
     """Answers `GET /status`."""
 
     def status(self) -> dict[str, Any]:
-        """What GET /status answers."""
+        """Return the answer to GET /status."""
 
 
 def create_app(driver: Driver, queries: Status) -> Flask:
-    """The application that serves the driver protocol and `GET /status`."""
+    """Return the application that serves the driver protocol and `GET /status`."""
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = jsonio.MAX_BYTES
     calls = _calls(driver)
@@ -68,7 +68,7 @@ def _calls(driver: Driver) -> dict[str, Callable[[Any], dict[str, Any]]]:
         "NetworkDriver.Leave": driver.leave,
         "NetworkDriver.ProgramExternalConnectivity": driver.program_external_connectivity,
         "NetworkDriver.RevokeExternalConnectivity": driver.revoke_external_connectivity,
-        # Swarm's: a driver of local scope receives them and has nothing to do.
+        # Calls for swarm: a driver of local scope receives them and has nothing to do.
         "NetworkDriver.DiscoverNew": _nothing,
         "NetworkDriver.DiscoverDelete": _nothing,
         "NetworkDriver.AllocateNetwork": lambda _: {"Options": {}},
@@ -77,7 +77,10 @@ def _calls(driver: Driver) -> dict[str, Callable[[Any], dict[str, Any]]]:
 
 
 def _add_error_boundary(app: Flask) -> None:
-    """Docker shows {"Err": text} of a reply with status 200 to the user."""
+    """Add the handlers that turn errors into replies.
+
+    Docker shows {"Err": text} of a reply with status 200 to the user.
+    """
 
     @app.errorhandler(FwError)
     def refused(error: FwError) -> tuple[Response, int]:
@@ -99,7 +102,7 @@ def _add_error_boundary(app: Flask) -> None:
 
 
 def _body() -> dict[str, Any]:
-    """The request's object. An empty body is a retry that lost its body: an error, never a default."""
+    """Return the request's object. An empty body is a retry that lost its body: an error, never a default."""
     data = request.get_data()
     if not data:
         raise FwError("the request came without a body; try again")

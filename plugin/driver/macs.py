@@ -1,4 +1,4 @@
-"""An endpoint's MAC: the one that the user chose, if it is free on the network, or one made from its addresses.
+"""An endpoint's MAC: the user's, if it is free on the network, or one derived from its addresses.
 
 If two ports of a bridge had the same MAC, frames for one container would reach the other.
 """
@@ -13,7 +13,7 @@ from plugin.model import Endpoint, FwError
 
 
 def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
-    """The endpoint's MAC. `others`: endpoints of all networks. Raises FwError if the user's is not allowed."""
+    """Return the endpoint's MAC. `others`: endpoints of all networks. Raises FwError if the user's is not allowed."""
     taken = {o.mac: _called(o) for o in others if o.network_id == endpoint.network_id and o.id != endpoint.id}
     taken[bridge_mac(endpoint.network_id)] = "the network's bridge"
     if not endpoint.mac:
@@ -27,7 +27,7 @@ def settled(endpoint: Endpoint, others: Iterable[Endpoint]) -> str:
 
 
 def _made(endpoint: Endpoint, taken: Iterable[str]) -> str:
-    """A MAC made from the addresses; if another endpoint has that one, from the endpoint's ID."""
+    """Return a MAC derived from the addresses; if another endpoint has that one, from the endpoint's ID."""
     mac, number = mac_of(endpoint.addr4, endpoint.addr6), 0
     while mac in taken:
         digest = hashlib.sha256(f"{endpoint.id} {number}".encode()).digest()
@@ -36,7 +36,10 @@ def _made(endpoint: Endpoint, taken: Iterable[str]) -> str:
 
 
 def _wrong(mac: str) -> str:
-    """Why no endpoint may have it, or "" (IEEE 802 section 8.2: the lowest bit of the first octet marks a group)."""
+    """Return why no endpoint may have the MAC, or "".
+
+    IEEE 802 section 8.2: the lowest bit of the first octet marks a group.
+    """
     if not int(mac.replace(":", ""), 16):
         return "is all zeros"
     return "is a multicast address" if int(mac[:2], 16) & 1 else ""

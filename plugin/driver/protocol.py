@@ -1,7 +1,7 @@
-"""Requests of libnetwork's NetworkDriver protocol → Network, Endpoint, PortBinding. Pure.
+"""Convert requests of libnetwork's NetworkDriver protocol to Network, Endpoint, PortBinding. Pure.
 
 Source: moby libnetwork/docs/remote.md and libnetwork/drivers/remote/api. Every function raises an FwError that names
-the key and the value at fault: Docker shows it to the user.
+the wrong key and value: Docker shows it to the user.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Family = TypeVar("Family", IPv4Interface, IPv6Interface)
 
 
 def identifier(body: Any, key: str) -> str:
-    """A Docker ID out of a request."""
+    """Return a Docker ID from a request."""
     return jsonio.matching(body, key, jsonio.ID, "an ID of Docker's")
 
 
 def create_network(body: Any, default_bridge: Callable[[str], str]) -> Network:
-    """CreateNetwork's request. Every mistake in the labels is in one error."""
+    """Return the network of a CreateNetwork request. One error lists all mistakes in the labels."""
     network_id = identifier(body, "NetworkID")
     options = jsonio.mapping(body, "Options", default={})
     generic = jsonio.mapping(options, _GENERIC, default={})
@@ -54,7 +54,7 @@ def create_network(body: Any, default_bridge: Callable[[str], str]) -> Network:
 
 
 def create_endpoint(body: Any) -> Endpoint:
-    """CreateEndpoint's request."""
+    """Return the endpoint of a CreateEndpoint request."""
     endpoint_id, network_id = identifier(body, "EndpointID"), identifier(body, "NetworkID")
     interface = jsonio.mapping(body, "Interface", default={})
     spec = _spec(_options(body), "driver option ")
@@ -74,7 +74,7 @@ def create_endpoint(body: Any) -> Endpoint:
 
 
 def port_bindings(body: Any) -> tuple[PortBinding, ...]:
-    """The published ports of a request's Options (libnetwork/types: PortBinding)."""
+    """Return the published ports of a request's Options (libnetwork/types: PortBinding)."""
     return tuple(map(_binding, jsonio.items(_options(body), "com.docker.network.portmap", default=[])))
 
 
@@ -84,7 +84,7 @@ def _binding(raw: Any) -> PortBinding:
         right = protocols.listed(protocols.PUBLISHABLE, "and")
         raise FwError(f"cannot publish IP protocol {raw['Proto']!r}: only {right} can be published")
     port = jsonio.port(raw, "Port")
-    # 0 is "any port", which Docker also writes as null or leaves out.
+    # 0 is "any port", which Docker also writes as null or omits.
     first, last = (jsonio.within(raw, key, 0, 65535) if raw.get(key) else 0 for key in ("HostPort", "HostPortEnd"))
     last = last or first
     if last < first:
@@ -119,12 +119,15 @@ def _gateway(body: Any, key: str, kind: type[Family]) -> Family | None:
 
 
 def _text_option(options: Mapping[str, Any], key: str, pattern: re.Pattern[str], right: str) -> str:
-    """An option's text; "" where there is none, which Docker writes as nothing, null or ""."""
+    """Return an option's text; "" if there is none, which Docker writes as a missing key, null or ""."""
     return jsonio.matching(options, key, pattern, right) if options.get(key) else ""
 
 
 def _mtu(generic: Mapping[str, Any], least: int) -> int:
-    """`least`: RFC 791 and, with IPv6, RFC 8200 section 5; on a link of less the kernel has no IPv6 at all."""
+    """Return the MTU.
+
+    `least`: RFC 791 and, with IPv6, RFC 8200 section 5; with a lower MTU the kernel has no IPv6 on a link.
+    """
     key = "com.docker.network.driver.mtu"
     value = str(generic.get(key) or "1500")
     if not re.fullmatch(r"[0-9]{1,5}", value) or not least <= int(value) <= 65535:

@@ -1,7 +1,7 @@
 """The host's own path to a published port: 127.0.0.1 and [::1], carried to the container in user space.
 
-One background thread with one asyncio loop serves the reservation sockets that `host_ports` hands over; their
-socket filter accepts only loopback packets. It does what docker-proxy does with one process for each port.
+One background thread with one asyncio loop serves the reservation sockets that `host_ports` passes on; their socket
+filter accepts only loopback packets. It replaces docker-proxy, which runs one process for each port.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from plugin.model import Address
 
 _LOG = logging.getLogger(__name__)
 
-_CALL = 5.0  # s; how long a hook waits for the loop, which never blocks: longer means that it is dead
+_CALL = 5.0  # s; time a hook waits for the loop, which never blocks: longer means that it is dead
 
 
 class _Loop:
-    """The running loop and all that it serves. Everything here is used in the loop's own thread only."""
+    """The running loop and the ports that it serves. All of it is used in the loop's own thread only."""
 
     def __init__(self, connect_timeout: float, udp_idle: float, max_connections: int, max_associations: int) -> None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -59,7 +59,7 @@ class Relay:
 
     It works in the network namespace of the thread that calls `start`. connect_timeout and udp_idle are seconds. At
     most max_connections TCP connections (more are reset) and max_associations UDP clients (a new one replaces the one
-    that is idle longest) exist at once, fewer where the limit of open files is low.
+    that is idle longest) exist at once, fewer if the limit of open files is low.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Relay:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread. Does nothing if it runs already."""
+        """Start the thread. Does nothing if it is running."""
         if self._thread is None:
             self._running = _Loop(*self._settings)
             self._thread = threading.Thread(target=self._running.run, name="relay", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Close every port and connection, and end the thread. Does nothing if it does not run."""
+        """Close every port and connection, and end the thread. Does nothing if it is not running."""
         if self._running is not None and self._thread is not None:
             self.drop(None)
             self._running.loop.call_soon_threadsafe(self._running.loop.stop)
@@ -99,7 +99,7 @@ class Relay:
         self._running.loop.call_soon_threadsafe(self._running.serve, sock, (str(host), port))
 
     def drop(self, socks: Iterable[socket.socket] | None) -> None:
-        """Close these sockets (None: all) and every connection that came in by them, then return."""
+        """Close these sockets (None: all) and every connection accepted by them, then return."""
         if self._running is None:
             return
         work = self._running.drop(None if socks is None else list(socks))

@@ -1,6 +1,6 @@
 """TCP over loopback: accepted connections are spliced to the container, each direction until its own end of data.
 
-The container sees the host's address on its network as the client, as behind docker-proxy (moby: cmd/docker-proxy).
+The container sees the host's address on its network as the client, as with docker-proxy (moby: cmd/docker-proxy).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _LOG = logging.getLogger(__name__)
 _ACCEPTS_AT_ONCE = 64  # connections taken from one socket before other sockets get their turn
 _RETRY_ACCEPT = 1.0  # s; as asyncio's own server waits when the process is out of file descriptors
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_CHUNK = 1 << 16  # bytes read at once, if few connections share:
+_CHUNK = 1 << 16  # bytes read at once, if few connections share the memory:
 _MEMORY = 1 << 24  # bytes that may wait in user space on all TCP connections together
 _RESET = struct.pack("@ii", 1, 0)  # SO_LINGER, 0 s: close with an RST
 
 
 class Connections:
-    """What all TCP ports share: the loop, the limit, the memory. Used in the loop's thread only."""
+    """The state that all TCP ports share: the loop, the limit, the memory. Used in the loop's thread only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connect_timeout: float, limit: int) -> None:
         self.loop = loop
@@ -37,16 +37,17 @@ class Connections:
         self._buffer = memoryview(bytearray(_CHUNK))
 
     def buffer(self) -> memoryview:
-        """The buffer to read into: one for all connections, because each sends what it read before the next one reads.
+        """Return the buffer to read into, one for all connections: each sends its data before the next one reads.
 
-        A connection keeps what it could not send and reads nothing more. With many connections each may keep less, so
-        that all together keep about _MEMORY when no peer reads (at worst fourfold, if they stall one after the other).
+        A connection keeps the data that it could not send and reads nothing more. With many connections each may keep
+        less, so that all together keep about _MEMORY if no peer reads (at worst fourfold, if they stall one after the
+        other).
         """
         return self._buffer[: _MEMORY // (2 * max(self.count, 1))]
 
 
 class TcpPort:
-    """One listening socket and the connections that came in by it."""
+    """One listening socket and the connections accepted by it."""
 
     def __init__(self, connections: Connections, sock: socket.socket, target: tuple[str, int]) -> None:
         self._connections, self._sock, self._target = connections, sock, target
@@ -56,7 +57,7 @@ class TcpPort:
         self._listen()
 
     def close(self) -> set[asyncio.Task[None]]:
-        """Stop at once; returns the tasks that are still closing their connections."""
+        """Stop at once; return the tasks that are still closing their connections."""
         self._loop.remove_reader(self._sock)
         if self._retry is not None:
             self._retry.cancel()
@@ -111,7 +112,7 @@ class TcpPort:
             await _Splice(self._connections, client, upstream).over
         except BaseException as error:
             for sock in ends:
-                _reset(sock)  # so that the other end does not mistake the data it got for all of it
+                _reset(sock)  # so that the other end does not take partial data for all of it
             if not isinstance(error, OSError):  # TimeoutError is one
                 raise
             _LOG.debug("a relayed connection to %s broke: %s", self._target, error)
@@ -125,7 +126,7 @@ class TcpPort:
 class _Splice:
     """Two connected sockets: data read from one is sent on the other, each direction until its own end of data.
 
-    A direction reads only when nothing that it read is unsent. `over` is done when both have ended, or one broke.
+    A direction reads only if all that it read before is sent. `over` is done when both have ended, or one broke.
     """
 
     def __init__(self, connections: Connections, one: socket.socket, other: socket.socket) -> None:
@@ -163,7 +164,7 @@ class _Splice:
             self._loop.add_reader(source, self._read, source, sink)
 
     def _send(self, sink: socket.socket, data: bytes | memoryview) -> bytes:
-        """Returns a copy of what could not be sent yet."""
+        """Return a copy of the data that could not be sent yet."""
         try:
             return bytes(data[sink.send(data) :])
         except BlockingIOError:
@@ -183,7 +184,10 @@ class _Splice:
 
 
 def _is_local(peer: str, accepted: socket.socket) -> bool:
-    """The socket filter ensures this already. It is checked again because a mistake there would open a port."""
+    """True if the peer is on this host.
+
+    The socket filter ensures this already. It is checked again because a mistake there would open a port.
+    """
     return ip_address(peer).is_loopback or peer == accepted.getsockname()[0]
 
 

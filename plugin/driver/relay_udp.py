@@ -1,4 +1,4 @@
-"""UDP over loopback: each client gets a socket of its own towards the container, so that replies find back."""
+"""UDP over loopback: each client gets a socket of its own towards the container, so that replies reach it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Client:
 
 
 class Clients(OrderedDict[tuple[Any, ...], _Client]):
-    """UDP clients by (port, client address, loopback address it spoke to), the one idle longest first."""
+    """UDP clients by (port, client address, loopback address that it sent to), the one idle longest first."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, idle: float, limit: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         self._timer: asyncio.TimerHandle | None = None
 
     def touch(self, key: tuple[Any, ...]) -> _Client | None:
-        """The client with this key, its time of last use renewed; None if there is none."""
+        """Return the client with this key and renew its time of last use; None if there is none."""
         client = self.get(key)
         if client is not None:
             client.last = self.loop.time()
@@ -41,7 +41,7 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
         return client
 
     def add(self, key: tuple[Any, ...], upstream: socket.socket) -> _Client:
-        """Add a client; the one that was idle longest is dropped when there are too many."""
+        """Add a client; if there are too many, drop the one that was idle longest."""
         self._timer = self._timer or self.loop.call_later(self._idle, self._expire)
         while len(self) >= self._limit:
             self.forget(next(iter(self)))
@@ -65,14 +65,14 @@ class Clients(OrderedDict[tuple[Any, ...], _Client]):
 
 
 class UdpPort:
-    """One bound udp socket. Each client gets a socket of its own towards the container, so that replies find back."""
+    """One bound UDP socket. Each client gets a socket of its own towards the container, so that replies reach it."""
 
     def __init__(self, clients: Clients, sock: socket.socket, target: tuple[str, int]) -> None:
         self._clients, self._sock, self._target = clients, sock, target
         clients.loop.add_reader(sock, self._from_clients)
 
     def close(self) -> set[asyncio.Task[None]]:
-        """Stop at once; nothing is left to wait for."""
+        """Stop at once; there is nothing to wait for."""
         self._clients.loop.remove_reader(self._sock)
         self._sock.close()
         for key in [key for key in self._clients if key[0] is self]:
@@ -83,7 +83,7 @@ class UdpPort:
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data, ancillary, _, client = self._sock.recvmsg(_MAX_DATAGRAM, socket.CMSG_SPACE(_IN_PKTINFO.size))
-            except OSError:  # BlockingIOError: that was all
+            except OSError:  # BlockingIOError: no more datagrams
                 return
             if not ip_address(client[0]).is_loopback:
                 continue
@@ -113,7 +113,7 @@ class UdpPort:
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
                 data = upstream.recv(_MAX_DATAGRAM)
-            except OSError:  # BlockingIOError: that was all; ConnectionRefusedError: no program listens there yet
+            except OSError:  # BlockingIOError: no more datagrams; ConnectionRefusedError: no program listens there yet
                 return
             self._clients.touch(key)
             with suppress(OSError):

@@ -1,7 +1,7 @@
-"""What docker-fw may do on the host: all but what it needs is given up at the start, by it and all that it starts.
+"""docker-fw's capabilities: all but the needed ones are dropped at the start, for the process and all that it starts.
 
-A managed plugin gets Docker's default capabilities besides what `config.json` lists, and cannot refuse them there.
-linux/capability.h, linux/prctl.h.
+A managed plugin gets Docker's default capabilities in addition to those listed in `config.json`, and cannot refuse
+them there. linux/capability.h, linux/prctl.h.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from plugin.model import FwError
 
 log = logging.getLogger(__name__)
 NET_BIND_SERVICE, NET_ADMIN, NET_RAW = 10, 12, 13
-#: What is kept, and what is lost where it was not given.
+#: The capabilities that are kept, and the effect if one was not granted.
 NEEDED = {
     NET_ADMIN: "",
     NET_BIND_SERVICE: "host ports below 1024 cannot be published on docker-fw's own networks",
@@ -28,9 +28,10 @@ _CAPBSET_READ, _CAPBSET_DROP, _SET_NO_NEW_PRIVS, _CAP_AMBIENT, _AMBIENT_CLEAR_AL
 
 
 def keep() -> None:
-    """Keeps what is needed of what there is. Before there is a second thread: they have rights of their own.
+    """Keep those of the granted capabilities that are needed.
 
-    Raises FwError where there is too little.
+    Call it before there is a second thread: each thread has its own capabilities. Raises FwError if CAP_NET_ADMIN is
+    missing.
     """
     there = _permitted()
     if not there >> NET_ADMIN & 1:
@@ -45,7 +46,7 @@ def keep() -> None:
     kept = there & sum(1 << number for number in NEEDED)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
-    # A program of root's has at its start whatever is in the bounding set.
+    # A program started by root gets all capabilities in the bounding set.
     bounding = (number for number in range(64) if libc.prctl(_CAPBSET_READ, number, 0, 0, 0) == 1)
     all(_done(libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)) for number in bounding if not kept >> number & 1)
     low, high = kept & 0xFFFFFFFF, kept >> 32
@@ -60,7 +61,7 @@ def _permitted() -> int:
 
 
 def _done(status: int) -> bool:
-    """Where it may not be given up (no CAP_SETPCAP), that is told, and no reason to leave containers without rules."""
+    """Log a capability that cannot be dropped (no CAP_SETPCAP): that is no reason to leave containers without rules."""
     if status:
         log.warning("docker-fw keeps rights that it does not need: %s", os.strerror(ctypes.get_errno()))
     return not status

@@ -1,8 +1,8 @@
-"""Cuts the flows of addresses and published ports: conntrack entries outlive the rule that let them in.
+"""Cut the flows of addresses and published ports: conntrack entries outlive the rule that allowed them.
 
-A closed port must be closed for those, too, who talked to the address's last owner: `established` comes before every
-rule. So the flows are found in a dump and deleted one by one, which every kernel does. A filter in the kernel would
-be quicker, and is not there before 6.12 for deleting, and the wrong way round for IPv6 addresses until at least 6.18
+A closed port must also be closed to clients that talked to the address's previous owner: `established` precedes every
+rule. So the flows are found in a dump and deleted one by one, which every kernel supports. A filter in the kernel
+would be faster, but it does not exist before 6.12 for deleting, and is inverted for IPv6 addresses until at least 6.18
 (ctnetlink_filter_match_tuple).
 """
 
@@ -29,27 +29,27 @@ _NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3  # CTA_PROTO_NUM, CTA_PROTO_SRC_PO
 _ICMP_TYPE = {4: 5, 6: 8}  # CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE
 _IP = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC, _DST; CTA_IP_V6_SRC, _DST
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
-_FEW = 8  # marks: looking for each costs 0.15 µs a flow, taking a flow apart some µs
+_FEW = 8  # marks: searching for each costs 0.15 µs a flow, parsing a flow some µs
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How many flows were deleted, and how many the kernel refused to delete because a flow table has them."""
+    """The number of flows that were deleted, and of those that the kernel kept because a flow table has them."""
 
     deleted: int = 0
     offloaded: int = 0
 
     @property
     def notes(self) -> list[str]:
-        """What a user must know of it."""
+        """Notes for the user."""
         return [f"{self.offloaded} flows could not be cut: {_OFFLOADED}"] if self.offloaded else []
 
     def __add__(self, other: Cut) -> Cut:
         return Cut(self.deleted + other.deleted, self.offloaded + other.offloaded)
 
 
-#: Linux before 6.4 (and 6.1.32, 5.15.115) answers EBUSY. Newer ones delete such an entry, and its packets meet the
+#: Linux before 6.4 (and 6.1.32, 5.15.115) answers EBUSY. Newer kernels delete such an entry, and its packets pass the
 #: rules again from then on (flow_offload_lookup).
 _OFFLOADED = (
     "a flow table of this host's (flow offload) has them, and this kernel does not give them back: their packets pass "
@@ -58,7 +58,7 @@ _OFFLOADED = (
 
 
 def cut_addresses(addresses: Collection[Address]) -> None:
-    """Forgets every flow from or to the addresses, so that their next owners inherit none. Never raises."""
+    """Delete every flow from or to the addresses, so that their next owners inherit none. Never raises."""
     for version in (4, 6):
         packed = {address.packed for address in addresses if address.version == version}
         if packed:
@@ -66,9 +66,9 @@ def cut_addresses(addresses: Collection[Address]) -> None:
 
 
 def cut_published(ports: Collection[Published], stays: Callable[[Published, Address], bool] | None = None) -> None:
-    """Forgets flows to the host's published ports, begun before the DNAT stood, or while the port was not closed.
+    """Delete flows to published host ports that started before the DNAT rule, or while the port was not closed.
 
-    `stays`: who may go on using a port, besides the host itself. Never raises.
+    `stays`: True for clients that may continue to use a port, in addition to the host itself. Never raises.
     """
     try:
         local = link_monitor.addresses()
@@ -86,9 +86,9 @@ def cut_published(ports: Collection[Published], stays: Callable[[Published, Addr
 
 
 def cut_prefixes(prefixes: Collection[Prefix]) -> Cut:
-    """Forgets every flow from and to these addresses and prefixes, whoever began it. Never raises.
+    """Delete every flow from and to these addresses and prefixes, in both directions. Never raises.
 
-    A dump for each family, whatever there is to be cut.
+    One dump for each family, whatever the number of prefixes.
     """
     done = Cut()
     for version in (4, 6):
@@ -108,7 +108,10 @@ def _touches(flow: Flow, packed: set[bytes]) -> bool:
 
 
 def _is_within(flow: Flow, wanted: Mapping[int, Collection[int]]) -> bool:
-    """True if one end is in one of the prefixes. `wanted`: by the number of bits behind a prefix, those in front."""
+    """True if one end is in one of the prefixes.
+
+    `wanted`: by the number of host bits of a prefix, the values of its network bits.
+    """
     for packed in {flow.source, flow.addressed, flow.responder, flow.answered} - {b""}:
         address = int.from_bytes(packed, "big")
         if any(address >> shift in prefixes for shift, prefixes in wanted.items()):
@@ -122,7 +125,7 @@ def _aims_at(
     local: set[bytes],
     stays: Callable[[Published, Address], bool] | None,
 ) -> bool:
-    """True if it was opened to one of these ports of the host, by somebody whom it is not left to."""
+    """True if the flow was opened to one of these host ports, by a client that may not continue to use it."""
     if flow.addressed not in local:
         return False
     there = wanted.get((flow.proto, flow.addressed_port), ())
@@ -133,7 +136,7 @@ def _aims_at(
 
 
 def local_addresses() -> set[bytes]:
-    """The host's own; none where the kernel does not say: then nothing counts as the host's."""
+    """Return the host's own addresses; if the kernel does not answer, none: then no address counts as the host's."""
     try:
         return link_monitor.addresses()
     except OSError:
@@ -148,8 +151,8 @@ def cut(
 ) -> Cut:
     """Delete the connections of one IP version that are chosen. Never raises.
 
-    `marks`: bytes of which each connection that may be chosen holds one; a few are found faster than a connection is
-    parsed. `before` gets the chosen ones before they are deleted.
+    `marks`: bytes of which each connection that may be chosen contains one; a few are found faster than a connection
+    is parsed. `before` gets the chosen ones before they are deleted.
     """
     done = Cut()
     try:
@@ -167,7 +170,10 @@ def cut(
 
 
 def tracked(version: int, marks: Collection[bytes] = ()) -> list[Flow]:
-    """Return the connections of one IP version; `marks` as in `cut`, and an answer may hold others. Raises OSError."""
+    """Return the connections of one IP version. Raises OSError.
+
+    `marks` as in `cut`; the answer may contain other connections.
+    """
     with nl.open_socket() as sock:
         return [flow for _, flow in _flows(sock, version, marks)]
 
@@ -178,8 +184,8 @@ def _delete(sock: socket.socket, version: int, raw: dict[int, bytes]) -> Cut:
     try:
         nl.request(sock, _DELETE, nl.NLM_F_ACK, nl.nfgen(_AF[version]) + wanted)
     except FileNotFoundError:
-        return Cut()  # it has ended meanwhile
-    except OSError as error:  # the others are cut all the same
+        return Cut()  # the flow has ended meanwhile
+    except OSError as error:  # the other flows are cut all the same
         if error.errno == errno.EBUSY:
             return Cut(offloaded=1)
         log.error("could not cut a flow: %s", error)
@@ -188,7 +194,7 @@ def _delete(sock: socket.socket, version: int, raw: dict[int, bytes]) -> Cut:
 
 
 def _flows(sock: socket.socket, version: int, marks: Collection[bytes]) -> Iterator[tuple[dict[int, bytes], Flow]]:
-    """The kernel's connections of one IP version, as attributes and parsed, out of a dump that is not kept."""
+    """Yield the kernel's connections of one IP version, as attributes and parsed, from a dump that is not stored."""
     asked = int.from_bytes(os.urandom(3), "little") + 1
     sock.send(nl.message(_GET, nl.NLM_F_DUMP, asked, nl.nfgen(_AF[version])))
     for kind, number, body in nl.replies(sock):
@@ -221,7 +227,7 @@ def _parsed(raw: dict[int, bytes], version: int) -> Flow:
 
 
 def _tuple(packed: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """One direction's addresses, and its protocol and ports."""
+    """Return one direction's addresses, and its protocol and ports."""
     parts = nl.attributes(packed)
     return nl.attributes(parts.get(_TUPLE_IP, b"")), nl.attributes(parts.get(_TUPLE_PROTO, b""))
 

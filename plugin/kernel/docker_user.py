@@ -1,8 +1,8 @@
-"""The one rule in Docker's DOCKER-USER chain that lets through what our table accepted, told by a mark.
+"""The one rule in Docker's DOCKER-USER chain that accepts what docker-fw's table accepted, identified by a mark.
 
-Docker's FORWARD chain ends in a drop, and an accept of ours does not overrule it. The rule stands last of what
-others put there (fail2ban, CrowdSec), before a closing RETURN, in the variant of iptables that dockerd uses. It
-opens nothing by itself: only our table sets the mark, and clears it on everything else.
+Docker's FORWARD chain ends in a drop, and an accept in docker-fw's table does not overrule it. The rule is placed
+after the rules of other programs (fail2ban, CrowdSec) and before a closing RETURN, in the variant of iptables that
+dockerd uses. It opens nothing by itself: only docker-fw's table sets the mark, and clears it on all other packets.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 CHAIN = "DOCKER-USER"
-#: Families as netfilter spells them under /proc/net, with the stem of their commands.
+#: Families as netfilter writes them under /proc/net, with the stem of their commands.
 _STEMS = {"ip": "iptables", "ip6": "ip6tables"}
-#: The rule as `iptables -S` tells it, whatever FW_MARK was when it was put there.
+#: The rule as `iptables -S` prints it, for any value that FW_MARK had when it was inserted.
 _OURS = re.compile(r'-A DOCKER-USER -m mark --mark \S+ -m comment --comment "?docker-fw"? -j ACCEPT')
 
 
 class DockerUser:
-    """`mark` is our bit. `proc` is where the kernel lists the legacy tables in use."""
+    """`mark` is docker-fw's bit. `proc` is the directory where the kernel lists the legacy tables in use."""
 
     def __init__(self, mark: int, proc: str = "/proc/net") -> None:
         self._mark = f"{mark:#x}/{mark:#x}"
         self._proc = Path(proc)
 
     def ensure(self) -> list[str]:
-        """Puts the rule where DOCKER-USER stands without it; returns the commands for which it stands now."""
+        """Insert the rule if DOCKER-USER lacks it; return the commands for which it is active now."""
         standing = []
         for command in self._commands():
             rules = self._rules(command)
@@ -42,7 +42,7 @@ class DockerUser:
         return standing
 
     def remove(self) -> None:
-        """Takes the rule away again, wherever it stands and whatever the mark was."""
+        """Remove the rule, at any position and with any mark."""
         for command in self._commands():
             self._remove(command, _ours)
 
@@ -52,11 +52,15 @@ class DockerUser:
                 break
 
     def _former(self, rule: str) -> bool:
-        """True for a rule of another FW_MARK: that bit is not ours any more, and not cleared by our table."""
+        """True for a rule of another FW_MARK.
+
+        docker-fw does not use that bit any more, and its table does not clear it.
+        """
         return _ours(rule) and self._mark not in rule.split()
 
     def _place(self, command: str, rules: list[str]) -> bool:
-        # First in at its place, then out where it stood: a moment with two is harmless, one without is not.
+        # Insert at the new position first, then delete the old rule: a moment with two is harmless, one without is
+        # not.
         old = self._at(rules)
         position = self._want(rules) if not old else self._want(rules) + 1
         done = _run(command, "-I", CHAIN, str(position), *self._rule()) is not None
@@ -70,11 +74,11 @@ class DockerUser:
         return ["-m", "mark", "--mark", self._mark, "-m", "comment", "--comment", "docker-fw", "-j", "ACCEPT"]
 
     def _at(self, rules: list[str]) -> int:
-        """The rule's number, from 1; 0 if it is not there."""
+        """Return the rule's number, from 1; 0 if it is not there."""
         return next((n for n, rule in enumerate(rules, 1) if self._mark in rule and "docker-fw" in rule), 0)
 
     def _want(self, rules: list[str]) -> int:
-        """Where it belongs: last, but for a RETURN that ends the chain (20.10-27 put one there)."""
+        """Return the rule's position: last, except before a RETURN that ends the chain (20.10-27 put one there)."""
         others = [rule for rule in rules if not (self._mark in rule and "docker-fw" in rule)]
         if others and others[-1] == f"-A {CHAIN} -j RETURN":
             return len(others)
@@ -87,7 +91,7 @@ class DockerUser:
         return [line for line in listed.splitlines() if line.startswith(f"-A {CHAIN}")]
 
     def _commands(self) -> list[str]:
-        # Asking iptables-legacy about a table brings the table into being, so only where it is in use already.
+        # Asking iptables-legacy about a table creates the table, so it is asked only if the table is in use already.
         commands = [f"{stem}-nft" for stem in _STEMS.values()]
         for family, stem in _STEMS.items():
             try:
@@ -103,7 +107,7 @@ def _ours(rule: str) -> bool:
 
 
 def _run(command: str, *arguments: str) -> str | None:
-    """stdout, or None when the command failed (no such chain, no such command)."""
+    """Return stdout, or None if the command failed (no such chain, no such command)."""
     try:
         done = subprocess.run([command, "-w", "5", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,4 +1,4 @@
-"""One docker-fw a host: the managed plugin and the sidecar would undo each other's table."""
+"""Allow one docker-fw per host: the managed plugin and the sidecar would undo each other's table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from plugin.model import FwError
 
 
 def claim(docker_socket: str) -> int:
-    """Locks the directory that every docker-fw of the host sees, until this process ends; returns the descriptor.
+    """Lock the directory that every docker-fw of the host sees, until this process ends; return the descriptor.
 
-    The lock is the kernel's (flock), so a killed process leaves none behind. Docker's /run/docker is root's alone, so
-    nobody else can hold it. Raises FwError when another docker-fw runs.
+    The lock is the kernel's (flock), so a killed process leaves none behind. Docker's /run/docker is accessible to
+    root only, so no other user can lock it. Raises FwError if another docker-fw runs.
     """
     beside = Path(docker_socket).parent
     directory = beside / "docker" if (beside / "docker").is_dir() else beside

@@ -1,6 +1,6 @@
-"""The host's links as they come and go, told by the kernel: which bridges there are, and when a port leaves one.
+"""Report changes of the host's links from the kernel: which bridges exist, and when a port leaves one.
 
-A bridge is looked at by its index, which the kernel gives to no other one: a name can come back as somebody else's.
+A bridge is identified by its index, which the kernel does not reuse: a name can be reused by another program's link.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ _RTMGRP_LINK = 1
 #: linux/if_link.h: IFLA_IFNAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK; IFLA_INFO_KIND; RTEXT_FILTER_SKIP_STATS
 _NAME, _MASTER, _LINKINFO, _GROUP, _EXT_MASK, _KIND, _SKIP_STATS = 3, 10, 18, 27, 29, 1, 8
 _ROUTE = 0
-#: Messages after which the reader gets a chance to do something else.
+#: Number of messages after which the reader returns, so that it can do something else.
 _MANY = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """`bridge`: it is one. `ours`: docker-fw made it. `master`: the index of the bridge that it is a port of, or 0."""
+    """A link of the host.
+
+    `bridge`: it is a bridge. `ours`: docker-fw created it. `master`: the index of the bridge that it is a port of, or
+    0.
+    """
 
     index: int
     name: str
@@ -39,14 +43,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the kernel told. "all": something was missed; look at everything."""
+    """A report from the kernel: a link was added ("came") or removed ("went").
+
+    "all": something was missed; list everything.
+    """
 
     what: Literal["came", "went", "all"]
     link: Link | None = None
 
 
 def links() -> dict[int, Link]:
-    """The host's links by index. Raises OSError."""
+    """Return the host's links by index. Raises OSError."""
     with nl.open_socket(_ROUTE) as sock:
         mask = nl.attr(_EXT_MASK, struct.pack("=I", _SKIP_STATS))
         answers = nl.request(sock, _GETLINK, nl.NLM_F_DUMP, bytes(16) + mask)
@@ -54,7 +61,7 @@ def links() -> dict[int, Link]:
 
 
 def addresses() -> set[bytes]:
-    """The host's own addresses of both families, packed. Raises OSError."""
+    """Return the host's own addresses of both families, packed. Raises OSError."""
     with nl.open_socket(_ROUTE) as sock:
         answers = nl.request(sock, _GETADDR, nl.NLM_F_DUMP, bytes(8))
     found = (nl.attributes(body[8:]) for _, body in answers)
@@ -62,7 +69,7 @@ def addresses() -> set[bytes]:
 
 
 class Changes:
-    """Subscribed when made: look at everything after that, and then read."""
+    """Reports of link changes, subscribed when created: list all links after that, and then read."""
 
     def __init__(self) -> None:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _ROUTE)
@@ -75,14 +82,18 @@ class Changes:
         self._sock.close()
 
     def read(self) -> Iterator[Told]:
-        """What came, until there was nothing for 0.2 s, or much. Raises OSError but for an overrun: that is "all"."""
+        """Yield reports until there is none for 0.2 s, or after many.
+
+        Raises OSError; an overrun yields "all" instead.
+        """
         try:
             for count, (kind, _, body) in enumerate(nl.replies(self._sock)):
                 if count == _MANY:
-                    yield Told("all")  # what else stood in the same message is lost
+                    yield Told("all")  # the rest of the same message is lost
                     return
                 if kind in (_NEWLINK, _DELLINK):
-                    # The bridge's own word on its ports and neighbours (AF_BRIDGE) is about no link's coming or going.
+                    # The bridge's own reports on its ports and neighbours (AF_BRIDGE) do not mean that a link was
+                    # added or removed.
                     if body[0] == socket.AF_UNSPEC and (link := _read(body)):
                         yield Told("came" if kind == _NEWLINK else "went", link)
                 else:

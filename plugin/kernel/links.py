@@ -1,7 +1,7 @@
 """Bridges and veth pairs, by pyroute2.
 
-A bridge is one of ours if it carries our device group: the policy goes by it too, so a bridge is closed from the
-moment it exists, whatever its name.
+A bridge is docker-fw's if it has docker-fw's device group. The rules match the group too, so a bridge is closed from
+the moment it exists, whatever its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def mac_of(addr4: IPv4Address | None, addr6: IPv6Address | None) -> str:
-    """A locally administered MAC that follows the address, as Docker's bridge makes it: neighbours need not unlearn."""
+    """Return a locally administered MAC derived from the address, as Docker's bridge does.
+
+    Neighbours need not update their entries when another container gets the address.
+    """
     tail = addr4.packed if addr4 else hashlib.sha256(addr6.packed if addr6 else b"").digest()[:4]
     return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + tail)
 
@@ -43,8 +46,8 @@ def exists(name: str) -> bool:
 def lives(endpoint_id: str) -> bool:
     """True if a container has the endpoint's inner side.
 
-    With the container's network namespace both sides go; but dockerd may have moved the inner one back to the host
-    when it gave up on us, so a pair that stands whole on the host is nobody's.
+    Both sides disappear with the container's network namespace. But dockerd may have moved the inner one back to the
+    host when it gave up waiting for docker-fw, so a pair with both sides on the host belongs to no container.
     """
     return exists(host_side(endpoint_id)) and not exists(container_side(endpoint_id))
 
@@ -66,9 +69,9 @@ class Links:
         self._sysctl = sysctl
 
     def make_bridge(self, network: Network) -> bool:
-        """Makes the network's bridge, or completes it. True if it was made now.
+        """Create the network's bridge, or complete it. True if it was created now.
 
-        Raises FwError when the name is taken by a link that is not ours; nothing half-made stays.
+        Raises FwError if a link that is not docker-fw's has the name; no incomplete bridge remains.
         """
         made = False
         try:
@@ -95,7 +98,7 @@ class Links:
     def _configure(self, network: Network) -> None:
         index = socket.if_nametoindex(network.bridge)
         self._ipr.link("set", index=index, ifalias=_alias(network.id), mtu=network.mtu)
-        # Else two queries of a container's (MLD, RFC 3810) keep neighbour solicitations from its neighbours.
+        # Otherwise two queries of a container (MLD, RFC 3810) keep neighbour solicitations from its neighbours.
         self._ipr.link("set", index=index, kind="bridge", br_mcast_snooping=0)
         self._sysctl.prepare_bridge(network)
         for gateway in (network.gateway4, network.gateway6):
@@ -108,9 +111,9 @@ class Links:
         self._ipr.link("set", index=index, state="up")
 
     def attach(self, network: Network, endpoint: Endpoint) -> None:
-        """Makes the endpoint's veth pair, its host side on the bridge, the other side ready for Docker to move.
+        """Create the endpoint's veth pair, its host side on the bridge, the other side ready for Docker to move.
 
-        Raises FwError, with nothing left behind. A pair that stands from an earlier try is made anew.
+        Raises FwError, with nothing left behind. A pair of an earlier try is created anew.
         """
         bridge = _index(network.bridge)
         if bridge is None:
@@ -137,7 +140,7 @@ class Links:
             raise FwError(f"could not connect the container to {network.bridge}: {error}") from error
 
     def hairpin(self, endpoint: Endpoint) -> None:
-        """Lets the bridge hand a frame back to the port it came from.
+        """Let the bridge send a frame back to the port that it arrived on.
 
         With br_netfilter a container's packet to its own published port is turned round inside the bridge. Raises
         FwError.
@@ -151,7 +154,7 @@ class Links:
 
     @_os_errors()
     def reattach(self, network: Network, endpoints: Iterable[Endpoint]) -> None:
-        """Host sides that outlived their bridge, or that an older docker-fw left unbound, become its ports."""
+        """Reattach host sides that outlived their bridge, or that an older docker-fw left without MAC binding."""
         bridge = _index(network.bridge)
         for endpoint in endpoints:
             port = host_side(endpoint.id)
@@ -159,10 +162,11 @@ class Links:
                 self._join(bridge, index, endpoint)
 
     def _join(self, bridge: int | None, index: int, endpoint: Endpoint) -> None:
-        """Makes a host side a port that belongs to the endpoint's MAC alone.
+        """Make a host side a port that belongs to the endpoint's MAC alone.
 
-        A container cannot send from another MAC, nor draw a neighbour's frames to itself, nor fill the bridge's table
-        so that frames go everywhere. A kernel before 5.18 does not know `locked`: there it can do the first of these.
+        A container cannot send from another MAC, nor divert a neighbour's frames to itself, nor fill the bridge's
+        table so that frames are flooded. A kernel before 5.18 does not know `locked`: there a container can send from
+        another MAC.
         """
         self._ipr.link("set", index=index, master=bridge)
         if endpoint.mac:
@@ -172,9 +176,10 @@ class Links:
 
     @_os_errors()
     def sweep(self, keep: set[str]) -> None:
-        """Removes host sides that no endpoint owns: what a crash between two steps left behind.
+        """Delete host sides that no endpoint owns, left behind by a crash between two steps.
 
-        Not one whose other side a container has: if our state was lost, its neighbours still want to reach it.
+        A host side whose other side is in a container is kept: if the saved state was lost, its neighbours still want
+        to reach it.
         """
         for link in self._ipr.link("dump", kind="veth"):
             name = link.get("ifname") or ""
@@ -187,7 +192,7 @@ class Links:
                 self.delete(name)
 
     def delete(self, name: str) -> None:
-        """Removes a link; one that is gone already is well."""
+        """Delete a link; it is no error if it does not exist."""
         index = _index(name)
         if index is None:
             return
@@ -199,7 +204,7 @@ class Links:
 
     @_os_errors()
     def delete_bridge_of(self, network_id: str) -> None:
-        """Removes the bridge of a network that we have forgotten, told by its alias."""
+        """Delete the bridge of a network that docker-fw does not know any more, identified by its alias."""
         for link in self._ipr.link("dump", kind="bridge"):
             if link.get("group") == GROUP and link.get("ifalias") == _alias(network_id):
                 self.delete(link.get("ifname"))
@@ -211,7 +216,7 @@ class Links:
 
     @_os_errors()
     def bridges(self) -> dict[str, bool]:
-        """Every bridge of the host by name → whether it is one of ours."""
+        """Return every bridge of the host by name, and True if docker-fw created it."""
         found: dict[str, bool] = {}
         for link in self._ipr.link("dump", kind="bridge"):
             name, group = link.get("ifname"), link.get("group")
@@ -222,7 +227,7 @@ class Links:
 
     @_os_errors()
     def default_route_links(self) -> set[str]:
-        """The links by which a default route leaves."""
+        """Return the links of the default routes."""
         names: set[str] = set()
         for family in (socket.AF_INET, socket.AF_INET6):
             for route in self._ipr.route("dump", family=family, dst_len=0, table=254):
@@ -235,9 +240,9 @@ class Links:
 
     @_os_errors()
     def overlap(self, network: Network) -> str | None:
-        """Says which link of the host already holds (part of) the network's subnets, or None.
+        """Return which link of the host already has (part of) the network's subnets, or None.
 
-        For IPv6 a subnet inside a wider on-link prefix is well, as long as no address of the host is in it.
+        For IPv6 a subnet inside a wider on-link prefix is allowed, as long as it contains no address of the host.
         """
         wanted = [gateway.network for gateway in (network.gateway4, network.gateway6) if gateway]
         for message in self._ipr.addr("dump"):
@@ -262,12 +267,15 @@ class Links:
             (link,) = self._ipr.link("get", index=index)
         except NetlinkError:
             return False
-        # The kernel takes a name's group at once and its alias only later: a crash may have come between.
+        # The kernel sets a link's group with its name, and its alias only later: a crash may have happened in between.
         return bool(link.get("group") == GROUP and link.get("ifalias") in (None, "", _alias(network_id)))
 
 
 def _joined(port: str) -> bool:
-    """True if it is known to be a port as `_join` makes it; asked of thousands at a start, where netlink takes 1 ms."""
+    """True if the port is set up as by `_join`.
+
+    At a start this is checked for thousands of ports, and netlink takes 1 ms for each.
+    """
     try:
         return Path(f"/sys/class/net/{port}/brport/learning").read_text() == "0\n"
     except OSError:
@@ -279,7 +287,7 @@ def _alias(network_id: str) -> str:
 
 
 def bridge_mac(network_id: str) -> str:
-    """A MAC that stays: without one the kernel takes the lowest of the ports', and changes it as they come and go."""
+    """Return a permanent MAC. Without one the kernel takes the lowest of the ports', and changes it with the ports."""
     return "02:66:" + ":".join(f"{byte:02x}" for byte in hashlib.sha256(network_id.encode()).digest()[:4])
 
 

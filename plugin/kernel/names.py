@@ -1,23 +1,26 @@
-"""What docker-fw calls its links, and the device group that marks its bridges.
+"""The names of docker-fw's links, and the device group that marks its bridges.
 
-Every name derives from an ID of Docker's, so a repeated call finds its own work, and has at most 15 bytes
-(IFNAMSIZ, linux/if.h).
+Every name derives from a Docker ID, so a repeated call finds its own links, and has at most 15 bytes (IFNAMSIZ,
+linux/if.h).
 """
 
 from __future__ import annotations
 
-#: Bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or not.
+#: The prefix of bridges that docker-fw names itself, from the network's ID. One wildcard closes them all, known or
+#: not.
 BRIDGE_PREFIX = "fw-"
-#: The host's side of an endpoint's veth pair, a port of its bridge; and the side that Docker moves into the container.
+#: The prefixes of the host's side of an endpoint's veth pair, a port of its bridge, and of the side that Docker moves
+#: into the container.
 PORT_PREFIX, CONTAINER_PREFIX = "fwv", "fwc"
-#: The device group of every bridge of ours, whatever its name: the kernel sets it before the link can carry a packet.
+#: The device group of every docker-fw bridge, whatever its name: the kernel sets it before the link can carry a
+#: packet.
 GROUP = 0x66770001
 #: Address families by IP version: AF_INET, AF_INET6 (linux/socket.h).
 AF = {4: 2, 6: 10}
 
 
 def bridge_name(network_id: str) -> str:
-    """Return the name of a network's bridge, where the network's options name none."""
+    """Return the name of a network's bridge, if the network's options do not set one."""
     return BRIDGE_PREFIX + network_id[:12].lower()
 
 

@@ -1,8 +1,8 @@
-"""Answers for containers on the host's own link (neighbour discovery proxy, RFC 4389 in spirit, ip-neighbour(8) proxy).
+"""Answer for containers on the host's own link (neighbour discovery proxy, RFC 4389 in spirit, ip-neighbour(8) proxy).
 
 Many hosts get one /64 on their uplink and no routed prefix: the router asks for each address by neighbour solicitation
-on that link. Where a network's subnet lies within a prefix that is on-link elsewhere, the host answers for the
-endpoints' addresses there, one entry each. A routed prefix needs none of it, and gets none.
+on that link. If a network's subnet is within a prefix that is on-link elsewhere, the host answers for the endpoints'
+addresses there, with one entry each. A routed prefix needs no entries, and gets none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class Neighbours:
-    """Keeps the proxy entries of our networks' addresses as they should be; others' entries are left alone."""
+    """Keeps the proxy entries for addresses of docker-fw networks up to date.
+
+    Entries of other programs are left alone.
+    """
 
     def __init__(self, sysctl: Sysctl) -> None:
         self._ipr = IPRoute()
@@ -36,7 +39,7 @@ class Neighbours:
         self._added: set[tuple[int, IPv6Address]] = set()
 
     def sync(self, networks: Mapping[str, Network], endpoints: Iterable[Endpoint]) -> None:
-        """Adds what is missing and removes what is left over of addresses within our subnets."""
+        """Add missing entries and remove obsolete ones, for addresses within docker-fw networks' subnets."""
         subnets = {n.id: n.gateway6.network for n in networks.values() if n.gateway6 and not n.internal}
         links: dict[str, list[int]] = {}
         ours = {network.bridge for network in networks.values()}
@@ -59,7 +62,7 @@ class Neighbours:
             self._switch_on(index)
         for index, address in wanted - standing:
             self._neigh("replace", index, address)
-        # Only what we added: an administrator may have entries of his own within our subnets.
+        # Only entries that docker-fw added: an administrator may have entries of his own within these subnets.
         for index, address in (standing & self._added) - wanted:
             self._neigh("del", index, address)
         self._added = wanted
@@ -76,7 +79,8 @@ class Neighbours:
                 continue
 
     def _proxied(self) -> Iterable[tuple[int, IPv6Address]]:
-        # By hand: pyroute2's dump takes `flags` for a filter of its own, and the kernel lists proxies only if asked so.
+        # Without pyroute2: its dump uses `flags` as a filter of its own, and the kernel lists proxies only if
+        # requested.
         asked = struct.pack(_NDMSG, socket.AF_INET6, 0, 0, _NTF_PROXY, 0)
         with nl.open_socket(nl.NETLINK_ROUTE) as sock:
             for _, body in nl.request(sock, _GETNEIGH, nl.NLM_F_DUMP, asked):

@@ -1,4 +1,4 @@
-"""Netlink messages as bytes: the few that docker-fw sends by itself, where a library would cost milliseconds.
+"""Netlink messages as bytes: the few that docker-fw sends itself, because a library would cost milliseconds.
 
 Layout: RFC 3549 section 2.3 (headers) and linux/netlink.h (attributes: 16-bit length and type, padded to 4).
 """
@@ -17,27 +17,27 @@ _NESTED = 0x8000
 
 
 def attr(kind: int, payload: bytes) -> bytes:
-    """One attribute. Raises struct.error when the payload exceeds 64 KiB, the format's own limit."""
+    """Return one attribute. Raises struct.error if the payload exceeds 64 KiB, the format's own limit."""
     return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute that consists of attributes."""
+    """Return an attribute that consists of attributes."""
     return attr(kind | _NESTED, b"".join(attributes))
 
 
 def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
-    """A request with its header (struct nlmsghdr)."""
+    """Return a request with its header (struct nlmsghdr)."""
     return struct.pack("=IHHII", 16 + len(body), kind, flags | NLM_F_REQUEST, seq, 0) + body
 
 
 def nfgen(family: int, resource: int = 0) -> bytes:
-    """Struct nfgenmsg (linux/netfilter/nfnetlink.h): family, version 0, resource id in network order."""
+    """Return struct nfgenmsg (linux/netfilter/nfnetlink.h): family, version 0, resource id in network order."""
     return struct.pack("!BBH", family, 0, resource)
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes of a message body, by type, without the nested flag."""
+    """Return the attributes of a message body, by type, without the nested flag."""
     found: dict[int, bytes] = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)
@@ -49,7 +49,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def each(data: bytes) -> Iterator[bytes]:
-    """The payloads of a list's attributes, all of one type."""
+    """Yield the payloads of a list's attributes, all of one type."""
     while len(data) >= 4:
         length, _ = struct.unpack_from("=HH", data)
         if length < 4:
@@ -59,7 +59,7 @@ def each(data: bytes) -> Iterator[bytes]:
 
 
 def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
-    """A netlink socket that never waits for ever: a read gives up after 5 s (TimeoutError)."""
+    """Return a netlink socket that never waits permanently: a read gives up after 5 s (TimeoutError)."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     sock.bind((0, 0))
     sock.settimeout(5)
@@ -67,13 +67,13 @@ def open_socket(protocol: int = NETLINK_NETFILTER) -> socket.socket:
 
 
 def replies(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
-    """(type, sequence number, body) of each message that arrives; the caller stops when it has its answer."""
+    """Yield (type, sequence number, body) of each message that arrives; the caller stops when it has its answer."""
     while True:
         yield from messages(sock.recv(1 << 18))
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, sequence number, body) of each message in what was read at once."""
+    """Yield (type, sequence number, body) of each message in the data of one read."""
     at = 0
     while at + 16 <= len(data):
         length, kind, _, seq, _ = struct.unpack_from("=IHHII", data, at)
@@ -82,12 +82,12 @@ def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def error_of(body: bytes) -> int:
-    """The errno (positive, 0 is an acknowledgement) of an NLMSG_ERROR message."""
+    """Return the errno (positive, 0 is an acknowledgement) of an NLMSG_ERROR message."""
     return -int(struct.unpack_from("=i", body)[0])
 
 
 def request(sock: socket.socket, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
-    """Sends one message and returns the (type, body) of its answers. Raises OSError with the kernel's errno."""
+    """Send one message and return the (type, body) of its answers. Raises OSError with the kernel's errno."""
     seq = int.from_bytes(os.urandom(3), "little") + 1
     sock.send(message(kind, flags, seq, body))
     answers: list[tuple[int, bytes]] = []
@@ -107,7 +107,7 @@ def request(sock: socket.socket, kind: int, flags: int, body: bytes) -> list[tup
 
 
 def netfilter_fds() -> set[tuple[int, str]]:
-    """The open sockets to nfnetlink, each with what tells it from another one of its number."""
+    """Return the open sockets to nfnetlink, each with its identity, because a number can be reused."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -1,6 +1,6 @@
-"""Packets that the kernel tells of as it drops them (nfnetlink_log): the first bytes of each, and its links.
+"""Packets that the kernel logs as it drops them (nfnetlink_log): the first bytes of each, and its links.
 
-One listener has a group; a second one is refused. Layout: linux/netfilter/nfnetlink_log.h.
+A group has one listener; a second one is refused. Layout: linux/netfilter/nfnetlink_log.h.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _PACKET, _CONFIG = _SUBSYS | 0, _SUBSYS | 1
 _CMD, _MODE, _TIMEOUT, _QTHRESH, _BIND, _COPY_PACKET = 1, 2, 4, 5, 1, 2
 #: NFULA_PACKET_HDR, _MARK, _IFINDEX_INDEV, _IFINDEX_OUTDEV, _PAYLOAD
 _HEADER, _MARK, _INDEV, _OUTDEV, _PAYLOAD = 1, 2, 4, 5, 9
-#: Bytes of a packet: its addresses and ports, behind some IPv6 extension headers too.
+#: Bytes of a packet: its addresses and ports, also after some IPv6 extension headers.
 SNAPLEN = 128
-#: The kernel tells of so many packets at once, or of fewer after so many hundredths of a second.
+#: The kernel reports this many packets at once, or fewer after this many hundredths of a second.
 _AT_ONCE, _AFTER = 16, 10
 #: NF_INET_LOCAL_IN: the packet was for the host itself.
 LOCAL_IN = 1
 
 
 class TakenError(OSError):
-    """Somebody else listens to the group, or this process may not."""
+    """Another process listens to the group, or this process has no permission."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A packet from its IP header on. `indev`, `outdev`: indices of links, 0 where there is none."""
+    """A packet from its IP header on. `indev`, `outdev`: indices of links, 0 if there is none."""
 
     payload: bytes
     hook: int = 0
@@ -43,14 +43,14 @@ class Logged:
 
 
 class NfLog:
-    """Listens to a group from when it is made to `close`. Raises TakenError, and other OSErrors of the kernel's."""
+    """Listens to a group from its creation to `close`. Raises TakenError, and other OSErrors of the kernel."""
 
     def __init__(self, group: int) -> None:
-        #: How often packets went untold because nobody read fast enough.
+        #: Number of overruns: packets were not reported because the process did not read fast enough.
         self.lost = 0
         self._sock = nl.open_socket()
         try:
-            # What comes too fast is to be lost, not kept; a few thousand packets wait here.
+            # Packets that arrive too fast are lost, not kept; a few thousand packets wait here.
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             self._bind(group)
             self._sock.settimeout(0.2)
@@ -63,7 +63,7 @@ class NfLog:
         self._sock.close()
 
     def read(self) -> list[Logged]:
-        """What was told at once; nothing if there was nothing for 0.2 s, or some were lost. Raises OSError."""
+        """Return the packets of one report; none if there was none for 0.2 s, or some were lost. Raises OSError."""
         try:
             data = self._sock.recv(1 << 18)
         except TimeoutError:
@@ -76,14 +76,14 @@ class NfLog:
         return [_read(body) for kind, _, body in nl.messages(data) if kind == _PACKET]
 
     def _bind(self, group: int) -> None:
-        # One message: the kernel makes the listener, and what it is told comes to that.
+        # One message: the kernel creates the listener and applies the settings to it.
         body = nl.nfgen(socket.AF_UNSPEC, group) + nl.attr(_CMD, bytes([_BIND]))
         body += nl.attr(_MODE, struct.pack("!IBx", SNAPLEN, _COPY_PACKET))
         body += nl.attr(_TIMEOUT, struct.pack("!I", _AFTER)) + nl.attr(_QTHRESH, struct.pack("!I", _AT_ONCE))
         try:
             nl.request(self._sock, _CONFIG, nl.NLM_F_ACK, body)
         except OSError as error:
-            # The kernel says EPERM where the group is another socket's, and EBUSY where it is this one's own.
+            # The kernel returns EPERM if the group is another socket's, and EBUSY if it is this socket's own.
             if error.errno in (errno.EPERM, errno.EBUSY):
                 raise TakenError(error.errno, os.strerror(error.errno)) from error
             raise

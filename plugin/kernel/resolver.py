@@ -1,9 +1,9 @@
-"""Where Docker's DNS asks for names that it does not know, as far as `fw.egress` cannot hold them back.
+"""The name server that Docker's DNS asks for external names, if `fw.egress` cannot filter these requests.
 
 Docker's embedded DNS (127.0.0.11) asks a name server that was given to the container (`--dns`, `dns` in daemon.json)
-from the container's namespace, where its rules hold. One of the host's resolv.conf it asks from the host's: if it is on
-loopback (20.10.24, 26.1.5), or always (28.5.2; `ExtServers: [host(…)]` in the container's resolv.conf). Then a name,
-and what is coded in it, leaves whatever the container may begin.
+from the container's namespace, where its rules apply. A name server from the host's resolv.conf is asked from the
+host's namespace: if it is on loopback (20.10.24, 26.1.5), or always (28.5.2; `ExtServers: [host(…)]` in the
+container's resolv.conf). Then a name, and data encoded in it, leaves the host whatever the container may initiate.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
-#: The host's, for docker-fw has the host's network: Docker mounts it into a plugin and copies it for a sidecar.
+#: The host's file, because docker-fw has the host's network: Docker mounts it into a plugin and copies it for a
+#: sidecar.
 _HOSTS = "/etc/resolv.conf"
-#: Docker reads this in its place where systemd-resolved's stub is the only name server: it has the real ones.
+#: Docker reads this instead if systemd-resolved's stub is the only name server: it has the real name servers.
 _SYSTEMD = ("/host/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/resolv.conf")
 _STUB = "127.0.0.53"
-#: Docker's major versions that ask others than those on loopback from the container's namespace. Not tried: 27.
+#: Docker's major versions that ask name servers not on loopback from the container's namespace. Not tried: 27.
 _FROM_CONTAINERS = range(1, 27)
 
 
 def asked_from_host(major: int, hosts: str = _HOSTS, systemd: tuple[str, ...] = _SYSTEMD) -> str:
-    """The host's name server that dockerd of this version (0: unknown) asks from the host's namespace; "" if none."""
+    """Return the name server that dockerd asks from the host's namespace; "" if none.
+
+    `major` is dockerd's major version (0: unknown). The name server is one of the host's.
+    """
     servers = list(_servers(hosts))
     if servers == [_STUB]:
         servers = next(filter(None, (list(_servers(path)) for path in systemd)), servers)

@@ -1,14 +1,15 @@
-"""Who listens on the host's ports, by sock_diag(7), and which of them are the host's own programs.
+"""Listeners on the host's ports, by sock_diag(7), and which of them are the host's own programs.
 
-docker-proxy listens on a published port before Docker tells of the container, and on a port that nobody may have known
-before. Where it is not known by its control group every listener may be one, until it is known whose it is:
+docker-proxy listens on a published port before Docker lists the container, and on a port that docker-fw may not have
+known before. If it is not identified by its control group, every listener may be a docker-proxy until its owner is
+known:
 
-- A socket that another user than root made is none: docker-proxy runs as dockerd does.
-- Docker's list that was asked for after the socket came names the ports of every container that runs; ports that one
-  which does not run asks for are known from its inspection. A socket that none of them accounts for is the host's.
+- A socket that was created by a user other than root is none: docker-proxy runs as dockerd does.
+- Docker's list that was requested after the socket appeared has the ports of every running container. The ports that a
+  stopped container requests are known from its inspection. A socket that none of them accounts for is the host's.
 
-It is sockets that are known, not ports: another one on the same port is looked at anew. But while Docker is silent
-nobody would ever say whose it is, and sshd may be started again: then a port that was the host's stays so (`PATIENCE`).
+Sockets are identified, not ports: another socket on the same port is examined anew. But while Docker is unavailable no
+answer identifies the owner, and sshd may be restarted: then a port that was the host's stays so (`PATIENCE`).
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from plugin.protocols import BY_NAME, NUMBER, PROTOCOLS, Proto
 _SOCK_DIAG, _BY_FAMILY = 4, 20
 #: linux/tcp_states.h: TCP_LISTEN; TCP_CLOSE (of sockets for datagrams, those without a peer)
 _STATES = {"stream": 1 << 10, "datagram": 1 << 7}
-#: linux/inet_diag.h: where the answer's attributes begin, and INET_DIAG_SKV6ONLY.
+#: linux/inet_diag.h: the offset of the answer's attributes, and INET_DIAG_SKV6ONLY.
 _ATTRIBUTES, _V6ONLY = 72, 11
 _ANY4 = IPv4Address(0)
-#: More ports of the host than these are not told to the kernel, those of passing sockets first.
+#: At most this many host ports are written to the kernel's table; those of short-lived sockets are left out first.
 MOST = 8192
-#: Seconds that a program of the host's which starts again waits for Docker's word, on a port that Docker's last list
-#: left to the host and that no container asks for.
+#: Seconds that a restarted program of the host waits for Docker's answer, on a port that Docker's last list left to
+#: the host and that no container requests.
 PATIENCE = 5.0
 
 
 class Listener(NamedTuple):
-    """A socket: the kernel's own number for it, where it listens, and whether root made it."""
+    """A socket: the kernel's number for it, its address and port, and whether root created it."""
 
     cookie: int
     port: Published
@@ -47,7 +48,7 @@ class Listener(NamedTuple):
 
 
 def listening() -> set[Listener]:
-    """Everything that is listened on in this network namespace, loopback left out. Raises OSError."""
+    """Return all listeners in this network namespace except those on loopback. Raises OSError."""
     found: set[Listener] = set()
     with nl.open_socket(_SOCK_DIAG) as sock:
         for protocol in PROTOCOLS:
@@ -81,9 +82,9 @@ def _read(proto: Proto, family: int, body: bytes) -> Iterator[Listener]:
 class Listeners:
     """Not thread-safe. `listed` is `listening`.
 
-    `known`: the ports of the host's own programs in a table that stood before us; None where it held nobody. Then who
-    is there before us is the host's, but for ports that containers are known to ask for, `asked`, and those from
-    `passing` on, of which Docker chooses some.
+    `known`: the ports of the host's own programs in a table that existed before this start; None if that table blocked
+    no listener. Then the listeners that exist already are the host's, except on ports that containers are known to
+    request, `asked`, and on those from `passing` on, of which Docker chooses some.
     """
 
     def __init__(
@@ -98,26 +99,26 @@ class Listeners:
         self._known = known
         self._asked = tuple(asked)
         self._passing = passing
-        #: The clock by which `judge` is told when Docker was asked.
+        #: The clock of the moments passed to `judge`.
         self.now = clock
         self._first = True
         self._hosts: set[Listener] = set()
-        #: Since when those are there of whom it is not known whose they are, or known to be docker-proxies.
+        #: The time since when listeners exist whose owner is unknown, or which are known to be docker-proxies.
         self._others: dict[Listener, float] = {}
         self._proxies: set[Listener] = set()
         self._judged = 0.0
-        #: Ports of root's that were the host's when Docker was asked last.
+        #: Ports of root's sockets that were the host's when Docker was asked last.
         self._homes: set[Published] = set()
 
     def poll(self) -> frozenset[Published]:
-        """Looks who is there now; the ports of the host's own programs. Raises OSError."""
+        """Read the current listeners; return the ports of the host's own programs. Raises OSError."""
         there, now = self._listed(), self.now()
         self._hosts &= there
         self._others = {each: since for each, since in self._others.items() if each in there}
         self._proxies &= self._others.keys()
         beside = {each.port for each in self._hosts}
         for each in there - self._hosts - self._others.keys():
-            # A port is shared by those alone who all agree to it, which docker-proxy does not.
+            # A port is shared only by sockets that all agree to it, which docker-proxy does not.
             if not each.root or each.port in beside or (self._first and self._before(each.port)):
                 self._hosts.add(each)
             else:
@@ -134,7 +135,7 @@ class Listeners:
         return frozenset(ports)
 
     def doubt(self) -> None:
-        """Docker has made a container, and it is not known which ports that asks for."""
+        """Note that Docker created a container whose requested ports are unknown."""
         self._homes.clear()
 
     def _is_back(self, each: Listener, since: float, now: float) -> bool:
@@ -146,21 +147,23 @@ class Listeners:
         return port.host_port < self._passing and not any(each.may_be(port) for each in self._asked)
 
     def waiting(self) -> bool:
-        """True if somebody came since Docker was asked last."""
+        """True if a listener appeared since Docker was asked last."""
         return any(since >= self._judged for since in self._others.values())
 
     def everybody(self) -> set[tuple[int, int]]:
-        """Protocol and port of all that were there when it was looked last."""
+        """Return protocol and port of all listeners of the last poll."""
         ports = (each.port for each in (*self._hosts, *self._others))
         return {(NUMBER[port.proto], port.host_port) for port in ports}
 
     def held(self) -> list[Published]:
-        """Ports of which it is not known whose they are."""
+        """Return the ports whose owner is unknown."""
         return sorted({each.port for each in self._others.keys() - self._proxies}, key=str)
 
     def judge(self, asked: float, running: Iterable[Published], wanted: Iterable[Asked], *, known: bool) -> None:
-        """What Docker told when it was asked at this moment (of `now`): ports of the containers that run, and what all
-        containers ask for. Not `known`: not of all of them.
+        """Apply Docker's answer to a request made at this moment (of `now`).
+
+        The answer has the ports of the running containers, and those that all containers request. If not `known`, it
+        does not cover all containers.
         """
         theirs = [Asked(port.proto, port.host_ip, port.host_port, port.host_port) for port in running]
         now_theirs, wants = ByPort(theirs), ByPort([*theirs, *wanted])
@@ -184,12 +187,12 @@ class Listeners:
 
 
 class ByPort:
-    """Ports that containers ask for, to be looked up: there may be thousands, and thousands of listeners."""
+    """Index of the ports that containers request: there may be thousands of them, and thousands of listeners."""
 
     def __init__(self, asked: Iterable[Asked]) -> None:
         self._single: dict[int, list[Asked]] = {}
         self._ranges: list[Asked] = []
-        #: One lets Docker choose.
+        #: A container lets Docker choose a port.
         self.chooses = False
         for each in set(asked):
             self.chooses |= not each.first
@@ -199,5 +202,5 @@ class ByPort:
                 self._ranges.append(each)
 
     def may_be(self, port: Published) -> bool:
-        """True if one of the listeners may serve this published port."""
+        """True if one of the requests may be for this port."""
         return any(each.may_be(port) for each in (*self._single.get(port.host_port, ()), *self._ranges))

@@ -1,7 +1,7 @@
-"""Forwarding and the bridges' own switches, written through the host's /proc/sys/net.
+"""Forwarding and the bridges' own settings, written through the host's /proc/sys/net.
 
-/proc/sys is read-only in a managed plugin, so the host's is mounted elsewhere; which network namespace it shows is
-decided by the process that opens it, and that is the host's.
+/proc/sys is read-only in a managed plugin, so the host's is mounted elsewhere. The process that opens it decides which
+network namespace it shows: that is the host's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Sysctl:
         self._root = Path(root)
 
     def prepare_bridge(self, network: Network) -> None:
-        """Before a bridge is up: IPv6 on or off as the network says, and no router's word believed on it.
+        """Prepare a bridge before it is up: IPv6 on or off as configured, router advertisements and redirects ignored.
 
         moby: libnetwork/drivers/bridge/setup_device_linux.go, setup_ipv6_linux.go.
         """
@@ -37,16 +37,16 @@ class Sysctl:
         self._write(f"{conf}/disable_ipv6", "0" if network.gateway6 else "1")
 
     def prepare_port(self, name: str) -> None:
-        """The host's side of a veth pair is a port of the bridge and nothing else: no address of its own."""
+        """Prepare the host's side of a veth pair: it is only a port of the bridge, without an address of its own."""
         if (self._root / f"ipv6/conf/{name}").exists():
             self._write(f"ipv6/conf/{name}/disable_ipv6", "1", must=False)
 
     def proxy_ndp(self, interface: str) -> None:
-        """Lets the host answer neighbour solicitations on an interface for the proxied addresses."""
+        """Let the host answer neighbour solicitations on an interface for the proxied addresses."""
         self._write(f"ipv6/conf/{interface}/proxy_ndp", "1")
 
     def missing(self, network: Network) -> set[int]:
-        """The families (AF_) that the network needs forwarded and the host does not forward."""
+        """Return the families (AF_) that the network needs forwarded and the host does not forward."""
         missing: set[int] = set()
         if network.gateway4 and not network.internal and self._read("ipv4/ip_forward") == "0":
             missing.add(2)
@@ -55,10 +55,11 @@ class Sysctl:
         return missing
 
     def forward(self, families: set[int]) -> None:
-        """Switches forwarding on for the families.
+        """Enable forwarding for the families.
 
-        IPv6 forwarding makes interfaces with accept_ra=1 deaf to routers (Documentation/networking/ip-sysctl.rst):
-        a host that lives on a router-advertised default route would lose it, so those are told to listen on (2).
+        With IPv6 forwarding, interfaces with accept_ra=1 ignore routers (Documentation/networking/ip-sysctl.rst): a
+        host that depends on a router-advertised default route would lose it, so those are set to accept advertisements
+        (2).
         """
         if 2 in families:
             self._write("ipv4/ip_forward", "1")

@@ -1,5 +1,5 @@
-"""What people write: label keys, their values, and every mistake in them.
+"""Label keys, their values, and all mistakes in them.
 
-Pure: it reads text and gives rules, or problems that say what would be right. It touches nothing, and knows neither
-Docker nor nftables. A value that is wrong never becomes a rule.
+Pure: it parses text into rules, or into problems that have the correct form. It has no side effects, and knows neither
+Docker nor nftables. A wrong value never becomes a rule.
 """

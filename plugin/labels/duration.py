@@ -1,4 +1,4 @@
-"""Times as people write and read them: `--for 1h`, "59 min left". Pure."""
+"""Durations as people write and read them: `--for 1h`, "59 min left". Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RIGHT = "30s, 10m, 1h, 2d, or several, like 1h30m"
-#: Longer than this nobody means; leave the time out.
+#: The longest time accepted; for a longer one the time is left out.
 LONGEST = 3650 * 86400
 
 
 def parse(text: str) -> int:
-    """Seconds. Raises ValueError that says what would be right."""
+    """Return seconds. Raises ValueError with the correct format."""
     parts = re.findall(r"([0-9]{1,9})([smhd])", text.lower(), re.ASCII)
     if not parts or "".join(number + unit for number, unit in parts) != text.lower():
         raise ValueError(f"{text[:40]!r} is not a time ({_RIGHT})")
@@ -22,7 +22,7 @@ def parse(text: str) -> int:
 
 
 def left(seconds: float) -> str:
-    """How long it lasts yet, in its two greatest units."""
+    """Return the remaining time in its two greatest units."""
     whole = max(0, round(seconds))
     for name, unit, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
         if whole >= unit:

@@ -1,10 +1,10 @@
-"""One value of the label language → rules, or what is wrong with it. Pure: the standard library and `model` only.
+"""Parse one value of the label language into rules, or mistakes. Pure: the standard library and `model` only.
 
 list = rule *( ("," / newline) rule ) · rule = what [ "from" peer *( peer ) ] ("to" in fw.egress)
 what = ports [ "/" proto ] / portless · ports = port / port "-" port / "*" · proto, portless: `plugin.protocols`
 peer = address / prefix / kind ":" name / "host" / "any" · kind: `plugin.labels.peer_kinds`
 
-Nothing that is wrong ever becomes a rule, and each mistake quotes the part at fault and says what would be right.
+A wrong value never becomes a rule. Each mistake quotes the wrong part and has the correct form.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from plugin.labels.ranges import block_count, piece_count
 from plugin.model import Peer, Rate, Rule
 from plugin.protocols import PORTLESS, WITH_PORTS, listed
 
-#: A value is read up to this length (characters); a longer one is a mistake, not a parsing job.
+#: A value is read up to this length (characters); a longer one is a mistake and is not parsed.
 MAX_LENGTH = 4096
-#: More rules than this in one value is a mistake: nobody means it.
+#: More rules than this in one value count as a mistake.
 MAX_RULES = 256
-#: Different rates that one value may name: each takes memory of the kernel for each address of the container.
+#: The number of different rates that one value may name: each takes kernel memory for each address of the container.
 MAX_RATES = 8
 #: The highest count of a rate.
 MOST = 1_000_000
-#: Seconds in what a rate may be counted by.
+#: Seconds of the units of a rate.
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
-#: Seconds that a source is remembered at most: nft takes no time-out of any length.
+#: Maximum seconds that a source is remembered: nft does not accept time-outs of any length.
 LONGEST = 30 * 86400
-#: Elements that one value may become at most: ports in blocks, times prefixes in pieces.
+#: Maximum number of elements of one value: ports in blocks, times prefixes in pieces.
 MAX_ELEMENTS = 20_000
-#: What a peer by name is taken for then, for nobody knows yet how many it will be.
+#: The number of elements assumed for a peer by name, because the real number is not known yet.
 NAMED_PEERS = 32
 
-#: Wrong peers of one rule that are reported: reading on would take time, and help nobody.
+#: The number of wrong peers of one rule that are reported: reading on would take time without benefit.
 MOST_WRONG = 8
 
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?", re.ASCII)
@@ -50,22 +50,25 @@ T = TypeVar("T")
 
 
 def parse_allow(text: str) -> tuple[list[Rule], list[str]]:
-    """`fw.allow`'s value → (rules, mistakes)."""
+    """Parse the value of `fw.allow` into (rules, mistakes)."""
     return _list(text, lambda part: _with_peers(part, "from"), '"8080, 53/udp"')
 
 
 def parse_egress(text: str) -> tuple[list[Rule], list[str]]:
-    """The list of `fw.egress` → (rules, mistakes)."""
+    """Parse the list of `fw.egress` into (rules, mistakes)."""
     return _list(text, lambda part: _with_peers(part, "to"), 'all, none or "443, 53/udp"')
 
 
 def parse_deny(text: str) -> tuple[list[Rule], list[str]]:
-    """`fw.deny`'s value → (rules, mistakes). It takes ports out of the base for everybody, so it has no peers."""
+    """Parse the value of `fw.deny` into (rules, mistakes).
+
+    It removes ports from the base for all sources, so it has no peers.
+    """
     return _list(text, _denied, '"22, 80"')
 
 
 def parse_rate(text: str) -> tuple[list[Rate], list[str]]:
-    """`fw.rate`'s value → (rates, mistakes)."""
+    """Parse the value of `fw.rate` into (rates, mistakes)."""
     rates, mistakes = _list(text, _rate, '"22 5/minute burst 10"')
     if mistake := too_many_rates(rates):
         return [], [*mistakes, mistake]
@@ -73,7 +76,7 @@ def parse_rate(text: str) -> tuple[list[Rate], list[str]]:
 
 
 def too_many_rates(rates: Iterable[Rate]) -> str:
-    """What is wrong with so many different ones; "" if nothing is."""
+    """Return the mistake if there are too many different rates; "" if there is none."""
     different = {(rate.count, rate.unit, rate.burst) for rate in rates}
     if len(different) <= MAX_RATES:
         return ""
@@ -81,9 +84,10 @@ def too_many_rates(rates: Iterable[Rate]) -> str:
 
 
 def taken_back(text: str) -> list[Rule]:
-    """What a wrong `fw.allow` was to restrict: ports that it names with a `from`, all of them where it is not clear.
+    """Return the ports that a wrong `fw.allow` was to restrict: those that it names with a `from`.
 
-    Whoever wrote "22 from 10.0.0.0/33", or "22 form 10.0.0.0/8", did not mean 22 to be open to everybody.
+    If they are unclear, it returns all ports. A user who wrote "22 from 10.0.0.0/33", or "22 form 10.0.0.0/8", did not
+    mean 22 to be open to all sources.
     """
     if len(text) > MAX_LENGTH:
         return _all_ports() if "from" in text.lower() else []
@@ -109,7 +113,7 @@ def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list
         kind = "ports, like " if example.startswith('"') else ""
         return [], [f"is empty; write {kind}{example}, or leave the label out"]
     parts = [part.strip() for part in re.split(r"[,\n]", text)]
-    if parts[-1] == "":  # a trailing comma or newline is harmless, and YAML's block text brings one
+    if parts[-1] == "":  # a trailing comma or newline is harmless, and YAML's block text adds one
         parts.pop()
     if len(parts) > MAX_RULES:
         return [], [f"has {len(parts)} rules; at most {MAX_RULES} are read, use ranges like 9000-9100"]
@@ -127,7 +131,7 @@ def _list(text: str, read: Callable[[str], T | str], example: str) -> tuple[list
 
 
 def elements(each: object) -> int:
-    """What a rule becomes in the table: its ports in blocks, times its peers, prefixes in pieces."""
+    """Return the number of elements of a rule: its ports in blocks, times its peers, prefixes in pieces."""
     if isinstance(each, Rate):
         return block_count(each.first, each.last)
     if not isinstance(each, Rule):
@@ -219,8 +223,8 @@ def _peer(token: str) -> Peer | str:
 
 
 def parse_prefix(token: str) -> Peer | str:
-    """An address or a prefix → a peer, or what is wrong with it."""
-    # Python's own reading is wider (netmasks, zones) and guesses.
+    """Parse an address or a prefix into a peer, or return the mistake."""
+    # Python's own parser accepts more (netmasks, zones) and guesses.
     if not re.fullmatch(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?", token, re.ASCII):
         return f'"{_cut(token)}" is not {_PEER_RIGHT}'
     try:
@@ -255,9 +259,9 @@ def _rate(part: str) -> Rate | str:
 
 
 def _rate_parts(part: str) -> tuple[str, str, str, str] | None:
-    """ "22/tcp 5 / minute burst 10" → ("22/tcp", "5", "minute", "10"); None where it has no such parts.
+    """Split "22/tcp 5 / minute burst 10" into ("22/tcp", "5", "minute", "10"); None if it has no such parts.
 
-    It is read from its end, word by word: an expression for all of it takes time by the square of its length.
+    It is read from its end, word by word: a regular expression for all of it takes time quadratic in its length.
     """
     words, burst = part.split(), "5"
     if len(words) > 2 and words[-2].lower() == "burst":
@@ -270,7 +274,7 @@ def _rate_parts(part: str) -> tuple[str, str, str, str] | None:
 
 
 def remembered(count: int, unit: str, burst: int) -> int:
-    """Seconds after which a source has all of its burst again, and may be forgotten."""
+    """Return the seconds after which a source has all of its burst again, and may be forgotten."""
     return burst * UNITS[unit] // count + 1
 
 

@@ -1,7 +1,7 @@
-"""The registry of label keys: one entry says all that the language does with a key. Pure.
+"""The registry of label keys: one entry defines everything about a key. Pure.
 
-A key's value becomes one field of `model.PolicySpec`. What reads labels, merges places, judges mistakes and images,
-and documents keys follows from the entry; what an entry leaves out is an error when this module is imported.
+A key's value becomes one field of `model.PolicySpec`. The code that reads labels, merges places, judges mistakes and
+images, and documents keys uses the entry; a missing part of an entry is an error when this module is imported.
 `plugin.settings` has the setting that an entry names, and `plugin.state.codec` reads the field from the state file:
 both fail when they are imported if theirs is missing.
 """
@@ -20,7 +20,7 @@ from plugin.protocols import OTHER, PORTLESS, WITH_PORTS
 PREFIX = "fw."
 #: `fw.network.NAME.KEY`: any key, for this container's address on that network only.
 ONE_NETWORK = "fw.network."
-#: What every flow is: the base of `fw.policy: open`, and `fw.egress: all`.
+#: All flows: the base of `fw.policy: open`, and `fw.egress: all`.
 EVERYTHING: tuple[Rule, ...] = (
     *(Rule(proto, 1, 65535) for proto in WITH_PORTS),
     *(Rule(proto, 0, 0) for proto in PORTLESS),
@@ -29,7 +29,7 @@ EVERYTHING: tuple[Rule, ...] = (
 #: The words of `fw.policy`, from the widest to the narrowest, and those of `fw.log`.
 POLICIES, LOGS = ("open", "default", "closed"), ("drop", "none")
 UNSET = PolicySpec()
-#: A value, and where it was written → what it says, and what is wrong with it.
+#: Maps a value, and where it was written, to its meaning and its mistakes.
 Reader = Callable[[str, str], tuple[PolicySpec, list[str]]]
 
 
@@ -37,23 +37,23 @@ Reader = Callable[[str, str], tuple[PolicySpec, list[str]]]
 class Key:
     """A label key.
 
-    Documentation: `meaning`, `values`, `default`, `example` are the row of LABELS.md. `setting` gives the value where
-    no other place does; None: no setting does.
+    Documentation: `meaning`, `values`, `default`, `example` are the row of LABELS.md. `setting` gives the value if no
+    other place does; None: no setting does.
 
-    Reading: `read` takes one value, `field` of its result is what the key says. `several` says what is wrong with all
-    that one place says by this key; "" if nothing is.
+    Reading: `read` parses one value; `field` of its result is the key's value. `several` returns the mistake in all
+    values of the key at one place together; "" if there is none.
 
-    Merging: `specific` is what a more specific place does: "adds" to the more general one, or "replaces" it.
+    Merging: `specific` is the effect of a more specific place: "adds" to the more general one, or "replaces" it.
     `twice` joins the values of the same key in different cases, at one place.
 
     Mistakes: a wrong value `closes` what the container accepts, or `confines` what it may initiate; neither: it opens
-    nothing. `harmless` is what remains of a place where something is wrong: nothing that opens.
-    `may_close` is False for a text that can only open ports or has nothing to do with them. `only_opens` says the same
-    of a value that was read, so that it has no effect on a network that the container is not on.
+    nothing. `harmless` returns the rest of a place that has a mistake: nothing that opens. `may_close` is False for a
+    text that can only open ports or has nothing to do with them. `only_opens` is the same for a parsed value, which
+    then has no effect on a network that the container is not on.
 
-    Images: `counts` is True for a text that can only close, so that it counts even if an image brought it.
-    `closes_elsewhere`: an image's value counts where no other place says anything. `opens`: any other value opens
-    something, which an image must not do; False: it is ignored for another reason.
+    Images: `counts` is True for a text that can only close, so that it counts even if it came with an image.
+    `closes_elsewhere`: an image's value counts if no other place sets one. `opens`: any other value opens something,
+    which an image must not do; False: it is ignored for another reason.
     """
 
     name: str
@@ -77,11 +77,11 @@ class Key:
     several: Callable[[Any], str] = lambda _: ""
 
     def of(self, spec: PolicySpec) -> Any:
-        """What a place says by this key."""
+        """Return the key's value at a place."""
         return getattr(spec, self.field)
 
     def says(self, spec: PolicySpec) -> bool:
-        """True if the place says anything by this key."""
+        """True if the place sets this key."""
         return bool(getattr(spec, self.field) != getattr(UNSET, self.field))
 
 
@@ -117,7 +117,7 @@ def _allow(text: str, where: str) -> tuple[PolicySpec, list[str]]:
 
 
 def _no_allow(spec: PolicySpec) -> PolicySpec:
-    """A rule with `from` takes its ports out of the base, and still does."""
+    """Drop `fw.allow`. A rule with `from` removes its ports from the base, and still does."""
     restricted = (dataclasses.replace(rule, peers=()) for rule in spec.allow if rule.peers)
     return dataclasses.replace(spec, allow=(), deny=_union(spec.deny, restricted))
 
@@ -165,7 +165,7 @@ def _log(text: str, _: str) -> tuple[PolicySpec, list[str]]:
 
 
 def one_of(text: str, *words: str) -> str:
-    """What is wrong with a text that is none of the words."""
+    """Return the mistake of a text that is none of the words."""
     shown = text if len(text) <= 40 else text[:40] + "…"
     near = difflib.get_close_matches(text.strip().lower()[:64], words, n=1, cutoff=0.5)
     return f'"{shown}" is not {", ".join(words[:-1])} or {words[-1]}' + (f"; did you mean {near[0]}?" if near else "")
@@ -300,7 +300,7 @@ KEYS = {key.name: key for key in _ENTRIES}
 
 
 def _incomplete() -> str:
-    """What an entry and `model.PolicySpec` do not agree on."""
+    """Return the first mismatch between the entries and `model.PolicySpec`."""
     fields = {each.name for each in dataclasses.fields(PolicySpec)}
     for key in _ENTRIES:
         if key.field not in fields:

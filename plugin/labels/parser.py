@@ -1,4 +1,4 @@
-"""Keys and values, wherever they are written → what they say, with every mistake at once. Pure.
+"""Parse keys and values from any place into a policy, with every mistake at once. Pure.
 
 The language is the same for container labels, `driver_opts` of a network or of a service's attachment, and settings.
 `plugin.labels.grammar` reads one value.
@@ -16,19 +16,20 @@ from plugin.labels import grammar
 from plugin.labels.keys import KEYS, ONE_NETWORK, PREFIX, UNSET, Key
 from plugin.model import PolicySpec, Problem
 
-#: Every mistake is told at once, up to about so many: more is no typo, and must cost neither time nor a novel.
+#: Every mistake is reported at once, up to about this many: more are no typo, and must not cost time or a long report.
 MAX_PROBLEMS = 64
-#: Keys of docker-fw's at one place, rules in all of them, and what these may become in the table: others wait for them.
+#: Limits for one place: docker-fw keys, rules in all of them, and their elements in the table. Other containers wait
+#: while these are read.
 MAX_KEYS, MAX_RULES, MAX_ALL = 256, 2048, 40_000
-#: Characters of a key.
+#: Maximum characters of a key.
 MAX_KEY = 512
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedLabels:
-    """What one place says, and what is wrong with it. What is wrong opens nothing and stands in `problems`.
+    """The parsed labels of one place, and their mistakes. A wrong value opens nothing and is listed in `problems`.
 
-    `networks`: what it says for one network alone, by the name that is written.
+    `networks`: the part for one network alone, by the name that is written.
     """
 
     spec: PolicySpec = UNSET
@@ -37,10 +38,10 @@ class ParsedLabels:
 
 
 def parse(pairs: Mapping[str, object], where: str = "label ") -> ParsedLabels:
-    """Reads every `fw.` key among `pairs`; `where` says in messages where it stood (`label `, `network option `).
+    """Read every `fw.` key among `pairs`; `where` is the place named in messages (`label `, `network option `).
 
-    Every mistake is reported at once, in the order of the keys. Other keys are not ours and are left alone. A mistake
-    in one value leaves the other keys as they are, but opens nothing: with any mistake no `fw.allow` counts.
+    Every mistake is reported at once, in the order of the keys. Keys of other programs are ignored. A mistake in one
+    value leaves the other keys as they are, but opens nothing: with any mistake no `fw.allow` counts.
     """
     places: dict[str, PolicySpec] = {}
     problems: list[Problem] = []
@@ -84,7 +85,7 @@ def parse(pairs: Mapping[str, object], where: str = "label ") -> ParsedLabels:
 
 
 def _too_many(keys: int, problems: int, rules: int, elements: int) -> str:
-    """Why no more is read; "" if it is."""
+    """Return why no more keys are read; "" if they are."""
     if problems >= MAX_PROBLEMS:
         return "there are too many mistakes"
     if keys >= MAX_KEYS:
@@ -95,12 +96,15 @@ def _too_many(keys: int, problems: int, rules: int, elements: int) -> str:
 
 
 def _short(text: str) -> str:
-    """As much of it as is ever shown: it is kept."""
+    """Return the part of the text that can be shown: it is stored."""
     return text if len(text) <= 2 * MAX_KEY else text[: 2 * MAX_KEY]
 
 
 def split(key: str) -> tuple[str | None, str]:
-    """`fw.network.NAME.KEY` → (NAME, fw.KEY); any other key → (None, the key). Keywords are read in any case."""
+    """Split `fw.network.NAME.KEY` into (NAME, fw.KEY), any other key into (None, the key).
+
+    Keywords are read in any case.
+    """
     if key.lower().startswith(ONE_NETWORK):
         name, _, last = key[len(ONE_NETWORK) :].rpartition(".")
         return name or None, PREFIX + last.lower()
@@ -108,7 +112,7 @@ def split(key: str) -> tuple[str | None, str]:
 
 
 def for_network(parsed: ParsedLabels, names: Collection[str]) -> PolicySpec:
-    """What holds on the network that is called by any of `names`: the general part, and what is for it alone."""
+    """Return the policy on the network with any of `names`: the general part, and the part for that network alone."""
     spec = parsed.spec
     for name, more in parsed.networks:
         if name in names:
@@ -116,38 +120,38 @@ def for_network(parsed: ParsedLabels, names: Collection[str]) -> PolicySpec:
     return spec
 
 
-#: By field, whether a more specific place adds to it, and what it is where nothing is said.
+#: By field, whether a more specific place adds to it, and its value if it is not set.
 _MERGE = tuple((key.field, key.specific == "adds", key.of(UNSET)) for key in KEYS.values())
 
 
 def over(general: PolicySpec, special: PolicySpec) -> PolicySpec:
-    """Lists of ports add up; of the others the more specific one wins."""
+    """Merge two specs: lists of ports add up; for all other fields the more specific value wins."""
     if special == UNSET:
         return general
     if general == UNSET:
         return special
     merged: dict[str, Any] = {}
-    for field, adds, unset in _MERGE:  # for each endpoint several times: no calls
+    for field, adds, unset in _MERGE:  # called several times for each endpoint: no function calls
         one, other = getattr(general, field), getattr(special, field)
         merged[field] = one if other == unset else tuple(dict.fromkeys((*one, *other))) if adds else other
     return PolicySpec(**merged)
 
 
 def only_closing(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Of labels that an image brought those that can only close: they count, whoever wrote them."""
+    """Return those of an image's labels that can only close: they count, whatever their origin."""
     entries = ((key, KEYS.get(split(key)[1])) for key in pairs)
     return {key: pairs[key] for key, entry in entries if entry and entry.counts(pairs[key])}
 
 
 def _rules(spec: PolicySpec) -> Iterator[object]:
-    """All rules and rates of a place."""
+    """Yield all rules and rates of a place."""
     for key in KEYS.values():
         if isinstance(found := key.of(spec), tuple):
             yield from found
 
 
 def _both(one: PolicySpec, other: PolicySpec) -> PolicySpec:
-    """The same key twice, in different cases: lists add up; where one must win, the closer one does."""
+    """Merge the same key in different cases: lists add up; if one value must win, the narrower one does."""
     return PolicySpec(**{key.field: key.twice(key.of(one), key.of(other)) for key in KEYS.values()})
 
 
@@ -156,7 +160,10 @@ def _without(spec: PolicySpec, key: Key) -> PolicySpec:
 
 
 def _opening_nothing(spec: PolicySpec) -> PolicySpec:
-    """A base and a way out that are wide open stay out too; what closes, or may close elsewhere, stays."""
+    """Return the spec without parts that open.
+
+    An open base and unrestricted egress are dropped too; parts that close, or may close elsewhere, remain.
+    """
     for key in KEYS.values():
         spec = key.harmless(spec)
     return spec

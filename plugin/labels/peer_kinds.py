@@ -1,9 +1,10 @@
-"""The registry of peers by name: an entry says how a kind is written, whose name it is, which one a rule means. Pure.
+"""The registry of peers by name: how a kind is written, and which name a rule refers to. Pure.
 
-Parsing, messages, the index of names, the state file and what `fwctl status` shows follow from it.
-`plugin.fwctl.check.hints` says when such a peer matches no container, and fails when it is imported until it does.
+Parsing, messages, the index of names, the state file and the output of `fwctl status` use it.
+`plugin.fwctl.check.hints` has the message for such a peer that matches no container, and its import fails if a kind is
+missing.
 
-Two kinds are no names: "prefix", whose value is an address or a prefix, and "host". The table knows these; names are
+Two kinds are not names: "prefix", whose value is an address or a prefix, and "host". The table knows these; names are
 resolved to prefixes before.
 """
 
@@ -15,24 +16,25 @@ from dataclasses import dataclass
 
 from plugin.model import Container
 
-#: The compose project that a name is looked for in ("": anywhere), and the name; an empty one is no container's.
+#: The compose project in which a name is looked up ("": anywhere), and the name; an empty name matches no container.
 Name = tuple[str, str]
-#: The names of Docker's networks; None until Docker has listed them.
+#: The names of all networks that Docker lists; None until Docker has listed them.
 Networks = Collection[str] | None
-#: Docker's own rule for names (moby, daemon/names), and what compose makes of it.
+#: Docker's own rule for names (moby, daemon/names), and compose's names derived from it.
 _DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
-#: Kinds that are no names.
+#: Kinds that are not names.
 PREFIX, HOST = "prefix", "host"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerKind:
-    """`kind`: what stands before the colon. `pattern`: what may stand behind it; `what` says so in a message.
+    """A kind of peer.
 
-    `of`: the name that a container has. `meant`: which name a rule means by this value; it gets the value, the compose
-    project of the rule's own container ("" without one), and Docker's networks. None: none at all.
-    `networks`: it depends on whether Docker has a network VALUE or PROJECT_VALUE, and is looked up again when these
-    change.
+    `kind`: the part before the colon. `pattern`: the allowed text after it; `what` describes it in a message. `of`:
+    the name that a container has. `meant`: the name that a rule refers to by this value; it gets the value, the
+    compose project of the rule's own container ("" without one), and Docker's networks. It returns None for no name at
+    all. `networks`: the name depends on whether Docker has a network VALUE or PROJECT_VALUE, and is resolved again
+    when these change.
     """
 
     kind: str
@@ -52,7 +54,7 @@ def _in_project(value: str, project: str, _: Networks) -> Name | None:
 
 
 def _network(value: str, project: str, networks: Networks) -> Name:
-    """As compose's file calls it in the same project, or by its full name."""
+    """Return the network by its key in the compose file of the same project, or by its full name."""
     if not project:
         return ("", value)
     if networks is None:  # it is not known which one is meant, so none is

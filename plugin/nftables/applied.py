@@ -1,6 +1,6 @@
-"""Whose elements stand in the kernel, and what one change of them is. Pure.
+"""Track which elements each owner has in the kernel, and compute changes of them. Pure.
 
-Two owners may need the same element; it stands as long as one of them does.
+Two owners may need the same element; it remains as long as one of them needs it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from plugin.policy.facts import ElementOwner
 
 
 class AppliedElements:
-    """Not thread-safe."""
+    """The elements in the kernel, by owner. Not thread-safe."""
 
     def __init__(self) -> None:
         self._owned: dict[ElementOwner, frozenset[Element]] = {}
         self._count: Counter[Element] = Counter()
-        #: By an address, whose elements let it pass as a peer, or as a sender; prefixes that it is in do not count.
+        #: By address, the owners' elements that let it pass as a peer, or as a sender; prefixes that contain it do not
+        #: count.
         self._passing: dict[Address, dict[ElementOwner, tuple[Element, ...]]] = {}
 
     def __iter__(self) -> Iterator[Element]:
         return iter(self._count)
 
     def of(self, owner: ElementOwner) -> frozenset[Element]:
-        """The elements of an owner."""
+        """Return the elements of an owner."""
         return self._owned.get(owner, frozenset())
 
     def start(self, owned: Mapping[ElementOwner, frozenset[Element]]) -> None:
@@ -38,7 +39,7 @@ class AppliedElements:
             self._index(owner, (), elements)
 
     def change(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Change:
-        """What makes the kernel as `new` has it for these owners."""
+        """Return the change that gives these owners the elements of `new`."""
         count = self._difference(new)
         return Change(
             remove=tuple(e for e, n in count.items() if n < 0 and self._count[e] + n == 0),
@@ -46,13 +47,13 @@ class AppliedElements:
         )
 
     def after(self, new: Mapping[ElementOwner, frozenset[Element]]) -> list[Element]:
-        """Every element that should stand when `new` has been written."""
+        """Return every element that should be in the kernel after `new` has been written."""
         total = self._count.copy()
         total.update(self._difference(new))
         return [element for element, n in total.items() if n > 0]
 
     def write(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
-        """Note that these owners have these elements now; the kernel has taken them."""
+        """Note that these owners have these elements now; the kernel has accepted them."""
         for element, n in self._difference(new).items():
             self._count[element] += n
             if not self._count[element]:
@@ -68,9 +69,12 @@ class AppliedElements:
     def going(
         self, gone: Iterable[ElementOwner], lost: Mapping[Address, Collection[ElementOwner]]
     ) -> dict[ElementOwner, set[Element]]:
-        """By owner, what nobody may pass by any more. Nothing is computed: it is what stands.
+        """Return by owner the elements that must not let anything pass any more.
 
-        `gone`: owners of which nothing opens any more. `lost`: by address, owners that name its container no more.
+        Nothing is computed: it reads what is applied.
+
+        `gone`: owners whose openings all end. `lost`: by address, the owners whose rules do not name its container any
+        more.
         """
         going = {owner: {e for e in self.of(owner) if _opens(e) or spec_of(e.set).departs} for owner in gone}
         for address, owners in lost.items():
@@ -80,8 +84,10 @@ class AppliedElements:
         return {owner: elements for owner, elements in going.items() if elements}
 
     def closing(self, going: Mapping[ElementOwner, Collection[Element]]) -> Change:
-        """What makes the kernel without these elements of these owners. Where dockerd's control group is not known,
-        a port of docker-proxy's is closed by an element: it comes with the going of the one that kept it open.
+        """Return the change that removes these elements of these owners.
+
+        If dockerd's control group is not known, an element closes a docker-proxy port: it is added when the element
+        that kept the port open is removed.
         """
         count = Counter(element for elements in going.values() for element in elements)
         remove = tuple(element for element, n in count.items() if self._count[element] == n)
@@ -91,7 +97,7 @@ class AppliedElements:
     def without(
         self, going: Mapping[ElementOwner, Collection[Element]], closing: Change
     ) -> dict[ElementOwner, frozenset[Element]]:
-        """What these owners have after `closing`."""
+        """Return the elements of these owners after `closing`."""
         shut = {element: _shut(element) for element in closing.remove if spec_of(element.set).closed_as}
         return {
             owner: self.of(owner).difference(elements).union(shut[e] for e in elements if e in shut)
@@ -99,7 +105,11 @@ class AppliedElements:
         }
 
     def _index(self, owner: ElementOwner, less: Iterable[Element], more: Iterable[Element]) -> None:
-        """Tuples, for there are as many as containers that let one another pass, and nearly all are of one element."""
+        """Update the index by address.
+
+        It has tuples, because there is one for each pair of containers that let each other pass, and nearly all have
+        one element.
+        """
         for address, gone in _by_last(less).items():
             owners = self._passing[address]
             owners[owner] = tuple(element for element in owners[owner] if element not in gone)
@@ -112,9 +122,9 @@ class AppliedElements:
             owners[owner] = (*owners.get(owner, ()), *new)
 
     def narrower(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
-        """True if less passes than before: flows may stand that would not begin any more.
+        """True if less passes than before: established flows may exist that could not be opened any more.
 
-        A closed port of docker-proxy's that comes with its owner was not open before: nobody listened there.
+        A closed docker-proxy port that is added with its owner was not open before: nothing listened there.
         """
         old = self.of(owner)
         if any(map(_opens, old - new)):
@@ -123,11 +133,11 @@ class AppliedElements:
         return any(spec_of(element.set).ends_flows in ends for element in new - old)
 
     def wider(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
-        """True if more passes than before: what was cut may be let through again."""
+        """True if more passes than before: flows that were cut may pass again."""
         return any(map(_opens, new - self.of(owner)))
 
     def only_closes(self, owner: ElementOwner, new: frozenset[Element]) -> bool:
-        """True if nothing comes that lets anything pass, or leads anywhere."""
+        """True if no added element lets anything pass, or leads anywhere."""
         return all(spec_of(element.set).effect == "closes" for element in new - self.of(owner))
 
     def _difference(self, new: Mapping[ElementOwner, frozenset[Element]]) -> Counter[Element]:
@@ -147,13 +157,13 @@ def _by_last(elements: Iterable[Element]) -> dict[Address, dict[Element, None]]:
 
 
 def _opens(element: Element) -> bool:
-    """True if it lets flows pass: not frames within a bridge, which have none."""
+    """True if the element lets flows pass. Frames within a bridge do not count: they have no flows."""
     spec = spec_of(element.set)
     return spec.effect == "opens" and not spec.bridge
 
 
 def _passes_one(element: Element) -> bool:
-    """True if it lets a single address pass, or leads to one; it is the last of the key."""
+    """True if the element lets a single address pass, or leads to one; it is the last of the key."""
     spec = spec_of(element.set)
     if spec.peer == "prefix":
         return element.key[-2] == (128 if spec.key[-1].startswith("ip6") else 32)
@@ -161,5 +171,5 @@ def _passes_one(element: Element) -> bool:
 
 
 def _shut(served: Element) -> Element:
-    """What closes the port of docker-proxy's that another element keeps open."""
+    """Return the element that closes the docker-proxy port that another element keeps open."""
     return Element(spec_of(served.set).closed_as, served.key)

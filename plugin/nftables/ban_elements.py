@@ -1,4 +1,4 @@
-"""Bans → elements of the table's sets, and the change from one list of bans to another."""
+"""Translate bans into elements of the table's sets, and the difference of two lists of bans into a change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plugin.model import Prefix
 from plugin.nftables.sets import Change, Element
 from plugin.policy.bans import BAN_LENGTHS, WIDEST, pieces
 
-#: Seconds before its end in which a ban is left to end by itself.
+#: A ban that ends within this many seconds is left to expire by itself.
 _SOON = 2
 
 
@@ -19,7 +19,10 @@ def _element(piece: Prefix) -> Element:
 
 
 def _asking(prefix: Prefix) -> tuple[Element, ...]:
-    """What makes packets of the family be looked up. It stays as long as the ban is known: no time takes it away."""
+    """Return the elements that make packets of the family be looked up.
+
+    They have no timeout: they remain as long as the ban is known.
+    """
     family = (AF[prefix.version],)
     exact = prefix.version == 4 and prefix.prefixlen > max(BAN_LENGTHS[4])
     if exact or prefix.prefixlen == prefix.max_prefixlen:
@@ -28,7 +31,10 @@ def _asking(prefix: Prefix) -> tuple[Element, ...]:
 
 
 def ban_elements(bans: Mapping[Prefix, float], now: float) -> tuple[set[Element], dict[Element, int]]:
-    """Elements that last, and those that last for so many seconds. `bans`: until when (Unix time); 0: for ever."""
+    """Return permanent elements, and those with a timeout in seconds.
+
+    `bans`: end (Unix time) by prefix; 0: permanent.
+    """
     lasting: set[Element] = set()
     timed: dict[Element, int] = {}
     for prefix, until in bans.items():
@@ -44,9 +50,9 @@ def ban_elements(bans: Mapping[Prefix, float], now: float) -> tuple[set[Element]
 def ban_change(
     before: Mapping[Prefix, float], after: Mapping[Prefix, float], now: float
 ) -> tuple[Change, dict[Element, int]]:
-    """What makes the one into the other, and what is to last for so many seconds.
+    """Return the change from one list to the other, and the elements to add with a timeout in seconds.
 
-    Only what differs is looked at: a blocklist is long, and a ban must not hold up a container that starts.
+    Only the difference is examined: a blocklist is long, and a ban must not delay a container that starts.
     """
     differing = _differing(before, after)
     remove: set[Element] = set()
@@ -57,7 +63,7 @@ def ban_change(
         was, will = _until(piece, before, now), _until(piece, after, now)
         if was == will or (was and will and abs(was - will) <= 1):
             continue
-        # What is about to go by itself may be gone by the time that it is to be removed.
+        # An element that is about to expire may be gone before it is removed.
         if was is not None and not (will is None and was and was - now < _SOON):
             remove.add(element)
         if will == 0:
@@ -79,18 +85,18 @@ def _left(until: float, now: float) -> int:
 
 
 def _differing(before: Mapping[Prefix, float], after: Mapping[Prefix, float]) -> set[Prefix]:
-    """By the objects that are in both: to hash 50,000 prefixes would take 100 ms."""
+    """Return the prefixes that differ. They are compared as objects: to hash 50,000 prefixes would take 100 ms."""
     one, other = ({id(prefix): until for prefix, until in bans.items()} for bans in (before, after))
     changed = {key for key, _ in one.items() ^ other.items()}
     return {prefix for bans in (before, after) for prefix in bans if id(prefix) in changed} if changed else set()
 
 
 def _until(piece: Prefix, bans: Mapping[Prefix, float], now: float) -> float | None:
-    """Until when the piece is banned, by whatever prefix it is a piece of; 0: for ever, None: not."""
+    """Return until when the piece is banned, by any prefix that contains it; 0: permanently, None: not."""
     lengths, length = BAN_LENGTHS[piece.version], piece.prefixlen
     widest = max((n for n in lengths if n < length), default=WIDEST[piece.version] - 1)
     if piece.version == 6 and length == piece.max_prefixlen:
-        widest = length - 1  # what is between has been widened
+        widest = length - 1  # prefixes in between have been widened
     found = [
         until
         for n in range(widest + 1, length + 1)

@@ -1,4 +1,4 @@
-"""Elements of the table's sets as the bodies of netlink messages, and back.
+"""Encode elements of the table's sets as bodies of netlink messages, and decode them.
 
 linux/netfilter/nf_tables.h: NFTA_SET_ELEM_LIST_{TABLE,SET,ELEMENTS}, NFTA_LIST_ELEM, NFTA_SET_ELEM_{KEY,DATA}, …
 """
@@ -27,18 +27,18 @@ _PER_MESSAGE = 500
 
 
 def of_set(name: str, table: str = TABLE) -> bytes:
-    """The body of a message that asks for a set's elements."""
+    """Return the body of a message that requests a set's elements."""
     head = nl.nfgen(_family(name)) + nl.attr(_LIST_TABLE, table.encode() + b"\0")
     return head + nl.attr(_LIST_SET, name.encode() + b"\0")
 
 
 def _family(name: str) -> int:
-    spec = SETS.get(name.partition("__")[0])  # of a former version's set there is no more
+    spec = SETS.get(name.partition("__")[0])  # a former version's set may not exist any more
     return NFPROTO_BRIDGE if spec and spec.bridge else NFPROTO_INET
 
 
 def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
-    """The elements of a set with counters, as a dump of it tells them."""
+    """Yield the elements of a set with counters, from a dump."""
     for body in told:
         for element in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(element)
@@ -51,7 +51,7 @@ def counted(told: Iterable[bytes]) -> Iterator[tuple[Address, int]]:
 def bodies(
     elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({}), table: str = TABLE
 ) -> list[bytes]:
-    """Netlink bodies that hold the elements, a few for each set; `timed`: seconds until an element expires."""
+    """Return netlink bodies with the elements, a few for each set; `timed`: seconds until an element expires."""
     by_set: dict[str, list[bytes]] = {}
     for element in elements:
         by_set.setdefault(element.set, []).append(_packed(element, timed.get(element, 0)))

@@ -1,6 +1,6 @@
-"""The tables as text, as `nft -f` reads them: the static rules, and elements in nft's words. Pure.
+"""The tables as text, as `nft -f` reads them: the static rules, and elements in nft's syntax. Pure.
 
-Written so that a host's nft 1.0.6 can list it: `typeof` sets, no anonymous verdict maps.
+The text can be listed by a host's nft 1.0.6: `typeof` sets, no anonymous verdict maps.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from plugin.nftables.rules_forward import forward
 from plugin.nftables.rules_host import host
 from plugin.nftables.sets import CGROUP_LEVELS, SETS, TABLE, Element, limiting, spec_of
 
-#: Under this number drops are told to who listens (nfnetlink_log); docker-fw does.
+#: The number under which drops are reported to listeners (nfnetlink_log); docker-fw is one.
 LOG_GROUP = 0x6677
 _OWNED = "flags owner, persist"
-#: Goes through where kernel and nft know such a table, and leaves nothing.
+#: Succeeds if kernel and nft support such a table, and leaves nothing behind.
 TRY_OWNED = f"create table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
-#: The same of a table that frames within a bridge go through (CONFIG_NF_TABLES_BRIDGE).
+#: The same for a table for frames within a bridge (CONFIG_NF_TABLES_BRIDGE).
 TRY_BRIDGE = f"""create table bridge {TABLE}_try
 add chain bridge {TABLE}_try try {{ type filter hook prerouting priority filter; }}
 delete table bridge {TABLE}_try
 """
-#: The same of whether a socket listens where a packet goes (Linux 4.18).
+#: The same for the check that a socket listens at a packet's destination (Linux 4.18).
 TRY_HOLD = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
 delete table inet {TABLE}_try
 """
@@ -44,16 +44,17 @@ def skeleton(
     unmanaged: Iterable[str] = (),
     rates: Iterable[str] = (),
 ) -> str:
-    """The tables without elements, as `nft -f` reads them. `mark` is one bit.
+    """Return the tables without elements, as `nft -f` reads them. `mark` is one bit.
 
-    `owned`: nobody but the socket that this goes through may change the table, and it outlives the socket
-    (kernel ≥ 6.9, nft ≥ 1.1.0).
-    `binds`: frames within our bridges go through a table too, which binds a port to its container's addresses.
-    `cgroups`: the kernel can tell a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
-    `holds`: the kernel tells whether a socket listens (≥ 4.18), so that a fresh one can be held until it is known whose
-    it is; where the kernel does not tell control groups that is always done.
-    `foreign`: bridges that are left alone by name, where their indices cannot be known yet: before the boot.
-    `rates`: the chains of those in use (`sets.limiting`), each with sets of its own.
+    `owned`: only the socket that sends this text may change the table, and the table outlives the socket (kernel ≥
+    6.9, nft ≥ 1.1.0).
+    `binds`: frames within docker-fw's bridges pass through a table too, which binds a port to its container's
+    addresses.
+    `cgroups`: the kernel can match a socket's control group (≥ 5.13). `logs`: it has nfnetlink_log.
+    `holds`: the kernel can match whether a socket listens (≥ 4.18), so that a new listener can be blocked until its
+    owner is known. If the kernel cannot match control groups, that is always done.
+    `unmanaged`: bridges that are left alone by name, if their indices cannot be known yet: before the boot.
+    `rates`: the chains of rates in use (`sets.limiting`), each with sets of its own.
     """
     names = ", ".join(f'"{name}"' for name in sorted(unmanaged))
     no_out, no_in = (f" {way}ifname != {{ {names} }}" if names else "" for way in "oi")
@@ -97,9 +98,9 @@ def replace(
     timed: Mapping[Element, int] = MappingProxyType({}),
     rates: Iterable[str] = (),
 ) -> str:
-    """One transaction that puts the tables there whole, whatever stood before.
+    """Return one transaction that creates or replaces the complete tables.
 
-    `timed`: elements that last for so many seconds. `rates`: chains of rates that elements will lead to.
+    `timed`: elements with a timeout, in seconds. `rates`: chains of rates that elements will lead to.
     """
     text = document(
         mark, elements, cgroups=cgroups, logs=logs, owned=owned, binds=binds, holds=holds, timed=timed, rates=rates
@@ -108,14 +109,14 @@ def replace(
 
 
 def away(family: str, *, owned: bool = False) -> str:
-    """Takes a table away that may be there or not."""
-    # To name a table with other flags than it has is refused; who knows `persist` knows `destroy` (nft ≥ 1.0.7).
+    """Return the commands that delete a table, whether it exists or not."""
+    # nft refuses a table with other flags than it has; an nft that knows `persist` knows `destroy` (nft ≥ 1.0.7).
     first = "destroy" if owned else f"table {family} {TABLE} {{}}\ndelete"
     return f"{first} table {family} {TABLE}\n"
 
 
 def named(text: str, table: str) -> str:
-    """The same of tables with another name."""
+    """Return the same text for tables with another name."""
     return re.sub(rf"\b(inet|bridge) {TABLE}(?![\w-])", rf"\1 {table}", text)
 
 
@@ -132,7 +133,10 @@ def document(
     timed: Mapping[Element, int] = MappingProxyType({}),
     rates: Iterable[str] = (),
 ) -> str:
-    """The tables with their elements, sorted, as a file for `nft -f`; without those that nft has no words for."""
+    """Return the tables with their elements, sorted, as a file for `nft -f`.
+
+    Elements that nft has no syntax for are left out.
+    """
     by_set: dict[str, list[str]] = {}
     elements = list(elements)
     wordy = [element for element in (*elements, *timed) if not spec_of(element.set).raw]
@@ -152,7 +156,7 @@ def document(
 
 
 def element_text(element: Element) -> str:
-    """An element in nft's words. Only numbers, addresses and checked interface names can get here."""
+    """Return an element in nft's syntax. It can contain only numbers, addresses and checked interface names."""
     spec = spec_of(element.set)
     key = fields.text(spec.key, element.key)
     if spec.data == VERDICT:

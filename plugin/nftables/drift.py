@@ -1,4 +1,4 @@
-"""Where the kernel's table is not as it should be, as data: + is what would come, - is what would go. Pure."""
+"""The difference between the kernel's table and the expected one, as data: + is missing, - is to be removed. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from plugin.nftables.sets import SETS, TABLE, Change, Element, spec_of
 from plugin.policy.view import PolicyView
 
 Told = dict[str, Any]
-#: Who is meant by an address or the name of a bridge.
+#: The name of the container or network with an address or the name of a bridge.
 Names = Mapping[Value, str]
 
 
 def names(inventory: PolicyView) -> dict[Value, str]:
-    """Containers by their addresses, networks by their bridges."""
+    """Return containers by their addresses, and networks by their bridges."""
     found: dict[Value, str] = {}
     for network in inventory.networks():
         found[network.bridge] = network.name if isinstance(network, BridgeNetwork) else f"network {network.id[:12]}"
@@ -32,7 +32,7 @@ def names(inventory: PolicyView) -> dict[Value, str]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One rule: its bytes, as the kernel tells them, the chain that it stands in, and its number there."""
+    """One rule: its bytes, as the kernel encodes them, its chain, and its number there."""
 
     raw: bytes
     chain: str
@@ -42,9 +42,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class TableDump:
-    """What is in the kernel. `sets`: all there are, by name. `leaving`: elements that last for less than a moment yet.
+    """The content of the kernel's tables.
 
-    No table at all: everything is empty.
+    `sets`: all sets, by name. `leaving`: elements that are about to expire. If there is no table, everything is empty.
     """
 
     generation: int
@@ -62,8 +62,10 @@ def drift(
     put: Collection[Line],
     who: Names,
 ) -> list[Told]:
-    """What would make the kernel's table as it should be. `text`: the rules as they were put there, `put` as they were
-    read back then. `timed`: elements that stand until their time is over.
+    """Return the differences that would correct the kernel's table.
+
+    `text`: the rules as they were written, `put` as they were read back then. `timed`: elements that remain until they
+    expire.
     """
     if not standing.sets:
         return [told("+", "table", f"table inet {TABLE}: it is not there", "")]
@@ -87,14 +89,14 @@ def drift(
     return [*found, *_rules(text, put, standing.lines)]
 
 
-#: Sets that rates bring with them, of the sources that came.
+#: Sets that belong to rates, with the sources of packets.
 _METERS = tuple(
     f"{word}{kind}" for word in ("sources", "networks", "proven") for kind in ("4", "6", "_host4", "_host6")
 )
 
 
 def elements(change: Change, who: Names) -> list[Told]:
-    """Sorted: what goes and comes of one set stands together."""
+    """Return the lines of a change, sorted so that removed and added elements of one set are together."""
     both = [("-", element) for element in change.remove] + [("+", element) for element in change.add]
     return [
         told(sign, "element", f"{element.set} {_text(element)}", who_is(element, who))
@@ -103,7 +105,7 @@ def elements(change: Change, who: Names) -> list[Told]:
 
 
 def who_is(element: Element, who: Names) -> str:
-    """Whom the element is about: containers, or else the network."""
+    """Return the containers, or else the network, that the element is about."""
     values = (*element.key, *element.data)
     by_address = [value for value in values if not isinstance(value, str)]
     found = [who[value] for value in by_address if value in who] or [who[value] for value in values if value in who]
@@ -115,12 +117,12 @@ def _text(element: Element) -> str:
 
 
 def told(sign: str, what: str, text: str, who: str) -> Told:
-    """One line of a difference as data."""
+    """Return one line of a difference as data."""
     return {"sign": sign, "what": what, "text": text, "who": who}
 
 
 def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[Told]:
-    """Rules that are gone, in our words; rules that are not ours, by where they stand."""
+    """Yield missing rules as docker-fw's text, and foreign rules by their position."""
     ours, there = {each.raw for each in put}, list(now)
     left = {line.raw for line in there}
     words = _by_chain(text)
@@ -138,7 +140,7 @@ def _rules(text: str, put: Collection[Line], now: Iterable[Line]) -> Iterator[To
 
 
 def _by_chain(text: str) -> dict[str, list[str]]:
-    """The rules of a table's text, chain by chain, each one line."""
+    """Return the rules of a table's text by chain, each as one line."""
     found: dict[str, list[str]] = {}
     chain: list[str] | None = None
     for line in map(str.strip, text.splitlines()):

@@ -1,7 +1,7 @@
-"""What stands in our table, read back from the kernel: which sets, which elements, which rules.
+"""Read the content of docker-fw's tables back from the kernel: sets, elements and rules.
 
-With a socket of its own and no lock: a dump of 80,000 elements takes a while. The ruleset's generation tells whether
-anything changed meanwhile; then it is read again.
+It uses a socket of its own and no lock: a dump of 80,000 elements takes a while. The ruleset's generation shows
+whether anything changed meanwhile; then it is read again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TABLE, _NAME, _LIST_SET, _LIST_ELEMENTS, _CHAIN, _HANDLE, _GEN_ID = 1, 2, 2, 3,
 _KEY, _DATA, _EXPIRATION, _VALUE, _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 5, 1, 1, 2, 2
 #: Every address of a family, as Docker writes it.
 _EVERY: dict[Value, Address] = {AF[4]: IPv4Address(0), AF[6]: IPv6Address(0)}
-#: How often it is read anew when somebody changes something meanwhile.
+#: Maximum number of readings of the tables if a program changes something meanwhile.
 _TRIES = 5
 
 
 def read() -> TableDump:
-    """Raises OSError. What changed all the time is told as it was read last."""
+    """Read the tables. Raises OSError. If they change all the time, the last reading is returned."""
     with nl.open_socket() as sock:
         for _ in range(_TRIES):
             found = _read(sock)
@@ -43,7 +43,10 @@ def read() -> TableDump:
 
 
 def listening() -> frozenset[Published] | None:
-    """The ports of the host's own programs in a table that stands; None where it holds no others. Raises OSError."""
+    """Return the ports of the host's own programs in an existing table.
+
+    The result is None if that table blocks no other listeners. Raises OSError.
+    """
     with nl.open_socket() as sock:
         if not _current_or_former(sock, "proxy_unidentified"):
             return None
@@ -53,13 +56,13 @@ def listening() -> frozenset[Published] | None:
 
 
 def _current_or_former(sock: socket.socket, name: str) -> list[bytes]:
-    """A set's elements; those of its former name where the table is an older version's."""
+    """Return a set's elements; those of its former name if the table is an older version's."""
     found = _dump(sock, _GETSETELEM, NFPROTO_INET, name)
     return found or _dump(sock, _GETSETELEM, NFPROTO_INET, FORMER_SETS[name])
 
 
 def _port(element: Element) -> Published:
-    """The port of the host that the element is about."""
+    """Return the host port that the element is about."""
     *_, proto, port = element.key
     address = element.key[0]
     host_ip = address if isinstance(address, IPv4Address | IPv6Address) else _EVERY[address]
@@ -67,7 +70,7 @@ def _port(element: Element) -> Published:
 
 
 def lines(rules: Iterable[bytes], family: str = "inet") -> tuple[Line, ...]:
-    """Rules as the kernel tells them, without the header of 4 bytes."""
+    """Convert rules as the kernel encodes them, without the header of 4 bytes."""
     told = ((raw, nl.attributes(raw)) for raw in rules)
     return tuple(Line(raw, _text(of[_CHAIN]), int.from_bytes(of[_HANDLE], "big"), family) for raw, of in told)
 
@@ -76,14 +79,14 @@ def _read(sock: socket.socket) -> TableDump:
     generation = _generation(sock)
     tables = (NFPROTO_INET, NFPROTO_BRIDGE)
     told = [_text(nl.attributes(body)[_NAME]) for family in tables for body in _dump(sock, _GETSET, family)]
-    # Sets without a name of their own are a rule's.
+    # Sets without a name of their own belong to a rule.
     names = [name for name in told if not name.startswith("__")]
     elements: set[Element] = set()
     leaving: set[Element] = set()
     for name in names:
         base = name.partition("__")[0]
         if base not in SETS or spec_of(name).meter:
-            continue  # what packets themselves put there is no matter of ours
+            continue  # elements that packets add are not compared
         family = NFPROTO_BRIDGE if spec_of(name).bridge else NFPROTO_INET
         for element, soon in _elements(_dump(sock, _GETSETELEM, family, name), name, spec_of(name)):
             elements.add(element)
@@ -109,7 +112,7 @@ def _generation(sock: socket.socket) -> int:
 
 
 def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
-    """A set's elements as a dump of it tells them; nothing where an older docker-fw made it of other parts."""
+    """Yield a set's elements from a dump; none if an older docker-fw created the set with other fields."""
     spec = spec_of(name)
     length = fields.length(spec.key)
     for body in told:
@@ -120,7 +123,7 @@ def elements(told: Iterable[bytes], name: str) -> Iterator[Element]:
 
 
 def _elements(told: Iterable[bytes], name: str, spec: SetSpec) -> Iterator[tuple[Element, bool]]:
-    """Each, and whether it goes within two seconds."""
+    """Yield each element, and True if it expires within two seconds."""
     for body in told:
         for one in nl.each(nl.attributes(body).get(_LIST_ELEMENTS, b"")):
             of = nl.attributes(one)

@@ -1,4 +1,7 @@
-"""Policies → elements of the table's sets. Pure. `sets` names the sets, `document` the rules, as text."""
+"""Translate policies into elements of the table's sets. Pure.
+
+`sets` names the sets, `document` has the rules as text.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from plugin.protocols import NUMBER, OTHER, WITH_PORTS
 
 
 def _ports(rule: Rule | Rate) -> Iterator[tuple[str, int, int]]:
-    """(suffix of the set, protocol, key of the port) of what a rule is about."""
+    """Yield (suffix of the set, protocol, key of the port) for the ports of a rule."""
     first, last = (rule.first, rule.last) if rule.proto in WITH_PORTS else (0, 65535)
     for size, port in blocks(first, last):
         yield ("", NUMBER[rule.proto], port) if size == 1 else ("_blocks", NUMBER[rule.proto], block_key(size, port))
@@ -39,11 +42,11 @@ def _prefixes(rule: Rule, version: int) -> list[Prefix]:
 
 
 def _flows(address: Address, rules: Iterable[Rule], free: str, gate: str, whom: str) -> Iterator[Element]:
-    """What lets flows pass between `address` and everybody (`free`), or some (`gate` and `whom`)."""
+    """Yield elements that let flows pass between `address` and all peers (`free`), or some (`gate` and `whom`)."""
     v = address.version
     for rule in rules:
         if rule.proto == OTHER:
-            # It is accepted from everybody or from nobody, and no list of what may be begun has it.
+            # Other protocols are accepted from all sources or from none, and no egress list contains them.
             if free == "allow" and not rule.peers:
                 yield Element(f"allow_other{v}", (address,))
             continue
@@ -59,7 +62,7 @@ def _flows(address: Address, rules: Iterable[Rule], free: str, gate: str, whom: 
 
 
 def rule_elements(address: Address, rules: Iterable[Rule]) -> Iterator[Element]:
-    """What makes `address` accept `rules`; their peers are addresses."""
+    """Yield the elements that make `address` accept `rules`; their peers are addresses."""
     yield from _flows(address, rules, "allow", "peer_ports", "from")
 
 
@@ -76,7 +79,7 @@ def _egress(bridge: str, address: Address, rules: tuple[Rule, ...] | None, *, kn
 
 
 def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[Element]:
-    """All that holds for one address of a container."""
+    """Yield all elements for one address of a container."""
     v = address.version
     yield from rule_elements(address, policy.accepts)
     if any(_prefixes(rule, v) for rule in policy.accepts):
@@ -90,7 +93,7 @@ def address_elements(bridge: str, address: Address, policy: Policy) -> Iterator[
 
 
 def _rated(address: Address, rates: Iterable[Rate]) -> Iterator[Element]:
-    """Which chain limits new flows to a port: that of all the rates that speak of it."""
+    """Yield the elements that lead a port to the chain of all the rates that apply to it."""
     v = address.version
     by_port: dict[tuple[str, int, int], list[Rate]] = {}
     for rate in rates:
@@ -103,7 +106,7 @@ def _rated(address: Address, rates: Iterable[Rate]) -> Iterator[Element]:
 
 
 def network_elements(network: Network) -> frozenset[Element]:
-    """What a network needs besides its endpoints."""
+    """Return the elements that a network needs in addition to those of its endpoints."""
     elements = {
         Element("same_bridge", (network.bridge, network.bridge)),
         Element("protected_bridges", (network.bridge,)),
@@ -116,7 +119,10 @@ def network_elements(network: Network) -> frozenset[Element]:
 
 
 def guarded_elements(network: BridgeNetwork) -> frozenset[Element]:
-    """What a network of Docker's needs besides its endpoints: the mark overrules Docker's drop where it is routed."""
+    """Return the elements that a Docker network needs in addition to those of its endpoints.
+
+    If the network is routed, the mark overrules Docker's drop.
+    """
     if network.internal:
         return frozenset({Element("internal", (network.bridge,))})
     modes = ((2, network.mode4), (10, network.mode6))
@@ -126,18 +132,18 @@ def guarded_elements(network: BridgeNetwork) -> frozenset[Element]:
 
 
 def bridge_elements(bridges: BridgeFacts) -> frozenset[Element]:
-    """What the table needs to know of bridges that are not the driver's."""
+    """Return the elements for bridges that do not belong to the driver."""
     return frozenset(
         {Element("unmanaged", (index,)) for index in bridges.unmanaged}
         | {Element("dockers", (name,)) for name in bridges.dockers}
         | {Element("protected_bridges", (name,)) for name in bridges.guarded}
-        # Within one bridge nobody comes from elsewhere, whosever it is.
+        # Traffic within one bridge has no source outside it, whoever owns the bridge.
         | {Element("same_bridge", (name, name)) for name in bridges.there}
     )
 
 
 def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
-    """Where docker-proxy is not known by its control group, whatever begins to listen is held."""
+    """Return the elements for docker-proxy. If its control group is not known, any new listener is blocked at first."""
     held = (Element("proxy_unidentified", (family,)) for family in AF.values()) if proxies.holding else ()
     return frozenset((*(Element("docker_proxy", (number,)) for number in proxies.cgroups), *held))
 
@@ -145,9 +151,10 @@ def proxy_elements(proxies: ProxyFacts) -> frozenset[Element]:
 def guest_elements(
     network: BridgeNetwork, endpoint: Endpoint, policy: Policy, closed: Collection[Published] | None = None
 ) -> frozenset[Element]:
-    """What an endpoint on a network of Docker's accepts, and which published ports docker-proxy may not serve to all.
+    """Return the elements for an endpoint on a Docker network, and for ports docker-proxy may not serve to all.
 
-    `closed`: those of the container's published ports that not everybody may reach, where it is on other networks too.
+    `closed`: the container's published ports that not all sources may reach, if the container is on other networks
+    too.
     """
     addresses = (endpoint.addr4, endpoint.addr6)
     elements = {e for a in addresses if a for e in address_elements(network.bridge, a, policy)}
@@ -165,19 +172,19 @@ def guest_elements(
 
 
 def proxied_element(port: Published, name: str = "host_closed") -> Element:
-    """What closes (or, as "host_open", leaves open) a port of the host on which docker-proxy listens."""
+    """Return the element that closes (or, as "host_open", leaves open) a host port on which docker-proxy listens."""
     at, key = _host_port(port)
     return Element(f"{name}{at}", key)
 
 
 def neighbour_element(bridge: str, port: Published) -> Element:
-    """What lets all containers of a network reach a port that one of them publishes, whether it is closed or not."""
+    """Return the element that lets all containers of a network reach a port that one of them publishes, open or not."""
     at, key = _host_port(port)
     return Element(f"host_neighbours{at}", (bridge, *key))
 
 
 def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
-    """A published port as a key, and the suffix of the sets of such keys: of one family, or of one host address.
+    """Return a published port as a key, and the suffix of its set: for one family, or for one host address.
 
     Two containers may publish the same number on different addresses, or in different families.
     """
@@ -186,7 +193,10 @@ def _host_port(port: Published) -> tuple[str, tuple[Value, ...]]:
 
 
 def _via(port: Published, rules: Iterable[Rule]) -> Iterator[Element]:
-    """Who may reach a port of docker-proxy's that not everybody may: the container never sees the client's address."""
+    """Yield the sources that may reach a docker-proxy port that is not open to all.
+
+    The container never sees the client's address.
+    """
     version, key = port.host_ip.version, (NUMBER[port.proto], port.host_port)
     for rule in rules:
         if covers(rule, port.proto, port.container_port):
@@ -207,9 +217,9 @@ def _rated_host(endpoint: Endpoint, port: Published, rates: Iterable[Rate]) -> I
 
 
 def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterator[Element]:
-    """What binds an endpoint's port of the bridge to its MAC and addresses.
+    """Yield the elements that bind an endpoint's bridge port to its MAC and addresses.
 
-    `more`: all those of its container, which answers from each by the one link that its default route leaves by.
+    `more`: all addresses of its container, which answers from each of them through the one link of its default route.
     """
     if not endpoint.mac:
         return
@@ -223,7 +233,7 @@ def port_elements(endpoint: Endpoint, more: Collection[Address] = ()) -> Iterato
 
 
 def link_local(mac: str) -> IPv6Address:
-    """The link-local address that the kernel makes of a MAC (RFC 4291 appendix A)."""
+    """Return the link-local address that the kernel derives from a MAC (RFC 4291 appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
 
@@ -231,16 +241,16 @@ def link_local(mac: str) -> IPv6Address:
 def endpoint_elements(
     network: Network, endpoint: Endpoint, policy: Policy, more: Collection[Address] = ()
 ) -> frozenset[Element]:
-    """What an endpoint's addresses accept, where its published ports lead, and what its port is bound to.
+    """Return the elements for what an endpoint accepts, where its published ports lead, and what its port is bound to.
 
     `more`: all addresses of its container.
     """
     addresses = (endpoint.addr4, endpoint.addr6) if endpoint.joined else ()
     elements = {e for a in addresses if a for e in address_elements(network.bridge, a, policy)}
-    # Whether it has joined or not: it has its link for a moment before and after.
+    # Also before it joins and after it leaves: it has its link for a moment then.
     elements.update(port_elements(endpoint, more))
     for port in endpoint.published if endpoint.joined else ():
-        # Loopback is served by the relay: a packet to 127.0.0.1 or ::1 cannot be sent on to a container.
+        # The relay serves loopback: a packet to 127.0.0.1 or ::1 cannot be forwarded to a container.
         v4 = isinstance(port.host_ip, IPv4Address)
         target = endpoint.addr4 if v4 else endpoint.addr6
         if target is None or port.host_ip.is_loopback:

@@ -1,6 +1,6 @@
-"""The types of the fields of which keys and data of the table's sets are made: packed, unpacked, as nft's text.
+"""The types of the fields in keys and data of the table's sets: packed, unpacked, as nft's text.
 
-A field is named as nft names it, by an expression (`ip saddr`, `th dport`). A new type is one entry of `FIELDS`.
+A field has nft's name, an expression (`ip saddr`, `th dport`). A new type is one entry of `FIELDS`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from plugin.protocols import BY_NUMBER
 
 #: A value in a key: an address, an IP protocol or port or family number, an interface name, a MAC.
 Value = Address | int | str
-#: What nft calls the control group of the socket that a packet is for.
+#: nft's name for the control group of the socket that a packet is for.
 CGROUP = "socket cgroupv2 level 2"
-#: The target of a neighbour solicitation or advertisement right behind the IPv6 header (RFC 4861 section 4.3). nft
-#: 1.0.6 has no name for it, and a newer one lists `@th,64,128` by its name, which the set's type then is not.
+#: The target of a neighbour solicitation or advertisement right after the IPv6 header (RFC 4861 section 4.3). nft
+#: 1.0.6 has no name for it. A newer one lists `@th,64,128` by its name, which then does not match the set's type.
 TARGET = "@nh,384,128"
-#: Data of a map whose elements name the chain to jump to. It is no field: `codec` packs it as a verdict.
+#: Data of a map whose elements name the chain to jump to. It is not a field: `codec` packs it as a verdict.
 VERDICT = ("verdict",)
 _PROTOCOLS = {number: each.nft for number, each in BY_NUMBER.items()}
 _FAMILIES = {2: "ipv4", 10: "ipv6"}
@@ -80,9 +80,9 @@ FIELDS: dict[str, Field] = {
 
 
 def packed(fields: tuple[str, ...], values: tuple[Value, ...]) -> bytes:
-    """Return the values as the kernel has them.
+    """Return the values in the kernel's encoding.
 
-    In a concatenation each field fills whole 32-bit registers; a field alone is as it is.
+    In a concatenation each field fills whole 32-bit registers; a single field is not padded.
     """
     parts = [FIELDS[name].pack(value) for name, value in zip(fields, values, strict=True)]
     return parts[0] if len(parts) == 1 else b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
@@ -104,7 +104,7 @@ def length(fields: tuple[str, ...]) -> int:
 
 
 def text(fields: tuple[str, ...], values: tuple[Value, ...]) -> str:
-    """Return the values in nft's words."""
+    """Return the values in nft's syntax."""
     return " . ".join(FIELDS[name].text(value) for name, value in zip(fields, values, strict=True))
 
 

@@ -1,7 +1,8 @@
-"""Which tables in the kernel are docker-fw's. They are recognised by their sets, for a host may use the same names.
+"""Recognise docker-fw's tables in the kernel by their sets, because a host may use the same names.
 
-The only place that knows the names of docker-fw's tables, those of former versions included, and what tells them from
-a host's own tables. A table of another program is never changed, and never taken for one that closes.
+This is the only module with the names of docker-fw's tables, including those of former versions, and with the criteria
+that distinguish them from a host's own tables. A table of another program is never changed, and never counts as one
+that closes.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from plugin.model import FwError
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET
 from plugin.nftables.sets import CLOSED, FORMER, QUARANTINE_SETS, TABLE
 
-#: Sets that the table of every version has, from the first one on; a later version must keep them.
+#: Sets that the table of every version has, from the first one on; later versions must keep them.
 SETS_OF_OURS = {
     NFPROTO_INET: frozenset(("same_bridge", "dockers", "no_transit", "publish4", "publish6")),
     NFPROTO_BRIDGE: frozenset(("ports", "bound4", "bound6")),
 }
-#: What former versions call sets whose elements are taken over from the table that an older version left.
+#: The names in former versions of sets whose elements are taken over from a table that an older version left.
 FORMER_SETS = {
     **{name: name.replace("quarantine", "held") for names in QUARANTINE_SETS.values() for name in names},
     **{f"host_own{v}": f"listening{v}" for v in ("", 4, 6)},
     "proxy_unidentified": "holding",
 }
-#: Chains that have rules in the table of every version; without them it closes nothing.
+#: Chains that have rules in the table of every version; without these rules the table closes nothing.
 _CLOSE = frozenset(("forward", "input", "inbound", "deny"))
 _FAMILIES = {NFPROTO_INET: "inet", NFPROTO_BRIDGE: "bridge"}
 _SUBSYS = 10 << 8
@@ -43,12 +44,12 @@ _NAME, _FLAGS, _OF_TABLE, _SET_NAME, _RULE_CHAIN, _GEN_ID = 1, 2, 1, 2, 2, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _ELEMENT_KEY, _DATA_VALUE = 1, 2, 3, 1, 1
 _FAMILY_NAMES = {2: "ipv4", 10: "ipv6"}
 _DORMANT = 1
-#: How often it is read anew when another program changes something meanwhile.
+#: Maximum number of readings of the tables if another program changes the ruleset meanwhile.
 _TRIES = 20
 
 
 class ForeignTableError(FwError):
-    """Another program's table has the name of docker-fw's."""
+    """Another program's table has the name of docker-fw's table."""
 
 
 class Table(NamedTuple):
@@ -69,7 +70,10 @@ class Found(NamedTuple):
 
 
 def find(sock: socket.socket | None = None) -> Found:
-    """Raises OSError. `sock`: a netlink socket of the network namespace that is meant (default: the caller's)."""
+    """Find the tables. Raises OSError.
+
+    `sock`: a netlink socket of the network namespace to search (default: the caller's).
+    """
     if sock is None:
         with nl.open_socket() as own:
             return find(own)
@@ -98,7 +102,7 @@ def _find(sock: socket.socket) -> Found:
 
 
 def closes(sock: socket.socket, table: Table) -> bool:
-    """True if a table of ours has its rules: somebody may have flushed them, or made the table dormant."""
+    """True if a docker-fw table has its rules: another program may have flushed them, or made the table dormant."""
     flags = _flags(sock, table)
     if table.family != NFPROTO_INET or flags is None or flags & _DORMANT:
         return False
@@ -106,18 +110,21 @@ def closes(sock: socket.socket, table: Table) -> bool:
 
 
 def free_name(sock: socket.socket | None = None) -> str:
-    """The name for a table that closes: ours, or the other one where another program's table has it."""
+    """Return the name for a table that closes: TABLE, or CLOSED if another program's table has that name."""
     return CLOSED if any(table.name == TABLE for table in find(sock).unmanaged) else TABLE
 
 
 def refuse_foreign(sock: socket.socket | None = None) -> None:
-    """Raises ForeignTableError, which says what to do, where another program's table has the name of ours."""
+    """Raise ForeignTableError, with instructions, if another program's table has the name of docker-fw's table."""
     if why := refusal(find(sock).unmanaged):
         raise ForeignTableError(why)
 
 
 def refusal(unmanaged: Collection[Table]) -> str:
-    """Why docker-fw does not start beside these tables, what to do, and what is closed meanwhile; "" if it starts."""
+    """Return why docker-fw does not start with these tables, what to do, and what is closed meanwhile.
+
+    The result is "" if it starts.
+    """
     table = next((table for table in unmanaged if table.name == TABLE), None)
     if table is None:
         return ""
@@ -136,7 +143,10 @@ def refusal(unmanaged: Collection[Table]) -> str:
 
 
 def forwarding_enabled() -> tuple[str, ...]:
-    """The families ("ipv4", "ipv6") for which docker-fw enabled forwarding, as its tables in the kernel record it."""
+    """Return the families ("ipv4", "ipv6") for which docker-fw enabled forwarding.
+
+    Its tables in the kernel record them.
+    """
     families: set[str] = set()
     with nl.open_socket() as sock:
         for table in find(sock).ours:
@@ -146,7 +156,7 @@ def forwarding_enabled() -> tuple[str, ...]:
 
 
 def _keys(sock: socket.socket, table: Table, name: str) -> Iterator[bytes]:
-    """The keys of a set's elements; nothing if the table has no such set."""
+    """Yield the keys of a set's elements; none if the table has no such set."""
     body = nl.nfgen(table.family) + _attribute(_LIST_TABLE, table) + nl.attr(_LIST_SET, name.encode() + b"\0")
     try:
         answers = nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, body)
@@ -158,7 +168,7 @@ def _keys(sock: socket.socket, table: Table, name: str) -> Iterator[bytes]:
 
 
 def remove() -> Found:
-    """Takes our tables away, for an uninstall: tells which, and those of other programs, which stay.
+    """Remove docker-fw's tables for an uninstall. Return those removed, and those of other programs, which stay.
 
     Raises OSError with the kernel's errno.
     """
@@ -180,13 +190,13 @@ def _removed(table: Table) -> bool:
 
 
 def generation(sock: socket.socket) -> int:
-    """The ruleset's generation, which every transaction of anybody raises."""
+    """Return the ruleset's generation, which every transaction of any program raises."""
     ((_, body),) = nl.request(sock, _GETGEN, 0, nl.nfgen(0))
     return int.from_bytes(nl.attributes(body[4:])[_GEN_ID], "big")
 
 
 def _flags(sock: socket.socket, table: Table) -> int | None:
-    """None: there is no such table."""
+    """Return the table's flags, or None if there is no such table."""
     try:
         ((_, body),) = nl.request(sock, _GETTABLE, 0, nl.nfgen(table.family) + _attribute(_NAME, table))
     except FileNotFoundError:
@@ -195,7 +205,7 @@ def _flags(sock: socket.socket, table: Table) -> int | None:
 
 
 def _names(sock: socket.socket, kind: int, table: Table, which: int) -> frozenset[str]:
-    """One attribute of all that the table has of a kind."""
+    """Return one attribute of all the table's objects of a kind."""
     body = nl.nfgen(table.family) + _attribute(_OF_TABLE, table)
     try:
         told = [nl.attributes(answer[4:]) for _, answer in nl.request(sock, kind, nl.NLM_F_DUMP, body)]

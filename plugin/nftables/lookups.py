@@ -1,4 +1,4 @@
-"""The parts of the table's text that are the same many times over: look-ups by port, block and prefix. Pure."""
+"""The repetitive parts of the table's text: look-ups by port, block and prefix. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from plugin.nftables.sets import QUARANTINE_SETS, SetSpec, spec_of
 from plugin.policy.bans import BAN_LENGTHS
 
 _IP = {4: "ip", 6: "ip6"}
+#: The rate limit of logged drops, for one container or for one host port.
+LOG_RATE = "limit rate 5/second burst 20 packets"
 
 
 def set_text(name: str, spec: SetSpec) -> str:
-    """The declaration of a set or map in nft's language."""
+    """Return the declaration of a set or map in nft's language."""
     kind = "map" if spec.data else "set"
     typed = " . ".join(spec.key) + (" : " + " . ".join(spec.data) if spec.data else "")
     more = "\t\tflags timeout\n" if spec.timed else ""
@@ -23,29 +25,34 @@ def set_text(name: str, spec: SetSpec) -> str:
     return f"\t# {spec.comment}\n\t{kind} {name} {{\n\t\ttypeof {typed}\n{more}\t}}\n"
 
 
+def logged(name: str, key: str, log: str) -> str:
+    """Log a few packets a second for each value of the key. `name`: the set that counts them."""
+    return f"update @{name} {{ {key} {LOG_RATE} }} {log}"
+
+
 def _lines(lines: Iterable[str]) -> str:
     return "\n".join(f"\t\t{line}" for line in lines)
 
 
 def _by_port(version: int, end: str, name: str, verdict: str) -> list[str]:
-    """By an address and a port, and by the blocks that the port is in."""
+    """Return look-ups by an address and a port, and by the blocks that contain the port."""
     key = f"{_IP[version]} {end} . meta l4proto . "
     exact = f"{key}th dport @{name}{version} {verdict}"
     return [exact, *(f"{key}{block_expression(size)} @{name}{version}_blocks {verdict}" for size in BLOCKS)]
 
 
 def allowed(version: int) -> str:
-    """Rules that accept ports which are open to all sources."""
+    """Return the rules that accept ports which are open to all sources."""
     return _lines(_by_port(version, "daddr", "allow", "goto permit"))
 
 
 def peer_ports(version: int) -> str:
-    """Chains of their own for single ports and for each size of block, for only these know what to look for."""
+    """Return jumps to chains for single ports and for each size of block: each such chain has its own look-up key."""
     return _lines(_gated(version, "daddr", "peer_ports", "from"))
 
 
 def egress_allow(version: int, passes: str) -> str:
-    """What a confined container may begin; `passes` says that it may."""
+    """Return the rules for what an egress-restricted container may initiate; `passes` is the verdict."""
     return _lines(
         [
             *_by_port(version, "saddr", "egress_allow", passes),
@@ -55,7 +62,7 @@ def egress_allow(version: int, passes: str) -> str:
 
 
 def egress_host(version: int, passes: str) -> str:
-    """Rules for packets from containers to ports of the host."""
+    """Return the rules for packets from containers to ports of the host."""
     return _lines(_by_port(version, "saddr", "egress_host", passes))
 
 
@@ -69,7 +76,7 @@ def _gated(version: int, end: str, gate: str, chain: str) -> list[str]:
 
 
 def peer_chains(version: int, chain: str, verdict: str) -> str:
-    """The chains that `gates` and `leaving` jump to: from, or to, whom."""
+    """Return the chains that the rules of `_gated` jump to: they look up the source, or the destination."""
     near, far = ("daddr", "saddr") if chain == "from" else ("saddr", "daddr")
     chains = []
     for size in (1, *BLOCKS):
@@ -82,7 +89,7 @@ def peer_chains(version: int, chain: str, verdict: str) -> str:
 
 
 def host_from(version: int) -> str:
-    """Who may reach a published port at docker-proxy's, on every address of the host or on one."""
+    """Return the rules for sources that may reach a docker-proxy port, on every address of the host or on one."""
     ip, proto = _IP[version], "meta l4proto . th dport . "
     rules = []
     for key, name in ((proto, f"host_from{version}"), (f"{ip} daddr . {proto}", f"from{version}")):
@@ -91,7 +98,7 @@ def host_from(version: int) -> str:
 
 
 def bans(*, nets: bool) -> str:
-    """Rules that drop what banned addresses send and what is sent to them."""
+    """Return the rules that drop packets from and to banned addresses."""
     rules = []
     for version, ip in _IP.items():
         for end in ("saddr", "daddr"):
@@ -103,7 +110,7 @@ def bans(*, nets: bool) -> str:
 
 
 def quarantine(version: int) -> str:
-    """What was cut and does not come back; each try makes it last as long again."""
+    """Return the rules that drop packets of cut flows; each packet renews the timeout."""
     rules = []
     for name in QUARANTINE_SETS[version]:
         key = " . ".join(spec_of(name).key)
@@ -112,7 +119,7 @@ def quarantine(version: int) -> str:
 
 
 def rate_limit(version: int) -> str:
-    """Each chain that the port, or a block that it is in, leads to; all may have something against the packet."""
+    """Return jumps to each chain for the port or a block that contains it; each of these chains may drop the packet."""
     key = f"{_IP[version]} daddr . meta l4proto . "
     blocks = [f"{key}{block_expression(size)} vmap @rate_limit{version}_blocks" for size in BLOCKS]
     return _lines([f"{key}th dport vmap @rate_limit{version}", *blocks])

@@ -1,19 +1,19 @@
 """The chains that limit new flows to ports with a rate, and their sets of sources, as nft's text. Pure.
 
-Rates are the one thing that adds chains to the table. Each container has its own chains and sets, so that sources which
-flood one container take no room from another's. A chain's name says for which address and which rates it is
-(`sets.limit_chain`), and everything in it follows from that.
+Rates are the only feature that adds chains to the table. Each container has its own chains and sets, so that sources
+which flood one container take no room from another's. A chain's name contains its address and its rates
+(`sets.limit_chain`), and its content follows from the name.
 
 - `sources`: the recent sources. A source can be forged, so it is forgotten after `SHORT` seconds at most, and only so
   many are added in that time: the set holds twice `NEW`, and has room again right after a flood. When it is full, new
   sources are dropped.
 - `networks`: the networks of these sources. One network may add a quarter of them. When it is full, as in a flood from
   all over the Internet, it limits nothing.
-- `proven`, for a rate whose burst takes longer to come back: sources that completed a TCP handshake, which a forged one
+- `proven`, for a rate whose burst takes longer to refill: sources that completed a TCP handshake, which a forged one
   cannot. They are remembered for as long as that takes. When it is full, `sources` still limits.
 
-The kernel allocates buckets for a set's size. Only `sources` has none: 65,535 elements, without buckets for
-them; the others are made to shrink at once.
+The kernel allocates buckets for a set's size. Only `sources` has no size: 65,535 elements, without buckets for them.
+The others are made to shrink at once.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from plugin.labels.grammar import remembered
 from plugin.nftables.lookups import set_text
 from plugin.nftables.sets import DENIED, RATING, RATING_HOST, TABLE, SetSpec
 
-#: Seconds that a source is remembered at most, unless it has proven that it is not forged.
+#: Maximum seconds that a source is remembered, unless it has proven that it is not forged.
 SHORT = 60
-#: New sources that may come at once, and again in the time that they are remembered; and so of one network.
+#: New sources accepted at once, and again in the time that they are remembered; and the same for one network.
 NEW, NEW_OF_ONE = 4096, 1024
-#: Proven sources, and networks, that are remembered.
+#: Maximum number of proven sources, and of networks, that are remembered.
 KEPT, NETWORKS = 4096, 1024
 _IP = {4: "ip", 6: "ip6"}
-#: A source: an address, of IPv6 its /64, which is one customer's at least. And its network.
+#: A source: an address, for IPv6 its /64, which belongs to one customer at least. And the source's network.
 _SOURCE = {4: "ip saddr", 6: "ip6 saddr & ffff:ffff:ffff:ffff::"}
 _NETWORK = {4: "ip saddr & 255.255.255.0", 6: "ip6 saddr & ffff:ffff:ffff::"}
-#: An element that is put into a new set and taken out of it, which makes the kernel shrink the set's buckets.
+#: An element that is added to a new set and deleted again, which makes the kernel shrink the set's buckets.
 _NONE = {4: "0.0.0.0", 6: "::"}
-#: A segment of a connection that is open. (Only TCP's come here, of those that are established.)
+#: A segment of an open connection. (Of established flows, only TCP reaches this rule.)
 _STANDS = "ct state established tcp flags & (fin | syn | rst | ack) != syn"
 _HOOKS = {
     RATING: ("type filter hook forward priority filter; policy accept;", "goto rate_limit"),
@@ -46,14 +46,14 @@ _HOOKS = {
 
 
 class Limit(NamedTuple):
-    """What a chain needs: sets by name, and chains with their rules by name, itself first."""
+    """The parts of a rate chain: sets by name, and chains with their rules by name, the chain itself first."""
 
     sets: dict[str, SetSpec]
     chains: dict[str, tuple[str, ...]]
 
 
 def limit(name: str) -> Limit:
-    """`name` is of `sets.limiting`."""
+    """Return the sets and chains of `name`, which comes from `sets.limiting`."""
     if name in _HOOKS:
         return Limit({}, {name: _HOOKS[name]})
     kind, _, *rates = name.split("__")
@@ -89,7 +89,7 @@ def _one(chain: str, version: int, rate: str) -> Limit:
     if memory <= SHORT:
         return Limit(sets, {chain: (f"{_STANDS} return", *rules)})
     sets[kept] = SetSpec(typed, comment="sources that have completed a handshake", meter=memory, size=KEPT)
-    # To find an element is to count by its limit; not to find it is not.
+    # A look-up that finds an element also counts against its limit; one that finds none does not.
     over = f"@{kept} {{ {key} limit rate over {limited} }}"
     proven = (
         f"{_STANDS} {key} != @{kept} add {over}",
@@ -102,7 +102,7 @@ def _one(chain: str, version: int, rate: str) -> Limit:
 
 
 def inside(names: Iterable[str]) -> str:
-    """The sets and chains, as they stand within the table."""
+    """Return the sets and chains as text inside the table."""
     text = ""
     for name in sorted(names):
         needed = limit(name)
@@ -113,7 +113,7 @@ def inside(names: Iterable[str]) -> str:
 
 
 def shrunk(names: Iterable[str]) -> str:
-    """What goes behind it: the sets are as small as they can be, and grow with use."""
+    """Return the commands after the table that shrink the sets to the minimum; they grow with use."""
     text = ""
     for name in sorted(names):
         for key, spec in ((key, spec) for key, spec in limit(name).sets.items() if spec.size):
@@ -124,13 +124,13 @@ def shrunk(names: Iterable[str]) -> str:
 
 
 def added(names: Iterable[str]) -> str:
-    """What these need, to be added to a table that stands."""
+    """Return the text that adds these chains to an existing table."""
     names = list(names)
     return f"table inet {TABLE} {{\n{inside(names)}}}\n{shrunk(names)}"
 
 
 def removed(names: Iterable[str]) -> str:
-    """Takes them out of a table; no element may lead to them any more."""
+    """Return the text that removes these chains from a table; no element may lead to them any more."""
     text = ""
     for name in sorted(names):
         needed = limit(name)
@@ -141,15 +141,15 @@ def removed(names: Iterable[str]) -> str:
 
 
 def rule_count(names: Iterable[str]) -> int:
-    """How many rules they have in the kernel."""
+    """Return the number of rules that these chains have in the kernel."""
     return sum(len(rules) - (chain in _HOOKS) for name in names for chain, rules in limit(name).chains.items())
 
 
 def size(name: str) -> int:
-    """How many limits a chain holds: what costs memory."""
+    """Return the number of limits of a chain: they cost memory."""
     return 0 if name in (*_HOOKS, DENIED) else max(1, name.count("__") - 1)
 
 
 def remembers(count: int, unit: str, burst: int) -> bool:
-    """True if a source must be remembered longer than anybody is who may be forged."""
+    """True if a source must be remembered longer than a source that may be forged."""
     return remembered(count, unit, burst) > SHORT

@@ -1,7 +1,7 @@
-"""Which containers' rates are in the table: it has room for `MOST`, and a port whose rate finds none is closed.
+"""Decide which containers' rates are in the table. It has room for `MOST`; a port whose rate does not fit is closed.
 
-Each container's chains and sets are kernel memory that labels ask for. An owner that has room keeps it, over restarts
-of docker-fw too. One that found none gets it when another's ends.
+Each container's chains and sets are kernel memory that labels request. An owner that has room keeps it, also over
+restarts of docker-fw. An owner without room gets it when another owner's rates end.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Quota:
     """Not thread-safe."""
 
     def __init__(self) -> None:
-        #: Whose elements the last change changed besides, which must be so in the same transaction.
+        #: The other owners whose elements the last change affected; they must change in the same transaction.
         self.moved: list[ElementOwner] = []
         self._kept: set[str] = set()
         self._wanted: dict[ElementOwner, frozenset[Element]] = {}
         #: The chains that each owner wants: thousands of ports may share a few.
         self._needs: dict[ElementOwner, frozenset[str]] = {}
         self._held: set[ElementOwner] = set()
-        #: By port of an address, who has a rate for it: Docker gives an address to one container at a time.
+        #: By port of an address, the owners with a rate for it: Docker gives an address to one container at a time.
         self._claims: dict[_Key, set[ElementOwner]] = {}
         self._chains: Counter[str] = Counter()
         self._used = 0
@@ -49,12 +49,15 @@ class Quota:
         return bool(self._kept)
 
     def keep(self, chains: Iterable[str]) -> None:
-        """These stood when docker-fw started: their room is theirs until `settle`."""
+        """Reserve the room of chains that existed when docker-fw started, until `settle`."""
         self._kept = set(chains) - self._chains.keys()
         self._used += sum(map(size, self._kept))
 
     def change(self, wanted: Mapping[ElementOwner, frozenset[Element]]) -> list[ElementOwner]:
-        """Elements of `sets.RATED` that these owners want now. Returns the other owners whose elements change by it."""
+        """Set the elements of `sets.RATED` that these owners want.
+
+        Return the other owners whose elements change by it.
+        """
         new = {
             owner: elements for owner, elements in wanted.items() if self._wanted.get(owner, frozenset()) != elements
         }
@@ -62,36 +65,39 @@ class Quota:
             self.moved = []
             return []
         others = {other for owner in new for other in self._forget(owner)}
-        # Those who were there before come first.
+        # Owners with chains from before come first.
         for owner in sorted(new, key=lambda each: not (_chains(new[each]) & self._kept)):
             others |= self._want(owner, new[owner])
         self.moved = list((others | self._next()) - new.keys())
         return self.moved
 
     def settle(self) -> list[ElementOwner]:
-        """All who were there before have been seen by now. Returns those who get the room that was kept."""
+        """End the reservation.
+
+        all earlier owners have been seen by now. Return the owners that get the reserved room.
+        """
         self._used -= sum(map(size, self._kept))
         self._kept.clear()
         self.moved += self._next()
         return self.moved
 
     def refused(self, owner: ElementOwner) -> bool:
-        """True if the owner's rates found no room, so that their ports are closed."""
+        """True if the owner's rates did not fit, so that their ports are closed."""
         return owner in self._wanted and owner not in self._held
 
     def within(self, owner: ElementOwner, elements: frozenset[Element]) -> frozenset[Element]:
-        """The owner's elements, in which a rate that has no room closes its ports."""
+        """Return the owner's elements; a rate that does not fit closes its ports."""
         rated = rates(elements)
         if not rated or (owner in self._held and self._wanted[owner] == rated):
             return elements
-        # A port of an address that somebody else limits is limited so.
+        # If another owner limits the same port of the same address, that limit applies.
         closed = (
             e._replace(data=(DENIED,)) for e in rated if not self._claims.get(_key(e), set()) & self._held - {owner}
         )
         return elements - rated | frozenset(closed)
 
     def _want(self, owner: ElementOwner, elements: frozenset[Element]) -> set[ElementOwner]:
-        """Returns the others who have a rate for the same ports of the same address."""
+        """Return the other owners with a rate for the same ports of the same address."""
         if not elements:
             return set()
         self._wanted[owner], self._needs[owner] = elements, _chains(elements)
@@ -133,7 +139,7 @@ class Quota:
 
 
 def rates(elements: Iterable[Element]) -> frozenset[Element]:
-    """The elements that limit rates."""
+    """Return the elements that limit rates."""
     return frozenset(element for element in elements if element.set in RATED)
 
 

@@ -1,8 +1,8 @@
-"""The rules for frames that come from a port of our bridges, as nft's text: nobody speaks in another's name. Pure.
+"""The rules for frames from a port of docker-fw's bridges, as nft's text. They prevent address spoofing. Pure.
 
-What the bridge itself does not hold: it binds a port to a MAC, and knows nothing of addresses. Neighbours of one
-network reach each other without a rule of the inet table, so a forged ARP reply or neighbour advertisement (RFC 4861
-section 11.1) would draw a neighbour's flows away, and a forged source would have what is opened for another.
+They add what the bridge itself does not check: it binds a port to a MAC, but not to addresses. Neighbours of one
+network reach each other without a rule of the inet table. So a forged ARP reply or neighbour advertisement (RFC 4861
+section 11.1) would divert a neighbour's flows, and a forged source would get what is opened for another container.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ _QUERY, _ROUTER, _ROUTER6 = 0x11, 0x30, 151
 
 
 def bridge() -> str:
-    """A port whose container is not known, because our state was lost, keeps its network; it is nobody's to open."""
+    """Return the chains for bridge ports.
+
+    A port whose container is not known, because the saved state was lost, keeps its network; no source is accepted as
+    that container's.
+    """
     return f"""\
 	# Behind the port of a container that is known, only frames from its own MAC and addresses pass: IPv4, IPv6 and ARP.
 	# Not VLANs, nor anything else that would pass the rules by.

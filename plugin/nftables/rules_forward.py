@@ -1,4 +1,4 @@
-"""The table's rules for what is forwarded, as nft's text: in, out, and between. Pure."""
+"""The table's rules for forwarded traffic, as nft's text: inbound, outbound, and between containers. Pure."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from plugin.kernel.names import GROUP
 from plugin.nftables import lookups
 from plugin.protocols import PROTOCOLS
 
-#: What the policy asks for, in both families: errors (path MTU discovery) and ping, for IPv6 neighbour discovery too.
+#: The ICMP types that the policy accepts in both families: errors (path MTU discovery) and ping. IPv6 adds neighbour
+#: discovery.
 _ICMP = "destination-unreachable, time-exceeded, parameter-problem, echo-request"
-#: ICMP errors about a flow. What a connection tracking helper expects (FTP's data, for example) is related too, at
-#: whatever port one end names to the other: it needs a rule like any flow.
+#: ICMP errors about a flow. A flow that a connection tracking helper expects (FTP's data, for example) is related too,
+#: on any port that one end announces to the other: it needs a rule like any flow.
 ERRORS = "meta l4proto { icmp, ipv6-icmp } ct state related"
-#: The first segment of a connection in the place of one that has ended.
+#: The first segment of a connection that replaces one that has ended.
 BEGINS_ANEW = "ct state established ct direction original tcp flags & (fin | syn | rst | ack) == syn"
-#: Nobody but the host has its own address, of which Linux asks of IPv4 alone (martians). It is in each of its networks,
-#: from which a port may be open.
+#: Only the host has its own addresses as source. Linux checks this for IPv4 alone (martians). A host address is in
+#: each of its networks, from which a port may be open.
 NOT_OWN = "meta nfproto ipv6 fib saddr type local goto deny"
-#: Without these, which go to the host, a container has no network at all: neighbours, multicast groups.
+#: Without these packets to the host, a container has no network at all: neighbours, multicast groups.
 LINK6 = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report"
 _ICMP6 = f"packet-too-big, {_ICMP}, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert"
-#: Protocols that rules speak of by name, and ICMP, which has rules of its own.
+#: Protocols that rules can name, and ICMP, which has rules of its own.
 _NAMED = ", ".join((*(each.nft for each in PROTOCOLS), "icmp", "ipv6-icmp"))
 
 
 def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
-    """`log`: the statement that tells of a drop. `no_in`, `no_out`: but for bridges that are left alone by name."""
+    """Return the chains for forwarded traffic.
+
+    `log`: the statement that logs a drop. `no_in`, `no_out`: the exceptions for bridges that are unmanaged by name.
+    """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
 	# Going out to one of our bridges, by the group that it is made with: closed before anybody knows the network. So is
@@ -311,14 +315,14 @@ def forward(mark: int, *, log: str, no_in: str, no_out: str) -> str:
 	}}
 
 	chain deny_inbound {{
-		update @log_limit6 {{ ip6 daddr limit rate 5/second burst 20 packets }} {log}
-		update @log_limit4 {{ ip daddr limit rate 5/second burst 20 packets }} {log}
+		{lookups.logged("log_limit6", "ip6 daddr", log)}
+		{lookups.logged("log_limit4", "ip daddr", log)}
 		counter name "drops" drop
 	}}
 
 	chain deny_egress {{
-		update @log_limit_egress6 {{ ip6 saddr limit rate 5/second burst 20 packets }} {log}
-		update @log_limit_egress4 {{ ip saddr limit rate 5/second burst 20 packets }} {log}
+		{lookups.logged("log_limit_egress6", "ip6 saddr", log)}
+		{lookups.logged("log_limit_egress4", "ip saddr", log)}
 		counter name "drops" drop
 	}}
 """

@@ -1,4 +1,4 @@
-"""The table's rules for what goes to the host and comes from it, and for published ports, as nft's text. Pure."""
+"""The table's rules for traffic to and from the host, and for published ports, as nft's text. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from plugin.nftables import lookups
 from plugin.nftables.rules_forward import BEGINS_ANEW, ERRORS, LINK6, NOT_OWN
 from plugin.protocols import PROTOCOLS
 
-#: What docker-proxy serves.
+#: The protocols that docker-proxy serves.
 _PUBLISHABLE = ", ".join(each.nft for each in PROTOCOLS if each.socket)
 
 
 def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
-    """`log`: the statement that tells of a drop. `unknown`: the rule by which docker-proxy is known. `no_in`: but for
-    bridges that are left alone by name.
+    """Return the chains for the host.
+
+    `log`: the statement that logs a drop. `unknown`: the rule that identifies docker-proxy. `no_in`: the exceptions
+    for bridges that are unmanaged by name.
     """
     passes = f"meta mark set meta mark | {mark:#010x} return"
     return f"""\
@@ -159,7 +161,7 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 	# A published port is the host's: whose it is, is known by the port.
 	chain deny_host {{
-		update @log_limit_host {{ meta l4proto . th dport limit rate 5/second burst 20 packets }} {log}
+		{lookups.logged("log_limit_host", "meta l4proto . th dport", log)}
 		counter name "drops" drop
 	}}
 
@@ -217,7 +219,10 @@ def host(mark: int, *, log: str, unknown: str, no_in: str) -> str:
 
 
 def _neighbours(verdict: str, link: str = "iifname", end: str = "daddr", port: str = "dport") -> str:
-    """Who shares a network with the container that publishes this port on this address of the host."""
+    """Return the rules for containers that share a network with the one that publishes a port.
+
+    The port is published on the host address that the packet is sent to.
+    """
     key = f"meta l4proto . th {port}"
     return f"""\
 		{link} . meta nfproto . {key} @host_neighbours {verdict}

@@ -1,6 +1,6 @@
-"""The table's sets, and what an element of one is. Pure. ARCHITECTURE explains them; `nft list` shows them.
+"""The table's sets, and the definition of an element. Pure. ARCHITECTURE explains the sets; `nft list` shows them.
 
-Per-container data are elements of plain hash sets, so that a packet pays the same with one container and with ten
+Per-container data are elements of plain hash sets, so that a packet costs the same with one container and with ten
 thousand.
 """
 
@@ -15,44 +15,47 @@ from plugin.model import Address, Rate
 from plugin.nftables.fields import CGROUP, TARGET, VERDICT, Value
 from plugin.policy.bans import BAN_LENGTHS
 
-#: The name of the tables, inet and bridge: one that no host gives to a table of its own.
+#: The name of the tables, inet and bridge. No host uses this name for a table of its own.
 TABLE = "docker-fw"
-#: Where another program's table has that name, a table that opens nothing has this one (`plugin.nftables.identity`).
+#: The name of a table that opens nothing, used if another program's table has the name above
+#: (`plugin.nftables.identity`).
 CLOSED = "docker-fw-closed"
 #: The name in former versions.
 FORMER = "fw"
 
 
-#: Seconds for which a cut flow is held since who answered in it spoke last: as long as conntrack itself remembers a
-#: silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest), for then it would be a new one.
+#: Seconds for which a cut flow stays in quarantine after the last packet of its responder. This is as long as
+#: conntrack remembers a silent flow of any protocol but TCP (nf_conntrack_generic_timeout is the longest); after that
+#: the packet would start a new flow anyway.
 HELD = 600
 
-#: At which levels a socket's control group is looked for: openrc.docker is of level 1, system.slice/docker.service of
-#: level 2. A group's number is no other's at any level.
+#: The levels at which a socket's control group is looked up: openrc.docker is at level 1, system.slice/docker.service
+#: at level 2. A group's number is unique across all levels.
 CGROUP_LEVELS = (1, 2, 3, 4)
 #: A published port on every address of a family.
 _ANY = ("meta nfproto", "meta l4proto", "th dport")
-#: The length of a prefix, in front of it.
+#: The length of a prefix, placed before the prefix.
 _NET = ("th sport",)
 
 
 class SetSpec(NamedTuple):
-    """A named set, or a map where `data` is not empty: the nft expressions its key and data are typed by.
+    """A named set, or a map if `data` is not empty. Its key and data are typed by nft expressions.
 
-    `raw`: nft has no words for its elements, so they go by netlink alone. `timed`: each may last for a time of its own.
-    `counted`: each counts the packets that it was found for. `meter`: seconds that a packet's own elements last, and
-    `size` how many there may be (0: as many as the kernel takes then, 65,535). `bridge`: it is of the table that frames
-    within a bridge go through.
+    `raw`: nft has no syntax for its elements, so they are sent by netlink alone. `timed`: each element may have a
+    timeout of its own. `counted`: each element counts the packets that matched it. `meter`: the timeout in seconds of
+    elements that packets add, and `size` their maximum number (0: the kernel's default, 65,535). `bridge`: the set is
+    in the table for frames within a bridge.
 
-    `effect`: what an element does to packets: "opens" (something passes that did not), "closes" (something does not
-    pass, or not as often), or "" (it counts, reports, translates, or leads to a look-up). Changes go by it:
-    what closes comes first and may come alone, and flows are cut where something opens no more.
+    `effect`: the effect of an element on packets: "opens" (something passes that did not), "closes" (something does
+    not pass, or not as often), or "" (it counts, reports, translates, or leads to a look-up). Changes depend on it:
+    elements that close are applied first and may be applied alone, and flows are cut if an opening is removed.
 
-    `departs`: an element only leads to a container, and is removed with what opens as soon as the container departs.
-    `ends_flows`: a new element closes what was open, so flows through it are cut: "always", or only if its owner had
-    elements before ("owned"). `closed_as`: the set whose element closes what an element of this set left open.
-    `peer`: the last part of a key is the other end of flows, after its prefix's length ("prefix"), or an address that
-    a container sends from ("address"). Elements are found by it when the container with that address departs.
+    `departs`: an element only leads to a container, and is removed with the elements that open as soon as the
+    container departs. `ends_flows`: a new element closes something that was open, so flows through it are cut:
+    "always", or only if its owner had elements before ("owned"). `closed_as`: the set whose element closes what an
+    element of this set left open. `peer`: the last part of a key is the other end of flows, after its prefix's length
+    ("prefix"), or an address that a container sends from ("address"). Elements are found by it when the container with
+    that address departs.
     """
 
     key: tuple[str, ...]
@@ -72,7 +75,7 @@ class SetSpec(NamedTuple):
 
 
 def _family(v: int) -> dict[str, SetSpec]:
-    """The sets that there are for IPv4 and for IPv6."""
+    """Return the sets that exist once for each of IPv4 and IPv6."""
     ip = "ip" if v == 4 else "ip6"
     to, by = (f"{ip} daddr", "meta l4proto", "th dport"), (f"{ip} saddr", "meta l4proto", "th dport")
     source, target = f"{ip} saddr", f"{ip} daddr"
@@ -141,7 +144,7 @@ def _family(v: int) -> dict[str, SetSpec]:
 
 
 def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
-    """What containers accept, and how often."""
+    """Return the sets of what containers accept, and of their rates."""
     return {
         f"allow{v}": SetSpec(to, comment=f"ports that containers accept from everyone, IPv{v}", effect="opens"),
         f"allow{v}_blocks": SetSpec(
@@ -176,7 +179,7 @@ def _inbound(v: int, source: str, target: str, to: tuple[str, ...]) -> dict[str,
 
 
 def _outbound(v: int, source: str, target: str, by: tuple[str, ...]) -> dict[str, SetSpec]:
-    """What containers may open, on bridges with restricted egress."""
+    """Return the sets of what containers may initiate, on bridges with restricted egress."""
     return {
         f"egress_all{v}": SetSpec(
             ("iifname", source),
@@ -202,7 +205,7 @@ def _outbound(v: int, source: str, target: str, by: tuple[str, ...]) -> dict[str
 
 
 def _host(v: int, source: str, to: tuple[str, ...]) -> dict[str, SetSpec]:
-    """Ports of the host, where docker-proxy and the host's own programs listen, on one of its addresses."""
+    """Return the sets of host ports, on which docker-proxy and the host's own programs listen, on one host address."""
     return {
         f"host_closed{v}": SetSpec(
             to,
@@ -333,14 +336,14 @@ SETS: dict[str, SetSpec] = {
 
 
 class Element(NamedTuple):
-    """One element of one set: the key's values in the order of `spec_of`, and the data's for a map."""
+    """One element of one set: the key's values in the order of `spec_of`, and the data's values for a map."""
 
     set: str
     key: tuple[Value, ...]
     data: tuple[Value, ...] = ()
 
 
-#: Sets of cut flows, by family: one by one, by the pair of addresses, and all of a container's port or of a container.
+#: Sets of cut flows, by family: single flows, pairs of addresses, all flows of a container's port, all of a container.
 QUARANTINE_SETS = {
     v: (f"quarantine{v}", *(f"quarantine{v}_{of}" for of in ("pairs", "ports_from", "ports_to", "all_from", "all_to")))
     for v in AF
@@ -349,17 +352,17 @@ QUARANTINE_SETS = {
 WATCHED = tuple(Element("lease", (family,)) for family in AF.values())
 
 
-#: A table that is put there without its elements lets nothing new pass until they are there.
+#: A table that is created without its elements lets no new flow pass until the elements are there.
 SHUT = (*(Element("loading", (family,)) for family in AF.values()), Element("loading_ports", (1,)))  # 1: ARPHRD_ETHER
-#: Seconds until a shut table ends by itself to be so: no error locks the host's owner out for good.
+#: Seconds until a table stops being shut by itself: no error locks the owner of the host out permanently.
 SHUT_SECONDS = 60
-#: What leads packets to the bans, and to where a table is shut.
+#: The elements that lead packets to the bans, and to the rules of a shut table.
 BANNING = tuple(Element("ban_families", (family,)) for family in AF.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One transaction: what goes and what comes."""
+    """One transaction: the elements to remove and the elements to add."""
 
     remove: tuple[Element, ...] = ()
     add: tuple[Element, ...] = ()
@@ -368,25 +371,26 @@ class Change:
         return bool(self.remove or self.add)
 
 
-#: Maps from ports that have a rate to the chain that limits them, which is there only while an element leads to it.
+#: Maps from ports that have a rate to the chain that limits them. The chain exists only while an element leads to it.
 RATED = frozenset(name for name, spec in SETS.items() if spec.data == VERDICT)
-#: The chain for a port whose rate found no room in the table.
+#: The chain for a port whose rate does not fit into the table.
 DENIED = "deny"
-#: Chains that send packets through these maps, while there are elements: forwarded, and to the host.
+#: Chains that send packets through these maps while they have elements: forwarded packets, and packets to the host.
 RATING, RATING_HOST = "rate_hook", "rate_hook_host"
 
 
 def limit_chain(where: Address, version: int, rates: Iterable[Rate], *, host: bool = False) -> str:
-    """The chain that applies these rates to ports of a container with the address `where`, or to its host ports.
+    """Return the chain that applies these rates to ports of the container at `where`, or to its host ports.
 
-    Its name says all that it does. Each container's is its own, so that no source counts for two.
+    The name contains all parameters. Each container has a chain of its own, so that no source is counted for two
+    containers.
     """
     names = sorted(f"{rate.count}_{rate.unit}_{rate.burst}" for rate in rates)
     return "__".join((f"limit{'_host' if host else ''}{version}", str(where).replace(":", "-"), *dict.fromkeys(names)))
 
 
 def limiting(element: Element) -> tuple[str, ...]:
-    """The chains that this element needs and that are not always there."""
+    """Return the chains that this element needs and that do not always exist."""
     if element.set not in RATED:
         return ()
     base = RATING_HOST if element.set.startswith("rate_limit_host") else RATING
@@ -395,5 +399,5 @@ def limiting(element: Element) -> tuple[str, ...]:
 
 
 def spec_of(name: str) -> SetSpec:
-    """The specification of a set by its name; each rate has sets of its own (`NAME__RATE`)."""
+    """Return the specification of a set by its name; each rate has sets of its own (`NAME__RATE`)."""
     return SETS[name.partition("__")[0]]

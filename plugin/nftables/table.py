@@ -1,12 +1,13 @@
-"""Our tables in the kernel: replace them whole, change their elements, notice that somebody touched them.
+"""Write docker-fw's tables in the kernel: replace them, change their elements, detect changes by other programs.
 
-Two ways in, one netlink socket. The table's text goes through libnftables, in process. Elements go as raw netlink
-over libnftables' own socket: libnftables reads every interval set of every table before each transaction, so that
-on a host with a large blocklist (CrowdSec, fail2ban) one element would take 200 ms instead of 0.1. One socket,
-because a table with `flags owner` obeys just the socket that made it.
+There are two ways of writing over one netlink socket. The table's text is sent through libnftables, in process.
+Elements are sent as raw netlink over libnftables' own socket: libnftables reads every interval set of every table
+before each transaction, so that on a host with a large blocklist (CrowdSec, fail2ban) one element would take 200 ms
+instead of 0.1. There is one socket because a table with `flags owner` accepts changes only from the socket that
+created it.
 
-Not re-entrant, hence the lock. Make this object first: libnftables aborts the process when its socket's number is
-1024 or more. No text from outside ever becomes part of a command: elements are addresses, numbers, checked names.
+Not re-entrant, hence the lock. Create this object first: libnftables aborts the process if its socket's number is 1024
+or more. No text from outside becomes part of a command: elements are addresses, numbers and checked names.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 log = logging.getLogger(__name__)
 
 
-#: How often a change is written anew that the kernel refused because somebody else was faster.
+#: Maximum number of attempts at a change that the kernel refuses because another program changed the ruleset first.
 _TRIES = 20
 
 
 class NftError(Exception):
-    """The kernel or libnftables refused; the text is theirs."""
+    """The kernel or libnftables refused a transaction; the text is theirs."""
 
 
 class Nft:
-    """The only writer of our tables. Every call is one transaction: all of it stands, or nothing changed."""
+    """The only writer of docker-fw's tables. Every call is one transaction: it is applied completely or not at all."""
 
     def __init__(self, mark: int, table: str = TABLE) -> None:
         import nftables  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
@@ -57,39 +58,40 @@ class Nft:
         self._nft.set_numeric_proto_output(True)
         ((fd, _),) = nl.netfilter_fds() - before
         self._sock = socket.socket(fileno=os.dup(fd))
-        self._sock.settimeout(30)  # which leaves the socket non-blocking, as libnftables made it and needs it
+        self._sock.settimeout(30)  # this leaves the socket non-blocking, as libnftables made it and needs it
         self._read = nl.open_socket()
         self._lock = threading.Lock()
         self._mark = mark
         self._table = table
         self._seq = 1 << 20
-        #: Transactions of ours that went through: each raised the ruleset's generation by one.
+        #: Number of successful transactions of this object: each raised the ruleset's generation by one.
         self.changes = 0
         self._print: tuple[bytes, ...] = ()
-        #: The kernel can tell a socket's control group, and has nfnetlink_log; known after the first `replace`.
+        #: The kernel can match a socket's control group, and has nfnetlink_log; known after the first `replace`.
         self.tells_cgroups = self.logs = True
-        #: The table is ours alone while this object lives, and outlives it: nobody else can change or flush it.
+        #: The table belongs to this process while this object exists, and outlives it: no other program can change or
+        #: flush it.
         self.owned = True
-        #: The kernel has tables for frames within a bridge: a port of ours is bound to its container's addresses.
+        #: The kernel has tables for frames within a bridge: a bridge port is bound to its container's addresses.
         self.binds = True
-        #: The kernel tells whether a socket listens where a packet goes: a fresh one is held.
+        #: The kernel can match whether a socket listens at a packet's destination: a new listener is blocked at first.
         self.holds = True
-        #: A replacement ended halfway: the table closes, and not all that should be open is.
+        #: A replacement was interrupted: the table closes, but some ports that should be open are not.
         self.incomplete = False
         #: The chains of rates that are in the table, and the elements that lead to each.
         self._rates: dict[str, set[Element]] = {}
-        #: The ruleset's generation, without our own transactions, when the table was last seen to be as we put it.
+        #: The ruleset's generation, minus this object's transactions, when the table was last seen unchanged.
         self._untouched = -1
 
     def replace(self, elements: Iterable[Element], timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-        """Puts the table there with exactly these elements, whatever stood before. Raises NftError.
+        """Create or replace the table with exactly these elements. Raises NftError.
 
-        `timed`: elements that last for so many seconds.
+        `timed`: elements with a timeout, in seconds.
 
-        Where the table stands it is exchanged in one transaction. Where it does not, or somebody touched its rules,
-        something may be open, and thousands of elements take seconds as text: so the rules come first, within
-        milliseconds, and shut (`sets.SHUT`). One more transaction brings the elements and ends that. The same where
-        there are elements that text has no words for: what closes is never missing.
+        If the table exists, it is exchanged in one transaction. If it does not, or if another program changed its
+        rules, something may be open, and thousands of elements take seconds as text. So the rules are written first,
+        within milliseconds, and the table is shut (`sets.SHUT`). A second transaction adds the elements and ends that.
+        The same applies if there are elements that nft has no syntax for: nothing that closes is missing at any time.
         """
         elements = list(elements)
         with self._alone():
@@ -104,16 +106,19 @@ class Nft:
             shut = bool(rest) or not whole
             self.incomplete = True
             self._rewrite(elements if whole else [], timed if whole else {}, rates if whole else (), shut=shut)
-            if rates and not whole:  # which takes a while when they are many
+            if rates and not whole:  # takes a while if there are many rates
                 self._run_again(named(rate_chains.added(rates), self._table))
             self._rates = rates
             if shut:
                 self._fill(rest, {} if whole else timed, wanted=set(elements))
-            self._print = self._fingerprint()  # last: what is not there whole is not intact
+            self._print = self._fingerprint()  # last: a table that is not complete is not intact
             self.incomplete = False
 
     def _stands_untouched(self) -> bool:
-        """True if a table stands that closes: the one that we put there, or at the first time whatever stood."""
+        """True if a table that closes exists and is unchanged.
+
+        Before the first `replace`, any table of docker-fw counts.
+        """
         if self._print:
             return self._fingerprint() == self._print
         return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
@@ -121,12 +126,13 @@ class Nft:
     def _rewrite(
         self, elements: list[Element], timed: Mapping[Element, int], rates: Iterable[str], *, shut: bool
     ) -> None:
-        """The table as text, with these elements; `shut` if there are more to come."""
+        """Write the table as text with these elements; `shut` if more are to be added."""
         if shut:
             elements = [*elements, *BANNING]
             timed = {**timed, **dict.fromkeys(SHUT, SHUT_SECONDS)}
         others = self._others()
-        # A kernel before 5.13 does not know a socket's control group; one that never did may learn no more.
+        # A kernel before 5.13 cannot match a socket's control group. A feature that was refused once is not tried
+        # again.
         tries = [(self.tells_cgroups, self.logs)]
         if not self._print:
             tries = list(dict.fromkeys((*tries, (True, False), (False, True), (False, False))))
@@ -153,18 +159,19 @@ class Nft:
                 return
 
     def _fill(self, add: tuple[Element, ...], timed: Mapping[Element, int], wanted: Collection[Element]) -> None:
-        """Brings the elements of a shut table, which then is shut no more."""
+        """Add the elements of a shut table and open it."""
         asking = tuple(element for element in BANNING if element not in wanted)
         try:
             self._batch(self._possible(Change((*SHUT, *asking), add)), timed)
-        except NftError:  # it has ended by itself on a machine that is very busy, or the kernel refused it just once
+        except NftError:  # the shut elements expired on a very busy machine, or the kernel refused only once
             self._batch(self._possible(Change(asking, add)), timed)
             with suppress(NftError):
                 self._batch(self._possible(Change(SHUT)))
 
     def _others(self) -> str:
-        """Takes away our tables of other names, a former version's for example, in the same transaction. Raises
-        NftError rather than to take another program's table for ours.
+        """Return the commands that delete docker-fw's tables of other names (a former version's).
+
+        They run in the same transaction. Raises NftError instead of replacing another program's table.
         """
         found = identity.find(self._read)
         if not self._print and (taken := [table for table in found.unmanaged if table.name == self._table]):
@@ -172,7 +179,10 @@ class Nft:
         return "".join(f"delete table {table}\n" for table in found.ours if table.name != self._table)
 
     def _can(self, text: str, otherwise: str) -> bool:
-        """Asked of an empty table: a whole one takes seconds to be refused, and until it stands all is open."""
+        """True if the kernel accepts `text`, tested with an empty table.
+
+        A complete table takes seconds to be refused, and until it is active all ports are open.
+        """
         try:
             self._run(text)
         except NftError as error:
@@ -205,9 +215,9 @@ class Nft:
         return Change(*(tuple(filter(knows, part)) for part in (change.remove, change.add)))
 
     def change(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
-        """Removes and adds elements in one transaction. Raises NftError: then nothing changed, `replace` mends it.
+        """Remove and add elements in one transaction. Raises NftError: then nothing changed, and `replace` repairs it.
 
-        `timed`: elements to be added for so many seconds; they go by themselves.
+        `timed`: elements to be added with a timeout in seconds.
         """
         if not change and not timed:
             return
@@ -221,9 +231,9 @@ class Nft:
             self._drop_rates(change.remove)
 
     def dropped(self) -> dict[Address, tuple[int, int]]:
-        """By address, how many packets were dropped on their way to it, and how many that it began.
+        """Return by address how many packets were dropped on their way to it, and how many that it sent.
 
-        Since the table was put there last. Raises OSError.
+        The counts start when the table was last replaced. Raises OSError.
         """
         found: dict[Address, list[int]] = {}
         for name, which in (("ingress_drops4", 0), ("ingress_drops6", 0), ("egress_drops4", 1), ("egress_drops6", 1)):
@@ -233,13 +243,17 @@ class Nft:
         return {address: (counts[0], counts[1]) for address, counts in found.items()}
 
     def dump(self, name: str) -> list[bytes]:
-        """A set's elements, as the kernel tells them. Raises OSError, FileNotFoundError where there is no such set."""
-        # With a socket of its own and no lock: with thousands of containers a dump takes a while, and hooks would wait.
+        """Return a set's elements, as the kernel encodes them.
+
+        Raises OSError, and FileNotFoundError if there is no such set.
+        """
+        # With a socket of its own and no lock: with thousands of containers a dump takes a while, and hooks would
+        # wait.
         with nl.open_socket() as sock:
             return [body[4:] for _, body in nl.request(sock, _GETSETELEM, nl.NLM_F_DUMP, of_set(name))]
 
     def _add_rates(self, rates: Collection[str]) -> None:
-        """Chains and sets of rates, before an element leads to them: until then they do nothing."""
+        """Add chains and sets of rates before an element leads to them; until then they have no effect."""
         before = self._seen_untouched()
         self._run_again(named(rate_chains.added(rates), self._table))
         self._rates |= {name: set() for name in rates}
@@ -247,7 +261,7 @@ class Nft:
         if self._generation() == before + 1:
             self._print = self._with(chain(*(self._rules(NFPROTO_INET, name) for name in chains)))
             return
-        # Somebody else changed the ruleset meanwhile, which is no matter of ours unless it was our table.
+        # Another program changed the ruleset meanwhile. That only matters if it changed docker-fw's table.
         now = self._fingerprint()
         more = Counter(now) - Counter(self._print)
         ours = all(_chain_of(rule) in chains for rule in more) and sum(more.values()) == rate_chains.rule_count(rates)
@@ -256,7 +270,7 @@ class Nft:
         self._print = now
 
     def _drop_rates(self, gone: Iterable[Element]) -> None:
-        """Takes chains and sets of rates away that no element leads to any more. What fails is tried again later."""
+        """Remove chains and sets of rates that no element leads to any more. A failure is retried later."""
         left = _rates(gone)
         for name, elements in left.items():
             self._rates.get(name, set()).difference_update(elements)
@@ -276,7 +290,10 @@ class Nft:
         self._print = tuple(part for part in self._print if part not in rules)
 
     def _seen_untouched(self) -> int:
-        """The ruleset's generation. Raises NftError if somebody touched the rules: nothing is built upon those."""
+        """Return the ruleset's generation.
+
+        Raises NftError if another program changed the rules: they are not extended then.
+        """
         generation = self._generation()
         if generation - self.changes != self._untouched:
             if self._fingerprint() != self._print:
@@ -285,7 +302,7 @@ class Nft:
         return generation
 
     def _run_again(self, text: str) -> None:
-        """The kernel refuses what was written while somebody else changed the ruleset: then it is written again."""
+        """Run `text`, again if the kernel refused it because another program changed the ruleset at the same time."""
         for _ in range(_TRIES):
             before = self._generation()
             try:
@@ -299,13 +316,13 @@ class Nft:
         raise failed
 
     def _with(self, rules: Iterable[bytes]) -> tuple[bytes, ...]:
-        """What the table looks like with rules in chains that have just been added: they are its last."""
+        """Return the table's fingerprint with rules in chains that were just added, the last ones of the inet table."""
         behind = len(self._rules(NFPROTO_BRIDGE)) if self.binds else 0
         end = len(self._print) - behind
         return (*self._print[:end], *rules, *self._print[end:])
 
     def limits(self) -> frozenset[str]:
-        """The chains of rates that stand in the kernel, whoever put them there. Raises NftError."""
+        """Return the chains of rates that exist in the kernel, whichever process created them. Raises NftError."""
         asked = nl.nfgen(NFPROTO_INET) + nl.attr(_CHAIN_TABLE, self._table.encode() + b"\0")
         with self._alone():
             try:
@@ -314,12 +331,12 @@ class Nft:
                 return frozenset()
             chains = (nl.attributes(body[4:]) for _, body in told)
             names = [_text(of[_CHAIN_NAME]) for of in chains if _text(of[_CHAIN_TABLE]) == self._table]
-            # A dot in the last part is of a chain that only such a chain leads to.
+            # A dot in the last part marks a chain that only such a chain leads to.
             last = {name: name.rpartition("__")[2] for name in names if name.startswith("limit")}
         return frozenset(name for name, rate in last.items() if rate != name and "." not in rate)
 
     def put(self) -> tuple[str, tuple[bytes, ...]]:
-        """The rules: as text, and as the kernel told them when they had been put there."""
+        """Return the rules: as text, and as the kernel returned them after they were written."""
         with self._lock:
             text = skeleton(
                 self._mark,
@@ -333,7 +350,7 @@ class Nft:
             return text, self._print[2 * len(self._families) :]
 
     def generation(self) -> int:
-        """The ruleset's generation, which every transaction of anybody raises (3 µs; cheap to poll)."""
+        """Return the ruleset's generation, which every transaction of any program raises (3 µs; cheap to poll)."""
         with self._lock:
             return self._generation()
 
@@ -341,12 +358,15 @@ class Nft:
         return identity.generation(self._read)
 
     def stands(self) -> bool:
-        """True if there is a table of ours that closes, whoever put it there, also a former version's."""
+        """True if a table of docker-fw that closes exists, from any process and also of a former version."""
         with self._lock:
             return any(identity.closes(self._read, table) for table in identity.find(self._read).ours)
 
     def intact(self) -> bool:
-        """True if the table and its rules are the very ones that we put there (somebody may have flushed them)."""
+        """True if the table and its rules are exactly those that this object wrote.
+
+        Another program may have flushed them.
+        """
         with self._lock:
             return bool(self._print) and self._fingerprint() == self._print
 
@@ -355,16 +375,17 @@ class Nft:
         return (NFPROTO_INET, NFPROTO_BRIDGE) if self.binds else (NFPROTO_INET,)
 
     def _fingerprint(self) -> tuple[bytes, ...]:
-        """Each table's flags (it may be dormant) and handle (it may be an old one, from a file), and all the rules.
+        """Return each table's flags and handle, and all the rules.
 
-        Whole rules, for one that is exchanged in its place keeps its handle; none of ours has a counter of its own.
+        A table may be dormant (flags), or an old one, from a file (handle). Whole rules are compared, because a rule
+        that is replaced in place keeps its handle. None of the rules has a counter of its own.
         """
         told = [self._told(family) for family in self._families]
         heads, rules = zip(*told, strict=True)
         return (*chain(*heads), *chain(*rules)) if all(heads) else ()
 
     def _told(self, family: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """A table's flags and handle, and its rules; nothing where it is not there."""
+        """Return a table's flags and handle, and its rules; empty if it does not exist."""
         name = self._table.encode() + b"\0"
         try:
             ((_, table),) = nl.request(self._read, _GETTABLE, 0, nl.nfgen(family) + nl.attr(_TABLE_NAME, name))
@@ -383,11 +404,11 @@ class Nft:
     def _batch(self, change: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
         if not change and not timed:
             return
-        # Numbers of its own for each batch: an answer that was left over from an earlier one is not taken for ours.
+        # Each batch uses new numbers, so that a late answer to an earlier batch is not mistaken for one of this batch.
         first = self._seq
         begin = nl.message(_BATCH_BEGIN, 0, first, nl.nfgen(0, 10))
         sent = [(_DELSETELEM, 0, body) for body in bodies(change.remove, table=self._table)]
-        # NLM_F_CREATE as nft sets it. Not EXCL: an element that stands already is what we want.
+        # NLM_F_CREATE as nft sets it. Not EXCL: it is no error if an element exists already.
         sent += [(_NEWSETELEM, 0x400, body) for body in bodies((*change.add, *timed), timed, self._table)]
         last = first + len(sent)
         self._seq = (last + 2) & 0x3FFFFFFF
@@ -407,7 +428,7 @@ class Nft:
         self.changes += 1
 
     def _acknowledged(self, first: int, last: int) -> list[int]:
-        """Reads until the batch's last message is acknowledged, and returns the errors told before (errno)."""
+        """Read until the batch's last message is acknowledged, and return the errors reported before (errno)."""
         codes: list[int] = []
         for kind, seq, body in nl.replies(self._sock):
             if kind != nl.NLMSG_ERROR or not first <= seq <= last:
@@ -421,7 +442,7 @@ class Nft:
 
 
 def _rates(elements: Iterable[Element]) -> dict[str, set[Element]]:
-    """The chains of rates that elements need, each with these elements."""
+    """Return the chains of rates that elements need, each with these elements."""
     found: dict[str, set[Element]] = {}
     for element in elements:
         for name in limiting(element):

@@ -1,5 +1,5 @@
-"""What each address accepts, and why: facts and rules in, policies and verdicts out.
+"""The policy of each address, and its reasons: facts and rules in, policies and verdicts out.
 
-Pure: it decides and touches nothing. What it does not know it leaves closed. `verdict` is the reference for one packet;
-`fwctl explain` shows it, and tests hold the kernel to it.
+Pure: it decides, and touches nothing outside. Anything unknown stays closed. `verdict` is the reference for one packet;
+`fwctl explain` shows it, and tests compare the kernel with it.
 """

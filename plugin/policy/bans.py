@@ -1,7 +1,8 @@
 """Banned addresses and prefixes: what can be banned, and which pieces the firewall looks up.
 
-Each packet pays for each prefix length that is looked up, so there are few (`BAN_LENGTHS`). A prefix of another length
-is split into pieces of the next longer one. An IPv6 prefix longer than /64 is widened to it, for one customer has that.
+Each prefix length that is looked up costs time for each packet, so there are few (`BAN_LENGTHS`). A prefix of another
+length is split into pieces of the next longer one. An IPv6 prefix longer than /64 is widened to /64, because one
+customer has a /64.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from ipaddress import ip_network
 from plugin.labels.grammar import parse_prefix
 from plugin.model import FwError, Prefix
 
-#: Lengths of banned prefixes that are looked up, besides whole addresses.
+#: Lengths of banned prefixes that are looked up, in addition to whole addresses.
 BAN_LENGTHS = {4: (24, 16), 6: (64, 48)}
-#: Pieces of one ban at most: a /8 of IPv4, a /40 of IPv6.
+#: Most pieces of one ban: a /8 of IPv4, a /40 of IPv6.
 MAX_PIECES = 256
-#: The shortest prefix that can be banned, so.
+#: The shortest prefix that can be banned, because of that.
 WIDEST = {4: 8, 6: 40}
 
 
 def read(text: str) -> Prefix:
-    """An address or a prefix to be banned. Raises FwError that says what would be right."""
+    """Return the prefix to be banned. Raises FwError that says what would be right."""
     peer = parse_prefix(text.strip())
     if isinstance(peer, str):
         why, others, _ = peer.partition(", a prefix like")
@@ -31,7 +32,7 @@ def read(text: str) -> Prefix:
         raise FwError(f"cannot ban {text}: it is no address of anybody's on the Internet")
     if prefix.prefixlen < WIDEST[prefix.version]:
         raise FwError(f"cannot ban {text}: it is too wide, at most /8 of IPv4 and /40 of IPv6")
-    if len(pieces(prefix)) > MAX_PIECES:  # of lengths that are not looked for, between two that are
+    if len(pieces(prefix)) > MAX_PIECES:  # of a length between two that are looked up
         wider = prefix.supernet(new_prefix=min(BAN_LENGTHS[6]))
         raise FwError(f"cannot ban {text}: a /49 to /55 is too many pieces; ban {wider}, or its /56s one by one")
     shortest = max(BAN_LENGTHS[6])
@@ -41,17 +42,17 @@ def read(text: str) -> Prefix:
 
 
 def written(prefix: Prefix) -> str:
-    """As a user writes it: an address without a length."""
+    """Return the prefix as a user writes it: an address without a length."""
     return str(prefix.network_address if prefix.prefixlen == prefix.max_prefixlen else prefix)
 
 
 def told(prefix: Prefix, until: float) -> dict[str, object]:
-    """For programs; `until` None is for ever."""
+    """Return a ban as JSON for programs; `until` is None for a permanent one."""
     return {"address": written(prefix), "until": until or None}
 
 
 def holding(prefix: Prefix, bans: Mapping[Prefix, float], now: float) -> Prefix | None:
-    """By what the prefix is banned now, if it is; the widest."""
+    """Return the widest ban in force that covers the prefix; None if there is none."""
     if not bans:
         return None
     for length in range(WIDEST[prefix.version], prefix.prefixlen + 1):
@@ -62,7 +63,10 @@ def holding(prefix: Prefix, bans: Mapping[Prefix, float], now: float) -> Prefix 
 
 
 def pieces(prefix: Prefix) -> list[Prefix]:
-    """Too many of them for what is too wide; never more than one over MAX_PIECES."""
+    """Return the pieces of a ban that the firewall looks up.
+
+    For a prefix that is too wide these are MAX_PIECES + 1, never more.
+    """
     whole, lengths = prefix.max_prefixlen, BAN_LENGTHS[prefix.version]
     if prefix.prefixlen == whole:
         return [prefix]

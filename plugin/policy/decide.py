@@ -1,4 +1,4 @@
-"""Networks + endpoints + what is said of them → what each address accepts and may begin. Pure.
+"""Networks + endpoints + their policies → what each address accepts and may initiate. Pure.
 
 `of` is the whole decision; `plugin.policy.verdict` is the reference for one packet, against which the kernel is tested.
 """
@@ -30,7 +30,7 @@ from plugin.model import (
     Rule,
 )
 
-#: The floor that needs no configuration: ssh, http (Let's Encrypt's verification), https.
+#: The base that needs no configuration: ssh, http (Let's Encrypt's verification), https.
 BASE: tuple[Rule, ...] = tuple(Rule("tcp", port, port, origin="base") for port in (22, 80, 443))
 NOTHING = Override()
 _UNSET = Defaults()
@@ -38,17 +38,17 @@ _UNSET = Defaults()
 
 @lru_cache(maxsize=65536)
 def prefix_of(peer: Peer) -> Prefix:
-    """The prefix that a `prefix` peer is."""
+    """Return the prefix of a `prefix` peer."""
     return ip_network(peer.value)
 
 
 def of(
     network: Network | BridgeNetwork, endpoint: Endpoint, defaults: Defaults = _UNSET, override: Override = NOTHING
 ) -> Policy:
-    """The policy of an endpoint's addresses.
+    """Return the policy of an endpoint's addresses.
 
-    They accept nothing until the endpoint is joined and its container's labels are known and right: an address is
-    closed until known. Nothing on an internal network, which nobody from outside reaches.
+    They accept nothing until the endpoint is joined and its container's labels are known and valid: an unknown address
+    is closed. On an internal network, which no outside host reaches, they accept nothing.
     """
     spec = words(network, endpoint, defaults)
     log, known = spec.log, endpoint.joined and endpoint.container is not None
@@ -61,7 +61,7 @@ def of(
         base = tuple(dataclasses.replace(rule, origin="fw.policy: open") for rule in EVERYTHING)
     if isinstance(network, BridgeNetwork):
         base = () if endpoint.unlisted else tuple(minus(base, for_host_alone(endpoint)))
-    # A rule with peers takes its ports out of the base, whoever they are.
+    # A rule with peers removes its ports from the base, whichever peers it has.
     allow = (*spec.allow, *override.allow)
     taken = (*spec.deny, *(rule for rule in allow if rule.peers), *override.deny)
     accepts = [*minus(base, taken), *minus(spec.allow, override.deny), *override.allow]
@@ -77,20 +77,20 @@ def of(
 
 
 def in_doubt(policy: Policy) -> Policy:
-    """Nobody knows who has the addresses now: closed, and where one was confined, one stays so."""
+    """Return the policy while it is unknown which container has the addresses: closed; restricted egress is none."""
     return Policy(egress=None if policy.egress is None else (), log=policy.log)
 
 
 def words(network: Network | BridgeNetwork, endpoint: Endpoint, defaults: Defaults) -> PolicySpec:
-    """What is said, from the least to the most specific: settings, the network, the container, the attachment."""
+    """Merge the policies that apply, the most specific last: image, settings, network, container, attachment."""
     container = endpoint.container or Container("", "")
     return reduce(over, (container.image_spec, defaults.spec, network.spec, container.spec, endpoint.spec))
 
 
 def labels_valid(network: Network | BridgeNetwork, endpoint: Endpoint) -> bool:
-    """False if the endpoint answers on ICMP only.
+    """Return False if the endpoint answers on ICMP only.
 
-    On a guarded network nothing can be refused, so a mistake in `fw.allow` opens nothing and leaves the base.
+    On a Docker network docker-fw cannot refuse a start, so a mistake in `fw.allow` opens nothing and leaves the base.
     """
     container = endpoint.container
     if network.internal or not endpoint.joined or container is None:
@@ -101,7 +101,7 @@ def labels_valid(network: Network | BridgeNetwork, endpoint: Endpoint) -> bool:
 
 
 def _confined(network: Network | BridgeNetwork, endpoint: Endpoint, spec: PolicySpec) -> tuple[Rule, ...] | None:
-    """What the endpoint may begin; None: everything. A mistake that may have been about that leaves nothing."""
+    """Return the connections that the endpoint may open; None: all. After a mistake that may concern egress: none."""
     problems = endpoint.container.problems if endpoint.container else ()
     if isinstance(network, BridgeNetwork):
         problems = tuple(problem for problem in (*network.problems, *problems) if problem.confines)
@@ -111,16 +111,16 @@ def _confined(network: Network | BridgeNetwork, endpoint: Endpoint, spec: Policy
 
 
 def published(endpoint: Endpoint) -> tuple[Rule, ...]:
-    """The container's ports behind those that are published to more than the host."""
+    """Return the container's ports that are published on other than loopback addresses, as rules."""
     ports = (p for p in endpoint.published if not p.host_ip.is_loopback)
     return tuple(dict.fromkeys(Rule(p.proto, p.container_port, p.container_port, origin="-p") for p in ports))
 
 
 def for_host_alone(endpoint: Endpoint) -> list[Rule]:
-    """The container's ports that are published on loopback addresses only.
+    """Return the container's ports that are published on loopback addresses only.
 
-    On Docker's own networks they are not in the base: Docker's rules for such a port let in who has a route to the
-    container. Networks of docker-fw are reached by address, so there the base stays.
+    On Docker networks they are not in the base: Docker's rules for such a port admit any host with a route to the
+    container. docker-fw networks are reached by address, so there the base stays.
     """
     ports = [(p.host_ip.is_loopback, (p.proto, p.container_port)) for p in endpoint.published]
     alone = {port for loopback, port in ports if loopback} - {port for loopback, port in ports if not loopback}
@@ -128,7 +128,7 @@ def for_host_alone(endpoint: Endpoint) -> list[Rule]:
 
 
 def minus(rules: Iterable[Rule], holes: Iterable[Rule]) -> Iterator[Rule]:
-    """The rules without what the holes cover; whom a rule is for does not change."""
+    """Yield the rules without the ports that the holes cover; the peers of a rule do not change."""
     covered: dict[str, list[tuple[int, int]]] = {}
     for hole in sorted(holes):
         ranges = covered.setdefault(hole.proto, [])
@@ -141,7 +141,7 @@ def minus(rules: Iterable[Rule], holes: Iterable[Rule]) -> Iterator[Rule]:
 
 
 def _without(rule: Rule, covered: Sequence[tuple[int, int]]) -> Iterator[Rule]:
-    """`covered`: ranges in their order, of which none meets another."""
+    """Yield the parts of a rule outside `covered`: sorted ranges that do not overlap."""
     first = rule.first
     for index in range(bisect_left(covered, first, key=itemgetter(1)), len(covered)):
         start, end = covered[index]
@@ -157,7 +157,7 @@ def _without(rule: Rule, covered: Sequence[tuple[int, int]]) -> Iterator[Rule]:
 
 
 def closed_ports(policy: Policy, endpoint: Endpoint) -> tuple[Published, ...]:
-    """Of the endpoint's published ports those that are not open to everybody; who is on the host may always."""
+    """Return the endpoint's published ports that are not open to all sources; the host itself may always use them."""
     rules = (*policy.accepts, *policy.published)
     return tuple(
         port
@@ -168,10 +168,10 @@ def closed_ports(policy: Policy, endpoint: Endpoint) -> tuple[Published, ...]:
 
 
 def closed_together(places: Collection[frozenset[Published]], *, doubted: bool) -> frozenset[Published]:
-    """A container's published ports on Docker's own networks that are not open to everybody, by its places' ones.
+    """Return a container's published ports on Docker networks that are not open to all sources, from its endpoints'.
 
-    Docker publishes a port for a container, not for one of its places: it is closed if it is so at each of them, or if
-    one of them is in doubt.
+    Docker publishes a port for a container, not for one endpoint: the port is closed if it is closed at each endpoint,
+    or at any endpoint while it is unknown who has the addresses of one.
     """
     if doubted or not places:
         return frozenset().union(*places)
@@ -179,12 +179,12 @@ def closed_together(places: Collection[frozenset[Published]], *, doubted: bool) 
 
 
 def covers(rule: Rule, proto: str, port: int) -> bool:
-    """True if the rule is about this port (0 for a protocol without ports), with whomever."""
+    """True if the rule covers this port (0 for a protocol without ports), with any peer."""
     return rule.proto == proto and rule.first <= port <= rule.last
 
 
 def passes(rules: Iterable[Rule], proto: str, port: int, peer: Address) -> bool:
-    """True if one of the rules is about this flow with this peer; their peers are addresses."""
+    """True if one of the rules covers this flow with this peer; the rules' peers are addresses."""
     return any(
         covers(rule, proto, port) and (not rule.peers or any(_is(peer, each) for each in rule.peers)) for rule in rules
     )

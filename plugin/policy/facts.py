@@ -1,6 +1,6 @@
-"""All that is known at one moment, as one frozen value, and whose elements differ between two of them. Pure.
+"""All facts at one moment, as one frozen value, and the owners whose elements differ between two of them. Pure.
 
-No nft element is in it: elements follow from it (`plugin.policy.view`).
+Facts contain no nft element: elements follow from them (`plugin.policy.view`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from plugin.policy.saved import SavedState
 
 
 class Kind(StrEnum):
-    """What elements may stand for."""
+    """The kinds of element owners."""
 
     FORWARDING = "forwarding"
     BRIDGES = "bridges"
@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 
 class ElementOwner(NamedTuple):
-    """One thing that elements stand for: of several of a kind by its ID."""
+    """One thing that elements stand for; `id` distinguishes several of a kind."""
 
     kind: Kind
     id: str = ""
@@ -47,8 +47,10 @@ EGRESS, LAST_RUN, SUSPECTS = (ElementOwner(kind) for kind in (Kind.EGRESS, Kind.
 
 @dataclass(frozen=True, slots=True)
 class BridgeFacts:
-    """The host's bridges that are not the driver's: `foreign` ones (by index) are left alone, `dockers` are Docker's,
-    `guarded` are all but the foreign ones, `there` are all of them, by name.
+    """The host's bridges that are not the driver's.
+
+    `unmanaged` (by index): bridges that docker-fw does not filter. `dockers`: Docker's bridges. `guarded`: all bridges
+    that docker-fw protects, which are all but the unmanaged ones. `there`: all of them, by name.
     """
 
     unmanaged: frozenset[int] = frozenset()
@@ -59,7 +61,10 @@ class BridgeFacts:
 
 @dataclass(frozen=True, slots=True)
 class ProxyFacts:
-    """Docker-proxy's control groups. `holding`: it is not known by them, so whatever begins to listen is held."""
+    """Docker-proxy's control groups.
+
+    `holding`: they do not identify docker-proxy, so every new listening port is blocked until its owner is known.
+    """
 
     cgroups: frozenset[int] = frozenset()
     holding: bool = False
@@ -67,12 +72,12 @@ class ProxyFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`saved`: what the disk keeps. The rest is found anew from Docker and the kernel at each start.
+    """`saved`: the part on the disk. The rest is read again from Docker and the kernel at each start.
 
-    `dockerd`: ports of dockerd's own, by protocol number. `listening`: ports of the host's own programs. `suspects`:
-    those on which a docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
-    `networks`, `guests`: bridge networks of Docker, and the endpoints on them, by ID. `listed`: Docker has listed all
-    since the start. `suspended`: what was opened for a time is closed, for docker-fw stops.
+    `dockerd`: dockerd's own ports, by protocol number. `listening`: ports of the host's own programs. `suspects`: ports
+    on which a docker-proxy may listen. `names`: the names of all Docker networks; None until they are listed.
+    `networks`, `guests`: Docker's bridge networks and the endpoints on them, by ID. `listed`: Docker has listed all
+    since the start. `suspended`: ports opened for a limited time are closed, because docker-fw stops.
     """
 
     saved: SavedState = field(default_factory=SavedState)
@@ -92,29 +97,32 @@ class Facts:
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def keeping(self, edit: Callable[[SavedState], SavedState]) -> Facts:
-        """With another state to be kept."""
+        """Return the facts with an edited saved state; themselves if the edit changes nothing."""
         saved = edit(self.saved)
         return self if saved is self.saved else replace(self, saved=saved)
 
     def with_guests(self, more: Mapping[str, TrackedEndpoint], less: Collection[str] = ()) -> Facts:
-        """The facts with endpoints on Docker's networks added or replaced, and others removed."""
+        """Return the facts with endpoints on Docker networks added or replaced, and others removed."""
         guests = frozen(self.guests).replace(more, less)
         return self if guests is self.guests else replace(self, guests=guests)
 
     def with_networks(self, more: Mapping[str, BridgeNetwork], less: Collection[str] = ()) -> Facts:
-        """One that is as it was stays the same object."""
+        """Return the facts with Docker networks added or replaced, and others removed.
+
+        A network that equals the former one stays the same object.
+        """
         changed = {key: network for key, network in more.items() if self.networks.get(key) != network}
         networks = frozen(self.networks).replace(changed, [key for key in less if key not in more])
         return self if networks is self.networks else replace(self, networks=networks)
 
     def owners(self) -> Iterator[ElementOwner]:
-        """Every owner that may have elements."""
+        """Yield every owner that may have elements."""
         yield from map(ElementOwner, _ALONE)
         for kind, known in self._by_kind().items():
             yield from (ElementOwner(kind, key) for key in known)
 
     def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
-        """The endpoint that the owner is, and its network."""
+        """Return the owner's network and endpoint; None for other owners."""
         network: Network | BridgeNetwork | None = None
         endpoint: Endpoint | None = None
         if owner.kind is Kind.ENDPOINT:
@@ -126,7 +134,7 @@ class Facts:
         return (network, endpoint) if network and endpoint else None
 
     def container_of(self, owner: ElementOwner) -> str:
-        """The ID of the owner's container; "" where it has none that is known."""
+        """Return the ID of the owner's container; "" if none is known."""
         found = self.endpoint(owner)
         return found[1].container.id if found and found[1].container else ""
 
@@ -139,7 +147,7 @@ class Facts:
         }
 
 
-#: What the elements of an owner that there is once follow from.
+#: The facts from which the elements of each single owner (one per kind) follow.
 _ALONE: dict[Kind, Callable[[Facts], Any]] = {
     Kind.FORWARDING: lambda facts: facts.saved.switched,
     Kind.BRIDGES: lambda facts: facts.bridges,
@@ -155,10 +163,10 @@ _ON = {Kind.ENDPOINT: Kind.NETWORK, Kind.TRACKED: Kind.DOCKER_NETWORK}
 
 
 def changed(before: Facts, after: Facts, places: Callable[[str], Iterable[ElementOwner]]) -> dict[ElementOwner, None]:
-    """The owners whose elements may be others now. `places`: a container's endpoints before.
+    """Return the owners whose elements may change. `places`: a container's endpoints before the change.
 
-    A network takes along all that are on it; an endpoint on Docker's networks takes along the other places of its
-    container, for its published ports are closed or open together.
+    A network includes all endpoints on it. An endpoint on a Docker network includes the other endpoints of its
+    container, because the container's published ports are closed or open together.
     """
     owners = dict.fromkeys(ElementOwner(kind) for kind, of in _ALONE.items() if _differ(of(before), of(after)))
     one, other = before._by_kind(), after._by_kind()
@@ -190,7 +198,7 @@ def _endpoint(what: Endpoint | TrackedEndpoint) -> Endpoint:
 
 
 def _overridden(before: Facts, after: Facts) -> set[str]:
-    """The containers whose labels are overridden otherwise now."""
+    """Return the containers whose overrides changed."""
     one, other = before.saved.overrides, after.saved.overrides
     found: set[str] = set()
     if one is not other:

@@ -1,4 +1,4 @@
-"""Whether a tracked connection would be accepted now, and how a packet of its responder would open it anew."""
+"""Whether a tracked connection would be accepted now, and how a packet of its responder would open it again."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from plugin.protocols import NUMBER, TRACKED_BY_PORT, WITH_PORTS, Proto, name_of
 _PORT_NUMBERS = frozenset(WITH_PORTS.values())
 _ICMP = (1, 58)  # IPv4's and IPv6's protocol numbers
 _ECHO = (8, 128)
-#: Protocols of which the responder's next packet opens no connection: TCP begins with a SYN, ICMP with a request.
+#: Protocols in which the responder's next packet opens no connection: TCP opens with a SYN, ICMP with a request.
 _BEGIN = (NUMBER["tcp"], *_ICMP)
 
 
 class Way(NamedTuple):
-    """How a connection was answered: from its responder to its initiator, both as they really are, behind any NAT.
+    """How a connection was answered: from its responder to its initiator, both by their real addresses behind any NAT.
 
-    Ports are 0 where the protocol has none. `whose`: the container's end.
+    Ports are 0 if the protocol has none. `whose`: the container's end.
     """
 
     source: Address
@@ -40,7 +40,7 @@ class Way(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """The initiator and the responder, which is the container also where a published port led there; and for what."""
+    """Initiator, responder, protocol and port. Behind a published port the responder is the container."""
 
     by: bytes
     to: bytes
@@ -55,9 +55,9 @@ def _ends(flow: Flow) -> _Ends:
 
 
 def ways(flow: Flow, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
-    """How the connection was answered, as a packet of the responder would open one; nothing where none would.
+    """Yield the ways in which a packet of the responder would open the connection again, if any.
 
-    `guarded`: the containers' addresses, packed, whose end of a connection is theirs.
+    `guarded`: the protected containers' addresses, packed; they decide which end is the container's.
     """
     ends = _ends(flow)
     source, peer = ip_address(flow.responder), ip_address(flow.source)
@@ -65,7 +65,7 @@ def ways(flow: Flow, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
     if flow.proto not in _BEGIN:
         ports = (flow.responder_port, flow.source_port) if flow.proto in TRACKED_BY_PORT else (0, 0)
         yield Way(source, flow.proto, ports[0], peer, ports[1], whose)
-    # Over IPv6 conntrack looks behind an authentication header and does not report it; rules see just that.
+    # Over IPv6 conntrack looks behind an authentication header and does not report it; rules see only that header.
     if source.version == 6 and (
         not guarded or _judged_closed(ends._replace(number=NUMBER["ah"], port=0), guarded, set())
     ):
@@ -74,7 +74,7 @@ def ways(flow: Flow, guarded: Mapping[bytes, AddressPolicy]) -> Iterator[Way]:
 
 @dataclass(frozen=True, slots=True)
 class ClosedFlow:
-    """A connection that is not accepted any more: who opened it, and to which address and port."""
+    """A connection that is not accepted any more: its source, and the address and port to which it was opened."""
 
     source: Address
     address: Address
@@ -89,7 +89,7 @@ def closed_flow(flow: Flow) -> ClosedFlow:
 
 
 def let_through(ways: Collection[Way], guarded: Mapping[Address, AddressPolicy], local: set[bytes]) -> list[Way]:
-    """Those of the ways in which flows were answered that would be let through now."""
+    """Return the ways that would be allowed now, of those in which flows were answered."""
     packed = {address.packed: what for address, what in guarded.items()}
 
     def ends(way: Way) -> _Ends:
@@ -106,7 +106,7 @@ def is_closed(flow: Flow, guarded: Mapping[bytes, AddressPolicy], local: set[byt
 
 
 def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: set[bytes]) -> bool:
-    """True if the flow came to one of these addresses, or was begun by one, and would not be let through now."""
+    """True if one of these addresses accepted or opened the flow, and it would not be allowed now."""
     comes, goes = guarded.get(ends.to), guarded.get(ends.by)
     if comes is None and goes is None:
         return False
@@ -125,7 +125,7 @@ def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: s
         return True
     if goes.policy.egress is None:
         return False
-    if number in _ICMP:  # no rule speaks of it, so who is confined begins none
+    if number in _ICMP:  # no egress rule covers ICMP, so an egress-restricted container may open none
         return True
     if passes(goes.policy.egress, proto, port, target):
         return False
@@ -134,7 +134,7 @@ def _judged_closed(ends: _Ends, guarded: Mapping[bytes, AddressPolicy], local: s
 
 
 def is_strange(flow: Flow, prefixes: Collection[Prefix], known: set[bytes]) -> bool:
-    """Return whether an address within the prefixes that is not known opened the connection, to elsewhere."""
+    """Return whether an unknown address within the prefixes opened the connection to another network."""
     if flow.source in known:
         return False
     source, target = ip_address(flow.source), ip_address(flow.responder)

@@ -1,6 +1,6 @@
-"""A dict that never changes and knows how it differs from the ones that it was made from. Pure.
+"""An immutable dict that knows how it differs from the dicts that it was made from. Pure.
 
-One endpoint of ten thousand changes: to copy such a dict costs 0.02 ms, to compare two of them 0.3 ms.
+When one endpoint of ten thousand changes, copying such a dict costs 0.02 ms, and comparing two of them 0.3 ms.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, NoReturn, Self, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
-#: Dicts that one remembers to have been made from: an edit makes a few, one after the other.
+#: How many earlier dicts one remembers: an edit makes a few, one after the other.
 _HISTORY = 8
 
 
 class FrozenDict(dict[K, V]):
-    """Two values are the same if they are one object. What is put in must not change either."""
+    """An immutable dict. Two values are the same if they are one object. The values must not change either."""
 
     __slots__ = ("__weakref__", "_history")
 
@@ -28,15 +28,15 @@ class FrozenDict(dict[K, V]):
         self._history: tuple[tuple[weakref.ref[FrozenDict[K, V]], frozenset[K]], ...] = ()
 
     def put(self, key: K, value: V) -> Self:
-        """A copy in which the key has this value."""
+        """Return a copy in which the key has this value."""
         return self.replace({key: value})
 
     def drop(self, keys: Iterable[K]) -> Self:
-        """A copy without these keys."""
+        """Return a copy without these keys."""
         return self.replace({}, keys)
 
     def replace(self, more: Mapping[K, V], less: Iterable[K] = ()) -> Self:
-        """With `more`, and without the keys of `less` that are not in it."""
+        """Return a copy with `more`, and without the keys of `less` that are not in `more`."""
         changed = {key: value for key, value in more.items() if self.get(key, self) is not value}
         gone = {key for key in less if key in self and key not in more}
         if not changed and not gone:
@@ -52,7 +52,7 @@ class FrozenDict(dict[K, V]):
         return other
 
     def differing(self, before: Mapping[K, V]) -> frozenset[K]:
-        """The keys in which the two may differ; it never misses one."""
+        """Return the keys in which the two may differ, never too few."""
         if before is self:
             return frozenset()
         for of, keys in self._history:
@@ -68,5 +68,5 @@ class FrozenDict(dict[K, V]):
 
 
 def frozen(known: Mapping[K, V]) -> FrozenDict[K, V]:
-    """The mapping as a FrozenDict; itself if it is one."""
+    """Return the mapping as a FrozenDict; itself if it is one."""
     return known if isinstance(known, FrozenDict) else FrozenDict(known)

@@ -1,7 +1,7 @@
-"""What `fwctl allow`, `deny`, `ban` say: kept over restarts, ended by themselves. Pure, but for the clock it is given.
+"""Overrides and bans of `fwctl allow`, `deny`, `ban`: saved across restarts, they end by themselves. Pure, given time.
 
-An override is a container's by its ID: one that is made anew under the same name is another. What was said before stays
-under what was said later, and counts again when that has ended.
+An override belongs to a container by its ID: a container created again under the same name does not have it. An earlier
+override stays under a later one, and counts again when the later one has ended.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from plugin.model import Override, Overriding, Peer
 from plugin.policy.decide import minus
 from plugin.policy.saved import SavedState
 
-#: Who has no name, so that nobody is meant by it.
+#: A peer without a name, which matches no container.
 _NOBODY = (Peer("container", ""),)
 
 
 def in_force(state: SavedState) -> dict[str, Override]:
-    """By container, what overrides its labels: of two words on the same ports the later one counts."""
+    """Return the override of each container's labels: of two for the same ports the later one counts."""
     found: dict[str, Override] = {}
     for each in state.overrides:
         known, one = found.get(each.container, Override()), (each.rule,)
@@ -31,7 +31,7 @@ def in_force(state: SavedState) -> dict[str, Override]:
 
 
 def with_one(state: SavedState, new: Overriding) -> SavedState:
-    """Adds a word. What it leaves no more time for goes: that would never count again."""
+    """Add an override. Earlier ones that it repeats or outlasts are removed: they would never count again."""
     kept: list[Overriding] = []
     for each in state.overrides:
         outlived = not new.until or 0 < each.until <= new.until
@@ -48,25 +48,25 @@ def with_one(state: SavedState, new: Overriding) -> SavedState:
 
 
 def without(state: SavedState, containers: Collection[str]) -> SavedState:
-    """The state without what was said of these containers."""
+    """Return the state without the overrides of these containers."""
     if not any(each.container in containers for each in state.overrides):
         return state
     return dataclasses.replace(state, overrides=tuple(e for e in state.overrides if e.container not in containers))
 
 
 def ended(state: SavedState, now: float) -> list[Overriding]:
-    """The words whose time is over."""
+    """Return the overrides that have expired."""
     return [each for each in state.overrides if 0 < each.until <= now]
 
 
 def lapsed(state: SavedState, now: float, *, deny: bool) -> SavedState:
-    """The state without the words of `fwctl deny`, or of `fwctl allow`, whose time is over."""
+    """Return the state without the expired overrides of `fwctl deny`, or of `fwctl allow`."""
     gone = [each for each in ended(state, now) if each.deny is deny]
     return dataclasses.replace(state, overrides=tuple(each for each in state.overrides if each not in gone))
 
 
 def swept(state: SavedState, now: float) -> SavedState:
-    """The state without the bans whose time is over."""
+    """Return the state without expired bans."""
     bans = dict(state.bans)
     for prefix in [prefix for prefix, until in bans.items() if 0 < until <= now]:
         del bans[prefix]
@@ -74,14 +74,14 @@ def swept(state: SavedState, now: float) -> SavedState:
 
 
 def expired(state: SavedState, now: float) -> SavedState:
-    """The state without all that has ended."""
+    """Return the state without expired overrides and bans."""
     return swept(lapsed(lapsed(state, now, deny=False), now, deny=True), now)
 
 
 def unwatched(state: SavedState) -> SavedState:
-    """What may be in force while nobody watches the clock: what was opened for a time is closed.
+    """Return the state to apply while no process checks the time: ports opened for a limited time are closed.
 
-    A port that was opened to some for a time was closed to others, who do not get it back.
+    A port opened to some peers for a limited time was closed to all others, and stays closed to them.
     """
     return dataclasses.replace(state, overrides=tuple(_unwatched(state)))
 

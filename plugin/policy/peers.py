@@ -1,6 +1,6 @@
-"""Who is called what: named peers → addresses, and who must be looked at again when somebody comes or goes. Pure.
+"""Index of names: named peers → addresses, and the owners to compute again when a peer is added or removed. Pure.
 
-A name that matches nobody matches nothing.
+A name without a container matches nothing.
 """
 
 from __future__ import annotations
@@ -20,38 +20,41 @@ from plugin.policy.decide import prefix_of
 from plugin.policy.facts import ElementOwner
 from plugin.protocols import WITH_PORTS
 
-#: Elements that the names in one endpoint's rules may become, each way: each change of a peer computes them anew.
+#: Most elements from the names in one endpoint's rules, per direction: each change of a peer computes them again.
 MAX_NAMED = 10_000
-#: Elements that the addresses in one endpoint's rules may become by published ports, where docker-proxy serves these:
-#: each such port lets in each piece of each prefix.
+#: Most elements from the addresses in one endpoint's rules at published ports that docker-proxy serves: each such port
+#: needs one for each piece of each prefix.
 MAX_LISTED = 100_000
-#: Kinds of which Docker's networks say which name is meant.
+#: Kinds whose names are resolved by the names of Docker networks.
 _BY_NETWORKS = frozenset(kind for kind, each in NAMED.items() if each.networks)
-#: What a peer is called everywhere: its kind, the compose project it is to be looked for in, and the name.
+#: The unique key of a peer: its kind, the compose project in which to look for it, and the name.
 Key = tuple[str, str, str]
 
 
 def itself(container: Container) -> Key:
-    """A container under whatever name, for its own places: by one of them it sends from all its addresses."""
+    """Return the key of a container, independent of its name, for its own endpoints.
+
+    Through one endpoint a container may send from the addresses of all of them.
+    """
     return ("itself", "", container.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """One endpoint's addresses, and what the container that has them is called."""
+    """One endpoint's addresses, and the names of the container that has them."""
 
     addresses: tuple[Address, ...]
     keys: frozenset[Key]
 
 
 def names(container: Container) -> frozenset[Key]:
-    """Everything that a container is called on one network."""
+    """Return all names of a container on one network."""
     found = (itself(container), *((kind, *each.of(container)) for kind, each in NAMED.items()))
     return frozenset(key for key in found if key[2])
 
 
 def who(endpoint: Endpoint) -> Who | None:
-    """None while nobody is known there."""
+    """Return the identity of an endpoint; None while its container is unknown or it is not joined."""
     container = endpoint.container
     if container is None or not endpoint.joined:
         return None
@@ -59,8 +62,10 @@ def who(endpoint: Endpoint) -> Who | None:
 
 
 class _Cost(NamedTuple):
-    """`ports`: in blocks, and published ones by docker-proxy besides. `beyond`: it is too much. `flood`: so are the
-    addresses that are written there, by published ports: the rule opens nothing at all.
+    """The elements that one rule's peers need.
+
+    `ports`: blocks of ports plus published ports. `beyond`: the names need too many elements. `flood`: the addresses
+    written in the rule need too many at published ports, so the rule opens nothing at all.
     """
 
     addresses: int
@@ -70,7 +75,7 @@ class _Cost(NamedTuple):
 
 
 class _Published:
-    """Published ports, of which those of a range are counted: there may be thousands, and as many rules."""
+    """Published ports, sorted to count those within a range: there may be thousands, and as many rules."""
 
     def __init__(self, ports: Iterable[Published]) -> None:
         self._ports: dict[tuple[str, int], list[int]] = {}
@@ -88,7 +93,7 @@ class _Published:
 
 
 def _literal(rule: Rule, served: _Published) -> int:
-    """What the addresses that a rule names become by docker-proxy's ports."""
+    """Return how many elements the addresses in a rule need at ports that docker-proxy serves."""
     ports = {version: served.within(rule, version) for version in (4, 6)}
     if not any(ports.values()):
         return 0
@@ -102,18 +107,18 @@ def _as_peer(address: Address) -> Peer:
 
 
 class PeerIndex:
-    """Not thread-safe."""
+    """Names and addresses of all owners, and the names that their rules use. Not thread-safe."""
 
     def __init__(self) -> None:
         self._who: dict[ElementOwner, Who] = {}
         self._by_key: dict[Key, dict[Address, int]] = {}
         self._asks: dict[ElementOwner, frozenset[Key]] = {}
         self._asked_by: dict[Key, set[ElementOwner]] = {}
-        #: Every network of Docker's by name, empty ones too; None until Docker has told.
+        #: The names of all Docker networks, also of empty ones; None until Docker has listed them.
         self.networks: frozenset[str] | None = None
 
     def copy(self) -> PeerIndex:
-        """As it is now, to be read: who must be looked at again it does not know."""
+        """Return a copy to be read: it does not know which owners depend on a name."""
         other = PeerIndex()
         other._who, other._asks = dict(self._who), dict(self._asks)
         other._by_key = {key: dict(addresses) for key, addresses in self._by_key.items()}
@@ -125,7 +130,7 @@ class PeerIndex:
         return owner in self._who
 
     def put(self, owner: ElementOwner, now: Who | None) -> set[Key]:
-        """Notes who an owner is; returns the names whose addresses are others now."""
+        """Set an owner's identity. Return the keys whose addresses changed."""
         before = self._who.pop(owner, None)
         if now is not None:
             self._who[owner] = now
@@ -147,8 +152,9 @@ class PeerIndex:
     def losing(
         self, now: Mapping[ElementOwner, Who | None]
     ) -> tuple[list[ElementOwner], dict[Address, set[ElementOwner]]]:
-        """The owners that are nobody from now on; and by address that is called otherwise from now on, the owners whose
-        rules speak of what it was called. Nothing is noted yet.
+        """Return the owners that lose their identity; and by address that loses a name, the owners that use that name.
+
+        `now`: the coming identities. The index does not change yet.
         """
         gone: list[ElementOwner] = []
         lost: dict[Address, set[ElementOwner]] = {}
@@ -166,7 +172,7 @@ class PeerIndex:
         return gone, lost
 
     def asks(self, owner: ElementOwner, rules: Iterable[Rule], container: Container | None, *more: Key) -> None:
-        """Notes which names an owner's rules speak of, and `more`."""
+        """Set the names that an owner depends on: those in its rules, and `more`."""
         spoken = (key for rule in rules for peer in rule.peers for key in self._keys(peer, container))
         keys = frozenset((*spoken, *more))
         before = self._asks.pop(owner, frozenset())
@@ -180,16 +186,17 @@ class PeerIndex:
             self._asked_by.setdefault(key, set()).add(owner)
 
     def asking(self, owner: ElementOwner) -> bool:
-        """True if the owner's rules speak of somebody by name."""
+        """True if the owner's rules have a named peer (not only addresses)."""
         return any(kind != "itself" for kind, _, _ in self._asks.get(owner, ()))
 
     def dependents(self, keys: Iterable[Key]) -> set[ElementOwner]:
-        """The owners whose rules speak of one of these names."""
+        """Return the owners that depend on one of these names."""
         return {owner for key in keys for owner in self._asked_by.get(key, ())}
 
     def network_askers(self, before: frozenset[str] | None) -> list[ElementOwner]:
-        """The owners whose rules speak of a network that may be another one than before: which one is meant depends on
-        what networks there are.
+        """Return the owners whose rules name a network that may now be a different one.
+
+        Which network a name means depends on the names of all existing networks. `before`: these names until now.
         """
         if before is None or self.networks is None:
             return [owner for owner, keys in self._asks.items() if any(kind in _BY_NETWORKS for kind, _, _ in keys)]
@@ -204,10 +211,10 @@ class PeerIndex:
         published: Collection[Published] = (),
         proxied: Collection[Published] = (),
     ) -> Policy:
-        """The policy with addresses in the place of names. A rule with peers that are nobody is none at all.
+        """Return the policy with addresses instead of names. A rule whose peers match no container is left out.
 
-        `published`: the endpoint's ports, of which each is as many elements more. Beyond MAX_NAMED names open nothing.
-        `proxied`: those that docker-proxy serves. Beyond MAX_LISTED a rule with addresses opens nothing.
+        `published`: the endpoint's ports; each adds one element per address. Beyond MAX_NAMED elements, names open
+        nothing. `proxied`: the ports that docker-proxy serves. Beyond MAX_LISTED, a rule with addresses opens nothing.
         """
         accepts = tuple(self._rules(policy.accepts, container, published, proxied, inbound=True))
         egress = None if policy.egress is None else tuple(self._rules(policy.egress, container, inbound=False))
@@ -220,8 +227,9 @@ class PeerIndex:
         published: Collection[Published] = (),
         proxied: Collection[Published] = (),
     ) -> Iterator[str]:
-        """One sentence for each rule whose names stand for so many addresses that they open nothing; and for each that
-        opens nothing for its addresses, at so many published ports.
+        """Yield one sentence for each rule that opens nothing because it needs too many elements.
+
+        Either its names have too many addresses, or its addresses need too many elements at published ports.
         """
         for word, rules, ports, those in (
             ("fw.allow", policy.accepts, published, proxied),
@@ -249,7 +257,9 @@ class PeerIndex:
         published: Collection[Published] = (),
         proxied: Collection[Published] = (),
     ) -> Iterator[_Cost]:
-        """What each rule's peers would become, counted without making it. An address with two names counts twice."""
+        """Yield the number of elements of each rule's peers, without making them. An address with two names counts
+        twice.
+        """
         total = listed = 0
         counted, served = _Published(published), _Published(proxied)
         for rule in rules:
@@ -284,14 +294,14 @@ class PeerIndex:
             peers: set[Peer] = set()
             for peer in rule.peers:
                 if peer.kind == "prefix" or (peer.kind == "host" and not inbound):
-                    peers.add(peer)  # who is on the host needs no rule to come in
+                    peers.add(peer)  # the host's own programs need no rule to enter
                 elif not cost.beyond:
                     peers.update(_as_peer(a) for key in self._keys(peer, of) for a in self.addresses(key))
             if peers:
                 yield dataclasses.replace(rule, peers=tuple(sorted(peers, key=attrgetter("kind", "value"))))
 
     def addresses(self, key: Key) -> list[Address]:
-        """The addresses of all containers with this key."""
+        """Return the addresses of all containers with this key."""
         return list(self._by_key.get(key, ()))
 
     def _keys(self, peer: Peer, container: Container | None) -> list[Key]:

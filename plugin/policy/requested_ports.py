@@ -1,4 +1,4 @@
-"""Ports of the host that containers ask for, as `GET /containers/ID/json` shows it: docker-proxy gets them. Pure."""
+"""Host ports that containers request, from `GET /containers/ID/json`: docker-proxy listens on them. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from plugin.jsonio import address, published_protocol, within
 from plugin.model import Address, Published
 from plugin.protocols import PUBLISHABLE, Proto
 
-#: A container that asks for more ranges than that is taken to ask for every port.
+#: A container that requests more ranges than this is treated as if it requested every port.
 MOST = 200
 _EVERY: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Asked:
-    """`first` to `last` of the host's ports; 0: Docker chooses one each time the container starts."""
+    """Requested host ports, from `first` to `last`; 0: Docker chooses one each time the container starts."""
 
     proto: Proto
     host_ip: Address
@@ -27,7 +27,7 @@ class Asked:
     last: int
 
     def may_be(self, port: Published) -> bool:
-        """True if one that listens there may be this container's docker-proxy."""
+        """True if a program that listens there may be this container's docker-proxy."""
         if self.proto != port.proto or not self.first <= port.host_port <= self.last:
             return False
         if self.host_ip.version != port.host_ip.version:
@@ -36,7 +36,7 @@ class Asked:
 
 
 def asked(raw: Any) -> tuple[Asked, ...]:
-    """What an inspected container asks for. Raises ValueError, and the like."""
+    """Return the ports that an inspected container requests. Raises ValueError, TypeError, KeyError and the like."""
     config = raw["HostConfig"]
     mode = str(config.get("NetworkMode") or "")
     if mode == "host" or mode.startswith("container:"):
@@ -51,7 +51,7 @@ def asked(raw: Any) -> tuple[Asked, ...]:
 
 
 def read(raw: Any) -> Asked:
-    """One that was kept. Raises ValueError."""
+    """Return a saved request from its JSON. Raises ValueError."""
     return Asked(
         published_protocol(raw, "proto"),
         address(raw["host_ip"]),
@@ -75,12 +75,12 @@ def _binding(proto: Proto, binding: Any) -> list[Asked]:
         return [_choice(proto)]
     host = binding.get("HostIp")
     given = address(host) if host else _EVERY[0]
-    # An unspecified address is Docker's word for all, of both families in most versions.
+    # An unspecified address means all addresses to Docker, of both families in most versions.
     return [Asked(proto, each, first, last) for each in (_EVERY if given.is_unspecified else (given,))]
 
 
 def _joined(found: list[Asked]) -> Iterator[Asked]:
-    """Ports one after the other as one range: `-p 8000-8999:8000-8999` is a thousand bindings."""
+    """Yield consecutive ports as one range: `-p 8000-8999:8000-8999` is a thousand bindings."""
     first: Asked | None = None
     last: Asked | None = None
     for each in sorted(set(found), key=lambda each: (each.proto, str(each.host_ip), each.first, each.last)):

@@ -1,4 +1,4 @@
-"""What is kept over restarts, as nouns. Pure; `plugin.state.store` is its file."""
+"""The state that is saved across restarts. Pure; `plugin.state.store` reads and writes its file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from plugin.policy.requested_ports import Asked
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """networks and endpoints by their Docker IDs; `boot` is the kernel's boot id of when it was written."""
+    """`networks` and `endpoints` by their Docker IDs; `boot` is the kernel's boot ID at the time of writing."""
 
     networks: Mapping[str, Network] = field(default_factory=FrozenDict)
     endpoints: Mapping[str, Endpoint] = field(default_factory=FrozenDict)
     boot: str = ""
-    #: Families (AF_) whose forwarding docker-fw switched on since `boot`.
+    #: Address families (AF_) whose forwarding docker-fw enabled since `boot`.
     switched: frozenset[int] = frozenset()
-    #: Bridges that were nobody's of ours and not Docker's, by name.
+    #: Bridges of neither docker-fw nor Docker, by name.
     unmanaged: frozenset[str] = frozenset()
-    #: By container on Docker's own networks, the published ports behind which the container's port was closed.
+    #: By container on Docker networks, the published ports behind which the container's port was closed.
     proxied: Mapping[str, tuple[Published, ...]] = field(default_factory=FrozenDict)
-    #: Bridges on which not everybody might begin everything.
+    #: Bridges with a container, network or setting that restricts egress.
     egress_restricted: frozenset[str] = frozenset()
-    #: What `fwctl allow` and `fwctl deny` said, in that order.
+    #: Overrides by `fwctl allow` and `fwctl deny`, in the order in which they were made.
     overrides: tuple[Overriding, ...] = ()
-    #: Banned prefixes, until when (Unix time; 0: for ever).
+    #: Banned prefixes with their ends (Unix time; 0: permanent).
     bans: Mapping[Prefix, float] = field(default_factory=dict)
-    #: By container, the ports of the host that it asks for when it starts.
+    #: By container, the host ports that it requests when it starts.
     asked: Mapping[str, tuple[Asked, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,13 +38,13 @@ class SavedState:
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def with_network(self, network: Network) -> SavedState:
-        """The state with this network added or replaced."""
+        """Return the state with this network added or replaced."""
         if self.networks.get(network.id) == network:
             return self
         return replace(self, networks=frozen(self.networks).put(network.id, network))
 
     def without_network(self, network_id: str) -> SavedState:
-        """Nor the endpoints on it, nor what is known of its bridge."""
+        """Return the state without this network, the endpoints on it, and its bridge's egress restriction."""
         network = self.networks.get(network_id)
         return replace(
             self,
@@ -54,18 +54,20 @@ class SavedState:
         )
 
     def with_endpoint(self, endpoint: Endpoint) -> SavedState:
-        """The state with this endpoint added or replaced."""
+        """Return the state with this endpoint added or replaced."""
         if self.endpoints.get(endpoint.id) == endpoint:
             return self
         return replace(self, endpoints=frozen(self.endpoints).put(endpoint.id, endpoint))
 
     def without_endpoint(self, endpoint_id: str) -> SavedState:
-        """The state without this endpoint."""
+        """Return the state without this endpoint."""
         return replace(self, endpoints=frozen(self.endpoints).drop([endpoint_id]))
 
     def with_bridges(self, there: Collection[str]) -> SavedState:
-        """Only these exist. On the others whoever is not known may begin nothing if somebody might not begin everything
-        once: a container that comes back while Docker's API is silent must not begin what its labels forbid.
+        """Return the state without egress-restricted bridges that do not exist any more; `there`: all that exist.
+
+        On an existing bridge where egress was restricted once, an unknown container may open no connections: a
+        container that returns while Docker's API does not answer must not open what its labels forbid.
         """
         egress_restricted = self.egress_restricted & frozenset(there)
         return (
@@ -73,10 +75,10 @@ class SavedState:
         )
 
     def with_foreign(self, bridges: Iterable[str]) -> SavedState:
-        """Names of bridges that are neither ours nor Docker's: they need not wait at the next boot."""
+        """Return the state with these names of bridges of neither docker-fw nor Docker: they need not wait at boot."""
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, bridges))
         return self if unmanaged == self.unmanaged else replace(self, unmanaged=unmanaged)
 
     def on(self, network_id: str) -> list[str]:
-        """The IDs of the endpoints on a network."""
+        """Return the IDs of the endpoints on a network."""
         return [e.id for e in self.endpoints.values() if e.network_id == network_id]

@@ -1,6 +1,6 @@
-"""The reference: what becomes of the first packet of a flow, step by step, by the policy alone. Pure.
+"""The reference: whether the first packet of a flow passes, step by step, by the policy alone. Pure.
 
-`fwctl explain` says this, and a test holds the kernel to it: where they differ one of them is wrong.
+`fwctl explain` shows this, and a test compares the kernel with it: where they differ, one of them is wrong.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from plugin.policy.rate_quota import FULL
 from plugin.policy.view import PolicyView, subnets
 from plugin.protocols import NUMBER, OTHER
 
-#: ICMP and ICMPv6 by the names that a user writes; both mean useful messages, such as echo-request.
+#: ICMP and ICMPv6 under one name, as a user writes it; it means useful messages, such as echo-request.
 ICMP = "icmp"
 _NOBODY = ElementOwner(Kind.ENDPOINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first one of a flow. `source` None: a program of the host itself. `proto`: one of `plugin.protocols`,
-    icmp or "other"; `port` 0 where there is none. `host`: the target is an address of the host's own. `by`: it came by
-    a published port, which leads to this target and port, and is sent on ("dnat") or served by docker-proxy ("proxy").
+    """The first packet of a flow.
+
+    `source` None: a program of the host itself. `proto`: one of `plugin.protocols`, icmp or "other"; `port` 0 if it has
+    none. `host`: the target is one of the host's own addresses. `by`: the packet arrived at a published port that leads
+    to this target and port, and is forwarded ("dnat") or served by docker-proxy ("proxy").
     """
 
     source: Address | None
@@ -40,9 +42,9 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One check and its outcome: "" (go on), "accept" or "drop". `origin`: the label, setting or command that says so.
+    """One check and its outcome: "" (continue), "accept" or "drop". `origin`: the label, setting or command behind it.
 
-    `limited`: only so many packets pass in a time, so that a packet may be dropped although the last step accepts it.
+    `limited`: a rate limit applies, so a packet may be dropped although the last step accepts it.
     """
 
     text: str
@@ -53,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The steps of a packet's way; the last one decides."""
+    """The steps of a packet's path; the last one decides."""
 
     steps: tuple[Step, ...]
 
@@ -65,7 +67,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An address within a network, and who has it (nobody known: None)."""
+    """An address within a network, and the endpoint that has it (None: unknown)."""
 
     network: Network | BridgeNetwork
     endpoint: Endpoint | None = None
@@ -78,7 +80,10 @@ class Found:
 
 
 def verdict(inventory: PolicyView, packet: Packet, now: float = 0) -> Verdict:
-    """What docker-fw lets through; Docker's own firewall and the host's are not asked. `now`: Unix time, for bans."""
+    """Return whether docker-fw lets a packet through, and why; Docker's firewall and the host's are not considered.
+
+    `now`: Unix time, for bans.
+    """
     return Verdict(tuple(_until_decided(_steps(inventory, packet, now))))
 
 
@@ -93,7 +98,7 @@ def _steps(inventory: PolicyView, packet: Packet, now: float) -> Iterator[Step]:
     if packet.source is None:
         yield Step("the host reaches every container", "accept")
         return
-    # docker-proxy's own way to the container begins on the host, where no ban is asked for.
+    # docker-proxy's connection to the container starts on the host, where bans are not checked.
     for address in (packet.source,) if packet.by == "proxy" else (packet.source, packet.target):
         if prefix := holding(ip_network(address), inventory.state.bans, now):
             for_a_time = " for a time" if inventory.state.bans[prefix] else ""
@@ -102,7 +107,7 @@ def _steps(inventory: PolicyView, packet: Packet, now: float) -> Iterator[Step]:
     together = source and target and source.network.id == target.network.id
     if source and together and (packet.by != "proxy" or _flat(source.network)):
         yield Step(f"both are on {_called(source.network)}, where containers talk freely", "accept")
-    if source and packet.by != "proxy":  # whose packets go to the host, and are judged as such
+    if source and packet.by != "proxy":  # packets to docker-proxy go to the host, and are judged as such
         yield from _leaves(inventory, packet, source)
     if target is None:
         where = "the host itself, which docker-fw does not filter" if packet.host else "not on a container network"
@@ -189,7 +194,7 @@ def _rule(rules: tuple[Rule, ...], proto: str, port: int, peer: Address) -> Rule
 
 
 def policy_of(inventory: PolicyView, found: Found) -> Policy | None:
-    """With addresses in the place of names."""
+    """Return the policy of an address, with addresses instead of names; None if its endpoint is unknown."""
     if found.endpoint is None:
         return None
     policy = inventory.resolved(found.network, found.endpoint)
@@ -197,7 +202,7 @@ def policy_of(inventory: PolicyView, found: Found) -> Policy | None:
 
 
 def egress_restricted(inventory: PolicyView, network: Network | BridgeNetwork) -> bool:
-    """True if not everybody on the network may begin everything; who is not known there may begin nothing."""
+    """True if egress of any container on the network is restricted; unknown addresses there may then open nothing."""
     if inventory.confines(network):
         return True
     there = (found for owner in inventory.owners() if (found := inventory.endpoint(owner)) and found[0] == network)
@@ -205,7 +210,7 @@ def egress_restricted(inventory: PolicyView, network: Network | BridgeNetwork) -
 
 
 def find(inventory: PolicyView, address: Address) -> Found | None:
-    """The network that the address is in, and who has it; None where it is in none."""
+    """Return the network of the address and the endpoint that has it; None if it is in no network."""
     network: Network | BridgeNetwork | None = None
     for owner in inventory.owners():
         found = inventory.endpoint(owner)
@@ -218,7 +223,7 @@ def find(inventory: PolicyView, address: Address) -> Found | None:
 
 
 def number_of(proto: str) -> str:
-    """What a user writes for a protocol → what rules call it."""
+    """Return the name that rules use for a protocol that a user wrote."""
     proto = proto.lower()
     if proto in NUMBER or proto in (ICMP, OTHER):
         return proto

@@ -1,4 +1,4 @@
-"""All that is known at one moment → what each owner's elements are. Pure: decides, and touches nothing."""
+"""The facts at one moment → the elements of each owner. Pure: decides, and changes nothing outside."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ from plugin.policy.saved import SavedState
 
 @dataclass(slots=True)
 class PolicyView:
-    """Not thread-safe. `watched`: docker-fw keeps up with Docker (`plugin.state.lease`)."""
+    """The facts with all that follows from them. Not thread-safe. `watched`: docker-fw keeps up with Docker's events
+    (`plugin.state.lease`).
+    """
 
     defaults: Defaults
     facts: Facts = field(default_factory=Facts)
@@ -52,9 +54,9 @@ class PolicyView:
     directory: PeerIndex = field(default_factory=PeerIndex)
     watched: bool = True
     quota: Quota = field(default_factory=Quota)
-    #: By container, its endpoints.
+    #: The endpoints of each container, by its ID.
     _places: dict[str, dict[ElementOwner, None]] = field(default_factory=dict)
-    #: While a change is made: policies by endpoint, and what each was decided from.
+    #: While a change is made: policies by endpoint, with the inputs of each decision.
     _decided: dict[str, tuple[Network | BridgeNetwork, Endpoint, Override, Policy]] | None = None
 
     @property
@@ -63,16 +65,16 @@ class PolicyView:
         return self.facts.saved
 
     def copy(self, *, watched: bool = True) -> PolicyView:
-        """As it is now, to be read while the other goes on changing."""
+        """Return a copy to be read while this view continues to change."""
         directory, quota = self.directory.copy(), self.quota.copy()
         return PolicyView(self.defaults, self.facts, self.overrides, directory, watched, quota, _index(self.facts))
 
     def owners(self) -> list[ElementOwner]:
-        """Every owner that may have elements."""
+        """Return every owner that may have elements."""
         return list(self.facts.owners())
 
     def take(self, facts: Facts, owners: Iterable[ElementOwner]) -> None:
-        """These are the facts from now on; `owners`: those that they change."""
+        """Replace the facts; `owners`: those that the new facts change."""
         before, self.facts = self.facts, facts
         for owner in owners:
             was, now = before.container_of(owner), facts.container_of(owner)
@@ -88,19 +90,20 @@ class PolicyView:
         self.directory.networks = facts.names
 
     def room_left(self) -> list[ElementOwner]:
-        """The owners that get the room for rates of containers that were there before docker-fw started, and are not
-        when Docker has listed all.
+        """Return the owners that get rate limits freed when Docker has listed all containers.
+
+        Until then the room of containers from before docker-fw's start is kept for them; some may be gone.
         """
         return self.quota.settle() if self.facts.listed and self.quota.keeping else []
 
     def start(self, facts: Facts) -> None:
-        """These are the facts, whatever was known before."""
+        """Start from these facts, and forget all earlier ones."""
         self.facts, self.overrides, self._places = facts, _in_force(facts), _index(facts)
         self.directory, self.quota = PeerIndex(), Quota()
         self.directory.networks = facts.names
 
     def changed(self, before: Facts, after: Facts) -> dict[ElementOwner, None]:
-        """The owners whose elements may be others; `before` is what is known now."""
+        """Return the owners whose elements may change; `before`: the current facts."""
         owners = changed(before, after, self.places)
         if before.names != after.names:
             self.directory.networks = after.names
@@ -109,13 +112,14 @@ class PolicyView:
         return owners
 
     def places(self, container_id: str) -> Iterable[ElementOwner]:
-        """The container's endpoints."""
+        """Return the owners that are the container's endpoints."""
         return self._places.get(container_id, {})
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
-        """While one change is made, which asks for the same policies again and again. Not kept any longer: those of
-        thousands would be megabytes.
+        """Cache policies while one change is made, which needs the same ones repeatedly.
+
+        They are not kept longer: the policies of thousands of endpoints would take megabytes.
         """
         outer, self._decided = self._decided, {} if self._decided is None else self._decided
         try:
@@ -123,11 +127,13 @@ class PolicyView:
         finally:
             self._decided = outer
 
-    # --- what is sticky -------------------------------------------------------------------------------------------
+    # --- sticky facts ---------------------------------------------------------------------------------------------
 
     def settled(self, before: Facts, owners: Iterable[ElementOwner]) -> Facts:
-        """What is known, with what follows from it and outlives it: bridges where not everybody may begin everything,
-        until they go; closed published ports, until their container goes. `owners`: those that differ from `before`.
+        """Return the facts with derived facts that outlast their cause.
+
+        These are egress-restricted bridges, until the bridge is removed, and closed published ports, until their
+        container is removed. `owners`: those that differ from `before`.
         """
         owners = list(owners)
         saved = self.facts.saved
@@ -138,7 +144,10 @@ class PolicyView:
         return replace(self.facts, saved=replace(saved, egress_restricted=egress_restricted, proxied=proxied))
 
     def _restricted(self, before: Facts, owners: Iterable[ElementOwner]) -> set[str]:
-        """The bridges on which one of these owners restricts what may be begun. None is forgotten while one does."""
+        """Return newly restricted bridges: those on which one of these owners restricts egress.
+
+        If a bridge was dropped from the facts, all owners are checked: it stays while one of them restricts egress.
+        """
         known, found = self.state.egress_restricted, set[str]()
         for owner in self.owners() if before.saved.egress_restricted - known else owners:
             network = self._network(owner)
@@ -147,7 +156,7 @@ class PolicyView:
         return found
 
     def _network(self, owner: ElementOwner) -> Network | BridgeNetwork | None:
-        """The network that the owner is, or is on."""
+        """Return the network that the owner is, or is on."""
         match owner.kind:
             case Kind.NETWORK:
                 return self.state.networks.get(owner.id)
@@ -163,7 +172,10 @@ class PolicyView:
         return self.confines(network)
 
     def _closed_ports(self, owners: Iterable[ElementOwner]) -> Mapping[str, tuple[Published, ...]]:
-        """By container; one that stops keeps what it had: docker-proxy may listen again before Docker tells of it."""
+        """Return closed published ports by container.
+
+        A stopped container keeps its ports: docker-proxy may listen again before Docker reports the new start.
+        """
         guests = (self.facts.guests.get(owner.id) for owner in owners if owner.kind is Kind.TRACKED)
         containers = {guest.container_id for guest in guests if guest and guest.listed and guest.container_id}
         proxied = frozen(self.state.proxied)
@@ -172,7 +184,7 @@ class PolicyView:
         return proxied.replace(more, [each for each, ports in closed.items() if not ports])
 
     def closed(self, container_id: str) -> frozenset[Published]:
-        """The container's published ports on Docker's networks that are not open to everybody."""
+        """Return the container's published ports on Docker networks that are not open to all sources."""
         guests = [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
         places = [
             frozenset(policy.closed_ports(self.decide(network, guest.as_known), guest.endpoint))
@@ -181,11 +193,13 @@ class PolicyView:
         ]
         return policy.closed_together(places, doubted=not all(guest.sure for guest in guests))
 
-    # --- who is there ---------------------------------------------------------------------------------------------
+    # --- identities, elements and policies ------------------------------------------------------------------------
 
     def reindex(self, owners: Iterable[ElementOwner]) -> list[ElementOwner]:
-        """Notes who these owners are now. Returns them, those whose rules speak of whoever came or went, and those who
-        get room for their rates that others left.
+        """Update the index with these owners' current identities.
+
+        Return these owners, the owners whose rules name a peer that was added or removed, and the owners that get rate
+        limits that others freed.
         """
         owners = list(dict.fromkeys(owners))
         changed: set[Key] = set()
@@ -204,16 +218,16 @@ class PolicyView:
         return list(dict.fromkeys((*owners, *self.directory.dependents(changed), *self.quota.moved)))
 
     def who(self, owner: ElementOwner) -> Who | None:
-        """Who an owner is, as far as others' rules may speak of it."""
+        """Return an owner's identity, by which other owners' rules may name it."""
         found = self.endpoint(owner)
         return who(found[1]) if found and not self.doubted(owner) else None
 
     def departing(self, owners: Iterable[ElementOwner]) -> dict[ElementOwner, None]:
-        """Those of the owners that had a known container when they were indexed, and have none now."""
+        """Return the owners that had a known container when they were indexed, and have none now."""
         return {owner: None for owner in owners if self.directory.knows(owner) and self.who(owner) is None}
 
     def elements(self, owner: ElementOwner) -> frozenset[Element]:
-        """An owner's elements, within the quota of rates."""
+        """Return an owner's elements, within the quota of rates."""
         return self.quota.within(owner, self._elements(owner))
 
     def _elements(self, owner: ElementOwner) -> frozenset[Element]:
@@ -257,18 +271,18 @@ class PolicyView:
         return [port for port in endpoint.published if not port.host_ip.is_loopback]
 
     def _shut(self, owner: ElementOwner) -> Iterable[Published]:
-        """Ports of the host that are closed, whichever program listens on them."""
+        """Return host ports that are closed, whichever program listens on them."""
         if owner.kind is Kind.SUSPECTS:
             return self.facts.suspects
         return () if self.facts.listed else chain.from_iterable(self.facts.saved.proxied.values())
 
     def called(self, owner: ElementOwner) -> str:
-        """The name of the container that it is, for people."""
+        """Return the name of the owner's container for messages; the owner itself if it has none."""
         found = self.endpoint(owner)
         return found[1].container.name if found and found[1].container else str(owner)
 
     def answers(self, owner: ElementOwner) -> dict[Address, AddressPolicy]:
-        """What the owner's addresses accept and may begin; nothing where it has none."""
+        """Return the policies of the owner's addresses: what they accept and may initiate. Empty without addresses."""
         found = self.endpoint(owner)
         if found is None:
             return {}
@@ -284,16 +298,19 @@ class PolicyView:
         }
 
     def answers_of(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
-        """What the addresses of these owners accept."""
+        """Return the policies of these owners' addresses."""
         return {address: what for owner in owners for address, what in self.answers(owner).items()}
 
     def through_proxy(
         self, owners: Iterable[ElementOwner]
     ) -> tuple[list[Published], Callable[[Published, Address], bool]]:
-        """Published ports that not everybody may reach, and who may: by docker-proxy flows are the host's."""
+        """Return published ports that are not open to all sources, and a test for the sources that may use one.
+
+        Flows through docker-proxy are flows to the host, so they are found by these ports.
+        """
         rules: dict[Published, list[tuple[tuple[Rule, ...], tuple[Prefix, ...]]]] = {}
         for owner in owners:
-            if owner.kind in (Kind.SUSPECTS, Kind.LAST_RUN):  # closed before it is known whose port it is
+            if owner.kind in (Kind.SUSPECTS, Kind.LAST_RUN):  # closed before the port's container is known
                 for port in self._shut(owner):
                     rules.setdefault(port, [])
             elif owner.kind is Kind.TRACKED and (found := self.endpoint(owner)):
@@ -313,12 +330,12 @@ class PolicyView:
         return list(rules), stays
 
     def decided(self, owner: ElementOwner) -> Policy | None:
-        """The owner's policy with its peers by name; None where it has no endpoint."""
+        """Return the owner's policy with its peers by name; None if it has no endpoint."""
         found = self.endpoint(owner)
         return self.decide(*found) if found else None
 
     def decide(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
-        """The policy of an endpoint, with names of peers not yet resolved."""
+        """Return the policy of an endpoint, with names of peers not yet resolved."""
         override = self.override(endpoint.container)
         known = self._decided.get(endpoint.id) if self._decided is not None else None
         if known and known[0] is network and known[1] is endpoint and known[2] == override:
@@ -329,20 +346,20 @@ class PolicyView:
         return decided
 
     def override(self, container: Container | None) -> Override:
-        """What `fwctl allow` and `fwctl deny` say of a container."""
+        """Return the override of a container by `fwctl allow` and `fwctl deny`."""
         return self.overrides.get(container.id, policy.NOTHING) if container else policy.NOTHING
 
     def of_container(self, container_id: str) -> list[ElementOwner]:
-        """The owners that are this container's endpoints."""
+        """Return the owners that are this container's endpoints, as a list."""
         return list(self.places(container_id))
 
     def resolved(self, network: Network | BridgeNetwork, endpoint: Endpoint) -> Policy:
-        """The policy of an endpoint, with the current addresses of named peers."""
+        """Return the policy of an endpoint, with the current addresses of named peers."""
         published, proxied = endpoint.published, _proxied(network, endpoint)
         return self.directory.resolved(self.decide(network, endpoint), endpoint.container, published, proxied)
 
     def too_many(self, owner: ElementOwner) -> list[str]:
-        """What the owner's rules let nobody pass by for it would be too much, as sentences."""
+        """Return one sentence for each of the owner's rules that opens nothing because it needs too many elements."""
         found = self.endpoint(owner) if not self.doubted(owner) else None
         proxied = _proxied(*found) if found else ()
         if found is None or not (proxied or self.directory.asking(owner)):
@@ -351,17 +368,17 @@ class PolicyView:
         return list(self.directory.too_many(self.decide(*found), endpoint.container, endpoint.published, proxied))
 
     def confines(self, network: Network | BridgeNetwork) -> bool:
-        """True if whoever is on the network may not begin everything, unless its own labels say so."""
+        """True if the network or the settings restrict egress; a container's own labels may still allow all."""
         if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
             return True
         return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
 
     def networks(self) -> list[Network | BridgeNetwork]:
-        """Docker's own and the driver's."""
+        """Return the driver's networks and Docker networks."""
         return [*self.state.networks.values(), *self.facts.networks.values()]
 
     def endpoint(self, owner: ElementOwner) -> tuple[Network | BridgeNetwork, Endpoint] | None:
-        """The endpoint that an owner stands for, with its network; None for other owners."""
+        """Return the endpoint that an owner stands for, with its network; None for other owners."""
         return self.facts.endpoint(owner)
 
     def doubted(self, owner: ElementOwner) -> bool:
@@ -371,7 +388,7 @@ class PolicyView:
 
 
 def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
-    """These facts with all that follows from them, and all names looked up."""
+    """Return these facts with all that follows from them, and all names resolved."""
     made = PolicyView(defaults)
     made.start(facts)
     with made.deciding():
@@ -393,14 +410,14 @@ def _index(facts: Facts) -> dict[str, dict[ElementOwner, None]]:
 
 
 def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Published, ...]:
-    """The published ports that docker-proxy serves."""
+    """Return the published ports that docker-proxy serves."""
     if isinstance(network, Network):
         return ()
     return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
 
 
 def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
-    """The subnets of a network."""
+    """Return the subnets of a network."""
     if isinstance(network, BridgeNetwork):
         return network.subnets
     return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

@@ -1,4 +1,4 @@
-"""What is known → the kernel: the difference as one transaction, or the whole table where that is refused."""
+"""Applies the facts to the kernel: the difference as one transaction, or the whole table if that is refused."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from plugin.state.flow_cutter import FlowCutter
 from plugin.state.lease import Lease
 
 log = logging.getLogger(__name__)
-#: Elements of those whose rules speak of whoever came that one change computes at once; and of those that are computed
-#: later, while whoever goes waits.
+#: Most elements that one change computes at once for owners whose rules name an added peer; and most that one deferred
+#: step computes, while departures wait.
 AT_ONCE, A_BIT = 10_000, 2_000
-#: What lasts for less than so many seconds yet may have gone by itself.
+#: An element with fewer seconds left than this may have expired meanwhile.
 _LEAVING = 2
-#: A kernel that refuses the whole table is asked again after so many times as long as that took.
+#: After the kernel refused the whole table, the next try waits this many times as long as the refused one took.
 _PATIENCE = 10
 Bans = Mapping[Prefix, float]
 
 
 class TableApplier:
-    """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
+    """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
     def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self.books = AppliedElements()
@@ -39,16 +39,16 @@ class TableApplier:
         self.lease = Lease(nft)
         self._nft = nft
         self._known = known
-        #: Whose elements are not as they are known to be: a change of their own that is not applied yet, or somebody
-        #: whom their rules speak of came or went. True: flows may stand that would not begin any more.
+        #: Owners whose applied elements are out of date: a change of their own is not applied yet, or a peer that their
+        #: rules name was added or removed. True: flows may be established that would not be accepted any more.
         self.behind: dict[ElementOwner, bool] = {}
-        #: What was said of rules that are too much, and of rates that found no room.
+        #: Already logged by owner: rules with too many elements, and rates without room.
         self._told: dict[ElementOwner, frozenset[str]] = {}
-        #: When a table that the kernel did not take, while its rules stand, is tried again.
+        #: When to try a refused table again, if its rules are in place.
         self._again = 0.0
 
     def start(self) -> None:
-        """Puts the table there whole from what is known. Raises NftError."""
+        """Write the whole table from the facts. Raises NftError."""
         self._known.quota.keep(self._nft.limits())
         self._known.reindex(self._known.owners())
         self.books.start({owner: self._known.elements(owner) for owner in self._known.owners()})
@@ -60,19 +60,19 @@ class TableApplier:
         self.cuts.everywhere()
 
     def owe(self, owners: Iterable[ElementOwner], *, narrower: bool = False) -> dict[ElementOwner, None]:
-        """These differ from what stands, until they are applied. Returns those that did not before."""
+        """Mark owners as out of date until they are applied. Return those that were not marked before."""
         new = dict.fromkeys(owner for owner in owners if owner not in self.behind)
         for owner in owners:
             self.behind[owner] = narrower or self.behind.get(owner, False)
         return new
 
     def settle(self, owners: Iterable[ElementOwner]) -> None:
-        """These are again as they stand."""
+        """Unmark owners: their applied elements are right again."""
         for owner in owners:
             self.behind.pop(owner, None)
 
     def apply(self, owners: Iterable[ElementOwner], bans: tuple[Bans, Bans]) -> None:
-        """Makes the kernel as these owners are known now, and whoever speaks of them. Raises NftError.
+        """Apply these owners' current elements, and those of owners whose rules name them. Raises NftError.
 
         `bans`: before and now.
         """
@@ -87,7 +87,7 @@ class TableApplier:
         try:
             self._nft.change(both, timed)
         except NftError as error:
-            # Somebody changed the table under our hands, or something in the change is refused for what it is.
+            # Another program changed the table meanwhile, or the kernel rejects a part of the change itself.
             log.warning("the kernel refused a change, so the whole table is put there: %s", error)
             self._close(new, Change(add=banned.add), timed)
             self._replace(self.books.after(new))
@@ -99,11 +99,13 @@ class TableApplier:
         self.cuts.release(wider)
 
     def close_first(self, now: Mapping[ElementOwner, Who | None]) -> bool:
-        """Before anything is computed the kernel is told to remove what whoever goes leaves open, and what lets its
-        address pass elsewhere. `now`: who these owners are from now on; None: nobody is known there any more.
+        """Close departing owners before anything is computed. Return False if the kernel refused.
 
-        `apply` follows, and adds again what another rule lets pass. False if the kernel refused: then it is part of the
-        difference that `apply` makes.
+        Removes elements that keep them open, and elements that let their addresses reach others. `now`: the identity of
+        these owners from now on; None: no known container.
+
+        `apply` follows, and adds again what another rule allows. After a refusal the removal is part of the difference
+        that `apply` makes.
         """
         going = self.books.going(*self._known.directory.losing(now))
         if not going:
@@ -119,12 +121,14 @@ class TableApplier:
         return True
 
     def _at_once(self, owners: list[ElementOwner], *, everybody: bool) -> list[ElementOwner]:
-        """These owners, and those whose rules speak of them; without `everybody` as many as one change may compute,
-        small ones first. Who lets pass one less waits: that is removed already.
+        """Return these owners, and those whose rules name them.
+
+        Without `everybody`, as many as one change may compute, small ones first. Owners that only lose a peer wait:
+        that peer is removed already.
         """
         introduced = self._known.reindex(owners)
-        self.owe(introduced)  # whatever fails now: they are not asked about again
-        # Where one gets the limit that another had, no port may be without in between.
+        self.owe(introduced)  # even if a later step fails: `reindex` does not return them again
+        # Where one owner gets the rate limit that another had, no port may lack its limit in between.
         found, left = list(dict.fromkeys((*owners, *self._known.quota.moved))), AT_ONCE
         others = set(introduced).difference(found)
         for owner in sorted(others, key=lambda owner: (len(self.books.of(owner)), owner)):
@@ -134,7 +138,7 @@ class TableApplier:
         return found
 
     def next_behind(self) -> list[ElementOwner]:
-        """Some of those that are behind, so few that nobody waits for long."""
+        """Return some out-of-date owners, so few that no other change waits for long."""
         found, left = list[ElementOwner](), A_BIT
         for owner in self.behind:
             left -= len(self.books.of(owner)) + 1
@@ -144,7 +148,7 @@ class TableApplier:
         return found
 
     def only_closes(self, before: Facts, owners: Iterable[ElementOwner]) -> bool:
-        """True if what is known now adds nothing to the table, nor to what was known: all that comes is a going."""
+        """True if the change only removes access: it adds nothing to the table and nothing to the facts."""
         was, now = before.saved, self._known.state
         if now.bans is not was.bans and not was.bans.items() <= now.bans.items():
             return False
@@ -159,21 +163,21 @@ class TableApplier:
             self.behind.pop(owner, None)
             told, full = self._told.pop(owner, frozenset()), self._known.quota.refused(owner)
             sentences = (*self._known.too_many(owner), *([FULL] if full else ()))
-            # How many the peers are changes with each of them; which rules they are is news.
+            # The number of peers changes with each of them; only a change of the rules concerned is logged.
             if now := frozenset(sentence.partition(":")[0] for sentence in sentences):
                 self._told[owner] = now
                 for sentence in sentences if now != told else ():
                     log.error("%s: %s", self._known.called(owner), sentence)
 
     def _vacate(self, new: Mapping[ElementOwner, frozenset[Element]]) -> None:
-        """Addresses that are nobody's any more; their packets were counted as long as they were somebody's."""
+        """Vacate addresses that no container has any more: those whose counters of drops are removed."""
         gone = (element for owner, elements in new.items() for element in self.books.of(owner) - elements)
         self.cuts.vacate([e.key[0] for e in gone if e.set in ("ingress_drops4", "ingress_drops6")])  # type: ignore[misc]
 
     def _close(
         self, new: Mapping[ElementOwner, frozenset[Element]], bans: Change, timed: Mapping[Element, int]
     ) -> None:
-        """Of a change that was refused what closes, at once: it waits for no whole table, and for none that fails."""
+        """Apply at once the closing part of a refused change: it must not wait for the whole table, which may fail."""
         less = {
             owner: elements & self.books.of(owner)
             | {e for e in elements if e.set not in RATED and spec_of(e.set).effect == "closes"}
@@ -190,7 +194,7 @@ class TableApplier:
             self.cuts.later(list(less))
 
     def whole(self, owners: Iterable[ElementOwner]) -> None:
-        """Puts the table there whole as these owners are known now; never raises NftError."""
+        """Write the whole table with these owners' current elements; never raises NftError."""
         new = {owner: self._known.elements(owner) for owner in self._known.reindex(owners)}
         self.books.write(new)
         self._caught_up(new)
@@ -200,8 +204,9 @@ class TableApplier:
             log.exception("could not put the table there; what stands in the kernel stays")
 
     def repair(self) -> bool:
-        """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
-        Raises NftError.
+        """Write the table again if another program changed its rules or the kernel lacks a part of it.
+
+        Return True if it was written. Raises NftError.
         """
         began = time.monotonic()
         if self._nft.intact() and not (self._nft.incomplete and began >= self._again):
@@ -216,9 +221,9 @@ class TableApplier:
         return True
 
     def sync_elements(self, found: TableDump) -> int:
-        """Adds the elements that are missing in what was found, and removes those that are too much. How many.
+        """Add elements missing from the dump and remove those that do not belong. Return how many.
 
-        `found` must be of this very moment. A table that is owned needs no such look. Raises NftError.
+        `found` must be current. An owned table needs no such check. Raises NftError.
         """
         lasting, timed = self._besides()
         known = {e for e in self.books if e.set in found.sets or e.set not in SETS}
@@ -241,6 +246,6 @@ class TableApplier:
             self._nft.replace((*elements, *lasting), timed | held)
 
     def _besides(self) -> tuple[set[Element], dict[Element, int]]:
-        """What stands besides the books: elements that last, and those that last for so many seconds."""
+        """Return the elements in addition to the books: permanent ones, and timed ones with their seconds."""
         lasting, timed = ban_elements(self._known.state.bans, time.time())
         return lasting, timed | self.lease.left()

@@ -1,4 +1,4 @@
-"""The connections that are not accepted any more: found, told before they are cut, and cut."""
+"""Connections that are not accepted any more: found, reported to `Hold`, then cut."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from plugin.model import Address, AddressPolicy, Flow, Prefix
 from plugin.policy import flows
 from plugin.policy.flows import ClosedFlow, Way
 
-#: Gets the ways in which connections were answered, before they are cut: the responder's next packet would open each
-#: of them anew.
+#: Called with the ways in which connections were answered, before they are cut: otherwise the responder's next packet
+#: would open each of them again.
 Hold = Callable[[Collection[Way]], None]
 
 
 def cut_closed(guarded: Mapping[Address, AddressPolicy], hold: Hold | None = None) -> None:
-    """Forgets flows that outsiders opened to these addresses and that are not accepted there, and those that these
-    opened and may not. Never raises.
+    """Delete flows to these addresses that they do not accept, and flows from them that they may not open.
 
-    For when the rules were gone for a while, or accept less than before.
+    For use after the rules were missing for a while, or were narrowed. Never raises.
     """
     for version, packed in _by_version(guarded):
         chosen = partial(flows.is_closed, guarded=packed, local=conntrack.local_addresses())
@@ -27,7 +26,7 @@ def cut_closed(guarded: Mapping[Address, AddressPolicy], hold: Hold | None = Non
 
 
 def cut_strangers(prefixes: Collection[Prefix], known: Collection[Address], hold: Hold | None = None) -> None:
-    """Forgets flows that addresses which are not known opened from within the prefixes to elsewhere. Never raises."""
+    """Delete flows that unknown addresses within the prefixes opened to other networks. Never raises."""
     for version in (4, 6):
         wanted = [prefix for prefix in prefixes if prefix.version == version]
         packed = {address.packed for address in known if address.version == version}
@@ -37,7 +36,7 @@ def cut_strangers(prefixes: Collection[Prefix], known: Collection[Address], hold
 
 
 def closed_flows(guarded: Mapping[Address, AddressPolicy]) -> list[ClosedFlow]:
-    """What `cut_closed` would cut. Raises OSError."""
+    """Return the flows that `cut_closed` would cut. Raises OSError."""
     return [
         flows.closed_flow(flow)
         for version, packed in _by_version(guarded)
@@ -55,7 +54,7 @@ def _by_version(guarded: Mapping[Address, AddressPolicy]) -> Iterator[tuple[int,
 
 
 def _telling(hold: Hold | None, guarded: Mapping[bytes, AddressPolicy]) -> Callable[[Collection[Flow]], None] | None:
-    """Calls `hold` with the ways of the flows that it is called with."""
+    """Return a function that calls `hold` with the ways of flows."""
     if hold is None:
         return None
     return lambda found: hold({way for flow in found for way in flows.ways(flow, guarded)})

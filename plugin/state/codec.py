@@ -1,6 +1,6 @@
-"""What was said, as the state file keeps it → nouns. Pure. Raises ValueError that names what is wrong.
+"""Policies as the state file has them → `plugin.model`. Pure. Raises ValueError that names what is wrong.
 
-Files of version 1 knew `fw.allow` alone, as `allow`.
+Files of version 1 have only `fw.allow`, as `allow`.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from plugin.protocols import OTHER, PORTLESS
 
 
 def spec(raw: Any) -> PolicySpec:
-    """Of a record that has a `said`, or an `allow` as in version 1."""
+    """Return the policy of a record that has a `said`, or an `allow` as in version 1."""
     if "said" not in raw:
         return PolicySpec(allow=_rules(raw, "allow"))
     return one(raw["said"])
 
 
 def one(value: Any) -> PolicySpec:
-    """A policy from its fields; those that are missing are unset. Raises ValueError."""
+    """Return a policy from its fields; missing fields stay unset. Raises ValueError."""
     there = (field for field in _FIELDS if field in value or field in _ALWAYS)
     return PolicySpec(**{field: _FIELDS[field](value, field) for field in there})
 
 
 def problem(raw: Any) -> Problem:
-    """A problem of a label from its JSON. Raises ValueError."""
-    # Files of before there was a guard have no `closes`.
+    """Return a problem of a label from its JSON. Raises ValueError."""
+    # Files from before docker-fw protected Docker networks have no `closes`.
     closes = boolean(raw, "closes") if "closes" in raw else True
     confines = boolean(raw, "confines") if "confines" in raw else False
     return Problem(text(raw, "where"), text(raw, "value"), text(raw, "text"), closes, confines)
 
 
 def overriding(raw: Any) -> Overriding:
-    """An override from its JSON. Raises ValueError."""
+    """Return an override from its JSON. Raises ValueError."""
     return Overriding(text(raw, "container"), rule(raw["rule"]), boolean(raw, "deny"), moment(raw["until"]))
 
 
 def moment(value: Any) -> float:
-    """Unix time, of this millennium and the next."""
+    """Return a Unix time (up to 1e11 s, about the year 5138). Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
         raise ValueError(f"{value!r} is no moment")
     return value
 
 
 def rule(raw: Any) -> Rule:
-    """A rule from its JSON. Raises ValueError."""
+    """Return a rule from its JSON. Raises ValueError."""
     proto = text(raw, "proto")
     peers = tuple(map(_peer, raw.get("peers", [])))
     origin = text(raw, "origin") if "origin" in raw else ""
@@ -103,7 +103,7 @@ def _word(*words: str) -> Callable[[Any, str], str]:
     return read
 
 
-#: How each field of a PolicySpec is read; it is written as it is.
+#: How each field of a PolicySpec is read; fields are written unchanged.
 _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "allow": _rules,
     "deny": _rules,
@@ -112,7 +112,7 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "rate": lambda raw, key: None if raw[key] is None else tuple(map(_rate, items(raw, key))),
     "log": _word(*LOGS),
 }
-#: Fields that every file has. A later one is unset in the file of a former release.
+#: Fields that every file of version 2 has. A field added later is unset in a file of a former release.
 _ALWAYS = frozenset(("allow", "deny", "policy", "egress", "rate", "log"))
 if _missing := {key.field for key in KEYS.values()} ^ _FIELDS.keys():
     raise TypeError(f"plugin.state.codec and the label keys do not agree on {', '.join(sorted(_missing))}")

@@ -1,4 +1,4 @@
-"""What one change leaves for later is computed bit by bit, so that whoever goes meanwhile is closed in between."""
+"""Deferred work of a change, computed in small steps so that a departing container is closed between two steps."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from plugin.nftables.table import NftError
 from plugin.policy.facts import ElementOwner
 from plugin.state.applier import TableApplier
 
-#: Seconds between two bits, in which others get the lock.
+#: Seconds between two steps, in which other threads get the lock.
 _BREATH = 0.001
-#: Seconds of computing after which other work has its turn, such as flows to be cut.
+#: Seconds of computing after which other queued work runs, such as cutting flows.
 _AT_A_TIME = 0.05
-#: A change that the kernel refused is tried again after so many seconds, or so many times as long as that took.
+#: A refused change is tried again after this many seconds, or this many times as long as the try took.
 _PATIENCE, _TIMES = 1.0, 10
 log = logging.getLogger(__name__)
 
 
 class Behind:
-    """`apply` makes the kernel as these owners are known; `later` takes work that may last, and returns at once."""
+    """Applies deferred owners. `apply` writes these owners to the kernel; `later` queues long work, returns at once."""
 
     def __init__(
         self,
@@ -35,18 +35,18 @@ class Behind:
         self._apply = apply
         self._later = later
         self._running = False
-        #: When what the kernel refused is tried again.
+        #: When to try again what the kernel refused.
         self._again = 0.0
         self.failed = False
 
     def later(self) -> None:
-        """To be called under the lock, after each change."""
+        """Queue the deferred work, if there is any. Call under the lock, after each change."""
         if self._writer.behind and not self._running:
             self._running = True
             self._later(self._catch_up)
 
     def again(self) -> None:
-        """To be called under the lock, now and then: what was refused is tried again."""
+        """Try refused work again, if it is time. Call under the lock, now and then."""
         if self.failed and time.monotonic() >= self._again:
             self.later()
 

@@ -1,7 +1,8 @@
-"""Which established flows end when less is let through than before: just those that would not begin any more.
+"""Which established flows end when a policy narrows: only those that would not be accepted any more.
 
-A flow that was cut is held: the next packet of who answered in it would begin one of its own, the other way round, and
-all that comes back would be established. It is held as long as it is tried again, and until it may be once more.
+A cut flow is quarantined. Otherwise the responder's next packet would open a connection in the other direction, and
+every packet back would be established. The quarantine lasts while such packets arrive, and ends when the flow is
+allowed again.
 """
 
 from __future__ import annotations
@@ -30,35 +31,36 @@ from plugin.policy.view import PolicyView, subnets
 from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
-#: Flows held one by one, in each set, which has room for 65,535.
+#: Most flows quarantined one by one, in each set, which has room for 65,535.
 _MOST = 60_000
 
 
 class FlowCutter:
-    """To be called under the reconciler's lock. `later` takes work that may last, and must return at once."""
+    """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
     def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._known = known
         self._later = later
-        #: All that the kernel may hold, and when it was put there last. Packets renew it there, where nobody counts.
+        #: Elements that the kernel may have in quarantine, and when each was added last. Packets renew them in the
+        #: kernel, which docker-fw does not see.
         self._held: dict[Element, float] = {}
         self._holding = threading.Lock()
-        #: Addresses of which something is held and whose container has left.
+        #: Addresses with quarantined flows whose container has left.
         self._vacated: set[Address] = set()
 
     def everywhere(self) -> None:
-        """What came in while the rules were not there, or accepted more, would stay, as established."""
+        """Cut flows of all owners: flows opened while the rules were missing, or wider, would stay established."""
         for cut in self.of(self._known.owners()):
             cut()
 
     def later(self, owners: list[ElementOwner]) -> None:
-        """Cuts what these owners do not let through any more, by docker-proxy too, and waits for nothing."""
+        """Cut flows that these owners no longer allow, also through docker-proxy, without waiting."""
         for cut in self.of(owners):
             self._later(cut)
 
     def of(self, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
-        """What cuts that: to their addresses, and to the host's ports that docker-proxy serves for them."""
+        """Return calls that cut these: to their addresses, and to host ports that docker-proxy serves for them."""
         owners = list(owners)
         answers, (ports, stays) = self.answers(owners), self._known.through_proxy(owners)
         cuts: list[Callable[[], None]] = []
@@ -69,8 +71,9 @@ class FlowCutter:
         return cuts
 
     def departed(self, before: Facts, after: Facts, owners: Iterable[ElementOwner]) -> list[Callable[[], None]]:
-        """What cuts the flows of containers that have left one of these endpoints, so that nobody inherits them: those
-        of its addresses and, on Docker's networks, of the ports that docker-proxy served for it.
+        """Return calls that cut the flows of containers that left these endpoints, so that no container inherits them.
+
+        They cut flows of the endpoint's addresses and, on Docker networks, of ports that docker-proxy served for it.
         """
         owners = list(owners)
         here = {(owner, address): who for owner in owners for address, who in _holders(after, owner)}
@@ -91,9 +94,10 @@ class FlowCutter:
         return cuts
 
     def closed(self, before: Facts, after: Facts) -> list[Callable[[], Cut | None]]:
-        """What cuts the flows that a change of what is kept closes: to published ports that are closed now, or lead to
-        a container now, and of who is banned. Those of strangers, where not everybody may begin everything from now on,
-        are cut later.
+        """Return calls that cut the flows that a change of the saved state closes.
+
+        These are flows to published ports that are newly closed or newly lead to a container, and of newly banned
+        prefixes. Flows of unknown addresses on newly egress-restricted bridges are cut later.
         """
         was, now = before.saved, after.saved
         ports = [
@@ -105,7 +109,7 @@ class FlowCutter:
         for key in frozen(now.endpoints).differing(was.endpoints):
             known = was.endpoints[key].published if key in was.endpoints else ()
             new = (port for port in (now.endpoints[key].published if key in now.endpoints else ()) if port not in known)
-            ports += [port for port in new if port.proto != "tcp"]  # TCP begins with a SYN, which no such flow takes
+            ports += [port for port in new if port.proto != "tcp"]  # TCP opens with a SYN, which no such flow takes
         cuts: list[Callable[[], Cut | None]] = []
         if ports:
             cuts.append(partial(conntrack.cut_published, ports))
@@ -116,7 +120,7 @@ class FlowCutter:
         return cuts
 
     def _strangers(self, bridges: Collection[str]) -> None:
-        """Cuts what was begun on these networks by whoever is not known there."""
+        """Cut flows that unknown addresses on these bridges opened."""
         networks = [network for network in self._known.networks() if network.bridge in bridges]
         prefixes = [subnet for network in networks for subnet in subnets(network)]
         if prefixes:
@@ -124,13 +128,13 @@ class FlowCutter:
             self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))
 
     def answers(self, owners: Iterable[ElementOwner]) -> dict[Address, AddressPolicy]:
-        """What the addresses of these owners accept."""
+        """Return the policies of these owners' addresses."""
         return self._known.answers_of(owners)
 
-    # --- what was cut does not come back --------------------------------------------------------------------------
+    # --- quarantine: cut flows do not come back -------------------------------------------------------------------
 
     def hold(self, ways: Collection[Way]) -> None:
-        """Keeps cut flows from coming back by the next packet of who answered in them."""
+        """Keep the responder's next packet from opening cut flows again."""
         left = list(ways)
         with self._holding:
             if len(self._held) + len(left) > _MOST:
@@ -142,7 +146,7 @@ class FlowCutter:
             log.error("cut flows may come back: %d could not be held", len(left))
 
     def _hold_at(self, level: Callable[[Way], Element], ways: list[Way]) -> list[Way]:
-        """Returns those for which there was no room."""
+        """Quarantine these ways at one level of detail. Return those for which there was no room."""
         wanted = {level(way) for way in ways}
         many = Counter(element.set for element in self._held.keys() | wanted)
         fit = {element for element in wanted if many[element.set] <= _MOST}
@@ -150,7 +154,7 @@ class FlowCutter:
             self._put(fit)
         except NftError as error:
             log.error("cut flows are not held: %s", error)
-            # Where there is no table, it comes back with them.
+            # Where there is no table, the next one includes them.
             return ways if all(self._kernels(element.set) is not None for element in list(fit)[:1]) else []
         if fit and level is not _element:
             some = "; ".join(map(_words, list(fit)[:8])) + (f"; and {len(fit) - 8} more" if len(fit) > 8 else "")
@@ -165,18 +169,18 @@ class FlowCutter:
         if not elements:
             return
         again = tuple(self._held.keys() & elements)
-        # First: where the table is gone it comes back with all that is known here.
+        # Recorded first: if the table is missing, it is written again with all elements recorded here.
         self._held.update(dict.fromkeys(elements, time.monotonic()))
         self._nft.change(Change(), dict.fromkeys(elements, sets.HELD))
-        if again:  # what stands has kept its time
+        if again:  # existing elements kept their old timeouts
             timed = dict.fromkeys(again, sets.HELD)
             try:
                 self._nft.change(Change(again), timed)
-            except NftError:  # one has just ended by itself
+            except NftError:  # one has just expired
                 self._nft.change(Change(), timed)
 
     def take_over(self) -> None:
-        """What the last docker-fw held. Before the table is replaced."""
+        """Read what the last docker-fw had in quarantine. Call before the table is replaced."""
         with self._holding:
             for name in chain.from_iterable(QUARANTINE_SETS.values()):
                 for there in (name, FORMER_SETS[name]):
@@ -184,13 +188,13 @@ class FlowCutter:
 
     @contextmanager
     def kept(self) -> Iterator[dict[Element, int]]:
-        """What a table that is put there anew must hold, and for how long. Nothing is held meanwhile."""
+        """Yield the quarantine of a table about to be written, with its timeouts. Nothing is added meanwhile."""
         with self._holding:
             self._look()
             yield dict.fromkeys(self._held, sets.HELD)
 
     def release(self, owners: Iterable[ElementOwner]) -> None:
-        """Holds no longer what these owners let through again, nor what their addresses' last owners did."""
+        """Release flows that these owners allow again, and flows of the last owners of their addresses."""
         owners = list(owners)
         held = list(self._held)
         if not owners or not (held or self._vacated):
@@ -211,7 +215,7 @@ class FlowCutter:
             self._later(partial(self._let_go, free, time.monotonic()))
 
     def vacate(self, addresses: Collection[Address]) -> None:
-        """These addresses have nobody now; who gets them is another one, for whom nothing is held."""
+        """Note that no container has these addresses now: for the next container nothing is quarantined."""
         if addresses:
             for element in list(self._held):
                 self._vacated.update(address for address in addresses if address in element.key)
@@ -222,7 +226,7 @@ class FlowCutter:
 
     def _let_go(self, free: Collection[Element], moment: float) -> None:
         with self._holding:
-            for last in (False, True):  # one may end by itself at this very moment
+            for last in (False, True):  # one may expire at this very moment
                 self._look()
                 going = tuple(element for element in free if self._held.get(element, moment + 1) <= moment)
                 try:
@@ -236,14 +240,14 @@ class FlowCutter:
                     return
 
     def _look(self) -> None:
-        """Forgets what the kernel holds no longer. Without a table it is what that must hold again."""
+        """Forget elements that have expired in the kernel. Without a table all are kept: the next one needs them."""
         for name in {element.set for element in self._held}:
             found = self._kernels(name)
             if found is not None:
                 self._held = {e: when for e, when in self._held.items() if e.set != name or e in found}
 
     def _kernels(self, name: str, there: str = "") -> set[Element] | None:
-        """What the kernel has in this set (`there`: its name there); None where there is no set, or no answer."""
+        """Return the kernel's elements of this set (`there`: its name there); None if there is no set or no answer."""
         try:
             return set(dump.elements(self._nft.dump(there or name), name))
         except FileNotFoundError:
@@ -254,7 +258,7 @@ class FlowCutter:
 
 
 def _holders(facts: Facts, owner: ElementOwner) -> list[tuple[Address, str]]:
-    """The addresses that the owner has, each with its container's ID."""
+    """Return the owner's addresses, each with its container's ID."""
     if owner.kind is Kind.TRACKED:
         guest = facts.guests.get(owner.id)
         endpoint = guest.endpoint if guest else None
@@ -274,7 +278,7 @@ def _element(way: Way) -> Element:
 
 
 def _port(way: Way) -> Element:
-    """All that the container answers from the port, or that it is answered there."""
+    """Return the element for all that the container answers from the port, or all answers that it gets there."""
     if not (way.source_port or way.peer_port):
         return _whole(way)
     end, port = ("from", way.source_port) if way.whose == way.source else ("to", way.peer_port)
@@ -282,7 +286,7 @@ def _port(way: Way) -> Element:
 
 
 def _whole(way: Way) -> Element:
-    """All that the container answers, or all that it is answered, over the protocol."""
+    """Return the element for all that the container answers, or all answers that it gets, over the protocol."""
     end = "from" if way.whose == way.source else "to"
     return Element(f"quarantine{way.source.version}_all_{end}", (way.whose, way.proto))
 
@@ -294,7 +298,10 @@ def _words(element: Element) -> str:
 
 
 def _way(element: Element) -> Way | None:
-    """The other way round: with nobody as the peer of a port; None where more is held than one rule speaks of."""
+    """Return the way that an element stands for; None if the element covers more than one rule decides.
+
+    The way of a port that the container answers from has the unspecified address as its peer.
+    """
     match element.key:
         case (IPv4Address() | IPv6Address() as source, int(proto), int(port)) if element.set.endswith("from"):
             return Way(source, proto, port, type(source)(0), 0, source)

@@ -1,8 +1,8 @@
-"""Changes of single endpoints since the state file was written, in `FILE.log`: a line for each, not a file of all.
+"""Changes of single endpoints since the state file was written, in `FILE.log`: one line each, not a whole file.
 
-The first line says to which state file they belong; beside another one they are void. They need to survive our own
-process only, like all that is known of endpoints, so nothing is flushed. A last line that is torn, by our own death
-amid a change that nobody was told is done, is left out; where it is damaged otherwise, so is the rest, and it is kept.
+The first line names the state file to which they belong; with another state file they are void. Like all facts about
+endpoints, they need to survive only docker-fw's own process, so nothing is flushed. A torn last line is left out: the
+process died during a change that was not reported as done. Any other damage ends the reading, and the file is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """Not thread-safe. `length`: lines that stand in it."""
+    """The file `FILE.log`. Not thread-safe. `length`: the changes that it has."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +29,7 @@ class Journal:
         self.length = 0
 
     def begin(self, serial: str) -> None:
-        """A new state file of this serial number stands; what was written before belongs to another."""
+        """Start a journal for a new state file with this serial number; earlier lines belong to another file."""
         if self._fd >= 0:
             os.close(self._fd)
         self._serial, self._fd, self.length = serial, -1, 0
@@ -40,7 +40,7 @@ class Journal:
         return bool(self._serial)
 
     def append(self, change: dict[str, Any]) -> None:
-        """Raises OSError when the disk does not take it: then it is as it was, and `begin` must come next."""
+        """Append a change. Raises OSError if the disk refuses it: the file is unchanged, and `begin` must follow."""
         line = json.dumps(change, separators=(",", ":")).encode() + b"\n"
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -48,15 +48,15 @@ class Journal:
         before = os.lseek(self._fd, 0, os.SEEK_CUR)
         try:
             if os.write(self._fd, line) != len(line):
-                raise OSError(28, os.strerror(28))  # ENOSPC: a disk that is full takes a part
+                raise OSError(28, os.strerror(28))  # ENOSPC: a full disk writes a part
         except OSError:
-            with contextlib.suppress(OSError):  # a part of a line at the end is left out when it is read
+            with contextlib.suppress(OSError):  # `read` leaves out an incomplete last line
                 os.ftruncate(self._fd, before)
             raise
         self.length += 1
 
     def read(self, serial: str) -> list[dict[str, Any]]:
-        """The changes since the state file of this serial number, in order. Never raises."""
+        """Return the changes since the state file with this serial number, in order. Never raises."""
         try:
             lines = self._path.read_bytes().split(b"\n")
         except OSError:
@@ -82,9 +82,9 @@ class Journal:
         return changes
 
     def keep(self) -> None:
-        """A copy of what stands in it, for a person to see: it is written over by and by. Never raises."""
+        """Copy the file for a person to inspect: later changes overwrite it. Never raises."""
         try:
-            # Its time of change: one that is read again, because nothing has changed since, is not kept again.
+            # Named by modification time: a file that has not changed since is not kept twice.
             aside = self._path.with_name(f"{self._path.name}.corrupt-{self._path.stat().st_mtime_ns}")
             aside.write_bytes(self._path.read_bytes())
             log.error("%s is kept as %s", self._path, aside)

@@ -1,7 +1,7 @@
-"""The lease: Docker's own networks take new flows while docker-fw says every few seconds that it still follows Docker.
+"""The lease: Docker networks accept new flows only while docker-fw keeps confirming that it follows Docker.
 
-Docker gives their addresses to others, and nobody but docker-fw takes an exception back then. On docker-fw's own
-networks Leave does, at its next start at the latest; so they stand without.
+On Docker networks, Docker gives an address to another container, and only docker-fw then removes the exceptions of the
+old one. On docker-fw networks Leave removes them, at docker-fw's next start at the latest, so these need no lease.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import time
 from plugin.nftables.sets import WATCHED, Change, Element
 from plugin.nftables.table import Nft, NftError
 
-#: Seconds that it lasts, and between two tries to renew it: a host under load must not lose it.
+#: Seconds that the lease lasts, and between two renewals: a host under load must not lose it.
 SECONDS, EVERY = 30, 10.0
 
 
 class Lease:
-    """To be called under the reconciler's lock."""
+    """Call under the reconciler's lock."""
 
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
         self._until = 0.0
 
     def begin(self) -> None:
-        """It is put there with the whole table."""
+        """Start the lease; the whole table is written with it."""
         self._until = time.monotonic() + SECONDS
 
     def left(self) -> dict[Element, int]:
-        """The seconds that are left of it; nothing when it is out, which is no drift."""
+        """Return the seconds left; an empty dict when it has expired, which is not drift."""
         seconds = self._until - time.monotonic()
         return dict.fromkeys(WATCHED, math.ceil(seconds)) if seconds > 0 else {}
 
     def renew(self) -> None:
-        """Raises NftError."""
+        """Renew the lease. Raises NftError."""
         began, lasts = time.monotonic(), dict.fromkeys(WATCHED, SECONDS)
-        # To add an element that stands would leave it the time that it had, so it goes first.
+        # Adding an existing element would keep its old timeout, so it is removed first.
         try:
             self._nft.change(Change(remove=WATCHED), lasts)
-        except NftError:  # it is out
+        except NftError:  # it has expired
             self._nft.change(Change(), lasts)
         self._until = began + SECONDS

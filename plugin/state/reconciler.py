@@ -1,11 +1,12 @@
-"""The one place that changes what is known: an edit of the facts → what is sticky → disk → elements → one transaction.
+"""The only module that changes the facts: edit → derived sticky facts → disk → elements → one transaction.
 
-Every change goes through here, under one lock: first the state file, then the kernel. A crash between the two leaves
-more closed than the file says, never less, for the start puts the table there whole from it. Whose elements a change
-concerns follows from comparing the facts before with those after; no caller names them.
+Every change is made here, under one lock: first the state file, then the kernel. A crash between the two can leave
+more closed than the file says, never less, because the start replaces the whole table from the file. The owners whose
+elements a change affects follow from comparing the facts before and after it; callers do not name them.
 
 Lock order: `ProxyPorts`, then the lock here, then `Bridges`, `FlowCutter`, `Nft`, which call only the kernel. The
-tracker, the driver and the loops have none: what they know besides the facts changes within edits, under the lock here.
+tracker, the driver and the loops have no lock: their data in addition to the facts changes within edits, under this
+lock.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Changes the facts, and makes the kernel's table follow them. Thread-safe.
+    """Changes the facts and applies them to the kernel's table. Thread-safe.
 
-    `commit` is for changes that may be refused, by the disk or by the kernel: then the facts stay as they were.
-    `observe` is for what has happened already, and is never refused. `later` takes work that may last (flows to be cut)
-    and must return at once.
+    `commit` is for changes that the disk or the kernel may refuse: the facts then stay unchanged. `observe` is for
+    events that have already happened, and is never refused. `later` queues long work (cutting flows) and must return at
+    once.
     """
 
     def __init__(
@@ -61,54 +62,54 @@ class Reconciler:
         self._writer = TableApplier(nft, self._view, later)
         self._behind = Behind(self._writer, self._lock, self._apply, later)
 
-    # --- what is known --------------------------------------------------------------------------------------------
+    # --- facts ----------------------------------------------------------------------------------------------------
 
     @property
     def facts(self) -> Facts:
-        """All facts that are known now."""
+        """All current facts."""
         return self._view.facts
 
     @property
     def state(self) -> SavedState:
-        """What is kept over restarts."""
+        """The part of the facts that is saved across restarts."""
         return self._view.facts.saved
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The driver's."""
+        """The driver's networks by ID."""
         return self.state.networks
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """The driver's."""
+        """The driver's endpoints by ID."""
         return self.state.endpoints
 
     def read(self, question: Callable[[PolicyView], T]) -> T:
-        """The answer to a short question, while nothing changes. Every change waits for it."""
+        """Return the answer to a short question while nothing changes. Every change waits for it."""
         with self._lock:
             return question(self._view)
 
     def snapshot(self) -> PolicyView:
-        """All that is known now, to be read at leisure."""
+        """Return a copy of all current facts, to be read without the lock."""
         with self._lock:
             return self._view.copy(watched=bool(self._writer.lease.left()))
 
     def should(self) -> tuple[Facts, list[Element], dict[Element, int]]:
-        """What is known, what should stand in the kernel for it (bans apart), and for how long the lease should."""
+        """Return the facts, the elements that the kernel should have (without bans), and the lease's seconds left."""
         with self._lock:
             return self._view.facts, list(self._writer.books), self._writer.lease.left()
 
     # --- changes --------------------------------------------------------------------------------------------------
 
     def start(self, facts: Facts, before: SavedState | None = None) -> None:
-        """Takes over these facts and puts the table there whole. Raises NftError: then nothing may go on.
+        """Take over these facts and write the whole table. Raises NftError: then the start must not continue.
 
-        `before`: the state as it was kept. Who has gone since then leaves no flows behind.
+        `before`: the state as it was saved. The flows of endpoints that have left since then are cut.
         """
         with self._lock:
             self._view.start(facts)
             settled = self._view.settled(facts, self._view.owners())
-            if settled is not facts:  # we may have been killed before that
+            if settled is not facts:  # the last process may have been killed before it saved the derived facts
                 self._save_or_log(facts.saved, settled.saved)
                 self._view.start(settled)
             self._writer.start()
@@ -117,12 +118,12 @@ class Reconciler:
                 cut()
 
     def commit(self, edit: Edit, then: Callable[[], None] | None = None) -> Cut:
-        """Changes what is known by what may be refused. Raises FwError when the disk or the kernel does not take it;
-        then the old facts hold in both. Returns how many flows of banned prefixes were cut.
+        """Change the facts by an edit that may be refused. Return how many flows of banned prefixes were cut.
 
-        What only closes does not wait for a disk that is full: the next save, which is of everything, makes up for it.
-        An endpoint that leaves is closed before anything is computed or saved, and is not opened again by a refusal.
-        `then` runs when the kernel has the change, and before the flows of endpoints that left are cut, whatever fails.
+        Raises FwError when the disk or the kernel refuses the edit; both then keep the old facts. An edit that only
+        closes does not wait for a full disk: the next save writes the whole state and so includes it. An endpoint that
+        leaves is closed before anything is computed or saved, and a refusal does not open it again. `then` runs when
+        the kernel has the change and before the flows of endpoints that left are cut, even after an error.
         """
         ends: list[Callable[[], Cut | None]] = []
         cut = Cut()
@@ -137,9 +138,7 @@ class Reconciler:
         return cut
 
     def observe(self, edit: Edit) -> None:
-        """Changes what is known by what is so. Never refused: what the disk or the kernel does not take is tried
-        again.
-        """
+        """Change the facts by an observed event. Never refused: a failed write to disk or kernel is tried again."""
         ends: list[Callable[[], Cut | None]] = []
         try:
             with self._lock:
@@ -159,7 +158,7 @@ class Reconciler:
             owed = self._writer.owe(owners)
             ends += self._writer.cuts.departed(before, after, owners)
             gone = self._view.departing(owners)
-            # Where the disk may refuse the change, only endpoints that leave are closed before it is asked.
+            # If the disk may refuse the change, only endpoints that leave are closed before the save.
             self._writer.close_first(
                 {owner: self._view.who(owner) for owner in (gone if self.unsaved_reason else owners)}
             )
@@ -182,7 +181,7 @@ class Reconciler:
             ends += self._writer.cuts.closed(before, after)
 
     def _settle(self, before: Facts, owners: Owners) -> Facts:
-        """Adds what follows, and whose elements differ by it."""
+        """Add the derived sticky facts, and to `owners` those whose elements they change."""
         after = self._view.facts
         settled = self._view.settled(before, owners)
         if settled is not after:
@@ -225,7 +224,7 @@ class Reconciler:
     # --- the disk -------------------------------------------------------------------------------------------------
 
     def _save(self, before: SavedState, after: SavedState) -> None:
-        """Raises FwError. A single endpoint that differs is a line in the journal."""
+        """Save the state. A change of a single endpoint is one line in the journal. Raises FwError."""
         names = [each.name for each in dataclasses.fields(SavedState)]
         differing = [name for name in names if _differ(getattr(before, name), getattr(after, name))]
         if not differing:
@@ -242,11 +241,11 @@ class Reconciler:
 
     @property
     def unsaved_reason(self) -> str:
-        """Why what is known is not on the disk; "" if it is."""
+        """Why the current state is not on the disk; "" if it is."""
         return self._store.unsaved_reason
 
     def save_again(self) -> None:
-        """Writes what the disk did not take. Raises FwError if it still does not."""
+        """Save again what the disk refused. Raises FwError if it still refuses."""
         with self._lock:
             if self._store.unsaved_reason:
                 self._store.save(self.state, flush=True)
@@ -270,7 +269,7 @@ class Reconciler:
         self.edit_state(lambda state: state.with_endpoint(endpoint))
 
     def add_endpoint(self, endpoint_id: str, make: Callable[[Iterable[Endpoint]], Endpoint]) -> Endpoint:
-        """The endpoint, made from all that there are if it is new. Raises FwError."""
+        """Return the endpoint; a new one is made from all that exist, and added. Raises FwError."""
         found: list[Endpoint] = []
 
         def edit(state: SavedState) -> SavedState:
@@ -287,7 +286,7 @@ class Reconciler:
     def edit_endpoint(
         self, endpoint_id: str, edit: Callable[[Endpoint], Endpoint], then: Callable[[], None] | None = None
     ) -> None:
-        """Changes what is known of an endpoint, if it is still there, from what is known at that moment."""
+        """Edit an endpoint, if it still exists, from its facts at that moment. Raises FwError."""
 
         def change(state: SavedState) -> SavedState:
             endpoint = state.endpoints.get(endpoint_id)
@@ -296,25 +295,25 @@ class Reconciler:
         self.commit(lambda facts: facts.keeping(change), then)
 
     def note_switched(self, families: Iterable[int]) -> None:
-        """Remembers that docker-fw switched forwarding on: what was never forwarded before stays so."""
+        """Save that docker-fw enabled forwarding of these families: transit not forwarded before stays blocked."""
         new = frozenset(families)
         self.edit_state(
             lambda state: dataclasses.replace(state, switched=state.switched | new) if new - state.switched else state
         )
 
     def suspend(self) -> None:
-        """Nobody will watch the clock any more: what was opened for a time is closed, and is kept."""
+        """Close ports that were opened for a limited time: no process checks the time from now on. They stay saved."""
         self.observe(lambda facts: dataclasses.replace(facts, suspended=True))
         with self._lock:
             owners = [o for e in self.state.overrides if e.until for o in self._view.places(e.container)]
             cuts = self._writer.cuts.of(owners)
-        for cut in cuts:  # at once: no later work is done any more
+        for cut in cuts:  # at once: queued work is no longer done
             cut()
 
     # --- the kernel -----------------------------------------------------------------------------------------------
 
     def cut_closed(self) -> None:
-        """Cuts the flows on Docker's networks that are not accepted now: less may have been closed for a while."""
+        """Cut the flows on Docker networks that are not accepted now: for a while less may have been closed."""
         with self._lock:
             owners = [o for o in self._view.owners() if o.kind is Kind.TRACKED]
             self._later(partial(self._cut, owners))
@@ -326,13 +325,14 @@ class Reconciler:
             cut()
 
     def renew_lease(self) -> None:
-        """Raises NftError."""
+        """Renew the lease. Raises NftError."""
         with self._lock:
             self._writer.lease.renew()
 
     def repair(self) -> bool:
-        """If somebody touched our table's rules, or the kernel did not take all of it, puts it there again. True if so.
-        Raises NftError.
+        """Write the table again if another program changed its rules or the kernel lacks a part of it.
+
+        Return True if it was written. Raises NftError.
         """
         with self._lock:
             repaired = self._writer.repair()
@@ -340,28 +340,28 @@ class Reconciler:
             return repaired
 
     def sync_elements(self) -> int | None:
-        """Elements that somebody added or deleted, as they should be. How many; None: it changes, ask again.
+        """Undo other programs' changes of elements. Return how many; None if the table changes meanwhile: ask again.
 
-        An owned table is nobody else's to change. Raises NftError, OSError.
+        No other program can change an owned table. Raises NftError, OSError.
         """
         if self._nft.owned:
             return 0
-        found = standing.read()  # which takes a while with many elements, and holds nobody up
+        found = standing.read()  # with many elements this takes a while, so it runs outside the lock
         with self._lock:
             return self._writer.sync_elements(found) if self._nft.generation() == found.generation else None
 
     @property
     def incomplete(self) -> bool:
-        """True while the table lacks elements because the kernel did not take them: `repair` tries again."""
+        """True while the table lacks elements because the kernel refused them: `repair` tries again."""
         return self._nft.incomplete
 
     @property
     def unfinished(self) -> bool:
-        """True while a change that the kernel refused is to be tried again, by `repair`."""
+        """True while a change that the kernel refused waits for `repair` to try it again."""
         return self._behind.failed
 
     def generation(self) -> int:
-        """A number that others' transactions change and our own do not."""
+        """Return a number that other programs' transactions change and docker-fw's own do not."""
         with self._lock:
             return self._nft.generation() - self._nft.changes
 

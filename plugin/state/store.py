@@ -1,10 +1,10 @@
-"""What must survive a restart and Docker will not tell again: networks and endpoints, in one atomic JSON file.
+"""State that must survive a restart and that Docker does not report again, in one atomic JSON file.
 
 Format: {"version": 2, "boot": BOOT_ID, "networks": {id: {...}}, "endpoints": {id: {...}}}, one record a line.
-Written to a temporary file and renamed. A change of networks is flushed to the disk (fsync), for they must survive
-a power cut; endpoints die with the host, so theirs need to survive only our own process, and a change of one is a line
-in `FILE.log` (`plugin.state.journal`). Before the first unflushed write after a flushed one, the flushed file is
-kept as `FILE~`, to fall back to.
+The file is written under a temporary name and renamed. A change of networks is flushed to the disk (fsync), because
+networks must survive a power cut. Endpoints end with the host, so their changes need to survive only docker-fw's own
+process, and a change of one endpoint is a line in `FILE.log` (`plugin.state.journal`). Before the first unflushed write
+after a flushed one, the flushed file is kept as `FILE~`, as a fallback.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from plugin.state import codec
 from plugin.state.journal import Journal
 
 VERSION = 2
-#: What reading a record raises that somebody edited, or a disk.
+#: What reading a record raises that a person or a disk error changed.
 NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
-#: Fields that the file has under the name of former versions, which read it after a downgrade.
+#: Fields that the file has under the names of former versions, which read it after a downgrade.
 _KEYS = {"spec": "said", "image_spec": "brought"}
 log = logging.getLogger(__name__)
 
 
 class Store:
-    """The file at `path`; its directory is made (0700) when missing."""
+    """The file at `path`; its directory is created (0700) if missing."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -62,11 +62,11 @@ class Store:
         self._lines: dict[tuple[type, str], tuple[Network | Endpoint, str]] = {}
         self._bans: tuple[Mapping[Prefix, float] | None, str] = (None, "")
         self._flushed = False
-        #: Why the state is not on the disk as it is; "" if it is.
+        #: Why the current state is not on the disk; "" if it is.
         self.unsaved_reason = ""
 
     def load(self) -> SavedState:
-        """The last state. Nothing there: an empty one. A corrupt file is kept aside, and the fallback is read.
+        """Return the last state; an empty one if there is no file. A corrupt file is kept aside, the fallback is read.
 
         Raises NewerStateError.
         """
@@ -82,16 +82,16 @@ class Store:
                 log.error("state file %s is not readable (%s); kept as %s, going on without it", path, error, aside)
                 with contextlib.suppress(OSError):
                     path.replace(aside)
-                self._journal.keep()  # it says what has changed since that file
+                self._journal.keep()  # it has the changes since that file
                 continue
             if path == self._backup:
                 log.warning("read the last flushed state from %s", path)
-            self._flushed = path == self._path  # it holds every network, so the next write keeps it aside
+            self._flushed = path == self._path  # it has every network, so the next write keeps it aside
             return self._replayed(state, serial)
         return SavedState()
 
     def _replayed(self, state: SavedState, serial: str) -> SavedState:
-        """The state with the journal's changes; up to the first that is not as it should be."""
+        """Return the state with the journal's changes, up to the first damaged one."""
         endpoints = dict(state.endpoints)
         for change in self._journal.read(serial):
             try:
@@ -110,9 +110,9 @@ class Store:
         return dataclasses.replace(state, endpoints=endpoints)
 
     def save(self, state: SavedState, *, flush: bool, endpoint: str = "") -> None:
-        """Raises FwError when the disk does not take it: then the old state stands.
+        """Write the state. Raises FwError if the disk refuses it: then the old state remains there.
 
-        `endpoint`: nothing but this one has changed since the last save.
+        `endpoint`: only this one has changed since the last save.
         """
         room = self._journal.begun and self._journal.length < max(100, len(state.endpoints) // 2)
         little = endpoint and not flush and room
@@ -123,7 +123,7 @@ class Store:
             else:
                 self._replace(state, flush=flush)
         except OSError as error:
-            self._journal.begin("")  # the next save is of everything, whatever this one was to say
+            self._journal.begin("")  # the next save writes the whole state, whatever this one was to write
             self.unsaved_reason = (
                 f"could not write the state file {self._path}{'.log' * bool(little)}: {error.strerror}"
             )
@@ -133,7 +133,7 @@ class Store:
             log.warning("the state file %s is written again", self._path)
 
     def _replace(self, state: SavedState, *, flush: bool) -> None:
-        # A record is frozen, so the line it became once serves until another record takes its place.
+        # A record is frozen, so its line serves until another record replaces it.
         self._lines = {
             (key := (type(item), item.id)): kept
             if (kept := self._lines.get(key)) and kept[0] is item
@@ -147,7 +147,7 @@ class Store:
         head["asked"] = {container: _plain(ports) for container, ports in state.asked.items()}
         head["confined"] = sorted(state.egress_restricted)
         head["overrides"] = _plain(state.overrides)
-        if self._bans[0] is not state.bans:  # a blocklist is long, and seldom another one
+        if self._bans[0] is not state.bans:  # a blocklist is long and seldom changes
             self._bans = (state.bans, json.dumps({str(prefix): until for prefix, until in state.bans.items()}))
         document = (
             json.dumps(head)[:-1]
@@ -167,10 +167,10 @@ class Store:
                 file.flush()
                 os.fsync(fd)
         if self._flushed and not flush:
-            # A second name for it, so that at no moment there is no file.
+            # A second name (hard link), so that a file exists at every moment.
             with contextlib.suppress(FileNotFoundError):
                 self._backup.unlink()
-            with contextlib.suppress(FileNotFoundError):  # somebody removed it
+            with contextlib.suppress(FileNotFoundError):  # another program removed it
                 os.link(self._path, self._backup)
         new.replace(self._path)
         if flush:
@@ -230,7 +230,7 @@ def _decode(document: Any) -> SavedState:
 
 
 def _plain_name(value: Any) -> bool:
-    """One name that is none must not take bans and networks with it."""
+    """True for an interface name: one invalid name must not make bans and networks unreadable."""
     return isinstance(value, str) and INTERFACE_NAME.fullmatch(value) is not None
 
 

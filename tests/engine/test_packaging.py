@@ -50,7 +50,10 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
                 assert early.returncode != 0
                 assert "docker-fw runs on this host" in early.stderr
                 upgraded_and_taken_back(fw, net, registry)
-            assert "IPv6 forwarding stays on" in engine.host.run([*make, "uninstall"], timeout=120).stdout
+            assert (
+                "IPv6 forwarding, which docker-fw had enabled, remains enabled"
+                in engine.host.run([*make, "uninstall"], timeout=120).stdout
+            )
             stays = left(before, standing(engine))
             sysctls = {line.lstrip("-").split()[0] for line in stays.pop("sysctls")}
             assert {name.rpartition("/")[2] for name in sysctls} == {"accept_ra", "forwarding"}

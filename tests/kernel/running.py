@@ -244,8 +244,9 @@ class Running:
         """The sets of the table that hold elements, without counts, but for those about the host and not about
         containers, and those that end by themselves: whose drops were logged, and which flows were cut."""
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
-        bridges, ports = "foreign|dockers|bridges|same_bridge", "dockerd|proxies|holding|listening[46]?"
-        hosts = re.compile(rf"set (watched|no_transit|{bridges}|{ports}|noticed[46]|noticed_host|held[46]\w*) ")
+        bridges = "unmanaged|dockers|protected_bridges|same_bridge"
+        ports = "dockerd_ports|docker_proxy|proxy_unidentified|host_own[46]?"
+        hosts = re.compile(rf"set (lease|no_transit|{bridges}|{ports}|log_limit\w*|quarantine[46]\w*) ")
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:

@@ -90,7 +90,10 @@ def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
     fw, wan = host.fw, host.fw.site.wan
     box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(BR_DOCKER, 101)
     fw.start()
-    until(lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'confined {{ "{CONFINED}" }}' in host.text, "it is written")
+    until(
+        lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'egress_restricted {{ "{CONFINED}" }}' in host.text,
+        "it is written",
+    )
     host.fwctl("ban", Wan.V6)
     host.fwctl("ban", "2001:db8:5::/64", "--for", "1h")
     host.fwctl("ban", Wan.FAR_V4, "--for", "4s")
@@ -189,7 +192,7 @@ sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "The file is not kept current: docker-fw does not see /etc/docker-fw" in out
-    assert f'confined {{ "{CONFINED}" }}' in host.text
+    assert f'egress_restricted {{ "{CONFINED}" }}' in host.text
     assert f"ipv4 . tcp . {SHUT}" in host.text
     assert "banned4 { 203.0.113.99 }" in host.text
     assert re.search(r"^#until \d{10} banned4 203.0.113.98$", host.text, re.MULTILINE)

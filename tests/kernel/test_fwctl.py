@@ -354,7 +354,7 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
         "delete element inet docker-fw allow6 { 2001:db8:1::2 . tcp . 80 }",
         "delete element inet docker-fw banned6_48 { 2001:db8:77:: }",
         "add element inet docker-fw banned4 { 203.0.113.9 timeout 1h }",
-        "flush set inet docker-fw confined", "flush set inet docker-fw banned4",
+        "flush set inet docker-fw egress_restricted", "flush set inet docker-fw banned4",
     ):  # fmt: skip
         fw.site.run("nft", change)
         until(lambda: fw.fwctl("plan", status=1).splitlines()[1:] == ["- set theirs"], f"put right: {change}")
