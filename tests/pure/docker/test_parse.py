@@ -118,8 +118,7 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
 
 
 def test_a_running_container_has_its_places_and_ports() -> None:
-    """A container has each network with its addresses of either family; a network without an endpoint ID or address is
-    left out."""
+    """A container has each network with its addresses of either family; a network without endpoint ID is left out."""
     front, six = parse.endpoints(RUNNING, WEB)
     assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
     assert (front.addr4, front.addr6) == (IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"))

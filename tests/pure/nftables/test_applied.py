@@ -223,7 +223,7 @@ NEUTRAL = re.compile(
 
 
 def test_each_set_says_whether_its_elements_open_or_close() -> None:
-    """A new set must have an effect, because cutting flows and closing first depend on it."""
+    """A new set must state its effect or be listed as neutral: cutting flows and closing first depend on it."""
     unsaid = {name for name, spec in SETS.items() if not spec.effect}
     assert {name for name in unsaid if not NEUTRAL.match(name)} == set()
     assert {name for name, spec in SETS.items() if NEUTRAL.match(name)} == unsaid

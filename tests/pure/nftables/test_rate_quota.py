@@ -53,8 +53,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container that exceeds the quota may have thousands of ports with a rate: while it waits, other containers join
-    and leave without a check of each of these ports."""
+    """A container that needs more than the remaining quota may have thousands of ports with a rate: while it waits,
+    other containers join and leave without a check of each of these ports."""
     looked: list[str] = []
     known, limited = Quota(), rate_quota.limiting
     monkeypatch.setattr(rate_quota, "limiting", lambda element: looked.append(str(element.key[0])) or limited(element))

@@ -349,7 +349,7 @@ def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> 
 
 def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """A rule whose names resolve to so many addresses, at so many ports, that it needs more than 10,000 elements
-    accepts no peer through them. The container's other rules are valid, and log and status report it."""
+    accepts no peer through them. The container's other rules still apply, and log and status report it."""
     later: list[Callable[[], None]] = []
     wide = ", ".join(f"{256 * n + 1}-{256 * n + 254} from project:shop" for n in range(10))
     state = made(kernel, [member(n) for n in range(1, MEMBERS)], later)
@@ -389,7 +389,7 @@ def test_published_ports_count_too() -> None:
 def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """One label of 2,690 characters, within every bound of labels, becomes 19,200 pieces of prefixes: at 1,000 ports
     that docker-proxy serves, this would be 19 million elements and gigabytes of memory. Such a rule opens nothing; the
-    container's other rules are valid, log and status report it, and a rule that fits is unaffected."""
+    container's other rules still apply, log and status report it, and a rule that fits is unaffected."""
     lists = "* from " + " ".join(f"2001:db8:{n:x}::/121" for n in range(150))
     ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
     later: list[Callable[[], None]] = []
