@@ -151,7 +151,7 @@ def test_dockers_bridges_are_known_by_name_or_because_docker_told() -> None:
 
 
 def test_within_one_bridge_nobody_comes_from_elsewhere() -> None:
-    """On every bridge, whoever owns it, the addresses of one bridge may communicate with each other."""
+    """On every bridge, Docker's or not, the addresses of one bridge may communicate with each other."""
     host = Host()
     host.have("virbr0", "docker0")
     pairs = {e for e in bridge_elements(host.bridges.facts()) if e.set == "same_bridge"}
