@@ -140,7 +140,8 @@ def _masquerade(generic: Mapping[str, Any]) -> bool:
     if mode4 not in ("", "nat", "routed"):
         raise jsonio.wrong(generic, _BRIDGE + "gateway_mode_ipv4", "nat or routed on a network of docker-fw")
     if mode6 not in ("", "routed"):
-        raise jsonio.wrong(generic, _BRIDGE + "gateway_mode_ipv6", "routed (IPv6 is always routed on docker-fw networks)")
+        right = "routed (IPv6 is always routed on docker-fw networks)"
+        raise jsonio.wrong(generic, _BRIDGE + "gateway_mode_ipv6", right)
     if not jsonio.switch(generic, _BRIDGE + "enable_icc", True):
         raise FwError(f"{_BRIDGE}enable_icc=false is not possible: containers of one network of docker-fw talk freely")
     return mode4 != "routed" and jsonio.switch(generic, _BRIDGE + "enable_ip_masquerade", True)
