@@ -72,7 +72,7 @@ class Box(NamedNetns):
 
 
 def claimed(*bridges: str) -> set[Element]:
-    """What the table holds of bridges that Docker claims, whoever is on them, while somebody follows Docker."""
+    """Return the elements for bridges that Docker claims, with any containers, while docker-fw follows Docker."""
     return set(WATCHED) | {
         element
         for bridge in bridges
@@ -93,17 +93,17 @@ def seen(*bridges: str) -> BridgeFacts:
 
 
 def confining(bridge: str) -> set[Element]:
-    """What lets nobody who is not known begin anything on a bridge."""
+    """Return the element that stops unknown addresses on a bridge from initiating."""
     return {Element("egress_restricted", (bridge,))}
 
 
 def of_endpoint(inventory: PolicyView, endpoint: Endpoint) -> frozenset[Element]:
-    """What an endpoint of ours becomes in the table, with what its network becomes by it."""
+    """Return the elements of an endpoint on a docker-fw network, with those that its network gets because of it."""
     return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
 
 
 def standing(inventory: PolicyView) -> set[Element]:
-    """What all that is known becomes in the table."""
+    """Return the elements of all that is known."""
     return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
 
@@ -179,7 +179,7 @@ class Site:
         return network
 
     def box(self, network: Network, number: int) -> Box:
-        """A container on a network of ours, by the plugin's own veth pair; its labels are not known."""
+        """Add a container on a docker-fw network, by the plugin's own veth pair; its labels are not known."""
         four = network.gateway4.network[number] if network.gateway4 else None
         six = network.gateway6.network[number] if network.gateway6 else None
         assert isinstance(four, IPv4Address | None)
@@ -225,9 +225,9 @@ class Site:
         spec: PolicySpec | None = None,
         **fields: Any,
     ) -> set[Element]:
-        """What the table holds of a container on one of Docker's bridges (of this name, so not ours).
+        """Return the table's elements for a container on a Docker bridge (of this name, so not docker-fw's).
 
-        It says `allow`, or all of `said`; `published` are its ports, besides the box's own.
+        Its policy is `allow`, or all of `said`; `published` are its ports, in addition to the box's own.
         """
         network = BridgeNetwork("d" * 64, "app_default", bridge, **fields)
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow)) if known else None
@@ -259,7 +259,7 @@ class Site:
         return box
 
     def settle(self, inner: str, bridge: str, addresses: tuple[str, str], gateways: tuple[str, str]) -> Box:
-        """A container whose link somebody else (the running plugin) has made; addresses with their prefix length."""
+        """Add a container whose link was created elsewhere (by the running plugin); addresses with prefix length."""
         four, six = IPv4Interface(addresses[0]), IPv6Interface(addresses[1])
         box = Box(self._name("m"), None, Endpoint("f" * 64, "", four.ip, six.ip, joined=True))
         box.make()
@@ -275,7 +275,7 @@ class Site:
     def _settle(
         self, box: Box, inner: str, bridge: str, gateway4: IPv4Interface | None, gateway6: IPv6Interface | None
     ) -> None:
-        """What Docker does after Join: the link moved, named, addressed, with the default routes."""
+        """Do what Docker does after Join: move the link, name and address it, add the default routes."""
         self.host.ip(f"link set {inner} netns {box.name} name eth0")
         lines = []
         for address, gateway in ((box.endpoint.addr4, gateway4), (box.endpoint.addr6, gateway6)):
@@ -290,12 +290,15 @@ class Site:
         self.boxes.append(box)
 
     def acquaint(self, *boxes: Box) -> None:
-        """Containers of one network know one another for good, as they know the host."""
+        """Make the neighbours of containers of one network permanent, and those of the host."""
         for here, there in itertools.permutations(boxes, 2):
             self._neighbours(here, "eth0", there, "eth0", str(there.v4), str(there.v6))
 
     def _neighbours(self, here: NamedNetns, link: str, there: NamedNetns, its_link: str, *addresses: str) -> None:
-        """Known for good, so that no packet waits for an answer, and none is judged as neighbour discovery."""
+        """Add permanent neighbour entries.
+
+        So no packet waits for resolution, and none is judged as neighbour discovery.
+        """
         mac = there.run(["ip", "-o", "link", "show", its_link]).stdout.split("link/ether ")[1].split()[0]
         here.ip(*(f"neigh replace {a} lladdr {mac} dev {link} nud permanent" for a in addresses))
 
@@ -309,7 +312,7 @@ class Site:
 
     @staticmethod
     def known(box: Box, *allow: Rule, spec: PolicySpec | None = None, **fields: Any) -> Endpoint:
-        """The box's endpoint with its labels known: `allow`, or all of `said`."""
+        """Return the box's endpoint with its labels known: `allow`, or all of `said`."""
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
@@ -320,7 +323,7 @@ class Site:
         )
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
-        """Puts the table there, with these endpoints and nothing else known."""
+        """Load the table, with these endpoints and no others known."""
         self.nft.replace({*standing(self.inventory(*endpoints, defaults=defaults)), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
@@ -344,7 +347,7 @@ class Site:
 
     @property
     def listener(self) -> Listener:
-        """What reaches the host itself."""
+        """Return the listener for packets that reach the host itself."""
         self._listener = self._listener or Listener(self.host.path)
         return self._listener
 
@@ -356,17 +359,17 @@ class Site:
         last: Packet | None = None,
         witness: NamedNetns | None = None,
     ) -> set[Packet]:
-        """Sends packets from the outsider (or `source`) and returns which of them arrived at `to`.
+        """Send packets from the outsider (or `source`) and return which of them arrived at `to`.
 
-        No time-out decides: behind them goes a last packet on the same way, an echo request by default; or from
-        `witness`, if what is on that way may not pass.
+        No time-out decides: a last packet follows on the same path, an echo request by default; or one from `witness`,
+        if the packets on that path may not pass.
         """
         packets = list(packets)
         if last is None:
             last = ping(written(packets[-1].src), written(packets[-1].dst))
         sniffer = self.sniffer(to)
         for _ in sniffer.read():
-            pass  # what came before
+            pass  # earlier packets
         self.send(packets, source)
         self.send([last], witness or source)
         (seen,) = arrived([sniffer], last)

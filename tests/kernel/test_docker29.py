@@ -1,7 +1,8 @@
-"""Docker 29 with its nftables backend: its tables beside ours, real packets through both.
+"""Test docker-fw beside the tables of Docker 29's nftables backend, with real packets through both.
 
-No Docker 29 runs here, but what it puts into the kernel does. `docker29/*.nft` are its tables after moby's source and
-golden files, for this lab's bridges and addresses: `tables.nft` is what dockerd does first, each other file a network.
+No Docker 29 runs here, but its tables are in the kernel. `docker29/*.nft` are these tables, after moby's source and
+golden files, for this lab's bridges and addresses: `tables.nft` is what dockerd loads first, each other file is a
+network.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PORTS = (21, 22, 53, 80, 443, 5432, 8080)
 EVERYTHING = {f"{port}/{proto}" for port in PORTS for proto in PROTOS}
 BASE = {"22/tcp", "80/tcp", "443/tcp"}
 WEB, DNS, SQL = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 5432, 5432)
-#: Seconds after which a probe's silence is silence; an answer takes a few milliseconds.
+#: Seconds without an answer after which a probe counts as silent; an answer takes a few milliseconds.
 SILENCE = 0.5
 _ports = itertools.cycle(range(20000, 60000))
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
@@ -53,7 +54,7 @@ def published(*ports: tuple[int, int]) -> tuple[Published, ...]:
     )
 
 
-#: The networks' files; their gateway modes, bridges, numbers in the lab's addresses, and what is published there.
+#: The networks' files; their gateway modes, bridges, numbers in the lab's addresses, and published ports.
 MODES = {
     "nat": ("nat", "br-290000000110", 110, published((18080, 80), (15432, 5432))),
     # `-p 80 -p 5432`: in routed mode no port of the host has to do with it, and Docker's API lists none of them.
@@ -65,7 +66,7 @@ MODES = {
 
 
 class Bed:
-    """A host with 29's networks, one container on each; on `routed` and `no-icc` a neighbour besides."""
+    """A host with Docker 29's networks, one container on each; on `routed` and `no-icc` also a neighbour."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -97,11 +98,11 @@ class Bed:
         return BridgeNetwork("d" * 64, name, bridge, internal=name == "internal", mode4=mode, mode6=mode)
 
     def elements(self, *allow: Rule, known: bool = True) -> set[Element]:
-        """What our table holds of 29's networks, each container with these labels."""
+        """Return docker-fw's elements for Docker 29's networks, each container with these labels."""
         return {element for name in self.boxes for element in self.guests(name, *allow, known=known)}
 
     def guests(self, name: str, *allow: Rule, **more: Any) -> set[Element]:
-        """What it holds of one of the networks; `more` as of `Site.guarded`."""
+        """Return the elements for one of the networks; `more` as in `Site.guarded`."""
         net = self.guarded(name)
         fields = {"mode4": net.mode4, "mode6": net.mode6, "internal": net.internal}
         return self.site.guarded(self.boxes[name], net.bridge, *allow, **more, **fields)
@@ -146,7 +147,7 @@ class Bed:
         return found
 
     def delivered(self, packets: list[Packet], to: Box, source: Box | None = None) -> set[Packet]:
-        """Which of them arrive. Behind them goes an echo request elsewhere, which always passes."""
+        """Return which of them arrive. An echo request to another address follows them, which always passes."""
         witness = self.boxes["nat-unprotected"] if source is self.ours else self.ours
         sniffers = [self.site.sniffer(to), self.site.sniffer(witness)]
         for sniffer in sniffers:
@@ -165,7 +166,7 @@ def bed() -> Iterator[Bed]:
 
 @pytest.fixture(params=["ours", "dockerd's"])
 def first(request: pytest.FixtureRequest) -> str:
-    """Whose tables are loaded first: it must not matter."""
+    """Return the owner of the tables that are loaded first: the order must not matter."""
     return str(request.param)
 
 
@@ -182,7 +183,10 @@ def of(box: Box) -> tuple[str, str]:
 
 
 def test_nat_a_published_port_obeys_the_policy(bed: Bed, first: str) -> None:
-    """`-p 18080:80` answers from outside, for 80 is open; `-p 15432:5432` with a label; nothing if nobody is known."""
+    """`-p 18080:80` answers from outside, because 80 is open, and `-p 15432:5432` with a label.
+
+    Neither answers if no container is known.
+    """
     web, probe = bed.boxes["nat"], bed.site.wan.probe
     with web.probe.serve(tcp=[80, 5432]):
         bed.load(first=first)
@@ -203,14 +207,14 @@ def test_nat_the_container_sees_who_calls(bed: Bed) -> None:
 
 
 def test_nat_the_containers_own_address_is_dockers_to_close(bed: Bed, first: str) -> None:
-    """Nothing reaches a nat network's container directly, not even what is open there; no option changes that."""
+    """No packet reaches a nat network's container directly, not even on open ports; no option changes that."""
     for option in (True, False):
         bed.load(WEB, SQL, option=option, first=first)
         assert bed.arriving(bed.boxes["nat"]) == set()
 
 
 def test_nat_with_the_setting_a_published_port_is_open_by_itself(bed: Bed) -> None:
-    """FW_PUBLISHED=allow opens `-p 15432:5432` to who comes by it, and not the container's port itself."""
+    """FW_PUBLISHED=allow opens `-p 15432:5432` to clients of the published port, but not the container's port."""
     for name, port in (("nat", 15432), ("nat-unprotected", 25432)):
         box = bed.boxes[name]
         bed.load()
@@ -240,7 +244,7 @@ def test_routed_with_the_option_the_policy_is_the_whole_truth(bed: Bed, first: s
 
 
 def test_routed_without_the_option_only_what_is_published_is_open(bed: Bed, first: str) -> None:
-    """Without it Docker drops what is not published, base and labels too; what is published needs the policy too."""
+    """Without the option Docker drops unpublished ports, base and labels too; published ports also need the policy."""
     bed.load(WEB, DNS, option=False, first=first)
     assert bed.arriving(bed.boxes["no-icc"]) == set()  # nothing is published there
     assert bed.arriving(bed.boxes["routed"]) == {"80/tcp"}  # -p 80 -p 5432
@@ -282,7 +286,10 @@ def test_unprotected_ours_is_the_only_guard(bed: Bed, first: str) -> None:
 
 
 def test_dockers_tables_alone_are_as_open_as_that(bed: Bed) -> None:
-    """Without ours: all of nat-unprotected, what is published elsewhere. So what is silent above is silent by ours."""
+    """Without docker-fw, all of nat-unprotected is open, and elsewhere what is published.
+
+    So the silence in the other tests is the effect of docker-fw.
+    """
     bed.load()
     bed.clear("inet docker-fw")
     assert bed.arriving(bed.boxes["nat-unprotected"]) == EVERYTHING
@@ -336,9 +343,9 @@ def _bridge_netfilter(bed: Bed, value: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("source", ["nat", "routed", "nat-unprotected", "no-icc", "ours"])
 def test_between_networks_only_the_policy(bed: Bed, first: str, source: str) -> None:
-    """From another network: base and labels where Docker parts nothing (→ nat-unprotected), and what is published.
+    """From another network: base and labels where Docker isolates nothing (→ nat-unprotected), and published ports.
 
-    The mark, which overrules Docker's drop, is not set between two networks: → routed only what Docker itself lets in.
+    The mark, which overrules Docker's drop, is not set between two networks: → routed only what Docker itself accepts.
     """
     bed.load(WEB, DNS, first=first)
     policy = {*BASE, "8080/tcp", "53/udp"}
@@ -384,7 +391,7 @@ def test_the_way_out_is_dockers(bed: Bed, first: str) -> None:
 
 
 def test_the_host_reaches_its_containers(bed: Bed, first: str) -> None:
-    """The host reaches every port of every container, known or not, directly and by the published ports."""
+    """The host reaches every port of every container, known or not, directly and through the published ports."""
     bed.load(known=False, first=first)
     for box in bed.boxes.values():
         with box.probe.serve(tcp=[80, 5432], udp=[53]):
@@ -405,10 +412,10 @@ def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
         assert set(bed.ours.probe(targets((Site.OUT4, Site.OUT6), 9001)).values()) == {"open"}
 
 
-# --- what we tell the user ----------------------------------------------------------------------------------------
+# --- reports to the user ----------------------------------------------------------------------------------------------
 
 
-#: Bugs of plugin/ that these tests found; strict, so that whoever mends one takes its mark away.
+#: Bugs of plugin/ that these tests found; strict, so that a fix must remove the mark.
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
@@ -419,9 +426,9 @@ def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
     ids=str,
 )
 def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule) -> None:
-    """Without the option: status says of a label that it has no effect exactly if nobody outside gets in by it.
+    """Without the option, status reports that a label has no effect exactly if no outsider gets in by it.
 
-    Or else it names what lets them in: publishing the port.
+    Or else it names the measure that lets clients in: publishing the port.
     """
     box = bed.boxes[name]
     endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", PolicySpec(allow=(rule,))))
@@ -470,7 +477,7 @@ class Api29(FakeDocker):
 
 @pytest.mark.parametrize(("release", "versions"), [("29.1.5", (44, 52)), ("29.2.1", (44, 53)), ("29.7.2", (40, 55))])
 def test_the_api_of_each_29_tells_its_firewall(tmp_path: Path, release: str, versions: tuple[int, int]) -> None:
-    """Whatever versions of its API a 29 still serves, we learn its backend, and what else there is to know."""
+    """From whatever API versions a Docker 29 still serves, docker-fw learns its backend and the other facts."""
     docker = Api29(tmp_path / "docker.sock")
     docker.release, docker.versions = release, versions
     try:
@@ -485,7 +492,7 @@ def test_the_api_of_each_29_tells_its_firewall(tmp_path: Path, release: str, ver
 
 
 def closed(bed: Bed) -> list[tuple[str, str, int]]:
-    """What is closed whatever Docker has loaded; a server stands behind each (docker-proxy's on the host)."""
+    """Return what is closed whatever Docker has loaded; a server listens behind each (docker-proxy's on the host)."""
     found = targets(HOSTS, 15432, 25432)
     for box in bed.boxes.values():
         found += [*targets(of(box), 5432, 8080), *targets(of(box), 123, proto="udp")]

@@ -320,8 +320,7 @@ def held(site: Site) -> str:
 def test_the_next_owner_of_an_address_has_flows_of_its_own(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The quarantine of an address's last owner does not affect the next one, whose cut flows are quarantined as usual.
-    """
+    """The quarantine of an address's last owner does not affect the next, whose cut flows are quarantined."""
     monkeypatch.setattr(sets, "HELD", 2)
     fw.restart()
     fw.says(boxes.web, allow="5353/udp")

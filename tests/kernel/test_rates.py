@@ -1,4 +1,7 @@
-"""`fw.rate`: how many new flows a source may open to an accepted port; who comes too often is dropped, nobody else."""
+"""Test `fw.rate`: the number of new flows a source may open to an accepted port.
+
+Sources over the rate are dropped, and no others.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +69,7 @@ def passing(site: Site, box: Box, flows: list[tuple[Any, int]], proto: str = "tc
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: Boxes, box: Box, version: int) -> None:
-    """A source may open as many flows as the burst says, and not one more; each other source likewise, whatever the
-    first one does."""
+    """A source may open exactly as many flows as the burst; each other source too, whatever the first one does."""
     load(site, boxes, spec_of(rate="22 1/hour burst 3"))
     one, two, three = sources(version)
     assert passing(site, box, [(one, 22)] * 5) == [True] * 3 + [False] * 2
@@ -77,7 +79,7 @@ def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: B
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: Boxes, version: int) -> None:
-    """A rate is each port's own: who came too often to 22 reaches 443 and the same port of another container."""
+    """A rate is each port's own: a source over the rate at 22 reaches 443 and the same port of another container."""
     load(
         site,
         boxes,
@@ -94,14 +96,14 @@ def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: B
 
 
 def test_a_rate_opens_nothing(site: Site, boxes: Boxes, box: Box) -> None:
-    """A port with a rate that nothing opens stays closed, and `from` is asked for as ever."""
+    """A port with a rate that no rule opens stays closed, and `from` still applies."""
     load(site, boxes, spec_of(rate="8080 9/second burst 9, 22 9/second burst 9", allow="22 from 192.0.2.0/24"))
     one, _, three = sources(4)
     assert passing(site, box, [(one, 8080), (one, 22), (three, 22)]) == [False, False, True]
 
 
 def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box) -> None:
-    """Whoever has a /64 has as many addresses as he likes, and is one source; the next /64 is another."""
+    """A client with a /64 has as many addresses as it likes, but is one source; the next /64 is another."""
     load(site, boxes, spec_of(rate="22 1/hour burst 2"))
     same = [IPv6Address("2001:db8:5:7::") + n for n in (1, 2**32, 2**64 - 1)]
     beside = [IPv6Address("2001:db8:5:8::1"), IPv6Address("2001:db8:5:6:ffff:ffff:ffff:ffff")]
@@ -110,7 +112,7 @@ def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box
 
 
 def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
-    """With time a source may come again, at the rate that is said."""
+    """With time a source may open flows again, at the configured rate."""
     load(site, boxes, spec_of(rate="22 4/second burst 1"))
     one, _, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)] * 3) == [True, False, False]
@@ -119,7 +121,7 @@ def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
 
 
 def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
-    """A connection that is open may say as much as it likes, and answers are no flows."""
+    """An established connection may send any number of packets, and replies are not new flows."""
     load(site, boxes, spec_of(rate="80 1/hour burst 1"))
     with box.probe.serve(tcp=[80]):
         assert site.wan.probe.tcp(str(box.v6), 80) == "open"
@@ -155,8 +157,11 @@ def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
 
 
 def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: Boxes) -> None:
-    """The first container with another rate comes while the table stands: its sets and rules are added, in one
-    transaction, nothing else is touched: no counter, no source that was counted, no rule; nobody calls it a touch."""
+    """The first container with another rate is added while the table is active.
+
+    Its sets and rules are added, in one transaction. Nothing else is touched: no counter, no counted source, no rule;
+    and it is not reported as a change by another program.
+    """
     slow = spec_of(rate="22 1/hour burst 1")
     quick = spec_of(rate="22 2/hour burst 2, 8000-8100 3/day burst 3", allow="8080")
     load(site, boxes, slow)
@@ -176,7 +181,7 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     assert passing(site, boxes.web, [(one, 22), (two, 22), (two, 22)]) == [False, True, False]
     with site.inside():
         assert site.nft.dropped()[boxes.web.v6][0] == dropped[0] + 2
-    # And it goes: the elements do, and the port is as it was.
+    # On removal the elements are removed, and the port is as it was.
     site.nft.change(Change(remove=tuple(anew)))
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
     assert site.nft.intact()
@@ -191,13 +196,16 @@ def _elements(site: Site, boxes: Boxes, spec: PolicySpec) -> set[Element]:
 
 
 def _handle(site: Site) -> str:
-    """What the kernel calls the table that stands."""
+    """Return the kernel's handle of the active table."""
     shown = site.run("nft", "-a", "list", "table", "inet", "docker-fw").stdout
     return shown.splitlines()[0]
 
 
 def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
-    """Several rates on one container, on the same port too: each port obeys its own, the same port all of them."""
+    """Several rates apply to one container, also on the same port.
+
+    Each port has its own, and the same port all of them.
+    """
     load(site, boxes, spec_of(rate="22 1/hour burst 4, 80 1/hour burst 2, 20-90 2/hour burst 3", allow="25"))
     one, _, _ = sources(4)
     assert passing(site, boxes.web, [(one, 80)] * 3) == [True, True, False]
@@ -218,7 +226,7 @@ def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()
 
 
 def forged(count: int = 3 * rate_chains.NEW) -> list[IPv4Address]:
-    """Sources all over the Internet: more than there is room for, and no network of theirs is too large a part."""
+    """Return sources all over the Internet: more than fit in a set, and no network of theirs is too large a part."""
     return [IPv4Address("1.0.0.1") + 256 * n for n in range(count)]
 
 
@@ -237,14 +245,16 @@ def eventually(true: Callable[[], object], what: str = "not in time") -> None:
 
 
 def remembered(site: Site, kind: str) -> int:
-    """How many sources stand in the sets of this kind ("sources4", …)."""
+    """Return the number of sources in the sets of this kind ("sources4", …)."""
     sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
     return sum(site.run("nft", "list", "set", "inet", "docker-fw", key).stdout.count("expires") for key in sets)
 
 
 def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
-    """While more sources come than there is room for a new one waits, and who is remembered may come: unsure is
-    closed. Other ports and the other family are not concerned."""
+    """While more sources arrive than fit, new ones are dropped, and remembered ones pass: when full, the set refuses.
+
+    Other ports and the other family are not affected.
+    """
     load(site, boxes, spec_of(rate="22 1/hour burst 2"))
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)]) == [True]
@@ -254,7 +264,7 @@ def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
 
 
 def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxes) -> None:
-    """Forged sources fill what one container's rate remembers; the same rate of another container takes no notice."""
+    """Forged sources fill the set of one container's rate; the same rate of another container is not affected."""
     spec = spec_of(rate="22 5/minute burst 10")
     load(site, boxes, spec, spec)
     one, two, _ = sources(4)
@@ -273,7 +283,7 @@ def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
 
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
-    """Whoever has a /48 has 65,536 sources, and whoever has one address as many ports: others come all the same."""
+    """A client with a /48 has 65,536 sources, and one with a single address as many ports: others still pass."""
     load(site, boxes, spec_of(rate="22 1/hour burst 2, 10000-30000/udp 1/hour burst 2", allow="10000-30000/udp"))
     one, _, three = sources(6)
     own = [IPv6Address("2001:db8:77::1") + (n << 64) for n in range(65536)]
@@ -289,8 +299,10 @@ def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
 def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
     site: Site, boxes: Boxes, box: Box, version: int, forgetting: int
 ) -> None:
-    """A source that has completed a TCP handshake is not forgotten with those that may be forged: who has used its
-    burst waits for an hour."""
+    """A source that completed a TCP handshake is not evicted with those that may be forged.
+
+    A source that has used its burst waits for an hour.
+    """
     load(site, boxes, spec_of(rate="22 1/hour burst 3"))
     site.forget_flows()
     forger, _, _ = sources(version)
@@ -322,7 +334,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
 
 
 def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
-    """With the last element that leads to them a rate's chains and sets go, while the table stands untouched."""
+    """With the last element that refers to them a rate's chains and sets are removed, the table is not touched."""
     load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
     spec = spec_of(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
@@ -343,11 +355,13 @@ def _names(site: Site) -> set[str]:
 
 
 def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> None:
-    """While a container's rate is exchanged for another, goes with the container, and comes back, its port is never
-    without a limit."""
+    """A port is never without a limit while its container's rate changes.
+
+    Nor while the rate is removed with the container and added again.
+    """
     rated = [_elements(site, boxes, spec_of(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
     load(site, boxes, PolicySpec(), spec_of(rate="22 1/hour burst 1"))
-    # Its address stays known: pings to others are few, and the last packet of each round is one.
+    # The address stays known: pings to others are limited to a few, and the last packet of each round is one.
     gone = {element for element in rated[1] if element.set.startswith("ingress_drops")}
     changes = [(rated[0], rated[1]), (rated[1], gone), (gone, rated[1]), (rated[1], rated[0])]
     done = threading.Event()
@@ -435,8 +449,10 @@ def _kernel_memory() -> int:
 
 
 def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host holds so many rates. The ports of who comes after that are closed, those alone that have a rate; and they
-    open when there is room."""
+    """A host has room for a limited number of rates; later containers' rated ports are closed, and no others.
+
+    They open when there is room.
+    """
     monkeypatch.setattr(rate_quota, "MOST", 2)
     spec = spec_of(rate="22 1/hour burst 1")
     load(site, boxes, spec, spec)
@@ -449,8 +465,10 @@ def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pyte
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_docker_proxys_port_has_its_containers_rate(site: Site, boxes: Boxes, version: int) -> None:
-    """Where docker-proxy serves the host's port the rate of the container's port is asked for there, for each source;
-    also where only some may come."""
+    """Where docker-proxy serves the host's port, the rate of the container's port applies there, for each source.
+
+    This holds also where `from` restricts the sources.
+    """
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
     one, two, three = sources(version)

@@ -1,7 +1,7 @@
-"""What the kernel does with real packets: the floor, ICMP, states, networks, the mark, published ports.
+"""Test the kernel's verdict on real packets: the floor, ICMP, states, networks, the mark, published ports.
 
-Nothing here waits for silence: behind the packets of a test goes one that always passes, on the same way; what has
-not arrived before it never will.
+Nothing here waits for silence: the last packet after those of a test always passes, on the same path, and a packet that
+has not arrived before it never will.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def lan(site: Site) -> Box:
 
 @pytest.fixture
 def web(site: Site, boxes: Boxes) -> Box:
-    """A container whose labels are known and say nothing; its neighbours are not known."""
+    """A container whose labels are known and set no policy; its neighbours are not known."""
     site.load(site.known(boxes.web))
     return boxes.web
 
@@ -109,7 +109,7 @@ def between(source: Box, box: Box) -> list[tuple[Any, Any]]:
 
 
 def arriving_ports(site: Site, pairs: Iterable[tuple[Any, Any]], to: Box, source: Box | None = None) -> set[str]:
-    """Of the well-known and some other ports of each protocol, those on which a new flow reaches the box."""
+    """Return the ports on which a new flow reaches the box, of the well-known and some other ports of each protocol."""
     sent = {
         new_flow(proto, src, dst, port, next(_ports)): f"{port}/{proto}"
         for src, dst in pairs
@@ -150,7 +150,7 @@ def test_a_label_opens_its_port_on_its_container_only(site: Site, boxes: Boxes) 
 
 
 def test_an_address_is_closed_until_it_is_known(site: Site, boxes: Boxes) -> None:
-    """A network's containers answer on ICMP only until their labels are known: not even on the base."""
+    """A network's containers accept ICMP only until their labels are known: not even the base."""
     site.load()
     for box in (boxes.web, boxes.chosen):
         assert arriving_ports(site, outside(box), box) == set()
@@ -160,7 +160,7 @@ def test_an_address_is_closed_until_it_is_known(site: Site, boxes: Boxes) -> Non
 
 
 def test_an_address_that_a_container_gives_itself_is_closed(site: Site, boxes: Boxes) -> None:
-    """An address that nobody registered (self-given, SLAAC) accepts nothing, whatever its owner's labels say."""
+    """An address that is not registered (self-assigned, SLAAC) accepts nothing, whatever its labels allow."""
     site.load(site.known(boxes.web, Rule("tcp", 1, 65535)))
     extra = IPv6Address("2001:db8:1::99")
     boxes.web.ip(f"addr add {extra}/64 dev eth0 nodad")
@@ -195,7 +195,7 @@ def test_a_network_is_closed_before_it_is_known(site: Site, boxes: Boxes, by_han
 
 
 def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
-    """Protocols without ports, and those whose header is cut short, do not pass."""
+    """Protocols without ports, and packets with a truncated header, do not pass."""
     sent = [
         Packet(packed(src), packed(dst), proto, data)
         for src, dst in outside(web)
@@ -246,7 +246,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_just_the_listed_icmp_passes(site: Site, web: Box, version: int) -> None:
-    """Of all 256 types, unsolicited, exactly those of the list arrive; errors are about no flow that anybody knows."""
+    """Of all 256 types, unsolicited, exactly those of the list arrive; the errors belong to no known flow."""
     (src, dst) = outside(web)[version == 6]
     stranger = new_flow("udp", dst, src, 9, 9)
     sent = {}
@@ -284,7 +284,7 @@ def test_path_mtu_discovery_works(site: Site, web: Box) -> None:
 
 @pytest.mark.parametrize("to", ["outside", "host", "other network"])
 def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes: Boxes, to: str) -> None:
-    """What a container says about routes is dropped, to wherever it says it (CVE-2020-13401)."""
+    """Router advertisements and redirects from a container are dropped, to any destination (CVE-2020-13401)."""
     site.load(site.known(boxes.web), site.known(boxes.other))
     web = boxes.web
     target6 = {"outside": Site.OUT6, "host": IPv6Address("2001:db8:1::1"), "other network": boxes.other.v6}[to]
@@ -318,7 +318,7 @@ def test_no_router_advertisement_from_any_bridge_of_ours(site: Site, boxes: Boxe
 
 
 def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
-    """What connection tracking calls related to a container's own flow is accepted, also what is not on the list."""
+    """What connection tracking relates to a container's own flow is accepted, also if its type is not on the list."""
     flow = new_flow("udp", web.v4, Site.OUT4, 9, next(_ports))
     site.send([flow], web)
     quench = icmp_error(Site.OUT4, flow, 4)
@@ -340,7 +340,7 @@ def counted(site: Site) -> list[int]:
 
 
 def delivered_outside(site: Site, sent: list[Packet], source: Box) -> set[Packet]:
-    """What of the box's packets arrives at the outsider's, an echo request behind them."""
+    """Return which of the box's packets arrive at the outsider; an echo request follows them."""
     return site.deliver(sent, site.wan, source, icmp(source.v6, Site.OUT6, 128))
 
 
@@ -444,7 +444,7 @@ def br_netfilter(request: pytest.FixtureRequest, site: Site) -> Iterator[int]:
 
 
 def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, br_netfilter: int) -> None:
-    """On any port, whether their labels are known or not, also where the bridge hands packets to the rules."""
+    """They talk on any port, whether their labels are known or not, also where the rules see bridged packets."""
     site.load()
     sent = [
         new_flow(proto, src, dst, port, next(_ports))
@@ -480,7 +480,7 @@ def test_a_router_on_the_same_bridge_is_no_way_round(site: Site, boxes: Boxes, b
 
 
 def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None:
-    """A container is an outsider to containers of other networks: the base, and what labels open."""
+    """A container is an outsider to containers of other networks: the base and the ports that labels open apply."""
     site.load(site.known(boxes.web, Rule("tcp", 8080, 8080)), site.known(boxes.other))
     assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == {*BASE, "8080/tcp"}
     assert arriving_ports(site, between(boxes.web, boxes.other), boxes.other, boxes.web) == BASE
@@ -495,7 +495,7 @@ def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker:
 
 @pytest.mark.parametrize("forger", ["another network", "Docker's bridge", "another link"])
 def test_a_forged_packet_opens_no_way_back(site: Site, boxes: Boxes, docker: Box, lan: Box, forger: str) -> None:
-    """Who sends in a container's name from elsewhere does not make its closed ports answer to an accomplice."""
+    """A packet with a container's forged source address does not make its closed ports answer an accomplice."""
     site.load(site.known(boxes.web), site.known(boxes.other), site.known(boxes.chosen))
     where = {"another network": boxes.other, "Docker's bridge": docker, "another link": lan}[forger]
     for victim in (boxes.web, boxes.chosen):
@@ -533,7 +533,7 @@ def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box
 
 @pytest.mark.parametrize("target", ["outside", "another network", "Docker's bridge"])
 def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
-    """Its containers reach nobody but one another; ping neither."""
+    """Containers of an internal network reach only one another; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
     site.load(site.known(inner, everything), site.known(boxes.web, everything))
@@ -572,9 +572,9 @@ def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box
 def test_the_mark_is_exact(
     site: Site, boxes: Boxes, docker: Box, unmanaged: Box, way: str, marked: bool, forge: bool
 ) -> None:
-    """Our mark is on what our table accepted and on nothing else, whatever mark a packet came with.
+    """docker-fw's mark is on packets that its table accepted and on no other, whatever mark they came with.
 
-    The mark lets a packet pass Docker's own firewall; so nothing that goes to one of Docker's bridges has it.
+    The mark lets a packet pass Docker's own firewall, so no packet to a Docker bridge has it.
     """
     guest = site.guarded(docker, "br-0123456789ab")
     site.load(
@@ -603,7 +603,7 @@ def test_the_mark_is_exact(
 
 
 def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Boxes, docker: Box) -> None:
-    """What goes to our bridges and was accepted has the mark, replies as well: Docker's DROP does not stop them."""
+    """Accepted packets to docker-fw bridges have the mark, replies too: Docker's DROP does not stop them."""
     site.load(site.known(boxes.web), more=site.guarded(docker, "br-0123456789ab"))
     web = boxes.web
     with docker.probe.serve(tcp=[80]), Marks(site, web.v4, web.v6) as marks:
@@ -630,10 +630,10 @@ def test_what_was_never_forwarded_stays_so(
     assert site.deliver(sent, lan) == set(sent), "the way is there"
     site.load(*known, more=[Element("no_transit", (number,)), *site.guarded(docker, "br-0123456789ab")])
     sent = [new_flow(proto, *pair, 80, next(_ports)) for proto in PROTOS] + [ping(*pair)]
-    # The family that was forwarded before goes on: its packet is the last.
+    # The family that was forwarded before continues: its packet is the last.
     last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])
     assert site.deliver(sent, lan, None, last) == set()
-    # Nor by way of a bridge that is nobody's known; containers, ours and Docker's, are reached as before.
+    # Nor through a bridge that is not known; containers on docker-fw and Docker networks are reached as before.
     sent = [new_flow("udp", [unmanaged.v4, unmanaged.v6][index], [lan.v4, lan.v6][index], 80, next(_ports))]
     site.send(sent, unmanaged)
     assert site.deliver(sent, lan, None, ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])) == set()
@@ -674,7 +674,7 @@ def test_a_published_port_obeys_the_policy(site: Site, boxes: Boxes) -> None:
 
 
 def test_ipv4_leaves_with_the_hosts_address_and_ipv6_with_its_own(site: Site) -> None:
-    """IPv4 is masqueraded where the network says so, IPv6 never."""
+    """IPv4 is masqueraded where the network requests it, IPv6 never."""
     network = site.network(7, masquerade=True)
     box = site.box(network, 2)
     site.load(site.known(box))
@@ -690,7 +690,7 @@ def test_without_masquerading_ipv4_keeps_its_address(site: Site, web: Box) -> No
 
 
 def test_between_networks_nothing_is_masqueraded(site: Site, boxes: Boxes) -> None:
-    """A container of another network sees who calls."""
+    """A container of another network sees the source address of the caller."""
     network = site.networks.get(f"{7:012x}".ljust(64, "0")) or site.network(7, masquerade=True)
     box = site.box(network, 9)
     site.load(site.known(boxes.web), site.known(box))
