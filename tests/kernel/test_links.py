@@ -39,7 +39,10 @@ def shared() -> Iterator[Site]:
 
 @pytest.fixture
 def site(shared: Site) -> Iterator[Site]:
-    """One host for many tests; each leaves it without links. What switches forwarding has a host of its own."""
+    """Yield one host for many tests; each leaves it without links.
+
+    Tests that switch forwarding have a host of their own.
+    """
     yield shared
     for name in names(shared):
         shared.run("ip", "link", "del", "dev", name, check=False)
@@ -76,7 +79,7 @@ def names(site: Site) -> set[str]:
 
 
 def test_a_bridge_as_the_network_says(site: Site, links: Links) -> None:
-    """Name, MTU, both gateways, up; in our device group, which the policy goes by; never a listener to routers."""
+    """Name, MTU, both gateways, up; in docker-fw's device group, which the policy matches; no listener to routers."""
     assert links.make_bridge(NETWORK) is True
     text = shown(site, "-d", "link", "show", NETWORK.bridge)
     assert "mtu 1400" in text
@@ -99,7 +102,7 @@ def test_made_again_it_is_the_same(site: Site, links: Links) -> None:
 
 
 def strip(text: str) -> str:
-    """Without what runs by itself: timers, lifetimes, the carrier."""
+    """Remove values that change by themselves: timers, lifetimes, the carrier."""
     return re.sub(r"valid_lft.*|(qlen|\w+_timer) +[\d.]+|state \w+", "", text)
 
 
@@ -113,7 +116,7 @@ def test_half_made_it_is_completed(site: Site, links: Links) -> None:
 
 @pytest.mark.parametrize("kind", ["bridge", "veth"])
 def test_a_taken_name_is_refused_and_left_alone(site: Site, links: Links, kind: str) -> None:
-    """Somebody else's link of that name stays exactly as it is, and the user is told what to choose."""
+    """Another program's link of that name stays exactly as it is, and the error says what to choose."""
     site.host.ip(f"link add front0 type {kind}", "addr add 10.77.0.1/24 dev front0", "link set front0 mtu 1300")
     before = shown(site, "-d", "addr", "show", "front0")
     taken = dataclasses.replace(NETWORK, bridge="front0")
@@ -175,7 +178,7 @@ def test_the_bridges_mac_stays(site: Site, links: Links) -> None:
 
 
 def test_deleting_twice_is_well(site: Site, links: Links) -> None:
-    """What is gone is gone: a repeated call says nothing."""
+    """A repeated call for a deleted link raises no error."""
     links.make_bridge(NETWORK)
     links.delete_bridge(NETWORK)
     links.delete_bridge(NETWORK)
@@ -183,7 +186,7 @@ def test_deleting_twice_is_well(site: Site, links: Links) -> None:
 
 
 def test_bridges_are_told_apart(site: Site, links: Links) -> None:
-    """Ours are known by their device group, whatever they are called; others' bridges are not ours."""
+    """docker-fw bridges are known by their device group, whatever their names; others' bridges are not."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     site.host.ip("link add br0 type bridge", "link add fw-false type bridge", "link add v0 type veth peer name v1")
     assert links.bridges() == {"front0": True, "br0": False, "fw-false": False}
@@ -227,7 +230,7 @@ def test_the_links_of_the_default_route(site: Site, links: Links) -> None:
 def test_a_clashing_subnet_is_named(
     links: Links, gateway4: str | None, gateway6: str | None, clash: str | None
 ) -> None:
-    """A subnet that the host already has elsewhere is told with the address and the link."""
+    """A subnet that the host already has elsewhere is reported with the address and the link."""
     wanted = dataclasses.replace(
         NETWORK,
         gateway4=IPv4Interface(gateway4) if gateway4 else None,
@@ -274,7 +277,7 @@ def test_a_retry_makes_the_pair_anew(site: Site, links: Links) -> None:
 
 
 def test_without_its_bridge_an_endpoint_is_refused(site: Site, links: Links) -> None:
-    """If somebody removed the bridge, the start fails with what to do, and no pair stays."""
+    """If the bridge was removed, the start fails with what to do, and no pair remains."""
     with pytest.raises(FwError, match=f"the bridge {NETWORK.bridge} of network 0123456789ab is gone"):
         links.attach(NETWORK, ENDPOINT)
     assert names(site) == set()
@@ -290,9 +293,10 @@ def test_a_container_side_whose_name_is_taken(site: Site, links: Links) -> None:
 
 
 def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Links) -> None:
-    """At a start, pairs that no endpoint owns go; those of endpoints, of containers and of others stay.
+    """At a start, pairs without an endpoint are removed; those of endpoints, of containers and of others remain.
 
-    A pair whose inner side is in a container is in use, even if our state was lost: its container keeps its network.
+    A pair whose inner side is in a container is in use, even if docker-fw's state was lost: its container keeps its
+    network.
     """
     links.make_bridge(NETWORK)
     lost = dataclasses.replace(ENDPOINT, id="1" * 64)
@@ -324,7 +328,7 @@ def test_a_port_may_hairpin(site: Site, links: Links) -> None:
     links.attach(NETWORK, ENDPOINT)
     links.hairpin(ENDPOINT)
     assert "hairpin on" in shown(site, "-d", "link", "show", host_side(ENDPOINT.id))
-    links.hairpin(dataclasses.replace(ENDPOINT, id="9" * 64))  # gone meanwhile
+    links.hairpin(dataclasses.replace(ENDPOINT, id="9" * 64))  # removed meanwhile
 
 
 @pytest.mark.parametrize(
@@ -369,7 +373,7 @@ def test_links_are_used_from_many_threads(site: Site) -> None:
 
 
 def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
-    """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair stays."""
+    """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair remains."""
     links.make_bridge(NETWORK)
     # As a group they go at once: one by one the kernel waits for each.
     site.host.ip(*(f"link add full{n} group 77 type veth peer name full{n}x group 77" for n in range(512)))
@@ -427,7 +431,7 @@ def advertise(site: Site) -> None:
 
 
 def test_a_router_advertised_default_route_survives(fresh: Site) -> None:
-    """A host that lives on SLAAC keeps its default route and goes on hearing its router when forwarding comes on."""
+    """A host that relies on SLAAC keeps its default route, and still accepts its router, when forwarding is enabled."""
     fresh.host.ip("route del ::/0")
     fresh.host.sysctl({"net/ipv6/conf/eth0/accept_ra": 1, "net/ipv6/conf/eth0/accept_ra_defrtr": 1})
     fresh.host.ip("link add quiet type veth peer name q", "link set quiet up")
@@ -456,7 +460,7 @@ def test_where_sysctls_cannot_be_written_the_user_is_told(fresh: Site) -> None:
 
 
 def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> None:
-    """Between links that the host never forwarded between, switching forwarding on lets nothing through, ever.
+    """Between links that the host never forwarded between, enabling forwarding lets no packet through.
 
     The order is the driver's: what must stay closed is in the table before the sysctl is written.
     """
@@ -492,7 +496,10 @@ def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> N
 
 
 def test_a_bridge_of_ours_does_not_heed_multicast_queries(site: Site, links: Links) -> None:
-    """Each port gets what is sent to a group. Otherwise a container that asks for groups, and gives all hours to
-    answer, would keep neighbour solicitations from its neighbours, and so cut off their IPv6."""
+    """Each port gets packets to a group, whatever queries a container sends.
+
+    Otherwise a container that queries groups with a response time of hours would block neighbour solicitations from its
+    neighbours, and so cut off their IPv6.
+    """
     links.make_bridge(NETWORK)
     assert "mcast_snooping 0 " in site.run("ip", "-d", "link", "show", NETWORK.bridge).stdout

@@ -1,4 +1,4 @@
-"""The table in the kernel: replaced whole, changed by elements, noticed when somebody touched it."""
+"""Test the table in the kernel: whole replacements, changes by elements, and changes by other programs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ bounded = settings(
 
 
 def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft) -> None:
-    """An element put there over netlink is, in each of our sets and maps, the one that the text means."""
+    """In each set and map, an element added over netlink equals the one that the text adds."""
     one = {
         name: Element(name, *(tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data)))
         for name, spec in WRITTEN.items()
@@ -168,7 +168,7 @@ def test_a_change_makes_what_a_replacement_makes(
 
 
 def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: Nft) -> None:
-    """A restart with thousands of containers' elements, and their going, are one transaction each."""
+    """A restart with thousands of containers' elements, and their removal, are one transaction each."""
     nft.replace(())
     many = tuple(
         element
@@ -201,7 +201,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
 def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Change) -> None:
-    """A transaction that the kernel refuses leaves everything as it was, says why, and harms no later one."""
+    """A transaction that the kernel refuses leaves everything as it was, reports why, and affects no later one."""
     nft.replace([HERE, MAPPED])
     before, generation = listed(host), nft.generation()
     for _ in range(3):
@@ -214,7 +214,7 @@ def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Ch
 
 
 def test_adding_what_stands_already_is_well(host: NamedNetns, nft: Nft) -> None:
-    """A repeated add is no error: what is wanted stands."""
+    """A repeated add is no error: the wanted element is present."""
     nft.replace([HERE, MAPPED])
     before = listed(host)
     nft.change(Change(add=(HERE, MAPPED)))
@@ -230,7 +230,7 @@ def test_nothing_to_change_costs_no_transaction(nft: Nft) -> None:
 
 
 def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nft) -> None:
-    """If the kernel does not take the whole table, the one before still stands."""
+    """If the kernel refuses the whole table, the previous one remains active."""
     nft.replace([HERE])
     before = listed(host)
     with pytest.raises(NftError):
@@ -240,7 +240,7 @@ def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nf
 
 
 def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
-    """The table is never gone or half there in between: its end and its beginning are one transaction."""
+    """The table is never absent or incomplete in between: its removal and its creation are one transaction."""
     nft.replace([HERE])
     generation = nft.generation()
     nft.replace([THERE])
@@ -258,7 +258,7 @@ def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
     assert host.run(["nft", "list", "table", "inet", "fw2"]).stdout == before
 
 
-# --- somebody else's hands ----------------------------------------------------------------------------------------
+# --- changes by other programs ----------------------------------------------------------------------------------------
 
 TOUCHES = {
     "flush ruleset": "flush ruleset",
@@ -274,7 +274,7 @@ TOUCHES = {
 
 @pytest.mark.parametrize("command", TOUCHES.values(), ids=TOUCHES)
 def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, command: str) -> None:
-    """What another tool does to our rules raises the generation, is seen, and one replacement mends it."""
+    """A change to docker-fw's rules by another tool raises the generation, is noticed, and one replacement fixes it."""
     nft.replace([HERE])
     whole, generation = listed(host), nft.generation()
     host.run(["nft", command])
@@ -309,7 +309,7 @@ def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> 
 
 
 def test_our_own_changes_are_no_touch(nft: Nft) -> None:
-    """What we do ourselves is never taken for somebody else's doing."""
+    """docker-fw's own changes are never taken for another program's."""
     nft.replace([HERE])
     nft.change(Change(remove=(HERE,), add=(THERE,)))
     assert nft.intact()
@@ -328,7 +328,7 @@ def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nf
 
 
 def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNetns, nft: Nft) -> None:
-    """When the table is gone, adding to it is an error, not a silent nothing."""
+    """When the table is absent, adding to it is an error, not a silent no-op."""
     nft.replace([HERE])
     host.run(["nft", "flush ruleset"])
     with pytest.raises(NftError, match="No such file"):
@@ -337,7 +337,7 @@ def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNe
     assert len(standing(host)) == 2
 
 
-# --- what others have does not slow us ----------------------------------------------------------------------------
+# --- other programs' tables do not slow docker-fw ---------------------------------------------------------------------
 
 
 class Recorder:
@@ -366,7 +366,7 @@ class Recorder:
 
 
 def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -> None:
-    """With 20,000 ranges in somebody's interval set a change sends its own few messages and reads one answer.
+    """With 20,000 ranges in another tool's interval set a change sends a few messages and reads one answer.
 
     libnftables would read that whole set before each transaction (200 ms).
     """
@@ -377,7 +377,7 @@ def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -
     recorder = Recorder(nft._sock)
     nft._sock = recorder  # type: ignore[assignment]
     nft.change(Change(remove=(HERE,), add=(THERE,)))
-    # begin, one removal, one addition, end; and back comes one acknowledgement
+    # begin, one removal, one addition, end; and one acknowledgement is returned
     assert recorder.sent == [16, (10 << 8) | 14, (10 << 8) | 12, 17]
     assert recorder.received < 200
     host.run(["nft", "delete table ip bans"])
@@ -403,7 +403,7 @@ def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
-    """Hooks and loops use it at the same time: no answer goes to the wrong one, nobody waits in vain."""
+    """Hooks and loops use it at the same time: each answer reaches its own request, and no thread waits in vain."""
     nft.replace([])
     stop, failures = threading.Event(), []
 
@@ -482,7 +482,7 @@ def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
     assert "Operation not permitted" in done.stdout
 
 
-# --- kernels that know less ---------------------------------------------------------------------------------------
+# --- kernels with fewer features --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cgroups", [True, False])
@@ -512,8 +512,10 @@ def test_the_table_loads_without_what_a_kernel_may_not_know(
 def test_a_kernel_that_knows_less_gets_the_rest(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:
-    """What the kernel refuses for its words is tried without them, once and for all; the rules are whole besides, and
-    elements of a set that is not there are left out."""
+    """Expressions that the kernel does not know are left out in a second try, once and permanently.
+
+    The other rules are complete, and elements of a set that does not exist are left out.
+    """
     run = nft._run
 
     def refusing(text: str) -> None:
@@ -575,16 +577,16 @@ def _versions() -> dict[str, Command]:
 NFT = _versions()
 
 
-#: The library's in the image; what it wrote a host's own nft must be able to save and load.
+#: The version of the library in the image; a host's own nft must be able to save and load what it wrote.
 OURS = "v1.1.3"
 
 
 @pytest.mark.parametrize("reader", NFT.values(), ids=NFT)
 @pytest.mark.parametrize("writer", NFT.values(), ids=NFT)
 def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Command, reader: Command) -> None:
-    """Each version takes the table with every kind of element, and each other lists it whole, in words and in JSON.
+    """Each nft version takes the table with every kind of element, and each other lists it whole, as text and as JSON.
 
-    `nft list ruleset` of what it wrote itself, or docker-fw's own version, it loads again: the same table.
+    A version loads `nft list ruleset` of what it or docker-fw's version wrote again: the same table.
     """
     each = list(_one_of_each().values())
     timed = {element: 4000 for element in each if spec_of(element.set).timed}
@@ -600,7 +602,7 @@ def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Comman
     for element in each:
         assert re.search(rf"(set|map) {element.set} {{[^}}]*elements = {{", shown), element
     assert json.loads(reader(host, "-j", "list", "ruleset"))["nftables"]
-    # Of others it may not: versions differ in what they call the type of `fib saddr oifname`.
+    # It may not load other versions' output: they differ in the name of the type of `fib saddr oifname`.
     if writer.version in (reader.version, OURS):
         reader(host, "-f", "-", input="flush ruleset\n" + reader(host, "list", "ruleset"))
         assert listing() == shown
@@ -609,7 +611,7 @@ def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Comman
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.nft")), ids=lambda p: p.stem)
 def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
-    """Each golden file is one that `nft -f` takes, and what nft lists of it can be loaded again."""
+    """`nft -f` takes each golden file, and nft's listing of it can be loaded again."""
     host.run(["nft", "-f", str(path)])
     shown = host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout
     host.run(["nft", "flush ruleset"])
@@ -638,7 +640,7 @@ def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> None:
-    """A process with thousands of open files (published ports) goes on changing and replacing."""
+    """A process with thousands of open files (published ports) can still change and replace the table."""
     nft.replace([HERE])
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
     try:
@@ -654,7 +656,7 @@ def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> Non
 def test_a_table_whose_last_elements_did_not_come_is_not_intact(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docker-proxy's control group goes there after the text; if that fails, the table is put there again."""
+    """docker-proxy's control group is added after the text; if that fails, the table is loaded again."""
     proxies = Element("docker_proxy", (1 << 50,))
     nft.replace([proxies])
     assert nft.intact()
