@@ -1,8 +1,8 @@
-"""How long after Docker's events an exception on one of Docker's own networks stands, and how long after them it goes.
+"""Measure how long after Docker's events an exception on a Docker network is added and removed.
 
-The kernel itself tells when the table changes, to whoever listens, as to `nft monitor`: nobody is asked anything
-meanwhile. Docker's events are fetched afterwards, with the times that Docker gave them. All is by one machine's clock,
-and the bench may be late in hearing the kernel, never early: what is told here is the most that it can have been.
+The kernel itself reports changes of the table to listeners, as to `nft monitor`: no process is polled meanwhile.
+Docker's events are fetched afterwards, with the times that Docker gave them. All times are of one machine's clock. The
+bench may receive the kernel's report late, never early: each result is an upper bound.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ _ALONE = "guard-alone"
 #: linux/netlink.h and linux/netfilter/nfnetlink.h: SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES
 _SOL_NETLINK, _ADD_MEMBERSHIP, _NFTABLES = 270, 1, 7
 _SO_RCVBUFFORCE = 33
-#: The shell's first act leaves a file, whose time is the kernel's tick before (4 ms at most): early, so to our cost.
+#: The shell's first act creates a file, whose time is the kernel's tick before (4 ms at most): early, so never in
+# docker-fw's favour.
 _COMMAND = ("sh", "-c", ": >/began; exec sleep inf")
 _PROCESS, _START = "open after its process began", "open after `start`"
 #: A container finds its ports open from its first instruction on; to no other event a time is promised.
 _PROMISED = (_PROCESS, _START)
-#: Seconds after which what the last command left behind in the background is done.
+#: Seconds after which the background work of the last command is done.
 _SETTLE = 0.1
 _PATIENCE = 15.0
 _numbers = itertools.count(1)
-#: By what happened: seconds from Docker's event until the table had it.
+#: By kind of event: seconds from Docker's event until the table had the change.
 Times = dict[str, list[float]]
 
 
 def alone(bed: Bed, table: Table) -> None:
-    """On a network of Docker's own with nobody else."""
+    """On a Docker network without other containers."""
     bed.network("bridge", _ALONE)
     _measure(bed, table, _ALONE, "alone")
     bed.engine.docker("network", "rm", _ALONE)
@@ -124,13 +125,16 @@ def _began(bed: Bed, container: str) -> int:
 
 
 def _key(bed: Bed, container: str, network: str) -> bytes:
-    """The key of the element that stands for what the container's label opens, as the kernel tells it."""
+    """Return the key of the element for the port that the container's label opens, as the kernel reports it."""
     address = ip_address(bed.engine.address(container, network)[1])
     return fields.packed(SETS["allow6"].key, (address, 6, 8080))
 
 
 def _events(bed: Bed, container: str, since: int) -> dict[str, list[int]]:
-    """When Docker told what of the container, in nanoseconds; it keeps the last of its events for whoever asks."""
+    """Return the times of Docker's events about the container, in nanoseconds.
+
+    Docker keeps its last events for later requests.
+    """
     found: dict[str, list[int]] = defaultdict(list)
     for line in _past(bed, since).splitlines():
         event = json.loads(line)

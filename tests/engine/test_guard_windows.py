@@ -1,6 +1,6 @@
-"""Docker's own networks at every moment: an outsider who never stops probing finds no closed port open, not once.
+"""Test Docker networks at every moment: an outsider that probes without pause finds no closed port open, not once.
 
-A completed handshake is open, whatever comes after it. FW_TEST_STARTS: how many starts of containers are tried.
+A completed handshake is open, whatever follows it. FW_TEST_STARTS: the number of container starts to try.
 """
 
 from __future__ import annotations
@@ -112,13 +112,15 @@ def never_at_a_start(fw: Fw) -> None:
 
 @pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
 def test_never_while_dockerd_restarts(each: Fw, v6: bool) -> None:
-    """`systemctl restart docker`: containers start before Docker's API answers, and on IPv4-only networks docker-proxy
-    listens on the host's IPv6 before they do."""
+    """`systemctl restart docker`: containers start before Docker's API answers.
+
+    On IPv4-only networks docker-proxy listens on the host's IPv6 before they start.
+    """
     survives(each, lambda _: each.engine.restart(), v6=v6)
 
 
 def test_never_while_dockerd_is_killed(fw: Fw) -> None:
-    """dockerd dies and comes again."""
+    """dockerd dies and is started again."""
 
     def killed(_: str) -> None:
         fw.engine.kill()
@@ -129,8 +131,10 @@ def test_never_while_dockerd_is_killed(fw: Fw) -> None:
 
 @pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
 def test_never_over_a_boot(each: Fw, v6: bool) -> None:
-    """The host boots: the managed plugin closes everything before Docker starts the first container. What a label opens
-    answers within a second of Docker's API."""
+    """The host boots: the managed plugin closes everything before Docker starts the first container.
+
+    Labelled ports answer within a second of Docker's API.
+    """
 
     def boot(_: str) -> None:
         each.engine.reboot()
@@ -157,7 +161,10 @@ def test_never_while_the_guard_is_killed_and_restarted(deep: Fw) -> None:
 
 
 def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> None:
-    """A labelled container goes and another one gets its address in the same second: its ports stay closed to all."""
+    """A labelled container is removed and another one gets its address in the same second: its ports stay closed.
+
+    They are closed to all clients.
+    """
     deep.host.netns.sysctl(FORWARDING)
     with dockers(deep) as net:
         for _ in range(4):
@@ -197,8 +204,11 @@ def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
 
 
 def test_an_exception_ends_with_its_container_though_nobody_tells(engines: object) -> None:
-    """With live-restore, while dockerd is away: containers keep what they accept. When a container's link goes, which
-    dockerd removes before it gives the address to another, its network is closed, long before Docker's API answers."""
+    """With live-restore, while dockerd is down, containers keep what they accept.
+
+    When a container's link is removed, which dockerd does before it gives the address to another, its network is
+    closed, long before Docker's API answers.
+    """
     with Engine(NEWEST, live_restore=True) as engine:
         fw = Fw.install(engine)
         with dockers(fw, v6=False) as net, labelled(fw, net) as app:
@@ -218,8 +228,10 @@ def test_an_exception_ends_with_its_container_though_nobody_tells(engines: objec
 
 
 def test_stopped_docker_fw_keeps_everything_closed(fw: Fw) -> None:
-    """`docker plugin disable`: nobody watches who has which address, so addresses accept nothing new until it is back;
-    what is closed stays closed."""
+    """After `docker plugin disable`, addresses accept no new connections until the plugin is enabled again.
+
+    No process watches the owners of addresses meanwhile. Closed ports stay closed.
+    """
     with dockers(fw, v6=False) as net, labelled(fw, net) as app:
         served(fw)
         with fw.wan.probe.hammer(*closed(fw, app, net), every=0.004) as hammer:

@@ -28,7 +28,7 @@ Body = dict[str, Any]
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket, as dockerd speaks to a plugin."""
+    """HTTP over a unix socket, as dockerd uses it with a plugin."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("plugin", timeout=timeout)
@@ -41,9 +41,9 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Running:
-    """docker-fw on a site's host, beside a fake Docker. `call` is what dockerd would do."""
+    """docker-fw on a site's host, beside a fake Docker. `call` does what dockerd would."""
 
-    #: What is started.
+    #: The program to start.
     command: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf")
 
     def __init__(self, site: Site, **environ: str) -> None:
@@ -78,7 +78,7 @@ class Running:
             )
 
     def start(self) -> Running:
-        """Starts it, and returns when it answers."""
+        """Start the plugin, and return when it answers."""
         self.spawn()
         until(self.answers, "the plugin answers", 15)
         return self
@@ -92,7 +92,7 @@ class Running:
             return False
 
     def stop(self) -> None:
-        """As Docker stops a plugin: SIGTERM, and it is gone."""
+        """Stop the plugin as Docker does: send SIGTERM and wait for its exit."""
         if self.process:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(15)
@@ -113,7 +113,7 @@ class Running:
         return int(found[0])
 
     def kill_worker(self) -> None:
-        """SIGKILL for the worker; returns when another one answers."""
+        """Send SIGKILL to the worker; return when another one answers."""
         worker = self.worker()
         os.kill(worker, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{worker}").exists() or self.worker() != worker, "the worker is dead")
@@ -137,7 +137,7 @@ class Running:
         connection = UnixConnection(self.socket, timeout)
         try:
             accept = {"Accept": "application/vnd.docker.plugins.v1.2+json"}
-            with contextlib.suppress(BrokenPipeError):  # refused before all was said; the answer is there
+            with contextlib.suppress(BrokenPipeError):  # refused before the whole request was sent; the answer is there
                 connection.request(method, path, data, {**accept, **(headers or {})})
             reply = connection.getresponse()
             return reply.status, reply.read()
@@ -166,7 +166,7 @@ class Running:
         return json.loads(reply)
 
     def standing(self) -> tuple[Any, ...]:
-        """Links, table, state file and status, but for what counts by itself."""
+        """Return links, table, state file and status, without values that change by themselves."""
         counts = {"now", "dropped", "refused", "held"}
 
         def uncounted(value: Any) -> Any:
@@ -220,7 +220,7 @@ class Running:
         )
 
     def move(self, endpoint: Body, bridge: str = "") -> Box:
-        """What Docker does after Join: the link goes to the container, with its addresses and routes."""
+        """Do what Docker does after Join: move the link into the container, with its addresses and routes."""
         joined, given = endpoint["Joined"], endpoint["Interface"]
         return self.site.settle(
             joined["InterfaceName"]["SrcName"],
@@ -229,7 +229,7 @@ class Running:
             (joined["Gateway"], joined["GatewayIPv6"]),
         )
 
-    # --- what stands ----------------------------------------------------------------------------------------------
+    # --- the current state --------------------------------------------------------------------------------------------
 
     def links(self) -> set[str]:
         """The host's links but for its own."""
@@ -241,8 +241,11 @@ class Running:
         return self.site.run("nft", "-nn", "list", "table", "inet", "docker-fw", check=False).stdout
 
     def elements(self) -> str:
-        """The sets of the table that hold elements, without counts, but for those about the host and not about
-        containers, and those that end by themselves: whose drops were logged, and which flows were cut."""
+        """Return the table's sets with elements, without counters.
+
+        Left out are the sets about the host rather than containers, and those whose elements expire: logged drops and
+        cut flows.
+        """
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
         bridges, ports = "foreign|dockers|bridges|same_bridge", "dockerd|proxies|holding|listening[46]?"
         hosts = re.compile(rf"set (watched|no_transit|{bridges}|{ports}|noticed[46]|noticed_host|held[46]\w*) ")
@@ -260,7 +263,7 @@ class Running:
         return found
 
     def kept(self) -> Any:
-        """The state file, with what its log says of endpoints."""
+        """Return the state file, with what its log says of endpoints."""
         told = json.loads(self.state.read_text())
         del told["serial"]
         return {**told, "endpoints": dict(Store(str(self.state)).load().endpoints)}
@@ -274,7 +277,7 @@ class Running:
         assert self.status()["networks"] == []
 
     def clean(self) -> None:
-        """Deletes every network that is known, as Docker would."""
+        """Delete every known network, as Docker would."""
         for network in self.status()["networks"]:
             self.well("DeleteNetwork", {"NetworkID": network["id"]})
 

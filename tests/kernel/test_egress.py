@@ -275,7 +275,7 @@ def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
 
 
 def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxes) -> None:
-    """Solicitations, their replies and multicast reports reach the host; a restricted container's other ICMP does not."""
+    """Solicitations, their replies and multicast reports reach the host; other ICMP of the container does not."""
     load(site, boxes, "none")
     gateway, web = boxes.gateways[1], boxes.web.v6
     sent = {  # an advertisement is of its own address

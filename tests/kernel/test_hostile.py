@@ -17,7 +17,7 @@ from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, Sniffer, arrived, extended, frame, icmp, mac, new_flow, packed, ping, tcp, udp
 from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module
 
-# Otherwise the host's conntrack takes in fragments on their way through a bridge, and hides who holds them.
+# Otherwise the host's conntrack reassembles fragments on their way through a bridge, and hides what stops them.
 site = site_of_module(BRIDGED_FRAMES_UNTRACKED)
 
 
@@ -50,7 +50,7 @@ def test_no_frame_leaves_from_another_mac(site: Site, boxes: list[Box], family: 
 
 
 def test_a_neighbours_frames_are_not_drawn_away(site: Site, boxes: list[Box]) -> None:
-    """Who speaks from the victim's MAC does not get what is sent to it: the bridge learns nothing from containers."""
+    """A sender with the victim's MAC does not get the victim's traffic: the bridge learns nothing from containers."""
     victim, neighbour, hostile = boxes
     frame(hostile.path, victim.endpoint.mac, neighbour.endpoint.mac, new_flow("udp", "10.1.0.4", "10.1.0.3", 9, 4101))
     sniffers = [site.sniffer(victim), site.sniffer(hostile)]
@@ -61,7 +61,7 @@ def test_a_neighbours_frames_are_not_drawn_away(site: Site, boxes: list[Box]) ->
 
 
 def test_the_bridges_table_cannot_be_filled(site: Site, boxes: list[Box]) -> None:
-    """A hundred invented MACs leave no entry, and frames to a MAC that nobody has are seen by no container."""
+    """A hundred invented MACs leave no entry, and no container sees frames to an unused MAC."""
     victim, neighbour, hostile = boxes
     before = sorted(fdb(site))
     for number in range(100):
@@ -102,7 +102,7 @@ Frame = tuple[bytes, bytes]
 
 @pytest.fixture
 def bound(site: Site, boxes: list[Box]) -> list[Box]:
-    """The same three, and docker-fw knows them."""
+    """The same three containers, known to docker-fw."""
     site.load(*map(known, boxes))
     return boxes
 
@@ -163,7 +163,7 @@ def router(source: str, kind: int = 134) -> Packet:
 
 
 def tail() -> bytes:
-    """An option that nobody knows, different each time."""
+    """Return an unknown option, different each time."""
     return b"\xfe\6" + os.urandom(46)
 
 
@@ -172,7 +172,7 @@ def igmp(target: str, kind: int) -> Frame:
 
 
 def part(packet: Packet, place: int) -> Packet:
-    """An IPv6 packet as a fragment that stands `place` bytes from the start; more follow."""
+    """Return an IPv6 packet as a fragment at offset `place` bytes; more follow."""
     return extended(packet, 44, struct.pack("!BHI", 0, place | 1, 77))
 
 
@@ -202,8 +202,11 @@ def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
 
 
 def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
-    """No packet from an address that is not its own, nor a word that it has a neighbour's or the host's: not in ARP,
-    not in neighbour discovery, fragments or VLANs, nor behind extension headers. Nobody but the host is a router."""
+    """No packet leaves with a source address that is not the container's own, and no claim to another's address.
+
+    This covers the neighbours' and the host's addresses, in ARP, neighbour discovery, fragments and VLANs, and behind
+    extension headers. No container is a router.
+    """
     victim, nextdoor, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
     stolen = new_flow("udp", NEXT6, "2001:db8:1::2", 9, next(_ports))
@@ -255,7 +258,7 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
 
 
 def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
-    """What the host knows of a neighbour's MAC stays, whatever another one says: nobody is reached in its place."""
+    """The host's entry for a neighbour's MAC stays, whatever another container claims: none is reached in its place."""
     _, nextdoor, hostile = bound
     own = hostile.endpoint.mac
     bridge = site.networks[next(iter(site.networks))].bridge
@@ -277,8 +280,10 @@ def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
 
 
 def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes: list[Box]) -> None:
-    """A container that takes a neighbour's address gets no answer out under it: not to the outsider who began the flow,
-    and not by beginning one itself."""
+    """A container that takes a neighbour's address gets no packet out with it.
+
+    Neither a reply to the outsider who opened a flow, nor a flow of its own.
+    """
     victim, nextdoor, hostile = boxes
     site.load(*map(known, (victim, hostile)), known(nextdoor, Rule("tcp", 8080, 8080)))
     port = next(_ports)
@@ -320,9 +325,11 @@ def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: s
 
 
 def test_no_trick_reaches_a_closed_port_of_another_network(site: Site, bound: list[Box]) -> None:
-    """Not through a tunnel, as IPv4 within IPv6, behind extension headers, in pieces too small for a port, from a port
-    that answers come from, or as an answer that nobody asked for; a flow of its own to the outsider opens nothing
-    for anybody else."""
+    """A closed port of another network is not reached by any known evasion.
+
+    The test tries a tunnel, IPv4 within IPv6, extension headers, fragments too small for a port, a source port of usual
+    replies, and unsolicited replies. A flow of the container's own to the outsider opens nothing for other clients.
+    """
     hostile = bound[2]
     network = site.network(3)
     victim = site.box(network, 2)

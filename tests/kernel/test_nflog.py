@@ -31,7 +31,7 @@ from tests.kernel.site import Box, Site, site_of_module
 from tests.lab import NamedNetns
 from tests.waiting import until
 
-#: A group of the tests' own, told of without any limit.
+#: A group of the tests' own, reported without any limit.
 GROUP = 77
 CONFINED = PolicySpec(egress=())
 
@@ -60,7 +60,7 @@ class Told:
         until(lambda: self.log._source is not None, "the group is ours")
 
     def next(self) -> list[Drop]:
-        """What is told within a second; the test's promise is that something is."""
+        """Return the packets reported within a second; the test promises at least one."""
         found = self.log.ring.after(self.seen, 1.0)
         self.seen = self.log.ring.newest
         return found
@@ -135,7 +135,7 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
 
 
 def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:
-    """Only drops show: what the policy accepts, and ICMP that is always accepted, do not."""
+    """Only drops are reported: neither packets that the policy accepts, nor ICMP that is always accepted."""
     web, _ = boxes
     with listening(site, site.known(web)) as told:
         site.send([tcp(Site.OUT6, web.v6, 80, 40001), icmp(Site.OUT6, web.v6, 128), tcp(Site.OUT6, web.v6, 81, 40001)])
@@ -143,7 +143,7 @@ def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> Non
 
 
 def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
-    """A drop of a protocol without ports, or with no more than a header, is reported as what it is."""
+    """A drop of a protocol without ports, or of a bare header, is reported as what it is."""
     web, _ = boxes
     packets = [
         Packet(Site.OUT6.packed, web.v6.packed, proto, data)
@@ -161,8 +161,10 @@ def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
 
 
 def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Box]) -> None:
-    """Of 20,000 packets to one container a few a second are told, no more are kept than may be; a drop of another
-    container shows within a second all the same."""
+    """Of 20,000 packets to one container a few a second are reported, and no more are stored than the limit.
+
+    A drop of another container is still reported within a second.
+    """
     web, other = boxes
     with listening(site, site.known(web), site.known(other)) as told:
         began = time.monotonic()
@@ -197,8 +199,10 @@ def all_told(site: Site) -> Iterator[Callable[[int], None]]:
 
 
 def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]) -> None:
-    """When packets are told faster than they are read they go their way as ever, some are lost, which is counted, and
-    what comes later is told again."""
+    """Packets that are reported faster than they are read pass as usual; some reports are lost, which is counted.
+
+    Later packets are reported again.
+    """
     web, _ = boxes
     site.load(site.known(web))
     all_told(GROUP)
@@ -208,7 +212,7 @@ def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], a
         flood = [udp(Site.OUT4, web.v4, 9, 1 + n % 60000, bytes(200)) for n in range(30_000)]
         assert site.deliver([*flood, tcp(Site.OUT4, web.v4, 80, 40002)], web)
         while log.read() or not log.lost:
-            pass  # what stood in the socket, and the error that some did not find room there
+            pass  # the socket's content, and the error that some reports did not fit
         while log.read():
             pass
         site.send([tcp(Site.OUT4, web.v4, 80, 40003)])
@@ -320,8 +324,10 @@ class DockerFollower:
 
 
 def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, web: NamedNetns) -> None:
-    """A follower has a drop within a second with the container's name; the log has it too where fw.log says drop, and
-    not for its neighbour that says nothing."""
+    """A follower gets a drop within a second with the container's name.
+
+    The log has it too where fw.log is drop, but not for the neighbour without that label.
+    """
     with closing(DockerFollower(running)) as follower:
         began = time.monotonic()
         running.site.send([tcp(Site.OUT4, "10.1.0.3", 5432, 40000)])
@@ -427,7 +433,7 @@ def test_followers_do_not_keep_the_plugin_from_stopping(running: Running) -> Non
 
 
 def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> None:
-    """When docker-fw stops while a client follows, or does not run, one line says so and the exit status is 1."""
+    """When docker-fw stops while a client follows, or is not running, one line says so and the exit status is 1."""
     with Site() as site:
         own = Running(site)
         try:
