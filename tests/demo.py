@@ -1,6 +1,6 @@
-"""`make demo`: an isolated engine, the image built, the plugin installed, a compose stack up, probes from outside.
+"""Run `make demo`: an isolated engine, the image built, the plugin installed, a compose stack up, probes from outside.
 
-Prints who answers on what, each line right or wrong, and exits with 0 only if all are right.
+It prints which address answers on which port, each line right or wrong, and exits with 0 only if all are right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.lab.images import Rootfs, rootfs_image
 from tests.product import PLUGIN, ROOT, Fw
 from tests.waiting import until
 
-#: What is tried on each address of each service, and whether it should answer.
+#: The ports to try on each address of each service, and whether they should answer.
 SERVICES = {
     "web": {"tcp": {80: True, 443: None, 2019: False}},
     "app": {"tcp": {8080: False, 80: None, 5432: False}},
@@ -63,7 +63,7 @@ UNCHANGED = {"web": (18080, True), "db": (15432, False), "metrics": (19100, True
 
 
 def unchanged(fw: Fw) -> list[Line]:
-    """A stack that says nothing of docker-fw, on Docker's own network: what an outsider tries, and the host itself."""
+    """Try a stack without docker-fw labels on a Docker network: from outside, and from the host itself."""
     for service, (port, right) in UNCHANGED.items():
         until(lambda p=port: fw.host.probe.tcp("127.0.0.1", p) == "open", f"{service} listens")
         if right:

@@ -1,8 +1,8 @@
-"""A proxy before Docker's socket that lets through what it is told to and nothing else, as SECURITY.md proposes one.
+"""A proxy before Docker's socket that passes only the configured calls, as SECURITY.md proposes.
 
 with ReadOnly(listen, docker, ["/version", "/networks/ID"]) as proxy:
     …
-    proxy.passed, proxy.refused                    # what was asked, as the table of SECURITY.md writes it
+    proxy.passed, proxy.refused                    # the calls, as in the table of SECURITY.md
 """
 
 from __future__ import annotations

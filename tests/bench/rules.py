@@ -23,7 +23,7 @@ from tests.bench.bed import Bed
 from tests.bench.table import Table, median, say
 
 _NET = int(IPv6Address("2001:db8:b::"))
-#: Rates that stand already when one more comes.
+#: Rates that are active already when one more is added.
 _FEW, _CROWD = 10, 1000
 
 
@@ -111,7 +111,7 @@ def _pair(nft: Nft, count: int) -> tuple[float, float]:
     own: list[float] = []
     text: list[float] = []
     for turn in range(20):
-        # Several in a row, for what libnftables reads leaves the CPU's caches full of other things.
+        # Several in a row, because libnftables' reading leaves the CPU's caches full of other data.
         for n in range(10):
             element = Element("allow6", (IPv6Address(_NET + (1 << 40) + 10 * turn + n), 6, 8080))
             own.append(_timed(lambda e=element: nft.change(Change(add=(e,)))))  # type: ignore[misc]
@@ -123,19 +123,19 @@ def _pair(nft: Nft, count: int) -> tuple[float, float]:
 
 
 def _must(nft: Nft, command: str) -> None:
-    # Its own context: a table with an owner obeys no other socket.
+    # Its own context: a table with an owner accepts no other socket.
     code, _, error = nft._nft.cmd(command)
     if code:
         raise RuntimeError(f"{command}: {error}")
 
 
 def _elements(count: int) -> list[Element]:
-    """What many containers with three ports have, or so."""
+    """Return elements like those of many containers with three ports."""
     return [Element("allow6", (IPv6Address(_NET + n // 3), 6, (22, 80, 443)[n % 3])) for n in range(count)]
 
 
 def _blocklist(count: int) -> None:
-    """What CrowdSec or fail2ban leave on a host."""
+    """Add a table like those of CrowdSec or fail2ban."""
     addresses = ", ".join(f"100.{n >> 15}.{n >> 7 & 255}.{(n & 127) * 2}" for n in range(count))
     text = (
         "table inet blocklist {\nset banned {\ntypeof ip saddr\nflags interval\n"
@@ -147,7 +147,7 @@ def _blocklist(count: int) -> None:
 
 
 def _weight(put: Callable[[], object], take: Callable[[], object]) -> float:
-    """Bytes of kernel memory for what `put` makes: the median of a few times, for others allocate, too."""
+    """Return the kernel memory in bytes that `put` allocates: the median of several runs, as others allocate too."""
     deltas = []
     for _ in range(7):
         take()

@@ -1,4 +1,4 @@
-"""The core promises, on every engine: what answers, what does not, and that it holds from the first packet."""
+"""Test the core promises, on every engine: which ports answer, which do not, from the first packet."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_label_opens_just_what_it_says_on_just_that_container(each: Fw) -> Non
 
 
 def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) -> None:
-    """What a label opens is open when `docker run` returns, and a closed port never answers before, not once."""
+    """A labelled port is open when `docker run` returns, and a closed port never answers before, not once."""
     with each.network() as net:
         # A first container tells which address the next one gets.
         first = each.run(net)
@@ -93,7 +93,7 @@ def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) 
 
 @pytest.mark.parametrize("value", ["808O", "0", "1-70000", "443/tcpp", ""])
 def test_a_wrong_label_refuses_the_start_with_a_message(each: Fw, value: str) -> None:
-    """A container whose label is wrong does not start, and Docker prints the label, its value and what is right."""
+    """A container with a wrong label does not start, and Docker prints the label, its value and the correct form."""
     with each.network() as net:
         spec = each.refuse(net, "--label", f"fw.allow={value}")
         assert f'label fw.allow="{value}"' in spec
@@ -115,7 +115,7 @@ def test_containers_of_one_network_talk_freely(deep: Fw) -> None:
 
 
 def test_names_of_services_resolve(deep: Fw) -> None:
-    """Docker's DNS answers with a container's name and alias on a network of docker-fw."""
+    """Docker's DNS resolves a container's name and alias on a docker-fw network."""
     with deep.network() as net:
         db = deep.run(net, "--network-alias", "database")
         app = deep.run(net)
@@ -162,7 +162,7 @@ def test_published_ports_obey_the_policy(each: Fw) -> None:
 
 
 def test_a_taken_port_is_an_error_as_docker_words_it(deep: Fw) -> None:
-    """A second container on the same host port does not start, and Docker says whose fault it is."""
+    """A second container on the same host port does not start, and Docker names the conflict."""
     with deep.network() as net:
         deep.run(net, "-p", "18090:80")
         assert "Bind for 0.0.0.0:18090 failed: port is already allocated" in deep.refuse(net, "-p", "18090:80")

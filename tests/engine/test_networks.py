@@ -1,4 +1,4 @@
-"""Networks in all their forms: options as Docker's bridge spells them, families, internal, what is refused."""
+"""Test networks in all their forms: options as for Docker's bridge driver, families, internal, refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_ipv4_only_network_serves_ipv4(fw: Fw) -> None:
 
 
 def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
-    """`--internal`: its containers talk to one another and the host, and to nobody else; a label changes nothing."""
+    """`--internal`: its containers reach one another and the host, and nothing else; a label changes nothing."""
     with deep.network("--internal") as net, deep.network() as other:
         app, mate, stranger = deep.run(net, "--label", "fw.allow=8080"), deep.run(net), deep.run(other)
         v4, v6 = deep.addresses(app, net)
@@ -50,7 +50,7 @@ def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
 
 
 def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
-    """--gateway, --ip, --ip6, --mac-address, MTU, bridge name and interface prefix mean what they mean for Docker."""
+    """--gateway, --ip, --ip6, --mac-address, MTU, bridge name and interface prefix work as they do for Docker."""
     with fw.network(
         "--gateway", "10.97.0.77", "--subnet", "10.97.0.0/24", "--ipv6", "--subnet", "2001:db8:97::/64",
         "--gateway", "2001:db8:97::77", "-o", "com.docker.network.bridge.name=custom0",
@@ -70,8 +70,10 @@ def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
 
 
 def test_a_mac_address_is_one_containers_on_its_network(deep: Fw) -> None:
-    """`--mac-address` that a neighbour has, or the bridge itself: Docker prints why, and the neighbour goes on. On
-    another network, and once the neighbour is gone, the container starts with it."""
+    """For a `--mac-address` of a neighbour, or of the bridge itself, Docker prints the reason.
+
+    The neighbour is unaffected. On another network, and once the neighbour is removed, the container starts with it.
+    """
     mac = "02:aa:00:00:00:07"
     with deep.network() as net, deep.network() as other:
         app = deep.run(net, "--mac-address", mac)
@@ -142,7 +144,7 @@ def test_a_setting_opens_a_port_of_every_container(fw: Fw) -> None:
 
 
 def configure(fw: Fw, setting: str) -> None:
-    """What the README tells people who want another setting."""
+    """Change a setting as the README describes."""
     fw.engine.docker("plugin", "disable", "-f", fw.driver)
     fw.engine.docker("plugin", "set", fw.driver, setting)
     fw.engine.docker("plugin", "enable", fw.driver)
@@ -181,7 +183,7 @@ def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
 def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
     fw: Fw, options: tuple[str, ...], message: str
 ) -> None:
-    """`docker network create` fails with the option, its value and what is right; no link, no network is left."""
+    """`docker network create` fails with the option, its value and the correct form; no link, no network is left."""
     before = fw.host.run(["ip", "-o", "link"]).stdout
     with pytest.raises(DockerError) as error, fw.network(*options, v4="--subnet" not in options, v6=False):
         pass

@@ -1,7 +1,7 @@
-"""An outsider, a host, and containers on the host's bridges, made by the plugin's own rooms.
+"""An outsider, a host, and containers on the host's bridges, created by the plugin's own code.
 
 with Site() as site:
-    net = site.network(1)                         # a bridge of ours: 10.1.0.1/24, 2001:db8:1::1/64
+    net = site.network(1)                         # a docker-fw bridge: 10.1.0.1/24, 2001:db8:1::1/64
     web = site.box(net, 2)                        # a container on it: 10.1.0.2, 2001:db8:1::2
     site.load(site.known(web, Rule("tcp", 8080, 8080)))
     site.deliver([tcp(site.OUT4, web.v4, 8080, 1)])  # → the packets that arrived

@@ -1,7 +1,7 @@
-"""Killed at each step of each call: what Docker's repeated call makes of it is as if nothing had been.
+"""Test a kill at each step of each call: after Docker's repeated call the state is as without the kill.
 
 Each call of a container's life, and the start itself, is cut short by SIGKILL at its first step, at its second, and so
-on until it has no further one (`tests.kernel.crashing`). An outsider shoots at closed ports all the while.
+on until it has no further one (`tests.kernel.crashing`). An outsider sends to closed ports all the while.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STAYS = {("10.1.0.9", OPEN), ("2001:db8:1::9", OPEN)}
 #: A death at every step, before it and after it: for the asking. Else before those that matter most.
 EVERY = bool(os.environ.get("FW_TEST_CRASHES"))
 LABELS = {"fw.allow": "8080", **({"fw.egress": "53/udp"} if EVERY else {})}
-#: What must have been among the steps, or this would prove little.
+#: Steps that must have occurred, or the test would prove little.
 STEPS = {
     "write the state", "fsync", "keep the state", "replace the state", "nft _run", "nft _batch", "link add", "link del",
     "cut_addresses", "cut_closed",
@@ -40,7 +40,7 @@ HALVES = {"close the state", "write the rest of a line"}
 
 
 class Crashing(Running):
-    """A plugin that dies where it is told to."""
+    """A plugin that dies at a chosen step."""
 
     command = (sys.executable, "-m", "gunicorn", "-c", "python:tests.kernel.crashing")
 
@@ -67,7 +67,7 @@ class Crashing(Running):
         return died.read_text().splitlines() if died.exists() else []
 
     def repeated(self, name: str, body: Body) -> Any:
-        """As dockerd: a call whose connection broke is made again."""
+        """Repeat a call whose connection broke, as dockerd does."""
         replies: list[Any] = []
 
         def answered() -> bool:
@@ -81,7 +81,7 @@ class Crashing(Running):
 
 
 class Fire:
-    """An outsider's packets to ports, each from a source port of its own; `arrived` says to which they came."""
+    """An outsider's packets to ports, each from a source port of its own; `arrived` returns the reached ports."""
 
     def __init__(self, site: Site, *targets: tuple[Address | str, Address | str, int]) -> None:
         self._site, self._targets = site, targets
@@ -116,7 +116,7 @@ class Fire:
         return places
 
     def reaches(self, places: set[tuple[str, int]]) -> None:
-        """From now on something comes at all of these."""
+        """Wait until a new packet arrives at all of these."""
         left = set(places)
         self.arrived()
 
@@ -168,7 +168,7 @@ def stands(fw: Crashing) -> dict[str, Any]:
 
 
 def become(fw: Crashing, wanted: dict[str, Any], why: str) -> None:
-    """Waits until all stands so; tells what does not."""
+    """Wait until the state is as expected; report the differences."""
     other: dict[str, Any] = {}
 
     def alike() -> bool:
@@ -185,9 +185,11 @@ def become(fw: Crashing, wanted: dict[str, Any], why: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"] if EVERY else ["before"])
 def test_killed_at_every_step(site: Site, when: str) -> None:
-    """Wherever the plugin is killed in a container's life, or in its own start, no closed port gets a packet, and once
-    Docker has repeated its call, links, table, state file and status are as without a death. Who stays is open again
-    as soon as the plugin answers, and nothing is left behind."""
+    """Wherever the plugin is killed in a container's life, or in its own start, no closed port gets a packet.
+
+    Once Docker has repeated its call, links, table, state file and status are as without a kill. Containers that stay
+    are open again as soon as the plugin answers, and nothing is left behind.
+    """
     fw = Crashing(site)
     try:
         fw.start()

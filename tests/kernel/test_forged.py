@@ -1,6 +1,6 @@
-"""Root in a container forges the source of a packet: a flow begins from where its source belongs, or not at all.
+"""Test forged source addresses, sent by root in a container: a flow opens only from where its source belongs.
 
-`NET_RAW` is among the capabilities that Docker gives by default, and an answer is not needed: over UDP one packet does.
+`NET_RAW` is among the capabilities that Docker gives by default, and no reply is needed: over UDP one packet is enough.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.lab.netns import FORWARDING
 
 _ports = itertools.count(20000)
 ONE, TWO = "br-0123456789ab", "br-ba9876543210"
-#: From whom ports are open: the outsider, some other network of the Internet, the host, and two networks of Docker's.
+#: The sources for which ports are open: the outsider, another network of the Internet, the host, two Docker networks.
 FRIENDS = tuple(
     Peer("prefix", prefix)
     for prefix in (
@@ -62,10 +62,10 @@ def boxes(site: Site) -> Boxes:
 
 @pytest.fixture
 def friendly(site: Site, boxes: Boxes) -> Boxes:
-    """Two containers, one on each kind of network, accept UDP from friends; one of them behind docker-proxy too.
+    """Yield two containers, one on each kind of network, that accept UDP from friends; one also behind docker-proxy.
 
-    The port of the second container of ours is not bound to its addresses: it is not known, or there are no tables for
-    bridges in the kernel.
+    The port of the second container on a docker-fw network is not bound to its addresses: it is not known, or the
+    kernel has no bridge tables.
     """
     rules = tuple(Rule(proto, 53, 53, FRIENDS) for proto in ("udp", "sctp"))
     ports = tuple(Published("udp", any_, 15353, 53) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")))
@@ -91,8 +91,10 @@ def to(target: tuple[Any, Any], source: Any) -> Any:
 @pytest.mark.parametrize("forger", ["docker_too", "ours_too"])
 @pytest.mark.parametrize("target", ["ours", "docker", "host port", "outside"])
 def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
-    """A container with the address of somebody to whom a port is open has nothing by it: not on another network's
-    container, not at docker-proxy's port, and no answer is drawn out of an accomplice either."""
+    """A container gains nothing from the address of a source to which a port is open.
+
+    Not at another network's container, and not at docker-proxy's port; an accomplice cannot be made to reply either.
+    """
     who = getattr(friendly, forger)
     ends: dict[str, tuple[Any, Any]] = {
         "ours": (friendly.ours.v4, friendly.ours.v6), "docker": (friendly.docker.v4, friendly.docker.v6),
@@ -140,8 +142,10 @@ def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
 def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site, friendly: Boxes, where: str) -> None:
-    """A VPN or router container that does not masquerade: what comes from behind it passes if the host has a route to
-    there by that container, and else not."""
+    """Packets from behind a router container pass if the host has a route back through it, else not.
+
+    The container is a VPN or router that does not masquerade.
+    """
     who: Box = getattr(friendly, where)
     bridge = TWO if where == "docker_too" else next(n for n in site.networks.values() if n.gateway4 and
                                                     who.v4 in n.gateway4.network).bridge  # fmt: skip
@@ -197,7 +201,7 @@ def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> Non
 
 @pytest.mark.parametrize("kind", ["ours_too", "docker_too"])
 def test_within_a_network_the_bridge_asks_nobody(site: Site, friendly: Boxes, kind: str) -> None:
-    """Where br_netfilter shows the rules what stays within a bridge, neighbours talk from any address."""
+    """Where br_netfilter passes a bridge's internal packets to the rules, neighbours talk from any address."""
     who: Box = getattr(friendly, kind)
     number = 2 if kind == "ours_too" else 101
     near = next((b for b in site.boxes if str(b.v4) == f"10.{number}.0.3"), None)
@@ -217,8 +221,10 @@ def _network(site: Site, box: Box) -> Any:
 
 
 def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxes) -> None:
-    """A bridge that is somebody else's (virtual machines, a LAN) is a link like any other: who is behind it may come
-    from anywhere that is no container's."""
+    """An unmanaged bridge (virtual machines, a LAN) is a link like any other.
+
+    Hosts behind it may use any address that is no container's.
+    """
     friend = site.docker_box("virbr0", 103) if not any(b.v4 == IPv4Address("10.103.0.2") for b in site.boxes) else None
     assert friend
     rules = (Rule("udp", 53, 53, FRIENDS),)

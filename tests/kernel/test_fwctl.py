@@ -1,4 +1,4 @@
-"""`fwctl` against a running plugin, with real packets: its answers are true, and its changes take effect."""
+"""Test `fwctl` with a running plugin and real packets: its answers are true, and its changes take effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Fw(Running):
     """The plugin, and `fwctl` as a process beside it."""
 
     def fwctl(self, *arguments: str, status: int = 0) -> str:
-        """What it prints; it must end with this status."""
+        """Return its output; it must end with this status."""
         command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.socket)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == status, (arguments, done.returncode, done.stdout, done.stderr)
@@ -44,7 +44,7 @@ class Fw(Running):
         return endpoint, self.move(endpoint)
 
     def seen(self, *ports: int, address: str = "10.1.0.2", source: str | None = None) -> set[int]:
-        """Those that an outsider's packets come to: nobody listens there, so the container refuses."""
+        """Return the ports that an outsider's packets reach: no process listens there, so the container refuses."""
         found = self.site.wan.probe([("tcp", address, port) for port in ports], timeout=0.4, source=source)
         return {int(target[2]) for target, verdict in found.items() if verdict != "silent"}
 
@@ -62,7 +62,7 @@ def fw(site: Site) -> Iterator[Fw]:
 
 
 class Talk:
-    """A connection that an outsider has with a container; the server there says again what it is told."""
+    """An outsider's connection with a container; the server there echoes what it receives."""
 
     def __init__(self, fw: Fw, port: int = 9000) -> None:
         with inside(fw.site.wan.path):
@@ -277,8 +277,10 @@ def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
 
 
 def test_explain_says_what_packets_do(fw: Fw) -> None:
-    """Containers with all sorts of labels, asked about from outside, from one another and by published ports: what
-    `explain` accepts arrives, and what it drops does not."""
+    """Containers with labels of all kinds are queried from outside, from each other and through published ports.
+
+    Packets that `explain` accepts arrive, and those that it drops do not.
+    """
     one, two = network(fw, 1), network(fw, 2, deny="443")
     boxes = {
         "c2": fw.web(one, 2, {"fw.allow": f"9000, 9001 from {OUT4}, 9002 from container:c4, 9003 from 192.0.2.0/24"}),
@@ -339,9 +341,9 @@ def test_explain_ends_with_its_status(fw: Fw) -> None:
 
 
 def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
-    """An element too much, one too few, in whatever set, is noticed and put right, and what came in by it is cut.
+    """An extra or a missing element, in any set, is noticed and corrected, and flows that it let in are cut.
 
-    The rest stays in use. A set that is not ours is left alone, and `plan` tells of it.
+    The rest stays in use. A set that is not docker-fw's is left alone, and `plan` reports it.
     """
     labels = {"fw.allow": "8080, 5432 from 192.0.2.0/24", "fw.rate": "22 5/minute", "fw.egress": "443"}
     fw.web(network(fw), labels=labels)
@@ -376,7 +378,7 @@ def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
     fw.start()
     until(lambda: "confined before" not in str(fw.kept()) and fw.status()["listening"], "Docker has been asked", 10)
     after = elements(fw)
-    # What docker-fw itself reserves on the host is known to be no container's once Docker has been asked.
+    # Ports that docker-fw itself reserves on the host are known to be no container's once Docker has answered.
     after = {text for text in after if not text.startswith("host_own")}
     assert planned["+"] ^ (after - before) == set()
     assert planned["-"] ^ (before - after) == set()
@@ -396,7 +398,7 @@ def elements(fw: Fw) -> set[str]:
 
 
 def test_a_wrong_setting_is_told(fw: Fw) -> None:
-    """As at a start, with status 2: nothing is known."""
+    """A wrong setting is reported as at a start, with status 2: the answer is unknown."""
     assert "did you mean" not in fw.fwctl("plan", "FW_ALOW=80", status=2)
     assert 'FW_ALLOW="808O": "808O" is not a port' in fw.fwctl("plan", "FW_ALLOW=808O", status=2)
 

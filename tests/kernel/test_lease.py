@@ -1,4 +1,4 @@
-"""What Docker's own networks accept stands while docker-fw follows Docker, and ends soon after it does not any more."""
+"""Test the lease: what Docker networks accept is active while docker-fw follows Docker, and ends soon after."""
 
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ def lasts(site: Site) -> list[float]:
 
 
 def test_it_is_renewed_whatever_is_left_of_it(site: Site) -> None:
-    """While it stands it lasts as long again, and so it does when it is out. Of a table that is not there the error is
-    told."""
+    """A renewal gives the full time again, whether the lease is active or expired.
+
+    If the table is absent, an error is raised.
+    """
     lease = Lease(site.nft)
     with pytest.raises(NftError):
         lease.renew()
@@ -101,9 +103,12 @@ def fw(site: Site) -> Iterator[Brief]:
 
 
 def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -> None:
-    """While docker-fw runs all stays open. Stopped in its tracks, or killed by SIGKILL and not started again, within
-    the lease's time nobody new reaches Docker's containers, nor a published port of theirs: whoever gets the address
-    would inherit it. Who is in stays, our own networks stay as they are, and once it goes on all is open again."""
+    """Docker's containers stay open while docker-fw runs, and close within the lease's time after it stops.
+
+    It stops by SIGSTOP, or by SIGKILL without a restart. Then no new client reaches Docker's containers or their
+    published ports, because an address's next owner would inherit them. Established flows stay, docker-fw networks are
+    unchanged, and once it runs again all is open again.
+    """
     site = fw.site
     box, ours = fw.seat()
     with (

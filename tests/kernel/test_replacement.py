@@ -1,4 +1,4 @@
-"""At no moment does a table stand that opens for lack of its elements: whatever is refused, flushed or in the way."""
+"""Test that no table is ever open for lack of its elements, whatever is refused, flushed or in the way."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ def web(site: Site) -> Box:
 
 
 def known(site: Site, web: Box) -> PolicyView:
-    """The container may begin nothing, docker-proxy has a closed port, an address is banned, dockerd has a group."""
+    """Return facts that close something of every kind.
+
+    The container may initiate nothing, docker-proxy has a closed port, an address is banned, dockerd has a control
+    group.
+    """
     facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
     proxies = ProxyFacts(frozenset({1 << 50}))
@@ -82,7 +86,7 @@ def passing(site: Site, web: Box) -> set[str]:
 
 
 class Moments:
-    """What passes after each transaction of a firewall's."""
+    """The flows that pass after each transaction of a firewall."""
 
     def __init__(self, site: Site, web: Box, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passed: list[set[str]] = []
@@ -111,7 +115,7 @@ TOUCHES = {
 def test_a_table_that_is_put_there_is_closed_from_its_first_transaction(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch, touch: str
 ) -> None:
-    """Whatever somebody did to it: what its elements close is closed before the elements come."""
+    """Whatever changed the table: what its elements close is closed before the elements are added."""
     wanted = elements(known(site, web))
     site.nft.replace(wanted)
     site.nft.owned = False
@@ -139,12 +143,12 @@ def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
     assert len(passing(site, web)) == 4
     moments = Moments(site, web, monkeypatch)
     site.nft.replace(wanted)
-    tried = 3  # whether tables can be owned, whether there are some for bridges, whether listeners can be held
+    tried = 3  # whether tables can have owners, whether bridge tables exist, whether new listeners can be dropped
     assert not set().union(*moments.passed[tried:])
 
 
 def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Box) -> None:
-    """The table stands, shut, and is put there whole when the kernel takes it again; established flows go on."""
+    """The table is active, closed, and loaded whole when the kernel accepts it again; established flows continue."""
     wanted = elements(known(site, web))
     site.nft.owned = False
     site.nft.replace(wanted)
@@ -201,7 +205,7 @@ def test_a_refused_change_never_puts_half_a_table_there(
     with site.inside():
         writer.put_endpoint(endpoint)
         assert not passing(site, web)
-        # Somebody deleted an element that the next change is to remove.
+        # Another program deleted an element that the next change is to remove.
         site.run("nft", "delete element inet docker-fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
         moments = Moments(site, web, monkeypatch)
         writer.put_endpoint(Site.known(web, spec=PolicySpec(egress=())))
@@ -213,8 +217,10 @@ def test_a_refused_change_never_puts_half_a_table_there(
 def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change that closes something and is refused for something else closes that in its first transaction, before
-    the whole table is put there, and keeps it closed if the kernel does not take that either."""
+    """A change that closes something, and is refused for another part, closes it in its first transaction.
+
+    This is before the whole table is loaded, and it stays closed if the kernel refuses that too.
+    """
     with site.inside():
         writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
     assert passing(site, web) >= {"to a container's closed port"}
@@ -240,10 +246,13 @@ def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
 def test_what_came_in_while_the_rules_were_gone_is_cut_at_docker_proxys_ports_too(
     site: Site, web: Box, writer: Writes
 ) -> None:
-    """An outsider's connections and datagrams to a closed published port end with the repair, and those of whom a rule
-    lets in go on. A flow to a port of the same number on an address where it is nobody's is left alone."""
+    """An outsider's flows to a closed published port end with the repair; those that a rule accepts continue.
+
+    This covers connections and datagrams. A flow to the same port number on an address where no container publishes it
+    is left alone.
+    """
     with Talks() as talks, site.inside():
-        # Docker's own rules look at the state of connections, so the kernel goes on tracking them.
+        # Docker's own rules match on the state of connections, so the kernel still tracks them.
         site.run("nft", "flush ruleset")
         site.run("nft", "table inet other { chain c { type filter hook input priority 0; ct state new; }; }")
         talks.open("docker-proxy's", "tcp", site.wan, site.host, site.HOST4, PORT, source=site.OUT4)

@@ -1,4 +1,4 @@
-"""What may happen to a host that runs docker-fw. Each blow is over when it returns."""
+"""The failures of a host that runs docker-fw. Each blow is over when it returns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def containers_and_networks_come_and_go(bed: Bed) -> None:
 
 
 def words_change(bed: Bed) -> None:
-    """`fwctl deny` closes what a label opened, `fwctl revert` takes that back."""
+    """`fwctl deny` closes what a label opened, `fwctl revert` undoes that."""
     for place in bed.places:
         bed.fw.fwctl("deny", place.app, "8080")
         bed.fw.fwctl("revert", place.app)
@@ -91,7 +91,7 @@ def dockerd_killed_with_live_restore(bed: Bed) -> None:
 
 
 def dockerd_hangs(bed: Bed) -> None:
-    """Docker's socket accepts and says nothing for a while; the worker is killed meanwhile."""
+    """Docker's socket accepts connections and sends nothing for a while; the worker is killed meanwhile."""
     dockerd = bed.fw.engine.pid
     # The lab's nsenter stops itself as soon as its child is stopped.
     parent = int(Path(f"/proc/{dockerd}/stat").read_text().rpartition(")")[2].split()[1])
@@ -108,7 +108,10 @@ def host_rebooted(bed: Bed) -> None:
 
 
 def _nft(bed: Bed, *command: str) -> None:
-    """Somebody else's nft; an owned table refuses it, another is mended within the bound."""
+    """Run another program's nft command.
+
+    An owned table refuses it; another is fixed within the bound.
+    """
     owned = bed.fw.status()["owned"]
     if not owned:
         now = time.monotonic()
@@ -134,12 +137,12 @@ def _elements(bed: Bed, verb: str, port: int) -> None:
 
 
 def elements_deleted(bed: Bed) -> None:
-    """What opens a port."""
+    """Delete the elements that open a port."""
     _elements(bed, "delete", 8080)
 
 
 def elements_added(bed: Bed) -> None:
-    """What opens a port that nobody said is to be open."""
+    """Add elements that open a port without any configuration for it."""
     _elements(bed, "add", 9090)
 
 
@@ -190,7 +193,7 @@ def state_garbage(bed: Bed) -> None:
 
 
 def disk_full(bed: Bed) -> None:
-    """Nothing new starts, what is closed by fwctl closes, and the plugin dies meanwhile."""
+    """Nothing new starts, `fwctl` still closes, and the plugin is killed meanwhile."""
     full = state_files(bed.fw)[0].with_name("state.json.new")
     full.symlink_to("/dev/full")
     try:
@@ -232,7 +235,7 @@ BLOWS: tuple[Blow, ...] = (
     state_garbage,
     disk_full,
 )
-#: For the tests: what is quick, and has no test of its own under fire.
+#: For the tests: the quick ones that have no test of their own under fire.
 SHORT: tuple[Blow, ...] = (
     worker_killed,
     plugin_killed_amid_changes,
