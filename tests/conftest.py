@@ -1,4 +1,4 @@
-"""Which tests need what, and which run side by side: those of one engine share it, so they stay in one process.
+"""Define the needs of tests, and which run side by side: those of one engine share it, so they stay in one process.
 
 No test hangs: each has a time-out (pytest-timeout), and programs that it starts can be interrupted.
 """
@@ -25,7 +25,7 @@ PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.
 
 #: Seconds for a test of an engine: its root file system and image may have to be built first.
 ENGINE_TIMEOUT = 1800
-#: Seconds after which a test that goes on to hang is interrupted again, such as where it waits for its program's end.
+#: Seconds after which a test that still hangs is interrupted again, for example while it waits for a program's end.
 AGAIN = 60
 _settings = pytest.StashKey[Any]()
 
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, Any, Any]:
-    """pytest-timeout interrupts a test once; what hangs in the test's own clean-up then is interrupted too."""
+    """Interrupt repeatedly: pytest-timeout does so once, and the test's own clean-up may hang then, too."""
     done = yield
     item.stash[_settings] = settings
     if settings.method == "signal":

@@ -1,4 +1,4 @@
-"""The generated parts of LABELS.md: the keys, and what labels become. `python -m tests.reference` writes them."""
+"""Write the generated parts of LABELS.md: the keys, and the elements of labels. `python -m tests.reference`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plugin.policy.peers import PeerIndex, Who, names
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
 ADDRESS = IPv6Address("2001:db8:1::2")
 PEERS = (IPv6Address("2001:db8:1::7"), IPv6Address("2001:db8:2::7"))
-#: What is the same for every address, and says nothing about labels.
+#: Sets that are the same for every address, whatever its labels.
 ALWAYS = ("ingress_drops6", "egress_drops6")
 PAIRS: tuple[dict[str, str], ...] = (
     {},

@@ -1,4 +1,4 @@
-"""The lab keeps its own promises: what it makes works, and nothing of it stays or leaks."""
+"""Test the lab's own promises: its objects work, and nothing of it stays or leaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: the plugin's processes (what is theirs alone, plus their share of what they share), and its cgroup."""
+"""Measure memory: the plugin's processes (private, plus their share of shared memory), and its cgroup."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def _pss(pid: int) -> float:
 
 
 def _cgroup(pid: int) -> float | None:
-    """Bytes charged to the process's cgroup, kernel memory with it, page cache without; None if nobody counts."""
+    """Return the bytes charged to the process's cgroup, or None if not accounted.
+
+    They include kernel memory, but not the page cache.
+    """
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":

@@ -1,6 +1,6 @@
-"""Rules with `from`: what a packet and a change pay beside ten thousand containers with ten thousand different lists.
+"""Measure rules with `from`: the cost of a packet and a change beside ten thousand containers with as many lists.
 
-In a namespace of its own, in a process of its own; nothing here needs Docker.
+Each list is different. It runs in a namespace and a process of its own; nothing here needs Docker.
 """
 
 from __future__ import annotations

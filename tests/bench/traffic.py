@@ -109,7 +109,10 @@ def new_flows(count: int) -> Datagrams:
 
 @dataclass(frozen=True)
 class Path:
-    """From a client's namespace to a server's address; `settle` is called after what fills connection tracking."""
+    """A path from a client's namespace to a server's address.
+
+    `settle` is called after runs that fill connection tracking.
+    """
 
     name: str
     client: str
@@ -171,7 +174,7 @@ class Path:
         return cost
 
     def connects(self, count: int) -> float:
-        """CPU nanoseconds for each TCP connection: made, accepted, and reset (so that no port is kept waiting)."""
+        """Return the CPU nanoseconds for each TCP connection: opened, accepted, and reset (so its port is free)."""
         _, listener = self._sockets(socket.SOCK_STREAM)
         linger = struct.pack("ii", 1, 0)
         target, family = (self.address, PORT), self.family
@@ -219,7 +222,7 @@ class Path:
 
 
 def _pump(client: socket.socket, server: socket.socket, size: int) -> float:
-    """The server throws away what it gets without copying it (MSG_TRUNC), so that the path is what costs."""
+    """Send to a server that discards the data without copying it (MSG_TRUNC), so that the path determines the cost."""
     chunk, sink = bytes(1 << 18), bytearray(1 << 20)
     poll = select.poll()
     poll.register(client, select.POLLOUT)

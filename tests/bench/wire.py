@@ -1,4 +1,4 @@
-"""HTTP over unix sockets with as little as can be around it: a client, and a proxy that times what passes.
+"""Speak HTTP over unix sockets with minimal overhead: a client, and a proxy that times the calls.
 
 Both sides keep their connections, as dockerd does. A time is from the request's first byte to the answer's last.
 """
@@ -70,7 +70,7 @@ class Reply:
 
 
 class Client:
-    """A kept connection to a unix socket. Not for two threads at once."""
+    """A persistent connection to a unix socket. Not for two threads at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -9,7 +9,10 @@ from tests.waiting import until
 
 
 def test_a_host_whose_docker_speaks_iptables_legacy(engines: object) -> None:
-    """Where dockerd uses iptables-legacy its FORWARD drop is overcome there, and no rule goes to the other variant."""
+    """Where dockerd uses iptables-legacy its FORWARD drop is overridden there.
+
+    No rule is added to the other variant.
+    """
     with Host(engine_root(NEWEST)) as host:
         host.boot()
         for tool in ("iptables", "ip6tables"):

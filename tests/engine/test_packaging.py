@@ -19,9 +19,12 @@ from tests.waiting import until
 
 
 def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
-    """`make install` gives a working plugin; the README's commands push another version on one machine and upgrade to
-    it on this one; `make uninstall` refuses while docker-fw is used, and then leaves nothing: no rule, link, address,
-    file, volume, image; only forwarding, as the README says. `docker plugin install` of what was pushed works too."""
+    """`make install` gives a working plugin, the README's commands upgrade it, and `make uninstall` leaves nothing.
+
+    Another version is pushed on one machine, and this one is upgraded to it. `make uninstall` refuses while docker-fw
+    is used. It leaves no rule, link, address, file, volume or image; only forwarding, as the README says. `docker
+    plugin install` of the pushed version works too.
+    """
     with Wan() as wan, Registry(wan) as registry:
         with Engine("26.1.5", wan=wan, args=[registry.insecure]) as maker:
             push(maker, registry)
@@ -78,7 +81,7 @@ def at(registry: Registry, command: str) -> str:
 
 
 def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:
-    """By the README's commands: nothing closed ever answers, what is open goes on, settings stay."""
+    """With the README's commands: nothing closed ever answers, open ports still answer, settings stay."""
     (_, _, _, _, *upgrade), _, (way_back,) = commands("Upgrading")
     served = ("sh", "-c", "httpd -p 7777; httpd -p 9090; exec httpd -f -p 8080")
     app = fw.run(net, "--label", "fw.allow=8080", "-p", "19090:9090", command=served)

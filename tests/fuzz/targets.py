@@ -1,4 +1,4 @@
-"""Each parser of what comes from outside, as one that takes bytes: it ends, or with an error that is meant to be."""
+"""The parsers of external data, each as a function of bytes: it returns, or raises an expected error."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def keys(data: bytes) -> None:
 
 
 def words(data: bytes) -> None:
-    """What `fwctl` is told: prefixes and times."""
+    """Parse the arguments of `fwctl`: prefixes and times."""
     text = data.decode("utf-8", "replace")
     for read, error in ((bans.read, FwError), (duration, ValueError)):
         try:

@@ -23,7 +23,7 @@ Mode = Literal["answer", "hang", "hang up", "garbage", "wrong JSON", "error 500"
 
 
 class FakeDocker:
-    """`mode` says how it treats requests from now on; `asked` is every path that was asked for."""
+    """A fake Docker: `mode` sets how it treats requests; `asked` is every requested path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
-"""Entering network namespaces with the test's own thread.
+"""Enter network namespaces with the test's own thread.
 
-A socket belongs to the namespace it was made in, so `with inside(path): nft = Nft(mark)` is a firewall of that
-namespace, to be used from anywhere; what opens sockets or /proc/sys/net later must be used inside.
+A socket belongs to the namespace it was created in, so `with inside(path): nft = Nft(mark)` is a firewall of that
+namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def nowhere() -> Iterator[None]:
 
 
 def in_thread(path: str, work: Callable[[], T]) -> T:
-    """Runs `work` in a thread of its own inside the namespace: for what keeps a socket a thread."""
+    """Run `work` in a thread of its own inside the namespace: for code that keeps one socket per thread."""
     found: list[T] = []
     failed: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""From the first moment: dockerd goes on with its containers as soon as somebody listens on the plugin's socket."""
+"""Test the first moment: dockerd starts its containers as soon as a process listens on the plugin's socket."""
 
 from __future__ import annotations
 

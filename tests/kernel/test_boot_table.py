@@ -1,4 +1,4 @@
-"""The sidecar's boot table: what docker-fw closes is closed at the next boot from before Docker starts."""
+"""Test the sidecar's boot table: what docker-fw closes is closed at the next boot from before Docker starts."""
 
 from __future__ import annotations
 
@@ -84,9 +84,11 @@ def host(own: Running) -> Host:
 
 
 def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
-    """After `boot install`: a container with `fw.egress: none` came, which publishes ports, and addresses were banned.
-    At the next boot, before docker-fw runs, the container initiates nothing, its closed published port and the one that
-    a label opens are closed, banned addresses reach nothing of the host; a ban that is over reaches it again."""
+    """A restriction from after `boot install` applies at the next boot, before docker-fw runs.
+
+    The container with `fw.egress: none` initiates nothing; its closed published port and the one that a label opens are
+    closed. Banned addresses reach nothing of the host; after its ban has expired an address reaches it again.
+    """
     fw, wan = host.fw, host.fw.site.wan
     box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(BR_DOCKER, 101)
     fw.start()
@@ -150,7 +152,7 @@ def test_it_is_kept_current_and_no_more(host: Host) -> None:
 
 
 def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
-    """Where the file cannot be written, `fwctl status` and the log say so; what was there stays whole."""
+    """Where the file cannot be written, `fwctl status` and the log report it; the old file stays complete."""
     fw = host.fw
     (host.root / f"{boot_unit.FILE}.kept").mkdir()
     before = host.text
@@ -162,8 +164,10 @@ def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
 
 
 def test_install_takes_bans_and_confined_networks_along(host: Host) -> None:
-    """`fwctl boot install` beside a docker-fw that does not see the directory: the file has what closes now, and the
-    command says that it is not kept current, and when to give it again."""
+    """`fwctl boot install` writes the current restrictions though docker-fw does not see the directory.
+
+    The command says that the file is not kept current, and when to run it again.
+    """
     fw, root = host.fw, host.root
     fw.environ["FW_BOOT"] = str(fw.directory / "elsewhere")
     fw.environ["FW_SOCKET"] = str(root / "run/docker/plugins/fw.sock")

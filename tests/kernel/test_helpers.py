@@ -1,4 +1,4 @@
-"""What the host's connection tracking helpers expect is judged like any flow."""
+"""Test that flows that the host's connection tracking helpers expect are filtered like any flow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
 
-#: As an administrator assigns it: whoever speaks to an FTP server is listened to for ports.
+#: As an administrator assigns it: the helper reads ports from every client's talk with an FTP server.
 HELPER = """
 table inet helpers {
 	ct helper ftp {

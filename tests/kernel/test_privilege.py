@@ -1,4 +1,4 @@
-"""docker-fw works with the capabilities of `kernel.capabilities` and no others; and what is said where they lack."""
+"""Test docker-fw with the capabilities of `kernel.capabilities` and no others, and the messages if some are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {NET_ADMIN: "net_admin", NET_BIND_SERVICE: "net_bind_service", NET_RAW: 
 
 
 class Limited(Running):
-    """docker-fw with just these capabilities to begin with, as a container has them."""
+    """docker-fw with only these capabilities at its start, as a container has them."""
 
     given: tuple[int, ...] = ()
 
@@ -49,8 +49,10 @@ def rights_of(process: Path) -> dict[str, str]:
 
 
 def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
-    """Started as root with all there is: master, worker and each of its threads keep three capabilities, hand nothing
-    on, and no program that they start can gain more."""
+    """Started as root with all capabilities, master, worker and each of its threads keep three.
+
+    They pass none on, and no program that they start can gain more.
+    """
     fw.start()
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
@@ -146,7 +148,7 @@ def test_without_the_control_groups_the_loss_is_told(lacking: Running) -> None:
 
 @pytest.mark.parametrize("lacking", ["FW_DOCKER_SOCKET"], indirect=True)
 def test_without_dockers_socket_containers_stay_closed_and_the_status_says_why(lacking: Running) -> None:
-    """Calls are answered as ever; whoever joins answers on ICMP only."""
+    """Calls are answered as usual; a container that joins accepts ICMP only."""
     network = lacking.network(1)
     lacking.well("CreateNetwork", network)
     lacking.begin(network, 2, {"fw.allow": "8080"})

@@ -145,7 +145,7 @@ class Bed:
         return len(self.missing()) == len(self.opened())
 
     def orphaned(self, since: float, until: float) -> None:
-        """Record that the table had no live owner and was flushed: answers in this time are measured, but not failures."""
+        """Record that the table had no live owner and was flushed: answers in this time are measured, not blamed."""
         self._excuse = (since, until)
 
     def strike(self, blow: Callable[[Bed], None]) -> Row:
