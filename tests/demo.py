@@ -35,7 +35,7 @@ class Line:
 
 
 def stand_in() -> Rootfs:
-    """caddy:2 of Debian's package: the lab reaches no registry."""
+    """Build a stand-in for caddy:2 from Debian's package: the lab reaches no registry."""
     return rootfs_image("caddy:2", ("caddy", "ca-certificates"), changes=("WORKDIR /srv", 'CMD ["caddy", "version"]'))
 
 
@@ -48,7 +48,7 @@ def compose(fw: Fw, stack: str, *words: str) -> None:
 
 
 def up(fw: Fw, stack: str) -> None:
-    """A stack of compose-examples, as a user brings it up, with its images there."""
+    """Start a stack of compose-examples, as a user does, with its images there."""
     fw.engine.load(stand_in())
     shutil.copy(ROOT / "compose-examples" / stack, fw.host.share)
     compose(fw, stack, "up", "-d")
@@ -83,14 +83,14 @@ def unchanged(fw: Fw) -> list[Line]:
 
 
 def ready(fw: Fw) -> None:
-    """Waits until the servers of compose-examples/shop.yml listen."""
+    """Wait until the servers of compose-examples/shop.yml listen."""
     for service, port in (("web", 80), ("app", 8080), ("proxy", 80), ("proxy", 443), ("metrics", 9100)):
         address = fw.engine.address(f"shop-{service}-1", "shop_front")[1]
         until(lambda a=address, p=port: fw.host.probe.tcp(a, p) == "open", f"{service} listens on {port}")
 
 
 def probes(fw: Fw) -> list[Line]:
-    """Everything an outsider tries, from another host."""
+    """Return all attempts of an outsider, from another host."""
     wan, wanted = fw.wan, {}
     for service, tried in SERVICES.items():
         for address in reversed(fw.engine.address(f"shop-{service}-1", "shop_front")):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commands(heading: str) -> list[list[str]]:
-    """The README's shell commands under a heading, block by block."""
+    """Return the README's shell commands under a heading, block by block."""
     section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     return [block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```", section, re.DOTALL | re.MULTILINE)]
 

@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measures, prints the table, writes build/bench.json."""
+"""Run `python -m tests.bench`: it measures, prints the table, and writes build/bench.json."""
 
 from __future__ import annotations
 

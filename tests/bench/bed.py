@@ -28,7 +28,7 @@ GUARDED = "guarded"
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """The size of each measurement."""
 
     #: calls of each hook, in each of the two states
     hooks: int
@@ -43,9 +43,9 @@ class Scale:
     rounds: int
     #: elements in the large sets
     elements: int
-    #: containers that have each a `from` list of its own
+    #: containers with a `from` list of their own
     lists: int
-    #: families that packets are counted in
+    #: families to measure packets in
     families: tuple[int, ...]
 
 
@@ -108,11 +108,11 @@ class Bed:
         return self._bare
 
     def plugin(self) -> Client:
-        """A connection of one's own to the plugin."""
+        """Return a separate connection to the plugin."""
         return Client(self.fw.socket())
 
     def plugin_pids(self) -> list[int]:
-        """The plugin's processes, gunicorn's master first."""
+        """Return the plugin's processes, gunicorn's master first."""
         client = self.plugin()
         # The listener is the process that called listen(2): the master.
         raw = client.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -122,7 +122,7 @@ class Bed:
         return [master, *children]
 
     def network(self, driver: str, name: str, *options: str, engine: Engine | None = None) -> str:
-        """A network with subnets of its own, IPv4 and IPv6; returns its ID."""
+        """Create a network with subnets of its own, IPv4 and IPv6; return its ID."""
         number = next(self._numbers)
         subnets = ("--ipv6", "--subnet", f"2001:db8:b:{number:x}::/64", "--subnet", f"10.77.{number}.0/24")
         return (engine or self.engine).docker("network", "create", "-d", driver, *subnets, *options, name)
@@ -135,7 +135,7 @@ class Bed:
         return ("-o", f"{mode}ipv4=routed", "-o", f"{mode}ipv6=routed") if recent else ()
 
     def start(self, name: str, network: str, client: Client | None = None) -> None:
-        """A container that sleeps and has a label, by the API."""
+        """Start a container that sleeps and has a label, by the API."""
         client = client or self.docker
         made = {
             "Image": "busybox",
@@ -147,7 +147,7 @@ class Bed:
         client.must("POST", f"/containers/{name}/start")
 
     def containers(self) -> list[str]:
-        """The crowd: `scale.containers` containers on the network `crowd`."""
+        """Start the crowd: `scale.containers` containers on the network `crowd`."""
         if not self._crowd:
             say(f"starting {self.scale.containers} containers on one network…")
             self.network("bench", "crowd")

@@ -34,7 +34,7 @@ _SO_RCVBUFFORCE = 33
 # docker-fw's favour.
 _COMMAND = ("sh", "-c", ": >/began; exec sleep inf")
 _PROCESS, _START = "open after its process began", "open after `start`"
-#: A container finds its ports open from its first instruction on; to no other event a time is promised.
+#: A container finds its ports open from its first instruction on; no other event has a promised time.
 _PROMISED = (_PROCESS, _START)
 #: Seconds after which the background work of the last command is done.
 _SETTLE = 0.1
@@ -52,7 +52,7 @@ def alone(bed: Bed, table: Table) -> None:
 
 
 def crowded(bed: Bed, table: Table) -> None:
-    """On a network of Docker's own with the crowd on it, of which Docker must tell each time."""
+    """On a Docker network with the crowd on it, which Docker must list each time."""
     bed.guarded()
     _measure(bed, table, GUARDED, f"beside {bed.scale.containers}")
 
@@ -74,7 +74,7 @@ def _measure(bed: Bed, table: Table, network: str, state: str) -> None:
 
 
 def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
-    """A container is run, disconnected, connected again while it runs, and removed."""
+    """Run a container, disconnect it, connect it again while it runs, and remove it."""
     engine, docker, name = bed.engine, bed.docker, f"guard{next(_numbers)}"
     began = time.time_ns()
     label = ("--label", f"fw.allow={LABEL}")
@@ -106,7 +106,7 @@ def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
         (_PROCESS, opened, first),
         (_START, opened, told["container start"][0]),
         ("open after `network connect`, running container", reopened, told["network connect"][-1]),
-        # Docker before 28 tells this one twice, at the beginning and at the end.
+        # Docker before 28 reports this event twice, at the beginning and at the end.
         ("closed after `network disconnect`, running container", closed, told["network disconnect"][0]),
         ("closed after `network disconnect`, docker rm -f", gone, told["network disconnect"][-1]),
         ("closed after `die`, docker rm -f", gone, told["container die"][0]),
@@ -115,7 +115,7 @@ def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
 
 
 def _began(bed: Bed, container: str) -> int:
-    """When its shell did its first act. `docker run` returns before that, now and then."""
+    """Return when its shell did its first act. `docker run` sometimes returns before that."""
     root, end = f"{bed.engine.host.inside}/proc/{bed.engine.pid_of(container)}/root", time.monotonic() + _PATIENCE
     while not os.path.exists(f"{root}/began"):
         if time.monotonic() > end:
@@ -152,7 +152,7 @@ def _past(bed: Bed, since: int) -> str:
 
 
 class Kernel:
-    """Hears every change of the host's nftables, and notes when."""
+    """Receive every change of the host's nftables, with its time."""
 
     def __init__(self, bed: Bed) -> None:
         self._sock = within(bed.engine.host.netns.path, nl.open_socket)
@@ -174,7 +174,7 @@ class Kernel:
         self._sock.close()
 
     def when(self, kind: int, key: bytes, since: int) -> int:
-        """When the first such change of the element was heard; it may be still to come."""
+        """Return when the first such change of the element was received; it may still be outstanding."""
         with self._news:
             if self._news.wait_for(lambda: any(self._found(kind, key, since)), _PATIENCE):
                 return next(self._found(kind, key, since))

@@ -21,11 +21,11 @@ from tests.bench.table import Table, median, percentile, say
 from tests.bench.wire import Client
 
 _HOOKS = ("CreateNetwork", "CreateEndpoint", "Join", "Program", "Leave", "DeleteEndpoint")
-#: Containers and endpoints of the engine with few.
+#: Containers and endpoints of the small engine.
 _FEW = (2, 10)
 #: Docker's and the plugin's background work from earlier calls should not overlap the next ones…
 _PAUSE = 0.05
-#: …and if it all takes too long, fewer samples must do.
+#: …and if it all takes too long, fewer samples must be enough.
 _LIMIT, _LEAST = 300.0, 30
 _numbers = itertools.count(1)
 Times = dict[str, list[float]]
@@ -76,7 +76,7 @@ def _tell(table: Table, times: dict[str, Times], bed: Bed) -> None:
 
 
 class Probe:
-    """A container that is connected to a network of ours and disconnected, again and again."""
+    """A container that is connected to a docker-fw network and disconnected, again and again."""
 
     def __init__(self, bed: Bed, crowd: str = "") -> None:
         self._bed = bed
@@ -90,7 +90,7 @@ class Probe:
         self._id = json.loads(bed.engine.docker("network", "inspect", self._network))[0]["Id"]
 
     def cycle(self, times: Times) -> None:
-        """CreateEndpoint, Join, Leave, DeleteEndpoint, as Docker asks for them."""
+        """Call CreateEndpoint, Join, Leave, DeleteEndpoint, as Docker does."""
         docker = self._bed.docker
         self._bed.recorder.take()
         connect(docker, self._network, self._name)

@@ -79,7 +79,7 @@ def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
 
 
 class Watched:
-    """`Nft`, and when its transaction returned by which the last element that opens for an address went."""
+    """`Nft`, with the return time of the transaction that removed the last element that opens for an address."""
 
     def __init__(self, nft: Nft, stands: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
         self._change = nft.change
@@ -108,7 +108,7 @@ class Watched:
             self._noted(element)
 
     def leave(self, address: IPv6Address, go: Callable[[], object]) -> dict[str, float]:
-        """Seconds until it was closed, how many of them this process worked, and seconds until `go` returned."""
+        """Return seconds until it was closed, how many of them this process worked, and seconds until `go` returned."""
         self._waiting = set(self._open[address])
         assert self._waiting
         began, worked = time.perf_counter(), time.thread_time()
@@ -149,7 +149,7 @@ def _child(many: int) -> dict[str, Any]:
 
 def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(Facts(SavedState({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)})))
-    # The first save is of everything; each later one is a line.
+    # The first save writes everything; each later one is a line.
     state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
 
     return lambda each: state.edit_endpoint(each.id, lambda e: replace(e, joined=False, container=None, published=()))

@@ -12,7 +12,7 @@ _MB = 1e6
 
 
 class Memory:
-    """One look in each state; the first is the baseline of the others."""
+    """One measurement in each state; the first is the baseline of the others."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float | None] | None = None
@@ -30,7 +30,7 @@ class Memory:
 
 
 def _pss(pid: int) -> float:
-    """Bytes of smaps_rollup's Pss."""
+    """Return the bytes of smaps_rollup's Pss."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return 1024 * float(line.split()[1])

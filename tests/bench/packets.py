@@ -29,9 +29,9 @@ _KINDS = {
 }
 _FREE, _DOCKER, _FW = "rule-free", "Docker's bridge", "docker-fw"
 _GUARDED = "Docker's bridge, guarded"
-#: Open to packets that are routed to the container, as far as Docker is concerned.
+#: Docker leaves it open to packets that are routed to the container.
 _PORTS = ("-p", f"{PORT}:{PORT}/tcp", "-p", f"{PORT}:{PORT}/udp")
-#: …and as far as docker-fw is.
+#: …and so does docker-fw.
 _LABEL = ("--label", f"fw.allow={LABEL}")
 _DELETE = (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
 #: Datagrams, connections and bytes in one run: some 50 ms each, so that other load affects all paths alike.
@@ -42,7 +42,7 @@ Rates = dict[tuple[str, str], float]
 
 
 class Packets:
-    """Measures in two states: with one container on a network, and with the crowd. They share the other paths."""
+    """Measure in two states: with one container on a network, and with the crowd. They share the other paths."""
 
     def __init__(self) -> None:
         self._alone: dict[int, Rates] = {}
@@ -113,7 +113,7 @@ def _measure(bed: Bed, table: Table, family: int, state: str, targets: Mapping[s
 
 @contextmanager
 def _free(bed: Bed) -> Iterator[Target]:
-    """A host and a container without Docker: two namespaces that no table and no connection tracking ever saw."""
+    """Return a host and a container without Docker: two namespaces without any table or connection tracking."""
     claim = Claim("p")
     host, container = NamedNetns(claim.name), NamedNetns(f"{claim.name}c")
     claim.record.netns += [host.name, container.name]
@@ -148,21 +148,21 @@ def _free(bed: Bed) -> Iterator[Target]:
 
 @contextmanager
 def _docker(bed: Bed) -> Iterator[Target]:
-    """The only container on a bridge of Docker's, on the engine without docker-fw."""
+    """Return the only container on a Docker bridge, on the engine without docker-fw."""
     with _alone(bed, bed.bare, "bridge", "packets-bridge", bed.routed, _PORTS) as target:
         yield target
 
 
 @contextmanager
 def _guarded(bed: Bed) -> Iterator[Target]:
-    """The same on the engine with docker-fw, which a label tells to open the port."""
+    """The same on the engine with docker-fw, where a label opens the port."""
     with _alone(bed, bed.engine, "bridge", "packets-guarded", bed.routed, (*_PORTS, *_LABEL)) as target:
         yield target
 
 
 @contextmanager
 def _ours(bed: Bed) -> Iterator[Target]:
-    """The only container on a network of ours."""
+    """Return the only container on a docker-fw network."""
     with _alone(bed, bed.engine, bed.fw.driver, "packets-fw", (), _LABEL) as target:
         yield target
 

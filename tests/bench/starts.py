@@ -27,7 +27,7 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 _FW, _BRIDGE = "run-fw", "run-bridge"
 #: The docker-fw network; Docker's bridge without docker-fw; Docker's bridge, protected.
 _KINDS = ("fw", "bridge", "guarded")
-#: A difference that only noise makes is no miss.
+#: A difference due to noise alone is no miss.
 _AIM = "ratio < 1.05"
 #: Seconds after which the background work of the last command is done.
 _SETTLE = 0.4
@@ -69,7 +69,7 @@ def measure(bed: Bed, table: Table) -> None:
 
 
 def _place(bed: Bed, kind: str) -> tuple[Engine, str]:
-    """The engine and the network on it."""
+    """Return the engine and the network on it."""
     return bed.bare if kind == "bridge" else bed.engine, _FW if kind == "fw" else _BRIDGE
 
 
@@ -117,7 +117,7 @@ def _first_answer(bed: Bed, kind: str) -> float:
 
 
 def _answers(address: str, port: int, patience: float = 0.01) -> bool:
-    """One try. A SYN that is dropped is not repeated for a second, so silence ends the try."""
+    """Try once. A dropped SYN is not repeated for a second, so silence ends the try."""
     with socket.socket() as sock, selectors.DefaultSelector() as selector:
         sock.setblocking(False)
         sock.connect_ex((address, port))
@@ -134,7 +134,7 @@ def _answers(address: str, port: int, patience: float = 0.01) -> bool:
 
 
 def _cpu(bed: Bed) -> float:
-    """Seconds of CPU time of the plugin's processes, and of those that they started and saw end."""
+    """Return the seconds of CPU time of the plugin's processes, and of the children that they waited for."""
     ticks = 0
     for pid in bed.plugin_pids():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

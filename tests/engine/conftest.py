@@ -51,7 +51,7 @@ def engines(_root: None) -> Iterator[Engines]:
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def each(request: pytest.FixtureRequest, engines: Engines) -> Fw:
-    """docker-fw on every engine: for the core promises."""
+    """Yield docker-fw on every engine: for the core promises."""
     return engines.get(request.param)
 
 

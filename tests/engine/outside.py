@@ -11,7 +11,7 @@ from tests.lab.netns import FORWARDING
 from tests.product import Fw, Net
 from tests.waiting import until
 
-#: A container's servers: one port that its label opens, one that nothing does.
+#: A container's servers: one port that its label opens, one that no rule opens.
 SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
 Targets = list[tuple[str, str, int]]
 #: Ports of the host that no other test publishes.
@@ -19,7 +19,7 @@ host_ports = itertools.count(21000)
 
 
 def publish(*ports: int | str) -> tuple[list[str], dict[str, int]]:
-    """Options that publish container ports (`5432`, `53/udp`) on host ports of their own, and which those are."""
+    """Return options that publish container ports (`5432`, `53/udp`) on host ports of their own, and these."""
     chosen = {str(port): next(host_ports) for port in ports}
     return [word for port, on in chosen.items() for word in ("-p", f"{on}:{port}")], chosen
 
@@ -92,7 +92,7 @@ def back(fw: Fw, opened: list[tuple[str, str, int]]) -> None:
 
 
 def opens_just_the_label(fw: Fw) -> None:
-    """The main promise in short, on an engine that was just set up."""
+    """Check the main promise in short, on an engine that was just set up."""
     with fw.network() as net:
         app = fw.run(net, "--label", "fw.allow=8080")
         with fw.engine.serve(app, tcp=[80, 8080, 9090]):

@@ -1,4 +1,4 @@
-"""An engine with docker-fw as its sidecar, started as compose-examples/sidecar.yml tells its users."""
+"""An engine with docker-fw as its sidecar, started as compose-examples/sidecar.yml describes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.product import ROOT, Fw, image_tar
 from tests.waiting import until
 
 SIDECAR = ROOT / "compose-examples/sidecar.yml"
-#: The commands that the file itself tells its users.
+#: The commands that the file itself lists.
 UP, BOOT_INSTALL, _ = re.findall(r"^#   (docker .*)$", SIDECAR.read_text(), re.MULTILINE)
 
 

@@ -66,7 +66,7 @@ def test_a_label_opens_just_what_it_says_on_just_that_container(each: Fw) -> Non
 def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) -> None:
     """A labelled port is open when `docker run` returns, and a closed port never answers before, not once."""
     with each.network() as net:
-        # A first container tells which address the next one gets.
+        # A first container shows the address that the next one gets.
         first = each.run(net)
         v4, v6 = each.addresses(first, net)
         each.remove(first)
@@ -147,10 +147,10 @@ def test_published_ports_obey_the_policy(each: Fw) -> None:
                 assert each.wan.probe.one(("tcp", host, 18080)).verdict == "open"
                 assert each.wan.probe.one(("udp", host, 15353)).verdict == "open"
                 assert each.wan.probe.one(("tcp", host, 15432)).verdict == "silent"
-            # The host's own ways in: its addresses, and loopback, in both families.
+            # The host's own paths: its addresses, and loopback, in both families.
             own = each.host.probe([("tcp", a, 18080) for a in (host4, host6, "127.0.0.1", "::1")])
             assert set(own.values()) == {"open"}
-            # Hairpin: a neighbour, and the container itself, by the host's address.
+            # Hairpin: a neighbour, and the container itself, through the host's address.
             neighbour = each.run(net)
             for container in (neighbour, app):
                 seen = each.engine.netns(container).probe([("tcp", host4, 18080), ("tcp", host6, 18080)])
@@ -185,7 +185,7 @@ def test_connect_and_disconnect_of_a_running_container(each: Fw) -> None:
 
 
 def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
-    """Neither outsiders nor our containers reach a container on Docker's own bridge more than they did before."""
+    """Docker's own bridge opens no further to outsiders and containers on docker-fw networks than before."""
     each.engine.docker("run", "-d", "--name", "theirs", "busybox", "sleep", "inf")
     try:
         with each.network() as net:
@@ -199,8 +199,10 @@ def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
 
 
 def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
-    """Root in a container, with every right over its own link, is not heard by a neighbour from another's address, nor
-    with an ARP reply or a neighbour advertisement for it; in its own name it is heard."""
+    """Root in a container, with every right over its own link, cannot reach a neighbour with another's address.
+
+    Neither a packet nor an ARP reply or neighbour advertisement for that address arrives; with its own address they do.
+    """
     with deep.network() as net:
         victim, nextdoor, hostile = deep.run(net), deep.run(net), deep.run(net)
         (own4, own6), (next4, next6) = deep.addresses(hostile, net), deep.addresses(nextdoor, net)
@@ -236,6 +238,6 @@ def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
 
 
 def hardware(fw: Fw, container: str, net: Net) -> bytes:
-    """The container's MAC on a network."""
+    """Return the container's MAC on a network."""
     told = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
     return bytes.fromhex(told["MacAddress"].replace(":", ""))

@@ -13,7 +13,7 @@ from tests.waiting import until
 
 @contextmanager
 def resolver(fw: Fw, address: str) -> Iterator[None]:
-    """The host's name server, until the end. Docker reads it at each start of a container."""
+    """Set the host's name server, until the end. Docker reads it at each start of a container."""
     fw.host.write("/etc/resolv.conf", f"nameserver {address}\n")
     try:
         yield

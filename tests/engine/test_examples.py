@@ -1,4 +1,4 @@
-"""The examples that people copy: the compose stack and the README's first commands."""
+"""Test the examples that people copy: the compose stack and the README's first commands."""
 
 from __future__ import annotations
 

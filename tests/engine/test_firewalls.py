@@ -1,4 +1,4 @@
-"""Hosts with ufw or firewalld: theirs is the host, docker-fw's are the containers, and neither breaks the other."""
+"""Test hosts with ufw or firewalld: these protect the host, docker-fw the containers, and neither breaks the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIREWALLS = ("ufw", "firewalld", "dbus")
 UFW_ROUTES = ("ufw route allow out on fw-+", "ufw route allow in on fw-+")
 #: The README's commands for a host with firewalld and a Docker ≥ 27, which makes the policy `docker-forwarding`.
 ZONE_OF_DOCKER = ("firewall-cmd --permanent --zone=docker --add-interface=fw-+", "firewall-cmd --reload")
-#: The same with any Docker; here the host's services stay closed to our containers.
+#: The same with any Docker; here the host's services stay closed to containers on docker-fw networks.
 ZONE_OF_OURS = (
     "firewall-cmd --permanent --new-zone=fw",
     "firewall-cmd --permanent --zone=fw --add-interface=fw-+",
@@ -37,9 +37,10 @@ ZONE_OF_OURS = (
 
 @dataclass(frozen=True)
 class Site:
-    """Two containers with ports 80, 5432 and 8080, where a label opens 8080: on a bridge of Docker's and on ours.
+    """Two containers with ports 80, 5432 and 8080, where a label opens 8080.
 
-    They publish them as 18080, 15432, 18088 and 28080, 25432, 28088.
+    One is on a Docker bridge, one on a docker-fw network. They publish the ports as 18080, 15432, 18088 and 28080,
+    25432, 28088.
     """
 
     fw: Fw
@@ -70,7 +71,7 @@ class Site:
                 *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088))]  # fmt: skip
 
     def sees(self, others: Verdict, *opened: Target, **more: list[Target]) -> None:
-        """An outsider sees just this open, ssh of the host, and `others` on another port of the host."""
+        """Check that an outsider sees only this open, ssh of the host, and `others` on another port of the host."""
         host = self.fw.host
         expected: dict[Target, Verdict] = dict.fromkeys(self.closed(), "silent")
         expected |= dict.fromkeys([*opened, *(("tcp", h, 22) for h in (host.v4, host.v6))], "open")
@@ -89,7 +90,7 @@ class Site:
             assert seen == expected
 
     def leaves(self, container: str, *addresses: str) -> bool:
-        """The container reaches the Internet."""
+        """Return True if the container reaches the Internet."""
         with self.fw.wan.probe.serve(tcp=[8001]):
             seen = self.fw.engine.netns(container).probe([("tcp", address, 8001) for address in addresses])
         return set(seen.values()) == {"open"}
@@ -116,7 +117,7 @@ class Site:
 
 @pytest.fixture(scope="module", params=DEEP)
 def fw(request: pytest.FixtureRequest, engines: object) -> Iterator[Fw]:
-    """docker-fw on a host that has the firewalls, none of them running. Each test boots it when it wants to."""
+    """Yield docker-fw on a host that has the firewalls, none of them running. Each test boots it when needed."""
     with Host(engine_root(request.param, extra=FIREWALLS)) as host:
         host.boot()
         engine = Engine(request.param, host=host)

@@ -1,4 +1,4 @@
-"""Networks that people already have: Docker's own bridges behind the same policy, on every engine, at every moment."""
+"""Test existing networks: Docker's own bridges behind the same policy, on every engine, at every moment."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
 
 @pytest.mark.parametrize("mode", ["routed", "nat-unprotected"])
 def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str) -> None:
-    """Gateway modes that reach the container itself (Docker ≥ 27): base and labels are open, Docker's drop
-    notwithstanding, and nothing else, published or not, whatever Docker would let through."""
+    """Gateway modes that reach the container itself (Docker ≥ 27): base and labels are open, despite Docker's drop.
+
+    Nothing else is, published or not, whatever Docker would accept.
+    """
     options = [f"com.docker.network.bridge.gateway_mode_ipv{n}={mode}" for n in (4, 6)]
     with dockers(fw, *(word for option in options for word in ("-o", option))) as net:
         app = fw.run(net, "--label", "fw.allow=8080", "-p", "5432")
@@ -62,9 +64,12 @@ def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str)
 
 
 def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw) -> None:
-    """`-p 127.0.0.1:8080:80` on a network of Docker's: a machine of the LAN with a route to the container does not
-    reach its port 80, though Docker's own rules let it in (before Docker 28); the host does, at both. A label opens it,
-    and so does a second publication. On a network of docker-fw the base is open as ever."""
+    """`-p 127.0.0.1:8080:80` on a Docker network opens port 80 to the host alone.
+
+    A LAN machine with a route to the container does not reach its port 80, though Docker's own rules accept it (before
+    Docker 28); the host reaches both ports. A label opens the port, and so does a second publication. On a docker-fw
+    network the base is open as usual.
+    """
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net, each.network() as own:
         alone, more = (f"127.0.0.1:{next(host_ports)}:80" for _ in range(2))
@@ -149,7 +154,7 @@ def test_a_bridge_of_any_name_is_guarded(fw: Fw) -> None:
 
 
 def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
-    """A front and an `--internal` back network: the published port is open by IPv4 and by docker-proxy's IPv6."""
+    """A front and an `--internal` back network: the published port is open over IPv4 and docker-proxy's IPv6."""
     with dockers(fw, v6=False) as front, dockers(fw, "--internal", v6=False) as back:
         options, ports = publish(80, 5432)
         app = fw.run(front, *options)
@@ -164,8 +169,10 @@ def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
 
 
 def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
-    """Where Docker's own driver starts a container nothing can be refused: a wrong fw.allow leaves the base, another
-    mistake ICMP only; `fwctl status` quotes it."""
+    """Docker's own driver starts a container whatever its labels: a wrong fw.allow leaves the base.
+
+    Another mistake leaves ICMP only; `fwctl status` quotes it.
+    """
     options, ports = publish(80, 8080)
     more, theirs = publish(80)
     app = deep.run("bridge", *options, "--label", "fw.allow=8080, 808O")
@@ -240,7 +247,7 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
 
 @contextmanager
 def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
-    """Machines on bridges that are not Docker's, each with a server; Docker does not drop the way there."""
+    """Machines on bridges that are not Docker's, each with a server; Docker does not drop the path to them."""
     targets, names, net = [], [], fw.host.netns
     accept = [["iptables", "{}", "FORWARD", way, "10.60.0.0/16", "-j", "ACCEPT"] for way in ("-d", "-s")]
     try:

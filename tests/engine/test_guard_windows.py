@@ -23,7 +23,10 @@ from tests.waiting import until
 
 
 def test_never_while_networks_and_containers_come(each: Fw) -> None:
-    """From a network's first moment and a container's first packet: DNAT, docker-proxy, and the container's address."""
+    """It holds from a network's first moment and a container's first packet:
+
+    DNAT, docker-proxy, the container's address.
+    """
     each.host.netns.sysctl(FORWARDING)
     with each.network(driver="bridge") as net:
         first = each.run(net)
@@ -52,7 +55,7 @@ def test_never_while_networks_and_containers_come(each: Fw) -> None:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A machine on which everybody has to wait for a processor."""
+    """Keep the machine busy, so that every process waits for a processor."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
     try:
         yield
@@ -63,8 +66,11 @@ def busy() -> Iterator[None]:
 
 
 def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:
-    """Start after start on a busy machine, by all ways to docker-proxy: a port that the user chose, on all addresses of
-    the host and on one; one that Docker chooses; for a container that is new, and for one that was stopped."""
+    """Containers start repeatedly on a busy machine, with all paths to docker-proxy.
+
+    A port that the user chose, on all addresses of the host and on one; one that Docker chooses; for a new container,
+    and for one that was stopped.
+    """
     never_at_a_start(each)
 
 
@@ -77,7 +83,7 @@ def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> N
 
 @contextmanager
 def setting(fw: Fw, value: str) -> Iterator[None]:
-    """The plugin runs with another setting meanwhile."""
+    """Run the plugin with another setting meanwhile."""
     name = value.partition("=")[0]
 
     def change(to: str) -> None:
@@ -180,8 +186,10 @@ def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> Non
 
 
 def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
-    """`network connect` to a running container opens its ports on that address; `disconnect` closes it; a restart and
-    a rename change nothing."""
+    """`network connect` of a running container opens its ports on that address, `disconnect` closes them.
+
+    A restart and a rename change nothing.
+    """
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net, dockers(each) as other:
         app = each.run(net, "--label", "fw.allow=8080")
@@ -217,7 +225,7 @@ def test_an_exception_ends_with_its_container_though_nobody_tells(engines: objec
             bridge = "br-" + engine.docker("network", "inspect", "-f", "{{.Id}}", net.name)[:12]
             link = fw.host.run(["ip", "-o", "link", "show", "master", bridge]).stdout.split()[1].partition("@")[0]
             engine.stop()
-            # docker-proxy ended with dockerd, so not by the host's IPv6 now.
+            # docker-proxy ended with dockerd, so the host's IPv6 does not lead there now.
             assert fw.wan.probe.tcp(fw.host.v4, 18080) == "open"
             assert v4 in table(fw)
             fw.host.run(["ip", "link", "del", link])
@@ -244,5 +252,5 @@ def test_stopped_docker_fw_keeps_everything_closed(fw: Fw) -> None:
 
 
 def table(fw: Fw) -> str:
-    """The exceptions of IPv4 addresses, as nft lists them."""
+    """Return the exceptions of IPv4 addresses, as nft lists them."""
     return fw.host.run(["nft", "list", "set", "inet", "docker-fw", "allow4"]).stdout

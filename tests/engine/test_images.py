@@ -35,7 +35,7 @@ IMAGES = {
 }  # fmt: skip
 OTHER = ("--platform", "linux/386")
 BOTH = pytest.mark.parametrize("driver", [None, "bridge"], ids=["docker-fw's", "Docker's"])
-#: Docker itself lets the outsider through to the container's own address there.
+#: Docker itself lets the outsider reach the container's own address there.
 ROUTED = ("-o", "com.docker.network.bridge.gateway_mode_ipv6=routed")
 _host_ports = itertools.count(24000)
 
@@ -49,20 +49,23 @@ def _engine(version: str, directory: Path) -> Iterator[Fw]:
 
 @pytest.fixture(scope="module")
 def tells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fw]:
-    """docker-fw on an engine with containerd's image store that tells of which variant a container is."""
+    """Yield docker-fw on an engine with containerd's image store that reports a container's variant."""
     yield from _engine("28.5.2", tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fw]:
-    """The same on one that does not."""
+    """Yield the same on one that does not report it."""
     yield from _engine("26.1.5", tmp_path_factory.mktemp("images"))
 
 
 @contextmanager
 def container(fw: Fw, driver: str | None, image: str, *options: str) -> Iterator[tuple[str, Callable[[], set[int]]]]:
-    """A container of the image: its name, and a question: which of its ports does the outsider reach, by its own
-    addresses, or by `-p` and the host's addresses?"""
+    """Yield a container of the image: its name, and a function.
+
+    The function returns the container's ports that an outsider reaches, by its own addresses, or by `-p` and the host's
+    addresses.
+    """
     hosts = {next(_host_ports): port for port in PORTS}
     published = [word for host, port in hosts.items() for word in ("-p", f"{host}:{port}")]
     with fw.network(*(ROUTED if driver and fw.engine.version != "26.1.5" else ()), driver=driver) as net:
@@ -109,7 +112,7 @@ def test_a_label_of_the_users_is_the_users_whatever_another_variant_says(tells: 
 
 @BOTH
 def test_an_index_that_names_a_platform_twice_opens_nothing(tells: Fw, driver: str | None) -> None:
-    """Whichever of the two Docker takes, and whichever it shows."""
+    """This holds whichever of the two Docker takes, and whichever it shows."""
     for platform in ((), OTHER):
         with container(tells, driver, "twins", *platform) as (_, reached):
             answers(reached, BASE)

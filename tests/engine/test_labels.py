@@ -1,4 +1,4 @@
-"""The label language on real engines: driver networks and Docker's own, from outside, between networks, outwards."""
+"""Test the label language on real engines: driver and Docker networks, from outside, between networks, outbound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def networks(fw: Fw, driver: str | None) -> Iterator[Net]:
 
 
 def compose(project: str, service: str) -> list[str]:
-    """The labels that compose gives a container of a service."""
+    """Return the labels that compose gives a container of a service."""
     return [
         word
         for key, value in (("project", project), ("service", service), ("container-number", "1"))
@@ -97,8 +97,11 @@ def test_on_dockers_own_networks_a_published_port_is_open_to_some(deep: Fw) -> N
 
 
 def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw) -> None:
-    """The same keys as network options, as `fw.network.NAME.…` and as `driver_opts` of one attachment, on both kinds of
-    networks: lists add up, of others the closest wins."""
+    """Options of networks and attachments have the same keys as labels, on both kinds of networks.
+
+    They are network options, `fw.network.NAME.…` and `driver_opts` of one attachment: lists add up, of others the
+    closest wins.
+    """
     for driver in (None, "bridge"):
         options = ("-o", "fw.allow=7001", "-o", "fw.deny=22", "-o", "fw.policy=open")
         with each.network(*options, driver=driver) as net, each.network(driver=driver) as plain:
@@ -175,7 +178,7 @@ def test_an_image_is_nobodys_service(fw: Fw) -> None:
 
 
 def test_a_new_flow_too_many_is_dropped(fw: Fw) -> None:
-    """`fw.rate`: so many new connections of a source to a port, and no more; other ports are not counted."""
+    """`fw.rate` limits a source's new connections to a port; other ports are not counted."""
     with fw.network() as net:
         app = fw.run(net, *labels(rate="22 3/day burst 3", allow="8080"))
         with fw.engine.serve(app, tcp=[22, 80, 8080]):
@@ -226,7 +229,7 @@ def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
 
 
 def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None:
-    """With `fw.egress=none` as the network's option not even a container's first instruction gets out."""
+    """With `fw.egress=none` as the network's option not even a container's first instruction initiates anything."""
     for driver in (None, "bridge"):
         with deep.network("-o", "fw.egress=none", driver=driver) as net, deep.wan.probe.serve(tcp=[8000]) as server:
             for _ in range(3):
@@ -353,7 +356,7 @@ def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | No
 
 
 def _with_labels(fw: Fw, net: Net, port: int, told: dict[str, str]) -> None:
-    """A running container, large…, that no command line could create; its port 80 is published on `port`."""
+    """Create a running container with labels too large for a command line; its port 80 is published on `port`."""
     config = {
         "Image": "busybox", "Cmd": ["sleep", "inf"], "Labels": told, "ExposedPorts": {"80/tcp": {}},
         "HostConfig": {"NetworkMode": net.name, "PortBindings": {"80/tcp": [{"HostPort": str(port)}]}},

@@ -130,7 +130,7 @@ def test_a_compose_services_attachment_opens_ports(fw: Fw) -> None:
 
 
 def test_a_setting_opens_a_port_of_every_container(fw: Fw) -> None:
-    """`docker plugin set fw:latest FW_ALLOW=…` while the plugin is disabled, as the README has it, and back."""
+    """`docker plugin set fw:latest FW_ALLOW=…` while the plugin is disabled, as in the README, and back."""
     try:
         with fw.network() as net:
             app = fw.run(net)
@@ -151,7 +151,7 @@ def configure(fw: Fw, setting: str) -> None:
 
 
 def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
-    """An image must not open its own ports: a label equal to the image's own counts for nothing, wrong or right."""
+    """An image must not open its own ports: a label equal to the image's own is ignored, wrong or right."""
     done = deep.engine.host.run(
         ["docker", "build", "-q", "-t", "selfish", "-"],
         input='FROM busybox\nLABEL fw.allow="8080" fw.alow="nonsense"\n',
@@ -195,7 +195,7 @@ def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
 
 
 def test_an_overlapping_subnet_is_refused_and_the_first_network_goes_on(fw: Fw) -> None:
-    """Two networks never share addresses, for then one's exception would be the other's."""
+    """Two networks never share addresses, because one's exception would be the other's."""
     with fw.network() as net:
         app = fw.run(net)
         with pytest.raises(DockerError), fw.network("--subnet", net.v4, v4=False, v6=False):
@@ -275,7 +275,7 @@ def test_ports_of_a_container_on_an_ipv4_and_an_ipv6_network(fw: Fw) -> None:
 
 
 def test_an_address_outside_the_subnet_is_refused(fw: Fw) -> None:
-    """Docker's own check or ours: a container never gets an address that its network has not."""
+    """Docker's check or docker-fw's: a container never gets an address outside its network."""
     with fw.network() as net:
         assert fw.refuse(net, "--ip", "198.51.100.77")
 

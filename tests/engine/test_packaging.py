@@ -1,4 +1,4 @@
-"""How people get it and get rid of it: the Makefile, a registry."""
+"""Test installation and removal: the Makefile, a registry."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
 
 
 def push(maker: Engine, registry: Registry) -> None:
-    """A version that differs from this one, by the README's commands after `make plugin`."""
+    """Push a version that differs from this one, by the README's commands after `make plugin`."""
     path = plugin_dir(maker)
     made = maker.host.share / path.removeprefix("/lab/")
     (made / "rootfs/newer").touch()
@@ -112,7 +112,7 @@ def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:
 
 @pytest.mark.parametrize("setting", ["FW_MARK=3", "FW_ALLOW=http", "FW_ALOW=80", "FW_LOG_LEVEL=loud"])
 def test_a_wrong_setting_ends_the_start_with_a_message(engines: object, setting: str) -> None:
-    """A setting that is wrong is named with its value; the plugin does not run on half of its settings."""
+    """A wrong setting is named with its value; the plugin does not run on half of its settings."""
     name, _, value = setting.partition("=")
     done = subprocess.run(
         [sys.executable, "-c", "import plugin.gunicorn_conf"],

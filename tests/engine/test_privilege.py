@@ -29,7 +29,7 @@ class Sidecar(Started):
 
 @pytest.fixture(scope="module", params=[NEWEST])
 def sidecar(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
-    """Between it and Docker's socket is a proxy for just the calls that SECURITY.md lists."""
+    """Yield a sidecar behind a proxy of Docker's socket, which passes only the calls that SECURITY.md lists."""
     with Engine(request.param) as engine:
         made = Sidecar.up(engine)
         with ReadOnly(engine.host.inside / "run/read-only.sock", Path(engine.socket), CALLS) as proxy:

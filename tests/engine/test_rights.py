@@ -1,4 +1,4 @@
-"""The managed plugin, which Docker gives more rights than it asks for."""
+"""Test the managed plugin, to which Docker gives more rights than it requests."""
 
 from __future__ import annotations
 

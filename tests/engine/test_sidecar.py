@@ -1,4 +1,4 @@
-"""docker-fw as a sidecar: the policy by a container beside the others, and every bridge closed before Docker."""
+"""Test docker-fw as a sidecar: the policy comes from a container, and every bridge is closed before Docker starts."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def start_line(host: Host) -> list[str]:
 
 @contextmanager
 def boots(fw: Sidecar) -> Iterator[None]:
-    """A host with bridges of its own, and the unit installed; afterwards as it was."""
+    """Yield a host with bridges of its own and the unit installed; restore it afterwards."""
     wire(fw.host)
     until(lambda: fw.status()["foreign"] == FOREIGN, "the host's own bridges are known")
     fw.host.run(["mkdir", "-p", "/run/systemd/system"])  # identifies a host run by systemd
@@ -151,7 +151,7 @@ def boots(fw: Sidecar) -> Iterator[None]:
 
 
 def reboot(fw: Sidecar) -> None:
-    """Up to where docker.service starts: as systemd does it, after the host's network and before Docker."""
+    """Reboot up to where docker.service starts: as systemd does it, after the host's network and before Docker."""
     fw.engine.reboot(start=False)
     wire(fw.host)
     fw.host.run(start_line(fw.host))
@@ -159,7 +159,7 @@ def reboot(fw: Sidecar) -> None:
 
 @contextmanager
 def away(fw: Sidecar) -> Iterator[None]:
-    """The sidecar is stopped, and stays so over a boot; afterwards it runs."""
+    """Stop the sidecar, also over a boot; start it afterwards."""
     fw.engine.docker("update", "--restart", "no", fw.container)
     fw.engine.docker("stop", fw.container)
     try:

@@ -14,7 +14,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def live(fw: Fw) -> Iterator[Fw]:
-    """The engine with live-restore: its containers outlive dockerd."""
+    """Yield the engine with live-restore: its containers outlive dockerd."""
     fw.engine.stop()
     fw.engine.live_restore = True
     fw.engine.start()
@@ -88,7 +88,7 @@ def test_a_reboot_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
 
 
 def test_a_killed_plugin_changes_nothing_for_anybody(deep: Fw) -> None:
-    """The plugin's processes killed: open stays open, closed stays closed, and new containers start again at once."""
+    """The plugin's processes are killed: open stays open, closed stays closed, and new containers start at once."""
     with deep.network() as net, labelled(deep, net) as app:
         served(deep, app, net)
         opened = [("tcp", a, 8080) for a in deep.addresses(app, net)]
@@ -124,7 +124,7 @@ def test_disabling_and_enabling_the_plugin_keeps_what_is_closed_closed(fw: Fw) -
 
 
 def test_a_container_that_went_while_the_plugin_was_away_leaves_nothing_open(fw: Fw) -> None:
-    """Removed while the plugin was disabled: the next owner of its address inherits neither ports nor flows."""
+    """A container is removed while the plugin is disabled: its address's next owner inherits no ports or flows."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         v4, v6 = fw.addresses(app, net)

@@ -22,7 +22,7 @@ from tests.waiting import until
 Target = tuple[str, str, int]
 #: The ports that containers serve: one of the base, one that a label opens or not, one that nothing opens.
 PORTS = (80, 5432, 9999)
-#: A container's own servers, for those that must be there as early as can be.
+#: A container's own servers, for those that must be active as early as possible.
 SERVERS = ("sh", "-c", "httpd -p 5432; exec httpd -f -p 80")
 _numbers = itertools.count(1)
 _host_ports = itertools.count(31000)
@@ -33,7 +33,7 @@ class Node(Fw):
 
     @classmethod
     def manage(cls, engine: Engine) -> Node:
-        """The first node of a swarm, with an attachable overlay `over`."""
+        """Start the first node of a swarm, with an attachable overlay `over`."""
         node = cls(Fw.install(engine).engine)
         engine.docker("swarm", "init", "--advertise-addr", engine.host.v4)
         engine.docker("network", "create", "-d", "overlay", "--attachable", "over")
@@ -76,7 +76,7 @@ class Node(Fw):
         return listed.split()
 
     def task(self, service: str) -> str:
-        """The container of a service's task."""
+        """Return the container of a service's task."""
         until(lambda: self.tasks(service), f"{service} runs", 60)
         return self.tasks(service)[0]
 
@@ -86,16 +86,16 @@ class Node(Fw):
         until(lambda: not any(self.tasks(service, "-a") for service in services), f"{services} are gone", 60)
 
     def start(self, *options: str) -> str:
-        """`docker run` on the overlay."""
+        """Call `docker run` on the overlay."""
         return self.engine.inspect(self.run("over", *options))["Id"]  # type: ignore[no-any-return]
 
     def gateway(self, container: str) -> list[str]:
-        """The container's addresses on docker_gwbridge."""
+        """Return the container's addresses on docker_gwbridge."""
         listed = self.engine.api("GET", "/networks/docker_gwbridge")["Containers"][container]
         return [listed[key].partition("/")[0] for key in ("IPv4Address", "IPv6Address") if listed[key]]
 
     def ways(self, container: str, published: dict[int, int]) -> dict[int, list[Target]]:
-        """By container port, every way in from outside: the host's addresses, and the container's own."""
+        """Return every path from outside by container port: the host's addresses, and the container's own."""
         return {
             port: [("tcp", self.host.v4, on), ("tcp", self.host.v6, on)]
             + [("tcp", address, port) for address in self.gateway(container)]
@@ -118,20 +118,20 @@ class Node(Fw):
 
 
 def host_mode(*ports: int) -> tuple[list[str], dict[int, int]]:
-    """Options of a service that publish container ports in host mode, and on which of the host's."""
+    """Return options of a service that publish container ports in host mode, and the host's ports."""
     chosen = {port: next(_host_ports) for port in ports}
     return [f"--publish=mode=host,target={port},published={on}" for port, on in chosen.items()], chosen
 
 
 def run_mode(*ports: int) -> tuple[list[str], dict[int, int]]:
-    """The same for `docker run`."""
+    """Return the same for `docker run`."""
     chosen = {port: next(_host_ports) for port in ports}
     return [f"--publish={on}:{port}" for port, on in chosen.items()], chosen
 
 
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node of every engine, which is not the other tests' engine: a swarm changes it."""
+    """Yield a node of every engine, separate from the other tests' engine, because a swarm changes it."""
     with Engine(request.param) as engine:
         yield Node.manage(engine)
 
@@ -151,7 +151,7 @@ def test_a_tasks_published_ports_obey(each: Node) -> None:
 
 
 def test_a_container_on_an_attachable_overlay_obeys(each: Node) -> None:
-    """`docker run --network overlay -p …`: as a task, from when it starts and again after a restart."""
+    """`docker run --network overlay -p …` behaves like a task, from its start and again after a restart."""
     options, ports = run_mode(*PORTS)
     labels, more = run_mode(*PORTS)
     plain, label = each.start(*options), each.start(*labels, "--label", "fw.allow=5432")
@@ -166,7 +166,7 @@ def test_a_container_on_an_attachable_overlay_obeys(each: Node) -> None:
 
 
 def test_labels_of_a_stack(each: Node) -> None:
-    """In a stack's file `labels` of a service are the containers' and count; `deploy.labels` are not and do not."""
+    """In a stack's file, `labels` of a service belong to the containers and count; `deploy.labels` do not."""
     chosen = {name: dict(zip(PORTS, _host_ports, strict=False)) for name in ("plain", "label")}
     services = {
         name: {
@@ -189,7 +189,7 @@ def test_labels_of_a_stack(each: Node) -> None:
 
 
 def test_a_closed_port_never_answers_while_tasks_come_and_go(each: Node) -> None:
-    """By DNAT and by docker-proxy, from its first moment, also on an address whose last owner's label opened it."""
+    """It holds with DNAT and docker-proxy, from the first moment, also on an address whose last owner had it open."""
     options, ports = host_mode(5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     labels, opened = host_mode(5432)

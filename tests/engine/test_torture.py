@@ -1,4 +1,4 @@
-"""Everything around docker-fw breaks, one thing after the other, while an outsider never stops probing."""
+"""Break everything around docker-fw, one part after the other, while an outsider never stops probing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_no_blow_opens_what_is_closed_and_all_that_was_open_comes_back(fw: Fw) -
 
 
 def test_the_torture_sees_a_port_that_is_really_opened(fw: Fw) -> None:
-    """A blow that does open a closed port is called broken."""
+    """A blow that opens a closed port is reported as broken."""
 
     def opened(bed: Bed) -> None:
         bed.fw.fwctl("allow", "tortured-app", "9090")
