@@ -82,14 +82,14 @@ class _StatePath(type(Path())):  # type: ignore[misc]
 
 
 def _torn(fd: int, line: bytes) -> int:
-    """A line of the log; it may break off in the middle."""
+    """Write a line of the log; it may break off in the middle."""
     written = os.write(fd, line[: len(line) // 2])
     _maybe("before", "write the rest of a line")
     return written + os.write(fd, line[written:])
 
 
 def _own(module: Any, **steps: Call) -> None:
-    """Gives a module an `os` of its own."""
+    """Give a module an `os` of its own."""
     module.os = SimpleNamespace(**{**vars(os), **steps})
 
 

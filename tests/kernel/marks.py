@@ -9,7 +9,7 @@ class Marks:
     """Another program's table, after docker-fw's at the forward hook, that counts packets with and without its mark."""
 
     def __init__(self, site: Site, four: object, six: object, forge: bool = False) -> None:
-        """Of packets to these two addresses."""
+        """Count packets to these two addresses."""
         self._site = site
         forged = "meta mark set 0xffffffff" if forge else ""
         text = f"""

@@ -25,7 +25,7 @@ def _enter(fd: int) -> None:
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:
-    """This thread, and the threads and processes it starts meanwhile, are in the namespace of that file."""
+    """Put this thread, and the threads and processes it starts meanwhile, into the namespace of that file."""
     home, there = (os.open(p, os.O_RDONLY | os.O_CLOEXEC) for p in ("/proc/thread-self/ns/net", path))
     try:
         _enter(there)
@@ -40,7 +40,7 @@ def inside(path: str) -> Iterator[None]:
 
 @contextmanager
 def nowhere() -> Iterator[None]:
-    """This thread is in a new, empty network namespace."""
+    """Put this thread into a new, empty network namespace."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.unshare(CLONE_NEWNET):

@@ -37,7 +37,7 @@ def packed(address: str | Address) -> bytes:
 
 @lru_cache(4096)
 def written(address: bytes) -> str:
-    """The other way round."""
+    """Return the address as text: the inverse of `packed`."""
     return str(ip_address(address))
 
 
@@ -51,7 +51,7 @@ class Packet:
     data: bytes
 
     def __bytes__(self) -> bytes:
-        """With hop limit 64, and for IPv4 an identification of its own."""
+        """Return the packet with hop limit 64, and for IPv4 with an identification of its own."""
         if len(self.dst) == 16:
             return struct.pack("!IHBB", 6 << 28, len(self.data), self.proto, 64) + self.src + self.dst + self.data
         head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(self.data), next(_number) & 0xFFFF or 1, 0, 64, self.proto, 0)
@@ -89,19 +89,19 @@ class Fragment(Packet):
 
 
 def _sum(src: bytes, dst: bytes, proto: int, data: bytes) -> int:
-    """The checksum with the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
+    """Return the checksum with the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
     return checksum(src + dst + struct.pack("!II" if len(src) == 16 else "!HH", len(data), proto) + data)
 
 
 def tcp(src: str | Address, dst: str | Address, port: int, sport: int, flags: int = 0x02, ack: int = 0) -> Packet:
-    """A TCP segment, by default a SYN."""
+    """Return a TCP segment, by default a SYN."""
     here, there = packed(src), packed(dst)
     head = struct.pack("!HHIIBBHHH", sport, port, 1000, ack, 5 << 4, flags, 65535, 0, 0)
     return Packet(here, there, 6, head[:16] + struct.pack("!H", _sum(here, there, 6, head)) + head[18:])
 
 
 def udp(src: str | Address, dst: str | Address, port: int, sport: int, body: bytes = b"fw") -> Packet:
-    """A datagram."""
+    """Return a UDP datagram."""
     here, there = packed(src), packed(dst)
     head = struct.pack("!HHHH", sport, port, 8 + len(body), 0) + body
     return Packet(here, there, 17, head[:6] + struct.pack("!H", _sum(here, there, 17, head) or 0xFFFF) + head[8:])
@@ -119,19 +119,19 @@ def udplite(src: str | Address, dst: str | Address, port: int, sport: int) -> Pa
 
 
 def sctp_chunk(src: str | Address, dst: str | Address, port: int, sport: int, kind: int, *, tag: int) -> Packet:
-    """One chunk with as much behind it as an INIT or a HEARTBEAT needs."""
+    """Return one chunk with as much data as an INIT or a HEARTBEAT needs."""
     body = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
     return Packet(packed(src), packed(dst), 132, sctp_packet(sport, port, tag, kind, 0, body))
 
 
 def sctp(src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
-    """An INIT."""
+    """Return an SCTP INIT."""
     init = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
     return Packet(packed(src), packed(dst), 132, sctp_packet(sport, port, 0, 1, 0, init))
 
 
 def new_flow(proto: str, src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
-    """The first packet of a flow of a protocol with ports."""
+    """Return the first packet of a flow of a protocol with ports."""
     make: dict[str, Callable[[str | Address, str | Address, int, int], Packet]] = {"tcp": tcp, "udp": udp, "sctp": sctp}
     return make[proto](src, dst, port, sport)
 
@@ -147,7 +147,7 @@ def icmp(src: str | Address, dst: str | Address, kind: int, code: int = 0, body:
 
 
 def ping(src: str | Address, dst: str | Address) -> Packet:
-    """An echo request of its own."""
+    """Return a unique echo request."""
     return icmp(src, dst, 128 if len(packed(dst)) == 16 else 8)
 
 
@@ -167,22 +167,22 @@ def portless(proto: str, src: str | Address, dst: str | Address) -> Packet:
 
 
 def authenticated(packet: Packet) -> Packet:
-    """An IPv6 packet behind an authentication header."""
+    """Return an IPv6 packet behind an authentication header."""
     return extended(packet, 51, b"\4\0\0\0\0\0\1\0\0\0\1" + os.urandom(12))
 
 
 def extended(packet: Packet, header: int, body: bytes) -> Packet:
-    """An IPv6 packet with an extension header in front; `body` is that header after its next-header byte."""
+    """Return an IPv6 packet with an extension header in front; `body` is that header after its next-header byte."""
     return Packet(packet.src, packet.dst, header, bytes([packet.proto]) + body + packet.data)
 
 
 def mac(text: str) -> bytes:
-    """`02:42:0a:01:00:02` as it is in a frame."""
+    """Return `02:42:0a:01:00:02` as in a frame."""
     return bytes.fromhex(text.replace(":", ""))
 
 
 def frame(netns: str, source: str, target: str, packet: Packet) -> None:
-    """Sends a packet by `eth0` of a network namespace, in a frame between two MACs, each of which may be false."""
+    """Send a packet by `eth0` of a network namespace, in a frame between two MACs, each of which may be false."""
     kind = b"\x86\xdd" if len(packet.dst) == 16 else b"\x08\x00"
     with inside(netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind(("eth0", 0))
@@ -190,7 +190,7 @@ def frame(netns: str, source: str, target: str, packet: Packet) -> None:
 
 
 class Sender:
-    """Sends packets as they are, from a network namespace."""
+    """Send packets as they are, from a network namespace."""
 
     def __init__(self, netns: str) -> None:
         with inside(netns):
@@ -200,7 +200,7 @@ class Sender:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
 
     def __call__(self, packets: Iterable[Packet]) -> None:
-        """One processor for all: the kernel then handles packets on it in the order in which they are sent."""
+        """Send on one processor: the kernel then handles the packets on it in the order in which they are sent."""
         mine = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(mine)})
         try:

@@ -66,7 +66,10 @@ ALL_NEW, ALL_UDP = ({f"{port}/{proto}" for port in PORTS} for proto in (NEW, "ud
 
 
 def test_packets_of_it_obey_the_labels(site: Site, web: Box) -> None:
-    """Closed without a label and with `fw.deny: */NEW` on an open container, and open just where a label opens it."""
+    """It is closed without a label, and with `fw.deny: */NEW` on an open container.
+
+    It is open exactly where a label opens it.
+    """
     says(site, web)
     assert arriving(site, web) == set()
     says(site, web, policy="open", deny=f"*/{NEW}")

@@ -31,7 +31,7 @@ while True:
 
 @contextmanager
 def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
-    """A server that resets each connection, as one does that closes while there is something that it has not read."""
+    """Run a server that resets each connection, like one that closes before it has read all data."""
     argv = [sys.executable, "-c", RESETS, str(address), str(port)]
     server = netns.popen(argv, stdout=subprocess.PIPE, text=True)
     try:

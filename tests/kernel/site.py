@@ -39,11 +39,11 @@ from tests.lab import NamedNetns, Wan
 from tests.lab.claims import Claim
 
 MARK = 0x08000000
-#: A bridge as Docker names one.
+#: A bridge name as Docker chooses one.
 BR_DOCKER = "br-0123456789ab"
 #: For `Site.host.sysctl`: frames within a bridge do not pass the host's IP rules and its connection tracking.
 BRIDGED_FRAMES_UNTRACKED = {f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")}
-#: Settings that say nothing.
+#: Settings without any policy.
 PLAIN = Defaults()
 _names = itertools.count(1)
 
@@ -67,7 +67,7 @@ class Box(NamedNetns):
         return self.endpoint.addr6
 
     def address(self, version: int) -> Any:
-        """Its IPv4 (4) or IPv6 (6) address."""
+        """Return its IPv4 (4) or IPv6 (6) address."""
         return self.v4 if version == 4 else self.v6
 
 
@@ -82,13 +82,13 @@ def claimed(*bridges: str) -> set[Element]:
 
 
 def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
-    """The network of `Site.docker_box`'s containers with this number, as Docker lists it."""
+    """Return the network of `Site.docker_box`'s containers with this number, as Docker lists it."""
     subnets = (IPv4Network(f"10.{number}.0.0/24"), IPv6Network(f"2001:db8:{number}::/64"))
     return BridgeNetwork(name.ljust(64, "d"), name, bridge, subnets)
 
 
 def seen(*bridges: str) -> BridgeFacts:
-    """The same as facts."""
+    """Return the same as facts."""
     return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
 
 
@@ -148,18 +148,18 @@ class Site:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """This thread is in the host's network namespace."""
+        """Put this thread into the host's network namespace."""
         with inside(self.host.path):
             yield
 
     def run(self, *argv: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        """A program of this machine on the host."""
+        """Run a program of this machine on the host."""
         return self.host.run(argv, check=check, input=input)
 
     # --- networks and containers ----------------------------------------------------------------------------------
 
     def network(self, number: int, *, forward: bool = True, **fields: Any) -> Network:
-        """A network 10.NUMBER.0.0/24, 2001:db8:NUMBER::/64 (unless `fields` say otherwise), and its bridge."""
+        """Add a network 10.NUMBER.0.0/24, 2001:db8:NUMBER::/64 (unless `fields` differ), and its bridge."""
         network_id = f"{number:012x}".ljust(64, "0")
         network = dataclasses.replace(
             Network(
@@ -195,7 +195,10 @@ class Site:
         return box
 
     def docker_box(self, bridge: str, number: int, host: int = 2) -> Box:
-        """A container, 10.NUMBER.0.HOST, on a bridge that is not ours, which is made if it is not there."""
+        """Add a container, 10.NUMBER.0.HOST, on a bridge that is not docker-fw's.
+
+        The bridge is created if it does not exist.
+        """
         gateway4, gateway6 = IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         if self.run("ip", "link", "show", bridge, check=False).returncode:
             self.host.ip(
@@ -239,11 +242,11 @@ class Site:
         return found if decided.egress is None else found | confining(bridge)
 
     def index(self, link: str) -> int:
-        """A link of the host's, as the kernel numbers it."""
+        """Return the kernel's index of a link of the host."""
         return int(self.run("ip", "-o", "link", "show", link).stdout.split(":")[0])
 
     def lan_box(self, number: int) -> Box:
-        """A machine on a further link of the host's, 192.168.NUMBER.2 and 2001:db8:NUMBER::2; no bridge."""
+        """Add a machine on a further link of the host, 192.168.NUMBER.2 and 2001:db8:NUMBER::2; no bridge."""
         gateway4, gateway6 = IPv4Interface(f"192.168.{number}.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         endpoint = Endpoint("f" * 64, "", gateway4.network[2], gateway6.network[2])
         box = Box(self._name("l"), None, endpoint)
@@ -317,7 +320,7 @@ class Site:
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
     def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> PolicyView:
-        """Every network of ours, and these endpoints."""
+        """Return the facts of every docker-fw network, and of these endpoints."""
         return evaluated(
             defaults, Facts(SavedState(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
         )
@@ -329,12 +332,12 @@ class Site:
     # --- packets --------------------------------------------------------------------------------------------------
 
     def forget_flows(self) -> None:
-        """No packet belongs to a flow of before any more."""
+        """Forget all flows: no packet belongs to an earlier one."""
         with self.inside(), nl.open_socket() as sock:
             nl.request(sock, (1 << 8) | 2, nl.NLM_F_ACK, nl.nfgen(0))  # IPCTNL_MSG_CT_DELETE, of everything
 
     def send(self, packets: Iterable[Packet], source: NamedNetns | None = None) -> None:
-        """Sends packets from the outsider, or from `source`."""
+        """Send packets from the outsider, or from `source`."""
         netns = (source or self.wan).path
         if netns not in self._senders:
             self._senders[netns] = Sender(netns)
@@ -377,7 +380,7 @@ class Site:
 
 
 def site_of_module(sysctls: Mapping[str, int | str] = MappingProxyType({})) -> Any:
-    """The fixture `site` of a test module: one host with an outsider for all of its tests, with these sysctls."""
+    """Return the fixture `site` of a module: one host with an outsider for all of its tests, with these sysctls."""
 
     @pytest.fixture(scope="module")
     def site() -> Iterator[Site]:
@@ -392,7 +395,7 @@ _source_ports = itertools.cycle(range(20000, 60000))
 
 
 def arriving(site: Site, to: Box, source: Box | None = None, pairs: Iterable[tuple[Any, Any]] = ()) -> set[str]:
-    """Of some ports of each protocol, those on which a new flow reaches the container in both families."""
+    """Return the ports on which a new flow reaches the container in both families, of some of each protocol."""
     sent: dict[Packet, tuple[str, int]] = {}
     four, six = (source.v4, source.v6) if source else (Site.OUT4, Site.OUT6)
     pairs = list(pairs) or [(four, to.v4), (six, to.v6)]

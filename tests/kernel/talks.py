@@ -38,7 +38,7 @@ class Talk:
             (self.client if by_client else self.server).send(word)
 
     def hears(self, by_client: bool, word: bytes, *, wait: bool = False) -> bool:
-        """True if that end has heard the word by now, or (`wait`) hears it soon."""
+        """Return True if that end has received the message by now, or (`wait`) receives it soon."""
         sock = self.client if by_client else self.server
         sock.settimeout(3 if wait else 0)
         heard = b""
@@ -77,7 +77,7 @@ class Talks:
         *,
         source: object = "",
     ) -> None:
-        """Must be let through. `address` is the server's; `source`: one of the client's."""
+        """Open a conversation, which must be permitted. `address` is the server's; `source`: one of the client's."""
         family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
         kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
         ears, mouth = self._made(server, family, kind), self._made(client, family, kind)

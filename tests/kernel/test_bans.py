@@ -48,7 +48,7 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    """Containers on two networks of ours, and on one of Docker's."""
+    """Yield containers on two docker-fw networks, and on a Docker network."""
     return Boxes(site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(BRIDGE, 101))
 
 
@@ -70,7 +70,7 @@ NEXT = {4: IPv4Address("192.0.2.67"), 6: IPv6Address("2001:db8:66::67")}
 
 
 def heard(site: Site, hears: Any, shots: list[tuple[NamedNetns | None, Packet]], last: Packet) -> list[bool]:
-    """Which of the packets, each from somewhere, were heard."""
+    """Return which of the packets, each with its source, were received."""
     for _ in hears.read():
         pass
     for source, packet in shots:
@@ -82,7 +82,7 @@ def heard(site: Site, hears: Any, shots: list[tuple[NamedNetns | None, Packet]],
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, version: int) -> None:
-    """To no port of a container, not even a ping, nor to the host itself; the next address passes."""
+    """A banned address reaches no port of a container, no ping, and not the host itself; the next address does."""
     load(site, boxes, bans(str(BANNED[version])))
     to = box.address(version)
     for source, passes in ((BANNED[version], False), (NEXT[version], True)):
@@ -142,7 +142,7 @@ def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
 
 
 def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> None:
-    """A banned peer's SSH session to the host, say, is silent from then on: in `input` bans come first as well."""
+    """A banned peer's connection to the host, such as SSH, is silent from then on: bans come first in `input`, too."""
     load(site, boxes, {})
     with inside(site.host.path):
         server = socket.create_server(("::", 2222), family=socket.AF_INET6)
@@ -174,7 +174,7 @@ def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> No
     ],
 )
 def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, inside_: str, outside_: str) -> None:
-    """Whatever its length: its first and last address are banned, those beside it are not."""
+    """For any length of prefix, its first and last address are banned, and the adjacent ones are not."""
     load(site, boxes, bans(prefix))
     network = ip_network(prefix)
     addresses = (network[0], inside_, outside_, network[0] - 1)
@@ -242,7 +242,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
 def test_bans_outlive_whatever_happens_to_the_table(
     site: Site, boxes: Boxes, reconciler: Reconciler, tmp_path: Path
 ) -> None:
-    """After a flush, a repair, and a restart of docker-fw the same are banned, and those for a time until then."""
+    """After a flush, a repair, and a restart of docker-fw the same addresses are banned, timed ones until their end."""
 
     def passing() -> list[bool]:
         shots = [(None, new_flow("tcp", BANNED[v], boxes.web.address(v), 8080, next(_ports))) for v in (4, 6)]

@@ -21,7 +21,7 @@ site = site_of_module()
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Iterator[tuple[Box, Box]]:
-    """Two containers with servers, so that no reset ends a flow at once."""
+    """Yield two containers with servers, so that no reset ends a flow at once."""
     network = site.network(1)
     one, two = site.box(network, 2), site.box(network, 3)
     with one.probe.serve(tcp=[53, 80]), two.probe.serve(tcp=[53, 80]), site.wan.probe.serve(tcp=[80]):
@@ -39,7 +39,10 @@ Flow = tuple[str, str, str, str, str]
 
 
 def flows(site: Site) -> set[Flow]:
-    """(protocol, source, destination, destination port, source port) of every flow that the host's kernel tracks."""
+    """Return every flow that the host's kernel tracks.
+
+    A flow is (protocol, source, destination, destination port, source port).
+    """
     found = set()
     for family in ("ipv4", "ipv6"):
         for line in site.run("conntrack", "-L", "-f", family, check=False).stdout.splitlines():
@@ -55,7 +58,7 @@ def involving(site: Site, address: Address) -> set[Flow]:
 
 
 def make_flows(site: Site, box: Box) -> None:
-    """Flows of every kind, to the box and from it, in both families."""
+    """Open flows of every kind, to the box and from it, in both families."""
     for out, address in ((Site.OUT4, box.v4), (Site.OUT6, box.v6)):
         inward: list[Packet] = [new_flow(p, out, address, n, 1000) for p, n in (("tcp", 80), ("udp", 53), ("sctp", 9))]
         site.deliver([*inward, ping(out, address)], box)
@@ -64,7 +67,7 @@ def make_flows(site: Site, box: Box) -> None:
 
 
 def test_every_flow_of_an_address_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
-    """When an address is given back, no flow from or to it stays, of any protocol; its neighbour's flows all do."""
+    """When an address is released, no flow from or to it remains, of any protocol; its neighbour's flows all do."""
     gone, stays = boxes
     make_flows(site, gone)
     make_flows(site, stays)
@@ -226,7 +229,7 @@ def test_what_an_internal_network_began_is_cut(site: Site, boxes: tuple[Box, Box
 
 
 def test_docker_proxys_sctp_is_cut(site: Site) -> None:
-    """It serves SCTP as well: an association to a published port ends with the others."""
+    """docker-proxy serves SCTP as well: an association to a published port ends with the others."""
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
     # Without SCTP the host reports that it has none, which is no reply of the flow's.
     site.send([new_flow("sctp", Site.OUT4, Site.HOST4, port, 6002) for port in (3868, 3869)])
@@ -268,7 +271,7 @@ def test_flows_that_cannot_be_listed_are_an_error_in_the_log(
 
 
 def test_thousands_of_flows(site: Site, boxes: tuple[Box, Box]) -> None:
-    """The kernel finds them itself: one address's thousands go, and the other's stay."""
+    """The kernel finds them itself: one address's thousands are removed, and the other's stay."""
     gone, stays = boxes
     for box in boxes:
         site.deliver([udp(Site.OUT6, box.v6, 53, port) for port in range(10000, 12000)], box)

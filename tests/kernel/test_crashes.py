@@ -27,7 +27,7 @@ from tests.waiting import until
 
 OPEN, CLOSED, PUBLISHED = 8080, 9090, 19090
 STAYS = {("10.1.0.9", OPEN), ("2001:db8:1::9", OPEN)}
-#: A death at every step, before it and after it: for the asking. Else before those that matter most.
+#: A kill at every step, before it and after it, on request; otherwise before the most important ones.
 EVERY = bool(os.environ.get("FW_TEST_CRASHES"))
 LABELS = {"fw.allow": "8080", **({"fw.egress": "53/udp"} if EVERY else {})}
 #: Steps that must have occurred, or the test would prove little.
@@ -50,19 +50,19 @@ class Crashing(Running):
         self.environ["CRASH"] = str(self._order)
 
     def die(self, step: int, when: str, *, every: bool) -> None:
-        """At this step, counted from now; of the disk's and the table's alone, or of every one."""
+        """Set the step to die at, counted from now: of the disk's and the table's alone, or of every one."""
         new = self._order.with_name("order")
         new.write_text(f"{step} {when} {every:d}")
         new.replace(self._order)
 
     def lived(self) -> bool:
-        """True if it never came to that step; it need not die any more."""
+        """Return True if it never reached that step; the order to die is withdrawn."""
         lived = self._order.exists()
         self._order.unlink(missing_ok=True)
         return lived
 
     def died(self) -> list[str]:
-        """The steps at which it has died."""
+        """Return the steps at which it has died."""
         died = self._order.with_name("crash.died")
         return died.read_text().splitlines() if died.exists() else []
 
@@ -109,7 +109,7 @@ class Fire:
         self._sniffers.append(self._site.sniffer(box))
 
     def arrived(self) -> set[tuple[str, int]]:
-        """Where something has come since the last time; nothing ever does at a closed port."""
+        """Return where packets have arrived since the last call; none ever does at a closed port."""
         found = {packet for sniffer in self._sniffers for packet in sniffer.read() if packet.proto == 6}
         places = {(written(packet.dst), int.from_bytes(packet.data[2:4], "big")) for packet in found}
         assert {port for _, port in places} <= {OPEN}
@@ -128,7 +128,7 @@ class Fire:
 
 
 def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
-    """A container's life, call by call."""
+    """Return a container's life, call by call."""
     network = fw.network(2)
     endpoint = fw.endpoint(network, 2)
     published = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": CLOSED, "HostPort": PUBLISHED}]}}
@@ -161,7 +161,7 @@ def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
 
 
 def stands(fw: Crashing) -> dict[str, Any]:
-    """All that a death might leave otherwise."""
+    """Return all that a kill might leave different."""
     links, elements, kept, status = fw.standing()
     files = {path.name for path in fw.state.parent.iterdir()} - {"state.json", "state.json~", "state.json.log"}
     return {"links": links, "elements": elements.splitlines(), "kept": kept, "status": status, "files": files}
@@ -213,7 +213,7 @@ def test_killed_at_every_step(site: Site, when: str) -> None:
 
 
 def enumerated(fw: Crashing, fire: Fire, when: str) -> None:
-    """One life after another: the first without a death, then with one at each call's first step, second step, …"""
+    """Run one life after another: the first without a kill, then with one at each call's first step, second step, …"""
     without: dict[str, Any] = {}
     left = set(life(fw, fire))
     for step in itertools.count():

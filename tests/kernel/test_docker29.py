@@ -41,14 +41,14 @@ HOSTS = (str(Site.HOST4), str(Site.HOST6))
 
 
 def dockerd(option: bool) -> list[str]:
-    """The transactions of a dockerd that starts, with or without --bridge-accept-fwmark."""
+    """Return the transactions of a dockerd that starts, with or without --bridge-accept-fwmark."""
     there = Path(__file__).with_name("docker29")
     texts = [(there / f"{name}.nft").read_text() for name in ("tables", *MODES)]
     return texts if option else [re.sub(r'.* comment "ALLOW FW MARK"\n', "", text) for text in texts]
 
 
 def published(*ports: tuple[int, int]) -> tuple[Published, ...]:
-    """`-p HOST:CONTAINER`, as Docker's API tells it."""
+    """Return `-p HOST:CONTAINER`, as Docker's API reports it."""
     return tuple(
         Published("tcp", any_, *pair) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")) for pair in ports
     )
@@ -57,7 +57,7 @@ def published(*ports: tuple[int, int]) -> tuple[Published, ...]:
 #: The networks' files; their gateway modes, bridges, numbers in the lab's addresses, and published ports.
 MODES = {
     "nat": ("nat", "br-290000000110", 110, published((18080, 80), (15432, 5432))),
-    # `-p 80 -p 5432`: in routed mode no port of the host has to do with it, and Docker's API lists none of them.
+    # `-p 80 -p 5432`: in routed mode no port of the host is involved, and Docker's API lists none of them.
     "routed": ("routed", "br-290000000111", 111, ()),
     "nat-unprotected": ("nat-unprotected", "br-290000000112", 112, published((28080, 80), (25432, 5432))),
     "internal": ("nat", "br-290000000113", 113, ()),
@@ -110,7 +110,7 @@ class Bed:
     # --- tables -------------------------------------------------------------------------------------------------------
 
     def dockerd(self, option: bool) -> Iterator[None]:
-        """29's tables as a dockerd makes them that starts (again): transaction by transaction."""
+        """Load Docker 29's tables as a dockerd that starts (again) does: transaction by transaction."""
         for text in dockerd(option):
             self.site.run("nft", "-f", "-", input=text)
             yield
@@ -120,7 +120,7 @@ class Bed:
         self.site.run("nft", "-f", "-", input=text)
 
     def load(self, *allow: Rule, option: bool = True, first: str = "ours", known: bool = True) -> None:
-        """Both, in either order, and nothing else; the containers with these labels."""
+        """Load both, in either order, and nothing else; the containers have these labels."""
         self.clear("ip docker-bridges", "ip6 docker-bridges", "inet docker-fw")
         if first != "ours":
             list(self.dockerd(option))
@@ -131,9 +131,9 @@ class Bed:
     # --- packets ------------------------------------------------------------------------------------------------------
 
     def arriving(self, to: Box, source: Box | None = None) -> set[str]:
-        """Of some ports of each protocol, those on which a new flow reaches the container, in both families alike.
+        """Return the ports on which a new flow reaches the container, in both families alike, of some of each protocol.
 
-        Not from a nat network: its packets arrive by another address than they were sent from.
+        Not for a nat network: its packets arrive with another address than they were sent to.
         """
         names: dict[Packet, tuple[str, int]] = {}
         from4, from6 = (Site.OUT4, Site.OUT6) if source is None else (source.v4, source.v6)
@@ -175,7 +175,7 @@ def targets(addresses: Iterable[object], *ports: int, proto: str = "tcp") -> lis
 
 
 def of(box: Box) -> tuple[str, str]:
-    """A container's own addresses."""
+    """Return a container's own addresses."""
     return str(box.v4), str(box.v6)
 
 
@@ -199,7 +199,10 @@ def test_nat_a_published_port_obeys_the_policy(bed: Bed, first: str) -> None:
 
 
 def test_nat_the_container_sees_who_calls(bed: Bed) -> None:
-    """A published port is reached through Docker's DNAT, by the outsider's own address; so our rules judge it."""
+    """A published port is reached through Docker's DNAT, with the outsider's own address.
+
+    So docker-fw's rules match it.
+    """
     bed.load()
     with bed.boxes["nat"].probe.serve(tcp=[80]):
         answers = bed.site.wan.probe.ask(targets(HOSTS, 18080))
@@ -254,7 +257,7 @@ def test_routed_without_the_option_only_what_is_published_is_open(bed: Bed, firs
 
 @pytest.mark.parametrize("option", [True, False], ids=["option", "none"])
 def test_routed_only_useful_icmp_arrives(bed: Bed, option: bool) -> None:
-    """Docker lets every ICMP message into a routed network; ours leaves echo and errors of it."""
+    """Docker accepts every ICMP message to a routed network; docker-fw accepts echo and errors only."""
     routed = bed.boxes["routed"]
     good = [ping(Site.OUT4, routed.v4), ping(Site.OUT6, routed.v6)]
     bad = [icmp(Site.OUT4, routed.v4, 13), icmp(Site.OUT6, routed.v6, 139)]  # a timestamp's, a node's information
@@ -312,7 +315,7 @@ def test_an_internal_network_stays_shut(bed: Bed, first: str) -> None:
 
 @pytest.mark.parametrize("netfilter", [0, 1])
 def test_containers_of_one_network_talk(bed: Bed, first: str, netfilter: int) -> None:
-    """Within one bridge every port is open, also where its packets are shown to the firewall."""
+    """Within one bridge every port is open, also where the firewall sees its packets."""
     with _bridge_netfilter(bed, netfilter):
         bed.load(first=first)
         assert bed.arriving(bed.boxes["routed"], bed.neighbours["routed"]) == EVERYTHING
@@ -320,7 +323,7 @@ def test_containers_of_one_network_talk(bed: Bed, first: str, netfilter: int) ->
 
 @pytest.mark.parametrize("option", [True, False], ids=["option", "none"])
 def test_no_icc_stays_dockers_word(bed: Bed, first: str, option: bool) -> None:
-    """enable_icc=false parts the containers of a network, open ports and all: our mark does not overrule it."""
+    """enable_icc=false isolates the containers of a network, open ports too: docker-fw's mark does not override it."""
     with _bridge_netfilter(bed, 1):  # as dockerd sets it for such a network
         bed.load(WEB, option=option, first=first)
         assert bed.arriving(bed.boxes["no-icc"], bed.neighbours["no-icc"]) == set()
@@ -329,7 +332,7 @@ def test_no_icc_stays_dockers_word(bed: Bed, first: str, option: bool) -> None:
 
 @contextmanager
 def _bridge_netfilter(bed: Bed, value: int) -> Iterator[None]:
-    """The packets of a bridge are shown to the firewall, or not."""
+    """Set whether the firewall sees the packets of a bridge."""
     names = [f"net/bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables")]
     bed.site.host.sysctl(dict.fromkeys(names, value))
     try:
@@ -377,7 +380,7 @@ def test_between_networks_only_the_policy(bed: Bed, first: str, source: str) -> 
 
 
 def test_the_way_out_is_dockers(bed: Bed, first: str) -> None:
-    """A container reaches the outside, by the host's address from a nat network and by its own from a routed one."""
+    """A container reaches the outside, with the host's address from a nat network and its own from a routed one."""
     bed.load(first=first)
     with bed.site.wan.probe.serve(tcp=[9001], udp=[9001]):
         for name, box in bed.boxes.items():
@@ -401,7 +404,7 @@ def test_the_host_reaches_its_containers(bed: Bed, first: str) -> None:
 
 
 def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
-    """29's tables change nothing for a network of docker-fw's own: base and labels, published ports, the way out."""
+    """Docker 29's tables change nothing for a docker-fw network: base and labels, published ports, outbound traffic."""
     bed.load(first=first)
     ports = published((8081, 80), (8082, 5432))
     bed.site.load(bed.site.known(bed.ours, WEB, published=ports), more=bed.elements())
@@ -442,7 +445,7 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
 
 
 def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
-    """The sentence of status names the option by which Docker writes the very rule that opens the label's port."""
+    """The status message names the option with which Docker writes the very rule that opens the label's port."""
     network = bed.guarded("routed")
     endpoint = dataclasses.replace(
         bed.boxes["routed"].endpoint, container=Container("c", "c", PolicySpec(allow=(WEB,)))
@@ -456,7 +459,7 @@ def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
 
 
 class Api29(FakeDocker):
-    """Docker's API that serves requests of `versions` only, and tells its firewall from 1.49 on (moby's middleware)."""
+    """Docker's API that serves only requests of `versions`, and reports its firewall from 1.49 on (moby's middleware)."""
 
     release, versions = "29.7.2", (40, 55)
 
@@ -501,7 +504,7 @@ def closed(bed: Bed) -> list[tuple[str, str, int]]:
 
 @pytest.fixture
 def served(bed: Bed) -> Iterator[None]:
-    """Servers on closed and open ports, and in docker-proxy's place on the host."""
+    """Run servers on closed and open ports, and in docker-proxy's place on the host."""
     with ExitStack() as serving:
         for box in bed.boxes.values():
             serving.enter_context(box.probe.serve(tcp=[80, 5432, 8080], udp=[123]))
@@ -515,7 +518,7 @@ def served(bed: Bed) -> Iterator[None]:
 def test_closed_ports_are_closed_at_each_step_of_a_start(bed: Bed, option: bool, gone: bool) -> None:
     """dockerd starts again: it empties its tables (or finds none), then adds its networks; closed ports stay closed.
 
-    In between Docker guards nothing, and docker-proxy's port is not sent on to the container.
+    In between Docker protects nothing, and docker-proxy's port is not forwarded to the container.
     """
     bed.load(option=option)
     if gone:
@@ -529,7 +532,10 @@ def test_closed_ports_are_closed_at_each_step_of_a_start(bed: Bed, option: bool,
 
 @pytest.mark.usefixtures("served")
 def test_closed_ports_are_closed_while_dockerd_starts_over_and_over(bed: Bed) -> None:
-    """Probes fly at closed ports while 29's tables go and come: none is answered; open ports are, in the end."""
+    """Closed ports are probed while Docker 29's tables are removed and added: none answers.
+
+    Open ports do, in the end.
+    """
     bed.load()
     with bed.site.wan.probe.hammer(*closed(bed), every=0.002) as hammer:
         for _ in range(10):

@@ -79,7 +79,7 @@ def dockers(site: Site) -> Boxes:
 
 @pytest.fixture(params=["ours", "docker"])
 def boxes(request: pytest.FixtureRequest) -> Boxes:
-    """On a network of docker-fw's own, and on one of Docker's."""
+    """Yield containers on a docker-fw network, and on a Docker network."""
     made: Boxes = request.getfixturevalue("ours" if request.param == "ours" else "dockers")
     return made
 
@@ -89,7 +89,7 @@ def load(site: Site, boxes: Boxes, *egress: str, twin: bool = False, more: Itera
 
 
 def pairs(source: Box, *targets: Any) -> list[tuple[Any, Any]]:
-    """(source, target) in both families; a target is a box, or an address of each family."""
+    """Yield (source, target) in both families; a target is a box, or an address of each family."""
     found = []
     for target in targets:
         four, six = (target.v4, target.v6) if isinstance(target, Box) else target
@@ -102,8 +102,10 @@ HOST = (Site.HOST4, Site.HOST6)
 
 
 def left(site: Site, source: Box, target: Box | None) -> set[str]:
-    """Of some ports of each protocol those on which a flow of the box's reaches the outside, or another box, in both
-    families; "ping" too, and protocols without ports."""
+    """Return the ports on which a flow of the box reaches the outside, or another box, in both families.
+
+    It tries some ports of each protocol, "ping", and protocols without ports.
+    """
     to = target or OUTSIDE
     sent: dict[Packet, tuple[str, int]] = {}
     for src, dst in pairs(source, to):
@@ -153,8 +155,7 @@ PORTLESS = {"gre", "esp", "ah", "other"}
 
 
 def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
-    """With `none` no flow of any protocol leaves, not to the outside, not to another network, not to the host; not even
-    a ping."""
+    """With `none` no flow of any protocol leaves to the outside, to another network, or to the host; no ping either."""
     load(site, boxes)
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS, "the way is there"
     assert left(site, boxes.web, boxes.other) == EVERYTHING | PORTLESS
@@ -219,7 +220,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
 
 
 def test_all_is_everything(site: Site, boxes: Boxes) -> None:
-    """`all` on a network that is confined by itself: everything leaves, of this container only."""
+    """`all` on a network that is egress-restricted itself: everything leaves, of this container only."""
     load(site, boxes, "all", more=confining(boxes.bridge))
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
     assert host_hears(site, boxes.web, HOST) == EVERYTHING
@@ -234,7 +235,7 @@ def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Sit
     load(site, boxes, "none", twin=True)
     assert left(site, boxes.twin, None) == EVERYTHING | PORTLESS
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not confined"
-    # Nor is an address that it gives itself.
+    # Neither is an address that it assigns itself.
     boxes.web.ip("addr add 10.222.0.9/32 dev eth0", "addr add 2001:db8:222::9/128 dev eth0 nodad")
     own = [new_flow("tcp", a, b, 443, next(_ports)) for a, b in
            ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))]  # fmt: skip
@@ -264,7 +265,7 @@ def test_answers_leave(site: Site, boxes: Boxes) -> None:
 
 
 def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
-    """A confined container is found by its host, and finds it, from scratch: IPv6 neighbour discovery passes."""
+    """An egress-restricted container and its host find each other, from scratch: IPv6 neighbour discovery passes."""
     load(site, boxes, "443", twin=True)
     for address in (boxes.web.v4, boxes.web.v6):
         site.host.ip(f"neigh del {address} dev {boxes.bridge}")
@@ -310,7 +311,7 @@ def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes)
 
 
 def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
-    """Where nothing can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
+    """Where no start can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
     label = parse({"fw.egress": "443 too 203.0.113.7"})
     network, container = (
         BridgeNetwork("d" * 64, "app", dockers.bridge),

@@ -45,7 +45,7 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
     until(lambda: not fw.status()["unfit"], "the upgrade is known")
     fw.well("CreateNetwork", network)
     fw.end(fw.begin(network, 2))
-    # A network from before a downgrade: its containers are refused before Docker has a gateway to take from them.
+    # A network from before a downgrade: its containers are refused before Docker has a gateway to remove from them.
     becomes(fw, "29.0.0")
     until(lambda: WHY in fw.status()["unfit"], "the downgrade is known")
     assert WHY in fw.driver("CreateEndpoint", fw.endpoint(network, 3))["Err"]

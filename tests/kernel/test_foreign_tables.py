@@ -26,20 +26,20 @@ DATABASE = [("tcp", str(Site.HOST4), 5432), ("tcp", str(Site.HOST6), 5432)]
 
 
 def load(fw: Running, name: str) -> str:
-    """The host's own rules in a table of this name, and how nft lists them."""
+    """Load the host's own rules in a table of this name; return nft's listing of them."""
     fw.site.run("nft", "-f", "-", input=THEIRS.format(name))
     return listed(fw, name)
 
 
 def complete(fw: Running, name: str) -> bool:
-    """The table is there with its elements: until then it lets nothing new pass, and no ping."""
+    """Return True if the table has its elements: until then it accepts no new flow and no ping."""
     shown = fw.site.run("nft", "list", "set", "inet", name, "loading", check=False).stdout
     return bool(shown) and "elements" not in shown
 
 
 @contextmanager
 def database(fw: Running) -> Iterator[None]:
-    """PostgreSQL on the host: no moment at which the outsider reaches it."""
+    """Run PostgreSQL on the host: the outsider reaches it at no moment."""
     with fw.site.host.probe.serve(tcp=[5432]), fw.site.wan.probe.hammer(*DATABASE, every=0.004) as hammer:
         yield
     assert len(hammer.result.shots) > 50
@@ -204,7 +204,7 @@ def test_the_way_back_to_a_version_with_the_former_name(own: Running) -> None:
 
 
 def killed(fw: Running) -> None:
-    """SIGKILL for all of it."""
+    """Kill all of it by SIGKILL."""
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
         os.kill(pid, signal.SIGKILL)
@@ -213,6 +213,6 @@ def killed(fw: Running) -> None:
 
 
 def way_back() -> str:
-    """The command of the README's paragraph."""
+    """Return the command of the README's paragraph."""
     text = (ROOT / "README.md").read_text().partition("**The way back**")[2]
     return text.partition("```sh\n")[2].partition("```")[0]

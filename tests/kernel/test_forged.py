@@ -45,7 +45,7 @@ site = site_of_module(FORWARDING)
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
-    """On networks of docker-fw's, and on Docker's."""
+    """Containers on docker-fw networks, and on Docker networks."""
 
     ours: Box
     ours_too: Box
@@ -77,7 +77,7 @@ def friendly(site: Site, boxes: Boxes) -> Boxes:
 
 
 def forged(forger: Box) -> list[Any]:
-    """Sources that are not where the forger is: the Internet's, the host's, other networks', none's."""
+    """Return sources that are not where the forger is: the Internet's, the host's, other networks', unused ones."""
     four = ["203.0.113.7", "192.0.2.9", Site.HOST4, "10.100.0.1", "10.2.0.2", "10.101.0.2"]
     six = ["2001:db8:5::7", "2001:db8:77::9", Site.HOST6, "2001:db8:100::1", "2001:db8:2::2", "2001:db8:101::2"]
     elsewhere = [*four, *six]
@@ -110,7 +110,7 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
     site.send([*lies, last], who)
     (seen,) = arrived([ear], last)
     assert seen & set(lies) == set()
-    # The same from where they belong.
+    # The same from where the sources belong.
     true = [udp(Site.OUT4, to(there, Site.OUT4), port, next(_ports)), udp(Site.OUT6, there[1], port, next(_ports))]
     if target != "outside":
         site.send(true)
@@ -120,7 +120,7 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
 
 
 def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> None:
-    """A host that does not track some flows (notrack): a forged packet of them is no flow, and passes no better."""
+    """On a host that does not track some flows (notrack), a forged packet of them is dropped as well."""
     rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
     site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
     try:
@@ -134,7 +134,7 @@ def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> N
 
 
 def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly: Boxes) -> None:
-    """A segment that connection tracking calls invalid leaves a network from where it belongs, or not at all."""
+    """A segment that connection tracking calls invalid leaves a network only with a source that belongs there."""
     who = friendly.docker_too
     lies = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
     assert site.deliver(lies, site.wan, who, ping(who.v6, Site.OUT6)) == set()
@@ -162,8 +162,10 @@ def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site
 
 
 def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> None:
-    """The unspecified source of DHCP, of duplicate address detection and of multicast reports, and link-local ones,
-    reach the host."""
+    """Packets with an unspecified or link-local source reach the host.
+
+    The unspecified source is that of DHCP, of duplicate address detection and of multicast reports.
+    """
     who = friendly.docker_too
     own = who.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
     listing = who.run(["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]).stdout
@@ -237,7 +239,7 @@ def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxe
 
 
 def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
-    """GRE, ESP and AH from a friend's address, where they are open to friends."""
+    """GRE, ESP and AH from a friend's address are dropped too, where they are open to friends."""
     protos = ("gre", "esp", "ah")
     site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
@@ -246,8 +248,10 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
 
 
 def test_nobody_comes_from_the_hosts_own_address(site: Site, friendly: Boxes) -> None:
-    """An outsider with an address of the host's, which may be in a network to which a port is open: not to a container,
-    not to docker-proxy's port. (Linux asks of IPv4 alone whether such a source is a martian.)"""
+    """An outsider with an address of the host, which may be in a network to which a port is open, gains nothing.
+
+    It reaches neither a container nor docker-proxy's port. (Linux checks only IPv4 sources for such martians.)
+    """
     own = [Site.HOST6, IPv6Address("2001:db8:2::1"), IPv6Address("2001:db8:101::1")]
     for to_, port, ear in (
         (friendly.ours.v6, 53, site.sniffer(friendly.ours)), (friendly.docker.v6, 53, site.sniffer(friendly.docker)),

@@ -24,7 +24,7 @@ from tests.lab import NamedNetns, Wan
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-#: The outsider's addresses on the host's network, and one that is elsewhere.
+#: The outsider's addresses on the host's network, and one elsewhere.
 OUT4, OUT6, FAR4 = Wan.V4, Wan.V6, Wan.FAR_V4
 
 
@@ -39,7 +39,7 @@ class Fw(Running):
         return done.stdout + done.stderr
 
     def web(self, net: Body, number: int = 2, labels: dict[str, str] | None = None) -> tuple[Body, NamedNetns]:
-        """A container that runs, c2 for number 2, and its network namespace."""
+        """Start a container, c2 for number 2; return it and its network namespace."""
         endpoint = self.begin(net, number, labels)
         return endpoint, self.move(endpoint)
 
@@ -97,7 +97,7 @@ def network(fw: Fw, number: int = 1, **options: str) -> Body:
 
 
 def test_packets_pass_by_allow_and_not_by_deny(fw: Fw) -> None:
-    """From the moment that `fwctl` returns, by both families, and back with revert."""
+    """The change applies from the moment that `fwctl` returns, in both families, and is undone with revert."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     ports = (22, 80, 8080, 9000)
     assert fw.seen(*ports) == {22, 80, 8080}
@@ -135,7 +135,7 @@ def test_deny_cuts_who_is_in(fw: Fw) -> None:
 
 
 def test_overrides_stand_over_restarts(fw: Fw) -> None:
-    """Of a killed worker, and of docker-fw; an expired override does not come back."""
+    """Overrides survive a kill of the worker and a restart of docker-fw; an expired one does not return."""
     fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "9001")
     fw.fwctl("allow", "c2", "9002", "--for", "6s")
@@ -166,7 +166,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
 
 
 def test_overrides_go_with_the_container(fw: Fw) -> None:
-    """When Docker does not list it any more; a container of the same name has its own labels only."""
+    """When Docker does not list the container any more; one of the same name has its own labels only."""
     net = network(fw)
     endpoint, _ = fw.web(net)
     fw.fwctl("allow", "c2", "9000")
@@ -182,7 +182,10 @@ def test_overrides_go_with_the_container(fw: Fw) -> None:
 
 
 def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
-    """Neither a container, nor a published port, nor the host; in both families; established connections too."""
+    """It reaches neither a container, nor a published port, nor the host, in both families.
+
+    Established connections end, too.
+    """
     endpoint, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     fw.publish(endpoint, 18080, 80)
     host4, host6 = str(fw.site.HOST4), str(fw.site.HOST6)
@@ -223,7 +226,7 @@ def test_a_prefix_is_banned_and_ends_by_itself(fw: Fw) -> None:
 
 
 def test_the_host_does_not_ban_itself(fw: Fw) -> None:
-    """Its addresses, and gateways."""
+    """The host's addresses, and gateways."""
     network(fw)
     own = (str(fw.site.HOST4), str(fw.site.HOST6), "10.1.0.1")
     for address in (*own, "2001:db8:1::/64", "127.0.0.1", "198.51.100.0/24"):
@@ -232,7 +235,7 @@ def test_the_host_does_not_ban_itself(fw: Fw) -> None:
 
 
 def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
-    """20,000 addresses at once by the CrowdSec bouncer; meanwhile and after it containers start as fast as ever."""
+    """The CrowdSec bouncer adds 20,000 addresses at once; meanwhile and later containers start as fast as before."""
     net = network(fw)
     lines = "".join(
         json.dumps(
@@ -330,7 +333,7 @@ def test_explain_says_what_packets_do(fw: Fw) -> None:
 
 
 def test_explain_ends_with_its_status(fw: Fw) -> None:
-    """0 and 1, for scripts."""
+    """The exit status is 0 or 1, for scripts."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     assert "label fw.allow" in fw.fwctl("explain", "internet", "c2", "8080")
     assert "does not accept 8081/tcp" in fw.fwctl("explain", "internet", "c2", "8081", status=1)
@@ -387,7 +390,7 @@ def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
 
 
 def elements(fw: Fw) -> set[str]:
-    """Every element, as `plan` writes it."""
+    """Return every element, as `plan` writes it."""
     from plugin.nftables import dump
     from plugin.nftables.document import element_text
     from plugin.nftables.sets import SETS
@@ -407,8 +410,10 @@ def test_a_wrong_setting_is_told(fw: Fw) -> None:
 
 
 def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
-    """In an empty network namespace with this machine's nft, twice; and in the place of docker-fw's own table it lets
-    the same packets through."""
+    """In an empty network namespace with this machine's nft, twice.
+
+    In the place of docker-fw's own table it accepts the same packets.
+    """
     _, box = fw.web(
         network(fw),
         labels={

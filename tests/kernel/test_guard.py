@@ -39,7 +39,7 @@ site = site_of_module(FORWARDING)
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
-    """Two containers on a bridge of Docker's naming, one on another, one on a bridge of the user's naming."""
+    """Two containers on a bridge with Docker's name, one on another, one on a bridge with the user's name."""
 
     web: Box
     other: Box
@@ -98,7 +98,10 @@ def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
 
 
 def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
-    """From one network of Docker's to another: the policy as for everybody; a container of ours likewise."""
+    """From one Docker network to another the policy applies as for any source.
+
+    The same is true from a container on a docker-fw network.
+    """
     ours = site.box(site.network(7), 2)
     site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web, boxes.other) == BASE
@@ -108,7 +111,7 @@ def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
 
 @pytest.mark.parametrize("netfilter", [0, 1])
 def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilter: int) -> None:
-    """Within one bridge every port is open, also where the packets of a bridge are shown to the firewall."""
+    """Within one bridge every port is open, also where the firewall sees the packets of a bridge."""
     twin = next((b for b in site.boxes if b.v4 == IPv4Address("10.105.0.2")), None) or site.docker_box(BR_DOCKER, 105)
     site.host.ip(
         f"addr replace 10.105.0.1/24 dev {BR_DOCKER}", f"addr replace 2001:db8:105::1/64 dev {BR_DOCKER} nodad"
@@ -288,8 +291,10 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
 
 
 def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
-    """A client talks by docker-proxy to a port that closes: its flow is cut, and the proxy's next word does not bring
-    it back, over UDP and TCP."""
+    """A client talks through docker-proxy to a port that closes: its flow is cut.
+
+    The proxy's next packet does not reopen it, over UDP and TCP.
+    """
     port = [Published(proto, IPv6Address("::"), 15432, 5432) for proto in ("tcp", "udp")]
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
     script = """
@@ -466,7 +471,7 @@ def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: 
         site.run("nft", "delete", "table", "ip", "forwards")
 
 
-# --- the kernel's word on links -----------------------------------------------------------------------------------
+# --- the kernel's reports of links ------------------------------------------------------------------------------------
 
 
 def test_links_are_told_as_they_come_and_go(site: Site) -> None:

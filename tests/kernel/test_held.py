@@ -40,7 +40,7 @@ site = site_of_module(FORWARDING)
 
 @dataclass(frozen=True)
 class Boxes:
-    """Of ours: web, and peer on another network. Of Docker's: shop."""
+    """On docker-fw networks: web, and peer on another one. On a Docker network: shop."""
 
     web: Box
     peer: Box
@@ -70,7 +70,7 @@ class Firewall:
         self.guard = EndpointTracker(self.state)
 
     def says(self, box: Box, **words: str) -> None:
-        """The box's container has these labels from now on."""
+        """Give the box's container these labels from now on."""
         endpoint = known(box, spec_of(**words))
         if box.network is None:
             guest = dataclasses.replace(endpoint, network_id=GUARDED.id)
@@ -146,7 +146,7 @@ class Flow:
         return self._passes(self.kind.asks, True) and self.server_says()
 
     def client_says(self) -> bool:
-        """A packet of the client's arrives."""
+        """Return True if a packet of the client arrives."""
         return self._passes(self.kind.says, True)
 
     def server_says(self) -> bool:
@@ -167,7 +167,7 @@ class Flow:
 
 
 def flow(site: Site, name: str, client: Box | None, server: Box | None, version: int) -> Flow:
-    """None is the outsider."""
+    """Return a flow; None is the outsider."""
     out = Site.OUT4 if version == 4 else Site.OUT6
     source, target = (box.address(version) if box else out for box in (client, server))
     ends = (client or site.wan, server or site.wan)

@@ -189,7 +189,10 @@ def sockets(site: Site) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_sockets_are_seen_as_they_are(site: Site) -> None:
-    """Protocol, address, port, whether root made it; one for both families counts in both; loopback is left out."""
+    """Sockets are listed with protocol, address, port, and whether root opened them.
+
+    A socket for both families counts in both; loopback is left out.
+    """
     with sockets(site), site.inside():
         found = {(each.port.proto, each.port.host_ip, each.port.host_port, each.root) for each in listening()}
     assert found == {
@@ -199,7 +202,7 @@ def test_sockets_are_seen_as_they_are(site: Site) -> None:
 
 
 def test_another_socket_on_the_same_port_is_another(site: Site) -> None:
-    """A program of the host ends and docker-proxy takes its port between two looks: it is not taken for the host's."""
+    """A host program ends and docker-proxy takes its port between two listings: it is not taken for the host's."""
     with site.inside():
         listeners = Listeners()
         with sockets(site) as process:
@@ -221,7 +224,7 @@ def reached(fw: Running, port: int) -> bool:
 
 @contextmanager
 def serving(site: Site, *ports: int) -> Iterator[None]:
-    """A server of root's on each of these ports of the host."""
+    """Run a server of root's on each of these ports of the host."""
     script = """
 import socket, sys
 kept = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
@@ -295,7 +298,7 @@ def test_a_program_that_starts_again_is_reached_though_docker_is_silent(fw: Runn
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """Where groups can be made: version 2, alone or beside version 1."""
+    """Create control groups where possible: in version 2, alone or beside version 1."""
     mounted = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
     tops = [top for top in mounted if (top / "cgroup.controllers").exists()]
     if not tops:

@@ -1,4 +1,7 @@
-"""Root in a container, with every capability over its own network, against its neighbours on a network of ours."""
+"""Test root in a container, with every capability over its own network, against its neighbours.
+
+They are on a docker-fw network.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ site = site_of_module(BRIDGED_FRAMES_UNTRACKED)
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> list[Box]:
-    """Three containers of one network: a victim, its neighbour, a hostile one."""
+    """Yield three containers of one network: a victim, its neighbour, a hostile one."""
     network = site.network(1)
     made = [site.box(network, number) for number in (2, 3, 4)]
     site.acquaint(*made)
@@ -76,7 +79,7 @@ def test_the_bridges_table_cannot_be_filled(site: Site, boxes: list[Box]) -> Non
 
 
 def test_a_bridge_made_again_binds_its_ports_again(site: Site) -> None:
-    """Ports that outlived their bridge belong to their MAC alone, as before."""
+    """Ports that outlived their bridge are bound to their MAC, as before."""
     network = site.network(2)
     box = site.box(network, 2)
     port = host_side(box.endpoint.id)
@@ -91,7 +94,7 @@ def test_a_bridge_made_again_binds_its_ports_again(site: Site) -> None:
     assert f"{box.endpoint.mac} dev {port} master {network.bridge} static" in site.run("bridge", "fdb").stdout
 
 
-# --- in another's name --------------------------------------------------------------------------------------------
+# --- another container's address --------------------------------------------------------------------------------------
 
 IP4, IP6, ARP, VLAN, QINQ = b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00", b"\x88\xa8"
 OWN4, NEXT4, GATE4 = "10.1.0.4", "10.1.0.3", "10.1.0.1"
@@ -108,7 +111,7 @@ def bound(site: Site, boxes: list[Box]) -> list[Box]:
 
 
 def known(box: Box, *allow: Rule) -> Endpoint:
-    """Each of a container of its own."""
+    """Return the box's endpoint, with a container of its own."""
     return dataclasses.replace(box.endpoint, container=Container(box.endpoint.id, "web", PolicySpec(allow=allow)))
 
 
@@ -117,7 +120,7 @@ def lladdr(box: Box) -> str:
 
 
 def heard(by: Box, hostile: Box, frames: dict[str, Frame]) -> set[str]:
-    """Which of these, sent by the hostile one from its own MAC, the other sees."""
+    """Return which of these frames, sent by the hostile one with its own MAC, the other receives."""
     last = bytes(new_flow("udp", OWN4, "10.1.0.2", 9, next(_ports)))
     with inside(by.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
         ears.bind(("eth0", 3))
@@ -140,24 +143,24 @@ def datagram(source: str, target: str) -> Frame:
 
 
 def arp(operation: int, sender: str, address: str, *, kind: int = 1, target: str = "10.1.0.2") -> Frame:
-    """RFC 826, with a tail of its own."""
+    """Return an ARP frame (RFC 826), with a tail of its own."""
     head = struct.pack("!HHBBH", kind, 0x0800, 6, 4, operation)
     return (ARP, head + mac(sender) + packed(address) + bytes(6) + packed(target) + os.urandom(18))
 
 
 def discovery(packet: Packet) -> Frame:
-    """With hop limit 255 (RFC 4861 section 6.1.2)."""
+    """Return a message with hop limit 255 (RFC 4861 section 6.1.2)."""
     return (IP6, bytes(packet)[:7] + b"\xff" + bytes(packet)[8:])
 
 
 def neighbour(kind: int, source: str, target: str, hardware: str, to: str = ALL) -> Packet:
-    """A solicitation (135), or an advertisement (136) that overrides, with the sender's hardware address."""
+    """Return a solicitation (135), or an advertisement (136) that overrides, with the sender's hardware address."""
     flags, option = (b"\x20\0\0\0", 2) if kind == 136 else (bytes(4), 1)
     return icmp(source, to, kind, body=flags + packed(target) + bytes([option, 1]) + mac(hardware) + tail())
 
 
 def router(source: str, kind: int = 134) -> Packet:
-    """An advertisement of a router for everything, or a redirect."""
+    """Return an advertisement of a router for everything, or a redirect."""
     body = b"\x40\xc8\xff\xff" + bytes(8) if kind == 134 else bytes(4) + packed(OWN6) + packed(NEXT6)
     return icmp(source, ALL, kind, body=body + tail())
 
@@ -177,7 +180,7 @@ def part(packet: Packet, place: int) -> Packet:
 
 
 def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
-    """From its own MAC and addresses everything passes that neighbours need of each other, fragments as well."""
+    """With its own MAC and addresses all traffic passes that neighbours need from each other, fragments as well."""
     victim, _, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
     whole = new_flow("udp", OWN6, "2001:db8:1::2", 9, next(_ports))
@@ -296,7 +299,7 @@ def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes:
 
 
 def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes: list[Box]) -> None:
-    """If docker-fw's state was lost, containers that run are not cut off; they are bound when they start again."""
+    """If docker-fw's state was lost, running containers are not cut off; they are bound when they start again."""
     site.load()
     true = datagram(OWN4, "10.1.0.2")
     assert heard(boxes[0], boxes[2], {"its own": true}) == {"its own"}
@@ -304,8 +307,10 @@ def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes
 
 @pytest.mark.parametrize("kind", ["ours", "Docker's"])
 def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: str) -> None:
-    """Frames to 01:80:c2:00:00:00-0f, which a bridge takes for itself, bring the host no packet past its rules: from no
-    source, on no kind of network."""
+    """Frames to 01:80:c2:00:00:00-0f, which a bridge consumes itself, bring the host no packet past its rules.
+
+    This holds for any source, on any kind of network.
+    """
     box = site.box(site.network(4), 2) if kind == "ours" else site.docker_box("br-aaaaaaaaaaaa", 9)
     net = 4 if kind == "ours" else 9
     site.load(*([known(box)] if kind == "ours" else []), more=site.guarded(box, "br-aaaaaaaaaaaa") if net == 9 else ())
