@@ -1,4 +1,4 @@
-"""docker-fw on an engine of the lab: installed as its users install it, with networks and containers to try it on."""
+"""docker-fw on an engine of the lab: installed as its users install it, with networks and containers for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.lab.store import cached
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "docker-fw:latest"
 PLUGIN = "fw:latest"
-#: `FW_ENGINES="26.1.5 28.5.2"` selects; without it the core promises are tried on all.
+#: `FW_ENGINES="26.1.5 28.5.2"` selects; without it the core promises are tested on all.
 VERSIONS = os.environ.get("FW_ENGINES", " ".join(ENGINES)).split()
 #: Tests that do not depend on Docker's version run on this one.
 NEWEST = VERSIONS[-1]
@@ -34,12 +34,12 @@ _numbers, _subnets = itertools.count(1), itertools.count(1)
 
 
 def image_tar() -> Path:
-    """The image, built from the Dockerfile (from the cache when nothing changed), as `docker save` writes it."""
+    """Return the image, built from the Dockerfile (from the cache if unchanged), as `docker save` writes it."""
     return build_image(ROOT, IMAGE)
 
 
 def plugin_dir(engine: Engine) -> str:
-    """build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+    """Return build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
     tar = image_tar()
 
     def unpack(target: Path) -> None:
@@ -62,7 +62,7 @@ def plugin_dir(engine: Engine) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """A network of docker-fw's that a test made."""
+    """A docker-fw network that a test created."""
 
     name: str
     v4: str
@@ -82,7 +82,7 @@ class Fw:
     def install(cls, engine: Engine, *settings: str) -> Fw:
         engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
         if engine.host.run(["test", "-e", "/sys/fs/cgroup/unified"], check=False).returncode == 0:
-            # The lab has control groups of both versions; dockerd's is its own there too.
+            # The lab has control groups of both versions; dockerd's is separate there too.
             settings = ("FW_CGROUP=/host/cgroup/unified", *settings)
         if settings:
             engine.docker("plugin", "set", PLUGIN, *settings)
@@ -131,7 +131,7 @@ class Fw:
         return [address for address in self.engine.address(container, net.name) if address]
 
     def socket(self) -> Path:
-        """The plugin's own socket, as seen from this machine."""
+        """Return the plugin's own socket, as seen from this machine."""
         (path,) = (self.host.inside / "run/docker/plugins").glob("*/fw.sock")
         return path
 
@@ -147,7 +147,7 @@ class Fw:
             return False
 
     def pids(self) -> list[str]:
-        """The plugin's processes, the master first."""
+        """Return the plugin's processes, the master first."""
         return self.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
 
     def fwctl(self, *arguments: str) -> str:

@@ -19,7 +19,7 @@ _REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\
 
 
 class ReadOnly:
-    """`paths`: those of GET, ID for whatever has no slash. One connection, one request."""
+    """Pass only GET of `paths`, where ID matches any text without a slash. One connection, one request."""
 
     def __init__(self, listen: Path, docker: Path, paths: Iterable[str]) -> None:
         self._patterns = {path: re.compile(re.escape(path).replace("ID", "[^/]+")) for path in paths}

@@ -70,7 +70,7 @@ def _pair(labels: dict[str, str]) -> str:
 
 
 def written(text: str) -> str:
-    """LABELS.md with its generated parts as they should be."""
+    """Return LABELS.md with its generated parts as they should be."""
     head = "| key | meaning | values | default | example |\n|---|---|---|---|---|\n"
     text = re.sub(re.escape(head) + r"(?:\|[^\n]*\n|KEYS\n)*", lambda _: f"{head}{keys()}\n", text)
     start = "A block of ports stands under its middle (8192-8207 is 8200), a prefix with its length before it.\n"

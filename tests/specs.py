@@ -1,4 +1,4 @@
-"""Policies as containers' labels write them."""
+"""Build policies from labels."""
 
 from __future__ import annotations
 

@@ -459,7 +459,7 @@ def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
 
 
 class Api29(FakeDocker):
-    """Docker's API that serves only requests of `versions`, and reports its firewall from 1.49 on (moby's middleware)."""
+    """Docker's API that serves only requests of `versions`, and reports its firewall from 1.49 on (as in moby)."""
 
     release, versions = "29.7.2", (40, 55)
 

@@ -20,13 +20,13 @@ from tests.kernel.talks import Talks
 from tests.waiting import until
 
 GUARDED = "b" * 64
-#: Docker's container; a published port of its, at docker-proxy's; a container on a network of ours.
+#: Docker's container; its published port, at docker-proxy's; a container on a docker-fw network.
 DOCKERS = {("10.7.0.2", 8080), ("2001:db8:7::2", 8080), ("198.51.100.1", 18080), ("2001:db8:ffff::1", 18080)}
 OURS = {("10.1.0.2", 8080), ("2001:db8:1::2", 8080)}
 
 
 class Brief(Running):
-    """Its lease lasts for a second."""
+    """A plugin whose lease lasts for a second."""
 
     command = (sys.executable, "-m", "gunicorn", "-c", "python:tests.kernel.brief")
 
@@ -34,7 +34,7 @@ class Brief(Running):
         super().__init__(site, LEASE="1")
 
     def seat(self) -> tuple[Box, Box]:
-        """A container on a bridge of Docker's, and one on a network of ours."""
+        """Add a container on a Docker bridge, and one on a docker-fw network."""
         network = self.network(1)
         self.well("CreateNetwork", network)
         ours = self.move(self.begin(network, 2, {"fw.allow": "8080"}))
@@ -53,13 +53,13 @@ class Brief(Running):
         return box, ours
 
     def open(self) -> set[tuple[str, int]]:
-        """Where a new connection from outside is accepted."""
+        """Return where a new connection from outside is accepted."""
         asked = [("tcp", address, port) for address, port in sorted(DOCKERS | OURS)]
         told = self.site.wan.probe(asked, timeout=0.3)
         return {(address, port) for (_, address, port), word in told.items() if word == "open"}
 
     def kill(self) -> None:
-        """SIGKILL for all of it."""
+        """Kill all of it by SIGKILL."""
         assert self.process
         for pid in (self.process.pid, worker := self.worker()):
             os.kill(pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ class Brief(Running):
 
 
 def lasts(site: Site) -> list[float]:
-    """The seconds that the lease lasts yet, of each family."""
+    """Return the seconds that the lease still lasts, for each family."""
     shown = site.run("nft", "list", "set", "inet", "docker-fw", "lease").stdout
     told = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
     return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]

@@ -35,8 +35,10 @@ def docker(tmp_path: Path) -> Iterator[FakeDocker]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
-    """Whatever of a wrong type Docker tells of one container, every other container's labels are read, and when it
-    tells the truth again that container's are too."""
+    """Whatever values of a wrong type Docker returns for one container, the labels of all others are read.
+
+    When Docker returns correct data again that container's are too.
+    """
     api, truth = DockerApi(str(docker.path)), docker.containers[BAD]
     for wrong in WRONG:
         docker.containers[BAD] = {**truth, place: wrong}
@@ -101,8 +103,10 @@ def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None
 
 
 def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> None:
-    """A list with something in it that is not understood does not say which networks there are, nor does an empty one:
-    Docker has always some of its own. So nothing of docker-fw's is taken for removed."""
+    """A list with an unreadable entry does not show which networks exist, and neither does an empty one.
+
+    Docker always has some of its own. So no docker-fw network is taken for removed.
+    """
     api = DockerApi(str(docker.path))
     assert api.look().network_ids == {NETWORK}
     for answer in ([], [{"Id": NETWORK, "Name": "net"}, {"Name": "other"}]):
@@ -172,7 +176,7 @@ class Bed:
         return self.fw.move(endpoint)
 
     def known(self, name: str, number: int) -> None:
-        """From now on Docker tells that it is a container with a label, and that something has happened."""
+        """From now on Docker lists it as a container with a label, and reports an event."""
         endpoint = self.endpoint(number)
         self.fw.docker.container(name, endpoint["EndpointID"], endpoint["NetworkID"], {"fw.allow": "8080"})
         self.fw.docker.event("network", "create")
@@ -181,7 +185,7 @@ class Bed:
         return self.fw.opens(f"10.1.0.{number}")
 
     def comes(self) -> None:
-        """Another container's label is read and opens, at once, not half a minute later."""
+        """Check that another container's label is read and opens, at once, not half a minute later."""
         number = next(self.numbers)
         self.box(number)
         self.known(f"c{number}", number)
@@ -222,7 +226,7 @@ def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[
 
 
 def without(key: str) -> Lie:
-    """Something else is listed too, which lacks this."""
+    """List one more object, which lacks this key."""
     return lambda told: [{k: v for k, v in each.items() if k != key} for each in told[:1]] + told
 
 

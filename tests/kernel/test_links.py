@@ -1,4 +1,4 @@
-"""Bridges, veth pairs and forwarding on a host: made once, found again, never taken from others."""
+"""Test bridges, veth pairs and forwarding on a host: created once, found again, never taken from others."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def site(shared: Site) -> Iterator[Site]:
 
 @pytest.fixture
 def fresh() -> Iterator[Site]:
-    """A host as it boots."""
+    """Yield a host as after its boot."""
     with Site() as made:
         yield made
 
 
 @pytest.fixture
 def links(site: Site) -> Iterator[Links]:
-    """The host's links; the test runs inside the host."""
+    """Yield the host's links; the test runs inside the host."""
     with site.inside():
         yield site.links
 
@@ -71,7 +71,7 @@ def sysctl(site: Site, name: str) -> str:
 
 
 def names(site: Site) -> set[str]:
-    """The host's links, but for its own."""
+    """Return the host's links, except its own."""
     return set(re.findall(r"^\d+: ([^:@]+)", shown(site, "-o", "link"), re.MULTILINE)) - {"lo", "eth0"}
 
 
@@ -107,7 +107,7 @@ def strip(text: str) -> str:
 
 
 def test_half_made_it_is_completed(site: Site, links: Links) -> None:
-    """A crash between two steps of making leaves a bridge that the next call completes."""
+    """A crash between two steps of the creation leaves a bridge that the next call completes."""
     site.host.ip(f"link add {NETWORK.bridge} group {GROUP} type bridge")
     assert links.make_bridge(NETWORK) is False
     assert "10.1.0.1/24" in shown(site, "addr", "show", NETWORK.bridge)
@@ -127,7 +127,7 @@ def test_a_taken_name_is_refused_and_left_alone(site: Site, links: Links, kind: 
 
 
 def test_another_networks_bridge_is_taken_too(site: Site, links: Links) -> None:
-    """Two of our networks cannot share a bridge's name."""
+    """Two docker-fw networks cannot share a bridge's name."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     other = dataclasses.replace(NETWORK, id="f" * 64, bridge="front0", gateway4=IPv4Interface("10.2.0.1/24"))
     with pytest.raises(FwError, match="front0 is taken"):
@@ -148,7 +148,7 @@ def test_another_networks_bridge_is_taken_too(site: Site, links: Links) -> None:
     ids=str,
 )
 def test_what_the_kernel_refuses_leaves_nothing(site: Site, links: Links, fields: dict[str, Any], words: str) -> None:
-    """A name or an MTU that the kernel does not take is an error with its name, and no half-made bridge stays."""
+    """A name or an MTU that the kernel refuses is an error that names it, and no half-made bridge remains."""
     with pytest.raises(FwError, match=words):
         links.make_bridge(dataclasses.replace(NETWORK, **fields))
     assert names(site) == set()
@@ -167,7 +167,7 @@ def test_families_are_on_or_off(site: Site, links: Links) -> None:
 
 
 def test_the_bridges_mac_stays(site: Site, links: Links) -> None:
-    """Containers come and go; the gateway's MAC, which neighbours remember, does not change."""
+    """Containers are added and removed; the gateway's MAC, which neighbours remember, does not change."""
     links.make_bridge(NETWORK)
     before = re.findall(r"link/ether (\S+)", shown(site, "link", "show", NETWORK.bridge))
     links.attach(NETWORK, ENDPOINT)
@@ -194,7 +194,7 @@ def test_bridges_are_told_apart(site: Site, links: Links) -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "br*", "-x", "a;b", "$x", "a\\b"])
 def test_a_bridge_of_an_odd_name_is_not_ours(site: Site, links: Links, name: str) -> None:
-    """Every bridge of the host is listed, whatever it is called, and which of them docker-fw made."""
+    """Every bridge of the host is listed, whatever its name, with a flag if docker-fw created it."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     site.run("ip", "link", "add", "name", name, "type", "bridge")
     with site.inside():
@@ -223,7 +223,7 @@ def test_the_links_of_the_default_route(site: Site, links: Links) -> None:
         (None, "2001:db8::9/32", "overlaps 2001:db8:ffff::1/64 on eth0"),
         (None, "::1/127", "overlaps ::1/128 on lo"),
         ("10.9.0.1/24", "2001:db8:9::1/64", None),
-        # A part of the host's own on-link prefix in which the host has no address: an IPv6 network may live there.
+        # A part of the host's own on-link prefix in which the host has no address: an IPv6 network may use it.
         (None, "2001:db8:ffff:0:8000::1/66", None),
     ],
 )
@@ -241,7 +241,7 @@ def test_a_clashing_subnet_is_named(
 
 
 def test_its_own_bridge_is_no_clash(links: Links) -> None:
-    """A network made again does not clash with itself."""
+    """A network that is created again does not clash with itself."""
     links.make_bridge(NETWORK)
     assert links.overlap(NETWORK) is None
     assert links.overlap(dataclasses.replace(NETWORK, bridge="other")) is not None
@@ -284,7 +284,7 @@ def test_without_its_bridge_an_endpoint_is_refused(site: Site, links: Links) -> 
 
 
 def test_a_container_side_whose_name_is_taken(site: Site, links: Links) -> None:
-    """A link of the container side's name that is in the way is an error, and no pair stays half-made."""
+    """If a link with the container side's name exists, an error is raised, and no pair remains half-made."""
     links.make_bridge(NETWORK)
     site.host.ip(f"link add {container_side(ENDPOINT.id)} type bridge")
     with pytest.raises(FwError, match="could not connect the container"):
@@ -312,7 +312,7 @@ def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Lin
 
 
 def test_after_a_bridge_was_lost_its_containers_come_back(site: Site, links: Links) -> None:
-    """When a bridge had to be made again, the pairs that outlived it become its ports."""
+    """When a bridge had to be created again, the pairs that outlived it become its ports."""
     links.make_bridge(NETWORK)
     links.attach(NETWORK, ENDPOINT)
     site.host.ip(f"link del {NETWORK.bridge}")
@@ -323,7 +323,7 @@ def test_after_a_bridge_was_lost_its_containers_come_back(site: Site, links: Lin
 
 
 def test_a_port_may_hairpin(site: Site, links: Links) -> None:
-    """A container that publishes ports reaches itself by them: its port sends frames back where they came from."""
+    """A container that publishes ports reaches itself through them: its port returns frames to where they came from."""
     links.make_bridge(NETWORK)
     links.attach(NETWORK, ENDPOINT)
     links.hairpin(ENDPOINT)
@@ -336,12 +336,12 @@ def test_a_port_may_hairpin(site: Site, links: Links) -> None:
     [("172.18.0.2", None, "02:42:ac:12:00:02"), ("172.18.0.2", "2001:db8::2", "02:42:ac:12:00:02")],
 )
 def test_a_mac_follows_the_address(addr4: str, addr6: str | None, mac: str) -> None:
-    """As with Docker's bridge driver the same address has the same MAC, so neighbours need not unlearn."""
+    """As with Docker's bridge driver the same address has the same MAC, so neighbour entries stay valid."""
     assert mac_of(IPv4Address(addr4), IPv6Address(addr6) if addr6 else None) == mac
 
 
 def test_a_mac_of_an_ipv6_address() -> None:
-    """With IPv6 alone it follows that, is locally administered and no group's."""
+    """With IPv6 alone the MAC follows the IPv6 address, is locally administered and no group's."""
     macs = {mac_of(None, IPv6Address(f"2001:db8::{n:x}")) for n in range(1, 200)}
     assert len(macs) == 199
     assert all(int(mac[:2], 16) & 3 == 2 for mac in macs)
@@ -375,7 +375,7 @@ def test_links_are_used_from_many_threads(site: Site) -> None:
 def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
     """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair remains."""
     links.make_bridge(NETWORK)
-    # As a group they go at once: one by one the kernel waits for each.
+    # As a group they are removed at once: one by one the kernel waits for each.
     site.host.ip(*(f"link add full{n} group 77 type veth peer name full{n}x group 77" for n in range(512)))
     ends = [f"full{n}{end}" for n in range(512) for end in ("", "x")][:1023]
     site.host.ip(*(f"link set {end} master {NETWORK.bridge}" for end in ends))
@@ -395,7 +395,7 @@ def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
     ids=["both", "IPv4", "IPv6", "internal"],
 )
 def test_forwarding_is_switched_on_where_needed(fresh: Site, fields: dict[str, Any], families: set[int]) -> None:
-    """A network switches forwarding on for its own families and no other; an internal one for none."""
+    """A network enables forwarding for its own families and no other; an internal one for none."""
     network = dataclasses.replace(NETWORK, **fields)
     with fresh.inside():
         assert fresh.sysctl.missing(network) == families
@@ -406,7 +406,7 @@ def test_forwarding_is_switched_on_where_needed(fresh: Site, fields: dict[str, A
 
 
 def test_forwarding_that_is_on_is_left_alone(fresh: Site) -> None:
-    """Where the host forwards already nothing is switched, and nothing counts as switched by us."""
+    """Where the host forwards already nothing is changed, and nothing counts as enabled by docker-fw."""
     fresh.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1, "net/ipv6/conf/eth0/accept_ra": 1})
     with fresh.inside():
         assert fresh.sysctl.missing(NETWORK) == set()
@@ -415,7 +415,7 @@ def test_forwarding_that_is_on_is_left_alone(fresh: Site) -> None:
 
 
 def advertise(site: Site) -> None:
-    """A router advertisement from the wan, with a lifetime of half an hour (RFC 4861 section 4.2)."""
+    """Send a router advertisement from the wan, with a lifetime of half an hour (RFC 4861 section 4.2)."""
     mac = re.search(r"link/ether (\S+)", site.wan.run(["ip", "link", "show", "lan"]).stdout)
     assert mac
     source = re.search(r"inet6 (fe80::\S+)/64", site.wan.run(["ip", "addr", "show", "dev", "lan"]).stdout)
@@ -482,7 +482,7 @@ def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> N
     stop.set()
     thread.join()
     fresh.send(sent)
-    # From the host itself, which is no transit: by then all others are through, or dropped.
+    # From the host itself, which is no transit: by then all others have passed, or are dropped.
     last = icmp("2001:db8:9::1", lan.v6, 128)
     fresh.send([last], fresh.host)
     seen = set()

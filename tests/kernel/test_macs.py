@@ -1,4 +1,7 @@
-"""On a network of docker-fw a MAC is one container's: none is given a neighbour's frames, or the gateway's."""
+"""Test that a MAC on a docker-fw network belongs to one container.
+
+No container is given the frames of a neighbour, or of the gateway.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def fw(own: Running) -> Running:
 
 
 def wanting(fw: Running, network: Body, number: int, mac: str) -> Body:
-    """CreateEndpoint's body of `--mac-address`."""
+    """Return CreateEndpoint's body for `--mac-address`."""
     endpoint = fw.endpoint(network, number)
     return {**endpoint, "Interface": {**endpoint["Interface"], "MacAddress": mac}}
 

@@ -13,14 +13,14 @@ from tests.kernel.running import Running
 from tests.kernel.site import MARK, Box
 from tests.waiting import until
 
-#: Names that the kernel takes for a link; some of Docker's bridges have them, some of others'.
+#: Names that the kernel accepts for a link; some are those of Docker bridges, some of others.
 DOCKERS, OTHERS = ('";flush', "$(reboot)", "fw-*", "--help"), ("{}", "x*", 'a"}#', "`reboot`", "网桥")
 #: Names that Docker would not accept, but that an API with wrong data might return.
 NAMES = ('"; flush ruleset; "', "-x", "../../etc", "* {", "a\n\x1b[2J", "\u202egnp", "a\0b", "x" * 10_000)
 
 
 def network(fw: Running, number: int, bridge: str, name: str) -> str:
-    """A network of Docker's own bridge driver."""
+    """Return a network of Docker's bridge driver."""
     identity = f"{number:012x}".ljust(64, "d")
     fw.docker.networks[identity] = {
         "Id": identity, "Name": name, "Driver": "bridge", "Containers": {},

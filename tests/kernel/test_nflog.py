@@ -1,4 +1,4 @@
-"""Drops as they happen: real packets, the real table and nfnetlink_log, and the whole plugin with `fwctl log`."""
+"""Test reports of drops: real packets, the real table and nfnetlink_log, and the whole plugin with `fwctl log`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONFINED = PolicySpec(egress=())
 
 
 class Known:
-    """The reconciler, as far as the drop log sees it."""
+    """The reconciler, with the methods that the drop log uses."""
 
     def __init__(self, inventory: PolicyView) -> None:
         self._inventory, self._lock = inventory, threading.RLock()
@@ -80,7 +80,7 @@ site = site_of_module()
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> tuple[Box, Box]:
-    """Containers on two networks, "web" both."""
+    """Yield containers on two networks, both named "web"."""
     return site.box(site.network(1), 2), site.box(site.network(2), 2)
 
 
@@ -117,7 +117,7 @@ def test_a_drop_shows_with_its_containers_name_within_a_second(
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[Box, Box], version: int) -> None:
-    """With fw.egress: none a packet outwards, and one to the host, are outbound drops of the container."""
+    """With `fw.egress: none` an outbound packet, and one to the host, are outbound drops of the container."""
     web, _ = boxes
     assert web.network
     source, outside = (web.v4, Site.OUT4) if version == 4 else (web.v6, Site.OUT6)
@@ -182,7 +182,7 @@ def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Bo
 
 
 def _all_to(site: Site, group: int) -> None:
-    """A table of the test's own tells of every packet from outside."""
+    """Add a test table that reports every packet from outside."""
     site.run("nft", "-f", "-", input=f"""
         table inet told {{}}
         delete table inet told
@@ -226,7 +226,7 @@ def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], a
 def test_a_flood_of_somebody_elses_rules_is_only_sampled(
     site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
 ) -> None:
-    """Another program's rules that send every packet to our group cost a bounded part of the time and of memory."""
+    """Another program's rules that send every packet to docker-fw's group cost bounded time and memory."""
     web, _ = boxes
     with listening(site, site.known(web)) as told:
         all_told(LOG_GROUP)
@@ -242,7 +242,7 @@ def test_a_flood_of_somebody_elses_rules_is_only_sampled(
 
 
 def test_one_listener_has_a_group(site: Site) -> None:
-    """A second listener is refused by its own kind of error; when the first closes, the group is free at once."""
+    """A second listener is refused with its own error type; when the first closes, the group is free at once."""
     with site.inside():
         first = NfLog(GROUP)
         with pytest.raises(TakenError):
@@ -294,7 +294,7 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def web(running: Running) -> NamedNetns:
-    """A container c2 that logs, 10.1.0.2, and c3 that does not, 10.1.0.3."""
+    """Start a container c2 that logs, 10.1.0.2, and c3 that does not, 10.1.0.3."""
     net = running.network(1)
     running.well("CreateNetwork", net)
     second = running.begin(net, 3)
@@ -348,7 +348,7 @@ def kept_ports(running: Running) -> list[int | None]:
 
 @contextmanager
 def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """`fwctl log`, killed at the end."""
+    """Run `fwctl log`, killed at the end."""
     shown = subprocess.Popen(
         [sys.executable, "-m", "plugin.fwctl.cli", "log", "--socket", str(running.socket), *argv],
         cwd=ROOT,
@@ -365,7 +365,7 @@ def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def place(running: Running) -> DockerFollower:
-    """A follower that has its place; those of earlier tests are given back within a second."""
+    """Open a follower that has its place; those of earlier tests are released within a second."""
     found: list[DockerFollower] = []
 
     def there() -> bool:
@@ -379,7 +379,7 @@ def place(running: Running) -> DockerFollower:
 
 
 def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetns) -> None:
-    """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is for programs."""
+    """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is machine-readable."""
     running.site.send([tcp(Site.OUT4, "10.1.0.2", 7001, 40001)])
     until(lambda: 7001 in kept_ports(running), "it is told")
     with fwctl(running, "c2", "-n", "1") as shown:
@@ -454,7 +454,7 @@ def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> Non
 
 
 def memory(pid: int) -> int:
-    """A process's resident memory in KiB."""
+    """Return a process's resident memory in KiB."""
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
 
 

@@ -37,7 +37,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[NamedNetns]:
-    """A network namespace with nothing in it."""
+    """Yield a network namespace with nothing in it."""
     claim = Claim("n")
     claim.record.netns.append(claim.name)
     claim.save()
@@ -49,25 +49,25 @@ def host() -> Iterator[NamedNetns]:
 
 @pytest.fixture
 def nft(host: NamedNetns) -> Iterator[Nft]:
-    """The plugin's firewall in an empty ruleset."""
+    """Yield the plugin's firewall in an empty ruleset."""
     host.run(["nft", "flush", "ruleset"])
     with inside(host.path):
         yield Nft(MARK)
 
 
 def listed(host: NamedNetns) -> str:
-    """Our tables as this host's own nft shows them, without the counters' numbers and the time that is left."""
+    """Return docker-fw's tables as this host's own nft shows them, without counters and remaining times."""
     shown = "".join(host.run(["nft", "-nn", "list", "table", each, "docker-fw"]).stdout for each in ("inet", "bridge"))
     return re.sub(r"packets \d+ bytes \d+| expires \w+", "", shown)
 
 
 def blocks(host: NamedNetns) -> list[str]:
-    """The sets and chains, sorted: those of rates that were added are the last, whatever their names."""
+    """Return the sets and chains, sorted: those of added rates are the last, whatever their names."""
     return sorted(re.findall(r"\t(?:set|map|chain) .*?\n\t\}", listed(host), re.DOTALL))
 
 
 def standing(host: NamedNetns) -> set[str]:
-    """The elements of all our sets as nft lists them, as `SET: element`."""
+    """Return the elements of all sets as nft lists them, as `SET: element`."""
     found: set[str] = set()
     for name, body in re.findall(r"\t(?:set|map) (\w+) \{\n(.*?)\n\t\}", listed(host), re.DOTALL):
         match = re.search(r"elements = \{(.*?)\}", body, re.DOTALL)
@@ -94,7 +94,7 @@ _WORDS["th sport"] = _WORDS["th dport"]
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
 _WORDS["meta iiftype"] = st.integers(2, 2**16 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
-#: Chains of rates: they are added with the first element that leads there.
+#: Chains of rates: they are added with the first element that leads to them.
 _LIMITS = (
     "limit4__10.1.2.3__5_minute_10",
     "limit_host6__2001-db8--1__1_second_1",
@@ -111,13 +111,13 @@ def elements_of(name: str, spec: SetSpec) -> st.SearchStrategy[Element]:
 
 
 def distinct(elements: Iterable[Element]) -> list[Element]:
-    """One for each key: a map holds no two."""
+    """Keep one for each key: a map has no two."""
     return list({(e.set, e.key): e for e in elements}.values())
 
 
-#: Without the sets that packets fill by themselves.
+#: Without the sets that packets fill.
 WRITTEN = {name: spec for name, spec in SETS.items() if not spec.meter}
-#: And without those that say that elements are missing.
+#: And without those that mark elements as missing.
 WHOLE = {name: spec for name, spec in WRITTEN.items() if not name.startswith("loading")}
 any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in WHOLE.items())), max_size=40).map(distinct)
 bounded = settings(
@@ -157,7 +157,7 @@ _EXAMPLE: dict[str, Any] = {
 def test_a_change_makes_what_a_replacement_makes(
     host: NamedNetns, nft: Nft, before: list[Element], after: list[Element]
 ) -> None:
-    """Between any two states the difference over netlink leads to the very table that the whole text would make."""
+    """Between any two states the difference over netlink leads to the same table as the whole text."""
     nft.replace(before)
     nft.change(Change(tuple(set(before) - set(after)), tuple(set(after) - set(before))))
     by_change = blocks(host)
@@ -248,7 +248,7 @@ def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
-    """Whatever we do, another tool's table stays as it is."""
+    """Whatever docker-fw does, another tool's table stays as it is."""
     other = "table inet fw2 {\n\tset allow4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.9 }\n\t}\n}\n"
     host.run(["nft", "-f", "-"], input=other)
     before = host.run(["nft", "list", "table", "inet", "fw2"]).stdout
@@ -286,7 +286,7 @@ def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, comma
 
 
 def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
-    """A rule that another tool exchanged in its place is seen too."""
+    """A rule that another tool replaced in its place is noticed too."""
     nft.replace([HERE])
     shown = host.run(["nft", "-a", "list", "chain", "inet", "docker-fw", "deny"]).stdout
     handle = re.search(r"drop # handle (\d+)", shown)
@@ -296,7 +296,7 @@ def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> None:
-    """A reload of /etc/nftables.conf that holds our table as it once was does not leave old ports open."""
+    """A reload of /etc/nftables.conf with an old copy of docker-fw's table does not leave old ports open."""
     nft.replace([HERE])
     saved = "flush ruleset\n" + host.run(["nft", "list", "ruleset"]).stdout
     nft.change(Change(remove=(HERE,), add=(THERE,)))
@@ -318,7 +318,7 @@ def test_our_own_changes_are_no_touch(nft: Nft) -> None:
 
 
 def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nft) -> None:
-    """Another table's change raises the generation too; ours stays intact."""
+    """Another table's change raises the generation too; docker-fw's table stays intact."""
     nft.replace([HERE])
     generation = nft.generation()
     assert nft.generation() == generation
@@ -341,7 +341,7 @@ def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNe
 
 
 class Recorder:
-    """A netlink socket that notes the kinds of the messages which pass, and hands them on."""
+    """A netlink socket that records the kinds of the messages, and forwards them."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -384,7 +384,7 @@ def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -
 
 
 def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
-    """Whether the table is intact costs the same with one container and with ten thousand."""
+    """The check that the table is intact costs the same with one container and with ten thousand."""
 
     def read(elements: Iterable[Element]) -> int:
         nft.replace(elements)
@@ -455,7 +455,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
-    """Its socket is found among whatever else the process has open."""
+    """Its socket is found among all other open files of the process."""
     with inside(host.path):
         others = [netlink.open_socket() for _ in range(3)]
         made = Nft(MARK)
@@ -466,7 +466,7 @@ def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
 
 
 def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
-    """Without CAP_NET_ADMIN the start fails with the kernel's own words, and nothing else happens."""
+    """Without CAP_NET_ADMIN the start fails with the kernel's own message, and nothing else happens."""
     script = (
         "from plugin.nftables.table import Nft, NftError\n"
         "import ctypes\n"
@@ -491,8 +491,10 @@ def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
 def test_the_table_loads_without_what_a_kernel_may_not_know(
     host: NamedNetns, cgroups: bool, logs: bool, holds: bool
 ) -> None:
-    """Without a socket's control group (before 5.13), without nfnetlink_log, and without a word on whether a socket
-    listens, the table is whole but for these."""
+    """The table is complete except for the parts that the kernel does not support.
+
+    These are a socket's control group (before 5.13), nfnetlink_log, and the test for a listening socket.
+    """
     host.run(["nft", "flush", "ruleset"])
     text = document(MARK, [HERE, MAPPED, *_one_of_each().values()], cgroups=cgroups, logs=logs, holds=holds)
     host.run(["nft", "-f", "-"], input=text)
@@ -544,7 +546,10 @@ def test_a_kernel_that_knows_less_gets_the_rest(
 
 
 def _one_of_each() -> dict[str, Element]:
-    """An element of each set that nft has words for, and of each kind of rate; but for those that packets fill."""
+    """Return an element of each set that nft has keywords for, and of each kind of rate.
+
+    Sets that packets fill are left out.
+    """
     found = {}
     for name, spec in WRITTEN.items():
         if not spec.raw:
@@ -569,7 +574,7 @@ class Command:
 
 
 def _versions() -> dict[str, Command]:
-    """This machine's own nft, and those of the engines' roots that there are."""
+    """Return this machine's own nft, and those of the existing engines' roots."""
     roots = sorted(path.parents[2] for path in Path("/var/cache/docker-fw-lab/roots").glob("*/usr/sbin/nft"))
     return {command.version: command for command in (*map(Command, roots), Command())}
 
@@ -620,7 +625,7 @@ def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
 
 
 def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: Nft) -> None:
-    """The policy can be saved as a file, checked and applied by hand, as the article asks."""
+    """The policy can be saved as a file, checked and applied by hand, as the article requests."""
     text = document(MARK, [HERE, MAPPED])
     assert host.run(["nft", "-c", "-f", "-"], input=text).returncode == 0
     host.run(["nft", "-f", "-"], input=text)
@@ -632,7 +637,7 @@ def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: 
 
 
 def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
-    """`nft list ruleset`, in words and in JSON, shows it on this host's version of nft."""
+    """`nft list ruleset`, as text and as JSON, shows it on this host's version of nft."""
     nft.replace([HERE, MAPPED])
     assert "chain inbound" in host.run(["nft", "list", "ruleset"]).stdout
     shown = json.loads(host.run(["nft", "-j", "list", "ruleset"]).stdout)

@@ -19,7 +19,7 @@ from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
 
 DOCKERS = "br-0123456789ab"
-#: So many addresses are tried.
+#: The number of addresses to try.
 MANY = 240
 _ports = itertools.count(20000)
 
@@ -46,19 +46,21 @@ def bridge(site: Site, box: Box) -> str:
 
 
 def neighbours(site: Site, link: str) -> int:
-    """Entries of both families, whatever became of them."""
+    """Return the number of entries of both families, in any state."""
     shown = [site.run("ip", family, "neigh", "show", "dev", link, "nud", "all").stdout for family in ("-4", "-6")]
     return sum(len(text.splitlines()) for text in shown)
 
 
 def few(since: float) -> float:
-    """So many entries are well since then: a burst, and ten a second; of IPv6 one more each for the group that is asked
-    (RFC 4291 section 2.7.1)."""
+    """Return the permitted number of entries since then: a burst, and ten a second.
+
+    IPv6 adds one each for the solicited-node group (RFC 4291 section 2.7.1).
+    """
     return 2 * (50 + 10 * (time.monotonic() - since)) + 10
 
 
 def nobodies(box: Box, family: int) -> list[str]:
-    """Addresses of the box's network that are no container's."""
+    """Return addresses of the box's network that no container has."""
     number = str(box.v4).split(".")[1]
     if family == 4:
         return [f"10.{number}.0.{n}" for n in range(10, 10 + MANY)]
@@ -101,8 +103,10 @@ def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, famil
 
 
 def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
-    """A container forges neighbours that do not exist, and an accomplice outside returns errors about that: few pass,
-    while a container's own errors all do."""
+    """A container forges neighbours that do not exist, and an accomplice outside returns errors about them.
+
+    Few of these pass, while a container's own errors all do.
+    """
     box = fresh.docker
     before, began = neighbours(site, DOCKERS), time.monotonic()
     sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in nobodies(box, 6)]

@@ -36,7 +36,7 @@ site = site_of_module(FORWARDING)
 
 @dataclass(frozen=True)
 class Boxes:
-    """web on a network of ours; api, api2 and stray on another; shop and near on one of Docker's, job on another."""
+    """On docker-fw networks: web; api, api2 and stray on another. On Docker networks: shop and near; job on another."""
 
     web: Box
     api: Box
@@ -93,7 +93,7 @@ def guard(writer: Reconciler) -> EndpointTracker:
 
 
 def reach(site: Site, target: Box, *sources: Box | None, port: int = 5432, proto: Proto = "tcp") -> list[bool]:
-    """Which of them (None: the outsider) reach the port, in both families alike."""
+    """Return which of them (None: the outsider) reach the port, in both families alike."""
     found = []
     for source in sources:
         four, six = (source.v4, source.v6) if source else (Site.OUT4, Site.OUT6)
@@ -225,7 +225,10 @@ def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconci
 
 
 def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:
-    """It is never everybody; and a port of the base that a rule with `from` names is the base's no more."""
+    """A name without a container never matches all sources.
+
+    A port of the base that a rule with `from` names is no longer in the base.
+    """
     for peer in ("service:nobody", "container:nobody", "project:nobody", "network:nobody", "host"):
         writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"22 from {peer}, 8080 from {peer}")))
         for port in (22, 8080):
@@ -235,7 +238,7 @@ def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, wr
 
 
 def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Reconciler) -> None:
-    """Another project's service of the same name is a stranger; so is one where there is no project."""
+    """Another project's service of the same name is no match; neither is one outside of any project."""
     writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:api")))
     writer.put_endpoint(known(boxes.api, "other-api-1", project="other", service="api"))
     writer.put_endpoint(known(boxes.api2, "api", project="", service="api"))
@@ -258,7 +261,7 @@ def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconcile
 
 
 def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Reconciler) -> None:
-    """`to service:db` in fw.egress is where that service is now."""
+    """`to service:db` in fw.egress follows that service's current address."""
     writer.put_endpoint(known(boxes.web, "web", spec_of(egress="5432 to service:db")))
     first, second = (
         known(b, n, spec_of(policy="open"), service="db") for b, n in ((boxes.api, "a"), (boxes.api2, "b"))
@@ -281,7 +284,7 @@ def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Recon
 
 
 def heard(site: Site, host: Any, *sources: Any) -> list[bool]:
-    """Which of these (boxes, or addresses of the outsider) the host itself hears on its port 15432."""
+    """Return which of these (boxes, or addresses of the outsider) the host receives on its port 15432."""
     found = []
     for source in sources:
         src = (source.v4 if host.version == 4 else source.v6) if isinstance(source, Box) else source
@@ -322,7 +325,7 @@ def test_from_is_judged_where_docker_proxy_listens(
         assert heard(site, host, boxes.api, boxes.api2, boxes.near, boxes.job) == [True, False, True, False]
         with site.host.probe.serve(tcp=[15432]):
             assert site.host.probe.tcp(str(host), 15432) == "open"
-    # And it follows, by whatever list there is.
+    # The peers follow, by any kind of listing.
     guard.put(None, [guest(1, known(boxes.job, "job", service="api"))], listed=True, asked=guard.now())
     writer.drop_endpoint(boxes.api.endpoint.id)
     for host in (Site.HOST4, Site.HOST6):

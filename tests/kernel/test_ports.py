@@ -68,7 +68,7 @@ def lab() -> Iterator[Lab]:
         wire(lab.host, "lan", ("10.88.0.1/24", "fd88::1/64"), lab.box, (f"{BOX4}/24", f"{BOX6}/64"))
         ip("-n", lab.host, "link", "set", "lo", "up")
         ip("-n", lab.host, "neigh", "add", str(NOBODY), "lladdr", "02:00:00:00:00:99", "dev", "lan", "nud", "permanent")
-        # lo stays down at the outsider, so that 127.0.0.1 can be a place far away
+        # lo stays down at the outsider, so that 127.0.0.1 can be a distant address
         ip("-n", lab.outsider, "route", "add", "127.0.0.1/32", "via", HOST4)
         yield lab
 
@@ -95,13 +95,13 @@ def relay(lab: Lab) -> Iterator[Relay]:
 
 
 def connections(relay: Relay) -> int:
-    """TCP connections that the relay has open."""
+    """Return the number of TCP connections that the relay has open."""
     assert relay._running
     return relay._running.connections.count
 
 
 def clients(relay: Relay) -> int:
-    """UDP clients that the relay remembers."""
+    """Return the number of UDP clients that the relay remembers."""
     assert relay._running
     return len(relay._running.clients)
 
@@ -129,7 +129,7 @@ class Host:
             return self.ports.restore(endpoint, published, BOX4, BOX6)
 
     def reserved(self) -> dict[str, tuple[Published, ...]]:
-        """The reserved host ports by endpoint: a copy."""
+        """Return the reserved host ports by endpoint: a copy."""
         return {endpoint: tuple(found.socks) for endpoint, found in self.ports._reserved.items()}
 
     def release_all(self) -> None:
@@ -192,7 +192,7 @@ def receive_all(sock: socket.socket) -> bytes:
 
 @contextmanager
 def container(lab: Lab, port: int, handle: Callable[[socket.socket], None]) -> Iterator[None]:
-    """A TCP server in the container, on all its addresses; each connection has a thread that runs `handle`."""
+    """Run a TCP server in the container, on all its addresses; each connection has a thread that runs `handle`."""
     with inside(lab.box):
         server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=100)
 
@@ -310,7 +310,7 @@ def test_outsider_sees_silence(lab: Lab, host: Host, address: str, host_ip: str 
 
 
 def test_neighbour_cannot_use_loopback(lab: Lab, host: Host) -> None:
-    """With route_localnet on (kube-proxy and old Docker set it) a neighbour's packets to 127.0.0.1 meet silence too."""
+    """With route_localnet on (kube-proxy, old Docker) a neighbour's packets to 127.0.0.1 get no reply either."""
     for netns in (lab.host, lab.outsider):
         lab.sysctl(netns, "ipv4/conf/all/route_localnet", "1")
     try:
@@ -327,7 +327,7 @@ def test_neighbour_cannot_use_loopback(lab: Lab, host: Host) -> None:
 
 @pytest.mark.parametrize("address", [HOST4, HOST6])
 def test_host_to_own_address_is_left_to_dnat(lab: Lab, host: Host, address: str) -> None:
-    """The relay carries loopback only: the host's packets to its own other addresses are for the DNAT rules."""
+    """The relay serves loopback only: the host's packets to its own other addresses are left to the DNAT rules."""
     host.publish("e", want(8080))
     with inside(lab.host):
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -336,12 +336,12 @@ def test_host_to_own_address_is_left_to_dnat(lab: Lab, host: Host, address: str)
         sock.connect((address, 8080))
 
 
-# --- from the host, by loopback ----------------------------------------------------------------------------------
+# --- from the host, through loopback ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", LOOPBACKS)
 def test_tcp_by_loopback(lab: Lab, host: Host, address: str) -> None:
-    """10 MB pass through localhost:8080 both ways unharmed, also after the client's end of data (half-close)."""
+    """10 MB pass through localhost:8080 both ways intact, also after the client's end of data (half-close)."""
     data = os.urandom(10 << 20)
     with container(lab, 80, hash_and_return):
         host.publish("e", want(8080))
@@ -417,7 +417,7 @@ def test_reset_is_not_an_end(lab: Lab, host: Host) -> None:
 
 
 def test_one_dead_container_harms_no_other(lab: Lab, host: Host, relay: Relay) -> None:
-    """Ports of containers that refuse, or do not exist, end in a reset; the others go on working meanwhile."""
+    """Ports of containers that refuse, or do not exist, end in a reset; the others work meanwhile."""
     with container(lab, 80, echo):
         host.publish("good", want(8080))
         host.publish("refuses", want(8081, 81))
@@ -458,7 +458,7 @@ def test_limits(lab: Lab) -> None:
 
 
 def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    """With no file left a connection waits, and is served when there are files again."""
+    """With no file descriptor left a connection waits, and is served when there are some again."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with container(lab, 80, echo):
         host.publish("e", want(8080))
@@ -481,7 +481,7 @@ def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCap
 
 
 def test_both_families_get_the_same_port(lab: Lab, plain: Host) -> None:
-    """`-p 80` gives one port that is free in IPv4 and IPv6, though others hold it in one of them."""
+    """`-p 80` gives one port that is free in IPv4 and IPv6, though other processes use it in one of them."""
     # Below the range that the kernel otherwise draws from: an earlier test's connection may still use one of those.
     lab.sysctl(lab.host, "ipv4/ip_local_port_range", "31990 31993")
     lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "31991")
@@ -524,7 +524,7 @@ def test_host_addresses(
 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
 def test_conflict_between_containers(plain: Host, proto: Proto) -> None:
-    """A host port belongs to one container; another's start fails with Docker's words and takes nothing."""
+    """A host port belongs to one container; another's start fails with Docker's message and takes nothing."""
     plain.publish("e", want(8080, proto=proto))
     for host_ip in (None, "0.0.0.0", HOST4, "127.0.0.1"):
         where = host_ip or "0.0.0.0"
@@ -546,7 +546,7 @@ def test_specific_addresses_do_not_conflict(plain: Host) -> None:
 
 @pytest.mark.parametrize(("proto", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
 def test_conflict_with_the_host(lab: Lab, plain: Host, proto: Proto, kind: int) -> None:
-    """A port that a process of the host listens on is refused with Docker's words, and free when it has ended."""
+    """A port that a process of the host listens on is refused with Docker's message, and free when it has ended."""
     with bound(lab.host, "127.0.0.1", 8080, kind):
         message = rf"^failed to bind host port 0\.0\.0\.0:8080/{proto}: address already in use$"
         with pytest.raises(FwError, match=message):
@@ -556,7 +556,7 @@ def test_conflict_with_the_host(lab: Lab, plain: Host, proto: Proto, kind: int) 
 
 
 def test_the_host_cannot_take_a_published_port(lab: Lab, plain: Host) -> None:
-    """A published port is really taken: another process of the host gets "address already in use"."""
+    """A published port is reserved: another process of the host gets "address already in use"."""
     plain.publish("e", want(8080), want(5353, 53, "udp"))
     for port, kind in ((8080, socket.SOCK_STREAM), (5353, socket.SOCK_DGRAM)):
         with pytest.raises(OSError, match="already in use"):
@@ -727,7 +727,7 @@ def test_impossible_bindings(
 
 
 def test_out_of_files(plain: Host) -> None:
-    """A range too wide for the limit of open files fails with that limit and the way out, and takes nothing."""
+    """A range too wide for the limit of open files fails with that limit and the remedy, and takes nothing."""
     files = len(os.listdir("/proc/self/fd"))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files + 20, limits[1]))
@@ -760,7 +760,7 @@ def overlap(one: Published, other: Published) -> bool:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]) -> None:
-    """Whatever is published and released: no two hold one port, a failure changes nothing, a release frees all."""
+    """After any calls: no two containers have one port, a failure changes nothing, a release frees all."""
     files = len(os.listdir("/proc/self/fd"))
     for endpoint, bindings, release in steps:
         before = plain.reserved()

@@ -64,8 +64,10 @@ def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
 
 
 def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
-    """Rules, links, sysctls, a host port below 1024, and the rule in DOCKER-USER by iptables-legacy, which asks for
-    more than the other variant."""
+    """They suffice for rules, links, sysctls, a host port below 1024, and the rule in DOCKER-USER.
+
+    That rule is by iptables-legacy, which needs more than the other variant.
+    """
     for stem in ("iptables", "ip6tables"):
         fw.site.run(f"{stem}-legacy", "-N", "DOCKER-USER")
     fw.start()
@@ -84,7 +86,7 @@ def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
 
 
 def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
-    """One line with the remedy, a status that is none, and no traceback."""
+    """It prints one line with the remedy, exits with a failure status, and shows no traceback."""
     limited.given = (NET_BIND_SERVICE, NET_RAW)
     limited.spawn()
     assert limited.process
@@ -97,7 +99,7 @@ def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
 
 
 def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> None:
-    """The host's rules and links work; a host port below 1024 is refused with the kernel's word, one above is not."""
+    """The host's rules and links work; a host port below 1024 is refused with the kernel's error, one above is not."""
     limited.given = (NET_ADMIN,)
     limited.start()
     for number, loss in NEEDED.items():
@@ -115,7 +117,7 @@ def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> No
 
 @pytest.fixture
 def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
-    """The plugin, where one of the paths that are mounts in a container leads nowhere."""
+    """Start the plugin with one of the paths that are mounts in a container leading nowhere."""
     made = Running(site, **{request.param: "/proc/nowhere"})
     try:
         yield made.start()
@@ -132,7 +134,7 @@ def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     indirect=["lacking"],
 )
 def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, message: str) -> None:
-    """With a word that names the mount; nothing half-made is left, and Docker's own bridges are closed as ever."""
+    """The error names the mount; nothing half-made is left, and Docker's own bridges are closed as usual."""
     assert message in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
     assert lacking.links() == set()
     assert "chain inbound" in lacking.table()
@@ -140,7 +142,7 @@ def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, me
 
 @pytest.mark.parametrize("lacking", ["FW_CGROUP"], indirect=True)
 def test_without_the_control_groups_the_loss_is_told(lacking: Running) -> None:
-    """In the log and the status; everything else works."""
+    """The loss is in the log and the status; everything else works."""
     until(lambda: "docker-proxy is not known by its control group" in lacking.log.read_text(), "it is in the log")
     assert not lacking.status()["proxy_known"]
     lacking.well("CreateNetwork", lacking.network(1))

@@ -1,4 +1,4 @@
-"""A protocol is one entry of `plugin.protocols`, in the kernel too."""
+"""Test that a protocol is one entry of `plugin.protocols`, in the kernel too."""
 
 from __future__ import annotations
 

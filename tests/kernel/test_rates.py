@@ -42,18 +42,18 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    """Two containers on a network of ours, one on one of Docker's."""
+    """Yield two containers on a docker-fw network, one on a Docker network."""
     network = site.network(1)
     return Boxes(site.box(network, 2), site.box(network, 3), site.docker_box(BRIDGE, 101))
 
 
 def load(site: Site, boxes: Boxes, spec: PolicySpec, db: PolicySpec | None = None) -> None:
-    """The containers web and guest say this, and db that."""
+    """Load the table: the containers web and guest have this policy, and db that one."""
     known = [Site.known(boxes.web, spec=spec), Site.known(boxes.db, spec=db or PolicySpec())]
     site.load(*known, more=site.guarded(boxes.guest, BRIDGE, spec=spec))
 
 
-#: Sources of their own: of IPv6, each in a /64 of its own.
+#: Separate sources: in IPv6, each in a /64 of its own.
 def sources(version: int) -> tuple[Any, Any, Any]:
     if version == 4:
         return tuple(map(IPv4Address, ("203.0.113.7", "203.0.113.8", "192.0.2.9")))  # type: ignore[return-value]
@@ -61,7 +61,7 @@ def sources(version: int) -> tuple[Any, Any, Any]:
 
 
 def passing(site: Site, box: Box, flows: list[tuple[Any, int]], proto: str = "tcp") -> list[bool]:
-    """Which of these new flows, (source, port) in that order, reach the box."""
+    """Return which of these new flows, (source, port) in that order, reach the box."""
     sent = [new_flow(proto, source, box.address(source.version), port, next(_ports)) for source, port in flows]
     got = site.deliver(sent, box, None, ping(site.wan.V6, box.v6))
     return [packet in got for packet in sent]
@@ -89,7 +89,7 @@ def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: B
     one, two, _ = sources(version)
     assert passing(site, boxes.web, [(one, 22)] * 2 + [(one, 443)] * 3) == [True, False, True, True, True]
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
-    # Of a range each port by itself, single ports and blocks.
+    # Each port of a range by itself, single ports and blocks.
     assert passing(site, boxes.web, [(one, port) for port in (8000, 8016, 8100) * 3]) == [True] * 6 + [False] * 3
     assert passing(site, boxes.web, [(one, 53)] * 4, "udp") == [True] * 4, "of another protocol"
     assert passing(site, boxes.web, [(two, 22), (two, 8050)]) == [True] * 2
@@ -134,8 +134,10 @@ def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) ->
 def test_who_comes_again_from_the_same_port_is_counted(
     site: Site, boxes: Boxes, box: Box, version: int, rate: str
 ) -> None:
-    """A connection that the server reset is followed by another one from the same port: it counts, though to conntrack
-    its SYN is the old one's packet."""
+    """After the server reset a connection, another one from the same port counts.
+
+    It counts though to conntrack its SYN is the old connection's packet.
+    """
     load(site, boxes, spec_of(rate=rate))
     site.forget_flows()
     with resetting(box, box.address(version), 80):
@@ -185,7 +187,7 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     site.nft.change(Change(remove=tuple(anew)))
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
     assert site.nft.intact()
-    # The whole table anew, with the same rates, is as good.
+    # The whole table loaded again, with the same rates, is equivalent.
     load(site, boxes, slow, quick)
     assert passing(site, boxes.db, [(one, 22)] * 3) == [True, True, False]
 
@@ -214,7 +216,10 @@ def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
 
 
 def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()) -> list[bool]:
-    """Sends a SYN to 22 from each of these sources, and without a pause to those of `then`: which of these arrive?"""
+    """Send a SYN to 22 from each of these sources, and without a pause from those of `then`.
+
+    Return which of the latter arrive.
+    """
     packets = [tcp(source, box.address(source.version), 22, next(_ports)) for source in sources]
     last, got = [tcp(source, box.address(source.version), 22, next(_ports)) for source in then], set()
     for start in range(0, len(packets), 5000):  # no more at once than the kernel's queues hold
@@ -274,7 +279,7 @@ def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxe
 
 
 def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
-    """A moment after the last forged packet a new source gets in, even where a source is remembered for days."""
+    """A moment after the last forged packet a new source passes, even where a source is remembered for days."""
     load(site, boxes, spec_of(rate="22 1/day burst 5"))
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
@@ -349,7 +354,7 @@ def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
 
 
 def _names(site: Site) -> set[str]:
-    """The chains and sets of the table."""
+    """Return the chains and sets of the table."""
     shown = site.run("nft", "list", "table", "inet", "docker-fw").stdout
     return {line.strip() for line in shown.splitlines() if re.match(r"\t(set|map|chain) ", line)}
 
@@ -379,14 +384,17 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
         rounds += 1
     thread.join()
     assert rounds > 10
-    # A burst of each rate that stood in the meantime, and not one more.
+    # A burst of each rate that was active in the meantime, and not one more.
     assert passed < 20
     assert site.nft.intact()
 
 
 def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes: Boxes) -> None:
-    """iptables-nft, or any other program, may commit at the very moment when a rate is added or taken out: it is
-    written again, nothing is taken for a touch, and the table is not replaced."""
+    """Another program, such as iptables-nft, may commit at the moment when a rate is added or removed.
+
+    The change is then written again, it is not taken for another program's change of the table, and the table is not
+    replaced.
+    """
     load(site, boxes, PolicySpec(), PolicySpec())
     handle = _handle(site)
     others = "while :; do nft 'add table ip other; delete table ip other'; done"
@@ -407,7 +415,7 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
 
 
 def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
-    """Neither is built upon touched rules, nor is the touch forgotten."""
+    """No rate is added to rules that another program changed, and that change is not forgotten."""
     load(site, boxes, PolicySpec(), PolicySpec())
     anew = tuple(_elements(site, boxes, spec_of(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
     site.nft.change(Change(add=anew))
@@ -421,7 +429,7 @@ def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Box
 
 
 def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: Boxes) -> None:
-    """Their sets grow with use: until sources come a rate takes some kilobytes, and the last is added in a moment."""
+    """The sets of rates grow with use: without sources a rate takes some kilobytes, and the last is added quickly."""
     load(site, boxes, PolicySpec(), PolicySpec())
     wanted = [
         Element("rate_limit4", (IPv4Address("10.200.0.0") + n, 6, 22), (f"limit4__10.200.{n >> 8}.{n & 255}__1_day_5",))
@@ -442,7 +450,7 @@ def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: 
 
 
 def _kernel_memory() -> int:
-    """KiB that the kernel took for itself, on the whole machine."""
+    """Return the KiB that the kernel allocated for itself, on the whole machine."""
     with open("/proc/meminfo") as lines:
         sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"]

@@ -78,13 +78,13 @@ class Seat:
     name: str
     project: str = ""
     service: str = ""
-    #: Its published ports have numbers from here on.
+    #: The first number of its published ports.
     first: int = 0
 
 
-#: Docker's networks, by name: their bridges, and numbers in the lab's addresses.
+#: Docker networks, by name: their bridges, and numbers in the lab's addresses.
 DOCKERS = {"dock0": ("br-0123456789ab", (100, 102)), "dock1": ("front1", (101,))}
-#: Networks of our own, by name: their numbers.
+#: docker-fw networks, by name: their numbers.
 OURS = {"shop_front": 1, "back": 2, "inner": 3}
 #: The targets of a container's published ports.
 BEHIND: tuple[tuple[Proto, int], ...] = (("tcp", 22), ("tcp", 80), ("tcp", 5432), ("udp", 53), ("sctp", 9))
@@ -134,7 +134,7 @@ class Bed:
         self.site.run("nft", "-f", "-", input=f"table ip forwards {{\n{chain}\n}}\n")
 
     def show_bridges(self, shown: bool) -> bool:
-        """Whether the rules see packets within a bridge; False where the kernel has no br_netfilter."""
+        """Set whether the rules see packets within a bridge; return False where the kernel has no br_netfilter."""
         there = Path("/proc/sys/net/bridge")
         with self.site.inside():
             for kind in ("iptables", "ip6tables") if there.exists() else ():
@@ -181,7 +181,7 @@ def bed() -> Iterator[Bed]:
 
 # --- the policies -----------------------------------------------------------------------------------------------------
 
-#: Addresses that prefixes are drawn around: outsiders, containers, the host, the edges of something.
+#: Addresses to draw prefixes around: outsiders, containers, the host, edges of ranges.
 _HERE4 = [IPv4Address(a) for a in ("203.0.113.7", "203.0.113.8", "198.51.100.2", "10.1.0.2", "10.100.0.3", "10.2.0.2",
                                    "198.51.100.1", "128.0.0.0", "9.255.255.255", "192.0.2.77")]  # fmt: skip
 _HERE6 = [IPv6Address(a) for a in ("2001:db8:5::7", "2001:db8:5:0:8000::", "2001:db8:ffff::2", "2001:db8:1::2",
@@ -218,7 +218,7 @@ peers: st.SearchStrategy[Peer] = st.one_of(
     ),
     st.just(Peer("host")),
 )
-#: Ports, those in front at the edge of something.
+#: Ports; the first ones are at the edge of a range.
 ports = st.one_of(
     st.sampled_from([1, 15, 16, 22, 53, 80, 255, 256, 443, 4095, 4096, 5432, 8080, 61440, 65520, 65535]),
     st.integers(1, 65535),
@@ -231,7 +231,7 @@ def _rule(proto: str, one: int, other: int, whom: Iterable[Peer]) -> Rule:
 
 
 def rules_with(whom: st.SearchStrategy[Iterable[Peer]]) -> st.SearchStrategy[Rule]:
-    """Single ports, ranges, whole protocols, those without ports."""
+    """Return single ports, ranges, whole protocols, those without ports."""
     return st.one_of(
         st.builds(lambda proto, port, whom: _rule(proto, port, port, whom), protos, ports, whom),
         st.builds(_rule, protos, ports, ports, whom),
@@ -269,7 +269,7 @@ networks = st.fixed_dictionaries(
         "problems": problems,
     }
 )
-#: 0.0.0.0 and ::, or one address of the host's, or its loopback.
+#: 0.0.0.0 and ::, or one address of the host, or its loopback.
 _host_ips = st.sampled_from([(ANY4, ANY6), (Site.HOST4, Site.HOST6), (ANY4,), (ANY6,), (LOOPBACK4, LOOPBACK6)])
 published = st.lists(st.tuples(st.integers(0, len(BEHIND) - 1), _host_ips), max_size=3, unique_by=lambda each: each[0])
 containers = st.fixed_dictionaries(
@@ -517,7 +517,10 @@ class Gun:
         return self._shot(None, self._pick(self.strangers[version]), self._at(box, version), flow=self._pick([*BEHIND]))
 
     def _published(self) -> Shot | None:
-        """To a port of the host's that leads to a container, by DNAT, or by a docker-proxy that would listen there."""
+        """Return a packet to a host port that leads to a container.
+
+        It leads there by DNAT, or by a docker-proxy that would listen there.
+        """
         version, seat, index = self._pick([4, 6]), self._pick(self.bed.seats), self._pick(list(range(len(BEHIND))))
         proto, port = BEHIND[index]
         host, number = self.host(version), seat.first + index
@@ -548,7 +551,10 @@ class Gun:
 
 
 def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bool) -> None:
-    """Loads it, fires, compares each packet's fate with its verdict. `bridges`: the rules see packets within one."""
+    """Load the policies, send, and compare each packet's fate with its verdict.
+
+    `bridges`: the rules see packets within one.
+    """
     site = bed.site
     bridges = bed.show_bridges(bridges)
     bed.load(inventory, whole=whole)
@@ -558,7 +564,7 @@ def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bo
     for sniffer in sniffers:
         for _ in sniffer.read():
             pass
-    # By the sender, and in any order: none of them belongs to another's flow.
+    # By sender, and in any order: none of them belongs to another's flow.
     by_source: dict[Box | None, list[Packet]] = {}
     for shot in shots:
         by_source.setdefault(shot.source, []).append(shot.sent)
@@ -613,7 +619,7 @@ def test_the_kernels_verdict_is_the_references(
 
 
 def _bannable(prefix: Prefix) -> bool:
-    """The last packet's way stays free."""
+    """Return True if the last packet's path stays free."""
     try:
         prefix = read(str(prefix))
     except FwError:
@@ -638,5 +644,5 @@ def test_bans_are_the_references(
     whole: bool,
     bridges: bool,
 ) -> None:
-    """With addresses and prefixes of any length banned, wherever they are: nothing from them, nothing to them."""
+    """Addresses and prefixes of any length are banned, anywhere: nothing from them, nothing to them."""
     hold(bed, inventory_of(bed, defaults, nets, told, bans), seed, whole=whole, bridges=bridges)

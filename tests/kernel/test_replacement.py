@@ -34,7 +34,7 @@ _ports = itertools.cycle(range(20000, 60000))
 
 @pytest.fixture
 def web(site: Site) -> Box:
-    """A container of ours."""
+    """Yield a container on a docker-fw network."""
     site.host.sysctl(FORWARDING)
     return site.box(site.network(1), 2)
 
@@ -57,7 +57,7 @@ def elements(inventory: PolicyView) -> set[Element]:
 
 
 def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns | None, last: Packet) -> bool:
-    """True if a packet from somewhere is heard; `last` is sent by the host behind it, and always passes."""
+    """Return True if a packet arrives; `last` is sent by the host after it, and always passes."""
     for _ in ear.read():
         pass
     site.send([shot], source)
@@ -66,7 +66,7 @@ def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns 
 
 
 def passing(site: Site, web: Box) -> set[str]:
-    """Which new flows pass, of some that no table of ours may let through."""
+    """Return which new flows pass, of some that no docker-fw table may accept."""
     sport, lo = next(_ports), IPv4Address("127.0.0.1")
     shots: dict[str, tuple[Sniffer | Listener, Packet, NamedNetns | None, Packet]] = {
         "to docker-proxy's closed port": (
@@ -138,7 +138,7 @@ def standing_elements(site: Site) -> Iterable[Element]:
 def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it all is open; after its first transaction nothing of that is."""
+    """Before it all flows pass; after its first transaction none of them does."""
     wanted = elements(known(site, web))
     assert len(passing(site, web)) == 4
     moments = Moments(site, web, monkeypatch)
@@ -167,7 +167,7 @@ def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Bo
 def test_a_transaction_that_is_refused_once_leaves_nothing_shut(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the kernel takes the elements at the second try, new connections pass at once, not when a minute is over."""
+    """When the kernel accepts the elements at the second try, new connections pass at once, not after a minute."""
     batch, refusals = site.nft._batch, [NftError("Cannot allocate memory")]
 
     def refuses_once(*args: Any, **more: Any) -> None:
@@ -200,7 +200,7 @@ def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
 def test_a_refused_change_never_puts_half_a_table_there(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change that the kernel refuses, and the table that then is put there whole, open nothing at any moment."""
+    """A change that the kernel refuses, and the whole table that is loaded then, open nothing at any moment."""
     endpoint = Site.known(web, spec=PolicySpec(allow=(Rule("tcp", 8080, 8080),), egress=()))
     with site.inside():
         writer.put_endpoint(endpoint)
@@ -275,8 +275,11 @@ def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container leaves while the kernel has no memory for a single change: as soon as it has, the container's ports
-    are closed, for its address may be another's. The table's rules are untouched, so nothing else would mend that."""
+    """A container is removed while the kernel has no memory for a single change.
+
+    As soon as it has, the container's ports are closed, because its address may be another's. The table's rules are
+    unchanged, so no other mechanism would fix that.
+    """
     with site.inside():
         writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
         assert "to a container's closed port" in passing(site, web)
@@ -292,7 +295,7 @@ def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
 def test_a_kernel_that_cannot_tell_a_listening_socket_takes_the_table(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no rule can ask for a packet's socket (no nft_socket), the table is made without that one, and closes."""
+    """Where no rule can match a packet's socket (no nft_socket), the table is loaded without that one, and closes."""
     run = site.nft._run
 
     def old(text: str) -> None:

@@ -32,7 +32,7 @@ site = site_of_module(FORWARDING | BRIDGED_FRAMES_UNTRACKED)
 
 @dataclass(frozen=True)
 class Boxes:
-    """Ours: web and db on a network, api and api2 on another. Docker's: shop and near on a bridge, job on another."""
+    """On docker-fw networks: web and db; api and api2 on another. On Docker networks: shop and near; job on another."""
 
     web: Box
     db: Box
@@ -61,7 +61,7 @@ GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
 
 
 def known(box: Box, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
-    """The box as a container of compose's project shop."""
+    """Return the box as a container of compose's project shop."""
     container = Container(f"{name}-id", name, spec or PolicySpec(), project="shop", service=service or name)
     return dataclasses.replace(box.endpoint, container=container)
 
@@ -119,8 +119,10 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
 
 
 def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes, writer: TableApplier) -> None:
-    """A UDP flow that was cut, may be for a while and is cut again: the container does not bring it back meanwhile, not
-    when the time of the first cut is over."""
+    """A UDP flow is cut, permitted for a while and cut again: its quarantine starts anew.
+
+    The container cannot reopen it meanwhile, not when the time of the first cut is over.
+    """
     address, port = boxes.web.v6, 5353
 
     def says(**words: str) -> None:
@@ -229,7 +231,7 @@ def guard(writer: TableApplier) -> EndpointTracker:
 
 
 def shop(boxes: Boxes, spec: PolicySpec) -> Endpoint:
-    """The shop's container with its port published, as docker-proxy would serve it."""
+    """Return the shop's container with its port published, as docker-proxy would serve it."""
     return dataclasses.replace(known(boxes.shop, "shop", spec), network_id=GUARDED[0].id, published=PORTS)
 
 
@@ -240,8 +242,11 @@ def guest(box: Box, number: int, name: str, spec: PolicySpec | None = None, serv
 def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
-    """By docker-proxy a flow is between its client and the host: the clients that may still come go on, and so do the
-    host's own and those of the container's network."""
+    """Through docker-proxy a flow is between its client and the host.
+
+    The flows of clients that are still permitted continue, and so do the host's own and those of the container's
+    network.
+    """
     spec = spec_of(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
     api, job = known(boxes.api, "api", service="api"), guest(boxes.job, 1, "job", service="api")
     writer.put_endpoint(api)

@@ -108,7 +108,7 @@ def test_the_socket_is_roots_alone(fw: Running) -> None:
     ],
 )
 def test_unknown_calls_are_refused_in_json(fw: Running, method: str, path: str, status: int) -> None:
-    """A call that a newer Docker invents gets the error that it tolerates, in the protocol's own form."""
+    """A call that a newer Docker adds gets the error that Docker tolerates, in the protocol's own form."""
     found, reply = fw.raw(method, path, b"{}")
     assert found == status
     assert isinstance(json.loads(reply)["Err"], str)
@@ -228,7 +228,7 @@ def test_keep_alive(fw: Running) -> None:
             assert reply.startswith(b"HTTP/1.1 200")
 
 
-# --- labels -------------------------------------------------------------------------------------------------------
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_open_before_join_returns(fw: Running) -> None:
@@ -246,7 +246,7 @@ def test_labels_open_before_join_returns(fw: Running) -> None:
 
 
 def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> None:
-    """`driver_opts` of a service's network, and `-o` of a network, say `fw.allow` as well, and all add up."""
+    """`driver_opts` of a service's network, and `-o` of a network, set `fw.allow` as well, and all add up."""
     network = fw.network(1, {"fw.allow": "9000"})
     fw.well("CreateNetwork", network)
     fw.begin(network, 2, {"fw.allow": "8080"}, **{"fw.allow": "8081"})
@@ -268,7 +268,7 @@ def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> N
     ids=str,
 )
 def test_a_wrong_label_refuses_the_start(fw: Running, labels: dict[str, str], words: str) -> None:
-    """Docker gets the container's name and each mistake as text; nothing is open, no link stays."""
+    """Docker gets the container's name and each mistake as text; nothing is open, no link remains."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -299,7 +299,7 @@ def test_a_wrong_option_refuses_too(fw: Running, name: str) -> None:
 
 
 def test_an_image_opens_nothing_by_itself(fw: Running) -> None:
-    """A label that the image brought counts for nothing; the same key with another value is the user's."""
+    """A label from the image is ignored; the same key with another value is the user's."""
     fw.docker.images = {"sha256:loud": {"fw.allow": "8080", "fw.alow": "mistake"}}
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -393,7 +393,7 @@ def test_wrong_labels_that_become_known_later_stay_closed(fw: Running) -> None:
 
 
 def test_other_hooks_need_no_docker(fw: Running) -> None:
-    """Networks come and go, containers stop, ports are published, while the API hangs."""
+    """Networks are created and deleted, containers stop, ports are published, while the API hangs."""
     fw.docker.mode = "hang"
     fw.docker.end_streams()
     began = time.monotonic()
@@ -406,11 +406,11 @@ def test_other_hooks_need_no_docker(fw: Running) -> None:
     assert took(began) < 3
 
 
-# --- what cannot be made ------------------------------------------------------------------------------------------
+# --- objects that cannot be created -----------------------------------------------------------------------------------
 
 
 def test_a_taken_bridge_name_is_refused(fw: Running) -> None:
-    """A bridge name that the host uses is refused with a text; the host's link and our state stay as they were."""
+    """A bridge name that the host uses is refused with a text; the host's link and docker-fw's state are unchanged."""
     fw.site.host.ip("link add front0 type bridge", "addr add 10.200.0.1/24 dev front0")
     before = fw.site.run("ip", "-d", "addr", "show", "front0").stdout
     try:
@@ -425,7 +425,7 @@ def test_a_taken_bridge_name_is_refused(fw: Running) -> None:
 
 
 def test_an_overlapping_subnet_is_refused(fw: Running) -> None:
-    """A subnet that the host or another network of ours has is refused with both names, and nothing is made."""
+    """A subnet of the host or of another docker-fw network is refused with both names, and nothing is created."""
     fw.well("CreateNetwork", fw.network(1))
     clash = {**fw.network(2), "IPv4Data": [{"Gateway": "10.1.0.129/25"}]}
     assert "10.1.0.128/25 overlaps 10.1.0.0/24 of network 000000000001" in fw.driver("CreateNetwork", clash)["Err"]
@@ -444,7 +444,7 @@ def test_the_same_network_with_other_options_is_refused(fw: Running) -> None:
 
 
 def test_the_same_endpoint_with_other_addresses_is_refused(fw: Running) -> None:
-    """So is an endpoint's."""
+    """The same is true of an endpoint's addresses."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -467,7 +467,7 @@ def test_ending_what_is_unknown_is_well(fw: Running, name: str) -> None:
 
 
 def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
-    """DeleteNetwork without the calls that should have come before (Docker forgets some) leaves nothing behind."""
+    """DeleteNetwork without the expected earlier calls (Docker omits some) leaves nothing behind."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.begin(network, 2)
@@ -479,7 +479,7 @@ def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
 
 
 def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
-    """When the state cannot be written a start is refused with the path, and a stop closes all the same."""
+    """When the state cannot be written a start is refused with the path, and a stop still closes."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
@@ -610,7 +610,7 @@ def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
 @given(path=st.sampled_from(CALLS), data=st.binary(max_size=300))
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
-    """Not only JSON."""
+    """Not only JSON is answered."""
     assert "docker-fw failed on" not in answered(running, f"/{path}", data).get("Err", "")
 
 
@@ -700,7 +700,7 @@ def test_calls_in_any_order(running: Running, steps: list[tuple[str, int, int]])
 
 
 def test_many_at_once(fw: Running) -> None:
-    """Compose starts everything at once: six networks and their 48 containers, concurrently, all as alone."""
+    """Compose starts everything at once: six networks and their 48 containers, concurrently, each as if alone."""
 
     def life(number: int) -> None:
         network = fw.network(number)
@@ -800,7 +800,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
 
 
 def test_two_networks_that_want_the_same(fw: Running) -> None:
-    """Of eight networks that ask for one bridge name or one subnet at the same moment, one gets it."""
+    """Of eight networks that request one bridge name or one subnet at the same moment, one gets it."""
     for clash in ("name", "subnet"):
         barrier = threading.Barrier(8)
 
@@ -878,12 +878,12 @@ def test_not_one_packet_before_the_labels_are_known(fw: Running) -> None:
     assert passed == {22, 80, 8080}
 
 
-# --- death and rebirth --------------------------------------------------------------------------------------------
+# --- kills and restarts -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def own() -> Iterator[Running]:
-    """A plugin of one test's own, not started."""
+    """Yield a plugin for one test, not started."""
     with Site() as site:
         made = Running(site)
         yield made
@@ -930,7 +930,7 @@ def test_killed_at_any_time(own: Running) -> None:
                     gone.append(shown.stdout + shown.stderr)
 
     def retried(name: str, body: Body) -> Any:
-        """As Docker: a transport error is tried again."""
+        """Call as Docker does: a transport error is retried."""
         for _ in range(200):
             try:
                 return fw.driver(name, body)
@@ -976,7 +976,7 @@ def test_killed_at_any_time(own: Running) -> None:
 
 
 def test_a_restart_finds_everything(own: Running) -> None:
-    """After SIGTERM and a new start: the same networks, containers, exceptions; the rules stood all the while."""
+    """After SIGTERM and a new start: the same networks, containers, exceptions; the rules were active throughout."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -994,7 +994,7 @@ def test_a_restart_finds_everything(own: Running) -> None:
 
 
 def test_what_ended_meanwhile_is_closed(own: Running) -> None:
-    """A container that went while the plugin was away has no open port afterwards, for its address's next owner."""
+    """A container removed while the plugin was down has no open port afterwards, for its address's next owner."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1007,8 +1007,10 @@ def test_what_ended_meanwhile_is_closed(own: Running) -> None:
 
 
 def test_a_pair_that_dockerd_took_back_is_nobodys(own: Running) -> None:
-    """When dockerd gave up on us it moved the inner side back to the host: that address is closed at the next start. It
-    may also be that we died amid a Join: that can be repeated."""
+    """When dockerd gave up on a call, it moved the inner side back to the host: the next start closes that address.
+
+    If docker-fw was killed during a Join instead, the Join can be repeated.
+    """
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1107,12 +1109,12 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
     "command", ["flush ruleset", "delete table inet docker-fw", "add rule inet docker-fw inbound accept"]
 )
 def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
-    """`nft flush ruleset` (a firewall's restart) leaves the containers without our rules for a moment only."""
+    """`nft flush ruleset` (a firewall's restart) leaves the containers without docker-fw's rules for a moment only."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     fw.begin(network, 2, {"fw.allow": "8080"})
-    # Chains alone: sets that are listed hold the same elements, but not always in the same order.
+    # Chains alone: listed sets have the same elements, but not always in the same order.
     rules = fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound").stdout
     fw.site.run("nft", command)
     began = time.monotonic()
@@ -1226,7 +1228,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
 
 
 def test_a_change_after_a_flush_heals_at_once(own: Running) -> None:
-    """A container that starts just after a flush gets its rules and everybody else's, by its own Join."""
+    """A container that starts just after a flush gets its rules and all others', by its own Join."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)

@@ -33,7 +33,7 @@ def lasting(fw: Running) -> str:
 
 
 def macs(fw: Running) -> dict[str, str]:
-    """The host's links with their MACs; whether one is up, a bridge without ports changes by itself."""
+    """Return the host's links with their MACs, but not their states, because a bridge without ports changes its own."""
     return {link["ifname"]: link["address"] for link in json.loads(fw.site.run("ip", "-j", "link").stdout)}
 
 

@@ -63,31 +63,31 @@ def boxes(site: Site) -> Boxes:
 
 @pytest.fixture(scope="module")
 def docker(site: Site) -> Box:
-    """A container on one of Docker's own bridges."""
+    """Yield a container on a Docker bridge."""
     return site.docker_box("br-0123456789ab", 100)
 
 
 @pytest.fixture(scope="module")
 def unmanaged(site: Site) -> Box:
-    """A machine on a bridge that is neither ours nor Docker's."""
+    """Yield a machine on a bridge that is neither docker-fw's nor Docker's."""
     return site.docker_box("virbr0", 101)
 
 
 @pytest.fixture(scope="module")
 def by_hand(site: Site) -> Box:
-    """A container on a bridge that is called fw-… and that docker-fw did not make."""
+    """Yield a container on a bridge that is called fw-… and that docker-fw did not create."""
     return site.docker_box("fw-by-hand", 103)
 
 
 @pytest.fixture(scope="module")
 def inner_two(site: Site, boxes: Boxes) -> Box:
-    """A second container on the internal network."""
+    """Yield a second container on the internal network."""
     return site.box(_of(boxes.inner), 3)
 
 
 @pytest.fixture(scope="module")
 def lan(site: Site) -> Box:
-    """A machine on another link of the host's that is no bridge."""
+    """Yield a machine on another link of the host that is no bridge."""
     return site.lan_box(102)
 
 
@@ -99,7 +99,7 @@ def web(site: Site, boxes: Boxes) -> Box:
 
 
 def outside(box: Box) -> list[tuple[Any, Any]]:
-    """(source, destination) for a packet from outside to the box, in each of its families."""
+    """Return (source, destination) for a packet from outside to the box, in each of its families."""
     pairs: list[tuple[Any, Any]] = [(Site.OUT4, box.endpoint.addr4), (Site.OUT6, box.endpoint.addr6)]
     return [(src, dst) for src, dst in pairs if dst]
 
@@ -188,7 +188,7 @@ def test_a_chosen_bridge_name_is_closed_too(site: Site, boxes: Boxes) -> None:
 
 
 def test_a_network_is_closed_before_it_is_known(site: Site, boxes: Boxes, by_hand: Box) -> None:
-    """With an empty table (a restart without its state) every container network is closed but for ICMP."""
+    """With an empty table (a restart without its state) only ICMP passes to every container network."""
     site.nft.replace(())
     for box in (boxes.web, boxes.other, boxes.chosen, boxes.four, boxes.six, by_hand):
         assert arriving_ports(site, outside(box), box) == set()
@@ -207,7 +207,7 @@ def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
 
 
 def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> None:
-    """AH is judged as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
+    """AH is filtered as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
     src, dst = outside(boxes.web)[1]
     wrapped = [pk.authenticated(new_flow(proto, src, dst, port, next(_ports))) for proto, port in
                (("tcp", 80), ("tcp", 8080), ("udp", 53))]  # fmt: skip
@@ -220,7 +220,7 @@ def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> Non
 
 @pytest.mark.parametrize("proto", ["gre", "esp", "ah"])
 def test_of_what_is_open_a_protocol_can_be_denied(site: Site, boxes: Boxes, proto: str) -> None:
-    """`policy: open` accepts every protocol; `deny`, and a rule with `from`, take out one without ports as well."""
+    """`policy: open` accepts every protocol; `deny`, and a rule with `from`, exclude one without ports as well."""
     src, dst = outside(boxes.web)[1]
     sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
     somebody = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
@@ -289,7 +289,7 @@ def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes
     web = boxes.web
     target6 = {"outside": Site.OUT6, "host": IPv6Address("2001:db8:1::1"), "other network": boxes.other.v6}[to]
     target4 = {"outside": Site.OUT4, "host": IPv4Address("10.1.0.1"), "other network": boxes.other.v4}[to]
-    # About a flow that there is, so that connection tracking calls the redirect related.
+    # About an existing flow, so that connection tracking calls the redirect related.
     flow6, flow4 = (new_flow("tcp", t, w, 80, next(_ports)) for w, t in ((web.v6, target6), (web.v4, target4)))
     site.send([flow4, flow6], {"outside": None, "host": site.host, "other network": boxes.other}[to])
     advert = icmp(web.v6, target6, 134, body=struct.pack("!BBHII", 64, 0, 1800, 0, 0))
@@ -310,7 +310,7 @@ def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes
 
 @pytest.mark.parametrize("name", ["chosen name", "fw- by hand"])
 def test_no_router_advertisement_from_any_bridge_of_ours(site: Site, boxes: Boxes, by_hand: Box, name: str) -> None:
-    """A bridge is ours by its device group or by its name; either is enough to tell a container's advertisement."""
+    """A bridge is docker-fw's by its device group or by its name; either identifies a container's advertisement."""
     site.load(site.known(boxes.other))
     source = boxes.chosen if name == "chosen name" else by_hand
     advert = icmp(source.v6, boxes.other.v6, 134, body=struct.pack("!BBHII", 64, 0, 1800, 0, 0))
@@ -328,7 +328,7 @@ def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
 
 
 def watch_input(site: Site, *rules: str) -> None:
-    """Counts on the host, after our table: the rules' packets, and pings of both families."""
+    """Count on the host, after docker-fw's table: the rules' packets, and pings of both families."""
     lines = "\n".join([*rules, "icmpv6 type echo-request counter", "icmp type echo-request counter"])
     text = f"table inet watch {{\nchain i {{\ntype filter hook input priority 10;\n{lines}\n}}\n}}\n"
     site.run("nft", "-f", "-", input=text)
@@ -363,7 +363,7 @@ def test_what_belongs_to_no_flow_is_dropped(site: Site, boxes: Boxes) -> None:
 
 
 def test_connections_work_both_ways(site: Site, web: Box) -> None:
-    """A connection to an open port, and one that the container opens, work whole; a closed port is silent."""
+    """A connection to an open port, and one that the container opens, work completely; a closed port is silent."""
     with web.probe.serve(tcp=[80, 8080], udp=[53]), site.wan.probe.serve(tcp=[9000], udp=[9000]):
         for _, dst in outside(web):
             assert site.wan.probe.tcp(str(dst), 80) == "open"
@@ -403,7 +403,7 @@ def test_a_routing_header_0_is_dropped(site: Site, boxes: Boxes, inner: str) -> 
 
 
 def test_other_extension_headers_hide_nothing(site: Site, web: Box) -> None:
-    """Behind hop-by-hop or destination options a port is judged as without."""
+    """Behind hop-by-hop or destination options a port is filtered as without."""
     src, dst = outside(web)[1]
     sent = {}
     for header in (0, 60):
@@ -436,7 +436,7 @@ def test_fragments_are_judged_as_wholes(site: Site, web: Box) -> None:
 
 @pytest.fixture(params=[0, 1], ids=["br_netfilter off", "br_netfilter on"])
 def br_netfilter(request: pytest.FixtureRequest, site: Site) -> Iterator[int]:
-    """Whether packets inside a bridge cross the host's rules too."""
+    """Set whether packets inside a bridge pass the host's rules too."""
     names = [f"net/bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables")]
     site.host.sysctl(dict.fromkeys(names, request.param))
     yield request.param
@@ -456,7 +456,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, br_netf
 
 
 def test_neighbours_find_each_other(site: Site, boxes: Boxes, br_netfilter: int) -> None:
-    """Address resolution within a network works from scratch, IPv6's too, which br_netfilter would show the rules."""
+    """Address resolution within a network works from scratch, also IPv6's, which br_netfilter passes to the rules."""
     site.load()
     for one, two in ((boxes.web, boxes.db), (boxes.db, boxes.web)):
         one.ip(*(f"neigh flush to {a}" for a in (two.v4, two.v6)))
@@ -488,7 +488,7 @@ def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None
 
 
 def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker: Box) -> None:
-    """A container on one of Docker's own bridges is an outsider, too."""
+    """A container on a Docker bridge is an outsider, too."""
     site.load(site.known(boxes.web))
     assert arriving_ports(site, between(docker, boxes.web), boxes.web, docker) == BASE
 
@@ -515,7 +515,7 @@ def any_flow(src: Any, dst: Any) -> list[Packet]:
 
 @pytest.mark.parametrize("source", ["outside", "another network", "Docker's bridge"])
 def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
-    """Not from outside, not from other networks, whatever labels open; ping neither."""
+    """No packet enters from outside or from other networks, whatever labels open; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
     site.load(site.known(inner, everything), site.known(boxes.web, everything))
@@ -540,7 +540,7 @@ def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box
     end = {"outside": None, "another network": boxes.web, "Docker's bridge": docker}[target]
     pairs = [(inner.v4, Site.OUT4), (inner.v6, Site.OUT6)] if end is None else between(inner, end)
     sent = [packet for pair in pairs for packet in any_flow(*pair)]
-    # Not one of them may arrive, so the last packet is another container's, sent after.
+    # None of them may arrive, so the last packet is another container's, sent after.
     last = ping(boxes.other.v6, pairs[1][1])
     sniffer = site.sniffer(end or site.wan)
     list(sniffer.read())
@@ -613,14 +613,14 @@ def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Box
     assert not_marked == 0
 
 
-# --- forwarding that docker-fw switched on ------------------------------------------------------------------------
+# --- forwarding that docker-fw enabled --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_what_was_never_forwarded_stays_so(
     site: Site, boxes: Boxes, docker: Box, unmanaged: Box, lan: Box, family: int
 ) -> None:
-    """A host that was no router before does not become one between its other links, in the families we switched on."""
+    """A host that was no router before does not become one between its other links, in the enabled families."""
     number = {4: 2, 6: 10}[family]
     index = family == 6
     pair = [(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][index]
@@ -650,7 +650,7 @@ def test_what_was_never_forwarded_stays_so(
 
 
 def test_a_published_port_obeys_the_policy(site: Site, boxes: Boxes) -> None:
-    """`-p 8081:80` leads to an open port; `-p 8082:8080` to a closed one is closed, though it is published."""
+    """`-p 8081:80` leads to an open port; `-p 8082:8080` leads to a closed one and is closed, though published."""
     published = tuple(
         Published(proto, any_, host, port)  # type: ignore[arg-type]
         for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::"))
@@ -670,7 +670,7 @@ def test_a_published_port_obeys_the_policy(site: Site, boxes: Boxes) -> None:
         assert site.wan.probe.tcp(str(Site.HOST6), 8081, timeout=0.2) == "silent"
 
 
-# --- addresses as they leave --------------------------------------------------------------------------------------
+# --- outbound source addresses ----------------------------------------------------------------------------------------
 
 
 def test_ipv4_leaves_with_the_hosts_address_and_ipv6_with_its_own(site: Site) -> None:
@@ -684,7 +684,7 @@ def test_ipv4_leaves_with_the_hosts_address_and_ipv6_with_its_own(site: Site) ->
 
 
 def test_without_masquerading_ipv4_keeps_its_address(site: Site, web: Box) -> None:
-    """A routed IPv4 network is seen by its own addresses."""
+    """A routed IPv4 network is seen with its own addresses."""
     with site.wan.probe.serve(tcp=[9002]):
         assert web.probe.one(("tcp", str(Site.OUT4), 9002)).peer == str(web.v4)
 
@@ -699,5 +699,5 @@ def test_between_networks_nothing_is_masqueraded(site: Site, boxes: Boxes) -> No
 
 
 def test_an_on_link_prefix_of_documentation() -> None:
-    """The lab's addresses are the ones that the tests name."""
+    """The lab uses the addresses that the tests name."""
     assert IPv6Interface(f"{Site.HOST6}/64").network == IPv6Interface("2001:db8:ffff::2/64").network

@@ -1,4 +1,4 @@
-"""The long run: blows in random order until the time is over; 1 if a promise was broken."""
+"""Run blows in random order until the time is over; exit with 1 if a promise was broken."""
 
 from __future__ import annotations
 

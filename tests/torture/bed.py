@@ -20,7 +20,7 @@ SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
 
 @dataclass(frozen=True)
 class Place:
-    """A network and its container: 8080 is opened by a label, 9090 by nothing; both are published."""
+    """A network and its container: 8080 is opened by a label, 9090 by none; both are published."""
 
     name: str
     driver: str
@@ -51,7 +51,7 @@ class Row:
     gap: float
     #: seconds from the blow's end until all that should be open was
     back: float
-    #: and how many that may be
+    #: and the limit for that
     within: float
     trouble: str = ""
 
@@ -80,13 +80,13 @@ class Bed:
         self._excuse = (0.0, 0.0)
 
     def make(self) -> None:
-        """The networks and their containers."""
+        """Create the networks and their containers."""
         for place in self.places:
             self.fw.engine.docker("network", "create", "-d", place.driver, *place.subnets(), place.name)
             self.run(place)
 
     def run(self, place: Place, label: str = "fw.allow=8080") -> None:
-        """A place's container, anew."""
+        """Run a place's container, again."""
         self.fw.remove(place.app)
         v4, v6 = place.addresses()
         self.fw.engine.docker(
@@ -149,7 +149,7 @@ class Bed:
         self._excuse = (since, until)
 
     def strike(self, blow: Callable[[Bed], None]) -> Row:
-        """One blow under fire, until all that should be open is open again."""
+        """Strike one blow under fire, and wait until all that should be open is open again."""
         self._excuse, trouble = (0.0, 0.0), ""
         with self.fw.wan.probe.hammer(*self.closed(), every=0.005) as hammer:
             try:

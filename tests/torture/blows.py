@@ -31,7 +31,7 @@ def plugin_killed(bed: Bed) -> None:
 
 
 def plugin_killed_amid_changes(bed: Bed) -> None:
-    """Containers start while the plugin dies; those that could not are no concern here."""
+    """Containers start while the plugin dies; failed starts are not checked here."""
     names = [f"amid{number}" for number in range(3)]
     for number, name in enumerate(names):
         if number == 1:
@@ -47,7 +47,7 @@ def plugin_disabled_and_enabled(bed: Bed) -> None:
 
 
 def containers_and_networks_come_and_go(bed: Bed) -> None:
-    """The closed ports' own addresses change hands, too."""
+    """The addresses of the closed ports get other owners, too."""
     bed.remake()
 
 
@@ -59,7 +59,7 @@ def words_change(bed: Bed) -> None:
 
 
 def labels_change(bed: Bed) -> None:
-    """As compose does it: each container is made anew with the same addresses, without its label, and with it again."""
+    """Create each container again with the same addresses, without its label, and with it again, as compose does."""
     for place in bed.places:
         bed.run(place, "fw.allow=8081")
     until(bed.all_closed, "without the label nothing is open")
@@ -147,7 +147,7 @@ def elements_added(bed: Bed) -> None:
 
 
 def ruleset_flushed(bed: Bed) -> None:
-    """Docker's own rules come back only with dockerd."""
+    """Flush the ruleset: Docker restores its own rules only when dockerd restarts."""
     _nft(bed, "flush", "ruleset")
     bed.fw.engine.restart()
 
@@ -159,7 +159,7 @@ def iptables_flushed(bed: Bed) -> None:
 
 
 def flushed_while_disabled(bed: Bed) -> None:
-    """An orphan is flushed: open until docker-fw is back, and no longer than the bound after that."""
+    """Flush a table without an owner: it is open until docker-fw is back, and no longer than the bound after that."""
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     since = time.monotonic()
     bed.fw.host.run(["nft", "flush", "ruleset"])
@@ -173,7 +173,7 @@ def state_files(fw: Fw) -> list[Path]:
 
 
 def _state_spoilt(bed: Bed, spoil: Callable[[Path], object]) -> None:
-    """The way back that the documentation names: networks are removed and created again."""
+    """Damage the state, and do what the documentation says: networks are removed and created again."""
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     for path in state_files(bed.fw):
         spoil(path)
@@ -209,7 +209,7 @@ def disk_full(bed: Bed) -> None:
     bed.fw.fwctl("revert", bed.places[0].app)
 
 
-#: All of them: the long run draws from these.
+#: All blows: the long run draws from these.
 BLOWS: tuple[Blow, ...] = (
     worker_killed,
     plugin_killed,
