@@ -23,7 +23,7 @@ from tests.waiting import until
 
 
 def test_never_while_networks_and_containers_come(each: Fw) -> None:
-    """It holds from a network's first moment and a container's first packet:
+    """Closed ports stay closed from a network's first moment and a container's first packet on:
 
     DNAT, docker-proxy, the container's address.
     """

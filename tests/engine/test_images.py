@@ -112,7 +112,7 @@ def test_a_label_of_the_users_is_the_users_whatever_another_variant_says(tells: 
 
 @BOTH
 def test_an_index_that_names_a_platform_twice_opens_nothing(tells: Fw, driver: str | None) -> None:
-    """This holds whichever of the two Docker takes, and whichever it shows."""
+    """No label opens a port, whichever of the two Docker takes, and whichever it shows."""
     for platform in ((), OTHER):
         with container(tells, driver, "twins", *platform) as (_, reached):
             answers(reached, BASE)

@@ -189,7 +189,7 @@ def test_labels_of_a_stack(each: Node) -> None:
 
 
 def test_a_closed_port_never_answers_while_tasks_come_and_go(each: Node) -> None:
-    """It holds with DNAT and docker-proxy, from the first moment, also on an address whose last owner had it open."""
+    """No closed port answers by DNAT or docker-proxy, also on an address whose last owner had it open."""
     options, ports = host_mode(5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     labels, opened = host_mode(5432)

@@ -66,7 +66,7 @@ ALL_NEW, ALL_UDP = ({f"{port}/{proto}" for port in PORTS} for proto in (NEW, "ud
 
 
 def test_packets_of_it_obey_the_labels(site: Site, web: Box) -> None:
-    """It is closed without a label, and with `fw.deny: */NEW` on an open container.
+    """The protocol is closed without a label, and with `fw.deny: */NEW` on an open container.
 
     It is open exactly where a label opens it.
     """

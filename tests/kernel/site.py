@@ -230,7 +230,7 @@ class Site:
     ) -> set[Element]:
         """Return the table's elements for a container on a Docker bridge (of this name, so not docker-fw's).
 
-        Its policy is `allow`, or all of `said`; `published` are its ports, in addition to the box's own.
+        Its policy is `allow`, or all of `spec`; `published` are its ports, in addition to the box's own.
         """
         network = BridgeNetwork("d" * 64, "app_default", bridge, **fields)
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow)) if known else None
@@ -315,7 +315,7 @@ class Site:
 
     @staticmethod
     def known(box: Box, *allow: Rule, spec: PolicySpec | None = None, **fields: Any) -> Endpoint:
-        """Return the box's endpoint with its labels known: `allow`, or all of `said`."""
+        """Return the box's endpoint with its labels known: `allow`, or all of `spec`."""
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 

@@ -97,7 +97,7 @@ def network(fw: Fw, number: int = 1, **options: str) -> Body:
 
 
 def test_packets_pass_by_allow_and_not_by_deny(fw: Fw) -> None:
-    """The change applies from the moment that `fwctl` returns, in both families, and is undone with revert."""
+    """An override applies from the moment that `fwctl` returns, in both families, and is undone with revert."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     ports = (22, 80, 8080, 9000)
     assert fw.seen(*ports) == {22, 80, 8080}
@@ -114,7 +114,7 @@ def test_packets_pass_by_allow_and_not_by_deny(fw: Fw) -> None:
 
 
 def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
-    """Within a second of its end no new connection is accepted, and established ones end."""
+    """Within a second of an override's end no new connection is accepted, and established ones end."""
     _, box = fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "--for", "2s")
     began = time.monotonic()
@@ -166,7 +166,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
 
 
 def test_overrides_go_with_the_container(fw: Fw) -> None:
-    """When Docker does not list the container any more; one of the same name has its own labels only."""
+    """Overrides end when Docker no longer lists the container; one of the same name has its own labels only."""
     net = network(fw)
     endpoint, _ = fw.web(net)
     fw.fwctl("allow", "c2", "9000")
@@ -182,7 +182,7 @@ def test_overrides_go_with_the_container(fw: Fw) -> None:
 
 
 def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
-    """It reaches neither a container, nor a published port, nor the host, in both families.
+    """A banned address reaches neither a container, nor a published port, nor the host, in both families.
 
     Established connections end, too.
     """
@@ -226,7 +226,7 @@ def test_a_prefix_is_banned_and_ends_by_itself(fw: Fw) -> None:
 
 
 def test_the_host_does_not_ban_itself(fw: Fw) -> None:
-    """The host's addresses, and gateways."""
+    """The host's own addresses, and gateways, cannot be banned."""
     network(fw)
     own = (str(fw.site.HOST4), str(fw.site.HOST6), "10.1.0.1")
     for address in (*own, "2001:db8:1::/64", "127.0.0.1", "198.51.100.0/24"):
@@ -410,7 +410,7 @@ def test_a_wrong_setting_is_told(fw: Fw) -> None:
 
 
 def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
-    """In an empty network namespace with this machine's nft, twice.
+    """The file loads in an empty network namespace with this machine's nft, twice.
 
     In the place of docker-fw's own table it accepts the same packets.
     """

@@ -65,7 +65,7 @@ def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
 
 
 def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
-    """They are reached on all addresses of a family or on one; so are ports that a label opens, and dockerd's own."""
+    """Known programs are reached on all or one of the addresses; so are ports that a label opens, and dockerd's."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
     known = {proxied_element(port, "host_own") for port in ports}
     known |= {

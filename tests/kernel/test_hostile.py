@@ -39,7 +39,7 @@ def fdb(site: Site) -> list[str]:
 
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_no_frame_leaves_from_another_mac(site: Site, boxes: list[Box], family: str) -> None:
-    """Neither from a neighbour's MAC nor from an invented one; from its own, frames pass."""
+    """No frame leaves from a neighbour's MAC or an invented one; from its own, frames pass."""
     victim, neighbour, hostile = boxes
     src, dst = str(getattr(hostile, family)), str(getattr(victim, family))
     sniffer = site.sniffer(victim)
@@ -180,7 +180,7 @@ def part(packet: Packet, place: int) -> Packet:
 
 
 def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
-    """With its own MAC and addresses all traffic passes that neighbours need from each other, fragments as well."""
+    """With its own MAC and addresses, a container's traffic with neighbours passes, fragments as well."""
     victim, _, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
     whole = new_flow("udp", OWN6, "2001:db8:1::2", 9, next(_ports))

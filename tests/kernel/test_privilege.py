@@ -64,7 +64,7 @@ def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
 
 
 def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
-    """They suffice for rules, links, sysctls, a host port below 1024, and the rule in DOCKER-USER.
+    """The capabilities suffice for rules, links, sysctls, a host port below 1024, and the rule in DOCKER-USER.
 
     That rule is by iptables-legacy, which needs more than the other variant.
     """
@@ -86,7 +86,7 @@ def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
 
 
 def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
-    """It prints one line with the remedy, exits with a failure status, and shows no traceback."""
+    """The plugin prints one line with the remedy, exits with a failure status, and shows no traceback."""
     limited.given = (NET_BIND_SERVICE, NET_RAW)
     limited.spawn()
     assert limited.process

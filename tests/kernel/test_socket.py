@@ -279,7 +279,7 @@ def test_a_wrong_label_refuses_the_start(fw: Running, labels: dict[str, str], wo
     assert reply.keys() == {"Err"}
     assert fw.links() == names_of(network)
     assert fw.opens("10.1.0.2") == set()
-    # What Docker 29 and later send after a failed Join, and what all versions send then:
+    # Docker 29 and later send the first call after a failed Join, and all versions the others:
     fw.well("Leave", endpoint)
     fw.well("DeleteEndpoint", endpoint)
 
@@ -444,7 +444,7 @@ def test_the_same_network_with_other_options_is_refused(fw: Running) -> None:
 
 
 def test_the_same_endpoint_with_other_addresses_is_refused(fw: Running) -> None:
-    """The same is true of an endpoint's addresses."""
+    """A second CreateEndpoint with the same ID and other addresses is refused, too."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -610,12 +610,12 @@ def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
 @given(path=st.sampled_from(CALLS), data=st.binary(max_size=300))
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
-    """Not only JSON is answered."""
+    """Any bytes are answered, not only JSON."""
     assert "docker-fw failed on" not in answered(running, f"/{path}", data).get("Err", "")
 
 
 def test_after_all_that_nothing_is_left(fw: Running) -> None:
-    """What fuzzing created is removed with its networks, and a plain container starts as before."""
+    """Objects that fuzzing created are removed with its networks, and a plain container starts as before."""
     fw.clean()
     fw.nothing_left()
     network = fw.network(1)

@@ -318,7 +318,7 @@ def test_no_router_advertisement_from_any_bridge_of_ours(site: Site, boxes: Boxe
 
 
 def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
-    """What connection tracking relates to a container's own flow is accepted, also if its type is not on the list."""
+    """Errors that connection tracking relates to a container's own flow pass, also of types not on the list."""
     flow = new_flow("udp", web.v4, Site.OUT4, 9, next(_ports))
     site.send([flow], web)
     quench = icmp_error(Site.OUT4, flow, 4)
@@ -444,7 +444,7 @@ def br_netfilter(request: pytest.FixtureRequest, site: Site) -> Iterator[int]:
 
 
 def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, br_netfilter: int) -> None:
-    """They talk on any port, whether their labels are known or not, also where the rules see bridged packets."""
+    """Containers talk on any port, whether their labels are known or not, also where the rules see bridged packets."""
     site.load()
     sent = [
         new_flow(proto, src, dst, port, next(_ports))
