@@ -95,7 +95,7 @@ def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw
 
 
 def test_nor_while_its_container_starts(each: Fw) -> None:
-    """This holds from the container's first packet on: docker-fw does not wait for Docker to list published ports."""
+    """Closed ports are closed from the first packet on, without waiting for Docker to list published ports."""
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net:
         first = each.run(net)

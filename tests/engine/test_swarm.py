@@ -208,7 +208,7 @@ def test_a_closed_port_never_answers_while_tasks_come_and_go(each: Node) -> None
 
 
 def test_a_closed_port_never_answers_while_dockerd_restarts(each: Node) -> None:
-    """Neither the old task's port answers nor the new one's, which starts when the swarm is active again."""
+    """The old task's port does not answer, nor the new one's, which starts when the swarm is active again."""
     options, ports = host_mode(80, 5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     with each.service(*options, command=SERVERS) as service:

@@ -133,7 +133,7 @@ class Bed:
     def arriving(self, to: Box, source: Box | None = None) -> set[str]:
         """Return the ports on which a new flow reaches the container, in both families alike, of some of each protocol.
 
-        Not for a nat network: its packets arrive with another address than they were sent to.
+        The source cannot be on a nat network: its packets arrive with another source address than they were sent with.
         """
         names: dict[Packet, tuple[str, int]] = {}
         from4, from6 = (Site.OUT4, Site.OUT6) if source is None else (source.v4, source.v6)

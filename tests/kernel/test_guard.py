@@ -165,7 +165,7 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
 
 
 def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site, boxes: Boxes) -> None:
-    """No packet enters or leaves it, not even ping, without Docker's rules too; the host and it reach each other."""
+    """No packet, not even ping, enters or leaves it without Docker's rules either; the host and it reach each other."""
     inner = site.guarded(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
     for elements, passes in ((site.guarded(boxes.web, BR_DOCKER), True), (inner, False)):

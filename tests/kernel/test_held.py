@@ -263,7 +263,7 @@ def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall,
 
 @both
 def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
-    """Nor does the peer's next segment, where the container accepts everything and may initiate nothing."""
+    """The peer's next segment opens none, where the container accepts everything and may initiate nothing."""
     fw.says(boxes.web, policy="open", egress="none")
     out = Site.OUT4 if version == 4 else Site.OUT6
     segment = tcp(out, boxes.web.address(version), next(PORTS), 443, 0x18, 1)

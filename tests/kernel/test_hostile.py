@@ -330,7 +330,7 @@ def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: s
 
 
 def test_no_trick_reaches_a_closed_port_of_another_network(site: Site, bound: list[Box]) -> None:
-    """A closed port of another network is not reached by any known evasion.
+    """A closed port of another network is reached by none of these evasions.
 
     The test tries a tunnel, IPv4 within IPv6, extension headers, fragments too small for a port, a source port of usual
     replies, and unsolicited replies. A flow of the container's own to the outsider opens nothing for other clients.

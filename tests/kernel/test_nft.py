@@ -455,7 +455,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
-    """Its socket is found among all other open files of the process."""
+    """The firewall finds its own socket among all other open files of the process."""
     with inside(host.path):
         others = [netlink.open_socket() for _ in range(3)]
         made = Nft(MARK)
