@@ -113,7 +113,7 @@ def _measure(bed: Bed, table: Table, family: int, state: str, targets: Mapping[s
 
 @contextmanager
 def _free(bed: Bed) -> Iterator[Target]:
-    """Return a host and a container without Docker: two namespaces without any table or connection tracking."""
+    """Yield a host and a container without Docker: two namespaces without any table or connection tracking."""
     claim = Claim("p")
     host, container = NamedNetns(claim.name), NamedNetns(f"{claim.name}c")
     claim.record.netns += [host.name, container.name]
@@ -148,21 +148,21 @@ def _free(bed: Bed) -> Iterator[Target]:
 
 @contextmanager
 def _docker(bed: Bed) -> Iterator[Target]:
-    """Return the only container on a Docker bridge, on the engine without docker-fw."""
+    """Yield the only container on a Docker bridge, on the engine without docker-fw."""
     with _alone(bed, bed.bare, "bridge", "packets-bridge", bed.routed, _PORTS) as target:
         yield target
 
 
 @contextmanager
 def _guarded(bed: Bed) -> Iterator[Target]:
-    """The same on the engine with docker-fw, where a label opens the port."""
+    """Yield the same on the engine with docker-fw, where a label opens the port."""
     with _alone(bed, bed.engine, "bridge", "packets-guarded", bed.routed, (*_PORTS, *_LABEL)) as target:
         yield target
 
 
 @contextmanager
 def _ours(bed: Bed) -> Iterator[Target]:
-    """Return the only container on a docker-fw network."""
+    """Yield the only container on a docker-fw network."""
     with _alone(bed, bed.engine, bed.fw.driver, "packets-fw", (), _LABEL) as target:
         yield target
 

@@ -117,7 +117,7 @@ def _first_answer(bed: Bed, kind: str) -> float:
 
 
 def _answers(address: str, port: int, patience: float = 0.01) -> bool:
-    """Try once. A dropped SYN is not repeated for a second, so silence ends the try."""
+    """Return True if one try succeeds. A dropped SYN is not repeated for a second, so silence ends the try."""
     with socket.socket() as sock, selectors.DefaultSelector() as selector:
         sock.setblocking(False)
         sock.connect_ex((address, port))

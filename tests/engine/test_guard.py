@@ -247,7 +247,7 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
 
 @contextmanager
 def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
-    """Machines on bridges that are not Docker's, each with a server; Docker does not drop the path to them."""
+    """Yield machines on bridges that are not Docker's, each with a server; Docker does not drop the path to them."""
     targets, names, net = [], [], fw.host.netns
     accept = [["iptables", "{}", "FORWARD", way, "10.60.0.0/16", "-j", "ACCEPT"] for way in ("-d", "-s")]
     try:

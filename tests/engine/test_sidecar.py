@@ -36,7 +36,7 @@ MACHINE = ("tcp", "10.60.0.2", 9999)
 
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
-    """The sidecar."""
+    """Yield the sidecar."""
     with Engine(request.param) as engine:
         yield Sidecar.up(engine)
 
@@ -171,7 +171,7 @@ def away(fw: Sidecar) -> Iterator[None]:
 
 @contextmanager
 def app_on(fw: Fw, net: Net) -> Iterator[tuple[str, str, str]]:
-    """A container that restarts by itself with the same addresses: 8080 opened, 9090 not, both published."""
+    """Run a container that restarts by itself with the same addresses: 8080 opened, 9090 not, both published."""
     v4, v6 = net.v4.replace(".0/24", ".80"), net.v6.replace("::/64", "::80")
     with labelled(fw, net, "--ip", v4, "--ip6", v6) as app:
         yield app, v4, v6

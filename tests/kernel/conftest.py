@@ -56,13 +56,13 @@ def fw(site: Site) -> Iterator[Running]:
 
 @pytest.fixture
 def own(fw: Running) -> Running:
-    """Yield the same, on a host that forwards."""
+    """Return the same, on a host that forwards."""
     fw.site.host.sysctl(FORWARDING)
     return fw
 
 
 @pytest.fixture(params=["web", "guest"])
 def box(request: pytest.FixtureRequest, boxes: Any) -> Box:
-    """Yield one of a module's `boxes`: on a docker-fw network, and on a Docker network."""
+    """Return one of a module's `boxes`: on a docker-fw network, and on a Docker network."""
     found: Box = getattr(boxes, request.param)
     return found

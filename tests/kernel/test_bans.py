@@ -48,7 +48,7 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    """Yield containers on two docker-fw networks, and on a Docker network."""
+    """Return containers on two docker-fw networks, and on a Docker network."""
     return Boxes(site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(BRIDGE, 101))
 
 

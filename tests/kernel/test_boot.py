@@ -10,7 +10,7 @@ from tests.waiting import until
 
 
 def dialled(fw: Running) -> bool:
-    """Dial the socket as dockerd does to see whether the plugin is there."""
+    """Return True if the socket can be dialled, as dockerd does to see whether the plugin is there."""
     with socket.socket(socket.AF_UNIX) as sock:
         return sock.connect_ex(str(fw.socket)) == 0
 

@@ -79,7 +79,7 @@ def dockers(site: Site) -> Boxes:
 
 @pytest.fixture(params=["ours", "docker"])
 def boxes(request: pytest.FixtureRequest) -> Boxes:
-    """Yield containers on a docker-fw network, and on a Docker network."""
+    """Return containers on a docker-fw network, and on a Docker network."""
     made: Boxes = request.getfixturevalue("ours" if request.param == "ours" else "dockers")
     return made
 
@@ -89,7 +89,7 @@ def load(site: Site, boxes: Boxes, *egress: str, twin: bool = False, more: Itera
 
 
 def pairs(source: Box, *targets: Any) -> list[tuple[Any, Any]]:
-    """Yield (source, target) in both families; a target is a box, or an address of each family."""
+    """Return (source, target) in both families; a target is a box, or an address of each family."""
     found = []
     for target in targets:
         four, six = (target.v4, target.v6) if isinstance(target, Box) else target

@@ -62,7 +62,7 @@ def boxes(site: Site) -> Boxes:
 
 @pytest.fixture
 def friendly(site: Site, boxes: Boxes) -> Boxes:
-    """Yield two containers, one on each kind of network, that accept UDP from friends; one also behind docker-proxy.
+    """Return two containers, one on each kind of network, that accept UDP from friends; one also behind docker-proxy.
 
     The port of the second container on a docker-fw network is not bound to its addresses: it is not known, or the
     kernel has no bridge tables.

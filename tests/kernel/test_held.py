@@ -142,7 +142,7 @@ class Flow:
     port: int = 5353
 
     def begins(self) -> bool:
-        """Send the client's first packet and receive the reply."""
+        """Return True if the client's first packet arrives, and the reply."""
         return self._passes(self.kind.asks, True) and self.server_says()
 
     def client_says(self) -> bool:

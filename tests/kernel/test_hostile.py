@@ -26,7 +26,7 @@ site = site_of_module(BRIDGED_FRAMES_UNTRACKED)
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> list[Box]:
-    """Yield three containers of one network: a victim, its neighbour, a hostile one."""
+    """Return three containers of one network: a victim, its neighbour, a hostile one."""
     network = site.network(1)
     made = [site.box(network, number) for number in (2, 3, 4)]
     site.acquaint(*made)

@@ -80,7 +80,7 @@ site = site_of_module()
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> tuple[Box, Box]:
-    """Yield containers on two networks, both named "web"."""
+    """Return containers on two networks, both named "web"."""
     return site.box(site.network(1), 2), site.box(site.network(2), 2)
 
 

@@ -42,7 +42,7 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    """Yield two containers on a docker-fw network, one on a Docker network."""
+    """Return two containers on a docker-fw network, one on a Docker network."""
     network = site.network(1)
     return Boxes(site.box(network, 2), site.box(network, 3), site.docker_box(BRIDGE, 101))
 

@@ -123,7 +123,7 @@ class Bed:
         self._dnat()
 
     def _dnat(self) -> None:
-        """Return Docker's IPv4 DNAT rules for published ports of Docker networks: for all ports, published or not."""
+        """Load Docker's IPv4 DNAT rules for published ports of Docker networks: for all ports, published or not."""
         rules = "\n".join(
             f"ip daddr {Site.HOST4} {proto} dport {seat.first + i} dnat to {seat.box.v4}:{port}"
             for seat in self.seats

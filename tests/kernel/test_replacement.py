@@ -34,7 +34,7 @@ _ports = itertools.cycle(range(20000, 60000))
 
 @pytest.fixture
 def web(site: Site) -> Box:
-    """Yield a container on a docker-fw network."""
+    """Return a container on a docker-fw network."""
     site.host.sysctl(FORWARDING)
     return site.box(site.network(1), 2)
 

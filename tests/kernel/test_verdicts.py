@@ -63,31 +63,31 @@ def boxes(site: Site) -> Boxes:
 
 @pytest.fixture(scope="module")
 def docker(site: Site) -> Box:
-    """Yield a container on a Docker bridge."""
+    """Return a container on a Docker bridge."""
     return site.docker_box("br-0123456789ab", 100)
 
 
 @pytest.fixture(scope="module")
 def unmanaged(site: Site) -> Box:
-    """Yield a machine on a bridge that is neither docker-fw's nor Docker's."""
+    """Return a machine on a bridge that is neither docker-fw's nor Docker's."""
     return site.docker_box("virbr0", 101)
 
 
 @pytest.fixture(scope="module")
 def by_hand(site: Site) -> Box:
-    """Yield a container on a bridge that is called fw-… and that docker-fw did not create."""
+    """Return a container on a bridge that is called fw-… and that docker-fw did not create."""
     return site.docker_box("fw-by-hand", 103)
 
 
 @pytest.fixture(scope="module")
 def inner_two(site: Site, boxes: Boxes) -> Box:
-    """Yield a second container on the internal network."""
+    """Return a second container on the internal network."""
     return site.box(_of(boxes.inner), 3)
 
 
 @pytest.fixture(scope="module")
 def lan(site: Site) -> Box:
-    """Yield a machine on another link of the host that is no bridge."""
+    """Return a machine on another link of the host that is no bridge."""
     return site.lan_box(102)
 
 
