@@ -125,7 +125,7 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
 
 
 def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
-    """A container cannot initiate to it, and neither can a container of another network."""
+    """A container cannot initiate to a banned address, and neither can a container of another network."""
     load(site, boxes, bans(str(BANNED[4]), str(BANNED[6]), str(boxes.other.v4)))
     last = ping(Site.HOST6, Site.OUT6)
     for box in (boxes.web, boxes.guest):

@@ -271,7 +271,7 @@ def test_flows_that_cannot_be_listed_are_an_error_in_the_log(
 
 
 def test_thousands_of_flows(site: Site, boxes: tuple[Box, Box]) -> None:
-    """The kernel finds them itself: one address's thousands are removed, and the other's stay."""
+    """The kernel finds the flows itself: one address's thousands are removed, and the other's stay."""
     gone, stays = boxes
     for box in boxes:
         site.deliver([udp(Site.OUT6, box.v6, 53, port) for port in range(10000, 12000)], box)

@@ -239,7 +239,7 @@ def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxe
 
 
 def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
-    """GRE, ESP and AH from a friend's address are dropped too, where they are open to friends."""
+    """Forged GRE, ESP and AH from a friend's address are dropped too, where they are open to friends."""
     protos = ("gre", "esp", "ah")
     site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)

@@ -204,7 +204,7 @@ def test_a_flow_that_came_in(site: Site, boxes: Boxes, fw: Firewall, kind: str, 
 @every_kind
 @both
 def test_a_flow_that_went_out(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
-    """The peer cannot continue the flow of a container that may no longer initiate, though it accepts everything."""
+    """A peer cannot continue the flow of a container that may no longer initiate but accepts everything."""
     fw.says(boxes.web, policy="open")
     talk = flow(site, kind, boxes.web, None, version)
     assert talk.begins()

@@ -65,7 +65,7 @@ def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
 
 
 def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
-    """Known programs are reached on all or one of the addresses; so are ports that a label opens, and dockerd's."""
+    """Known programs are reached, on a family's addresses or on one; so are labelled ports and dockerd's own."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
     known = {proxied_element(port, "host_own") for port in ports}
     known |= {

@@ -117,7 +117,7 @@ def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> N
 @pytest.mark.parametrize("path", ["/networks", "/containers/json"])
 @pytest.mark.parametrize("answer", [{}, {"message": "busy"}, [5], [{"message": "busy"}], None, "x"])
 def test_no_list_is_no_answer(docker: FakeDocker, path: str, answer: Any) -> None:
-    """An answer that is not a list does not mean that no container exists:
+    """An answer that is not a list does not mean that no container exists.
 
     Docker counts as silent, all stays unchanged.
     """
