@@ -23,9 +23,9 @@ from tests.waiting import until
 
 
 def test_never_while_networks_and_containers_come(each: Fw) -> None:
-    """Closed ports stay closed from a network's first moment and a container's first packet on:
+    """Closed ports stay closed from a network's first moment and a container's first packet on.
 
-    DNAT, docker-proxy, the container's address.
+    This holds for DNAT, docker-proxy, and the container's address.
     """
     each.host.netns.sysctl(FORWARDING)
     with each.network(driver="bridge") as net:
@@ -169,7 +169,7 @@ def test_never_while_the_guard_is_killed_and_restarted(deep: Fw) -> None:
 def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> None:
     """A labelled container is removed and another one gets its address in the same second: its ports stay closed.
 
-    They are closed to all clients.
+    No client reaches them.
     """
     deep.host.netns.sysctl(FORWARDING)
     with dockers(deep) as net:

@@ -339,7 +339,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
 
 
 def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
-    """With the last element that refers to them a rate's chains and sets are removed, the table is not touched."""
+    """With the last element that refers to them a rate's chains and sets are removed, and nothing else."""
     load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
     spec = spec_of(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")

@@ -138,7 +138,7 @@ def standing_elements(site: Site) -> Iterable[Element]:
 def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it all flows pass; after its first transaction none of them does."""
+    """Before the table is loaded all flows pass; after its first transaction none of them does."""
     wanted = elements(known(site, web))
     assert len(passing(site, web)) == 4
     moments = Moments(site, web, monkeypatch)
