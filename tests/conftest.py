@@ -1,4 +1,4 @@
-"""Which tests need what, and which run side by side: those of one engine share it, so they stay in one process.
+"""Define the needs of tests, and which run side by side: those of one engine share it, so they stay in one process.
 
 No test hangs: each has a time-out (pytest-timeout), and programs that it starts can be interrupted.
 """
@@ -15,7 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.product import NEWEST, VERSIONS
 
-#: Each of their tests makes an engine of its own.
+#: Each of their tests starts an engine of its own.
 SINGLE = ("test_packaging.py", "test_hosts.py")
 #: These have engines of the file's own, one of each version.
 OWN = ("test_swarm.py", "test_sidecar.py", "test_firewalls.py", "test_torture.py", "test_privilege.py")
@@ -25,13 +25,13 @@ PARTS = {"test_guard.py": "guard", "test_guard_windows.py": "guard", "test_core.
 
 #: Seconds for a test of an engine: its root file system and image may have to be built first.
 ENGINE_TIMEOUT = 1800
-#: Seconds after which a test that goes on to hang is interrupted again, such as where it waits for its program's end.
+#: Seconds after which a test that still hangs is interrupted again, for example while it waits for a program's end.
 AGAIN = 60
 _settings = pytest.StashKey[Any]()
 
 
 def pytest_configure() -> None:
-    # `make test &` and `nohup` start programs with these ignored, and programs inherit that. A handler they do not.
+    # `make test &` and `nohup` start programs with these ignored, and child programs inherit that, but not a handler.
     for each in (signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(each) == signal.SIG_IGN:
             signal.signal(each, lambda *_: None)
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, Any, Any]:
-    """pytest-timeout interrupts a test once; what hangs in the test's own clean-up then is interrupted too."""
+    """Interrupt repeatedly: pytest-timeout does so once, and the test's own clean-up may hang then, too."""
     done = yield
     item.stash[_settings] = settings
     if settings.method == "signal":
@@ -56,7 +56,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
-    """pytest-timeout takes the timer away from a test that has failed, but its fixtures may hang as well."""
+    """Interrupt hanging fixtures too: pytest-timeout removes the timer from a test that has failed."""
     if _settings in item.stash:
         item.config.hook.pytest_timeout_set_timer(item=item, settings=item.stash[_settings])
     return (yield)
@@ -75,7 +75,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
 
 
 def group(nodeid: str) -> str:
-    """`tests/engine/test_core.py::test_one[20.10.24-x]` → the group that the test belongs to."""
+    """Return the group of a test, such as `tests/engine/test_core.py::test_one[20.10.24-x]`."""
     path, _, test = nodeid.partition("::")
     name = path.rpartition("/")[2]
     if "engine/" not in path:
@@ -86,6 +86,6 @@ def group(nodeid: str) -> str:
     version = versions[0] if versions else NEWEST
     if name in OWN:
         return f"{name} {version}"
-    # The newest has all tests, the others a part: on one engine those of the newest would be the longest of all groups.
+    # The newest has all tests, the others a part: on one engine the newest's tests would be the longest of all groups.
     which = PARTS.get(name, "rest") if version == NEWEST else "all"
     return f"{which} {version}"

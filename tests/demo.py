@@ -1,6 +1,6 @@
-"""`make demo`: an isolated engine, the image built, the plugin installed, a compose stack up, probes from outside.
+"""Run `make demo`: an isolated engine, the image built, the plugin installed, a compose stack up, probes from outside.
 
-Prints who answers on what, each line right or wrong, and exits with 0 only if all are right.
+It prints which address answers on which port, each line right or wrong, and exits with 0 only if all are right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.lab.images import Rootfs, rootfs_image
 from tests.product import PLUGIN, ROOT, Fw
 from tests.waiting import until
 
-#: What is tried on each address of each service, and whether it should answer.
+#: The ports to try on each address of each service, and whether they should answer.
 SERVICES = {
     "web": {"tcp": {80: True, 443: None, 2019: False}},
     "app": {"tcp": {8080: False, 80: None, 5432: False}},
@@ -35,7 +35,7 @@ class Line:
 
 
 def stand_in() -> Rootfs:
-    """caddy:2 of Debian's package: the lab reaches no registry."""
+    """Build a stand-in for caddy:2 from Debian's package: the lab reaches no registry."""
     return rootfs_image("caddy:2", ("caddy", "ca-certificates"), changes=("WORKDIR /srv", 'CMD ["caddy", "version"]'))
 
 
@@ -48,7 +48,7 @@ def compose(fw: Fw, stack: str, *words: str) -> None:
 
 
 def up(fw: Fw, stack: str) -> None:
-    """A stack of compose-examples, as a user brings it up, with its images there."""
+    """Start a stack of compose-examples, as a user does, with its images there."""
     fw.engine.load(stand_in())
     shutil.copy(ROOT / "compose-examples" / stack, fw.host.share)
     compose(fw, stack, "up", "-d")
@@ -63,7 +63,7 @@ UNCHANGED = {"web": (18080, True), "db": (15432, False), "metrics": (19100, True
 
 
 def unchanged(fw: Fw) -> list[Line]:
-    """A stack that says nothing of docker-fw, on Docker's own network: what an outsider tries, and the host itself."""
+    """Try a stack without docker-fw labels on a Docker network: from outside, and from the host itself."""
     for service, (port, right) in UNCHANGED.items():
         until(lambda p=port: fw.host.probe.tcp("127.0.0.1", p) == "open", f"{service} listens")
         if right:
@@ -83,14 +83,14 @@ def unchanged(fw: Fw) -> list[Line]:
 
 
 def ready(fw: Fw) -> None:
-    """Waits until the servers of compose-examples/shop.yml listen."""
+    """Wait until the servers of compose-examples/shop.yml listen."""
     for service, port in (("web", 80), ("app", 8080), ("proxy", 80), ("proxy", 443), ("metrics", 9100)):
         address = fw.engine.address(f"shop-{service}-1", "shop_front")[1]
         until(lambda a=address, p=port: fw.host.probe.tcp(a, p) == "open", f"{service} listens on {port}")
 
 
 def probes(fw: Fw) -> list[Line]:
-    """Everything an outsider tries, from another host."""
+    """Return all attempts of an outsider, from another host."""
     wan, wanted = fw.wan, {}
     for service, tried in SERVICES.items():
         for address in reversed(fw.engine.address(f"shop-{service}-1", "shop_front")):

@@ -1,4 +1,4 @@
-"""docker-fw on an engine of the lab: installed as its users install it, with networks and containers to try it on."""
+"""docker-fw on an engine of the lab: installed as its users install it, with networks and containers for tests."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from tests.lab.store import cached
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "docker-fw:latest"
 PLUGIN = "fw:latest"
-#: `FW_ENGINES="26.1.5 28.5.2"` selects; without it the core promises are tried on all.
+#: `FW_ENGINES="26.1.5 28.5.2"` selects; without it the core promises are tested on all.
 VERSIONS = os.environ.get("FW_ENGINES", " ".join(ENGINES)).split()
-#: What does not depend on Docker's version is tried on this one.
+#: Tests that do not depend on Docker's version run on this one.
 NEWEST = VERSIONS[-1]
-#: What was found alike on the others is tried on those only when they are asked for.
+#: Tests with equal results on the other versions run on those only on request.
 DEEP = VERSIONS if "FW_ENGINES" in os.environ else [NEWEST]
-#: What every container answers on without a word of configuration.
+#: Ports that every container answers on without any configuration.
 BASE = (22, 80, 443)
 _numbers, _subnets = itertools.count(1), itertools.count(1)
 
 
 def image_tar() -> Path:
-    """The image, built from the Dockerfile (from the cache when nothing changed), as `docker save` writes it."""
+    """Return the image, built from the Dockerfile (from the cache if unchanged), as `docker save` writes it."""
     return build_image(ROOT, IMAGE)
 
 
 def plugin_dir(engine: Engine) -> str:
-    """build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
+    """Return build/plugin inside the engine's host: config.json and rootfs, made as the Makefile makes them."""
     tar = image_tar()
 
     def unpack(target: Path) -> None:
@@ -62,7 +62,7 @@ def plugin_dir(engine: Engine) -> str:
 
 @dataclass(frozen=True)
 class Net:
-    """A network of docker-fw's that a test made."""
+    """A docker-fw network that a test created."""
 
     name: str
     v4: str
@@ -82,7 +82,7 @@ class Fw:
     def install(cls, engine: Engine, *settings: str) -> Fw:
         engine.docker("plugin", "create", PLUGIN, plugin_dir(engine), timeout=300)
         if engine.host.run(["test", "-e", "/sys/fs/cgroup/unified"], check=False).returncode == 0:
-            # The lab has control groups of both versions; dockerd's is its own there too.
+            # The lab has control groups of both versions; dockerd's is separate there too.
             settings = ("FW_CGROUP=/host/cgroup/unified", *settings)
         if settings:
             engine.docker("plugin", "set", PLUGIN, *settings)
@@ -91,9 +91,9 @@ class Fw:
 
     @contextmanager
     def network(self, *options: str, v4: bool = True, v6: bool = True, driver: str | None = None) -> Iterator[Net]:
-        """A network with subnets of its own; it and the containers on it are gone afterwards.
+        """Create a network with subnets of its own; it and the containers on it are removed afterwards.
 
-        Of docker-fw's driver, or of Docker's own with `driver="bridge"`.
+        It belongs to docker-fw's driver, or to Docker's own with `driver="bridge"`.
         """
         number = next(_subnets)
         net = Net(f"net{number}", f"10.88.{number}.0/24" if v4 else "", f"2001:db8:88:{number}::/64" if v6 else "")
@@ -108,14 +108,14 @@ class Fw:
     def run(
         self, net: Net | str, *options: str, image: str = "busybox", command: Sequence[str] = ("sleep", "inf")
     ) -> str:
-        """Starts a container on a network and returns its name. Raises DockerError with what Docker printed."""
+        """Start a container on a network and return its name. Raises DockerError with Docker's output."""
         name = f"c{next(_numbers)}"
         where = net if isinstance(net, str) else net.name
         self.engine.docker("run", "-d", "--name", name, "--network", where, *options, image, *command)
         return name
 
     def refuse(self, net: Net, *options: str) -> str:
-        """Starts a container that must not start; returns what Docker printed. It is removed again."""
+        """Start a container that must not start; return Docker's output. It is removed again."""
         name = f"c{next(_numbers)}"
         where = ("--name", name, "--network", net.name)
         done = self.engine.try_docker("run", "-d", *where, *options, "busybox", "sleep", "inf")
@@ -131,31 +131,31 @@ class Fw:
         return [address for address in self.engine.address(container, net.name) if address]
 
     def socket(self) -> Path:
-        """The plugin's own socket, as seen from this machine."""
+        """Return the plugin's own socket, as seen from this machine."""
         (path,) = (self.host.inside / "run/docker/plugins").glob("*/fw.sock")
         return path
 
     def status(self) -> dict[str, Any]:
-        """What the plugin says of itself."""
+        """Return the plugin's status."""
         return ask(str(self.socket()), "/status")
 
     def answers(self) -> bool:
-        """True if the plugin answers."""
+        """Return True if the plugin answers."""
         try:
             return bool(self.status())
         except (FwError, ValueError):
             return False
 
     def pids(self) -> list[str]:
-        """The plugin's processes, the master first."""
+        """Return the plugin's processes, the master first."""
         return self.host.run(["pgrep", "-f", "python:plugin.gunicorn_conf"], check=False).stdout.split()
 
     def fwctl(self, *arguments: str) -> str:
-        """What fwctl prints when it asks this plugin. Raises CalledProcessError."""
+        """Return the output of fwctl for this plugin. Raises CalledProcessError."""
         command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.socket())]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout
 
     def known(self, container: str) -> bool:
-        """True once the plugin knows the container's labels."""
+        """Return True once the plugin knows the container's labels."""
         endpoints = [e for network in self.status()["networks"] for e in network["endpoints"]]
         return any(e["container"] == container and e["known"] for e in endpoints)

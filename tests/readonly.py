@@ -1,8 +1,8 @@
-"""A proxy before Docker's socket that lets through what it is told to and nothing else, as SECURITY.md proposes one.
+"""A proxy before Docker's socket that passes only the configured calls, as SECURITY.md proposes.
 
 with ReadOnly(listen, docker, ["/version", "/networks/ID"]) as proxy:
     …
-    proxy.passed, proxy.refused                    # what was asked, as the table of SECURITY.md writes it
+    proxy.passed, proxy.refused                    # the calls, as in the table of SECURITY.md
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\
 
 
 class ReadOnly:
-    """`paths`: those of GET, ID for whatever has no slash. One connection, one request."""
+    """Pass only GET of `paths`, where ID matches any text without a slash. One connection, one request."""
 
     def __init__(self, listen: Path, docker: Path, paths: Iterable[str]) -> None:
         self._patterns = {path: re.compile(re.escape(path).replace("ID", "[^/]+")) for path in paths}

@@ -1,4 +1,4 @@
-"""Requests of dockerd as they were recorded, for tests of the driver and for fuzzing."""
+"""Recorded requests of dockerd, for tests of the driver and for fuzzing."""
 
 from __future__ import annotations
 

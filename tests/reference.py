@@ -1,4 +1,4 @@
-"""The generated parts of LABELS.md: the keys, and what labels become. `python -m tests.reference` writes them."""
+"""Write the generated parts of LABELS.md: the keys, and the elements of labels. `python -m tests.reference`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plugin.policy.peers import PeerIndex, Who, names
 FILE = Path(__file__).resolve().parent.parent / "LABELS.md"
 ADDRESS = IPv6Address("2001:db8:1::2")
 PEERS = (IPv6Address("2001:db8:1::7"), IPv6Address("2001:db8:2::7"))
-#: What is the same for every address, and says nothing about labels.
+#: Sets that are the same for every address, whatever its labels.
 ALWAYS = ("ingress_drops6", "egress_drops6")
 PAIRS: tuple[dict[str, str], ...] = (
     {},
@@ -70,7 +70,7 @@ def _pair(labels: dict[str, str]) -> str:
 
 
 def written(text: str) -> str:
-    """LABELS.md with its generated parts as they should be."""
+    """Return LABELS.md with its generated parts as they should be."""
     head = "| key | meaning | values | default | example |\n|---|---|---|---|---|\n"
     text = re.sub(re.escape(head) + r"(?:\|[^\n]*\n|KEYS\n)*", lambda _: f"{head}{keys()}\n", text)
     start = "A block of ports stands under its middle (8192-8207 is 8200), a prefix with its length before it.\n"

@@ -1,4 +1,4 @@
-"""The lab keeps its own promises: what it makes works, and nothing of it stays or leaks."""
+"""Test the lab's own promises: its objects work, and nothing of it stays or leaks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """One running engine of each version, with a container ``web`` that publishes 8080 → 80."""
+    """Yield one running engine of each version, with a container ``web`` that publishes 8080 → 80."""
     with Engine(request.param) as it:
         it.docker("network", "create", "--ipv6", "--subnet=10.9.0.0/24", "--subnet=2001:db8:9::/64", "six")
         it.docker("run", "-d", "--name", "web", "--network", "six", "-p", "8080:80", "busybox", "sleep", "inf")
@@ -30,14 +30,14 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """A host without an engine."""
+    """Yield a host without an engine."""
     with Host() as it:
         it.boot()
         yield it
 
 
 def root_network() -> str:
-    """All that Docker might touch in this machine's own network namespace, as text."""
+    """Return all that Docker might change in this machine's own network namespace, as text."""
     commands = (
         "ip link",
         "ip address",
@@ -51,7 +51,7 @@ def root_network() -> str:
 
 
 def processes_in(namespaces: set[int]) -> set[tuple[int, int | None]]:
-    """The processes (pid, start time) in one of the namespaces, given by their inodes."""
+    """Return the processes (pid, start time) in one of the namespaces, given by their inodes."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

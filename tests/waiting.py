@@ -1,4 +1,4 @@
-"""Wait for a condition instead of for a time: a test that waits is as fast as the machine and never races with it."""
+"""Wait for a condition instead of for a time: a test that waits is as fast as the machine and has no race with it."""
 
 from __future__ import annotations
 

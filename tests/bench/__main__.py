@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measures, prints the table, writes build/bench.json."""
+"""Run `python -m tests.bench`: it measures, prints the table, and writes build/bench.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUPS = {
     "4 KB of labels cost to read",
     "rules": "one element in or out of the table, against libnftables",
 }
-#: A group, and what it does in turn: first on an empty engine, then with the crowd, then with all its endpoints.
+#: A group, and its runs in turn: first on an empty engine, then with the crowd, then with all its endpoints.
 Step = tuple[str, Callable[[Bed, Table], None]]
 OUTPUT = Path(__file__).resolve().parents[2] / "build/bench.json"
 

@@ -1,4 +1,4 @@
-"""What is measured on: an engine with the managed plugin, one without, networks alike, and a crowd that grows."""
+"""The objects to measure: an engine with the managed plugin, one without, similar networks, and a crowd that grows."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.bench.wire import Client, Recorder
 from tests.lab import Engine
 from tests.product import Fw
 
-#: A container that nobody talks to, with a label of ours on it.
+#: An idle container with a label of docker-fw.
 LABEL = f"8080, {PORT}/tcp, {PORT}/udp"
-#: The network of Docker's own that the crowd is on besides.
+#: The Docker network that the crowd is also on.
 GUARDED = "guarded"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """The size of each measurement."""
 
     #: calls of each hook, in each of the two states
     hooks: int
     #: pairs of `docker run` for each variant
     runs: int
-    #: containers that come and go on a guarded network: of a hundred samples or fewer, p99 is the longest
+    #: containers to add and remove on a protected network: of a hundred samples or fewer, p99 is the longest
     guard: int
     #: the crowd: containers on one network, and the endpoints they have when they are on `endpoints / containers`
     containers: int
@@ -43,9 +43,9 @@ class Scale:
     rounds: int
     #: elements in the large sets
     elements: int
-    #: containers that have each a `from` list of its own
+    #: containers with a `from` list of their own
     lists: int
-    #: families that packets are counted in
+    #: families to measure packets in
     families: tuple[int, ...]
 
 
@@ -66,7 +66,7 @@ QUICK = Scale(
 
 
 class Bed:
-    """An engine with the plugin; what else there is, the crowd for one, is made when first asked for."""
+    """An engine with the plugin; the rest, such as the crowd, is created at its first use."""
 
     def __init__(self, version: str, scale: Scale) -> None:
         self.scale = scale
@@ -82,7 +82,7 @@ class Bed:
         try:
             self.fw = Fw.install(self.engine)
             self.docker = Client(self.engine.socket)
-            #: The plugin once more, as the driver `bench`: what Docker asks it by that name is timed.
+            #: The plugin once more, as the driver `bench`: Docker's requests by that name are timed.
             self.recorder = Recorder(self.fw.host.inside / "run/docker/plugins/bench.sock", self.fw.socket())
         except BaseException:
             self.engine.close()
@@ -100,7 +100,7 @@ class Bed:
     def bare(self) -> Engine:
         """A second engine of the same version on the same wan, which never saw docker-fw.
 
-        On the first one Docker's own networks are guarded, and with the plugin stopped nothing opens there at all.
+        On the first one Docker networks are protected, and with the plugin stopped nothing opens there at all.
         """
         if self._bare is None:
             say("starting a second Docker, without docker-fw…")
@@ -108,13 +108,13 @@ class Bed:
         return self._bare
 
     def plugin(self) -> Client:
-        """A connection of one's own to the plugin."""
+        """Return a separate connection to the plugin."""
         return Client(self.fw.socket())
 
     def plugin_pids(self) -> list[int]:
-        """The plugin's processes, gunicorn's master first."""
+        """Return the plugin's processes, gunicorn's master first."""
         client = self.plugin()
-        # Who listens is who called listen(2): the master.
+        # The listener is the process that called listen(2): the master.
         raw = client.socket().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         client.close()
         master: int = struct.unpack("iII", raw)[0]
@@ -122,20 +122,20 @@ class Bed:
         return [master, *children]
 
     def network(self, driver: str, name: str, *options: str, engine: Engine | None = None) -> str:
-        """A network with subnets of its own, IPv4 and IPv6; returns its ID."""
+        """Create a network with subnets of its own, IPv4 and IPv6; return its ID."""
         number = next(self._numbers)
         subnets = ("--ipv6", "--subnet", f"2001:db8:b:{number:x}::/64", "--subnet", f"10.77.{number}.0/24")
         return (engine or self.engine).docker("network", "create", "-d", driver, *subnets, *options, name)
 
     @property
     def routed(self) -> tuple[str, ...]:
-        """Options for a network of Docker's that lets in what is routed to it: from 28 on only this mode does."""
+        """Return options for a Docker network that accepts routed traffic: from 28 on only this mode does."""
         mode = "com.docker.network.bridge.gateway_mode_"
         recent = int(self.engine.version.partition(".")[0]) >= 28
         return ("-o", f"{mode}ipv4=routed", "-o", f"{mode}ipv6=routed") if recent else ()
 
     def start(self, name: str, network: str, client: Client | None = None) -> None:
-        """A container that sleeps and has a label, by the API."""
+        """Start a container that sleeps and has a label, by the API."""
         client = client or self.docker
         made = {
             "Image": "busybox",
@@ -147,7 +147,7 @@ class Bed:
         client.must("POST", f"/containers/{name}/start")
 
     def containers(self) -> list[str]:
-        """The crowd: `scale.containers` containers on the network `crowd`."""
+        """Start the crowd: `scale.containers` containers on the network `crowd`."""
         if not self._crowd:
             say(f"starting {self.scale.containers} containers on one network…")
             self.network("bench", "crowd")
@@ -157,7 +157,7 @@ class Bed:
         return self._crowd
 
     def guarded(self) -> None:
-        """The crowd's containers on `GUARDED`, too, and docker-fw knows them all there."""
+        """Connect the crowd's containers to `GUARDED`, too, and wait until docker-fw knows them all there."""
         crowd = self.containers()
         if not self._guarded:
             say(f"connecting them to a network of Docker's own, {GUARDED}…")
@@ -175,7 +175,7 @@ class Bed:
         return sum(endpoint["known"] for endpoint in network["endpoints"])
 
     def endpoints(self) -> None:
-        """The crowd's containers on further networks, to `scale.endpoints`; on `GUARDED` they are no more."""
+        """Connect the crowd's containers to further networks, up to `scale.endpoints`; they leave `GUARDED`."""
         crowd = self.containers()
         if self._guarded:
             self._all(crowd, lambda client, name: disconnect(client, GUARDED, name))

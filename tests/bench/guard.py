@@ -1,8 +1,8 @@
-"""How long after Docker's events an exception on one of Docker's own networks stands, and how long after them it goes.
+"""Measure how long after Docker's events an exception on a Docker network is added and removed.
 
-The kernel itself tells when the table changes, to whoever listens, as to `nft monitor`: nobody is asked anything
-meanwhile. Docker's events are fetched afterwards, with the times that Docker gave them. All is by one machine's clock,
-and the bench may be late in hearing the kernel, never early: what is told here is the most that it can have been.
+The kernel itself reports changes of the table to listeners, as to `nft monitor`: no process is polled meanwhile.
+Docker's events are fetched afterwards, with the times that Docker gave them. All times are of one machine's clock. The
+bench may receive the kernel's report late, never early: each result is an upper bound.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ _ALONE = "guard-alone"
 #: linux/netlink.h and linux/netfilter/nfnetlink.h: SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES
 _SOL_NETLINK, _ADD_MEMBERSHIP, _NFTABLES = 270, 1, 7
 _SO_RCVBUFFORCE = 33
-#: The shell's first act leaves a file, whose time is the kernel's tick before (4 ms at most): early, so to our cost.
+#: The shell's first act creates a file, whose time is the kernel's tick before (4 ms at most): early, so never in
+# docker-fw's favour.
 _COMMAND = ("sh", "-c", ": >/began; exec sleep inf")
 _PROCESS, _START = "open after its process began", "open after `start`"
-#: A container finds its ports open from its first instruction on; to no other event a time is promised.
+#: A container finds its ports open from its first instruction on; no other event has a promised time.
 _PROMISED = (_PROCESS, _START)
-#: Seconds after which what the last command left behind in the background is done.
+#: Seconds after which the background work of the last command is done.
 _SETTLE = 0.1
 _PATIENCE = 15.0
 _numbers = itertools.count(1)
-#: By what happened: seconds from Docker's event until the table had it.
+#: By kind of event: seconds from Docker's event until the table had the change.
 Times = dict[str, list[float]]
 
 
 def alone(bed: Bed, table: Table) -> None:
-    """On a network of Docker's own with nobody else."""
+    """On a Docker network without other containers."""
     bed.network("bridge", _ALONE)
     _measure(bed, table, _ALONE, "alone")
     bed.engine.docker("network", "rm", _ALONE)
 
 
 def crowded(bed: Bed, table: Table) -> None:
-    """On a network of Docker's own with the crowd on it, of which Docker must tell each time."""
+    """On a Docker network with the crowd on it, which Docker must list each time."""
     bed.guarded()
     _measure(bed, table, GUARDED, f"beside {bed.scale.containers}")
 
@@ -73,7 +74,7 @@ def _measure(bed: Bed, table: Table, network: str, state: str) -> None:
 
 
 def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
-    """A container is run, disconnected, connected again while it runs, and removed."""
+    """Run a container, disconnect it, connect it again while it runs, and remove it."""
     engine, docker, name = bed.engine, bed.docker, f"guard{next(_numbers)}"
     began = time.time_ns()
     label = ("--label", f"fw.allow={LABEL}")
@@ -105,7 +106,7 @@ def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
         (_PROCESS, opened, first),
         (_START, opened, told["container start"][0]),
         ("open after `network connect`, running container", reopened, told["network connect"][-1]),
-        # Docker before 28 tells this one twice, at the beginning and at the end.
+        # Docker before 28 reports this event twice, at the beginning and at the end.
         ("closed after `network disconnect`, running container", closed, told["network disconnect"][0]),
         ("closed after `network disconnect`, docker rm -f", gone, told["network disconnect"][-1]),
         ("closed after `die`, docker rm -f", gone, told["container die"][0]),
@@ -114,7 +115,7 @@ def _come_and_go(bed: Bed, kernel: Kernel, network: str, times: Times) -> None:
 
 
 def _began(bed: Bed, container: str) -> int:
-    """When its shell did its first act. `docker run` returns before that, now and then."""
+    """Return when its shell did its first act. `docker run` sometimes returns before that."""
     root, end = f"{bed.engine.host.inside}/proc/{bed.engine.pid_of(container)}/root", time.monotonic() + _PATIENCE
     while not os.path.exists(f"{root}/began"):
         if time.monotonic() > end:
@@ -124,13 +125,16 @@ def _began(bed: Bed, container: str) -> int:
 
 
 def _key(bed: Bed, container: str, network: str) -> bytes:
-    """The key of the element that stands for what the container's label opens, as the kernel tells it."""
+    """Return the key of the element for the port that the container's label opens, as the kernel reports it."""
     address = ip_address(bed.engine.address(container, network)[1])
     return fields.packed(SETS["allow6"].key, (address, 6, 8080))
 
 
 def _events(bed: Bed, container: str, since: int) -> dict[str, list[int]]:
-    """When Docker told what of the container, in nanoseconds; it keeps the last of its events for whoever asks."""
+    """Return the times of Docker's events about the container, in nanoseconds.
+
+    Docker keeps its last events for later requests.
+    """
     found: dict[str, list[int]] = defaultdict(list)
     for line in _past(bed, since).splitlines():
         event = json.loads(line)
@@ -148,7 +152,7 @@ def _past(bed: Bed, since: int) -> str:
 
 
 class Kernel:
-    """Hears every change of the host's nftables, and notes when."""
+    """Receive every change of the host's nftables, with its time."""
 
     def __init__(self, bed: Bed) -> None:
         self._sock = within(bed.engine.host.netns.path, nl.open_socket)
@@ -170,7 +174,7 @@ class Kernel:
         self._sock.close()
 
     def when(self, kind: int, key: bytes, since: int) -> int:
-        """When the first such change of the element was heard; it may be still to come."""
+        """Return when the first such change of the element was received; it may still be outstanding."""
         with self._news:
             if self._news.wait_for(lambda: any(self._found(kind, key, since)), _PATIENCE):
                 return next(self._found(kind, key, since))

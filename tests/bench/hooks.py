@@ -1,8 +1,8 @@
-"""Time inside the plugin of each hook, on the wire: from Docker's request to the plugin's answer.
+"""Measure the time inside the plugin of each hook, on the wire: from Docker's request to the plugin's answer.
 
-Docker reaches the plugin through a recording proxy (a driver called `bench`), so what it asks is real, with real
+Docker reaches the plugin through a recording proxy (a driver called `bench`), so its requests are real, with real
 containers and the real look-up of their labels in Join. CreateNetwork and Program, of which Docker makes few, are
-called directly. Two engines of the same version, one with few endpoints and one with many, are asked alternately.
+called directly. Two engines of the same version, one with few endpoints and one with many, are measured alternately.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tests.bench.table import Table, median, percentile, say
 from tests.bench.wire import Client
 
 _HOOKS = ("CreateNetwork", "CreateEndpoint", "Join", "Program", "Leave", "DeleteEndpoint")
-#: Containers and endpoints of the engine with few.
+#: Containers and endpoints of the small engine.
 _FEW = (2, 10)
-#: Docker's and the plugin's answers to what came before, in the background, should not meet what comes next…
+#: Docker's and the plugin's background work from earlier calls should not overlap the next ones…
 _PAUSE = 0.05
-#: …and if it all takes too long, fewer samples must do.
+#: …and if it all takes too long, fewer samples must be enough.
 _LIMIT, _LEAST = 300.0, 30
 _numbers = itertools.count(1)
 Times = dict[str, list[float]]
@@ -76,7 +76,7 @@ def _tell(table: Table, times: dict[str, Times], bed: Bed) -> None:
 
 
 class Probe:
-    """A container that is connected to a network of ours and disconnected, again and again."""
+    """A container that is connected to a docker-fw network and disconnected, again and again."""
 
     def __init__(self, bed: Bed, crowd: str = "") -> None:
         self._bed = bed
@@ -90,7 +90,7 @@ class Probe:
         self._id = json.loads(bed.engine.docker("network", "inspect", self._network))[0]["Id"]
 
     def cycle(self, times: Times) -> None:
-        """CreateEndpoint, Join, Leave, DeleteEndpoint, as Docker asks for them."""
+        """Call CreateEndpoint, Join, Leave, DeleteEndpoint, as Docker does."""
         docker = self._bed.docker
         self._bed.recorder.take()
         connect(docker, self._network, self._name)
@@ -100,7 +100,7 @@ class Probe:
             times[hook].append(seconds)
 
     def direct(self, times: Times) -> None:
-        """CreateNetwork and Program, for a network that Docker does not know."""
+        """Call CreateNetwork and Program, for a network that Docker does not know."""
         network, endpoint = secrets.token_hex(32), {"NetworkID": "", "EndpointID": secrets.token_hex(32)}
         endpoint["NetworkID"] = network
         times["nothing"].append(self._call("DiscoverNew"))
@@ -132,7 +132,7 @@ class Probe:
 
 
 def look_up(docker: Client, network: str, container: str) -> float:
-    """Seconds that Docker takes for the two answers that Join needs."""
+    """Return the seconds that Docker takes for the two answers that Join needs."""
     wanted = urllib.parse.quote(json.dumps({"name": [f"^/{container}$"]}))
     first = docker.must("GET", f"/networks/{network}")
     return first.seconds + docker.must("GET", f"/containers/json?all=1&filters={wanted}").seconds

@@ -1,8 +1,8 @@
-"""How soon the kernel has it that a container has gone, beside ten thousand containers whose rules name their peers.
+"""Measure how soon the kernel reflects a container's removal, beside ten thousand containers whose rules name peers.
 
-In a namespace of its own, in a process of its own; nothing here needs Docker. The time is from the call, a hook's or an
+It runs in a namespace and a process of its own; nothing here needs Docker. The time is from the call, a hook's or an
 event's, to the return of the transaction after which neither its own ports are open nor others' ports to its address.
-And what the reading of 4 KB of labels costs, whatever is written there.
+The bench also measures the cost of reading 4 KB of labels, whatever their content.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NET = Network(
 _GUARDED = BridgeNetwork(
     "d" * 64, "bench", "br-bench", (IPv4Network("10.98.0.0/16"), IPv6Network("2001:db8:98::/64")), mode6="routed"
 )
-#: What costs most to read, of what is known: each again and again, to 4 KB.
+#: The known texts that cost most to read: each repeated, to 4 KB.
 _TEXTS = ("1 ", "22 from ", "22 from 10.0.0.1/33,", "1-65534 from ::/1,", "1 from container:a,", "22 5/minute ", "1\t",
           "22 5/minute burst 1,", "\n", "1::1 ", "22 form 1,")  # fmt: skip
 _ROUNDS = 15
@@ -79,7 +79,7 @@ def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
 
 
 class Watched:
-    """`Nft`, and when its transaction returned by which the last element that opens for an address went."""
+    """`Nft`, with the return time of the transaction that removed the last element that opens for an address."""
 
     def __init__(self, nft: Nft, stands: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
         self._change = nft.change
@@ -108,7 +108,7 @@ class Watched:
             self._noted(element)
 
     def leave(self, address: IPv6Address, go: Callable[[], object]) -> dict[str, float]:
-        """Seconds until it was closed, how many of them this process worked, and seconds until `go` returned."""
+        """Return seconds until it was closed, how many of them this process worked, and seconds until `go` returned."""
         self._waiting = set(self._open[address])
         assert self._waiting
         began, worked = time.perf_counter(), time.thread_time()
@@ -149,7 +149,7 @@ def _child(many: int) -> dict[str, Any]:
 
 def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(Facts(SavedState({_NET.id: _NET}, {each.id: each for each in (*crowd, *leavers)})))
-    # The first save is of everything; each later one is a line.
+    # The first save writes everything; each later one is a line.
     state.put_endpoint(replace(leavers[0], mac="02:00:00:00:00:01"))
 
     return lambda each: state.edit_endpoint(each.id, lambda e: replace(e, joined=False, container=None, published=()))
@@ -176,7 +176,7 @@ def _timed(watched: Watched, leavers: list[Endpoint], go: Callable[[Endpoint], o
 
 
 def _labels() -> dict[str, tuple[float, str, float]]:
-    """For each key the slowest text of 4 KB, in milliseconds, and what plain ports cost."""
+    """Return the slowest text of 4 KB for each key, in milliseconds, and the cost of plain ports."""
     found = {}
     for key in KEYS:
         times = [(_read(key, (text * MAX_LENGTH)[:MAX_LENGTH]), text) for text in _TEXTS]

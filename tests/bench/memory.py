@@ -1,4 +1,4 @@
-"""Memory: the plugin's processes (what is theirs alone, plus their share of what they share), and its cgroup."""
+"""Measure memory: the plugin's processes (private, plus their share of shared memory), and its cgroup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MB = 1e6
 
 
 class Memory:
-    """One look in each state; the first is the baseline of the others."""
+    """One measurement in each state; the first is the baseline of the others."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float | None] | None = None
@@ -30,7 +30,7 @@ class Memory:
 
 
 def _pss(pid: int) -> float:
-    """Bytes of smaps_rollup's Pss."""
+    """Return the bytes of smaps_rollup's Pss."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return 1024 * float(line.split()[1])
@@ -38,7 +38,10 @@ def _pss(pid: int) -> float:
 
 
 def _cgroup(pid: int) -> float | None:
-    """Bytes charged to the process's cgroup, kernel memory with it, page cache without; None if nobody counts."""
+    """Return the bytes charged to the process's cgroup, or None if not accounted.
+
+    They include kernel memory, but not the page cache.
+    """
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":

@@ -1,8 +1,8 @@
-"""Packets from outside to a container, by four ways.
+"""Measure packets from outside to a container, on four paths.
 
-Through our network; through Docker's bridge, guarded by docker-fw; through Docker's bridge on an engine that has no
-docker-fw; through a host without any rule. The paths are alike: outsider, veth, a host that forwards, bridge, veth,
-container. Established: small datagrams of one answered UDP flow. Rates are per second of one CPU, see `traffic`.
+Through a docker-fw network; through Docker's bridge, protected by docker-fw; through Docker's bridge on an engine that
+has no docker-fw; through a host without any rule. The paths are alike: outsider, veth, a host that forwards, bridge,
+veth, container. Established: small datagrams of one answered UDP flow. Rates are per second of one CPU, see `traffic`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _KINDS = {
 }
 _FREE, _DOCKER, _FW = "rule-free", "Docker's bridge", "docker-fw"
 _GUARDED = "Docker's bridge, guarded"
-#: Open to packets that are routed to the container, as far as Docker is concerned.
+#: Docker leaves it open to packets that are routed to the container.
 _PORTS = ("-p", f"{PORT}:{PORT}/tcp", "-p", f"{PORT}:{PORT}/udp")
-#: …and as far as docker-fw is.
+#: …and so does docker-fw.
 _LABEL = ("--label", f"fw.allow={LABEL}")
 _DELETE = (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
-#: Datagrams, connections and bytes in one go: some 50 ms each, so that what else is going on hits all paths alike.
+#: Datagrams, connections and bytes in one run: some 50 ms each, so that other load affects all paths alike.
 _DATAGRAMS, _FLOWS, _CONNECTS, _BYTES = 8000, 6000, 400, 1 << 28
 #: Docker's own figures for comparison are those of 28.5.2 (NFTABLES: .57/.70/.62 of the rule-free path).
 _AIM = "ratio > 0.95"
@@ -42,7 +42,7 @@ Rates = dict[tuple[str, str], float]
 
 
 class Packets:
-    """Measures in two states: with one container on a network, and with the crowd. They share the other paths."""
+    """Measure in two states: with one container on a network, and with the crowd. They share the other paths."""
 
     def __init__(self) -> None:
         self._alone: dict[int, Rates] = {}
@@ -96,7 +96,7 @@ def _measure(bed: Bed, table: Table, family: int, state: str, targets: Mapping[s
             for kind, cost in zip(_KINDS, found, strict=True):
                 if turn:  # the first finds neighbours and fills caches
                     costs[kind, path.name].append(cost)
-    # The lower quartile: what else runs on the CPU's other thread only ever adds to a cost.
+    # The lower quartile: other work on the CPU's second thread only ever adds to a cost.
     quartiles = {key: percentile(values, 25) for key, values in costs.items()}
     rates = {key: (8 if key[0] == "bulk TCP" else 1e9) / cost for key, cost in quartiles.items()}
     for kind, unit in _KINDS.items():
@@ -113,7 +113,7 @@ def _measure(bed: Bed, table: Table, family: int, state: str, targets: Mapping[s
 
 @contextmanager
 def _free(bed: Bed) -> Iterator[Target]:
-    """A host and a container without Docker: two namespaces that no table and no connection tracking ever saw."""
+    """Yield a host and a container without Docker: two namespaces without any table or connection tracking."""
     claim = Claim("p")
     host, container = NamedNetns(claim.name), NamedNetns(f"{claim.name}c")
     claim.record.netns += [host.name, container.name]
@@ -148,28 +148,31 @@ def _free(bed: Bed) -> Iterator[Target]:
 
 @contextmanager
 def _docker(bed: Bed) -> Iterator[Target]:
-    """The only container on a bridge of Docker's, on the engine without docker-fw."""
+    """Yield the only container on a Docker bridge, on the engine without docker-fw."""
     with _alone(bed, bed.bare, "bridge", "packets-bridge", bed.routed, _PORTS) as target:
         yield target
 
 
 @contextmanager
 def _guarded(bed: Bed) -> Iterator[Target]:
-    """The same on the engine with docker-fw, which a label tells to open the port."""
+    """Yield the same on the engine with docker-fw, where a label opens the port."""
     with _alone(bed, bed.engine, "bridge", "packets-guarded", bed.routed, (*_PORTS, *_LABEL)) as target:
         yield target
 
 
 @contextmanager
 def _ours(bed: Bed) -> Iterator[Target]:
-    """The only container on a network of ours."""
+    """Yield the only container on a docker-fw network."""
     with _alone(bed, bed.engine, bed.fw.driver, "packets-fw", (), _LABEL) as target:
         yield target
 
 
 @contextmanager
 def _one_more(bed: Bed, network: str) -> Iterator[Target]:
-    """One more container beside the crowd. It is on this network alone, so what it answers goes back by it."""
+    """Start one more container beside the crowd.
+
+    It is on this network alone, so its replies return through it.
+    """
     ports = _PORTS if network == GUARDED else ()
     with _container(bed, bed.engine, f"packets-{network}", network, (*ports, *_LABEL)) as target:
         yield target
@@ -207,7 +210,10 @@ def _target(engine: Engine, container: str, network: str) -> Target:
 
 
 def _cable(bed: Bed, host: Netns, number: int) -> None:
-    """A veth from the outsider straight to a host: the lab's own goes through a bridge, which costs all paths alike."""
+    """Connect the outsider straight to a host by a veth.
+
+    The lab's own link passes a bridge, which costs all paths alike.
+    """
     wan, name = bed.engine.wan, f"bench{number}"
     host.ip("link add bench0 type veth peer name peer0")
     host.run(["ip", "link", "set", "peer0", "name", name, "netns", wan.name])
@@ -223,7 +229,7 @@ def _route(bed: Bed, number: int, addresses: dict[int, str]) -> None:
     wan = bed.engine.wan
     wan.ip(f"route replace {addresses[4]}/32 via 192.0.2.{4 * number + 1}")
     wan.ip(f"route replace {addresses[6]}/128 via 2001:db8:e:{number}::1")
-    # With what has gone, ports are free again at once: connections are reset, none waits.
+    # The ports are free again at once after a removal: connections are reset, none waits.
     wan.sysctl({"net/ipv4/ip_local_port_range": "1024 65535"})
 
 

@@ -1,8 +1,8 @@
-"""One element of the table in and out: as docker-fw does it, against libnftables' text for the same change; and one
-more rate, which has chains and sets of its own.
+"""Measure adding and removing one element of the table.
 
-Runs in a network namespace of its own (`unshare --net`), in a process of its own: `measure` starts it, the last
-lines are it. Nothing here needs Docker.
+docker-fw's messages are compared with libnftables' text for the same change; another measurement adds one more rate,
+which has chains and sets of its own. All runs in a network namespace of its own (`unshare --net`), in a process of its
+own, which `measure` starts: the last lines of this file are that process. Nothing here needs Docker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.bench.bed import Bed
 from tests.bench.table import Table, median, say
 
 _NET = int(IPv6Address("2001:db8:b::"))
-#: Rates that stand already when one more comes.
+#: Rates that are active already when one more is added.
 _FEW, _CROWD = 10, 1000
 
 
@@ -73,7 +73,7 @@ def _child(many: int) -> dict[str, Any]:
 
 
 def _rates(nft: Nft, count: int) -> dict[str, float]:
-    """Seconds under the writer's lock, and bytes, for one more rate beside so many others."""
+    """Return the seconds under the writer's lock, and the bytes, for one more rate beside so many others."""
     crowd = Change(add=tuple(map(_rated, range(count))))
     empty = _weight(lambda: _settled(nft.change, crowd), lambda: nft.replace([])) / count
     times: dict[str, list[float]] = {"in": [], "out": []}
@@ -85,14 +85,14 @@ def _rates(nft: Nft, count: int) -> dict[str, float]:
 
 
 def _rated(number: int) -> Element:
-    """SSH of one container, with a rate for which proven sources are remembered for hours."""
+    """Return SSH of one container, with a rate for which proven sources are remembered for hours."""
     address = IPv6Address(_NET + number)
     chain = f"limit6__{str(address).replace(':', '-')}__5_hour_10"
     return Element("rate_limit6", (address, 6, 22), (chain,))
 
 
 def _full(nft: Nft) -> float:
-    """Bytes that the sources of one flooded rate take."""
+    """Return the bytes that the sources of one flooded rate take."""
     name = f"sources6__{str(IPv6Address(_NET)).replace(':', '-')}__5_hour_10"
     sources = ", ".join(f"tcp . 22 . 2001:db8:{n:x}::" for n in range(2 * rate_chains.NEW))
     fill = f"add element inet {TABLE} {name} {{ {sources} }}"
@@ -105,13 +105,13 @@ def _settled(work: Callable[..., None], *args: Any) -> None:
 
 
 def _pair(nft: Nft, count: int) -> tuple[float, float]:
-    """Seconds for one element in or out, by docker-fw's own messages and by libnftables' text, alternately."""
+    """Return the seconds for one element in or out, by docker-fw's messages and libnftables' text, alternately."""
     if count == 10:
         nft.replace(_elements(count))
     own: list[float] = []
     text: list[float] = []
     for turn in range(20):
-        # Several in a row, for what libnftables reads leaves the CPU's caches full of other things.
+        # Several in a row, because libnftables' reading leaves the CPU's caches full of other data.
         for n in range(10):
             element = Element("allow6", (IPv6Address(_NET + (1 << 40) + 10 * turn + n), 6, 8080))
             own.append(_timed(lambda e=element: nft.change(Change(add=(e,)))))  # type: ignore[misc]
@@ -123,19 +123,19 @@ def _pair(nft: Nft, count: int) -> tuple[float, float]:
 
 
 def _must(nft: Nft, command: str) -> None:
-    # Its own context: a table with an owner obeys no other socket.
+    # Its own context: a table with an owner accepts no other socket.
     code, _, error = nft._nft.cmd(command)
     if code:
         raise RuntimeError(f"{command}: {error}")
 
 
 def _elements(count: int) -> list[Element]:
-    """What many containers with three ports have, or so."""
+    """Return elements like those of many containers with three ports."""
     return [Element("allow6", (IPv6Address(_NET + n // 3), 6, (22, 80, 443)[n % 3])) for n in range(count)]
 
 
 def _blocklist(count: int) -> None:
-    """What CrowdSec or fail2ban leave on a host."""
+    """Add a table like those of CrowdSec or fail2ban."""
     addresses = ", ".join(f"100.{n >> 15}.{n >> 7 & 255}.{(n & 127) * 2}" for n in range(count))
     text = (
         "table inet blocklist {\nset banned {\ntypeof ip saddr\nflags interval\n"
@@ -147,7 +147,7 @@ def _blocklist(count: int) -> None:
 
 
 def _weight(put: Callable[[], object], take: Callable[[], object]) -> float:
-    """Bytes of kernel memory for what `put` makes: the median of a few times, for others allocate, too."""
+    """Return the kernel memory in bytes that `put` allocates: the median of several runs, as others allocate too."""
     deltas = []
     for _ in range(7):
         take()
@@ -159,7 +159,7 @@ def _weight(put: Callable[[], object], take: Callable[[], object]) -> float:
 
 
 def _kernel_memory() -> float:
-    """Bytes that the kernel took for itself, on the whole machine."""
+    """Return the bytes that the kernel allocated for itself, on the whole machine."""
     with open("/proc/meminfo") as lines:
         sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return 1024.0 * (sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"])

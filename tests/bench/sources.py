@@ -1,6 +1,6 @@
-"""Rules with `from`: what a packet and a change pay beside ten thousand containers with ten thousand different lists.
+"""Measure rules with `from`: the cost of a packet and a change beside ten thousand containers with as many lists.
 
-In a namespace of its own, in a process of its own; nothing here needs Docker.
+Each list is different. It runs in a namespace and a process of its own; nothing here needs Docker.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _child(many: int) -> dict[str, Any]:
         told: dict[str, Any] = {}
         fresh = new_flows(_FLOWS)
         for state, count in (("few", 0), ("many", many)):
-            # `from` of each length that is looked for, so that the outsider's is found after all the others.
+            # `from` of each prefix length that the rules look up, so that the outsider's is found after all the others.
             mine = Rule("udp", PORT, PORT, (Peer("prefix", "2001:db8:5::/48"), Peer("prefix", "2001:db8:ffff::/48")))
             open_to = {"to an open port": Rule("udp", PORT, PORT), "to a port that is open to a list": mine}
             known = {
@@ -128,7 +128,7 @@ def _forget(site: Site) -> None:
 
 
 def _changes(reconciler: Reconciler) -> dict[str, float]:
-    """Seconds, the median, on a disk that is memory's; the state file is as long as the crowd."""
+    """Return the median in seconds, on a disk in memory; the state file is as long as the crowd."""
     lists, times = _lists(Random(2)), dict[str, list[float]]({"in": [], "out": [], "peer": []})
     asker = _one(1, Rule("udp", PORT, PORT, (Peer("container", "peer"),)))
     reconciler.put_endpoint(asker)

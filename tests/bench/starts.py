@@ -1,6 +1,7 @@
-"""A whole `docker run` and `rm -f`, and the time until an outsider has an answer.
+"""Measure a whole `docker run` and `rm -f`, and the time until an outsider has an answer.
 
-On a network of ours, on Docker's bridge guarded by docker-fw, and on Docker's bridge on an engine without docker-fw.
+On a docker-fw network, on Docker's bridge protected by docker-fw, and on Docker's bridge on an engine without
+docker-fw.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
     "-p 80 and a label": ("-p", "80", "--label", f"fw.allow={LABEL}"),
 }
 _FW, _BRIDGE = "run-fw", "run-bridge"
-#: Our network; Docker's bridge where docker-fw is not; Docker's bridge, guarded.
+#: The docker-fw network; Docker's bridge without docker-fw; Docker's bridge, protected.
 _KINDS = ("fw", "bridge", "guarded")
-#: A difference that only noise makes is no miss.
+#: A difference due to noise alone is no miss.
 _AIM = "ratio < 1.05"
-#: Seconds after which what the last command left behind in the background is done.
+#: Seconds after which the background work of the last command is done.
 _SETTLE = 0.4
 _PATIENCE = 15.0
 _numbers = itertools.count(1)
@@ -68,7 +69,7 @@ def measure(bed: Bed, table: Table) -> None:
 
 
 def _place(bed: Bed, kind: str) -> tuple[Engine, str]:
-    """The engine and the network on it."""
+    """Return the engine and the network on it."""
     return bed.bare if kind == "bridge" else bed.engine, _FW if kind == "fw" else _BRIDGE
 
 
@@ -88,7 +89,7 @@ def _timed(engine: Engine, *command: str) -> float:
 
 
 def _first_answer(bed: Bed, kind: str) -> float:
-    """Seconds from `docker run` to an outsider's first answer from the server in it, by way of a published port."""
+    """Return the seconds from `docker run` to an outsider's first answer from its server, through a published port."""
     engine, network = _place(bed, kind)
     name, port = f"run{next(_numbers)}", 20000 + next(_numbers)
     server = ("busybox", "nc", "-ll", "-p", "80", "-e", "echo", "hello")
@@ -116,7 +117,7 @@ def _first_answer(bed: Bed, kind: str) -> float:
 
 
 def _answers(address: str, port: int, patience: float = 0.01) -> bool:
-    """One try. A SYN that is dropped is not repeated for a second, so silence ends the try."""
+    """Return True if one try succeeds. A dropped SYN is not repeated for a second, so silence ends the try."""
     with socket.socket() as sock, selectors.DefaultSelector() as selector:
         sock.setblocking(False)
         sock.connect_ex((address, port))
@@ -133,7 +134,7 @@ def _answers(address: str, port: int, patience: float = 0.01) -> bool:
 
 
 def _cpu(bed: Bed) -> float:
-    """Seconds of CPU time of the plugin's processes, and of those that they started and saw end."""
+    """Return the seconds of CPU time of the plugin's processes, and of the children that they waited for."""
     ticks = 0
     for pid in bed.plugin_pids():
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Rows of the result, and how they are shown and kept."""
+"""Rows of the result, printed and saved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _began = time.monotonic()
 
 
 def say(text: str) -> None:
-    """One line of progress on stderr."""
+    """Print one line of progress on stderr."""
     print(f"bench {time.monotonic() - _began:4.0f} s: {text}", file=sys.stderr, flush=True)
 
 
@@ -24,7 +24,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: a value that was seen."""
+    """Return the nearest-rank percentile: a measured value."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def missed(self) -> bool:
-        """Whether the aim (`value < N`, `ratio < N`, `ratio > N`) is not reached."""
+        """Return True if the aim (`value < N`, `ratio < N`, `ratio > N`) is not reached."""
         if not self.aim:
             return False
         what, sign, bound = self.aim.split()
@@ -54,7 +54,7 @@ class Row:
 
 
 class Table:
-    """All rows of a run, in the order in which they come."""
+    """All rows of a run, in order."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -94,7 +94,7 @@ class Table:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Four digits that mean something."""
+    """Return the number with four significant digits."""
     return None if value is None else float(f"{value:.4g}")
 
 

@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def within(netns: str, function: Callable[[], T]) -> T:
-    """Calls `function` in a thread that is in the network namespace; sockets that it makes stay there."""
+    """Call `function` in a thread in the network namespace; sockets that it opens stay there."""
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -90,7 +90,7 @@ class Datagrams:
         self.count = count
 
     def send(self, sock: socket.socket) -> float:
-        """Sends all; CPU nanoseconds for each."""
+        """Send all; return the CPU nanoseconds for each."""
         fd, size = sock.fileno(), ctypes.sizeof(_Message)
         began, done = time.thread_time_ns(), 0
         while done < self.count:
@@ -102,14 +102,17 @@ class Datagrams:
 
 
 def new_flows(count: int) -> Datagrams:
-    """UDP headers of as many source ports, for a raw socket; the kernel fills in the checksum (0 on IPv4)."""
+    """Return UDP headers of as many source ports, for a raw socket; the kernel adds the checksum (0 on IPv4)."""
     headers = b"".join(struct.pack("!HHHH8x", _FIRST + n, PORT, 16, 0) for n in range(count))
     return Datagrams(count, headers, 16)
 
 
 @dataclass(frozen=True)
 class Path:
-    """From a client's namespace to a server's address; `settle` is called after what fills connection tracking."""
+    """A path from a client's namespace to a server's address.
+
+    `settle` is called after runs that fill connection tracking.
+    """
 
     name: str
     client: str
@@ -137,7 +140,7 @@ class Path:
         return within(self.client, client), within(self.server, server)
 
     def established(self, datagrams: Datagrams) -> tuple[float, float]:
-        """CPU nanoseconds for each packet of one UDP flow that was answered: towards the server, and from it."""
+        """Return the CPU nanoseconds for each packet of one answered UDP flow: towards the server, and from it."""
         client, server = self._sockets(socket.SOCK_DGRAM)
         with client, server:
             client.connect((self.address, PORT))
@@ -152,7 +155,7 @@ class Path:
             return inward, datagrams.send(server)
 
     def new_flows(self, datagrams: Datagrams) -> float:
-        """CPU nanoseconds for each packet that is the first of its flow."""
+        """Return the CPU nanoseconds for each packet that is the first of its flow."""
         _, server = self._sockets(socket.SOCK_DGRAM)
 
         def raw() -> socket.socket:
@@ -171,7 +174,7 @@ class Path:
         return cost
 
     def connects(self, count: int) -> float:
-        """CPU nanoseconds for each TCP connection: made, accepted, and reset (so that no port is kept waiting)."""
+        """Return the CPU nanoseconds for each TCP connection: opened, accepted, and reset (so its port is free)."""
         _, listener = self._sockets(socket.SOCK_STREAM)
         linger = struct.pack("ii", 1, 0)
         target, family = (self.address, PORT), self.family
@@ -195,7 +198,7 @@ class Path:
         return cost
 
     def bulk(self, size: int) -> float:
-        """CPU nanoseconds for each byte of one TCP stream."""
+        """Return the CPU nanoseconds for each byte of one TCP stream."""
         client, listener = self._sockets(socket.SOCK_STREAM)
         with client, listener:
             listener.listen(1)
@@ -219,7 +222,7 @@ class Path:
 
 
 def _pump(client: socket.socket, server: socket.socket, size: int) -> float:
-    """The server throws away what it gets without copying it (MSG_TRUNC), so that the path is what costs."""
+    """Send to a server that discards the data without copying it (MSG_TRUNC), so that the path determines the cost."""
     chunk, sink = bytes(1 << 18), bytearray(1 << 20)
     poll = select.poll()
     poll.register(client, select.POLLOUT)

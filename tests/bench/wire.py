@@ -1,4 +1,4 @@
-"""HTTP over unix sockets with as little as can be around it: a client, and a proxy that times what passes.
+"""Speak HTTP over unix sockets with minimal overhead: a client, and a proxy that times the calls.
 
 Both sides keep their connections, as dockerd does. A time is from the request's first byte to the answer's last.
 """
@@ -17,14 +17,14 @@ from typing import Any
 
 
 class _Stream:
-    """One side of an HTTP/1.1 connection: messages in and out, whole."""
+    """One side of an HTTP/1.1 connection: complete messages in and out."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._kept = b""
 
     def read(self) -> tuple[str, bytes]:
-        """A message: its first line and its body. Raises EOFError when the connection ends between messages."""
+        """Return a message: its first line and its body. Raises EOFError when the connection ends between messages."""
         head = self._until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
         if headers.get("transfer-encoding") == "chunked":
@@ -70,7 +70,7 @@ class Reply:
 
 
 class Client:
-    """A kept connection to a unix socket. Not for two threads at once."""
+    """A persistent connection to a unix socket. Not for two threads at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -97,7 +97,7 @@ class Client:
         return reply
 
     def socket(self) -> socket.socket:
-        """The connection itself."""
+        """Return the connection itself."""
         return self._connected().sock
 
     def _connected(self) -> _Stream:
@@ -112,7 +112,7 @@ class Client:
 
 
 class Recorder:
-    """A driver's socket at `path` that hands every call on to the driver at `behind`, and notes how long it took."""
+    """A driver's socket at `path` that forwards every call to the driver at `behind`, and records its duration."""
 
     def __init__(self, path: Path, behind: Path) -> None:
         self._behind = behind
@@ -123,7 +123,7 @@ class Recorder:
         threading.Thread(target=self._accept, daemon=True, name="recorder").start()
 
     def take(self) -> list[tuple[str, float]]:
-        """(hook, seconds) since the last time."""
+        """Return (hook, seconds) since the last call."""
         taken, self.calls = self.calls, []
         return taken
 

@@ -20,7 +20,7 @@ def _root() -> None:
 
 
 class Engines:
-    """Engines by version, each started and given the plugin when first asked for."""
+    """Engines by version, each started and given the plugin at its first use."""
 
     def __init__(self) -> None:
         self._running: dict[str, Fw] = {}
@@ -51,17 +51,17 @@ def engines(_root: None) -> Iterator[Engines]:
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def each(request: pytest.FixtureRequest, engines: Engines) -> Fw:
-    """docker-fw on every engine: for the core promises."""
+    """Return docker-fw on every engine: for the core promises."""
     return engines.get(request.param)
 
 
 @pytest.fixture(scope="session", params=DEEP)
 def deep(request: pytest.FixtureRequest, engines: Engines) -> Fw:
-    """docker-fw on one engine, or on all that are asked for: for what was found alike on the others."""
+    """Return docker-fw on one engine, or on all requested ones: for tests with equal results on the others."""
     return engines.get(request.param)
 
 
 @pytest.fixture(scope="session")
 def fw(engines: Engines) -> Fw:
-    """docker-fw on one engine: for what does not depend on its version."""
+    """Return docker-fw on one engine: for tests that do not depend on its version."""
     return engines.get(NEWEST)

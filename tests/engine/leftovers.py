@@ -1,4 +1,4 @@
-"""What there is on a host that docker-fw could leave behind, to be compared: before it came and after it went."""
+"""List what docker-fw could leave behind on a host, to compare the state before and after it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _COMMANDS = {
 
 
 def standing(engine: Engine) -> dict[str, set[str]]:
-    """Line by line, by what it is of."""
+    """Return the host's state line by line, by kind."""
     return {what: set(engine.host.run(["sh", "-c", how]).stdout.splitlines()) for what, how in _COMMANDS.items()}
 
 
 def left(before: dict[str, set[str]], after: dict[str, set[str]]) -> dict[str, set[str]]:
-    """What is there that was not, and with a minus what was there and is not."""
+    """Return the added lines, and with a minus the removed ones."""
     found = {
         what: (after[what] - lines) | {f"-{line}" for line in lines - after[what]} for what, lines in before.items()
     }

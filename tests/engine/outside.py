@@ -1,4 +1,4 @@
-"""What an outsider reaches on an engine, containers with published ports for it, and checks of whole promises."""
+"""Check an engine from outside: what an outsider reaches, containers with published ports, and whole promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.lab.netns import FORWARDING
 from tests.product import Fw, Net
 from tests.waiting import until
 
-#: A container's servers: one port that its label opens, one that nothing does.
+#: A container's servers: one port that its label opens, one that no rule opens.
 SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
 Targets = list[tuple[str, str, int]]
 #: Ports of the host that no other test publishes.
@@ -19,7 +19,7 @@ host_ports = itertools.count(21000)
 
 
 def publish(*ports: int | str) -> tuple[list[str], dict[str, int]]:
-    """Options that publish container ports (`5432`, `53/udp`) on host ports of their own, and which those are."""
+    """Return options that publish container ports (`5432`, `53/udp`) on host ports of their own, and these."""
     chosen = {str(port): next(host_ports) for port in ports}
     return [word for port, on in chosen.items() for word in ("-p", f"{on}:{port}")], chosen
 
@@ -29,7 +29,7 @@ def hosts(fw: Fw) -> tuple[str, str]:
 
 
 def seen(fw: Fw, *targets: tuple[str, str, int]) -> set[tuple[str, str, int]]:
-    """Of these, what an outsider reaches."""
+    """Return which of these an outsider reaches."""
     return {target for target, verdict in fw.wan.probe(list(targets)).items() if verdict == "open"}  # type: ignore[misc]
 
 
@@ -49,7 +49,7 @@ def dockers(fw: Fw, *options: str, v4: bool = True, v6: bool = True) -> Iterator
 
 @contextmanager
 def labelled(fw: Fw, net: Net, *options: str) -> Iterator[str]:
-    """A container that comes back by itself, with 8080 opened and 9090 not, both published."""
+    """Start a container that restarts by itself, with 8080 opened and 9090 not, both published."""
     app = fw.run(
         net,
         "--restart",
@@ -76,23 +76,23 @@ def opened(fw: Fw) -> Targets:
 
 
 def closed(fw: Fw, app: str, net: Net) -> Targets:
-    """What must never answer: the published port, by DNAT and by docker-proxy, and the container itself."""
+    """Return what must never answer: the published port, by DNAT and by docker-proxy, and the container itself."""
     return [("tcp", h, 19090) for h in hosts(fw)] + [("tcp", a, 9090) for a in fw.addresses(app, net)]
 
 
 def served(fw: Fw) -> None:
-    """Waits until the labelled port answers on all of the host's addresses."""
+    """Wait until the labelled port answers on all of the host's addresses."""
     for target in opened(fw):
         until(partial(lambda t: fw.wan.probe.one(t).verdict == "open", target), f"{target} answers", 40)
 
 
 def back(fw: Fw, opened: list[tuple[str, str, int]]) -> None:
-    """Within a second all of these answer: to be called when Docker's API does."""
+    """Check that all of these answer within a second: to be called when Docker's API does."""
     until(lambda: set(fw.wan.probe(opened, timeout=0.1).values()) == {"open"}, f"{opened} answer", timeout=1.0)
 
 
 def opens_just_the_label(fw: Fw) -> None:
-    """The main promise in short, on an engine that was just set up."""
+    """Check the main promise in short, on an engine that was just set up."""
     with fw.network() as net:
         app = fw.run(net, "--label", "fw.allow=8080")
         with fw.engine.serve(app, tcp=[80, 8080, 9090]):
@@ -102,7 +102,7 @@ def opens_just_the_label(fw: Fw) -> None:
 
 
 def published_ports_obey(each: Fw, where: str) -> None:
-    """On one of Docker's networks a published port answers if the policy opens the container's, and else never."""
+    """Check that published ports on a Docker network answer if the policy opens the container's, and else never."""
     options, ports = publish(80, 5432, 8080, "53/udp", "5353/udp")
     naming = ("-o", "com.docker.network.bridge.name=front1") if where == "named" else ()
     with dockers(each, *naming, v6=where in ("dual", "named")) as net:
@@ -136,7 +136,7 @@ def published_ports_obey(each: Fw, where: str) -> None:
 
 
 def survives(fw: Fw, disturb: Callable[[str], None], *, v6: bool = True) -> None:
-    """Ends as it began, and what is closed never answered meanwhile."""
+    """End in the initial state; closed ports never answered meanwhile."""
     fw.host.netns.sysctl(FORWARDING)
     with dockers(fw, v6=v6) as net, labelled(fw, net) as app:
         served(fw)

@@ -1,4 +1,4 @@
-"""An engine with docker-fw as its sidecar, started as compose-examples/sidecar.yml tells its users."""
+"""An engine with docker-fw as its sidecar, started as compose-examples/sidecar.yml describes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.product import ROOT, Fw, image_tar
 from tests.waiting import until
 
 SIDECAR = ROOT / "compose-examples/sidecar.yml"
-#: The commands that the file itself tells its users.
+#: The commands that the file itself lists.
 UP, BOOT_INSTALL, _ = re.findall(r"^#   (docker .*)$", SIDECAR.read_text(), re.MULTILINE)
 
 
 class Sidecar(Fw):
-    """An engine with docker-fw as its sidecar. `before`: what stood on the host without it."""
+    """An engine with docker-fw as its sidecar. `before`: the host's state without it."""
 
     before: dict[str, set[str]]
 
@@ -25,11 +25,11 @@ class Sidecar(Fw):
     def up(cls, engine: Engine) -> Sidecar:
         shutil.copy(SIDECAR, engine.host.share)
         if engine.try_docker("compose", "version").returncode:
-            # Debian has no compose for this engine: that of the newest speaks its API too.
+            # Debian has no compose for this engine: the newest engine's speaks its API too.
             lent = engine.host.put(engine_root([*ENGINES][-1]) / "usr/libexec/docker/cli-plugins/docker-compose")
             plugins = "/usr/local/lib/docker/cli-plugins"
             engine.host.run(["sh", "-ec", f"mkdir -p {plugins}; cp {lent} {plugins}"])
-        engine.docker("run", "--rm", "busybox", "true")  # which brings what Docker makes with the first container
+        engine.docker("run", "--rm", "busybox", "true")  # creates Docker's objects for the first container
         fw = cls(engine, driver="fw")
         fw.before = standing(engine)
         engine.load(image_tar())
@@ -38,7 +38,7 @@ class Sidecar(Fw):
         return fw
 
     def user(self, command: str) -> str:
-        """What a user types, in the directory of sidecar.yml; what it prints."""
+        """Run a user's command in the directory of sidecar.yml; return its output."""
         return self.host.run(["sh", "-ec", f"cd /lab; {command}"]).stdout
 
     @property

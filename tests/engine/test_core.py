@@ -1,4 +1,4 @@
-"""The core promises, on every engine: what answers, what does not, and that it holds from the first packet."""
+"""Test the core promises, on every engine: which ports answer, which do not, from the first packet."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def test_a_label_opens_just_what_it_says_on_just_that_container(each: Fw) -> Non
 
 
 def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) -> None:
-    """What a label opens is open when `docker run` returns, and a closed port never answers before, not once."""
+    """A labelled port is open when `docker run` returns, and a closed port never answers before, not once."""
     with each.network() as net:
-        # A first container tells which address the next one gets.
+        # A first container shows the address that the next one gets.
         first = each.run(net)
         v4, v6 = each.addresses(first, net)
         each.remove(first)
@@ -93,7 +93,7 @@ def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) 
 
 @pytest.mark.parametrize("value", ["808O", "0", "1-70000", "443/tcpp", ""])
 def test_a_wrong_label_refuses_the_start_with_a_message(each: Fw, value: str) -> None:
-    """A container whose label is wrong does not start, and Docker prints the label, its value and what is right."""
+    """A container with a wrong label does not start, and Docker prints the label, its value and the correct form."""
     with each.network() as net:
         spec = each.refuse(net, "--label", f"fw.allow={value}")
         assert f'label fw.allow="{value}"' in spec
@@ -115,7 +115,7 @@ def test_containers_of_one_network_talk_freely(deep: Fw) -> None:
 
 
 def test_names_of_services_resolve(deep: Fw) -> None:
-    """Docker's DNS answers with a container's name and alias on a network of docker-fw."""
+    """Docker's DNS resolves a container's name and alias on a docker-fw network."""
     with deep.network() as net:
         db = deep.run(net, "--network-alias", "database")
         app = deep.run(net)
@@ -147,10 +147,10 @@ def test_published_ports_obey_the_policy(each: Fw) -> None:
                 assert each.wan.probe.one(("tcp", host, 18080)).verdict == "open"
                 assert each.wan.probe.one(("udp", host, 15353)).verdict == "open"
                 assert each.wan.probe.one(("tcp", host, 15432)).verdict == "silent"
-            # The host's own ways in: its addresses, and loopback, in both families.
+            # The host's own paths: its addresses, and loopback, in both families.
             own = each.host.probe([("tcp", a, 18080) for a in (host4, host6, "127.0.0.1", "::1")])
             assert set(own.values()) == {"open"}
-            # Hairpin: a neighbour, and the container itself, by the host's address.
+            # Hairpin: a neighbour, and the container itself, through the host's address.
             neighbour = each.run(net)
             for container in (neighbour, app):
                 seen = each.engine.netns(container).probe([("tcp", host4, 18080), ("tcp", host6, 18080)])
@@ -162,7 +162,7 @@ def test_published_ports_obey_the_policy(each: Fw) -> None:
 
 
 def test_a_taken_port_is_an_error_as_docker_words_it(deep: Fw) -> None:
-    """A second container on the same host port does not start, and Docker says whose fault it is."""
+    """A second container on the same host port does not start, and Docker names the conflict."""
     with deep.network() as net:
         deep.run(net, "-p", "18090:80")
         assert "Bind for 0.0.0.0:18090 failed: port is already allocated" in deep.refuse(net, "-p", "18090:80")
@@ -185,7 +185,7 @@ def test_connect_and_disconnect_of_a_running_container(each: Fw) -> None:
 
 
 def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
-    """Neither outsiders nor our containers reach a container on Docker's own bridge more than they did before."""
+    """Docker's own bridge opens no further to outsiders and containers on docker-fw networks than before."""
     each.engine.docker("run", "-d", "--name", "theirs", "busybox", "sleep", "inf")
     try:
         with each.network() as net:
@@ -199,8 +199,10 @@ def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
 
 
 def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
-    """Root in a container, with every right over its own link, is not heard by a neighbour from another's address, nor
-    with an ARP reply or a neighbour advertisement for it; in its own name it is heard."""
+    """Root in a container, with every right over its own link, cannot reach a neighbour with another's address.
+
+    Neither a packet nor an ARP reply or neighbour advertisement for that address arrives; with its own address they do.
+    """
     with deep.network() as net:
         victim, nextdoor, hostile = deep.run(net), deep.run(net), deep.run(net)
         (own4, own6), (next4, next6) = deep.addresses(hostile, net), deep.addresses(nextdoor, net)
@@ -236,6 +238,6 @@ def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
 
 
 def hardware(fw: Fw, container: str, net: Net) -> bytes:
-    """The container's MAC on a network."""
+    """Return the container's MAC on a network."""
     told = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
     return bytes.fromhex(told["MacAddress"].replace(":", ""))

@@ -1,4 +1,4 @@
-"""Docker's DNS and `fw.egress`: what a container's names are held back by, and where they are not."""
+"""Test Docker's DNS with `fw.egress`: which restrictions apply to a container's look-ups, and where none do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.waiting import until
 
 @contextmanager
 def resolver(fw: Fw, address: str) -> Iterator[None]:
-    """The host's name server, until the end. Docker reads it at each start of a container."""
+    """Set the host's name server, until the end. Docker reads it at each start of a container."""
     fw.host.write("/etc/resolv.conf", f"nameserver {address}\n")
     try:
         yield
@@ -22,7 +22,7 @@ def resolver(fw: Fw, address: str) -> Iterator[None]:
 
 
 def egress_restricted(fw: Fw, net: Net, *options: str) -> str:
-    """A container that may begin nothing, and cannot."""
+    """Start a container that may initiate nothing, and check that it cannot."""
     app = fw.run(net, "--label", "fw.egress=none", *options)
     until(lambda: fw.engine.netns(app).probe.tcp(fw.wan.FAR_V4, 8000, timeout=0.3) == "silent", "it is confined")
     return app
@@ -30,8 +30,10 @@ def egress_restricted(fw: Fw, net: Net, *options: str) -> str:
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
 def test_names_leave_by_the_hosts_resolver(deep: Fw, driver: str | None) -> None:
-    """What LABELS.md says of `fw.egress`: dockerd asks it from the host, whatever the container may begin, and `fwctl
-    status` says so. With a server of the container's own nothing leaves."""
+    """As LABELS.md says of `fw.egress`, dockerd resolves names from the host, whatever the container may initiate.
+
+    `fwctl status` reports it. With a server of the container's own no look-up leaves.
+    """
     with (
         deep.network(driver=driver) as net,
         deep.host.probe.serve(udp=[53]) as host,
@@ -49,7 +51,7 @@ def test_names_leave_by_the_hosts_resolver(deep: Fw, driver: str | None) -> None
             assert host.seen(), "the leak that is written down"
             spec = " ".join(deep.fwctl("status").split())
             assert "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1)" in spec
-        # Another one of the host's is asked from the host, or not: status says which.
+        # Another DNS server of the host may or may not be reached from the host: status reports which.
         asks(egress_restricted(deep, net))
         leaks = any(each["port"] == 53 for each in far.seen())
         assert ("DNS queries bypass fw.egress" in deep.fwctl("status")) is leaks

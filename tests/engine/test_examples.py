@@ -1,4 +1,4 @@
-"""The examples that people copy: the compose stack and the README's first commands."""
+"""Test the examples that people copy: the compose stack and the README's first commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:
 
 
 def test_a_stack_that_says_nothing_of_docker_fw_is_guarded(fw: Fw) -> None:
-    """compose-examples/unchanged.yml, on Docker's own network: the published database is closed, the rest answers."""
+    """compose-examples/unchanged.yml, on a Docker network: the published database is closed, the rest answers."""
     up(fw, "unchanged.yml")
     try:
         wrong = [line for line in unchanged(fw) if not line.right]
@@ -31,7 +31,7 @@ def test_a_stack_that_says_nothing_of_docker_fw_is_guarded(fw: Fw) -> None:
 
 
 def test_the_example_of_the_label_language_does_what_it_says(fw: Fw) -> None:
-    """compose-examples/labels.yml: who reaches what, from outside and between its two networks, and what goes out."""
+    """compose-examples/labels.yml: the permitted flows from outside, between its two networks, and outbound."""
     up(fw, "labels.yml")
     try:
         name = "labels-{}-1".format
@@ -47,7 +47,7 @@ def test_the_example_of_the_label_language_does_what_it_says(fw: Fw) -> None:
         assert {(a, p) for (_, a, p), verdict in found.items() if verdict == "open"} == right
         for service, verdict in (("api", "open"), ("backup", "open"), ("worker", "silent"), ("web", "open")):
             seen = fw.engine.netns(name(service)).probe([("tcp", a, 5432) for a in front["db"]])
-            # web is a neighbour of the database's; everybody else comes from another network.
+            # web is a neighbour of the database's; all other clients are on another network.
             assert set(seen.values()) == {verdict}, service
         with fw.wan.probe.serve(tcp=[443, 8000]):
             for service, port, verdict in (("worker", 443, "open"), ("worker", 8000, "silent"), ("db", 443, "silent")):

@@ -1,4 +1,4 @@
-"""Hosts with ufw or firewalld: theirs is the host, docker-fw's are the containers, and neither breaks the other."""
+"""Test hosts with ufw or firewalld: these protect the host, docker-fw the containers, and neither breaks the other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.product import DEEP, ROOT, Fw
 from tests.waiting import until
 
 FIREWALLS = ("ufw", "firewalld", "dbus")
-#: What a user types who has ufw, and a Docker that has no DOCKER-USER for IPv6 (or none at all).
+#: The README's commands for a host with ufw, and a Docker without DOCKER-USER for IPv6 (or without any).
 UFW_ROUTES = ("ufw route allow out on fw-+", "ufw route allow in on fw-+")
-#: What a user types who has firewalld and a Docker ≥ 27, which makes the policy `docker-forwarding`.
+#: The README's commands for a host with firewalld and a Docker ≥ 27, which makes the policy `docker-forwarding`.
 ZONE_OF_DOCKER = ("firewall-cmd --permanent --zone=docker --add-interface=fw-+", "firewall-cmd --reload")
-#: The same with any Docker; here the host's services stay closed to our containers.
+#: The same with any Docker; here the host's services stay closed to containers on docker-fw networks.
 ZONE_OF_OURS = (
     "firewall-cmd --permanent --new-zone=fw",
     "firewall-cmd --permanent --zone=fw --add-interface=fw-+",
@@ -37,9 +37,10 @@ ZONE_OF_OURS = (
 
 @dataclass(frozen=True)
 class Site:
-    """Two containers with ports 80, 5432 and 8080, where a label opens 8080: on a bridge of Docker's and on ours.
+    """Two containers with ports 80, 5432 and 8080, where a label opens 8080.
 
-    They publish them as 18080, 15432, 18088 and 28080, 25432, 28088.
+    One is on a Docker bridge, one on a docker-fw network. They publish the ports as 18080, 15432, 18088 and 28080,
+    25432, 28088.
     """
 
     fw: Fw
@@ -51,23 +52,26 @@ class Site:
     docker_does_v6: bool
 
     def closed(self) -> list[Target]:
-        """What must never answer."""
+        """Return what must never answer."""
         at_host: list[Target] = [("tcp", h, p) for h in (self.fw.host.v4, self.fw.host.v6) for p in (15432, 25432)]
         return [*at_host, *(("tcp", a, 5432) for a in (*self.theirs_at, *self.ours_at))]
 
     def direct(self, *addresses: str) -> list[Target]:
-        """What our network opens on the container's own addresses."""
+        """Return what the docker-fw network opens on the container's own addresses."""
         return [("tcp", a, p) for a in addresses or self.ours_at for p in (80, 8080)]
 
     def published(self) -> list[Target]:
-        """What is published and open. Where Docker's proxy serves, only what the firewall lets in to the host."""
+        """Return what is published and open.
+
+        Where docker-proxy serves it, only what the firewall accepts for the host.
+        """
         v4, v6 = self.fw.host.v4, self.fw.host.v6
         theirs: list[Target] = [("tcp", v4, 18080), ("tcp", v6, 18080), ("tcp", v4, 18088)]
         return [*theirs, *([("tcp", v6, 18088)] if self.docker_does_v6 else []),
                 *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088))]  # fmt: skip
 
     def sees(self, others: Verdict, *opened: Target, **more: list[Target]) -> None:
-        """An outsider sees just this open, ssh of the host, and `others` on another port of the host."""
+        """Check that an outsider sees only this open, ssh of the host, and `others` on another port of the host."""
         host = self.fw.host
         expected: dict[Target, Verdict] = dict.fromkeys(self.closed(), "silent")
         expected |= dict.fromkeys([*opened, *(("tcp", h, 22) for h in (host.v4, host.v6))], "open")
@@ -81,24 +85,27 @@ class Site:
             return seen == expected
 
         try:
-            until(as_expected, "what an outsider sees")  # Docker puts its own rules back some time after firewalld's
+            until(as_expected, "what an outsider sees")  # Docker restores its own rules some time after firewalld's
         finally:
             assert seen == expected
 
     def leaves(self, container: str, *addresses: str) -> bool:
-        """The container reaches the Internet."""
+        """Return True if the container reaches the Internet."""
         with self.fw.wan.probe.serve(tcp=[8001]):
             seen = self.fw.engine.netns(container).probe([("tcp", address, 8001) for address in addresses])
         return set(seen.values()) == {"open"}
 
     def host_service(self) -> Verdict:
-        """What our container sees of the host's port 8000, in both families."""
+        """Return what the container on a docker-fw network sees of the host's port 8000, in both families."""
         probe = self.fw.engine.netns(self.ours).probe
         (verdict,) = set(probe([("tcp", h, 8000) for h in (self.fw.host.v4, self.fw.host.v6)]).values())
         return verdict
 
     def stands(self) -> str:
-        """The handle of docker-fw's table, which is another one once it was gone. Its mark's rule must stand, too."""
+        """Return the handle of docker-fw's table, which changes if the table was removed.
+
+        The rule for its mark must be active, too.
+        """
         for tool in ("iptables", *(["ip6tables"] if self.docker_does_v6 else [])):
             until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} stands")
             until(lambda tool=tool: "-j DOCKER-USER" in self.rules(tool, "FORWARD"), f"FORWARD of {tool} leads to it")
@@ -110,7 +117,7 @@ class Site:
 
 @pytest.fixture(scope="module", params=DEEP)
 def fw(request: pytest.FixtureRequest, engines: object) -> Iterator[Fw]:
-    """docker-fw on a host that has the firewalls, none of them running. Each test boots it when it wants to."""
+    """Yield docker-fw on a host that has the firewalls, none of them running. Each test boots it when needed."""
     with Host(engine_root(request.param, extra=FIREWALLS)) as host:
         host.boot()
         engine = Engine(request.param, host=host)
@@ -148,10 +155,11 @@ def kept_closed(hammer: Hammer) -> None:
 
 
 def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
-    """ufw enabled after docker-fw, reloaded, disabled, and up before it at boot: closed never answers, the rest does.
+    """With ufw enabled, closed ports never answer, and all others do.
 
-    Published ports and our networks need nothing of ufw where Docker has its DOCKER-USER; elsewhere (IPv6 before
-    Docker 27) two route rules. A host port that ufw allows does not open the container's port.
+    ufw is enabled after docker-fw, reloaded, disabled, and active before it at boot. Published ports and docker-fw
+    networks need no ufw rule where Docker has its DOCKER-USER; elsewhere (IPv6 before Docker 27) they need two route
+    rules. A host port that ufw allows does not open the container's port.
     """
     host = fw.host
     types(host, "ufw allow 22/tcp", "ufw allow 18080/tcp", "ufw allow 15432/tcp")
@@ -186,11 +194,11 @@ def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
 
 
 def test_firewalld_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
-    """firewalld up before Docker, reloaded, and started anew: closed never answers, published ports do.
+    """firewalld is active before Docker, reloaded, and restarted: closed ports never answer, published ports do.
 
-    Our networks' own addresses answer, and their containers get out, once firewalld has `fw-+` in a zone that it
-    forwards to and from. In the zone `docker` they reach every port of the host, as Docker's own do; in one of ours
-    none. A host port that firewalld opens does not open the container's port.
+    Addresses on docker-fw networks answer, and their containers get out, once firewalld has `fw-+` in a zone that it
+    forwards to and from. In the zone `docker` they reach every port of the host, as those on Docker networks do; in a
+    zone of their own none. A host port that firewalld opens does not open the container's port.
     """
     host = fw.host
     fw.engine.reboot(start=False)
@@ -232,6 +240,6 @@ def firewalld(host: Host) -> Process:
 
 
 def test_the_readme_tells_these_commands() -> None:
-    """What was typed here is what the README tells its users to type."""
+    """The README lists the commands that these tests run."""
     readme = (ROOT / "README.md").read_text().splitlines()
     assert not {*UFW_ROUTES, *ZONE_OF_DOCKER, *ZONE_OF_OURS} - set(readme)

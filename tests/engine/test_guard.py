@@ -1,4 +1,4 @@
-"""Networks that people already have: Docker's own bridges behind the same policy, on every engine, at every moment."""
+"""Test existing networks: Docker's own bridges behind the same policy, on every engine, at every moment."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ CLOSED = (5432, 8081)
 
 @pytest.mark.parametrize("where", ["bridge", "v4", "dual", "named"])
 def test_published_ports_obey_on_dockers_own_networks(each: Fw, where: str) -> None:
-    """Without a line of configuration, on docker0, `br-…` and bridges of any name, by the host's IPv4 and IPv6:
+    """Without configuration, a published port answers if the container's is 22, 80, 443 or opened by its label.
 
-    a published port answers if the container's is 22, 80, 443 or one that its label opens, and else never; by
-    docker-proxy no more than by DNAT. The host itself reaches all of them, and directly all ports.
+    This holds on docker0, `br-…` and bridges of any name, over the host's IPv4 and IPv6, by docker-proxy no more than
+    by DNAT. No other port answers. The host itself reaches all of them, and directly all ports.
     """
     published_ports_obey(each, where)
 
 
 def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
-    """A host that routes to its containers, Docker's drop or not: closed ports of a container's address never answer.
+    """Closed ports of a container's address never answer on a host that routes to it, Docker's drop or not.
 
     Where Docker does not drop by itself (IPv6 before 27), the base and labels are open.
     """
@@ -48,8 +48,10 @@ def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
 
 @pytest.mark.parametrize("mode", ["routed", "nat-unprotected"])
 def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str) -> None:
-    """Gateway modes that reach the container itself (Docker ≥ 27): base and labels are open, Docker's drop
-    notwithstanding, and nothing else, published or not, whatever Docker would let through."""
+    """Gateway modes that reach the container itself (Docker ≥ 27): base and labels are open, despite Docker's drop.
+
+    Nothing else is, published or not, whatever Docker would accept.
+    """
     options = [f"com.docker.network.bridge.gateway_mode_ipv{n}={mode}" for n in (4, 6)]
     with dockers(fw, *(word for option in options for word in ("-o", option))) as net:
         app = fw.run(net, "--label", "fw.allow=8080", "-p", "5432")
@@ -62,9 +64,12 @@ def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str)
 
 
 def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw) -> None:
-    """`-p 127.0.0.1:8080:80` on a network of Docker's: a machine of the LAN with a route to the container does not
-    reach its port 80, though Docker's own rules let it in (before Docker 28); the host does, at both. A label opens it,
-    and so does a second publication. On a network of docker-fw the base is open as ever."""
+    """`-p 127.0.0.1:8080:80` on a Docker network opens port 80 to the host alone.
+
+    A LAN machine with a route to the container does not reach its port 80, though Docker's own rules accept it (before
+    Docker 28); the host reaches both ports. A label opens the port, and so does a second publication. On a docker-fw
+    network the base is open as usual.
+    """
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net, each.network() as own:
         alone, more = (f"127.0.0.1:{next(host_ports)}:80" for _ in range(2))
@@ -80,17 +85,17 @@ def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw
             witness = [("tcp", address, 443) for address in each.addresses(app, net)]
             opened = [("tcp", a, 80) for c in (label, both) for a in each.addresses(c, net)]
             opened += [("tcp", address, 80) for address in each.addresses(ours, own)]
-            # Docker's own rules drop some of these, by version and family; docker-fw says nothing against them.
+            # Docker's own rules drop some of these, by version and family; docker-fw does not change that.
             until(lambda: seen(each, *opened) >= {t for t in opened if t[1] in each.addresses(ours, own)}, "open", 5)
             assert not seen(each, *closed)
             by_host = [*closed, *witness, ("tcp", "127.0.0.1", int(alone.split(":")[1]))]
             assert set(each.host.probe(by_host).values()) == {"open"}
-            if each.engine.version == "26.1.5":  # Docker itself lets in who comes by a route
+            if each.engine.version == "26.1.5":  # Docker itself accepts routed clients
                 assert seen(each, *opened) == set(opened)
 
 
 def test_nor_while_its_container_starts(each: Fw) -> None:
-    """From the container's first packet on: docker-fw does not wait for Docker to list what is published."""
+    """Closed ports are closed from the first packet on, without waiting for Docker to list published ports."""
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net:
         first = each.run(net)
@@ -101,7 +106,7 @@ def test_nor_while_its_container_starts(each: Fw) -> None:
                 port, servers = f"127.0.0.1:{next(host_ports)}:80", "httpd -p 443; exec httpd -f -p 80"
                 app = each.run(net, "--ip", v4, "--ip6", v6, "-p", port, command=("sh", "-c", servers))
                 until(lambda: each.host.probe.tcp(v6, 80) == "open", "the container's server")
-                if int(each.engine.version.split(".")[0]) < 27:  # there Docker itself drops what it does not publish
+                if int(each.engine.version.split(".")[0]) < 27:  # there Docker itself drops unpublished ports
                     until(lambda: each.wan.probe.tcp(v6, 443) == "open", "the rest of the base", 10)
                 each.remove(app)
         assert len(hammer.result.shots) > 100
@@ -109,7 +114,7 @@ def test_nor_while_its_container_starts(each: Fw) -> None:
 
 
 def test_one_network_of_dockers_from_another(each: Fw) -> None:
-    """Containers of one network talk freely; from another one nobody reaches a closed port, not by the host either."""
+    """Containers of one network talk freely; from another one no closed port is reached, nor through the host."""
     options, ports = publish(5432)
     with dockers(each) as net, dockers(each) as other:
         app, mate, stranger = each.run(net, *options), each.run(net), each.run(other)
@@ -121,7 +126,7 @@ def test_one_network_of_dockers_from_another(each: Fw) -> None:
 
 
 def test_the_setting_honours_published_ports(fw: Fw) -> None:
-    """FW_PUBLISHED=allow: `-p` alone opens, by DNAT and by docker-proxy; what is not published stays closed."""
+    """FW_PUBLISHED=allow: `-p` alone opens, by DNAT and by docker-proxy; unpublished ports stay closed."""
     with Engine(NEWEST) as engine:
         theirs = Fw.install(engine, "FW_PUBLISHED=allow")
         options, ports = publish(5432)
@@ -134,11 +139,11 @@ def test_the_setting_honours_published_ports(fw: Fw) -> None:
 
 
 def test_a_bridge_of_any_name_is_guarded(fw: Fw) -> None:
-    """A network whose bridge has a name that docker-fw's table cannot hold is closed, for good; the log says so."""
+    """A network whose bridge has a name that the table cannot store is closed permanently; the log reports it."""
     with dockers(fw, "-o", "com.docker.network.bridge.name=_front") as net:
         app = fw.run(net, "-p", "19999:9999", "--label", "fw.allow=9999")
         with fw.engine.serve(app, tcp=[9999]), fw.wan.probe.hammer(("tcp", fw.host.v4, 19999), every=0.02) as hammer:
-            # By the time that somebody else's bridge, which came later, is left alone, its own time is up too.
+            # Once a later bridge of another owner is left alone, this one's waiting time has passed too.
             fw.host.netns.ip("link add virbr8 type bridge")
             until(lambda: "virbr8" in fw.status()["foreign"], "another bridge is left alone", 10)
             fw.host.netns.ip("link del virbr8")
@@ -149,7 +154,7 @@ def test_a_bridge_of_any_name_is_guarded(fw: Fw) -> None:
 
 
 def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
-    """A front and an `--internal` back network: the published port is open by IPv4 and by docker-proxy's IPv6."""
+    """A front and an `--internal` back network: the published port is open over IPv4 and docker-proxy's IPv6."""
     with dockers(fw, v6=False) as front, dockers(fw, "--internal", v6=False) as back:
         options, ports = publish(80, 5432)
         app = fw.run(front, *options)
@@ -164,8 +169,10 @@ def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
 
 
 def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
-    """Where Docker's own driver starts a container nothing can be refused: a wrong fw.allow leaves the base, another
-    mistake ICMP only; `fwctl status` quotes it."""
+    """Docker's own driver starts a container whatever its labels: a wrong fw.allow leaves the base.
+
+    Another mistake leaves ICMP only; `fwctl status` quotes it.
+    """
     options, ports = publish(80, 8080)
     more, theirs = publish(80)
     app = deep.run("bridge", *options, "--label", "fw.allow=8080, 808O")
@@ -183,7 +190,7 @@ def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
 
 
 def test_what_has_no_effect_is_said(deep: Fw) -> None:
-    """Where a label opens what nobody can reach, `fwctl status` says why, and what to do."""
+    """Where a label opens what no client can reach, `fwctl status` says why, and what to do."""
     with dockers(deep, v6=False) as net, dockers(deep, "--internal", v6=False) as inner:
         app = deep.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")
         hidden = deep.run(inner, "--label", "fw.allow=8080")
@@ -197,8 +204,10 @@ def test_what_has_no_effect_is_said(deep: Fw) -> None:
 
 
 def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
-    """Before anything is installed: which published ports close and which label keeps them, who stays as it is, and
-    which connections would be cut; nothing is changed by asking."""
+    """Before installation: which published ports close and which label keeps them, which containers stay unchanged.
+
+    It also lists the connections that would be cut, and changes nothing.
+    """
     with Engine(NEWEST) as engine:
         engine.load(image_tar())
         engine.docker("run", "-d", "--name", "db", "-p", "15432:5432", "-p", "18080:80", "-p", "127.0.0.1:16379:6379",
@@ -233,12 +242,12 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
         assert engine.host.run(["nft", "list", "tables"]).stdout == tables
 
 
-# --- who it is not for --------------------------------------------------------------------------------------------
+# --- unmanaged bridges and containers ---------------------------------------------------------------------------------
 
 
 @contextmanager
 def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
-    """Machines on bridges that are not Docker's, each with a server; Docker does not drop the way there."""
+    """Yield machines on bridges that are not Docker's, each with a server; Docker does not drop the path to them."""
     targets, names, net = [], [], fw.host.netns
     accept = [["iptables", "{}", "FORWARD", way, "10.60.0.0/16", "-j", "ACCEPT"] for way in ("-d", "-s")]
     try:
@@ -273,8 +282,10 @@ def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
 
 
 def test_other_bridges_of_the_host_keep_working(fw: Fw) -> None:
-    """A virtual machine's or LAN's bridge that comes while docker-fw runs is left alone within seconds, and stays so
-    while docker-fw starts again; also one that `br-*` would catch."""
+    """A bridge of virtual machines or a LAN that is added while docker-fw runs is left alone within seconds.
+
+    It stays so while docker-fw restarts; also one that `br-*` would match.
+    """
     with machines(fw, "virbr7", "br-lan") as targets:
         until(lambda: seen(fw, *targets) == set(targets), "the machines are reached", 10)
         assert "virbr7" in fw.fwctl("status")

@@ -1,6 +1,6 @@
-"""Docker's own networks at every moment: an outsider who never stops probing finds no closed port open, not once.
+"""Test Docker networks at every moment: an outsider that probes without pause finds no closed port open, not once.
 
-A completed handshake is open, whatever comes after it. FW_TEST_STARTS: how many starts of containers are tried.
+A completed handshake is open, whatever follows it. FW_TEST_STARTS: the number of container starts to try.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from tests.waiting import until
 
 
 def test_never_while_networks_and_containers_come(each: Fw) -> None:
-    """From a network's first moment and a container's first packet: DNAT, docker-proxy, and the container's address."""
+    """Closed ports stay closed from a network's first moment and a container's first packet on.
+
+    This holds for DNAT, docker-proxy, and the container's address.
+    """
     each.host.netns.sysctl(FORWARDING)
     with each.network(driver="bridge") as net:
         first = each.run(net)
@@ -52,7 +55,7 @@ def test_never_while_networks_and_containers_come(each: Fw) -> None:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A machine on which everybody has to wait for a processor."""
+    """Keep the machine busy, so that every process waits for a processor."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
     try:
         yield
@@ -63,8 +66,11 @@ def busy() -> Iterator[None]:
 
 
 def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:
-    """Start after start on a busy machine, by all ways to docker-proxy: a port that the user chose, on all addresses of
-    the host and on one; one that Docker chooses; for a container that is new, and for one that was stopped."""
+    """Containers start repeatedly on a busy machine, with all paths to docker-proxy.
+
+    A port that the user chose, on all addresses of the host and on one; one that Docker chooses; for a new container,
+    and for one that was stopped.
+    """
     never_at_a_start(each)
 
 
@@ -77,7 +83,7 @@ def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> N
 
 @contextmanager
 def setting(fw: Fw, value: str) -> Iterator[None]:
-    """The plugin runs with another setting meanwhile."""
+    """Run the plugin with another setting meanwhile."""
     name = value.partition("=")[0]
 
     def change(to: str) -> None:
@@ -112,13 +118,15 @@ def never_at_a_start(fw: Fw) -> None:
 
 @pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
 def test_never_while_dockerd_restarts(each: Fw, v6: bool) -> None:
-    """`systemctl restart docker`: containers start before Docker's API answers, and on IPv4-only networks docker-proxy
-    listens on the host's IPv6 before they do."""
+    """`systemctl restart docker`: containers start before Docker's API answers.
+
+    On IPv4-only networks docker-proxy listens on the host's IPv6 before they start.
+    """
     survives(each, lambda _: each.engine.restart(), v6=v6)
 
 
 def test_never_while_dockerd_is_killed(fw: Fw) -> None:
-    """dockerd dies and comes again."""
+    """dockerd dies and is started again."""
 
     def killed(_: str) -> None:
         fw.engine.kill()
@@ -129,8 +137,10 @@ def test_never_while_dockerd_is_killed(fw: Fw) -> None:
 
 @pytest.mark.parametrize("v6", [True, False], ids=["dual", "v4"])
 def test_never_over_a_boot(each: Fw, v6: bool) -> None:
-    """The host boots: the managed plugin closes everything before Docker starts the first container. What a label opens
-    answers within a second of Docker's API."""
+    """The host boots: the managed plugin closes everything before Docker starts the first container.
+
+    Labelled ports answer within a second of Docker's API.
+    """
 
     def boot(_: str) -> None:
         each.engine.reboot()
@@ -157,7 +167,10 @@ def test_never_while_the_guard_is_killed_and_restarted(deep: Fw) -> None:
 
 
 def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> None:
-    """A labelled container goes and another one gets its address in the same second: its ports stay closed to all."""
+    """A labelled container is removed and another one gets its address in the same second: its ports stay closed.
+
+    No client reaches them.
+    """
     deep.host.netns.sysctl(FORWARDING)
     with dockers(deep) as net:
         for _ in range(4):
@@ -173,8 +186,10 @@ def test_an_address_that_changes_hands_takes_no_exception_along(deep: Fw) -> Non
 
 
 def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
-    """`network connect` to a running container opens its ports on that address; `disconnect` closes it; a restart and
-    a rename change nothing."""
+    """`network connect` of a running container opens its ports on that address, `disconnect` closes them.
+
+    A restart and a rename change nothing.
+    """
     each.host.netns.sysctl(FORWARDING)
     with dockers(each) as net, dockers(each) as other:
         app = each.run(net, "--label", "fw.allow=8080")
@@ -197,8 +212,11 @@ def test_late_connections_and_goodbyes_are_followed(each: Fw) -> None:
 
 
 def test_an_exception_ends_with_its_container_though_nobody_tells(engines: object) -> None:
-    """With live-restore, while dockerd is away: containers keep what they accept. When a container's link goes, which
-    dockerd removes before it gives the address to another, its network is closed, long before Docker's API answers."""
+    """With live-restore, while dockerd is down, containers keep what they accept.
+
+    When a container's link is removed, which dockerd does before it gives the address to another, its network is
+    closed, long before Docker's API answers.
+    """
     with Engine(NEWEST, live_restore=True) as engine:
         fw = Fw.install(engine)
         with dockers(fw, v6=False) as net, labelled(fw, net) as app:
@@ -207,7 +225,7 @@ def test_an_exception_ends_with_its_container_though_nobody_tells(engines: objec
             bridge = "br-" + engine.docker("network", "inspect", "-f", "{{.Id}}", net.name)[:12]
             link = fw.host.run(["ip", "-o", "link", "show", "master", bridge]).stdout.split()[1].partition("@")[0]
             engine.stop()
-            # docker-proxy ended with dockerd, so not by the host's IPv6 now.
+            # docker-proxy ended with dockerd, so the host's IPv6 does not lead there now.
             assert fw.wan.probe.tcp(fw.host.v4, 18080) == "open"
             assert v4 in table(fw)
             fw.host.run(["ip", "link", "del", link])
@@ -218,8 +236,10 @@ def test_an_exception_ends_with_its_container_though_nobody_tells(engines: objec
 
 
 def test_stopped_docker_fw_keeps_everything_closed(fw: Fw) -> None:
-    """`docker plugin disable`: nobody watches who has which address, so addresses accept nothing new until it is back;
-    what is closed stays closed."""
+    """After `docker plugin disable`, addresses accept no new connections until the plugin is enabled again.
+
+    No process watches the owners of addresses meanwhile. Closed ports stay closed.
+    """
     with dockers(fw, v6=False) as net, labelled(fw, net) as app:
         served(fw)
         with fw.wan.probe.hammer(*closed(fw, app, net), every=0.004) as hammer:
@@ -232,5 +252,5 @@ def test_stopped_docker_fw_keeps_everything_closed(fw: Fw) -> None:
 
 
 def table(fw: Fw) -> str:
-    """The exceptions of IPv4 addresses, as nft lists them."""
+    """Return the exceptions of IPv4 addresses, as nft lists them."""
     return fw.host.run(["nft", "list", "set", "inet", "docker-fw", "allow4"]).stdout

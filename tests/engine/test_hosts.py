@@ -1,4 +1,4 @@
-"""Hosts that are not as the lab's others: the old iptables, an uplink that lives on router advertisements."""
+"""Test hosts unlike the lab's others: the old iptables, an uplink that depends on router advertisements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from tests.waiting import until
 
 
 def test_a_host_whose_docker_speaks_iptables_legacy(engines: object) -> None:
-    """Where dockerd uses iptables-legacy its FORWARD drop is overcome there, and no rule goes to the other variant."""
+    """Where dockerd uses iptables-legacy its FORWARD drop is overridden there.
+
+    No rule is added to the other variant.
+    """
     with Host(engine_root(NEWEST)) as host:
         host.boot()
         for tool in ("iptables", "ip6tables"):
@@ -24,9 +27,9 @@ def test_a_host_whose_docker_speaks_iptables_legacy(engines: object) -> None:
 
 
 def test_a_host_that_lives_on_router_advertisements(engines: object) -> None:
-    """A network that needs IPv6 forwarded does not cost the host its default route, now or at the next advertisement.
+    """A network that needs IPv6 forwarding does not cost the host its default route, now or at the next advertisement.
 
-    On an engine that leaves IPv6 forwarding to others.
+    The engine leaves IPv6 forwarding to others.
     """
     with Host(engine_root("20.10.24"), advertised=True) as host, Engine("20.10.24", host=host) as engine:
         assert host.run(["cat", "/proc/sys/net/ipv6/conf/all/forwarding"]).stdout == "0\n"

@@ -1,7 +1,7 @@
-"""An image must not open its own ports, in containerd's image store too, where an image is several.
+"""Test that an image cannot open its own ports, also in containerd's image store, where it has several variants.
 
 There one image ID stands for variants (platforms), each with labels of its own. It is Docker 29's default; Debian's
-28.5.2 has it as a feature, and so has 26.1.5, which does not tell which variant a container was created from.
+28.5.2 has it as a feature, and so has 26.1.5, which does not report the variant that a container was created from.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGES = {
 }  # fmt: skip
 OTHER = ("--platform", "linux/386")
 BOTH = pytest.mark.parametrize("driver", [None, "bridge"], ids=["docker-fw's", "Docker's"])
-#: Docker itself lets the outsider through to the container's own address there.
+#: Docker itself lets the outsider reach the container's own address there.
 ROUTED = ("-o", "com.docker.network.bridge.gateway_mode_ipv6=routed")
 _host_ports = itertools.count(24000)
 
@@ -49,20 +49,23 @@ def _engine(version: str, directory: Path) -> Iterator[Fw]:
 
 @pytest.fixture(scope="module")
 def tells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fw]:
-    """docker-fw on an engine with containerd's image store that tells of which variant a container is."""
+    """Yield docker-fw on an engine with containerd's image store that reports a container's variant."""
     yield from _engine("28.5.2", tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fw]:
-    """The same on one that does not."""
+    """Yield the same on one that does not report it."""
     yield from _engine("26.1.5", tmp_path_factory.mktemp("images"))
 
 
 @contextmanager
 def container(fw: Fw, driver: str | None, image: str, *options: str) -> Iterator[tuple[str, Callable[[], set[int]]]]:
-    """A container of the image: its name, and a question: which of its ports does the outsider reach, by its own
-    addresses, or by `-p` and the host's addresses?"""
+    """Yield a container of the image: its name, and a function.
+
+    The function returns the container's ports that an outsider reaches, by its own addresses, or by `-p` and the host's
+    addresses.
+    """
     hosts = {next(_host_ports): port for port in PORTS}
     published = [word for host, port in hosts.items() for word in ("-p", f"{host}:{port}")]
     with fw.network(*(ROUTED if driver and fw.engine.version != "26.1.5" else ()), driver=driver) as net:
@@ -73,15 +76,18 @@ def container(fw: Fw, driver: str | None, image: str, *options: str) -> Iterator
 
 
 def answers(reached: Callable[[], set[int]], right: set[int]) -> None:
-    """Waits for what must answer, then tries all again: it is just that."""
+    """Wait for what must answer, then try all again: exactly that answers."""
     until(lambda: reached() >= right, f"{right} answer", 6)
     assert reached() == right
 
 
 @BOTH
 def test_a_variant_for_another_platform_opens_nothing(tells: Fw, driver: str | None) -> None:
-    """The image's other variant has `fw.policy: open`: on docker-fw's networks and on Docker's, by the container's own
-    addresses and by `-p`, only the base answers; a label of the user's opens what it says; status tells both."""
+    """The image's other variant has `fw.policy: open`: only the base answers.
+
+    This holds on docker-fw and Docker networks, at the container's own addresses and with `-p`. A label of the user's
+    opens its port; status reports both.
+    """
     with container(tells, driver, "two", *OTHER) as (_, reached):
         answers(reached, BASE)
         assert 'label fw.policy="open" came with the image and opens nothing' in tells.fwctl("status")
@@ -106,7 +112,7 @@ def test_a_label_of_the_users_is_the_users_whatever_another_variant_says(tells: 
 
 @BOTH
 def test_an_index_that_names_a_platform_twice_opens_nothing(tells: Fw, driver: str | None) -> None:
-    """Whichever of the two Docker takes, and whichever it shows."""
+    """No label opens a port, whichever of the two Docker takes, and whichever it shows."""
     for platform in ((), OTHER):
         with container(tells, driver, "twins", *platform) as (_, reached):
             answers(reached, BASE)
@@ -114,7 +120,7 @@ def test_an_index_that_names_a_platform_twice_opens_nothing(tells: Fw, driver: s
 
 @BOTH
 def test_a_committed_container_is_an_image_like_any(tells: Fw, driver: str | None) -> None:
-    """What a container's user opened is an image's label when the container is made an image."""
+    """The labels that opened a container are an image's labels once the container is committed to an image."""
     with container(tells, driver, "two", *OTHER, *labels(allow="5432")) as (app, reached):
         answers(reached, ALL)
         tells.engine.docker("commit", app, "committed")
@@ -123,8 +129,11 @@ def test_a_committed_container_is_an_image_like_any(tells: Fw, driver: str | Non
 
 
 def test_where_docker_does_not_tell_the_variant_no_label_opens(silent: Fw) -> None:
-    """Docker 24 to 27 with containerd's image store: any label may be the image's. On Docker's networks what opens
-    counts for nothing and what closes counts; on docker-fw's the start is refused, with the reason and what to do."""
+    """On Docker 24 to 27 with containerd's image store, any label may be the image's.
+
+    On Docker networks labels that open are ignored and labels that close count; on docker-fw networks the start is
+    refused, with the reason and what to do.
+    """
     why = "does not tell which variant of its image a container was created from; upgrade Docker to 28.1 or newer"
     for image, options in (("two", OTHER), ("two", labels(policy="open")), ("one", labels(allow="5432"))):
         with container(silent, "bridge", image, *options) as (_, reached):

@@ -1,4 +1,4 @@
-"""The label language on real engines: driver networks and Docker's own, from outside, between networks, outwards."""
+"""Test the label language on real engines: driver and Docker networks, from outside, between networks, outbound."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.lab import DockerError, Wan
 from tests.product import Fw, Net
 from tests.waiting import until
 
-#: The outsider comes from here, and another one would from there.
+#: The outsider's address, and another one's.
 MINE, OTHERS = "198.51.100.0/24 2001:db8:ffff::/48", "203.0.113.0/24 2001:db8:5::/48"
 _host_ports = itertools.count(23000)
 
 
 def becomes(fw: Fw, right: set[tuple[str, str, int]], *tried: tuple[str, str, int]) -> None:
-    """Waits until just these of the tried ones answer; a guarded container's ports open some milliseconds late."""
+    """Wait until exactly these of the tried ports answer; a container's ports open some milliseconds late."""
     until(lambda: seen(fw, *tried) == right, f"just {right} of {tried} answer", 6)
 
 
@@ -32,7 +32,7 @@ def networks(fw: Fw, driver: str | None) -> Iterator[Net]:
 
 
 def compose(project: str, service: str) -> list[str]:
-    """The labels that compose gives a container of a service."""
+    """Return the labels that compose gives a container of a service."""
     return [
         word
         for key, value in (("project", project), ("service", service), ("container-number", "1"))
@@ -44,8 +44,11 @@ def compose(project: str, service: str) -> list[str]:
 
 
 def test_who_may_come_in_and_to_which_port(deep: Fw) -> None:
-    """On a network of docker-fw's: `from` opens a port to some, and takes a port of the base from all others; `fw.deny`
-    and `fw.policy` change the base; what is open to others is closed to this one. IPv4 and IPv6, TCP and UDP."""
+    """On a docker-fw network, `from` opens a port to some sources, and takes a port of the base from all others.
+
+    `fw.deny` and `fw.policy` change the base; a port that is open to others is closed to this source. IPv4 and IPv6,
+    TCP and UDP.
+    """
     with deep.network() as net:
         mine = deep.run(net, *labels(allow=f"5432 from {MINE}, 53/udp from {MINE}, 22 from {OTHERS}"))
         theirs = deep.run(net, *labels(allow=f"5432 from {OTHERS}", deny="80"))
@@ -76,8 +79,11 @@ def test_who_may_come_in_and_to_which_port(deep: Fw) -> None:
 
 
 def test_on_dockers_own_networks_a_published_port_is_open_to_some(deep: Fw) -> None:
-    """By DNAT and by docker-proxy, which hides the client from the container: a port that a label opens `from` some
-    answers these by the host's IPv4 and IPv6, and nobody else."""
+    """On Docker networks, a port that a label opens `from` some sources answers these alone.
+
+    It answers them through the host's IPv4 and IPv6, by DNAT and by docker-proxy, which hides the client from the
+    container.
+    """
     mine, theirs = next(_host_ports), next(_host_ports)
     with networks(deep, "bridge") as net:
         one = deep.run(net, "-p", f"{mine}:5432", *labels(allow=f"5432 from {MINE}"))
@@ -91,8 +97,11 @@ def test_on_dockers_own_networks_a_published_port_is_open_to_some(deep: Fw) -> N
 
 
 def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw) -> None:
-    """The same keys as network options, as `fw.network.NAME.…` and as `driver_opts` of one attachment, on both kinds of
-    networks: lists add up, of others the closest wins."""
+    """Options of networks and attachments have the same keys as labels, on both kinds of networks.
+
+    They are network options, `fw.network.NAME.…` and `driver_opts` of one attachment: lists add up, of others the
+    closest wins.
+    """
     for driver in (None, "bridge"):
         options = ("-o", "fw.allow=7001", "-o", "fw.deny=22", "-o", "fw.policy=open")
         with each.network(*options, driver=driver) as net, each.network(driver=driver) as plain:
@@ -103,19 +112,19 @@ def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw
             until(lambda r=reach: len(r()) == 2, "both places are known")
             assert reach()[net.name] >= {"80/tcp", "7001/tcp", "7002/tcp", "7003/tcp"}
             assert not reach()[net.name] & {"22/tcp", "7004/tcp", "7005/tcp"}
-            if each.engine.version != "20.10.24" or driver is None:  # whose list does not tell of driver_opts
+            if each.engine.version != "20.10.24" or driver is None:  # whose list has no driver_opts
                 assert "7004/tcp" in reach()[plain.name]
             assert not reach()[plain.name] & {"7001/tcp", "7002/tcp"}
             if driver is None:
                 with each.engine.serve(app, tcp=ports):
                     first, second = each.addresses(app, net), each.addresses(app, plain)
-                    # A new interface's IPv6 begins to answer when its link-local address has settled (DAD, a second).
+                    # A new interface's IPv6 answers once its link-local address is no longer tentative (DAD, a second).
                     becomes(each, set(tcp(first, 80, 7001, 7002, 7003)), *tcp(first, *ports))
                     becomes(each, set(tcp(second, 22, 80, 7003, 7004)), *tcp(second, *ports))
 
 
 def _told(fw: Fw, container: str):  # type: ignore[no-untyped-def]
-    """By network, what fwctl says that the container accepts."""
+    """Return what the container accepts by network, as fwctl reports it."""
 
     def ask() -> dict[str, set[str]]:
         told = fw.status()
@@ -130,8 +139,10 @@ def _told(fw: Fw, container: str):  # type: ignore[no-untyped-def]
 
 
 def test_peers_follow_their_containers(deep: Fw) -> None:
-    """`service:`, `container:` and `network:` are whoever bears the name now: a new one is let in, one that has gone is
-    not, nor who gets its address, and what it had established is cut."""
+    """`service:`, `container:` and `network:` mean the current owner of the name.
+
+    A new owner is let in. A former one is not, nor the next owner of its address, and its established flows are cut.
+    """
     with deep.network() as inner, deep.network() as outer:
         db = deep.run(
             inner, *compose("shop", "db"), *labels(allow=f"6379 from service:api, 5432 from network:{outer.name}")
@@ -150,7 +161,7 @@ def test_peers_follow_their_containers(deep: Fw) -> None:
 
 
 def test_an_image_is_nobodys_service(fw: Fw) -> None:
-    """Labels of compose's that an image brought make nobody a peer: an image must not open others' ports to itself."""
+    """Compose labels from an image make no container a peer: an image must not open others' ports to itself."""
     built = (
         "FROM busybox\nLABEL com.docker.compose.project=shop com.docker.compose.service=api "
         "com.docker.compose.container-number=1 com.docker.compose.config-hash=0\n"
@@ -167,7 +178,7 @@ def test_an_image_is_nobodys_service(fw: Fw) -> None:
 
 
 def test_a_new_flow_too_many_is_dropped(fw: Fw) -> None:
-    """`fw.rate`: so many new connections of a source to a port, and no more; other ports are not counted."""
+    """`fw.rate` limits a source's new connections to a port; other ports are not counted."""
     with fw.network() as net:
         app = fw.run(net, *labels(rate="22 3/day burst 3", allow="8080"))
         with fw.engine.serve(app, tcp=[22, 80, 8080]):
@@ -181,9 +192,11 @@ def test_a_new_flow_too_many_is_dropped(fw: Fw) -> None:
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
 def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
-    """`fw.egress` on both kinds of networks: `none` reaches nobody outside and nothing of the host, a list what it
-    says; both answer whoever may come in, reach their neighbours, and resolve their names. Who says nothing reaches
-    all, beside them on the same network and elsewhere."""
+    """`fw.egress` on both kinds of networks: `none` allows nothing to the outside and to the host, a list its entries.
+
+    Both still answer permitted inbound traffic, reach their neighbours, and resolve their names. Containers without the
+    label reach everything, on the same network and elsewhere.
+    """
     with networks(deep, driver) as net:
         none = deep.run(net, *labels(egress="none"))
         some = deep.run(net, *labels(egress=f"8000, 53/udp to {Wan.FAR_V4} {Wan.FAR_V6}, 9000 to host"))
@@ -216,7 +229,7 @@ def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
 
 
 def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None:
-    """With `fw.egress=none` as the network's option not even a container's first instruction gets out."""
+    """With `fw.egress=none` as the network's option not even a container's first instruction initiates anything."""
     for driver in (None, "bridge"):
         with deep.network("-o", "fw.egress=none", driver=driver) as net, deep.wan.probe.serve(tcp=[8000]) as server:
             for _ in range(3):
@@ -228,8 +241,10 @@ def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str) -> None:
-    """A container that dockerd starts again before its API answers begins nothing that its labels forbid, not with its
-    first instruction, on both kinds of networks."""
+    """A container that dockerd restarts before its API answers initiates nothing that its labels forbid.
+
+    This holds from its first instruction, on both kinds of networks.
+    """
     loop = f"while :; do echo x | nc -u -w 1 {Wan.FAR_V4} 8000 & sleep 0.05; done"
     with deep.network() as net, deep.network(driver="bridge") as plain, deep.wan.probe.serve(udp=[8000]) as server:
         options = ("--restart", "always", "--stop-timeout", "0", *labels(egress="none"))
@@ -250,7 +265,7 @@ def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str
 
 
 def test_every_mistake_at_once(deep: Fw) -> None:
-    """A container with several wrong labels does not start, and Docker prints all of them, with what would be right."""
+    """A container with several wrong labels does not start, and Docker prints all of them, with the correct forms."""
     with deep.network() as net:
         spec = deep.refuse(
             net, *labels(allow="808O, 22 from 10.0.0.0/33", polcy="closed", egress="443 form host", rate="22 often")
@@ -263,8 +278,11 @@ def test_every_mistake_at_once(deep: Fw) -> None:
 
 
 def test_a_mistake_on_dockers_own_network_closes(deep: Fw) -> None:
-    """Nothing can be refused there: a wrong `fw.allow` leaves the base without denies, a wrong `fw.deny` leaves ICMP
-    only, a wrong `fw.egress` lets the container begin nothing. fwctl says which."""
+    """A Docker network cannot refuse a container, so a mistake closes it.
+
+    A wrong `fw.allow` leaves the base without denies, a wrong `fw.deny` leaves ICMP only, and with a wrong `fw.egress`
+    the container may initiate nothing. fwctl reports which.
+    """
     with networks(deep, "bridge") as net, deep.wan.probe.serve(tcp=[8000]):
         ports = {name: next(_host_ports) for name in ("allow", "deny", "egress")}
         apps = {
@@ -288,7 +306,7 @@ def test_a_mistake_on_dockers_own_network_closes(deep: Fw) -> None:
 
 
 def test_an_image_opens_nothing(fw: Fw) -> None:
-    """Labels that an image brought open nothing, what of them closes counts, and the status says what was ignored."""
+    """Labels from an image open nothing, those that close count, and the status reports the ignored ones."""
     built = "FROM busybox\nLABEL fw.allow=8080 fw.deny=22 fw.policy=open\n"
     fw.engine.host.run(["docker", "build", "-t", "pushy", "-"], input=built, timeout=120)
     with fw.network() as net:
@@ -304,8 +322,11 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
 def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | None) -> None:
-    """A container with labels of 24 MiB comes and goes: on a docker-fw network it does not start, on one of Docker's it
-    answers on ICMP only. Who is there stays open without a gap, who comes is known, and events are followed on."""
+    """A container with labels of 24 MiB stays out of a docker-fw network, and accepts ICMP only on a Docker network.
+
+    On a docker-fw network it does not start. Running containers stay open without a gap, new ones are known, and events
+    are still followed.
+    """
     port, closed = next(_host_ports), next(_host_ports)
     with networks(deep, driver) as net:
         app = deep.run(net, "-p", f"{port}:8080", *labels(allow="8080"))
@@ -335,7 +356,7 @@ def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | No
 
 
 def _with_labels(fw: Fw, net: Net, port: int, told: dict[str, str]) -> None:
-    """A running container, large…, that no command line could create; its port 80 is published on `port`."""
+    """Create a running container with labels too large for a command line; its port 80 is published on `port`."""
     config = {
         "Image": "busybox", "Cmd": ["sleep", "inf"], "Labels": told, "ExposedPorts": {"80/tcp": {}},
         "HostConfig": {"NetworkMode": net.name, "PortBindings": {"80/tcp": [{"HostPort": str(port)}]}},
@@ -346,8 +367,10 @@ def _with_labels(fw: Fw, net: Net, port: int, told: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
 def test_a_running_containers_port_is_opened_and_closed_again(deep: Fw, driver: str | None) -> None:
-    """`fwctl allow` opens a port without recreating the container, `revert` closes it; `deny` closes what a label
-    opens; what was established through a port that closes is cut, and nothing else. Bans come before all."""
+    """`fwctl allow` opens a port without recreating the container, `revert` closes it; `deny` closes a labelled port.
+
+    Flows through a port that closes are cut, and no others. Bans take precedence over all.
+    """
     port, other = next(_host_ports), next(_host_ports)
     with networks(deep, driver) as net:
         app = deep.run(net, "-p", f"{port}:5432", "-p", f"{other}:8080", *labels(allow="8080"))

@@ -1,4 +1,4 @@
-"""Networks in all their forms: options as Docker's bridge spells them, families, internal, what is refused."""
+"""Test networks in all their forms: options as for Docker's bridge driver, families, internal, refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_ipv4_only_network_serves_ipv4(fw: Fw) -> None:
 
 
 def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
-    """`--internal`: its containers talk to one another and the host, and to nobody else; a label changes nothing."""
+    """`--internal`: its containers reach one another and the host, and nothing else; a label changes nothing."""
     with deep.network("--internal") as net, deep.network() as other:
         app, mate, stranger = deep.run(net, "--label", "fw.allow=8080"), deep.run(net), deep.run(other)
         v4, v6 = deep.addresses(app, net)
@@ -50,7 +50,7 @@ def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
 
 
 def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
-    """--gateway, --ip, --ip6, --mac-address, MTU, bridge name and interface prefix mean what they mean for Docker."""
+    """--gateway, --ip, --ip6, --mac-address, MTU, bridge name and interface prefix work as they do for Docker."""
     with fw.network(
         "--gateway", "10.97.0.77", "--subnet", "10.97.0.0/24", "--ipv6", "--subnet", "2001:db8:97::/64",
         "--gateway", "2001:db8:97::77", "-o", "com.docker.network.bridge.name=custom0",
@@ -70,8 +70,10 @@ def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
 
 
 def test_a_mac_address_is_one_containers_on_its_network(deep: Fw) -> None:
-    """`--mac-address` that a neighbour has, or the bridge itself: Docker prints why, and the neighbour goes on. On
-    another network, and once the neighbour is gone, the container starts with it."""
+    """For a `--mac-address` of a neighbour, or of the bridge itself, Docker prints the reason.
+
+    The neighbour is unaffected. On another network, and once the neighbour is removed, the container starts with it.
+    """
     mac = "02:aa:00:00:00:07"
     with deep.network() as net, deep.network() as other:
         app = deep.run(net, "--mac-address", mac)
@@ -128,7 +130,7 @@ def test_a_compose_services_attachment_opens_ports(fw: Fw) -> None:
 
 
 def test_a_setting_opens_a_port_of_every_container(fw: Fw) -> None:
-    """`docker plugin set fw:latest FW_ALLOW=…` while the plugin is disabled, as the README has it, and back."""
+    """`docker plugin set fw:latest FW_ALLOW=…` while the plugin is disabled, as in the README, and back."""
     try:
         with fw.network() as net:
             app = fw.run(net)
@@ -142,14 +144,14 @@ def test_a_setting_opens_a_port_of_every_container(fw: Fw) -> None:
 
 
 def configure(fw: Fw, setting: str) -> None:
-    """What the README tells people who want another setting."""
+    """Change a setting as the README describes."""
     fw.engine.docker("plugin", "disable", "-f", fw.driver)
     fw.engine.docker("plugin", "set", fw.driver, setting)
     fw.engine.docker("plugin", "enable", fw.driver)
 
 
 def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
-    """An image must not open its own ports: a label equal to the image's own counts for nothing, wrong or right."""
+    """An image must not open its own ports: a label equal to the image's own is ignored, wrong or right."""
     done = deep.engine.host.run(
         ["docker", "build", "-q", "-t", "selfish", "-"],
         input='FROM busybox\nLABEL fw.allow="8080" fw.alow="nonsense"\n',
@@ -181,7 +183,7 @@ def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
 def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
     fw: Fw, options: tuple[str, ...], message: str
 ) -> None:
-    """`docker network create` fails with the option, its value and what is right; no link, no network is left."""
+    """`docker network create` fails with the option, its value and the correct form; no link, no network is left."""
     before = fw.host.run(["ip", "-o", "link"]).stdout
     with pytest.raises(DockerError) as error, fw.network(*options, v4="--subnet" not in options, v6=False):
         pass
@@ -193,7 +195,7 @@ def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
 
 
 def test_an_overlapping_subnet_is_refused_and_the_first_network_goes_on(fw: Fw) -> None:
-    """Two networks never share addresses, for then one's exception would be the other's."""
+    """Two networks never share addresses, because one's exception would be the other's."""
     with fw.network() as net:
         app = fw.run(net)
         with pytest.raises(DockerError), fw.network("--subnet", net.v4, v4=False, v6=False):
@@ -273,7 +275,7 @@ def test_ports_of_a_container_on_an_ipv4_and_an_ipv6_network(fw: Fw) -> None:
 
 
 def test_an_address_outside_the_subnet_is_refused(fw: Fw) -> None:
-    """Docker's own check or ours: a container never gets an address that its network has not."""
+    """Docker's check or docker-fw's: a container never gets an address outside its network."""
     with fw.network() as net:
         assert fw.refuse(net, "--ip", "198.51.100.77")
 

@@ -1,4 +1,4 @@
-"""How people get it and get rid of it: the Makefile, a registry."""
+"""Test installation and removal: the Makefile, a registry."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from tests.waiting import until
 
 
 def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
-    """`make install` gives a working plugin; the README's commands push another version on one machine and upgrade to
-    it on this one; `make uninstall` refuses while docker-fw is used, and then leaves nothing: no rule, link, address,
-    file, volume, image; only forwarding, as the README says. `docker plugin install` of what was pushed works too."""
+    """`make install` gives a working plugin, the README's commands upgrade it, and `make uninstall` leaves nothing.
+
+    Another version is pushed on one machine, and this one is upgraded to it. `make uninstall` refuses while docker-fw
+    is used. It leaves no rule, link, address, file, volume or image; only forwarding, as the README says. `docker
+    plugin install` of the pushed version works too.
+    """
     with Wan() as wan, Registry(wan) as registry:
         with Engine("26.1.5", wan=wan, args=[registry.insecure]) as maker:
             push(maker, registry)
@@ -65,7 +68,7 @@ def test_from_make_install_by_an_upgrade_to_make_uninstall() -> None:
 
 
 def push(maker: Engine, registry: Registry) -> None:
-    """A version that differs from this one, by the README's commands after `make plugin`."""
+    """Push a version that differs from this one, by the README's commands after `make plugin`."""
     path = plugin_dir(maker)
     made = maker.host.share / path.removeprefix("/lab/")
     (made / "rootfs/newer").touch()
@@ -81,7 +84,7 @@ def at(registry: Registry, command: str) -> str:
 
 
 def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:
-    """By the README's commands: nothing closed ever answers, what is open goes on, settings stay."""
+    """With the README's commands: nothing closed ever answers, open ports still answer, settings stay."""
     (_, _, _, _, *upgrade), _, (way_back,) = commands("Upgrading")
     served = ("sh", "-c", "httpd -p 7777; httpd -p 9090; exec httpd -f -p 8080")
     app = fw.run(net, "--label", "fw.allow=8080", "-p", "19090:9090", command=served)
@@ -112,7 +115,7 @@ def upgraded_and_taken_back(fw: Fw, net: Net, registry: Registry) -> None:
 
 @pytest.mark.parametrize("setting", ["FW_MARK=3", "FW_ALLOW=http", "FW_ALOW=80", "FW_LOG_LEVEL=loud"])
 def test_a_wrong_setting_ends_the_start_with_a_message(engines: object, setting: str) -> None:
-    """A setting that is wrong is named with its value; the plugin does not run on half of its settings."""
+    """A wrong setting is named with its value; the plugin does not run on half of its settings."""
     name, _, value = setting.partition("=")
     done = subprocess.run(
         [sys.executable, "-c", "import plugin.gunicorn_conf"],

@@ -1,4 +1,4 @@
-"""What docker-fw may do on the host is what SECURITY.md says, and with no more than that it does its work."""
+"""Test that docker-fw has only the rights on the host that SECURITY.md lists, and that they suffice for its work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import until
 ROUTED = "com.docker.network.bridge.gateway_mode_ipv6=routed"
 CALLS = [cells[1].strip("`") for cells in rows("SECURITY.md", "method")]
 BEHIND = "FW_DOCKER_SOCKET: /host/run/read-only.sock\n"
-#: Linux's numbers of the capabilities that are spoken of here (linux/capability.h).
+#: Linux's numbers of the capabilities that these tests name (linux/capability.h).
 NUMBERS = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
 
 
@@ -29,7 +29,7 @@ class Sidecar(Started):
 
 @pytest.fixture(scope="module", params=[NEWEST])
 def sidecar(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
-    """Between it and Docker's socket is a proxy for just the calls that SECURITY.md lists."""
+    """Yield a sidecar behind a proxy of Docker's socket, which passes only the calls that SECURITY.md lists."""
     with Engine(request.param) as engine:
         made = Sidecar.up(engine)
         with ReadOnly(engine.host.inside / "run/read-only.sock", Path(engine.socket), CALLS) as proxy:
@@ -42,9 +42,11 @@ def sidecar(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
 
 
 def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) -> None:
-    """Every process of the sidecar has what SECURITY.md names, can gain nothing by a program that it starts, and
-    cannot write to its own image; a container on network `fw` is opened by its label and by `fwctl allow`, and its
-    host port below 1024 answers."""
+    """Every process of the sidecar has the capabilities that SECURITY.md names, and no program it starts gains more.
+
+    It cannot write to its own image. A container on network `fw` is opened by its label and by `fwctl allow`, and its
+    host port below 1024 answers.
+    """
     named = re.findall(r"^\| `CAP_(\w+)` \|", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
     mask = sum(1 << NUMBERS[name] for name in named)
     pids = sidecar.engine.docker("top", sidecar.container, "-eo", "pid").split()[1:]
@@ -72,8 +74,10 @@ def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) 
 
 
 def test_with_a_read_only_proxy_before_docker_every_promise_holds(sidecar: Sidecar) -> None:
-    """With just the calls of SECURITY.md's table: labels open on Docker's own networks and on the driver's, who goes is
-    closed. Each call of the table was made, but the one that only Docker 29 is asked, and none besides."""
+    """With only the calls of SECURITY.md's table, labels open on Docker networks and on the driver's.
+
+    Removed containers are closed. Each call of the table was made, except the one for Docker 29 only, and no others.
+    """
     engine, probe = sidecar.engine, sidecar.wan.probe.tcp
     server = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
     with sidecar.network() as own, sidecar.network("-o", ROUTED, driver="bridge") as net:
@@ -87,6 +91,6 @@ def test_with_a_read_only_proxy_before_docker_every_promise_holds(sidecar: Sidec
         assert [probe(address, 8080) for address in at] == ["silent", "silent"]
     assert sidecar.proxy.refused == []
     assert sidecar.proxy.passed == set(CALLS) - {"/info"}
-    # And the proxy is one: whoever has its socket changes nothing.
+    # The proxy restricts: a client of its socket can change nothing.
     assert engine.try_docker("-H", "unix:///run/read-only.sock", "network", "create", "other").returncode != 0
     assert sidecar.proxy.refused

@@ -1,4 +1,4 @@
-"""The managed plugin, which Docker gives more rights than it asks for."""
+"""Test the managed plugin, to which Docker gives more rights than it requests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from tests.product import Fw
 
 
 def test_the_plugin_keeps_three_of_dockers_capabilities(deep: Fw) -> None:
-    """Docker adds its default fourteen to the one that config.json lists: none but those that SECURITY.md names is left
-    in any process, nor to be had by a program that one starts."""
+    """No process has other capabilities than those that SECURITY.md names, and no program that one starts gains any.
+
+    Docker adds its default fourteen to the one that config.json lists.
+    """
     kept = f"{sum(1 << number for number in NEEDED):016x}"
     pids = deep.pids()
     assert len(pids) >= 2

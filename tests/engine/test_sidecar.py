@@ -1,4 +1,4 @@
-"""docker-fw as a sidecar: the policy by a container beside the others, and every bridge closed before Docker."""
+"""Test docker-fw as a sidecar: the policy comes from a container, and every bridge is closed before Docker starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MACHINE = ("tcp", "10.60.0.2", 9999)
 
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
-    """The sidecar."""
+    """Yield the sidecar."""
     with Engine(request.param) as engine:
         yield Sidecar.up(engine)
 
@@ -46,7 +46,7 @@ def each(request: pytest.FixtureRequest) -> Iterator[Sidecar]:
 
 @pytest.mark.parametrize("where", ["bridge", "v4", "dual"])
 def test_dockers_own_networks_obey(each: Sidecar, where: str) -> None:
-    """With no more than CAP_NET_ADMIN it guards Docker's own networks as the managed plugin does."""
+    """With no more than CAP_NET_ADMIN it protects Docker networks as the managed plugin does."""
     published_ports_obey(each, where)
 
 
@@ -75,7 +75,7 @@ def test_it_serves_the_driver_fw_and_is_the_only_one(each: Sidecar) -> None:
 
 
 def test_never_while_it_or_dockerd_restarts(each: Sidecar) -> None:
-    """Killed, restarted, and over a restart of dockerd with every container: what is closed never answers."""
+    """Closed ports never answer while it is killed or restarted, nor over a restart of dockerd with all containers."""
 
     def disturb(_: str) -> None:
         each.host.run(["pkill", "-9", "-f", "python:plugin.gunicorn_conf"])
@@ -91,7 +91,7 @@ def test_never_while_it_or_dockerd_restarts(each: Sidecar) -> None:
 
 
 def wire(host: Host) -> None:
-    """What the host's own configuration does at boot: forwarding, its uplink on a bridge, a machine on another."""
+    """Configure the host as at its boot: forwarding, its uplink on a bridge, a machine on another."""
     host.netns.sysctl(FORWARDING)
     host.netns.ip(
         "link add br0 type bridge",
@@ -124,12 +124,12 @@ def wire(host: Host) -> None:
 
 
 def untimed(table: str) -> str:
-    """A listed table without what is left of the lease."""
+    """Return a listed table without the time that is left of the lease."""
     return re.sub(r" expires \w+", "", table)
 
 
 def start_line(host: Host) -> list[str]:
-    """What systemd runs before docker.service: the unit by the link in docker.service.wants."""
+    """Return what systemd runs before docker.service: the unit by the link in docker.service.wants."""
     unit = host.run(["cat", f"/{boot_unit.WANTS}"]).stdout
     (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     return shlex.split(line)
@@ -137,10 +137,10 @@ def start_line(host: Host) -> list[str]:
 
 @contextmanager
 def boots(fw: Sidecar) -> Iterator[None]:
-    """A host with bridges of its own, and the unit installed; afterwards as it was."""
+    """Yield a host with bridges of its own and the unit installed; restore it afterwards."""
     wire(fw.host)
     until(lambda: fw.status()["foreign"] == FOREIGN, "the host's own bridges are known")
-    fw.host.run(["mkdir", "-p", "/run/systemd/system"])  # by which a host run by systemd is known
+    fw.host.run(["mkdir", "-p", "/run/systemd/system"])  # identifies a host run by systemd
     assert f"Exempt, because they are not Docker's: {', '.join(FOREIGN)}." in fw.user(BOOT_INSTALL)
     try:
         yield
@@ -151,7 +151,7 @@ def boots(fw: Sidecar) -> Iterator[None]:
 
 
 def reboot(fw: Sidecar) -> None:
-    """Up to where docker.service starts: as systemd does it, after the host's network and before Docker."""
+    """Reboot up to where docker.service starts: as systemd does it, after the host's network and before Docker."""
     fw.engine.reboot(start=False)
     wire(fw.host)
     fw.host.run(start_line(fw.host))
@@ -159,7 +159,7 @@ def reboot(fw: Sidecar) -> None:
 
 @contextmanager
 def away(fw: Sidecar) -> Iterator[None]:
-    """The sidecar is stopped, and stays so over a boot; afterwards it runs."""
+    """Stop the sidecar, also over a boot; start it afterwards."""
     fw.engine.docker("update", "--restart", "no", fw.container)
     fw.engine.docker("stop", fw.container)
     try:
@@ -171,28 +171,34 @@ def away(fw: Sidecar) -> Iterator[None]:
 
 @contextmanager
 def app_on(fw: Fw, net: Net) -> Iterator[tuple[str, str, str]]:
-    """A container that comes back by itself to the same addresses: 8080 opened, 9090 not, both published."""
+    """Run a container that restarts by itself with the same addresses: 8080 opened, 9090 not, both published."""
     v4, v6 = net.v4.replace(".0/24", ".80"), net.v6.replace("::/64", "::80")
     with labelled(fw, net, "--ip", v4, "--ip6", v6) as app:
         yield app, v4, v6
 
 
 def leaves_v6_alone(fw: Fw) -> bool:
-    """Docker before 27 neither sends the host's IPv6 on to containers nor drops what goes to them directly."""
+    """Return True if Docker leaves the host's IPv6 alone.
+
+    Before 27 it neither forwards the host's IPv6 to containers nor drops direct traffic to them.
+    """
     return int(fw.engine.version.split(".")[0]) < 27
 
 
 def closed(fw: Fw, v4: str, v6: str) -> Targets:
-    """What never answers at boot. Where the host's IPv6 is left to docker-proxy no bridge is there to be closed."""
+    """Return what never answers at boot.
+
+    Where the host's IPv6 is left to docker-proxy there is no bridge to close.
+    """
     hosts = [fw.host.v4] if leaves_v6_alone(fw) else [fw.host.v4, fw.host.v6]
     return [*(("tcp", host, 19090) for host in hosts), ("tcp", v4, 9090), ("tcp", v6, 9090)]
 
 
 def test_boot_install_and_remove(each: Sidecar) -> None:
-    """One command writes and enables the unit, again it changes nothing, one command takes all of it away.
+    """One command writes and enables the unit, a second run changes nothing, and one command removes all of it.
 
-    Run in another way than told it says what is missing and leaves nothing half-done. While docker-fw runs, starting
-    the unit changes nothing, and loading its file is refused.
+    Run in a way that is not documented it reports what is missing and leaves nothing half-done. While docker-fw runs,
+    starting the unit changes nothing, and loading its file is refused.
     """
     paths = [f"/{path}" for path in (boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT, boot_unit.WANTS)]
     there = ["sh", "-c", f"ls -d {' '.join(paths)} 2>/dev/null"]
@@ -226,8 +232,11 @@ def test_boot_install_and_remove(each: Sidecar) -> None:
 
 
 def test_at_boot_before_the_sidecar_everything_is_closed_and_the_rest_works(each: Sidecar) -> None:
-    """Docker runs, docker-fw does not: nothing answers but ICMP, labelled or not; the host's own bridges, containers'
-    ways out by one of them, and containers among themselves are as ever. Then the sidecar opens what labels open."""
+    """While Docker runs without docker-fw, nothing answers but ICMP, with labels or without.
+
+    The host's own bridges, outbound traffic of containers through one of them, and traffic between containers work as
+    before. Then the sidecar opens what labels open.
+    """
     with boots(each), dockers(each) as net, app_on(each, net) as (app, v4, v6):
         served(each)
         mate = each.run(net, "--restart", "always", "--stop-timeout", "0")
@@ -259,10 +268,11 @@ def opens(host: Host, address: str, port: int) -> bool:
 
 
 def test_never_over_a_boot(each: Sidecar) -> None:
-    """The host boots, the sidecar among the other containers: from before Docker starts nothing closed ever answers;
-    the labelled port does once the sidecar is up; a bridge that was foreign at install time is reached throughout.
+    """The host boots, with the sidecar among the other containers: closed ports never answer, from before Docker
+    starts.
 
-    Closed, too, is docker-proxy's port of a container that came after the unit was installed.
+    The labelled port does once the sidecar is up; a bridge that was unmanaged at install time is reached throughout.
+    Closed ports include docker-proxy's port of a container created after the unit was installed.
     """
     with dockers(each) as net, boots(each), app_on(each, net) as (_, v4, v6):
         served(each)
@@ -287,8 +297,10 @@ def test_never_over_a_boot(each: Sidecar) -> None:
 
 
 def test_an_upgrade_opens_nothing_and_the_end_leaves_nothing(each: Sidecar) -> None:
-    """By the README's commands: over an upgrade what is closed never answers and what is open goes on; and when the
-    sidecar is away, nothing is left on the host but forwarding."""
+    """With the README's commands: over an upgrade closed ports never answer, and open ones still do.
+
+    When the sidecar is removed, nothing is left on the host but forwarding.
+    """
     (_, *upgrade), *_ = commands("Upgrading")[1:]
     *_, away = commands("As a sidecar")
     each.host.run(["mkdir", "-p", "/run/systemd/system"])

@@ -1,4 +1,4 @@
-"""What a restart, a crash, a boot leaves as it was, and that it is closed meanwhile."""
+"""Test that a restart, a crash or a boot restores the same state, and that it is closed meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def live(fw: Fw) -> Iterator[Fw]:
-    """The engine with live-restore: its containers outlive dockerd."""
+    """Yield the engine with live-restore: its containers outlive dockerd."""
     fw.engine.stop()
     fw.engine.live_restore = True
     fw.engine.start()
@@ -25,7 +25,7 @@ def live(fw: Fw) -> Iterator[Fw]:
 
 
 def served(fw: Fw, app: str, net: Net) -> None:
-    """Waits until the container answers as its label says, directly and by its published port."""
+    """Wait until the container answers as its label says, directly and through its published port."""
     until(lambda: fw.engine.inspect(app)["State"]["Running"], f"{app} runs")
     until(lambda: fw.known(app), f"{app}'s labels are known")
     for address in (*fw.addresses(app, net), fw.host.v4, fw.host.v6):
@@ -38,12 +38,12 @@ def answers_at(fw: Fw, address: str, port: int) -> bool:
 
 
 def targets(fw: Fw, app: str, net: Net) -> list[tuple[str, str, int]]:
-    """What must never answer."""
+    """Return what must never answer."""
     return [("tcp", a, 9090) for a in fw.addresses(app, net)] + [("tcp", h, 19090) for h in (fw.host.v4, fw.host.v6)]
 
 
 def survives(fw: Fw, restart: Callable[[], None]) -> None:
-    """Ends as it began, within a second of Docker's API answering, and what is closed never answered meanwhile."""
+    """End in the initial state, within a second of Docker's API answering; closed ports never answered meanwhile."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
@@ -61,8 +61,10 @@ def killed(fw: Fw) -> None:
 
 
 def test_a_restart_of_dockerd_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
-    """After `systemctl restart docker` labelled ports answer again, within a second of Docker's API; a closed port
-    never did."""
+    """After `systemctl restart docker` labelled ports answer again, within a second of Docker's API.
+
+    A closed port never did.
+    """
     survives(each, each.engine.restart)
 
 
@@ -72,19 +74,21 @@ def test_a_killed_dockerd_ends_as_it_began_and_closed_meanwhile(each: Fw) -> Non
 
 
 def test_live_restore_keeps_everything_over_a_restart_and_a_crash_of_dockerd(live: Fw) -> None:
-    """With live-restore containers keep running and answering; a closed port never does."""
+    """With live-restore containers still run and answer; a closed port never does."""
     survives(live, live.engine.restart)
     survives(live, lambda: killed(live))
 
 
 def test_a_reboot_ends_as_it_began_and_closed_meanwhile(each: Fw) -> None:
-    """After a boot, with every link and rule gone, labelled ports answer again, within a second of Docker's API; a
-    closed port never does."""
+    """After a boot, with every link and rule lost, labelled ports answer again, within a second of Docker's API.
+
+    A closed port never did.
+    """
     survives(each, each.engine.reboot)
 
 
 def test_a_killed_plugin_changes_nothing_for_anybody(deep: Fw) -> None:
-    """The plugin's processes killed: open stays open, closed stays closed, and new containers start again at once."""
+    """The plugin's processes are killed: open stays open, closed stays closed, and new containers start at once."""
     with deep.network() as net, labelled(deep, net) as app:
         served(deep, app, net)
         opened = [("tcp", a, 8080) for a in deep.addresses(app, net)]
@@ -108,7 +112,7 @@ def test_a_killed_plugin_changes_nothing_for_anybody(deep: Fw) -> None:
 
 
 def test_disabling_and_enabling_the_plugin_keeps_what_is_closed_closed(fw: Fw) -> None:
-    """While the plugin is disabled its rules stand; enabled again it knows its networks and containers."""
+    """While the plugin is disabled its rules are active; enabled again it knows its networks and containers."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         with fw.wan.probe.hammer(*targets(fw, app, net), every=0.005) as hammer:
@@ -120,7 +124,7 @@ def test_disabling_and_enabling_the_plugin_keeps_what_is_closed_closed(fw: Fw) -
 
 
 def test_a_container_that_went_while_the_plugin_was_away_leaves_nothing_open(fw: Fw) -> None:
-    """Removed while the plugin was disabled: the next owner of its address inherits neither ports nor flows."""
+    """A container is removed while the plugin is disabled: its address's next owner inherits no ports or flows."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         v4, v6 = fw.addresses(app, net)
@@ -137,7 +141,7 @@ def test_a_container_that_went_while_the_plugin_was_away_leaves_nothing_open(fw:
 
 
 def test_a_lost_state_file_can_be_recovered_from(fw: Fw) -> None:
-    """With its state gone the plugin says what to do, and that works: remove the network, create it again."""
+    """With its state lost the plugin says what to do, and that works: remove the network, create it again."""
     with fw.network() as net:
         fw.engine.docker("plugin", "disable", "-f", fw.driver)
         for path in (fw.host.inside / "var/lib/docker/plugins").glob("*/propagated-mount/state.json*"):
@@ -154,7 +158,7 @@ def test_a_lost_state_file_can_be_recovered_from(fw: Fw) -> None:
 
 
 def test_a_bridge_that_vanished_is_made_again(fw: Fw) -> None:
-    """Somebody deletes the bridge: the next container that starts brings it back, for its neighbours too."""
+    """After its bridge was deleted, the next container that starts restores it, for its neighbours too."""
     with fw.network("-o", "com.docker.network.bridge.name=mine1") as net:
         first = fw.run(net)
         fw.host.run(["ip", "link", "del", "mine1"])
@@ -166,7 +170,7 @@ def test_a_bridge_that_vanished_is_made_again(fw: Fw) -> None:
 
 
 def test_no_other_tool_flushes_the_table(fw: Fw) -> None:
-    """`nft flush ruleset` and whoever else would change our table: nothing closed answers at any moment."""
+    """`nft flush ruleset` and other programs that change the table: nothing closed answers at any moment."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         assert fw.status()["owned"]
@@ -189,7 +193,7 @@ def test_no_other_tool_flushes_the_table(fw: Fw) -> None:
 
 
 def test_a_flush_while_docker_fw_is_dead_is_mended_when_it_is_back(fw: Fw) -> None:
-    """Nobody owns the table of a process that is gone: after a flush the policy stands again with the next start."""
+    """The table of a process that has exited has no owner: after a flush the next start restores the policy."""
     with fw.network() as net, labelled(fw, net) as app:
         served(fw, app, net)
         fw.engine.docker("plugin", "disable", "-f", fw.driver)

@@ -1,7 +1,7 @@
-"""Swarm's nodes: containers on overlays reach the world by docker_gwbridge, and what is published there obeys.
+"""Test swarm nodes: containers on overlays reach the outside through docker_gwbridge.
 
-The kernel that this is tested on has no IPVS, so services are `dnsrr` and publish in host mode; see
-`test_the_ingress_mesh_is_closed` for the rest.
+Their published ports are filtered. The kernel under test has no IPVS, so services are `dnsrr` and publish in host mode;
+see `test_the_ingress_mesh_is_closed` for the rest.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from tests.product import DEEP, NEWEST, PLUGIN, Fw
 from tests.waiting import until
 
 Target = tuple[str, str, int]
-#: What the containers serve: a port of the base, one that a label opens or not, one that nothing opens.
+#: The ports that containers serve: one of the base, one that a label opens or not, one that nothing opens.
 PORTS = (80, 5432, 9999)
-#: A container's own servers, for those that must be there as early as can be.
+#: A container's own servers, for those that must be active as early as possible.
 SERVERS = ("sh", "-c", "httpd -p 5432; exec httpd -f -p 80")
 _numbers = itertools.count(1)
 _host_ports = itertools.count(31000)
 
 
 class Node(Fw):
-    """A swarm's node with docker-fw. Containers are known by their whole IDs here."""
+    """A swarm node with docker-fw. Containers are identified by their full IDs here."""
 
     @classmethod
     def manage(cls, engine: Engine) -> Node:
-        """The first node of a swarm, with an attachable overlay `over`."""
+        """Start the first node of a swarm, with an attachable overlay `over`."""
         node = cls(Fw.install(engine).engine)
         engine.docker("swarm", "init", "--advertise-addr", engine.host.v4)
         engine.docker("network", "create", "-d", "overlay", "--attachable", "over")
@@ -41,7 +41,10 @@ class Node(Fw):
 
     @contextmanager
     def service(self, *options: str, command: Sequence[str] = ("sleep", "inf")) -> Iterator[str]:
-        """A service of one task; its name. It is gone afterwards, and so is its container."""
+        """Create a service of one task and yield its name.
+
+        The service and its container are removed afterwards.
+        """
         name = f"s{next(_numbers)}"
         self.engine.docker(
             "service",
@@ -73,26 +76,26 @@ class Node(Fw):
         return listed.split()
 
     def task(self, service: str) -> str:
-        """The container of a service's task."""
+        """Return the container of a service's task."""
         until(lambda: self.tasks(service), f"{service} runs", 60)
         return self.tasks(service)[0]
 
     def gone(self, *services: str) -> None:
-        """Waits until what was a service's has gone; swarm takes its time."""
+        """Wait until the tasks of these services are removed; swarm takes its time."""
         self.remove(*(task for service in services for task in self.tasks(service, "-a")))
         until(lambda: not any(self.tasks(service, "-a") for service in services), f"{services} are gone", 60)
 
     def start(self, *options: str) -> str:
-        """`docker run` on the overlay."""
+        """Call `docker run` on the overlay."""
         return self.engine.inspect(self.run("over", *options))["Id"]  # type: ignore[no-any-return]
 
     def gateway(self, container: str) -> list[str]:
-        """The container's addresses on docker_gwbridge."""
+        """Return the container's addresses on docker_gwbridge."""
         listed = self.engine.api("GET", "/networks/docker_gwbridge")["Containers"][container]
         return [listed[key].partition("/")[0] for key in ("IPv4Address", "IPv6Address") if listed[key]]
 
     def ways(self, container: str, published: dict[int, int]) -> dict[int, list[Target]]:
-        """By container port, every way in from outside: the host's addresses, and the container's own."""
+        """Return every path from outside by container port: the host's addresses, and the container's own."""
         return {
             port: [("tcp", self.host.v4, on), ("tcp", self.host.v6, on)]
             + [("tcp", address, port) for address in self.gateway(container)]
@@ -100,9 +103,9 @@ class Node(Fw):
         }
 
     def obeys(self, container: str, published: dict[int, int], right: set[int]) -> None:
-        """From outside the published ports of these container ports answer, and nothing else; for the host all do."""
+        """From outside the published ports of these container ports answer, and no others; for the host all do."""
         ways = self.ways(container, published)
-        # Docker itself lets nobody go to the container's own address, up to 27 only by ports that are not published.
+        # Docker itself accepts no outsider at the container's own address, up to 27 only on unpublished ports.
         direct = None if int(self.engine.version.partition(".")[0]) < 28 else 2
         opened = {way for port in right for way in ways[port][:direct]}
         with self.engine.serve(container, tcp=PORTS):
@@ -115,27 +118,29 @@ class Node(Fw):
 
 
 def host_mode(*ports: int) -> tuple[list[str], dict[int, int]]:
-    """Options of a service that publish container ports in host mode, and on which of the host's."""
+    """Return options of a service that publish container ports in host mode, and the host's ports."""
     chosen = {port: next(_host_ports) for port in ports}
     return [f"--publish=mode=host,target={port},published={on}" for port, on in chosen.items()], chosen
 
 
 def run_mode(*ports: int) -> tuple[list[str], dict[int, int]]:
-    """The same for `docker run`."""
+    """Return the same for `docker run`."""
     chosen = {port: next(_host_ports) for port in ports}
     return [f"--publish={on}:{port}" for port, on in chosen.items()], chosen
 
 
 @pytest.fixture(scope="module", params=DEEP)
 def each(request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node of every engine, which is not the other tests' engine: a swarm changes it."""
+    """Yield a node of every engine, separate from the other tests' engine, because a swarm changes it."""
     with Engine(request.param) as engine:
         yield Node.manage(engine)
 
 
 def test_a_tasks_published_ports_obey(each: Node) -> None:
-    """A host-mode port of a service answers outside, on the host's IPv4 and IPv6, if the container's port is 80 or in
-    the container's label. A service's label opens nothing. The host reaches all."""
+    """A service's host-mode port answers outside if the container's port is 80 or in the container's label.
+
+    It answers on the host's IPv4 and IPv6. A service's label opens nothing. The host reaches all.
+    """
     options, ports = host_mode(*PORTS)
     with each.service(*options, "--label", "fw.allow=5432") as plain:
         each.obeys(each.task(plain), ports, {80})
@@ -146,7 +151,7 @@ def test_a_tasks_published_ports_obey(each: Node) -> None:
 
 
 def test_a_container_on_an_attachable_overlay_obeys(each: Node) -> None:
-    """`docker run --network overlay -p …`: as a task, from when it starts and again after a restart."""
+    """`docker run --network overlay -p …` behaves like a task, from its start and again after a restart."""
     options, ports = run_mode(*PORTS)
     labels, more = run_mode(*PORTS)
     plain, label = each.start(*options), each.start(*labels, "--label", "fw.allow=5432")
@@ -161,7 +166,7 @@ def test_a_container_on_an_attachable_overlay_obeys(each: Node) -> None:
 
 
 def test_labels_of_a_stack(each: Node) -> None:
-    """In a stack's file `labels` of a service are the containers' and count; `deploy.labels` are not and do not."""
+    """In a stack's file, `labels` of a service belong to the containers and count; `deploy.labels` do not."""
     chosen = {name: dict(zip(PORTS, _host_ports, strict=False)) for name in ("plain", "label")}
     services = {
         name: {
@@ -184,7 +189,7 @@ def test_labels_of_a_stack(each: Node) -> None:
 
 
 def test_a_closed_port_never_answers_while_tasks_come_and_go(each: Node) -> None:
-    """By DNAT and by docker-proxy, from its first moment, also on an address whose last owner's label opened it."""
+    """No closed port answers by DNAT or docker-proxy, also on an address whose last owner had it open."""
     options, ports = host_mode(5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     labels, opened = host_mode(5432)
@@ -203,7 +208,7 @@ def test_a_closed_port_never_answers_while_tasks_come_and_go(each: Node) -> None
 
 
 def test_a_closed_port_never_answers_while_dockerd_restarts(each: Node) -> None:
-    """Neither the old task's nor the new one's, which comes when the swarm is there again."""
+    """The old task's port does not answer, nor the new one's, which starts when the swarm is active again."""
     options, ports = host_mode(80, 5432)
     targets = [("tcp", host, ports[5432]) for host in (each.host.v4, each.host.v6)]
     with each.service(*options, command=SERVERS) as service:
@@ -218,12 +223,15 @@ def test_a_closed_port_never_answers_while_dockerd_restarts(each: Node) -> None:
 
 
 def test_the_ingress_mesh_is_closed(each: Node) -> None:
-    """A port that the mesh publishes goes to the ingress sandbox's address on docker_gwbridge, which is no
-    container's: the host reaches it, nobody from outside, base or not. (What `nft` would open it with, as a proof.)"""
+    """A port that the mesh publishes leads to the ingress sandbox's address on docker_gwbridge.
+
+    It is no container's address: the host reaches it, no outsider does, in the base or not. (An `nft` command that
+    would open it serves as a proof.)
+    """
     inspected = partial(each.engine.docker, "network", "inspect", "docker_gwbridge")
     until(lambda: '"ingress-sbox":' in inspected(), "the sandbox is there")
     (address,) = each.gateway("ingress-sbox")
-    # As moby's programIngressPortsRules; it needs IPVS for what comes behind.
+    # As moby's programIngressPortsRules; the traffic behind it needs IPVS.
     rules = [["-t", "nat", "PREROUTING", "-p", "tcp", "-m", "addrtype", "--dst-type", "LOCAL", "--dport", str(port),
               "-j", "DNAT", "--to-destination", f"{address}:{port}"] for port in (80, 30000)]  # fmt: skip
     rules.append(["-t", "filter", "FORWARD", "-d", address, "-p", "tcp", "-j", "ACCEPT"])
@@ -236,7 +244,7 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
         with sandbox.probe.serve(tcp=[80, 30000]):
             assert list(each.wan.probe(tried).values()) == ["silent", "silent"]
             assert each.host.probe.tcp(address, 30000) == "open"
-            each.engine.docker("plugin", "disable", "-f", PLUGIN)  # the table is nobody's own then
+            each.engine.docker("plugin", "disable", "-f", PLUGIN)  # then the table has no owner
             each.host.run_outside(["nft", "add", "element", "inet", "docker-fw", "allow4", element])
             assert list(each.wan.probe(tried).values()) == ["silent", "open"]
             each.engine.docker("plugin", "enable", PLUGIN)
@@ -247,7 +255,7 @@ def test_the_ingress_mesh_is_closed(each: Node) -> None:
 
 
 def test_a_gwbridge_with_ipv6(engines: object) -> None:
-    """Whoever makes docker_gwbridge with IPv6 gets published ports by DNAT to IPv6 addresses: the same policy."""
+    """If docker_gwbridge was created with IPv6, published ports use DNAT to IPv6 addresses: the same policy."""
     with Engine(NEWEST) as engine:
         engine.docker(
             "network",
@@ -273,8 +281,10 @@ def test_a_gwbridge_with_ipv6(engines: object) -> None:
 
 
 def test_two_nodes(engines: object) -> None:
-    """Swarm's own ports are the host's and not touched: a node joins, an overlay spans both and is flat, and each
-    node's host-mode ports obey, from the other node and its containers too."""
+    """Swarm's own ports are the host's and not affected: a node joins, and an overlay spans both and is flat.
+
+    Each node's host-mode ports are filtered, from the other node and its containers too.
+    """
     with Wan() as wan, Engine(NEWEST, wan=wan) as one, Engine(NEWEST, wan=wan) as two:
         first = Node.manage(one)
         second = Node(Fw.install(two).engine)

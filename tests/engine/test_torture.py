@@ -1,4 +1,4 @@
-"""Everything around docker-fw breaks, one thing after the other, while an outsider never stops probing."""
+"""Break everything around docker-fw, one part after the other, while an outsider never stops probing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from tests.torture.blows import SHORT
 
 @pytest.fixture(scope="module", params=[NEWEST])
 def fw(_root: None, request: pytest.FixtureRequest) -> Iterator[Fw]:
-    """An engine that nobody else needs."""
+    """Yield an engine that no other test needs."""
     with Engine(request.param) as engine:
         yield Fw.install(engine)
 
 
 def test_no_blow_opens_what_is_closed_and_all_that_was_open_comes_back(fw: Fw) -> None:
-    """Crashes, hangs, flushes, lost state, on driver networks and Docker's own, IPv4 and IPv6: no closed port answers
-    at any moment, and what is open is open again without anybody's help."""
+    """No closed port answers at any moment, and open ones are open again without intervention.
+
+    The blows are crashes, hangs, flushes and lost state, on driver and Docker networks, IPv4 and IPv6.
+    """
     with Bed(fw).standing() as bed:
         rows = [bed.strike(blow) for blow in SHORT]
     print(HEADER, *rows, sep="\n")
@@ -31,7 +33,7 @@ def test_no_blow_opens_what_is_closed_and_all_that_was_open_comes_back(fw: Fw) -
 
 
 def test_the_torture_sees_a_port_that_is_really_opened(fw: Fw) -> None:
-    """A blow that does open a closed port is called broken."""
+    """A blow that opens a closed port is reported as broken."""
 
     def opened(bed: Bed) -> None:
         bed.fw.fwctl("allow", "tortured-app", "9090")

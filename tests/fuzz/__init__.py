@@ -1,1 +1,1 @@
-"""Bytes for the parsers, chosen by what they have run through: `make fuzz`."""
+"""Fuzz the parsers with bytes selected by code coverage: `make fuzz`."""

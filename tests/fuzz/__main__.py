@@ -1,4 +1,4 @@
-"""`make fuzz`: atheris (libFuzzer) on each parser for some seconds. What it finds is printed, with the bytes."""
+"""Run `make fuzz`: atheris (libFuzzer) on each parser for some seconds. It prints each failure with the bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.fuzz.targets import TARGETS
 from tests.recorded import CREATE_ENDPOINT, CREATE_NETWORK
 
-#: What is worth to begin with, for all of them.
+#: The initial corpus, for all parsers.
 SEEDS = [
     b"8080, 53/udp, 9000-9100, 5432 from 2001:db8:5::/48 service:api", b"22 5/minute burst 10", b"allow=80\ndeny=22",
     b"1h30m", b"203.0.113.0/24", json.dumps(CREATE_NETWORK).encode(), json.dumps(CREATE_ENDPOINT).encode(),

@@ -1,4 +1,4 @@
-"""One parser under atheris: `python -m tests.fuzz.one PARSER` and libFuzzer's own options."""
+"""Run one parser under atheris: `python -m tests.fuzz.one PARSER` and libFuzzer's own options."""
 
 from __future__ import annotations
 

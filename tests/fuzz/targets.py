@@ -1,4 +1,4 @@
-"""Each parser of what comes from outside, as one that takes bytes: it ends, or with an error that is meant to be."""
+"""The parsers of external data, each as a function of bytes: it returns, or raises an expected error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _json(data: bytes) -> Any:
 
 
 def values(data: bytes) -> None:
-    """A label's value, at each key: rules that are read again as they are written, or mistakes on one line each."""
+    """Parse a label's value, at each key: rules that read back as written, or mistakes of one line each."""
     text = data.decode("utf-8", "replace")
     for parse in (parse_egress, parse_deny, parse_rate):
         parse(text)
@@ -47,7 +47,7 @@ def values(data: bytes) -> None:
 
 
 def keys(data: bytes) -> None:
-    """Labels as KEY=VALUE lines."""
+    """Parse labels as KEY=VALUE lines."""
     lines = (line.partition("=") for line in data.decode("utf-8", "replace").split("\n"))
     parsed = parser.parse({"fw." + key: value for key, _, value in lines})
     assert not (parsed.problems and parsed.spec.allow)
@@ -55,7 +55,7 @@ def keys(data: bytes) -> None:
 
 
 def words(data: bytes) -> None:
-    """What `fwctl` is told: prefixes and times."""
+    """Parse the arguments of `fwctl`: prefixes and times."""
     text = data.decode("utf-8", "replace")
     for read, error in ((bans.read, FwError), (duration, ValueError)):
         try:
@@ -65,7 +65,7 @@ def words(data: bytes) -> None:
 
 
 def requests(data: bytes) -> None:
-    """Requests of dockerd's."""
+    """Parse requests of dockerd."""
     body = _json(data)
     for read in (lambda b: protocol.create_network(b, bridge_name), protocol.create_endpoint, protocol.port_bindings):
         try:
@@ -75,7 +75,7 @@ def requests(data: bytes) -> None:
 
 
 def lists(data: bytes) -> None:
-    """Docker's lists: a network, a container, an inspection, an event."""
+    """Parse Docker's lists: a network, a container, an inspection, an event."""
     raw = _json(data)
     listing.event(raw if isinstance(raw, dict) else {})
     for read in (
@@ -95,7 +95,7 @@ def lists(data: bytes) -> None:
 
 
 def states(data: bytes) -> None:
-    """A state file."""
+    """Parse a state file."""
     try:
         store._decode(_json(data))
     except (*store.NOT_AS_IT_SHOULD_BE, RecursionError, FwError):
@@ -103,20 +103,20 @@ def states(data: bytes) -> None:
 
 
 def packets(data: bytes) -> None:
-    """A dropped packet's first bytes."""
+    """Parse a dropped packet's first bytes."""
     if found := header(data):
         assert line(Drop(1, 0.0, "to", found).as_data()).isprintable()
 
 
 def netlink(data: bytes) -> None:
-    """The kernel's messages: however they are cut, they are read to an end."""
+    """Parse the kernel's messages: however they are truncated, the reading ends."""
     for _, _, body in nl.messages(data):
         for each in nl.each(body):
             nl.attributes(each)
 
 
 def files(data: bytes) -> None:
-    """A compose file."""
+    """Parse a compose file."""
     path = os.path.join(tempfile.gettempdir(), f"docker-fw-fuzz-{os.getpid()}.yml")
     with open(path, "wb") as file:
         file.write(data)

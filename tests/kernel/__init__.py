@@ -1,1 +1,1 @@
-"""The kernel tier: the plugin's rooms against the real kernel, in network namespaces of our own, with real packets."""
+"""The kernel tier: the plugin's packages against the real kernel, in separate network namespaces, with real packets."""

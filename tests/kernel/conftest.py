@@ -1,4 +1,7 @@
-"""Needs root; skipped without on a laptop, failed without in CI. Never touches this machine's own network."""
+"""Fixtures of the kernel tier, which needs root: without it, it is skipped on a laptop and fails in CI.
+
+Never touches this machine's own network.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package", autouse=True)
 def _safe() -> Iterator[None]:
-    """Tests run in an empty network namespace, so that a mistake in one cannot reach this machine's own."""
+    """Run tests in an empty network namespace, so that a mistake in one cannot reach this machine's own."""
     if os.geteuid() != 0:
         if os.environ.get("CI"):
             pytest.fail("the kernel tier needs root, and CI must run it")
@@ -36,14 +39,14 @@ def _safe() -> Iterator[None]:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    """A host of its own for one test, with an outsider."""
+    """Yield a separate host for one test, with an outsider."""
     with Site() as made:
         yield made
 
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Running]:
-    """A plugin of one test's own, not started."""
+    """Yield a plugin for one test, not started."""
     made = Running(site)
     try:
         yield made
@@ -53,13 +56,13 @@ def fw(site: Site) -> Iterator[Running]:
 
 @pytest.fixture
 def own(fw: Running) -> Running:
-    """The same, on a host that forwards."""
+    """Return the same, on a host that forwards."""
     fw.site.host.sysctl(FORWARDING)
     return fw
 
 
 @pytest.fixture(params=["web", "guest"])
 def box(request: pytest.FixtureRequest, boxes: Any) -> Box:
-    """One of a module's `boxes`: on a network of docker-fw's own, and on one of Docker's."""
+    """Return one of a module's `boxes`: on a docker-fw network, and on a Docker network."""
     found: Box = getattr(boxes, request.param)
     return found

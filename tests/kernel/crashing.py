@@ -1,9 +1,9 @@
 """gunicorn's configuration for a plugin that dies at a chosen step. `gunicorn -c python:tests.kernel.crashing`.
 
-A step is whatever changes something outside of the process: the disk, the table, a link, a switch, a flow. While the
-file `$CRASH` holds `NUMBER before 1` (or `after`), each counts it down, and where it comes to nothing the worker dies
-by SIGKILL, before or after that step. The step's name is then the last line of `$CRASH.died`. With a 0 behind it, steps
-before which nothing has happened, or that just make a link as it should be, are passed over.
+A step is any change outside of the process: to the disk, the table, a link, a sysctl, a flow. While the file `$CRASH`
+contains `NUMBER before 1` (or `after`), each step decrements the number, and at zero the worker dies by SIGKILL, before
+or after that step. The step's name is then the last line of `$CRASH.died`. With a 0 at the end, steps before which
+nothing has happened, or that only configure a link, are not counted.
 """
 
 from __future__ import annotations
@@ -82,19 +82,19 @@ class _StatePath(type(Path())):  # type: ignore[misc]
 
 
 def _torn(fd: int, line: bytes) -> int:
-    """A line of the log; it may break off in the middle."""
+    """Write a line of the log; it may break off in the middle."""
     written = os.write(fd, line[: len(line) // 2])
     _maybe("before", "write the rest of a line")
     return written + os.write(fd, line[written:])
 
 
 def _own(module: Any, **steps: Call) -> None:
-    """Gives a module an `os` of its own."""
+    """Give a module an `os` of its own."""
     module.os = SimpleNamespace(**{**vars(os), **steps})
 
 
 class _IPRoute:
-    """What a call changes is a step, what it asks is none."""
+    """Count changing calls as steps, but not queries."""
 
     def __init__(self) -> None:
         self._ipr = IPRoute()

@@ -23,7 +23,7 @@ Mode = Literal["answer", "hang", "hang up", "garbage", "wrong JSON", "error 500"
 
 
 class FakeDocker:
-    """`mode` says how it treats requests from now on; `asked` is every path that was asked for."""
+    """A fake Docker: `mode` sets how it treats requests; `asked` is every requested path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,7 +75,7 @@ class FakeDocker:
         labels: dict[str, str] | None = None,
         image: str = "sha256:plain",
     ) -> None:
-        """A container that Docker is starting, and its endpoint."""
+        """Add a container that Docker is starting, and its endpoint."""
         self.containers[endpoint_id] = {
             "Id": f"{len(self.containers):064x}", "Names": [f"/{name}"], "ImageID": image, "Labels": labels or {},
             "State": "running", "HostConfig": {},
@@ -86,7 +86,7 @@ class FakeDocker:
         known["Containers"][f"ep-{endpoint_id}"] = {"Name": name, "EndpointID": endpoint_id}
 
     def event(self, kind: str, action: str) -> None:
-        """Tells every subscriber."""
+        """Send an event to every subscriber."""
         line = json.dumps({"Type": kind, "Action": action}).encode() + b"\n"
         for stream in list(self._streams):
             try:
@@ -95,7 +95,7 @@ class FakeDocker:
                 self._streams.discard(stream)
 
     def end_streams(self) -> None:
-        """As a daemon that ends: the event streams end."""
+        """End the event streams, as a daemon that exits."""
         for stream in list(self._streams):
             self._streams.discard(stream)
             try:

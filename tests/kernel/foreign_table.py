@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.kernel.running import Running
 
-#: As an administrator writes it: the host's database is for the host alone.
+#: As an administrator writes it: the host's database is only for the host.
 THEIRS = """
 table inet {0} {{
 	set friends {{

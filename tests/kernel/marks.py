@@ -6,10 +6,10 @@ from tests.kernel.site import MARK, Site
 
 
 class Marks:
-    """A table of somebody else's, after ours at the forward hook, that counts packets with and without our mark."""
+    """Another program's table, after docker-fw's at the forward hook, that counts packets with and without its mark."""
 
     def __init__(self, site: Site, four: object, six: object, forge: bool = False) -> None:
-        """Of packets to these two addresses."""
+        """Count packets to these two addresses."""
         self._site = site
         forged = "meta mark set 0xffffffff" if forge else ""
         text = f"""
@@ -36,7 +36,7 @@ table inet marks {{
         self._site.run("nft", "delete", "table", "inet", "marks")
 
     def seen(self) -> tuple[int, int, int]:
-        """Packets that had our mark, that had not, and whose other 31 bits were as they had come."""
+        """Return the packets with docker-fw's mark, those without, and those whose other 31 bits were unchanged."""
         shown = self._site.run("nft", "list", "table", "inet", "marks").stdout
         marked, not_marked, others = (
             int(line.split("packets ")[1].split()[0]) for line in shown.splitlines() if "packets " in line

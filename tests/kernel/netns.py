@@ -1,7 +1,7 @@
-"""Entering network namespaces with the test's own thread.
+"""Enter network namespaces with the test's own thread.
 
-A socket belongs to the namespace it was made in, so `with inside(path): nft = Nft(mark)` is a firewall of that
-namespace, to be used from anywhere; what opens sockets or /proc/sys/net later must be used inside.
+A socket belongs to the namespace it was created in, so `with inside(path): nft = Nft(mark)` is a firewall of that
+namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _enter(fd: int) -> None:
 
 @contextmanager
 def inside(path: str) -> Iterator[None]:
-    """This thread, and the threads and processes it starts meanwhile, are in the namespace of that file."""
+    """Put this thread, and the threads and processes it starts meanwhile, into the namespace of that file."""
     home, there = (os.open(p, os.O_RDONLY | os.O_CLOEXEC) for p in ("/proc/thread-self/ns/net", path))
     try:
         _enter(there)
@@ -40,7 +40,7 @@ def inside(path: str) -> Iterator[None]:
 
 @contextmanager
 def nowhere() -> Iterator[None]:
-    """This thread is in a new, empty network namespace."""
+    """Put this thread into a new, empty network namespace."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.unshare(CLONE_NEWNET):
@@ -54,7 +54,7 @@ def nowhere() -> Iterator[None]:
 
 
 def in_thread(path: str, work: Callable[[], T]) -> T:
-    """Runs `work` in a thread of its own inside the namespace: for what keeps a socket a thread."""
+    """Run `work` in a thread of its own inside the namespace: for code that keeps one socket per thread."""
     found: list[T] = []
     failed: list[BaseException] = []
 

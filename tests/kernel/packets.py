@@ -1,7 +1,7 @@
-"""Packets by hand: made, sent raw, and recognised where they arrive.
+"""Build packets by hand, send them raw, and recognise them on arrival.
 
-A packet is recognised by its addresses and everything above the IP header, which nothing on the way changes (but
-NAT). So each packet that must be told apart has a source port or a payload of its own.
+A packet is recognised by its addresses and everything above the IP header, which nothing on the path changes (but NAT).
+So each packet that must be distinguished has a source port or a payload of its own.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _number = itertools.count(1)
 
 @lru_cache(4096)
 def packed(address: str | Address) -> bytes:
-    """An address as it stands in a header."""
+    """Return an address as in a header."""
     return ip_address(address).packed
 
 
 @lru_cache(4096)
 def written(address: bytes) -> str:
-    """The other way round."""
+    """Return the address as text: the inverse of `packed`."""
     return str(ip_address(address))
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """An IP packet: `data` is what follows the (fixed) IP header; `proto` what that header says it is."""
+    """An IP packet: `data` follows the (fixed) IP header; `proto` is the protocol that this header names."""
 
     src: bytes
     dst: bytes
@@ -51,7 +51,7 @@ class Packet:
     data: bytes
 
     def __bytes__(self) -> bytes:
-        """With hop limit 64, and for IPv4 an identification of its own."""
+        """Return the packet with hop limit 64, and for IPv4 with an identification of its own."""
         if len(self.dst) == 16:
             return struct.pack("!IHBB", 6 << 28, len(self.data), self.proto, 64) + self.src + self.dst + self.data
         head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(self.data), next(_number) & 0xFFFF or 1, 0, 64, self.proto, 0)
@@ -60,7 +60,7 @@ class Packet:
 
     @classmethod
     def read(cls, raw: bytes) -> Packet | None:
-        """What arrived; None if it is not IP."""
+        """Return the packet that arrived; None if it is not IP."""
         if len(raw) >= 40 and raw[0] >> 4 == 6:
             length = struct.unpack_from("!H", raw, 4)[0]
             return cls(raw[8:24], raw[24:40], raw[6], raw[40 : 40 + length])
@@ -89,52 +89,55 @@ class Fragment(Packet):
 
 
 def _sum(src: bytes, dst: bytes, proto: int, data: bytes) -> int:
-    """The checksum with the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
+    """Return the checksum with the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
     return checksum(src + dst + struct.pack("!II" if len(src) == 16 else "!HH", len(data), proto) + data)
 
 
 def tcp(src: str | Address, dst: str | Address, port: int, sport: int, flags: int = 0x02, ack: int = 0) -> Packet:
-    """A TCP segment, by default a SYN."""
+    """Return a TCP segment, by default a SYN."""
     here, there = packed(src), packed(dst)
     head = struct.pack("!HHIIBBHHH", sport, port, 1000, ack, 5 << 4, flags, 65535, 0, 0)
     return Packet(here, there, 6, head[:16] + struct.pack("!H", _sum(here, there, 6, head)) + head[18:])
 
 
 def udp(src: str | Address, dst: str | Address, port: int, sport: int, body: bytes = b"fw") -> Packet:
-    """A datagram."""
+    """Return a UDP datagram."""
     here, there = packed(src), packed(dst)
     head = struct.pack("!HHHH", sport, port, 8 + len(body), 0) + body
     return Packet(here, there, 17, head[:6] + struct.pack("!H", _sum(here, there, 17, head) or 0xFFFF) + head[8:])
 
 
 def udplite(src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
-    """A datagram whose checksum covers all of it (RFC 3828), as connection tracking counts it: it takes UDP's number
-    into it, and so a packet with the right one from elsewhere is invalid to it (Linux 6.18)."""
+    """Return a datagram whose checksum covers all of it (RFC 3828).
+
+    The checksum is as connection tracking computes it: with UDP's number, so a correct one from elsewhere is invalid to
+    it (Linux 6.18).
+    """
     here, there = packed(src), packed(dst)
     head = struct.pack("!HHHH", sport, port, 0, 0) + b"fw"
     return Packet(here, there, 136, head[:6] + struct.pack("!H", _sum(here, there, 17, head) or 0xFFFF) + head[8:])
 
 
 def sctp_chunk(src: str | Address, dst: str | Address, port: int, sport: int, kind: int, *, tag: int) -> Packet:
-    """One chunk with as much behind it as an INIT or a HEARTBEAT needs."""
+    """Return one chunk with as much data as an INIT or a HEARTBEAT needs."""
     body = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
     return Packet(packed(src), packed(dst), 132, sctp_packet(sport, port, tag, kind, 0, body))
 
 
 def sctp(src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
-    """An INIT."""
+    """Return an SCTP INIT."""
     init = struct.pack("!IIHHI", 1, 65536, 1, 1, 1)
     return Packet(packed(src), packed(dst), 132, sctp_packet(sport, port, 0, 1, 0, init))
 
 
 def new_flow(proto: str, src: str | Address, dst: str | Address, port: int, sport: int) -> Packet:
-    """The first packet of a flow of a protocol with ports."""
+    """Return the first packet of a flow of a protocol with ports."""
     make: dict[str, Callable[[str | Address, str | Address, int, int], Packet]] = {"tcp": tcp, "udp": udp, "sctp": sctp}
     return make[proto](src, dst, port, sport)
 
 
 def icmp(src: str | Address, dst: str | Address, kind: int, code: int = 0, body: bytes = b"") -> Packet:
-    """An ICMP or ICMPv6 message, as the addresses say; `body` is what follows the checksum (its own by default)."""
+    """Return an ICMP or ICMPv6 message, by the addresses; `body` follows the checksum (its own by default)."""
     here, there = packed(src), packed(dst)
     body = body or struct.pack("!HH", next(_number) & 0xFFFF, 1) + os.urandom(8)
     six = len(here) == 16
@@ -144,12 +147,12 @@ def icmp(src: str | Address, dst: str | Address, kind: int, code: int = 0, body:
 
 
 def ping(src: str | Address, dst: str | Address) -> Packet:
-    """An echo request of its own."""
+    """Return a unique echo request."""
     return icmp(src, dst, 128 if len(packed(dst)) == 16 else 8)
 
 
 def icmp_error(src: str | Address, about: Packet, kind: int, code: int = 0, word: int = 0) -> Packet:
-    """An ICMP error about a packet, sent to who sent that; `word` is the error's own field (MTU, pointer)."""
+    """Return an ICMP error about a packet, sent to its source; `word` is the error's own field (MTU, pointer)."""
     quoted = bytes(about)[: 512 if len(about.src) == 16 else 28]
     return icmp(src, written(about.src), kind, code, struct.pack("!I", word) + quoted)
 
@@ -158,28 +161,28 @@ _PORTLESS = {"gre": 47, "esp": 50, "ah": 51, "other": 253}
 
 
 def portless(proto: str, src: str | Address, dst: str | Address) -> Packet:
-    """A packet of its own of a protocol without ports; "other" is one that nobody uses."""
+    """Return a unique packet of a protocol without ports; "other" is an unassigned one."""
     head = {"gre": b"\0\0\x08\0", "esp": b"\0\0\0\1\0\0\0\1", "ah": b"\xfe\4\0\0\0\0\0\1\0\0\0\1", "other": b""}[proto]
     return Packet(packed(src), packed(dst), _PORTLESS[proto], head + os.urandom(16))
 
 
 def authenticated(packet: Packet) -> Packet:
-    """An IPv6 packet behind an authentication header."""
+    """Return an IPv6 packet behind an authentication header."""
     return extended(packet, 51, b"\4\0\0\0\0\0\1\0\0\0\1" + os.urandom(12))
 
 
 def extended(packet: Packet, header: int, body: bytes) -> Packet:
-    """An IPv6 packet with an extension header in front; `body` is that header after its next-header byte."""
+    """Return an IPv6 packet with an extension header in front; `body` is that header after its next-header byte."""
     return Packet(packet.src, packet.dst, header, bytes([packet.proto]) + body + packet.data)
 
 
 def mac(text: str) -> bytes:
-    """`02:42:0a:01:00:02` as it is in a frame."""
+    """Return `02:42:0a:01:00:02` as in a frame."""
     return bytes.fromhex(text.replace(":", ""))
 
 
 def frame(netns: str, source: str, target: str, packet: Packet) -> None:
-    """Sends a packet by `eth0` of a network namespace, in a frame between two MACs, each of which may be false."""
+    """Send a packet by `eth0` of a network namespace, in a frame between two MACs, each of which may be false."""
     kind = b"\x86\xdd" if len(packet.dst) == 16 else b"\x08\x00"
     with inside(netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind(("eth0", 0))
@@ -187,7 +190,7 @@ def frame(netns: str, source: str, target: str, packet: Packet) -> None:
 
 
 class Sender:
-    """Sends packets as they are, from a network namespace."""
+    """Send packets as they are, from a network namespace."""
 
     def __init__(self, netns: str) -> None:
         with inside(netns):
@@ -197,7 +200,7 @@ class Sender:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
 
     def __call__(self, packets: Iterable[Packet]) -> None:
-        """One processor for all: the kernel then handles packets on it in the order in which they are sent."""
+        """Send on one processor: the kernel then handles the packets on it in the order in which they are sent."""
         mine = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(mine)})
         try:
@@ -212,7 +215,7 @@ class Sender:
 
 
 class Sniffer:
-    """Sees every IP packet that comes in by a link of a network namespace, before any rule there."""
+    """See every IP packet that enters by a link of a network namespace, before any rule there."""
 
     def __init__(self, netns: str, link: str) -> None:
         with inside(netns):
@@ -223,13 +226,13 @@ class Sniffer:
         self.fd = self._sock.fileno()
 
     def read(self) -> Iterator[Packet]:
-        """What has come since the last time."""
+        """Yield the packets since the last call."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
                     raw, address = self._sock.recvfrom(65536)
                 except OSError as error:
-                    if error.errno == errno.ENETDOWN:  # told once, of a link that was down when we came
+                    if error.errno == errno.ENETDOWN:  # reported once, for a link that was down at the start
                         continue
                     raise
                 packet = Packet.read(raw)
@@ -241,7 +244,7 @@ class Sniffer:
 
 
 class Listener:
-    """Hears every packet that a network namespace takes in for itself: what its input rules let through."""
+    """Receive every packet that a network namespace accepts for itself: those that its input rules accept."""
 
     def __init__(self, netns: str) -> None:
         others = (6, 17, 47, 50, 51, 132, 253)
@@ -260,7 +263,7 @@ class Listener:
         self.fd = self._ready.fileno()
 
     def read(self) -> Iterator[Packet]:
-        """What has come since the last time."""
+        """Yield the packets since the last call."""
         for sock, proto in self._socks:
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -277,7 +280,7 @@ class Listener:
 
 
 def arrived(sniffers: Collection[Sniffer | Listener], last: Packet, seconds: float = 5) -> list[set[Packet]]:
-    """What each sniffer has seen by the time that one of them sees `last`, which was sent last."""
+    """Return what each sniffer has seen by the time that one of them sees `last`, which was sent last."""
     seen: list[set[Packet]] = [set() for _ in sniffers]
     end = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""What the kernel does with a protocol that has just its entry in the registry: `test_protocols` runs this."""
+"""Check the kernel's treatment of a protocol with only an entry in the registry: `test_protocols` runs this."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def web(site: Site) -> Box:
 
 
 def says(site: Site, web: Box, **labels: str) -> dict[Address, AddressPolicy]:
-    """Loads the table for a container with these labels; what its addresses accept."""
+    """Load the table for a container with these labels; return what its addresses accept."""
     parsed = parse({f"fw.{key}": value for key, value in labels.items()})
     assert not parsed.problems
     endpoint = site.known(web, spec=parsed.spec)
@@ -48,7 +48,10 @@ def _policy(network: Network | None, endpoint: Endpoint) -> Policy:
 
 
 def arriving(site: Site, web: Box) -> set[str]:
-    """Of some ports of the new protocol, of UDP, and GRE: what reaches the container from outside, by both families."""
+    """Return what reaches the container from outside, in both families.
+
+    The packets are to some ports of the new protocol, of UDP, and GRE.
+    """
     sent = {}
     for source, target in ((Site.OUT4, web.v4), (Site.OUT6, web.v6)):
         for port in PORTS:
@@ -63,7 +66,10 @@ ALL_NEW, ALL_UDP = ({f"{port}/{proto}" for port in PORTS} for proto in (NEW, "ud
 
 
 def test_packets_of_it_obey_the_labels(site: Site, web: Box) -> None:
-    """Closed without a label and with `fw.deny: */NEW` on an open container, and open just where a label opens it."""
+    """The protocol is closed without a label, and with `fw.deny: */NEW` on an open container.
+
+    It is open exactly where a label opens it.
+    """
     says(site, web)
     assert arriving(site, web) == set()
     says(site, web, policy="open", deny=f"*/{NEW}")
@@ -75,7 +81,7 @@ def test_packets_of_it_obey_the_labels(site: Site, web: Box) -> None:
 
 
 def test_established_flows_of_it_end_when_it_is_denied(site: Site, web: Box) -> None:
-    """The kernel's conntrack has its ports: flows to what is denied are cut, and others stay."""
+    """conntrack has its ports: flows to denied ones are cut, and others stay."""
     site.forget_flows()
     says(site, web, policy="open")
     assert arriving(site, web) >= ALL_NEW

@@ -1,4 +1,4 @@
-"""A server that resets each connection, and a client that comes again from the same port at once."""
+"""A server that resets each connection, and a client that retries from the same port at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ while True:
 
 @contextmanager
 def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
-    """A server that resets each connection, as one does that closes while there is something that it has not read."""
+    """Run a server that resets each connection, like one that closes before it has read all data."""
     argv = [sys.executable, "-c", RESETS, str(address), str(port)]
     server = netns.popen(argv, stdout=subprocess.PIPE, text=True)
     try:
@@ -43,7 +43,7 @@ def resetting(netns: NamedNetns, address: object, port: int) -> Iterator[None]:
 
 
 def served(site: Site, address: object, port: int, times: int, sport: int = 0) -> int:
-    """How many of so many connections, one after the other from the same port, the server answers."""
+    """Return how many of these connections, one after the other from the same port, the server answers."""
     answered, sport = 0, sport or next(_ports)
     for _ in range(times):
         family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET

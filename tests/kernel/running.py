@@ -28,7 +28,7 @@ Body = dict[str, Any]
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket, as dockerd speaks to a plugin."""
+    """HTTP over a unix socket, as dockerd uses it with a plugin."""
 
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("plugin", timeout=timeout)
@@ -41,9 +41,9 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Running:
-    """docker-fw on a site's host, beside a fake Docker. `call` is what dockerd would do."""
+    """docker-fw on a site's host, beside a fake Docker. `call` does what dockerd would."""
 
-    #: What is started.
+    #: The program to start.
     command: tuple[str, ...] = (sys.executable, "-m", "gunicorn", "-c", "python:plugin.gunicorn_conf")
 
     def __init__(self, site: Site, **environ: str) -> None:
@@ -66,7 +66,7 @@ class Running:
         self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self) -> None:
-        """Starts it and does not wait."""
+        """Start the plugin without waiting for it."""
         with self.log.open("ab") as log:
             self.process = self.site.host.popen(
                 self.command,
@@ -78,7 +78,7 @@ class Running:
             )
 
     def start(self) -> Running:
-        """Starts it, and returns when it answers."""
+        """Start the plugin, and return when it answers."""
         self.spawn()
         until(self.answers, "the plugin answers", 15)
         return self
@@ -92,14 +92,14 @@ class Running:
             return False
 
     def stop(self) -> None:
-        """As Docker stops a plugin: SIGTERM, and it is gone."""
+        """Stop the plugin as Docker does: send SIGTERM and wait for its exit."""
         if self.process:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(15)
             self.process = None
 
     def worker(self) -> int:
-        """The worker's process ID."""
+        """Return the worker's process ID."""
         assert self.process
         master = self.process.pid
         children = Path(f"/proc/{master}/task/{master}/children")
@@ -113,7 +113,7 @@ class Running:
         return int(found[0])
 
     def kill_worker(self) -> None:
-        """SIGKILL for the worker; returns when another one answers."""
+        """Send SIGKILL to the worker; return when another one answers."""
         worker = self.worker()
         os.kill(worker, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{worker}").exists() or self.worker() != worker, "the worker is dead")
@@ -133,11 +133,11 @@ class Running:
     def raw(
         self, method: str, path: str, data: bytes = b"", timeout: float = 10, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """One request, as bytes, and its status and reply."""
+        """Send one request, as bytes; return its status and reply."""
         connection = UnixConnection(self.socket, timeout)
         try:
             accept = {"Accept": "application/vnd.docker.plugins.v1.2+json"}
-            with contextlib.suppress(BrokenPipeError):  # refused before all was said; the answer is there
+            with contextlib.suppress(BrokenPipeError):  # refused before the whole request was sent; the answer is there
                 connection.request(method, path, data, {**accept, **(headers or {})})
             reply = connection.getresponse()
             return reply.status, reply.read()
@@ -145,7 +145,7 @@ class Running:
             connection.close()
 
     def call(self, name: str, body: Any = None, timeout: float = 10) -> Any:
-        """A call as dockerd makes it: no Content-Type, the reply's JSON."""
+        """Make a call as dockerd does: no Content-Type; return the reply's JSON."""
         data = b"" if body is None else json.dumps(body).encode()
         status, reply = self.raw("POST", f"/{name}", data, timeout)
         assert status == 200, (status, reply)
@@ -155,7 +155,7 @@ class Running:
         return self.call(f"NetworkDriver.{name}", body, timeout)
 
     def well(self, name: str, body: Any = None) -> Any:
-        """A call that must succeed."""
+        """Make a call that must succeed."""
         reply = self.driver(name, body)
         assert "Err" not in reply, reply["Err"]
         return reply
@@ -166,7 +166,7 @@ class Running:
         return json.loads(reply)
 
     def standing(self) -> tuple[Any, ...]:
-        """Links, table, state file and status, but for what counts by itself."""
+        """Return links, table, state file and status, without values that change by themselves."""
         counts = {"now", "dropped", "refused", "held"}
 
         def uncounted(value: Any) -> Any:
@@ -176,10 +176,10 @@ class Running:
 
         return self.links(), self.elements(), self.kept(), uncounted(self.status())
 
-    # --- networks and containers, as dockerd makes them -----------------------------------------------------------
+    # --- networks and containers, as dockerd creates them -------------------------------------------------------------
 
     def network(self, number: int, options: Body | None = None, **more: Any) -> Body:
-        """CreateNetwork's body for 10.NUMBER.0.0/24 and 2001:db8:NUMBER::/64."""
+        """Return CreateNetwork's body for 10.NUMBER.0.0/24 and 2001:db8:NUMBER::/64."""
         return {
             "NetworkID": f"{number:012x}".ljust(64, "0"),
             "Options": {GENERIC: options or {}, "com.docker.network.enable_ipv6": True},
@@ -189,7 +189,7 @@ class Running:
         }
 
     def endpoint(self, network: Body, number: int, **options: Any) -> Body:
-        """CreateEndpoint's body for the network's address .NUMBER; its other calls take it as well."""
+        """Return CreateEndpoint's body for the network's address .NUMBER; its other calls take it as well."""
         of = network["NetworkID"]
         net = int(of[:12], 16)
         return {
@@ -201,26 +201,26 @@ class Running:
         }
 
     def begin(self, network: Body, number: int, labels: dict[str, str] | None = None, **options: Any) -> Body:
-        """A container's start up to Join, and Join's reply under "Joined"."""
+        """Start a container up to Join, and return Join's reply under "Joined"."""
         endpoint = self.endpoint(network, number, **options)
         self.docker.container(f"c{number}", endpoint["EndpointID"], endpoint["NetworkID"], labels)
         self.well("CreateEndpoint", endpoint)
         return {**endpoint, "Joined": self.well("Join", endpoint)}
 
     def end(self, endpoint: Body) -> None:
-        """A container's stop."""
+        """Stop a container."""
         for name in ("RevokeExternalConnectivity", "Leave", "DeleteEndpoint"):
             self.well(name, endpoint)
 
     def publish(self, endpoint: Body, host_port: int, port: int) -> None:
-        """`-p HOST_PORT:PORT`."""
+        """Publish a port as `-p HOST_PORT:PORT`."""
         self.well(
             "ProgramExternalConnectivity",
             {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": port, "HostPort": host_port}]}},
         )
 
     def move(self, endpoint: Body, bridge: str = "") -> Box:
-        """What Docker does after Join: the link goes to the container, with its addresses and routes."""
+        """Do what Docker does after Join: move the link into the container, with its addresses and routes."""
         joined, given = endpoint["Joined"], endpoint["Interface"]
         return self.site.settle(
             joined["InterfaceName"]["SrcName"],
@@ -229,20 +229,23 @@ class Running:
             (joined["Gateway"], joined["GatewayIPv6"]),
         )
 
-    # --- what stands ----------------------------------------------------------------------------------------------
+    # --- the current state --------------------------------------------------------------------------------------------
 
     def links(self) -> set[str]:
-        """The host's links but for its own."""
+        """Return the host's links, except its own."""
         lines = self.site.run("ip", "-o", "link").stdout.splitlines()
         return {line.split()[1].split(":")[0].split("@")[0] for line in lines} - {"lo", "eth0"}
 
     def table(self) -> str:
-        """The table as nft lists it."""
+        """Return the table as nft lists it."""
         return self.site.run("nft", "-nn", "list", "table", "inet", "docker-fw", check=False).stdout
 
     def elements(self) -> str:
-        """The sets of the table that hold elements, without counts, but for those about the host and not about
-        containers, and those that end by themselves: whose drops were logged, and which flows were cut."""
+        """Return the table's sets with elements, without counters.
+
+        Left out are the sets about the host rather than containers, and those whose elements expire: logged drops and
+        cut flows.
+        """
         blocks = re.sub(r" counter packets \d+ bytes \d+", "", self.table()).split("\n\t}\n")
         bridges = "unmanaged|dockers|protected_bridges|same_bridge"
         ports = "dockerd_ports|docker_proxy|proxy_unidentified|host_own[46]?"
@@ -250,7 +253,7 @@ class Running:
         return "\n".join(b for b in blocks if "elements = " in b and not hosts.search(b))
 
     def opens(self, address: str) -> set[str]:
-        """`port/protocol number` of the exact ports that the table opens for an address."""
+        """Return `port/protocol number` of the exact ports that the table opens for an address."""
         found = set()
         for block in self.table().split("\n\t}\n"):
             if "set allow" in block and "elements = " in block:
@@ -261,13 +264,13 @@ class Running:
         return found
 
     def kept(self) -> Any:
-        """The state file, with what its log says of endpoints."""
+        """Return the state file, with what its log says of endpoints."""
         told = json.loads(self.state.read_text())
         del told["serial"]
         return {**told, "endpoints": dict(Store(str(self.state)).load().endpoints)}
 
     def nothing_left(self) -> None:
-        """No link, no element, no record: as if nothing had been."""
+        """Check that no link, no element and no record is left."""
         assert self.links() == set()
         left = self.elements()
         assert left == "", left
@@ -275,7 +278,7 @@ class Running:
         assert self.status()["networks"] == []
 
     def clean(self) -> None:
-        """Deletes every network that is known, as Docker would."""
+        """Delete every known network, as Docker would."""
         for network in self.status()["networks"]:
             self.well("DeleteNetwork", {"NetworkID": network["id"]})
 
@@ -284,7 +287,7 @@ BASE = {"22/6", "80/6", "443/6"}
 
 
 def names_of(network: Body, *endpoints: Body) -> set[str]:
-    """The links that these make."""
+    """Return the names of the links of these endpoints and networks."""
     made = {bridge_name(network["NetworkID"])}
     for endpoint in endpoints:
         made |= {host_side(endpoint["EndpointID"]), container_side(endpoint["EndpointID"])}
@@ -296,7 +299,7 @@ def took(began: float) -> float:
 
 
 def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
-    """`fwctl cleanup` on the site's host."""
+    """Run `fwctl cleanup` on the site's host."""
     with fw.site.host.popen(
         [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
         cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

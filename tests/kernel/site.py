@@ -1,7 +1,7 @@
-"""An outsider, a host, and containers on the host's bridges, made by the plugin's own rooms.
+"""An outsider, a host, and containers on the host's bridges, created by the plugin's own code.
 
 with Site() as site:
-    net = site.network(1)                         # a bridge of ours: 10.1.0.1/24, 2001:db8:1::1/64
+    net = site.network(1)                         # a docker-fw bridge: 10.1.0.1/24, 2001:db8:1::1/64
     web = site.box(net, 2)                        # a container on it: 10.1.0.2, 2001:db8:1::2
     site.load(site.known(web, Rule("tcp", 8080, 8080)))
     site.deliver([tcp(site.OUT4, web.v4, 8080, 1)])  # → the packets that arrived
@@ -39,11 +39,11 @@ from tests.lab import NamedNetns, Wan
 from tests.lab.claims import Claim
 
 MARK = 0x08000000
-#: A bridge as Docker names one.
+#: A bridge name as Docker chooses one.
 BR_DOCKER = "br-0123456789ab"
 #: For `Site.host.sysctl`: frames within a bridge do not pass the host's IP rules and its connection tracking.
 BRIDGED_FRAMES_UNTRACKED = {f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")}
-#: Settings that say nothing.
+#: Settings without any policy.
 PLAIN = Defaults()
 _names = itertools.count(1)
 
@@ -67,12 +67,12 @@ class Box(NamedNetns):
         return self.endpoint.addr6
 
     def address(self, version: int) -> Any:
-        """Its IPv4 (4) or IPv6 (6) address."""
+        """Return its IPv4 (4) or IPv6 (6) address."""
         return self.v4 if version == 4 else self.v6
 
 
 def claimed(*bridges: str) -> set[Element]:
-    """What the table holds of bridges that Docker claims, whoever is on them, while somebody follows Docker."""
+    """Return the elements for bridges that Docker claims, with any containers, while docker-fw follows Docker."""
     return set(WATCHED) | {
         element
         for bridge in bridges
@@ -82,28 +82,28 @@ def claimed(*bridges: str) -> set[Element]:
 
 
 def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
-    """The network of `Site.docker_box`'s containers with this number, as Docker lists it."""
+    """Return the network of `Site.docker_box`'s containers with this number, as Docker lists it."""
     subnets = (IPv4Network(f"10.{number}.0.0/24"), IPv6Network(f"2001:db8:{number}::/64"))
     return BridgeNetwork(name.ljust(64, "d"), name, bridge, subnets)
 
 
 def seen(*bridges: str) -> BridgeFacts:
-    """The same as facts."""
+    """Return the same as facts."""
     return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
 
 
 def confining(bridge: str) -> set[Element]:
-    """What lets nobody who is not known begin anything on a bridge."""
+    """Return the element that stops unknown addresses on a bridge from initiating."""
     return {Element("egress_restricted", (bridge,))}
 
 
 def of_endpoint(inventory: PolicyView, endpoint: Endpoint) -> frozenset[Element]:
-    """What an endpoint of ours becomes in the table, with what its network becomes by it."""
+    """Return the elements of an endpoint on a docker-fw network, with those that its network gets because of it."""
     return inventory.elements(ElementOwner(Kind.ENDPOINT, endpoint.id)) | inventory.elements(EGRESS)
 
 
 def standing(inventory: PolicyView) -> set[Element]:
-    """What all that is known becomes in the table."""
+    """Return the elements of all that is known."""
     return {element for owner in inventory.owners() for element in inventory.elements(owner)}
 
 
@@ -148,18 +148,18 @@ class Site:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """This thread is in the host's network namespace."""
+        """Put this thread into the host's network namespace."""
         with inside(self.host.path):
             yield
 
     def run(self, *argv: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        """A program of this machine on the host."""
+        """Run a program of this machine on the host."""
         return self.host.run(argv, check=check, input=input)
 
     # --- networks and containers ----------------------------------------------------------------------------------
 
     def network(self, number: int, *, forward: bool = True, **fields: Any) -> Network:
-        """A network 10.NUMBER.0.0/24, 2001:db8:NUMBER::/64 (unless `fields` say otherwise), and its bridge."""
+        """Add a network 10.NUMBER.0.0/24, 2001:db8:NUMBER::/64 (unless `fields` differ), and its bridge."""
         network_id = f"{number:012x}".ljust(64, "0")
         network = dataclasses.replace(
             Network(
@@ -179,7 +179,7 @@ class Site:
         return network
 
     def box(self, network: Network, number: int) -> Box:
-        """A container on a network of ours, by the plugin's own veth pair; its labels are not known."""
+        """Add a container on a docker-fw network, by the plugin's own veth pair; its labels are not known."""
         four = network.gateway4.network[number] if network.gateway4 else None
         six = network.gateway6.network[number] if network.gateway6 else None
         assert isinstance(four, IPv4Address | None)
@@ -195,7 +195,10 @@ class Site:
         return box
 
     def docker_box(self, bridge: str, number: int, host: int = 2) -> Box:
-        """A container, 10.NUMBER.0.HOST, on a bridge that is not ours, which is made if it is not there."""
+        """Add a container, 10.NUMBER.0.HOST, on a bridge that is not docker-fw's.
+
+        The bridge is created if it does not exist.
+        """
         gateway4, gateway6 = IPv4Interface(f"10.{number}.0.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         if self.run("ip", "link", "show", bridge, check=False).returncode:
             self.host.ip(
@@ -225,9 +228,9 @@ class Site:
         spec: PolicySpec | None = None,
         **fields: Any,
     ) -> set[Element]:
-        """What the table holds of a container on one of Docker's bridges (of this name, so not ours).
+        """Return the table's elements for a container on a Docker bridge (of this name, so not docker-fw's).
 
-        It says `allow`, or all of `said`; `published` are its ports, besides the box's own.
+        Its policy is `allow`, or all of `spec`; `published` are its ports, in addition to the box's own.
         """
         network = BridgeNetwork("d" * 64, "app_default", bridge, **fields)
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow)) if known else None
@@ -239,11 +242,11 @@ class Site:
         return found if decided.egress is None else found | confining(bridge)
 
     def index(self, link: str) -> int:
-        """A link of the host's, as the kernel numbers it."""
+        """Return the kernel's index of a link of the host."""
         return int(self.run("ip", "-o", "link", "show", link).stdout.split(":")[0])
 
     def lan_box(self, number: int) -> Box:
-        """A machine on a further link of the host's, 192.168.NUMBER.2 and 2001:db8:NUMBER::2; no bridge."""
+        """Add a machine on a further link of the host, 192.168.NUMBER.2 and 2001:db8:NUMBER::2; no bridge."""
         gateway4, gateway6 = IPv4Interface(f"192.168.{number}.1/24"), IPv6Interface(f"2001:db8:{number}::1/64")
         endpoint = Endpoint("f" * 64, "", gateway4.network[2], gateway6.network[2])
         box = Box(self._name("l"), None, endpoint)
@@ -259,7 +262,7 @@ class Site:
         return box
 
     def settle(self, inner: str, bridge: str, addresses: tuple[str, str], gateways: tuple[str, str]) -> Box:
-        """A container whose link somebody else (the running plugin) has made; addresses with their prefix length."""
+        """Add a container whose link was created elsewhere (by the running plugin); addresses with prefix length."""
         four, six = IPv4Interface(addresses[0]), IPv6Interface(addresses[1])
         box = Box(self._name("m"), None, Endpoint("f" * 64, "", four.ip, six.ip, joined=True))
         box.make()
@@ -275,7 +278,7 @@ class Site:
     def _settle(
         self, box: Box, inner: str, bridge: str, gateway4: IPv4Interface | None, gateway6: IPv6Interface | None
     ) -> None:
-        """What Docker does after Join: the link moved, named, addressed, with the default routes."""
+        """Do what Docker does after Join: move the link, name and address it, add the default routes."""
         self.host.ip(f"link set {inner} netns {box.name} name eth0")
         lines = []
         for address, gateway in ((box.endpoint.addr4, gateway4), (box.endpoint.addr6, gateway6)):
@@ -290,12 +293,15 @@ class Site:
         self.boxes.append(box)
 
     def acquaint(self, *boxes: Box) -> None:
-        """Containers of one network know one another for good, as they know the host."""
+        """Make the neighbours of containers of one network permanent, and those of the host."""
         for here, there in itertools.permutations(boxes, 2):
             self._neighbours(here, "eth0", there, "eth0", str(there.v4), str(there.v6))
 
     def _neighbours(self, here: NamedNetns, link: str, there: NamedNetns, its_link: str, *addresses: str) -> None:
-        """Known for good, so that no packet waits for an answer, and none is judged as neighbour discovery."""
+        """Add permanent neighbour entries.
+
+        So no packet waits for resolution, and none is judged as neighbour discovery.
+        """
         mac = there.run(["ip", "-o", "link", "show", its_link]).stdout.split("link/ether ")[1].split()[0]
         here.ip(*(f"neigh replace {a} lladdr {mac} dev {link} nud permanent" for a in addresses))
 
@@ -309,29 +315,29 @@ class Site:
 
     @staticmethod
     def known(box: Box, *allow: Rule, spec: PolicySpec | None = None, **fields: Any) -> Endpoint:
-        """The box's endpoint with its labels known: `allow`, or all of `said`."""
+        """Return the box's endpoint with its labels known: `allow`, or all of `spec`."""
         container = Container("c" * 64, "web", spec or PolicySpec(allow=allow))
         return dataclasses.replace(box.endpoint, container=container, **fields)
 
     def inventory(self, *endpoints: Endpoint, defaults: Defaults = PLAIN) -> PolicyView:
-        """Every network of ours, and these endpoints."""
+        """Return the facts of every docker-fw network, and of these endpoints."""
         return evaluated(
             defaults, Facts(SavedState(dict(self.networks), {endpoint.id: endpoint for endpoint in endpoints}))
         )
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
-        """Puts the table there, with these endpoints and nothing else known."""
+        """Load the table, with these endpoints and no others known."""
         self.nft.replace({*standing(self.inventory(*endpoints, defaults=defaults)), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
 
     def forget_flows(self) -> None:
-        """No packet belongs to a flow of before any more."""
+        """Forget all flows: no packet belongs to an earlier one."""
         with self.inside(), nl.open_socket() as sock:
             nl.request(sock, (1 << 8) | 2, nl.NLM_F_ACK, nl.nfgen(0))  # IPCTNL_MSG_CT_DELETE, of everything
 
     def send(self, packets: Iterable[Packet], source: NamedNetns | None = None) -> None:
-        """Sends packets from the outsider, or from `source`."""
+        """Send packets from the outsider, or from `source`."""
         netns = (source or self.wan).path
         if netns not in self._senders:
             self._senders[netns] = Sender(netns)
@@ -344,7 +350,7 @@ class Site:
 
     @property
     def listener(self) -> Listener:
-        """What reaches the host itself."""
+        """Return the listener for packets that reach the host itself."""
         self._listener = self._listener or Listener(self.host.path)
         return self._listener
 
@@ -356,17 +362,17 @@ class Site:
         last: Packet | None = None,
         witness: NamedNetns | None = None,
     ) -> set[Packet]:
-        """Sends packets from the outsider (or `source`) and returns which of them arrived at `to`.
+        """Send packets from the outsider (or `source`) and return which of them arrived at `to`.
 
-        No time-out decides: behind them goes a last packet on the same way, an echo request by default; or from
-        `witness`, if what is on that way may not pass.
+        No time-out decides: a last packet follows on the same path, an echo request by default; or one from `witness`,
+        if the packets on that path may not pass.
         """
         packets = list(packets)
         if last is None:
             last = ping(written(packets[-1].src), written(packets[-1].dst))
         sniffer = self.sniffer(to)
         for _ in sniffer.read():
-            pass  # what came before
+            pass  # earlier packets
         self.send(packets, source)
         self.send([last], witness or source)
         (seen,) = arrived([sniffer], last)
@@ -374,7 +380,7 @@ class Site:
 
 
 def site_of_module(sysctls: Mapping[str, int | str] = MappingProxyType({})) -> Any:
-    """The fixture `site` of a test module: one host with an outsider for all of its tests, with these sysctls."""
+    """Return the fixture `site` of a module: one host with an outsider for all of its tests, with these sysctls."""
 
     @pytest.fixture(scope="module")
     def site() -> Iterator[Site]:
@@ -389,7 +395,7 @@ _source_ports = itertools.cycle(range(20000, 60000))
 
 
 def arriving(site: Site, to: Box, source: Box | None = None, pairs: Iterable[tuple[Any, Any]] = ()) -> set[str]:
-    """Of some ports of each protocol, those on which a new flow reaches the container in both families."""
+    """Return the ports on which a new flow reaches the container in both families, of some of each protocol."""
     sent: dict[Packet, tuple[str, int]] = {}
     four, six = (source.v4, source.v6) if source else (Site.OUT4, Site.OUT6)
     pairs = list(pairs) or [(four, to.v4), (six, to.v6)]

@@ -1,4 +1,4 @@
-"""Conversations over real sockets that stand while the policy changes: which of them go on.
+"""Hold conversations over real sockets while the policy changes, and find which of them continue.
 
 with Talks() as talks:
     talks.open("old", "tcp", client_netns, server_netns, "2001:db8:1::2", 5432)
@@ -24,7 +24,10 @@ Proto = Literal["tcp", "udp"]
 
 @dataclass
 class Talk:
-    """Both ends of it. Over UDP each knows the other, as after a first question and its answer."""
+    """Both ends of a conversation.
+
+    Over UDP each knows the other, as after a first question and its answer.
+    """
 
     proto: Proto
     client: socket.socket
@@ -35,7 +38,7 @@ class Talk:
             (self.client if by_client else self.server).send(word)
 
     def hears(self, by_client: bool, word: bytes, *, wait: bool = False) -> bool:
-        """True if that end has heard the word by now, or (`wait`) hears it soon."""
+        """Return True if that end has received the message by now, or (`wait`) receives it soon."""
         sock = self.client if by_client else self.server
         sock.settimeout(3 if wait else 0)
         heard = b""
@@ -51,7 +54,7 @@ class Talk:
 
 
 class Talks:
-    """Conversations by name, and one with nobody between, which is heard last."""
+    """Conversations by name, and a direct one, which is read last."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -74,7 +77,7 @@ class Talks:
         *,
         source: object = "",
     ) -> None:
-        """Must be let through. `address` is the server's; `source`: one of the client's."""
+        """Open a conversation, which must be permitted. `address` is the server's; `source`: one of the client's."""
         family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
         kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
         ears, mouth = self._made(server, family, kind), self._made(client, family, kind)
@@ -106,11 +109,11 @@ class Talks:
         return sock
 
     def going(self, witness: str) -> set[str]:
-        """Those in which what the server says is heard, and then what the client says.
+        """Return those in which the server's message arrives, and then the client's.
 
-        On one processor packets go in the order in which they are sent; when the witness, which must go on, has heard
-        its word, nobody else will hear an earlier one. (Before the other end has said that it hears, TCP sends more
-        words by itself; so what was not heard at once counts as not heard.)
+        On one processor packets are delivered in the order in which they are sent; when the witness, which must
+        continue, has received its message, no other conversation will receive an earlier one. (Before the other end has
+        acknowledged, TCP resends by itself; so a message that did not arrive at once counts as lost.)
         """
         going = set(self.all)
         with one_processor():

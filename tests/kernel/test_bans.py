@@ -1,4 +1,7 @@
-"""Bans: nothing from and nothing to them, before everything else, whatever flows stand; for a time, or for ever."""
+"""Test bans: no traffic from or to a banned address, before all other rules and despite established flows.
+
+A ban lasts for a time, or permanently.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    """Containers on two networks of ours, and on one of Docker's."""
+    """Return containers on two docker-fw networks, and on a Docker network."""
     return Boxes(site.box(site.network(1), 2), site.box(site.network(2), 2), site.docker_box(BRIDGE, 101))
 
 
@@ -67,7 +70,7 @@ NEXT = {4: IPv4Address("192.0.2.67"), 6: IPv6Address("2001:db8:66::67")}
 
 
 def heard(site: Site, hears: Any, shots: list[tuple[NamedNetns | None, Packet]], last: Packet) -> list[bool]:
-    """Which of the packets, each from somewhere, were heard."""
+    """Return which of the packets, each with its source, were received."""
     for _ in hears.read():
         pass
     for source, packet in shots:
@@ -79,7 +82,7 @@ def heard(site: Site, hears: Any, shots: list[tuple[NamedNetns | None, Packet]],
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, version: int) -> None:
-    """To no port of a container, not even a ping, nor to the host itself; the next address passes."""
+    """A banned address reaches no port of a container, no ping, and not the host itself; the next address does."""
     load(site, boxes, bans(str(BANNED[version])))
     to = box.address(version)
     for source, passes in ((BANNED[version], False), (NEXT[version], True)):
@@ -93,14 +96,16 @@ def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, v
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: int) -> None:
-    """A flow that was open when its peer was banned passes no more packet, in neither direction, whoever began it; the
-    same flow with the address beside it goes on."""
+    """A flow that was open when its peer was banned passes no packet, in either direction, whichever side opened it.
+
+    The same flow with the adjacent address continues.
+    """
     load(site, boxes, {})
     site.forget_flows()
     mine, last_in, last_out = box.address(version), ping(site.wan.V6, box.v6), ping(Site.HOST6, Site.OUT6)
 
     def both_ways(peer: Address) -> list[bool]:
-        """Of a flow that the peer began, and of one that the container began: what comes in, what goes out."""
+        """Return inbound and outbound packets of a flow that the peer opened and of one that the container opened."""
         comes = [udp(peer, mine, 53, 7777, b"asks"), udp(peer, mine, 8888, 9999, b"answers")]
         goes = [udp(mine, peer, 7777, 53, b"answers"), udp(mine, peer, 9999, 8888, b"asks")]
         found = heard(site, site.sniffer(box), [(None, packet) for packet in comes], last_in)
@@ -111,7 +116,7 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
         return [*found, *(packet in seen for packet in goes)]
 
     for peer in (BANNED[version], NEXT[version]):
-        site.send([udp(mine, peer, 9999, 8888)], box)  # the container begins
+        site.send([udp(mine, peer, 9999, 8888)], box)  # the container initiates
         assert both_ways(peer) == [True] * 4
     lasting, timed = ban_elements(bans(str(BANNED[version])), time.time())
     site.nft.change(Change(add=tuple(lasting)), timed)
@@ -120,7 +125,7 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
 
 
 def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
-    """A container begins nothing towards it, and no container of another network either."""
+    """A container cannot initiate to a banned address, and neither can a container of another network."""
     load(site, boxes, bans(str(BANNED[4]), str(BANNED[6]), str(boxes.other.v4)))
     last = ping(Site.HOST6, Site.OUT6)
     for box in (boxes.web, boxes.guest):
@@ -137,7 +142,7 @@ def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
 
 
 def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> None:
-    """A banned peer's SSH session to the host, say, is silent from then on: in `input` bans come first as well."""
+    """A banned peer's connection to the host, such as SSH, is silent from then on: bans come first in `input`, too."""
     load(site, boxes, {})
     with inside(site.host.path):
         server = socket.create_server(("::", 2222), family=socket.AF_INET6)
@@ -150,7 +155,7 @@ def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> No
         assert peer.recv(99) == b"before"
         site.nft.change(Change(add=tuple(ban_elements(bans(str(Site.OUT6)), time.time())[0])))
         client.send(b"after")
-        site.wan.probe.ping(str(Site.HOST6))  # from another address of the outsider's: what came before has come
+        site.wan.probe.ping(str(Site.HOST6))  # from another of the outsider's addresses: earlier packets have arrived
         peer.setblocking(False)
         with pytest.raises(BlockingIOError):
             peer.recv(99)
@@ -169,7 +174,7 @@ def test_an_open_connection_to_the_host_ends_too(site: Site, boxes: Boxes) -> No
     ],
 )
 def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, inside_: str, outside_: str) -> None:
-    """Whatever its length: its first and last address are banned, those beside it are not."""
+    """For any length of prefix, its first and last address are banned, and the adjacent ones are not."""
     load(site, boxes, bans(prefix))
     network = ip_network(prefix)
     addresses = (network[0], inside_, outside_, network[0] - 1)
@@ -179,7 +184,7 @@ def test_a_prefix_is_banned_to_its_edge(site: Site, boxes: Boxes, prefix: str, i
 
 
 def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
-    """One for a time ends in the kernel, whether anybody runs or not; one for ever stands."""
+    """A timed ban ends in the kernel, whether docker-fw runs or not; a permanent one remains."""
     now = time.time()
     before = {**bans(str(BANNED[4])), **bans(str(BANNED[6]), "2001:db8:77::/64", until=now + 1)}
     load(site, boxes, before)
@@ -195,7 +200,7 @@ def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
 
 
 def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
-    """Longer, shorter, for ever, taken back, wider and narrower: each change leaves banned exactly who is to be."""
+    """Longer, shorter, permanent, removed, wider and narrower: each change bans exactly the intended addresses."""
     load(site, boxes, {})
     far = time.time() + 300
     steps: list[dict[Prefix, float]] = [
@@ -237,7 +242,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
 def test_bans_outlive_whatever_happens_to_the_table(
     site: Site, boxes: Boxes, reconciler: Reconciler, tmp_path: Path
 ) -> None:
-    """After a flush, a repair, and a restart of docker-fw the same are banned, and those for a time until then."""
+    """After a flush, a repair, and a restart of docker-fw the same addresses are banned, timed ones until their end."""
 
     def passing() -> list[bool]:
         shots = [(None, new_flow("tcp", BANNED[v], boxes.web.address(v), 8080, next(_ports))) for v in (4, 6)]
@@ -262,8 +267,10 @@ def test_bans_outlive_whatever_happens_to_the_table(
 
 
 def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
-    """A ban leaves no flow from or to who is banned in connection tracking, by whomever it was begun; so a flow table
-    of the host's has none that goes on. Those beside them stay."""
+    """A ban leaves no flow from or to the banned address in connection tracking, whichever side opened it.
+
+    So no flow continues in a flow table of the host. Flows of adjacent addresses remain.
+    """
 
     def talking() -> set[str]:
         told = "".join(site.run("conntrack", "-L", "-f", f, check=False).stdout for f in ("ipv4", "ipv6"))
@@ -288,7 +295,7 @@ def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Recon
 
 
 def test_thousands_of_bans_are_one_change(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
-    """A blocklist of thousands comes and goes in one transaction each."""
+    """A blocklist of thousands is added and removed in one transaction each."""
     many = {ip_network((IPv4Address((11 << 24) + 7 * n), 32)): 0.0 for n in range(5000)}
     with site.inside():
         generation = site.nft.generation()

@@ -1,4 +1,4 @@
-"""From the first moment: dockerd goes on with its containers as soon as somebody listens on the plugin's socket."""
+"""Test the first moment: dockerd starts its containers as soon as a process listens on the plugin's socket."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.waiting import until
 
 
 def dialled(fw: Running) -> bool:
-    """As dockerd finds out whether the plugin is there."""
+    """Return True if the socket can be dialled, as dockerd does to see whether the plugin is there."""
     with socket.socket(socket.AF_UNIX) as sock:
         return sock.connect_ex(str(fw.socket)) == 0
 
 
 def test_who_reaches_the_socket_finds_every_bridge_closed(own: Running) -> None:
-    """At a boot nothing passes to a container once the socket can be dialled, though the plugin is not loaded yet."""
+    """At a boot nothing passes to a container once the socket can be dialled, though the plugin is not loaded."""
     box = own.site.docker_box(BR_DOCKER, 100)
     assert arriving(own.site, box)
     own.spawn()

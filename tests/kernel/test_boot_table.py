@@ -1,4 +1,4 @@
-"""The sidecar's boot table: what docker-fw closes is closed at the next boot from before Docker starts."""
+"""Test the sidecar's boot table: what docker-fw closes is closed at the next boot from before Docker starts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NFT = "/usr/sbin/nft"
 GUEST, DOCKERS = "e" * 64, "d" * 64
 CONFINED = "br-" + "d" * 12
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
-#: A service of the host's own, a published port that no label opens, one that a label opens.
+#: A service of the host's own, a published port without a label, one that a label opens.
 SERVICE, SHUT, OPENED = 2222, 19090, 18080
 
 
 class Host:
-    """docker-fw on a host on which `fwctl boot install` was run before there was any container."""
+    """docker-fw on a host on which `fwctl boot install` was run before any container existed."""
 
     def __init__(self, fw: Running) -> None:
         self.fw = fw
@@ -44,7 +44,7 @@ class Host:
         return (self.root / boot_unit.FILE).read_text()
 
     def guest(self, labels: dict[str, str]) -> Box:
-        """A container of Docker's, which publishes its ports 9090 and 8080; docker-proxy serves them."""
+        """A container on a Docker network, which publishes its ports 9090 and 8080; docker-proxy serves them."""
         fw = self.fw
         fw.docker.networks[DOCKERS] = {
             "Id": DOCKERS, "Name": "app", "Driver": "bridge", "Containers": {}, "Options": {},
@@ -66,7 +66,7 @@ class Host:
         subprocess.run(command, cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL)
 
     def reboots(self) -> None:
-        """Up to where docker.service starts: docker-fw does not run, and the unit has done its work."""
+        """Reboot up to where docker.service starts: docker-fw does not run, and the unit has done its work."""
         self.fw.stop()
         self.fw.site.run("nft", "flush", "ruleset")
         self.unit()
@@ -84,9 +84,11 @@ def host(own: Running) -> Host:
 
 
 def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
-    """After `boot install`: a container with `fw.egress: none` came, which publishes ports, and addresses were banned.
-    At the next boot, before docker-fw runs, the container initiates nothing, its closed published port and the one that
-    a label opens are closed, banned addresses reach nothing of the host; a ban that is over reaches it again."""
+    """A restriction from after `boot install` applies at the next boot, before docker-fw runs.
+
+    The container with `fw.egress: none` initiates nothing; its closed published port and the one that a label opens are
+    closed. Banned addresses reach nothing of the host; after its ban has expired an address reaches it again.
+    """
     fw, wan = host.fw, host.fw.site.wan
     box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(BR_DOCKER, 101)
     fw.start()
@@ -128,8 +130,10 @@ def over(text: str, address: str) -> bool:
 
 
 def test_it_is_kept_current_and_no_more(host: Host) -> None:
-    """`fwctl deny`, `ban` and `unban` are in the file a second later; so they are when `fwctl boot install` has just
-    written it anew. Taken away by `fwctl boot remove` it stays away, until `boot install` is given again."""
+    """`fwctl deny`, `ban` and `unban` are in the file a second later, also just after `fwctl boot install` rewrote it.
+
+    A file removed by `fwctl boot remove` stays removed, until `boot install` is run again.
+    """
     fw = host.fw
     host.guest({"fw.allow": "8080"})
     fw.start()
@@ -153,7 +157,7 @@ def test_it_is_kept_current_and_no_more(host: Host) -> None:
 
 
 def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
-    """Where the file cannot be written, `fwctl status` and the log say so; what was there stays whole."""
+    """Where the file cannot be written, `fwctl status` and the log report it; the old file stays complete."""
     fw = host.fw
     (host.root / f"{boot_unit.FILE}.kept").mkdir()
     before = host.text
@@ -165,8 +169,10 @@ def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
 
 
 def test_install_takes_bans_and_confined_networks_along(host: Host) -> None:
-    """`fwctl boot install` beside a docker-fw that does not see the directory: the file has what closes now, and the
-    command says that it is not kept current, and when to give it again."""
+    """`fwctl boot install` writes the current restrictions though docker-fw does not see the directory.
+
+    The command says that the file is not kept current, and when to run it again.
+    """
     fw, root = host.fw, host.root
     fw.environ["FW_BOOT"] = str(fw.directory / "elsewhere")
     fw.environ["FW_SOCKET"] = str(root / "run/docker/plugins/fw.sock")
@@ -200,8 +206,11 @@ sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
 
 
 def test_the_unit_leaves_a_table_of_ours_alone_and_closes_beside_another_programs(host: Host) -> None:
-    """While docker-fw runs it changes nothing. Where another program's table has our name it closes by a table of
-    another one, which docker-fw, as it refuses to start there, leaves as it is."""
+    """While docker-fw runs the unit changes nothing.
+
+    Where another program's table has docker-fw's name it closes by a table of another name, which docker-fw leaves as
+    it is when it refuses to start there.
+    """
     fw = host.fw
     box = fw.site.docker_box(BR_DOCKER, 100)
     fw.start()
@@ -223,7 +232,7 @@ def test_the_unit_leaves_a_table_of_ours_alone_and_closes_beside_another_program
 
 
 def test_a_ban_that_nft_does_not_take_keeps_nothing_open(host: Host) -> None:
-    """Should a line about a ban be damaged, the table is loaded without the bans that end."""
+    """If a line about a ban is damaged, the table is loaded without the timed bans."""
     box = host.fw.site.docker_box(BR_DOCKER, 100)
     with (host.root / boot_unit.FILE).open("a") as file:
         file.write("#until 99999999999 nowhere x\n")

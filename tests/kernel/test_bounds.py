@@ -1,4 +1,4 @@
-"""Containers with masses of labels: they are refused or closed in bounded time, and nobody else waits for them."""
+"""Test containers with masses of labels: they are refused or closed in bounded time, and block no other container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kernel.site import Site
 from tests.waiting import until
 
 FULL = ", ".join(str(3 * n + 1) for n in range(256))
-#: What a container says, and what is said of it.
+#: A container's labels, and the message about them.
 MASSES = {
     "labels": ({f"fw.network.n{n}.allow": "8080" for n in range(10_000)}, "at most 256 keys are read"),
     "rules": ({f"fw.network.n{n}.allow": FULL for n in range(1000)}, "there are more than 2048 rules before it"),
@@ -37,8 +37,11 @@ def fw(site: Site) -> Iterator[Running]:
 
 
 def test_nobody_waits_for_masses_of_labels(fw: Running) -> None:
-    """10,000 labels, 10,000 entries, megabytes: each start is refused at once and told shortly why. While Docker lists
-    all of them, another's labels are known at once; and neither log nor state file grows by what they say."""
+    """10,000 labels, 10,000 entries, megabytes: each start is refused at once with a short reason.
+
+    While Docker lists all of them, another's labels are known at once; and neither log nor state file grows by their
+    content.
+    """
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     for number, (labels, why) in enumerate(MASSES.values(), 2):

@@ -21,7 +21,7 @@ site = site_of_module()
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Iterator[tuple[Box, Box]]:
-    """Two containers with servers, so that no reset ends a flow at once."""
+    """Yield two containers with servers, so that no reset ends a flow at once."""
     network = site.network(1)
     one, two = site.box(network, 2), site.box(network, 3)
     with one.probe.serve(tcp=[53, 80]), two.probe.serve(tcp=[53, 80]), site.wan.probe.serve(tcp=[80]):
@@ -30,7 +30,7 @@ def boxes(site: Site) -> Iterator[tuple[Box, Box]]:
 
 @pytest.fixture(autouse=True)
 def _fresh(site: Site, boxes: tuple[Box, Box]) -> None:
-    """No flows, and a table that lets through what the tests send."""
+    """Start without flows, and with a table that accepts what the tests send."""
     site.load(*(site.known(box, Rule("udp", 53, 53), Rule("sctp", 9, 9)) for box in boxes))
     site.forget_flows()
 
@@ -39,7 +39,10 @@ Flow = tuple[str, str, str, str, str]
 
 
 def flows(site: Site) -> set[Flow]:
-    """(protocol, source, destination, destination port, source port) of every flow that the host's kernel tracks."""
+    """Return every flow that the host's kernel tracks.
+
+    A flow is (protocol, source, destination, destination port, source port).
+    """
     found = set()
     for family in ("ipv4", "ipv6"):
         for line in site.run("conntrack", "-L", "-f", family, check=False).stdout.splitlines():
@@ -55,7 +58,7 @@ def involving(site: Site, address: Address) -> set[Flow]:
 
 
 def make_flows(site: Site, box: Box) -> None:
-    """Flows of every kind, to the box and from it, in both families."""
+    """Open flows of every kind, to the box and from it, in both families."""
     for out, address in ((Site.OUT4, box.v4), (Site.OUT6, box.v6)):
         inward: list[Packet] = [new_flow(p, out, address, n, 1000) for p, n in (("tcp", 80), ("udp", 53), ("sctp", 9))]
         site.deliver([*inward, ping(out, address)], box)
@@ -64,7 +67,7 @@ def make_flows(site: Site, box: Box) -> None:
 
 
 def test_every_flow_of_an_address_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
-    """When an address is given back, no flow from or to it stays, of any protocol; its neighbour's flows all do."""
+    """When an address is released, no flow from or to it remains, of any protocol; its neighbour's flows all do."""
     gone, stays = boxes
     make_flows(site, gone)
     make_flows(site, stays)
@@ -83,8 +86,8 @@ def test_the_next_owner_of_an_address_inherits_nothing(site: Site, boxes: tuple[
     """A connection that was open to the last owner of an address is closed to the next, from its first packet."""
     gone, _ = boxes
     site.deliver([udp(Site.OUT6, gone.v6, 53, 4000)], gone)
-    site.send([udp(gone.v6, Site.OUT6, 4000, 53)], gone)  # an answer: established
-    site.load()  # the next owner of the address is not known yet
+    site.send([udp(gone.v6, Site.OUT6, 4000, 53)], gone)  # a reply: established
+    site.load()  # the address's next owner is not known yet
     still = udp(Site.OUT6, gone.v6, 53, 4000, b"still")
     assert site.deliver([still], gone) == {still}, "an established flow outlives its rule"
     with site.inside():
@@ -93,7 +96,7 @@ def test_the_next_owner_of_an_address_inherits_nothing(site: Site, boxes: tuple[
 
 
 def test_a_translated_flow_is_cut_by_the_containers_address(site: Site, boxes: tuple[Box, Box]) -> None:
-    """A flow to a published port has the container's address in its answers only; it is cut all the same."""
+    """A flow to a published port has the container's address in its replies only; it is cut all the same."""
     box, _ = boxes
     port = Published("udp", IPv4Address("0.0.0.0"), 5353, 53)
     six = Published("udp", IPv6Address("::"), 5353, 53)
@@ -108,7 +111,7 @@ def test_a_translated_flow_is_cut_by_the_containers_address(site: Site, boxes: t
 
 
 def test_a_published_ports_old_flows_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
-    """UDP that came before its port was published keeps going to the host until its flow is cut: then it is not."""
+    """UDP that arrived before its port was published still reaches the host until its flow is cut."""
     box, _ = boxes
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
     for out, host in ((Site.OUT4, Site.HOST4), (Site.OUT6, Site.HOST6)):
@@ -124,7 +127,7 @@ def test_a_published_ports_old_flows_are_cut(site: Site, boxes: tuple[Box, Box])
 
 
 def test_only_the_hosts_own_port_of_that_protocol_and_family(site: Site, boxes: tuple[Box, Box]) -> None:
-    """Cutting udp/53 of IPv4 leaves tcp alone, and IPv6, and who talks with somebody else's port of that number."""
+    """Cutting udp/53 of IPv4 leaves tcp and IPv6 alone, and flows to other hosts' ports of that number."""
     box, _ = boxes
     site.load(site.known(box, Rule("udp", 53, 53), Rule("tcp", 53, 53)))
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
@@ -143,8 +146,10 @@ def test_only_the_hosts_own_port_of_that_protocol_and_family(site: Site, boxes: 
 
 
 def test_a_port_of_one_address_is_not_that_of_another(site: Site, boxes: tuple[Box, Box]) -> None:
-    """One port number published on two addresses of the host: cutting one's flows leaves the other's alone, and who
-    may go on using the one may not go on using the other."""
+    """One port number is published on two addresses of the host: cutting one's flows leaves the other's alone.
+
+    A client that may continue through the one may not continue through the other.
+    """
     more4, more6 = IPv4Address("198.51.100.9"), IPv6Address("2001:db8:ffff::9")
     site.host.ip(f"addr replace {more4}/24 dev eth0", f"addr replace {more6}/64 dev eth0 nodad")
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
@@ -172,7 +177,10 @@ def test_a_port_of_one_address_is_not_that_of_another(site: Site, boxes: tuple[B
 
 
 def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[Box, Box]) -> None:
-    """When the rules stand again: what is accepted, the container's own, its host's and ping live on, the rest not."""
+    """When the rules are active again, permitted flows, the container's own, its host's and ping continue.
+
+    Others end.
+    """
     box, _ = boxes
     make_flows(site, box)
     site.send([new_flow("udp", "10.1.0.1", box.v4, 5353, 3000), ping("10.1.0.1", box.v4)], site.host)
@@ -188,7 +196,7 @@ def test_just_outsiders_flows_to_closed_ports_are_cut(site: Site, boxes: tuple[B
 
 
 def test_icmp_that_no_rule_would_let_in_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
-    """After a time without rules: a ping goes on, but for one to an internal network; what asks anything else ends."""
+    """After a time without rules a ping continues, except to an internal network; other ICMP requests end."""
     box, _ = boxes
     site.deliver([ping(Site.OUT4, box.v4), ping(Site.OUT6, box.v6)], box)
     subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
@@ -209,7 +217,7 @@ def test_icmp_that_no_rule_would_let_in_is_cut(site: Site, boxes: tuple[Box, Box
 
 
 def test_what_an_internal_network_began_is_cut(site: Site, boxes: tuple[Box, Box]) -> None:
-    """Nobody leaves it: what was begun from there while no rule said so ends, though the container may begin all."""
+    """Flows opened from an internal network while no rule blocked them end, though the container may initiate all."""
     box, _ = boxes
     make_flows(site, box)
     began = {flow for flow in flows(site) if flow[1] in (str(box.v4), str(box.v6))}
@@ -221,9 +229,9 @@ def test_what_an_internal_network_began_is_cut(site: Site, boxes: tuple[Box, Box
 
 
 def test_docker_proxys_sctp_is_cut(site: Site) -> None:
-    """It serves SCTP as well: an association to a published port ends with the others."""
+    """docker-proxy serves SCTP as well: an association to a published port ends with the others."""
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
-    # Without SCTP the host answers that it has none, which is no answer of the flow's.
+    # Without SCTP the host reports that it has none, which is no reply of the flow's.
     site.send([new_flow("sctp", Site.OUT4, Site.HOST4, port, 6002) for port in (3868, 3869)])
     site.wan.probe.ping(str(Site.HOST4))
     assert {f[3] for f in flows(site) if f[0] == "sctp"} == {"3868", "3869"}
@@ -251,7 +259,7 @@ def test_what_has_no_flows_is_cut_without_an_error(
 def test_flows_that_cannot_be_listed_are_an_error_in_the_log(
     site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the kernel refuses to list flows nobody is told that they are cut; the caller goes on."""
+    """Where the kernel refuses to list flows, the log reports an error, not a cut, and the caller continues."""
 
     def refused(*_: object) -> object:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -263,7 +271,7 @@ def test_flows_that_cannot_be_listed_are_an_error_in_the_log(
 
 
 def test_thousands_of_flows(site: Site, boxes: tuple[Box, Box]) -> None:
-    """The kernel finds them itself: one address's thousands go, and the other's stay."""
+    """The kernel finds the flows itself: one address's thousands are removed, and the other's stay."""
     gone, stays = boxes
     for box in boxes:
         site.deliver([udp(Site.OUT6, box.v6, 53, port) for port in range(10000, 12000)], box)

@@ -1,7 +1,7 @@
-"""Killed at each step of each call: what Docker's repeated call makes of it is as if nothing had been.
+"""Test a kill at each step of each call: after Docker's repeated call the state is as without the kill.
 
 Each call of a container's life, and the start itself, is cut short by SIGKILL at its first step, at its second, and so
-on until it has no further one (`tests.kernel.crashing`). An outsider shoots at closed ports all the while.
+on until it has no further one (`tests.kernel.crashing`). An outsider sends to closed ports all the while.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tests.waiting import until
 
 OPEN, CLOSED, PUBLISHED = 8080, 9090, 19090
 STAYS = {("10.1.0.9", OPEN), ("2001:db8:1::9", OPEN)}
-#: A death at every step, before it and after it: for the asking. Else before those that matter most.
+#: A kill at every step, before it and after it, on request; otherwise before the most important ones.
 EVERY = bool(os.environ.get("FW_TEST_CRASHES"))
 LABELS = {"fw.allow": "8080", **({"fw.egress": "53/udp"} if EVERY else {})}
-#: What must have been among the steps, or this would prove little.
+#: Steps that must have occurred, or the test would prove little.
 STEPS = {
     "write the state", "fsync", "keep the state", "replace the state", "nft _run", "nft _batch", "link add", "link del",
     "cut_addresses", "cut_closed",
@@ -40,7 +40,7 @@ HALVES = {"close the state", "write the rest of a line"}
 
 
 class Crashing(Running):
-    """A plugin that dies where it is told to."""
+    """A plugin that dies at a chosen step."""
 
     command = (sys.executable, "-m", "gunicorn", "-c", "python:tests.kernel.crashing")
 
@@ -50,24 +50,24 @@ class Crashing(Running):
         self.environ["CRASH"] = str(self._order)
 
     def die(self, step: int, when: str, *, every: bool) -> None:
-        """At this step, counted from now; of the disk's and the table's alone, or of every one."""
+        """Set the step to die at, counted from now: of the disk's and the table's alone, or of every one."""
         new = self._order.with_name("order")
         new.write_text(f"{step} {when} {every:d}")
         new.replace(self._order)
 
     def lived(self) -> bool:
-        """True if it never came to that step; it need not die any more."""
+        """Return True if it never reached that step; the order to die is withdrawn."""
         lived = self._order.exists()
         self._order.unlink(missing_ok=True)
         return lived
 
     def died(self) -> list[str]:
-        """The steps at which it has died."""
+        """Return the steps at which it has died."""
         died = self._order.with_name("crash.died")
         return died.read_text().splitlines() if died.exists() else []
 
     def repeated(self, name: str, body: Body) -> Any:
-        """As dockerd: a call whose connection broke is made again."""
+        """Repeat a call whose connection broke, as dockerd does."""
         replies: list[Any] = []
 
         def answered() -> bool:
@@ -81,7 +81,7 @@ class Crashing(Running):
 
 
 class Fire:
-    """An outsider's packets to ports, each from a source port of its own; `arrived` says to which they came."""
+    """An outsider's packets to ports, each from a source port of its own; `arrived` returns the reached ports."""
 
     def __init__(self, site: Site, *targets: tuple[Address | str, Address | str, int]) -> None:
         self._site, self._targets = site, targets
@@ -109,14 +109,14 @@ class Fire:
         self._sniffers.append(self._site.sniffer(box))
 
     def arrived(self) -> set[tuple[str, int]]:
-        """Where something has come since the last time; nothing ever does at a closed port."""
+        """Return where packets have arrived since the last call; none ever does at a closed port."""
         found = {packet for sniffer in self._sniffers for packet in sniffer.read() if packet.proto == 6}
         places = {(written(packet.dst), int.from_bytes(packet.data[2:4], "big")) for packet in found}
         assert {port for _, port in places} <= {OPEN}
         return places
 
     def reaches(self, places: set[tuple[str, int]]) -> None:
-        """From now on something comes at all of these."""
+        """Wait until a new packet arrives at all of these."""
         left = set(places)
         self.arrived()
 
@@ -128,7 +128,7 @@ class Fire:
 
 
 def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
-    """A container's life, call by call."""
+    """Return a container's life, call by call."""
     network = fw.network(2)
     endpoint = fw.endpoint(network, 2)
     published = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": CLOSED, "HostPort": PUBLISHED}]}}
@@ -161,14 +161,14 @@ def life(fw: Crashing, fire: Fire) -> dict[str, Callable[[], Any]]:
 
 
 def stands(fw: Crashing) -> dict[str, Any]:
-    """All that a death might leave otherwise."""
+    """Return all that a kill might leave different."""
     links, elements, kept, status = fw.standing()
     files = {path.name for path in fw.state.parent.iterdir()} - {"state.json", "state.json~", "state.json.log"}
     return {"links": links, "elements": elements.splitlines(), "kept": kept, "status": status, "files": files}
 
 
 def become(fw: Crashing, wanted: dict[str, Any], why: str) -> None:
-    """Waits until all stands so; tells what does not."""
+    """Wait until the state is as expected; report the differences."""
     other: dict[str, Any] = {}
 
     def alike() -> bool:
@@ -185,9 +185,11 @@ def become(fw: Crashing, wanted: dict[str, Any], why: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"] if EVERY else ["before"])
 def test_killed_at_every_step(site: Site, when: str) -> None:
-    """Wherever the plugin is killed in a container's life, or in its own start, no closed port gets a packet, and once
-    Docker has repeated its call, links, table, state file and status are as without a death. Who stays is open again
-    as soon as the plugin answers, and nothing is left behind."""
+    """Wherever the plugin is killed in a container's life, or in its own start, no closed port gets a packet.
+
+    Once Docker has repeated its call, links, table, state file and status are as without a kill. Containers that stay
+    are open again as soon as the plugin answers, and nothing is left behind.
+    """
     fw = Crashing(site)
     try:
         fw.start()
@@ -211,7 +213,7 @@ def test_killed_at_every_step(site: Site, when: str) -> None:
 
 
 def enumerated(fw: Crashing, fire: Fire, when: str) -> None:
-    """One life after another: the first without a death, then with one at each call's first step, second step, …"""
+    """Run one life after another: the first without a kill, then with one at each call's first step, second step, …"""
     without: dict[str, Any] = {}
     left = set(life(fw, fire))
     for step in itertools.count():

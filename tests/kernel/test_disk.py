@@ -1,4 +1,4 @@
-"""The disk is full or spoilt: what cannot be kept does not open, what closes closes, and nothing is thrown away."""
+"""Test a full or damaged disk: what cannot be saved does not open, closing still works, and nothing is discarded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORTS = [{"Proto": 6, "Port": 8080, "HostPort": 18080}]
 
 
 class Small(Running):
-    """A plugin whose state is on a disk of 64 kB, which nobody else sees: it goes with the process."""
+    """A plugin with its state on a disk of 64 kB, which no other process sees: it is removed with the process."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -60,12 +60,12 @@ def fw(site: Site) -> Iterator[Small]:
 
 
 def ask(fw: Running, what: str, **body: Any) -> Any:
-    """What `fwctl` gets."""
+    """Return the answer to a request of `fwctl`."""
     return json.loads(fw.raw("POST", f"/{what}", json.dumps(body).encode())[1])
 
 
 def gets(fw: Running, box: Box, port: int) -> bool:
-    """True if an outsider's SYN comes to the port, by both families."""
+    """Return True if an outsider's SYN reaches the port, in both families."""
     packets = [
         new_flow("tcp", source, target, port, 1024 + int.from_bytes(os.urandom(2), "big") % 60000)
         for source, target in ((Site.OUT4, box.v4), (Site.OUT6, box.v6))
@@ -76,10 +76,12 @@ def gets(fw: Running, box: Box, port: int) -> bool:
 
 
 def test_a_full_disk(fw: Small) -> None:
-    """Whatever would open something is refused with the reason and opens nothing: networks, containers, labels that
-    become known, published ports, `fwctl allow`. Stops, removals and `fwctl deny` are carried out. `fwctl status` says
-    why. A killed plugin comes back as it was. With space all that was refused follows by itself, and what went while
-    the disk was full does not come back at the next start."""
+    """Whatever would open something is refused with the reason, and opens nothing.
+
+    That is: networks, containers, labels that become known, published ports, `fwctl allow`. Stops, removals and `fwctl
+    deny` are carried out. `fwctl status` says why. A killed plugin starts in the same state. With space again, all
+    refused changes follow by themselves, and objects removed while the disk was full do not return at the next start.
+    """
     network, goes = fw.network(1), fw.network(2)
     for each in (network, goes):
         fw.well("CreateNetwork", each)
@@ -122,8 +124,10 @@ def test_a_full_disk(fw: Small) -> None:
 
 
 def test_a_spoilt_log(fw: Small) -> None:
-    """When the log of the state file is damaged, who stands in it before the damage stays open, whoever stands after it
-    answers on ICMP alone, and the log is kept as it was for a person to see."""
+    """When the log of the state file is damaged, containers recorded before the damage stay open.
+
+    Containers recorded after it accept ICMP only, and the log is kept unchanged for inspection.
+    """
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     boxes = [fw.move(fw.begin(network, number, {"fw.allow": "8080"})) for number in (2, 3)]

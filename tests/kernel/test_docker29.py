@@ -1,7 +1,8 @@
-"""Docker 29 with its nftables backend: its tables beside ours, real packets through both.
+"""Test docker-fw beside the tables of Docker 29's nftables backend, with real packets through both.
 
-No Docker 29 runs here, but what it puts into the kernel does. `docker29/*.nft` are its tables after moby's source and
-golden files, for this lab's bridges and addresses: `tables.nft` is what dockerd does first, each other file a network.
+No Docker 29 runs here, but its tables are in the kernel. `docker29/*.nft` are these tables, after moby's source and
+golden files, for this lab's bridges and addresses: `tables.nft` is what dockerd loads first, each other file is a
+network.
 """
 
 from __future__ import annotations
@@ -33,30 +34,30 @@ PORTS = (21, 22, 53, 80, 443, 5432, 8080)
 EVERYTHING = {f"{port}/{proto}" for port in PORTS for proto in PROTOS}
 BASE = {"22/tcp", "80/tcp", "443/tcp"}
 WEB, DNS, SQL = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 5432, 5432)
-#: Seconds after which a probe's silence is silence; an answer takes a few milliseconds.
+#: Seconds without an answer after which a probe counts as silent; an answer takes a few milliseconds.
 SILENCE = 0.5
 _ports = itertools.cycle(range(20000, 60000))
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
 
 
 def dockerd(option: bool) -> list[str]:
-    """The transactions of a dockerd that starts, with or without --bridge-accept-fwmark."""
+    """Return the transactions of a dockerd that starts, with or without --bridge-accept-fwmark."""
     there = Path(__file__).with_name("docker29")
     texts = [(there / f"{name}.nft").read_text() for name in ("tables", *MODES)]
     return texts if option else [re.sub(r'.* comment "ALLOW FW MARK"\n', "", text) for text in texts]
 
 
 def published(*ports: tuple[int, int]) -> tuple[Published, ...]:
-    """`-p HOST:CONTAINER`, as Docker's API tells it."""
+    """Return `-p HOST:CONTAINER`, as Docker's API reports it."""
     return tuple(
         Published("tcp", any_, *pair) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")) for pair in ports
     )
 
 
-#: The networks' files; their gateway modes, bridges, numbers in the lab's addresses, and what is published there.
+#: The networks' files; their gateway modes, bridges, numbers in the lab's addresses, and published ports.
 MODES = {
     "nat": ("nat", "br-290000000110", 110, published((18080, 80), (15432, 5432))),
-    # `-p 80 -p 5432`: in routed mode no port of the host has to do with it, and Docker's API lists none of them.
+    # `-p 80 -p 5432`: in routed mode no port of the host is involved, and Docker's API lists none of them.
     "routed": ("routed", "br-290000000111", 111, ()),
     "nat-unprotected": ("nat-unprotected", "br-290000000112", 112, published((28080, 80), (25432, 5432))),
     "internal": ("nat", "br-290000000113", 113, ()),
@@ -65,7 +66,7 @@ MODES = {
 
 
 class Bed:
-    """A host with 29's networks, one container on each; on `routed` and `no-icc` a neighbour besides."""
+    """A host with Docker 29's networks, one container on each; on `routed` and `no-icc` also a neighbour."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -97,11 +98,11 @@ class Bed:
         return BridgeNetwork("d" * 64, name, bridge, internal=name == "internal", mode4=mode, mode6=mode)
 
     def elements(self, *allow: Rule, known: bool = True) -> set[Element]:
-        """What our table holds of 29's networks, each container with these labels."""
+        """Return docker-fw's elements for Docker 29's networks, each container with these labels."""
         return {element for name in self.boxes for element in self.guests(name, *allow, known=known)}
 
     def guests(self, name: str, *allow: Rule, **more: Any) -> set[Element]:
-        """What it holds of one of the networks; `more` as of `Site.guarded`."""
+        """Return the elements for one of the networks; `more` as in `Site.guarded`."""
         net = self.guarded(name)
         fields = {"mode4": net.mode4, "mode6": net.mode6, "internal": net.internal}
         return self.site.guarded(self.boxes[name], net.bridge, *allow, **more, **fields)
@@ -109,7 +110,7 @@ class Bed:
     # --- tables -------------------------------------------------------------------------------------------------------
 
     def dockerd(self, option: bool) -> Iterator[None]:
-        """29's tables as a dockerd makes them that starts (again): transaction by transaction."""
+        """Load Docker 29's tables as a dockerd that starts (again) does: transaction by transaction."""
         for text in dockerd(option):
             self.site.run("nft", "-f", "-", input=text)
             yield
@@ -119,7 +120,7 @@ class Bed:
         self.site.run("nft", "-f", "-", input=text)
 
     def load(self, *allow: Rule, option: bool = True, first: str = "ours", known: bool = True) -> None:
-        """Both, in either order, and nothing else; the containers with these labels."""
+        """Load both, in either order, and nothing else; the containers have these labels."""
         self.clear("ip docker-bridges", "ip6 docker-bridges", "inet docker-fw")
         if first != "ours":
             list(self.dockerd(option))
@@ -130,9 +131,9 @@ class Bed:
     # --- packets ------------------------------------------------------------------------------------------------------
 
     def arriving(self, to: Box, source: Box | None = None) -> set[str]:
-        """Of some ports of each protocol, those on which a new flow reaches the container, in both families alike.
+        """Return the ports on which a new flow reaches the container, in both families alike, of some of each protocol.
 
-        Not from a nat network: its packets arrive by another address than they were sent from.
+        The source cannot be on a nat network: its packets arrive with another source address than they were sent with.
         """
         names: dict[Packet, tuple[str, int]] = {}
         from4, from6 = (Site.OUT4, Site.OUT6) if source is None else (source.v4, source.v6)
@@ -146,7 +147,7 @@ class Bed:
         return found
 
     def delivered(self, packets: list[Packet], to: Box, source: Box | None = None) -> set[Packet]:
-        """Which of them arrive. Behind them goes an echo request elsewhere, which always passes."""
+        """Return which of them arrive. An echo request to another address follows them, which always passes."""
         witness = self.boxes["nat-unprotected"] if source is self.ours else self.ours
         sniffers = [self.site.sniffer(to), self.site.sniffer(witness)]
         for sniffer in sniffers:
@@ -165,7 +166,7 @@ def bed() -> Iterator[Bed]:
 
 @pytest.fixture(params=["ours", "dockerd's"])
 def first(request: pytest.FixtureRequest) -> str:
-    """Whose tables are loaded first: it must not matter."""
+    """Return the owner of the tables that are loaded first: the order must not matter."""
     return str(request.param)
 
 
@@ -174,7 +175,7 @@ def targets(addresses: Iterable[object], *ports: int, proto: str = "tcp") -> lis
 
 
 def of(box: Box) -> tuple[str, str]:
-    """A container's own addresses."""
+    """Return a container's own addresses."""
     return str(box.v4), str(box.v6)
 
 
@@ -182,7 +183,10 @@ def of(box: Box) -> tuple[str, str]:
 
 
 def test_nat_a_published_port_obeys_the_policy(bed: Bed, first: str) -> None:
-    """`-p 18080:80` answers from outside, for 80 is open; `-p 15432:5432` with a label; nothing if nobody is known."""
+    """`-p 18080:80` answers from outside, because 80 is open, and `-p 15432:5432` with a label.
+
+    Neither answers if no container is known.
+    """
     web, probe = bed.boxes["nat"], bed.site.wan.probe
     with web.probe.serve(tcp=[80, 5432]):
         bed.load(first=first)
@@ -195,7 +199,10 @@ def test_nat_a_published_port_obeys_the_policy(bed: Bed, first: str) -> None:
 
 
 def test_nat_the_container_sees_who_calls(bed: Bed) -> None:
-    """A published port is reached through Docker's DNAT, by the outsider's own address; so our rules judge it."""
+    """A published port is reached through Docker's DNAT, with the outsider's own address.
+
+    So docker-fw's rules match it.
+    """
     bed.load()
     with bed.boxes["nat"].probe.serve(tcp=[80]):
         answers = bed.site.wan.probe.ask(targets(HOSTS, 18080))
@@ -203,14 +210,14 @@ def test_nat_the_container_sees_who_calls(bed: Bed) -> None:
 
 
 def test_nat_the_containers_own_address_is_dockers_to_close(bed: Bed, first: str) -> None:
-    """Nothing reaches a nat network's container directly, not even what is open there; no option changes that."""
+    """No packet reaches a nat network's container directly, not even on open ports; no option changes that."""
     for option in (True, False):
         bed.load(WEB, SQL, option=option, first=first)
         assert bed.arriving(bed.boxes["nat"]) == set()
 
 
 def test_nat_with_the_setting_a_published_port_is_open_by_itself(bed: Bed) -> None:
-    """FW_PUBLISHED=allow opens `-p 15432:5432` to who comes by it, and not the container's port itself."""
+    """FW_PUBLISHED=allow opens `-p 15432:5432` to clients of the published port, but not the container's port."""
     for name, port in (("nat", 15432), ("nat-unprotected", 25432)):
         box = bed.boxes[name]
         bed.load()
@@ -240,7 +247,7 @@ def test_routed_with_the_option_the_policy_is_the_whole_truth(bed: Bed, first: s
 
 
 def test_routed_without_the_option_only_what_is_published_is_open(bed: Bed, first: str) -> None:
-    """Without it Docker drops what is not published, base and labels too; what is published needs the policy too."""
+    """Without the option Docker drops unpublished ports, base and labels too; published ports also need the policy."""
     bed.load(WEB, DNS, option=False, first=first)
     assert bed.arriving(bed.boxes["no-icc"]) == set()  # nothing is published there
     assert bed.arriving(bed.boxes["routed"]) == {"80/tcp"}  # -p 80 -p 5432
@@ -250,7 +257,7 @@ def test_routed_without_the_option_only_what_is_published_is_open(bed: Bed, firs
 
 @pytest.mark.parametrize("option", [True, False], ids=["option", "none"])
 def test_routed_only_useful_icmp_arrives(bed: Bed, option: bool) -> None:
-    """Docker lets every ICMP message into a routed network; ours leaves echo and errors of it."""
+    """Docker accepts every ICMP message to a routed network; docker-fw accepts echo and errors only."""
     routed = bed.boxes["routed"]
     good = [ping(Site.OUT4, routed.v4), ping(Site.OUT6, routed.v6)]
     bad = [icmp(Site.OUT4, routed.v4, 13), icmp(Site.OUT6, routed.v6, 139)]  # a timestamp's, a node's information
@@ -282,7 +289,10 @@ def test_unprotected_ours_is_the_only_guard(bed: Bed, first: str) -> None:
 
 
 def test_dockers_tables_alone_are_as_open_as_that(bed: Bed) -> None:
-    """Without ours: all of nat-unprotected, what is published elsewhere. So what is silent above is silent by ours."""
+    """Without docker-fw, all of nat-unprotected is open, and elsewhere what is published.
+
+    So the silence in the other tests is the effect of docker-fw.
+    """
     bed.load()
     bed.clear("inet docker-fw")
     assert bed.arriving(bed.boxes["nat-unprotected"]) == EVERYTHING
@@ -305,7 +315,7 @@ def test_an_internal_network_stays_shut(bed: Bed, first: str) -> None:
 
 @pytest.mark.parametrize("netfilter", [0, 1])
 def test_containers_of_one_network_talk(bed: Bed, first: str, netfilter: int) -> None:
-    """Within one bridge every port is open, also where its packets are shown to the firewall."""
+    """Within one bridge every port is open, also where the firewall sees its packets."""
     with _bridge_netfilter(bed, netfilter):
         bed.load(first=first)
         assert bed.arriving(bed.boxes["routed"], bed.neighbours["routed"]) == EVERYTHING
@@ -313,7 +323,7 @@ def test_containers_of_one_network_talk(bed: Bed, first: str, netfilter: int) ->
 
 @pytest.mark.parametrize("option", [True, False], ids=["option", "none"])
 def test_no_icc_stays_dockers_word(bed: Bed, first: str, option: bool) -> None:
-    """enable_icc=false parts the containers of a network, open ports and all: our mark does not overrule it."""
+    """enable_icc=false isolates the containers of a network, open ports too: docker-fw's mark does not override it."""
     with _bridge_netfilter(bed, 1):  # as dockerd sets it for such a network
         bed.load(WEB, option=option, first=first)
         assert bed.arriving(bed.boxes["no-icc"], bed.neighbours["no-icc"]) == set()
@@ -322,7 +332,7 @@ def test_no_icc_stays_dockers_word(bed: Bed, first: str, option: bool) -> None:
 
 @contextmanager
 def _bridge_netfilter(bed: Bed, value: int) -> Iterator[None]:
-    """The packets of a bridge are shown to the firewall, or not."""
+    """Set whether the firewall sees the packets of a bridge."""
     names = [f"net/bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables")]
     bed.site.host.sysctl(dict.fromkeys(names, value))
     try:
@@ -336,9 +346,9 @@ def _bridge_netfilter(bed: Bed, value: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("source", ["nat", "routed", "nat-unprotected", "no-icc", "ours"])
 def test_between_networks_only_the_policy(bed: Bed, first: str, source: str) -> None:
-    """From another network: base and labels where Docker parts nothing (→ nat-unprotected), and what is published.
+    """From another network: base and labels where Docker isolates nothing (→ nat-unprotected), and published ports.
 
-    The mark, which overrules Docker's drop, is not set between two networks: → routed only what Docker itself lets in.
+    The mark, which overrules Docker's drop, is not set between two networks: → routed only what Docker itself accepts.
     """
     bed.load(WEB, DNS, first=first)
     policy = {*BASE, "8080/tcp", "53/udp"}
@@ -370,7 +380,7 @@ def test_between_networks_only_the_policy(bed: Bed, first: str, source: str) -> 
 
 
 def test_the_way_out_is_dockers(bed: Bed, first: str) -> None:
-    """A container reaches the outside, by the host's address from a nat network and by its own from a routed one."""
+    """A container reaches the outside, with the host's address from a nat network and its own from a routed one."""
     bed.load(first=first)
     with bed.site.wan.probe.serve(tcp=[9001], udp=[9001]):
         for name, box in bed.boxes.items():
@@ -384,7 +394,7 @@ def test_the_way_out_is_dockers(bed: Bed, first: str) -> None:
 
 
 def test_the_host_reaches_its_containers(bed: Bed, first: str) -> None:
-    """The host reaches every port of every container, known or not, directly and by the published ports."""
+    """The host reaches every port of every container, known or not, directly and through the published ports."""
     bed.load(known=False, first=first)
     for box in bed.boxes.values():
         with box.probe.serve(tcp=[80, 5432], udp=[53]):
@@ -394,7 +404,7 @@ def test_the_host_reaches_its_containers(bed: Bed, first: str) -> None:
 
 
 def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
-    """29's tables change nothing for a network of docker-fw's own: base and labels, published ports, the way out."""
+    """Docker 29's tables change nothing for a docker-fw network: base and labels, published ports, outbound traffic."""
     bed.load(first=first)
     ports = published((8081, 80), (8082, 5432))
     bed.site.load(bed.site.known(bed.ours, WEB, published=ports), more=bed.elements())
@@ -405,10 +415,10 @@ def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
         assert set(bed.ours.probe(targets((Site.OUT4, Site.OUT6), 9001)).values()) == {"open"}
 
 
-# --- what we tell the user ----------------------------------------------------------------------------------------
+# --- reports to the user ----------------------------------------------------------------------------------------------
 
 
-#: Bugs of plugin/ that these tests found; strict, so that whoever mends one takes its mark away.
+#: Bugs of plugin/ that these tests found; strict, so that a fix must remove the mark.
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
@@ -419,9 +429,9 @@ def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
     ids=str,
 )
 def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule) -> None:
-    """Without the option: status says of a label that it has no effect exactly if nobody outside gets in by it.
+    """Without the option, status reports that a label has no effect exactly if no outsider gets in by it.
 
-    Or else it names what lets them in: publishing the port.
+    Or else it names the measure that lets clients in: publishing the port.
     """
     box = bed.boxes[name]
     endpoint = dataclasses.replace(box.endpoint, container=Container("c", "c", PolicySpec(allow=(rule,))))
@@ -435,7 +445,7 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
 
 
 def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
-    """The sentence of status names the option by which Docker writes the very rule that opens the label's port."""
+    """The status message names the option with which Docker writes the very rule that opens the label's port."""
     network = bed.guarded("routed")
     endpoint = dataclasses.replace(
         bed.boxes["routed"].endpoint, container=Container("c", "c", PolicySpec(allow=(WEB,)))
@@ -449,7 +459,7 @@ def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
 
 
 class Api29(FakeDocker):
-    """Docker's API that serves requests of `versions` only, and tells its firewall from 1.49 on (moby's middleware)."""
+    """Docker's API that serves only requests of `versions`, and reports its firewall from 1.49 on (as in moby)."""
 
     release, versions = "29.7.2", (40, 55)
 
@@ -470,7 +480,7 @@ class Api29(FakeDocker):
 
 @pytest.mark.parametrize(("release", "versions"), [("29.1.5", (44, 52)), ("29.2.1", (44, 53)), ("29.7.2", (40, 55))])
 def test_the_api_of_each_29_tells_its_firewall(tmp_path: Path, release: str, versions: tuple[int, int]) -> None:
-    """Whatever versions of its API a 29 still serves, we learn its backend, and what else there is to know."""
+    """From whatever API versions a Docker 29 still serves, docker-fw learns its backend and the other facts."""
     docker = Api29(tmp_path / "docker.sock")
     docker.release, docker.versions = release, versions
     try:
@@ -485,7 +495,7 @@ def test_the_api_of_each_29_tells_its_firewall(tmp_path: Path, release: str, ver
 
 
 def closed(bed: Bed) -> list[tuple[str, str, int]]:
-    """What is closed whatever Docker has loaded; a server stands behind each (docker-proxy's on the host)."""
+    """Return what is closed whatever Docker has loaded; a server listens behind each (docker-proxy's on the host)."""
     found = targets(HOSTS, 15432, 25432)
     for box in bed.boxes.values():
         found += [*targets(of(box), 5432, 8080), *targets(of(box), 123, proto="udp")]
@@ -494,7 +504,7 @@ def closed(bed: Bed) -> list[tuple[str, str, int]]:
 
 @pytest.fixture
 def served(bed: Bed) -> Iterator[None]:
-    """Servers on closed and open ports, and in docker-proxy's place on the host."""
+    """Run servers on closed and open ports, and in docker-proxy's place on the host."""
     with ExitStack() as serving:
         for box in bed.boxes.values():
             serving.enter_context(box.probe.serve(tcp=[80, 5432, 8080], udp=[123]))
@@ -508,7 +518,7 @@ def served(bed: Bed) -> Iterator[None]:
 def test_closed_ports_are_closed_at_each_step_of_a_start(bed: Bed, option: bool, gone: bool) -> None:
     """dockerd starts again: it empties its tables (or finds none), then adds its networks; closed ports stay closed.
 
-    In between Docker guards nothing, and docker-proxy's port is not sent on to the container.
+    In between Docker protects nothing, and docker-proxy's port is not forwarded to the container.
     """
     bed.load(option=option)
     if gone:
@@ -522,7 +532,10 @@ def test_closed_ports_are_closed_at_each_step_of_a_start(bed: Bed, option: bool,
 
 @pytest.mark.usefixtures("served")
 def test_closed_ports_are_closed_while_dockerd_starts_over_and_over(bed: Bed) -> None:
-    """Probes fly at closed ports while 29's tables go and come: none is answered; open ports are, in the end."""
+    """Closed ports are probed while Docker 29's tables are removed and added: none answers.
+
+    Open ports do, in the end.
+    """
     bed.load()
     with bed.site.wan.probe.hammer(*closed(bed), every=0.002) as hammer:
         for _ in range(10):

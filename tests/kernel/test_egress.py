@@ -1,4 +1,7 @@
-"""`fw.egress`: what a container may begin, to other networks and to the host; answers and neighbours still work."""
+"""Test `fw.egress`: what a container may initiate to other networks and to the host.
+
+Replies and traffic with neighbours still work.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,10 @@ class Boxes:
     gateways: tuple[IPv4Address, IPv6Address]
 
     def elements(self, site: Site, *words: str, twin: bool = False) -> set[Element]:
-        """What the table holds: the web container with this `fw.egress`, which accepts 9/udp; the other is open; `twin`
-        may be known too."""
+        """Return the table's elements for the web container with this `fw.egress`, and for the other, which is open.
+
+        The web container accepts 9/udp; `twin` may be known too.
+        """
         label = parse({"fw.allow": "9/udp"} | ({"fw.egress": "\n".join(words)} if words else {}))
         assert not label.problems
         spec = [(self.web, self.bridge, label.spec), (self.other, self.bridge2, PolicySpec(policy="open"))]
@@ -74,7 +79,7 @@ def dockers(site: Site) -> Boxes:
 
 @pytest.fixture(params=["ours", "docker"])
 def boxes(request: pytest.FixtureRequest) -> Boxes:
-    """On a network of docker-fw's own, and on one of Docker's."""
+    """Return containers on a docker-fw network, and on a Docker network."""
     made: Boxes = request.getfixturevalue("ours" if request.param == "ours" else "dockers")
     return made
 
@@ -84,7 +89,7 @@ def load(site: Site, boxes: Boxes, *egress: str, twin: bool = False, more: Itera
 
 
 def pairs(source: Box, *targets: Any) -> list[tuple[Any, Any]]:
-    """(source, target) in both families; a target is a box, or an address of each family."""
+    """Return (source, target) in both families; a target is a box, or an address of each family."""
     found = []
     for target in targets:
         four, six = (target.v4, target.v6) if isinstance(target, Box) else target
@@ -97,8 +102,10 @@ HOST = (Site.HOST4, Site.HOST6)
 
 
 def left(site: Site, source: Box, target: Box | None) -> set[str]:
-    """Of some ports of each protocol those on which a flow of the box's reaches the outside, or another box, in both
-    families; "ping" too, and protocols without ports."""
+    """Return the ports on which a flow of the box reaches the outside, or another box, in both families.
+
+    It tries some ports of each protocol, "ping", and protocols without ports.
+    """
     to = target or OUTSIDE
     sent: dict[Packet, tuple[str, int]] = {}
     for src, dst in pairs(source, to):
@@ -116,7 +123,7 @@ def left(site: Site, source: Box, target: Box | None) -> set[str]:
 
 
 def _seen(site: Site, hears: Sniffer | Listener, last: Packet, sender: NamedNetns | None) -> set[Packet]:
-    """What was heard before the last packet, which is sent now."""
+    """Send the last packet and return what was received before it."""
     site.send([last], sender)
     (seen,) = arrived([hears], last)
     return seen
@@ -129,7 +136,7 @@ def _names(got: set[tuple[str, int]]) -> set[str]:
 
 
 def host_hears(site: Site, source: Box, targets: tuple[Any, Any]) -> set[str]:
-    """Of the same, what the host itself takes in."""
+    """Return which of the same packets the host itself accepts."""
     sent: dict[Packet, tuple[str, int]] = {}
     for src, dst in pairs(source, targets):
         for proto, port in itertools.product(PROTOS, PORTS):
@@ -148,8 +155,7 @@ PORTLESS = {"gre", "esp", "ah", "other"}
 
 
 def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
-    """With `none` no flow of any protocol leaves, not to the outside, not to another network, not to the host; not even
-    a ping."""
+    """With `none` no flow of any protocol leaves to the outside, to another network, or to the host; no ping either."""
     load(site, boxes)
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS, "the way is there"
     assert left(site, boxes.web, boxes.other) == EVERYTHING | PORTLESS
@@ -160,8 +166,10 @@ def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
 
 
 def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, dockers: Boxes) -> None:
-    """Root in a container that may begin nothing forges a flow from outside to itself, or to a neighbour, by way of the
-    host: what answers it is no answer, and does not leave."""
+    """A flow that a restricted container forges from outside to itself or a neighbour, through the host, is no bypass.
+
+    The packets that answer it are no replies, and do not leave.
+    """
     load(site, dockers, "none")
     site.forget_flows()
     web, twin = dockers.web, dockers.twin
@@ -181,8 +189,10 @@ def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, doc
 
 
 def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> None:
-    """Nobody speaks to the host in the name of a container on another network, to use what that one may: not another
-    container, and not the outsider."""
+    """No host but the owner of an address reaches the host with it, to use what that container may.
+
+    This holds for another container and for the outsider.
+    """
     site.load(more={*boxes.elements(site, "none"), Element("egress_host6", (boxes.other.v6, 17, 8125)),
                     Element("egress_host4", (boxes.other.v4, 17, 8125))})  # fmt: skip
     for sender in (boxes.web, site.wan):
@@ -197,7 +207,10 @@ def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> N
 
 
 def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
-    """Of a list just its ports leave, to whom they are for; its rules are for the host as well, if they are for all."""
+    """Only the ports of a list leave, to the peers they are for.
+
+    Its rules apply to the host too, if they are for all.
+    """
     load(site, boxes, "443, 53/udp", f"8080 to {Site.OUT4} {Site.OUT6}", "22 to host", "gre")
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "others are not concerned"
     assert left(site, boxes.web, boxes.other) == {"443/tcp", "53/udp", "gre"}
@@ -207,7 +220,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
 
 
 def test_all_is_everything(site: Site, boxes: Boxes) -> None:
-    """`all` on a network that is confined by itself: everything leaves, of this container only."""
+    """`all` on a network that is egress-restricted itself: everything leaves, of this container only."""
     load(site, boxes, "all", more=confining(boxes.bridge))
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
     assert host_hears(site, boxes.web, HOST) == EVERYTHING
@@ -215,14 +228,14 @@ def test_all_is_everything(site: Site, boxes: Boxes) -> None:
 
 
 def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Site, boxes: Boxes) -> None:
-    """Where one is confined an address that nobody registered is no way out; who is known and says nothing is free."""
+    """An unregistered address beside a restricted container is no way out; a known one without a list is free."""
     load(site, boxes, "none", twin=False)
     assert left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.twin, HOST) == set()
     load(site, boxes, "none", twin=True)
     assert left(site, boxes.twin, None) == EVERYTHING | PORTLESS
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not confined"
-    # Nor is an address that it gives itself.
+    # Neither is an address that it assigns itself.
     boxes.web.ip("addr add 10.222.0.9/32 dev eth0", "addr add 2001:db8:222::9/128 dev eth0 nodad")
     own = [new_flow("tcp", a, b, 443, next(_ports)) for a, b in
            ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))]  # fmt: skip
@@ -234,8 +247,10 @@ def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Sit
 
 
 def test_answers_leave(site: Site, boxes: Boxes) -> None:
-    """What comes in is answered, whoever began it: clients outside, the host, neighbours, pings; and ICMP errors about
-    it, which are no flow of the container's own."""
+    """Inbound traffic gets its replies, from any initiator: clients outside, the host, neighbours, pings.
+
+    The same is true of ICMP errors about it, which are no flow of the container's own.
+    """
     load(site, boxes, "none", twin=True)
     with boxes.web.probe.serve(tcp=[80], udp=[8080]):
         for address in (boxes.web.v4, boxes.web.v6):
@@ -250,7 +265,7 @@ def test_answers_leave(site: Site, boxes: Boxes) -> None:
 
 
 def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
-    """A confined container is found by its host, and finds it, from scratch: IPv6 neighbour discovery passes."""
+    """An egress-restricted container and its host find each other, from scratch: IPv6 neighbour discovery passes."""
     load(site, boxes, "443", twin=True)
     for address in (boxes.web.v4, boxes.web.v6):
         site.host.ip(f"neigh del {address} dev {boxes.bridge}")
@@ -261,7 +276,7 @@ def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
 
 
 def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxes) -> None:
-    """Solicitations, their answers, multicast reports reach the host; other ICMP of a confined container does not."""
+    """Solicitations, their replies and multicast reports reach the host; other ICMP of the container does not."""
     load(site, boxes, "none")
     gateway, web = boxes.gateways[1], boxes.web.v6
     sent = {  # an advertisement is of its own address
@@ -275,7 +290,7 @@ def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxe
 
 
 def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxes) -> None:
-    """Within a network nobody is confined, also where the bridge shows its packets to the rules."""
+    """Within a network no container is restricted, also where the bridge passes its packets to the rules."""
     load(site, boxes, "none")
     for netfilter in (0, 1):
         site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": netfilter for kind in ("iptables", "ip6tables")})
@@ -288,7 +303,7 @@ def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxe
 
 
 def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes) -> None:
-    """A network whose own options say `none` lets nobody begin anything from its first moment on."""
+    """On a network whose own options set `none` no container may initiate, from the network's first moment on."""
     site.load(more={*confining(boxes.bridge), *claimed("br-000000000001")})
     assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.web, HOST) == set()
@@ -296,7 +311,7 @@ def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes)
 
 
 def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
-    """Where nothing can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
+    """Where no start can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
     label = parse({"fw.egress": "443 too 203.0.113.7"})
     network, container = (
         BridgeNetwork("d" * 64, "app", dockers.bridge),
@@ -311,8 +326,10 @@ def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
 
 
 def test_what_may_not_leave_is_counted_for_its_container(site: Site, boxes: Boxes) -> None:
-    """`dropped` tells how many packets of each address were refused, on their way out and to the host, and how many
-    were dropped on their way in; nobody else's."""
+    """`dropped` reports how many packets of each address were refused: outbound, to the host, and inbound.
+
+    Packets of other addresses are not counted.
+    """
     load(site, boxes, "none", twin=True)
     web, twin = boxes.web, boxes.twin
     begins = [udp(a, b, 53, next(_ports)) for a, b in pairs(web, OUTSIDE, HOST, OUTSIDE)]

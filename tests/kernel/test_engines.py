@@ -1,4 +1,4 @@
-"""A Docker that crashes with network plugins, as the plugin meets it: it is kept alive, and an upgrade mends all."""
+"""Test a Docker version that crashes with network plugins: the plugin keeps it alive, and an upgrade fixes all."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ def fw(site: Site) -> Iterator[Running]:
 
 
 def becomes(fw: Running, version: str) -> None:
-    """Another dockerd answers from now on; the one before ends its stream of events, which must have begun for that."""
+    """Replace the dockerd that answers; the former one ends its stream of events, which must have started before."""
     until(lambda: bool(fw.docker._streams), "it follows Docker", 15)
     fw.docker.version = version
     fw.docker.end_streams()
 
 
 def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: Running) -> None:
-    """On Docker 29.0.2 networks and containers of the driver are refused with what to do, which the status and the
-    log tell too; nothing half-made is left. Once 29.0.3 answers, without a restart of docker-fw, both work."""
+    """On Docker 29.0.2 networks and containers of the driver are refused with what to do.
+
+    The status and the log say so too; nothing half-made is left. Once 29.0.3 answers, without a restart of docker-fw,
+    both work.
+    """
     until(lambda: WHY in fw.status()["unfit"], "the version is known")
     assert WHY in fw.log.read_text()
     network = fw.network(1)
@@ -42,7 +45,7 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
     until(lambda: not fw.status()["unfit"], "the upgrade is known")
     fw.well("CreateNetwork", network)
     fw.end(fw.begin(network, 2))
-    # A network from before a downgrade: its containers are refused before Docker has a gateway to take from them.
+    # A network from before a downgrade: its containers are refused before Docker has a gateway to remove from them.
     becomes(fw, "29.0.0")
     until(lambda: WHY in fw.status()["unfit"], "the downgrade is known")
     assert WHY in fw.driver("CreateEndpoint", fw.endpoint(network, 3))["Err"]
@@ -50,8 +53,10 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
 
 
 def test_dockers_own_networks_are_guarded_there_as_ever(fw: Running) -> None:
-    """The refusal is of docker-fw's own networks alone: on Docker's bridge a container's label opens its port, the rest
-    is closed, and who goes takes his exception along."""
+    """Only docker-fw networks are refused: on Docker's bridge a container's label opens its port, the rest is closed.
+
+    A removed container's exception is removed with it.
+    """
     site = fw.site
     with site.inside():
         site.sysctl.forward({2, 10})

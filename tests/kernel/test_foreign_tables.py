@@ -1,4 +1,7 @@
-"""A host's own tables under the names that docker-fw uses: they stay as they are, and so does what they close."""
+"""Test a host's own tables with the names that docker-fw uses.
+
+They stay unchanged, and what they close stays closed.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,20 @@ DATABASE = [("tcp", str(Site.HOST4), 5432), ("tcp", str(Site.HOST6), 5432)]
 
 
 def load(fw: Running, name: str) -> str:
-    """The host's own rules in a table of this name, and how nft lists them."""
+    """Load the host's own rules in a table of this name; return nft's listing of them."""
     fw.site.run("nft", "-f", "-", input=THEIRS.format(name))
     return listed(fw, name)
 
 
 def complete(fw: Running, name: str) -> bool:
-    """The table is there with its elements: until then it lets nothing new pass, and no ping."""
+    """Return True if the table has its elements: until then it accepts no new flow and no ping."""
     shown = fw.site.run("nft", "list", "set", "inet", name, "loading", check=False).stdout
     return bool(shown) and "elements" not in shown
 
 
 @contextmanager
 def database(fw: Running) -> Iterator[None]:
-    """PostgreSQL on the host: no moment at which the outsider reaches it."""
+    """Run PostgreSQL on the host: the outsider reaches it at no moment."""
     with fw.site.host.probe.serve(tcp=[5432]), fw.site.wan.probe.hammer(*DATABASE, every=0.004) as hammer:
         yield
     assert len(hammer.result.shots) > 50
@@ -44,8 +47,10 @@ def database(fw: Running) -> Iterator[None]:
 
 
 def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) -> None:
-    """Start, a repair after a flush, crash, stop, `fwctl cleanup`: the host's `table inet fw` stays as it is, byte by
-    byte, and what it closes never answers; docker-fw works beside it."""
+    """The host's `table inet fw` stays as it is, byte by byte, and what it closes never answers.
+
+    This holds over start, a repair after a flush, crash, stop and `fwctl cleanup`; docker-fw works beside it.
+    """
     box = own.site.docker_box(BR_DOCKER, 100)
     theirs = load(own, FORMER)
     with database(own):
@@ -64,7 +69,7 @@ def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) 
 
 
 def test_a_hosts_own_table_that_is_loaded_later_is_never_touched(own: Running) -> None:
-    """nftables.service that is started after docker-fw: the host's `table inet fw` comes, and stays over a restart."""
+    """If nftables.service starts after docker-fw, the host's `table inet fw` is added, and stays over a restart."""
     own.start()
     theirs = load(own, FORMER)
     with database(own):
@@ -77,9 +82,11 @@ def test_a_hosts_own_table_that_is_loaded_later_is_never_touched(own: Running) -
 
 @pytest.mark.parametrize("family", ["inet", "bridge"])
 def test_another_programs_table_under_our_name_refuses_the_start(own: Running, family: str) -> None:
-    """docker-fw opens nothing beside it, and touches nothing of it: every request and the log say what to do, bridges
-    are closed by a table of another name, again after a flush, and `cleanup` takes just that one away. When the other
-    program's table is gone, docker-fw starts, and of the closing table nothing stays."""
+    """docker-fw opens nothing beside it and touches nothing of it: every request and the log say what to do.
+
+    Bridges are closed by a table of another name, again after a flush, and `cleanup` removes only that one. When the
+    other program's table is removed, docker-fw starts, and nothing of the closing table remains.
+    """
     box = own.site.docker_box(BR_DOCKER, 100)
     hook = {"inet": "input", "bridge": "prerouting"}[family]
     its = f"table {family} {TABLE} {{ chain c {{ type filter hook {hook} priority 0; tcp dport 5432 drop; }}; }}"
@@ -119,8 +126,10 @@ def test_another_programs_table_under_our_name_refuses_the_start(own: Running, f
 
 
 def test_where_both_names_are_taken_nothing_is_touched(own: Running) -> None:
-    """Tables of other programs under our name and under the closing table's: the message says that nothing is
-    filtered."""
+    """Other programs have tables with docker-fw's name and the closing table's name.
+
+    The message says that nothing is filtered.
+    """
     before = [load(own, name) for name in (TABLE, CLOSED)]
     own.start()
     error = own.driver("CreateNetwork", own.network(1))["Err"]
@@ -132,8 +141,10 @@ def test_where_both_names_are_taken_nothing_is_touched(own: Running) -> None:
 
 
 def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
-    """`fwctl dry-run` names another program's table under our name, and what to do; one under our former name is no
-    obstacle."""
+    """`fwctl dry-run` names another program's table with docker-fw's name, and what to do.
+
+    A table with the former name is no obstacle.
+    """
 
     def dry_run(*options: str) -> str:
         with own.site.host.popen(
@@ -152,8 +163,10 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
 
 
 def test_a_table_of_ours_without_rules_is_not_taken_for_one_that_closes(own: Running) -> None:
-    """Flushed while nobody ran, the table is there and closes nothing: bridges are closed before the socket is there,
-    not when the plugin has been loaded."""
+    """A table that was flushed while docker-fw was not running closes nothing.
+
+    So bridges are closed before the socket exists, not when the plugin has been loaded.
+    """
     box = own.site.docker_box(BR_DOCKER, 100)
     own.start()
     own.stop()
@@ -166,9 +179,12 @@ def test_a_table_of_ours_without_rules_is_not_taken_for_one_that_closes(own: Run
 
 
 def test_the_way_back_to_a_version_with_the_former_name(own: Running) -> None:
-    """The README's command, given when the older docker-fw runs: of the newer one nothing stays that would close what
-    the older one opens, what is closed never answers, and given where no older one runs it does nothing."""
-    web, shut, _ = older.stand(own, "labels")  # its table and the newer one's stand side by side
+    """Run while the older docker-fw runs, the README's command removes all of the newer one that would close ports.
+
+    What the older one opens stays open, and closed ports never answer. Run without an older docker-fw, the command does
+    nothing.
+    """
+    web, shut, _ = older.stand(own, "labels")  # its table and the newer one's exist side by side
     own.start()
     killed(own)
     command = way_back()
@@ -188,7 +204,7 @@ def test_the_way_back_to_a_version_with_the_former_name(own: Running) -> None:
 
 
 def killed(fw: Running) -> None:
-    """SIGKILL for all of it."""
+    """Kill all of it by SIGKILL."""
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
         os.kill(pid, signal.SIGKILL)
@@ -197,6 +213,6 @@ def killed(fw: Running) -> None:
 
 
 def way_back() -> str:
-    """The command of the README's paragraph."""
+    """Return the command of the README's paragraph."""
     text = (ROOT / "README.md").read_text().partition("**The way back**")[2]
     return text.partition("```sh\n")[2].partition("```")[0]

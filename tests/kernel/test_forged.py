@@ -1,6 +1,6 @@
-"""Root in a container forges the source of a packet: a flow begins from where its source belongs, or not at all.
+"""Test forged source addresses, sent by root in a container: a flow opens only from where its source belongs.
 
-`NET_RAW` is among the capabilities that Docker gives by default, and an answer is not needed: over UDP one packet does.
+`NET_RAW` is among the capabilities that Docker gives by default, and no reply is needed: over UDP one packet is enough.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.lab.netns import FORWARDING
 
 _ports = itertools.count(20000)
 ONE, TWO = "br-0123456789ab", "br-ba9876543210"
-#: From whom ports are open: the outsider, some other network of the Internet, the host, and two networks of Docker's.
+#: The sources for which ports are open: the outsider, another network of the Internet, the host, two Docker networks.
 FRIENDS = tuple(
     Peer("prefix", prefix)
     for prefix in (
@@ -45,7 +45,7 @@ site = site_of_module(FORWARDING)
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
-    """On networks of docker-fw's, and on Docker's."""
+    """Containers on docker-fw networks, and on Docker networks."""
 
     ours: Box
     ours_too: Box
@@ -62,10 +62,10 @@ def boxes(site: Site) -> Boxes:
 
 @pytest.fixture
 def friendly(site: Site, boxes: Boxes) -> Boxes:
-    """Two containers, one on each kind of network, accept UDP from friends; one of them behind docker-proxy too.
+    """Return two containers, one on each kind of network, that accept UDP from friends; one also behind docker-proxy.
 
-    The port of the second container of ours is not bound to its addresses: it is not known, or there are no tables for
-    bridges in the kernel.
+    The port of the second container on a docker-fw network is not bound to its addresses: it is not known, or the
+    kernel has no bridge tables.
     """
     rules = tuple(Rule(proto, 53, 53, FRIENDS) for proto in ("udp", "sctp"))
     ports = tuple(Published("udp", any_, 15353, 53) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")))
@@ -77,7 +77,7 @@ def friendly(site: Site, boxes: Boxes) -> Boxes:
 
 
 def forged(forger: Box) -> list[Any]:
-    """Sources that are not where the forger is: the Internet's, the host's, other networks', none's."""
+    """Return sources that are not where the forger is: the Internet's, the host's, other networks', unused ones."""
     four = ["203.0.113.7", "192.0.2.9", Site.HOST4, "10.100.0.1", "10.2.0.2", "10.101.0.2"]
     six = ["2001:db8:5::7", "2001:db8:77::9", Site.HOST6, "2001:db8:100::1", "2001:db8:2::2", "2001:db8:101::2"]
     elsewhere = [*four, *six]
@@ -91,8 +91,10 @@ def to(target: tuple[Any, Any], source: Any) -> Any:
 @pytest.mark.parametrize("forger", ["docker_too", "ours_too"])
 @pytest.mark.parametrize("target", ["ours", "docker", "host port", "outside"])
 def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
-    """A container with the address of somebody to whom a port is open has nothing by it: not on another network's
-    container, not at docker-proxy's port, and no answer is drawn out of an accomplice either."""
+    """A container gains nothing from the address of a source to which a port is open.
+
+    Not at another network's container, and not at docker-proxy's port; an accomplice cannot be made to reply either.
+    """
     who = getattr(friendly, forger)
     ends: dict[str, tuple[Any, Any]] = {
         "ours": (friendly.ours.v4, friendly.ours.v6), "docker": (friendly.docker.v4, friendly.docker.v6),
@@ -108,7 +110,7 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
     site.send([*lies, last], who)
     (seen,) = arrived([ear], last)
     assert seen & set(lies) == set()
-    # The same from where they belong.
+    # The same from where the sources belong.
     true = [udp(Site.OUT4, to(there, Site.OUT4), port, next(_ports)), udp(Site.OUT6, there[1], port, next(_ports))]
     if target != "outside":
         site.send(true)
@@ -118,7 +120,7 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
 
 
 def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> None:
-    """A host that does not track some flows (notrack): a forged packet of them is no flow, and passes no better."""
+    """On a host that does not track some flows (notrack), a forged packet of them is dropped as well."""
     rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
     site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
     try:
@@ -132,7 +134,7 @@ def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> N
 
 
 def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly: Boxes) -> None:
-    """A segment that connection tracking calls invalid leaves a network from where it belongs, or not at all."""
+    """A segment that connection tracking calls invalid leaves a network only with a source that belongs there."""
     who = friendly.docker_too
     lies = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
     assert site.deliver(lies, site.wan, who, ping(who.v6, Site.OUT6)) == set()
@@ -140,8 +142,10 @@ def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
 def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site, friendly: Boxes, where: str) -> None:
-    """A VPN or router container that does not masquerade: what comes from behind it passes if the host has a route to
-    there by that container, and else not."""
+    """Packets from behind a router container pass if the host has a route back through it, else not.
+
+    The container is a VPN or router that does not masquerade.
+    """
     who: Box = getattr(friendly, where)
     bridge = TWO if where == "docker_too" else next(n for n in site.networks.values() if n.gateway4 and
                                                     who.v4 in n.gateway4.network).bridge  # fmt: skip
@@ -158,8 +162,10 @@ def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site
 
 
 def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> None:
-    """The unspecified source of DHCP, of duplicate address detection and of multicast reports, and link-local ones,
-    reach the host."""
+    """Packets with an unspecified or link-local source reach the host.
+
+    The unspecified source is that of DHCP, of duplicate address detection and of multicast reports.
+    """
     who = friendly.docker_too
     own = who.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
     listing = who.run(["ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link"]).stdout
@@ -197,7 +203,7 @@ def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> Non
 
 @pytest.mark.parametrize("kind", ["ours_too", "docker_too"])
 def test_within_a_network_the_bridge_asks_nobody(site: Site, friendly: Boxes, kind: str) -> None:
-    """Where br_netfilter shows the rules what stays within a bridge, neighbours talk from any address."""
+    """Where br_netfilter passes a bridge's internal packets to the rules, neighbours talk from any address."""
     who: Box = getattr(friendly, kind)
     number = 2 if kind == "ours_too" else 101
     near = next((b for b in site.boxes if str(b.v4) == f"10.{number}.0.3"), None)
@@ -217,8 +223,10 @@ def _network(site: Site, box: Box) -> Any:
 
 
 def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxes) -> None:
-    """A bridge that is somebody else's (virtual machines, a LAN) is a link like any other: who is behind it may come
-    from anywhere that is no container's."""
+    """An unmanaged bridge (virtual machines, a LAN) is a link like any other.
+
+    Hosts behind it may use any address that is no container's.
+    """
     friend = site.docker_box("virbr0", 103) if not any(b.v4 == IPv4Address("10.103.0.2") for b in site.boxes) else None
     assert friend
     rules = (Rule("udp", 53, 53, FRIENDS),)
@@ -231,7 +239,7 @@ def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxe
 
 
 def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
-    """GRE, ESP and AH from a friend's address, where they are open to friends."""
+    """Forged GRE, ESP and AH from a friend's address are dropped too, where they are open to friends."""
     protos = ("gre", "esp", "ah")
     site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
@@ -240,8 +248,10 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
 
 
 def test_nobody_comes_from_the_hosts_own_address(site: Site, friendly: Boxes) -> None:
-    """An outsider with an address of the host's, which may be in a network to which a port is open: not to a container,
-    not to docker-proxy's port. (Linux asks of IPv4 alone whether such a source is a martian.)"""
+    """An outsider with an address of the host, which may be in a network to which a port is open, gains nothing.
+
+    It reaches neither a container nor docker-proxy's port. (Linux checks only IPv4 sources for such martians.)
+    """
     own = [Site.HOST6, IPv6Address("2001:db8:2::1"), IPv6Address("2001:db8:101::1")]
     for to_, port, ear in (
         (friendly.ours.v6, 53, site.sniffer(friendly.ours)), (friendly.docker.v6, 53, site.sniffer(friendly.docker)),

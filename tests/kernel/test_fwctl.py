@@ -1,4 +1,4 @@
-"""`fwctl` against a running plugin, with real packets: its answers are true, and its changes take effect."""
+"""Test `fwctl` with a running plugin and real packets: its answers are true, and its changes take effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.lab import NamedNetns, Wan
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-#: The outsider's addresses on the host's network, and one that is elsewhere.
+#: The outsider's addresses on the host's network, and one elsewhere.
 OUT4, OUT6, FAR4 = Wan.V4, Wan.V6, Wan.FAR_V4
 
 
@@ -32,19 +32,19 @@ class Fw(Running):
     """The plugin, and `fwctl` as a process beside it."""
 
     def fwctl(self, *arguments: str, status: int = 0) -> str:
-        """What it prints; it must end with this status."""
+        """Return its output; it must end with this status."""
         command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.socket)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == status, (arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout + done.stderr
 
     def web(self, net: Body, number: int = 2, labels: dict[str, str] | None = None) -> tuple[Body, NamedNetns]:
-        """A container that runs, c2 for number 2, and its network namespace."""
+        """Start a container, c2 for number 2; return it and its network namespace."""
         endpoint = self.begin(net, number, labels)
         return endpoint, self.move(endpoint)
 
     def seen(self, *ports: int, address: str = "10.1.0.2", source: str | None = None) -> set[int]:
-        """Those that an outsider's packets come to: nobody listens there, so the container refuses."""
+        """Return the ports that an outsider's packets reach: no process listens there, so the container refuses."""
         found = self.site.wan.probe([("tcp", address, port) for port in ports], timeout=0.4, source=source)
         return {int(target[2]) for target, verdict in found.items() if verdict != "silent"}
 
@@ -62,7 +62,7 @@ def fw(site: Site) -> Iterator[Fw]:
 
 
 class Talk:
-    """A connection that an outsider has with a container; the server there says again what it is told."""
+    """An outsider's connection with a container; the server there echoes what it receives."""
 
     def __init__(self, fw: Fw, port: int = 9000) -> None:
         with inside(fw.site.wan.path):
@@ -97,7 +97,7 @@ def network(fw: Fw, number: int = 1, **options: str) -> Body:
 
 
 def test_packets_pass_by_allow_and_not_by_deny(fw: Fw) -> None:
-    """From the moment that `fwctl` returns, by both families, and back with revert."""
+    """An override applies from the moment that `fwctl` returns, in both families, and is undone with revert."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     ports = (22, 80, 8080, 9000)
     assert fw.seen(*ports) == {22, 80, 8080}
@@ -114,7 +114,7 @@ def test_packets_pass_by_allow_and_not_by_deny(fw: Fw) -> None:
 
 
 def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
-    """Within a second of its end no new connection is accepted, and established ones end."""
+    """Within a second of an override's end no new connection is accepted, and established ones end."""
     _, box = fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "--for", "2s")
     began = time.monotonic()
@@ -135,7 +135,7 @@ def test_deny_cuts_who_is_in(fw: Fw) -> None:
 
 
 def test_overrides_stand_over_restarts(fw: Fw) -> None:
-    """Of a killed worker, and of docker-fw; an expired override does not come back."""
+    """Overrides survive a kill of the worker and a restart of docker-fw; an expired one does not return."""
     fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "9001")
     fw.fwctl("allow", "c2", "9002", "--for", "6s")
@@ -166,7 +166,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
 
 
 def test_overrides_go_with_the_container(fw: Fw) -> None:
-    """When Docker does not list it any more; a container of the same name has its own labels only."""
+    """Overrides end when Docker no longer lists the container; one of the same name has its own labels only."""
     net = network(fw)
     endpoint, _ = fw.web(net)
     fw.fwctl("allow", "c2", "9000")
@@ -182,7 +182,10 @@ def test_overrides_go_with_the_container(fw: Fw) -> None:
 
 
 def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
-    """Neither a container, nor a published port, nor the host; in both families; established connections too."""
+    """A banned address reaches neither a container, nor a published port, nor the host, in both families.
+
+    Established connections end, too.
+    """
     endpoint, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     fw.publish(endpoint, 18080, 80)
     host4, host6 = str(fw.site.HOST4), str(fw.site.HOST6)
@@ -223,7 +226,7 @@ def test_a_prefix_is_banned_and_ends_by_itself(fw: Fw) -> None:
 
 
 def test_the_host_does_not_ban_itself(fw: Fw) -> None:
-    """Its addresses, and gateways."""
+    """The host's own addresses, and gateways, cannot be banned."""
     network(fw)
     own = (str(fw.site.HOST4), str(fw.site.HOST6), "10.1.0.1")
     for address in (*own, "2001:db8:1::/64", "127.0.0.1", "198.51.100.0/24"):
@@ -232,7 +235,7 @@ def test_the_host_does_not_ban_itself(fw: Fw) -> None:
 
 
 def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
-    """20,000 addresses at once by the CrowdSec bouncer; meanwhile and after it containers start as fast as ever."""
+    """The CrowdSec bouncer adds 20,000 addresses at once; meanwhile and later containers start as fast as before."""
     net = network(fw)
     lines = "".join(
         json.dumps(
@@ -277,8 +280,10 @@ def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
 
 
 def test_explain_says_what_packets_do(fw: Fw) -> None:
-    """Containers with all sorts of labels, asked about from outside, from one another and by published ports: what
-    `explain` accepts arrives, and what it drops does not."""
+    """Containers with labels of all kinds are queried from outside, from each other and through published ports.
+
+    Packets that `explain` accepts arrive, and those that it drops do not.
+    """
     one, two = network(fw, 1), network(fw, 2, deny="443")
     boxes = {
         "c2": fw.web(one, 2, {"fw.allow": f"9000, 9001 from {OUT4}, 9002 from container:c4, 9003 from 192.0.2.0/24"}),
@@ -328,7 +333,7 @@ def test_explain_says_what_packets_do(fw: Fw) -> None:
 
 
 def test_explain_ends_with_its_status(fw: Fw) -> None:
-    """0 and 1, for scripts."""
+    """The exit status is 0 or 1, for scripts."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     assert "label fw.allow" in fw.fwctl("explain", "internet", "c2", "8080")
     assert "does not accept 8081/tcp" in fw.fwctl("explain", "internet", "c2", "8081", status=1)
@@ -339,9 +344,9 @@ def test_explain_ends_with_its_status(fw: Fw) -> None:
 
 
 def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
-    """An element too much, one too few, in whatever set, is noticed and put right, and what came in by it is cut.
+    """An extra or a missing element, in any set, is noticed and corrected, and flows that it let in are cut.
 
-    The rest stays in use. A set that is not ours is left alone, and `plan` tells of it.
+    The rest stays in use. A set that is not docker-fw's is left alone, and `plan` reports it.
     """
     labels = {"fw.allow": "8080, 5432 from 192.0.2.0/24", "fw.rate": "22 5/minute", "fw.egress": "443"}
     fw.web(network(fw), labels=labels)
@@ -376,7 +381,7 @@ def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
     fw.start()
     until(lambda: "confined before" not in str(fw.kept()) and fw.status()["listening"], "Docker has been asked", 10)
     after = elements(fw)
-    # What docker-fw itself reserves on the host is known to be no container's once Docker has been asked.
+    # Ports that docker-fw itself reserves on the host are known to be no container's once Docker has answered.
     after = {text for text in after if not text.startswith("host_own")}
     assert planned["+"] ^ (after - before) == set()
     assert planned["-"] ^ (before - after) == set()
@@ -385,7 +390,7 @@ def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
 
 
 def elements(fw: Fw) -> set[str]:
-    """Every element, as `plan` writes it."""
+    """Return every element, as `plan` writes it."""
     from plugin.nftables import dump
     from plugin.nftables.document import element_text
     from plugin.nftables.sets import SETS
@@ -396,7 +401,7 @@ def elements(fw: Fw) -> set[str]:
 
 
 def test_a_wrong_setting_is_told(fw: Fw) -> None:
-    """As at a start, with status 2: nothing is known."""
+    """A wrong setting is reported as at a start, with status 2: the answer is unknown."""
     assert "did you mean" not in fw.fwctl("plan", "FW_ALOW=80", status=2)
     assert 'FW_ALLOW="808O": "808O" is not a port' in fw.fwctl("plan", "FW_ALLOW=808O", status=2)
 
@@ -405,8 +410,10 @@ def test_a_wrong_setting_is_told(fw: Fw) -> None:
 
 
 def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
-    """In an empty network namespace with this machine's nft, twice; and in the place of docker-fw's own table it lets
-    the same packets through."""
+    """The file loads in an empty network namespace with this machine's nft, twice.
+
+    In the place of docker-fw's own table it accepts the same packets.
+    """
     _, box = fw.web(
         network(fw),
         labels={

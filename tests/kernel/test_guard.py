@@ -1,4 +1,4 @@
-"""Bridges that are Docker's own, guarded by the table: what real packets do there is what the policy says."""
+"""Test Docker networks' bridges that the table protects: real packets there meet the policy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ site = site_of_module(FORWARDING)
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
-    """Two containers on a bridge of Docker's naming, one on another, one on a bridge of the user's naming."""
+    """Two containers on a bridge with Docker's name, one on another, one on a bridge with the user's name."""
 
     web: Box
     other: Box
@@ -54,18 +54,18 @@ def boxes(site: Site) -> Boxes:
 BASE = {"22/tcp", "80/tcp", "443/tcp"}
 
 
-# --- nobody knows anything ----------------------------------------------------------------------------------------
+# --- no container is known --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["web", "chosen"])
 def test_a_bridge_of_dockers_is_closed_before_anybody_knows_it(site: Site, boxes: Boxes, which: str) -> None:
-    """With an empty table nothing but ICMP goes to a container on a bridge, whatever the bridge's name."""
+    """With an empty table only ICMP reaches a container on a bridge, whatever the bridge's name."""
     site.load()
     assert arriving(site, getattr(boxes, which)) == set()
 
 
 def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: Boxes) -> None:
-    """An address has its base ports once its container is known, on its own bridge of whatever name, and no other."""
+    """An address has its base ports once its container is known, on its own bridge of any name, and on no other."""
     site.load(more=site.guarded(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web) == BASE
     assert arriving(site, boxes.other) == set()
@@ -73,11 +73,11 @@ def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: B
     assert arriving(site, boxes.chosen) == BASE
 
 
-# --- whom it is for -----------------------------------------------------------------------------------------------
+# --- which bridges are protected --------------------------------------------------------------------------------------
 
 
 def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
-    """A bridge that is somebody else's (libvirt, br-lan) is reached on every port, as without docker-fw."""
+    """A bridge of another owner (libvirt, br-lan) is reachable on every port, as without docker-fw."""
     everything = {f"{port}/{proto}" for port in (21, 22, 53, 80, 443, 8080) for proto in PROTOS}
     site.load(more=[Element("unmanaged", (site.index(CHOSEN),))])
     assert arriving(site, boxes.chosen) == everything
@@ -86,7 +86,7 @@ def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
 
 
 def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
-    """A bridge goes and another of its name comes: the exemption was the old one's."""
+    """A bridge is removed and another of its name is created: the exemption does not carry over."""
     old = site.docker_box("net7", 104)
     number = site.index("net7")
     site.load(more=[Element("unmanaged", (number,))])
@@ -98,7 +98,10 @@ def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
 
 
 def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
-    """From one network of Docker's to another: the policy as for everybody; a container of ours likewise."""
+    """From one Docker network to another the policy applies as for any source.
+
+    The same is true from a container on a docker-fw network.
+    """
     ours = site.box(site.network(7), 2)
     site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web, boxes.other) == BASE
@@ -108,7 +111,7 @@ def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
 
 @pytest.mark.parametrize("netfilter", [0, 1])
 def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilter: int) -> None:
-    """Within one bridge every port is open, also where the packets of a bridge are shown to the firewall."""
+    """Within one bridge every port is open, also where the firewall sees the packets of a bridge."""
     twin = next((b for b in site.boxes if b.v4 == IPv4Address("10.105.0.2")), None) or site.docker_box(BR_DOCKER, 105)
     site.host.ip(
         f"addr replace 10.105.0.1/24 dev {BR_DOCKER}", f"addr replace 2001:db8:105::1/64 dev {BR_DOCKER} nodad"
@@ -130,7 +133,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilt
 
 
 def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
-    """The host reaches every port of a container; a container reaches everybody, and the answers come back."""
+    """The host reaches every port of a container; a container reaches every address, and the replies arrive."""
     site.load(more=site.guarded(boxes.web, BR_DOCKER, known=False))
     with boxes.web.probe.serve(tcp=[5432], udp=[53]), site.wan.probe.serve(tcp=[9001], udp=[9001]):
         inside = [("tcp", str(boxes.web.v6), 5432), ("udp", str(boxes.web.v4), 53)]
@@ -151,9 +154,9 @@ def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> 
 
 
 def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
-    """Nobody but the container begins a flow in its name, so that no answer passes as established."""
+    """Only the container itself opens a flow with its source address, so that no forged reply passes as established."""
     site.load(more=site.guarded(boxes.web, BR_DOCKER) | site.guarded(boxes.other, "br-ba9876543210"))
-    # The outsider begins in the container's name, from the outside and from another bridge.
+    # The outsider forges the container's source address, from the outside and from another bridge.
     for source in (None, boxes.other):
         forged = [tcp(boxes.web.v6, Site.OUT6, 4444, 8080), tcp(boxes.web.v4, Site.OUT4, 4444, 8080)]
         site.send(forged, source)
@@ -162,8 +165,7 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
 
 
 def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site, boxes: Boxes) -> None:
-    """Nobody enters it or leaves it, not even by ping, though Docker's own rules are gone; the host is reached, and
-    reaches it."""
+    """No packet, not even ping, enters or leaves it without Docker's rules either; the host and it reach each other."""
     inner = site.guarded(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
     for elements, passes in ((site.guarded(boxes.web, BR_DOCKER), True), (inner, False)):
@@ -197,7 +199,7 @@ def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site
 def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
     site: Site, boxes: Boxes, mode: str, source: str, marked: bool
 ) -> None:
-    """The mark is on what is accepted from outside to a routed network, never between two of Docker's bridges."""
+    """The mark is on packets accepted from outside to a routed network, never on those between two Docker bridges."""
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
     guest = site.guarded(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.guarded(boxes.other, "br-ba9876543210")
     site.load(site.known(ours), more=guest)
@@ -217,7 +219,7 @@ def published(box: Box, *ports: Published, allow: tuple[Rule, ...] = (), setting
 
 
 def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Boxes) -> None:
-    """What listens on the host for a closed port is reached by the host itself and the container's network only."""
+    """A host listener for a closed port is reachable only from the host itself and the container's network."""
     ports = [Published("tcp", any_, 15432, 5432) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::"))]
     ports += [Published("udp", Site.HOST4, 15353, 53), Published("tcp", IPv6Address("::"), 18080, 80)]
     targets = [("tcp", str(h), p) for h in (Site.HOST4, Site.HOST6) for p in (15432, 18080, 15433)]
@@ -235,8 +237,11 @@ def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Bo
 
 @pytest.mark.parametrize("watched", [True, False], ids=["followed", "not followed"])
 def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Boxes, watched: bool) -> None:
-    """Two networks publish one port number, on two addresses of the host or in two families: who is on one of them
-    reaches its own neighbour's closed port by docker-proxy, and not the other network's."""
+    """Two networks publish one port number, on two addresses of the host or in two families.
+
+    A container on one network reaches its own neighbour's closed port through docker-proxy, and not the other
+    network's.
+    """
     more4, more6 = IPv4Address("198.51.100.9"), IPv6Address("2001:db8:ffff::9")
     site.host.ip(f"addr replace {more4}/24 dev eth0", f"addr replace {more6}/64 dev eth0 nodad")
     any4, any6 = IPv4Address("0.0.0.0"), IPv6Address("::")
@@ -261,8 +266,11 @@ def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Bo
 
 
 def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Site, boxes: Boxes) -> None:
-    """docker-proxy's side of a closed port begins a flow to the port's own network only, from the address and in the
-    family that is published there: another network's equal port number lets nothing out."""
+    """docker-proxy's side of a closed port opens a flow to the port's own network only.
+
+    It does so from the address and in the family that is published there: another network's equal port number lets
+    nothing out.
+    """
     more6 = IPv6Address("2001:db8:ffff::9")
     site.host.ip(f"addr replace {more6}/64 dev eth0 nodad")
     mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
@@ -276,15 +284,17 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     }  # fmt: skip
     passed = set()
     for packet in spec:
-        with contextlib.suppress(PermissionError):  # so output's drop is told
+        with contextlib.suppress(PermissionError):  # the drop in output is reported as this error
             site.send([packet], site.host)
             passed.add(packet)
     assert passed == {packet for packet, passes in spec.items() if passes}
 
 
 def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
-    """A client talks by docker-proxy to a port that closes: its flow is cut, and the proxy's next word does not bring
-    it back, over UDP and TCP."""
+    """A client talks through docker-proxy to a port that closes: its flow is cut.
+
+    The proxy's next packet does not reopen it, over UDP and TCP.
+    """
     port = [Published(proto, IPv6Address("::"), 15432, 5432) for proto in ("tcp", "udp")]
     site.run("nft", "add table inet track; add chain inet track i { type filter hook input priority 0; }")
     script = """
@@ -349,8 +359,10 @@ for s in (t, u):
 
 
 def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes: Boxes) -> None:
-    """An open UDP port closes while a peer is talking: the flow is cut, and the container's next datagram to that peer
-    begins no new one; its others do."""
+    """An open UDP port closes while a peer is talking: the flow is cut.
+
+    The container's next datagram to that peer opens no new flow; its other datagrams do.
+    """
     opened = site.guarded(boxes.web, BR_DOCKER, Rule("udp", 5353, 5353))
     closed = site.guarded(boxes.web, BR_DOCKER)
     for out, mine, subnet in (
@@ -376,8 +388,10 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
 
 
 def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes: Boxes) -> None:
-    """A connection of a container's that is not tracked (begun before docker-fw was there) ends with a reset, so that
-    it connects again at once; nothing hangs."""
+    """An untracked connection of a container (opened before docker-fw started) ends with a reset.
+
+    So it reconnects at once, and nothing hangs.
+    """
     site.load(more=site.guarded(boxes.web, BR_DOCKER))
     segment = tcp(boxes.web.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
     sniffer = site.sniffer(boxes.web)
@@ -393,8 +407,10 @@ def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes:
 
 
 def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxes) -> None:
-    """A bridge that nobody has claimed yet may be a virtual machine's: its untracked segment is held back, not reset,
-    and passes when the bridge is known to be foreign."""
+    """A bridge that is not yet claimed may be a virtual machine's, so its untracked segment is dropped without a reset.
+
+    The segment passes when the bridge is known to be unmanaged.
+    """
     segment = tcp(boxes.chosen.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
     sniffer = site.sniffer(boxes.chosen)
     site.load()
@@ -419,9 +435,11 @@ def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Si
 
 
 def test_a_port_that_is_published_for_the_host_alone_is_closed_by_address(site: Site, boxes: Boxes) -> None:
-    """`-p 127.0.0.1:8080:80`: who has a route to the container does not reach its port 80; the rest of the base is as
-    it was. What opens it otherwise does: a label, `fw.allow` of the network, another publication that is not the
-    host's alone."""
+    """`-p 127.0.0.1:8080:80`: a client with a route to the container does not reach its port 80.
+
+    The rest of the base is unchanged. Other permissions open port 80: a label, `fw.allow` of the network, another
+    publication that is not for the host alone.
+    """
     alone = tuple(Published("tcp", IPv4Address("127.0.0.1"), 8080 + n, port) for n, port in ((0, 80), (1, 5432)))
     alone += (Published("tcp", IPv6Address("::1"), 8443, 443),)
     site.load(more=published(boxes.web, *alone))
@@ -453,11 +471,11 @@ def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: 
         site.run("nft", "delete", "table", "ip", "forwards")
 
 
-# --- the kernel's word on links -----------------------------------------------------------------------------------
+# --- the kernel's reports of links ------------------------------------------------------------------------------------
 
 
 def test_links_are_told_as_they_come_and_go(site: Site) -> None:
-    """A bridge is told when it comes and goes, a port when it leaves; the list says the same."""
+    """A bridge is reported when it is added and removed, a port when it leaves; the list agrees."""
     with site.inside():
         changes = link_monitor.Changes()
         try:
@@ -480,8 +498,11 @@ def test_links_are_told_as_they_come_and_go(site: Site) -> None:
 
 
 def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> None:
-    """Docker made a network and does not answer any more: it may be on any bridge that was left alone, so none is, and
-    the log says so; when it answers, those that are not its are left alone again."""
+    """Docker created a network and does not answer any more: all unmanaged bridges are closed.
+
+    The new network may be on any of them. The log says so. When Docker answers, bridges that are not Docker's are left
+    alone again.
+    """
     fw.site.host.ip("link add vm0 type bridge", "link set vm0 up")
     fw.docker.networks["b" * 64] = {"Id": "b" * 64, "Name": "other", "Driver": "null"}
     fw.start()

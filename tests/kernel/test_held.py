@@ -1,7 +1,7 @@
-"""What was cut does not come back, by no protocol, as long as it is tried; what may be again is let through at once.
+"""Test that a flow that was cut is not opened again, in any protocol, as long as a side tries.
 
-A flow that was cut leaves no state behind. So the next packet of who answered in it would begin a flow of its own, in
-which the packets of the other side are answers.
+Permitted flows pass at once. A flow that was cut leaves no state behind: the next packet of its responder would open a
+flow of its own, in which the other side's packets are replies.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ site = site_of_module(FORWARDING)
 
 @dataclass(frozen=True)
 class Boxes:
-    """Of ours: web, and peer on another network. Of Docker's: shop."""
+    """On docker-fw networks: web, and peer on another one. On a Docker network: shop."""
 
     web: Box
     peer: Box
@@ -53,7 +53,7 @@ def boxes(site: Site) -> Boxes:
 
 
 class Firewall:
-    """The one writer on the site's host, and what containers' labels are."""
+    """The one writer on the site's host, and the containers' labels."""
 
     def __init__(self, site: Site, path: Path) -> None:
         self.site = site
@@ -61,7 +61,7 @@ class Firewall:
         self.restart()
 
     def restart(self) -> None:
-        """docker-fw ends and starts again: all but what is in the kernel and on the disk is forgotten."""
+        """Restart docker-fw: everything but the kernel's state and the disk is lost."""
         store = Store(str(self._path / "state.json"))
         self.state = Reconciler(self.site.nft, store, Defaults())
         networks = {network.id: network for network in self.site.networks.values()}
@@ -70,7 +70,7 @@ class Firewall:
         self.guard = EndpointTracker(self.state)
 
     def says(self, box: Box, **words: str) -> None:
-        """The box's container has these labels from now on."""
+        """Give the box's container these labels from now on."""
         endpoint = known(box, spec_of(**words))
         if box.network is None:
             guest = dataclasses.replace(endpoint, network_id=GUARDED.id)
@@ -85,7 +85,7 @@ def known(box: Box, spec: PolicySpec) -> Endpoint:
 
 @pytest.fixture
 def fw(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Firewall]:
-    """With nobody known yet. The test runs inside the host."""
+    """Yield the firewall with no known container. The test runs inside the host."""
     with site.inside():
         site.load()
         site.forget_flows()
@@ -94,7 +94,7 @@ def fw(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Firewall]:
 
 @dataclass(frozen=True)
 class Kind:
-    """How both sides of a flow speak: first the packet that begins it, then what can follow."""
+    """A way of speaking for both sides of a flow: first the packet that opens it, then possible later ones."""
 
     asks: Callable[[Address, Address, int, int], Packet]
     says: Callable[[Address, Address, int, int], Packet]
@@ -122,7 +122,7 @@ KINDS = {
     "sctp": Kind(_init, _heartbeat),
     **{name: _portless(name) for name in ("gre", "esp", "ah", "other")},
 }
-#: Of these a label can speak; of all others `fw.policy: open` alone does.
+#: A label can name ports of these; all other protocols are opened by `fw.policy: open` alone.
 NAMED = {"udp": "5353/udp", "sctp": "5353/sctp", "gre": "gre", "esp": "esp", "ah": "ah"}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 both = pytest.mark.parametrize("version", [4, 6])
@@ -130,7 +130,7 @@ both = pytest.mark.parametrize("version", [4, 6])
 
 @dataclass(frozen=True)
 class Flow:
-    """One that `client` begins to `server`'s port."""
+    """A flow that `client` opens to `server`'s port."""
 
     site: Site
     kind: Kind
@@ -142,11 +142,11 @@ class Flow:
     port: int = 5353
 
     def begins(self) -> bool:
-        """The client's first packet arrives, and the answer."""
+        """Return True if the client's first packet arrives, and the reply."""
         return self._passes(self.kind.asks, True) and self.server_says()
 
     def client_says(self) -> bool:
-        """A packet of the client's arrives."""
+        """Return True if a packet of the client arrives."""
         return self._passes(self.kind.says, True)
 
     def server_says(self) -> bool:
@@ -158,7 +158,7 @@ class Flow:
         else:
             packet, ways = made(self.target, self.source, self.sport, self.port), (self.server, self.client)
         address = self.target if by_client else self.source
-        # Behind it goes a ping of the host's, which may reach everybody.
+        # A ping of the host follows, which may reach every container.
         last = ping(self._host(address), address)
         return packet in self.site.deliver([packet], ways[1], ways[0], last=last, witness=self.site.host)
 
@@ -167,7 +167,7 @@ class Flow:
 
 
 def flow(site: Site, name: str, client: Box | None, server: Box | None, version: int) -> Flow:
-    """None is the outsider."""
+    """Return a flow; None is the outsider."""
     out = Site.OUT4 if version == 4 else Site.OUT6
     source, target = (box.address(version) if box else out for box in (client, server))
     ends = (client or site.wan, server or site.wan)
@@ -178,8 +178,10 @@ def flow(site: Site, name: str, client: Box | None, server: Box | None, version:
 @both
 @pytest.mark.parametrize("place", ["web", "shop"])
 def test_a_flow_that_came_in(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int, place: str) -> None:
-    """A container that does not notice that a port was closed, and sends on, does not open it to its peer again; to
-    others it may begin what it likes. When the port is opened again, both sides are heard at once."""
+    """A container that continues to send after a port was closed does not reopen it to its peer.
+
+    It may open flows to others freely. When the port is opened again, both sides pass at once.
+    """
     box: Box = getattr(boxes, place)
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
     fw.says(box, **wide)
@@ -202,7 +204,7 @@ def test_a_flow_that_came_in(site: Site, boxes: Boxes, fw: Firewall, kind: str, 
 @every_kind
 @both
 def test_a_flow_that_went_out(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
-    """Who may begin nothing any more does not go on because its peer does, though the container accepts everything."""
+    """A peer cannot continue the flow of a container that may no longer initiate but accepts everything."""
     fw.says(boxes.web, policy="open")
     talk = flow(site, kind, boxes.web, None, version)
     assert talk.begins()
@@ -218,7 +220,7 @@ def test_a_flow_that_went_out(site: Site, boxes: Boxes, fw: Firewall, kind: str,
 @every_kind
 @both
 def test_a_flow_between_containers(site: Site, boxes: Boxes, fw: Firewall, kind: str, version: int) -> None:
-    """A peer on another network that accepts everything is no way round: what it was cut from it does not get back."""
+    """A peer on another network that accepts everything is no bypass: a flow between the two that was cut stays cut."""
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
     fw.says(boxes.web, **wide)
     fw.says(boxes.peer, policy="open")
@@ -231,7 +233,7 @@ def test_a_flow_between_containers(site: Site, boxes: Boxes, fw: Firewall, kind:
 
 @pytest.mark.parametrize("inner", ["tcp", "udp"])
 def test_behind_an_authentication_header(site: Site, boxes: Boxes, fw: Firewall, inner: str) -> None:
-    """Over IPv6 conntrack sees what is behind it, and rules see just the header."""
+    """Over IPv6 conntrack looks behind an authentication header, and rules match only the header."""
     fw.says(boxes.web, policy="open")
     ports, out, mine = (5353, next(PORTS)), Site.OUT6, boxes.web.v6
     if inner == "tcp":
@@ -250,7 +252,7 @@ def test_behind_an_authentication_header(site: Site, boxes: Boxes, fw: Firewall,
 
 @both
 def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
-    """The same of TCP: the next segment of one that was cut begins none, whoever sends it, however open both are."""
+    """The same for TCP: the next segment of a cut connection opens none, from either side, however open both are."""
     fw.says(boxes.web, policy="open")
     fw.says(boxes.peer, policy="open")
     for source, target in ((boxes.web, boxes.peer), (boxes.peer, boxes.web)):
@@ -261,7 +263,7 @@ def test_a_connection_between_containers(site: Site, boxes: Boxes, fw: Firewall,
 
 @both
 def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
-    """Nor does the peer's next segment, where the container accepts everything and begins nothing."""
+    """The peer's next segment opens none, where the container accepts everything and may initiate nothing."""
     fw.says(boxes.web, policy="open", egress="none")
     out = Site.OUT4 if version == 4 else Site.OUT6
     segment = tcp(out, boxes.web.address(version), next(PORTS), 443, 0x18, 1)
@@ -272,7 +274,7 @@ def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, vers
 
 @both
 def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
-    """A program of the host's that goes on answering a container which may not ask it any more."""
+    """A host program that continues to reply does not reopen a flow to a container that may no longer reach it."""
     fw.says(boxes.web, egress="all")
     host = Site.HOST4 if version == 4 else Site.HOST6
     mine, port = boxes.web.address(version), next(PORTS)
@@ -281,7 +283,7 @@ def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, versi
     def says(packet: Packet) -> bool:
         try:
             return packet in site.deliver([packet], boxes.web, site.host, last=ping(host, mine))
-        except PermissionError:  # so a program is told
+        except PermissionError:  # the program sees this error
             return False
 
     assert says(udp(host, mine, port, 5353))
@@ -294,7 +296,7 @@ def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, versi
 def test_as_long_as_it_is_tried(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """It is held longer than it would be without a try, and ends by itself when both are silent."""
+    """Quarantine lasts longer while a side still tries, and ends by itself when both are silent."""
     monkeypatch.setattr(sets, "HELD", 2)
     fw.restart()  # with rules of that time
     fw.says(boxes.web, allow=NAMED[kind])
@@ -309,7 +311,7 @@ def test_as_long_as_it_is_tried(
 
 
 def held(site: Site) -> str:
-    """What is held, as nft lists it."""
+    """Return the quarantined flows, as nft lists them."""
     names = [name for v in (4, 6) for name in sets.QUARANTINE_SETS[v]]
     lists = [site.run("nft", "list", "set", "inet", "docker-fw", name).stdout for name in names]
     return "".join(each.partition("elements = ")[2] for each in lists)
@@ -318,7 +320,7 @@ def held(site: Site) -> str:
 def test_the_next_owner_of_an_address_has_flows_of_its_own(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was held of the last owner is not of the next one's, and what is cut of the next one is held as ever."""
+    """The quarantine of an address's last owner does not affect the next, whose cut flows are quarantined."""
     monkeypatch.setattr(sets, "HELD", 2)
     fw.restart()
     fw.says(boxes.web, allow="5353/udp")
@@ -339,8 +341,7 @@ def test_the_next_owner_of_an_address_has_flows_of_its_own(
 
 @every_kind
 def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
-    """A new docker-fw holds what the last one held, and so does a table that somebody flushed and that is put there
-    again."""
+    """A new docker-fw keeps the quarantine of the last one, and so does a table that is restored after a flush."""
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
     fw.says(boxes.web, **wide)
     talk = flow(site, kind, None, boxes.web, 4)
@@ -359,8 +360,11 @@ def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind:
 def test_too_many_to_be_held_one_by_one(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Then all that the container begins from that port is, and its other flows are not; from too many ports, all of
-    that protocol. It is said in the log. When the port is opened again all may speak; its next owner may at once."""
+    """With too many flows to list one by one, all flows from that port of the container are quarantined, and no others.
+
+    With too many ports, all flows of that protocol are. The log reports it. When the port is opened again all may pass;
+    the address's next owner may at once.
+    """
     monkeypatch.setattr(flow_cutter, "_MOST", 20)
     fw.says(boxes.web, allow="5353/udp")
     talks = [flow(site, "udp", None, boxes.web, 4) for _ in range(25)]

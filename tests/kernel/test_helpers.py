@@ -1,4 +1,4 @@
-"""What the host's connection tracking helpers expect is judged like any flow."""
+"""Test that flows that the host's connection tracking helpers expect are filtered like any flow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
 
-#: As an administrator assigns it: whoever speaks to an FTP server is listened to for ports.
+#: As an administrator assigns it: the helper reads ports from every client's talk with an FTP server.
 HELPER = """
 table inet helpers {
 	ct helper ftp {
@@ -35,7 +35,7 @@ def listening(namespace: str, address: object, port: int) -> socket.socket:
 
 
 def answers(site: Site, box: Box, port: int) -> bool:
-    """True if the outsider's server, by its own address, gets a connection."""
+    """Return True if the outsider's server, at its own address, gets a connection."""
     with inside(site.wan.path):
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     with sock:
@@ -45,8 +45,10 @@ def answers(site: Site, box: Box, port: int) -> bool:
 
 
 def test_a_container_opens_no_port_by_what_it_says_to_an_ftp_server(site: Site) -> None:
-    """The host listens to FTP for ports (`ct helper`). A container that names its closed port to an outsider's server
-    does not open it; one that a rule opens stays open."""
+    """The host reads ports from FTP (`ct helper`): a container that names its closed port does not open it.
+
+    It names the port to an outsider's server. A port that a rule opens stays open.
+    """
     site.host.sysctl(FORWARDING)
     box = site.box(site.network(1), 2)
     site.load(site.known(box, Rule("tcp", 8080, 8080)))

@@ -1,4 +1,4 @@
-"""What begins to listen on the host where docker-proxy is not known by its control group; and groups of any level."""
+"""Test listeners on the host where docker-proxy is not identified by its control group, and groups of any level."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def everybodys(*ports: int, protos: tuple[str, ...] = ("tcp", "udp")) -> list[tu
 
 
 def seen(site: Site, *ports: int) -> set[tuple[str, str, int]]:
-    """What an outsider reaches."""
+    """Return what an outsider reaches."""
     return {target for target, verdict in site.wan.probe(everybodys(*ports), timeout=0.3).items() if verdict == "open"}
 
 
 def test_whatever_begins_to_listen_is_held(site: Site) -> None:
-    """No handshake is completed on a port that is not known to be the host's own, of TCP and UDP, IPv4 and IPv6, while
-    the host itself and its loopback reach it; where nobody listens the refusal is the host's, as ever."""
+    """No handshake completes on a port that is not known to be the host's own, of TCP and UDP, IPv4 and IPv6.
+
+    The host itself and its loopback reach it. Where no process listens the refusal is the host's, as usual.
+    """
     site.load(more=HOLDING)
     assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"refused"}
     with site.host.probe.serve(tcp=[7001], udp=[7001]):
@@ -49,8 +51,10 @@ def test_whatever_begins_to_listen_is_held(site: Site) -> None:
 
 
 def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
-    """On a host that does not track connections (notrack, for speed) a closed port is as closed, and what docker-proxy
-    begins to listen on as held; also while docker-fw does not follow Docker."""
+    """On a host that does not track connections (notrack, for speed) closed ports are as closed.
+
+    New listeners of docker-proxy are dropped in the same way; also while docker-fw does not follow Docker.
+    """
     rules = "chain c { type filter hook prerouting priority raw\n tcp dport 7001 notrack\n }"
     site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
     served = {proxied_element(Published("tcp", every, 7001, 80), "host_open") for every in (ANY4, ANY6)}
@@ -61,7 +65,7 @@ def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
 
 
 def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
-    """On all addresses of a family or on one; nor what a label opens, and what is dockerd's own."""
+    """Known programs are reached, on a family's addresses or on one; so are labelled ports and dockerd's own."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
     known = {proxied_element(port, "host_own") for port in ports}
     known |= {
@@ -80,7 +84,7 @@ def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
 
 
 def test_flows_that_are_under_way_are_not_held(site: Site) -> None:
-    """A connection that was accepted before, and one that the host forgot, go on; so does an answer to a datagram."""
+    """A connection that was accepted before, and one that the host forgot, continue; so does a reply to a datagram."""
     script = """
 import socket, sys
 s = socket.create_connection((sys.argv[1], 7001))
@@ -124,8 +128,11 @@ while data := c.recv(99):
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("closes", ["held", "host_closed", "host_open", "loading"])
 def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
-    """A program of the host's reset a connection, and then docker-proxy has the port: who comes again as he came
-    is held, and finds what is closed closed, and what nobody follows any more too, like everybody."""
+    """After a host program reset a connection and docker-proxy got the port, a client's retry is treated as a new one.
+
+    It is dropped on a port not known to be the host's, on a closed port, and on ports that docker-fw no longer follows,
+    like every client's.
+    """
     site.load(more=WATCHED)
     sport = 21000
     with resetting(site.host, host, 7001):
@@ -140,7 +147,7 @@ def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host:
         assert served(site, host, 7001, 1, sport) == 0
 
 
-# --- who listens ------------------------------------------------------------------------------------------------------
+# --- which process listens --------------------------------------------------------------------------------------------
 
 SOCKETS = """
 import os, socket, sys
@@ -182,7 +189,10 @@ def sockets(site: Site) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_sockets_are_seen_as_they_are(site: Site) -> None:
-    """Protocol, address, port, whether root made it; one for both families counts in both; loopback is left out."""
+    """Sockets are listed with protocol, address, port, and whether root opened them.
+
+    A socket for both families counts in both; loopback is left out.
+    """
     with sockets(site), site.inside():
         found = {(each.port.proto, each.port.host_ip, each.port.host_port, each.root) for each in listening()}
     assert found == {
@@ -192,7 +202,7 @@ def test_sockets_are_seen_as_they_are(site: Site) -> None:
 
 
 def test_another_socket_on_the_same_port_is_another(site: Site) -> None:
-    """A program of the host ends and docker-proxy takes its port between two looks: it is not taken for the host's."""
+    """A host program ends and docker-proxy takes its port between two listings: it is not taken for the host's."""
     with site.inside():
         listeners = Listeners()
         with sockets(site) as process:
@@ -214,7 +224,7 @@ def reached(fw: Running, port: int) -> bool:
 
 @contextmanager
 def serving(site: Site, *ports: int) -> Iterator[None]:
-    """A server of root's on each of these ports of the host."""
+    """Run a server of root's on each of these ports of the host."""
     script = """
 import socket, sys
 kept = [socket.create_server(("", int(port))) for port in sys.argv[1:]]
@@ -232,8 +242,11 @@ input()
 
 
 def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> None:
-    """One that was there before docker-fw is never closed; one that comes is open soon after, if Docker answers, and
-    what a container asks for stays closed. Over a kill of docker-fw, what came meanwhile waits for Docker's answer."""
+    """A listener from before docker-fw is never closed; a new one is open soon after, if Docker answers.
+
+    A port that a container requests stays closed. A kill of docker-fw does not change this: ports opened meanwhile wait
+    for Docker's answer.
+    """
     with serving(fw.site, 7001):
         fw.docker.container("web", "e" * 64, "n" * 64)
         (web,) = fw.docker.containers.values()
@@ -259,8 +272,10 @@ def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> 
 
 
 def test_a_program_that_starts_again_is_reached_though_docker_is_silent(fw: Running) -> None:
-    """sshd is started again while Docker does not answer: who would mend that is not locked out. A port that was not
-    the host's when Docker was asked last, and one that a container asks for, stay held."""
+    """sshd restarts while Docker does not answer: the administrator who would fix Docker is not locked out.
+
+    A port that was not the host's at Docker's last answer, and one that a container requests, stay dropped.
+    """
     with serving(fw.site, 7001):
         fw.start()
         with serving(fw.site, 7002):
@@ -283,7 +298,7 @@ def test_a_program_that_starts_again_is_reached_though_docker_is_silent(fw: Runn
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """Where groups can be made: version 2, alone or beside version 1."""
+    """Create control groups where possible: in version 2, alone or beside version 1."""
     mounted = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
     tops = [top for top in mounted if (top / "cgroup.controllers").exists()]
     if not tops:
@@ -302,7 +317,7 @@ def group() -> Iterator[Path]:
 
 @pytest.mark.parametrize("level", ["", "b", "b/c", "b/c/d"])
 def test_docker_proxy_is_known_by_a_group_of_any_level(site: Site, group: Path, level: str) -> None:
-    """openrc.docker is right at the top, docker.service in a slice; whoever listens in another group is not meant."""
+    """openrc.docker is at the top, docker.service in a slice; listeners in another group are not matched."""
     place = group / level
     server = "import socket; s = socket.create_server(('::', 7001), family=10); print(s, flush=True); input()"
     command = ["sh", "-ec", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(place), sys.executable, "-c", server]

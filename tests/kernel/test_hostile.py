@@ -1,4 +1,7 @@
-"""Root in a container, with every capability over its own network, against its neighbours on a network of ours."""
+"""Test root in a container, with every capability over its own network, against its neighbours.
+
+They are on a docker-fw network.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, Sniffer, arrived, extended, frame, icmp, mac, new_flow, packed, ping, tcp, udp
 from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, site_of_module
 
-# Otherwise the host's conntrack takes in fragments on their way through a bridge, and hides who holds them.
+# Otherwise the host's conntrack reassembles fragments on their way through a bridge, and hides what stops them.
 site = site_of_module(BRIDGED_FRAMES_UNTRACKED)
 
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> list[Box]:
-    """Three containers of one network: a victim, its neighbour, a hostile one."""
+    """Return three containers of one network: a victim, its neighbour, a hostile one."""
     network = site.network(1)
     made = [site.box(network, number) for number in (2, 3, 4)]
     site.acquaint(*made)
@@ -36,7 +39,7 @@ def fdb(site: Site) -> list[str]:
 
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_no_frame_leaves_from_another_mac(site: Site, boxes: list[Box], family: str) -> None:
-    """Neither from a neighbour's MAC nor from an invented one; from its own, frames pass."""
+    """No frame leaves from a neighbour's MAC or an invented one; from its own, frames pass."""
     victim, neighbour, hostile = boxes
     src, dst = str(getattr(hostile, family)), str(getattr(victim, family))
     sniffer = site.sniffer(victim)
@@ -50,7 +53,7 @@ def test_no_frame_leaves_from_another_mac(site: Site, boxes: list[Box], family: 
 
 
 def test_a_neighbours_frames_are_not_drawn_away(site: Site, boxes: list[Box]) -> None:
-    """Who speaks from the victim's MAC does not get what is sent to it: the bridge learns nothing from containers."""
+    """A sender with the victim's MAC does not get the victim's traffic: the bridge learns nothing from containers."""
     victim, neighbour, hostile = boxes
     frame(hostile.path, victim.endpoint.mac, neighbour.endpoint.mac, new_flow("udp", "10.1.0.4", "10.1.0.3", 9, 4101))
     sniffers = [site.sniffer(victim), site.sniffer(hostile)]
@@ -61,7 +64,7 @@ def test_a_neighbours_frames_are_not_drawn_away(site: Site, boxes: list[Box]) ->
 
 
 def test_the_bridges_table_cannot_be_filled(site: Site, boxes: list[Box]) -> None:
-    """A hundred invented MACs leave no entry, and frames to a MAC that nobody has are seen by no container."""
+    """A hundred invented MACs leave no entry, and no container sees frames to an unused MAC."""
     victim, neighbour, hostile = boxes
     before = sorted(fdb(site))
     for number in range(100):
@@ -76,7 +79,7 @@ def test_the_bridges_table_cannot_be_filled(site: Site, boxes: list[Box]) -> Non
 
 
 def test_a_bridge_made_again_binds_its_ports_again(site: Site) -> None:
-    """Ports that outlived their bridge belong to their MAC alone, as before."""
+    """Ports that outlived their bridge are bound to their MAC, as before."""
     network = site.network(2)
     box = site.box(network, 2)
     port = host_side(box.endpoint.id)
@@ -91,7 +94,7 @@ def test_a_bridge_made_again_binds_its_ports_again(site: Site) -> None:
     assert f"{box.endpoint.mac} dev {port} master {network.bridge} static" in site.run("bridge", "fdb").stdout
 
 
-# --- in another's name --------------------------------------------------------------------------------------------
+# --- another container's address --------------------------------------------------------------------------------------
 
 IP4, IP6, ARP, VLAN, QINQ = b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00", b"\x88\xa8"
 OWN4, NEXT4, GATE4 = "10.1.0.4", "10.1.0.3", "10.1.0.1"
@@ -102,13 +105,13 @@ Frame = tuple[bytes, bytes]
 
 @pytest.fixture
 def bound(site: Site, boxes: list[Box]) -> list[Box]:
-    """The same three, and docker-fw knows them."""
+    """The same three containers, known to docker-fw."""
     site.load(*map(known, boxes))
     return boxes
 
 
 def known(box: Box, *allow: Rule) -> Endpoint:
-    """Each of a container of its own."""
+    """Return the box's endpoint, with a container of its own."""
     return dataclasses.replace(box.endpoint, container=Container(box.endpoint.id, "web", PolicySpec(allow=allow)))
 
 
@@ -117,7 +120,7 @@ def lladdr(box: Box) -> str:
 
 
 def heard(by: Box, hostile: Box, frames: dict[str, Frame]) -> set[str]:
-    """Which of these, sent by the hostile one from its own MAC, the other sees."""
+    """Return which of these frames, sent by the hostile one with its own MAC, the other receives."""
     last = bytes(new_flow("udp", OWN4, "10.1.0.2", 9, next(_ports)))
     with inside(by.path), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
         ears.bind(("eth0", 3))
@@ -140,30 +143,30 @@ def datagram(source: str, target: str) -> Frame:
 
 
 def arp(operation: int, sender: str, address: str, *, kind: int = 1, target: str = "10.1.0.2") -> Frame:
-    """RFC 826, with a tail of its own."""
+    """Return an ARP frame (RFC 826), with a tail of its own."""
     head = struct.pack("!HHBBH", kind, 0x0800, 6, 4, operation)
     return (ARP, head + mac(sender) + packed(address) + bytes(6) + packed(target) + os.urandom(18))
 
 
 def discovery(packet: Packet) -> Frame:
-    """With hop limit 255 (RFC 4861 section 6.1.2)."""
+    """Return a message with hop limit 255 (RFC 4861 section 6.1.2)."""
     return (IP6, bytes(packet)[:7] + b"\xff" + bytes(packet)[8:])
 
 
 def neighbour(kind: int, source: str, target: str, hardware: str, to: str = ALL) -> Packet:
-    """A solicitation (135), or an advertisement (136) that overrides, with the sender's hardware address."""
+    """Return a solicitation (135), or an advertisement (136) that overrides, with the sender's hardware address."""
     flags, option = (b"\x20\0\0\0", 2) if kind == 136 else (bytes(4), 1)
     return icmp(source, to, kind, body=flags + packed(target) + bytes([option, 1]) + mac(hardware) + tail())
 
 
 def router(source: str, kind: int = 134) -> Packet:
-    """An advertisement of a router for everything, or a redirect."""
+    """Return an advertisement of a router for everything, or a redirect."""
     body = b"\x40\xc8\xff\xff" + bytes(8) if kind == 134 else bytes(4) + packed(OWN6) + packed(NEXT6)
     return icmp(source, ALL, kind, body=body + tail())
 
 
 def tail() -> bytes:
-    """An option that nobody knows, different each time."""
+    """Return an unknown option, different each time."""
     return b"\xfe\6" + os.urandom(46)
 
 
@@ -172,12 +175,12 @@ def igmp(target: str, kind: int) -> Frame:
 
 
 def part(packet: Packet, place: int) -> Packet:
-    """An IPv6 packet as a fragment that stands `place` bytes from the start; more follow."""
+    """Return an IPv6 packet as a fragment at offset `place` bytes; more follow."""
     return extended(packet, 44, struct.pack("!BHI", 0, place | 1, 77))
 
 
 def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
-    """From its own MAC and addresses everything passes that neighbours need of each other, fragments as well."""
+    """With its own MAC and addresses, a container's traffic with neighbours passes, fragments as well."""
     victim, _, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
     whole = new_flow("udp", OWN6, "2001:db8:1::2", 9, next(_ports))
@@ -202,8 +205,11 @@ def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
 
 
 def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
-    """No packet from an address that is not its own, nor a word that it has a neighbour's or the host's: not in ARP,
-    not in neighbour discovery, fragments or VLANs, nor behind extension headers. Nobody but the host is a router."""
+    """No packet leaves with a source address that is not the container's own, and no claim to another's address.
+
+    This covers the neighbours' and the host's addresses, in ARP, neighbour discovery, fragments and VLANs, and behind
+    extension headers. No container is a router.
+    """
     victim, nextdoor, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
     stolen = new_flow("udp", NEXT6, "2001:db8:1::2", 9, next(_ports))
@@ -255,7 +261,7 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
 
 
 def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
-    """What the host knows of a neighbour's MAC stays, whatever another one says: nobody is reached in its place."""
+    """The host's entry for a neighbour's MAC stays, whatever another container claims: none is reached in its place."""
     _, nextdoor, hostile = bound
     own = hostile.endpoint.mac
     bridge = site.networks[next(iter(site.networks))].bridge
@@ -277,8 +283,10 @@ def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
 
 
 def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes: list[Box]) -> None:
-    """A container that takes a neighbour's address gets no answer out under it: not to the outsider who began the flow,
-    and not by beginning one itself."""
+    """A container that takes a neighbour's address gets no packet out with it.
+
+    Neither a reply to the outsider who opened a flow, nor a flow of its own.
+    """
     victim, nextdoor, hostile = boxes
     site.load(*map(known, (victim, hostile)), known(nextdoor, Rule("tcp", 8080, 8080)))
     port = next(_ports)
@@ -291,7 +299,7 @@ def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes:
 
 
 def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes: list[Box]) -> None:
-    """If docker-fw's state was lost, containers that run are not cut off; they are bound when they start again."""
+    """If docker-fw's state was lost, running containers are not cut off; they are bound when they start again."""
     site.load()
     true = datagram(OWN4, "10.1.0.2")
     assert heard(boxes[0], boxes[2], {"its own": true}) == {"its own"}
@@ -299,8 +307,10 @@ def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes
 
 @pytest.mark.parametrize("kind", ["ours", "Docker's"])
 def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: str) -> None:
-    """Frames to 01:80:c2:00:00:00-0f, which a bridge takes for itself, bring the host no packet past its rules: from no
-    source, on no kind of network."""
+    """Frames to 01:80:c2:00:00:00-0f, which a bridge consumes itself, bring the host no packet past its rules.
+
+    This holds for any source, on any kind of network.
+    """
     box = site.box(site.network(4), 2) if kind == "ours" else site.docker_box("br-aaaaaaaaaaaa", 9)
     net = 4 if kind == "ours" else 9
     site.load(*([known(box)] if kind == "ours" else []), more=site.guarded(box, "br-aaaaaaaaaaaa") if net == 9 else ())
@@ -320,9 +330,11 @@ def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: s
 
 
 def test_no_trick_reaches_a_closed_port_of_another_network(site: Site, bound: list[Box]) -> None:
-    """Not through a tunnel, as IPv4 within IPv6, behind extension headers, in pieces too small for a port, from a port
-    that answers come from, or as an answer that nobody asked for; a flow of its own to the outsider opens nothing
-    for anybody else."""
+    """A closed port of another network is reached by none of these evasions.
+
+    The test tries a tunnel, IPv4 within IPv6, extension headers, fragments too small for a port, a source port of usual
+    replies, and unsolicited replies. A flow of the container's own to the outsider opens nothing for other clients.
+    """
     hostile = bound[2]
     network = site.network(3)
     victim = site.box(network, 2)

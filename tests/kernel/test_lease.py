@@ -1,4 +1,4 @@
-"""What Docker's own networks accept stands while docker-fw follows Docker, and ends soon after it does not any more."""
+"""Test the lease: what Docker networks accept is active while docker-fw follows Docker, and ends soon after."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.kernel.talks import Talks
 from tests.waiting import until
 
 GUARDED = "b" * 64
-#: Docker's container; a published port of its, at docker-proxy's; a container on a network of ours.
+#: Docker's container; its published port, at docker-proxy's; a container on a docker-fw network.
 DOCKERS = {("10.7.0.2", 8080), ("2001:db8:7::2", 8080), ("198.51.100.1", 18080), ("2001:db8:ffff::1", 18080)}
 OURS = {("10.1.0.2", 8080), ("2001:db8:1::2", 8080)}
 
 
 class Brief(Running):
-    """Its lease lasts for a second."""
+    """A plugin whose lease lasts for a second."""
 
     command = (sys.executable, "-m", "gunicorn", "-c", "python:tests.kernel.brief")
 
@@ -34,7 +34,7 @@ class Brief(Running):
         super().__init__(site, LEASE="1")
 
     def seat(self) -> tuple[Box, Box]:
-        """A container on a bridge of Docker's, and one on a network of ours."""
+        """Add a container on a Docker bridge, and one on a docker-fw network."""
         network = self.network(1)
         self.well("CreateNetwork", network)
         ours = self.move(self.begin(network, 2, {"fw.allow": "8080"}))
@@ -53,13 +53,13 @@ class Brief(Running):
         return box, ours
 
     def open(self) -> set[tuple[str, int]]:
-        """Where a new connection from outside is accepted."""
+        """Return where a new connection from outside is accepted."""
         asked = [("tcp", address, port) for address, port in sorted(DOCKERS | OURS)]
         told = self.site.wan.probe(asked, timeout=0.3)
         return {(address, port) for (_, address, port), word in told.items() if word == "open"}
 
     def kill(self) -> None:
-        """SIGKILL for all of it."""
+        """Kill all of it by SIGKILL."""
         assert self.process
         for pid in (self.process.pid, worker := self.worker()):
             os.kill(pid, signal.SIGKILL)
@@ -69,15 +69,17 @@ class Brief(Running):
 
 
 def lasts(site: Site) -> list[float]:
-    """The seconds that the lease lasts yet, of each family."""
+    """Return the seconds that the lease still lasts, for each family."""
     shown = site.run("nft", "list", "set", "inet", "docker-fw", "lease").stdout
     told = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
     return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]
 
 
 def test_it_is_renewed_whatever_is_left_of_it(site: Site) -> None:
-    """While it stands it lasts as long again, and so it does when it is out. Of a table that is not there the error is
-    told."""
+    """A renewal gives the full time again, whether the lease is active or expired.
+
+    If the table is absent, an error is raised.
+    """
     lease = Lease(site.nft)
     with pytest.raises(NftError):
         lease.renew()
@@ -101,9 +103,12 @@ def fw(site: Site) -> Iterator[Brief]:
 
 
 def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -> None:
-    """While docker-fw runs all stays open. Stopped in its tracks, or killed by SIGKILL and not started again, within
-    the lease's time nobody new reaches Docker's containers, nor a published port of theirs: whoever gets the address
-    would inherit it. Who is in stays, our own networks stay as they are, and once it goes on all is open again."""
+    """Docker's containers stay open while docker-fw runs, and close within the lease's time after it stops.
+
+    It stops by SIGSTOP, or by SIGKILL without a restart. Then no new client reaches Docker's containers or their
+    published ports, because an address's next owner would inherit them. Established flows stay, docker-fw networks are
+    unchanged, and once it runs again all is open again.
+    """
     site = fw.site
     box, ours = fw.seat()
     with (

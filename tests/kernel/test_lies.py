@@ -1,4 +1,4 @@
-"""Docker's socket tells wrong things: what is wrong stays closed, and takes nothing of anybody else with it."""
+"""Docker's socket returns wrong data: the affected object stays closed, and no other object is affected."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def docker(tmp_path: Path) -> Iterator[FakeDocker]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
-    """Whatever of a wrong type Docker tells of one container, every other container's labels are read, and when it
-    tells the truth again that container's are too."""
+    """Whatever values of a wrong type Docker returns for one container, the labels of all others are read.
+
+    When Docker returns correct data again that container's are too.
+    """
     api, truth = DockerApi(str(docker.path)), docker.containers[BAD]
     for wrong in WRONG:
         docker.containers[BAD] = {**truth, place: wrong}
@@ -49,8 +51,10 @@ def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> No
 
 @pytest.mark.parametrize("large", [{"Labels": {"fw.allow": "9090", "x": "y" * LARGE}}, {"Command": "y" * LARGE}])
 def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[str, Any]) -> None:
-    """A container whose entry is too large to be read stays closed, and exists; every other one's labels are read. It
-    is told by name, and when it is asked for alone nobody waits for it."""
+    """A container whose entry is too large to read stays closed, and exists; the labels of all others are read.
+
+    It is reported by name, and no look-up waits for it when it is requested alone.
+    """
     api, truth = DockerApi(str(docker.path)), docker.containers[BAD]
     first = {"Id": truth["Id"], "Names": truth["Names"]}
     docker.containers = {BAD: {**first, **truth, **large}, WEB: docker.containers[WEB]}
@@ -73,7 +77,7 @@ def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[st
 
 @pytest.mark.parametrize("path", ["/networks/", "/images/"])
 def test_an_answer_of_megabytes_about_one_thing_is_that_things(docker: FakeDocker, path: str) -> None:
-    """A look goes on without it."""
+    """A full listing continues without an oversized answer about one object."""
     docker.containers[BAD]["ImageID"] = "sha256:large"
     docker.images["sha256:large"] = {}
     docker.networks["f" * 64] = {"Id": "f" * 64, "Name": "docker_gwbridge", "Driver": "bridge"}
@@ -85,7 +89,7 @@ def test_an_answer_of_megabytes_about_one_thing_is_that_things(docker: FakeDocke
 
 @pytest.mark.parametrize("place", ["Id", "Name", "Driver", "Labels", "Options", "IPAM", "Internal", "Containers"])
 def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
-    """Nor does what Docker tells wrong of one network touch another one, or a container's labels."""
+    """Wrong data about one network affects no other network and no container's labels."""
     api = DockerApi(str(docker.path))
     front, lie = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
     docker.networks["front"], docker.networks["lie"] = front, lie
@@ -99,8 +103,10 @@ def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None
 
 
 def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> None:
-    """A list with something in it that is not understood does not say which networks there are, nor does an empty one:
-    Docker has always some of its own. So nothing of docker-fw's is taken for removed."""
+    """A list with an unreadable entry does not show which networks exist, and neither does an empty one.
+
+    Docker always has some of its own. So no docker-fw network is taken for removed.
+    """
     api = DockerApi(str(docker.path))
     assert api.look().network_ids == {NETWORK}
     for answer in ([], [{"Id": NETWORK, "Name": "net"}, {"Name": "other"}]):
@@ -111,14 +117,17 @@ def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> N
 @pytest.mark.parametrize("path", ["/networks", "/containers/json"])
 @pytest.mark.parametrize("answer", [{}, {"message": "busy"}, [5], [{"message": "busy"}], None, "x"])
 def test_no_list_is_no_answer(docker: FakeDocker, path: str, answer: Any) -> None:
-    """What is no list of anything does not say that nobody is there: Docker counts as silent, all stays as it was."""
+    """An answer that is not a list does not mean that no container exists.
+
+    Docker counts as silent, all stays unchanged.
+    """
     with lying(docker, path, lambda _: answer), pytest.raises(DockerUnavailable):
         DockerApi(str(docker.path)).look()
 
 
 @pytest.mark.parametrize("version", [[], {}, {"ApiVersion": None}, {"ApiVersion": "x.y"}, {"ApiVersion": []}])
 def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pytest.MonkeyPatch, version: Any) -> None:
-    """A daemon that answers with nonsense when asked for its version counts as silent: it is asked again."""
+    """A daemon that answers the version request with nonsense counts as silent: it is asked again."""
     api, reply = DockerApi(str(docker.path)), docker._reply
     monkeypatch.setattr(docker, "_reply", lambda to, value: reply(to, version if to.path == "/version" else value))
     with pytest.raises(DockerUnavailable):
@@ -146,7 +155,7 @@ def fw() -> Iterator[Running]:
 
 
 class Bed:
-    """A container whose label opens 8080, one about which lies are told, and places for those who come meanwhile."""
+    """A container whose label opens 8080, one with false data about it, and room for new containers."""
 
     def __init__(self, fw: Running) -> None:
         self.fw, self.numbers = fw, itertools.count(10)
@@ -160,14 +169,14 @@ class Bed:
         return self.fw.endpoint(self.network, number)
 
     def box(self, number: int) -> Box:
-        """Joined while Docker does not tell who it is."""
+        """Join a container while Docker does not report its identity."""
         endpoint = self.endpoint(number)
         self.fw.well("CreateEndpoint", endpoint)
         endpoint["Joined"] = self.fw.well("Join", endpoint)
         return self.fw.move(endpoint)
 
     def known(self, name: str, number: int) -> None:
-        """From now on Docker tells that it is a container with a label, and that something has happened."""
+        """From now on Docker lists it as a container with a label, and reports an event."""
         endpoint = self.endpoint(number)
         self.fw.docker.container(name, endpoint["EndpointID"], endpoint["NetworkID"], {"fw.allow": "8080"})
         self.fw.docker.event("network", "create")
@@ -176,14 +185,14 @@ class Bed:
         return self.fw.opens(f"10.1.0.{number}")
 
     def comes(self) -> None:
-        """Another container's label is read and opens, at once, not half a minute later."""
+        """Check that another container's label is read and opens, at once, not half a minute later."""
         number = next(self.numbers)
         self.box(number)
         self.known(f"c{number}", number)
         until(lambda: self.opens(number) == {*BASE, "8080/6"}, "the newcomer's label is known")
 
     def gets(self, box: Box) -> bool:
-        """True if an outsider's SYN comes to its 8080."""
+        """Return True if an outsider's SYN reaches its port 8080."""
         packet = new_flow("tcp", Site.OUT6, box.v6, 8080, next(_sports))
         return packet in self.fw.site.deliver([packet], box)
 
@@ -198,7 +207,7 @@ def bed(fw: Running) -> Bed:
 
 @contextlib.contextmanager
 def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[None]:
-    """Answers to this path are other than they should be."""
+    """Replace the answers to this path with wrong ones."""
     truth = docker._reply
 
     def reply(request: Any, value: Any, status: int = 200) -> None:
@@ -217,7 +226,7 @@ def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[
 
 
 def without(key: str) -> Lie:
-    """Something else is listed too, which lacks this."""
+    """List one more object, which lacks this key."""
     return lambda told: [{k: v for k, v in each.items() if k != key} for each in told[:1]] + told
 
 
@@ -233,7 +242,7 @@ LIES: dict[str, tuple[str, Lie]] = {
 
 @pytest.mark.parametrize(("path", "lie"), LIES.values(), ids=LIES)
 def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
-    """Whatever else Docker lists, whoever is there stays open, and whoever comes is known, as if nothing were."""
+    """Whatever else Docker lists, running containers stay open, and new ones are known, as without the wrong data."""
 
     def one(told: Any) -> Any:
         return lie(told) if isinstance(told, list) else told
@@ -249,8 +258,10 @@ def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
     ids=["deep networks", "deep containers", "no text"],
 )
 def test_an_answer_that_is_none(bed: Bed, path: str, lie: bytes) -> None:
-    """While Docker's answers cannot be read, Join answers all the same and opens nothing, and who is there stays as it
-    is; as soon as they can be, the label is known."""
+    """While Docker's answers cannot be read, Join is answered and opens nothing, and running containers are unchanged.
+
+    As soon as the answers can be read, the label is known.
+    """
     number = next(bed.numbers)
     with lying(bed.fw.docker, path, lambda _: lie):
         if path == "/version":
@@ -273,8 +284,7 @@ WORDS = {
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_nonsense_among_the_events(bed: Bed, words: bytes) -> None:
-    """Whatever comes in the stream of Docker's events, what happens after it is heard, and nobody who is there loses
-    anything by it."""
+    """After any nonsense in Docker's event stream, later events are processed, and it closes no running container."""
     until(lambda: bed.fw.status()["listening"], "the plugin listens")
     for stream in list(bed.fw.docker._streams):
         with contextlib.suppress(BrokenPipeError):  # one of an earlier test
@@ -299,7 +309,7 @@ def _line(words: bytes) -> bytes:
     ids=["labels", "command"],
 )
 def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None:
-    """Giant labels, or a giant command: it is known whose event it is, and the stream goes on."""
+    """Giant labels or a giant command: the event is attributed to its container, and the stream continues."""
     until(lambda: bed.fw.status()["listening"], "the plugin listens")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     for _ in range(10):
@@ -311,7 +321,10 @@ def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None
 
 
 def test_an_event_of_megabytes_that_may_be_anybodys(bed: Bed) -> None:
-    """Everything is looked at once more, by the stream that goes on; many of them starve nobody."""
+    """An oversized event that any container may have caused leads to one more full listing, and the stream continues.
+
+    Many such events starve no other work.
+    """
     until(lambda: bed.fw.status()["listening"], "the plugin listens")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     listed = sum("/containers/json" in path for path in bed.fw.docker.asked)
@@ -324,7 +337,7 @@ def test_an_event_of_megabytes_that_may_be_anybodys(bed: Bed) -> None:
 
 
 def test_a_container_of_megabytes_closes_nobody(bed: Bed) -> None:
-    """Its entry is not read; whoever is there stays open, whoever comes is known, and status names it."""
+    """An oversized entry is not read; running containers stay open, new ones are known, and status names it."""
     number = next(bed.numbers)
     endpoint = bed.endpoint(number)
     box = bed.box(number)

@@ -1,4 +1,4 @@
-"""Bridges, veth pairs and forwarding on a host: made once, found again, never taken from others."""
+"""Test bridges, veth pairs and forwarding on a host: created once, found again, never taken from others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def shared() -> Iterator[Site]:
 
 @pytest.fixture
 def site(shared: Site) -> Iterator[Site]:
-    """One host for many tests; each leaves it without links. What switches forwarding has a host of its own."""
+    """Yield one host for many tests; each leaves it without links.
+
+    Tests that switch forwarding have a host of their own.
+    """
     yield shared
     for name in names(shared):
         shared.run("ip", "link", "del", "dev", name, check=False)
@@ -47,14 +50,14 @@ def site(shared: Site) -> Iterator[Site]:
 
 @pytest.fixture
 def fresh() -> Iterator[Site]:
-    """A host as it boots."""
+    """Yield a host as after its boot."""
     with Site() as made:
         yield made
 
 
 @pytest.fixture
 def links(site: Site) -> Iterator[Links]:
-    """The host's links; the test runs inside the host."""
+    """Yield the host's links; the test runs inside the host."""
     with site.inside():
         yield site.links
 
@@ -68,7 +71,7 @@ def sysctl(site: Site, name: str) -> str:
 
 
 def names(site: Site) -> set[str]:
-    """The host's links, but for its own."""
+    """Return the host's links, except its own."""
     return set(re.findall(r"^\d+: ([^:@]+)", shown(site, "-o", "link"), re.MULTILINE)) - {"lo", "eth0"}
 
 
@@ -76,7 +79,7 @@ def names(site: Site) -> set[str]:
 
 
 def test_a_bridge_as_the_network_says(site: Site, links: Links) -> None:
-    """Name, MTU, both gateways, up; in our device group, which the policy goes by; never a listener to routers."""
+    """Name, MTU, both gateways, up; in docker-fw's device group, which the policy matches; no listener to routers."""
     assert links.make_bridge(NETWORK) is True
     text = shown(site, "-d", "link", "show", NETWORK.bridge)
     assert "mtu 1400" in text
@@ -99,12 +102,12 @@ def test_made_again_it_is_the_same(site: Site, links: Links) -> None:
 
 
 def strip(text: str) -> str:
-    """Without what runs by itself: timers, lifetimes, the carrier."""
+    """Remove values that change by themselves: timers, lifetimes, the carrier."""
     return re.sub(r"valid_lft.*|(qlen|\w+_timer) +[\d.]+|state \w+", "", text)
 
 
 def test_half_made_it_is_completed(site: Site, links: Links) -> None:
-    """A crash between two steps of making leaves a bridge that the next call completes."""
+    """A crash between two steps of the creation leaves a bridge that the next call completes."""
     site.host.ip(f"link add {NETWORK.bridge} group {GROUP} type bridge")
     assert links.make_bridge(NETWORK) is False
     assert "10.1.0.1/24" in shown(site, "addr", "show", NETWORK.bridge)
@@ -113,7 +116,7 @@ def test_half_made_it_is_completed(site: Site, links: Links) -> None:
 
 @pytest.mark.parametrize("kind", ["bridge", "veth"])
 def test_a_taken_name_is_refused_and_left_alone(site: Site, links: Links, kind: str) -> None:
-    """Somebody else's link of that name stays exactly as it is, and the user is told what to choose."""
+    """Another program's link of that name stays exactly as it is, and the error says what to choose."""
     site.host.ip(f"link add front0 type {kind}", "addr add 10.77.0.1/24 dev front0", "link set front0 mtu 1300")
     before = shown(site, "-d", "addr", "show", "front0")
     taken = dataclasses.replace(NETWORK, bridge="front0")
@@ -124,7 +127,7 @@ def test_a_taken_name_is_refused_and_left_alone(site: Site, links: Links, kind: 
 
 
 def test_another_networks_bridge_is_taken_too(site: Site, links: Links) -> None:
-    """Two of our networks cannot share a bridge's name."""
+    """Two docker-fw networks cannot share a bridge's name."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     other = dataclasses.replace(NETWORK, id="f" * 64, bridge="front0", gateway4=IPv4Interface("10.2.0.1/24"))
     with pytest.raises(FwError, match="front0 is taken"):
@@ -145,7 +148,7 @@ def test_another_networks_bridge_is_taken_too(site: Site, links: Links) -> None:
     ids=str,
 )
 def test_what_the_kernel_refuses_leaves_nothing(site: Site, links: Links, fields: dict[str, Any], words: str) -> None:
-    """A name or an MTU that the kernel does not take is an error with its name, and no half-made bridge stays."""
+    """A name or an MTU that the kernel refuses is an error that names it, and no half-made bridge remains."""
     with pytest.raises(FwError, match=words):
         links.make_bridge(dataclasses.replace(NETWORK, **fields))
     assert names(site) == set()
@@ -164,7 +167,7 @@ def test_families_are_on_or_off(site: Site, links: Links) -> None:
 
 
 def test_the_bridges_mac_stays(site: Site, links: Links) -> None:
-    """Containers come and go; the gateway's MAC, which neighbours remember, does not change."""
+    """Containers are added and removed; the gateway's MAC, which neighbours remember, does not change."""
     links.make_bridge(NETWORK)
     before = re.findall(r"link/ether (\S+)", shown(site, "link", "show", NETWORK.bridge))
     links.attach(NETWORK, ENDPOINT)
@@ -175,7 +178,7 @@ def test_the_bridges_mac_stays(site: Site, links: Links) -> None:
 
 
 def test_deleting_twice_is_well(site: Site, links: Links) -> None:
-    """What is gone is gone: a repeated call says nothing."""
+    """A repeated call for a deleted link raises no error."""
     links.make_bridge(NETWORK)
     links.delete_bridge(NETWORK)
     links.delete_bridge(NETWORK)
@@ -183,7 +186,7 @@ def test_deleting_twice_is_well(site: Site, links: Links) -> None:
 
 
 def test_bridges_are_told_apart(site: Site, links: Links) -> None:
-    """Ours are known by their device group, whatever they are called; others' bridges are not ours."""
+    """docker-fw bridges are known by their device group, whatever their names; others' bridges are not."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     site.host.ip("link add br0 type bridge", "link add fw-false type bridge", "link add v0 type veth peer name v1")
     assert links.bridges() == {"front0": True, "br0": False, "fw-false": False}
@@ -191,7 +194,7 @@ def test_bridges_are_told_apart(site: Site, links: Links) -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "br*", "-x", "a;b", "$x", "a\\b"])
 def test_a_bridge_of_an_odd_name_is_not_ours(site: Site, links: Links, name: str) -> None:
-    """Every bridge of the host is listed, whatever it is called, and which of them docker-fw made."""
+    """Every bridge of the host is listed, whatever its name, with a flag if docker-fw created it."""
     links.make_bridge(dataclasses.replace(NETWORK, bridge="front0"))
     site.run("ip", "link", "add", "name", name, "type", "bridge")
     with site.inside():
@@ -220,14 +223,14 @@ def test_the_links_of_the_default_route(site: Site, links: Links) -> None:
         (None, "2001:db8::9/32", "overlaps 2001:db8:ffff::1/64 on eth0"),
         (None, "::1/127", "overlaps ::1/128 on lo"),
         ("10.9.0.1/24", "2001:db8:9::1/64", None),
-        # A part of the host's own on-link prefix in which the host has no address: an IPv6 network may live there.
+        # A part of the host's own on-link prefix in which the host has no address: an IPv6 network may use it.
         (None, "2001:db8:ffff:0:8000::1/66", None),
     ],
 )
 def test_a_clashing_subnet_is_named(
     links: Links, gateway4: str | None, gateway6: str | None, clash: str | None
 ) -> None:
-    """A subnet that the host already has elsewhere is told with the address and the link."""
+    """A subnet that the host already has elsewhere is reported with the address and the link."""
     wanted = dataclasses.replace(
         NETWORK,
         gateway4=IPv4Interface(gateway4) if gateway4 else None,
@@ -238,7 +241,7 @@ def test_a_clashing_subnet_is_named(
 
 
 def test_its_own_bridge_is_no_clash(links: Links) -> None:
-    """A network made again does not clash with itself."""
+    """A network that is created again does not clash with itself."""
     links.make_bridge(NETWORK)
     assert links.overlap(NETWORK) is None
     assert links.overlap(dataclasses.replace(NETWORK, bridge="other")) is not None
@@ -274,14 +277,14 @@ def test_a_retry_makes_the_pair_anew(site: Site, links: Links) -> None:
 
 
 def test_without_its_bridge_an_endpoint_is_refused(site: Site, links: Links) -> None:
-    """If somebody removed the bridge, the start fails with what to do, and no pair stays."""
+    """If the bridge was removed, the start fails with what to do, and no pair remains."""
     with pytest.raises(FwError, match=f"the bridge {NETWORK.bridge} of network 0123456789ab is gone"):
         links.attach(NETWORK, ENDPOINT)
     assert names(site) == set()
 
 
 def test_a_container_side_whose_name_is_taken(site: Site, links: Links) -> None:
-    """A link of the container side's name that is in the way is an error, and no pair stays half-made."""
+    """If a link with the container side's name exists, an error is raised, and no pair remains half-made."""
     links.make_bridge(NETWORK)
     site.host.ip(f"link add {container_side(ENDPOINT.id)} type bridge")
     with pytest.raises(FwError, match="could not connect the container"):
@@ -290,9 +293,10 @@ def test_a_container_side_whose_name_is_taken(site: Site, links: Links) -> None:
 
 
 def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Links) -> None:
-    """At a start, pairs that no endpoint owns go; those of endpoints, of containers and of others stay.
+    """At a start, pairs without an endpoint are removed; those of endpoints, of containers and of others remain.
 
-    A pair whose inner side is in a container is in use, even if our state was lost: its container keeps its network.
+    A pair whose inner side is in a container is in use, even if docker-fw's state was lost: its container keeps its
+    network.
     """
     links.make_bridge(NETWORK)
     lost = dataclasses.replace(ENDPOINT, id="1" * 64)
@@ -308,7 +312,7 @@ def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Lin
 
 
 def test_after_a_bridge_was_lost_its_containers_come_back(site: Site, links: Links) -> None:
-    """When a bridge had to be made again, the pairs that outlived it become its ports."""
+    """When a bridge had to be created again, the pairs that outlived it become its ports."""
     links.make_bridge(NETWORK)
     links.attach(NETWORK, ENDPOINT)
     site.host.ip(f"link del {NETWORK.bridge}")
@@ -319,12 +323,12 @@ def test_after_a_bridge_was_lost_its_containers_come_back(site: Site, links: Lin
 
 
 def test_a_port_may_hairpin(site: Site, links: Links) -> None:
-    """A container that publishes ports reaches itself by them: its port sends frames back where they came from."""
+    """A container that publishes ports reaches itself through them: its port returns frames to where they came from."""
     links.make_bridge(NETWORK)
     links.attach(NETWORK, ENDPOINT)
     links.hairpin(ENDPOINT)
     assert "hairpin on" in shown(site, "-d", "link", "show", host_side(ENDPOINT.id))
-    links.hairpin(dataclasses.replace(ENDPOINT, id="9" * 64))  # gone meanwhile
+    links.hairpin(dataclasses.replace(ENDPOINT, id="9" * 64))  # removed meanwhile
 
 
 @pytest.mark.parametrize(
@@ -332,12 +336,12 @@ def test_a_port_may_hairpin(site: Site, links: Links) -> None:
     [("172.18.0.2", None, "02:42:ac:12:00:02"), ("172.18.0.2", "2001:db8::2", "02:42:ac:12:00:02")],
 )
 def test_a_mac_follows_the_address(addr4: str, addr6: str | None, mac: str) -> None:
-    """As with Docker's bridge driver the same address has the same MAC, so neighbours need not unlearn."""
+    """As with Docker's bridge driver the same address has the same MAC, so neighbour entries stay valid."""
     assert mac_of(IPv4Address(addr4), IPv6Address(addr6) if addr6 else None) == mac
 
 
 def test_a_mac_of_an_ipv6_address() -> None:
-    """With IPv6 alone it follows that, is locally administered and no group's."""
+    """With IPv6 alone the MAC follows the IPv6 address, is locally administered and no group's."""
     macs = {mac_of(None, IPv6Address(f"2001:db8::{n:x}")) for n in range(1, 200)}
     assert len(macs) == 199
     assert all(int(mac[:2], 16) & 3 == 2 for mac in macs)
@@ -369,9 +373,9 @@ def test_links_are_used_from_many_threads(site: Site) -> None:
 
 
 def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
-    """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair stays."""
+    """The kernel gives a bridge 1,023 ports: the next container is refused with what to do, and no pair remains."""
     links.make_bridge(NETWORK)
-    # As a group they go at once: one by one the kernel waits for each.
+    # As a group they are removed at once: one by one the kernel waits for each.
     site.host.ip(*(f"link add full{n} group 77 type veth peer name full{n}x group 77" for n in range(512)))
     ends = [f"full{n}{end}" for n in range(512) for end in ("", "x")][:1023]
     site.host.ip(*(f"link set {end} master {NETWORK.bridge}" for end in ends))
@@ -391,7 +395,7 @@ def test_a_full_bridge_is_told(site: Site, links: Links) -> None:
     ids=["both", "IPv4", "IPv6", "internal"],
 )
 def test_forwarding_is_switched_on_where_needed(fresh: Site, fields: dict[str, Any], families: set[int]) -> None:
-    """A network switches forwarding on for its own families and no other; an internal one for none."""
+    """A network enables forwarding for its own families and no other; an internal one for none."""
     network = dataclasses.replace(NETWORK, **fields)
     with fresh.inside():
         assert fresh.sysctl.missing(network) == families
@@ -402,7 +406,7 @@ def test_forwarding_is_switched_on_where_needed(fresh: Site, fields: dict[str, A
 
 
 def test_forwarding_that_is_on_is_left_alone(fresh: Site) -> None:
-    """Where the host forwards already nothing is switched, and nothing counts as switched by us."""
+    """Where the host forwards already nothing is changed, and nothing counts as enabled by docker-fw."""
     fresh.host.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1, "net/ipv6/conf/eth0/accept_ra": 1})
     with fresh.inside():
         assert fresh.sysctl.missing(NETWORK) == set()
@@ -411,7 +415,7 @@ def test_forwarding_that_is_on_is_left_alone(fresh: Site) -> None:
 
 
 def advertise(site: Site) -> None:
-    """A router advertisement from the wan, with a lifetime of half an hour (RFC 4861 section 4.2)."""
+    """Send a router advertisement from the wan, with a lifetime of half an hour (RFC 4861 section 4.2)."""
     mac = re.search(r"link/ether (\S+)", site.wan.run(["ip", "link", "show", "lan"]).stdout)
     assert mac
     source = re.search(r"inet6 (fe80::\S+)/64", site.wan.run(["ip", "addr", "show", "dev", "lan"]).stdout)
@@ -427,7 +431,7 @@ def advertise(site: Site) -> None:
 
 
 def test_a_router_advertised_default_route_survives(fresh: Site) -> None:
-    """A host that lives on SLAAC keeps its default route and goes on hearing its router when forwarding comes on."""
+    """A host that relies on SLAAC keeps its default route, and still accepts its router, when forwarding is enabled."""
     fresh.host.ip("route del ::/0")
     fresh.host.sysctl({"net/ipv6/conf/eth0/accept_ra": 1, "net/ipv6/conf/eth0/accept_ra_defrtr": 1})
     fresh.host.ip("link add quiet type veth peer name q", "link set quiet up")
@@ -456,7 +460,7 @@ def test_where_sysctls_cannot_be_written_the_user_is_told(fresh: Site) -> None:
 
 
 def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> None:
-    """Between links that the host never forwarded between, switching forwarding on lets nothing through, ever.
+    """Between links that the host never forwarded between, enabling forwarding lets no packet through.
 
     The order is the driver's: what must stay closed is in the table before the sysctl is written.
     """
@@ -478,7 +482,7 @@ def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> N
     stop.set()
     thread.join()
     fresh.send(sent)
-    # From the host itself, which is no transit: by then all others are through, or dropped.
+    # From the host itself, which is no transit: by then all others have passed, or are dropped.
     last = icmp("2001:db8:9::1", lan.v6, 128)
     fresh.send([last], fresh.host)
     seen = set()
@@ -492,7 +496,10 @@ def test_not_one_packet_passes_while_forwarding_is_switched_on(fresh: Site) -> N
 
 
 def test_a_bridge_of_ours_does_not_heed_multicast_queries(site: Site, links: Links) -> None:
-    """Each port gets what is sent to a group. Otherwise a container that asks for groups, and gives all hours to
-    answer, would keep neighbour solicitations from its neighbours, and so cut off their IPv6."""
+    """Each port gets packets to a group, whatever queries a container sends.
+
+    Otherwise a container that queries groups with a response time of hours would block neighbour solicitations from its
+    neighbours, and so cut off their IPv6.
+    """
     links.make_bridge(NETWORK)
     assert "mcast_snooping 0 " in site.run("ip", "-d", "link", "show", NETWORK.bridge).stdout

@@ -1,4 +1,4 @@
-"""Names that look like nft's words, options or a shell's, where the kernel's own nft reads what was made of them."""
+"""Test names that look like nft keywords, options or shell code: the kernel's own nft reads the text made from them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.kernel.running import Running
 from tests.kernel.site import MARK, Box
 from tests.waiting import until
 
-#: Names that the kernel takes for a link; some of Docker's bridges have them, some of others'.
+#: Names that the kernel accepts for a link; some are those of Docker bridges, some of others.
 DOCKERS, OTHERS = ('";flush', "$(reboot)", "fw-*", "--help"), ("{}", "x*", 'a"}#', "`reboot`", "网桥")
-#: What Docker would call nobody; an API that lies might.
+#: Names that Docker would not accept, but that an API with wrong data might return.
 NAMES = ('"; flush ruleset; "', "-x", "../../etc", "* {", "a\n\x1b[2J", "\u202egnp", "a\0b", "x" * 10_000)
 
 
 def network(fw: Running, number: int, bridge: str, name: str) -> str:
-    """A network of Docker's own bridge driver."""
+    """Return a network of Docker's bridge driver."""
     identity = f"{number:012x}".ljust(64, "d")
     fw.docker.networks[identity] = {
         "Id": identity, "Name": name, "Driver": "bridge", "Containers": {},
@@ -38,8 +38,11 @@ def guest(fw: Running, of: str, name: str, box: Box) -> None:
 
 
 def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> None:
-    """Bridges, networks and containers of any name: who is on an odd bridge stays closed, who just has an odd name
-    is opened by its label like any; and nft takes what `fwctl export` and `fwctl boot` write."""
+    """Odd names of bridges, networks and containers close only what has them, and nft never parses them.
+
+    A container on a bridge with an odd name stays closed; one that has an odd name itself is opened by its label like
+    any other. nft accepts the files that `fwctl export` and `fwctl boot` write.
+    """
     site = fw.site
     with site.inside():
         site.sysctl.forward({2, 10})

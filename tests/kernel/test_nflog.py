@@ -1,4 +1,4 @@
-"""Drops as they happen: real packets, the real table and nfnetlink_log, and the whole plugin with `fwctl log`."""
+"""Test reports of drops: real packets, the real table and nfnetlink_log, and the whole plugin with `fwctl log`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.kernel.site import Box, Site, site_of_module
 from tests.lab import NamedNetns
 from tests.waiting import until
 
-#: A group of the tests' own, told of without any limit.
+#: A group of the tests' own, reported without any limit.
 GROUP = 77
 CONFINED = PolicySpec(egress=())
 
 
 class Known:
-    """The reconciler, as far as the drop log sees it."""
+    """The reconciler, with the methods that the drop log uses."""
 
     def __init__(self, inventory: PolicyView) -> None:
         self._inventory, self._lock = inventory, threading.RLock()
@@ -60,7 +60,7 @@ class Told:
         until(lambda: self.log._source is not None, "the group is ours")
 
     def next(self) -> list[Drop]:
-        """What is told within a second; the test's promise is that something is."""
+        """Return the packets reported within a second; the test promises at least one."""
         found = self.log.ring.after(self.seen, 1.0)
         self.seen = self.log.ring.newest
         return found
@@ -80,7 +80,7 @@ site = site_of_module()
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> tuple[Box, Box]:
-    """Containers on two networks, "web" both."""
+    """Return containers on two networks, both named "web"."""
     return site.box(site.network(1), 2), site.box(site.network(2), 2)
 
 
@@ -117,7 +117,7 @@ def test_a_drop_shows_with_its_containers_name_within_a_second(
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[Box, Box], version: int) -> None:
-    """With fw.egress: none a packet outwards, and one to the host, are outbound drops of the container."""
+    """With `fw.egress: none` an outbound packet, and one to the host, are outbound drops of the container."""
     web, _ = boxes
     assert web.network
     source, outside = (web.v4, Site.OUT4) if version == 4 else (web.v6, Site.OUT6)
@@ -135,7 +135,7 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
 
 
 def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:
-    """Only drops show: what the policy accepts, and ICMP that is always accepted, do not."""
+    """Only drops are reported: neither packets that the policy accepts, nor ICMP that is always accepted."""
     web, _ = boxes
     with listening(site, site.known(web)) as told:
         site.send([tcp(Site.OUT6, web.v6, 80, 40001), icmp(Site.OUT6, web.v6, 128), tcp(Site.OUT6, web.v6, 81, 40001)])
@@ -143,7 +143,7 @@ def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> Non
 
 
 def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
-    """A drop of a protocol without ports, or with no more than a header, is reported as what it is."""
+    """A drop of a protocol without ports, or of a bare header, is reported as what it is."""
     web, _ = boxes
     packets = [
         Packet(Site.OUT6.packed, web.v6.packed, proto, data)
@@ -161,8 +161,10 @@ def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
 
 
 def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Box]) -> None:
-    """Of 20,000 packets to one container a few a second are told, no more are kept than may be; a drop of another
-    container shows within a second all the same."""
+    """Of 20,000 packets to one container a few a second are reported, and no more are stored than the limit.
+
+    A drop of another container is still reported within a second.
+    """
     web, other = boxes
     with listening(site, site.known(web), site.known(other)) as told:
         began = time.monotonic()
@@ -180,7 +182,7 @@ def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Bo
 
 
 def _all_to(site: Site, group: int) -> None:
-    """A table of the test's own tells of every packet from outside."""
+    """Add a test table that reports every packet from outside."""
     site.run("nft", "-f", "-", input=f"""
         table inet told {{}}
         delete table inet told
@@ -197,8 +199,10 @@ def all_told(site: Site) -> Iterator[Callable[[int], None]]:
 
 
 def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]) -> None:
-    """When packets are told faster than they are read they go their way as ever, some are lost, which is counted, and
-    what comes later is told again."""
+    """Packets that are reported faster than they are read pass as usual; some reports are lost, which is counted.
+
+    Later packets are reported again.
+    """
     web, _ = boxes
     site.load(site.known(web))
     all_told(GROUP)
@@ -208,7 +212,7 @@ def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], a
         flood = [udp(Site.OUT4, web.v4, 9, 1 + n % 60000, bytes(200)) for n in range(30_000)]
         assert site.deliver([*flood, tcp(Site.OUT4, web.v4, 80, 40002)], web)
         while log.read() or not log.lost:
-            pass  # what stood in the socket, and the error that some did not find room there
+            pass  # the socket's content, and the error that some reports did not fit
         while log.read():
             pass
         site.send([tcp(Site.OUT4, web.v4, 80, 40003)])
@@ -222,7 +226,7 @@ def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], a
 def test_a_flood_of_somebody_elses_rules_is_only_sampled(
     site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
 ) -> None:
-    """Another program's rules that send every packet to our group cost a bounded part of the time and of memory."""
+    """Another program's rules that send every packet to docker-fw's group cost bounded time and memory."""
     web, _ = boxes
     with listening(site, site.known(web)) as told:
         all_told(LOG_GROUP)
@@ -238,7 +242,7 @@ def test_a_flood_of_somebody_elses_rules_is_only_sampled(
 
 
 def test_one_listener_has_a_group(site: Site) -> None:
-    """A second listener is refused by its own kind of error; when the first closes, the group is free at once."""
+    """A second listener is refused with its own error type; when the first closes, the group is free at once."""
     with site.inside():
         first = NfLog(GROUP)
         with pytest.raises(TakenError):
@@ -290,7 +294,7 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def web(running: Running) -> NamedNetns:
-    """A container c2 that logs, 10.1.0.2, and c3 that does not, 10.1.0.3."""
+    """Start a container c2 that logs, 10.1.0.2, and c3 that does not, 10.1.0.3."""
     net = running.network(1)
     running.well("CreateNetwork", net)
     second = running.begin(net, 3)
@@ -320,8 +324,10 @@ class DockerFollower:
 
 
 def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, web: NamedNetns) -> None:
-    """A follower has a drop within a second with the container's name; the log has it too where fw.log says drop, and
-    not for its neighbour that says nothing."""
+    """A follower gets a drop within a second with the container's name.
+
+    The log has it too where fw.log is drop, but not for the neighbour without that label.
+    """
     with closing(DockerFollower(running)) as follower:
         began = time.monotonic()
         running.site.send([tcp(Site.OUT4, "10.1.0.3", 5432, 40000)])
@@ -342,7 +348,7 @@ def kept_ports(running: Running) -> list[int | None]:
 
 @contextmanager
 def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """`fwctl log`, killed at the end."""
+    """Run `fwctl log`, killed at the end."""
     shown = subprocess.Popen(
         [sys.executable, "-m", "plugin.fwctl.cli", "log", "--socket", str(running.socket), *argv],
         cwd=ROOT,
@@ -359,7 +365,7 @@ def fwctl(running: Running, *argv: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def place(running: Running) -> DockerFollower:
-    """A follower that has its place; those of earlier tests are given back within a second."""
+    """Open a follower that has its place; those of earlier tests are released within a second."""
     found: list[DockerFollower] = []
 
     def there() -> bool:
@@ -373,7 +379,7 @@ def place(running: Running) -> DockerFollower:
 
 
 def test_the_command_shows_drops_as_they_happen(running: Running, web: NamedNetns) -> None:
-    """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is for programs."""
+    """`fwctl log` prints the last drops and then each new one; --no-follow exits; --json is machine-readable."""
     running.site.send([tcp(Site.OUT4, "10.1.0.2", 7001, 40001)])
     until(lambda: 7001 in kept_ports(running), "it is told")
     with fwctl(running, "c2", "-n", "1") as shown:
@@ -427,7 +433,7 @@ def test_followers_do_not_keep_the_plugin_from_stopping(running: Running) -> Non
 
 
 def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> None:
-    """When docker-fw stops while a client follows, or does not run, one line says so and the exit status is 1."""
+    """When docker-fw stops while a client follows, or is not running, one line says so and the exit status is 1."""
     with Site() as site:
         own = Running(site)
         try:
@@ -448,7 +454,7 @@ def test_fwctl_says_when_docker_fw_ends_or_is_not_there(running: Running) -> Non
 
 
 def memory(pid: int) -> int:
-    """A process's resident memory in KiB."""
+    """Return a process's resident memory in KiB."""
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
 
 

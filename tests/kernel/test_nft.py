@@ -1,4 +1,4 @@
-"""The table in the kernel: replaced whole, changed by elements, noticed when somebody touched it."""
+"""Test the table in the kernel: whole replacements, changes by elements, and changes by other programs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[NamedNetns]:
-    """A network namespace with nothing in it."""
+    """Yield a network namespace with nothing in it."""
     claim = Claim("n")
     claim.record.netns.append(claim.name)
     claim.save()
@@ -49,25 +49,25 @@ def host() -> Iterator[NamedNetns]:
 
 @pytest.fixture
 def nft(host: NamedNetns) -> Iterator[Nft]:
-    """The plugin's firewall in an empty ruleset."""
+    """Yield the plugin's firewall in an empty ruleset."""
     host.run(["nft", "flush", "ruleset"])
     with inside(host.path):
         yield Nft(MARK)
 
 
 def listed(host: NamedNetns) -> str:
-    """Our tables as this host's own nft shows them, without the counters' numbers and the time that is left."""
+    """Return docker-fw's tables as this host's own nft shows them, without counters and remaining times."""
     shown = "".join(host.run(["nft", "-nn", "list", "table", each, "docker-fw"]).stdout for each in ("inet", "bridge"))
     return re.sub(r"packets \d+ bytes \d+| expires \w+", "", shown)
 
 
 def blocks(host: NamedNetns) -> list[str]:
-    """The sets and chains, sorted: those of rates that were added are the last, whatever their names."""
+    """Return the sets and chains, sorted: those of added rates are the last, whatever their names."""
     return sorted(re.findall(r"\t(?:set|map|chain) .*?\n\t\}", listed(host), re.DOTALL))
 
 
 def standing(host: NamedNetns) -> set[str]:
-    """The elements of all our sets as nft lists them, as `SET: element`."""
+    """Return the elements of all sets as nft lists them, as `SET: element`."""
     found: set[str] = set()
     for name, body in re.findall(r"\t(?:set|map) (\w+) \{\n(.*?)\n\t\}", listed(host), re.DOTALL):
         match = re.search(r"elements = \{(.*?)\}", body, re.DOTALL)
@@ -94,7 +94,7 @@ _WORDS["th sport"] = _WORDS["th dport"]
 _WORDS["oif"] = st.integers(2, 2**31 - 1)
 _WORDS["meta iiftype"] = st.integers(2, 2**16 - 1)
 _WORDS |= dict.fromkeys(("oifname", "fib saddr oifname"), _WORDS["iifname"])
-#: Chains of rates: they are added with the first element that leads there.
+#: Chains of rates: they are added with the first element that leads to them.
 _LIMITS = (
     "limit4__10.1.2.3__5_minute_10",
     "limit_host6__2001-db8--1__1_second_1",
@@ -111,13 +111,13 @@ def elements_of(name: str, spec: SetSpec) -> st.SearchStrategy[Element]:
 
 
 def distinct(elements: Iterable[Element]) -> list[Element]:
-    """One for each key: a map holds no two."""
+    """Keep one for each key: a map has no two."""
     return list({(e.set, e.key): e for e in elements}.values())
 
 
-#: Without the sets that packets fill by themselves.
+#: Without the sets that packets fill.
 WRITTEN = {name: spec for name, spec in SETS.items() if not spec.meter}
-#: And without those that say that elements are missing.
+#: And without those that mark elements as missing.
 WHOLE = {name: spec for name, spec in WRITTEN.items() if not name.startswith("loading")}
 any_elements = st.lists(st.one_of(*(elements_of(n, s) for n, s in WHOLE.items())), max_size=40).map(distinct)
 bounded = settings(
@@ -126,7 +126,7 @@ bounded = settings(
 
 
 def test_every_kind_of_set_is_written_alike_both_ways(host: NamedNetns, nft: Nft) -> None:
-    """An element put there over netlink is, in each of our sets and maps, the one that the text means."""
+    """In each set and map, an element added over netlink equals the one that the text adds."""
     one = {
         name: Element(name, *(tuple(_EXAMPLE[e] for e in words) for words in (spec.key, spec.data)))
         for name, spec in WRITTEN.items()
@@ -157,7 +157,7 @@ _EXAMPLE: dict[str, Any] = {
 def test_a_change_makes_what_a_replacement_makes(
     host: NamedNetns, nft: Nft, before: list[Element], after: list[Element]
 ) -> None:
-    """Between any two states the difference over netlink leads to the very table that the whole text would make."""
+    """Between any two states the difference over netlink leads to the same table as the whole text."""
     nft.replace(before)
     nft.change(Change(tuple(set(before) - set(after)), tuple(set(after) - set(before))))
     by_change = blocks(host)
@@ -168,7 +168,7 @@ def test_a_change_makes_what_a_replacement_makes(
 
 
 def test_thousands_of_elements_in_one_transaction(host: NamedNetns, nft: Nft) -> None:
-    """A restart with thousands of containers' elements, and their going, are one transaction each."""
+    """A restart with thousands of containers' elements, and their removal, are one transaction each."""
     nft.replace(())
     many = tuple(
         element
@@ -201,7 +201,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
 def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Change) -> None:
-    """A transaction that the kernel refuses leaves everything as it was, says why, and harms no later one."""
+    """A transaction that the kernel refuses leaves everything as it was, reports why, and affects no later one."""
     nft.replace([HERE, MAPPED])
     before, generation = listed(host), nft.generation()
     for _ in range(3):
@@ -214,7 +214,7 @@ def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Ch
 
 
 def test_adding_what_stands_already_is_well(host: NamedNetns, nft: Nft) -> None:
-    """A repeated add is no error: what is wanted stands."""
+    """A repeated add is no error: the wanted element is present."""
     nft.replace([HERE, MAPPED])
     before = listed(host)
     nft.change(Change(add=(HERE, MAPPED)))
@@ -230,7 +230,7 @@ def test_nothing_to_change_costs_no_transaction(nft: Nft) -> None:
 
 
 def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nft) -> None:
-    """If the kernel does not take the whole table, the one before still stands."""
+    """If the kernel refuses the whole table, the previous one remains active."""
     nft.replace([HERE])
     before = listed(host)
     with pytest.raises(NftError):
@@ -240,7 +240,7 @@ def test_a_replacement_that_is_refused_changes_nothing(host: NamedNetns, nft: Nf
 
 
 def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
-    """The table is never gone or half there in between: its end and its beginning are one transaction."""
+    """The table is never absent or incomplete in between: its removal and its creation are one transaction."""
     nft.replace([HERE])
     generation = nft.generation()
     nft.replace([THERE])
@@ -248,7 +248,7 @@ def test_one_replacement_is_one_generation(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
-    """Whatever we do, another tool's table stays as it is."""
+    """Whatever docker-fw does, another tool's table stays as it is."""
     other = "table inet fw2 {\n\tset allow4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.9 }\n\t}\n}\n"
     host.run(["nft", "-f", "-"], input=other)
     before = host.run(["nft", "list", "table", "inet", "fw2"]).stdout
@@ -258,7 +258,7 @@ def test_tables_of_others_are_left_alone(host: NamedNetns, nft: Nft) -> None:
     assert host.run(["nft", "list", "table", "inet", "fw2"]).stdout == before
 
 
-# --- somebody else's hands ----------------------------------------------------------------------------------------
+# --- changes by other programs ----------------------------------------------------------------------------------------
 
 TOUCHES = {
     "flush ruleset": "flush ruleset",
@@ -274,7 +274,7 @@ TOUCHES = {
 
 @pytest.mark.parametrize("command", TOUCHES.values(), ids=TOUCHES)
 def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, command: str) -> None:
-    """What another tool does to our rules raises the generation, is seen, and one replacement mends it."""
+    """A change to docker-fw's rules by another tool raises the generation, is noticed, and one replacement fixes it."""
     nft.replace([HERE])
     whole, generation = listed(host), nft.generation()
     host.run(["nft", command])
@@ -286,7 +286,7 @@ def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, comma
 
 
 def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
-    """A rule that another tool exchanged in its place is seen too."""
+    """A rule that another tool replaced in its place is noticed too."""
     nft.replace([HERE])
     shown = host.run(["nft", "-a", "list", "chain", "inet", "docker-fw", "deny"]).stdout
     handle = re.search(r"drop # handle (\d+)", shown)
@@ -296,7 +296,7 @@ def test_a_replaced_rule_is_noticed(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> None:
-    """A reload of /etc/nftables.conf that holds our table as it once was does not leave old ports open."""
+    """A reload of /etc/nftables.conf with an old copy of docker-fw's table does not leave old ports open."""
     nft.replace([HERE])
     saved = "flush ruleset\n" + host.run(["nft", "list", "ruleset"]).stdout
     nft.change(Change(remove=(HERE,), add=(THERE,)))
@@ -309,7 +309,7 @@ def test_a_saved_ruleset_loaded_again_is_noticed(host: NamedNetns, nft: Nft) -> 
 
 
 def test_our_own_changes_are_no_touch(nft: Nft) -> None:
-    """What we do ourselves is never taken for somebody else's doing."""
+    """docker-fw's own changes are never taken for another program's."""
     nft.replace([HERE])
     nft.change(Change(remove=(HERE,), add=(THERE,)))
     assert nft.intact()
@@ -318,7 +318,7 @@ def test_our_own_changes_are_no_touch(nft: Nft) -> None:
 
 
 def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nft) -> None:
-    """Another table's change raises the generation too; ours stays intact."""
+    """Another table's change raises the generation too; docker-fw's table stays intact."""
     nft.replace([HERE])
     generation = nft.generation()
     assert nft.generation() == generation
@@ -328,7 +328,7 @@ def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nf
 
 
 def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNetns, nft: Nft) -> None:
-    """When the table is gone, adding to it is an error, not a silent nothing."""
+    """When the table is absent, adding to it is an error, not a silent no-op."""
     nft.replace([HERE])
     host.run(["nft", "flush ruleset"])
     with pytest.raises(NftError, match="No such file"):
@@ -337,11 +337,11 @@ def test_a_change_after_a_flush_is_refused_and_a_replacement_heals(host: NamedNe
     assert len(standing(host)) == 2
 
 
-# --- what others have does not slow us ----------------------------------------------------------------------------
+# --- other programs' tables do not slow docker-fw ---------------------------------------------------------------------
 
 
 class Recorder:
-    """A netlink socket that notes the kinds of the messages which pass, and hands them on."""
+    """A netlink socket that records the kinds of the messages, and forwards them."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -366,7 +366,7 @@ class Recorder:
 
 
 def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -> None:
-    """With 20,000 ranges in somebody's interval set a change sends its own few messages and reads one answer.
+    """With 20,000 ranges in another tool's interval set a change sends a few messages and reads one answer.
 
     libnftables would read that whole set before each transaction (200 ms).
     """
@@ -377,14 +377,14 @@ def test_a_blocklist_of_another_tool_is_never_read(host: NamedNetns, nft: Nft) -
     recorder = Recorder(nft._sock)
     nft._sock = recorder  # type: ignore[assignment]
     nft.change(Change(remove=(HERE,), add=(THERE,)))
-    # begin, one removal, one addition, end; and back comes one acknowledgement
+    # begin, one removal, one addition, end; and one acknowledgement is returned
     assert recorder.sent == [16, (10 << 8) | 14, (10 << 8) | 12, 17]
     assert recorder.received < 200
     host.run(["nft", "delete table ip bans"])
 
 
 def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
-    """Whether the table is intact costs the same with one container and with ten thousand."""
+    """The check that the table is intact costs the same with one container and with ten thousand."""
 
     def read(elements: Iterable[Element]) -> int:
         nft.replace(elements)
@@ -403,7 +403,7 @@ def test_watching_reads_no_elements(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
-    """Hooks and loops use it at the same time: no answer goes to the wrong one, nobody waits in vain."""
+    """Hooks and loops use it at the same time: each answer reaches its own request, and no thread waits in vain."""
     nft.replace([])
     stop, failures = threading.Event(), []
 
@@ -455,7 +455,7 @@ def test_many_threads_at_once(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
-    """Its socket is found among whatever else the process has open."""
+    """The firewall finds its own socket among all other open files of the process."""
     with inside(host.path):
         others = [netlink.open_socket() for _ in range(3)]
         made = Nft(MARK)
@@ -466,7 +466,7 @@ def test_it_may_be_made_beside_many_open_files(host: NamedNetns) -> None:
 
 
 def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
-    """Without CAP_NET_ADMIN the start fails with the kernel's own words, and nothing else happens."""
+    """Without CAP_NET_ADMIN the start fails with the kernel's own message, and nothing else happens."""
     script = (
         "from plugin.nftables.table import Nft, NftError\n"
         "import ctypes\n"
@@ -482,7 +482,7 @@ def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
     assert "Operation not permitted" in done.stdout
 
 
-# --- kernels that know less ---------------------------------------------------------------------------------------
+# --- kernels with fewer features --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cgroups", [True, False])
@@ -491,8 +491,10 @@ def test_where_nftables_is_forbidden_it_says_so(host: NamedNetns) -> None:
 def test_the_table_loads_without_what_a_kernel_may_not_know(
     host: NamedNetns, cgroups: bool, logs: bool, holds: bool
 ) -> None:
-    """Without a socket's control group (before 5.13), without nfnetlink_log, and without a word on whether a socket
-    listens, the table is whole but for these."""
+    """The table is complete except for the parts that the kernel does not support.
+
+    These are a socket's control group (before 5.13), nfnetlink_log, and the test for a listening socket.
+    """
     host.run(["nft", "flush", "ruleset"])
     text = document(MARK, [HERE, MAPPED, *_one_of_each().values()], cgroups=cgroups, logs=logs, holds=holds)
     host.run(["nft", "-f", "-"], input=text)
@@ -512,8 +514,10 @@ def test_the_table_loads_without_what_a_kernel_may_not_know(
 def test_a_kernel_that_knows_less_gets_the_rest(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch, unknown: tuple[str, ...]
 ) -> None:
-    """What the kernel refuses for its words is tried without them, once and for all; the rules are whole besides, and
-    elements of a set that is not there are left out."""
+    """Expressions that the kernel does not know are left out in a second try, once and permanently.
+
+    The other rules are complete, and elements of a set that does not exist are left out.
+    """
     run = nft._run
 
     def refusing(text: str) -> None:
@@ -542,7 +546,10 @@ def test_a_kernel_that_knows_less_gets_the_rest(
 
 
 def _one_of_each() -> dict[str, Element]:
-    """An element of each set that nft has words for, and of each kind of rate; but for those that packets fill."""
+    """Return an element of each set that nft has keywords for, and of each kind of rate.
+
+    Sets that packets fill are left out.
+    """
     found = {}
     for name, spec in WRITTEN.items():
         if not spec.raw:
@@ -567,7 +574,7 @@ class Command:
 
 
 def _versions() -> dict[str, Command]:
-    """This machine's own nft, and those of the engines' roots that there are."""
+    """Return this machine's own nft, and those of the existing engines' roots."""
     roots = sorted(path.parents[2] for path in Path("/var/cache/docker-fw-lab/roots").glob("*/usr/sbin/nft"))
     return {command.version: command for command in (*map(Command, roots), Command())}
 
@@ -575,16 +582,16 @@ def _versions() -> dict[str, Command]:
 NFT = _versions()
 
 
-#: The library's in the image; what it wrote a host's own nft must be able to save and load.
+#: The version of the library in the image; a host's own nft must be able to save and load what it wrote.
 OURS = "v1.1.3"
 
 
 @pytest.mark.parametrize("reader", NFT.values(), ids=NFT)
 @pytest.mark.parametrize("writer", NFT.values(), ids=NFT)
 def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Command, reader: Command) -> None:
-    """Each version takes the table with every kind of element, and each other lists it whole, in words and in JSON.
+    """Each nft version takes the table with every kind of element, and each other lists it whole, as text and as JSON.
 
-    `nft list ruleset` of what it wrote itself, or docker-fw's own version, it loads again: the same table.
+    A version loads `nft list ruleset` of what it or docker-fw's version wrote again: the same table.
     """
     each = list(_one_of_each().values())
     timed = {element: 4000 for element in each if spec_of(element.set).timed}
@@ -600,7 +607,7 @@ def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Comman
     for element in each:
         assert re.search(rf"(set|map) {element.set} {{[^}}]*elements = {{", shown), element
     assert json.loads(reader(host, "-j", "list", "ruleset"))["nftables"]
-    # Of others it may not: versions differ in what they call the type of `fib saddr oifname`.
+    # It may not load other versions' output: they differ in the name of the type of `fib saddr oifname`.
     if writer.version in (reader.version, OURS):
         reader(host, "-f", "-", input="flush ruleset\n" + reader(host, "list", "ruleset"))
         assert listing() == shown
@@ -609,7 +616,7 @@ def test_every_nft_reads_what_another_one_wrote(host: NamedNetns, writer: Comman
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.nft")), ids=lambda p: p.stem)
 def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
-    """Each golden file is one that `nft -f` takes, and what nft lists of it can be loaded again."""
+    """`nft -f` takes each golden file, and nft's listing of it can be loaded again."""
     host.run(["nft", "-f", str(path)])
     shown = host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout
     host.run(["nft", "flush ruleset"])
@@ -618,7 +625,7 @@ def test_the_golden_tables_load(host: NamedNetns, nft: Nft, path: Path) -> None:
 
 
 def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: Nft) -> None:
-    """The policy can be saved as a file, checked and applied by hand, as the article asks."""
+    """The policy can be saved as a file, checked and applied by hand, as the article requests."""
     text = document(MARK, [HERE, MAPPED])
     assert host.run(["nft", "-c", "-f", "-"], input=text).returncode == 0
     host.run(["nft", "-f", "-"], input=text)
@@ -630,7 +637,7 @@ def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: 
 
 
 def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
-    """`nft list ruleset`, in words and in JSON, shows it on this host's version of nft."""
+    """`nft list ruleset`, as text and as JSON, shows it on this host's version of nft."""
     nft.replace([HERE, MAPPED])
     assert "chain inbound" in host.run(["nft", "list", "ruleset"]).stdout
     shown = json.loads(host.run(["nft", "-j", "list", "ruleset"]).stdout)
@@ -638,7 +645,7 @@ def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
 
 
 def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> None:
-    """A process with thousands of open files (published ports) goes on changing and replacing."""
+    """A process with thousands of open files (published ports) can still change and replace the table."""
     nft.replace([HERE])
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(900)]
     try:
@@ -654,7 +661,7 @@ def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> Non
 def test_a_table_whose_last_elements_did_not_come_is_not_intact(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """docker-proxy's control group goes there after the text; if that fails, the table is put there again."""
+    """docker-proxy's control group is added after the text; if that fails, the table is loaded again."""
     proxies = Element("docker_proxy", (1 << 50,))
     nft.replace([proxies])
     assert nft.intact()

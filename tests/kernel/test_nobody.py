@@ -1,7 +1,7 @@
-"""Packets to addresses that no container has: each would be an entry in the host's table of neighbours (RFC 6583).
+"""Test packets to unused addresses: each would be an entry in the host's neighbour table (RFC 6583).
 
-That table holds 1,024 entries for the whole kernel by default, and who is not in it when it is full is not reached. So
-few are sent here, and the table is counted.
+That table holds 1,024 entries for the whole kernel by default, and an address without an entry is not reached when it
+is full. So few such packets are forwarded, and the table is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.kernel.site import Box, Site
 from tests.lab.netns import FORWARDING
 
 DOCKERS = "br-0123456789ab"
-#: So many addresses are tried.
+#: The number of addresses to try.
 MANY = 240
 _ports = itertools.count(20000)
 
@@ -33,7 +33,7 @@ class Boxes:
 
 @pytest.fixture
 def fresh(site: Site) -> Boxes:
-    """All three are known, one of each kind of network accepts UDP 9; nobody was looked for before."""
+    """All three are known, one of each kind of network accepts UDP 9; no address was resolved before."""
     site.host.sysctl(FORWARDING)
     made = Boxes(site.box(site.network(1), 2), site.docker_box(DOCKERS, 100), site.box(site.network(2), 2))
     more = site.guarded(made.docker, DOCKERS, Rule("udp", 9, 9))
@@ -46,19 +46,21 @@ def bridge(site: Site, box: Box) -> str:
 
 
 def neighbours(site: Site, link: str) -> int:
-    """Entries of both families, whatever became of them."""
+    """Return the number of entries of both families, in any state."""
     shown = [site.run("ip", family, "neigh", "show", "dev", link, "nud", "all").stdout for family in ("-4", "-6")]
     return sum(len(text.splitlines()) for text in shown)
 
 
 def few(since: float) -> float:
-    """So many entries are well since then: a burst, and ten a second; of IPv6 one more each for the group that is asked
-    (RFC 4291 section 2.7.1)."""
+    """Return the permitted number of entries since then: a burst, and ten a second.
+
+    IPv6 adds one each for the solicited-node group (RFC 4291 section 2.7.1).
+    """
     return 2 * (50 + 10 * (time.monotonic() - since)) + 10
 
 
 def nobodies(box: Box, family: int) -> list[str]:
-    """Addresses of the box's network that are no container's."""
+    """Return addresses of the box's network that no container has."""
     number = str(box.v4).split(".")[1]
     if family == 4:
         return [f"10.{number}.0.{n}" for n in range(10, 10 + MANY)]
@@ -76,8 +78,10 @@ def source_of(source: Box | None, family: int) -> Any:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("target", ["ours", "docker"])
 def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str) -> None:
-    """Who tries all addresses of a network, by ping or by errors about what nobody sent, makes few entries; a container
-    there is reached meanwhile as ever, with pings and errors both."""
+    """A client that tries all addresses of a network, by ping or by unsolicited errors, creates few entries.
+
+    A container there is reached meanwhile as usual, with pings and errors both.
+    """
     box: Box = getattr(fresh, target)
     start = fresh.other if source == "another network" else None
     src = source_of(start, family)
@@ -94,13 +98,15 @@ def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, famil
     true = [packet(own) for _ in range(100)]
     assert site.deliver(true, box, start) == set(true)
     assert neighbours(site, bridge(site, box)) - before <= few(began)
-    # Some pass: one that docker-fw does not know answers to ping, if it is there.
+    # Some pass: a container that docker-fw does not know answers ping.
     assert neighbours(site, bridge(site, box)) - before >= 40
 
 
 def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
-    """A container forges neighbours that do not exist, and an accomplice outside returns errors about that: few pass,
-    while a container's own errors all do."""
+    """A container forges neighbours that do not exist, and an accomplice outside returns errors about them.
+
+    Few of these pass, while a container's own errors all do.
+    """
     box = fresh.docker
     before, began = neighbours(site, DOCKERS), time.monotonic()
     sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in nobodies(box, 6)]
@@ -114,7 +120,7 @@ def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
 
 
 def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
-    """While one network is flooded, a container of another that docker-fw does not know yet answers to ping."""
+    """While one network is flooded, a container of another that docker-fw does not know yet answers ping."""
     site.load(site.known(fresh.ours), more=site.guarded(fresh.docker, DOCKERS))
     site.send(ping(Site.OUT6, address) for address in nobodies(fresh.docker, 6))
     pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]

@@ -1,4 +1,4 @@
-"""`from` and `to` with names: who is meant follows the containers, on whatever network they are."""
+"""Test `from` and `to` with names: the peers follow the containers, on any network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ site = site_of_module(FORWARDING)
 
 @dataclass(frozen=True)
 class Boxes:
-    """web on a network of ours; api, api2 and stray on another; shop and near on one of Docker's, job on another."""
+    """On docker-fw networks: web; api, api2 and stray on another. On Docker networks: shop and near; job on another."""
 
     web: Box
     api: Box
@@ -79,7 +79,7 @@ def guest(number: int, endpoint: Endpoint, *published: Published) -> Endpoint:
 
 @pytest.fixture
 def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[Reconciler]:
-    """The one writer, with our networks and nobody on them. The test runs inside the host."""
+    """The one writer, with docker-fw networks and no container on them. The test runs inside the host."""
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         made.start(Facts(SavedState(dict(site.networks)), bridges=seen(ONE, TWO)))
@@ -93,7 +93,7 @@ def guard(writer: Reconciler) -> EndpointTracker:
 
 
 def reach(site: Site, target: Box, *sources: Box | None, port: int = 5432, proto: Proto = "tcp") -> list[bool]:
-    """Which of them (None: the outsider) reach the port, in both families alike."""
+    """Return which of them (None: the outsider) reach the port, in both families alike."""
     found = []
     for source in sources:
         four, six = (source.v4, source.v6) if source else (Site.OUT4, Site.OUT6)
@@ -122,7 +122,10 @@ def reach(site: Site, target: Box, *sources: Box | None, port: int = 5432, proto
 def test_a_peer_follows_its_containers(
     site: Site, boxes: Boxes, writer: Reconciler, peer: str, name: str, project: str, service: str, network: str
 ) -> None:
-    """Nobody is meant until the first one comes; each that comes may, who is not meant may not, who goes may not."""
+    """No peer matches until the first container is added.
+
+    Each added container is accepted; others and removed ones are not.
+    """
     names = frozenset({"shop_back" if network == "shop_back" else "back", "front"})
     writer.observe(lambda facts: dataclasses.replace(facts, names=names))
     writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"5432 from {peer}")))
@@ -146,8 +149,11 @@ def test_a_peer_follows_its_containers(
 def test_who_goes_is_closed_before_anything_is_computed(
     site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """When the first policy is computed after a container has gone, packets of its address pass nowhere any more, and
-    none come to its ports: whoever gets the address while all the others' rules are computed finds nothing open."""
+    """When the first policy is computed after a container was removed, its address is closed already.
+
+    No packet passes from it or to its ports: the address's next owner finds nothing open while the others' rules are
+    computed.
+    """
     labels = spec_of(allow="5432 from project:shop, 8080")
     writer.put_endpoint(known(boxes.web, "web", labels))
     box, identity = (boxes.api, "api-id") if where == "ours" else (boxes.job, "job-id")
@@ -180,8 +186,10 @@ def test_who_goes_is_closed_before_anything_is_computed(
 def test_names_of_too_many_open_nothing(
     site: Site, boxes: Boxes, writer: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rule whose names would be more entries than the bound lets nobody in by a name, and those by address; when
-    there are fewer again it does."""
+    """A rule whose names exceed the bound on entries accepts no peer by name, but those by address.
+
+    When there are fewer again, it accepts the named ones.
+    """
     monkeypatch.setattr(peers, "MAX_NAMED", 2 * 20 + 2)
     labels = spec_of(allow=f"7001-7020 from project:shop {boxes.stray.v4} {boxes.stray.v6}, 8080 from service:api")
     writer.put_endpoint(known(boxes.web, "web", labels, project="other"))
@@ -196,7 +204,7 @@ def test_names_of_too_many_open_nothing(
 
 
 def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
-    """Between a network of ours and Docker's, both ways: `from` here and there is who Docker says is there."""
+    """Between a docker-fw network and a Docker network, both ways: `from` follows the containers that Docker lists."""
     writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:job")))
     writer.put_endpoint(known(boxes.api, "api"))
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow="5432 from service:api service:job")))
@@ -217,7 +225,10 @@ def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconci
 
 
 def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:
-    """It is never everybody; and a port of the base that a rule with `from` names is the base's no more."""
+    """A name without a container never matches all sources.
+
+    A port of the base that a rule with `from` names is no longer in the base.
+    """
     for peer in ("service:nobody", "container:nobody", "project:nobody", "network:nobody", "host"):
         writer.put_endpoint(known(boxes.web, "web", spec_of(allow=f"22 from {peer}, 8080 from {peer}")))
         for port in (22, 8080):
@@ -227,7 +238,7 @@ def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, wr
 
 
 def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Reconciler) -> None:
-    """Another project's service of the same name is a stranger; so is one where there is no project."""
+    """Another project's service of the same name is no match; neither is one outside of any project."""
     writer.put_endpoint(known(boxes.web, "web", spec_of(allow="5432 from service:api")))
     writer.put_endpoint(known(boxes.api, "other-api-1", project="other", service="api"))
     writer.put_endpoint(known(boxes.api2, "api", project="", service="api"))
@@ -235,7 +246,7 @@ def test_a_service_is_of_its_own_project(site: Site, boxes: Boxes, writer: Recon
 
 
 def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker) -> None:
-    """`policy: open` accepts every port of every protocol and from everybody, but for `deny` and what is for some."""
+    """`policy: open` accepts every port, protocol and source, except for `deny` and ports with `from`."""
     spec = spec_of(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
     writer.put_endpoint(known(boxes.web, "web", spec))
     writer.put_endpoint(known(boxes.api, "api"))
@@ -250,7 +261,7 @@ def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconcile
 
 
 def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Reconciler) -> None:
-    """`to service:db` in fw.egress is where that service is now."""
+    """`to service:db` in fw.egress follows that service's current address."""
     writer.put_endpoint(known(boxes.web, "web", spec_of(egress="5432 to service:db")))
     first, second = (
         known(b, n, spec_of(policy="open"), service="db") for b, n in ((boxes.api, "a"), (boxes.api2, "b"))
@@ -273,7 +284,7 @@ def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Recon
 
 
 def heard(site: Site, host: Any, *sources: Any) -> list[bool]:
-    """Which of these (boxes, or addresses of the outsider) the host itself hears on its port 15432."""
+    """Return which of these (boxes, or addresses of the outsider) the host receives on its port 15432."""
     found = []
     for source in sources:
         src = (source.v4 if host.version == 4 else source.v6) if isinstance(source, Box) else source
@@ -297,8 +308,11 @@ HOSTS: dict[str, Callable[[], tuple[Any, Any]]] = {
 def test_from_is_judged_where_docker_proxy_listens(
     site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, hosts: Callable[[], tuple[Any, Any]]
 ) -> None:
-    """docker-proxy hides its client from the container, so that `from` is asked for at the host's own door: addresses,
-    prefixes to their edge, named peers; the host and the container's network as ever; each family by itself."""
+    """docker-proxy hides its client from the container, so `from` applies at the host's own port.
+
+    It covers addresses, prefixes to their edge, and named peers; the host and the container's network as usual; each
+    family by itself.
+    """
     allow = f"5432 from {IN4} 2001:db8:5::/56 service:api"
     ports = [Published("tcp", address, 15432, 5432) for address in hosts()]
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow=allow)), *ports)
@@ -311,7 +325,7 @@ def test_from_is_judged_where_docker_proxy_listens(
         assert heard(site, host, boxes.api, boxes.api2, boxes.near, boxes.job) == [True, False, True, False]
         with site.host.probe.serve(tcp=[15432]):
             assert site.host.probe.tcp(str(host), 15432) == "open"
-    # And it follows, by whatever list there is.
+    # The peers follow, by any kind of listing.
     guard.put(None, [guest(1, known(boxes.job, "job", service="api"))], listed=True, asked=guard.now())
     writer.drop_endpoint(boxes.api.endpoint.id)
     for host in (Site.HOST4, Site.HOST6):
@@ -321,7 +335,10 @@ def test_from_is_judged_where_docker_proxy_listens(
 def test_two_containers_ports_are_not_mixed_up(
     site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker
 ) -> None:
-    """One address of the host each, with the same port: who may reach the one may not reach the other by it."""
+    """Two containers publish the same port, on one host address each.
+
+    A client that may reach one does not reach the other through it.
+    """
     four, six = Published("tcp", Site.HOST4, 15432, 5432), Published("tcp", Site.HOST6, 15432, 5432)
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow=f"5432 from {IN4} {IN6}")), four)
     job = guest(1, known(boxes.job, "job", spec_of(allow="5432 from 192.0.2.0/24")), six)

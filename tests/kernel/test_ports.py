@@ -1,4 +1,4 @@
-"""Published ports: what a user of `docker run -p` may rely on, with real sockets in network namespaces of our own."""
+"""Test published ports as users of `docker run -p` rely on them, with real sockets in separate network namespaces."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.waiting import until
 
 HOST4, HOST6 = "198.51.100.1", "2001:db8:ffff::1"
 BOX4, BOX6 = IPv4Address("10.88.0.2"), IPv6Address("fd88::2")
-NOBODY = IPv4Address("10.88.0.99")  # swallows everything, and nobody ever tells
+NOBODY = IPv4Address("10.88.0.99")  # accepts all packets and never reports an error
 LOOPBACKS = ("127.0.0.1", "::1")
 WAIT = 5.0  # s: how long a condition may take before a test fails
 
@@ -68,7 +68,7 @@ def lab() -> Iterator[Lab]:
         wire(lab.host, "lan", ("10.88.0.1/24", "fd88::1/64"), lab.box, (f"{BOX4}/24", f"{BOX6}/64"))
         ip("-n", lab.host, "link", "set", "lo", "up")
         ip("-n", lab.host, "neigh", "add", str(NOBODY), "lladdr", "02:00:00:00:00:99", "dev", "lan", "nud", "permanent")
-        # lo stays down at the outsider, so that 127.0.0.1 can be a place far away
+        # lo stays down at the outsider, so that 127.0.0.1 can be a distant address
         ip("-n", lab.outsider, "route", "add", "127.0.0.1/32", "via", HOST4)
         yield lab
 
@@ -95,19 +95,19 @@ def relay(lab: Lab) -> Iterator[Relay]:
 
 
 def connections(relay: Relay) -> int:
-    """TCP connections that the relay has open."""
+    """Return the number of TCP connections that the relay has open."""
     assert relay._running
     return relay._running.connections.count
 
 
 def clients(relay: Relay) -> int:
-    """UDP clients that the relay remembers."""
+    """Return the number of UDP clients that the relay remembers."""
     assert relay._running
     return len(relay._running.clients)
 
 
 class Host:
-    """HostPorts on the lab's host, for a container that has both of the lab's addresses if not told otherwise."""
+    """HostPorts on the lab's host, by default for a container that has both of the lab's addresses."""
 
     def __init__(self, lab: Lab, relay: Relay | None) -> None:
         self.lab, self.ports = lab, HostPorts(relay)
@@ -129,7 +129,7 @@ class Host:
             return self.ports.restore(endpoint, published, BOX4, BOX6)
 
     def reserved(self) -> dict[str, tuple[Published, ...]]:
-        """The reserved host ports by endpoint: a copy."""
+        """Return the reserved host ports by endpoint: a copy."""
         return {endpoint: tuple(found.socks) for endpoint, found in self.ports._reserved.items()}
 
     def release_all(self) -> None:
@@ -146,7 +146,7 @@ def host(lab: Lab, relay: Relay) -> Iterator[Host]:
 
 @pytest.fixture
 def plain(lab: Lab) -> Iterator[Host]:
-    """The same without a relay: only who holds what."""
+    """The same without a relay: only which process has which port."""
     host = Host(lab, None)
     yield host
     host.release_all()
@@ -163,7 +163,7 @@ def shown(published: tuple[Published, ...]) -> list[str]:
 
 
 def bound(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Another process' socket, as far as HostPorts can know."""
+    """Bind a socket of another process, as far as HostPorts can tell."""
     with inside(netns):
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
         if sock.family == socket.AF_INET6:
@@ -192,7 +192,7 @@ def receive_all(sock: socket.socket) -> bytes:
 
 @contextmanager
 def container(lab: Lab, port: int, handle: Callable[[socket.socket], None]) -> Iterator[None]:
-    """A TCP server in the container, on all its addresses; each connection has a thread that runs `handle`."""
+    """Run a TCP server in the container, on all its addresses; each connection has a thread that runs `handle`."""
     with inside(lab.box):
         server = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=100)
 
@@ -220,7 +220,7 @@ def container(lab: Lab, port: int, handle: Callable[[socket.socket], None]) -> I
 
 
 def hash_and_return(sock: socket.socket) -> None:
-    """Hear out the client to its end of data, then answer: works with half-close only."""
+    """Read from the client up to its end of data, then answer: this works with half-close only."""
     data = receive_all(sock)
     sock.sendall(hashlib.sha256(data).digest() + data)
 
@@ -232,7 +232,7 @@ def echo(sock: socket.socket) -> None:
 
 @contextmanager
 def udp_container(lab: Lab, port: int) -> Iterator[None]:
-    """A UDP server in the container, on all its addresses, that answers "echo " and what it was sent."""
+    """Run a UDP server in the container, on all its addresses, that answers "echo " and the datagram."""
     with inside(lab.box):
         server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     server.bind(("::", port))
@@ -256,14 +256,14 @@ def udp_container(lab: Lab, port: int) -> Iterator[None]:
 
 
 def try_port(netns: str, address: str, port: int, kind: int = socket.SOCK_STREAM) -> bytes:
-    """What one gets who connects and sends something; how it is refused is an OSError."""
+    """Return what a client gets that connects and sends data; a refusal is an OSError."""
     with connect(netns, address, port, kind) as sock:
         sock.sendall(b"?")
         return receive_all(sock) if kind == socket.SOCK_STREAM else sock.recv(65535)
 
 
 def ask(sock: socket.socket, text: bytes) -> bytes:
-    """One UDP question and its answer."""
+    """Send one UDP datagram and return the reply."""
     sock.send(text)
     return sock.recv(65535)
 
@@ -272,9 +272,9 @@ def ask(sock: socket.socket, text: bytes) -> bytes:
 
 
 def silent(lab: Lab, address: str, port: int, kind: int, closed: str) -> bool:
-    """Whether the outsider's packet got no answer at all.
+    """Return True if the outsider's packet got no reply at all.
 
-    Instead of a guess at how long to wait: packets sent later, to a port of the host that is closed, were refused.
+    This needs no guess at a time-out: packets sent later, to a port of the host that is closed, were refused.
     """
     with inside(lab.outsider):
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
@@ -295,7 +295,7 @@ def silent(lab: Lab, address: str, port: int, kind: int, closed: str) -> bool:
 @pytest.mark.parametrize("host_ip", [None, "specific"])
 @pytest.mark.parametrize("address", [HOST4, HOST6])
 def test_outsider_sees_silence(lab: Lab, host: Host, address: str, host_ip: str | None) -> None:
-    """Without DNAT rules a published port answers nothing to the outside: no SYN-ACK, RST, reply or ICMP error."""
+    """Without DNAT rules a published port sends nothing to the outside: no SYN-ACK, RST, reply or ICMP error."""
     on = address if host_ip else None
     with container(lab, 80, echo), udp_container(lab, 53):
         host.publish("e", want(8080, host_ip=on), want(5353, 53, "udp", host_ip=on))
@@ -310,7 +310,7 @@ def test_outsider_sees_silence(lab: Lab, host: Host, address: str, host_ip: str 
 
 
 def test_neighbour_cannot_use_loopback(lab: Lab, host: Host) -> None:
-    """With route_localnet on (kube-proxy and old Docker set it) a neighbour's packets to 127.0.0.1 meet silence too."""
+    """With route_localnet on (kube-proxy, old Docker) a neighbour's packets to 127.0.0.1 get no reply either."""
     for netns in (lab.host, lab.outsider):
         lab.sysctl(netns, "ipv4/conf/all/route_localnet", "1")
     try:
@@ -327,7 +327,7 @@ def test_neighbour_cannot_use_loopback(lab: Lab, host: Host) -> None:
 
 @pytest.mark.parametrize("address", [HOST4, HOST6])
 def test_host_to_own_address_is_left_to_dnat(lab: Lab, host: Host, address: str) -> None:
-    """The relay carries loopback only: the host's packets to its own other addresses are for the DNAT rules."""
+    """The relay serves loopback only: the host's packets to its own other addresses are left to the DNAT rules."""
     host.publish("e", want(8080))
     with inside(lab.host):
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -336,12 +336,12 @@ def test_host_to_own_address_is_left_to_dnat(lab: Lab, host: Host, address: str)
         sock.connect((address, 8080))
 
 
-# --- from the host, by loopback ----------------------------------------------------------------------------------
+# --- from the host, through loopback ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", LOOPBACKS)
 def test_tcp_by_loopback(lab: Lab, host: Host, address: str) -> None:
-    """10 MB pass through localhost:8080 both ways unharmed, also after the client's end of data (half-close)."""
+    """10 MB pass through localhost:8080 both ways intact, also after the client's end of data (half-close)."""
     data = os.urandom(10 << 20)
     with container(lab, 80, hash_and_return):
         host.publish("e", want(8080))
@@ -358,7 +358,7 @@ def test_tcp_by_loopback(lab: Lab, host: Host, address: str) -> None:
 def test_either_family_serves_localhost(
     lab: Lab, host: Host, address: str, addr4: IPv4Address | None, addr6: IPv6Address | None
 ) -> None:
-    """localhost answers in both families when the container has one only, also where loopback alone is published."""
+    """localhost answers in both families for a single-stack container, also where only loopback is published."""
     with container(lab, 80, echo):
         host.publish("e", want(8080), want(8081, host_ip=address), addr4=addr4, addr6=addr6)
         for port in (8080, 8081):
@@ -369,7 +369,7 @@ def test_either_family_serves_localhost(
 
 @pytest.mark.parametrize("address", [*LOOPBACKS, "127.0.0.2"])
 def test_udp_by_loopback(lab: Lab, host: Host, address: str) -> None:
-    """Each UDP client at localhost gets its own answers, from the address it asked."""
+    """Each UDP client at localhost gets its own replies, from the address that it sent to."""
     with udp_container(lab, 53):
         host.publish("e", want(5353, 53, "udp"))
         with (
@@ -417,7 +417,7 @@ def test_reset_is_not_an_end(lab: Lab, host: Host) -> None:
 
 
 def test_one_dead_container_harms_no_other(lab: Lab, host: Host, relay: Relay) -> None:
-    """Ports of containers that refuse, or do not exist, end in a reset; the others go on working meanwhile."""
+    """Ports of containers that refuse, or do not exist, end in a reset; the others work meanwhile."""
     with container(lab, 80, echo):
         host.publish("good", want(8080))
         host.publish("refuses", want(8081, 81))
@@ -458,7 +458,7 @@ def test_limits(lab: Lab) -> None:
 
 
 def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    """With no file left a connection waits, and is served when there are files again."""
+    """With no file descriptor left a connection waits, and is served when there are some again."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with container(lab, 80, echo):
         host.publish("e", want(8080))
@@ -477,12 +477,12 @@ def test_relay_survives_out_of_files(lab: Lab, host: Host, caplog: pytest.LogCap
             assert sock.recv(1) == b"?"
 
 
-# --- who holds what ----------------------------------------------------------------------------------------------
+# --- which process has which port -------------------------------------------------------------------------------------
 
 
 def test_both_families_get_the_same_port(lab: Lab, plain: Host) -> None:
-    """`-p 80` gives one port that is free in IPv4 and IPv6, though others hold it in one of them."""
-    # Below what the kernel draws from otherwise: an earlier test's connection may still hold one of those.
+    """`-p 80` gives one port that is free in IPv4 and IPv6, though other processes use it in one of them."""
+    # Below the range that the kernel otherwise draws from: an earlier test's connection may still use one of those.
     lab.sysctl(lab.host, "ipv4/ip_local_port_range", "31990 31993")
     lab.sysctl(lab.host, "ipv4/ip_local_reserved_ports", "31991")
     try:
@@ -516,7 +516,7 @@ def test_host_addresses(
     default: str | None,
     expected: list[str],
 ) -> None:
-    """A port is published on the host address asked for, else on the network's default, else on every address."""
+    """A port is published on the requested host address, else on the network's default, else on every address."""
     got = plain.publish("e", want(8080, host_ip=host_ip), default=default, addr4=addresses[0], addr6=addresses[1])
     assert [str(one.host_ip) for one in got] == expected
     assert {one.host_port for one in got} == {8080}
@@ -524,7 +524,7 @@ def test_host_addresses(
 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
 def test_conflict_between_containers(plain: Host, proto: Proto) -> None:
-    """A host port belongs to one container; another's start fails with Docker's words and takes nothing."""
+    """A host port belongs to one container; another's start fails with Docker's message and takes nothing."""
     plain.publish("e", want(8080, proto=proto))
     for host_ip in (None, "0.0.0.0", HOST4, "127.0.0.1"):
         where = host_ip or "0.0.0.0"
@@ -546,7 +546,7 @@ def test_specific_addresses_do_not_conflict(plain: Host) -> None:
 
 @pytest.mark.parametrize(("proto", "kind"), [("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)])
 def test_conflict_with_the_host(lab: Lab, plain: Host, proto: Proto, kind: int) -> None:
-    """A port that a process of the host listens on is refused with Docker's words, and free when it has ended."""
+    """A port that a process of the host listens on is refused with Docker's message, and free when it has ended."""
     with bound(lab.host, "127.0.0.1", 8080, kind):
         message = rf"^failed to bind host port 0\.0\.0\.0:8080/{proto}: address already in use$"
         with pytest.raises(FwError, match=message):
@@ -556,7 +556,7 @@ def test_conflict_with_the_host(lab: Lab, plain: Host, proto: Proto, kind: int) 
 
 
 def test_the_host_cannot_take_a_published_port(lab: Lab, plain: Host) -> None:
-    """A published port is really taken: another process of the host gets "address already in use"."""
+    """A published port is reserved: another process of the host gets "address already in use"."""
     plain.publish("e", want(8080), want(5353, 53, "udp"))
     for port, kind in ((8080, socket.SOCK_STREAM), (5353, socket.SOCK_DGRAM)):
         with pytest.raises(OSError, match="already in use"):
@@ -564,7 +564,7 @@ def test_the_host_cannot_take_a_published_port(lab: Lab, plain: Host) -> None:
 
 
 def test_range(lab: Lab, plain: Host) -> None:
-    """`-p 8000-8002:80` takes the first free port of the range, and an exact wish comes before it."""
+    """`-p 8000-8002:80` takes the first free port of the range; a request for an exact port takes precedence."""
     with bound(lab.host, "::", 8001):
         got = plain.publish("e", want(8000, end=8002), want(8000, 81))
         assert {(one.host_port, one.container_port) for one in got} == {(8002, 80), (8000, 81)}
@@ -581,14 +581,17 @@ def test_ephemeral_ports_of_one_service_agree(plain: Host) -> None:
 
 
 def test_ephemeral_port_is_not_given_again_at_once(plain: Host) -> None:
-    """A client of a container that is gone does not meet the next one on the same port."""
+    """A client of a removed container does not meet the next one on the same port."""
     first = plain.publish("e", want())
     plain.ports.release("e")
     assert plain.publish("f", want())[0].host_port != first[0].host_port
 
 
 def test_repeated_and_changed(plain: Host) -> None:
-    """Publishing again gives what stands; other ports replace it; a replacement that fails leaves what stood."""
+    """Publishing again returns the current ports; other ports replace them.
+
+    After a failed replacement the old ones remain.
+    """
     first = plain.publish("e", want(8080), want(9000, end=9010), want())
     assert plain.publish("e", want(8080), want(9000, end=9010), want()) == first
     second = plain.publish("e", want(8081), want(8080, host_ip="127.0.0.1"))
@@ -602,7 +605,7 @@ def test_repeated_and_changed(plain: Host) -> None:
 
 
 def test_restore(lab: Lab, plain: Host) -> None:
-    """After a restart a container has the same host ports again; a lost one is told, and taken when it is free."""
+    """After a restart a container has the same host ports again; a lost one is reported, and taken when it is free."""
     published = plain.publish("e", want(8080), want(), want(9999, 99, "sctp"))
     plain.release_all()
     again = Host(lab, None)
@@ -616,11 +619,11 @@ def test_restore(lab: Lab, plain: Host) -> None:
 
 
 def test_release(lab: Lab, host: Host, relay: Relay) -> None:
-    """When a container is gone its connections end, its ports are free at once, and nothing of it is left."""
+    """When a container is removed its connections end, its ports are free at once, and nothing of it is left."""
     files = len(os.listdir("/proc/self/fd"))
     with container(lab, 80, echo), udp_container(lab, 53):
         host.publish("other", want(8090))
-        for _ in range(2):  # the second time over what the first left behind
+        for _ in range(2):  # the second time over the remains of the first
             host.publish("e", want(8080), want(5353, 53, "udp"))
             with ExitStack() as stack:
                 socks = [stack.enter_context(connect(lab.host, address, 8080)) for address in LOOPBACKS]
@@ -647,7 +650,7 @@ def test_release(lab: Lab, host: Host, relay: Relay) -> None:
 
 
 def test_restart_over_time_wait(lab: Lab, host: Host) -> None:
-    """Old connections in TIME_WAIT do not keep a container from starting again on its port."""
+    """Old connections in TIME_WAIT do not prevent a container from starting again on its port."""
     with container(lab, 80, lambda sock: None):  # closes first, so that the relay's side waits
         for _ in range(3):
             host.publish("e", want(8080))
@@ -687,7 +690,7 @@ def test_threads(plain: Host) -> None:
     assert plain.reserved() == {f"e{i}": published for i, published in enumerate(got)}
 
 
-# --- what a user did wrong ---------------------------------------------------------------------------------------
+# --- mistakes of users ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -718,13 +721,13 @@ def test_foreign_host_address(plain: Host, binding: PortBinding, message: str) -
 def test_impossible_bindings(
     binding: PortBinding, addr4: IPv4Address | None, addr6: IPv6Address | None, message: str
 ) -> None:
-    """What cannot be published is refused with its value and what would be right."""
+    """A binding that cannot be published is refused; the error quotes the value and says what is valid."""
     with pytest.raises(FwError, match=message):
         HostPorts().publish("e", [binding], default_host_ip=None, addr4=addr4, addr6=addr6)
 
 
 def test_out_of_files(plain: Host) -> None:
-    """A range too wide for the limit of open files fails with that limit and the way out, and takes nothing."""
+    """A range too wide for the limit of open files fails with that limit and the remedy, and takes nothing."""
     files = len(os.listdir("/proc/self/fd"))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files + 20, limits[1]))
@@ -757,7 +760,7 @@ def overlap(one: Published, other: Published) -> bool:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_order(plain: Host, steps: list[tuple[str, list[PortBinding], bool]]) -> None:
-    """Whatever is published and released: no two hold one port, a failure changes nothing, a release frees all."""
+    """After any calls: no two containers have one port, a failure changes nothing, a release frees all."""
     files = len(os.listdir("/proc/self/fd"))
     for endpoint, bindings, release in steps:
         before = plain.reserved()

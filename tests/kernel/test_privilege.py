@@ -1,4 +1,4 @@
-"""docker-fw works with the capabilities of `kernel.capabilities` and no others; and what is said where they lack."""
+"""Test docker-fw with the capabilities of `kernel.capabilities` and no others, and the messages if some are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {NET_ADMIN: "net_admin", NET_BIND_SERVICE: "net_bind_service", NET_RAW: 
 
 
 class Limited(Running):
-    """docker-fw with just these capabilities to begin with, as a container has them."""
+    """docker-fw with only these capabilities at its start, as a container has them."""
 
     given: tuple[int, ...] = ()
 
@@ -49,8 +49,10 @@ def rights_of(process: Path) -> dict[str, str]:
 
 
 def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
-    """Started as root with all there is: master, worker and each of its threads keep three capabilities, hand nothing
-    on, and no program that they start can gain more."""
+    """Started as root with all capabilities, master, worker and each of its threads keep three.
+
+    They pass none on, and no program that they start can gain more.
+    """
     fw.start()
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
@@ -62,8 +64,10 @@ def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
 
 
 def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
-    """Rules, links, sysctls, a host port below 1024, and the rule in DOCKER-USER by iptables-legacy, which asks for
-    more than the other variant."""
+    """The capabilities suffice for rules, links, sysctls, a host port below 1024, and the rule in DOCKER-USER.
+
+    That rule is by iptables-legacy, which needs more than the other variant.
+    """
     for stem in ("iptables", "ip6tables"):
         fw.site.run(f"{stem}-legacy", "-N", "DOCKER-USER")
     fw.start()
@@ -82,7 +86,7 @@ def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
 
 
 def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
-    """One line with the remedy, a status that is none, and no traceback."""
+    """The plugin prints one line with the remedy, exits with a failure status, and shows no traceback."""
     limited.given = (NET_BIND_SERVICE, NET_RAW)
     limited.spawn()
     assert limited.process
@@ -95,7 +99,7 @@ def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
 
 
 def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> None:
-    """The host's rules and links work; a host port below 1024 is refused with the kernel's word, one above is not."""
+    """The host's rules and links work; a host port below 1024 is refused with the kernel's error, one above is not."""
     limited.given = (NET_ADMIN,)
     limited.start()
     for number, loss in NEEDED.items():
@@ -113,7 +117,7 @@ def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> No
 
 @pytest.fixture
 def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
-    """The plugin, where one of the paths that are mounts in a container leads nowhere."""
+    """Start the plugin with one of the paths that are mounts in a container leading nowhere."""
     made = Running(site, **{request.param: "/proc/nowhere"})
     try:
         yield made.start()
@@ -130,7 +134,7 @@ def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     indirect=["lacking"],
 )
 def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, message: str) -> None:
-    """With a word that names the mount; nothing half-made is left, and Docker's own bridges are closed as ever."""
+    """The error names the mount; nothing half-made is left, and Docker's own bridges are closed as usual."""
     assert message in lacking.driver("CreateNetwork", lacking.network(1))["Err"]
     assert lacking.links() == set()
     assert "chain inbound" in lacking.table()
@@ -138,7 +142,7 @@ def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, me
 
 @pytest.mark.parametrize("lacking", ["FW_CGROUP"], indirect=True)
 def test_without_the_control_groups_the_loss_is_told(lacking: Running) -> None:
-    """In the log and the status; everything else works."""
+    """The loss is in the log and the status; everything else works."""
     until(lambda: "docker-proxy is not known by its control group" in lacking.log.read_text(), "it is in the log")
     assert not lacking.status()["proxy_known"]
     lacking.well("CreateNetwork", lacking.network(1))
@@ -146,7 +150,7 @@ def test_without_the_control_groups_the_loss_is_told(lacking: Running) -> None:
 
 @pytest.mark.parametrize("lacking", ["FW_DOCKER_SOCKET"], indirect=True)
 def test_without_dockers_socket_containers_stay_closed_and_the_status_says_why(lacking: Running) -> None:
-    """Calls are answered as ever; whoever joins answers on ICMP only."""
+    """Calls are answered as usual; a container that joins accepts ICMP only."""
     network = lacking.network(1)
     lacking.well("CreateNetwork", network)
     lacking.begin(network, 2, {"fw.allow": "8080"})

@@ -1,4 +1,7 @@
-"""`fw.rate`: how many new flows a source may open to an accepted port; who comes too often is dropped, nobody else."""
+"""Test `fw.rate`: the number of new flows a source may open to an accepted port.
+
+Sources over the rate are dropped, and no others.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +42,18 @@ class Boxes:
 
 @pytest.fixture(scope="module")
 def boxes(site: Site) -> Boxes:
-    """Two containers on a network of ours, one on one of Docker's."""
+    """Return two containers on a docker-fw network, one on a Docker network."""
     network = site.network(1)
     return Boxes(site.box(network, 2), site.box(network, 3), site.docker_box(BRIDGE, 101))
 
 
 def load(site: Site, boxes: Boxes, spec: PolicySpec, db: PolicySpec | None = None) -> None:
-    """The containers web and guest say this, and db that."""
+    """Load the table: the containers web and guest have this policy, and db that one."""
     known = [Site.known(boxes.web, spec=spec), Site.known(boxes.db, spec=db or PolicySpec())]
     site.load(*known, more=site.guarded(boxes.guest, BRIDGE, spec=spec))
 
 
-#: Sources of their own: of IPv6, each in a /64 of its own.
+#: Separate sources: in IPv6, each in a /64 of its own.
 def sources(version: int) -> tuple[Any, Any, Any]:
     if version == 4:
         return tuple(map(IPv4Address, ("203.0.113.7", "203.0.113.8", "192.0.2.9")))  # type: ignore[return-value]
@@ -58,7 +61,7 @@ def sources(version: int) -> tuple[Any, Any, Any]:
 
 
 def passing(site: Site, box: Box, flows: list[tuple[Any, int]], proto: str = "tcp") -> list[bool]:
-    """Which of these new flows, (source, port) in that order, reach the box."""
+    """Return which of these new flows, (source, port) in that order, reach the box."""
     sent = [new_flow(proto, source, box.address(source.version), port, next(_ports)) for source, port in flows]
     got = site.deliver(sent, box, None, ping(site.wan.V6, box.v6))
     return [packet in got for packet in sent]
@@ -66,8 +69,7 @@ def passing(site: Site, box: Box, flows: list[tuple[Any, int]], proto: str = "tc
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: Boxes, box: Box, version: int) -> None:
-    """A source may open as many flows as the burst says, and not one more; each other source likewise, whatever the
-    first one does."""
+    """A source may open exactly as many flows as the burst; each other source too, whatever the first one does."""
     load(site, boxes, spec_of(rate="22 1/hour burst 3"))
     one, two, three = sources(version)
     assert passing(site, box, [(one, 22)] * 5) == [True] * 3 + [False] * 2
@@ -77,7 +79,7 @@ def test_the_next_flow_is_dropped_and_another_source_is_not(site: Site, boxes: B
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: Boxes, version: int) -> None:
-    """A rate is each port's own: who came too often to 22 reaches 443 and the same port of another container."""
+    """A rate is each port's own: a source over the rate at 22 reaches 443 and the same port of another container."""
     load(
         site,
         boxes,
@@ -87,21 +89,21 @@ def test_other_ports_and_other_containers_are_not_concerned(site: Site, boxes: B
     one, two, _ = sources(version)
     assert passing(site, boxes.web, [(one, 22)] * 2 + [(one, 443)] * 3) == [True, False, True, True, True]
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
-    # Of a range each port by itself, single ports and blocks.
+    # Each port of a range by itself, single ports and blocks.
     assert passing(site, boxes.web, [(one, port) for port in (8000, 8016, 8100) * 3]) == [True] * 6 + [False] * 3
     assert passing(site, boxes.web, [(one, 53)] * 4, "udp") == [True] * 4, "of another protocol"
     assert passing(site, boxes.web, [(two, 22), (two, 8050)]) == [True] * 2
 
 
 def test_a_rate_opens_nothing(site: Site, boxes: Boxes, box: Box) -> None:
-    """A port with a rate that nothing opens stays closed, and `from` is asked for as ever."""
+    """A port with a rate that no rule opens stays closed, and `from` still applies."""
     load(site, boxes, spec_of(rate="8080 9/second burst 9, 22 9/second burst 9", allow="22 from 192.0.2.0/24"))
     one, _, three = sources(4)
     assert passing(site, box, [(one, 8080), (one, 22), (three, 22)]) == [False, False, True]
 
 
 def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box) -> None:
-    """Whoever has a /64 has as many addresses as he likes, and is one source; the next /64 is another."""
+    """A client with a /64 has as many addresses as it likes, but is one source; the next /64 is another."""
     load(site, boxes, spec_of(rate="22 1/hour burst 2"))
     same = [IPv6Address("2001:db8:5:7::") + n for n in (1, 2**32, 2**64 - 1)]
     beside = [IPv6Address("2001:db8:5:8::1"), IPv6Address("2001:db8:5:6:ffff:ffff:ffff:ffff")]
@@ -110,7 +112,7 @@ def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box
 
 
 def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
-    """With time a source may come again, at the rate that is said."""
+    """With time a source may open flows again, at the configured rate."""
     load(site, boxes, spec_of(rate="22 4/second burst 1"))
     one, _, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)] * 3) == [True, False, False]
@@ -119,7 +121,7 @@ def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
 
 
 def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
-    """A connection that is open may say as much as it likes, and answers are no flows."""
+    """An established connection may send any number of packets, and replies are not new flows."""
     load(site, boxes, spec_of(rate="80 1/hour burst 1"))
     with box.probe.serve(tcp=[80]):
         assert site.wan.probe.tcp(str(box.v6), 80) == "open"
@@ -132,8 +134,10 @@ def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) ->
 def test_who_comes_again_from_the_same_port_is_counted(
     site: Site, boxes: Boxes, box: Box, version: int, rate: str
 ) -> None:
-    """A connection that the server reset is followed by another one from the same port: it counts, though to conntrack
-    its SYN is the old one's packet."""
+    """After the server reset a connection, another one from the same port counts.
+
+    It counts though to conntrack its SYN is the old connection's packet.
+    """
     load(site, boxes, spec_of(rate=rate))
     site.forget_flows()
     with resetting(box, box.address(version), 80):
@@ -155,8 +159,11 @@ def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
 
 
 def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: Boxes) -> None:
-    """The first container with another rate comes while the table stands: its sets and rules are added, in one
-    transaction, nothing else is touched: no counter, no source that was counted, no rule; nobody calls it a touch."""
+    """The first container with another rate is added while the table is active.
+
+    Its sets and rules are added, in one transaction. Nothing else is touched: no counter, no counted source, no rule;
+    and it is not reported as a change by another program.
+    """
     slow = spec_of(rate="22 1/hour burst 1")
     quick = spec_of(rate="22 2/hour burst 2, 8000-8100 3/day burst 3", allow="8080")
     load(site, boxes, slow)
@@ -176,11 +183,11 @@ def test_a_new_rate_at_run_time_leaves_the_table_where_it_is(site: Site, boxes: 
     assert passing(site, boxes.web, [(one, 22), (two, 22), (two, 22)]) == [False, True, False]
     with site.inside():
         assert site.nft.dropped()[boxes.web.v6][0] == dropped[0] + 2
-    # And it goes: the elements do, and the port is as it was.
+    # On removal the elements are removed, and the port is as it was.
     site.nft.change(Change(remove=tuple(anew)))
     assert passing(site, boxes.db, [(one, 22)] * 4) == [True] * 4
     assert site.nft.intact()
-    # The whole table anew, with the same rates, is as good.
+    # The whole table loaded again, with the same rates, is equivalent.
     load(site, boxes, slow, quick)
     assert passing(site, boxes.db, [(one, 22)] * 3) == [True, True, False]
 
@@ -191,13 +198,16 @@ def _elements(site: Site, boxes: Boxes, spec: PolicySpec) -> set[Element]:
 
 
 def _handle(site: Site) -> str:
-    """What the kernel calls the table that stands."""
+    """Return the kernel's handle of the active table."""
     shown = site.run("nft", "-a", "list", "table", "inet", "docker-fw").stdout
     return shown.splitlines()[0]
 
 
 def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
-    """Several rates on one container, on the same port too: each port obeys its own, the same port all of them."""
+    """Several rates apply to one container, also on the same port.
+
+    Each port has its own, and the same port all of them.
+    """
     load(site, boxes, spec_of(rate="22 1/hour burst 4, 80 1/hour burst 2, 20-90 2/hour burst 3", allow="25"))
     one, _, _ = sources(4)
     assert passing(site, boxes.web, [(one, 80)] * 3) == [True, True, False]
@@ -206,7 +216,10 @@ def test_rates_are_not_mixed_up(site: Site, boxes: Boxes) -> None:
 
 
 def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()) -> list[bool]:
-    """Sends a SYN to 22 from each of these sources, and without a pause to those of `then`: which of these arrive?"""
+    """Send a SYN to 22 from each of these sources, and without a pause from those of `then`.
+
+    Return which of the latter arrive.
+    """
     packets = [tcp(source, box.address(source.version), 22, next(_ports)) for source in sources]
     last, got = [tcp(source, box.address(source.version), 22, next(_ports)) for source in then], set()
     for start in range(0, len(packets), 5000):  # no more at once than the kernel's queues hold
@@ -218,7 +231,7 @@ def flood(site: Site, box: Box, sources: Iterable[Any], then: Iterable[Any] = ()
 
 
 def forged(count: int = 3 * rate_chains.NEW) -> list[IPv4Address]:
-    """Sources all over the Internet: more than there is room for, and no network of theirs is too large a part."""
+    """Return sources all over the Internet: more than fit in a set, and no network of theirs is too large a part."""
     return [IPv4Address("1.0.0.1") + 256 * n for n in range(count)]
 
 
@@ -237,14 +250,16 @@ def eventually(true: Callable[[], object], what: str = "not in time") -> None:
 
 
 def remembered(site: Site, kind: str) -> int:
-    """How many sources stand in the sets of this kind ("sources4", …)."""
+    """Return the number of sources in the sets of this kind ("sources4", …)."""
     sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
     return sum(site.run("nft", "list", "set", "inet", "docker-fw", key).stdout.count("expires") for key in sets)
 
 
 def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
-    """While more sources come than there is room for a new one waits, and who is remembered may come: unsure is
-    closed. Other ports and the other family are not concerned."""
+    """While more sources arrive than fit, new ones are dropped, and remembered ones pass: when full, the set refuses.
+
+    Other ports and the other family are not affected.
+    """
     load(site, boxes, spec_of(rate="22 1/hour burst 2"))
     one, two, _ = sources(4)
     assert passing(site, boxes.web, [(one, 22)]) == [True]
@@ -254,7 +269,7 @@ def test_a_full_set_of_sources_refuses(site: Site, boxes: Boxes) -> None:
 
 
 def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxes) -> None:
-    """Forged sources fill what one container's rate remembers; the same rate of another container takes no notice."""
+    """Forged sources fill the set of one container's rate; the same rate of another container is not affected."""
     spec = spec_of(rate="22 5/minute burst 10")
     load(site, boxes, spec, spec)
     one, two, _ = sources(4)
@@ -264,7 +279,7 @@ def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxe
 
 
 def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
-    """A moment after the last forged packet a new source gets in, even where a source is remembered for days."""
+    """A moment after the last forged packet a new source passes, even where a source is remembered for days."""
     load(site, boxes, spec_of(rate="22 1/day burst 5"))
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
@@ -273,7 +288,7 @@ def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
 
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
-    """Whoever has a /48 has 65,536 sources, and whoever has one address as many ports: others come all the same."""
+    """A client with a /48 has 65,536 sources, and one with a single address as many ports: others still pass."""
     load(site, boxes, spec_of(rate="22 1/hour burst 2, 10000-30000/udp 1/hour burst 2", allow="10000-30000/udp"))
     one, _, three = sources(6)
     own = [IPv6Address("2001:db8:77::1") + (n << 64) for n in range(65536)]
@@ -289,8 +304,10 @@ def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:
 def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
     site: Site, boxes: Boxes, box: Box, version: int, forgetting: int
 ) -> None:
-    """A source that has completed a TCP handshake is not forgotten with those that may be forged: who has used its
-    burst waits for an hour."""
+    """A source that completed a TCP handshake is not evicted with those that may be forged.
+
+    A source that has used its burst waits for an hour.
+    """
     load(site, boxes, spec_of(rate="22 1/hour burst 3"))
     site.forget_flows()
     forger, _, _ = sources(version)
@@ -322,7 +339,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
 
 
 def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
-    """With the last element that leads to them a rate's chains and sets go, while the table stands untouched."""
+    """With the last element that refers to them a rate's chains and sets are removed, and nothing else."""
     load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
     spec = spec_of(rate="22 1/hour burst 1, 20-90 2/day, 9/udp 5/second", allow="9/udp")
@@ -337,17 +354,19 @@ def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
 
 
 def _names(site: Site) -> set[str]:
-    """The chains and sets of the table."""
+    """Return the chains and sets of the table."""
     shown = site.run("nft", "list", "table", "inet", "docker-fw").stdout
     return {line.strip() for line in shown.splitlines() if re.match(r"\t(set|map|chain) ", line)}
 
 
 def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> None:
-    """While a container's rate is exchanged for another, goes with the container, and comes back, its port is never
-    without a limit."""
+    """A port is never without a limit while its container's rate changes.
+
+    Nor while the rate is removed with the container and added again.
+    """
     rated = [_elements(site, boxes, spec_of(rate=f"22 1/hour burst {n}")) for n in (1, 2)]
     load(site, boxes, PolicySpec(), spec_of(rate="22 1/hour burst 1"))
-    # Its address stays known: pings to others are few, and the last packet of each round is one.
+    # The address stays known: pings to others are limited to a few, and the last packet of each round is one.
     gone = {element for element in rated[1] if element.set.startswith("ingress_drops")}
     changes = [(rated[0], rated[1]), (rated[1], gone), (gone, rated[1]), (rated[1], rated[0])]
     done = threading.Event()
@@ -365,14 +384,17 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
         rounds += 1
     thread.join()
     assert rounds > 10
-    # A burst of each rate that stood in the meantime, and not one more.
+    # A burst of each rate that was active in the meantime, and not one more.
     assert passed < 20
     assert site.nft.intact()
 
 
 def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes: Boxes) -> None:
-    """iptables-nft, or any other program, may commit at the very moment when a rate is added or taken out: it is
-    written again, nothing is taken for a touch, and the table is not replaced."""
+    """Another program, such as iptables-nft, may commit at the moment when a rate is added or removed.
+
+    The change is then written again, it is not taken for another program's change of the table, and the table is not
+    replaced.
+    """
     load(site, boxes, PolicySpec(), PolicySpec())
     handle = _handle(site)
     others = "while :; do nft 'add table ip other; delete table ip other'; done"
@@ -393,7 +415,7 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
 
 
 def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
-    """Neither is built upon touched rules, nor is the touch forgotten."""
+    """No rate is added to rules that another program changed, and that change is not forgotten."""
     load(site, boxes, PolicySpec(), PolicySpec())
     anew = tuple(_elements(site, boxes, spec_of(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
     site.nft.change(Change(add=anew))
@@ -407,7 +429,7 @@ def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Box
 
 
 def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: Boxes) -> None:
-    """Their sets grow with use: until sources come a rate takes some kilobytes, and the last is added in a moment."""
+    """The sets of rates grow with use: without sources a rate takes some kilobytes, and the last is added quickly."""
     load(site, boxes, PolicySpec(), PolicySpec())
     wanted = [
         Element("rate_limit4", (IPv4Address("10.200.0.0") + n, 6, 22), (f"limit4__10.200.{n >> 8}.{n & 255}__1_day_5",))
@@ -428,15 +450,17 @@ def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: 
 
 
 def _kernel_memory() -> int:
-    """KiB that the kernel took for itself, on the whole machine."""
+    """Return the KiB that the kernel allocated for itself, on the whole machine."""
     with open("/proc/meminfo") as lines:
         sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"]
 
 
 def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host holds so many rates. The ports of who comes after that are closed, those alone that have a rate; and they
-    open when there is room."""
+    """A host has room for a limited number of rates; later containers' rated ports are closed, and no others.
+
+    They open when there is room.
+    """
     monkeypatch.setattr(rate_quota, "MOST", 2)
     spec = spec_of(rate="22 1/hour burst 1")
     load(site, boxes, spec, spec)
@@ -449,8 +473,10 @@ def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pyte
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_docker_proxys_port_has_its_containers_rate(site: Site, boxes: Boxes, version: int) -> None:
-    """Where docker-proxy serves the host's port the rate of the container's port is asked for there, for each source;
-    also where only some may come."""
+    """Where docker-proxy serves the host's port, the rate of the container's port applies there, for each source.
+
+    This holds also where `from` restricts the sources.
+    """
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
     one, two, three = sources(version)

@@ -1,8 +1,8 @@
-"""The kernel is held to the reference: whatever the policies are, what `policy.verdict` says of a packet happens.
+"""Compare the kernel with the reference: each packet meets the verdict of `policy.verdict`, whatever the policies are.
 
-Policies of every kind, all at once, on containers of docker-fw's networks and of Docker's own; then real packets from
-outside, from other containers, to containers, to the host, to the outside, by published ports. Nothing waits for
-silence: the last packet always passes, and what has not arrived before it never will.
+Policies of every kind apply at once to containers on docker-fw networks and Docker networks. Real packets are then sent
+from outside, from other containers, to containers, to the host, to the outside, and through published ports. Nothing
+waits for silence: the last packet always passes, and a packet that has not arrived before it never will.
 """
 
 from __future__ import annotations
@@ -66,32 +66,32 @@ LOOPBACK4, LOOPBACK6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 _ports = itertools.cycle(range(20000, 60000))
 
 
-# --- who there is -------------------------------------------------------------------------------------------------
+# --- the containers ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A container's place: its box, the network's name, and what Docker and compose call it."""
+    """A container's place: its box, the network's name, and the names that Docker and compose give it."""
 
     box: Box
     network: str
     name: str
     project: str = ""
     service: str = ""
-    #: Its published ports have numbers from here on.
+    #: The first number of its published ports.
     first: int = 0
 
 
-#: Docker's networks, by name: their bridges, and numbers in the lab's addresses.
+#: Docker networks, by name: their bridges, and numbers in the lab's addresses.
 DOCKERS = {"dock0": ("br-0123456789ab", (100, 102)), "dock1": ("front1", (101,))}
-#: Networks of our own, by name: their numbers.
+#: docker-fw networks, by name: their numbers.
 OURS = {"shop_front": 1, "back": 2, "inner": 3}
-#: What a container's published ports lead to.
+#: The targets of a container's published ports.
 BEHIND: tuple[tuple[Proto, int], ...] = (("tcp", 22), ("tcp", 80), ("tcp", 5432), ("udp", 53), ("sctp", 9))
 
 
 class Bed:
-    """A host with all of them, and one container more, which always answers to ping."""
+    """A host with all of them, and one more container, which always answers ping."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -123,7 +123,7 @@ class Bed:
         self._dnat()
 
     def _dnat(self) -> None:
-        """What Docker would write for published ports of its own networks, IPv4: for all ports, published or not."""
+        """Load Docker's IPv4 DNAT rules for published ports of Docker networks: for all ports, published or not."""
         rules = "\n".join(
             f"ip daddr {Site.HOST4} {proto} dport {seat.first + i} dnat to {seat.box.v4}:{port}"
             for seat in self.seats
@@ -134,7 +134,7 @@ class Bed:
         self.site.run("nft", "-f", "-", input=f"table ip forwards {{\n{chain}\n}}\n")
 
     def show_bridges(self, shown: bool) -> bool:
-        """Whether the rules see packets within a bridge; False where the kernel has no br_netfilter."""
+        """Set whether the rules see packets within a bridge; return False where the kernel has no br_netfilter."""
         there = Path("/proc/sys/net/bridge")
         with self.site.inside():
             for kind in ("iptables", "ip6tables") if there.exists() else ():
@@ -142,7 +142,7 @@ class Bed:
             return shown and there.exists()
 
     def place(self, name: str, told: dict[str, Any]) -> Network | BridgeNetwork:
-        """The network of that name, as it is told of."""
+        """Return the network of that name, as Docker reports it."""
         if name in OURS:
             known = self.networks[f"{OURS[name]:012x}".ljust(64, "0")]
             return dataclasses.replace(known, spec=told["said"], internal=told["internal"])
@@ -160,7 +160,7 @@ class Bed:
         )
 
     def load(self, inventory: PolicyView, *, whole: bool) -> None:
-        """Puts it into the kernel, whole or by what is different from what stands."""
+        """Load the policies into the kernel, whole or as a difference from the active ones."""
         lasting, timed = ban_elements(inventory.state.bans, NOW)
         elements = standing(inventory) | lasting | claimed(*self.bridges.values())
         elements -= set() if inventory.watched else set(WATCHED)
@@ -179,9 +179,9 @@ def bed() -> Iterator[Bed]:
         yield Bed(site)
 
 
-# --- what is said -------------------------------------------------------------------------------------------------
+# --- the policies -----------------------------------------------------------------------------------------------------
 
-#: Addresses that prefixes are drawn around: outsiders, containers, the host, the edges of something.
+#: Addresses to draw prefixes around: outsiders, containers, the host, edges of ranges.
 _HERE4 = [IPv4Address(a) for a in ("203.0.113.7", "203.0.113.8", "198.51.100.2", "10.1.0.2", "10.100.0.3", "10.2.0.2",
                                    "198.51.100.1", "128.0.0.0", "9.255.255.255", "192.0.2.77")]  # fmt: skip
 _HERE6 = [IPv6Address(a) for a in ("2001:db8:5::7", "2001:db8:5:0:8000::", "2001:db8:ffff::2", "2001:db8:1::2",
@@ -198,7 +198,7 @@ def _peer(prefix: Prefix) -> Peer:
     return Peer("prefix", str(prefix.network_address if whole else prefix))
 
 
-#: The likelier ones are those that somebody may be in.
+#: Addresses that a container may be in are more likely.
 prefixes: st.SearchStrategy[Prefix] = st.one_of(
     st.builds(_prefix, st.sampled_from(_HERE4), st.integers(0, 32)),
     st.builds(_prefix, st.sampled_from(_HERE6), st.integers(0, 128)),
@@ -218,7 +218,7 @@ peers: st.SearchStrategy[Peer] = st.one_of(
     ),
     st.just(Peer("host")),
 )
-#: Ports, those in front at the edge of something.
+#: Ports; the first ones are at the edge of a range.
 ports = st.one_of(
     st.sampled_from([1, 15, 16, 22, 53, 80, 255, 256, 443, 4095, 4096, 5432, 8080, 61440, 65520, 65535]),
     st.integers(1, 65535),
@@ -231,7 +231,7 @@ def _rule(proto: str, one: int, other: int, whom: Iterable[Peer]) -> Rule:
 
 
 def rules_with(whom: st.SearchStrategy[Iterable[Peer]]) -> st.SearchStrategy[Rule]:
-    """Single ports, ranges, whole protocols, those without ports."""
+    """Return single ports, ranges, whole protocols, those without ports."""
     return st.one_of(
         st.builds(lambda proto, port, whom: _rule(proto, port, port, whom), protos, ports, whom),
         st.builds(_rule, protos, ports, ports, whom),
@@ -249,12 +249,12 @@ egress: st.SearchStrategy[tuple[Rule, ...] | None] = st.one_of(
     st.just(EVERYTHING),
     *[st.lists(rules_with(some_peers), min_size=1, max_size=3).map(tuple)] * 3,
 )
-#: So many that they are never too many: a rate changes where a packet goes, and here not what becomes of it.
+#: So many that the limit is never reached: these rates change a packet's path, but not its verdict.
 PLENTY = (Rate("tcp", 1, 65535, 1_000_000, "second", 65535), Rate("udp", 53, 5353, 999_999, "second", 65000))
 rates = st.sampled_from([None, None, None, (), PLENTY[:1], PLENTY])
 policies = st.sampled_from(["", "", "", "default", "closed", "open", "open"])
 spec = st.builds(PolicySpec, rules, denied, policies, egress, rates)
-#: What is said in more general places: seldom much.
+#: Policies with a wider scope: rarely many.
 general = st.one_of(*[st.just(PolicySpec())] * 6, *[st.builds(PolicySpec, rules, denied)] * 3, spec)
 mostly = st.sampled_from([True] * 11 + [False])
 problems = st.one_of(
@@ -269,7 +269,7 @@ networks = st.fixed_dictionaries(
         "problems": problems,
     }
 )
-#: 0.0.0.0 and ::, or one address of the host's, or its loopback.
+#: 0.0.0.0 and ::, or one address of the host, or its loopback.
 _host_ips = st.sampled_from([(ANY4, ANY6), (Site.HOST4, Site.HOST6), (ANY4,), (ANY6,), (LOOPBACK4, LOOPBACK6)])
 published = st.lists(st.tuples(st.integers(0, len(BEHIND) - 1), _host_ips), max_size=3, unique_by=lambda each: each[0])
 containers = st.fixed_dictionaries(
@@ -295,7 +295,7 @@ def inventory_of(
     told: list[dict[str, Any]],
     bans: Mapping[Prefix, float] = MappingProxyType({}),
 ) -> PolicyView:
-    """All that is known, of these words."""
+    """Return the facts that follow from these policies."""
     places = {name: bed.place(name, each) for name, each in nets.items()}
     ours = {**bed.networks, **{p.id: p for p in places.values() if isinstance(p, Network)}}
     guests: dict[str, TrackedEndpoint] = {}
@@ -349,7 +349,7 @@ def inventory_of(
 
 @dataclass(frozen=True)
 class Shot:
-    """A packet as it is sent (by a box, or from outside), as it would arrive, and what is said of it."""
+    """A packet as it is sent (by a box, or from outside), as it would arrive, and the expected verdict."""
 
     source: Box | None
     sent: Packet
@@ -367,13 +367,13 @@ class Shot:
 
 
 class Gun:
-    """Packets that may be interesting with what is known: around ports and prefixes that somebody speaks of."""
+    """Generate packets near the edges of the policies: around ports and prefixes that a rule names."""
 
     def __init__(self, bed: Bed, inventory: PolicyView, seed: int, *, bridges: bool) -> None:
         self.bed, self.inventory, self.random, self.bridges = bed, inventory, Random(seed), bridges
         seats = {seat.box.endpoint.id: seat for seat in bed.seats}
         self.where = {address: seat.network for seat in bed.seats for address in (seat.box.v4, seat.box.v6)}
-        #: Who says it, the rule, and whether it is about what comes in.
+        #: The container with the rule, the rule, and whether it is about inbound traffic.
         self.spec: list[tuple[Seat, Rule, bool]] = []
         for found in filter(None, map(inventory.endpoint, inventory.owners())):
             policy = inventory.directory.resolved(inventory.decide(*found), found[1].container)
@@ -403,7 +403,7 @@ class Gun:
         self.portless: set[frozenset[Any]] = set()
 
     def _strange(self, address: Address) -> bool:
-        """An address that somebody outside may have, and that the host has a way to."""
+        """Return an address that an outside host may have, and that the host has a route to."""
         if address in (Site.OUT4, Site.OUT6):
             return True
         if address.version == 6:
@@ -444,7 +444,7 @@ class Gun:
         return self._shot(box, self._at(box, version), self._pick(self.strangers[version]))
 
     def _meant(self) -> Shot | None:
-        """What a rule with peers is about, or what lies close beside it."""
+        """Return an address that a rule with peers covers, or one close to it."""
         if not self.spec:
             return None
         seat, rule, inbound = self._pick(self.gated or self.spec)
@@ -503,7 +503,7 @@ class Gun:
         return self._judged(source, packet, packet, Asked(src, dst, proto, port, host))
 
     def _without_ports(self, source: Box | None, src: Address, dst: Address, proto: str, *, host: bool) -> Shot | None:
-        # What goes the other way would belong to the same flow.
+        # A packet in the other direction would belong to the same flow.
         flow = frozenset((src, dst, proto))
         if flow in self.portless:
             return None
@@ -512,12 +512,15 @@ class Gun:
         return self._judged(source, packet, packet, Asked(src, dst, proto, 0, host))
 
     def _behind(self) -> Shot | None:
-        """Past the published port, to what is behind it."""
+        """Return the address and port behind the published port."""
         version, box = self._pick([4, 6]), self._pick(self.bed.seats).box
         return self._shot(None, self._pick(self.strangers[version]), self._at(box, version), flow=self._pick([*BEHIND]))
 
     def _published(self) -> Shot | None:
-        """To a port of the host's that leads to a container, by DNAT, or by a docker-proxy that would listen there."""
+        """Return a packet to a host port that leads to a container.
+
+        It leads there by DNAT, or by a docker-proxy that would listen there.
+        """
         version, seat, index = self._pick([4, 6]), self._pick(self.bed.seats), self._pick(list(range(len(BEHIND))))
         proto, port = BEHIND[index]
         host, number = self.host(version), seat.first + index
@@ -548,7 +551,10 @@ class Gun:
 
 
 def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bool) -> None:
-    """Loads it, fires, compares each packet's fate with its verdict. `bridges`: the rules see packets within one."""
+    """Load the policies, send, and compare each packet's fate with its verdict.
+
+    `bridges`: the rules see packets within one.
+    """
     site = bed.site
     bridges = bed.show_bridges(bridges)
     bed.load(inventory, whole=whole)
@@ -558,7 +564,7 @@ def hold(bed: Bed, inventory: PolicyView, seed: int, *, whole: bool, bridges: bo
     for sniffer in sniffers:
         for _ in sniffer.read():
             pass
-    # By the sender, and in any order: none of them belongs to another's flow.
+    # By sender, and in any order: none of them belongs to another's flow.
     by_source: dict[Box | None, list[Packet]] = {}
     for shot in shots:
         by_source.setdefault(shot.source, []).append(shot.sent)
@@ -578,7 +584,10 @@ seeds = st.integers(0, 2**32)
 
 
 def examples(count: int) -> settings:
-    """So many, the same in every run. What fails tells which packet and why, and is not worth minutes of shrinking."""
+    """Return that many examples, the same in every run.
+
+    A failure names the packet and the reason; minutes of shrinking would add little.
+    """
     return settings(
         max_examples=count,
         deadline=None,
@@ -600,15 +609,17 @@ def test_the_kernels_verdict_is_the_references(
     whole: bool,
     bridges: bool,
 ) -> None:
-    """Whatever is said, anywhere, docker-fw keeping up with Docker or not: each packet passes exactly if the reference
-    says so."""
+    """Each packet passes exactly if the reference says so, for any policies.
+
+    This holds whether or not docker-fw is up to date with Docker.
+    """
     inventory = inventory_of(bed, defaults, nets, told)
     inventory.watched = watched
     hold(bed, inventory, seed, whole=whole, bridges=bridges)
 
 
 def _bannable(prefix: Prefix) -> bool:
-    """The last packet's way stays free."""
+    """Return True if the last packet's path stays free."""
     try:
         prefix = read(str(prefix))
     except FwError:
@@ -616,7 +627,7 @@ def _bannable(prefix: Prefix) -> bool:
     return not any(IPv6Address(a) in prefix for a in (Wan.V6, "2001:db8:9::2"))
 
 
-#: Banned for ever, or for some minutes more.
+#: Banned permanently, or for some minutes more.
 _banned = prefixes.filter(_bannable).map(lambda prefix: read(str(prefix)))
 banned = st.dictionaries(_banned, st.sampled_from([0.0, NOW + 300]), min_size=1, max_size=5)
 
@@ -633,5 +644,5 @@ def test_bans_are_the_references(
     whole: bool,
     bridges: bool,
 ) -> None:
-    """With addresses and prefixes of any length banned, wherever they are: nothing from them, nothing to them."""
+    """Addresses and prefixes of any length are banned, anywhere: nothing from them, nothing to them."""
     hold(bed, inventory_of(bed, defaults, nets, told, bans), seed, whole=whole, bridges=bridges)

@@ -1,4 +1,4 @@
-"""At no moment does a table stand that opens for lack of its elements: whatever is refused, flushed or in the way."""
+"""Test that no table is ever open for lack of its elements, whatever is refused, flushed or in the way."""
 
 from __future__ import annotations
 
@@ -34,13 +34,17 @@ _ports = itertools.cycle(range(20000, 60000))
 
 @pytest.fixture
 def web(site: Site) -> Box:
-    """A container of ours."""
+    """Return a container on a docker-fw network."""
     site.host.sysctl(FORWARDING)
     return site.box(site.network(1), 2)
 
 
 def known(site: Site, web: Box) -> PolicyView:
-    """The container may begin nothing, docker-proxy has a closed port, an address is banned, dockerd has a group."""
+    """Return facts that close something of every kind.
+
+    The container may initiate nothing, docker-proxy has a closed port, an address is banned, dockerd has a control
+    group.
+    """
     facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
     proxies = ProxyFacts(frozenset({1 << 50}))
@@ -53,7 +57,7 @@ def elements(inventory: PolicyView) -> set[Element]:
 
 
 def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns | None, last: Packet) -> bool:
-    """True if a packet from somewhere is heard; `last` is sent by the host behind it, and always passes."""
+    """Return True if a packet arrives; `last` is sent by the host after it, and always passes."""
     for _ in ear.read():
         pass
     site.send([shot], source)
@@ -62,7 +66,7 @@ def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns 
 
 
 def passing(site: Site, web: Box) -> set[str]:
-    """Which new flows pass, of some that no table of ours may let through."""
+    """Return which new flows pass, of some that no docker-fw table may accept."""
     sport, lo = next(_ports), IPv4Address("127.0.0.1")
     shots: dict[str, tuple[Sniffer | Listener, Packet, NamedNetns | None, Packet]] = {
         "to docker-proxy's closed port": (
@@ -82,7 +86,7 @@ def passing(site: Site, web: Box) -> set[str]:
 
 
 class Moments:
-    """What passes after each transaction of a firewall's."""
+    """The flows that pass after each transaction of a firewall."""
 
     def __init__(self, site: Site, web: Box, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passed: list[set[str]] = []
@@ -111,7 +115,7 @@ TOUCHES = {
 def test_a_table_that_is_put_there_is_closed_from_its_first_transaction(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch, touch: str
 ) -> None:
-    """Whatever somebody did to it: what its elements close is closed before the elements come."""
+    """Whatever changed the table: what its elements close is closed before the elements are added."""
     wanted = elements(known(site, web))
     site.nft.replace(wanted)
     site.nft.owned = False
@@ -134,17 +138,17 @@ def standing_elements(site: Site) -> Iterable[Element]:
 def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it all is open; after its first transaction nothing of that is."""
+    """Before the table is loaded all flows pass; after its first transaction none of them does."""
     wanted = elements(known(site, web))
     assert len(passing(site, web)) == 4
     moments = Moments(site, web, monkeypatch)
     site.nft.replace(wanted)
-    tried = 3  # whether tables can be owned, whether there are some for bridges, whether listeners can be held
+    tried = 3  # whether tables can have owners, whether bridge tables exist, whether new listeners can be dropped
     assert not set().union(*moments.passed[tried:])
 
 
 def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Box) -> None:
-    """The table stands, shut, and is put there whole when the kernel takes it again; established flows go on."""
+    """The table is active, closed, and loaded whole when the kernel accepts it again; established flows continue."""
     wanted = elements(known(site, web))
     site.nft.owned = False
     site.nft.replace(wanted)
@@ -163,7 +167,7 @@ def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Bo
 def test_a_transaction_that_is_refused_once_leaves_nothing_shut(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the kernel takes the elements at the second try, new connections pass at once, not when a minute is over."""
+    """When the kernel accepts the elements at the second try, new connections pass at once, not after a minute."""
     batch, refusals = site.nft._batch, [NftError("Cannot allocate memory")]
 
     def refuses_once(*args: Any, **more: Any) -> None:
@@ -196,12 +200,12 @@ def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
 def test_a_refused_change_never_puts_half_a_table_there(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change that the kernel refuses, and the table that then is put there whole, open nothing at any moment."""
+    """A change that the kernel refuses, and the whole table that is loaded then, open nothing at any moment."""
     endpoint = Site.known(web, spec=PolicySpec(allow=(Rule("tcp", 8080, 8080),), egress=()))
     with site.inside():
         writer.put_endpoint(endpoint)
         assert not passing(site, web)
-        # Somebody deleted an element that the next change is to remove.
+        # Another program deleted an element that the next change is to remove.
         site.run("nft", "delete element inet docker-fw allow4 { " + str(web.v4) + " . tcp . 8080 }")
         moments = Moments(site, web, monkeypatch)
         writer.put_endpoint(Site.known(web, spec=PolicySpec(egress=())))
@@ -213,8 +217,10 @@ def test_a_refused_change_never_puts_half_a_table_there(
 def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A change that closes something and is refused for something else closes that in its first transaction, before
-    the whole table is put there, and keeps it closed if the kernel does not take that either."""
+    """A change that closes something, and is refused for another part, closes it in its first transaction.
+
+    This is before the whole table is loaded, and it stays closed if the kernel refuses that too.
+    """
     with site.inside():
         writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
     assert passing(site, web) >= {"to a container's closed port"}
@@ -240,10 +246,13 @@ def test_what_closes_does_not_wait_for_what_the_kernel_refuses(
 def test_what_came_in_while_the_rules_were_gone_is_cut_at_docker_proxys_ports_too(
     site: Site, web: Box, writer: Writes
 ) -> None:
-    """An outsider's connections and datagrams to a closed published port end with the repair, and those of whom a rule
-    lets in go on. A flow to a port of the same number on an address where it is nobody's is left alone."""
+    """An outsider's flows to a closed published port end with the repair; those that a rule accepts continue.
+
+    This covers connections and datagrams. A flow to the same port number on an address where no container publishes it
+    is left alone.
+    """
     with Talks() as talks, site.inside():
-        # Docker's own rules look at the state of connections, so the kernel goes on tracking them.
+        # Docker's own rules match on the state of connections, so the kernel still tracks them.
         site.run("nft", "flush ruleset")
         site.run("nft", "table inet other { chain c { type filter hook input priority 0; ct state new; }; }")
         talks.open("docker-proxy's", "tcp", site.wan, site.host, site.HOST4, PORT, source=site.OUT4)
@@ -266,8 +275,11 @@ def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
     site: Site, web: Box, writer: Writes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container leaves while the kernel has no memory for a single change: as soon as it has, the container's ports
-    are closed, for its address may be another's. The table's rules are untouched, so nothing else would mend that."""
+    """A container is removed while the kernel has no memory for a single change.
+
+    As soon as it has, the container's ports are closed, because its address may be another's. The table's rules are
+    unchanged, so no other mechanism would fix that.
+    """
     with site.inside():
         writer.put_endpoint(Site.known(web, Rule("tcp", 5432, 5432)))
         assert "to a container's closed port" in passing(site, web)
@@ -283,7 +295,7 @@ def test_who_left_while_the_kernel_took_nothing_is_closed_when_it_does_again(
 def test_a_kernel_that_cannot_tell_a_listening_socket_takes_the_table(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no rule can ask for a packet's socket (no nft_socket), the table is made without that one, and closes."""
+    """Where no rule can match a packet's socket (no nft_socket), the table is loaded without that one, and closes."""
     run = site.nft._run
 
     def old(text: str) -> None:

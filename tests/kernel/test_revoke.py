@@ -1,4 +1,4 @@
-"""What stood open and may not any more is cut, at once, over TCP and UDP; whatever may still be goes on."""
+"""Test that flows that are no longer permitted are cut at once, over TCP and UDP, and that all others continue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ site = site_of_module(FORWARDING | BRIDGED_FRAMES_UNTRACKED)
 
 @dataclass(frozen=True)
 class Boxes:
-    """Ours: web and db on a network, api and api2 on another. Docker's: shop and near on a bridge, job on another."""
+    """On docker-fw networks: web and db; api and api2 on another. On Docker networks: shop and near; job on another."""
 
     web: Box
     db: Box
@@ -61,13 +61,13 @@ GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
 
 
 def known(box: Box, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
-    """The box as a container of compose's project shop."""
+    """Return the box as a container of compose's project shop."""
     container = Container(f"{name}-id", name, spec or PolicySpec(), project="shop", service=service or name)
     return dataclasses.replace(box.endpoint, container=container)
 
 
 class TableApplier(Reconciler):
-    """The one writer, in the site's host; what it does later it does at once."""
+    """The one writer, in the site's host; delayed work runs at once."""
 
     def __init__(self, site: Site, path: Path) -> None:
         super().__init__(site.nft, Store(str(path / "state.json")), Defaults())
@@ -75,9 +75,9 @@ class TableApplier(Reconciler):
 
 @pytest.fixture
 def writer(site: Site, boxes: Boxes, tmp_path: Path) -> Iterator[TableApplier]:
-    """With our networks and nobody on them. The test runs inside the host."""
+    """Yield a writer with docker-fw networks and no container on them. The test runs inside the host."""
     with site.inside():
-        site.load()  # what another test's docker-fw held is none of this one's
+        site.load()  # the quarantine of another test's docker-fw does not apply here
         made = TableApplier(site, tmp_path)
         made.start(Facts(SavedState(dict(site.networks)), bridges=seen(ONE, TWO)))
         yield made
@@ -87,9 +87,11 @@ BOTH: tuple[Proto, ...] = ("tcp", "udp")
 
 
 def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, writer: TableApplier) -> None:
-    """Of all flows to a container those of a peer that is none any more are cut, if nothing else accepts them: what is
-    open to everybody, the other peers', outsiders', its neighbours', the host's and the container's own go on. When its
-    container leaves, all of its own end."""
+    """Of all flows to a container those of a former peer are cut, if no other rule accepts them.
+
+    Flows through ports open to all, of the other peers, outsiders, its neighbours, the host and the container itself
+    continue. When the container is removed, all of its flows end.
+    """
     api, api2 = known(boxes.api, "api-1", service="api"), known(boxes.api2, "api-2", service="api")
     web = known(boxes.web, "web", spec_of(allow="5432 from service:api, 53/udp from service:api 203.0.113.0/24"))
     for endpoint in (web, api, api2, known(boxes.db, "db")):
@@ -117,8 +119,10 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
 
 
 def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes, writer: TableApplier) -> None:
-    """A UDP flow that was cut, may be for a while and is cut again: the container does not bring it back meanwhile, not
-    when the time of the first cut is over."""
+    """A UDP flow is cut, permitted for a while and cut again: its quarantine starts anew.
+
+    The container cannot reopen it meanwhile, not when the time of the first cut is over.
+    """
     address, port = boxes.web.v6, 5353
 
     def says(**words: str) -> None:
@@ -141,14 +145,14 @@ def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes
 
 
 def left(site: Site) -> int:
-    """Whole seconds that the one flow is held yet."""
+    """Return the whole seconds for which the one flow is still quarantined."""
     told = json.loads(site.host.run(["nft", "-j", "list", "set", "inet", "docker-fw", "quarantine6"]).stdout)
     ((element,),) = [each["set"]["elem"] for each in told["nftables"] if "set" in each]
     return int(element["elem"]["expires"])
 
 
 def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: TableApplier) -> None:
-    """Who joins a service may come from then on, and all that stood goes on."""
+    """A container that joins a service is accepted from then on, and all established flows continue."""
     web = known(boxes.web, "web", spec_of(allow="5432 from service:api"))
     writer.put_endpoint(web)
     writer.put_endpoint(known(boxes.api2, "api-2", service="api"))
@@ -164,8 +168,10 @@ def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: TableAp
 def test_when_egress_becomes_narrower_what_it_began_is_cut(
     site: Site, boxes: Boxes, writer: TableApplier, service: str
 ) -> None:
-    """Flows that a container began and may not begin any more are cut, to outsiders, to the host and to peers that
-    left; those that it may, and all that others began, go on."""
+    """Flows that a container opened and may no longer open are cut, to outsiders, to the host and to former peers.
+
+    Permitted ones, and all flows that other sides opened, continue.
+    """
     guard = EndpointTracker(writer)
     peers = {"db2": boxes.api2, "job": boxes.job}
     wide = spec_of(egress=f"443, 53/udp, 5432 to service:{service}, 2222 to host", allow="8080")
@@ -194,7 +200,7 @@ def test_when_egress_becomes_narrower_what_it_began_is_cut(
         assert talks.going("comes") == everything
 
         if service == "job":
-            guard.leaves("", "peer-id")  # which cuts all of the peer's besides
+            guard.leaves("", "peer-id")  # which also cuts all of the peer's
         else:
             writer.drop_endpoint(there.id)
         left = everything - {"to peer 4", "to peer 6"}
@@ -225,7 +231,7 @@ def guard(writer: TableApplier) -> EndpointTracker:
 
 
 def shop(boxes: Boxes, spec: PolicySpec) -> Endpoint:
-    """The shop's container with its port published, as docker-proxy would serve it."""
+    """Return the shop's container with its port published, as docker-proxy would serve it."""
     return dataclasses.replace(known(boxes.shop, "shop", spec), network_id=GUARDED[0].id, published=PORTS)
 
 
@@ -236,8 +242,11 @@ def guest(box: Box, number: int, name: str, spec: PolicySpec | None = None, serv
 def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
-    """By docker-proxy a flow is between its client and the host: the clients that may still come go on, and so do the
-    host's own and those of the container's network."""
+    """Through docker-proxy a flow is between its client and the host.
+
+    The flows of clients that are still permitted continue, and so do the host's own and those of the container's
+    network.
+    """
     spec = spec_of(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
     api, job = known(boxes.api, "api", service="api"), guest(boxes.job, 1, "job", service="api")
     writer.put_endpoint(api)
@@ -259,7 +268,10 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
 def test_a_guest_that_may_be_reached_by_fewer(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
-    """A container of Docker's that accepts a service of another network: the service's going cuts just its flows."""
+    """Removing a service cuts only its flows to a container on a Docker network that accepts the service.
+
+    The service is on another network.
+    """
     spec = spec_of(allow="5432 from service:api")
     job, api = guest(boxes.job, 1, "job", service="api"), known(boxes.api, "api", service="api")
     writer.put_endpoint(api)
@@ -278,8 +290,10 @@ def test_a_guest_that_may_be_reached_by_fewer(
 def test_when_a_published_port_closes_who_may_still_come_goes_on(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
-    """`fwctl deny` of a port that was open to everybody cuts docker-proxy's flows of everybody from outside; not those
-    of the host itself nor of the container's network, for whom it is not closed."""
+    """`fwctl deny` of a port that was open to all cuts docker-proxy's flows from outside.
+
+    Flows of the host itself and of the container's network continue, because the port is not closed for them.
+    """
     there = [shop(boxes, spec_of(allow="5432, 5432/udp")), guest(boxes.near, 0, "near"), guest(boxes.job, 1, "job")]
     guard.replace(GUARDED, there, asked=guard.now())
     with Talks() as talks:

@@ -1,6 +1,6 @@
-"""The plugin's socket, as dockerd meets it: the protocol, label look-ups, whatever else may come, and death.
+"""Test the plugin's socket as dockerd uses it: the protocol, label look-ups, malformed requests and crashes.
 
-The real gunicorn and worker on a host of its own; Docker's API is a stand-in that can misbehave.
+The real gunicorn and worker run on a host of its own; Docker's API is a stand-in that can misbehave.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def running() -> Iterator[Running]:
 
 @pytest.fixture
 def fw(running: Running) -> Iterator[Running]:
-    """The running plugin, with nothing known before and after; a test that leaves something fails."""
+    """Yield the running plugin, with empty state before and after; a test that leaves something behind fails."""
     running.docker.mode = "answer"
-    running.clean()  # what fuzzing made
+    running.clean()  # created by fuzzing
     running.docker.containers.clear()
     running.docker.networks.clear()
     running.docker.images = {"sha256:plain": {}}
@@ -80,13 +80,13 @@ def fw(running: Running) -> Iterator[Running]:
 
 
 def test_activation_and_capabilities(fw: Running) -> None:
-    """What dockerd asks first, with an empty body."""
+    """Answer Docker's first request, which has an empty body."""
     assert fw.call("Plugin.Activate") == {"Implements": ["NetworkDriver"]}
     assert fw.driver("GetCapabilities") == {"Scope": "local", "ConnectivityScope": "local"}
 
 
 def test_the_socket_is_roots_alone(fw: Running) -> None:
-    """Nobody but root can open networks by way of the plugin's socket."""
+    """Only root can open networks through the plugin's socket."""
     mode = fw.socket.stat()
     assert stat.S_ISSOCK(mode.st_mode)
     assert stat.S_IMODE(mode.st_mode) == 0o600
@@ -108,7 +108,7 @@ def test_the_socket_is_roots_alone(fw: Running) -> None:
     ],
 )
 def test_unknown_calls_are_refused_in_json(fw: Running, method: str, path: str, status: int) -> None:
-    """A call that a newer Docker invents gets the error that it tolerates, in the protocol's own form."""
+    """A call that a newer Docker adds gets the error that Docker tolerates, in the protocol's own form."""
     found, reply = fw.raw(method, path, b"{}")
     assert found == status
     assert isinstance(json.loads(reply)["Err"], str)
@@ -123,7 +123,7 @@ def test_calls_that_a_local_driver_has_no_use_for(fw: Running) -> None:
 
 
 def test_a_containers_life(fw: Running) -> None:
-    """Create, join, publish, leave, delete: each step makes what it should, and in the end nothing is left."""
+    """Create, join, publish, leave, delete: each step creates what it should, and at the end nothing is left."""
     network = fw.network(1)
     assert fw.driver("CreateNetwork", network) == {}
     assert fw.links() == {"fw-000000000001"}
@@ -156,7 +156,7 @@ def test_a_containers_life(fw: Running) -> None:
 
 
 def test_every_call_may_come_twice(fw: Running) -> None:
-    """Docker repeats a call whose answer got lost: the second changes nothing and answers the same."""
+    """Docker repeats a call whose answer was lost: the second call changes nothing and returns the same answer."""
     network = fw.network(1)
     endpoint = fw.endpoint(network, 2)
     publish = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8081}]}}
@@ -187,7 +187,7 @@ def test_an_internal_network_has_no_gateway_and_nothing_open(fw: Running) -> Non
 
 
 def test_single_stack(fw: Running) -> None:
-    """An IPv6-only and an IPv4-only network answer Join with their own gateway."""
+    """An IPv6-only and an IPv4-only network return their own gateway in Join."""
     six = fw.network(1, IPv4Data=None)
     four = fw.network(2, IPv6Data=[])
     for network, gone, gateway in ((six, "Address", "GatewayIPv6"), (four, "AddressIPv6", "Gateway")):
@@ -203,7 +203,7 @@ def test_single_stack(fw: Running) -> None:
 
 
 def test_a_chosen_mac_is_not_answered(fw: Running) -> None:
-    """Docker refuses a driver that answers with what Docker chose itself."""
+    """The driver does not return a MAC that Docker chose itself: Docker refuses such an answer."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -216,7 +216,7 @@ def test_a_chosen_mac_is_not_answered(fw: Running) -> None:
 
 
 def test_keep_alive(fw: Running) -> None:
-    """Docker keeps its connections open: many calls on one, without a pause."""
+    """Docker keeps its connections open: many calls on one connection, without a pause."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(5)
         sock.connect(str(fw.socket))
@@ -228,11 +228,11 @@ def test_keep_alive(fw: Running) -> None:
             assert reply.startswith(b"HTTP/1.1 200")
 
 
-# --- labels -------------------------------------------------------------------------------------------------------
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_open_before_join_returns(fw: Running) -> None:
-    """A container's exceptions stand when Join returns: before its first instruction."""
+    """A container's exceptions are active when Join returns: before its first instruction."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -246,7 +246,7 @@ def test_labels_open_before_join_returns(fw: Running) -> None:
 
 
 def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> None:
-    """`driver_opts` of a service's network, and `-o` of a network, say `fw.allow` as well, and all add up."""
+    """`driver_opts` of a service's network, and `-o` of a network, set `fw.allow` as well, and all add up."""
     network = fw.network(1, {"fw.allow": "9000"})
     fw.well("CreateNetwork", network)
     fw.begin(network, 2, {"fw.allow": "8080"}, **{"fw.allow": "8081"})
@@ -268,7 +268,7 @@ def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> N
     ids=str,
 )
 def test_a_wrong_label_refuses_the_start(fw: Running, labels: dict[str, str], words: str) -> None:
-    """Docker gets the container's name and each mistake as text; nothing is open, no link stays."""
+    """Docker gets the container's name and each mistake as text; nothing is open, no link remains."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -279,14 +279,14 @@ def test_a_wrong_label_refuses_the_start(fw: Running, labels: dict[str, str], wo
     assert reply.keys() == {"Err"}
     assert fw.links() == names_of(network)
     assert fw.opens("10.1.0.2") == set()
-    # What 29 and later send after a failed Join, and what all send then:
+    # Docker 29 and later send the first call after a failed Join, and all versions the others:
     fw.well("Leave", endpoint)
     fw.well("DeleteEndpoint", endpoint)
 
 
 @pytest.mark.parametrize("name", ["CreateNetwork", "CreateEndpoint"])
 def test_a_wrong_option_refuses_too(fw: Running, name: str) -> None:
-    """A mistake in a network's or an attachment's options is told at once, and nothing is made."""
+    """A mistake in a network's or an attachment's options is reported at once, and nothing is created."""
     network = fw.network(1, {"fw.allow": "x"} if name == "CreateNetwork" else {})
     if name == "CreateNetwork":
         assert 'network option fw.allow="x": "x" is not a port' in fw.driver(name, network)["Err"]
@@ -299,7 +299,7 @@ def test_a_wrong_option_refuses_too(fw: Running, name: str) -> None:
 
 
 def test_an_image_opens_nothing_by_itself(fw: Running) -> None:
-    """A label that the image brought counts for nothing; the same key with another value is the user's."""
+    """A label from the image is ignored; the same key with another value is the user's."""
     fw.docker.images = {"sha256:loud": {"fw.allow": "8080", "fw.alow": "mistake"}}
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -328,7 +328,7 @@ def test_a_container_of_a_similar_name_is_another(fw: Running) -> None:
 
 
 def test_a_container_that_docker_does_not_tell_yet(fw: Running) -> None:
-    """Docker answers and does not know the endpoint: closed but for ICMP, and open as soon as it is told."""
+    """Docker answers but does not list the endpoint yet: only ICMP passes until it does, then the container opens."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -347,9 +347,9 @@ SILENT: list[Mode] = ["hang", "hang up", "garbage", "wrong JSON", "error 500", "
 
 @pytest.mark.parametrize("mode", SILENT)
 def test_a_hook_never_waits_for_docker(fw: Running, mode: Mode) -> None:
-    """While the API does not answer a start costs a second at most, once; the next ones nothing. All stays closed.
+    """While the API does not answer, only the first start is delayed, by at most a second; all stays closed.
 
-    As soon as it answers, the exceptions stand, by themselves.
+    Later starts are not delayed. As soon as the API answers, the exceptions become active without another call.
     """
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -374,7 +374,7 @@ def test_a_hook_never_waits_for_docker(fw: Running, mode: Mode) -> None:
 
 
 def test_wrong_labels_that_become_known_later_stay_closed(fw: Running) -> None:
-    """Where nothing could be refused at Join, a mistake keeps the container closed, and the status says why."""
+    """Where Join could not refuse, a mistake in a label keeps the container closed, and the status reports why."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     fw.docker.mode = "hang up"
@@ -393,7 +393,7 @@ def test_wrong_labels_that_become_known_later_stay_closed(fw: Running) -> None:
 
 
 def test_other_hooks_need_no_docker(fw: Running) -> None:
-    """Networks come and go, containers stop, ports are published, while the API hangs."""
+    """Networks are created and deleted, containers stop, ports are published, while the API hangs."""
     fw.docker.mode = "hang"
     fw.docker.end_streams()
     began = time.monotonic()
@@ -406,11 +406,11 @@ def test_other_hooks_need_no_docker(fw: Running) -> None:
     assert took(began) < 3
 
 
-# --- what cannot be made ------------------------------------------------------------------------------------------
+# --- objects that cannot be created -----------------------------------------------------------------------------------
 
 
 def test_a_taken_bridge_name_is_refused(fw: Running) -> None:
-    """A bridge name that the host uses is refused with a text; the host's link and our state stay as they were."""
+    """A bridge name that the host uses is refused with a text; the host's link and docker-fw's state are unchanged."""
     fw.site.host.ip("link add front0 type bridge", "addr add 10.200.0.1/24 dev front0")
     before = fw.site.run("ip", "-d", "addr", "show", "front0").stdout
     try:
@@ -425,7 +425,7 @@ def test_a_taken_bridge_name_is_refused(fw: Running) -> None:
 
 
 def test_an_overlapping_subnet_is_refused(fw: Running) -> None:
-    """A subnet that the host or another network of ours has is refused with both names, and nothing is made."""
+    """A subnet of the host or of another docker-fw network is refused with both names, and nothing is created."""
     fw.well("CreateNetwork", fw.network(1))
     clash = {**fw.network(2), "IPv4Data": [{"Gateway": "10.1.0.129/25"}]}
     assert "10.1.0.128/25 overlaps 10.1.0.0/24 of network 000000000001" in fw.driver("CreateNetwork", clash)["Err"]
@@ -436,7 +436,7 @@ def test_an_overlapping_subnet_is_refused(fw: Running) -> None:
 
 
 def test_the_same_network_with_other_options_is_refused(fw: Running) -> None:
-    """A network's ID comes a second time with other content: refused, and the first stays as it was."""
+    """A second CreateNetwork with the same ID and other options is refused, and the first network is unchanged."""
     fw.well("CreateNetwork", fw.network(1))
     before = fw.kept()
     assert "exists already with other options" in fw.driver("CreateNetwork", fw.network(1, {"fw.allow": "1"}))["Err"]
@@ -444,7 +444,7 @@ def test_the_same_network_with_other_options_is_refused(fw: Running) -> None:
 
 
 def test_the_same_endpoint_with_other_addresses_is_refused(fw: Running) -> None:
-    """So is an endpoint's."""
+    """A second CreateEndpoint with the same ID and other addresses is refused, too."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.endpoint(network, 2)
@@ -455,19 +455,19 @@ def test_the_same_endpoint_with_other_addresses_is_refused(fw: Running) -> None:
 
 @pytest.mark.parametrize("name", ["CreateEndpoint", "Join", "EndpointOperInfo", "ProgramExternalConnectivity"])
 def test_what_is_unknown_is_told_with_what_to_do(fw: Running, name: str) -> None:
-    """Calls about networks and endpoints that nobody knows (our state was lost) are errors with a way out."""
+    """Calls about unknown networks and endpoints (the state was lost) are errors that say what to do."""
     error = fw.driver(name, fw.endpoint(fw.network(1), 2))["Err"]
     assert re.search(r"docker-fw does not know (network|endpoint) .*(remove the network|restart the container)", error)
 
 
 @pytest.mark.parametrize("name", ["Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity"])
 def test_ending_what_is_unknown_is_well(fw: Running, name: str) -> None:
-    """Calls that end something succeed when it is gone: Docker must be able to clean up after us."""
+    """Calls that remove something succeed if it does not exist: Docker must be able to clean up after the plugin."""
     assert fw.driver(name, fw.endpoint(fw.network(1), 2)) == {}
 
 
 def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
-    """DeleteNetwork without the calls that should have come before (Docker forgets some) leaves nothing behind."""
+    """DeleteNetwork without the expected earlier calls (Docker omits some) leaves nothing behind."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.begin(network, 2)
@@ -479,12 +479,12 @@ def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
 
 
 def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
-    """When the state cannot be written a start is refused with the path, and a stop closes all the same."""
+    """When the state cannot be written a start is refused with the path, and a stop still closes."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
     another = fw.network(2)
-    fw.well("CreateNetwork", another)  # the state file is written anew, and its log is not begun
+    fw.well("CreateNetwork", another)  # the state file is rewritten, and its log is not started
     full = [Path(f"{fw.state}.new"), Path(f"{fw.state}.log")]
     for path in full:
         path.unlink(missing_ok=True)
@@ -506,7 +506,7 @@ def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
 
 
 def answered(fw: Running, path: str, data: bytes, **headers: str) -> Body:
-    """Sends bytes to a call; whatever they are, a JSON object comes back: five seconds are for a busy machine."""
+    """Send bytes to a call and expect a JSON object, whatever they are; the five seconds allow for a busy machine."""
     status, reply = fw.raw("POST", path, data, timeout=5, headers=headers)
     assert status in (200, 413), (path, data[:200], status)
     value = json.loads(reply)
@@ -547,7 +547,7 @@ BAD: dict[str, bytes] = {
 
 @pytest.mark.parametrize("content", BAD)
 def test_bad_bodies_are_answered(fw: Running, content: str) -> None:
-    """Each call answers each kind of nonsense with a JSON object, in time, and nothing of it stays."""
+    """Each call answers each kind of malformed body with a JSON object, in time, and keeps nothing of it."""
     for path in CALLS:
         value = answered(fw, f"/{path}", BAD[content])
         if path.endswith(("CreateNetwork", "CreateEndpoint", "Join", "Info", "ProgramExternalConnectivity")):
@@ -558,7 +558,7 @@ def test_bad_bodies_are_answered(fw: Running, content: str) -> None:
 
 @pytest.mark.parametrize("path", ["/NetworkDriver.Join", "/NetworkDriver.CreateNetwork", "/Plugin.Activate"])
 def test_nine_megabytes_are_refused(fw: Running, path: str) -> None:
-    """More than any request of Docker's is not even read: the answer is a JSON object with a text."""
+    """A request larger than any of Docker's is not read: the answer is a JSON object with a text."""
     data = b'{"NetworkID": "' + b"a" * (9 << 20) + b'"}'
     value = answered(fw, path, data)
     if path != "/Plugin.Activate":
@@ -566,7 +566,7 @@ def test_nine_megabytes_are_refused(fw: Running, path: str) -> None:
 
 
 def test_chunks_without_a_length(fw: Running) -> None:
-    """A request in chunks is read; one that never says its length is cut off where it is too large."""
+    """A chunked request is read; one without a stated length is cut off where it becomes too large."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(5)
         sock.connect(str(fw.socket))
@@ -578,7 +578,7 @@ def test_chunks_without_a_length(fw: Running) -> None:
 
 
 def test_a_client_that_says_half_holds_nobody_up(fw: Running) -> None:
-    """Clients that begin a request and fall silent (a dockerd that was stopped) do not stop the others."""
+    """Clients that send half a request and fall silent (a stopped dockerd) do not block the others."""
     silent = []
     try:
         for _ in range(10):
@@ -602,7 +602,7 @@ _sane = st.sampled_from(
 @given(path=st.sampled_from(CALLS), body=st.one_of(_sane, json_values))
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
-    """Any JSON value to any call: an object comes back, in time; and no call ever fails in an unforeseen way."""
+    """Any JSON value to any call is answered with an object, in time; no call fails in an unforeseen way."""
     value = answered(running, f"/{path}", json.dumps(body).encode())
     assert "docker-fw failed on" not in value.get("Err", ""), value
 
@@ -610,12 +610,12 @@ def test_any_json_is_answered(running: Running, path: str, body: Any) -> None:
 @given(path=st.sampled_from(CALLS), data=st.binary(max_size=300))
 @settings(max_examples=50, deadline=None, derandomize=True)
 def test_any_bytes_are_answered(running: Running, path: str, data: bytes) -> None:
-    """Not only JSON."""
+    """Any bytes are answered, not only JSON."""
     assert "docker-fw failed on" not in answered(running, f"/{path}", data).get("Err", "")
 
 
 def test_after_all_that_nothing_is_left(fw: Running) -> None:
-    """What fuzzing made is gone when its networks are, and a plain container starts as ever."""
+    """Objects that fuzzing created are removed with its networks, and a plain container starts as before."""
     fw.clean()
     fw.nothing_left()
     network = fw.network(1)
@@ -650,7 +650,7 @@ _steps = st.lists(
 @given(steps=_steps)
 @settings(max_examples=35, deadline=None, derandomize=True)
 def test_calls_in_any_order(running: Running, steps: list[tuple[str, int, int]]) -> None:
-    """In whatever order calls come, each answers; open is only what was joined; and in the end nothing is left."""
+    """In any order, each call is answered, only joined endpoints are open, and at the end nothing is left."""
     fw = running
     fw.docker.mode = "answer"
     joined: set[tuple[int, int]] = set()
@@ -700,7 +700,7 @@ def test_calls_in_any_order(running: Running, steps: list[tuple[str, int, int]])
 
 
 def test_many_at_once(fw: Running) -> None:
-    """Compose starts everything at once: six networks and their 48 containers, concurrently, all as alone."""
+    """Compose starts everything at once: six networks and their 48 containers, concurrently, each as if alone."""
 
     def life(number: int) -> None:
         network = fw.network(number)
@@ -736,7 +736,7 @@ def test_many_at_once(fw: Running) -> None:
 
 
 def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
-    """Status is asked for all the time while Docker tells of one change after another: everybody is answered."""
+    """Status is requested continuously while Docker reports changes: every request is answered."""
     identity, stop = "d" * 64, threading.Event()
     fw.docker.networks[identity] = {
         "Id": identity, "Name": "app", "Driver": "bridge", "Containers": {},
@@ -752,7 +752,7 @@ def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
         return count
 
     def change(number: int) -> None:
-        """Who is there is another one, so that the look at it changes the table."""
+        """Replace the listed container, so that the next full listing changes the table."""
         before = sum("/containers/json" in path for path in fw.docker.asked)
         place = fw.docker.containers[f"{number % 3:064x}"]["NetworkSettings"]["Networks"]["net"]
         place["IPAddress"] = f"172.30.1.{number}"
@@ -774,7 +774,7 @@ def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
 
 
 def test_several_hundred_on_one_network(fw: Running) -> None:
-    """The three-hundredth container of a network starts as the first did, answers by its own label, and goes again."""
+    """The three-hundredth container of a network starts like the first, answers by its own label, and is removed."""
     network = fw.network(1, IPv4Data=[{"Gateway": "10.1.0.1/16"}])
     fw.well("CreateNetwork", network)
 
@@ -800,7 +800,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
 
 
 def test_two_networks_that_want_the_same(fw: Running) -> None:
-    """Of eight networks that ask for one bridge name or one subnet at the same moment, one gets it."""
+    """Of eight networks that request one bridge name or one subnet at the same moment, one gets it."""
     for clash in ("name", "subnet"):
         barrier = threading.Barrier(8)
 
@@ -824,10 +824,10 @@ def test_two_networks_that_want_the_same(fw: Running) -> None:
 
 
 def test_not_one_packet_before_the_labels_are_known(fw: Running) -> None:
-    """Fired at from before its network exists, a container gets nothing but ping until its labels are known.
+    """Under fire since before its network exists, a container receives only ping until its labels are known.
 
-    Neither the making of the network, nor Join, nor the link's way into the container leaves a gap; then the base and
-    its own port are open, and no other.
+    Neither the creation of the network, nor Join, nor moving the link into the container leaves a gap. Afterwards the
+    base and the container's own port are open, and no other.
     """
     site = fw.site
     target4, target6 = ip_address("10.1.0.2"), ip_address("2001:db8:1::2")
@@ -878,12 +878,12 @@ def test_not_one_packet_before_the_labels_are_known(fw: Running) -> None:
     assert passed == {22, 80, 8080}
 
 
-# --- death and rebirth --------------------------------------------------------------------------------------------
+# --- kills and restarts -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def own() -> Iterator[Running]:
-    """A plugin of one test's own, not started."""
+    """Yield a plugin for one test, not started."""
     with Site() as site:
         made = Running(site)
         yield made
@@ -908,8 +908,10 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(own: Running) -> None:
 
 
 def test_killed_at_any_time(own: Running) -> None:
-    """Killed again and again in the middle of calls: no call opens what it should not, the table never goes away,
-    and when Docker has repeated or given up its calls, everything is in order.
+    """The plugin is killed repeatedly in the middle of calls.
+
+    No call opens what it should not, the table is never removed, and once Docker has repeated or given up its calls,
+    everything is in order.
     """
     fw = own.start()
     network = fw.network(1)
@@ -928,7 +930,7 @@ def test_killed_at_any_time(own: Running) -> None:
                     gone.append(shown.stdout + shown.stderr)
 
     def retried(name: str, body: Body) -> Any:
-        """As Docker: a transport error is tried again."""
+        """Call as Docker does: a transport error is retried."""
         for _ in range(200):
             try:
                 return fw.driver(name, body)
@@ -974,7 +976,7 @@ def test_killed_at_any_time(own: Running) -> None:
 
 
 def test_a_restart_finds_everything(own: Running) -> None:
-    """After SIGTERM and a new start: the same networks, containers, exceptions; the rules stood all the while."""
+    """After SIGTERM and a new start: the same networks, containers, exceptions; the rules were active throughout."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -992,7 +994,7 @@ def test_a_restart_finds_everything(own: Running) -> None:
 
 
 def test_what_ended_meanwhile_is_closed(own: Running) -> None:
-    """A container that went while the plugin was away has no open port afterwards, for its address's next owner."""
+    """A container removed while the plugin was down has no open port afterwards, for its address's next owner."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1005,8 +1007,10 @@ def test_what_ended_meanwhile_is_closed(own: Running) -> None:
 
 
 def test_a_pair_that_dockerd_took_back_is_nobodys(own: Running) -> None:
-    """When dockerd gave up on us it moved the inner side back to the host: that address is closed at the next start. It
-    may also be that we died amid a Join: that can be repeated."""
+    """When dockerd gave up on a call, it moved the inner side back to the host: the next start closes that address.
+
+    If docker-fw was killed during a Join instead, the Join can be repeated.
+    """
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1020,7 +1024,7 @@ def test_a_pair_that_dockerd_took_back_is_nobodys(own: Running) -> None:
 
 
 def test_a_reboot(own: Running) -> None:
-    """Links and rules are gone, the disk is not: bridges come back, closed; no old endpoint opens anything."""
+    """Links and rules are lost, the disk is not: bridges are created again, closed; no old endpoint opens anything."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1043,7 +1047,7 @@ def test_a_reboot(own: Running) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"version": 1, "networks": []}'])
 def test_a_corrupt_state_file_stops_nothing(own: Running, content: bytes) -> None:
-    """The plugin starts, keeps the file aside, stays closed, and running containers keep their network."""
+    """The plugin starts, sets the file aside and stays closed; running containers keep their network."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1062,7 +1066,7 @@ def test_a_corrupt_state_file_stops_nothing(own: Running, content: bytes) -> Non
 
 
 def test_a_newer_state_file_is_left_alone_with_the_rules(own: Running) -> None:
-    """After a downgrade the plugin says what to do, and leaves the file and the rules alone."""
+    """After a downgrade the plugin says what to do, and does not touch the file and the rules."""
     fw = own.start()
     fw.well("CreateNetwork", fw.network(1))
     fw.stop()
@@ -1092,7 +1096,7 @@ def test_wrong_settings_are_an_error_at_start(own: Running) -> None:
 
 
 def test_a_setting_opens_on_every_container(own: Running) -> None:
-    """FW_ALLOW adds to what every container answers on."""
+    """FW_ALLOW adds to the ports that every container accepts."""
     own.environ.update(FW_ALLOW="9100")
     fw = own.start()
     network = fw.network(1)
@@ -1105,12 +1109,12 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
     "command", ["flush ruleset", "delete table inet docker-fw", "add rule inet docker-fw inbound accept"]
 )
 def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
-    """`nft flush ruleset` (a firewall's restart) leaves the containers without our rules for a moment only."""
+    """`nft flush ruleset` (a firewall's restart) leaves the containers without docker-fw's rules for a moment only."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
     fw.begin(network, 2, {"fw.allow": "8080"})
-    # Chains alone: sets that are listed hold the same elements, but not always in the same order.
+    # Chains alone: listed sets have the same elements, but not always in the same order.
     rules = fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound").stdout
     fw.site.run("nft", command)
     began = time.monotonic()
@@ -1124,13 +1128,13 @@ def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
 
 
 def tracked(fw: Running) -> None:
-    """Somebody else (Docker) has rules about states, so flows are tracked also while our table is gone."""
+    """Add another owner's (Docker's) rules on states, so flows are tracked also while docker-fw's table is absent."""
     fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
                        "add rule inet other f ct state new counter")  # fmt: skip
 
 
 def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
-    """A connection to a closed port that began while the rules were gone does not live on when they stand again."""
+    """A connection to a closed port, opened while the rules were absent, is cut when the rules are active again."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -1162,9 +1166,9 @@ def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
 
 @pytest.mark.parametrize("mended", ["by the watch", "by a start"])
 def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, mended: str) -> None:
-    """After a flush, a connection to a closed port stays cut though its server goes on sending.
+    """After a flush, a connection to a closed port stays cut though its server continues to send.
 
-    One that the container itself began lives on, both ways.
+    A connection that the container itself opened continues in both directions.
     """
     fw = own.start()
     network = fw.network(1)
@@ -1224,7 +1228,7 @@ def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, 
 
 
 def test_a_change_after_a_flush_heals_at_once(own: Running) -> None:
-    """A container that starts just after a flush gets its rules and everybody else's, by its own Join."""
+    """A container that starts just after a flush gets its rules and all others', by its own Join."""
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)

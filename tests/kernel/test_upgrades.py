@@ -1,4 +1,4 @@
-"""Upgrades, downgrades and the end: what another version left is taken over, refused or taken away, and never open."""
+"""Test upgrades, downgrades and removal: another version's remains are adopted, refused or removed, and never open."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ RULE = "-m mark --mark {0}/{0} -m comment --comment docker-fw -j ACCEPT"
 
 
 def lasting(fw: Running) -> str:
-    """The table, but for the seconds that are left of what lasts for a time."""
+    """Return the table, without the seconds that are left of timed elements."""
     return re.sub(r" expires \w+", "", fw.table())
 
 
 def macs(fw: Running) -> dict[str, str]:
-    """The host's links with their MACs; whether one is up, a bridge without ports changes by itself."""
+    """Return the host's links with their MACs, but not their states, because a bridge without ports changes its own."""
     return {link["ifname"]: link["address"] for link in json.loads(fw.site.run("ip", "-j", "link").stdout)}
 
 
 @pytest.mark.parametrize("name", older.NAMES)
 def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
-    """Started where an older version was killed: networks and containers are known, what labels open never stops to
-    answer, what is closed never does, and nothing of the older tables stays, which have another name."""
+    """Started where an older version was killed, docker-fw knows its networks and containers.
+
+    Ports that labels open answer throughout, closed ports never do, and nothing of the older tables remains, which have
+    another name.
+    """
     spoken = name in ("labels", "bound")  # by fwctl
     web, shut, guest = older.stand(own, name)
     hosts, guests = (str(Site.HOST4), str(Site.HOST6)), (str(guest.v4), str(guest.v6))
@@ -81,8 +84,10 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
 
 
 def test_what_a_table_holds_under_its_former_names_is_taken_over(own: Running) -> None:
-    """A responder that the version before kept from opening its cut flow again is kept from it after the upgrade, too,
-    and the ports of the host's own programs stay known."""
+    """A responder that the former version kept from reopening its cut flow is kept from it after the upgrade, too.
+
+    The ports of the host's own programs stay known.
+    """
     text = skeleton(MARK)
     for now, former in (("quarantine", "held"), ("host_own", "listening"), ("proxy_unidentified", "holding")):
         text = text.replace(now, former)
@@ -98,8 +103,10 @@ def test_what_a_table_holds_under_its_former_names_is_taken_over(own: Running) -
 
 
 def test_an_owned_table_of_a_former_version_is_taken_over(own: Running) -> None:
-    """Owned by an older docker-fw that was killed, the former table goes when the new one comes; `cleanup` takes it
-    away too."""
+    """An older docker-fw that was killed owned the table: it is removed when the new table is added.
+
+    `cleanup` removes it too.
+    """
     sets = [f"add set inet {FORMER} {name} {{ type ipv4_addr; }}" for name in SETS_OF_OURS[NFPROTO_INET]]
     for take in (own.start, lambda: cleanup(own)):
         orphan(own, FORMER, *sets)
@@ -116,10 +123,10 @@ def identity_of(fw: Running) -> Found:
 
 
 def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> None:
-    """After a downgrade and a boot every bridge is closed, and again after a flush; every request says what to do, and
-    the file stays as it is.
+    """After a downgrade and a boot every bridge is closed, and again after a flush.
 
-    The plugin stays, for dockerd disables one that ends, and the next boot would find none.
+    Every request says what to do, and the file stays as it is. The plugin keeps running, because dockerd disables one
+    that exits, and the next boot would find none.
     """
     box = own.site.docker_box(BR_DOCKER, 100)
     newer = f'{{"version": {VERSION + 1}}}'
@@ -141,7 +148,7 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
 
 
 def test_cleanup_beside_a_plugin_that_runs_touches_nothing(own: Running) -> None:
-    """Typed too early, `cleanup` says what to stop first, and no network is cut, no port opened."""
+    """If `cleanup` runs too early, it says what to stop first; no network is cut, no port opened."""
     own.start()
     network = own.network(1)
     own.well("CreateNetwork", network)
@@ -160,7 +167,7 @@ def test_cleanup_beside_a_plugin_that_runs_touches_nothing(own: Running) -> None
 
 
 def test_cleanup_names_the_forwarding_that_docker_fw_enabled(fw: Running) -> None:
-    """Forwarding stays enabled, because Docker may need it by now; the output says so, and how to disable it."""
+    """Forwarding stays enabled, because Docker may need it by now; the output reports it, and how to disable it."""
     fw.start()
     fw.well("CreateNetwork", fw.network(1))
     fw.stop()
@@ -171,8 +178,10 @@ def test_cleanup_names_the_forwarding_that_docker_fw_enabled(fw: Running) -> Non
 
 
 def test_another_mark_leaves_no_rule_of_the_former_one(own: Running) -> None:
-    """With another FW_MARK the former rule goes from DOCKER-USER, where it would let through what others mark;
-    `cleanup` takes ours away whatever the mark was, and nobody else's."""
+    """With another FW_MARK the former rule is removed from DOCKER-USER, where it would accept what others mark.
+
+    `cleanup` removes docker-fw's rule whatever the mark was, and no other.
+    """
     theirs = "-m mark --mark 0x2 -m comment --comment mine -j ACCEPT"
     former, now = RULE.format("0x10000000"), RULE.format(own.environ["FW_MARK"])
 
@@ -192,7 +201,7 @@ def test_another_mark_leaves_no_rule_of_the_former_one(own: Running) -> None:
 
 
 def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_lives(own: Running) -> None:
-    """A table that outlived its owner is nobody's and goes; while the owner lives the error says what to stop."""
+    """A table that outlived its owner is removed; while the owner lives the error says what to stop."""
     with own.site.host.popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as owner:
         assert owner.stdin
         owner.stdin.write("add table inet docker-fw { flags owner; }\n")
@@ -212,7 +221,7 @@ def test_cleanup_takes_away_a_table_whose_owner_died_and_not_one_whose_owner_liv
 
 
 def orphan(fw: Running, name: str = TABLE, *commands: str) -> None:
-    """A table with `flags owner, persist` whose owner is gone (nft 1.0 has no word for it)."""
+    """Create a table with `flags owner, persist` whose owner has exited (nft 1.0 has no keyword for it)."""
     program = f"""
 from plugin.kernel import netlink as nl
 from plugin.nftables.table import Nft

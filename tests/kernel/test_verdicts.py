@@ -1,7 +1,7 @@
-"""What the kernel does with real packets: the floor, ICMP, states, networks, the mark, published ports.
+"""Test the kernel's verdict on real packets: the floor, ICMP, states, networks, the mark, published ports.
 
-Nothing here waits for silence: behind the packets of a test goes one that always passes, on the same way; what has
-not arrived before it never will.
+Nothing here waits for silence: the last packet after those of a test always passes, on the same path, and a packet that
+has not arrived before it never will.
 """
 
 from __future__ import annotations
@@ -63,43 +63,43 @@ def boxes(site: Site) -> Boxes:
 
 @pytest.fixture(scope="module")
 def docker(site: Site) -> Box:
-    """A container on one of Docker's own bridges."""
+    """Return a container on a Docker bridge."""
     return site.docker_box("br-0123456789ab", 100)
 
 
 @pytest.fixture(scope="module")
 def unmanaged(site: Site) -> Box:
-    """A machine on a bridge that is neither ours nor Docker's."""
+    """Return a machine on a bridge that is neither docker-fw's nor Docker's."""
     return site.docker_box("virbr0", 101)
 
 
 @pytest.fixture(scope="module")
 def by_hand(site: Site) -> Box:
-    """A container on a bridge that is called fw-… and that docker-fw did not make."""
+    """Return a container on a bridge that is called fw-… and that docker-fw did not create."""
     return site.docker_box("fw-by-hand", 103)
 
 
 @pytest.fixture(scope="module")
 def inner_two(site: Site, boxes: Boxes) -> Box:
-    """A second container on the internal network."""
+    """Return a second container on the internal network."""
     return site.box(_of(boxes.inner), 3)
 
 
 @pytest.fixture(scope="module")
 def lan(site: Site) -> Box:
-    """A machine on another link of the host's that is no bridge."""
+    """Return a machine on another link of the host that is no bridge."""
     return site.lan_box(102)
 
 
 @pytest.fixture
 def web(site: Site, boxes: Boxes) -> Box:
-    """A container whose labels are known and say nothing; its neighbours are not known."""
+    """A container whose labels are known and set no policy; its neighbours are not known."""
     site.load(site.known(boxes.web))
     return boxes.web
 
 
 def outside(box: Box) -> list[tuple[Any, Any]]:
-    """(source, destination) for a packet from outside to the box, in each of its families."""
+    """Return (source, destination) for a packet from outside to the box, in each of its families."""
     pairs: list[tuple[Any, Any]] = [(Site.OUT4, box.endpoint.addr4), (Site.OUT6, box.endpoint.addr6)]
     return [(src, dst) for src, dst in pairs if dst]
 
@@ -109,7 +109,7 @@ def between(source: Box, box: Box) -> list[tuple[Any, Any]]:
 
 
 def arriving_ports(site: Site, pairs: Iterable[tuple[Any, Any]], to: Box, source: Box | None = None) -> set[str]:
-    """Of the well-known and some other ports of each protocol, those on which a new flow reaches the box."""
+    """Return the ports on which a new flow reaches the box, of the well-known and some other ports of each protocol."""
     sent = {
         new_flow(proto, src, dst, port, next(_ports)): f"{port}/{proto}"
         for src, dst in pairs
@@ -150,7 +150,7 @@ def test_a_label_opens_its_port_on_its_container_only(site: Site, boxes: Boxes) 
 
 
 def test_an_address_is_closed_until_it_is_known(site: Site, boxes: Boxes) -> None:
-    """A network's containers answer on ICMP only until their labels are known: not even on the base."""
+    """A network's containers accept ICMP only until their labels are known: not even the base."""
     site.load()
     for box in (boxes.web, boxes.chosen):
         assert arriving_ports(site, outside(box), box) == set()
@@ -160,7 +160,7 @@ def test_an_address_is_closed_until_it_is_known(site: Site, boxes: Boxes) -> Non
 
 
 def test_an_address_that_a_container_gives_itself_is_closed(site: Site, boxes: Boxes) -> None:
-    """An address that nobody registered (self-given, SLAAC) accepts nothing, whatever its owner's labels say."""
+    """An address that is not registered (self-assigned, SLAAC) accepts nothing, whatever its labels allow."""
     site.load(site.known(boxes.web, Rule("tcp", 1, 65535)))
     extra = IPv6Address("2001:db8:1::99")
     boxes.web.ip(f"addr add {extra}/64 dev eth0 nodad")
@@ -188,14 +188,14 @@ def test_a_chosen_bridge_name_is_closed_too(site: Site, boxes: Boxes) -> None:
 
 
 def test_a_network_is_closed_before_it_is_known(site: Site, boxes: Boxes, by_hand: Box) -> None:
-    """With an empty table (a restart without its state) every container network is closed but for ICMP."""
+    """With an empty table (a restart without its state) only ICMP passes to every container network."""
     site.nft.replace(())
     for box in (boxes.web, boxes.other, boxes.chosen, boxes.four, boxes.six, by_hand):
         assert arriving_ports(site, outside(box), box) == set()
 
 
 def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
-    """Protocols without ports, and those whose header is cut short, do not pass."""
+    """Protocols without ports, and packets with a truncated header, do not pass."""
     sent = [
         Packet(packed(src), packed(dst), proto, data)
         for src, dst in outside(web)
@@ -207,7 +207,7 @@ def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
 
 
 def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> None:
-    """AH is judged as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
+    """AH is filtered as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
     src, dst = outside(boxes.web)[1]
     wrapped = [pk.authenticated(new_flow(proto, src, dst, port, next(_ports))) for proto, port in
                (("tcp", 80), ("tcp", 8080), ("udp", 53))]  # fmt: skip
@@ -220,7 +220,7 @@ def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> Non
 
 @pytest.mark.parametrize("proto", ["gre", "esp", "ah"])
 def test_of_what_is_open_a_protocol_can_be_denied(site: Site, boxes: Boxes, proto: str) -> None:
-    """`policy: open` accepts every protocol; `deny`, and a rule with `from`, take out one without ports as well."""
+    """`policy: open` accepts every protocol; `deny`, and a rule with `from`, exclude one without ports as well."""
     src, dst = outside(boxes.web)[1]
     sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
     somebody = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
@@ -246,7 +246,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_just_the_listed_icmp_passes(site: Site, web: Box, version: int) -> None:
-    """Of all 256 types, unsolicited, exactly those of the list arrive; errors are about no flow that anybody knows."""
+    """Of all 256 types, unsolicited, exactly those of the list arrive; the errors belong to no known flow."""
     (src, dst) = outside(web)[version == 6]
     stranger = new_flow("udp", dst, src, 9, 9)
     sent = {}
@@ -284,12 +284,12 @@ def test_path_mtu_discovery_works(site: Site, web: Box) -> None:
 
 @pytest.mark.parametrize("to", ["outside", "host", "other network"])
 def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes: Boxes, to: str) -> None:
-    """What a container says about routes is dropped, to wherever it says it (CVE-2020-13401)."""
+    """Router advertisements and redirects from a container are dropped, to any destination (CVE-2020-13401)."""
     site.load(site.known(boxes.web), site.known(boxes.other))
     web = boxes.web
     target6 = {"outside": Site.OUT6, "host": IPv6Address("2001:db8:1::1"), "other network": boxes.other.v6}[to]
     target4 = {"outside": Site.OUT4, "host": IPv4Address("10.1.0.1"), "other network": boxes.other.v4}[to]
-    # About a flow that there is, so that connection tracking calls the redirect related.
+    # About an existing flow, so that connection tracking calls the redirect related.
     flow6, flow4 = (new_flow("tcp", t, w, 80, next(_ports)) for w, t in ((web.v6, target6), (web.v4, target4)))
     site.send([flow4, flow6], {"outside": None, "host": site.host, "other network": boxes.other}[to])
     advert = icmp(web.v6, target6, 134, body=struct.pack("!BBHII", 64, 0, 1800, 0, 0))
@@ -310,7 +310,7 @@ def test_no_router_advertisement_nor_redirect_from_a_container(site: Site, boxes
 
 @pytest.mark.parametrize("name", ["chosen name", "fw- by hand"])
 def test_no_router_advertisement_from_any_bridge_of_ours(site: Site, boxes: Boxes, by_hand: Box, name: str) -> None:
-    """A bridge is ours by its device group or by its name; either is enough to tell a container's advertisement."""
+    """A bridge is docker-fw's by its device group or by its name; either identifies a container's advertisement."""
     site.load(site.known(boxes.other))
     source = boxes.chosen if name == "chosen name" else by_hand
     advert = icmp(source.v6, boxes.other.v6, 134, body=struct.pack("!BBHII", 64, 0, 1800, 0, 0))
@@ -318,7 +318,7 @@ def test_no_router_advertisement_from_any_bridge_of_ours(site: Site, boxes: Boxe
 
 
 def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
-    """What connection tracking calls related to a container's own flow is accepted, also what is not on the list."""
+    """Errors that connection tracking relates to a container's own flow pass, also of types not on the list."""
     flow = new_flow("udp", web.v4, Site.OUT4, 9, next(_ports))
     site.send([flow], web)
     quench = icmp_error(Site.OUT4, flow, 4)
@@ -328,7 +328,7 @@ def test_a_related_error_of_any_other_type_passes(site: Site, web: Box) -> None:
 
 
 def watch_input(site: Site, *rules: str) -> None:
-    """Counts on the host, after our table: the rules' packets, and pings of both families."""
+    """Count on the host, after docker-fw's table: the rules' packets, and pings of both families."""
     lines = "\n".join([*rules, "icmpv6 type echo-request counter", "icmp type echo-request counter"])
     text = f"table inet watch {{\nchain i {{\ntype filter hook input priority 10;\n{lines}\n}}\n}}\n"
     site.run("nft", "-f", "-", input=text)
@@ -340,7 +340,7 @@ def counted(site: Site) -> list[int]:
 
 
 def delivered_outside(site: Site, sent: list[Packet], source: Box) -> set[Packet]:
-    """What of the box's packets arrives at the outsider's, an echo request behind them."""
+    """Return which of the box's packets arrive at the outsider; an echo request follows them."""
     return site.deliver(sent, site.wan, source, icmp(source.v6, Site.OUT6, 128))
 
 
@@ -363,7 +363,7 @@ def test_what_belongs_to_no_flow_is_dropped(site: Site, boxes: Boxes) -> None:
 
 
 def test_connections_work_both_ways(site: Site, web: Box) -> None:
-    """A connection to an open port, and one that the container opens, work whole; a closed port is silent."""
+    """A connection to an open port, and one that the container opens, work completely; a closed port is silent."""
     with web.probe.serve(tcp=[80, 8080], udp=[53]), site.wan.probe.serve(tcp=[9000], udp=[9000]):
         for _, dst in outside(web):
             assert site.wan.probe.tcp(str(dst), 80) == "open"
@@ -403,7 +403,7 @@ def test_a_routing_header_0_is_dropped(site: Site, boxes: Boxes, inner: str) -> 
 
 
 def test_other_extension_headers_hide_nothing(site: Site, web: Box) -> None:
-    """Behind hop-by-hop or destination options a port is judged as without."""
+    """Behind hop-by-hop or destination options a port is filtered as without."""
     src, dst = outside(web)[1]
     sent = {}
     for header in (0, 60):
@@ -436,7 +436,7 @@ def test_fragments_are_judged_as_wholes(site: Site, web: Box) -> None:
 
 @pytest.fixture(params=[0, 1], ids=["br_netfilter off", "br_netfilter on"])
 def br_netfilter(request: pytest.FixtureRequest, site: Site) -> Iterator[int]:
-    """Whether packets inside a bridge cross the host's rules too."""
+    """Set whether packets inside a bridge pass the host's rules too."""
     names = [f"net/bridge/bridge-nf-call-{kind}" for kind in ("iptables", "ip6tables", "arptables")]
     site.host.sysctl(dict.fromkeys(names, request.param))
     yield request.param
@@ -444,7 +444,7 @@ def br_netfilter(request: pytest.FixtureRequest, site: Site) -> Iterator[int]:
 
 
 def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, br_netfilter: int) -> None:
-    """On any port, whether their labels are known or not, also where the bridge hands packets to the rules."""
+    """Containers talk on any port, whether their labels are known or not, also where the rules see bridged packets."""
     site.load()
     sent = [
         new_flow(proto, src, dst, port, next(_ports))
@@ -456,7 +456,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, br_netf
 
 
 def test_neighbours_find_each_other(site: Site, boxes: Boxes, br_netfilter: int) -> None:
-    """Address resolution within a network works from scratch, IPv6's too, which br_netfilter would show the rules."""
+    """Address resolution within a network works from scratch, also IPv6's, which br_netfilter passes to the rules."""
     site.load()
     for one, two in ((boxes.web, boxes.db), (boxes.db, boxes.web)):
         one.ip(*(f"neigh flush to {a}" for a in (two.v4, two.v6)))
@@ -480,7 +480,7 @@ def test_a_router_on_the_same_bridge_is_no_way_round(site: Site, boxes: Boxes, b
 
 
 def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None:
-    """A container is an outsider to containers of other networks: the base, and what labels open."""
+    """A container is an outsider to containers of other networks: the base and the ports that labels open apply."""
     site.load(site.known(boxes.web, Rule("tcp", 8080, 8080)), site.known(boxes.other))
     assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == {*BASE, "8080/tcp"}
     assert arriving_ports(site, between(boxes.web, boxes.other), boxes.other, boxes.web) == BASE
@@ -488,14 +488,14 @@ def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None
 
 
 def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker: Box) -> None:
-    """A container on one of Docker's own bridges is an outsider, too."""
+    """A container on a Docker bridge is an outsider, too."""
     site.load(site.known(boxes.web))
     assert arriving_ports(site, between(docker, boxes.web), boxes.web, docker) == BASE
 
 
 @pytest.mark.parametrize("forger", ["another network", "Docker's bridge", "another link"])
 def test_a_forged_packet_opens_no_way_back(site: Site, boxes: Boxes, docker: Box, lan: Box, forger: str) -> None:
-    """Who sends in a container's name from elsewhere does not make its closed ports answer to an accomplice."""
+    """A packet with a container's forged source address does not make its closed ports answer an accomplice."""
     site.load(site.known(boxes.web), site.known(boxes.other), site.known(boxes.chosen))
     where = {"another network": boxes.other, "Docker's bridge": docker, "another link": lan}[forger]
     for victim in (boxes.web, boxes.chosen):
@@ -515,7 +515,7 @@ def any_flow(src: Any, dst: Any) -> list[Packet]:
 
 @pytest.mark.parametrize("source", ["outside", "another network", "Docker's bridge"])
 def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
-    """Not from outside, not from other networks, whatever labels open; ping neither."""
+    """No packet enters from outside or from other networks, whatever labels open; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
     site.load(site.known(inner, everything), site.known(boxes.web, everything))
@@ -533,14 +533,14 @@ def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box
 
 @pytest.mark.parametrize("target", ["outside", "another network", "Docker's bridge"])
 def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
-    """Its containers reach nobody but one another; ping neither."""
+    """Containers of an internal network reach only one another; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
     site.load(site.known(inner, everything), site.known(boxes.web, everything))
     end = {"outside": None, "another network": boxes.web, "Docker's bridge": docker}[target]
     pairs = [(inner.v4, Site.OUT4), (inner.v6, Site.OUT6)] if end is None else between(inner, end)
     sent = [packet for pair in pairs for packet in any_flow(*pair)]
-    # Not one of them may arrive, so the last packet is another container's, sent after.
+    # None of them may arrive, so the last packet is another container's, sent after.
     last = ping(boxes.other.v6, pairs[1][1])
     sniffer = site.sniffer(end or site.wan)
     list(sniffer.read())
@@ -572,9 +572,9 @@ def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box
 def test_the_mark_is_exact(
     site: Site, boxes: Boxes, docker: Box, unmanaged: Box, way: str, marked: bool, forge: bool
 ) -> None:
-    """Our mark is on what our table accepted and on nothing else, whatever mark a packet came with.
+    """docker-fw's mark is on packets that its table accepted and on no other, whatever mark they came with.
 
-    The mark lets a packet pass Docker's own firewall; so nothing that goes to one of Docker's bridges has it.
+    The mark lets a packet pass Docker's own firewall, so no packet to a Docker bridge has it.
     """
     guest = site.guarded(docker, "br-0123456789ab")
     site.load(
@@ -603,7 +603,7 @@ def test_the_mark_is_exact(
 
 
 def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Boxes, docker: Box) -> None:
-    """What goes to our bridges and was accepted has the mark, replies as well: Docker's DROP does not stop them."""
+    """Accepted packets to docker-fw bridges have the mark, replies too: Docker's DROP does not stop them."""
     site.load(site.known(boxes.web), more=site.guarded(docker, "br-0123456789ab"))
     web = boxes.web
     with docker.probe.serve(tcp=[80]), Marks(site, web.v4, web.v6) as marks:
@@ -613,14 +613,14 @@ def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Box
     assert not_marked == 0
 
 
-# --- forwarding that docker-fw switched on ------------------------------------------------------------------------
+# --- forwarding that docker-fw enabled --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_what_was_never_forwarded_stays_so(
     site: Site, boxes: Boxes, docker: Box, unmanaged: Box, lan: Box, family: int
 ) -> None:
-    """A host that was no router before does not become one between its other links, in the families we switched on."""
+    """A host that was no router before does not become one between its other links, in the enabled families."""
     number = {4: 2, 6: 10}[family]
     index = family == 6
     pair = [(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][index]
@@ -630,10 +630,10 @@ def test_what_was_never_forwarded_stays_so(
     assert site.deliver(sent, lan) == set(sent), "the way is there"
     site.load(*known, more=[Element("no_transit", (number,)), *site.guarded(docker, "br-0123456789ab")])
     sent = [new_flow(proto, *pair, 80, next(_ports)) for proto in PROTOS] + [ping(*pair)]
-    # The family that was forwarded before goes on: its packet is the last.
+    # The family that was forwarded before continues: its packet is the last.
     last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])
     assert site.deliver(sent, lan, None, last) == set()
-    # Nor by way of a bridge that is nobody's known; containers, ours and Docker's, are reached as before.
+    # Nor through a bridge that is not known; containers on docker-fw and Docker networks are reached as before.
     sent = [new_flow("udp", [unmanaged.v4, unmanaged.v6][index], [lan.v4, lan.v6][index], 80, next(_ports))]
     site.send(sent, unmanaged)
     assert site.deliver(sent, lan, None, ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])) == set()
@@ -650,7 +650,7 @@ def test_what_was_never_forwarded_stays_so(
 
 
 def test_a_published_port_obeys_the_policy(site: Site, boxes: Boxes) -> None:
-    """`-p 8081:80` leads to an open port; `-p 8082:8080` to a closed one is closed, though it is published."""
+    """`-p 8081:80` leads to an open port; `-p 8082:8080` leads to a closed one and is closed, though published."""
     published = tuple(
         Published(proto, any_, host, port)  # type: ignore[arg-type]
         for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::"))
@@ -670,11 +670,11 @@ def test_a_published_port_obeys_the_policy(site: Site, boxes: Boxes) -> None:
         assert site.wan.probe.tcp(str(Site.HOST6), 8081, timeout=0.2) == "silent"
 
 
-# --- addresses as they leave --------------------------------------------------------------------------------------
+# --- outbound source addresses ----------------------------------------------------------------------------------------
 
 
 def test_ipv4_leaves_with_the_hosts_address_and_ipv6_with_its_own(site: Site) -> None:
-    """IPv4 is masqueraded where the network says so, IPv6 never."""
+    """IPv4 is masqueraded where the network requests it, IPv6 never."""
     network = site.network(7, masquerade=True)
     box = site.box(network, 2)
     site.load(site.known(box))
@@ -684,13 +684,13 @@ def test_ipv4_leaves_with_the_hosts_address_and_ipv6_with_its_own(site: Site) ->
 
 
 def test_without_masquerading_ipv4_keeps_its_address(site: Site, web: Box) -> None:
-    """A routed IPv4 network is seen by its own addresses."""
+    """A routed IPv4 network is seen with its own addresses."""
     with site.wan.probe.serve(tcp=[9002]):
         assert web.probe.one(("tcp", str(Site.OUT4), 9002)).peer == str(web.v4)
 
 
 def test_between_networks_nothing_is_masqueraded(site: Site, boxes: Boxes) -> None:
-    """A container of another network sees who calls."""
+    """A container of another network sees the source address of the caller."""
     network = site.networks.get(f"{7:012x}".ljust(64, "0")) or site.network(7, masquerade=True)
     box = site.box(network, 9)
     site.load(site.known(boxes.web), site.known(box))
@@ -699,5 +699,5 @@ def test_between_networks_nothing_is_masqueraded(site: Site, boxes: Boxes) -> No
 
 
 def test_an_on_link_prefix_of_documentation() -> None:
-    """The lab's addresses are the ones that the tests name."""
+    """The lab uses the addresses that the tests name."""
     assert IPv6Interface(f"{Site.HOST6}/64").network == IPv6Interface("2001:db8:ffff::2/64").network

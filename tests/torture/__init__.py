@@ -1,1 +1,1 @@
-"""The torture: an outsider never stops probing while everything around docker-fw breaks. `python -m tests.torture`."""
+"""Torture: an outsider never stops probing while everything around docker-fw breaks. `python -m tests.torture`."""

@@ -1,4 +1,4 @@
-"""The long run: blows in random order until the time is over; 1 if a promise was broken."""
+"""Run blows in random order until the time is over; exit with 1 if a promise was broken."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.waiting import until
 from .bed import HEADER, Bed, Row
 from .blows import BLOWS
 
-#: What the plugin's worker may need, with two networks: file descriptors, MB. After a start it has about 50 and 65.
+#: Limits for the plugin's worker with two networks: file descriptors, MB. After a start it has about 50 and 65.
 DESCRIPTORS, MEMORY = 100, 100.0
 
 
 def leaks(fw: Fw) -> str:
-    """What is left of the places that are gone: elements, but those that go by themselves, and host sides of links."""
+    """Return the remains of removed places: elements, except those that expire, and host sides of links."""
 
     def left() -> list[str]:
         table = fw.host.run(["nft", "list", "table", "inet", "docker-fw"]).stdout.replace(", ", "\n").splitlines()
@@ -38,7 +38,7 @@ def leaks(fw: Fw) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the plugin's worker has."""
+    """The resources of the plugin's worker."""
 
     descriptors: int
     memory: float
@@ -60,7 +60,7 @@ class Usage:
 
 
 def run(fw: Fw, seed: int, minutes: float) -> tuple[list[Row], list[Usage]]:
-    """Blows until the time is over, each told as it ends, and what the plugin had after each round."""
+    """Strike until the time is over; print each blow as it ends, and the plugin's resources after each round."""
     draw, end = random.Random(seed), time.monotonic() + minutes * 60
     rows: list[Row] = []
     used: list[Usage] = []

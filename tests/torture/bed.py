@@ -1,4 +1,4 @@
-"""What is tortured: containers on a driver network and on one of Docker's, an outsider, and what came of each blow."""
+"""The objects under torture, and the results: containers on a driver network and on a Docker network, an outsider."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tests.lab import Shot, Target
 from tests.product import Fw
 from tests.waiting import until
 
-#: Seconds within which all is open again; and until nobody waits for it any more.
+#: Seconds within which all is open again; and the time-out of the wait for it.
 AIM, LATEST = 1.0, 20.0
-#: A table without a live owner may stand open for so long after a flush (seconds).
+#: A table without a live owner may be open for so long after a flush (seconds).
 ORPHAN = 0.5
 SERVERS = ("sh", "-c", "httpd -p 9090; exec httpd -f -p 8080")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A network and its container: 8080 is opened by a label, 9090 by nothing; both are published."""
+    """A network and its container: 8080 is opened by a label, 9090 by none; both are published."""
 
     name: str
     driver: str
@@ -41,17 +41,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one blow."""
+    """The result of one blow."""
 
     blow: str
     shots: int
-    #: answers of closed ports that nothing excuses
+    #: answers of closed ports that have no excuse
     opened: tuple[Shot, ...]
-    #: how long a closed port answered while nobody owned the table
+    #: how long a closed port answered while the table had no owner
     gap: float
     #: seconds from the blow's end until all that should be open was
     back: float
-    #: and how many that may be
+    #: and the limit for that
     within: float
     trouble: str = ""
 
@@ -80,13 +80,13 @@ class Bed:
         self._excuse = (0.0, 0.0)
 
     def make(self) -> None:
-        """The networks and their containers."""
+        """Create the networks and their containers."""
         for place in self.places:
             self.fw.engine.docker("network", "create", "-d", place.driver, *place.subnets(), place.name)
             self.run(place)
 
     def run(self, place: Place, label: str = "fw.allow=8080") -> None:
-        """A place's container, anew."""
+        """Run a place's container, again."""
         self.fw.remove(place.app)
         v4, v6 = place.addresses()
         self.fw.engine.docker(
@@ -115,7 +115,7 @@ class Bed:
         )
 
     def unmake(self) -> None:
-        """Both are gone; harmless if they are."""
+        """Remove both containers; harmless if they do not exist."""
         for place in self.places:
             self.fw.remove(place.app)
             self.fw.engine.try_docker("network", "rm", place.name)
@@ -128,7 +128,7 @@ class Bed:
         return self._targets(9090, 19090, [address for place in self.places for address in place.addresses()])
 
     def opened(self) -> list[Target]:
-        # Docker itself drops what an outsider sends to its own networks' addresses past the published ports.
+        # Docker itself drops an outsider's packets to its networks' addresses that bypass the published ports.
         return self._targets(8080, 18080, self.places[0].addresses())
 
     def _targets(self, inside: int, published: int, addresses: list[str]) -> list[Target]:
@@ -137,19 +137,19 @@ class Bed:
         return direct + [("tcp", host, place.ports + published) for host in hosts for place in self.places]
 
     def missing(self) -> list[Target]:
-        """What should be open and is not."""
+        """Return what should be open and is not."""
         return [t for t, verdict in self.fw.wan.probe(self.opened(), timeout=0.2).items() if verdict != "open"]
 
     def all_closed(self) -> bool:
-        """True if nothing answers that is open otherwise."""
+        """Return True if nothing answers that is otherwise open."""
         return len(self.missing()) == len(self.opened())
 
     def orphaned(self, since: float, until: float) -> None:
-        """The table had no live owner and was flushed: what answered in this time is measured, not blamed."""
+        """Record that the table had no live owner and was flushed: answers in this time are measured, not blamed."""
         self._excuse = (since, until)
 
     def strike(self, blow: Callable[[Bed], None]) -> Row:
-        """One blow under fire, until all that should be open is open again."""
+        """Strike one blow under fire, and wait until all that should be open is open again."""
         self._excuse, trouble = (0.0, 0.0), ""
         with self.fw.wan.probe.hammer(*self.closed(), every=0.005) as hammer:
             try:
@@ -171,7 +171,7 @@ class Bed:
 
     @contextmanager
     def standing(self) -> Iterator[Bed]:
-        """Made, with all open that should be; gone afterwards."""
+        """Create the bed, with all open that should be; remove it afterwards."""
         self.unmake()
         try:
             self.make()

@@ -1,4 +1,4 @@
-"""What may happen to a host that runs docker-fw. Each blow is over when it returns."""
+"""The failures of a host that runs docker-fw. Each blow is over when it returns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plugin_killed(bed: Bed) -> None:
 
 
 def plugin_killed_amid_changes(bed: Bed) -> None:
-    """Containers start while the plugin dies; those that could not are no concern here."""
+    """Containers start while the plugin dies; failed starts are not checked here."""
     names = [f"amid{number}" for number in range(3)]
     for number, name in enumerate(names):
         if number == 1:
@@ -47,19 +47,19 @@ def plugin_disabled_and_enabled(bed: Bed) -> None:
 
 
 def containers_and_networks_come_and_go(bed: Bed) -> None:
-    """The closed ports' own addresses change hands, too."""
+    """The addresses of the closed ports get other owners, too."""
     bed.remake()
 
 
 def words_change(bed: Bed) -> None:
-    """`fwctl deny` closes what a label opened, `fwctl revert` takes that back."""
+    """`fwctl deny` closes what a label opened, `fwctl revert` undoes that."""
     for place in bed.places:
         bed.fw.fwctl("deny", place.app, "8080")
         bed.fw.fwctl("revert", place.app)
 
 
 def labels_change(bed: Bed) -> None:
-    """As compose does it: each container is made anew with the same addresses, without its label, and with it again."""
+    """Create each container again with the same addresses, without its label, and with it again, as compose does."""
     for place in bed.places:
         bed.run(place, "fw.allow=8081")
     until(bed.all_closed, "without the label nothing is open")
@@ -91,7 +91,7 @@ def dockerd_killed_with_live_restore(bed: Bed) -> None:
 
 
 def dockerd_hangs(bed: Bed) -> None:
-    """Docker's socket accepts and says nothing for a while; the worker is killed meanwhile."""
+    """Docker's socket accepts connections and sends nothing for a while; the worker is killed meanwhile."""
     dockerd = bed.fw.engine.pid
     # The lab's nsenter stops itself as soon as its child is stopped.
     parent = int(Path(f"/proc/{dockerd}/stat").read_text().rpartition(")")[2].split()[1])
@@ -108,7 +108,10 @@ def host_rebooted(bed: Bed) -> None:
 
 
 def _nft(bed: Bed, *command: str) -> None:
-    """Somebody else's nft; an owned table refuses it, another is mended within the bound."""
+    """Run another program's nft command.
+
+    An owned table refuses it; another is fixed within the bound.
+    """
     owned = bed.fw.status()["owned"]
     if not owned:
         now = time.monotonic()
@@ -134,17 +137,17 @@ def _elements(bed: Bed, verb: str, port: int) -> None:
 
 
 def elements_deleted(bed: Bed) -> None:
-    """What opens a port."""
+    """Delete the elements that open a port."""
     _elements(bed, "delete", 8080)
 
 
 def elements_added(bed: Bed) -> None:
-    """What opens a port that nobody said is to be open."""
+    """Add elements that open a port without any configuration for it."""
     _elements(bed, "add", 9090)
 
 
 def ruleset_flushed(bed: Bed) -> None:
-    """Docker's own rules come back only with dockerd."""
+    """Flush the ruleset: Docker restores its own rules only when dockerd restarts."""
     _nft(bed, "flush", "ruleset")
     bed.fw.engine.restart()
 
@@ -156,7 +159,7 @@ def iptables_flushed(bed: Bed) -> None:
 
 
 def flushed_while_disabled(bed: Bed) -> None:
-    """An orphan is flushed: open until docker-fw is back, and no longer than the bound after that."""
+    """Flush a table without an owner: it is open until docker-fw is back, and no longer than the bound after that."""
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     since = time.monotonic()
     bed.fw.host.run(["nft", "flush", "ruleset"])
@@ -170,7 +173,7 @@ def state_files(fw: Fw) -> list[Path]:
 
 
 def _state_spoilt(bed: Bed, spoil: Callable[[Path], object]) -> None:
-    """The way back that the documentation names: networks are removed and created again."""
+    """Damage the state, and do what the documentation says: networks are removed and created again."""
     bed.fw.engine.docker("plugin", "disable", "-f", bed.fw.driver)
     for path in state_files(bed.fw):
         spoil(path)
@@ -190,7 +193,7 @@ def state_garbage(bed: Bed) -> None:
 
 
 def disk_full(bed: Bed) -> None:
-    """Nothing new starts, what is closed by fwctl closes, and the plugin dies meanwhile."""
+    """Nothing new starts, `fwctl` still closes, and the plugin is killed meanwhile."""
     full = state_files(bed.fw)[0].with_name("state.json.new")
     full.symlink_to("/dev/full")
     try:
@@ -206,7 +209,7 @@ def disk_full(bed: Bed) -> None:
     bed.fw.fwctl("revert", bed.places[0].app)
 
 
-#: All of them: the long run draws from these.
+#: All blows: the long run draws from these.
 BLOWS: tuple[Blow, ...] = (
     worker_killed,
     plugin_killed,
@@ -232,7 +235,7 @@ BLOWS: tuple[Blow, ...] = (
     state_garbage,
     disk_full,
 )
-#: For the tests: what is quick, and has no test of its own under fire.
+#: For the tests: the quick ones that have no test of their own under fire.
 SHORT: tuple[Blow, ...] = (
     worker_killed,
     plugin_killed_amid_changes,
