@@ -190,6 +190,7 @@ def test_killed_at_every_step(site: Site, when: str) -> None:
     Once Docker has repeated its call, links, table, state file and status are as without a kill. Containers that stay
     are open again as soon as the plugin answers, and nothing is left behind.
     """
+    wanted = STEPS | HALVES if when == "before" else STEPS
     fw = Crashing(site)
     try:
         fw.start()
@@ -201,13 +202,17 @@ def test_killed_at_every_step(site: Site, when: str) -> None:
         with Fire(site, *four, *six, (Site.OUT4, Site.HOST4, PUBLISHED)) as fire:
             fire.watch(fw.move(kept))
             before = stands(fw)
-            enumerated(fw, fire, when)
+            # A step of another thread may come in between. Then the one that would have had its number is left out.
+            for _ in range(3):
+                enumerated(fw, fire, when)
+                if set(fw.died()) >= wanted:
+                    break
+            assert set(fw.died()) >= wanted
             assert fire.shots > 1000
         become(fw, before, "after it all")
         fw.end(kept)
         fw.well("DeleteNetwork", network)
         fw.nothing_left()
-        assert set(fw.died()) >= (STEPS | HALVES if when == "before" else STEPS)
     finally:
         fw.close()
 
