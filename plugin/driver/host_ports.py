@@ -82,6 +82,8 @@ class HostPorts:
         self._relay = relay
         self._lock = threading.Lock()
         self._reserved: dict[str, _Reservation] = {}
+        #: What the current call has taken from other endpoints, which get it back if the call fails.
+        self._replaced: list[tuple[str, Published, Addresses]] = []
         self._taken: dict[tuple[Proto, int], set[Address]] = {}
         self._next_ephemeral = 0
 
@@ -111,11 +113,14 @@ class HostPorts:
                 return tuple(old.socks)
             self._release(endpoint_id)
             new = _Reservation(addresses)
+            self._replaced.clear()
             try:
                 for request in requests:
                     self._choose(new, request)
             except BaseException:
                 self._give_back(new)
+                for other_id, one, theirs in tuple(self._replaced):
+                    self._retake(other_id, [one], theirs)
                 self._retake(endpoint_id, old.socks, old.addresses)
                 raise
             if new.socks:
@@ -224,9 +229,10 @@ class HostPorts:
 
         With `replace_implied`, an endpoint that has the port only by implication loses it.
         """
-        for reservation in self._reserved.values() if replace_implied else ():
+        for endpoint_id, reservation in self._reserved.items() if replace_implied else ():
             rows = list(reservation.socks)
             for other in [other for other in rows if same_port(one, other) and implied(other, rows)]:
+                self._replaced.append((endpoint_id, other, reservation.addresses))
                 self._give_back(_Reservation(reservation.addresses, {other: reservation.socks.pop(other)}))
         if any(overlap(one.host_ip, other) for other in self._taken.get((one.proto, one.host_port), ())):
             where = f"{shown(one.host_ip)}:{one.host_port}"

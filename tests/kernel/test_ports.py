@@ -745,6 +745,17 @@ def test_out_of_files(plain: Host) -> None:
 
 ENDPOINTS = st.sampled_from("abc")
 HOST_IPS = st.sampled_from([None, "0.0.0.0", "::", HOST4, HOST6, "127.0.0.1"])
+
+
+def test_a_refused_call_takes_no_implied_address_of_another_container(plain: Host) -> None:
+    """A container whose ports cannot all be had leaves every reservation of others, loopback addresses too."""
+    plain.publish("first", want(7001, 80, "tcp", "127.0.0.1"), want(7001, 80, "tcp", "::"))
+    before = {key: set(value) for key, value in plain.reserved().items()}
+    with pytest.raises(FwError):
+        plain.publish("second", want(7001, 80, "tcp"))
+    assert {key: set(value) for key, value in plain.reserved().items()} == before
+
+
 PROTOS: st.SearchStrategy[Proto] = st.sampled_from(["tcp", "udp", "sctp"])
 RANGES = st.sampled_from([(0, 0), (7000, 0), (7001, 0), (7000, 7002)])
 BINDINGS = st.builds(lambda ip, proto, ports: want(ports[0], 80, proto, ip, ports[1]), HOST_IPS, PROTOS, RANGES)
