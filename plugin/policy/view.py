@@ -22,6 +22,7 @@ from plugin.model import (
     Prefix,
     Published,
     Rule,
+    TrackedEndpoint,
 )
 from plugin.nftables.elements import (
     bridge_elements,
@@ -138,7 +139,7 @@ class PolicyView:
         owners = list(owners)
         saved = self.facts.saved
         egress_restricted = saved.egress_restricted | self._restricted(before, owners)
-        proxied = self._closed_ports(owners)
+        proxied = self._closed_ports(before, owners)
         if egress_restricted == saved.egress_restricted and proxied is saved.proxied:
             return self.facts
         return replace(self.facts, saved=replace(saved, egress_restricted=egress_restricted, proxied=proxied))
@@ -171,21 +172,32 @@ class PolicyView:
             return endpoint.joined and bool(endpoint.addresses) and self.decide(network, endpoint).egress is not None
         return self.confines(network)
 
-    def _closed_ports(self, owners: Iterable[ElementOwner]) -> Mapping[str, tuple[Published, ...]]:
+    def _closed_ports(self, before: Facts, owners: Iterable[ElementOwner]) -> Mapping[str, tuple[Published, ...]]:
         """Return closed published ports by container.
 
-        A stopped container keeps its ports: docker-proxy may listen again before Docker reports the new start.
+        A stopped container keeps its ports: docker-proxy may listen again before Docker reports the new start. A port
+        that is closed only because docker-fw stopped following Docker is not among them: the next start would cut its
+        connections.
         """
-        guests = (self.facts.guests.get(owner.id) for owner in owners if owner.kind is Kind.TRACKED)
-        containers = {guest.container_id for guest in guests if guest and guest.listed and guest.container_id}
+        containers: dict[str, None] = {}
+        for owner in owners:
+            guest = self.facts.guests.get(owner.id) if owner.kind is Kind.TRACKED else None
+            if guest and guest.listed and guest.container_id:
+                same = _same_but_doubted(before.guests.get(owner.id), guest)
+                if not same or all(each.sure for each in self._guests(guest.container_id)):
+                    containers[guest.container_id] = None
         proxied = frozen(self.state.proxied)
         closed = {each: tuple(sorted(self.closed(each), key=str)) for each in containers}
         more = {each: ports for each, ports in closed.items() if ports and ports != proxied.get(each)}
         return proxied.replace(more, [each for each, ports in closed.items() if not ports])
 
+    def _guests(self, container_id: str) -> list[TrackedEndpoint]:
+        """Return the container's endpoints on Docker networks."""
+        return [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
+
     def closed(self, container_id: str) -> frozenset[Published]:
         """Return the container's published ports on Docker networks that are not open to all sources."""
-        guests = [g for o in self.places(container_id) if o.kind is Kind.TRACKED and (g := self.facts.guests.get(o.id))]
+        guests = self._guests(container_id)
         places = [
             frozenset(policy.closed_ports(self.decide(network, guest.as_known), guest.endpoint))
             for guest in guests
@@ -395,6 +407,11 @@ def evaluated(defaults: Defaults, facts: Facts) -> PolicyView:
         made.start(made.settled(facts, made.owners()))
         made.reindex(made.owners())
     return made
+
+
+def _same_but_doubted(before: TrackedEndpoint | None, now: TrackedEndpoint) -> bool:
+    """True if nothing changed but that the endpoint may have left."""
+    return before is not None and replace(before, sure=now.sure) == now and before.sure >= now.sure
 
 
 def _in_force(facts: Facts) -> Mapping[str, Override]:

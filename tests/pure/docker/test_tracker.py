@@ -376,6 +376,30 @@ def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: E
     assert table.disk.kept.proxied == {}
 
 
+@pytest.mark.parametrize("networks", [1, 2])
+def test_ports_that_are_closed_in_doubt_alone_are_not_remembered(
+    table: Table, guard: EndpointTracker, networks: int
+) -> None:
+    """After a stop of docker-fw, the next start does not cut connections to a published port that is open: the port was
+    closed only because nobody follows Docker. The closed ports from before the stop are remembered."""
+    ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
+    there = [endpoint("e", 2, container("c"), NETWORK, *ports), endpoint("f", 2, container("c"), OTHER, *ports)]
+    guard.replace([NETWORK, OTHER], there[:networks], [container("c").id], asked=NOW)
+    guard.doubt(NETWORK.bridge)
+    guard.end()
+    assert {Element("host_closed", (2, 6, port)) for port in (15432, 18080)} <= table.elements()
+    assert table.disk.kept.proxied == {container("c").id: ports[:1]}
+
+
+def test_closed_ports_of_a_container_that_is_not_completely_known_are_remembered(
+    table: Table, guard: EndpointTracker
+) -> None:
+    """Its ports are closed, and it may start again before docker-fw knows whether they are open."""
+    guest = endpoint("e", 2, container("c"), NETWORK, Published("tcp", ANY4, 18080, 80))
+    guard.replace([NETWORK], [guest], [container("c").id], asked=NOW, unsure=[guest.id])
+    assert table.disk.kept.proxied == {container("c").id: guest.published}
+
+
 def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: EndpointTracker) -> None:
     """Docker gives an address to another container in the same second, before it reports the departure of the first."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)

@@ -287,7 +287,7 @@ def test_a_place_in_doubt_is_closed() -> None:
     """Its addresses have no opening elements, its published ports are closed, and its egress stays empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
     sets = {element.set for element in inventory.elements(OF_DB)}
-    assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours"}
+    assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours", "egress_restricted"}
     assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
     (answer,) = inventory.answers(OF_DB).values()
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)
