@@ -1,4 +1,4 @@
-"""The texts that users read use plain technical English: the words of the field, and sentences that name their subject."""
+"""The texts that users read are in plain English: the words of the field, and sentences that name their subject."""
 
 from __future__ import annotations
 
