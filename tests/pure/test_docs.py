@@ -95,8 +95,7 @@ def test_files_that_the_readme_names_are_there() -> None:
 
 
 def test_sets_that_users_list_are_there() -> None:
-    """Each `nft list set inet docker-fw NAME` in a document for users, and each set in the changelog's text, is a set of
-    the table."""
+    """`nft list set inet docker-fw NAME` and "the set `NAME`" in the users' documents name sets of the table."""
     for name in ("README.md", "LABELS.md", "SECURITY.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text()
         named = re.findall(r"nft list set inet docker-fw (\w+)|\bthe set `(\w+)`", text)
