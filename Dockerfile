@@ -31,7 +31,7 @@ ENV MALLOC_ARENA_MAX=2 \
     XTABLES_LOCKFILE=/host/run/xtables.lock \
     PYTHONUNBUFFERED=1
 LABEL org.opencontainers.image.title="docker-fw" \
-      org.opencontainers.image.description="Every container behind a default-deny nftables policy, IPv6 first" \
+      org.opencontainers.image.description="A firewall for Docker hosts: blocks inbound traffic to containers, IPv4 and IPv6, except on ports you allow" \
       org.opencontainers.image.licenses="MIT"
 ENTRYPOINT ["/opt/docker-fw/bin/fwctl"]
 CMD ["serve"]

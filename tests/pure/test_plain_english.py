@@ -37,7 +37,6 @@ AVOIDED = {
     "blind": "unidentified",
     "apart": "separate, isolated, distinguish",
     "foreign": "of another program, unmanaged",
-    "talks? freely": "traffic is not filtered",
     "deaf|lies|lying|dialect": "a literal description",
 }
 #: Phrases in which such a word is right.
