@@ -79,7 +79,7 @@ test-kernel: $(VENV)/ready
 test-engine: $(VENV)/ready
 	$(PYTHON) -m pytest -m engine
 
-torture: $(VENV)/ready ## stop, kill and reboot everything around the plugin while probing from outside (ENGINE, MINUTES)
+torture: $(VENV)/ready ## disturb everything around the plugin (kills, reboots, flushes) while probing from outside (ENGINE, MINUTES)
 	$(PYTHON) -m tests.torture --engine $(ENGINE) --minutes $(MINUTES)
 
 fuzz: $(VENV)/ready ## run atheris on each parser of data from outside (SECONDS for each)
