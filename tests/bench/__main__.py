@@ -73,8 +73,13 @@ def main() -> int:
     )
     parser.add_argument("--engine", default=DEFAULT, choices=list(ENGINES), help="Docker's version (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="less of everything: two or three minutes, and rougher")
-    parser.add_argument("--only", action="append", choices=list(GROUPS), metavar="GROUP",
-                        help="only this group (again for more): %(choices)s")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(GROUPS),
+        metavar="GROUP",
+        help="only this group (again for more): %(choices)s",
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes (%(default)s)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated; what was measured until then follows"))

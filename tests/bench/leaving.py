@@ -43,8 +43,19 @@ _GUARDED = BridgeNetwork(
     "d" * 64, "bench", "br-bench", (IPv4Network("10.98.0.0/16"), IPv6Network("2001:db8:98::/64")), mode6="routed"
 )
 #: The known texts that cost most to read: each repeated, to 4 KB.
-_TEXTS = ("1 ", "22 from ", "22 from 10.0.0.1/33,", "1-65534 from ::/1,", "1 from container:a,", "22 5/minute ", "1\t",
-          "22 5/minute burst 1,", "\n", "1::1 ", "22 form 1,")  # fmt: skip
+_TEXTS = (
+    "1 ",
+    "22 from ",
+    "22 from 10.0.0.1/33,",
+    "1-65534 from ::/1,",
+    "1 from container:a,",
+    "22 5/minute ",
+    "1\t",
+    "22 5/minute burst 1,",
+    "\n",
+    "1::1 ",
+    "22 form 1,",
+)
 _ROUNDS = 15
 
 
@@ -67,10 +78,12 @@ def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
     for kind, where in (("hook", "docker-fw's network (Leave)"), ("event", "Docker's network (die)")):
         few, crowd = told["few"][kind], told["many"][kind]
         for part, words, percent, aim in (
-            ("closed", "closed", 50, ""), ("closed", "closed", 99, "value < 5"),
-            ("work", "closed, work for it", 50, ""), ("work", "closed, work for it", 99, "value < 5"),
+            ("closed", "closed", 50, ""),
+            ("closed", "closed", 99, "value < 5"),
+            ("work", "closed, work for it", 50, ""),
+            ("work", "closed, work for it", 99, "value < 5"),
             ("done", "all done", 50, ""),
-        ):  # fmt: skip
+        ):
             what = f"leaving: {words}, on {where}, p{percent}, beside {many:,} with peers by name vs beside none"
             value, base = (1e3 * percentile(times[part], percent) for times in (crowd, few))
             table.add(what, value, "ms", base, aim)

@@ -83,11 +83,14 @@ def _crowd(count: int) -> dict[str, Endpoint]:
     lists, first = _lists(Random(1)), int(IPv6Address("2001:db8:99::1:0"))
     return {
         f"{n:064x}": Endpoint(
-            f"{n:064x}", _NET.id, addr6=IPv6Address(first + n), joined=True,
+            f"{n:064x}",
+            _NET.id,
+            addr6=IPv6Address(first + n),
+            joined=True,
             container=Container(f"{n:064x}", f"c{n}", PolicySpec(allow=(next(lists),))),
         )
         for n in range(count)
-    }  # fmt: skip
+    }
 
 
 def _child(many: int) -> dict[str, Any]:
@@ -135,9 +138,11 @@ def _changes(reconciler: Reconciler) -> dict[str, float]:
     for _ in range(_CHANGES):
         newcomer, peer = _one(2, next(lists)), _one(3, name="peer")
         for kind, work in (
-            ("in", partial(reconciler.put_endpoint, newcomer)), ("out", partial(reconciler.drop_endpoint, newcomer.id)),
-            ("peer", partial(reconciler.put_endpoint, peer)), ("peer", partial(reconciler.drop_endpoint, peer.id)),
-        ):  # fmt: skip
+            ("in", partial(reconciler.put_endpoint, newcomer)),
+            ("out", partial(reconciler.drop_endpoint, newcomer.id)),
+            ("peer", partial(reconciler.put_endpoint, peer)),
+            ("peer", partial(reconciler.drop_endpoint, peer.id)),
+        ):
             began = time.perf_counter()
             work()
             times[kind].append(time.perf_counter() - began)

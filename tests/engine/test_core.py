@@ -55,8 +55,15 @@ def test_a_label_opens_just_what_it_says_on_just_that_container(each: Fw) -> Non
                     ("udp", 53),
                     ("sctp", 7),
                 }
-                assert silent == {("tcp", 8079), ("tcp", 8081), ("tcp", 8999), ("tcp", 9101), ("udp", 54),
-                                  ("udp", 8080), ("sctp", 8)}  # fmt: skip
+                assert silent == {
+                    ("tcp", 8079),
+                    ("tcp", 8081),
+                    ("tcp", 8999),
+                    ("tcp", 9101),
+                    ("udp", 54),
+                    ("udp", 8080),
+                    ("sctp", 8),
+                }
             for address in each.addresses(plain, net):
                 others = [("tcp", 8080), ("tcp", 9050), ("udp", 53), ("sctp", 7)]
                 seen = each.wan.probe([(proto, address, port) for proto, port in others])
@@ -221,10 +228,11 @@ def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
             option = b"\2\1" + own + b"\xfe\6" + os.urandom(46)
             advert = bytes(icmp(own6, six, 136, body=b"\x20\0\0\0" + packed(mine6) + option))
             return [
-                speaks(b"\x08\x06", arp), speaks(b"\x86\xdd", advert),
+                speaks(b"\x08\x06", arp),
+                speaks(b"\x86\xdd", advert),
                 speaks(b"\x08\x00", bytes(udp(mine4, four, 9, 9, os.urandom(18)))),
                 speaks(b"\x86\xdd", bytes(udp(mine6, six, 9, 9, os.urandom(18)))),
-            ]  # fmt: skip
+            ]
 
         with inside(there), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ears:
             ears.bind(("eth0", 3))

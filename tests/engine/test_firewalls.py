@@ -67,8 +67,11 @@ class Site:
         """
         v4, v6 = self.fw.host.v4, self.fw.host.v6
         theirs: list[Target] = [("tcp", v4, 18080), ("tcp", v6, 18080), ("tcp", v4, 18088)]
-        return [*theirs, *([("tcp", v6, 18088)] if self.docker_does_v6 else []),
-                *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088))]  # fmt: skip
+        return [
+            *theirs,
+            *([("tcp", v6, 18088)] if self.docker_does_v6 else []),
+            *(("tcp", h, p) for h in (v4, v6) for p in (28080, 28088)),
+        ]
 
     def sees(self, others: Verdict, *opened: Target, **more: list[Target]) -> None:
         """Check that an outsider sees only this open, ssh of the host, and `others` on another port of the host."""

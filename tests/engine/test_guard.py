@@ -78,9 +78,11 @@ def test_what_is_published_for_the_host_alone_is_not_reached_by_a_route(each: Fw
         both = each.run(net, "-p", f"127.0.0.1:{next(host_ports)}:80", "-p", f"{next(host_ports)}:80")
         ours = each.run(own, "-p", f"127.0.0.1:{next(host_ports)}:80")
         with (
-            each.engine.serve(app, tcp=[80, 443]), each.engine.serve(label, tcp=[80]),
-            each.engine.serve(both, tcp=[80]), each.engine.serve(ours, tcp=[80]),
-        ):  # fmt: skip
+            each.engine.serve(app, tcp=[80, 443]),
+            each.engine.serve(label, tcp=[80]),
+            each.engine.serve(both, tcp=[80]),
+            each.engine.serve(ours, tcp=[80]),
+        ):
             closed = [("tcp", address, 80) for address in each.addresses(app, net)]
             witness = [("tcp", address, 443) for address in each.addresses(app, net)]
             opened = [("tcp", a, 80) for c in (label, both) for a in each.addresses(c, net)]
@@ -210,8 +212,8 @@ def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
     """
     with Engine(NEWEST) as engine:
         engine.load(image_tar())
-        engine.docker("run", "-d", "--name", "db", "-p", "15432:5432", "-p", "18080:80", "-p", "127.0.0.1:16379:6379",
-                      "--label", "fw.allow=9000", "busybox", "sleep", "inf")  # fmt: skip
+        published = "-p 15432:5432 -p 18080:80 -p 127.0.0.1:16379:6379"
+        engine.docker(*f"run -d --name db {published} --label fw.allow=9000 busybox sleep inf".split())
         engine.docker("run", "-d", "--name", "tool", "--network", "host", "busybox", "sleep", "inf")
         client = f"import socket, time; s = socket.create_connection(({engine.host.v4!r}, 15432)); print(s.recv(9)); "
         with engine.serve("db", tcp=[5432]):
@@ -263,8 +265,11 @@ def machines(fw: Fw, *bridges: str) -> Iterator[list[tuple[str, str, int]]]:
             )
             fw.host.run(["ip", "link", "set", f"in{number}", "netns", str(fw.engine.pid_of(machine))])
             inside = fw.engine.netns(machine)
-            for words in (f"addr add 10.60.{number}.2/24 dev in{number}", f"link set in{number} up",
-                          f"route add default via 10.60.{number}.1"):  # fmt: skip
+            for words in (
+                f"addr add 10.60.{number}.2/24 dev in{number}",
+                f"link set in{number} up",
+                f"route add default via 10.60.{number}.1",
+            ):
                 inside.run(["ip", *words.split()])
             targets.append(("tcp", f"10.60.{number}.2", 9999))
         for rule in accept:

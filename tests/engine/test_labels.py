@@ -271,9 +271,12 @@ def test_every_mistake_at_once(deep: Fw) -> None:
             net, *labels(allow="808O, 22 from 10.0.0.0/33", polcy="closed", egress="443 form host", rate="22 often")
         )
         for part in (
-            '"808O" is not a port', '"10.0.0.0/33" is not an address', "did you mean fw.policy?",
-            '"443 form host" is not', '"22 often" is not a rate',
-        ):  # fmt: skip
+            '"808O" is not a port',
+            '"10.0.0.0/33" is not an address',
+            "did you mean fw.policy?",
+            '"443 form host" is not',
+            '"22 often" is not a rate',
+        ):
             assert part in spec, spec
 
 
@@ -358,9 +361,12 @@ def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | No
 def _with_labels(fw: Fw, net: Net, port: int, told: dict[str, str]) -> None:
     """Create a running container with labels too large for a command line; its port 80 is published on `port`."""
     config = {
-        "Image": "busybox", "Cmd": ["sleep", "inf"], "Labels": told, "ExposedPorts": {"80/tcp": {}},
+        "Image": "busybox",
+        "Cmd": ["sleep", "inf"],
+        "Labels": told,
+        "ExposedPorts": {"80/tcp": {}},
         "HostConfig": {"NetworkMode": net.name, "PortBindings": {"80/tcp": [{"HostPort": str(port)}]}},
-    }  # fmt: skip
+    }
     made = fw.engine.api("POST", f"/containers/create?name=large{port}", config)
     fw.engine.api("POST", f"/containers/{made['Id']}/start")
 

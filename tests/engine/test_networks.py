@@ -51,12 +51,11 @@ def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
 
 def test_addresses_mac_mtu_and_names_are_as_chosen(fw: Fw) -> None:
     """--gateway, --ip, --ip6, --mac-address, MTU, bridge name and interface prefix work as they do for Docker."""
-    with fw.network(
-        "--gateway", "10.97.0.77", "--subnet", "10.97.0.0/24", "--ipv6", "--subnet", "2001:db8:97::/64",
-        "--gateway", "2001:db8:97::77", "-o", "com.docker.network.bridge.name=custom0",
-        "-o", "com.docker.network.driver.mtu=1400", "-o", "com.docker.network.container_iface_prefix=lan",
-        v4=False, v6=False,
-    ) as net:  # fmt: skip
+    bridge = "com.docker.network.bridge.name=custom0"
+    driver = "-o com.docker.network.driver.mtu=1400 -o com.docker.network.container_iface_prefix=lan"
+    v4 = "--subnet 10.97.0.0/24 --gateway 10.97.0.77"
+    v6 = "--ipv6 --subnet 2001:db8:97::/64 --gateway 2001:db8:97::77"
+    with fw.network(*f"{v4} {v6} -o {bridge} {driver}".split(), v4=False, v6=False) as net:
         app = fw.run(net, "--ip", "10.97.0.9", "--ip6", "2001:db8:97::9", "--mac-address", "02:11:22:33:44:55")
         with fw.engine.serve(app, tcp=[80, 8080]):
             seen = fw.wan.probe([("tcp", a, p) for a in ("10.97.0.9", "2001:db8:97::9") for p in (80, 8080)])
@@ -94,8 +93,8 @@ def test_network_and_attachment_options_open_ports(fw: Fw) -> None:
     with fw.network("-o", "fw.allow=7000") as net:
         app = fw.run(net)
         other = f"{app}x"
-        fw.engine.docker("run", "-d", "--name", other, "--network", f"name={net.name},driver-opt=fw.allow=7001",
-                         "busybox", "sleep", "inf")  # fmt: skip
+        options = f"--name {other} --network name={net.name},driver-opt=fw.allow=7001"
+        fw.engine.docker(*f"run -d {options} busybox sleep inf".split())
         with fw.engine.serve(app, tcp=[7000, 7001]), fw.engine.serve(other, tcp=[7000, 7001]):
             for container, verdicts in ((app, ["open", "silent"]), (other, ["open", "open"])):
                 for address in fw.addresses(container, net):

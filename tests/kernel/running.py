@@ -302,7 +302,11 @@ def cleanup(fw: Running) -> subprocess.CompletedProcess[str]:
     """Run `fwctl cleanup` on the site's host."""
     with fw.site.host.popen(
         [sys.executable, "-m", "plugin.fwctl.cli", "cleanup"],
-        cwd=ROOT, env=fw.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+        cwd=ROOT,
+        env=fw.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         out, err = process.communicate(timeout=30)
     return subprocess.CompletedProcess("cleanup", process.returncode, out, err)

@@ -76,9 +76,12 @@ def claimed(*bridges: str) -> set[Element]:
     return set(WATCHED) | {
         element
         for bridge in bridges
-        for element in (Element("dockers", (bridge,)), Element("protected_bridges", (bridge,)),
-                        Element("same_bridge", (bridge, bridge)))
-    }  # fmt: skip
+        for element in (
+            Element("dockers", (bridge,)),
+            Element("protected_bridges", (bridge,)),
+            Element("same_bridge", (bridge, bridge)),
+        )
+    }
 
 
 def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:

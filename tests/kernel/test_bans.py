@@ -86,8 +86,11 @@ def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, v
     load(site, boxes, bans(str(BANNED[version])))
     to = box.address(version)
     for source, passes in ((BANNED[version], False), (NEXT[version], True)):
-        shots = [(None, new_flow("tcp", source, to, 8080, next(_ports))), (None, ping(source, to)),
-                 (None, udp(source, to, 53, next(_ports)))]  # fmt: skip
+        shots = [
+            (None, new_flow("tcp", source, to, 8080, next(_ports))),
+            (None, ping(source, to)),
+            (None, udp(source, to, 53, next(_ports))),
+        ]
         assert heard(site, site.sniffer(box), shots, ping(site.wan.V6, box.v6)) == [passes] * 3
         host = Site.HOST4 if version == 4 else Site.HOST6
         own = [(None, new_flow("tcp", source, host, 22, next(_ports))), (None, ping(source, host))]
@@ -136,8 +139,10 @@ def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
         site.send([last], site.host)
         seen = arrived([site.sniffer(site.wan)], last)[0]
         assert seen & {*sent, *free} == set(free)
-    between = [(boxes.web, new_flow("tcp", boxes.web.v4, boxes.other.v4, 80, next(_ports))),
-               (boxes.web, new_flow("tcp", boxes.web.v6, boxes.other.v6, 80, next(_ports)))]  # fmt: skip
+    between = [
+        (boxes.web, new_flow("tcp", boxes.web.v4, boxes.other.v4, 80, next(_ports))),
+        (boxes.web, new_flow("tcp", boxes.web.v6, boxes.other.v6, 80, next(_ports))),
+    ]
     assert heard(site, site.sniffer(boxes.other), between, ping(site.wan.V6, boxes.other.v6)) == [False, True]
 
 

@@ -46,19 +46,18 @@ class Host:
     def guest(self, labels: dict[str, str]) -> Box:
         """A container on a Docker network, which publishes its ports 9090 and 8080; docker-proxy serves them."""
         fw = self.fw
-        fw.docker.networks[DOCKERS] = {
-            "Id": DOCKERS, "Name": "app", "Driver": "bridge", "Containers": {}, "Options": {},
-            "IPAM": {"Config": [{"Subnet": "10.100.0.0/24"}, {"Subnet": "2001:db8:100::/64"}]},
-        }  # fmt: skip
+        fw.docker.bridge_network(DOCKERS, "app", "10.100.0.0/24", "2001:db8:100::/64")
         fw.docker.container("guest", GUEST, DOCKERS, labels)
         container = fw.docker.containers[GUEST]
         container["NetworkSettings"]["Networks"]["net"] |= {
-            "IPAddress": "10.100.0.2", "GlobalIPv6Address": "2001:db8:100::2",
-        }  # fmt: skip
+            "IPAddress": "10.100.0.2",
+            "GlobalIPv6Address": "2001:db8:100::2",
+        }
         container["Ports"] = [
             {"IP": ip, "Type": "tcp", "PublicPort": public, "PrivatePort": private}
-            for ip in ("0.0.0.0", "::") for public, private in ((SHUT, 9090), (OPENED, 8080))
-        ]  # fmt: skip
+            for ip in ("0.0.0.0", "::")
+            for public, private in ((SHUT, 9090), (OPENED, 8080))
+        ]
         return fw.site.docker_box(CONFINED, 100)
 
     def fwctl(self, *arguments: str) -> None:

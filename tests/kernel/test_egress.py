@@ -193,8 +193,13 @@ def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> N
 
     This holds for another container and for the outsider.
     """
-    site.load(more={*boxes.elements(site, "none"), Element("egress_host6", (boxes.other.v6, 17, 8125)),
-                    Element("egress_host4", (boxes.other.v4, 17, 8125))})  # fmt: skip
+    site.load(
+        more={
+            *boxes.elements(site, "none"),
+            Element("egress_host6", (boxes.other.v6, 17, 8125)),
+            Element("egress_host4", (boxes.other.v4, 17, 8125)),
+        }
+    )
     for sender in (boxes.web, site.wan):
         forged = [
             udp(src, dst, 8125, next(_ports))
@@ -237,8 +242,10 @@ def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Sit
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not confined"
     # Neither is an address that it assigns itself.
     boxes.web.ip("addr add 10.222.0.9/32 dev eth0", "addr add 2001:db8:222::9/128 dev eth0 nodad")
-    own = [new_flow("tcp", a, b, 443, next(_ports)) for a, b in
-           ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))]  # fmt: skip
+    own = [
+        new_flow("tcp", a, b, 443, next(_ports))
+        for a, b in ((IPv4Address("10.222.0.9"), Site.OUT4), (IPv6Address("2001:db8:222::9"), Site.OUT6))
+    ]
     list(site.sniffer(site.wan).read())
     site.send(own, boxes.web)
     boxes.web.ip("addr del 10.222.0.9/32 dev eth0", "addr del 2001:db8:222::9/128 dev eth0")

@@ -61,11 +61,7 @@ def test_dockers_own_networks_are_guarded_there_as_ever(fw: Running) -> None:
     with site.inside():
         site.sysctl.forward({2, 10})
     box = site.docker_box("docker0", 7)
-    fw.docker.networks["b" * 64] = {
-        "Id": "b" * 64, "Name": "bridge", "Driver": "bridge", "Containers": {},
-        "Options": {"com.docker.network.bridge.name": "docker0"},
-        "IPAM": {"Config": [{"Subnet": "10.7.0.0/24"}, {"Subnet": "2001:db8:7::/64"}]},
-    }  # fmt: skip
+    fw.docker.bridge_network("b" * 64, "bridge", "10.7.0.0/24", "2001:db8:7::/64", bridge="docker0")
     fw.docker.container("web", box.endpoint.id, "b" * 64, {"fw.allow": "8080"})
     attached = fw.docker.containers[box.endpoint.id]["NetworkSettings"]["Networks"]["net"]
     attached.update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))

@@ -148,9 +148,12 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
 
     def dry_run(*options: str) -> str:
         with own.site.host.popen(
-            [sys.executable, "-m", "plugin.fwctl.cli", "dry-run", *options], cwd=ROOT, env=own.environ,
-            stdout=subprocess.PIPE, text=True,
-        ) as process:  # fmt: skip
+            [sys.executable, "-m", "plugin.fwctl.cli", "dry-run", *options],
+            cwd=ROOT,
+            env=own.environ,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
             out, _ = process.communicate(timeout=30)
         return out
 

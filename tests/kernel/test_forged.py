@@ -147,8 +147,11 @@ def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site
     The container is a VPN or router that does not masquerade.
     """
     who: Box = getattr(friendly, where)
-    bridge = TWO if where == "docker_too" else next(n for n in site.networks.values() if n.gateway4 and
-                                                    who.v4 in n.gateway4.network).bridge  # fmt: skip
+    bridge = (
+        TWO
+        if where == "docker_too"
+        else next(n for n in site.networks.values() if n.gateway4 and who.v4 in n.gateway4.network).bridge
+    )
     ours = (friendly.ours.v4, friendly.ours.v6)
     behind = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
     last = ping(who.v6, friendly.ours.v6)
@@ -254,9 +257,10 @@ def test_nobody_comes_from_the_hosts_own_address(site: Site, friendly: Boxes) ->
     """
     own = [Site.HOST6, IPv6Address("2001:db8:2::1"), IPv6Address("2001:db8:101::1")]
     for to_, port, ear in (
-        (friendly.ours.v6, 53, site.sniffer(friendly.ours)), (friendly.docker.v6, 53, site.sniffer(friendly.docker)),
+        (friendly.ours.v6, 53, site.sniffer(friendly.ours)),
+        (friendly.docker.v6, 53, site.sniffer(friendly.docker)),
         (Site.HOST6, 15353, site.listener),
-    ):  # fmt: skip
+    ):
         lies = [udp(a, to_, port, next(_ports)) for a in own]
         list(ear.read())
         last = ping(Site.OUT6, to_)

@@ -359,8 +359,9 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
         "delete element inet docker-fw allow6 { 2001:db8:1::2 . tcp . 80 }",
         "delete element inet docker-fw banned6_48 { 2001:db8:77:: }",
         "add element inet docker-fw banned4 { 203.0.113.9 timeout 1h }",
-        "flush set inet docker-fw egress_restricted", "flush set inet docker-fw banned4",
-    ):  # fmt: skip
+        "flush set inet docker-fw egress_restricted",
+        "flush set inet docker-fw banned4",
+    ):
         fw.site.run("nft", change)
         until(lambda: fw.fwctl("plan", status=1).splitlines()[1:] == ["- set theirs"], f"put right: {change}")
 
@@ -369,8 +370,14 @@ def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
     """The elements that a plan would add and remove are those that change when docker-fw starts with the settings."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     fw.publish(fw.web(network(fw, 2), 3)[0], 19000, 9000)
-    settings = {"FW_ALLOW": "9100, 9200 from 192.0.2.0/24", "FW_DENY": "22", "FW_EGRESS": "443",
-                "FW_RATE": "80 5/minute", "FW_DOCKERD_PORTS": "2375", "FW_PUBLISHED": "allow"}  # fmt: skip
+    settings = {
+        "FW_ALLOW": "9100, 9200 from 192.0.2.0/24",
+        "FW_DENY": "22",
+        "FW_EGRESS": "443",
+        "FW_RATE": "80 5/minute",
+        "FW_DOCKERD_PORTS": "2375",
+        "FW_PUBLISHED": "allow",
+    }
     before = elements(fw)
     told = json.loads(fw.fwctl("plan", "--json", *(f"{name}={value}" for name, value in settings.items()), status=1))
     assert told["drift"] == []

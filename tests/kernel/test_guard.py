@@ -147,8 +147,12 @@ def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> 
     """Useful ICMP reaches a container on a bridge of Docker's: echo, and errors for path MTU discovery."""
     site.load(more=site.guarded(boxes.web, BR_DOCKER))
     about4, about6 = tcp(boxes.web.v4, Site.OUT4, 443, 1), tcp(boxes.web.v6, Site.OUT6, 443, 1)
-    good = [ping(Site.OUT4, boxes.web.v4), ping(Site.OUT6, boxes.web.v6), icmp_error(Site.OUT4, about4, 3, 4, 1280),
-            icmp_error(Site.OUT6, about6, 2, 0, 1280)]  # fmt: skip
+    good = [
+        ping(Site.OUT4, boxes.web.v4),
+        ping(Site.OUT6, boxes.web.v6),
+        icmp_error(Site.OUT4, about4, 3, 4, 1280),
+        icmp_error(Site.OUT6, about6, 2, 0, 1280),
+    ]
     bad = [icmp(Site.OUT4, boxes.web.v4, 13, 0, bytes(16)), icmp(Site.OUT6, boxes.web.v6, 139, 0, bytes(16))]
     assert site.deliver([*good, *bad], boxes.web) == set(good)
 
@@ -178,10 +182,16 @@ def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site
         assert site.deliver(comes, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
             set(comes) if passes else set()
         )
-        for target, four, six in ((site.wan, Site.OUT4, Site.OUT6), (ours, ours.v4, ours.v6),
-                                  (boxes.other, boxes.other.v4, boxes.other.v6)):  # fmt: skip
-            goes = [flow for a, b in ((boxes.web.v4, four), (boxes.web.v6, six)) for flow in
-                    (ping(a, b), tcp(a, b, 80, next(_ports)))]  # fmt: skip
+        for target, four, six in (
+            (site.wan, Site.OUT4, Site.OUT6),
+            (ours, ours.v4, ours.v6),
+            (boxes.other, boxes.other.v4, boxes.other.v6),
+        ):
+            goes = [
+                flow
+                for a, b in ((boxes.web.v4, four), (boxes.web.v6, six))
+                for flow in (ping(a, b), tcp(a, b, 80, next(_ports)))
+            ]
             last = ping(Site.HOST6, six)
             assert site.deliver(goes, target, boxes.web, last, witness=site.host) == (set(goes) if passes else set())
     assert boxes.web.probe.ping("2001:db8:100::1") == "open"
@@ -275,8 +285,10 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     site.host.ip(f"addr replace {more6}/64 dev eth0 nodad")
     mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
     theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
-    site.load(more=site.guarded(boxes.web, BR_DOCKER, published=mine)
-              | site.guarded(boxes.other, "br-ba9876543210", published=theirs))  # fmt: skip
+    site.load(
+        more=site.guarded(boxes.web, BR_DOCKER, published=mine)
+        | site.guarded(boxes.other, "br-ba9876543210", published=theirs)
+    )
     web = boxes.web
     spec = {
         udp(more6, web.v6, 9, 15353): True, udp(Site.HOST6, web.v6, 9, 15353): False,
@@ -479,8 +491,11 @@ def test_links_are_told_as_they_come_and_go(site: Site) -> None:
     with site.inside():
         changes = link_monitor.Changes()
         try:
-            site.host.ip("link add br-feedfeedfeed type bridge", "link add vp0 type veth peer name vp1",
-                         "link set vp0 master br-feedfeedfeed")  # fmt: skip
+            site.host.ip(
+                "link add br-feedfeedfeed type bridge",
+                "link add vp0 type veth peer name vp1",
+                "link set vp0 master br-feedfeedfeed",
+            )
             there = {link.name: link for link in link_monitor.links().values()}
             bridge = there["br-feedfeedfeed"]
             assert bridge == Link(bridge.index, "br-feedfeedfeed", bridge=True)

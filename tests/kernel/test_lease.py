@@ -39,11 +39,7 @@ class Brief(Running):
         self.well("CreateNetwork", network)
         ours = self.move(self.begin(network, 2, {"fw.allow": "8080"}))
         box = self.site.docker_box("docker0", 7)
-        self.docker.networks[GUARDED] = {
-            "Id": GUARDED, "Name": "bridge", "Driver": "bridge", "Containers": {},
-            "Options": {"com.docker.network.bridge.name": "docker0"},
-            "IPAM": {"Config": [{"Subnet": "10.7.0.0/24"}, {"Subnet": "2001:db8:7::/64"}]},
-        }  # fmt: skip
+        self.docker.bridge_network(GUARDED, "bridge", "10.7.0.0/24", "2001:db8:7::/64", bridge="docker0")
         self.docker.container("web", box.endpoint.id, GUARDED, {"fw.allow": "8080"})
         told = self.docker.containers[box.endpoint.id]
         told["NetworkSettings"]["Networks"]["net"].update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
@@ -112,9 +108,11 @@ def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -
     site = fw.site
     box, ours = fw.seat()
     with (
-        Talks() as talks, box.probe.serve(tcp=[8080]), ours.probe.serve(tcp=[8080]),
+        Talks() as talks,
+        box.probe.serve(tcp=[8080]),
+        ours.probe.serve(tcp=[8080]),
         site.host.probe.serve(tcp=[18080]),
-    ):  # fmt: skip
+    ):
         until(lambda: fw.open() == DOCKERS | OURS, "all is open", 10)
         began = time.monotonic()
         talks.open("in", "tcp", site.wan, box, str(box.v6), 443)

@@ -205,8 +205,12 @@ def test_a_bridge_of_an_odd_name_is_not_ours(site: Site, links: Links, name: str
 def test_the_links_of_the_default_route(site: Site, links: Links) -> None:
     """The host's uplink is known, in either family."""
     assert links.default_route_links() == {"eth0"}
-    site.host.ip("link add br0 type bridge", "link set br0 up", "addr add 10.50.0.2/24 dev br0",
-                 "route add default via 10.50.0.1 metric 9")  # fmt: skip
+    site.host.ip(
+        "link add br0 type bridge",
+        "link set br0 up",
+        "addr add 10.50.0.2/24 dev br0",
+        "route add default via 10.50.0.1 metric 9",
+    )
     assert links.default_route_links() == {"eth0", "br0"}
 
 
@@ -307,8 +311,13 @@ def test_what_a_crash_left_is_swept_and_what_lives_is_not(site: Site, links: Lin
     site.host.ip(f"link set {container_side(used.id)} netns {box.name}", "link add fwvnot type veth peer name fwcnot")
     links.sweep({host_side(ENDPOINT.id)})
     assert names(site) == {
-        NETWORK.bridge, host_side(ENDPOINT.id), container_side(ENDPOINT.id), host_side(used.id), "fwvnot", "fwcnot"
-    }  # fmt: skip
+        NETWORK.bridge,
+        host_side(ENDPOINT.id),
+        container_side(ENDPOINT.id),
+        host_side(used.id),
+        "fwvnot",
+        "fwcnot",
+    }
 
 
 def test_after_a_bridge_was_lost_its_containers_come_back(site: Site, links: Links) -> None:

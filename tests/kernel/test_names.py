@@ -22,11 +22,7 @@ NAMES = ('"; flush ruleset; "', "-x", "../../etc", "* {", "a\n\x1b[2J", "\u202eg
 def network(fw: Running, number: int, bridge: str, name: str) -> str:
     """Return a network of Docker's bridge driver."""
     identity = f"{number:012x}".ljust(64, "d")
-    fw.docker.networks[identity] = {
-        "Id": identity, "Name": name, "Driver": "bridge", "Containers": {},
-        "Options": {"com.docker.network.bridge.name": bridge},
-        "IPAM": {"Config": [{"Subnet": f"10.{number}.0.0/24"}, {"Subnet": f"2001:db8:{number}::/64"}]},
-    }  # fmt: skip
+    fw.docker.bridge_network(identity, name, f"10.{number}.0.0/24", f"2001:db8:{number}::/64", bridge=bridge)
     return identity
 
 

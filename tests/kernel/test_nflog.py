@@ -183,13 +183,18 @@ def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Bo
 
 def _all_to(site: Site, group: int) -> None:
     """Add a test table that reports every packet from outside."""
-    site.run("nft", "-f", "-", input=f"""
+    site.run(
+        "nft",
+        "-f",
+        "-",
+        input=f"""
         table inet told {{}}
         delete table inet told
         table inet told {{
             chain forward {{ type filter hook forward priority -10; log group {group} snaplen 128; }}
         }}
-    """)  # fmt: skip
+    """,
+    )
 
 
 @pytest.fixture

@@ -252,8 +252,16 @@ def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconcile
     writer.put_endpoint(known(boxes.api, "api"))
     guard.replace(GUARDED, [guest(0, known(boxes.shop, "shop", spec))], asked=guard.now())
     for box in (boxes.web, boxes.shop):
-        for port, expected in ((24, True), (25, False), (26, True), (5999, True), (6000, False), (6063, False),
-                               (6064, True), (65535, True)):  # fmt: skip
+        for port, expected in (
+            (24, True),
+            (25, False),
+            (26, True),
+            (5999, True),
+            (6000, False),
+            (6063, False),
+            (6064, True),
+            (65535, True),
+        ):
             assert reach(site, box, None, port=port) == [expected]
         assert reach(site, box, None, port=53, proto="udp") == [False]
         assert reach(site, box, None, port=53, proto="sctp") == reach(site, box, None, port=54, proto="udp") == [True]

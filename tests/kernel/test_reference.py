@@ -182,11 +182,35 @@ def bed() -> Iterator[Bed]:
 # --- the policies -----------------------------------------------------------------------------------------------------
 
 #: Addresses to draw prefixes around: outsiders, containers, the host, edges of ranges.
-_HERE4 = [IPv4Address(a) for a in ("203.0.113.7", "203.0.113.8", "198.51.100.2", "10.1.0.2", "10.100.0.3", "10.2.0.2",
-                                   "198.51.100.1", "128.0.0.0", "9.255.255.255", "192.0.2.77")]  # fmt: skip
-_HERE6 = [IPv6Address(a) for a in ("2001:db8:5::7", "2001:db8:5:0:8000::", "2001:db8:ffff::2", "2001:db8:1::2",
-                                   "2001:db8:100::3", "2001:db8:2::2", "2001:db8:ffff::1", "fd00:1:2:3::9",
-                                   "2600::1")]  # fmt: skip
+_HERE4 = [
+    IPv4Address(a)
+    for a in (
+        "203.0.113.7",
+        "203.0.113.8",
+        "198.51.100.2",
+        "10.1.0.2",
+        "10.100.0.3",
+        "10.2.0.2",
+        "198.51.100.1",
+        "128.0.0.0",
+        "9.255.255.255",
+        "192.0.2.77",
+    )
+]
+_HERE6 = [
+    IPv6Address(a)
+    for a in (
+        "2001:db8:5::7",
+        "2001:db8:5:0:8000::",
+        "2001:db8:ffff::2",
+        "2001:db8:1::2",
+        "2001:db8:100::3",
+        "2001:db8:2::2",
+        "2001:db8:ffff::1",
+        "fd00:1:2:3::9",
+        "2600::1",
+    )
+]
 
 
 def _prefix(address: Address, length: int) -> Prefix:
@@ -418,8 +442,14 @@ class Gun:
 
     def shots(self, many: int) -> list[Shot]:
         kinds: list[Callable[[], Shot | None]] = [
-            self._in, self._behind, self._between, self._out, self._to_host, self._published, *[self._meant] * 3,
-        ]  # fmt: skip
+            self._in,
+            self._behind,
+            self._between,
+            self._out,
+            self._to_host,
+            self._published,
+            *[self._meant] * 3,
+        ]
         found = (self.random.choice(kinds)() for _ in range(many))
         return [shot for shot in found if shot]
 

@@ -39,11 +39,22 @@ from tests.waiting import until
 CALLS = [
     f"NetworkDriver.{name}"
     for name in (
-        "GetCapabilities", "AllocateNetwork", "FreeNetwork", "CreateNetwork", "DeleteNetwork", "CreateEndpoint",
-        "DeleteEndpoint", "EndpointOperInfo", "Join", "Leave", "DiscoverNew", "DiscoverDelete",
-        "ProgramExternalConnectivity", "RevokeExternalConnectivity",
+        "GetCapabilities",
+        "AllocateNetwork",
+        "FreeNetwork",
+        "CreateNetwork",
+        "DeleteNetwork",
+        "CreateEndpoint",
+        "DeleteEndpoint",
+        "EndpointOperInfo",
+        "Join",
+        "Leave",
+        "DiscoverNew",
+        "DiscoverDelete",
+        "ProgramExternalConnectivity",
+        "RevokeExternalConnectivity",
     )
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -162,11 +173,16 @@ def test_every_call_may_come_twice(fw: Running) -> None:
     publish = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8081}]}}
     fw.docker.container("web", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
     for name, body in (
-        ("CreateNetwork", network), ("CreateEndpoint", endpoint), ("Join", endpoint),
-        ("ProgramExternalConnectivity", publish), ("EndpointOperInfo", endpoint),
-        ("RevokeExternalConnectivity", endpoint), ("Leave", endpoint), ("DeleteEndpoint", endpoint),
+        ("CreateNetwork", network),
+        ("CreateEndpoint", endpoint),
+        ("Join", endpoint),
+        ("ProgramExternalConnectivity", publish),
+        ("EndpointOperInfo", endpoint),
+        ("RevokeExternalConnectivity", endpoint),
+        ("Leave", endpoint),
+        ("DeleteEndpoint", endpoint),
         ("DeleteNetwork", network),
-    ):  # fmt: skip
+    ):
         first = fw.well(name, body)
         standing = (fw.links(), fw.elements(), fw.kept())
         assert fw.well(name, body) == first
@@ -358,8 +374,9 @@ def test_a_hook_never_waits_for_docker(fw: Running, mode: Mode) -> None:
     endpoints = [fw.endpoint(network, number) for number in (2, 3, 4)]
     durations = []
     for endpoint in endpoints:
-        fw.docker.container("web" + endpoint["EndpointID"][:12], endpoint["EndpointID"], network["NetworkID"],
-                            {"fw.allow": "8080"})  # fmt: skip
+        fw.docker.container(
+            "web" + endpoint["EndpointID"][:12], endpoint["EndpointID"], network["NetworkID"], {"fw.allow": "8080"}
+        )
         fw.well("CreateEndpoint", endpoint)
         began = time.monotonic()
         fw.well("Join", endpoint)
@@ -661,11 +678,13 @@ def test_calls_in_any_order(running: Running, steps: list[tuple[str, int, int]])
         endpoint = fw.endpoint(network, number)
         fw.docker.container(f"n{net}c{number}", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
         body = {
-            "CreateNetwork": network, "DeleteNetwork": network,
+            "CreateNetwork": network,
+            "DeleteNetwork": network,
             "ProgramExternalConnectivity": {
-                **endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8000 + 10 * net + number}]}
+                **endpoint,
+                "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8000 + 10 * net + number}]},
             },
-        }.get(name, endpoint)  # fmt: skip
+        }.get(name, endpoint)
         value = answered(fw, f"/NetworkDriver.{name}", json.dumps(body).encode())
         key = (net, number)
         if name == "CreateNetwork":
@@ -738,10 +757,7 @@ def test_many_at_once(fw: Running) -> None:
 def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
     """Status is requested continuously while Docker reports changes: every request is answered."""
     identity, stop = "d" * 64, threading.Event()
-    fw.docker.networks[identity] = {
-        "Id": identity, "Name": "app", "Driver": "bridge", "Containers": {},
-        "IPAM": {"Config": [{"Subnet": "172.30.0.0/16"}]},
-    }  # fmt: skip
+    fw.docker.bridge_network(identity, "app", "172.30.0.0/16")
     for number in range(3):
         fw.docker.container(f"g{number}", f"{number:064x}", identity, {"fw.allow": "8080"})
 
@@ -1129,8 +1145,11 @@ def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
 
 def tracked(fw: Running) -> None:
     """Add another owner's (Docker's) rules on states, so flows are tracked also while docker-fw's table is absent."""
-    fw.site.run("nft", "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
-                       "add rule inet other f ct state new counter")  # fmt: skip
+    fw.site.run(
+        "nft",
+        "add table inet other; add chain inet other f { type filter hook forward priority 0; };"
+        "add rule inet other f ct state new counter",
+    )
 
 
 def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:

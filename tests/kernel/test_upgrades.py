@@ -53,9 +53,12 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         never += [("tcp", a, 9090) for a in guests]
     probe = own.site.wan.probe
     with (
-        web.probe.serve(tcp=[8080, 9090]), shut.probe.serve(tcp=[443, 7000, 8080]), guest.probe.serve(tcp=[8080, 9090]),
-        probe.hammer(*never) as closed, probe.hammer(*always, every=0.02, timeout=2) as opened,
-    ):  # fmt: skip
+        web.probe.serve(tcp=[8080, 9090]),
+        shut.probe.serve(tcp=[443, 7000, 8080]),
+        guest.probe.serve(tcp=[8080, 9090]),
+        probe.hammer(*never) as closed,
+        probe.hammer(*always, every=0.02, timeout=2) as opened,
+    ):
         own.start()
         until(lambda: set(probe([("tcp", a, 8080) for a in guests]).values()) == {"open"}, "the guest answers")
         assert set(probe([("tcp", a, 9090) for a in guests]).values()) == {"silent"}

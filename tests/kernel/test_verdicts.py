@@ -199,18 +199,30 @@ def test_other_protocols_are_dropped(site: Site, web: Box) -> None:
     sent = [
         Packet(packed(src), packed(dst), proto, data)
         for src, dst in outside(web)
-        for proto, data in ((47, b"\0" * 8), (50, b"\0" * 16), (51, b"\0" * 24), (4, b"\0" * 20), (41, b"\0" * 40),
-                            (33, b"\0\x50\0\x50" * 5), (136, b"\0\x50\0\x50\0\x08\0\0"), (253, b"x"), (6, b"\0\x50"),
-                            (17, b"\0"), (132, b"\0\x50\0\x50"))
-    ]  # fmt: skip
+        for proto, data in (
+            (47, b"\0" * 8),
+            (50, b"\0" * 16),
+            (51, b"\0" * 24),
+            (4, b"\0" * 20),
+            (41, b"\0" * 40),
+            (33, b"\0\x50\0\x50" * 5),
+            (136, b"\0\x50\0\x50\0\x08\0\0"),
+            (253, b"x"),
+            (6, b"\0\x50"),
+            (17, b"\0"),
+            (132, b"\0\x50\0\x50"),
+        )
+    ]
     assert site.deliver(sent, web) == set()
 
 
 def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> None:
     """AH is filtered as AH in both families, whatever it carries: an open port behind it is closed, `ah` opens all."""
     src, dst = outside(boxes.web)[1]
-    wrapped = [pk.authenticated(new_flow(proto, src, dst, port, next(_ports))) for proto, port in
-               (("tcp", 80), ("tcp", 8080), ("udp", 53))]  # fmt: skip
+    wrapped = [
+        pk.authenticated(new_flow(proto, src, dst, port, next(_ports)))
+        for proto, port in (("tcp", 80), ("tcp", 8080), ("udp", 53))
+    ]
     plain = [pk.portless("ah", *pair) for pair in outside(boxes.web)]
     site.load(site.known(boxes.web, Rule("udp", 53, 53)))
     assert site.deliver([*wrapped, *plain], boxes.web, last=ping(src, dst)) == set()

@@ -56,9 +56,10 @@ def _manifest(blobs: dict[str, bytes], variant: Variant, packed: dict[str, Any],
     system, architecture, *more = variant.platform.split("/")
     platform = {"os": system, "architecture": architecture, **({"variant": more[0]} if more else {})}
     config = {
-        **platform, "config": {"Cmd": ["sh"], "Labels": dict(variant.labels)},
+        **platform,
+        "config": {"Cmd": ["sh"], "Labels": dict(variant.labels)},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
-    }  # fmt: skip
+    }
     described = _put(blobs, _CONFIG, json.dumps(config).encode())
     text = _json(_MANIFEST, config=described, layers=[packed])
     return {**_put(blobs, _MANIFEST, text), "platform": platform}

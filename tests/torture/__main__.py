@@ -90,8 +90,10 @@ def main() -> int:
         rows, used = run(fw, given.seed, given.minutes)
         left = leaks(fw)
     broken = [row for row in rows if row.broken]
-    print(f"{len(rows)} blows, {sum(row.shots for row in rows)} shots, {sum(len(row.opened) for row in rows)} opened,"
-          f" slowest back {max(row.back for row in rows):.2f} s, {len(broken)} broken{left}")  # fmt: skip
+    print(
+        f"{len(rows)} blows, {sum(row.shots for row in rows)} shots, {sum(len(row.opened) for row in rows)} opened,"
+        f" slowest back {max(row.back for row in rows):.2f} s, {len(broken)} broken{left}"
+    )
     return 1 if broken or left or any(each.too_much for each in used) else 0
 
 
