@@ -70,7 +70,7 @@ def test_a_label_opens_just_what_it_says_on_just_that_container(each: Fw) -> Non
                 assert set(seen.values()) == {"silent"}
 
 
-def test_the_exception_stands_before_the_containers_first_instruction(each: Fw) -> None:
+def test_a_label_opens_before_the_containers_first_instruction(each: Fw) -> None:
     """A labelled port is open when `docker run` returns, and a closed port never answers before, not once."""
     with each.network() as net:
         # A first container shows the address that the next one gets.
@@ -191,7 +191,7 @@ def test_connect_and_disconnect_of_a_running_container(each: Fw) -> None:
             assert each.wan.probe.tcp(each.addresses(app, one)[1], 8080) == "open"
 
 
-def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
+def test_docker_bridges_open_no_further_than_docker_alone_opens_them(each: Fw) -> None:
     """Docker's own bridge opens no further to outsiders and containers on docker-fw networks than before."""
     each.engine.docker("run", "-d", "--name", "theirs", "busybox", "sleep", "inf")
     try:
@@ -205,7 +205,7 @@ def test_dockers_own_bridges_stay_as_docker_guards_them(each: Fw) -> None:
         each.remove("theirs")
 
 
-def test_nobody_speaks_in_a_neighbours_name(deep: Fw) -> None:
+def test_no_packet_leaves_with_a_neighbours_address(deep: Fw) -> None:
     """Root in a container, with every right over its own link, cannot reach a neighbour with another's address.
 
     Neither a packet nor an ARP reply or neighbour advertisement for that address arrives; with its own address they do.

@@ -20,7 +20,7 @@ def test_the_compose_example_answers_as_it_says(fw: Fw) -> None:
     assert not wrong
 
 
-def test_a_stack_that_says_nothing_of_docker_fw_is_guarded(fw: Fw) -> None:
+def test_a_stack_without_docker_fw_options_is_protected(fw: Fw) -> None:
     """compose-examples/unchanged.yml, on a Docker network: the published database is closed, the rest answers."""
     up(fw, "unchanged.yml")
     try:

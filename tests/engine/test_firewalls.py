@@ -157,7 +157,7 @@ def kept_closed(hammer: Hammer) -> None:
     assert not hammer.result.opened
 
 
-def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
+def test_ufw_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     """With ufw enabled, closed ports never answer, and all others do.
 
     ufw is enabled after docker-fw, reloaded, disabled, and active before it at boot. Published ports and docker-fw
@@ -196,7 +196,7 @@ def test_ufw_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
         kept_closed(hammer)
 
 
-def test_firewalld_guards_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
+def test_firewalld_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
     """firewalld is active before Docker, reloaded, and restarted: closed ports never answer, published ports do.
 
     Addresses on docker-fw networks answer, and their containers get out, once firewalld has `fw-+` in a zone that it
@@ -242,7 +242,7 @@ def firewalld(host: Host) -> Process:
     return process
 
 
-def test_the_readme_tells_these_commands() -> None:
+def test_the_readme_lists_these_commands() -> None:
     """The README lists the commands that these tests run."""
     readme = (ROOT / "README.md").read_text().splitlines()
     assert not {*UFW_ROUTES, *ZONE_OF_DOCKER, *ZONE_OF_OURS} - set(readme)

@@ -140,7 +140,7 @@ def test_the_setting_honours_published_ports(fw: Fw) -> None:
             assert not seen(theirs, ("tcp", v4, 8081), ("tcp", v4, 5432))
 
 
-def test_a_bridge_of_any_name_is_guarded(fw: Fw) -> None:
+def test_a_bridge_of_any_name_is_protected(fw: Fw) -> None:
     """A network whose bridge has a name that the table cannot store is closed permanently; the log reports it."""
     with dockers(fw, "-o", "com.docker.network.bridge.name=_front") as net:
         app = fw.run(net, "-p", "19999:9999", "--label", "fw.allow=9999")
@@ -170,7 +170,7 @@ def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
-def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
+def test_containers_with_wrong_labels_start_and_are_reported(deep: Fw) -> None:
     """Docker's own driver starts a container whatever its labels: a wrong fw.allow leaves the base.
 
     Another mistake leaves ICMP only; `fwctl status` quotes it.
@@ -191,7 +191,7 @@ def test_wrong_labels_start_and_are_told(deep: Fw) -> None:
         deep.remove(app, typo)
 
 
-def test_what_has_no_effect_is_said(deep: Fw) -> None:
+def test_labels_without_effect_are_reported(deep: Fw) -> None:
     """Where a label opens what no client can reach, `fwctl status` says why, and what to do."""
     with dockers(deep, v6=False) as net, dockers(deep, "--internal", v6=False) as inner:
         app = deep.run(net, "--label", "fw.allow=8080, 9000", "-p", "9000")

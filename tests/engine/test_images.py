@@ -128,7 +128,7 @@ def test_a_committed_container_is_an_image_like_any(tells: Fw, driver: str | Non
         answers(reached, BASE)
 
 
-def test_where_docker_does_not_tell_the_variant_no_label_opens(silent: Fw) -> None:
+def test_where_docker_does_not_report_the_variant_no_label_opens(silent: Fw) -> None:
     """On Docker 24 to 27 with containerd's image store, any label may be the image's.
 
     On Docker networks labels that open are ignored and labels that close count; on docker-fw networks the start is

@@ -43,7 +43,7 @@ def compose(project: str, service: str) -> list[str]:
 # --- inbound ------------------------------------------------------------------------------------------------------
 
 
-def test_who_may_come_in_and_to_which_port(deep: Fw) -> None:
+def test_sources_and_ports_that_labels_open_and_close(deep: Fw) -> None:
     """On a docker-fw network, `from` opens a port to some sources, and takes a port of the base from all others.
 
     `fw.deny` and `fw.policy` change the base; a port that is open to others is closed to this source. IPv4 and IPv6,
@@ -160,7 +160,7 @@ def test_peers_follow_their_containers(deep: Fw) -> None:
             assert set(deep.engine.netns(heir).probe(tcp((v4, v6), 6379)).values()) == {"silent"}
 
 
-def test_an_image_is_nobodys_service(fw: Fw) -> None:
+def test_an_image_makes_no_container_a_service(fw: Fw) -> None:
     """Compose labels from an image make no container a peer: an image must not open others' ports to itself."""
     built = (
         "FROM busybox\nLABEL com.docker.compose.project=shop com.docker.compose.service=api "
@@ -191,7 +191,7 @@ def test_a_new_flow_too_many_is_dropped(fw: Fw) -> None:
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
-def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
+def test_flows_that_a_container_may_initiate(deep: Fw, driver: str | None) -> None:
     """`fw.egress` on both kinds of networks: `none` allows nothing to the outside and to the host, a list its entries.
 
     Both still answer permitted inbound traffic, reach their neighbours, and resolve their names. Containers without the
@@ -228,7 +228,7 @@ def test_what_a_container_may_begin(deep: Fw, driver: str | None) -> None:
                     assert deep.wan.probe.tcp(address, 80) == "open"
 
 
-def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None:
+def test_a_restricted_network_is_so_from_the_first_packet(deep: Fw) -> None:
     """With `fw.egress=none` as the network's option not even a container's first instruction initiates anything."""
     for driver in (None, "bridge"):
         with deep.network("-o", "fw.egress=none", driver=driver) as net, deep.wan.probe.serve(tcp=[8000]) as server:
@@ -240,7 +240,7 @@ def test_a_network_that_confines_does_so_from_the_first_packet(deep: Fw) -> None
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
-def test_a_confined_container_stays_so_while_docker_starts_it(deep: Fw, how: str) -> None:
+def test_a_restricted_container_stays_so_while_docker_starts_it(deep: Fw, how: str) -> None:
     """A container that dockerd restarts before its API answers initiates nothing that its labels forbid.
 
     This holds from its first instruction, on both kinds of networks.
@@ -324,7 +324,7 @@ def test_an_image_opens_nothing(fw: Fw) -> None:
 
 
 @pytest.mark.parametrize("driver", [None, "bridge"])
-def test_megabytes_of_labels_are_their_containers_own(deep: Fw, driver: str | None) -> None:
+def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None) -> None:
     """A container with labels of 24 MiB stays out of a docker-fw network, and accepts ICMP only on a Docker network.
 
     On a docker-fw network it does not start. Running containers stay open without a gap, new ones are known, and events

@@ -34,7 +34,7 @@ def test_an_ipv4_only_network_serves_ipv4(fw: Fw) -> None:
             assert list(seen.values()) == ["open", "open", "silent"]
 
 
-def test_nobody_enters_or_leaves_an_internal_network(deep: Fw) -> None:
+def test_no_packet_enters_or_leaves_an_internal_network(deep: Fw) -> None:
     """`--internal`: its containers reach one another and the host, and nothing else; a label changes nothing."""
     with deep.network("--internal") as net, deep.network() as other:
         app, mate, stranger = deep.run(net, "--label", "fw.allow=8080"), deep.run(net), deep.run(other)
@@ -149,7 +149,7 @@ def configure(fw: Fw, setting: str) -> None:
     fw.engine.docker("plugin", "enable", fw.driver)
 
 
-def test_a_label_that_the_image_brought_opens_nothing(deep: Fw) -> None:
+def test_a_label_of_the_image_opens_nothing(deep: Fw) -> None:
     """An image must not open its own ports: a label equal to the image's own is ignored, wrong or right."""
     done = deep.engine.host.run(
         ["docker", "build", "-q", "-t", "selfish", "-"],
@@ -193,7 +193,7 @@ def test_a_wrong_network_option_is_refused_with_a_message_and_nothing_stays(
     assert fw.status()["networks"] == []
 
 
-def test_an_overlapping_subnet_is_refused_and_the_first_network_goes_on(fw: Fw) -> None:
+def test_an_overlapping_subnet_is_refused_and_the_first_network_is_unaffected(fw: Fw) -> None:
     """Two networks never share addresses, because one's exception would be the other's."""
     with fw.network() as net:
         app = fw.run(net)

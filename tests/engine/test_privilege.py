@@ -73,7 +73,7 @@ def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) 
         assert app in sidecar.fwctl("status")
 
 
-def test_with_a_read_only_proxy_before_docker_every_promise_holds(sidecar: Sidecar) -> None:
+def test_with_a_read_only_proxy_before_docker_every_promise_is_kept(sidecar: Sidecar) -> None:
     """With only the calls of SECURITY.md's table, labels open on Docker networks and on the driver's.
 
     Removed containers are closed. Each call of the table was made, except the one for Docker 29 only, and no others.

@@ -98,7 +98,7 @@ def test_nothing_new_from_a_banned_address(site: Site, boxes: Boxes, box: Box, v
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: int) -> None:
+def test_established_flows_of_a_banned_peer_end(site: Site, boxes: Boxes, box: Box, version: int) -> None:
     """A flow that was open when its peer was banned passes no packet, in either direction, whichever side opened it.
 
     The same flow with the adjacent address continues.
@@ -127,7 +127,7 @@ def test_flows_that_stand_are_over(site: Site, boxes: Boxes, box: Box, version: 
     assert both_ways(NEXT[version]) == [True] * 4
 
 
-def test_nobody_speaks_to_a_banned_address(site: Site, boxes: Boxes) -> None:
+def test_no_container_initiates_to_a_banned_address(site: Site, boxes: Boxes) -> None:
     """A container cannot initiate to a banned address, and neither can a container of another network."""
     load(site, boxes, bans(str(BANNED[4]), str(BANNED[6]), str(boxes.other.v4)))
     last = ping(Site.HOST6, Site.OUT6)
@@ -204,7 +204,7 @@ def test_a_ban_ends_by_itself(site: Site, boxes: Boxes) -> None:
     assert time.time() - now >= 1
 
 
-def test_bans_change_while_they_stand(site: Site, boxes: Boxes) -> None:
+def test_active_bans_can_be_changed(site: Site, boxes: Boxes) -> None:
     """Longer, shorter, permanent, removed, wider and narrower: each change bans exactly the intended addresses."""
     load(site, boxes, {})
     far = time.time() + 300
@@ -244,7 +244,7 @@ def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
     return made
 
 
-def test_bans_outlive_whatever_happens_to_the_table(
+def test_bans_survive_a_flush_a_repair_and_a_restart(
     site: Site, boxes: Boxes, reconciler: Reconciler, tmp_path: Path
 ) -> None:
     """After a flush, a repair, and a restart of docker-fw the same addresses are banned, timed ones until their end."""
@@ -271,7 +271,7 @@ def test_bans_outlive_whatever_happens_to_the_table(
         assert passing() == [True, True]
 
 
-def test_what_was_established_is_cut(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
+def test_a_ban_cuts_established_flows(site: Site, boxes: Boxes, reconciler: Reconciler) -> None:
     """A ban leaves no flow from or to the banned address in connection tracking, whichever side opened it.
 
     So no flow continues in a flow table of the host. Flows of adjacent addresses remain.

@@ -82,7 +82,7 @@ def host(own: Running) -> Host:
     return Host(own)
 
 
-def test_what_closes_now_closes_at_the_next_boot(host: Host) -> None:
+def test_current_restrictions_apply_at_the_next_boot(host: Host) -> None:
     """A restriction from after `boot install` applies at the next boot, before docker-fw runs.
 
     The container with `fw.egress: none` initiates nothing; its closed published port and the one that a label opens are
@@ -128,7 +128,7 @@ def over(text: str, address: str) -> bool:
     return int(found[1]) <= time.time()
 
 
-def test_it_is_kept_current_and_no_more(host: Host) -> None:
+def test_the_file_is_kept_current_but_not_created(host: Host) -> None:
     """`fwctl deny`, `ban` and `unban` are in the file a second later, also just after `fwctl boot install` rewrote it.
 
     A file removed by `fwctl boot remove` stays removed, until `boot install` is run again.
@@ -155,7 +155,7 @@ def test_it_is_kept_current_and_no_more(host: Host) -> None:
     assert f"ipv4 . tcp . {SHUT}" in host.text
 
 
-def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
+def test_a_directory_that_is_full_or_read_only_is_reported(host: Host) -> None:
     """Where the file cannot be written, `fwctl status` and the log report it; the old file stays complete."""
     fw = host.fw
     (host.root / f"{boot_unit.FILE}.kept").mkdir()
@@ -167,7 +167,7 @@ def test_a_directory_that_is_full_or_read_only_is_told(host: Host) -> None:
     until(lambda: fw.status()["boot"] == "kept", "it is kept again")
 
 
-def test_install_takes_bans_and_confined_networks_along(host: Host) -> None:
+def test_install_includes_bans_and_restricted_networks(host: Host) -> None:
     """`fwctl boot install` writes the current restrictions though docker-fw does not see the directory.
 
     The command says that the file is not kept current, and when to run it again.

@@ -36,7 +36,7 @@ def fw(site: Site) -> Iterator[Running]:
         made.close()
 
 
-def test_nobody_waits_for_masses_of_labels(fw: Running) -> None:
+def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:
     """10,000 labels, 10,000 entries, megabytes: each start is refused at once with a short reason.
 
     While Docker lists all of them, another's labels are known at once; and neither log nor state file grows by their

@@ -322,7 +322,7 @@ def test_containers_of_one_network_talk(bed: Bed, first: str, netfilter: int) ->
 
 
 @pytest.mark.parametrize("option", [True, False], ids=["option", "none"])
-def test_no_icc_stays_dockers_word(bed: Bed, first: str, option: bool) -> None:
+def test_no_icc_stays_dockers_decision(bed: Bed, first: str, option: bool) -> None:
     """enable_icc=false isolates the containers of a network, open ports too: docker-fw's mark does not override it."""
     with _bridge_netfilter(bed, 1):  # as dockerd sets it for such a network
         bed.load(WEB, option=option, first=first)
@@ -428,7 +428,7 @@ def test_a_network_of_ours_beside_them(bed: Bed, first: str) -> None:
     ],
     ids=str,
 )
-def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule) -> None:
+def test_a_label_without_effect_is_reported_as_such(bed: Bed, name: str, rule: Rule) -> None:
     """Without the option, status reports that a label has no effect exactly if no outsider gets in by it.
 
     Or else it names the measure that lets clients in: publishing the port.
@@ -444,7 +444,7 @@ def test_a_label_without_effect_is_told_as_such(bed: Bed, name: str, rule: Rule)
     assert bool(notes) is not reached or (reached and f"-p {rule.first}" in notes[0])
 
 
-def test_the_option_that_we_tell_is_the_one_that_mends(bed: Bed) -> None:
+def test_the_recommended_option_makes_the_label_effective(bed: Bed) -> None:
     """The status message names the option with which Docker writes the very rule that opens the label's port."""
     network = bed.guarded("routed")
     endpoint = dataclasses.replace(
@@ -479,7 +479,7 @@ class Api29(FakeDocker):
 
 
 @pytest.mark.parametrize(("release", "versions"), [("29.1.5", (44, 52)), ("29.2.1", (44, 53)), ("29.7.2", (40, 55))])
-def test_the_api_of_each_29_tells_its_firewall(tmp_path: Path, release: str, versions: tuple[int, int]) -> None:
+def test_the_api_of_each_29_reports_its_firewall(tmp_path: Path, release: str, versions: tuple[int, int]) -> None:
     """From whatever API versions a Docker 29 still serves, docker-fw learns its backend and the other facts."""
     docker = Api29(tmp_path / "docker.sock")
     docker.release, docker.versions = release, versions

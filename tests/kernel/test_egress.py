@@ -154,7 +154,7 @@ EVERYTHING = {f"{port}/{proto}" for port in PORTS for proto in PROTOS} | {"ping"
 PORTLESS = {"gre", "esp", "ah", "other"}
 
 
-def test_none_lets_nothing_begin(site: Site, boxes: Boxes) -> None:
+def test_none_forbids_every_outbound_flow(site: Site, boxes: Boxes) -> None:
     """With `none` no flow of any protocol leaves to the outside, to another network, or to the host; no ping either."""
     load(site, boxes)
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS, "the way is there"
@@ -188,7 +188,7 @@ def test_a_forged_flow_to_a_neighbour_or_to_itself_is_no_way_out(site: Site, doc
     assert _seen(site, sniffer, ping(site.HOST6, Site.OUT6), site.host) & set(answers) == set()
 
 
-def test_at_the_host_a_source_is_where_it_belongs(site: Site, boxes: Boxes) -> None:
+def test_the_host_accepts_a_source_only_from_where_it_belongs(site: Site, boxes: Boxes) -> None:
     """No host but the owner of an address reaches the host with it, to use what that container may.
 
     This holds for another container and for the outsider.
@@ -232,7 +232,7 @@ def test_all_is_everything(site: Site, boxes: Boxes) -> None:
     assert left(site, boxes.twin, None) == set()
 
 
-def test_whoever_is_not_known_may_begin_nothing_beside_who_is_confined(site: Site, boxes: Boxes) -> None:
+def test_an_unknown_address_beside_a_restricted_container_initiates_nothing(site: Site, boxes: Boxes) -> None:
     """An unregistered address beside a restricted container is no way out; a known one without a list is free."""
     load(site, boxes, "none", twin=False)
     assert left(site, boxes.twin, None) == set()
@@ -282,7 +282,7 @@ def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
         assert {boxes.web.probe.tcp(str(out), 443) for out in OUTSIDE} == {"open"}
 
 
-def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxes) -> None:
+def test_the_host_accepts_only_neighbour_discovery(site: Site, boxes: Boxes) -> None:
     """Solicitations, their replies and multicast reports reach the host; other ICMP of the container does not."""
     load(site, boxes, "none")
     gateway, web = boxes.gateways[1], boxes.web.v6
@@ -296,7 +296,7 @@ def test_what_neighbours_need_is_all_that_the_host_takes(site: Site, boxes: Boxe
     assert {kind for kind, packet in sent.items() if packet in seen} == {131, 133, 135, 136, 143}
 
 
-def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxes) -> None:
+def test_containers_of_one_network_talk_whatever_their_egress_label(site: Site, boxes: Boxes) -> None:
     """Within a network no container is restricted, also where the bridge passes its packets to the rules."""
     load(site, boxes, "none")
     for netfilter in (0, 1):
@@ -309,7 +309,7 @@ def test_containers_of_one_network_talk_whatever_is_said(site: Site, boxes: Boxe
             site.host.sysctl({f"net/bridge/bridge-nf-call-{kind}": 0 for kind in ("iptables", "ip6tables")})
 
 
-def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes) -> None:
+def test_a_restricted_network_is_so_before_any_container_is_known(site: Site, boxes: Boxes) -> None:
     """On a network whose own options set `none` no container may initiate, from the network's first moment on."""
     site.load(more={*confining(boxes.bridge), *claimed("br-000000000001")})
     assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
@@ -317,7 +317,7 @@ def test_a_network_is_confined_before_anybody_is_known(site: Site, boxes: Boxes)
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS
 
 
-def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
+def test_a_wrong_egress_label_forbids_every_outbound_flow(site: Site, dockers: Boxes) -> None:
     """Where no start can be refused a wrong `fw.egress` is `none`; the ports that are open stay open."""
     label = parse({"fw.egress": "443 too 203.0.113.7"})
     network, container = (
@@ -332,7 +332,7 @@ def test_a_mistake_in_it_lets_nothing_begin(site: Site, dockers: Boxes) -> None:
         assert site.wan.probe.tcp(str(dockers.web.v6), 80) == "open"
 
 
-def test_what_may_not_leave_is_counted_for_its_container(site: Site, boxes: Boxes) -> None:
+def test_refused_outbound_packets_are_counted_by_container(site: Site, boxes: Boxes) -> None:
     """`dropped` reports how many packets of each address were refused: outbound, to the host, and inbound.
 
     Packets of other addresses are not counted.

@@ -30,7 +30,7 @@ def becomes(fw: Running, version: str) -> None:
     fw.docker.end_streams()
 
 
-def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: Running) -> None:
+def test_networks_are_refused_on_an_engine_that_would_crash_until_it_is_upgraded(fw: Running) -> None:
     """On Docker 29.0.2 networks and containers of the driver are refused with what to do.
 
     The status and the log say so too; nothing half-made is left. Once 29.0.3 answers, without a restart of docker-fw,
@@ -52,7 +52,7 @@ def test_nothing_joins_an_engine_that_would_die_of_it_until_it_is_upgraded(fw: R
     fw.well("DeleteNetwork", network)
 
 
-def test_dockers_own_networks_are_guarded_there_as_ever(fw: Running) -> None:
+def test_docker_networks_are_still_protected_there(fw: Running) -> None:
     """Only docker-fw networks are refused: on Docker's bridge a container's label opens its port, the rest is closed.
 
     A removed container's exception is removed with it.

@@ -165,7 +165,7 @@ def test_dry_run_says_that_it_would_not_start(own: Running) -> None:
     assert listed(own, TABLE) == before
 
 
-def test_a_table_of_ours_without_rules_is_not_taken_for_one_that_closes(own: Running) -> None:
+def test_a_flushed_table_of_ours_is_not_relied_on_to_close(own: Running) -> None:
     """A table that was flushed while docker-fw was not running closes nothing.
 
     So bridges are closed before the socket exists, not when the plugin has been loaded.

@@ -90,7 +90,7 @@ def to(target: tuple[Any, Any], source: Any) -> Any:
 
 @pytest.mark.parametrize("forger", ["docker_too", "ours_too"])
 @pytest.mark.parametrize("target", ["ours", "docker", "host port", "outside"])
-def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
+def test_a_flow_opens_only_where_its_source_belongs(site: Site, friendly: Boxes, forger: str, target: str) -> None:
     """A container gains nothing from the address of a source to which a port is open.
 
     Not at another network's container, and not at docker-proxy's port; an accomplice cannot be made to reply either.
@@ -119,7 +119,7 @@ def test_a_flow_begins_where_its_source_belongs(site: Site, friendly: Boxes, for
         assert seen >= set(true)
 
 
-def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> None:
+def test_untracked_forged_packets_are_dropped(site: Site, friendly: Boxes) -> None:
     """On a host that does not track some flows (notrack), a forged packet of them is dropped as well."""
     rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
     site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
@@ -133,7 +133,7 @@ def test_what_is_not_tracked_is_judged_as_well(site: Site, friendly: Boxes) -> N
         site.run("nft", "delete", "table", "inet", "blind")
 
 
-def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly: Boxes) -> None:
+def test_a_forged_packet_of_no_flow_is_dropped(site: Site, friendly: Boxes) -> None:
     """A segment that connection tracking calls invalid leaves a network only with a source that belongs there."""
     who = friendly.docker_too
     lies = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
@@ -141,7 +141,7 @@ def test_a_packet_that_belongs_to_no_flow_is_judged_as_well(site: Site, friendly
 
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
-def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site, friendly: Boxes, where: str) -> None:
+def test_a_router_on_a_network_passes_where_the_host_has_a_route_back(site: Site, friendly: Boxes, where: str) -> None:
     """Packets from behind a router container pass if the host has a route back through it, else not.
 
     The container is a VPN or router that does not masquerade.
@@ -164,7 +164,7 @@ def test_a_router_on_a_network_passes_where_the_host_has_the_way_back(site: Site
         site.host.ip(*(f"route del {route} dev {bridge}" for route in routes))
 
 
-def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> None:
+def test_a_container_without_an_address_can_request_one(site: Site, friendly: Boxes) -> None:
     """Packets with an unspecified or link-local source reach the host.
 
     The unspecified source is that of DHCP, of duplicate address detection and of multicast reports.
@@ -205,7 +205,7 @@ def test_who_has_no_address_yet_asks_for_one(site: Site, friendly: Boxes) -> Non
 
 
 @pytest.mark.parametrize("kind", ["ours_too", "docker_too"])
-def test_within_a_network_the_bridge_asks_nobody(site: Site, friendly: Boxes, kind: str) -> None:
+def test_neighbours_may_use_any_source_address(site: Site, friendly: Boxes, kind: str) -> None:
     """Where br_netfilter passes a bridge's internal packets to the rules, neighbours talk from any address."""
     who: Box = getattr(friendly, kind)
     number = 2 if kind == "ours_too" else 101
@@ -225,7 +225,7 @@ def _network(site: Site, box: Box) -> Any:
     return next(n for n in site.networks.values() if n.gateway4 and box.v4 in n.gateway4.network)
 
 
-def test_a_bridge_that_is_left_alone_is_asked_nothing(site: Site, friendly: Boxes) -> None:
+def test_behind_an_unmanaged_bridge_any_source_is_accepted(site: Site, friendly: Boxes) -> None:
     """An unmanaged bridge (virtual machines, a LAN) is a link like any other.
 
     Hosts behind it may use any address that is no container's.
@@ -250,7 +250,7 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
     assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
 
 
-def test_nobody_comes_from_the_hosts_own_address(site: Site, friendly: Boxes) -> None:
+def test_the_hosts_own_address_as_a_source_gains_nothing(site: Site, friendly: Boxes) -> None:
     """An outsider with an address of the host, which may be in a network to which a port is open, gains nothing.
 
     It reaches neither a container nor docker-proxy's port. (Linux checks only IPv4 sources for such martians.)

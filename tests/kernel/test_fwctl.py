@@ -126,7 +126,7 @@ def test_an_override_ends_by_itself_with_its_flows(fw: Fw) -> None:
     assert "has expired" in fw.log.read_text()
 
 
-def test_deny_cuts_who_is_in(fw: Fw) -> None:
+def test_deny_cuts_established_connections(fw: Fw) -> None:
     """An established connection is cut, not only the next one refused."""
     _, box = fw.web(network(fw), labels={"fw.allow": "9000"})
     with talking(fw, box) as talk:
@@ -134,7 +134,7 @@ def test_deny_cuts_who_is_in(fw: Fw) -> None:
         until(lambda: not talk.goes_on(), "it is cut")
 
 
-def test_overrides_stand_over_restarts(fw: Fw) -> None:
+def test_overrides_survive_restarts(fw: Fw) -> None:
     """Overrides survive a kill of the worker and a restart of docker-fw; an expired one does not return."""
     fw.web(network(fw))
     fw.fwctl("allow", "c2", "9000", "9001")
@@ -165,7 +165,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(fw: Fw) -> None:
     assert fw.seen(22, 80, 9000, 9001) == {22, 80, 9000, 9001}
 
 
-def test_overrides_go_with_the_container(fw: Fw) -> None:
+def test_overrides_end_with_the_container(fw: Fw) -> None:
     """Overrides end when Docker no longer lists the container; one of the same name has its own labels only."""
     net = network(fw)
     endpoint, _ = fw.web(net)
@@ -181,7 +181,7 @@ def test_overrides_go_with_the_container(fw: Fw) -> None:
 # --- bans -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_banned_address_reaches_nobody(fw: Fw) -> None:
+def test_a_banned_address_reaches_nothing(fw: Fw) -> None:
     """A banned address reaches neither a container, nor a published port, nor the host, in both families.
 
     Established connections end, too.
@@ -234,7 +234,7 @@ def test_the_host_does_not_ban_itself(fw: Fw) -> None:
     assert fw.kept()["bans"] == {}
 
 
-def test_a_blocklist_holds_up_no_container(fw: Fw) -> None:
+def test_a_blocklist_delays_no_container(fw: Fw) -> None:
     """The CrowdSec bouncer adds 20,000 addresses at once; meanwhile and later containers start as fast as before."""
     net = network(fw)
     lines = "".join(
@@ -343,7 +343,7 @@ def test_explain_ends_with_its_status(fw: Fw) -> None:
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
+def test_changes_by_other_programs_are_undone(fw: Fw) -> None:
     """An extra or a missing element, in any set, is noticed and corrected, and flows that it let in are cut.
 
     The rest stays in use. A set that is not docker-fw's is left alone, and `plan` reports it.
@@ -366,7 +366,7 @@ def test_what_somebody_changed_is_put_right(fw: Fw) -> None:
         until(lambda: fw.fwctl("plan", status=1).splitlines()[1:] == ["- set theirs"], f"put right: {change}")
 
 
-def test_plan_of_settings_is_what_they_bring(fw: Fw) -> None:
+def test_plan_of_settings_lists_what_they_change(fw: Fw) -> None:
     """The elements that a plan would add and remove are those that change when docker-fw starts with the settings."""
     fw.web(network(fw), labels={"fw.allow": "8080"})
     fw.publish(fw.web(network(fw, 2), 3)[0], 19000, 9000)
@@ -407,7 +407,7 @@ def elements(fw: Fw) -> set[str]:
     return {f"{e.set} {element_text(e)}" for e in there if not SETS[e.set.partition("__")[0]].raw}
 
 
-def test_a_wrong_setting_is_told(fw: Fw) -> None:
+def test_a_wrong_setting_is_reported(fw: Fw) -> None:
     """A wrong setting is reported as at a start, with status 2: the answer is unknown."""
     assert "did you mean" not in fw.fwctl("plan", "FW_ALOW=80", status=2)
     assert 'FW_ALLOW="808O": "808O" is not a port' in fw.fwctl("plan", "FW_ALLOW=808O", status=2)
@@ -416,7 +416,7 @@ def test_a_wrong_setting_is_told(fw: Fw) -> None:
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_exported_file_loads_by_itself_and_holds(fw: Fw) -> None:
+def test_the_exported_file_loads_by_itself_and_filters_the_same(fw: Fw) -> None:
     """The file loads in an empty network namespace with this machine's nft, twice.
 
     In the place of docker-fw's own table it accepts the same packets.
@@ -474,7 +474,7 @@ def test_status_watch_sees_a_change(fw: Fw) -> None:
         assert process.wait(10) == 0
 
 
-def test_drops_are_counted_for_whom_they_were(fw: Fw) -> None:
+def test_drops_are_counted_by_container(fw: Fw) -> None:
     """`fwctl status` counts dropped packets to a container, and from it."""
     fw.web(network(fw))
     assert "dropped:" not in fw.fwctl("status")

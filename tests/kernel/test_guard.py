@@ -58,13 +58,13 @@ BASE = {"22/tcp", "80/tcp", "443/tcp"}
 
 
 @pytest.mark.parametrize("which", ["web", "chosen"])
-def test_a_bridge_of_dockers_is_closed_before_anybody_knows_it(site: Site, boxes: Boxes, which: str) -> None:
+def test_a_docker_bridge_is_closed_before_any_container_is_known(site: Site, boxes: Boxes, which: str) -> None:
     """With an empty table only ICMP reaches a container on a bridge, whatever the bridge's name."""
     site.load()
     assert arriving(site, getattr(boxes, which)) == set()
 
 
-def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: Boxes) -> None:
+def test_the_base_opens_once_the_container_is_known(site: Site, boxes: Boxes) -> None:
     """An address has its base ports once its container is known, on its own bridge of any name, and on no other."""
     site.load(more=site.guarded(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web) == BASE
@@ -76,7 +76,7 @@ def test_the_base_opens_with_the_knowledge_of_the_container(site: Site, boxes: B
 # --- which bridges are protected --------------------------------------------------------------------------------------
 
 
-def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
+def test_an_unmanaged_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
     """A bridge of another owner (libvirt, br-lan) is reachable on every port, as without docker-fw."""
     everything = {f"{port}/{proto}" for port in (21, 22, 53, 80, 443, 8080) for proto in PROTOS}
     site.load(more=[Element("unmanaged", (site.index(CHOSEN),))])
@@ -85,7 +85,7 @@ def test_a_foreign_bridge_is_left_alone(site: Site, boxes: Boxes) -> None:
     assert arriving(site, boxes.web, boxes.chosen) == set()
 
 
-def test_a_foreign_bridges_name_means_nothing(site: Site) -> None:
+def test_an_exemption_is_of_the_bridge_not_of_its_name(site: Site) -> None:
     """A bridge is removed and another of its name is created: the exemption does not carry over."""
     old = site.docker_box("net7", 104)
     number = site.index("net7")
@@ -275,7 +275,7 @@ def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Bo
             assert {t for t, v in box.probe(tried, timeout=0.3).items() if v == "open"} == reached
 
 
-def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Site, boxes: Boxes) -> None:
+def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site, boxes: Boxes) -> None:
     """docker-proxy's side of a closed port opens a flow to the port's own network only.
 
     It does so from the address and in the family that is published there: another network's equal port number lets
@@ -302,7 +302,7 @@ def test_what_docker_proxy_says_to_a_neighbour_goes_to_no_other_network(site: Si
     assert passed == {packet for packet, passes in spec.items() if passes}
 
 
-def test_a_flow_by_docker_proxy_that_was_cut_does_not_come_back(site: Site, boxes: Boxes) -> None:
+def test_a_cut_flow_by_docker_proxy_is_not_reopened(site: Site, boxes: Boxes) -> None:
     """A client talks through docker-proxy to a port that closes: its flow is cut.
 
     The proxy's next packet does not reopen it, over UDP and TCP.
@@ -370,7 +370,7 @@ for s in (t, u):
         server.communicate()
 
 
-def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes: Boxes) -> None:
+def test_cut_udp_is_not_reopened_by_the_container(site: Site, boxes: Boxes) -> None:
     """An open UDP port closes while a peer is talking: the flow is cut.
 
     The container's next datagram to that peer opens no new flow; its other datagrams do.
@@ -399,7 +399,7 @@ def test_udp_that_was_cut_is_not_brought_back_by_the_container(site: Site, boxes
         assert site.deliver([asked], boxes.web) == set()
 
 
-def test_a_container_whose_connection_the_host_forgot_is_told(site: Site, boxes: Boxes) -> None:
+def test_an_untracked_connection_of_a_container_is_reset(site: Site, boxes: Boxes) -> None:
     """An untracked connection of a container (opened before docker-fw started) ends with a reset.
 
     So it reconnects at once, and nothing hangs.
@@ -435,7 +435,7 @@ def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxe
     assert site.deliver([segment], site.wan, boxes.chosen) == {segment}
 
 
-def test_where_containers_may_not_talk_neither_may_they_by_docker_proxy(site: Site, boxes: Boxes) -> None:
+def test_without_icc_docker_proxy_is_no_way_around(site: Site, boxes: Boxes) -> None:
     """On a network with enable_icc=false (swarm's docker_gwbridge) a closed published port is closed to the others."""
     port = Published("tcp", IPv6Address("::"), 15432, 5432)
     network = BridgeNetwork("d" * 64, "docker_gwbridge", BR_DOCKER, flat=False)
@@ -486,7 +486,7 @@ def test_with_the_setting_a_published_port_is_open_by_itself(site: Site, boxes: 
 # --- the kernel's reports of links ------------------------------------------------------------------------------------
 
 
-def test_links_are_told_as_they_come_and_go(site: Site) -> None:
+def test_added_and_removed_links_are_reported(site: Site) -> None:
     """A bridge is reported when it is added and removed, a port when it leaves; the list agrees."""
     with site.inside():
         changes = link_monitor.Changes()

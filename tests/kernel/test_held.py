@@ -273,7 +273,7 @@ def test_a_connection_that_went_out(site: Site, boxes: Boxes, fw: Firewall, vers
 
 
 @both
-def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
+def test_the_host_reopens_no_cut_flow(site: Site, boxes: Boxes, fw: Firewall, version: int) -> None:
     """A host program that continues to reply does not reopen a flow to a container that may no longer reach it."""
     fw.says(boxes.web, egress="all")
     host = Site.HOST4 if version == 4 else Site.HOST6
@@ -293,7 +293,7 @@ def test_the_host_brings_back_none(site: Site, boxes: Boxes, fw: Firewall, versi
 
 
 @pytest.mark.parametrize("kind", ["udp", "gre"])
-def test_as_long_as_it_is_tried(
+def test_quarantine_lasts_while_a_side_tries(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Quarantine lasts longer while a side still tries, and ends by itself when both are silent."""
@@ -340,7 +340,7 @@ def test_the_next_owner_of_an_address_has_flows_of_its_own(
 
 
 @every_kind
-def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
+def test_quarantine_survives_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind: str) -> None:
     """A new docker-fw keeps the quarantine of the last one, and so does a table that is restored after a flush."""
     wide = {"allow": NAMED[kind]} if kind in NAMED else {"policy": "open"}
     fw.says(boxes.web, **wide)
@@ -357,7 +357,7 @@ def test_over_restarts_and_repairs(site: Site, boxes: Boxes, fw: Firewall, kind:
     assert talk.server_says()
 
 
-def test_too_many_to_be_held_one_by_one(
+def test_too_many_flows_to_quarantine_one_by_one(
     site: Site, boxes: Boxes, fw: Firewall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With too many flows to list one by one, all flows from that port of the container are quarantined, and no others.

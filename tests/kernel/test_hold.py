@@ -36,7 +36,7 @@ def seen(site: Site, *ports: int) -> set[tuple[str, str, int]]:
     return {target for target, verdict in site.wan.probe(everybodys(*ports), timeout=0.3).items() if verdict == "open"}
 
 
-def test_whatever_begins_to_listen_is_held(site: Site) -> None:
+def test_new_listeners_are_dropped_until_known(site: Site) -> None:
     """No handshake completes on a port that is not known to be the host's own, of TCP and UDP, IPv4 and IPv6.
 
     The host itself and its loopback reach it. Where no process listens the refusal is the host's, as usual.
@@ -50,7 +50,7 @@ def test_whatever_begins_to_listen_is_held(site: Site) -> None:
         assert seen(site, 7001) == set(everybodys(7001))
 
 
-def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
+def test_untracked_packets_to_new_listeners_are_dropped(site: Site) -> None:
     """On a host that does not track connections (notrack, for speed) closed ports are as closed.
 
     New listeners of docker-proxy are dropped in the same way; also while docker-fw does not follow Docker.
@@ -64,7 +64,7 @@ def test_what_is_not_tracked_is_held_as_well(site: Site) -> None:
             assert seen(site, 7001) == set()
 
 
-def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
+def test_the_hosts_own_programs_are_reached(site: Site) -> None:
     """Known programs are reached, on a family's addresses or on one; so are labelled ports and dockerd's own."""
     ports = [Published("tcp", ANY6, 7001, 7001), Published("tcp", Site.HOST4, 7002, 7002)]
     known = {proxied_element(port, "host_own") for port in ports}
@@ -83,7 +83,7 @@ def test_the_hosts_own_programs_are_not_held(site: Site) -> None:
         assert seen(site, 7001) == set(), "what is closed is so, whoever listens"
 
 
-def test_flows_that_are_under_way_are_not_held(site: Site) -> None:
+def test_established_flows_to_listeners_continue(site: Site) -> None:
     """A connection that was accepted before, and one that the host forgot, continue; so does a reply to a datagram."""
     script = """
 import socket, sys
@@ -127,7 +127,7 @@ while data := c.recv(99):
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("closes", ["held", "host_closed", "host_open", "loading"])
-def test_who_was_reset_before_is_not_let_in_after(site: Site, closes: str, host: str) -> None:
+def test_a_retry_after_a_reset_is_treated_as_a_new_connection(site: Site, closes: str, host: str) -> None:
     """After a host program reset a connection and docker-proxy got the port, a client's retry is treated as a new one.
 
     It is dropped on a port not known to be the host's, on a closed port, and on ports that docker-fw no longer follows,
@@ -241,7 +241,7 @@ input()
         process.communicate()
 
 
-def test_a_program_of_the_hosts_is_reached_once_docker_has_told(fw: Running) -> None:
+def test_a_program_of_the_hosts_is_reached_once_docker_has_answered(fw: Running) -> None:
     """A listener from before docker-fw is never closed; a new one is open soon after, if Docker answers.
 
     A port that a container requests stays closed. A kill of docker-fw does not change this: ports opened meanwhile wait

@@ -179,7 +179,7 @@ def part(packet: Packet, place: int) -> Packet:
     return extended(packet, 44, struct.pack("!BHI", 0, place | 1, 77))
 
 
-def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
+def test_packets_with_the_containers_own_addresses_pass(bound: list[Box]) -> None:
     """With its own MAC and addresses, a container's traffic with neighbours passes, fragments as well."""
     victim, _, hostile = bound
     own, fe80 = hostile.endpoint.mac, lladdr(hostile)
@@ -204,7 +204,7 @@ def test_who_speaks_in_its_own_name_is_heard(bound: list[Box]) -> None:
     assert heard(victim, hostile, frames) == set(frames)
 
 
-def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
+def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
     """No packet leaves with a source address that is not the container's own, and no claim to another's address.
 
     This covers the neighbours' and the host's addresses, in ARP, neighbour discovery, fragments and VLANs, and behind
@@ -260,7 +260,7 @@ def test_nobody_speaks_in_anothers_name(bound: list[Box]) -> None:
     assert heard(victim, hostile, frames) == set()
 
 
-def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
+def test_the_hosts_neighbour_entries_stay_true(site: Site, bound: list[Box]) -> None:
     """The host's entry for a neighbour's MAC stays, whatever another container claims: none is reached in its place."""
     _, nextdoor, hostile = bound
     own = hostile.endpoint.mac
@@ -282,7 +282,7 @@ def test_the_host_is_not_told_lies_either(site: Site, bound: list[Box]) -> None:
             site.host.ip(f"neigh replace {address} lladdr {true} dev {bridge} nud permanent")
 
 
-def test_what_is_opened_for_another_is_not_had_by_its_address(site: Site, boxes: list[Box]) -> None:
+def test_a_neighbours_address_gains_nothing(site: Site, boxes: list[Box]) -> None:
     """A container that takes a neighbour's address gets no packet out with it.
 
     Neither a reply to the outsider who opened a flow, nor a flow of its own.
@@ -306,7 +306,7 @@ def test_a_port_whose_container_is_not_known_keeps_its_network(site: Site, boxes
 
 
 @pytest.mark.parametrize("kind", ["ours", "Docker's"])
-def test_nothing_comes_round_the_bridge_by_its_own_addresses(site: Site, kind: str) -> None:
+def test_frames_to_a_bridges_own_addresses_bypass_no_rule(site: Site, kind: str) -> None:
     """Frames to 01:80:c2:00:00:00-0f, which a bridge consumes itself, bring the host no packet past its rules.
 
     This holds for any source, on any kind of network.

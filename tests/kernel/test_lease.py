@@ -71,7 +71,7 @@ def lasts(site: Site) -> list[float]:
     return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]
 
 
-def test_it_is_renewed_whatever_is_left_of_it(site: Site) -> None:
+def test_a_lease_is_renewed_to_its_full_time(site: Site) -> None:
     """A renewal gives the full time again, whether the lease is active or expired.
 
     If the table is absent, an error is raised.
@@ -98,7 +98,7 @@ def fw(site: Site) -> Iterator[Brief]:
         made.close()
 
 
-def test_killed_for_good_or_stuck_it_leaves_nothing_of_dockers_open(fw: Brief) -> None:
+def test_killed_or_stopped_docker_fw_leaves_no_docker_network_open(fw: Brief) -> None:
     """Docker's containers stay open while docker-fw runs, and close within the lease's time after it stops.
 
     It stops by SIGSTOP, or by SIGKILL without a restart. Then no new client reaches Docker's containers or their

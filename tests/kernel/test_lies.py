@@ -34,7 +34,7 @@ def docker(tmp_path: Path) -> Iterator[FakeDocker]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
+def test_wrong_data_about_a_container_affects_no_other(docker: FakeDocker, place: str) -> None:
     """Whatever values of a wrong type Docker returns for one container, the labels of all others are read.
 
     When Docker returns correct data again that container's are too.
@@ -50,7 +50,7 @@ def test_one_containers_garbage_is_its_own(docker: FakeDocker, place: str) -> No
 
 
 @pytest.mark.parametrize("large", [{"Labels": {"fw.allow": "9090", "x": "y" * LARGE}}, {"Command": "y" * LARGE}])
-def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[str, Any]) -> None:
+def test_an_oversized_container_affects_no_other(docker: FakeDocker, large: dict[str, Any]) -> None:
     """A container whose entry is too large to read stays closed, and exists; the labels of all others are read.
 
     It is reported by name, and no look-up waits for it when it is requested alone.
@@ -76,7 +76,7 @@ def test_one_containers_megabytes_are_its_own(docker: FakeDocker, large: dict[st
 
 
 @pytest.mark.parametrize("path", ["/networks/", "/images/"])
-def test_an_answer_of_megabytes_about_one_thing_is_that_things(docker: FakeDocker, path: str) -> None:
+def test_an_oversized_answer_about_one_object_affects_no_other(docker: FakeDocker, path: str) -> None:
     """A full listing continues without an oversized answer about one object."""
     docker.containers[BAD]["ImageID"] = "sha256:large"
     docker.images["sha256:large"] = {}
@@ -88,7 +88,7 @@ def test_an_answer_of_megabytes_about_one_thing_is_that_things(docker: FakeDocke
 
 
 @pytest.mark.parametrize("place", ["Id", "Name", "Driver", "Labels", "Options", "IPAM", "Internal", "Containers"])
-def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None:
+def test_wrong_data_about_a_network_affects_no_other(docker: FakeDocker, place: str) -> None:
     """Wrong data about one network affects no other network and no container's labels."""
     api = DockerApi(str(docker.path))
     front, lie = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
@@ -102,7 +102,7 @@ def test_one_networks_garbage_is_its_own(docker: FakeDocker, place: str) -> None
         assert "br-dddddddddddd" in api.bridges()[0]
 
 
-def test_networks_are_gone_only_by_a_list_that_is_whole(docker: FakeDocker) -> None:
+def test_networks_are_removed_only_by_a_complete_list(docker: FakeDocker) -> None:
     """A list with an unreadable entry does not show which networks exist, and neither does an empty one.
 
     Docker always has some of its own. So no docker-fw network is taken for removed.
@@ -241,7 +241,7 @@ LIES: dict[str, tuple[str, Lie]] = {
 
 
 @pytest.mark.parametrize(("path", "lie"), LIES.values(), ids=LIES)
-def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
+def test_wrong_data_in_a_list_affects_no_other_entry(bed: Bed, path: str, lie: Lie) -> None:
     """Whatever else Docker lists, running containers stay open, and new ones are known, as without the wrong data."""
 
     def one(told: Any) -> Any:
@@ -257,7 +257,7 @@ def test_one_lie_is_its_own(bed: Bed, path: str, lie: Lie) -> None:
     [("/networks", DEEP), ("/containers/json", DEEP), ("/version", b"\xff{")],
     ids=["deep networks", "deep containers", "no text"],
 )
-def test_an_answer_that_is_none(bed: Bed, path: str, lie: bytes) -> None:
+def test_unreadable_answers(bed: Bed, path: str, lie: bytes) -> None:
     """While Docker's answers cannot be read, Join is answered and opens nothing, and running containers are unchanged.
 
     As soon as the answers can be read, the label is known.
@@ -308,7 +308,7 @@ def _line(words: bytes) -> bytes:
     ],
     ids=["labels", "command"],
 )
-def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None:
+def test_an_oversized_event_closes_no_container(bed: Bed, beginning: bytes) -> None:
     """Giant labels or a giant command: the event is attributed to its container, and the stream continues."""
     until(lambda: bed.fw.status()["listening"], "the plugin listens")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
@@ -320,7 +320,7 @@ def test_an_event_of_megabytes_closes_nobody(bed: Bed, beginning: bytes) -> None
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
 
-def test_an_event_of_megabytes_that_may_be_anybodys(bed: Bed) -> None:
+def test_an_oversized_event_of_unknown_origin_leads_to_a_listing(bed: Bed) -> None:
     """An oversized event that any container may have caused leads to one more full listing, and the stream continues.
 
     Many such events starve no other work.
@@ -336,7 +336,7 @@ def test_an_event_of_megabytes_that_may_be_anybodys(bed: Bed) -> None:
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
 
-def test_a_container_of_megabytes_closes_nobody(bed: Bed) -> None:
+def test_an_oversized_container_closes_no_other(bed: Bed) -> None:
     """An oversized entry is not read; running containers stay open, new ones are known, and status names it."""
     number = next(bed.numbers)
     endpoint = bed.endpoint(number)

@@ -76,7 +76,7 @@ def test_of_many_that_want_one_mac_at_once_one_gets_it(fw: Running) -> None:
     assert sum("Err" not in reply for reply in replies) == 1
 
 
-def test_a_mac_is_kept_over_a_restart_and_goes_with_its_container(fw: Running) -> None:
+def test_a_mac_is_kept_over_a_restart_and_freed_with_its_container(fw: Running) -> None:
     """After docker-fw was killed and restarted the MAC is still taken.
 
     A container that ended without a call no longer owns it: the next one has the MAC, and the old address is closed.
@@ -94,7 +94,7 @@ def test_a_mac_is_kept_over_a_restart_and_goes_with_its_container(fw: Running) -
     assert fw.opens("10.1.0.3") == BASE
 
 
-def test_docker_fw_makes_no_mac_that_somebody_chose(fw: Running) -> None:
+def test_docker_fw_generates_no_mac_that_a_container_chose(fw: Running) -> None:
     """A container may choose the MAC that the next one's address would give: that one still starts."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)

@@ -116,7 +116,7 @@ def test_a_drop_shows_with_its_containers_name_within_a_second(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[Box, Box], version: int) -> None:
+def test_drops_of_an_egress_restricted_container_are_reported(site: Site, boxes: tuple[Box, Box], version: int) -> None:
     """With `fw.egress: none` an outbound packet, and one to the host, are outbound drops of the container."""
     web, _ = boxes
     assert web.network
@@ -134,7 +134,7 @@ def test_what_a_confined_container_may_not_begin_shows(site: Site, boxes: tuple[
     assert "may open no connections" in home.reason
 
 
-def test_what_is_accepted_is_not_told(site: Site, boxes: tuple[Box, Box]) -> None:
+def test_accepted_packets_are_not_reported(site: Site, boxes: tuple[Box, Box]) -> None:
     """Only drops are reported: neither packets that the policy accepts, nor ICMP that is always accepted."""
     web, _ = boxes
     with listening(site, site.known(web)) as told:
@@ -160,7 +160,7 @@ def test_any_protocol_shows(site: Site, boxes: tuple[Box, Box]) -> None:
 # --- many ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_flood_fills_nothing_and_hides_nobody(site: Site, boxes: tuple[Box, Box]) -> None:
+def test_a_flood_is_bounded_and_hides_no_other_drop(site: Site, boxes: tuple[Box, Box]) -> None:
     """Of 20,000 packets to one container a few a second are reported, and no more are stored than the limit.
 
     A drop of another container is still reported within a second.
@@ -203,7 +203,9 @@ def all_told(site: Site) -> Iterator[Callable[[int], None]]:
     site.run("nft", "delete", "table", "inet", "told", check=False)
 
 
-def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]) -> None:
+def test_a_reader_that_stops_delays_no_packet(
+    site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
+) -> None:
     """Packets that are reported faster than they are read pass as usual; some reports are lost, which is counted.
 
     Later packets are reported again.
@@ -228,7 +230,7 @@ def test_who_does_not_read_holds_up_nobody(site: Site, boxes: tuple[Box, Box], a
         )
 
 
-def test_a_flood_of_somebody_elses_rules_is_only_sampled(
+def test_a_flood_by_another_programs_rules_is_only_sampled(
     site: Site, boxes: tuple[Box, Box], all_told: Callable[[int], None]
 ) -> None:
     """Another program's rules that send every packet to docker-fw's group cost bounded time and memory."""
@@ -257,7 +259,7 @@ def test_one_listener_has_a_group(site: Site) -> None:
         NfLog(GROUP).close()
 
 
-def test_another_program_in_our_group_is_said_and_outlived(
+def test_another_program_in_our_group_is_reported_and_outlived(
     site: Site, boxes: tuple[Box, Box], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While another program uses docker-fw's group a warning says so; when it ends, drops are reported again."""
@@ -328,7 +330,7 @@ class DockerFollower:
         self.connection.close()
 
 
-def test_the_plugin_tells_drops_and_logs_those_that_are_to_be(running: Running, web: NamedNetns) -> None:
+def test_the_plugin_reports_drops_and_logs_those_with_the_label(running: Running, web: NamedNetns) -> None:
     """A follower gets a drop within a second with the container's name.
 
     The log has it too where fw.log is drop, but not for the neighbour without that label.

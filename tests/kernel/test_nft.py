@@ -213,7 +213,7 @@ def test_a_refused_change_changes_nothing(host: NamedNetns, nft: Nft, change: Ch
     assert "10.0.0.2 . 6 . 80" not in listed(host)
 
 
-def test_adding_what_stands_already_is_well(host: NamedNetns, nft: Nft) -> None:
+def test_adding_an_existing_element_is_no_error(host: NamedNetns, nft: Nft) -> None:
     """A repeated add is no error: the wanted element is present."""
     nft.replace([HERE, MAPPED])
     before = listed(host)
@@ -273,7 +273,7 @@ TOUCHES = {
 
 
 @pytest.mark.parametrize("command", TOUCHES.values(), ids=TOUCHES)
-def test_a_touched_table_is_noticed_and_mended(host: NamedNetns, nft: Nft, command: str) -> None:
+def test_a_changed_table_is_noticed_and_restored(host: NamedNetns, nft: Nft, command: str) -> None:
     """A change to docker-fw's rules by another tool raises the generation, is noticed, and one replacement fixes it."""
     nft.replace([HERE])
     whole, generation = listed(host), nft.generation()
@@ -317,7 +317,7 @@ def test_our_own_changes_are_no_touch(nft: Nft) -> None:
     assert nft.intact()
 
 
-def test_the_generation_counts_everybodys_transactions(host: NamedNetns, nft: Nft) -> None:
+def test_the_generation_counts_all_transactions(host: NamedNetns, nft: Nft) -> None:
     """Another table's change raises the generation too; docker-fw's table stays intact."""
     nft.replace([HERE])
     generation = nft.generation()
@@ -636,7 +636,7 @@ def test_the_skeleton_and_the_document_are_files_for_nft(host: NamedNetns, nft: 
     assert skeleton(MARK) in text
 
 
-def test_everybody_can_see_the_ruleset(host: NamedNetns, nft: Nft) -> None:
+def test_nft_lists_the_ruleset(host: NamedNetns, nft: Nft) -> None:
     """`nft list ruleset`, as text and as JSON, shows it on this host's version of nft."""
     nft.replace([HERE, MAPPED])
     assert "chain inbound" in host.run(["nft", "list", "ruleset"]).stdout
@@ -658,7 +658,7 @@ def test_a_thousand_and_more_open_files_later(host: NamedNetns, nft: Nft) -> Non
     assert subprocess.run(["true"], check=False).returncode == 0
 
 
-def test_a_table_whose_last_elements_did_not_come_is_not_intact(
+def test_a_table_whose_last_elements_were_not_added_is_not_intact(
     host: NamedNetns, nft: Nft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docker-proxy's control group is added after the text; if that fails, the table is loaded again."""

@@ -77,7 +77,9 @@ def source_of(source: Box | None, family: int) -> Any:
 @pytest.mark.parametrize("source", ["outside", "another network"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("target", ["ours", "docker"])
-def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str) -> None:
+def test_few_packets_to_unused_addresses_pass(
+    site: Site, fresh: Boxes, target: str, family: int, source: str, kind: str
+) -> None:
     """A client that tries all addresses of a network, by ping or by unsolicited errors, creates few entries.
 
     A container there is reached meanwhile as usual, with pings and errors both.
@@ -102,7 +104,7 @@ def test_few_packets_to_nobody_pass(site: Site, fresh: Boxes, target: str, famil
     assert neighbours(site, bridge(site, box)) - before >= 40
 
 
-def test_few_related_packets_to_nobody_pass(site: Site, fresh: Boxes) -> None:
+def test_few_related_packets_to_unused_addresses_pass(site: Site, fresh: Boxes) -> None:
     """A container forges neighbours that do not exist, and an accomplice outside returns errors about them.
 
     Few of these pass, while a container's own errors all do.
@@ -127,7 +129,7 @@ def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
     assert site.deliver(pings, fresh.other) == set(pings)
 
 
-def test_what_is_dropped_is_counted_and_nothing_else(site: Site, fresh: Boxes) -> None:
+def test_only_dropped_packets_are_counted(site: Site, fresh: Boxes) -> None:
     """A container that is reached by ping has no drops for it."""
     pings = [ping(Site.OUT6, fresh.ours.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.ours) == set(pings)

@@ -146,7 +146,7 @@ def test_a_peer_follows_its_containers(
 
 
 @pytest.mark.parametrize("where", ["ours", "docker's", "docker's, in doubt"])
-def test_who_goes_is_closed_before_anything_is_computed(
+def test_a_removed_container_is_closed_before_anything_is_computed(
     site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """When the first policy is computed after a container was removed, its address is closed already.
@@ -224,7 +224,7 @@ def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconci
     assert reach(site, boxes.web, boxes.job) == [False], "nobody knows who has the address now"
 
 
-def test_a_name_that_matches_nobody_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:
+def test_a_name_without_a_container_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:
     """A name without a container never matches all sources.
 
     A port of the base that a rule with `from` names is no longer in the base.
@@ -268,7 +268,7 @@ def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconcile
         assert reach(site, box, boxes.api, boxes.stray, None, port=22) == [True, False, False]
 
 
-def test_who_may_begin_to_a_peer_follows(site: Site, boxes: Boxes, writer: Reconciler) -> None:
+def test_egress_to_a_named_peer_follows_its_address(site: Site, boxes: Boxes, writer: Reconciler) -> None:
     """`to service:db` in fw.egress follows that service's current address."""
     writer.put_endpoint(known(boxes.web, "web", spec_of(egress="5432 to service:db")))
     first, second = (
@@ -313,7 +313,7 @@ HOSTS: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("hosts", HOSTS.values(), ids=HOSTS)
-def test_from_is_judged_where_docker_proxy_listens(
+def test_from_applies_where_docker_proxy_listens(
     site: Site, boxes: Boxes, writer: Reconciler, guard: EndpointTracker, hosts: Callable[[], tuple[Any, Any]]
 ) -> None:
     """docker-proxy hides its client from the container, so `from` applies at the host's own port.

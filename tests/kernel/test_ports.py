@@ -700,7 +700,7 @@ def test_threads(plain: Host) -> None:
         (want(8080, host_ip="2001:db8::9"), r"\[2001:db8::9\]:8080/tcp: this host has no address 2001:db8::9"),
     ],
 )
-def test_foreign_host_address(plain: Host, binding: PortBinding, message: str) -> None:
+def test_an_address_that_the_host_does_not_have(plain: Host, binding: PortBinding, message: str) -> None:
     """A host address that this host does not have is named."""
     with pytest.raises(FwError, match=message):
         plain.publish("e", binding)

@@ -98,7 +98,7 @@ def test_without_net_admin_it_says_what_to_do(limited: Limited) -> None:
     assert not limited.socket.exists()
 
 
-def test_the_other_two_may_lack_and_what_is_lost_is_told(limited: Limited) -> None:
+def test_without_the_other_two_capabilities_the_loss_is_reported(limited: Limited) -> None:
     """The host's rules and links work; a host port below 1024 is refused with the kernel's error, one above is not."""
     limited.given = (NET_ADMIN,)
     limited.start()
@@ -141,7 +141,7 @@ def test_without_a_mount_networks_of_the_driver_are_refused(lacking: Running, me
 
 
 @pytest.mark.parametrize("lacking", ["FW_CGROUP"], indirect=True)
-def test_without_the_control_groups_the_loss_is_told(lacking: Running) -> None:
+def test_without_the_control_groups_the_loss_is_reported(lacking: Running) -> None:
     """The loss is in the log and the status; everything else works."""
     until(lambda: "docker-proxy is not known by its control group" in lacking.log.read_text(), "it is in the log")
     assert not lacking.status()["proxy_known"]

@@ -120,7 +120,7 @@ def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
     assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
 
 
-def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
+def test_established_flows_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
     """An established connection may send any number of packets, and replies are not new flows."""
     load(site, boxes, spec_of(rate="80 1/hour burst 1"))
     with box.probe.serve(tcp=[80]):
@@ -131,7 +131,7 @@ def test_flows_that_stand_are_not_counted(site: Site, boxes: Boxes, box: Box) ->
 
 @pytest.mark.parametrize("rate", ["80 1/hour burst 3", "80 2/minute burst 3"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_who_comes_again_from_the_same_port_is_counted(
+def test_a_new_connection_from_the_same_port_is_counted(
     site: Site, boxes: Boxes, box: Box, version: int, rate: str
 ) -> None:
     """After the server reset a connection, another one from the same port counts.
@@ -146,7 +146,7 @@ def test_who_comes_again_from_the_same_port_is_counted(
 
 @pytest.mark.parametrize("rate", ["5432 1/hour burst 3", "5432 2/minute burst 3"])
 @pytest.mark.parametrize("version", [4, 6])
-def test_who_comes_again_from_the_same_port_is_counted_at_docker_proxys_too(
+def test_a_new_connection_from_the_same_port_is_counted_at_docker_proxys_too(
     site: Site, boxes: Boxes, version: int, rate: str
 ) -> None:
     """The same where docker-proxy serves the container's port on the host's."""
@@ -278,7 +278,7 @@ def test_a_flood_of_one_container_does_not_close_another(site: Site, boxes: Boxe
     assert passing(site, boxes.guest, [(one, 22), (two, 22)]) == [True] * 2
 
 
-def test_a_flood_that_ends_locks_nobody_out(site: Site, boxes: Boxes) -> None:
+def test_a_flood_that_ends_locks_no_source_out(site: Site, boxes: Boxes) -> None:
     """A moment after the last forged packet a new source passes, even where a source is remembered for days."""
     load(site, boxes, spec_of(rate="22 1/day burst 5"))
     one, _, _ = sources(4)
@@ -338,7 +338,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
         assert site.wan.probe.tcp(str(host), 15432, timeout=0.3) == "silent"
 
 
-def test_rates_that_go_leave_nothing(site: Site, boxes: Boxes) -> None:
+def test_removed_rates_leave_nothing(site: Site, boxes: Boxes) -> None:
     """With the last element that refers to them a rate's chains and sets are removed, and nothing else."""
     load(site, boxes, PolicySpec(), PolicySpec())
     plain = _names(site)
@@ -389,7 +389,7 @@ def test_a_rate_that_changes_never_opens_the_port(site: Site, boxes: Boxes) -> N
     assert site.nft.intact()
 
 
-def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes: Boxes) -> None:
+def test_others_that_change_the_ruleset_do_not_block_a_rate(site: Site, boxes: Boxes) -> None:
     """Another program, such as iptables-nft, may commit at the moment when a rate is added or removed.
 
     The change is then written again, it is not taken for another program's change of the table, and the table is not
@@ -414,7 +414,7 @@ def test_others_that_change_the_ruleset_do_not_hold_up_a_rate(site: Site, boxes:
     assert _handle(site) == handle
 
 
-def test_a_rate_whose_rules_somebody_touched_is_found_out(site: Site, boxes: Boxes) -> None:
+def test_a_rate_whose_rules_were_changed_is_noticed(site: Site, boxes: Boxes) -> None:
     """No rate is added to rules that another program changed, and that change is not forgotten."""
     load(site, boxes, PolicySpec(), PolicySpec())
     anew = tuple(_elements(site, boxes, spec_of(rate="22 9/hour")) - _elements(site, boxes, PolicySpec()))
@@ -456,7 +456,7 @@ def _kernel_memory() -> int:
     return sizes["Slab"] + sizes["VmallocUsed"] + sizes["Percpu"]
 
 
-def test_who_finds_no_room_is_closed(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_without_room_close_their_ports(site: Site, boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host has room for a limited number of rates; later containers' rated ports are closed, and no others.
 
     They open when there is room.

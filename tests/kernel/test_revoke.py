@@ -118,7 +118,7 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
         assert talks.going("outside") == left, "and they do not come back"
 
 
-def test_a_flow_that_is_cut_again_is_held_as_long_again(site: Site, boxes: Boxes, writer: TableApplier) -> None:
+def test_a_flow_that_is_cut_again_is_quarantined_as_long_again(site: Site, boxes: Boxes, writer: TableApplier) -> None:
     """A UDP flow is cut, permitted for a while and cut again: its quarantine starts anew.
 
     The container cannot reopen it meanwhile, not when the time of the first cut is over.
@@ -151,7 +151,7 @@ def left(site: Site) -> int:
     return int(element["elem"]["expires"])
 
 
-def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: TableApplier) -> None:
+def test_an_added_peer_cuts_no_flow(site: Site, boxes: Boxes, writer: TableApplier) -> None:
     """A container that joins a service is accepted from then on, and all established flows continue."""
     web = known(boxes.web, "web", spec_of(allow="5432 from service:api"))
     writer.put_endpoint(web)
@@ -165,7 +165,7 @@ def test_a_peer_that_comes_cuts_nobody(site: Site, boxes: Boxes, writer: TableAp
 
 
 @pytest.mark.parametrize("service", ["db2", "job"], ids=["of ours", "of Docker's"])
-def test_when_egress_becomes_narrower_what_it_began_is_cut(
+def test_when_egress_becomes_narrower_outbound_flows_are_cut(
     site: Site, boxes: Boxes, writer: TableApplier, service: str
 ) -> None:
     """Flows that a container opened and may no longer open are cut, to outsiders, to the host and to former peers.
@@ -265,7 +265,7 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
         assert talks.going("prefix") == {name for name in everything if not name.startswith("leaves")}
 
 
-def test_a_guest_that_may_be_reached_by_fewer(
+def test_a_removed_service_loses_only_its_own_flows(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
     """Removing a service cuts only its flows to a container on a Docker network that accepts the service.
@@ -287,7 +287,7 @@ def test_a_guest_that_may_be_reached_by_fewer(
         assert talks.going("outside") == {name for name in everything if not name.startswith("leaves")}
 
 
-def test_when_a_published_port_closes_who_may_still_come_goes_on(
+def test_when_a_published_port_closes_permitted_flows_continue(
     site: Site, boxes: Boxes, writer: TableApplier, guard: EndpointTracker
 ) -> None:
     """`fwctl deny` of a port that was open to all cuts docker-proxy's flows from outside.

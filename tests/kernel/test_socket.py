@@ -343,7 +343,7 @@ def test_a_container_of_a_similar_name_is_another(fw: Running) -> None:
         assert fw.opens(f"10.1.0.{number}") == {*BASE, f"{port}/6"}
 
 
-def test_a_container_that_docker_does_not_tell_yet(fw: Running) -> None:
+def test_a_container_that_docker_does_not_list_yet(fw: Running) -> None:
     """Docker answers but does not list the endpoint yet: only ICMP passes until it does, then the container opens."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -471,19 +471,19 @@ def test_the_same_endpoint_with_other_addresses_is_refused(fw: Running) -> None:
 
 
 @pytest.mark.parametrize("name", ["CreateEndpoint", "Join", "EndpointOperInfo", "ProgramExternalConnectivity"])
-def test_what_is_unknown_is_told_with_what_to_do(fw: Running, name: str) -> None:
+def test_calls_about_unknown_objects_say_what_to_do(fw: Running, name: str) -> None:
     """Calls about unknown networks and endpoints (the state was lost) are errors that say what to do."""
     error = fw.driver(name, fw.endpoint(fw.network(1), 2))["Err"]
     assert re.search(r"docker-fw does not know (network|endpoint) .*(remove the network|restart the container)", error)
 
 
 @pytest.mark.parametrize("name", ["Leave", "DeleteEndpoint", "DeleteNetwork", "RevokeExternalConnectivity"])
-def test_ending_what_is_unknown_is_well(fw: Running, name: str) -> None:
+def test_removing_unknown_objects_succeeds(fw: Running, name: str) -> None:
     """Calls that remove something succeed if it does not exist: Docker must be able to clean up after the plugin."""
     assert fw.driver(name, fw.endpoint(fw.network(1), 2)) == {}
 
 
-def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
+def test_a_deleted_network_takes_its_endpoints_along(fw: Running) -> None:
     """DeleteNetwork without the expected earlier calls (Docker omits some) leaves nothing behind."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -495,7 +495,7 @@ def test_a_network_goes_with_its_endpoints(fw: Running) -> None:
         sock.bind(("127.0.0.1", 8081))  # the host port is free again
 
 
-def test_a_full_disk_is_told_and_harms_nothing(fw: Running) -> None:
+def test_a_full_disk_is_reported_and_harms_nothing(fw: Running) -> None:
     """When the state cannot be written a start is refused with the path, and a stop still closes."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
@@ -594,7 +594,7 @@ def test_chunks_without_a_length(fw: Running) -> None:
         assert reply.startswith(b"HTTP/1.1 200")
 
 
-def test_a_client_that_says_half_holds_nobody_up(fw: Running) -> None:
+def test_a_client_that_sends_half_a_request_blocks_no_other(fw: Running) -> None:
     """Clients that send half a request and fall silent (a stopped dockerd) do not block the others."""
     silent = []
     try:
@@ -754,7 +754,7 @@ def test_many_at_once(fw: Running) -> None:
     fw.nothing_left()
 
 
-def test_whoever_asks_holds_up_nobody(fw: Running) -> None:
+def test_requests_for_status_block_no_other(fw: Running) -> None:
     """Status is requested continuously while Docker reports changes: every request is answered."""
     identity, stop = "d" * 64, threading.Event()
     fw.docker.bridge_network(identity, "app", "172.30.0.0/16")
@@ -1009,7 +1009,7 @@ def test_a_restart_finds_everything(own: Running) -> None:
     fw.nothing_left()
 
 
-def test_what_ended_meanwhile_is_closed(own: Running) -> None:
+def test_containers_removed_meanwhile_are_closed(own: Running) -> None:
     """A container removed while the plugin was down has no open port afterwards, for its address's next owner."""
     fw = own.start()
     network = fw.network(1)
@@ -1022,7 +1022,7 @@ def test_what_ended_meanwhile_is_closed(own: Running) -> None:
     assert fw.status()["networks"][0]["endpoints"] == []
 
 
-def test_a_pair_that_dockerd_took_back_is_nobodys(own: Running) -> None:
+def test_a_pair_that_dockerd_took_back_is_removed(own: Running) -> None:
     """When dockerd gave up on a call, it moved the inner side back to the host: the next start closes that address.
 
     If docker-fw was killed during a Join instead, the Join can be repeated.
@@ -1124,7 +1124,7 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
 @pytest.mark.parametrize(
     "command", ["flush ruleset", "delete table inet docker-fw", "add rule inet docker-fw inbound accept"]
 )
-def test_a_flush_by_another_tool_is_mended(own: Running, command: str) -> None:
+def test_a_flush_by_another_tool_is_repaired(own: Running, command: str) -> None:
     """`nft flush ruleset` (a firewall's restart) leaves the containers without docker-fw's rules for a moment only."""
     fw = own.start()
     network = fw.network(1)
@@ -1152,7 +1152,7 @@ def tracked(fw: Running) -> None:
     )
 
 
-def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
+def test_connections_through_a_flushed_table_are_cut(own: Running) -> None:
     """A connection to a closed port, opened while the rules were absent, is cut when the rules are active again."""
     fw = own.start()
     network = fw.network(1)
@@ -1184,7 +1184,7 @@ def test_what_came_in_through_a_flushed_table_is_cut(own: Running) -> None:
 
 
 @pytest.mark.parametrize("mended", ["by the watch", "by a start"])
-def test_a_server_that_speaks_first_brings_no_cut_connection_back(own: Running, mended: str) -> None:
+def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, mended: str) -> None:
     """After a flush, a connection to a closed port stays cut though its server continues to send.
 
     A connection that the container itself opened continues in both directions.

@@ -86,7 +86,7 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
     assert not any(own.opens(address) for address in (*WEB, *SHUT))
 
 
-def test_what_a_table_holds_under_its_former_names_is_taken_over(own: Running) -> None:
+def test_sets_with_former_names_are_taken_over(own: Running) -> None:
     """A responder that the former version kept from reopening its cut flow is kept from it after the upgrade, too.
 
     The ports of the host's own programs stay known.

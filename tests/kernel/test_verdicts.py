@@ -231,7 +231,7 @@ def test_an_authentication_header_is_a_protocol(site: Site, boxes: Boxes) -> Non
 
 
 @pytest.mark.parametrize("proto", ["gre", "esp", "ah"])
-def test_of_what_is_open_a_protocol_can_be_denied(site: Site, boxes: Boxes, proto: str) -> None:
+def test_a_protocol_can_be_denied_on_an_open_container(site: Site, boxes: Boxes, proto: str) -> None:
     """`policy: open` accepts every protocol; `deny`, and a rule with `from`, exclude one without ports as well."""
     src, dst = outside(boxes.web)[1]
     sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
@@ -359,7 +359,7 @@ def delivered_outside(site: Site, sent: list[Packet], source: Box) -> set[Packet
 # --- connection states --------------------------------------------------------------------------------------------
 
 
-def test_what_belongs_to_no_flow_is_dropped(site: Site, boxes: Boxes) -> None:
+def test_packets_of_no_flow_are_dropped(site: Site, boxes: Boxes) -> None:
     """A segment that connection tracking calls invalid, or a bad checksum, passes on no port, not even an open one."""
     site.load(site.known(boxes.web, Rule("udp", 53, 53)))
     web = boxes.web
@@ -491,7 +491,7 @@ def test_a_router_on_the_same_bridge_is_no_way_round(site: Site, boxes: Boxes, b
     assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == BASE
 
 
-def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None:
+def test_between_two_networks_the_policy_applies(site: Site, boxes: Boxes) -> None:
     """A container is an outsider to containers of other networks: the base and the ports that labels open apply."""
     site.load(site.known(boxes.web, Rule("tcp", 8080, 8080)), site.known(boxes.other))
     assert arriving_ports(site, between(boxes.other, boxes.web), boxes.web, boxes.other) == {*BASE, "8080/tcp"}
@@ -499,7 +499,7 @@ def test_between_two_networks_the_policy_holds(site: Site, boxes: Boxes) -> None
     assert arriving_ports(site, between(boxes.chosen, boxes.web), boxes.web, boxes.chosen) == {*BASE, "8080/tcp"}
 
 
-def test_from_dockers_bridges_the_policy_holds(site: Site, boxes: Boxes, docker: Box) -> None:
+def test_from_docker_bridges_the_policy_applies(site: Site, boxes: Boxes, docker: Box) -> None:
     """A container on a Docker bridge is an outsider, too."""
     site.load(site.known(boxes.web))
     assert arriving_ports(site, between(docker, boxes.web), boxes.web, docker) == BASE
@@ -526,7 +526,7 @@ def any_flow(src: Any, dst: Any) -> list[Packet]:
 
 
 @pytest.mark.parametrize("source", ["outside", "another network", "Docker's bridge"])
-def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
+def test_no_packet_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box, source: str) -> None:
     """No packet enters from outside or from other networks, whatever labels open; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
@@ -544,7 +544,7 @@ def test_nobody_enters_an_internal_network(site: Site, boxes: Boxes, docker: Box
 
 
 @pytest.mark.parametrize("target", ["outside", "another network", "Docker's bridge"])
-def test_nobody_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
+def test_no_packet_leaves_an_internal_network(site: Site, boxes: Boxes, docker: Box, target: str) -> None:
     """Containers of an internal network reach only one another; this includes ping."""
     inner = boxes.inner
     everything = Rule("tcp", 1, 65535)
@@ -629,7 +629,7 @@ def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Box
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_was_never_forwarded_stays_so(
+def test_paths_that_were_never_forwarded_stay_closed(
     site: Site, boxes: Boxes, docker: Box, unmanaged: Box, lan: Box, family: int
 ) -> None:
     """A host that was no router before does not become one between its other links, in the enabled families."""
