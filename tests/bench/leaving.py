@@ -39,7 +39,7 @@ _SMALL, _LARGE = 10, 100
 _NET = Network(
     "b" * 64, "fw-bench", IPv4Interface("10.99.0.1/16"), IPv6Interface("2001:db8:99::1/64"), masquerade=False
 )
-_GUARDED = BridgeNetwork(
+_DOCKER_NETWORK = BridgeNetwork(
     "d" * 64, "bench", "br-bench", (IPv4Network("10.98.0.0/16"), IPv6Network("2001:db8:98::/64")), mode6="routed"
 )
 #: The known texts that cost most to read: each repeated, to 4 KB.
@@ -71,12 +71,12 @@ def measure(bed: Bed, table: Table) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"tests.bench.leaving failed:\n{done.stderr[-2000:]}")
-    tell(table, json.loads(done.stdout), many)
+    add_rows(table, json.loads(done.stdout), many)
 
 
-def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
+def add_rows(table: Table, results: Mapping[str, Any], many: int) -> None:
     for kind, where in (("hook", "docker-fw's network (Leave)"), ("event", "Docker's network (die)")):
-        few, crowd = told["few"][kind], told["many"][kind]
+        few, crowd = results["few"][kind], results["many"][kind]
         for part, words, percent, aim in (
             ("closed", "closed", 50, ""),
             ("closed", "closed", 99, "value < 5"),
@@ -87,17 +87,17 @@ def tell(table: Table, told: Mapping[str, Any], many: int) -> None:
             what = f"leaving: {words}, on {where}, p{percent}, beside {many:,} with peers by name vs beside none"
             value, base = (1e3 * percentile(times[part], percent) for times in (crowd, few))
             table.add(what, value, "ms", base, aim)
-    for key, (worst, text, plain) in told["labels"].items():
+    for key, (worst, text, plain) in results["labels"].items():
         table.add(f"labels: 4 KB of {key}, the slowest ({text!r}) vs 256 ports", worst, "ms", plain, "value < 10")
 
 
 class Watched:
     """`Nft`, with the return time of the transaction that removed the last element that opens for an address."""
 
-    def __init__(self, nft: Nft, stands: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
+    def __init__(self, nft: Nft, elements: Iterable[Element], addresses: Iterable[IPv6Address]) -> None:
         self._change = nft.change
         self._open: dict[object, set[Element]] = {address: set() for address in addresses}
-        for element in stands:
+        for element in elements:
             self._noted(element)
         self._waiting: set[Element] = set()
         self._closed = 0.0, 0.0
@@ -144,20 +144,20 @@ def _members(network: Network | BridgeNetwork, first: int, count: int, size: int
 
 
 def _child(many: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"labels": _labels()}
+    results: dict[str, Any] = {"labels": _labels()}
     with Site() as site, site.inside(), tempfile.TemporaryDirectory() as directory:
         change = site.nft.change
         for state, count in (("few", 0), ("many", many)):
-            told[state] = {}
-            for kind, network in (("hook", _NET), ("event", _GUARDED)):
+            results[state] = {}
+            for kind, network in (("hook", _NET), ("event", _DOCKER_NETWORK)):
                 crowd = list(_members(network, 1024, count, _SMALL, "crowd"))
                 leavers = list(_members(network, 0, _LARGE, _LARGE, "leaver"))[2:]
                 reconciler = Reconciler(site.nft, Store(f"{directory}/{state}{kind}"), Defaults(), later=lambda _: None)
                 site.nft.change = change  # type: ignore[method-assign]
                 go = (_hook if kind == "hook" else _event)(reconciler, crowd, leavers)
                 watched = Watched(site.nft, reconciler.should()[1], [each.addr6 for each in leavers if each.addr6])
-                told[state][kind] = _timed(watched, leavers, go)
-    return told
+                results[state][kind] = _timed(watched, leavers, go)
+    return results
 
 
 def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
@@ -171,7 +171,7 @@ def _hook(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> 
 def _event(state: Reconciler, crowd: list[Endpoint], leavers: list[Endpoint]) -> Callable[[Endpoint], object]:
     state.start(Facts())
     guard = EndpointTracker(state)
-    guard.replace([_GUARDED], [*crowd, *leavers], asked=guard.now())
+    guard.replace([_DOCKER_NETWORK], [*crowd, *leavers], asked=guard.now())
 
     def die(each: Endpoint) -> None:
         assert each.container

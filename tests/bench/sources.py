@@ -48,12 +48,12 @@ def measure(bed: Bed, table: Table) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"tests.bench.sources failed:\n{done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout)
+    results: dict[str, Any] = json.loads(done.stdout)
     for kind in ("to an open port", "to a port that is open to a list"):
-        few, crowd = told["few"][kind], told["many"][kind]
+        few, crowd = results["few"][kind], results["many"][kind]
         name = f"sources: new UDP flows {kind}, beside {many:,} lists vs beside none"
         table.add(name, 1e9 / crowd, "flows/s", 1e9 / few, "ratio > 0.95")
-    listed, plain = told["few"]["to a port that is open to a list"], told["few"]["to an open port"]
+    listed, plain = results["few"]["to a port that is open to a list"], results["few"]["to an open port"]
     table.add(
         "sources: new UDP flows to a port that is open to a list vs to everybody", 1e9 / listed, "flows/s", 1e9 / plain
     )
@@ -64,9 +64,11 @@ def measure(bed: Bed, table: Table) -> None:
             "peer": "a peer of one container comes or goes",
         }
         name = f"sources: {words[what]}, beside {many:,} lists vs beside none"
-        table.add(name, told["many"][what] * 1e3, "ms", told["few"][what] * 1e3, "ratio < 1.5")
+        table.add(name, results["many"][what] * 1e3, "ms", results["few"][what] * 1e3, "ratio < 1.5")
     table.add(
-        f"sources: the whole table anew, {many:,} lists ({told['elements']:,} elements)", told["replace"] * 1e3, "ms"
+        f"sources: the whole table anew, {many:,} lists ({results['elements']:,} elements)",
+        results["replace"] * 1e3,
+        "ms",
     )
 
 
@@ -97,7 +99,7 @@ def _child(many: int) -> dict[str, Any]:
     with Site() as site:
         ours = site.network(1)
         boxes = {"to an open port": site.box(ours, 2), "to a port that is open to a list": site.box(ours, 3)}
-        told: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         fresh = new_flows(_FLOWS)
         for state, count in (("few", 0), ("many", many)):
             # `from` of each prefix length that the rules look up, so that the outsider's is found after all the others.
@@ -114,10 +116,10 @@ def _child(many: int) -> dict[str, Any]:
                 reconciler = Reconciler(site.nft, Store(f"{directory}/state"), Defaults(), later=lambda work: None)
                 began = time.perf_counter()
                 reconciler.start(Facts(state_))
-                told["replace"], told["elements"] = time.perf_counter() - began, len(reconciler.should()[1])
-                told[state] = {kind: _flows(site, box.path, str(box.v6), fresh) for kind, box in boxes.items()}
-                told[state] |= _changes(reconciler)
-        return told
+                results["replace"], results["elements"] = time.perf_counter() - began, len(reconciler.should()[1])
+                results[state] = {kind: _flows(site, box.path, str(box.v6), fresh) for kind, box in boxes.items()}
+                results[state] |= _changes(reconciler)
+        return results
 
 
 def _flows(site: Site, server: str, address: str, fresh: Any) -> float:

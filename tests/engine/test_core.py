@@ -247,5 +247,5 @@ def test_no_packet_leaves_with_a_neighbours_address(deep: Fw) -> None:
 
 def hardware(fw: Fw, container: str, net: Net) -> bytes:
     """Return the container's MAC on a network."""
-    told = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
-    return bytes.fromhex(told["MacAddress"].replace(":", ""))
+    attachment = fw.engine.inspect(container)["NetworkSettings"]["Networks"][net.name]
+    return bytes.fromhex(attachment["MacAddress"].replace(":", ""))

@@ -104,7 +104,7 @@ class Site:
         (verdict,) = set(probe([("tcp", h, 8000) for h in (self.fw.host.v4, self.fw.host.v6)]).values())
         return verdict
 
-    def stands(self) -> str:
+    def table_handle(self) -> str:
         """Return the handle of docker-fw's table, which changes if the table was removed.
 
         The rule for its mark must be active, too.
@@ -170,7 +170,7 @@ def test_ufw_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
         inside = at.direct() + at.published()
         with host.probe.serve(tcp=[22, 8000]):
             at.sees("open", *inside)
-            table = at.stands()
+            table = at.table_handle()
             types(host, "ufw --force enable")
             if not at.docker_does_v6:
                 at.sees("silent", silent=[*at.direct(at.ours_at[1]), ("tcp", host.v6, 28080)])
@@ -182,17 +182,17 @@ def test_ufw_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> None:
             until(lambda: at.leaves(at.ours, fw.wan.FAR_V4, fw.wan.FAR_V6), "our container reaches the Internet")
             until(lambda: at.leaves(at.theirs, fw.wan.FAR_V4), "theirs reaches the Internet")
             assert at.host_service() == "silent"
-            assert at.stands() == table
+            assert at.table_handle() == table
             types(host, "ufw disable")
             at.sees("open", *inside)
-            assert at.stands() == table
+            assert at.table_handle() == table
         types(host, "ufw --force enable")
         fw.engine.reboot(start=False)
         types(host, "/lib/ufw/ufw-init start")
         fw.engine.start()
         with host.probe.serve(tcp=[22, 8000]):
             at.sees("silent", *inside)
-            at.stands()
+            at.table_handle()
         kept_closed(hammer)
 
 
@@ -217,7 +217,7 @@ def test_firewalld_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> Non
     ):
         inside = at.direct() + at.published()
         at.sees("refused", *at.published(), refused=at.direct())
-        table = at.stands()
+        table = at.table_handle()
         assert not at.leaves(at.ours, fw.wan.FAR_V4)
         dockers = "docker-forwarding" in host.run(["firewall-cmd", "--get-policies"]).stdout
         types(host, *(ZONE_OF_DOCKER if dockers else ZONE_OF_OURS))
@@ -227,12 +227,12 @@ def test_firewalld_protects_the_host_and_docker_fw_the_containers(fw: Fw) -> Non
         until(lambda: at.leaves(at.ours, fw.wan.FAR_V4, fw.wan.FAR_V6), "our container reaches the Internet")
         until(lambda: at.leaves(at.theirs, fw.wan.FAR_V4), "theirs reaches the Internet")
         assert at.host_service() == ("open" if dockers else "refused")
-        assert at.stands() == table
+        assert at.table_handle() == table
         process.signal(signal.SIGTERM)
         process.wait()
         firewalld(host)
         at.sees("refused", *inside)
-        assert at.stands() == table
+        assert at.table_handle() == table
         kept_closed(hammer)
 
 

@@ -108,7 +108,7 @@ def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw
             app = each.run(net, *labels(policy="default", **{f"network__{net.name}__allow": "7002", "allow": "7003"}))
             each.engine.docker("network", "connect", "--driver-opt", "fw.allow=7004", plain.name, app)
             ports = (22, 80, 7001, 7002, 7003, 7004, 7005)
-            reach = _told(each, app)
+            reach = _accepted_by_network(each, app)
             until(lambda r=reach: len(r()) == 2, "both places are known")
             assert reach()[net.name] >= {"80/tcp", "7001/tcp", "7002/tcp", "7003/tcp"}
             assert not reach()[net.name] & {"22/tcp", "7004/tcp", "7005/tcp"}
@@ -123,14 +123,14 @@ def test_options_of_networks_and_attachments_and_labels_for_one_network(each: Fw
                     becomes(each, set(tcp(second, 22, 80, 7003, 7004)), *tcp(second, *ports))
 
 
-def _told(fw: Fw, container: str):  # type: ignore[no-untyped-def]
+def _accepted_by_network(fw: Fw, container: str):  # type: ignore[no-untyped-def]
     """Return what the container accepts by network, as fwctl reports it."""
 
     def ask() -> dict[str, set[str]]:
-        told = fw.status()
+        status = fw.status()
         return {
             network["name"]: set(endpoint["accepts"])
-            for network in (*told["networks"], *told["guarded"])
+            for network in (*status["networks"], *status["guarded"])
             for endpoint in network["endpoints"]
             if endpoint["container"] == container
         }
@@ -249,14 +249,14 @@ def test_a_restricted_container_stays_so_while_docker_starts_it(deep: Fw, how: s
     with deep.network() as net, deep.network(driver="bridge") as plain, deep.wan.probe.serve(udp=[8000]) as server:
         options = ("--restart", "always", "--stop-timeout", "0", *labels(egress="none"))
         apps = [deep.run(where, *options, command=("sh", "-c", loop)) for where in (net, plain)]
-        until(lambda: all(deep.known(app) or _told(deep, app)() for app in apps), "both are known")
+        until(lambda: all(deep.known(app) or _accepted_by_network(deep, app)() for app in apps), "both are known")
         before = len(server.seen())
         if how == "restart":
             deep.engine.restart()
         else:
             deep.engine.kill()
             deep.engine.start()
-        until(lambda: all(_told(deep, app)() for app in apps), "both are known again")
+        until(lambda: all(_accepted_by_network(deep, app)() for app in apps), "both are known again")
         until(lambda: all(deep.engine.inspect(app)["State"]["Running"] for app in apps), "both run")
         assert len(server.seen()) == before
 
@@ -300,9 +300,9 @@ def test_a_mistake_on_dockers_own_network_closes(deep: Fw) -> None:
             becomes(deep, right, *tcp(hosts, *ports.values()))
             assert deep.engine.netns(apps["egress"]).probe.tcp(Wan.FAR_V4, 8000) == "silent"
             assert deep.engine.netns(apps["deny"]).probe.tcp(Wan.FAR_V4, 8000) == "open"
-            told = deep.fwctl("status")
+            status = deep.fwctl("status")
             for part in ('"808O" is not a port', '"8O" is not a port', '"80x" is not a port'):
-                assert part in told
+                assert part in status
         finally:
             for server in servers:
                 server.close()
@@ -337,13 +337,13 @@ def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None
             target = ("tcp", deep.host.v4, port)
             becomes(deep, {target}, target)
             with deep.wan.probe.hammer(target, every=0.02) as hammer:
-                large, told = f"large{closed}", {"fw.policy": "open", "x": "y" * (24 << 20)}
+                large, oversized = f"large{closed}", {"fw.policy": "open", "x": "y" * (24 << 20)}
                 with contextlib.ExitStack() as stack:
                     if driver is None:
                         with pytest.raises(DockerError, match="its entry in Docker's list exceeds 4 MiB"):
-                            _with_labels(deep, net, closed, told)
+                            _with_labels(deep, net, closed, oversized)
                     else:
-                        _with_labels(deep, net, closed, told)
+                        _with_labels(deep, net, closed, oversized)
                         stack.enter_context(deep.engine.serve(large, tcp=[80]))
                     later = next(_host_ports)
                     new = deep.run(net, "-p", f"{later}:8080", *labels(allow="8080"))
@@ -358,12 +358,12 @@ def test_oversized_labels_affect_no_other_container(deep: Fw, driver: str | None
             assert deep.status()["listening"]
 
 
-def _with_labels(fw: Fw, net: Net, port: int, told: dict[str, str]) -> None:
+def _with_labels(fw: Fw, net: Net, port: int, labels_: dict[str, str]) -> None:
     """Create a running container with labels too large for a command line; its port 80 is published on `port`."""
     config = {
         "Image": "busybox",
         "Cmd": ["sleep", "inf"],
-        "Labels": told,
+        "Labels": labels_,
         "ExposedPorts": {"80/tcp": {}},
         "HostConfig": {"NetworkMode": net.name, "PortBindings": {"80/tcp": [{"HostPort": str(port)}]}},
     }

@@ -236,8 +236,8 @@ def test_published_ports_in_ranges_on_addresses_and_chosen_by_us(fw: Fw) -> None
             assert fw.host.probe.tcp("127.0.0.1", 18411) == "open"
         shown = fw.fwctl("ports")
         assert "0.0.0.0:18420->443/tcp" in shown
-        told = json.loads(fw.fwctl("ports", "--json"))
-        assert {row["host_port"] for row in told if row["container"] == second} == {18421}
+        rows = json.loads(fw.fwctl("ports", "--json"))
+        assert {row["host_port"] for row in rows if row["container"] == second} == {18421}
 
 
 def test_sctp_is_published_too(fw: Fw) -> None:

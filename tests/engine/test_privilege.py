@@ -52,11 +52,11 @@ def test_the_sidecar_has_three_capabilities_and_does_its_work(sidecar: Sidecar) 
     pids = sidecar.engine.docker("top", sidecar.container, "-eo", "pid").split()[1:]
     assert len(pids) >= 2
     for pid in pids:
-        told = dict(
+        rights = dict(
             re.findall(r"^(\w+):\s+(\S+)", sidecar.host.run(["cat", f"/proc/{pid}/status"]).stdout, re.MULTILINE)
         )
-        assert {told[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {f"{mask:016x}"}
-        assert told["NoNewPrivs"] == "1"
+        assert {rights[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {f"{mask:016x}"}
+        assert rights["NoNewPrivs"] == "1"
     assert sidecar.engine.try_docker("exec", sidecar.container, "touch", "/opt/docker-fw/new").returncode != 0
     server = ("sh", "-c", "httpd -p 9090; httpd -p 9091; exec httpd -f -p 8080")
     with sidecar.network() as net:

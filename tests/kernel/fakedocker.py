@@ -158,8 +158,8 @@ class FakeDocker:
             self._reply(request, list(self.networks.values()))
         elif path == "/containers/json":
             patterns = json.loads(query.get("filters", ["{}"])[0]).get("name") or []
-            everybody = self.containers.values()
-            listed = [c for c in everybody if not patterns or any(re.search(p, c["Names"][0]) for p in patterns)]
+            all_containers = self.containers.values()
+            listed = [c for c in all_containers if not patterns or any(re.search(p, c["Names"][0]) for p in patterns)]
             self._reply(request, listed)
         elif match := re.fullmatch(r"/containers/(\w+)/json", path):
             one = next((c for c in self.containers.values() if c["Id"] == match[1]), None)

@@ -26,7 +26,7 @@ from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.netns import inside
 from tests.kernel.packets import Packet, arrived, new_flow, ping, udp
-from tests.kernel.site import Box, Site, of_endpoint, site_of_module, standing
+from tests.kernel.site import Box, Site, all_elements, of_endpoint, site_of_module
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 from tests.waiting import until
@@ -60,8 +60,8 @@ def load(site: Site, boxes: Boxes, banned: dict[Prefix, float]) -> None:
     lasting, timed = ban_elements(banned, time.time())
     known = (Site.known(boxes.web, spec=OPEN), Site.known(boxes.other, spec=OPEN))
     elements = set().union(*(of_endpoint(site.inventory(e), e) for e in known))
-    elements |= standing(site.inventory())
-    elements |= site.guarded(boxes.guest, BRIDGE, spec=OPEN)
+    elements |= all_elements(site.inventory())
+    elements |= site.docker_elements(boxes.guest, BRIDGE, spec=OPEN)
     site.nft.replace({*elements, *lasting}, timed)
 
 
@@ -109,14 +109,14 @@ def test_established_flows_of_a_banned_peer_end(site: Site, boxes: Boxes, box: B
 
     def both_ways(peer: Address) -> list[bool]:
         """Return inbound and outbound packets of a flow that the peer opened and of one that the container opened."""
-        comes = [udp(peer, mine, 53, 7777, b"asks"), udp(peer, mine, 8888, 9999, b"answers")]
-        goes = [udp(mine, peer, 7777, 53, b"answers"), udp(mine, peer, 9999, 8888, b"asks")]
-        found = heard(site, site.sniffer(box), [(None, packet) for packet in comes], last_in)
+        inbound = [udp(peer, mine, 53, 7777, b"asks"), udp(peer, mine, 8888, 9999, b"answers")]
+        outbound = [udp(mine, peer, 7777, 53, b"answers"), udp(mine, peer, 9999, 8888, b"asks")]
+        found = heard(site, site.sniffer(box), [(None, packet) for packet in inbound], last_in)
         list(site.sniffer(site.wan).read())
-        site.send(goes, box)
+        site.send(outbound, box)
         site.send([last_out], site.host)
         seen = arrived([site.sniffer(site.wan)], last_out)[0]
-        return [*found, *(packet in seen for packet in goes)]
+        return [*found, *(packet in seen for packet in outbound)]
 
     for peer in (BANNED[version], NEXT[version]):
         site.send([udp(mine, peer, 9999, 8888)], box)  # the container initiates
@@ -229,9 +229,9 @@ def test_active_bans_can_be_changed(site: Site, boxes: Boxes) -> None:
         ]
         wanted = [not any(a.version == p.version and a in p for p in step) for a in (*addresses, *sixes)]
         assert heard(site, site.sniffer(boxes.web), shots, ping(site.wan.V6, boxes.web.v6)) == wanted
-    standing = site.run("nft", "list", "table", "inet", "docker-fw").stdout
-    assert "192.0.2" not in standing
-    assert "2001:db8:66" not in standing
+    listing = site.run("nft", "list", "table", "inet", "docker-fw").stdout
+    assert "192.0.2" not in listing
+    assert "2001:db8:66" not in listing
 
 
 @pytest.fixture
@@ -278,9 +278,9 @@ def test_a_ban_cuts_established_flows(site: Site, boxes: Boxes, reconciler: Reco
     """
 
     def talking() -> set[str]:
-        told = "".join(site.run("conntrack", "-L", "-f", f, check=False).stdout for f in ("ipv4", "ipv6"))
-        everybody = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
-        return {str(address) for address in everybody if f"={address} " in told}
+        listing = "".join(site.run("conntrack", "-L", "-f", f, check=False).stdout for f in ("ipv4", "ipv6"))
+        addresses = {*BANNED.values(), *NEXT.values(), IPv6Address("2001:db8:66::1:1")}
+        return {str(address) for address in addresses if f"={address} " in listing}
 
     orders = AdminCommands(reconciler)
     with site.inside():
@@ -291,8 +291,8 @@ def test_a_ban_cuts_established_flows(site: Site, boxes: Boxes, reconciler: Reco
             mine = boxes.web.address(target.version)
             site.send([udp(mine, target, 53, next(_ports))], boxes.web)
         assert len(talking()) == 5
-        told = orders.ban([(str(BANNED[4]), None), (str(BANNED[6]), 60)])
-        assert (told["cut"], told["notes"]) == (3, [])
+        answer = orders.ban([(str(BANNED[4]), None), (str(BANNED[6]), 60)])
+        assert (answer["cut"], answer["notes"]) == (3, [])
         assert talking() == {str(NEXT[4]), str(NEXT[6]), "2001:db8:66::1:1"}
         assert orders.ban([("2001:db8:66::/64", None)])["cut"] == 3, "and a ping"
         assert talking() == {str(NEXT[4])}

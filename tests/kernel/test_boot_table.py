@@ -19,7 +19,7 @@ from tests.waiting import until
 
 NFT = "/usr/sbin/nft"
 GUEST, DOCKERS = "e" * 64, "d" * 64
-CONFINED = "br-" + "d" * 12
+RESTRICTED = "br-" + "d" * 12
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
 #: A service of the host's own, a published port without a label, one that a label opens.
 SERVICE, SHUT, OPENED = 2222, 19090, 18080
@@ -58,7 +58,7 @@ class Host:
             for ip in ("0.0.0.0", "::")
             for public, private in ((SHUT, 9090), (OPENED, 8080))
         ]
-        return fw.site.docker_box(CONFINED, 100)
+        return fw.site.docker_box(RESTRICTED, 100)
 
     def fwctl(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "plugin.fwctl.cli", *arguments, "--socket", str(self.fw.socket)]
@@ -92,7 +92,7 @@ def test_current_restrictions_apply_at_the_next_boot(host: Host) -> None:
     box, free = host.guest({"fw.egress": "none", "fw.allow": "8080"}), fw.site.docker_box(BR_DOCKER, 101)
     fw.start()
     until(
-        lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'egress_restricted {{ "{CONFINED}" }}' in host.text,
+        lambda: f"ipv4 . tcp . {SHUT}" in host.text and f'egress_restricted {{ "{RESTRICTED}" }}' in host.text,
         "it is written",
     )
     host.fwctl("ban", Wan.V6)
@@ -197,7 +197,7 @@ sys.exit(main(["boot", "install", "--root", {str(root)!r}]))
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "The file is not kept current: docker-fw does not see /etc/docker-fw" in out
-    assert f'egress_restricted {{ "{CONFINED}" }}' in host.text
+    assert f'egress_restricted {{ "{RESTRICTED}" }}' in host.text
     assert f"ipv4 . tcp . {SHUT}" in host.text
     assert "banned4 { 203.0.113.99 }" in host.text
     assert re.search(r"^#until \d{10} banned4 203.0.113.98$", host.text, re.MULTILINE)

@@ -67,10 +67,10 @@ def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:
     fw.docker.event("network", "create")  # a look at everybody, meanwhile
     until(lambda: any("containers/json?" in path and "all=1" in path for path in fw.docker.asked), "Docker is asked")
     began = time.monotonic()
-    endpoint = fw.begin(network, 200, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 200, {"fw.allow": "8080"})
     assert took(began) < 5
     until(lambda: fw.opens("10.1.0.200") == {*BASE, "8080/6"}, "the other's labels are known")
     assert fw.opens("10.1.0.2") == set()
     assert len(fw.log.read_bytes()) < 100_000
     assert fw.state.stat().st_size < 100_000
-    fw.end(endpoint)
+    fw.stop_container(endpoint)

@@ -220,12 +220,12 @@ def test_flows_from_an_internal_network_are_cut(site: Site, boxes: tuple[Box, Bo
     """Flows opened from an internal network while no rule blocked them end, though the container may initiate all."""
     box, _ = boxes
     make_flows(site, box)
-    began = {flow for flow in flows(site) if flow[1] in (str(box.v4), str(box.v6))}
-    assert len(began) >= 4
+    opened = {flow for flow in flows(site) if flow[1] in (str(box.v4), str(box.v6))}
+    assert len(opened) >= 4
     subnets = ((box.v4, IPv4Network("10.1.0.0/24")), (box.v6, IPv6Network("2001:db8:1::/64")))
     with site.inside():
         cut_closed({address: AddressPolicy(subnet, Policy(), internal=True) for address, subnet in subnets})
-    assert not began & flows(site)
+    assert not opened & flows(site)
 
 
 def test_docker_proxys_sctp_is_cut(site: Site) -> None:

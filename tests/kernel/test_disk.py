@@ -82,10 +82,10 @@ def test_a_full_disk(fw: Small) -> None:
     deny` are carried out. `fwctl status` says why. A killed plugin starts in the same state. With space again, all
     refused changes follow by themselves, and objects removed while the disk was full do not return at the next start.
     """
-    network, goes = fw.network(1), fw.network(2)
-    for each in (network, goes):
+    network, removed = fw.network(1), fw.network(2)
+    for each in (network, removed):
         fw.well("CreateNetwork", each)
-    stays, stops = (fw.begin(network, number, {"fw.allow": "8080"}) for number in (2, 3))
+    stays, stops = (fw.start_container(network, number, {"fw.allow": "8080"}) for number in (2, 3))
     late, joins = fw.endpoint(network, 4), fw.endpoint(network, 5)
     for each in (late, joins):
         fw.well("CreateEndpoint", each)
@@ -107,7 +107,7 @@ def test_a_full_disk(fw: Small) -> None:
     fw.kill_worker()
     assert [gets(fw, box, port) for box in (there, later) for port in (8080, 9090)] == [True, False, False, False]
     ask(fw, "deny", container="c2", rules=["8080"])
-    fw.well("DeleteNetwork", goes)
+    fw.well("DeleteNetwork", removed)
     assert [gets(fw, box, 8080) for box in (there, later)] == [False, False]
     assert FULL in fw.status()["unsaved"]
     assert fw.links() == names_of(network) | {host_side(each["EndpointID"]) for each in (stays, late)}
@@ -130,7 +130,7 @@ def test_a_spoilt_log(fw: Small) -> None:
     """
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    boxes = [fw.move(fw.begin(network, number, {"fw.allow": "8080"})) for number in (2, 3)]
+    boxes = [fw.move(fw.start_container(network, number, {"fw.allow": "8080"})) for number in (2, 3)]
     log = fw.state.with_name("state.json.log")
     lines = log.read_bytes().split(b"\n")
     lines[3] = lines[3][:40] + b"\0" + lines[3][40:]

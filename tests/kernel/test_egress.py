@@ -19,7 +19,15 @@ from plugin.nftables.elements import guest_elements
 from plugin.nftables.sets import Element
 from plugin.policy.decide import of
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, frame, icmp, new_flow, packed, ping, portless, udp
-from tests.kernel.site import BRIDGED_FRAMES_UNTRACKED, Box, Site, claimed, confining, of_endpoint, site_of_module
+from tests.kernel.site import (
+    BRIDGED_FRAMES_UNTRACKED,
+    Box,
+    Site,
+    claimed,
+    egress_restricting,
+    of_endpoint,
+    site_of_module,
+)
 from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 
@@ -58,7 +66,7 @@ class Boxes:
                 endpoint = Site.known(box, spec=what)
                 found |= of_endpoint(site.inventory(endpoint), endpoint)
             else:
-                found |= site.guarded(box, bridge, spec=what)
+                found |= site.docker_elements(box, bridge, spec=what)
         return found
 
 
@@ -226,7 +234,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
 
 def test_all_is_everything(site: Site, boxes: Boxes) -> None:
     """`all` on a network that is egress-restricted itself: everything leaves, of this container only."""
-    load(site, boxes, "all", more=confining(boxes.bridge))
+    load(site, boxes, "all", more=egress_restricting(boxes.bridge))
     assert left(site, boxes.web, None) == EVERYTHING | PORTLESS
     assert host_hears(site, boxes.web, HOST) == EVERYTHING
     assert left(site, boxes.twin, None) == set()
@@ -311,7 +319,7 @@ def test_containers_of_one_network_talk_whatever_their_egress_label(site: Site, 
 
 def test_a_restricted_network_is_so_before_any_container_is_known(site: Site, boxes: Boxes) -> None:
     """On a network whose own options set `none` no container may initiate, from the network's first moment on."""
-    site.load(more={*confining(boxes.bridge), *claimed("br-000000000001")})
+    site.load(more={*egress_restricting(boxes.bridge), *claimed("br-000000000001")})
     assert left(site, boxes.web, None) == left(site, boxes.twin, None) == set()
     assert host_hears(site, boxes.web, HOST) == set()
     assert left(site, boxes.other, None) == EVERYTHING | PORTLESS
@@ -325,7 +333,7 @@ def test_a_wrong_egress_label_forbids_every_outbound_flow(site: Site, dockers: B
         Container("c", "web", label.spec, label.problems),
     )
     endpoint = dataclasses.replace(dockers.web.endpoint, container=container)
-    bridge = claimed(dockers.bridge) | confining(dockers.bridge)
+    bridge = claimed(dockers.bridge) | egress_restricting(dockers.bridge)
     site.load(more={*guest_elements(network, endpoint, of(network, endpoint)), *bridge})
     assert left(site, dockers.web, None) == set()
     with dockers.web.probe.serve(tcp=[80]):
@@ -339,16 +347,16 @@ def test_refused_outbound_packets_are_counted_by_container(site: Site, boxes: Bo
     """
     load(site, boxes, "none", twin=True)
     web, twin = boxes.web, boxes.twin
-    begins = [udp(a, b, 53, next(_ports)) for a, b in pairs(web, OUTSIDE, HOST, OUTSIDE)]
-    site.send(begins, web)
-    comes = [udp(b, a, 53, next(_ports)) for a, b in pairs(web, OUTSIDE)]
-    assert site.deliver(comes, web, None, ping(site.wan.V6, web.v6)) == set()
+    outbound = [udp(a, b, 53, next(_ports)) for a, b in pairs(web, OUTSIDE, HOST, OUTSIDE)]
+    site.send(outbound, web)
+    inbound = [udp(b, a, 53, next(_ports)) for a, b in pairs(web, OUTSIDE)]
+    assert site.deliver(inbound, web, None, ping(site.wan.V6, web.v6)) == set()
     with site.inside():
-        told = site.nft.dropped()
-    assert (told[web.v4], told[web.v6]) == ((1, 3), (1, 3))
-    assert (told[twin.v4], told[twin.v6]) == ((0, 0), (0, 0))
+        dropped = site.nft.dropped()
+    assert (dropped[web.v4], dropped[web.v6]) == ((1, 3), (1, 3))
+    assert (dropped[twin.v4], dropped[twin.v6]) == ((0, 0), (0, 0))
     load(site, boxes, "none")
     with site.inside():
-        told = site.nft.dropped()
-    assert told[web.v4] == (0, 0), "since the table was put there"
-    assert twin.v4 not in told
+        dropped = site.nft.dropped()
+    assert dropped[web.v4] == (0, 0), "since the table was put there"
+    assert twin.v4 not in dropped

@@ -44,7 +44,7 @@ def test_networks_are_refused_on_an_engine_that_would_crash_until_it_is_upgraded
     becomes(fw, "29.0.3")
     until(lambda: not fw.status()["unfit"], "the upgrade is known")
     fw.well("CreateNetwork", network)
-    fw.end(fw.begin(network, 2))
+    fw.stop_container(fw.start_container(network, 2))
     # A network from before a downgrade: its containers are refused before Docker has a gateway to remove from them.
     becomes(fw, "29.0.0")
     until(lambda: WHY in fw.status()["unfit"], "the downgrade is known")

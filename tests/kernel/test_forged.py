@@ -71,7 +71,8 @@ def friendly(site: Site, boxes: Boxes) -> Boxes:
     ports = tuple(Published("udp", any_, 15353, 53) for any_ in (IPv4Address("0.0.0.0"), IPv6Address("::")))
     site.load(
         site.known(boxes.ours, *rules),
-        more=site.guarded(boxes.docker, ONE, *rules, published=ports) | site.guarded(boxes.docker_too, TWO),
+        more=site.docker_elements(boxes.docker, ONE, *rules, published=ports)
+        | site.docker_elements(boxes.docker_too, TWO),
     )
     return boxes
 

@@ -40,7 +40,7 @@ class Fw(Running):
 
     def web(self, net: Body, number: int = 2, labels: dict[str, str] | None = None) -> tuple[Body, NamedNetns]:
         """Start a container, c2 for number 2; return it and its network namespace."""
-        endpoint = self.begin(net, number, labels)
+        endpoint = self.start_container(net, number, labels)
         return endpoint, self.move(endpoint)
 
     def seen(self, *ports: int, address: str = "10.1.0.2", source: str | None = None) -> set[int]:
@@ -170,7 +170,7 @@ def test_overrides_end_with_the_container(fw: Fw) -> None:
     net = network(fw)
     endpoint, _ = fw.web(net)
     fw.fwctl("allow", "c2", "9000")
-    fw.end(endpoint)
+    fw.stop_container(endpoint)
     del fw.docker.containers[endpoint["EndpointID"]]
     fw.docker.event("network", "create")  # look at everything
     until(lambda: fw.kept()["overrides"] == [], "it is forgotten", 10)
@@ -262,7 +262,7 @@ def test_a_blocklist_delays_no_container(fw: Fw) -> None:
     slowest = 0.0
     for number in range(2, 200):
         began = time.monotonic()
-        fw.end(fw.begin(net, number))
+        fw.stop_container(fw.start_container(net, number))
         slowest = max(slowest, time.monotonic() - began)
         if bouncer.poll() is not None:
             break
@@ -270,7 +270,7 @@ def test_a_blocklist_delays_no_container(fw: Fw) -> None:
     assert slowest < 10  # on a busy machine, too
     assert len(ask(str(fw.socket), "/bans")["bans"]) == 20_000
     began = time.monotonic()
-    fw.end(fw.begin(net, 250))
+    fw.stop_container(fw.start_container(net, 250))
     fw.fwctl("ban", OUT4)
     assert time.monotonic() - began < 5
     assert fw.table().count("100.64.1.1 timeout") == 1
@@ -301,7 +301,7 @@ def test_explain_says_what_packets_do(fw: Fw) -> None:
     wrong: list[Any] = []
     tried = 0
 
-    def holds(source: str, probe: Any, target: str, address: str, port: int) -> None:
+    def agrees(source: str, probe: Any, target: str, address: str, port: int) -> None:
         nonlocal tried
         family = 6 if ":" in address else 4
         asked = ask(str(fw.socket), "/explain", {"from": source, "to": target, "what": str(port), "family": family})
@@ -314,20 +314,20 @@ def test_explain_says_what_packets_do(fw: Fw) -> None:
     for name, places in addresses.items():
         for address in places:
             for port in ports:
-                holds(OUT6 if ":" in address else OUT4, fw.site.wan.probe, name, address, port)
+                agrees(OUT6 if ":" in address else OUT4, fw.site.wan.probe, name, address, port)
             for source in ("c4", "c2"):
                 if source != name:
                     for port in (80, 9000, 9002):
-                        holds(source, boxes[source][1].probe, name, address, port)
+                        agrees(source, boxes[source][1].probe, name, address, port)
     for host in (str(fw.site.HOST4), str(fw.site.HOST6)):
         for port in (19000, 19001, 2222):
-            holds(OUT6 if ":" in host else OUT4, fw.site.wan.probe, host, host, port)
+            agrees(OUT6 if ":" in host else OUT4, fw.site.wan.probe, host, host, port)
             for source in ("c2", "c4"):
-                holds(source, boxes[source][1].probe, host, host, port)
+                agrees(source, boxes[source][1].probe, host, host, port)
     for source in ("c4", "c5"):
         for address in (OUT4, OUT6):
             for port in (80, 9000):
-                holds(source, boxes[source][1].probe, address, address, port)
+                agrees(source, boxes[source][1].probe, address, address, port)
     assert wrong == []
     assert tried > 80
 
@@ -379,9 +379,9 @@ def test_plan_of_settings_lists_what_they_change(fw: Fw) -> None:
         "FW_PUBLISHED": "allow",
     }
     before = elements(fw)
-    told = json.loads(fw.fwctl("plan", "--json", *(f"{name}={value}" for name, value in settings.items()), status=1))
-    assert told["drift"] == []
-    planned = {sign: {line["text"] for line in told["elements"] if line["sign"] == sign} for sign in "+-"}
+    plan = json.loads(fw.fwctl("plan", "--json", *(f"{name}={value}" for name, value in settings.items()), status=1))
+    assert plan["drift"] == []
+    planned = {sign: {line["text"] for line in plan["elements"] if line["sign"] == sign} for sign in "+-"}
     assert elements(fw) == before
     fw.stop()
     fw.environ.update(settings)
@@ -492,7 +492,7 @@ def test_many_ask_and_change_at_once(fw: Fw) -> None:
 
     def life(number: int) -> None:
         for _ in range(5):
-            fw.end(fw.begin(net, number))
+            fw.stop_container(fw.start_container(net, number))
 
     def asks(_: int) -> None:
         for _ in range(5):

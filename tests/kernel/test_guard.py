@@ -66,10 +66,10 @@ def test_a_docker_bridge_is_closed_before_any_container_is_known(site: Site, box
 
 def test_the_base_opens_once_the_container_is_known(site: Site, boxes: Boxes) -> None:
     """An address has its base ports once its container is known, on its own bridge of any name, and on no other."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web) == BASE
     assert arriving(site, boxes.other) == set()
-    site.load(more=site.guarded(boxes.chosen, CHOSEN))
+    site.load(more=site.docker_elements(boxes.chosen, CHOSEN))
     assert arriving(site, boxes.chosen) == BASE
 
 
@@ -103,7 +103,7 @@ def test_other_networks_come_from_outside_too(site: Site, boxes: Boxes) -> None:
     The same is true from a container on a docker-fw network.
     """
     ours = site.box(site.network(7), 2)
-    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(site.known(ours, Rule("tcp", 8080, 8080)), more=site.docker_elements(boxes.web, BR_DOCKER))
     assert arriving(site, boxes.web, boxes.other) == BASE
     assert arriving(site, boxes.web, ours) == BASE
     assert arriving(site, ours, boxes.web) == {*BASE, "8080/tcp"}
@@ -134,7 +134,7 @@ def test_containers_of_one_network_talk_freely(site: Site, boxes: Boxes, netfilt
 
 def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
     """The host reaches every port of a container; a container reaches every address, and the replies arrive."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER, known=False))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER, known=False))
     with boxes.web.probe.serve(tcp=[5432], udp=[53]), site.wan.probe.serve(tcp=[9001], udp=[9001]):
         inside = [("tcp", str(boxes.web.v6), 5432), ("udp", str(boxes.web.v4), 53)]
         assert set(site.host.probe(inside).values()) == {"open"}
@@ -145,7 +145,7 @@ def test_the_host_and_replies_and_the_way_out(site: Site, boxes: Boxes) -> None:
 
 def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> None:
     """Useful ICMP reaches a container on a bridge of Docker's: echo, and errors for path MTU discovery."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER))
     about4, about6 = tcp(boxes.web.v4, Site.OUT4, 443, 1), tcp(boxes.web.v6, Site.OUT6, 443, 1)
     good = [
         ping(Site.OUT4, boxes.web.v4),
@@ -159,7 +159,7 @@ def test_ping_and_errors_pass_and_redirects_do_not(site: Site, boxes: Boxes) -> 
 
 def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
     """Only the container itself opens a flow with its source address, so that no forged reply passes as established."""
-    site.load(more=site.guarded(boxes.web, BR_DOCKER) | site.guarded(boxes.other, "br-ba9876543210"))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER) | site.docker_elements(boxes.other, "br-ba9876543210"))
     # The outsider forges the container's source address, from the outside and from another bridge.
     for source in (None, boxes.other):
         forged = [tcp(boxes.web.v6, Site.OUT6, 4444, 8080), tcp(boxes.web.v4, Site.OUT4, 4444, 8080)]
@@ -170,30 +170,32 @@ def test_a_forged_source_opens_no_way_back(site: Site, boxes: Boxes) -> None:
 
 def test_an_internal_network_of_dockers_is_shut_without_dockers_rules(site: Site, boxes: Boxes) -> None:
     """No packet, not even ping, enters or leaves it without Docker's rules either; the host and it reach each other."""
-    inner = site.guarded(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
+    inner = site.docker_elements(boxes.web, BR_DOCKER, Rule("tcp", 8080, 8080), internal=True)
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
-    for elements, passes in ((site.guarded(boxes.web, BR_DOCKER), True), (inner, False)):
-        site.load(site.known(ours), more={*elements, *site.guarded(boxes.other, "br-ba9876543210")})
-        comes = [
+    for elements, passes in ((site.docker_elements(boxes.web, BR_DOCKER), True), (inner, False)):
+        site.load(site.known(ours), more={*elements, *site.docker_elements(boxes.other, "br-ba9876543210")})
+        inbound = [
             packet
             for pair in [(Site.OUT4, boxes.web.v4), (Site.OUT6, boxes.web.v6)]
             for packet in (ping(*pair), tcp(*pair, 80, next(_ports)))
         ]
-        assert site.deliver(comes, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
-            set(comes) if passes else set()
+        assert site.deliver(inbound, boxes.web, None, ping(Site.HOST6, boxes.web.v6), witness=site.host) == (
+            set(inbound) if passes else set()
         )
         for target, four, six in (
             (site.wan, Site.OUT4, Site.OUT6),
             (ours, ours.v4, ours.v6),
             (boxes.other, boxes.other.v4, boxes.other.v6),
         ):
-            goes = [
+            outbound = [
                 flow
                 for a, b in ((boxes.web.v4, four), (boxes.web.v6, six))
                 for flow in (ping(a, b), tcp(a, b, 80, next(_ports)))
             ]
             last = ping(Site.HOST6, six)
-            assert site.deliver(goes, target, boxes.web, last, witness=site.host) == (set(goes) if passes else set())
+            assert site.deliver(outbound, target, boxes.web, last, witness=site.host) == (
+                set(outbound) if passes else set()
+            )
     assert boxes.web.probe.ping("2001:db8:100::1") == "open"
     with boxes.web.probe.serve(tcp=[5432]):
         assert site.host.probe.tcp(str(boxes.web.v6), 5432) == "open"
@@ -211,7 +213,9 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 ) -> None:
     """The mark is on packets accepted from outside to a routed network, never on those between two Docker bridges."""
     ours = next((b for b in site.boxes if b.network), None) or site.box(site.network(7), 2)
-    guest = site.guarded(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.guarded(boxes.other, "br-ba9876543210")
+    guest = site.docker_elements(boxes.web, BR_DOCKER, mode4=mode, mode6=mode) | site.docker_elements(
+        boxes.other, "br-ba9876543210"
+    )
     site.load(site.known(ours), more=guest)
     start = {"outside": None, "another": boxes.other, "ours": ours}[source]
     froms = (Site.OUT4, Site.OUT6) if start is None else (start.v4, start.v6)
@@ -225,7 +229,7 @@ def test_dockers_drop_is_overruled_only_where_a_network_is_routed(
 
 
 def published(box: Box, *ports: Published, allow: tuple[Rule, ...] = (), setting: bool = False) -> set[Element]:
-    return Site.guarded(box, BR_DOCKER, *allow, published=ports, defaults=Defaults(published=setting))
+    return Site.docker_elements(box, BR_DOCKER, *allow, published=ports, defaults=Defaults(published=setting))
 
 
 def test_docker_proxys_port_is_as_closed_as_the_containers(site: Site, boxes: Boxes) -> None:
@@ -259,8 +263,8 @@ def test_a_neighbours_published_port_is_no_way_to_anothers(site: Site, boxes: Bo
     mine += [Published("tcp", any4, 15433, 5432), Published("tcp", any6, 15434, 5432)]
     theirs = [Published("tcp", host, 15432, 5432) for host in (Site.HOST4, Site.HOST6)]
     theirs += [Published("tcp", any6, 15433, 5432), Published("tcp", any4, 15434, 5432)]
-    elements = site.guarded(boxes.web, BR_DOCKER, published=tuple(mine))
-    elements |= site.guarded(boxes.other, "br-ba9876543210", published=tuple(theirs))
+    elements = site.docker_elements(boxes.web, BR_DOCKER, published=tuple(mine))
+    elements |= site.docker_elements(boxes.other, "br-ba9876543210", published=tuple(theirs))
     site.load(more=elements if watched else elements - set(WATCHED))
     hosts = (more4, more6, Site.HOST4, Site.HOST6)
     tried = [("tcp", str(host), port) for host in hosts for port in (15432, 15433, 15434)]
@@ -286,8 +290,8 @@ def test_docker_proxys_packets_to_a_neighbour_reach_no_other_network(site: Site,
     mine = (Published("udp", more6, 15353, 53), Published("udp", IPv4Address("0.0.0.0"), 15354, 53))
     theirs = (Published("udp", Site.HOST6, 15353, 53), Published("udp", IPv6Address("::"), 15354, 53))
     site.load(
-        more=site.guarded(boxes.web, BR_DOCKER, published=mine)
-        | site.guarded(boxes.other, "br-ba9876543210", published=theirs)
+        more=site.docker_elements(boxes.web, BR_DOCKER, published=mine)
+        | site.docker_elements(boxes.other, "br-ba9876543210", published=theirs)
     )
     web = boxes.web
     spec = {
@@ -375,8 +379,8 @@ def test_cut_udp_is_not_reopened_by_the_container(site: Site, boxes: Boxes) -> N
 
     The container's next datagram to that peer opens no new flow; its other datagrams do.
     """
-    opened = site.guarded(boxes.web, BR_DOCKER, Rule("udp", 5353, 5353))
-    closed = site.guarded(boxes.web, BR_DOCKER)
+    opened = site.docker_elements(boxes.web, BR_DOCKER, Rule("udp", 5353, 5353))
+    closed = site.docker_elements(boxes.web, BR_DOCKER)
     for out, mine, subnet in (
         (Site.OUT4, boxes.web.v4, IPv4Network("10.100.0.0/24")),
         (Site.OUT6, boxes.web.v6, IPv6Network("2001:db8:100::/64")),
@@ -404,7 +408,7 @@ def test_an_untracked_connection_of_a_container_is_reset(site: Site, boxes: Boxe
 
     So it reconnects at once, and nothing hangs.
     """
-    site.load(more=site.guarded(boxes.web, BR_DOCKER))
+    site.load(more=site.docker_elements(boxes.web, BR_DOCKER))
     segment = tcp(boxes.web.v6, Site.OUT6, 9001, next(_ports), 0x18, 1)
     sniffer = site.sniffer(boxes.web)
     list(sniffer.read())
@@ -501,13 +505,16 @@ def test_added_and_removed_links_are_reported(site: Site) -> None:
             assert bridge == Link(bridge.index, "br-feedfeedfeed", bridge=True)
             assert there["vp0"].master == bridge.index
             site.host.ip("link del vp0", "link del br-feedfeedfeed")
-            told: list[Told] = []
-            until(lambda: bool(told.extend(changes.read())) or Told("went", bridge) in told, "the bridge's end is told")
+            reports: list[Told] = []
+            until(
+                lambda: bool(reports.extend(changes.read())) or Told("went", bridge) in reports,
+                "the bridge's end is told",
+            )
         finally:
             changes.close()
-    assert Told("came", bridge) in told
+    assert Told("came", bridge) in reports
     port = there["vp0"]
-    left = [t for t in told if t.link and t.link.index == port.index]
+    left = [t for t in reports if t.link and t.link.index == port.index]
     assert any(t.link and t.link.master == bridge.index for t in left)
     assert left[-1].what == "went"
 

@@ -27,13 +27,15 @@ HOLDING = {Element("proxy_unidentified", (family,)) for family in AF.values()}
 HOSTS = (str(Site.HOST4), str(Site.HOST6))
 
 
-def everybodys(*ports: int, protos: tuple[str, ...] = ("tcp", "udp")) -> list[tuple[str, str, int]]:
+def on_all_addresses(*ports: int, protos: tuple[str, ...] = ("tcp", "udp")) -> list[tuple[str, str, int]]:
     return [(proto, host, port) for proto in protos for host in HOSTS for port in ports]
 
 
 def seen(site: Site, *ports: int) -> set[tuple[str, str, int]]:
     """Return what an outsider reaches."""
-    return {target for target, verdict in site.wan.probe(everybodys(*ports), timeout=0.3).items() if verdict == "open"}
+    return {
+        target for target, verdict in site.wan.probe(on_all_addresses(*ports), timeout=0.3).items() if verdict == "open"
+    }
 
 
 def test_new_listeners_are_dropped_until_known(site: Site) -> None:
@@ -42,12 +44,12 @@ def test_new_listeners_are_dropped_until_known(site: Site) -> None:
     The host itself and its loopback reach it. Where no process listens the refusal is the host's, as usual.
     """
     site.load(more=HOLDING)
-    assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"refused"}
+    assert set(site.wan.probe(on_all_addresses(7001), timeout=0.3).values()) == {"refused"}
     with site.host.probe.serve(tcp=[7001], udp=[7001]):
-        assert set(site.wan.probe(everybodys(7001), timeout=0.3).values()) == {"silent"}
-        assert set(site.host.probe([*everybodys(7001), ("tcp", "127.0.0.1", 7001)]).values()) == {"open"}
+        assert set(site.wan.probe(on_all_addresses(7001), timeout=0.3).values()) == {"silent"}
+        assert set(site.host.probe([*on_all_addresses(7001), ("tcp", "127.0.0.1", 7001)]).values()) == {"open"}
         site.load()
-        assert seen(site, 7001) == set(everybodys(7001))
+        assert seen(site, 7001) == set(on_all_addresses(7001))
 
 
 def test_untracked_packets_to_new_listeners_are_dropped(site: Site) -> None:

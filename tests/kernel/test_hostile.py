@@ -313,7 +313,9 @@ def test_frames_to_a_bridges_own_addresses_bypass_no_rule(site: Site, kind: str)
     """
     box = site.box(site.network(4), 2) if kind == "ours" else site.docker_box("br-aaaaaaaaaaaa", 9)
     net = 4 if kind == "ours" else 9
-    site.load(*([known(box)] if kind == "ours" else []), more=site.guarded(box, "br-aaaaaaaaaaaa") if net == 9 else ())
+    site.load(
+        *([known(box)] if kind == "ours" else []), more=site.docker_elements(box, "br-aaaaaaaaaaaa") if net == 9 else ()
+    )
     own = box.endpoint.mac or box.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
     for source, host in (("203.0.113.9", f"10.{net}.0.1"), ("2001:db8:77::9", f"2001:db8:{net}::1")):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

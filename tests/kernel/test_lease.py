@@ -19,7 +19,7 @@ from tests.kernel.site import Box, Site
 from tests.kernel.talks import Talks
 from tests.waiting import until
 
-GUARDED = "b" * 64
+DOCKER_NETWORK = "b" * 64
 #: Docker's container; its published port, at docker-proxy's; a container on a docker-fw network.
 DOCKERS = {("10.7.0.2", 8080), ("2001:db8:7::2", 8080), ("198.51.100.1", 18080), ("2001:db8:ffff::1", 18080)}
 OURS = {("10.1.0.2", 8080), ("2001:db8:1::2", 8080)}
@@ -37,22 +37,22 @@ class Brief(Running):
         """Add a container on a Docker bridge, and one on a docker-fw network."""
         network = self.network(1)
         self.well("CreateNetwork", network)
-        ours = self.move(self.begin(network, 2, {"fw.allow": "8080"}))
+        ours = self.move(self.start_container(network, 2, {"fw.allow": "8080"}))
         box = self.site.docker_box("docker0", 7)
-        self.docker.bridge_network(GUARDED, "bridge", "10.7.0.0/24", "2001:db8:7::/64", bridge="docker0")
-        self.docker.container("web", box.endpoint.id, GUARDED, {"fw.allow": "8080"})
-        told = self.docker.containers[box.endpoint.id]
-        told["NetworkSettings"]["Networks"]["net"].update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
+        self.docker.bridge_network(DOCKER_NETWORK, "bridge", "10.7.0.0/24", "2001:db8:7::/64", bridge="docker0")
+        self.docker.container("web", box.endpoint.id, DOCKER_NETWORK, {"fw.allow": "8080"})
+        listed = self.docker.containers[box.endpoint.id]
+        listed["NetworkSettings"]["Networks"]["net"].update(IPAddress=str(box.v4), GlobalIPv6Address=str(box.v6))
         port = {"PrivatePort": 8080, "PublicPort": 18080, "Type": "tcp"}
-        told["Ports"] = [{"IP": ip, **port} for ip in ("0.0.0.0", "::")]
+        listed["Ports"] = [{"IP": ip, **port} for ip in ("0.0.0.0", "::")]
         self.docker.event("network", "create")
         return box, ours
 
     def open(self) -> set[tuple[str, int]]:
         """Return where a new connection from outside is accepted."""
         asked = [("tcp", address, port) for address, port in sorted(DOCKERS | OURS)]
-        told = self.site.wan.probe(asked, timeout=0.3)
-        return {(address, port) for (_, address, port), word in told.items() if word == "open"}
+        verdicts = self.site.wan.probe(asked, timeout=0.3)
+        return {(address, port) for (_, address, port), word in verdicts.items() if word == "open"}
 
     def kill(self) -> None:
         """Kill all of it by SIGKILL."""
@@ -67,8 +67,8 @@ class Brief(Running):
 def lasts(site: Site) -> list[float]:
     """Return the seconds that the lease still lasts, for each family."""
     shown = site.run("nft", "list", "set", "inet", "docker-fw", "lease").stdout
-    told = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
-    return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in told]
+    expiries = re.findall(r"expires (?:(\d+)s)?(?:(\d+)ms)?", shown)
+    return [int(seconds or 0) + int(more or 0) / 1000 for seconds, more in expiries]
 
 
 def test_a_lease_is_renewed_to_its_full_time(site: Site) -> None:

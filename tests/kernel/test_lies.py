@@ -81,7 +81,9 @@ def test_an_oversized_answer_about_one_object_affects_no_other(docker: FakeDocke
     docker.containers[BAD]["ImageID"] = "sha256:large"
     docker.images["sha256:large"] = {}
     docker.networks["f" * 64] = {"Id": "f" * 64, "Name": "docker_gwbridge", "Driver": "bridge"}
-    with lying(docker, path, lambda told: told if "sha256:plain" in str(told) else {**told, "x": "y" * 2 * LARGE}):
+    with lying(
+        docker, path, lambda answer: answer if "sha256:plain" in str(answer) else {**answer, "x": "y" * 2 * LARGE}
+    ):
         look = DockerApi(str(docker.path)).look()
     assert WEB in look.containers
     assert (BAD in look.containers) is (path == "/networks/")
@@ -149,7 +151,7 @@ def fw() -> Iterator[Running]:
         made = Running(site)
         try:
             yield made.start()
-            assert "stumbled" not in (told := made.log.read_text()), told[-6000:]  # each lie was expected
+            assert "stumbled" not in (log := made.log.read_text()), log[-6000:]  # each lie was expected
         finally:
             made.close()
 
@@ -184,7 +186,7 @@ class Bed:
     def opens(self, number: int) -> set[str]:
         return self.fw.opens(f"10.1.0.{number}")
 
-    def comes(self) -> None:
+    def check_newcomer(self) -> None:
         """Check that another container's label is read and opens, at once, not half a minute later."""
         number = next(self.numbers)
         self.box(number)
@@ -213,10 +215,10 @@ def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[
     def reply(request: Any, value: Any, status: int = 200) -> None:
         if path not in request.path:
             truth(request, value, status)
-        elif isinstance(told := lie(value), bytes):
-            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told))
+        elif isinstance(answer := lie(value), bytes):
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
         else:
-            truth(request, told, status)
+            truth(request, answer, status)
 
     docker._reply = reply  # type: ignore[method-assign]
     try:
@@ -227,16 +229,16 @@ def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[
 
 def without(key: str) -> Lie:
     """List one more object, which lacks this key."""
-    return lambda told: [{k: v for k, v in each.items() if k != key} for each in told[:1]] + told
+    return lambda answer: [{k: v for k, v in each.items() if k != key} for each in answer[:1]] + answer
 
 
 LIES: dict[str, tuple[str, Lie]] = {
     "a container without an ID": ("/containers/json", without("Id")),
-    "a container that is none": ("/containers/json", lambda told: [None, 5, "x", [], *told]),
+    "a container that is none": ("/containers/json", lambda answer: [None, 5, "x", [], *answer]),
     "a network without an ID": ("/networks", without("Id")),
-    "a network that is none": ("/networks", lambda told: [None, 5, "x", [], *told]),
-    "a network whose labels are none": ("/networks", lambda told: [{**told[0], "Labels": 5}, *told]),
-    "our network's labels are none": ("/networks", lambda told: [{**each, "Labels": [5]} for each in told]),
+    "a network that is none": ("/networks", lambda answer: [None, 5, "x", [], *answer]),
+    "a network whose labels are none": ("/networks", lambda answer: [{**answer[0], "Labels": 5}, *answer]),
+    "our network's labels are none": ("/networks", lambda answer: [{**each, "Labels": [5]} for each in answer]),
 }
 
 
@@ -244,11 +246,11 @@ LIES: dict[str, tuple[str, Lie]] = {
 def test_wrong_data_in_a_list_affects_no_other_entry(bed: Bed, path: str, lie: Lie) -> None:
     """Whatever else Docker lists, running containers stay open, and new ones are known, as without the wrong data."""
 
-    def one(told: Any) -> Any:
-        return lie(told) if isinstance(told, list) else told
+    def one(answer: Any) -> Any:
+        return lie(answer) if isinstance(answer, list) else answer
 
     with lying(bed.fw.docker, path, one):
-        bed.comes()
+        bed.check_newcomer()
         assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
 
 
@@ -291,7 +293,7 @@ def test_nonsense_among_the_events(bed: Bed, words: bytes) -> None:
             stream.sendall(words)
     if words == WORDS["cut"]:
         bed.fw.docker.end_streams()
-    bed.comes()
+    bed.check_newcomer()
     assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
 
 
@@ -300,7 +302,7 @@ def _line(words: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "beginning",
+    "start",
     [
         b'{"status":"create","id":"%b","from":"x","Type":"container","Action":"create","Actor":{"ID":"%b","Attributes":{"a":"'
         % ((b"9" * 64,) * 2),
@@ -308,14 +310,14 @@ def _line(words: bytes) -> bytes:
     ],
     ids=["labels", "command"],
 )
-def test_an_oversized_event_closes_no_container(bed: Bed, beginning: bytes) -> None:
+def test_an_oversized_event_closes_no_container(bed: Bed, start: bytes) -> None:
     """Giant labels or a giant command: the event is attributed to its container, and the stream continues."""
     until(lambda: bed.fw.status()["listening"], "the plugin listens")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     for _ in range(10):
-        _tell(bed.fw.docker, chunk(_line(beginning)))
+        _send(bed.fw.docker, chunk(_line(start)))
         assert bed.gets(bed.stays)
-    bed.comes()
+    bed.check_newcomer()
     assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
@@ -329,9 +331,9 @@ def test_an_oversized_event_of_unknown_origin_leads_to_a_listing(bed: Bed) -> No
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     listed = sum("/containers/json" in path for path in bed.fw.docker.asked)
     for _ in range(20):
-        _tell(bed.fw.docker, chunk(_line(b'{"Type":"network","Action":"prune","Actor":{"Attributes":{"x":"')))
+        _send(bed.fw.docker, chunk(_line(b'{"Type":"network","Action":"prune","Actor":{"Attributes":{"x":"')))
     until(lambda: sum("/containers/json" in path for path in bed.fw.docker.asked) > listed, "everything is looked at")
-    bed.comes()
+    bed.check_newcomer()
     assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
@@ -343,13 +345,13 @@ def test_an_oversized_container_closes_no_other(bed: Bed) -> None:
     box = bed.box(number)
     labels = {"fw.policy": "open", "x": "y" * LARGE}
     bed.fw.docker.container("large", endpoint["EndpointID"], endpoint["NetworkID"], labels)
-    bed.comes()
+    bed.check_newcomer()
     assert [bed.gets(each) for each in (bed.stays, box)] == [True, False]
     until(lambda: "large" in bed.fw.status()["apart"], "status names it")
     del bed.fw.docker.containers[endpoint["EndpointID"]]
 
 
-def _tell(docker: FakeDocker, words: bytes) -> None:
+def _send(docker: FakeDocker, words: bytes) -> None:
     for stream in list(docker._streams):
         with contextlib.suppress(BrokenPipeError):
             stream.sendall(words)

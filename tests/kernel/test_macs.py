@@ -45,7 +45,7 @@ def test_a_mac_that_is_taken_is_refused(fw: Running) -> None:
     fw.well("CreateNetwork", two)
     first = begin(fw, wanting(fw, one, 2, CHOSEN), "web")
     made = begin(fw, fw.endpoint(one, 3), "db")
-    standing = fw.standing()
+    before = fw.current_state()
     wrong = {
         CHOSEN: "belongs to container web",
         CHOSEN.upper(): "belongs to container web",
@@ -59,10 +59,10 @@ def test_a_mac_that_is_taken_is_refused(fw: Running) -> None:
         error = fw.driver("CreateEndpoint", wanting(fw, one, 9, mac))["Err"]
         assert f"MAC address {mac.lower()} {why}" in error
         assert "--mac-address" in error
-    assert fw.standing() == standing
+    assert fw.current_state() == before
     other = begin(fw, wanting(fw, two, 2, CHOSEN), "elsewhere")
     for endpoint in (first, made, other):
-        fw.end(endpoint)
+        fw.stop_container(endpoint)
     begin(fw, wanting(fw, one, 9, CHOSEN), "next")  # it is free again
 
 

@@ -71,7 +71,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
     for text in (exported, at_boot):
         for name in (*DOCKERS, *OTHERS, *NAMES):
             assert f'"{name}"' not in text
-    told = json.dumps(fw.status())
-    assert json.dumps(NAMES[0])[1:-1] in told
+    status = json.dumps(fw.status())
+    assert json.dumps(NAMES[0])[1:-1] in status
     assert all(line.isprintable() and len(line) < 9000 for line in fw.log.read_text().split("\n"))
     assert site.run("nft", "-s", "list", "chain", "inet", "docker-fw", "forward").stdout == rules

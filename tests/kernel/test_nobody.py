@@ -36,7 +36,7 @@ def fresh(site: Site) -> Boxes:
     """All three are known, one of each kind of network accepts UDP 9; no address was resolved before."""
     site.host.sysctl(FORWARDING)
     made = Boxes(site.box(site.network(1), 2), site.docker_box(DOCKERS, 100), site.box(site.network(2), 2))
-    more = site.guarded(made.docker, DOCKERS, Rule("udp", 9, 9))
+    more = site.docker_elements(made.docker, DOCKERS, Rule("udp", 9, 9))
     site.load(site.known(made.ours, Rule("udp", 9, 9)), site.known(made.other), more=more)
     return made
 
@@ -123,7 +123,7 @@ def test_few_related_packets_to_unused_addresses_pass(site: Site, fresh: Boxes) 
 
 def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
     """While one network is flooded, a container of another that docker-fw does not know yet answers ping."""
-    site.load(site.known(fresh.ours), more=site.guarded(fresh.docker, DOCKERS))
+    site.load(site.known(fresh.ours), more=site.docker_elements(fresh.docker, DOCKERS))
     site.send(ping(Site.OUT6, address) for address in nobodies(fresh.docker, 6))
     pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.other) == set(pings)

@@ -61,7 +61,7 @@ def boxes(site: Site) -> Boxes:
     )
 
 
-GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
+DOCKER_NETWORKS = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
 
 
 def known(
@@ -74,7 +74,7 @@ def known(
 
 
 def guest(number: int, endpoint: Endpoint, *published: Published) -> Endpoint:
-    return dataclasses.replace(endpoint, network_id=GUARDED[number].id, published=published)
+    return dataclasses.replace(endpoint, network_id=DOCKER_NETWORKS[number].id, published=published)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_removed_container_is_closed_before_anything_is_computed(
     if where == "ours":
         writer.put_endpoint(known(boxes.api, "api", labels))
     else:
-        network = dataclasses.replace(GUARDED[1], mode4="routed", mode6="routed")
+        network = dataclasses.replace(DOCKER_NETWORKS[1], mode4="routed", mode6="routed")
         guard.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=guard.now())
     assert reach(site, boxes.web, box) == reach(site, box, None, port=8080) == [True]
     seen: list[bool] = []
@@ -209,16 +209,16 @@ def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconci
     writer.put_endpoint(known(boxes.api, "api"))
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow="5432 from service:api service:job")))
     job = guest(1, known(boxes.job, "job"))
-    guard.replace(GUARDED, [shop], asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, [shop], asked=guard.now())
     assert reach(site, boxes.web, boxes.job, boxes.api) == [False, False]
     assert reach(site, boxes.shop, boxes.job, boxes.api) == [False, True]
-    guard.put(GUARDED[1], [job], listed=True, asked=guard.now())
+    guard.put(DOCKER_NETWORKS[1], [job], listed=True, asked=guard.now())
     assert reach(site, boxes.web, boxes.job, boxes.api) == [True, False]
     assert reach(site, boxes.shop, boxes.job, boxes.api) == [True, True]
     guard.leaves("", "job-id")
     assert reach(site, boxes.web, boxes.job) == reach(site, boxes.shop, boxes.job) == [False]
     guard.returns("", "job-id")
-    guard.put(GUARDED[1], [job], listed=True, asked=guard.now())
+    guard.put(DOCKER_NETWORKS[1], [job], listed=True, asked=guard.now())
     assert reach(site, boxes.web, boxes.job) == [True]
     guard.doubt(TWO)
     assert reach(site, boxes.web, boxes.job) == [False], "nobody knows who has the address now"
@@ -250,7 +250,7 @@ def test_open_but_for_what_is_denied(site: Site, boxes: Boxes, writer: Reconcile
     spec = spec_of(policy="open", deny="25, 6000-6063, 53/udp", allow="22 from service:api")
     writer.put_endpoint(known(boxes.web, "web", spec))
     writer.put_endpoint(known(boxes.api, "api"))
-    guard.replace(GUARDED, [guest(0, known(boxes.shop, "shop", spec))], asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, [guest(0, known(boxes.shop, "shop", spec))], asked=guard.now())
     for box in (boxes.web, boxes.shop):
         for port, expected in (
             (24, True),
@@ -326,7 +326,7 @@ def test_from_applies_where_docker_proxy_listens(
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow=allow)), *ports)
     near, job = guest(0, known(boxes.near, "near")), guest(1, known(boxes.job, "job"))
     writer.put_endpoint(known(boxes.api, "api"))
-    guard.replace(GUARDED, [shop, near, job], asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, [shop, near, job], asked=guard.now())
     assert heard(site, Site.HOST4, IN4, NEXT4, OUT4) == [True, False, False]
     assert heard(site, Site.HOST6, IN6, NEXT6, OUT6) == [True, True, False]
     for host in (Site.HOST4, Site.HOST6):
@@ -350,6 +350,6 @@ def test_two_containers_ports_are_not_mixed_up(
     four, six = Published("tcp", Site.HOST4, 15432, 5432), Published("tcp", Site.HOST6, 15432, 5432)
     shop = guest(0, known(boxes.shop, "shop", spec_of(allow=f"5432 from {IN4} {IN6}")), four)
     job = guest(1, known(boxes.job, "job", spec_of(allow="5432 from 192.0.2.0/24")), six)
-    guard.replace(GUARDED, [shop, job], asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, [shop, job], asked=guard.now())
     assert heard(site, Site.HOST4, IN4, IPv4Address("192.0.2.1")) == [True, False]
     assert heard(site, Site.HOST6, IN6) == [False]

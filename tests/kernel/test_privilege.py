@@ -57,10 +57,10 @@ def test_every_other_right_is_given_up_at_the_start(fw: Running) -> None:
     assert fw.process
     for pid in (fw.process.pid, fw.worker()):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            told = rights_of(thread)
-            assert {told[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {KEPT}
-            assert {told[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
-            assert told["NoNewPrivs"] == "1"
+            rights = rights_of(thread)
+            assert {rights[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {KEPT}
+            assert {rights[kind] for kind in ("CapInh", "CapAmb")} == {"0" * 16}
+            assert rights["NoNewPrivs"] == "1"
 
 
 def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
@@ -73,7 +73,7 @@ def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
     fw.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.publish(endpoint, 81, 8080)
     box = fw.move(endpoint)
     for stem in ("iptables", "ip6tables"):
@@ -106,7 +106,7 @@ def test_without_the_other_two_capabilities_the_loss_is_reported(limited: Limite
         assert number == NET_ADMIN or loss in limited.log.read_text()
     network = limited.network(1)
     limited.well("CreateNetwork", network)
-    endpoint = limited.begin(network, 2)
+    endpoint = limited.start_container(network, 2)
     ports = {"com.docker.network.portmap": [{"Proto": 6, "Port": 80, "HostPort": 81}]}
     assert "ermission denied" in limited.driver("ProgramExternalConnectivity", {**endpoint, "Options": ports})["Err"]
     limited.publish(endpoint, 8081, 80)
@@ -153,6 +153,6 @@ def test_without_dockers_socket_containers_stay_closed_and_the_status_says_why(l
     """Calls are answered as usual; a container that joins accepts ICMP only."""
     network = lacking.network(1)
     lacking.well("CreateNetwork", network)
-    lacking.begin(network, 2, {"fw.allow": "8080"})
+    lacking.start_container(network, 2, {"fw.allow": "8080"})
     assert lacking.opens("10.1.0.2") == set()
     assert not lacking.status()["listening"]

@@ -50,7 +50,7 @@ def boxes(site: Site) -> Boxes:
 def load(site: Site, boxes: Boxes, spec: PolicySpec, db: PolicySpec | None = None) -> None:
     """Load the table: the containers web and guest have this policy, and db that one."""
     known = [Site.known(boxes.web, spec=spec), Site.known(boxes.db, spec=db or PolicySpec())]
-    site.load(*known, more=site.guarded(boxes.guest, BRIDGE, spec=spec))
+    site.load(*known, more=site.docker_elements(boxes.guest, BRIDGE, spec=spec))
 
 
 #: Separate sources: in IPv6, each in a /64 of its own.
@@ -152,7 +152,7 @@ def test_a_new_connection_from_the_same_port_is_counted_at_docker_proxys_too(
     """The same where docker-proxy serves the container's port on the host's."""
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
-    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec_of(rate=rate, allow="5432"), published=(port,)))
+    site.load(more=site.docker_elements(boxes.guest, BRIDGE, spec=spec_of(rate=rate, allow="5432"), published=(port,)))
     site.forget_flows()
     with resetting(site.host, host, 15432):
         assert served(site, host, 15432, 6) == 3
@@ -329,7 +329,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
     any_, host = [(IPv4Address("0.0.0.0"), Site.HOST4), (IPv6Address("::"), Site.HOST6)][version == 6]
     port = Published("tcp", any_, 15432, 5432)
     spec = spec_of(rate="5432 1/hour burst 2", allow="5432")
-    site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
+    site.load(more=site.docker_elements(boxes.guest, BRIDGE, spec=spec, published=(port,)))
     site.forget_flows()
     with site.host.probe.serve(tcp=[15432]):
         found = [site.wan.probe.tcp(str(host), 15432, timeout=0.3) for _ in range(3)]
@@ -482,7 +482,7 @@ def test_docker_proxys_port_has_its_containers_rate(site: Site, boxes: Boxes, ve
     one, two, three = sources(version)
     for allow in ("5432", "5432 from 203.0.113.0/24 2001:db8:5::/48"):
         spec = spec_of(rate="5432 1/hour burst 2", allow=allow)
-        site.load(more=site.guarded(boxes.guest, BRIDGE, spec=spec, published=(port,)))
+        site.load(more=site.docker_elements(boxes.guest, BRIDGE, spec=spec, published=(port,)))
         sent = [new_flow("tcp", source, host, 15432, next(_ports)) for source in (one, one, one, two, two, two, three)]
         list(site.listener.read())
         last = ping(site.wan.V6, Site.HOST6)

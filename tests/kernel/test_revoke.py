@@ -57,7 +57,7 @@ def boxes(site: Site) -> Boxes:
     )
 
 
-GUARDED = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
+DOCKER_NETWORKS = docker_network("dock1", ONE, 101), docker_network("dock2", TWO, 102)
 
 
 def known(box: Box, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
@@ -146,8 +146,8 @@ def test_a_flow_that_is_cut_again_is_quarantined_as_long_again(site: Site, boxes
 
 def left(site: Site) -> int:
     """Return the whole seconds for which the one flow is still quarantined."""
-    told = json.loads(site.host.run(["nft", "-j", "list", "set", "inet", "docker-fw", "quarantine6"]).stdout)
-    ((element,),) = [each["set"]["elem"] for each in told["nftables"] if "set" in each]
+    listing = json.loads(site.host.run(["nft", "-j", "list", "set", "inet", "docker-fw", "quarantine6"]).stdout)
+    ((element,),) = [each["set"]["elem"] for each in listing["nftables"] if "set" in each]
     return int(element["elem"]["expires"])
 
 
@@ -179,8 +179,8 @@ def test_when_egress_becomes_narrower_outbound_flows_are_cut(
     writer.put_endpoint(web)
     there = known(peer, "peer", spec_of(policy="open"), service=service)
     if service == "job":
-        there = dataclasses.replace(there, network_id=GUARDED[1].id)
-        guard.replace(GUARDED, [there], asked=guard.now())
+        there = dataclasses.replace(there, network_id=DOCKER_NETWORKS[1].id)
+        guard.replace(DOCKER_NETWORKS, [there], asked=guard.now())
     else:
         writer.put_endpoint(there)
     with Talks() as talks:
@@ -232,11 +232,11 @@ def guard(writer: TableApplier) -> EndpointTracker:
 
 def shop(boxes: Boxes, spec: PolicySpec) -> Endpoint:
     """Return the shop's container with its port published, as docker-proxy would serve it."""
-    return dataclasses.replace(known(boxes.shop, "shop", spec), network_id=GUARDED[0].id, published=PORTS)
+    return dataclasses.replace(known(boxes.shop, "shop", spec), network_id=DOCKER_NETWORKS[0].id, published=PORTS)
 
 
 def guest(box: Box, number: int, name: str, spec: PolicySpec | None = None, service: str = "") -> Endpoint:
-    return dataclasses.replace(known(box, name, spec, service), network_id=GUARDED[number].id)
+    return dataclasses.replace(known(box, name, spec, service), network_id=DOCKER_NETWORKS[number].id)
 
 
 def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
@@ -250,7 +250,7 @@ def test_docker_proxys_flows_of_a_peer_that_left_are_cut(
     spec = spec_of(allow="5432 from service:api 203.0.113.7 2001:db8:5::/48, 5432/udp from service:api 203.0.113.7")
     api, job = known(boxes.api, "api", service="api"), guest(boxes.job, 1, "job", service="api")
     writer.put_endpoint(api)
-    guard.replace(GUARDED, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
     with Talks() as talks:
         for v, host in ((4, Site.HOST4), (6, Site.HOST6)):
             who = (("leaves", boxes.api), ("stays", boxes.job), ("near", boxes.near), ("host", site.host))
@@ -275,7 +275,7 @@ def test_a_removed_service_loses_only_its_own_flows(
     spec = spec_of(allow="5432 from service:api")
     job, api = guest(boxes.job, 1, "job", service="api"), known(boxes.api, "api", service="api")
     writer.put_endpoint(api)
-    guard.replace(GUARDED, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, [shop(boxes, spec), job, guest(boxes.near, 0, "near")], asked=guard.now())
     with Talks() as talks:
         for name, client in (("leaves", boxes.job), ("stays", boxes.api), ("near", boxes.near), ("host", site.host)):
             talks.open(f"{name} tcp", "tcp", client, boxes.shop, boxes.shop.v6, 5432)
@@ -283,7 +283,7 @@ def test_a_removed_service_loses_only_its_own_flows(
         talks.open("outside", "tcp", site.wan, boxes.shop, boxes.shop.v6, 80)
         everything = set(talks.all)
         assert talks.going("outside") == everything
-        guard.leaves(GUARDED[1].id, "job-id")
+        guard.leaves(DOCKER_NETWORKS[1].id, "job-id")
         assert talks.going("outside") == {name for name in everything if not name.startswith("leaves")}
 
 
@@ -295,7 +295,7 @@ def test_when_a_published_port_closes_permitted_flows_continue(
     Flows of the host itself and of the container's network continue, because the port is not closed for them.
     """
     there = [shop(boxes, spec_of(allow="5432, 5432/udp")), guest(boxes.near, 0, "near"), guest(boxes.job, 1, "job")]
-    guard.replace(GUARDED, there, asked=guard.now())
+    guard.replace(DOCKER_NETWORKS, there, asked=guard.now())
     with Talks() as talks:
         for proto, host in itertools.product(BOTH, (Site.HOST4, Site.HOST6)):
             for name, client in (("near", boxes.near), ("host", site.host), ("outside", site.wan), ("job", boxes.job)):

@@ -184,9 +184,9 @@ def test_every_call_may_come_twice(fw: Running) -> None:
         ("DeleteNetwork", network),
     ):
         first = fw.well(name, body)
-        standing = (fw.links(), fw.elements(), fw.kept())
+        before = (fw.links(), fw.elements(), fw.kept())
         assert fw.well(name, body) == first
-        assert (fw.links(), fw.elements(), fw.kept()) == standing
+        assert (fw.links(), fw.elements(), fw.kept()) == before
 
 
 def test_an_internal_network_has_no_gateway_and_nothing_open(fw: Running) -> None:
@@ -194,7 +194,7 @@ def test_an_internal_network_has_no_gateway_and_nothing_open(fw: Running) -> Non
     network = fw.network(1)
     network["Options"]["com.docker.network.internal"] = True
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     assert endpoint["Joined"].keys() == {"InterfaceName", "DisableGatewayService"}
     assert fw.opens("10.1.0.2") == set()
     publish = {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80, "HostPort": 8081}]}}
@@ -265,8 +265,8 @@ def test_options_of_the_attachment_and_of_the_network_open_too(fw: Running) -> N
     """`driver_opts` of a service's network, and `-o` of a network, set `fw.allow` as well, and all add up."""
     network = fw.network(1, {"fw.allow": "9000"})
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2, {"fw.allow": "8080"}, **{"fw.allow": "8081"})
-    fw.begin(network, 3)
+    fw.start_container(network, 2, {"fw.allow": "8080"}, **{"fw.allow": "8081"})
+    fw.start_container(network, 3)
     assert fw.opens("2001:db8:1::2") == {*BASE, "9000/6", "8080/6", "8081/6"}
     assert fw.opens("2001:db8:1::3") == {*BASE, "9000/6"}
 
@@ -396,7 +396,7 @@ def test_wrong_labels_that_become_known_later_stay_closed(fw: Running) -> None:
     fw.well("CreateNetwork", network)
     fw.docker.mode = "hang up"
     fw.docker.end_streams()
-    fw.begin(network, 2, {"fw.allow": "808O"})
+    fw.start_container(network, 2, {"fw.allow": "808O"})
     fw.docker.mode = "answer"
 
     def shown() -> Any:
@@ -416,9 +416,9 @@ def test_other_hooks_need_no_docker(fw: Running) -> None:
     began = time.monotonic()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2)
+    endpoint = fw.start_container(network, 2)
     fw.well("ProgramExternalConnectivity", {**endpoint, "Options": {PORTMAP: [{"Proto": 6, "Port": 80}]}})
-    fw.end(endpoint)
+    fw.stop_container(endpoint)
     fw.well("DeleteNetwork", network)
     assert took(began) < 3
 
@@ -487,7 +487,7 @@ def test_a_deleted_network_takes_its_endpoints_along(fw: Running) -> None:
     """DeleteNetwork without the expected earlier calls (Docker omits some) leaves nothing behind."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2)
+    endpoint = fw.start_container(network, 2)
     fw.publish(endpoint, 8081, 80)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
@@ -499,7 +499,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(fw: Running) -> None:
     """When the state cannot be written a start is refused with the path, and a stop still closes."""
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     another = fw.network(2)
     fw.well("CreateNetwork", another)  # the state file is rewritten, and its log is not started
     full = [Path(f"{fw.state}.new"), Path(f"{fw.state}.log")]
@@ -516,7 +516,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(fw: Running) -> None:
         for path in full:
             path.unlink()
     fw.well("DeleteNetwork", another)
-    fw.end(endpoint)
+    fw.stop_container(endpoint)
 
 
 # --- any bytes at all ---------------------------------------------------------------------------------------------
@@ -637,7 +637,7 @@ def test_after_all_that_nothing_is_left(fw: Running) -> None:
     fw.nothing_left()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2, {"fw.allow": "8080"})
+    fw.start_container(network, 2, {"fw.allow": "8080"})
     assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
 
 
@@ -725,7 +725,7 @@ def test_many_at_once(fw: Running) -> None:
         network = fw.network(number)
         fw.well("CreateNetwork", network)
         with ThreadPoolExecutor(8) as inner:
-            list(inner.map(lambda n: fw.begin(network, n, {"fw.allow": str(8000 + n)}), range(2, 10)))
+            list(inner.map(lambda n: fw.start_container(network, n, {"fw.allow": str(8000 + n)}), range(2, 10)))
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(life, range(1, 7)))
@@ -746,7 +746,7 @@ def test_many_at_once(fw: Running) -> None:
     def stop(number: int) -> None:
         network = fw.network(number)
         with ThreadPoolExecutor(8) as inner:
-            list(inner.map(lambda n: fw.end(fw.endpoint(network, n)), range(2, 10)))
+            list(inner.map(lambda n: fw.stop_container(fw.endpoint(network, n)), range(2, 10)))
         fw.well("DeleteNetwork", network)
 
     with ThreadPoolExecutor(6) as pool:
@@ -811,7 +811,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
         assert f"10.1.{number >> 8}.{number & 255} . 6 . {number}" in opened
         assert f"2001:db8:1::{number:x} . 6 . {number}" in opened
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(fw.end, endpoints))
+        list(pool.map(fw.stop_container, endpoints))
     assert fw.links() == names_of(network)
 
 
@@ -871,7 +871,7 @@ def test_not_one_packet_before_the_labels_are_known(fw: Running) -> None:
         fw.well("CreateNetwork", network)
         fw.docker.mode = "hang up"
         fw.docker.end_streams()
-        endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+        endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
         box = fw.move(endpoint, "front0")
         sniffer = site.sniffer(box)
         last = ping(Site.OUT6, target6)
@@ -911,14 +911,14 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.publish(endpoint, 8081, 80)
     fw.move(endpoint)
-    standing = fw.standing()
+    before = fw.current_state()
     for _ in range(2):
         fw.kill_worker()
-        until(lambda: fw.standing() == standing, "everything is as before")
-    fw.end(endpoint)
+        until(lambda: fw.current_state() == before, "everything is as before")
+    fw.stop_container(endpoint)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
 
@@ -932,7 +932,7 @@ def test_killed_at_any_time(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    kept = fw.begin(network, 200, {"fw.allow": "9999"})
+    kept = fw.start_container(network, 200, {"fw.allow": "9999"})
     fw.move(kept)
     stop = threading.Event()
     gone: list[str] = []
@@ -986,7 +986,7 @@ def test_killed_at_any_time(own: Running) -> None:
     assert [e["id"] for e in shown["endpoints"]] == [kept["EndpointID"]]
     left = names_of(network, kept) - {container_side(kept["EndpointID"])}
     until(lambda: fw.links() == left, "no link is left over")
-    fw.end(kept)
+    fw.stop_container(kept)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
 
@@ -996,15 +996,15 @@ def test_a_restart_finds_everything(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.move(endpoint)
-    standing = (fw.links(), fw.elements(), fw.status()["networks"])
+    before = (fw.links(), fw.elements(), fw.status()["networks"])
     fw.stop()
-    assert (fw.links(), fw.elements()) == standing[:2]
+    assert (fw.links(), fw.elements()) == before[:2]
     fw.docker.mode = "hang"  # Docker itself is just starting
     fw.start()
-    assert (fw.links(), fw.elements(), fw.status()["networks"]) == standing
-    fw.end(endpoint)
+    assert (fw.links(), fw.elements(), fw.status()["networks"]) == before
+    fw.stop_container(endpoint)
     fw.well("DeleteNetwork", network)
     fw.nothing_left()
 
@@ -1014,7 +1014,7 @@ def test_containers_removed_meanwhile_are_closed(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.stop()
     fw.site.host.ip(f"link del {host_side(endpoint['EndpointID'])}")
     fw.start()
@@ -1030,7 +1030,7 @@ def test_a_pair_that_dockerd_took_back_is_removed(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.stop()
     fw.start()
     assert fw.opens("10.1.0.2") == set()
@@ -1044,7 +1044,7 @@ def test_a_reboot(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     fw.stop()
     fw.site.host.ip(f"link del {host_side(endpoint['EndpointID'])}", f"link del {bridge_name(network['NetworkID'])}")
     fw.site.run("nft", "flush ruleset")
@@ -1056,9 +1056,9 @@ def test_a_reboot(own: Running) -> None:
     assert fw.opens("10.1.0.2") == set()
     # Docker starts the container again, with a new endpoint.
     fw.docker.mode = "answer"
-    again = fw.begin(network, 3, {"fw.allow": "8080"})
+    again = fw.start_container(network, 3, {"fw.allow": "8080"})
     until(lambda: fw.opens("10.1.0.3") == {*BASE, "8080/6"}, "it is known", 15)
-    fw.end(again)
+    fw.stop_container(again)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"version": 1, "networks": []}'])
@@ -1067,7 +1067,7 @@ def test_a_corrupt_state_file_stops_nothing(own: Running, content: bytes) -> Non
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    endpoint = fw.begin(network, 2, {"fw.allow": "8080"})
+    endpoint = fw.start_container(network, 2, {"fw.allow": "8080"})
     box = fw.move(endpoint)
     fw.stop()
     fw.state.write_bytes(content)
@@ -1117,7 +1117,7 @@ def test_a_setting_opens_on_every_container(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2)
+    fw.start_container(network, 2)
     assert fw.opens("10.1.0.2") == {*BASE, "9100/6"}
 
 
@@ -1129,16 +1129,16 @@ def test_a_flush_by_another_tool_is_repaired(own: Running, command: str) -> None
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2, {"fw.allow": "8080"})
+    fw.start_container(network, 2, {"fw.allow": "8080"})
     # Chains alone: listed sets have the same elements, but not always in the same order.
     rules = fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound").stdout
     fw.site.run("nft", command)
     began = time.monotonic()
 
-    def mended() -> bool:
+    def repaired() -> bool:
         return fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound", check=False).stdout == rules
 
-    until(mended, "the rules stand again")
+    until(repaired, "the rules stand again")
     assert took(began) < 2
     assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
 
@@ -1157,7 +1157,7 @@ def test_connections_through_a_flushed_table_are_cut(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    box = fw.move(fw.begin(network, 2))
+    box = fw.move(fw.start_container(network, 2))
     tracked(fw)
     worker = fw.worker()
     with box.probe.serve(tcp=[8080]), inside(fw.site.wan.path), socket.socket(socket.AF_INET6) as sock:
@@ -1183,8 +1183,8 @@ def test_connections_through_a_flushed_table_are_cut(own: Running) -> None:
         until(silent, "the connection is cut")
 
 
-@pytest.mark.parametrize("mended", ["by the watch", "by a start"])
-def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, mended: str) -> None:
+@pytest.mark.parametrize("repaired", ["by the watch", "by a start"])
+def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, repaired: str) -> None:
     """After a flush, a connection to a closed port stays cut though its server continues to send.
 
     A connection that the container itself opened continues in both directions.
@@ -1192,7 +1192,7 @@ def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, mende
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    box = fw.move(fw.begin(network, 2))
+    box = fw.move(fw.start_container(network, 2))
     tracked(fw)
     with contextlib.ExitStack() as stack:
 
@@ -1211,7 +1211,7 @@ def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, mende
         calls.connect((str(Site.OUT6), 9000))
         called = stack.enter_context(outer.accept()[0])
         worker = fw.worker()
-        if mended == "by a start":
+        if repaired == "by a start":
             fw.stop()
         else:
             os.kill(worker, signal.SIGSTOP)
@@ -1221,7 +1221,7 @@ def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, mende
             intruder.connect(("2001:db8:1::2", 8080))
             served = stack.enter_context(inner.accept()[0])
         finally:
-            if mended == "by a start":
+            if repaired == "by a start":
                 fw.start()
             else:
                 os.kill(worker, signal.SIGCONT)
@@ -1251,7 +1251,7 @@ def test_a_change_after_a_flush_heals_at_once(own: Running) -> None:
     fw = own.start()
     network = fw.network(1)
     fw.well("CreateNetwork", network)
-    fw.begin(network, 2)
+    fw.start_container(network, 2)
     endpoint = fw.endpoint(network, 3)
     fw.docker.container("next", endpoint["EndpointID"], network["NetworkID"])
     fw.well("CreateEndpoint", endpoint)

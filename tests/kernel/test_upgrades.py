@@ -80,7 +80,7 @@ def test_an_older_version_is_taken_over(own: Running, name: str) -> None:
         frame(shut.path, mac, "02:42:0a:01:00:02", packet)
     assert forged not in arrived([sniffer], true)[0]
     for number in (2, 3):
-        own.end(own.endpoint(own.network(1), number))
+        own.stop_container(own.endpoint(own.network(1), number))
     own.clean()
     assert own.links() == {older.BRIDGE, "d100"}
     assert not any(own.opens(address) for address in (*WEB, *SHUT))

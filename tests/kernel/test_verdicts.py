@@ -588,7 +588,7 @@ def test_the_mark_is_exact(
 
     The mark lets a packet pass Docker's own firewall, so no packet to a Docker bridge has it.
     """
-    guest = site.guarded(docker, "br-0123456789ab")
+    guest = site.docker_elements(docker, "br-0123456789ab")
     site.load(
         site.known(boxes.web), site.known(boxes.other), more=[Element("unmanaged", (site.index("virbr0"),)), *guest]
     )
@@ -616,7 +616,7 @@ def test_the_mark_is_exact(
 
 def test_answers_of_dockers_containers_to_ours_are_marked(site: Site, boxes: Boxes, docker: Box) -> None:
     """Accepted packets to docker-fw bridges have the mark, replies too: Docker's DROP does not stop them."""
-    site.load(site.known(boxes.web), more=site.guarded(docker, "br-0123456789ab"))
+    site.load(site.known(boxes.web), more=site.docker_elements(docker, "br-0123456789ab"))
     web = boxes.web
     with docker.probe.serve(tcp=[80]), Marks(site, web.v4, web.v6) as marks:
         assert web.probe.tcp(str(docker.v6), 80) == "open"
@@ -640,7 +640,7 @@ def test_paths_that_were_never_forwarded_stay_closed(
     sent = [new_flow("tcp", *pair, 80, next(_ports))]
     site.load(*known)
     assert site.deliver(sent, lan) == set(sent), "the way is there"
-    site.load(*known, more=[Element("no_transit", (number,)), *site.guarded(docker, "br-0123456789ab")])
+    site.load(*known, more=[Element("no_transit", (number,)), *site.docker_elements(docker, "br-0123456789ab")])
     sent = [new_flow(proto, *pair, 80, next(_ports)) for proto in PROTOS] + [ping(*pair)]
     # The family that was forwarded before continues: its packet is the last.
     last = ping(*[(Site.OUT4, lan.v4), (Site.OUT6, lan.v6)][not index])

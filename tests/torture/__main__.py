@@ -64,7 +64,7 @@ def run(fw: Fw, seed: int, minutes: float) -> tuple[list[Row], list[Usage]]:
     draw, end = random.Random(seed), time.monotonic() + minutes * 60
     rows: list[Row] = []
     used: list[Usage] = []
-    with Bed(fw).standing() as bed:
+    with Bed(fw).created() as bed:
         print(HEADER, flush=True)
         while time.monotonic() < end:
             for blow in draw.sample(BLOWS, len(BLOWS)):
