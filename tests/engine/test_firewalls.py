@@ -110,7 +110,7 @@ class Site:
         The rule for its mark must be active, too.
         """
         for tool in ("iptables", *(["ip6tables"] if self.docker_does_v6 else [])):
-            until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} stands")
+            until(lambda tool=tool: "docker-fw" in self.rules(tool, "DOCKER-USER"), f"the rule of {tool} is active")
             until(lambda tool=tool: "-j DOCKER-USER" in self.rules(tool, "FORWARD"), f"FORWARD of {tool} leads to it")
         return self.fw.host.run(["nft", "-a", "list", "table", "inet", "docker-fw"]).stdout.partition("\n")[0]
 

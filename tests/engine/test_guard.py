@@ -42,7 +42,9 @@ def test_addresses_of_their_own_are_closed_but_for_the_policy(each: Fw) -> None:
             tried = [("tcp", a, p) for a in (v4, v6) for p in (22, 80, 443, 8080, *CLOSED)]
             tried += [("udp", a, 53) for a in (v4, v6)]
             right = set() if each.engine.version == "28.5.2" else {("tcp", v6, p) for p in (22, 80, 443, 8080)}
-            until(lambda: {t for t in seen(each, *tried) if t[1] == v6} == right, "what answers is what should", 5)
+            until(
+                lambda: {t for t in seen(each, *tried) if t[1] == v6} == right, "exactly the permitted ports answer", 5
+            )
             assert not {t for t in seen(each, *tried) if t[2] in CLOSED or t[0] == "udp"}
 
 
@@ -59,7 +61,7 @@ def test_a_routed_networks_own_addresses_answer_on_the_policy(fw: Fw, mode: str)
             addresses = fw.addresses(app, net)
             right = {("tcp", a, p) for a in addresses for p in (22, 80, 443, 8080)}
             tried = [*right, *(("tcp", a, p) for a in addresses for p in CLOSED), *(("udp", a, 53) for a in addresses)]
-            until(lambda: seen(fw, *tried) == right, "what answers is what should", 5)
+            until(lambda: seen(fw, *tried) == right, "exactly the permitted ports answer", 5)
             assert {v for t, v in fw.wan.probe(tried).items() if t not in right} == {"silent"}
 
 
@@ -164,7 +166,7 @@ def test_a_container_on_an_internal_network_too_is_published(fw: Fw) -> None:
         with fw.engine.serve(app, tcp=[80, 5432]):
             right = {("tcp", host, ports["80"]) for host in hosts(fw)}
             tried = {("tcp", host, port) for host in hosts(fw) for port in ports.values()}
-            until(lambda: seen(fw, *tried) == right, "what answers is what should", 5)
+            until(lambda: seen(fw, *tried) == right, "exactly the permitted ports answer", 5)
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_labels_without_effect_are_reported(deep: Fw) -> None:
 
 
 def test_a_dry_run_says_what_installing_would_close(engines: object) -> None:
-    """Before installation: which published ports close and which label keeps them, which containers stay unchanged.
+    """Before installation it lists which published ports close, which label keeps them open, and unaffected containers.
 
     It also lists the connections that would be cut, and changes nothing.
     """

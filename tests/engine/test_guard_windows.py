@@ -75,7 +75,7 @@ def test_no_start_of_a_container_opens_a_closed_port(each: Fw) -> None:
 
 
 def test_nor_where_docker_proxy_is_not_known_by_its_control_group(each: Fw) -> None:
-    """As with control groups of version 1, or a dockerd that was started by hand."""
+    """The same where docker-proxy is not identified: control groups of version 1, or a dockerd started by hand."""
     with setting(each, "FW_DOCKERD_CGROUP=no.such"):
         assert not each.status()["proxy_known"]
         never_at_a_start(each)

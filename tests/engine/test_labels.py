@@ -66,12 +66,12 @@ def test_sources_and_ports_that_labels_open_and_close(deep: Fw) -> None:
             tried += tcp(addresses, 22, 80, 443, 5432, 8080)
             right |= set(tcp(addresses, *ports))
         udp = [("udp", a, 53) for a in deep.addresses(mine, net)]
-        nobody = [("udp", a, 53) for a in deep.addresses(theirs, net)]
+        never = [("udp", a, 53) for a in deep.addresses(theirs, net)]
         servers = [
             deep.engine.serve(app, tcp=[22, 80, 443, 5432, 8080], udp=[53]) for app in (mine, theirs, closed, opened)
         ]
         try:
-            assert seen(deep, *tried, *udp, *nobody) == {*right, *udp}
+            assert seen(deep, *tried, *udp, *never) == {*right, *udp}
             assert deep.wan.probe.ping(deep.addresses(closed, net)[1]) == "open"
         finally:
             for server in servers:
@@ -216,7 +216,7 @@ def test_flows_that_a_container_may_initiate(deep: Fw, driver: str | None) -> No
                 found = deep.engine.netns(container).probe(tried)
                 return {target for target, verdict in found.items() if verdict == "open"}  # type: ignore[misc]
 
-            until(lambda: reaches(free) == set(tried), "who says nothing reaches all", 6)
+            until(lambda: reaches(free) == set(tried), "a container without the label reaches everything", 6)
             assert reaches(none) == set()
             assert reaches(some) == right & set(tried)
             for container in (none, some):
@@ -399,4 +399,4 @@ def test_a_running_containers_port_is_opened_and_closed_again(deep: Fw, driver: 
                 deep.fwctl("unban", Wan.V4)
             assert seen(deep, *tcp(hosts, port, other)) == set(tcp(hosts, other))
         with pytest.raises(subprocess.CalledProcessError):
-            deep.fwctl("allow", "nobody-of-that-name", "80")
+            deep.fwctl("allow", "no-such-container", "80")

@@ -277,7 +277,7 @@ def test_never_over_a_boot(each: Sidecar) -> None:
     with dockers(each) as net, boots(each), app_on(each, net) as (_, v4, v6):
         served(each)
         written = ["cat", f"/{boot_unit.FILE}"]
-        until(lambda: " . tcp . 19090" in each.host.run(written).stdout, "the sidecar has written it")
+        until(lambda: " . tcp . 19090" in each.host.run(written).stdout, "the file is written")
         proxied: Targets = [("tcp", host, 19090) for host in (each.host.v4, each.host.v6)]
         with each.wan.probe.hammer(*proxied, *closed(each, v4, v6), every=0.004) as hammer:
             reboot(each)

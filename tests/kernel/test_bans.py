@@ -259,7 +259,7 @@ def test_bans_survive_a_flush_a_repair_and_a_restart(
         reconciler.edit_state(lambda state: dataclasses.replace(state, bans=both))
         assert passing() == [False, False]
         site.run("nft", "flush", "ruleset")
-        assert passing() == [True, True], "somebody flushed it all"
+        assert passing() == [True, True], "the table is flushed"
         assert reconciler.repair()
         assert passing() == [False, False]
         again = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())

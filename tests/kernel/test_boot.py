@@ -20,7 +20,7 @@ def test_every_bridge_is_closed_before_the_socket_can_be_dialled(own: Running) -
     box = own.site.docker_box(BR_DOCKER, 100)
     assert arriving(own.site, box)
     own.spawn()
-    until(lambda: dialled(own), "somebody listens", 15)
+    until(lambda: dialled(own), "a process listens", 15)
     assert arriving(own.site, box) == set()
     until(own.answers, "the plugin answers", 15)
     assert arriving(own.site, box) == set()

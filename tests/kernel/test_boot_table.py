@@ -11,7 +11,7 @@ import pytest
 
 from plugin.fwctl.host import boot_table, boot_unit
 from plugin.nftables.sets import CLOSED, TABLE
-from tests.kernel.foreign_table import THEIRS, listed
+from tests.kernel.host_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running
 from tests.kernel.site import BR_DOCKER, MARK, Box, Site, arriving
 from tests.lab import Wan
@@ -44,7 +44,7 @@ class Host:
         return (self.root / boot_unit.FILE).read_text()
 
     def guest(self, labels: dict[str, str]) -> Box:
-        """A container on a Docker network, which publishes its ports 9090 and 8080; docker-proxy serves them."""
+        """Add a container on a Docker network that publishes its ports 9090 and 8080, served by docker-proxy."""
         fw = self.fw
         fw.docker.bridge_network(DOCKERS, "app", "10.100.0.0/24", "2001:db8:100::/64")
         fw.docker.container("guest", GUEST, DOCKERS, labels)

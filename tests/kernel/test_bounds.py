@@ -53,7 +53,7 @@ def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:
         def refused(endpoint: Body = endpoint, error: list[str] = error) -> bool:
             began, reply = time.monotonic(), fw.driver("Join", endpoint)
             assert took(began) < 5
-            if "Err" not in reply:  # Docker was too slow to tell of labels: closed, and tried again here
+            if "Err" not in reply:  # Docker was too slow to report labels: closed, and tried again here
                 fw.well("Leave", endpoint)
                 return False
             error.append(reply["Err"])
@@ -64,7 +64,7 @@ def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:
         assert len(error[0]) <= 8001
         assert fw.opens(f"10.1.0.{number}") == set()
     fw.docker.asked.clear()
-    fw.docker.event("network", "create")  # a look at everybody, meanwhile
+    fw.docker.event("network", "create")  # a full listing, meanwhile
     until(lambda: any("containers/json?" in path and "all=1" in path for path in fw.docker.asked), "Docker is asked")
     began = time.monotonic()
     endpoint = fw.start_container(network, 200, {"fw.allow": "8080"})

@@ -76,7 +76,7 @@ def gets(fw: Running, box: Box, port: int) -> bool:
 
 
 def test_a_full_disk(fw: Small) -> None:
-    """Whatever would open something is refused with the reason, and opens nothing.
+    """On a full disk each change that would open something is refused with the reason, and opens nothing.
 
     That is: networks, containers, labels that become known, published ports, `fwctl allow`. Stops, removals and `fwctl
     deny` are carried out. `fwctl status` says why. A killed plugin starts in the same state. With space again, all
@@ -101,7 +101,7 @@ def test_a_full_disk(fw: Small) -> None:
     assert FULL in ask(fw, "allow", container="c2", rules=["9090"])["Err"]
     fw.docker.container("late", late["EndpointID"], network["NetworkID"], {"fw.allow": "8080"})
     fw.docker.event("network", "create")
-    until(lambda: "late (endpoint 000100000004) stays as it was" in fw.log.read_text(), "the refusal is told")
+    until(lambda: "late (endpoint 000100000004) stays as it was" in fw.log.read_text(), "the refusal is logged")
     for name in ("Leave", "DeleteEndpoint"):
         fw.well(name, stops)
     fw.kill_worker()

@@ -225,7 +225,7 @@ def test_a_list_is_all_that_leaves(site: Site, boxes: Boxes) -> None:
     Its rules apply to the host too, if they are for all.
     """
     load(site, boxes, "443, 53/udp", f"8080 to {Site.OUT4} {Site.OUT6}", "22 to host", "gre")
-    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "others are not concerned"
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "other containers are not affected"
     assert left(site, boxes.web, boxes.other) == {"443/tcp", "53/udp", "gre"}
     assert host_hears(site, boxes.web, HOST) == {"443/tcp", "53/udp", "22/tcp"}
     assert host_hears(site, boxes.web, boxes.gateways) == {"443/tcp", "53/udp", "22/tcp"}
@@ -247,7 +247,7 @@ def test_an_unknown_address_beside_a_restricted_container_initiates_nothing(site
     assert host_hears(site, boxes.twin, HOST) == set()
     load(site, boxes, "none", twin=True)
     assert left(site, boxes.twin, None) == EVERYTHING | PORTLESS
-    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not confined"
+    assert left(site, boxes.other, None) == EVERYTHING | PORTLESS, "another network is not restricted"
     # Neither is an address that it assigns itself.
     boxes.web.ip("addr add 10.222.0.9/32 dev eth0", "addr add 2001:db8:222::9/128 dev eth0 nodad")
     own = [
@@ -276,7 +276,7 @@ def test_answers_leave(site: Site, boxes: Boxes) -> None:
             assert set(site.host.probe(near).values()) == {"open"}
             assert boxes.twin.probe.udp(str(address), 8080) == "open"
             for far in (site.host, site.wan):
-                assert far.probe.udp(str(address), 9) == "refused", "nobody listens there, and it says so"
+                assert far.probe.udp(str(address), 9) == "refused", "no process listens there, and the host reports it"
 
 
 def test_neighbours_are_found(site: Site, boxes: Boxes) -> None:
@@ -358,5 +358,5 @@ def test_refused_outbound_packets_are_counted_by_container(site: Site, boxes: Bo
     load(site, boxes, "none")
     with site.inside():
         dropped = site.nft.dropped()
-    assert dropped[web.v4] == (0, 0), "since the table was put there"
+    assert dropped[web.v4] == (0, 0), "counted since the table was loaded"
     assert twin.v4 not in dropped

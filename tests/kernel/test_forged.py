@@ -102,15 +102,15 @@ def test_a_flow_opens_only_where_its_source_belongs(site: Site, friendly: Boxes,
         "host port": (Site.HOST4, Site.HOST6), "outside": (Site.OUT4, Site.OUT6),
     }  # fmt: skip
     there, port = ends[target], 15353 if target == "host port" else 53
-    lies = [new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(who) for proto in ("udp", "sctp")]
-    lies += [ping(a, to(there, a)) for a in forged(who)]
+    packets = [new_flow(proto, a, to(there, a), port, next(_ports)) for a in forged(who) for proto in ("udp", "sctp")]
+    packets += [ping(a, to(there, a)) for a in forged(who)]
     last = ping(who.v6, there[1])
     ears = {"ours": friendly.ours, "docker": friendly.docker, "outside": site.wan}
     ear = site.listener if target == "host port" else site.sniffer(ears[target])
     list(ear.read())
-    site.send([*lies, last], who)
+    site.send([*packets, last], who)
     (seen,) = arrived([ear], last)
-    assert seen & set(lies) == set()
+    assert seen & set(packets) == set()
     # The same from where the sources belong.
     true = [udp(Site.OUT4, to(there, Site.OUT4), port, next(_ports)), udp(Site.OUT6, there[1], port, next(_ports))]
     if target != "outside":
@@ -123,22 +123,22 @@ def test_a_flow_opens_only_where_its_source_belongs(site: Site, friendly: Boxes,
 def test_untracked_forged_packets_are_dropped(site: Site, friendly: Boxes) -> None:
     """On a host that does not track some flows (notrack), a forged packet of them is dropped as well."""
     rules = "chain c { type filter hook prerouting priority raw\n udp dport 53 notrack\n }"
-    site.run("nft", "-f", "-", input=f"table inet blind {{\n{rules}\n}}\n")
+    site.run("nft", "-f", "-", input=f"table inet untracked {{\n{rules}\n}}\n")
     try:
         ours, who = (friendly.ours.v4, friendly.ours.v6), friendly.docker_too
-        lies = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(who)]
-        assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+        packets = [udp(a, to(ours, a), 53, next(_ports)) for a in forged(who)]
+        assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
         true = [udp(Site.OUT4, friendly.ours.v4, 53, next(_ports)), udp(Site.OUT6, friendly.ours.v6, 53, next(_ports))]
         assert site.deliver(true, friendly.ours) == set(true)
     finally:
-        site.run("nft", "delete", "table", "inet", "blind")
+        site.run("nft", "delete", "table", "inet", "untracked")
 
 
 def test_a_forged_packet_of_no_flow_is_dropped(site: Site, friendly: Boxes) -> None:
     """A segment that connection tracking calls invalid leaves a network only with a source that belongs there."""
     who = friendly.docker_too
-    lies = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
-    assert site.deliver(lies, site.wan, who, ping(who.v6, Site.OUT6)) == set()
+    packets = [tcp(a, to((Site.OUT4, Site.OUT6), a), 80, next(_ports), 0x06) for a in forged(who)]
+    assert site.deliver(packets, site.wan, who, ping(who.v6, Site.OUT6)) == set()
 
 
 @pytest.mark.parametrize("where", ["ours_too", "docker_too"])
@@ -238,8 +238,8 @@ def test_behind_an_unmanaged_bridge_any_source_is_accepted(site: Site, friendly:
     ours = (friendly.ours.v4, friendly.ours.v6)
     packets = [udp(a, to(ours, a), 53, next(_ports)) for a in ("192.0.2.9", "2001:db8:77::9")]
     assert site.deliver(packets, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set(packets)
-    lies = [udp(a, to(ours, a), 53, next(_ports)) for a in ("10.2.0.2", "2001:db8:2::2")]
-    assert site.deliver(lies, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set()
+    packets = [udp(a, to(ours, a), 53, next(_ports)) for a in ("10.2.0.2", "2001:db8:2::2")]
+    assert site.deliver(packets, friendly.ours, friend, ping(friend.v6, friendly.ours.v6)) == set()
 
 
 def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
@@ -247,8 +247,8 @@ def test_protocols_without_ports_as_well(site: Site, friendly: Boxes) -> None:
     protos = ("gre", "esp", "ah")
     site.load(site.known(friendly.ours, *(Rule(proto, 0, 0, FRIENDS) for proto in protos)))
     who, ours = friendly.docker_too, (friendly.ours.v4, friendly.ours.v6)
-    lies: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
-    assert site.deliver(lies, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
+    packets: list[Packet] = [portless(proto, a, to(ours, a)) for a in forged(who) for proto in protos]
+    assert site.deliver(packets, friendly.ours, who, ping(who.v6, friendly.ours.v6)) == set()
 
 
 def test_the_hosts_own_address_as_a_source_gains_nothing(site: Site, friendly: Boxes) -> None:
@@ -262,9 +262,9 @@ def test_the_hosts_own_address_as_a_source_gains_nothing(site: Site, friendly: B
         (friendly.docker.v6, 53, site.sniffer(friendly.docker)),
         (Site.HOST6, 15353, site.listener),
     ):
-        lies = [udp(a, to_, port, next(_ports)) for a in own]
+        packets = [udp(a, to_, port, next(_ports)) for a in own]
         list(ear.read())
         last = ping(Site.OUT6, to_)
-        site.send([*lies, last])
+        site.send([*packets, last])
         (seen,) = arrived([ear], last)
-        assert seen & set(lies) == set()
+        assert seen & set(packets) == set()

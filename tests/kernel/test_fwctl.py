@@ -172,7 +172,7 @@ def test_overrides_end_with_the_container(fw: Fw) -> None:
     fw.fwctl("allow", "c2", "9000")
     fw.stop_container(endpoint)
     del fw.docker.containers[endpoint["EndpointID"]]
-    fw.docker.event("network", "create")  # look at everything
+    fw.docker.event("network", "create")  # list everything
     until(lambda: fw.kept()["overrides"] == [], "it is forgotten", 10)
     fw.web(net, 3)  # which gets the ID that the other one had, as the fake Docker numbers them
     assert fw.seen(80, 9000, address="10.1.0.3") == {80}
@@ -201,7 +201,7 @@ def test_a_banned_address_reaches_nothing(fw: Fw) -> None:
         until(lambda: not talk.goes_on(), "it is cut")
     fw.fwctl("ban", OUT6, "--for", "1h")
     assert reached() == [False] * 6
-    assert box.probe.tcp(OUT4, 80, timeout=0.4) == "silent"  # nor does anybody reach it
+    assert box.probe.tcp(OUT4, 80, timeout=0.4) == "silent"  # nor can any container reach it
     assert "permanent" in fw.fwctl("bans")
     fw.kill_worker()
     assert reached() == [False] * 6
@@ -455,7 +455,7 @@ def _nft(*arguments: str, text: str = "") -> str:
     return done.stdout
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- the socket -------------------------------------------------------------------------------------------------------
 
 
 def test_status_watch_sees_a_change(fw: Fw) -> None:

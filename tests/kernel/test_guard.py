@@ -419,7 +419,7 @@ def test_an_untracked_connection_of_a_container_is_reset(site: Site, boxes: Boxe
         seen.update(sniffer.read())
         return any(p.proto == 6 and p.src == segment.dst and p.data[13] & 0x04 for p in seen)
 
-    until(reset, "the container is told")
+    until(reset, "the connection is reset")
 
 
 def test_a_virtual_machines_connection_survives_the_wait(site: Site, boxes: Boxes) -> None:
@@ -508,7 +508,7 @@ def test_added_and_removed_links_are_reported(site: Site) -> None:
             reports: list[Told] = []
             until(
                 lambda: bool(reports.extend(changes.read())) or Told("went", bridge) in reports,
-                "the bridge's end is told",
+                "the bridge's removal is reported",
             )
         finally:
             changes.close()
@@ -531,7 +531,7 @@ def test_a_bridge_that_docker_may_have_taken_is_closed_at_once(fw: Running) -> N
     until(lambda: "vm0" in fw.status()["foreign"], "the bridge is left alone", 15)
     fw.docker.mode = "hang"
     fw.docker.event("network", "create")
-    until(lambda: fw.status()["foreign"] == [], "it is not")
+    until(lambda: fw.status()["foreign"] == [], "it is not exempt any more")
     until(lambda: re.search("closed until Docker's API answers: .*vm0", fw.log.read_text()), "the log says so", 15)
     fw.docker.mode = "answer"
     until(lambda: "vm0" in fw.status()["foreign"], "it is left alone again", 15)

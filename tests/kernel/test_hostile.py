@@ -269,12 +269,12 @@ def test_the_hosts_neighbour_entries_stay_true(site: Site, bound: list[Box]) -> 
     for address, true in addresses.items():
         site.host.ip(f"neigh replace {address} lladdr {true} dev {bridge} nud stale")
     try:
-        lies = {
+        claims = {
             "ARP": arp(2, own, NEXT4, target=GATE4), "ARP, asked": arp(1, own, NEXT4, target=GATE4),
             "ND": discovery(neighbour(136, lladdr(hostile), NEXT6, own)),
             "ND, asked": discovery(neighbour(135, NEXT6, GATE6, own)),
         }  # fmt: skip
-        heard(bound[0], hostile, lies)
+        heard(bound[0], hostile, claims)
         known = site.run("ip", "neigh", "show", "dev", bridge).stdout.splitlines()
         assert {line.split()[0]: line.split()[2] for line in known if line.split()[0] in addresses} == addresses
     finally:

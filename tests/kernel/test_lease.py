@@ -119,12 +119,12 @@ def test_killed_or_stopped_docker_fw_leaves_no_docker_network_open(fw: Brief) ->
         until(lambda: time.monotonic() > began + 1.5 and fw.open() == DOCKERS | OURS, "it has been renewed", 10)
         os.kill(fw.worker(), signal.SIGSTOP)
         try:
-            until(lambda: fw.open() == OURS, "what nobody watches is closed", 10)
+            until(lambda: fw.open() == OURS, "Docker networks are closed", 10)
             assert talks.going("in") == {"in"}
         finally:
             os.kill(fw.worker(), signal.SIGCONT)
-        until(lambda: fw.open() == DOCKERS | OURS, "it goes on, and all is open", 10)
+        until(lambda: fw.open() == DOCKERS | OURS, "it runs again, and all is open", 10)
         assert fw.status()["watched"]
         fw.kill()
-        until(lambda: fw.open() == OURS, "what nobody watches is closed", 10)
+        until(lambda: fw.open() == OURS, "Docker networks are closed", 10)
         assert talks.going("in") == {"in"}

@@ -54,7 +54,7 @@ def test_odd_names_are_closed_alone_and_nft_never_reads_them(fw: Running) -> Non
         fw.docker.container(name, f"{number:x}".ljust(64, "f"), good, {"fw.allow": "8080"})
     fw.start()
     rules = site.run("nft", "-s", "list", "chain", "inet", "docker-fw", "forward").stdout
-    until(lambda: fw.opens(str(right.v4)) >= {"8080/6"}, "who is on a bridge of a right name is opened")
+    until(lambda: fw.opens(str(right.v4)) >= {"8080/6"}, "a container on a bridge with a valid name is opened")
     with odd.probe.serve(tcp=[8080]), right.probe.serve(tcp=[8080]):
         for address in (right.v4, right.v6):
             assert site.wan.probe.tcp(str(address), 8080) == "open"

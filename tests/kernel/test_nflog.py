@@ -57,7 +57,7 @@ class SiteDropLog:
         with site.inside():
             self._thread = threading.Thread(target=self.log.drop_loop, daemon=True)
             self._thread.start()
-        until(lambda: self.log._source is not None, "the group is ours")
+        until(lambda: self.log._source is not None, "docker-fw has its group")
 
     def next(self) -> list[Drop]:
         """Return the packets reported within a second; the test promises at least one."""

@@ -539,7 +539,7 @@ def test_a_kernel_that_knows_less_gets_the_rest(
     monkeypatch.setattr(nft, "_run", lambda text: refusing("log group" + "socket cgroupv2" + "socket transparent"))
     with pytest.raises(NftError, match="not supported"):
         nft.replace([HERE])
-    assert "10.0.0.2 . 6 . 80" in listed(host), "and what stood stands"
+    assert "10.0.0.2 . 6 . 80" in listed(host), "existing elements remain"
 
 
 # --- this host's own nft ------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_a_peer_of_dockers_follows_too(site: Site, boxes: Boxes, writer: Reconci
     guard.put(DOCKER_NETWORKS[1], [job], listed=True, asked=guard.now())
     assert reach(site, boxes.web, boxes.job) == [True]
     guard.doubt(TWO)
-    assert reach(site, boxes.web, boxes.job) == [False], "nobody knows who has the address now"
+    assert reach(site, boxes.web, boxes.job) == [False], "the owner of the address is unknown"
 
 
 def test_a_name_without_a_container_matches_nothing(site: Site, boxes: Boxes, writer: Reconciler) -> None:

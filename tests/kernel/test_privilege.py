@@ -78,7 +78,7 @@ def test_with_these_rights_all_its_work_is_done(fw: Running) -> None:
     box = fw.move(endpoint)
     for stem in ("iptables", "ip6tables"):
         rules = [f"{stem}-legacy", "-S", "DOCKER-USER"]
-        until(lambda rules=rules: "docker-fw" in fw.site.run(*rules).stdout, "the rule stands")
+        until(lambda rules=rules: "docker-fw" in fw.site.run(*rules).stdout, "the rule is active")
     with box.probe.serve(tcp=[8080, 9090]):
         assert fw.site.wan.probe.tcp("2001:db8:1::2", 8080) == "open"
         assert fw.site.wan.probe.tcp(str(Site.HOST4), 81) == "open"

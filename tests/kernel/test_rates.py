@@ -284,7 +284,7 @@ def test_a_flood_that_ends_locks_no_source_out(site: Site, boxes: Boxes) -> None
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
     eventually(lambda: passing(site, boxes.web, [(one, 22)])[0])
-    assert remembered(site, "proven4") == 0, "nobody completed a handshake"
+    assert remembered(site, "proven4") == 0, "no source completed a handshake"
 
 
 def test_one_network_does_not_fill_a_set(site: Site, boxes: Boxes) -> None:

@@ -234,10 +234,10 @@ peers: st.SearchStrategy[Peer] = st.one_of(
     prefixes.map(_peer),
     st.sampled_from(
         [
-            *(Peer("container", name) for name in ("web", "db", "api", "cache", "proxy", "job", "mail", "nobody")),
-            *(Peer("service", name) for name in ("web", "db", "api", "mail", "nobody")),
-            *(Peer("project", name) for name in ("shop", "other", "nobody")),
-            *(Peer("network", name) for name in ("front", "shop_front", "back", "dock0", "dock1", "inner", "nobody")),
+            *(Peer("container", name) for name in ("web", "db", "api", "cache", "proxy", "job", "mail", "missing")),
+            *(Peer("service", name) for name in ("web", "db", "api", "mail", "missing")),
+            *(Peer("project", name) for name in ("shop", "other", "missing")),
+            *(Peer("network", name) for name in ("front", "shop_front", "back", "dock0", "dock1", "inner", "missing")),
         ]
     ),
     st.just(Peer("host")),
@@ -387,7 +387,7 @@ class Shot:
     def __str__(self) -> str:
         steps = "\n".join(f"    {s.text}: {s.outcome}" for each in self.verdicts for s in each.steps)
         ends = f"{pk.written(self.sent.src)} → {pk.written(self.sent.dst)}, arriving at {pk.written(self.lands.dst)}"
-        return f"protocol {self.sent.proto}, {ends}, {self.sent.data[:12].hex()}; said of it:\n{steps}"
+        return f"protocol {self.sent.proto}, {ends}, {self.sent.data[:12].hex()}; verdict:\n{steps}"
 
 
 class Gun:
@@ -517,7 +517,7 @@ class Gun:
         """`flow`: of this protocol, to this port."""
         near = src in self.where and self.where[src] == self.where.get(dst)
         if near and not self.bridges and self.inventory.state.bans:
-            return None  # where no rule sees it no ban holds
+            return None  # no ban applies where no rule sees the packet
         what = self.random.random()
         if what < 0.04:
             packet = ping(src, dst)

@@ -75,7 +75,7 @@ def passing(site: Site, web: Box) -> set[str]:
         "from a banned address to the host": (
             site.listener, udp(BANNED, site.HOST4, 53, sport), None, udp(lo, lo, 10, sport),
         ),
-        "out of a container that may begin nothing": (
+        "out of a container that may initiate nothing": (
             site.sniffer(site.wan), udp(web.v4, site.OUT4, 53, sport), web, udp(site.HOST4, site.OUT4, 9, sport),
         ),
         "to a container's closed port": (

@@ -115,7 +115,7 @@ def test_when_a_peer_leaves_just_its_flows_are_cut(site: Site, boxes: Boxes, wri
         writer.drop_endpoint(api2.id)
         left = {name for name in everything if not name.startswith(("leaves", "stays", "it is none"))}
         assert talks.going("outside") == left
-        assert talks.going("outside") == left, "and they do not come back"
+        assert talks.going("outside") == left, "and none continues"
 
 
 def test_a_flow_that_is_cut_again_is_quarantined_as_long_again(site: Site, boxes: Boxes, writer: TableApplier) -> None:
@@ -193,18 +193,18 @@ def test_when_egress_becomes_narrower_outbound_flows_are_cut(
         talks.open("to its gateway", "tcp", boxes.web, site.host, IPv4Address("10.1.0.1"), 443)
         talks.open("to host by udp", "udp", boxes.web, site.host, IPv6Address("2001:db8:1::1"), 53)
         talks.open("neighbour", "udp", boxes.web, boxes.db, boxes.db.v6, 9)
-        talks.open("comes", "tcp", site.wan, boxes.web, boxes.web.v6, 8080)
-        talks.open("host comes", "udp", site.host, boxes.web, boxes.web.v4, 9)
-        talks.open("host comes by another address", "tcp", site.host, boxes.web, boxes.web.v6, 9, source=Site.HOST6)
+        talks.open("inbound", "tcp", site.wan, boxes.web, boxes.web.v6, 8080)
+        talks.open("from the host", "udp", site.host, boxes.web, boxes.web.v4, 9)
+        talks.open("from the host by another address", "tcp", site.host, boxes.web, boxes.web.v6, 9, source=Site.HOST6)
         everything = set(talks.all)
-        assert talks.going("comes") == everything
+        assert talks.going("inbound") == everything
 
         if service == "job":
             guard.leaves("", "peer-id")  # which also cuts all of the peer's
         else:
             writer.drop_endpoint(there.id)
         left = everything - {"to peer 4", "to peer 6"}
-        assert talks.going("comes") == left
+        assert talks.going("inbound") == left
 
         def says(egress: str) -> None:
             now = known(boxes.web, "web", spec_of(egress=egress, allow="8080"))
@@ -212,14 +212,14 @@ def test_when_egress_becomes_narrower_outbound_flows_are_cut(
 
         says(f"443, 53/udp to {Site.OUT4} {Site.HOST6}, 2222 to host")
         left -= {"out udp 6", "to host by all 4", "to host by udp"}
-        assert talks.going("comes") == left
+        assert talks.going("inbound") == left
         says("443")
         left -= {"out udp 4", "to host by all 6", "to host 4", "to host 6"}
-        assert talks.going("comes") == left
+        assert talks.going("inbound") == left
         says("none")
-        stays = {"neighbour", "comes", "host comes", "host comes by another address"}
-        assert talks.going("comes") == stays
-        assert talks.going("comes") == stays, "and none comes back"
+        stays = {"neighbour", "inbound", "from the host", "from the host by another address"}
+        assert talks.going("inbound") == stays
+        assert talks.going("inbound") == stays, "and none continues"
 
 
 PORTS = tuple(Published(p, a, 15432, 5432) for p in BOTH for a in (IPv4Address("0.0.0.0"), IPv6Address("::")))

@@ -773,7 +773,7 @@ def test_requests_for_status_block_no_other(fw: Running) -> None:
         place = fw.docker.containers[f"{number % 3:064x}"]["NetworkSettings"]["Networks"]["net"]
         place["IPAddress"] = f"172.30.1.{number}"
         fw.docker.event("network", "create")
-        until(lambda: sum("/containers/json" in path for path in fw.docker.asked) > before, "Docker is looked at")
+        until(lambda: sum("/containers/json" in path for path in fw.docker.asked) > before, "Docker is listed")
 
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(asks) for _ in range(4)]
@@ -786,7 +786,7 @@ def test_requests_for_status_block_no_other(fw: Running) -> None:
     fw.docker.networks.clear()
     fw.docker.containers.clear()
     fw.docker.event("network", "create")
-    until(lambda: not fw.status()["guarded"], "they have gone")
+    until(lambda: not fw.status()["guarded"], "the containers are removed")
 
 
 def test_several_hundred_on_one_network(fw: Running) -> None:
@@ -981,7 +981,7 @@ def test_killed_at_any_time(own: Running) -> None:
     assert killed >= 3
     assert not gone
     fw.answers()
-    until(lambda: fw.opens("10.1.0.200") == {*BASE, "9999/6"}, "who was there before still answers")
+    until(lambda: fw.opens("10.1.0.200") == {*BASE, "9999/6"}, "running containers still answer")
     (shown,) = fw.status()["networks"]
     assert [e["id"] for e in shown["endpoints"]] == [kept["EndpointID"]]
     left = names_of(network, kept) - {container_side(kept["EndpointID"])}
@@ -1138,7 +1138,7 @@ def test_a_flush_by_another_tool_is_repaired(own: Running, command: str) -> None
     def repaired() -> bool:
         return fw.site.run("nft", "list", "chain", "inet", "docker-fw", "inbound", check=False).stdout == rules
 
-    until(repaired, "the rules stand again")
+    until(repaired, "the rules are loaded again")
     assert took(began) < 2
     assert fw.opens("10.1.0.2") == {*BASE, "8080/6"}
 
@@ -1169,7 +1169,7 @@ def test_connections_through_a_flushed_table_are_cut(own: Running) -> None:
             assert sock.recv(4096)
         finally:
             os.kill(worker, signal.SIGCONT)
-        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules stand again")
+        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules are loaded again")
         sock.settimeout(0.05)
 
         def silent() -> bool:
@@ -1225,7 +1225,7 @@ def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, repai
                 fw.start()
             else:
                 os.kill(worker, signal.SIGCONT)
-        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules stand again")
+        until(lambda: fw.opens("10.1.0.2") == BASE, "the rules are loaded again")
         drops = re.compile(r"packets (\d+)")
 
         def dropped() -> int:
@@ -1235,7 +1235,7 @@ def test_a_server_that_sends_first_reopens_no_cut_connection(own: Running, repai
         until(lambda: "8080" not in fw.site.run("conntrack", "-L", "-f", "ipv6", check=False).stdout, "it is cut")
         before = dropped()
         served.sendall(b"secret")
-        until(lambda: dropped() > before, "what the server says is dropped")
+        until(lambda: dropped() > before, "the server's packets are dropped")
         intruder.setblocking(False)
         with pytest.raises(BlockingIOError):
             intruder.recv(4096)

@@ -144,7 +144,7 @@ def test_a_newer_state_file_leaves_no_bridge_open_after_a_boot(own: Running) -> 
         assert todo in json.loads(own.raw(method, path, b"{}")[1])["Err"]
     assert todo in own.log.read_text()
     own.site.run("nft", "flush", "ruleset")
-    until(own.table, "the table stands again")
+    until(own.table, "the table is loaded again")
     own.stop()
     assert own.state.read_text() == newer
     assert arriving(own.site, box) == set()

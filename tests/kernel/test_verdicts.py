@@ -235,11 +235,11 @@ def test_a_protocol_can_be_denied_on_an_open_container(site: Site, boxes: Boxes,
     """`policy: open` accepts every protocol; `deny`, and a rule with `from`, exclude one without ports as well."""
     src, dst = outside(boxes.web)[1]
     sent = {pk.portless(each, *pair): each for each in ("gre", "esp", "ah", "other") for pair in outside(boxes.web)}
-    somebody = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
+    one_prefix = Rule(proto, 0, 0, (Peer("prefix", "192.0.2.0/24"),))
     for spec, passing in (
         (PolicySpec(policy="open"), {"gre", "esp", "ah", "other"}),
         (PolicySpec(policy="open", deny=(Rule(proto, 0, 0),)), {"gre", "esp", "ah", "other"} - {proto}),
-        (PolicySpec(policy="open", allow=(somebody,)), {"gre", "esp", "ah", "other"} - {proto}),
+        (PolicySpec(policy="open", allow=(one_prefix,)), {"gre", "esp", "ah", "other"} - {proto}),
         (PolicySpec(allow=(Rule(proto, 0, 0),)), {proto}),
     ):
         site.load(site.known(boxes.web, spec=spec))

@@ -59,7 +59,7 @@ def few(since: float) -> float:
     return 2 * (50 + 10 * (time.monotonic() - since)) + 10
 
 
-def nobodies(box: Box, family: int) -> list[str]:
+def unused_addresses(box: Box, family: int) -> list[str]:
     """Return addresses of the box's network that no container has."""
     number = str(box.v4).split(".")[1]
     if family == 4:
@@ -96,7 +96,7 @@ def test_few_packets_to_unused_addresses_pass(
         return icmp_error(src, about, 3, 1) if family == 4 else icmp_error(src, about, 1, 4)
 
     before, began = neighbours(site, bridge(site, box)), time.monotonic()
-    site.send(map(packet, nobodies(box, family)), start)
+    site.send(map(packet, unused_addresses(box, family)), start)
     true = [packet(own) for _ in range(100)]
     assert site.deliver(true, box, start) == set(true)
     assert neighbours(site, bridge(site, box)) - before <= few(began)
@@ -111,7 +111,7 @@ def test_few_related_packets_to_unused_addresses_pass(site: Site, fresh: Boxes) 
     """
     box = fresh.docker
     before, began = neighbours(site, DOCKERS), time.monotonic()
-    sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in nobodies(box, 6)]
+    sent = [new_flow("udp", source, Site.OUT6, 9, next(_ports)) for source in unused_addresses(box, 6)]
     assert len(site.deliver(sent, site.wan, box, ping(box.v6, Site.OUT6))) == MANY
     site.send([icmp_error(Site.OUT6, packet, 1, 4) for packet in sent])
     own = [new_flow("udp", box.v6, Site.OUT6, 9, next(_ports)) for _ in range(100)]
@@ -124,7 +124,7 @@ def test_few_related_packets_to_unused_addresses_pass(site: Site, fresh: Boxes) 
 def test_one_networks_flood_is_not_anothers(site: Site, fresh: Boxes) -> None:
     """While one network is flooded, a container of another that docker-fw does not know yet answers ping."""
     site.load(site.known(fresh.ours), more=site.docker_elements(fresh.docker, DOCKERS))
-    site.send(ping(Site.OUT6, address) for address in nobodies(fresh.docker, 6))
+    site.send(ping(Site.OUT6, address) for address in unused_addresses(fresh.docker, 6))
     pings = [ping(Site.OUT6, fresh.other.v6) for _ in range(20)]
     assert site.deliver(pings, fresh.other) == set(pings)
 

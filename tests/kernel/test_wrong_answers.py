@@ -81,7 +81,7 @@ def test_an_oversized_answer_about_one_object_affects_no_other(docker: FakeDocke
     docker.containers[BAD]["ImageID"] = "sha256:large"
     docker.images["sha256:large"] = {}
     docker.networks["f" * 64] = {"Id": "f" * 64, "Name": "docker_gwbridge", "Driver": "bridge"}
-    with lying(
+    with answering(
         docker, path, lambda answer: answer if "sha256:plain" in str(answer) else {**answer, "x": "y" * 2 * LARGE}
     ):
         look = DockerApi(str(docker.path)).look()
@@ -93,11 +93,11 @@ def test_an_oversized_answer_about_one_object_affects_no_other(docker: FakeDocke
 def test_wrong_data_about_a_network_affects_no_other(docker: FakeDocker, place: str) -> None:
     """Wrong data about one network affects no other network and no container's labels."""
     api = DockerApi(str(docker.path))
-    front, lie = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
-    docker.networks["front"], docker.networks["lie"] = front, lie
+    front, fault = ({"Id": each * 64, "Name": each, "Driver": "bridge"} for each in "de")
+    docker.networks["front"], docker.networks["lie"] = front, fault
     assert [network.name for network in api.look().networks] == ["d", "e"]
     for wrong in (*WRONG, None):
-        docker.networks["lie"] = {**lie, place: wrong}
+        docker.networks["lie"] = {**fault, place: wrong}
         look = api.look()
         assert set(look.containers) == {WEB, BAD}, (place, wrong)
         assert "d" in [network.name for network in look.networks], (place, wrong)
@@ -112,7 +112,7 @@ def test_networks_are_removed_only_by_a_complete_list(docker: FakeDocker) -> Non
     api = DockerApi(str(docker.path))
     assert api.look().network_ids == {NETWORK}
     for answer in ([], [{"Id": NETWORK, "Name": "net"}, {"Name": "other"}]):
-        with lying(docker, "/networks", lambda _, answer=answer: answer):
+        with answering(docker, "/networks", lambda _, answer=answer: answer):
             assert api.look().network_ids is None
 
 
@@ -123,7 +123,7 @@ def test_no_list_is_no_answer(docker: FakeDocker, path: str, answer: Any) -> Non
 
     Docker counts as silent, all stays unchanged.
     """
-    with lying(docker, path, lambda _: answer), pytest.raises(DockerUnavailable):
+    with answering(docker, path, lambda _: answer), pytest.raises(DockerUnavailable):
         DockerApi(str(docker.path)).look()
 
 
@@ -142,7 +142,7 @@ def test_a_wrong_version_ends_no_listening(docker: FakeDocker, monkeypatch: pyte
 
 DEEP = b"[" * 200_000
 MEGABYTES = b"x" * LARGE
-Lie = Callable[[list[Any]], list[Any]]
+Fault = Callable[[list[Any]], list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def fw() -> Iterator[Running]:
         made = Running(site)
         try:
             yield made.start()
-            assert "stumbled" not in (log := made.log.read_text()), log[-6000:]  # each lie was expected
+            assert "stumbled" not in (log := made.log.read_text()), log[-6000:]  # each wrong answer is handled
         finally:
             made.close()
 
@@ -163,7 +163,7 @@ class Bed:
         self.fw, self.numbers = fw, itertools.count(10)
         self.network = fw.network(1)
         fw.well("CreateNetwork", self.network)
-        self.stays, self.lied_about = (self.box(number) for number in (2, 3))
+        self.stays, self.misreported = (self.box(number) for number in (2, 3))
         self.known("stays", 2)
         until(lambda: self.opens(2) == {*BASE, "8080/6"}, "the label is known")
 
@@ -208,14 +208,14 @@ def bed(fw: Running) -> Bed:
 
 
 @contextlib.contextmanager
-def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[None]:
+def answering(docker: FakeDocker, path: str, fault: Callable[[Any], Any]) -> Iterator[None]:
     """Replace the answers to this path with wrong ones."""
     truth = docker._reply
 
     def reply(request: Any, value: Any, status: int = 200) -> None:
         if path not in request.path:
             truth(request, value, status)
-        elif isinstance(answer := lie(value), bytes):
+        elif isinstance(answer := fault(value), bytes):
             request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
         else:
             truth(request, answer, status)
@@ -227,12 +227,12 @@ def lying(docker: FakeDocker, path: str, lie: Callable[[Any], Any]) -> Iterator[
         docker._reply = truth  # type: ignore[method-assign]
 
 
-def without(key: str) -> Lie:
+def without(key: str) -> Fault:
     """List one more object, which lacks this key."""
     return lambda answer: [{k: v for k, v in each.items() if k != key} for each in answer[:1]] + answer
 
 
-LIES: dict[str, tuple[str, Lie]] = {
+FAULTS: dict[str, tuple[str, Fault]] = {
     "a container without an ID": ("/containers/json", without("Id")),
     "a container that is none": ("/containers/json", lambda answer: [None, 5, "x", [], *answer]),
     "a network without an ID": ("/networks", without("Id")),
@@ -242,30 +242,30 @@ LIES: dict[str, tuple[str, Lie]] = {
 }
 
 
-@pytest.mark.parametrize(("path", "lie"), LIES.values(), ids=LIES)
-def test_wrong_data_in_a_list_affects_no_other_entry(bed: Bed, path: str, lie: Lie) -> None:
+@pytest.mark.parametrize(("path", "fault"), FAULTS.values(), ids=FAULTS)
+def test_wrong_data_in_a_list_affects_no_other_entry(bed: Bed, path: str, fault: Fault) -> None:
     """Whatever else Docker lists, running containers stay open, and new ones are known, as without the wrong data."""
 
     def one(answer: Any) -> Any:
-        return lie(answer) if isinstance(answer, list) else answer
+        return fault(answer) if isinstance(answer, list) else answer
 
-    with lying(bed.fw.docker, path, one):
+    with answering(bed.fw.docker, path, one):
         bed.check_newcomer()
-        assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+        assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
 
 
 @pytest.mark.parametrize(
-    ("path", "lie"),
+    ("path", "fault"),
     [("/networks", DEEP), ("/containers/json", DEEP), ("/version", b"\xff{")],
     ids=["deep networks", "deep containers", "no text"],
 )
-def test_unreadable_answers(bed: Bed, path: str, lie: bytes) -> None:
+def test_unreadable_answers(bed: Bed, path: str, fault: bytes) -> None:
     """While Docker's answers cannot be read, Join is answered and opens nothing, and running containers are unchanged.
 
     As soon as the answers can be read, the label is known.
     """
     number = next(bed.numbers)
-    with lying(bed.fw.docker, path, lambda _: lie):
+    with answering(bed.fw.docker, path, lambda _: fault):
         if path == "/version":
             bed.fw.docker.end_streams()
         bed.known(f"c{number}", number)
@@ -287,14 +287,14 @@ WORDS = {
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_nonsense_among_the_events(bed: Bed, words: bytes) -> None:
     """After any nonsense in Docker's event stream, later events are processed, and it closes no running container."""
-    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    until(lambda: bed.fw.status()["listening"], "docker-fw follows events")
     for stream in list(bed.fw.docker._streams):
         with contextlib.suppress(BrokenPipeError):  # one of an earlier test
             stream.sendall(words)
     if words == WORDS["cut"]:
         bed.fw.docker.end_streams()
     bed.check_newcomer()
-    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
 
 
 def _line(words: bytes) -> bytes:
@@ -312,13 +312,13 @@ def _line(words: bytes) -> bytes:
 )
 def test_an_oversized_event_closes_no_container(bed: Bed, start: bytes) -> None:
     """Giant labels or a giant command: the event is attributed to its container, and the stream continues."""
-    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    until(lambda: bed.fw.status()["listening"], "docker-fw follows events")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     for _ in range(10):
         _send(bed.fw.docker, chunk(_line(start)))
         assert bed.gets(bed.stays)
     bed.check_newcomer()
-    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
 
@@ -327,14 +327,14 @@ def test_an_oversized_event_of_unknown_origin_leads_to_a_listing(bed: Bed) -> No
 
     Many such events starve no other work.
     """
-    until(lambda: bed.fw.status()["listening"], "the plugin listens")
+    until(lambda: bed.fw.status()["listening"], "docker-fw follows events")
     subscribed = sum("/events" in path for path in bed.fw.docker.asked)
     listed = sum("/containers/json" in path for path in bed.fw.docker.asked)
     for _ in range(20):
         _send(bed.fw.docker, chunk(_line(b'{"Type":"network","Action":"prune","Actor":{"Attributes":{"x":"')))
     until(lambda: sum("/containers/json" in path for path in bed.fw.docker.asked) > listed, "everything is looked at")
     bed.check_newcomer()
-    assert [bed.gets(box) for box in (bed.stays, bed.lied_about)] == [True, False]
+    assert [bed.gets(box) for box in (bed.stays, bed.misreported)] == [True, False]
     assert sum("/events" in path for path in bed.fw.docker.asked) == subscribed
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from plugin.nftables.sets import CLOSED, FORMER, TABLE
 from tests.kernel import older
-from tests.kernel.foreign_table import THEIRS, listed
+from tests.kernel.host_table import THEIRS, listed
 from tests.kernel.running import ROOT, Running, cleanup
 from tests.kernel.site import BR_DOCKER, Site, arriving
 from tests.waiting import until
@@ -57,7 +57,7 @@ def test_a_hosts_own_table_under_our_former_name_is_never_touched(own: Running) 
         own.start()
         assert arriving(own.site, box) == set()
         own.site.run("nft", "delete", "table", "inet", TABLE)
-        until(lambda: listed(own, TABLE), "docker-fw's own table stands again")
+        until(lambda: listed(own, TABLE), "docker-fw's own table is loaded again")
         own.kill_worker()
         own.stop()
         assert listed(own, FORMER) == theirs
@@ -74,7 +74,7 @@ def test_a_hosts_own_table_that_is_loaded_later_is_never_touched(own: Running) -
     theirs = load(own, FORMER)
     with database(own):
         own.site.run("nft", "delete", "table", "inet", TABLE)
-        until(lambda: listed(own, TABLE), "docker-fw's own table stands again")
+        until(lambda: listed(own, TABLE), "docker-fw's own table is loaded again")
         own.stop()
         own.start()
     assert listed(own, FORMER) == theirs
@@ -108,7 +108,7 @@ def test_another_programs_table_under_our_name_refuses_the_start(own: Running, f
         assert f"table inet {CLOSED} blocks new connections" in error
     assert todo in own.log.read_text()
     own.site.run("nft", "delete", "table", "inet", CLOSED)
-    until(lambda: complete(own, CLOSED), "the closing table stands again")
+    until(lambda: complete(own, CLOSED), "the closing table is loaded again")
     assert arriving(own.site, box) == set()
     assert theirs() == before
     own.stop()
