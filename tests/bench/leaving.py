@@ -8,7 +8,6 @@ The bench also measures the cost of reading 4 KB of labels, whatever their conte
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, percentile, say
 from tests.kernel.site import Site
 
@@ -62,16 +62,7 @@ _ROUNDS = 15
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.lists
     say(f"leaving: containers go beside {many:,} that name their peers")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.leaving", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.leaving failed:\n{done.stderr[-2000:]}")
-    add_rows(table, json.loads(done.stdout), many)
+    add_rows(table, measured("leaving", many, timeout=1800), many)
 
 
 def add_rows(table: Table, results: Mapping[str, Any], many: int) -> None:

@@ -20,6 +20,7 @@ from plugin.nftables.document import element_text
 from plugin.nftables.sets import TABLE, Change, Element
 from plugin.nftables.table import Nft
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, median, say
 
 _NET = int(IPv6Address("2001:db8:b::"))
@@ -30,16 +31,7 @@ _FEW, _CROWD = 10, 1000
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.elements
     say(f"rules: one change at 10 and {many} elements, and beside a blocklist of {many}")
-    done = subprocess.run(
-        ["unshare", "--net", "--", sys.executable, "-m", "tests.bench.rules", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.rules failed:\n{done.stderr[-2000:]}")
-    results: dict[str, Any] = json.loads(done.stdout)
+    results = measured("rules", many, "unshare", "--net", "--", timeout=600)
     for state in ("10", f"{many:,}", f"{many:,}, beside a blocklist of {many:,}"):
         own, text = results["changes"].pop(0)
         table.add(f"rules: one element in or out of {state} vs libnftables", own * 1e3, "ms", text * 1e3, "value < 1")

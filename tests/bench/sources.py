@@ -6,7 +6,6 @@ Each list is different. It runs in a namespace and a process of its own; nothing
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from plugin.policy.saved import SavedState
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.bench.bed import Bed
+from tests.bench.child import measured
 from tests.bench.table import Table, percentile, say
 from tests.bench.traffic import PORT, Path, new_flows
 from tests.kernel.site import Site
@@ -39,16 +39,7 @@ _CT_DELETE = (1 << 8) | 2
 def measure(bed: Bed, table: Table) -> None:
     many = bed.scale.lists
     say(f"sources: new flows and changes beside {many:,} containers with a `from` list of their own")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.sources", str(many)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    if done.returncode:
-        raise RuntimeError(f"tests.bench.sources failed:\n{done.stderr[-2000:]}")
-    results: dict[str, Any] = json.loads(done.stdout)
+    results = measured("sources", many)
     for kind in ("to an open port", "to a port that is open to a list"):
         few, crowd = results["few"][kind], results["many"][kind]
         name = f"sources: new UDP flows {kind}, beside {many:,} lists vs beside none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -29,11 +30,8 @@ MASSES = {
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Running]:
-    made = Running(site)
-    try:
+    with closing(Running(site)) as made:
         yield made.start()
-    finally:
-        made.close()
 
 
 def test_masses_of_labels_delay_no_other_container(fw: Running) -> None:

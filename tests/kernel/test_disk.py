@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,9 @@ class Small(Running):
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Small]:
-    made = Small(site)
-    try:
+    with closing(Small(site)) as made:
         made.start()
         yield made
-    finally:
-        made.close()
 
 
 def ask(fw: Running, what: str, **body: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -15,12 +16,9 @@ WHY = "upgrade Docker to 29.0.3 or newer"
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Running]:
-    made = Running(site)
-    try:
+    with closing(Running(site)) as made:
         made.docker.version = "29.0.2"
         yield made.start()
-    finally:
-        made.close()
 
 
 def becomes(fw: Running, version: str) -> None:

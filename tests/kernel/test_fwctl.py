@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,8 @@ class Fw(Running):
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Fw]:
-    made = Fw(site)
-    try:
+    with closing(Fw(site)) as made:
         yield made.start()  # type: ignore[misc]
-    finally:
-        made.close()
 
 
 class Talk:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -91,11 +92,8 @@ def test_a_lease_is_renewed_to_its_full_time(site: Site) -> None:
 
 @pytest.fixture
 def fw(site: Site) -> Iterator[Brief]:
-    made = Brief(site)
-    try:
+    with closing(Brief(site)) as made:
         yield made.start()  # type: ignore[misc]
-    finally:
-        made.close()
 
 
 def test_killed_or_stopped_docker_fw_leaves_no_docker_network_open(fw: Brief) -> None:

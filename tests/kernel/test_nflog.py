@@ -291,12 +291,8 @@ def test_another_program_in_our_group_is_reported_and_outlived(
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with Site() as site:
-        made = Running(site)
-        try:
-            yield made.start()
-        finally:
-            made.close()
+    with Site() as site, closing(Running(site)) as made:
+        yield made.start()
 
 
 @pytest.fixture(scope="module")

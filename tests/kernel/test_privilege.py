@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,8 @@ class Limited(Running):
 
 @pytest.fixture
 def limited(site: Site) -> Iterator[Limited]:
-    made = Limited(site)
-    try:
+    with closing(Limited(site)) as made:
         yield made
-    finally:
-        made.close()
 
 
 def rights_of(process: Path) -> dict[str, str]:
@@ -118,11 +116,8 @@ def test_without_the_other_two_capabilities_the_loss_is_reported(limited: Limite
 @pytest.fixture
 def lacking(site: Site, request: pytest.FixtureRequest) -> Iterator[Running]:
     """Start the plugin with one of the paths that are mounts in a container leading nowhere."""
-    made = Running(site, **{request.param: "/proc/nowhere"})
-    try:
+    with closing(Running(site, **{request.param: "/proc/nowhere"})) as made:
         yield made.start()
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -22,9 +22,11 @@ from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from tests.kernel.packets import arrived, new_flow, ping, tcp
 from tests.kernel.resets import resetting, served
+from tests.kernel.running import took
 from tests.kernel.site import Box, Site, of_endpoint, site_of_module
 from tests.lab.netns import FORWARDING
 from tests.specs import spec_of
+from tests.waiting import until
 
 _ports = itertools.cycle(range(20000, 60000))
 BRIDGE = "br-000000000001"
@@ -112,12 +114,13 @@ def test_ipv6_sources_are_counted_by_their_64(site: Site, boxes: Boxes, box: Box
 
 
 def test_it_is_a_rate(site: Site, boxes: Boxes) -> None:
-    """With time a source may open flows again, at the configured rate."""
-    load(site, boxes, spec_of(rate="22 4/second burst 1"))
+    """A source over its rate may open a flow again each time that the rate permits one, and not sooner."""
+    load(site, boxes, spec_of(rate="22 5/second burst 1"))
     one, _, _ = sources(4)
-    assert passing(site, boxes.web, [(one, 22)] * 3) == [True, False, False]
-    time.sleep(0.3)
-    assert passing(site, boxes.web, [(one, 22)] * 2) == [True, False]
+    began = time.monotonic()
+    for _ in range(5):
+        until(lambda: passing(site, boxes.web, [(one, 22)]) == [True], "the source may open another flow")
+    assert took(began) > 4 / 5
 
 
 def test_established_flows_are_not_counted(site: Site, boxes: Boxes, box: Box) -> None:
@@ -242,13 +245,6 @@ def forgetting(monkeypatch: pytest.MonkeyPatch) -> int:
     return 2
 
 
-def eventually(true: Callable[[], object], what: str = "not in time") -> None:
-    end = time.monotonic() + 15
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def remembered(site: Site, kind: str) -> int:
     """Return the number of sources in the sets of this kind ("sources4", …)."""
     sets = {key for chain in site.nft.limits() for key in rate_chains.limit(chain).sets if key.startswith(kind)}
@@ -283,7 +279,7 @@ def test_a_flood_that_ends_locks_no_source_out(site: Site, boxes: Boxes) -> None
     load(site, boxes, spec_of(rate="22 1/day burst 5"))
     one, _, _ = sources(4)
     assert flood(site, boxes.web, forged(), [one]) == [False]
-    eventually(lambda: passing(site, boxes.web, [(one, 22)])[0])
+    until(lambda: passing(site, boxes.web, [(one, 22)])[0])
     assert remembered(site, "proven4") == 0, "no source completed a handshake"
 
 
@@ -315,7 +311,7 @@ def test_a_proven_source_is_remembered_as_long_as_the_rate_says(
         found = [site.wan.probe.tcp(str(box.address(version)), 22, timeout=0.3) for _ in range(4)]
         assert found == ["open", "open", "open", "silent"]
         assert passing(site, box, [(forger, 22)] * 4) == [True] * 3 + [False]
-        eventually(lambda: remembered(site, f"sources{version}") == 0)
+        until(lambda: remembered(site, f"sources{version}") == 0)
         assert remembered(site, f"proven{version}") == 1
         assert site.wan.probe.tcp(str(box.address(version)), 22, timeout=0.3) == "silent"
     assert passing(site, box, [(forger, 22)]) == [True], "nothing proves a single packet"
@@ -334,7 +330,7 @@ def test_a_proven_source_is_remembered_at_docker_proxys_too(
     with site.host.probe.serve(tcp=[15432]):
         found = [site.wan.probe.tcp(str(host), 15432, timeout=0.3) for _ in range(3)]
         assert found == ["open", "open", "silent"]
-        eventually(lambda: remembered(site, f"sources_host{version}") == 0)
+        until(lambda: remembered(site, f"sources_host{version}") == 0)
         assert site.wan.probe.tcp(str(host), 15432, timeout=0.3) == "silent"
 
 
@@ -440,9 +436,9 @@ def test_hundreds_of_rates_take_little_of_the_kernels_memory(site: Site, boxes: 
     site.nft.change(Change(add=tuple(wanted[10:-1])))
     began = time.perf_counter()
     site.nft.change(Change(add=(wanted[-1],)))
-    took = time.perf_counter() - began
-    eventually(lambda: (_kernel_memory() - before) / 590 < 30, f"{(_kernel_memory() - before) / 590} KiB")
-    assert took < 0.5
+    seconds = time.perf_counter() - began
+    until(lambda: (_kernel_memory() - before) / 590 < 30, "a rate takes less than 30 KiB")
+    assert seconds < 0.5
     assert site.nft.intact()
     site.nft.change(Change(remove=tuple(wanted)))
     assert site.nft.intact()

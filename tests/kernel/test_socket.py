@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,8 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    with Site() as site:
-        made = Running(site)
-        try:
-            yield made.start()
-        finally:
-            made.close()
+    with Site() as site, closing(Running(site)) as made:
+        yield made.start()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +148,9 @@ Fault = Callable[[list[Any]], list[Any]]
 
 @pytest.fixture(scope="module")
 def fw() -> Iterator[Running]:
-    with Site() as site:
-        made = Running(site)
-        try:
-            yield made.start()
-            assert "stumbled" not in (log := made.log.read_text()), log[-6000:]  # each wrong answer is handled
-        finally:
-            made.close()
+    with Site() as site, closing(Running(site)) as made:
+        yield made.start()
+        assert "stumbled" not in (log := made.log.read_text()), log[-6000:]  # each wrong answer is handled
 
 
 class Bed:
