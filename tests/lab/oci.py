@@ -1,4 +1,4 @@
-"""Images of several variants (platforms), as an OCI archive that `docker load` takes; no registry, no buildx."""
+"""Make images of several variants (platforms), as an OCI archive that `docker load` takes; no registry, no buildx."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONFIG, _LAYER, _MANIFEST, _INDEX = (
 class Variant:
     """One image of an index: its platform, such as ``linux/386``, and the labels of its config.
 
-    Each has the same busybox of this machine, whatever its platform says.
+    Each has the same busybox of this machine, whatever its platform is.
     """
 
     platform: str
