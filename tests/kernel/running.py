@@ -202,8 +202,11 @@ class Running:
 
     def start_container(self, network: Body, number: int, labels: dict[str, str] | None = None, **options: Any) -> Body:
         """Start a container up to Join, and return Join's reply under "Joined"."""
-        endpoint = self.endpoint(network, number, **options)
-        self.docker.container(f"c{number}", endpoint["EndpointID"], endpoint["NetworkID"], labels)
+        return self.join(self.endpoint(network, number, **options), f"c{number}", labels)
+
+    def join(self, endpoint: Body, name: str, labels: dict[str, str] | None = None) -> Body:
+        """Start a container with this endpoint up to Join, and return Join's reply under "Joined"."""
+        self.docker.container(name, endpoint["EndpointID"], endpoint["NetworkID"], labels)
         self.well("CreateEndpoint", endpoint)
         return {**endpoint, "Joined": self.well("Join", endpoint)}
 

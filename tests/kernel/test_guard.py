@@ -327,7 +327,7 @@ for say in (lambda: c.send(b"more"), lambda: u.sendto(b"more", peer)):
         say()
     except OSError:  # refused by the host's own output
         pass
-print("said", flush=True)
+print("sent", flush=True)
 c.settimeout(3); u.settimeout(3)
 for read in (c.recv, u.recv):
     try:
@@ -362,7 +362,7 @@ for s in (t, u):
                 conntrack.cut_published(port)
             server.stdin.write("\n")
             server.stdin.flush()
-            assert server.stdout.readline() == "said\n"
+            assert server.stdout.readline() == "sent\n"
             outsider.stdin.write("\n")
             outsider.stdin.flush()
             assert [server.stdout.readline(), server.stdout.readline()] == ["nothing\n", "nothing\n"]

@@ -196,7 +196,9 @@ def test_packets_with_the_containers_own_addresses_pass(bound: list[Box]) -> Non
         "a solicitation": discovery(neighbour(135, OWN6, "2001:db8:1::2", own)),
         "an advertisement": discovery(neighbour(136, fe80, OWN6, own)),
         "an advertisement of its link-local address": discovery(neighbour(136, fe80, fe80, own)),
-        "whether somebody has its address": discovery(icmp("::", ALL, 135, body=bytes(4) + packed(OWN6) + tail())),
+        "duplicate address detection for its address": discovery(
+            icmp("::", ALL, 135, body=bytes(4) + packed(OWN6) + tail())
+        ),
         "a report of its groups": discovery(icmp("::", "ff02::16", 143, body=bytes(4) + os.urandom(40))),
         "an echo request": discovery(ping(OWN6, ALL)),
         "a report of its IPv4 groups": igmp("224.0.0.22", 0x22),
@@ -221,7 +223,7 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
         "no IPv4": datagram("0.0.0.0", "255.255.255.255"),
         "a neighbour's IPv6": datagram(NEXT6, "2001:db8:1::2"),
         "the host's IPv6": datagram(GATE6, "2001:db8:1::2"),
-        "a private address that nobody gave it": datagram("2001:db8:1:0:a5:1c3:77:9", "2001:db8:1::2"),
+        "a private address that it was not given": datagram("2001:db8:1:0:a5:1c3:77:9", "2001:db8:1::2"),
         "a neighbour's link-local address": datagram(lladdr(nextdoor), ALL),
         "an invented link-local address": datagram("fe80::1", ALL),
         "IPv4 within IPv6": datagram("::ffff:10.1.0.3", "2001:db8:1::2"),
@@ -232,7 +234,7 @@ def test_no_packet_leaves_with_anothers_address(bound: list[Box]) -> None:
         "ARP for the host": arp(2, own, GATE4),
         "an ARP request as the host": arp(1, own, GATE4),
         "ARP with a neighbour's MAC": arp(2, nextdoor.endpoint.mac, OWN4),
-        "an ARP reply from nobody": arp(2, own, "0.0.0.0"),
+        "an ARP reply from no address": arp(2, own, "0.0.0.0"),
         "ARP of another kind of link": arp(2, own, NEXT4, kind=6),
         "an advertisement for a neighbour": discovery(neighbour(136, fe80, NEXT6, own)),
         "and from its address": discovery(neighbour(136, NEXT6, NEXT6, own)),

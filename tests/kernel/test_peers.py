@@ -176,7 +176,7 @@ def test_a_name_without_a_container_matches_nothing(site: Site, boxes: Boxes, re
 
     A port of the base that a rule with `from` names is no longer in the base.
     """
-    for peer in ("service:nobody", "container:nobody", "project:nobody", "network:nobody", "host"):
+    for peer in ("service:missing", "container:missing", "project:missing", "network:missing", "host"):
         reconciler.put_endpoint(known(boxes.web, "web", spec_of(allow=f"22 from {peer}, 8080 from {peer}")))
         for port in (22, 8080):
             assert reach(site, boxes.web, boxes.api, None, port=port) == [False, False]

@@ -791,7 +791,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
     network = fw.network(1, IPv4Data=[{"Gateway": "10.1.0.1/16"}])
     fw.well("CreateNetwork", network)
 
-    def begin(number: int) -> Body:
+    def start(number: int) -> Body:
         endpoint = fw.endpoint(network, number)
         endpoint["Interface"]["Address"] = f"10.1.{number >> 8}.{number & 255}/16"
         fw.docker.container(f"c{number}", endpoint["EndpointID"], network["NetworkID"], {"fw.allow": str(number)})
@@ -800,7 +800,7 @@ def test_several_hundred_on_one_network(fw: Running) -> None:
         return endpoint
 
     with ThreadPoolExecutor(4) as pool:
-        endpoints = list(pool.map(begin, range(2, 302)))
+        endpoints = list(pool.map(start, range(2, 302)))
     until(lambda: all(e["known"] for e in fw.status()["networks"][0]["endpoints"]), "all labels are known", 15)
     assert len(fw.links()) == 1 + 2 * 300
     opened = fw.table()

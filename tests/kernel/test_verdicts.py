@@ -573,12 +573,12 @@ def test_no_packet_leaves_an_internal_network(site: Site, boxes: Boxes, docker: 
         ("outside → ours, ping", True),
         ("ours → outside", True),
         ("ours → ours", True),
-        ("ours → foreign bridge", True),
+        ("ours → unmanaged bridge", True),
         ("ours → Docker's bridge", False),
         ("Docker's bridge → outside", False),
         ("outside → Docker's bridge", False),
-        ("Docker's bridge → foreign bridge", False),
-        ("foreign bridge → outside", False),
+        ("Docker's bridge → unmanaged bridge", False),
+        ("unmanaged bridge → outside", False),
     ],
 )
 def test_the_mark_is_exact(
@@ -596,7 +596,7 @@ def test_the_mark_is_exact(
         "outside": (None, (Site.OUT4, Site.OUT6)),
         "ours": (boxes.web, (boxes.web.v4, boxes.web.v6)),
         "Docker's bridge": (docker, (docker.v4, docker.v6)),
-        "foreign bridge": (unmanaged, (unmanaged.v4, unmanaged.v6)),
+        "unmanaged bridge": (unmanaged, (unmanaged.v4, unmanaged.v6)),
     }
     path, _, what = way.partition(", ")
     start, _, end = path.partition(" → ")

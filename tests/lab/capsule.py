@@ -126,15 +126,15 @@ class Capsule:
         assert errors is not None
         lifeline.write(json.dumps(spec).encode() + b"\n")
         lifeline.flush()
-        said = output.readline().decode().split()
-        if said[:1] != ["ok"]:
-            trouble = " ".join(said) or errors.read().decode()
+        reply = output.readline().decode().split()
+        if reply[:1] != ["ok"]:
+            trouble = " ".join(reply) or errors.read().decode()
             self._init.wait()
             raise LabError(f"{self.name} does not boot: {trouble}")
         output.close()
         errors.close()
         self._lifeline = lifeline
-        self._init_pid = int(said[1])
+        self._init_pid = int(reply[1])
         self._claim.add_pid(self._init_pid)
 
     def halt(self) -> None:

@@ -137,8 +137,8 @@ class Daemon:
         """Run the docker CLI inside; return its stdout without the last newline. DockerError if it fails."""
         done = self.try_docker(*args, input=input, timeout=timeout)
         if done.returncode:
-            said = f"{done.stdout}{done.stderr}"
-            raise DockerError(f"docker {' '.join(args)}: status {done.returncode}\n{said}")
+            output = f"{done.stdout}{done.stderr}"
+            raise DockerError(f"docker {' '.join(args)}: status {done.returncode}\n{output}")
         return done.stdout.rstrip("\n")
 
     def try_docker(

@@ -149,20 +149,20 @@ def main() -> None:
     join(spec["leaf"])
     for leaf in spec["leaf"]:  # only now: a v2 group that has processes cannot hand controllers down
         delegate(os.path.dirname(leaf))
-    said, say = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
             be_init(spec)
         except OSError as error:
-            os.write(say, str(error).encode())
+            os.write(writer, str(error).encode())
             os._exit(1)
-        os.close(say)
+        os.close(writer)
         os.close(1)
         os.read(0, 1)  # until the lifeline ends
         os._exit(0)
-    os.close(say)
-    trouble = os.read(said, 4096).decode()
+    os.close(writer)
+    trouble = os.read(reader, 4096).decode()
     os.write(1, f"{trouble or f'ok {child}'}\n".encode())
     os.close(1)
     os.waitpid(child, 0)

@@ -104,15 +104,15 @@ async def tcp(sock: socket.socket, target: str, port: int, began: float, timeout
             return answer("open", began, "reset at once")
         raise OSError(code, "") from error
     try:
-        said = await asyncio.wait_for(loop.sock_recv(sock, 4096), linger) if linger else b"-"
+        received = await asyncio.wait_for(loop.sock_recv(sock, 4096), linger) if linger else b"-"
     except TimeoutError:
-        said = b"-"
+        received = b"-"
     except ConnectionResetError:
-        said = b""
+        received = b""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no TIME_WAIT
-    found = answer("open" if said else "refused", began, "closed at once" if not said else "")
+    found = answer("open" if received else "refused", began, "closed at once" if not received else "")
     found["ms"] = round((connected - began) * 1000, 3)
-    return found | (heard(said) if said not in (b"", b"-") else {})
+    return found | (heard(received) if received not in (b"", b"-") else {})
 
 
 async def udp(sock: socket.socket, target: str, port: int, began: float) -> Answer:
@@ -120,13 +120,13 @@ async def udp(sock: socket.socket, target: str, port: int, began: float) -> Answ
     loop = asyncio.get_running_loop()
     hear_errors(sock)
     await loop.sock_sendall(sock, b"lab")
-    said = await loop.sock_recv(sock, 4096)
-    return answer("open", began) | heard(said)
+    received = await loop.sock_recv(sock, 4096)
+    return answer("open", began) | heard(received)
 
 
-def heard(said: bytes) -> Answer:
+def heard(received: bytes) -> Answer:
     """Parse the JSON in which the lab's own servers introduce themselves; of other servers keep the text."""
-    text = said.decode(errors="replace").strip()
+    text = received.decode(errors="replace").strip()
     try:
         intro = json.loads(text)
         return {"detail": intro["server"], "peer": intro["peer"], "peer_port": intro["peer_port"]}
@@ -153,12 +153,12 @@ async def ping(sock: socket.socket, target: str, port: int, began: float) -> Ans
     total = 0 if six else checksum(bytes((request, 0, 0, 0)) + body)  # the kernel does ICMPv6's
     await loop.sock_sendall(sock, struct.pack("!BBH", request, 0, total) + body)
     while True:
-        said = await loop.sock_recv(sock, 4096)
-        said = said if six else said[(said[0] & 15) * 4 :]
-        if said[0] == reply and said[4:6] == ident:
+        received = await loop.sock_recv(sock, 4096)
+        received = received if six else received[(received[0] & 15) * 4 :]
+        if received[0] == reply and received[4:6] == ident:
             return answer("open", began)
-        if said[0] in errors and body in said:
-            return answer("refused", began, f"ICMP type {said[0]} code {said[1]}")
+        if received[0] in errors and body in received:
+            return answer("refused", began, f"ICMP type {received[0]} code {received[1]}")
 
 
 async def sctp(sock: socket.socket, target: str, port: int, began: float) -> Answer:
@@ -171,15 +171,15 @@ async def sctp(sock: socket.socket, target: str, port: int, began: float) -> Ans
     await loop.sock_sendall(sock, sctp_packet(own, port, 0, 1, 0, init))
     while True:
         try:
-            said = await loop.sock_recv(sock, 4096)
+            received = await loop.sock_recv(sock, 4096)
         except OSError:
             # The kernel reports errors about any SCTP packet to that address to every raw socket.
             if any(about.startswith(struct.pack("!HH", own, port)) for _, about in errors(sock)):
                 raise
             continue
-        said = said if six else said[(said[0] & 15) * 4 :]
-        if len(said) > 12 and struct.unpack("!HH", said[:4]) == (port, own):
-            return answer("open" if said[12] == 2 else "refused", began, f"chunk {said[12]}")
+        received = received if six else received[(received[0] & 15) * 4 :]
+        if len(received) > 12 and struct.unpack("!HH", received[:4]) == (port, own):
+            return answer("open" if received[12] == 2 else "refused", began, f"chunk {received[12]}")
 
 
 def hear_errors(sock: socket.socket) -> None:

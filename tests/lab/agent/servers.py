@@ -93,9 +93,9 @@ class Servers:
     def echo_tcp(self, client: socket.socket) -> None:
         """Echo until the client hangs up."""
         try:
-            said = client.recv(65536)
-            if said:
-                client.send(said)
+            received = client.recv(65536)
+            if received:
+                client.send(received)
                 return
         except BlockingIOError:
             return
@@ -107,21 +107,21 @@ class Servers:
 
     def echo(self, sock: socket.socket) -> None:
         """Answer a datagram."""
-        said, info, _, peer = sock.recvmsg(65536, 256)
+        received, info, _, peer = sock.recvmsg(65536, 256)
         self.note("udp", sock.getsockname()[1], peer)
         # From the address to which it was sent, by any interface that leads back.
         info = [(level, kind, data[:16] + b"\0\0\0\0") for level, kind, data in info if kind == PKTINFO]
-        sock.sendmsg([intro(self.name, peer, said=said.decode(errors="replace"))], info, 0, peer)
+        sock.sendmsg([intro(self.name, peer, received=received.decode(errors="replace"))], info, 0, peer)
 
     def init_ack(self, sock: socket.socket) -> None:
         """Answer INIT on the server's ports with INIT-ACK, on others with ABORT."""
-        said, peer = sock.recvfrom(65536)
-        said = said if sock.family == socket.AF_INET6 else said[(said[0] & 15) * 4 :]
-        if len(said) < 20 or said[12] != 1:
+        received, peer = sock.recvfrom(65536)
+        received = received if sock.family == socket.AF_INET6 else received[(received[0] & 15) * 4 :]
+        if len(received) < 20 or received[12] != 1:
             return
-        theirs, ours, _ = struct.unpack("!HHI", said[:8])
+        theirs, ours, _ = struct.unpack("!HHI", received[:8])
         self.note("sctp", ours, peer)
-        tag = struct.unpack("!I", said[16:20])[0]
+        tag = struct.unpack("!I", received[16:20])[0]
         if ours in self.sctp:
             body = struct.pack("!IIHHI", 2, 65536, 1, 1, 2) + struct.pack("!HH4s", 7, 8, b"lab!")
             sock.sendto(sctp_packet(ours, theirs, tag, 2, 0, body), (peer[0], 0, *peer[2:]))
