@@ -190,7 +190,7 @@ def spoilt(draw: st.DrawFn, right: Body) -> Any:
 
 @given(st.data())
 @some(60)
-def test_a_spoilt_request_is_answered_and_opens_nothing_by_itself(data: st.DataObject) -> None:
+def test_a_damaged_request_is_answered_and_opens_nothing(data: st.DataObject) -> None:
     """At any time of a container's life, by any route: the answer is a reply or an error in words, never a traceback;
     and afterwards the table equals the facts."""
     path = data.draw(st.sampled_from(sorted(POSTS)))
@@ -216,7 +216,7 @@ def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -
 
 
 @pytest.mark.parametrize("path", sorted(POSTS))
-def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
+def test_deep_long_and_duplicate_json_is_answered(path: str) -> None:
     """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a duplicate key, more bytes than are read."""
     bodies = [
         b"[" * 100_000, b'{"a":' * 100_000, b'{"NetworkID": ' + b"9" * 5000 + b"}", b'{"container": NaN}',
@@ -235,7 +235,7 @@ def test_what_is_deep_long_or_twice_is_answered(path: str) -> None:
     st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "TRACE"]),
 )
 @some(10)
-def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> None:
+def test_odd_paths_and_methods_are_refused_with_json(text: str, method: str) -> None:
     """The answer is a 404 or 405 with JSON; nothing is done."""
     safe = quote(text.encode("utf-8", "surrogatepass"))
     with running() as plugin:
@@ -253,7 +253,7 @@ def test_odd_paths_and_methods_are_refused_in_words(text: str, method: str) -> N
     follow=st.sampled_from(["", "0", "1", "true", *HOSTILE_TEXTS]),
 )
 @some(30)
-def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes], since: str, follow: str) -> None:
+def test_any_drop_is_a_json_line(packets: list[bytes], since: str, follow: str) -> None:
     """For any packet bytes, any container name and any query: each line is a drop or a progress line, and no follower's
     place is lost."""
     name = HOSTILE_TEXTS[len(since) % len(HOSTILE_TEXTS)]
@@ -271,7 +271,7 @@ def test_drops_are_told_as_json_lines_whatever_was_dropped(packets: list[bytes],
             assert all(("number" in each) != ("newest" in each) for each in told)
 
 
-def test_every_route_is_tried_here() -> None:
+def test_every_route_is_tested_here() -> None:
     """A new route needs a body for these tests."""
     with running() as plugin:
         rules = {str(rule): rule.methods or set() for rule in plugin.app.url_map.iter_rules()}
@@ -284,7 +284,7 @@ def test_every_route_is_tried_here() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 @given(data=st.binary(max_size=200) | values.map(lambda v: json.dumps(v).encode()))
 @some(25)
-def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
+def test_the_parsers_accept_any_bytes(name: str, data: bytes) -> None:
     """Each parser returns a value, or raises an intended error. `make fuzz` finds better bytes."""
     TARGETS[name](data)
 
@@ -294,7 +294,7 @@ def test_the_parsers_take_any_bytes(name: str, data: bytes) -> None:
 
 @given(st.data())
 @some(30)
-def test_no_text_from_outside_is_part_of_the_tables_text(data: st.DataObject) -> None:
+def test_no_text_from_outside_is_in_the_table(data: st.DataObject) -> None:
     """For any input from Docker or `fwctl`: elements are numbers, addresses and checked names of links."""
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity")

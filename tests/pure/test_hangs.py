@@ -42,7 +42,7 @@ def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ..
     return done.stdout + done.stderr
 
 
-def test_what_hangs_fails_by_its_name(tmp_path: Path) -> None:
+def test_a_hanging_test_fails_by_its_name(tmp_path: Path) -> None:
     """This also holds at the end of a `with`, and in a fixture; the tests after it are run."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text().replace("AGAIN = 60", "AGAIN = 2"))
     (tmp_path / "test_hanging.py").write_text(HANGS)

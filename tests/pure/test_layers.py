@@ -224,7 +224,7 @@ def test_every_pure_place_exists() -> None:
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_library_has_one_place(library: str) -> None:
+def test_a_library_is_used_in_one_place(library: str) -> None:
     """To change to another library, one package has to be read."""
     users = {name for name in MODULES for module in imports(name) if module.split(".")[0] == library}
     assert users
@@ -232,7 +232,7 @@ def test_a_library_has_one_place(library: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_says_what_it_is_for(name: str) -> None:
+def test_a_module_has_a_docstring(name: str) -> None:
     """Each module begins with a docstring."""
     assert ast.get_docstring(TREES[name])
 

@@ -130,7 +130,7 @@ def test_no_expression_backtracks(text: str, anywhere: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "anywhere"), [(r"(.+?)\s+([0-9]+)", False), (r"a*b?a*", False), (r"(a+)+", False), (r"\s*x", True)]
 )
-def test_an_expression_that_backtracks_is_seen(text: str, anywhere: bool) -> None:
+def test_an_expression_that_backtracks_is_detected(text: str, anywhere: bool) -> None:
     """The test above detects backtracking."""
     assert _backtracks(text, anywhere=anywhere)
 
@@ -180,13 +180,13 @@ def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
             assert steps(lambda value=value: parser.parse({key: value})) <= 16 * MAX_LENGTH, unit
 
 
-def test_a_rule_with_hundreds_of_wrong_peers_is_told_by_the_first_ones() -> None:
+def test_only_the_first_of_many_wrong_peers_are_read() -> None:
     """More than that is no typo; the rest is not even read."""
     ((spec),) = parse_allow("22 from " + "1 " * 2000)[1]
     assert spec.count("is not an address") == 8
 
 
-def test_masses_of_holes_take_work_in_proportion() -> None:
+def test_thousands_of_denied_ports_take_work_in_proportion() -> None:
     """`fw.policy: open` without 2,000 ports does not take 2,000 times 2,000 steps."""
     everything = [Rule("tcp", 1, 65535)]
 
@@ -204,7 +204,7 @@ _WORDS = ["22", "5", "/", "minute", "burst", "10", " ", "  ", "/tcp", "5/minute"
 
 @given(st.lists(st.sampled_from(_WORDS), max_size=9).map("".join))
 @examples(500)
-def test_a_rate_is_what_the_expression_says(text: str) -> None:
+def test_a_rate_is_read_as_the_expression_matches(text: str) -> None:
     """Each text that the expression matches is a rate with these parts; any other is a mistake that quotes it."""
     text = text.strip()
     if not text or "," in text:

@@ -231,7 +231,7 @@ worlds = st.builds(
 
 @given(worlds, _pairs(), suspicious)
 @examples(700)
-def test_a_wrong_label_accepts_and_begins_nothing_that_was_not_before(
+def test_one_more_wrong_label_accepts_and_permits_nothing_more(
     world: World, pairs: dict[str, str], label: tuple[str, str]
 ) -> None:
     """With any other labels on a container and around it: with one more wrong label it accepts no flow, serves no
@@ -297,7 +297,7 @@ def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[
 
 @given(worlds, _pairs(), suspicious)
 @examples(250)
-def test_while_an_image_cannot_be_asked_nothing_is_wider(
+def test_while_an_images_labels_are_unknown_nothing_is_wider(
     world: World, pairs: dict[str, str], odd: tuple[str, str]
 ) -> None:
     """The image was removed, so that its own labels are unknown: nothing is accepted or opened that would not be if all
@@ -326,7 +326,7 @@ def _here(pairs: Mapping[str, str], name: str) -> dict[str, str]:
 
 @given(_pairs(("fw.",), 3), _pairs(("fw.",), 3), _pairs(), _pairs(("fw.",), 3), st.booleans())
 @examples(500)
-def test_what_is_right_accepts_and_begins_exactly_what_it_says(
+def test_valid_labels_accept_and_permit_exactly_what_they_say(
     settings: dict[str, str], options: dict[str, str], pairs: dict[str, str], attached: dict[str, str], by_p: bool
 ) -> None:
     """Right labels in every place: a flow is accepted, or a connection permitted, if and only if the labels, read one
@@ -348,7 +348,7 @@ def test_what_is_right_accepts_and_begins_exactly_what_it_says(
 
 @given(near_text)
 @examples(300)
-def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
+def test_any_text_in_fw_allow_opens_its_meaning_or_nothing(text: str) -> None:
     """Text that is almost right: it opens what it says when it is read by hand, or no port in addition to the base."""
     decided, _ = World().decide(container({"fw.allow": text}))
     reading = naive.Reading(naive.rules(text) or [], [], "default", None)
@@ -360,7 +360,7 @@ def test_any_text_in_fw_allow_opens_what_it_says_or_nothing(text: str) -> None:
         assert accepted(decided) == by_hand
 
 
-def test_the_examples_are_worth_something() -> None:
+def test_the_examples_are_partly_valid_and_partly_wrong() -> None:
     """The generated examples are partly right and partly wrong: no test of this file covers only one kind."""
     right = wrong = 0
     for key, text in (
@@ -380,7 +380,7 @@ def test_the_examples_are_worth_something() -> None:
 
 
 @pytest.mark.parametrize("network", [FRONT, OURS])
-def test_the_plain_case(network: BridgeNetwork | Network) -> None:
+def test_a_container_without_labels_has_the_base(network: BridgeNetwork | Network) -> None:
     """Without any label: the flows of this file to 22, 80 and 443 are accepted from all, and all connections are
     permitted."""
     decided, _ = World(network).decide(container({}))

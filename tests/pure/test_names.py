@@ -133,7 +133,7 @@ def skeletons(text: str) -> tuple[str, list[str]]:
 
 @given(st.data())
 @some(60)
-def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st.DataObject) -> None:
+def test_names_from_outside_are_in_no_command(data: st.DataObject) -> None:
     """For any names of networks, bridges, links, containers, projects, services and networks in labels: the table
     contains only numbers, addresses and checked names of links, and the text around them is always the same."""
     host = Host(data.draw)
@@ -148,7 +148,7 @@ def test_what_docker_and_the_kernel_call_things_is_no_part_of_a_command(data: st
 
 @given(st.lists(names, max_size=6), st.lists(names, max_size=6))
 @some(60)
-def test_what_nft_reads_at_boot_holds_checked_names_alone(dockers: list[str], others: list[str]) -> None:
+def test_the_boot_table_contains_checked_names_only(dockers: list[str], others: list[str]) -> None:
     """For any names of Docker's bridges and of the host's other ones: a bridge with an odd name is closed, and its name
     is nowhere in the file."""
 
@@ -240,13 +240,13 @@ def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPat
         assert all(c.isprintable() or c == "\n" for c in out.getvalue())
 
 
-def test_a_container_is_found_by_its_very_name() -> None:
+def test_a_container_is_found_by_its_exact_name() -> None:
     """A name from outside is compared, never interpreted: as no pattern, and as no beginning of an ID."""
     host = Host(lambda _: "-x")
     assert containers(host.inventory) == {"c" * 64: "-x"}
 
 
-def test_an_element_stands_in_one_line_of_its_own() -> None:
+def test_each_element_is_on_a_line_of_its_own() -> None:
     """The tests above remove elements only, and detect any additional text."""
     assert skeletons(document(MARK, {Element("dockers", ("docker0",))}))[0] == document(MARK, ())
     assert skeletons(document(MARK, {Element("dockers", ('";\nflush ruleset',))}))[0] != document(MARK, ())

@@ -21,7 +21,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return read({"FW_STATE": str(tmp_path / "state.json")})
 
 
-def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
+def test_any_error_is_logged_and_the_start_continues(
     settings: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """An unexpected error is in the log with its traceback."""
@@ -41,9 +41,7 @@ def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
     assert "RuntimeError: nobody foresaw this" in told
 
 
-def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise Docker would disable the plugin, and all ports would be open at the next boot."""
 
     def hangs(*_: object) -> object:

@@ -103,14 +103,14 @@ def watcher(world: World) -> Iterator[Loops]:
     made.stop()
 
 
-def test_a_touched_ruleset_is_mended(world: World, watcher: Loops) -> None:
+def test_a_changed_ruleset_is_checked(world: World, watcher: Loops) -> None:
     """When another program changes the ruleset, docker-fw's table is checked, and Docker's chain too."""
     until(lambda: world.ensured)
     world.flushed, world.number = 1, 2
     until(lambda: world.repaired)
 
 
-def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watcher: Loops) -> None:
+def test_a_flush_during_a_check_is_repaired_at_once(world: World, watcher: Loops) -> None:
     """A flush while Docker's chain is being checked is not mistaken for docker-fw's own change: it is repaired at
     once."""
 
@@ -124,7 +124,7 @@ def test_a_flush_in_the_middle_of_looking_is_mended_at_once(world: World, watche
     until(lambda: world.repaired, timeout=1)
 
 
-def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) -> None:
+def test_a_flush_is_repaired_while_iptables_waits(world: World, watcher: Loops) -> None:
     """If Docker's chain cannot be checked (another tool holds iptables' lock), docker-fw's table is repaired anyway."""
     until(lambda: world.ensured)
     waiting, go_on = threading.Event(), threading.Event()
@@ -144,7 +144,7 @@ def test_a_flush_is_mended_while_iptables_waits(world: World, watcher: Loops) ->
         go_on.set()
 
 
-def test_flows_are_cut_one_after_the_other_and_nobody_waits() -> None:
+def test_flows_are_cut_in_order_and_closing_does_not_wait() -> None:
     """Cutting flows may take time; closing an address does not wait for it, and no cut is lost."""
     later, done = Worker(), []
     go_on = threading.Event()
@@ -164,7 +164,9 @@ BRIDGE, PORT = Link(3, "br-0123456789ab", bridge=True), Link(4, "veth1", master=
 
 @pytest.mark.parametrize("told", [Told("went", PORT), Told("came", Link(4, "veth1"))], ids=["gone", "moved"])
 @pytest.mark.parametrize("listening", [True, False])
-def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, told: Told, listening: bool) -> None:
+def test_a_link_that_leaves_a_bridge_closes_it_while_docker_is_silent(
+    world: World, told: Told, listening: bool
+) -> None:
     """While Docker is silent, a port that leaves a bridge closes that bridge; otherwise Docker reports the
     departure."""
     world.listening = listening
@@ -176,7 +178,7 @@ def test_who_leaves_a_bridge_while_docker_says_nothing_is_noticed(world: World, 
     assert world.doubted == ([] if listening else [BRIDGE.name])
 
 
-def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
+def test_after_missed_links_every_bridge_is_closed(world: World) -> None:
     """Link notifications were lost and Docker is silent: every bridge is closed until Docker answers."""
     world.listening = False
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
@@ -184,7 +186,7 @@ def test_after_links_were_missed_nothing_is_believed(world: World) -> None:
     assert world.doubted == [None]
 
 
-def test_a_new_bridge_is_noted_and_docker_is_asked(world: World) -> None:
+def test_a_new_bridge_is_recorded_and_docker_is_asked(world: World) -> None:
     """A new bridge is recorded at once, as far as its name identifies it, and everything is listed."""
     watcher = Loops(world, world, world, Bridges(set), world, world, Worker())  # type: ignore[arg-type]
     watcher._link(Told("came", BRIDGE), {})
@@ -236,7 +238,7 @@ def goes_on(room: Room) -> bool:
     return room.renewed >= before + 3
 
 
-def test_who_follows_docker_renews_it(room: Room) -> None:
+def test_the_lease_is_renewed_while_docker_is_followed(room: Room) -> None:
     """The lease is renewed repeatedly, also after a refusal by the kernel."""
     until(lambda: goes_on(room))
     room.fault = True
@@ -246,7 +248,9 @@ def test_who_follows_docker_renews_it(room: Room) -> None:
 
 
 @pytest.mark.parametrize("stuck", ["a change", "an event", "the links"])
-def test_where_one_that_closes_is_stuck_it_ends(room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_ends_where_a_thread_that_closes_is_stuck(
+    room: Room, stuck: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If a thread blocks a lock that closing needs, or an event never completes, the lease expires although every other
     thread runs. When the cause is over, it is renewed again."""
     until(lambda: goes_on(room))

@@ -21,7 +21,7 @@ EVENTS = st.lists(st.dictionaries(st.text(max_size=8), json_values, max_size=3),
 
 @given(EVENTS, st.lists(st.integers(0, 400), max_size=8))
 @examples(60)
-def test_in_whatever_pieces_it_comes(events: list[dict[str, object]], cuts: list[int]) -> None:
+def test_events_are_read_in_pieces_of_any_size(events: list[dict[str, object]], cuts: list[int]) -> None:
     """Every event is returned once and in order, wherever the pieces begin and end; an event ends with its line."""
     whole = b"".join(json.dumps(each).encode() + b"\n" for each in events)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
@@ -29,14 +29,14 @@ def test_in_whatever_pieces_it_comes(events: list[dict[str, object]], cuts: list
     assert json.dumps(list(objects(pieces))) == json.dumps(events)
 
 
-def test_an_event_is_told_when_its_line_has_come() -> None:
+def test_an_event_is_returned_when_its_line_is_complete() -> None:
     """An event is returned without waiting for the next one, and an empty line is ignored."""
     told = objects(['{"a": 1}\n{"b"', b': "\xc3', b'\xa9"}\r\n\n', b'{"c"'])
     assert list(told) == [{"a": 1}, {"b": "é"}]
 
 
 @pytest.mark.parametrize("nonsense", [b"\xff", b"timed out", b"[" * 100_000, b"[]", b"5", b'{"a": 1} {"b": 2}'])
-def test_what_is_no_event_ends_it(nonsense: bytes) -> None:
+def test_a_line_that_is_no_event_ends_the_stream(nonsense: bytes) -> None:
     """The content of the line is unknown: the reader must not continue as if no event had happened."""
     told = objects([b'{"a": 1}\n', nonsense + b"\n", b'{"c": 3}\n'])
     assert next(told) == {"a": 1}
@@ -56,7 +56,7 @@ SMALL = {"Type": "container", "Action": "start", "Actor": {"ID": "d" * 64}}
 
 
 @pytest.mark.parametrize("size", [1 << 16, 1001, 1 << 24])
-def test_of_a_line_that_is_too_long_its_beginning_tells_who_it_is_about(size: int) -> None:
+def test_the_beginning_of_a_long_line_names_its_container(size: int) -> None:
     """A container with megabytes of labels: its departure is read, and the events after it. Programs that run in a
     container (exec), whose commands may be as long, are neither an arrival nor a departure."""
     lines = [event("create"), event("die"), event("exec_create: " + "y" * (2 * LONGEST)), event("destroy")]
@@ -78,7 +78,7 @@ def test_of_a_line_that_is_too_long_its_beginning_tells_who_it_is_about(size: in
         b'{"Type":"container","Actor":{"ID":"c","Attributes":{"x":"',
     ],
 )
-def test_a_long_line_that_does_not_say_so_may_be_about_anybody(beginning: bytes) -> None:
+def test_a_long_line_without_a_name_is_reported_as_incomplete(beginning: bytes) -> None:
     """The event is reported as incomplete before its end has arrived, once, and the events after it are read."""
 
     def chunks() -> Iterator[bytes]:

@@ -187,7 +187,7 @@ def follower(world: World, bridges: Bridges) -> Iterator[DockerFollower]:
         thread.join(5)
 
 
-def test_subscribe_then_look_at_everything(world: World, follower: DockerFollower) -> None:
+def test_a_subscription_is_followed_by_a_full_listing(world: World, follower: DockerFollower) -> None:
     """Each new subscription discards the earlier reports and lists everything; then flows are cut."""
     world.answer = DockerSnapshot(
         networks=(NETWORK,), endpoints=(GUEST,), not_guarded={"tool": "has the host's network"}
@@ -200,7 +200,7 @@ def test_subscribe_then_look_at_everything(world: World, follower: DockerFollowe
     assert follower.not_guarded == {"tool": "has the host's network"}
 
 
-def test_what_goes_is_closed_though_docker_hangs(world: World, follower: DockerFollower) -> None:
+def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFollower) -> None:
     """While a listing hangs in Docker's API, a departure event still closes at once."""
     looking, go_on = threading.Event(), threading.Event()
 
@@ -226,7 +226,9 @@ def test_what_goes_is_closed_though_docker_hangs(world: World, follower: DockerF
 @pytest.mark.parametrize(
     "what", ["container die", "container start", "network connect", "network disconnect", "network destroy"]
 )
-def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollower, what: str) -> None:
+def test_a_departure_without_a_name_marks_every_container_unknown(
+    world: World, follower: DockerFollower, what: str
+) -> None:
     """An event that does not name its container marks every container unknown until everything has been listed."""
     world.answer = DockerSnapshot()
     until(lambda: world.looked)
@@ -240,7 +242,7 @@ def test_somebody_goes_and_nobody_knows_who(world: World, follower: DockerFollow
     assert len([call for call in world.calls if call[0] == "doubt"]) == 1
 
 
-def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, follower: DockerFollower) -> None:
+def test_an_incomplete_list_removes_no_container(world: World, follower: DockerFollower) -> None:
     """If Docker's list could not be read completely, a missing container keeps its `fwctl deny` overrides and its
     closed ports."""
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
@@ -252,7 +254,7 @@ def test_nobody_is_said_not_to_exist_by_a_list_with_a_hole(world: World, followe
     until(lambda: world.told("replace", (), (), frozenset("adp")))
 
 
-def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: DockerFollower) -> None:
+def test_a_connected_container_is_looked_up_alone(world: World, follower: DockerFollower) -> None:
     """An exception needs a look-up of one container, not a full listing; the container's start reports its published
     ports."""
     world.answer = DockerSnapshot()
@@ -268,7 +270,7 @@ def test_who_is_connected_is_looked_at_and_nobody_else(world: World, follower: D
     until(lambda: world.told("forget", WEB.id))
 
 
-def test_a_look_that_failed_is_made_up_for(world: World, follower: DockerFollower) -> None:
+def test_a_failed_look_up_is_followed_by_a_full_listing(world: World, follower: DockerFollower) -> None:
     """If Docker did not answer about one container while its events continued, everything is listed."""
     world.answer, world.place = DockerSnapshot(), None
     world.tell("subscribed")
@@ -278,7 +280,7 @@ def test_a_look_that_failed_is_made_up_for(world: World, follower: DockerFollowe
     until(lambda: world.looked > looked)
 
 
-def test_it_is_known_whether_docker_tells(world: World, follower: DockerFollower) -> None:
+def test_the_follower_reports_whether_it_follows_docker(world: World, follower: DockerFollower) -> None:
     """The follower reports that it follows Docker from the subscription to the end of the stream, and no longer."""
     assert not follower.listening
     world.tell("subscribed")
@@ -287,9 +289,7 @@ def test_it_is_known_whether_docker_tells(world: World, follower: DockerFollower
     until(lambda: not follower.listening)
 
 
-def test_a_network_that_docker_made_may_own_a_bridge_that_came_lately(
-    world: World, bridges: Bridges, follower: DockerFollower
-) -> None:
+def test_a_new_network_may_own_a_recent_bridge(world: World, bridges: Bridges, follower: DockerFollower) -> None:
     """The bridge is protected before Docker's next list arrives."""
     bridges.see([Link(5, "front1", bridge=True)])
     noted = world.noted
@@ -313,7 +313,7 @@ def test_an_unknown_bridge_is_asked_about_again(
     until(lambda: world.state.unmanaged == {"virbr0"})
 
 
-def test_networks_are_known_before_their_containers_and_everybody_after(world: World, follower: DockerFollower) -> None:
+def test_networks_are_known_before_their_containers(world: World, follower: DockerFollower) -> None:
     """A rule may name a network, even an empty one. Which containers were egress-restricted before is known again after
     a listing."""
     world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
@@ -323,7 +323,7 @@ def test_networks_are_known_before_their_containers_and_everybody_after(world: W
     assert (first.names, first.saved.egress_restricted) == ({"front", "bridge"}, {"gone0"})
 
 
-def test_an_old_answer_makes_nobody_known(
+def test_an_old_answer_confirms_no_container(
     world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list that is too old on arrival is requested again; until then egress restrictions remain."""
@@ -335,7 +335,7 @@ def test_an_old_answer_makes_nobody_known(
     assert not world.everybody
 
 
-def test_a_container_is_asked_about_while_it_can_be(world: World, follower: DockerFollower) -> None:
+def test_an_attachments_options_are_requested_when_it_is_created(world: World, follower: DockerFollower) -> None:
     """An attachment's options are requested when the endpoint has been created; a container whose options are still
     unknown is not confirmed."""
     world.answer = DockerSnapshot()
@@ -349,7 +349,7 @@ def test_a_container_is_asked_about_while_it_can_be(world: World, follower: Dock
 # --- the driver's endpoints ---------------------------------------------------------------------------------------
 
 
-def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: DockerFollower) -> None:
+def test_unknown_labels_are_read_when_docker_answers(world: World, follower: DockerFollower) -> None:
     """A container that joined while Docker's API was silent gets its exceptions as soon as the API answers."""
     follower.wake()
     until(lambda: world.looked)
@@ -359,7 +359,7 @@ def test_unknown_labels_are_learned_when_docker_answers(world: World, follower: 
     until(lambda: world.endpoints[JOINED.id].container == WEB)
 
 
-def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: DockerFollower) -> None:
+def test_a_start_triggers_a_listing_while_labels_are_unknown(world: World, follower: DockerFollower) -> None:
     """A container's start triggers a full listing as long as an endpoint's labels are unknown."""
     until(lambda: world.looked)
     world.answer = DockerSnapshot({JOINED.id: WEB})
@@ -367,14 +367,14 @@ def test_an_event_is_enough_while_somebody_is_unknown(world: World, follower: Do
     until(lambda: world.endpoints[JOINED.id].container == WEB)
 
 
-def test_wrong_labels_are_kept_as_what_they_are(world: World, follower: DockerFollower) -> None:
+def test_labels_found_wrong_later_keep_the_container_closed(world: World, follower: DockerFollower) -> None:
     """Labels that turn out to be wrong after the start are recorded as wrong: the policy keeps the container closed."""
     world.answer = DockerSnapshot({JOINED.id: WRONG})
     follower.wake()
     until(lambda: world.endpoints[JOINED.id].container == WRONG)
 
 
-def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
+def test_a_report_about_a_departed_endpoint_opens_nothing(world: World) -> None:
     """A Docker report about an endpoint that has left opens nothing."""
     world.endpoints[JOINED.id] = dataclasses.replace(JOINED, joined=False)
     DriverSync(world, world.undo).update_labels({JOINED.id: WEB})  # type: ignore[arg-type]
@@ -382,7 +382,7 @@ def test_an_endpoint_that_left_learns_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
+def test_an_endpoint_that_docker_no_longer_has_is_removed(
     world: World, monkeypatch: pytest.MonkeyPatch, joined: bool
 ) -> None:
     """A missing Leave does not leave an address open permanently, and a missing Join does not leave a record behind; a
@@ -399,7 +399,7 @@ def test_an_endpoint_that_docker_no_longer_has_is_forgotten(
     assert world.forgotten == [JOINED.id]
 
 
-def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_docker_no_longer_has_is_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """dockerd died before it saved a new network, or docker-fw died before it saved a removal: the subnet is free again
     after a minute. A network that has an endpoint stays, and none is removed while Docker's networks are not all known.
     """
@@ -419,7 +419,7 @@ def test_a_network_that_docker_no_longer_has_is_forgotten(world: World, monkeypa
     assert world.forgotten == [empty.id]
 
 
-def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_removal_is_retried_and_delays_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that the kernel or the disk refuses is retried at the next listing."""
     monkeypatch.setattr(driver_sync, "GONE", 0.0)
     other = dataclasses.replace(JOINED, id="f" * 64)
@@ -436,7 +436,7 @@ def test_one_that_cannot_be_forgotten_holds_up_no_other(world: World, monkeypatc
     assert world.forgotten == [JOINED.id, other.id] * 2
 
 
-def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
+def test_a_missing_object_is_removed_through_the_driver() -> None:
     """The driver removes an endpoint, and a network with its bridge."""
     disk, nothing, links = Disk(), MagicMock(), MagicMock()
     state = Reconciler(Kernel(), disk, Defaults())  # type: ignore[arg-type]
@@ -451,7 +451,7 @@ def test_what_is_forgotten_goes_as_if_docker_had_said_so() -> None:
     links.delete_bridge.assert_called_once_with(network)
 
 
-def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_that_the_disk_refuses_delay_no_others(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Labels that cannot be saved open nothing, and are reported once; the labels of all other containers are learned,
     and these ones are retried."""
     other = dataclasses.replace(JOINED, id="f" * 64)
@@ -468,7 +468,7 @@ def test_one_that_the_disk_refuses_holds_up_no_other(world: World, caplog: pytes
 
 
 @pytest.mark.parametrize("unsure", [False, True])
-def test_what_the_disk_did_not_take_is_written_when_it_does(
+def test_a_refused_write_is_retried(
     world: World, follower: DockerFollower, monkeypatch: pytest.MonkeyPatch, unsure: bool
 ) -> None:
     """No event is needed: the write is retried periodically, whatever other container is waited for."""
@@ -479,7 +479,7 @@ def test_what_the_disk_did_not_take_is_written_when_it_does(
     until(lambda: world.owed == 0)
 
 
-def test_an_event_that_is_never_done_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_that_never_completes_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence does not count as stuck. An event in progress counts as healthy for the length of one renewal, and not
     after that until it is done."""
     docker, done, begun = World(), threading.Event(), threading.Event()

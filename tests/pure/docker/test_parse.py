@@ -59,14 +59,14 @@ def test_a_network_is_read_as_docker_lists_it() -> None:
 
 
 @pytest.mark.parametrize("value", ["false", "0", "F", "False"])
-def test_a_network_on_which_containers_do_not_talk(value: str) -> None:
+def test_a_network_without_communication_between_containers(value: str) -> None:
     """enable_icc=false, as on swarm's docker_gwbridge, in all of Go's spellings."""
     found = parse.network({**NETWORK, "Options": {"com.docker.network.bridge.enable_icc": value}})
     assert found
     assert not found.flat
 
 
-def test_a_network_says_all_that_a_container_may() -> None:
+def test_every_key_may_be_a_network_option() -> None:
     """Every label key may be a network option, except fw.network.NAME."""
     options = {"fw.deny": "22", "fw.policy": "closed", "FW.EGRESS": "none", "fw.log": "drop"}
     found = parse.network({**NETWORK, "Options": options})
@@ -79,7 +79,7 @@ def test_a_network_says_all_that_a_container_may() -> None:
     )
 
 
-def test_a_bridge_of_the_users_own_name() -> None:
+def test_a_bridge_with_a_chosen_name() -> None:
     """The name in the options is the bridge's, as on the default network and docker_gwbridge."""
     options = {"com.docker.network.bridge.name": "docker0"}
     found = parse.network({**NETWORK, "Options": options})
@@ -98,7 +98,7 @@ def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
 
 @pytest.mark.parametrize("odd", [None, {}, {"Driver": "bridge"}, {"Driver": "bridge", "Id": 7}, "network",
                                  {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}}])  # fmt: skip
-def test_what_is_left_out_of_a_list_is_said(odd: Any) -> None:
+def test_a_list_with_an_unreadable_network_is_incomplete(odd: Any) -> None:
     """A network that cannot be read leaves the others known, and the list incomplete."""
     assert parse.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
 
@@ -117,7 +117,7 @@ def test_a_wrong_option_of_a_network_is_a_problem_of_that_network() -> None:
     assert str(found.problems[0]).startswith('network option fw.allow="808O": ')
 
 
-def test_a_running_container_has_its_places_and_ports() -> None:
+def test_a_running_container_has_its_networks_and_ports() -> None:
     """A container has each network with its addresses of either family; a network without endpoint ID is left out."""
     front, six = parse.endpoints(RUNNING, WEB)
     assert (front.id, front.network_id) == ("e" * 64, NETWORK["Id"])
@@ -132,7 +132,7 @@ def test_a_running_container_has_its_places_and_ports() -> None:
     )
 
 
-def test_each_place_has_its_own_labels_and_options() -> None:
+def test_each_endpoint_has_its_own_labels_and_options() -> None:
     """Labels for one network, by its Docker or compose name, and an attachment's driver_opts."""
     raw = {**RUNNING, "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22",
                                  **COMPOSE}}  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
     assert front.spec == PolicySpec()
 
 
-def test_where_a_container_is_and_with_what_options() -> None:
+def test_a_containers_endpoints_and_their_options() -> None:
     """The container's endpoint IDs, which change at each start; the options of its attachments, if they have any."""
     assert parse.endpoint_ids(RUNNING) == ("", "e" * 64, "f" * 64)
     assert parse.endpoint_ids({}) == ()
@@ -179,7 +179,7 @@ def test_where_a_container_is_and_with_what_options() -> None:
 
 
 @pytest.mark.parametrize("key", ["ep-" + "e" * 64, "c" * 64])
-def test_a_container_that_is_being_connected(key: str) -> None:
+def test_a_container_is_found_while_it_is_being_connected(key: str) -> None:
     """Before Docker has set up the sandbox, the entry's key contains the endpoint's ID, afterwards the container's ID;
     its name is the container's."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": "2001:db8:1::2/64"}
@@ -198,7 +198,7 @@ def test_a_container_that_is_being_connected(key: str) -> None:
     assert parse.attached({**NETWORK, "Containers": {"ep-" + "d" * 64: other}}, WEB, {}) is None
 
 
-def test_a_name_alone_is_nobody() -> None:
+def test_a_name_alone_identifies_no_container() -> None:
     """An entry under another container's ID is not this container's, though it has the same name."""
     entry = {"Name": "web", "EndpointID": "e" * 64, "IPv4Address": "172.18.0.2/16", "IPv6Address": ""}
     assert parse.attached({**NETWORK, "Containers": {"f" * 64: entry}}, WEB, {}) is None
@@ -220,7 +220,7 @@ def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @given(json_values)
 @examples(25)
-def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
+def test_any_json_is_read_or_refused_and_never_opens(new: Any) -> None:
     """For any value at any place of Docker's answers: it is read, or is an error; an opening value was at the right
     place."""
     for path in _paths(NETWORK)[1:]:
@@ -250,7 +250,7 @@ def test_nonsense_is_an_error_or_nothing_and_never_opens(new: Any) -> None:
         ("", ""),
     ],
 )
-def test_who_has_no_network_of_its_own(mode: str, why: str) -> None:
+def test_a_container_without_a_network_of_its_own_has_a_reason(mode: str, why: str) -> None:
     """The reason is reported for a container whose labels have no effect."""
     assert parse.not_guarded({**RUNNING, "HostConfig": {"NetworkMode": mode}}) == why
     assert parse.not_guarded({}) == ""

@@ -25,9 +25,7 @@ _guests = st.builds(
 
 @given(st.lists(_guests | st.sampled_from("abcd"), max_size=12), _guests)
 @examples(300)
-def test_they_are_found_as_if_all_were_looked_through(
-    steps: list[TrackedEndpoint | str], asked: TrackedEndpoint
-) -> None:
+def test_the_index_finds_what_a_search_of_all_finds(steps: list[TrackedEndpoint | str], asked: TrackedEndpoint) -> None:
     """For any sequence of additions and removals. An address may have changed owners: the previous owner is removed
     first."""
     guests, plain = Guests(), dict[str, TrackedEndpoint]()

@@ -53,7 +53,7 @@ class Kernel:
         """There is nothing to close."""
 
 
-def test_who_bans_is_told_of_flows_that_the_kernel_does_not_give_back(
+def test_flows_that_the_kernel_does_not_return_are_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Flows of a flow table, where Linux is older than 6.4: their number and how long they continue are reported; the

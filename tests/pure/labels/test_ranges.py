@@ -121,7 +121,7 @@ def test_pieces_cover_exactly_the_prefix(prefix: Prefix) -> None:
 
 @pytest.mark.parametrize("prefix", ["10.0.0.0/24", "10.0.0.1/32", "2001:db8::/48", "2001:db8::/32", "2001:db8::1/128",
                                     "2001:db8::/64", "::/0", "10.0.0.0/8"])  # fmt: skip
-def test_what_people_write_is_one_piece(prefix: str) -> None:
+def test_a_usual_prefix_is_one_piece(prefix: str) -> None:
     """A usual prefix needs one element."""
     assert len(pieces(ip_network(prefix))) == 1
 
@@ -167,7 +167,7 @@ def test_a_mask_leaves_the_prefix_of_its_length(address: IPv4Address | IPv6Addre
     assert value(masked(address.version, length, "daddr"), Packet(other, address, 6)) == prefix.network_address
 
 
-def test_every_length_is_looked_for_once() -> None:
+def test_every_length_is_looked_up_once() -> None:
     """The lengths are distinct: no look-up is made twice, and the whole address is looked up first."""
     for version, whole in ((4, 32), (6, 128)):
         assert len(set(LENGTHS[version])) == len(LENGTHS[version])

@@ -25,7 +25,7 @@ def union(owned: dict[str, frozenset[Element]]) -> set[Element]:
 
 @given(_owned, st.lists(_owned, max_size=6))
 @examples(200)
-def test_after_any_sequence_there_is_what_somebody_owns(
+def test_after_any_sequence_the_table_has_all_owners_elements(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]]
 ) -> None:
     """For any changes of owners, the table has the union of their elements, each change is exactly the difference of
@@ -54,7 +54,7 @@ def test_after_any_sequence_there_is_what_somebody_owns(
     assert list(books) == []
 
 
-def test_an_element_of_two_owners_goes_with_the_last() -> None:
+def test_an_element_of_two_owners_is_removed_with_the_last() -> None:
     """Docker may reuse an address before its old endpoint is gone: the elements that the new one needs stay."""
     books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
@@ -105,7 +105,7 @@ _OTHERS = [
 
 
 @pytest.mark.parametrize("name", _OPENING)
-def test_what_stops_being_open_is_narrower(name: str) -> None:
+def test_removing_an_element_that_opens_narrows(name: str) -> None:
     """If an element that let flows pass is removed, established flows may remain that could not be opened again."""
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
@@ -115,7 +115,7 @@ def test_what_stops_being_open_is_narrower(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _OTHERS)
-def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
+def test_removing_any_other_element_does_not_narrow(name: str) -> None:
     """The removal of any other element closes nothing."""
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
@@ -131,7 +131,7 @@ def test_what_lets_nothing_pass_is_no_loss(name: str) -> None:
         ("allow4", False, False),
     ],
 )
-def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
+def test_adding_an_element_that_closes_narrows(name: str, new: bool, known: bool) -> None:
     """True for a network that becomes egress-restricted, and for a published port that closes for an existing owner."""
     books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:1])})
@@ -144,7 +144,7 @@ def test_what_closes_is_narrower(name: str, new: bool, known: bool) -> None:
     "name",
     ["egress_restricted", "host_closed", "host_closed6", "rate_limit4_blocks", "rate_limit_host4", "rate_proven6"],
 )
-def test_what_comes_may_only_close(name: str) -> None:
+def test_a_change_that_only_closes_is_recognised(name: str) -> None:
     """A removal, and an element that restricts, closes or limits, need not be on the disk first; any other addition
     must be."""
     books = AppliedElements()
@@ -177,7 +177,7 @@ _passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from
     _passing, st.lists(_passing, max_size=5), st.sampled_from(["10.9.0.1", "10.9.0.2"]), st.sets(st.sampled_from("abc"))
 )
 @examples(200)
-def test_what_lets_an_address_pass_is_found_without_looking(
+def test_elements_that_open_an_address_are_indexed(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]], peer: str, owners: set[str]
 ) -> None:
     """After any sequence: an address's elements of these owners are found, and no prefix; without them the table has
@@ -201,7 +201,7 @@ def test_what_lets_an_address_pass_is_found_without_looking(
     assert not books.going((), {address: owners})
 
 
-def test_a_port_that_was_open_closes_before_anything_is_known() -> None:
+def test_a_departing_owners_ports_close_first() -> None:
     """When an owner is removed, its opening elements are removed and its closing elements stay; an element that kept
     docker-proxy's port open is replaced by one that closes it."""
     books, open_, shut = AppliedElements(), Element("host_open4", (V4, 6, 8080)), Element("host_closed4", (V4, 6, 8080))
@@ -222,7 +222,7 @@ NEUTRAL = re.compile(
 )
 
 
-def test_each_set_says_whether_its_elements_open_or_close() -> None:
+def test_each_set_declares_whether_it_opens_or_closes() -> None:
     """A new set must state its effect or be listed as neutral: cutting flows and closing first depend on it."""
     unsaid = {name for name, spec in SETS.items() if not spec.effect}
     assert {name for name in unsaid if not NEUTRAL.match(name)} == set()

@@ -126,7 +126,7 @@ _peers = st.lists(strategies.near4 | strategies.near6 | strategies.ipv4 | strate
 
 @given(networks, endpoints, saids, _drawn, _peers)
 @examples(50)
-def test_the_sets_say_what_the_policy_says(
+def test_the_sets_decide_as_the_policy_does(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, drawn: list[int], peers: list[Address]
 ) -> None:
     """For any network, endpoint and packet: the result of the rules' set look-ups equals the policy."""
@@ -141,7 +141,7 @@ def test_the_sets_say_what_the_policy_says(
 
 @given(st.lists(resolved_rules, max_size=3).map(tuple), st.sampled_from([V4, V6]), _drawn, _peers)
 @examples(80)
-def test_what_is_accepted_from_some_is_accepted_from_those(
+def test_a_rule_with_peers_accepts_exactly_those_peers(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
     """Any rules with addresses and prefixes: a packet is permitted if and only if a rule matches its port and
@@ -154,7 +154,7 @@ def test_what_is_accepted_from_some_is_accepted_from_those(
 
 @given(st.lists(resolved_rules, max_size=3).map(tuple), st.sampled_from([V4, V6]), _drawn, _peers)
 @examples(80)
-def test_what_may_be_begun_is_found_by_the_same_look_ups(
+def test_the_egress_sets_decide_as_the_policy_does(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
     """Any egress: a packet of the container leaves if and only if a rule matches its port and target."""
@@ -165,7 +165,7 @@ def test_what_may_be_begun_is_found_by_the_same_look_ups(
         assert found == ("mark" if passes(listed, proto, port, peer) else ""), (proto, port, peer)
 
 
-def test_to_the_host_alone() -> None:
+def test_a_rule_to_host_matches_the_host_only() -> None:
     """`8125/udp to host` matches packets to the host, and not packets that leave it."""
     spec = parse({"fw.egress": "8125/udp to host, 53/udp to host 203.0.113.7"}).spec
     table = Table(address_elements("br0", V4, Policy(egress=spec.egress, known=True)))
@@ -182,7 +182,7 @@ def _to_host(table: Table, packet: Packet) -> str:
     return "mark" if table.found(CHAINS["egress_allow_host"][1:], packet) else ""
 
 
-def test_who_may_begin_everything_is_free_if_it_is_known() -> None:
+def test_a_known_unrestricted_container_is_free() -> None:
     """On an egress-restricted network each known container without restriction has its own element; an unknown one has
     none."""
     for known, free in ((True, {("br0", V4)}), (False, None)):
@@ -220,7 +220,7 @@ def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint,
 
 @given(networks, endpoints, saids)
 @examples(60)
-def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
+def test_an_element_contains_no_text_of_a_user(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
     """An element's text consists of addresses, numbers, protocol names and interface names, whatever labels and names
     contain; its set is one of docker-fw's."""
     guests = guest_elements(GUARDED, endpoint, decided(GUARDED, endpoint, everywhere))
@@ -233,7 +233,7 @@ def test_no_text_of_a_user_gets_into_a_command(network: Network, endpoint: Endpo
 
 @given(st.lists(rules, max_size=3), st.sampled_from([V4, V6]))
 @examples(50)
-def test_every_port_is_found_by_itself(listed: list[Rule], address: Address) -> None:
+def test_rules_without_peers_need_no_source(listed: list[Rule], address: Address) -> None:
     """Rules without peers are in the sets that are looked up first, and need no look-up of a source."""
     made = set(rule_elements(address, listed))
     assert {element.set for element in made} <= {f"allow{address.version}", f"allow{address.version}_blocks"}
@@ -272,7 +272,7 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
 
 @given(st.lists(rates, min_size=1, max_size=3), st.sampled_from([V4, V6]), ports, protos)
 @examples(60)
-def test_a_rate_stands_for_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
+def test_a_rate_counts_exactly_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
     """A packet to a limited port goes to chains that count exactly the rates for this port; no other packet does."""
     v = address.version
     elements = set(address_elements("br0", address, Policy(rates=tuple(listed), labels_valid=True, known=True)))
@@ -313,7 +313,7 @@ def test_the_rates_of_an_address_are_its_own() -> None:
     ("rate", "short", "kept"),
     [("1_second_5", 6, 0), ("5_minute_10", 60, 121), ("1_day_2", 60, 172801), ("1000_second_60000", 60, 61)],
 )
-def test_only_a_proven_source_is_remembered_long(rate: str, short: int, kept: int) -> None:
+def test_only_a_proven_source_is_kept_for_long(rate: str, short: int, kept: int) -> None:
     """A source address that may be forged is forgotten after a minute; a source that completed a handshake is forgotten
     when it has its full burst again."""
     sets = rate_chains.limit(f"limit4__172.18.0.2__{rate}").sets
@@ -344,7 +344,7 @@ _published = st.lists(
 
 @given(_published, st.lists(resolved_rules, max_size=3).map(tuple), _peers)
 @examples(120)
-def test_docker_proxy_serves_whom_the_container_accepts(
+def test_docker_proxy_serves_the_sources_that_the_container_accepts(
     there: tuple[Published, ...], listed: tuple[Rule, ...], peers: list[Address]
 ) -> None:
     """A published port of the host is open to all, or closed except to sources that the container accepts; the
@@ -370,7 +370,7 @@ def test_docker_proxy_serves_whom_the_container_accepts(
             assert found == ("accept_host" if passes(about, port.proto, port.container_port, peer) else "deny_host")
 
 
-def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
+def test_a_rate_applies_to_docker_proxys_port_too() -> None:
     """`fw.rate` applies to the container's port, whichever way a source takes."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 2222, 22)
     rate = Rate("tcp", 22, 22, 5, "minute", 10)
@@ -381,7 +381,7 @@ def test_a_limited_port_is_limited_at_docker_proxys_too() -> None:
     }
 
 
-def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
+def test_a_port_opened_by_publishing_is_open_there_only() -> None:
     """With FW_PUBLISHED=allow the container's port is open to packets that were forwarded by the publication, and to no
     others."""
     made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), labels_valid=True, known=True)))
@@ -392,7 +392,7 @@ def test_what_p_itself_opens_is_found_by_its_way_alone() -> None:
 # --- networks -----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_network_needs() -> None:
+def test_a_network_has_its_elements() -> None:
     """Containers on the bridge communicate freely; IPv4 is masqueraded; an internal network is closed in both
     directions."""
     four, six = IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8::1/64")
@@ -409,7 +409,7 @@ def test_what_a_network_needs() -> None:
 
 @pytest.mark.parametrize(("mode", "routed"), [("nat", False), ("", False), ("isolated", False), ("routed", True),
                                               ("nat-unprotected", True)])  # fmt: skip
-def test_dockers_drop_is_overruled_where_a_network_is_routed(mode: str, routed: bool) -> None:
+def test_the_mark_is_set_for_routed_networks_only(mode: str, routed: bool) -> None:
     """The mark is set for networks whose container addresses are meant to be reachable, per family; not for internal
     ones, which no packet enters or leaves."""
     for mode4, mode6 in ((mode, "nat"), ("nat", mode)):
@@ -421,7 +421,7 @@ def test_dockers_drop_is_overruled_where_a_network_is_routed(mode: str, routed: 
         assert inner == {Element("internal", ("br-app",))}
 
 
-def test_dockerds_own_ports() -> None:
+def test_each_port_of_dockerd_is_one_element() -> None:
     """Each port of FW_DOCKERD_PORTS is one element."""
     ports = own_ports([Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789)], ())
     assert ports == {(6, 2375), (6, 2376), (6, 2377), (17, 4789)}
@@ -445,7 +445,7 @@ def chains(text: str) -> dict[str, list[str]]:
     return found
 
 
-def test_the_skeleton_knows_no_port() -> None:
+def test_the_skeleton_contains_no_port() -> None:
     """The rules contain no port number, not even the base's: an unregistered address has no open port."""
     for line in chain.from_iterable(CHAINS.values()):
         plain = re.sub(r"th sport & 0x0 \| [0-9]+ \. ", "", line)  # a prefix's length
@@ -468,7 +468,7 @@ def test_a_host_with_nft_1_0_6_can_list_it() -> None:
     assert not re.search(r"type .*verdict", text.replace("typeof", ""))
 
 
-def test_no_set_is_an_interval_set_nor_takes_memory_empty() -> None:
+def test_no_set_is_an_interval_set_or_reserves_memory() -> None:
     """Plain hash sets only, without `flags interval` and without a reserved `size`. The exceptions are sets that
     packets fill, which are bounded, and whose elements expire."""
     chain_ = "limit4__172.18.0.2__5_minute_10"
@@ -521,7 +521,7 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
     assert found["to_docker"][-1] == "goto inbound"
 
 
-def test_going_out_to_a_container_bridge_comes_first() -> None:
+def test_packets_to_a_container_bridge_are_inbound() -> None:
     """A packet that opens a connection to a container bridge is judged as inbound, wherever it comes from, whether the
     network is known or not; a mark set by another program is not trusted. Before that come only: banned addresses,
     established flows (except a new SYN), forged sources, quarantined flows and restricted egress."""
@@ -539,7 +539,7 @@ def test_going_out_to_a_container_bridge_comes_first() -> None:
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
 
-def test_a_ban_and_a_confinement_accept_nothing() -> None:
+def test_chains_that_run_first_accept_nothing() -> None:
     """Chains that run before all others drop or return, and never accept."""
     for name in (
         "banned",
@@ -558,7 +558,7 @@ def test_a_ban_and_a_confinement_accept_nothing() -> None:
         assert not [rule for rule in CHAINS[name] if "accept" in rule or "goto permit" in rule], name
 
 
-def test_foreign_traffic_is_left_alone() -> None:
+def test_other_programs_traffic_is_not_filtered() -> None:
     """The base chains' policy is accept and they drop nothing themselves: docker-fw does not filter traffic of other
     programs."""
     for name, line in hooks(skeleton(MARK)).items():
@@ -579,7 +579,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
     }  # fmt: skip
 
 
-def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_same() -> None:
+def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
     """A feature that an old kernel lacks is left out, and nothing else."""
     whole, less = skeleton(MARK), skeleton(MARK, cgroups=False, logs=False)
     assert "cgroup" in whole
@@ -589,7 +589,7 @@ def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_sa
     assert chains(whole).keys() == chains(less).keys()
 
 
-def test_it_is_replaced_in_one_transaction() -> None:
+def test_the_table_is_replaced_in_one_transaction() -> None:
     """The text creates the tables if missing, deletes them and creates them again in one transaction: at no time is the
     table partial or absent."""
     text = replace(MARK, ())
@@ -610,7 +610,7 @@ def test_the_same_elements_are_the_same_text(drawn: list[tuple[str, Rule]], rand
     assert document(MARK, shuffled) == document(MARK, elements)
 
 
-def test_an_element_for_a_time_stands_with_its_time() -> None:
+def test_an_element_with_a_timeout_is_written_with_it() -> None:
     """A ban for an hour is written with its timeout."""
     element = Element("banned4", (OUT4,))
     text = document(MARK, (), timed={element: 3600})
@@ -765,7 +765,7 @@ def _words(dual: Network, six: Network) -> PolicyView:
 
 
 @pytest.mark.parametrize("name", _golden())
-def test_the_whole_table_is_as_it_was(name: str) -> None:
+def test_the_whole_table_equals_the_golden_file(name: str) -> None:
     """A host gets the table that was last reviewed: a change is visible as a diff."""
     inventory = _golden()[name]
     text = document(MARK, {element for owner in inventory.owners() for element in inventory.elements(owner)})
@@ -776,7 +776,7 @@ def test_the_whole_table_is_as_it_was(name: str) -> None:
     assert text == path.read_text(), f"differs from {path}; if that is wanted: FW_GOLDEN=write pytest {__file__}"
 
 
-def test_who_answers_and_what() -> None:
+def test_the_policy_of_each_address_is_known() -> None:
     """The ports that each address of the example above accepts and may open are known with its subnet, with names
     resolved."""
     inventory = _golden()["words"]

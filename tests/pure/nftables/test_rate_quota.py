@@ -52,7 +52,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_quota, "MOST", 2)
 
 
-def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_waiting_for_quota_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container that needs more than the remaining quota may have thousands of ports with a rate: while it waits,
     other containers join and leave without a check of each of these ports."""
     looked: list[str] = []
@@ -74,7 +74,7 @@ def test_who_waits_for_room_costs_others_nothing(monkeypatch: pytest.MonkeyPatch
     assert not known.refused("waits")
 
 
-def test_the_newcomer_is_closed_by_name(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_newcomer_above_the_quota_is_closed_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     """If a container's rates do not fit the quota, its ports with a rate are closed; log, status and explain report it.
     Containers within the quota are not affected."""
     kernel = Kernel()
@@ -98,7 +98,7 @@ def _endpoints(state: Reconciler) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -> None:
+def test_freed_quota_is_given_to_waiting_containers(caplog: pytest.LogCaptureFixture) -> None:
     """The quota is reassigned in the same change in which another container leaves, in the order of waiting."""
     kernel = Kernel()
     state = started(kernel, *map(endpoint, (2, 3, 4, 5)))
@@ -109,7 +109,7 @@ def test_room_that_is_left_goes_to_who_waits(caplog: pytest.LogCaptureFixture) -
     assert closed(kernel) == set()
 
 
-def test_who_has_room_keeps_it_over_a_restart() -> None:
+def test_quota_is_kept_over_a_restart() -> None:
     """After a restart, docker-fw finds in the table which containers had quota, in whatever order they are reported."""
     kernel = Kernel()
     first = started(kernel, endpoint(2), endpoint(3))
@@ -118,7 +118,7 @@ def test_who_has_room_keeps_it_over_a_restart() -> None:
     assert closed(kernel) == {4}
 
 
-def test_room_is_kept_for_those_that_docker_tells_of_later() -> None:
+def test_quota_is_reserved_for_previous_containers() -> None:
     """Until all previous containers have been seen, a newcomer does not get the quota of one of them."""
     held = Quota()
     held.keep(["limit4__10.1.0.2__5_minute_10", "limit4__10.1.0.9__5_minute_10"])
@@ -139,7 +139,7 @@ def guest(number: int) -> Endpoint:
     return dataclasses.replace(endpoint(number), network_id=DOCKERS.id)
 
 
-def test_room_is_kept_until_docker_has_listed_everybody() -> None:
+def test_quota_is_reserved_until_docker_has_listed_all() -> None:
     """At a start of docker-fw, containers that join before Docker's list get no quota of previous ones; the unused rest
     is given away after it, even if no container is on a Docker network."""
     kernel = Kernel()
@@ -177,7 +177,7 @@ def test_one_address_has_one_limit() -> None:
     assert held.within("other", other) == other
 
 
-def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_with_a_new_owner_always_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The new owner gets its own limit in the same transaction that removes the other's, however much else is to be
     computed."""
     monkeypatch.setattr(applier, "AT_ONCE", 0)
@@ -188,7 +188,7 @@ def test_a_port_whose_limit_passes_to_another_is_never_without(monkeypatch: pyte
     assert [e.data for e in kernel.table or () if e.set in RATED] == [("limit4__10.1.0.2__1_day_5",)]
 
 
-def test_what_was_never_admitted_is_closed() -> None:
+def test_rates_that_were_not_admitted_open_nothing() -> None:
     """Rates of an owner that was not admitted open nothing."""
     inventory = PolicyView(Defaults(), Facts(SavedState({NET.id: NET}, {endpoint(2).id: endpoint(2)})))
     owner = ElementOwner(Kind.ENDPOINT, endpoint(2).id)
@@ -196,7 +196,7 @@ def test_what_was_never_admitted_is_closed() -> None:
     assert found == {(DENIED,)}
 
 
-def test_a_copy_is_its_own() -> None:
+def test_a_copy_is_independent() -> None:
     """Simulating other settings does not change the actual state."""
     held = Quota()
     held.change({"one": _wanted("10.1.0.2"), "two": _wanted("10.1.0.3")})

@@ -112,7 +112,7 @@ OPEN = PolicySpec(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHI
 
 
 @pytest.mark.parametrize(("network", "endpoint"), _CLOSED.values(), ids=_CLOSED)
-def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint: Endpoint) -> None:
+def test_an_address_is_closed_until_it_is_known_and_valid(network: Network | BridgeNetwork, endpoint: Endpoint) -> None:
     """An address accepts nothing, not even the base, until it is joined, known and without mistakes, on a network that
     is not internal.
 
@@ -124,7 +124,7 @@ def test_closed_until_known_and_right(network: Network | BridgeNetwork, endpoint
     assert (closed.accepts, closed.published, closed.rates, closed.labels_valid) == ((), (), (), False)
 
 
-def test_who_is_known_is_told_apart_from_who_is_right() -> None:
+def test_a_known_container_may_have_wrong_labels() -> None:
     """An address with wrong labels is known; one whose container is not reported, or that has left, is not."""
     known = {name: of(network, endpoint).known for name, (network, endpoint) in _CLOSED.items()}
     assert known == {
@@ -133,7 +133,7 @@ def test_who_is_known_is_told_apart_from_who_is_right() -> None:
     }  # fmt: skip
 
 
-def test_in_doubt_everything_is_closed() -> None:
+def test_an_unknown_container_is_closed() -> None:
     """The address's container is unknown now: it accepts nothing, and if it was egress-restricted, it may open no
     connection."""
     assert in_doubt(policy(allow="8080", log="drop")) == Policy(log="drop")
@@ -143,7 +143,7 @@ def test_in_doubt_everything_is_closed() -> None:
 
 @given(networks, endpoints, saids, overrides)
 @examples(80)
-def test_nothing_is_accepted_unless_everything_is_in_order(
+def test_a_policy_is_empty_or_all_places_together(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, override: Override
 ) -> None:
     """For any network and endpoint: nothing is accepted, or, if all conditions are met, the rules of all places
@@ -168,7 +168,7 @@ def test_nothing_is_accepted_unless_everything_is_in_order(
 # --- deny, from, policy -------------------------------------------------------------------------------------------
 
 
-def test_a_denied_port_is_out_of_the_base() -> None:
+def test_a_denied_port_leaves_the_base() -> None:
     """`fw.deny: "22"` closes 22 and nothing else; a port that `fw.allow` opens is not denied."""
     assert policy(deny="22").accepts == (HTTP, HTTPS)
     assert policy(deny="22, 80, 443, 8080").accepts == ()
@@ -195,7 +195,7 @@ def test_from_on_a_base_port_replaces_it() -> None:
     assert policy(allow="22 from any").accepts == BASE
 
 
-def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
+def test_from_in_any_place_removes_the_port_from_the_base() -> None:
     """Lists add up: with `22 from …` in any place, the base's 22 is no longer open to all."""
     settings = Defaults(spec(allow="22 from 10.0.0.0/8"))
     assert texts(of(NETWORK, ENDPOINT, settings).accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp"]
@@ -203,13 +203,13 @@ def test_from_in_any_place_takes_the_port_out_of_the_base() -> None:
     assert texts(of(NETWORK, more, settings).accepts)[:2] == ["22/tcp from 10.0.0.0/8", "22/tcp from 192.0.2.1"]
 
 
-def test_a_name_that_is_nobody_still_takes_its_port_out_of_the_base() -> None:
+def test_a_name_without_a_match_removes_its_port_from_the_base() -> None:
     """`22 from service:api` without a container of service api: no source reaches 22."""
     assert texts(policy(allow="22 from service:api").accepts) == ["22/tcp from service:api", "80/tcp", "443/tcp"]
     assert not passes(policy(allow="22 from service:api").accepts, "tcp", 22, INSIDE)
 
 
-def test_closed_is_icmp_and_what_is_allowed() -> None:
+def test_a_closed_policy_accepts_allowed_ports_only() -> None:
     """`fw.policy: closed` removes the whole base; `fw.allow` opens as before."""
     assert policy(policy="closed") == Policy(labels_valid=True, known=True)
     assert texts(policy(policy="closed", allow="443, 53/udp from 10.0.0.0/8").accepts) == [
@@ -217,7 +217,7 @@ def test_closed_is_icmp_and_what_is_allowed() -> None:
     ]  # fmt: skip
 
 
-def test_open_is_everything_minus_what_is_denied() -> None:
+def test_an_open_policy_accepts_all_but_denied_ports() -> None:
     """`fw.policy: open` accepts every port and protocol except denied ones and those restricted by `from`."""
     assert set(policy(policy="open").accepts) == set(EVERYTHING)
     some = policy(policy="open", deny="25, */udp, gre", allow="22 from 10.0.0.0/8, esp from 10.0.0.0/8").accepts
@@ -232,13 +232,13 @@ def test_open_is_everything_minus_what_is_denied() -> None:
     assert passes(some, "esp", 0, INSIDE)
 
 
-def test_default_is_the_base_again() -> None:
+def test_a_default_policy_restores_the_base() -> None:
     """`fw.policy: default` on a container overrides the policy of its network or of a setting."""
     for general in ("open", "closed"):
         assert policy(settings=spec(policy=general), policy="default").accepts == BASE
 
 
-def test_where_each_rule_comes_from_is_told() -> None:
+def test_each_rule_has_its_origin() -> None:
     """`fwctl` reports whether a port comes from the base, a label, a setting or fwctl."""
     decided = policy(
         settings=dataclasses.replace(spec(), allow=parse({"fw.allow": "161/udp"}, "setting ").spec.allow),
@@ -293,7 +293,7 @@ def test_lists_add_up_over_all_places(closer: str, farther: str) -> None:
         assert set(together.deny) == {SSH, HTTP}
 
 
-def test_what_fwctl_says_is_above_all() -> None:
+def test_overrides_have_the_highest_precedence() -> None:
     """`fwctl deny` closes a port that a label opens, `fwctl allow` opens a port that labels deny or close."""
     ssh, dns = Rule("tcp", 22, 22), Rule("udp", 53, 53)
     assert policy(override=Override(deny=(ssh,))).accepts == (HTTP, HTTPS)
@@ -335,7 +335,7 @@ def test_a_published_port_needs_an_allow_like_any_other() -> None:
     assert closed_ports(of(NETWORK, some), some) == (PORTS[3],)
 
 
-def test_with_the_setting_p_itself_opens() -> None:
+def test_with_the_setting_publishing_opens() -> None:
     """FW_PUBLISHED=allow opens every port that is published beyond the host, unless a label closes it."""
     assert by_p() == (["80/tcp", "5432/tcp", "53/udp"], [])
     assert by_p(deny="5432") == (["80/tcp", "53/udp"], [15432])
@@ -354,7 +354,7 @@ def test_with_the_setting_fwctl_still_closes() -> None:
     assert texts(decided.published) == ["80/tcp", "53/udp"]
 
 
-def test_a_wrong_label_closes_what_p_opens() -> None:
+def test_a_wrong_label_closes_published_ports() -> None:
     """FW_PUBLISHED=allow changes nothing where only ICMP is answered."""
     container = dataclasses.replace(KNOWN, problems=(WRONG,))
     endpoint = dataclasses.replace(ENDPOINT, published=PORTS, container=container)
@@ -368,7 +368,7 @@ ALONE = tuple(
 
 
 @pytest.mark.parametrize("base", ["default", "open"])
-def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None:
+def test_a_port_published_on_loopback_leaves_the_base(base: str) -> None:
     """This holds on Docker networks; not on docker-fw networks, which are reached by address. A rule for the port
     itself, in any place, still applies, and so does a publication that others reach."""
 
@@ -395,7 +395,7 @@ def test_what_is_published_for_the_host_alone_leaves_the_base(base: str) -> None
     assert accepts(GUARDED, override=Override(allow=(rule,))) == {80, 443}
 
 
-def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None:
+def test_there_is_no_base_until_published_ports_are_known() -> None:
     """For a container on a Docker network that is starting it is not yet known which ports are published for the host
     alone. Ports that its labels open are open."""
     container = dataclasses.replace(KNOWN, spec=spec(allow="8080"))
@@ -406,7 +406,7 @@ def test_there_is_no_base_while_docker_does_not_list_what_is_published() -> None
 
 @given(st.lists(strategies.published, max_size=4).map(tuple))
 @examples(50)
-def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...]) -> None:
+def test_published_ports_are_listed_once(listed: tuple[Published, ...]) -> None:
     """Return each container port that is published to an address other than loopback, once."""
     found = published(dataclasses.replace(ENDPOINT, published=listed))
     wanted = {(p.proto, p.container_port, p.container_port) for p in listed if not p.host_ip.is_loopback}
@@ -417,7 +417,7 @@ def test_what_is_published_is_the_containers_port(listed: tuple[Published, ...])
 # --- egress, rates, log -------------------------------------------------------------------------------------------
 
 
-def test_what_a_container_may_begin() -> None:
+def test_egress_permits_exactly_its_rules() -> None:
     """`none` permits nothing, a list permits its entries, `all` permits everything, also on an egress-restricted
     network."""
     assert policy().egress is None
@@ -431,7 +431,7 @@ def test_what_a_container_may_begin() -> None:
     assert policy(policy="closed").egress is None
 
 
-def test_who_is_not_known_is_confined_as_the_place_says() -> None:
+def test_an_unknown_container_has_its_networks_egress() -> None:
     """Before its container is known an address may open the connections that its network and the settings permit."""
     egress_restricted = dataclasses.replace(NETWORK, spec=spec(egress="443"))
     for endpoint in (dataclasses.replace(ENDPOINT, container=None), dataclasses.replace(ENDPOINT, joined=False)):
@@ -474,7 +474,7 @@ _MISTAKES: dict[str, tuple[dict[str, str], list[int], bool]] = {
 
 @pytest.mark.parametrize(("labels", "open_ports", "free"), _MISTAKES.values(), ids=_MISTAKES)
 @pytest.mark.parametrize("where", ["container", "network", "attachment"])
-def test_on_dockers_own_networks_a_mistake_only_closes(
+def test_on_docker_networks_a_mistake_only_closes(
     where: str, labels: dict[str, str], open_ports: list[int], free: bool
 ) -> None:
     """Where nothing can be refused: a wrong fw.allow leaves the base minus denied ports; a mistake that may have been
@@ -496,7 +496,7 @@ def test_on_dockers_own_networks_a_mistake_only_closes(
 
 
 @pytest.mark.parametrize("labels", [labels for labels, _, _ in _MISTAKES.values()], ids=_MISTAKES)
-def test_on_our_own_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
+def test_on_docker_fw_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]) -> None:
     """Docker got an error at the start; a container that runs anyway (FW_MISTAKES=close) is closed in both
     directions."""
     parsed = parse(labels)
@@ -555,7 +555,7 @@ def test_a_flow_passes_by_a_rule_of_its_own(
     assert all(covers(rule, proto, port) for rule in by)
 
 
-def test_a_name_passes_nobody() -> None:
+def test_an_unresolved_name_matches_no_address() -> None:
     """A peer that has not been resolved matches no address, and `host` has no address."""
     for kind in ("container", "service", "project", "network", "host"):
         assert not passes((Rule("tcp", 22, 22, (Peer(kind, "x"),)),), "tcp", 22, INSIDE)
@@ -563,7 +563,7 @@ def test_a_name_passes_nobody() -> None:
 
 @given(saids, saids)
 @examples(50)
-def test_every_place_is_asked(one: PolicySpec, two: PolicySpec) -> None:
+def test_merging_places_is_associative(one: PolicySpec, two: PolicySpec) -> None:
     """Merging places does not depend on which two are merged first, as long as their order is kept."""
     expected = over(one, two)
     for near in range(1, 5):

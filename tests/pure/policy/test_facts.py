@@ -117,7 +117,7 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 # --- which owners are recomputed ----------------------------------------------------------------------------------
 
 
-def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it() -> None:
+def test_a_changed_container_recomputes_the_rules_that_name_it() -> None:
     """No other owner is recomputed."""
     inventory = made()
     assert edited(inventory, endpoints(WEB)) == []  # nothing has changed
@@ -127,7 +127,7 @@ def test_whoever_comes_or_goes_is_looked_at_with_those_whose_rules_speak_of_it()
     assert edited(inventory, endpoints()) == [OF_WEB]
 
 
-def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
+def test_an_override_with_a_named_peer_follows_it() -> None:
     """`fwctl allow web "22 from service:db"` follows the service like a label."""
     inventory = made()
     assert WEB.container
@@ -139,7 +139,7 @@ def test_what_fwctl_says_of_peers_is_looked_up_too() -> None:
     assert not {e for e in inventory.elements(OF_WEB) if e.set.startswith("from")}
 
 
-def test_who_is_in_doubt_is_nobodys_peer() -> None:
+def test_an_unknown_container_is_no_peer() -> None:
     """While the container of an address is unknown, no rule accepts it, on any network."""
     inventory = made()
     edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))))
@@ -148,7 +148,7 @@ def test_who_is_in_doubt_is_nobodys_peer() -> None:
     assert not {e for e in inventory.elements(OF_WEB) if e.set == "from4"}
 
 
-def test_a_network_that_changes_takes_along_all_that_are_on_it() -> None:
+def test_a_changed_network_recomputes_its_endpoints() -> None:
     """For either kind of network, and no other owners. A list with unchanged content changes nothing."""
     inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=APART.id, container=who("other"))))
     opens = dataclasses.replace(APP, spec=spec(allow="9100"))
@@ -162,7 +162,7 @@ def test_a_network_that_changes_takes_along_all_that_are_on_it() -> None:
     }  # fmt: skip
 
 
-def test_a_container_is_looked_at_with_all_its_places() -> None:
+def test_a_changed_container_recomputes_all_its_endpoints() -> None:
     """A published port is closed or open for the container as a whole: one endpoint that is unknown closes it at the
     others."""
     second = dataclasses.replace(DB, id="s" * 64, network_id=APART.id)
@@ -183,7 +183,7 @@ def test_a_container_is_looked_at_with_all_its_places() -> None:
 NOBODY, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
 
 
-def test_an_owner_that_is_not_there_has_nothing() -> None:
+def test_a_missing_owner_has_no_elements() -> None:
     """An endpoint whose network is unknown has no elements either."""
     inventory = made()
     assert inventory.elements(NOBODY) == frozenset()
@@ -194,14 +194,14 @@ def test_an_owner_that_is_not_there_has_nothing() -> None:
     assert inventory.answers(OF_WEB) == {}
 
 
-def test_the_host_remembers_what_was_switched_on() -> None:
+def test_forwarding_that_was_switched_on_is_kept() -> None:
     """Families whose forwarding docker-fw switched on do not forward traffic between other networks."""
     inventory = evaluated(Defaults(), Facts(SavedState(switched=frozenset({2, 10}))))
     found = inventory.elements(ElementOwner(Kind.FORWARDING))
     assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
 
 
-def test_the_host_is_told_of() -> None:
+def test_the_host_has_its_elements() -> None:
     """The elements: bridges, docker-proxy's control group, dockerd's own ports, listening programs, and ports on which
     a docker-proxy may listen."""
     port, closed = Published("tcp", IPv4Address(0), 8080, 8080), Published("tcp", IPv4Address(0), 9090, 9090)
@@ -230,7 +230,7 @@ def test_the_host_is_told_of() -> None:
 # --- sticky facts -------------------------------------------------------------------------------------------------
 
 
-def test_a_network_confines_from_its_first_moment() -> None:
+def test_a_network_restricts_egress_from_the_start() -> None:
     """A network is egress-restricted if its options, a setting or a mistake about egress say so; a new container is
     restricted until it is known."""
     for network, settings in (
@@ -249,7 +249,7 @@ def test_a_network_confines_from_its_first_moment() -> None:
     ).state.egress_restricted
 
 
-def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
+def test_a_network_stays_egress_restricted_once_a_container_was() -> None:
     """The restriction remains while the container is unknown, and after it has left; a container that has not joined
     does not restrict. It remains as long as such a container is there."""
     assert made().state.egress_restricted == frozenset()
@@ -270,7 +270,7 @@ def test_a_network_confines_once_somebody_on_it_was_confined() -> None:
     assert inventory.settled(before, [EGRESS, OF_DB]).saved.egress_restricted == frozenset()
 
 
-def test_closed_ports_are_kept_until_the_container_goes() -> None:
+def test_closed_ports_are_kept_until_the_container_is_removed() -> None:
     """This holds for a container that Docker lists: one that has just been connected has no ports to report yet."""
     inventory = made()
     assert DB.container
@@ -283,7 +283,7 @@ def test_closed_ports_are_kept_until_the_container_goes() -> None:
     assert inventory.settled(before, [OF_DB]) is after
 
 
-def test_a_place_in_doubt_is_closed() -> None:
+def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
     """Its addresses have no opening elements, its published ports are closed, and its egress stays empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
     sets = {element.set for element in inventory.elements(OF_DB)}
@@ -296,7 +296,7 @@ def test_a_place_in_doubt_is_closed() -> None:
 # --- address policies ---------------------------------------------------------------------------------------------
 
 
-def test_what_an_address_answers_is_known_with_its_subnet() -> None:
+def test_each_address_has_its_policy_and_subnet() -> None:
     """Each address has its own policy, with names resolved; an address outside the network's subnets has none."""
     inventory = made()
     found = inventory.answers(OF_DB)
@@ -312,7 +312,7 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
     assert subnets(OURS) == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
 
 
-def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
+def test_flows_to_docker_proxys_port_that_may_continue() -> None:
     """There a flow is the host's: sources that a rule accepts, and neighbours on a network where containers communicate
     freely, keep theirs."""
     apart = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
@@ -332,7 +332,7 @@ def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
 # --- ownership ----------------------------------------------------------------------------------------------------
 
 
-def test_a_container_is_found_at_each_of_its_places() -> None:
+def test_a_containers_endpoints_are_found() -> None:
     """A container's endpoints on docker-fw networks and on Docker networks are found, from the start and after
     changes."""
     second = dataclasses.replace(WEB, id="x", network_id=APP.id, addr4=None)
@@ -347,7 +347,7 @@ def test_a_container_is_found_at_each_of_its_places() -> None:
     assert inventory.of_container(WEB.container.id) == []
 
 
-def test_an_override_is_a_containers_by_its_id() -> None:
+def test_an_override_belongs_to_a_container_id() -> None:
     """Another container with the same name has only its labels; an unknown container has no override."""
     assert WEB.container
     inventory = made()
@@ -357,7 +357,7 @@ def test_an_override_is_a_containers_by_its_id() -> None:
     assert not inventory.override(None).allow
 
 
-def test_a_copy_stays_as_it_was() -> None:
+def test_a_copy_does_not_change() -> None:
     """A copy does not change while the original does."""
     inventory = made()
     copy = inventory.copy()
@@ -367,7 +367,7 @@ def test_a_copy_stays_as_it_was() -> None:
     assert {owner: copy.elements(owner) for owner in copy.owners()} == before
 
 
-def test_a_published_port_is_closed_if_it_is_so_at_each_place() -> None:
+def test_a_published_port_is_closed_if_every_endpoint_closes_it() -> None:
     """Docker publishes a port for the whole container: one endpoint that opens it is enough, and one that is unknown
     closes it."""
     one, two = frozenset({PORT, SCTP}), frozenset({PORT})

@@ -51,14 +51,14 @@ def directory() -> PeerIndex:
 # --- which names a container has ----------------------------------------------------------------------------------
 
 
-def test_who_is_there_has_its_addresses_and_names() -> None:
+def test_an_endpoint_is_known_by_its_names() -> None:
     """An endpoint is known by its container's name, compose's project and service, and its network's name."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
     assert who(endpoint) == named((A, A6), "shop-web-1", "shop", "web", "shop_front", WEB.id)
     assert who(dataclasses.replace(endpoint, addr4=None)) == dataclasses.replace(who(endpoint), addresses=(A6,))
 
 
-def test_nobody_is_there_until_it_is_known() -> None:
+def test_an_unknown_endpoint_is_no_peer() -> None:
     """An endpoint that has not joined, or whose container is not reported, is no peer."""
     endpoint = Endpoint("e", "n", A, A6, joined=True, container=WEB)
     assert who(dataclasses.replace(endpoint, joined=False)) is None
@@ -84,12 +84,12 @@ def test_nobody_is_there_until_it_is_known() -> None:
     ],
     ids=str,
 )
-def test_each_kind_of_name_finds_its_own(directory: PeerIndex, peer: Peer, found: list[str]) -> None:
+def test_each_kind_of_name_matches_its_own(directory: PeerIndex, peer: Peer, found: list[str]) -> None:
     """A name matches the addresses of containers with exactly this name of this kind; other names match none."""
     assert sorted(resolved(directory, peer)) == found
 
 
-def test_a_rule_for_nobody_is_no_rule(directory: PeerIndex) -> None:
+def test_a_rule_for_an_unknown_name_matches_nothing(directory: PeerIndex) -> None:
     """A name that matches no container matches nothing, never everything; next to other peers it is left out."""
     nobody = for_peers(Peer("service", "gone"))
     policy = Policy(accepts=(nobody, Rule("tcp", 80, 80)), egress=(nobody,))
@@ -108,7 +108,7 @@ def test_a_service_is_one_of_the_same_project(directory: PeerIndex) -> None:
     assert resolved(directory, Peer("service", "api"), asker=None) == set()
 
 
-def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
+def test_a_network_is_the_projects_own_or_dockers(directory: PeerIndex) -> None:
     """`network:front` is the project's own front if there is one, and otherwise the Docker network of that name."""
     directory.put("b", named((B,), "other", "", "", "front"))
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.2", "2001:db8:1::2"}
@@ -118,7 +118,7 @@ def test_a_network_is_composes_or_dockers(directory: PeerIndex) -> None:
     assert resolved(directory, Peer("network", "front")) == {"172.18.0.3"}
 
 
-def test_the_projects_own_network_counts_though_it_is_empty() -> None:
+def test_the_projects_own_network_applies_even_if_empty() -> None:
     """If no container is on the project's own front, the rule matches no container, and none on another front."""
     made = PeerIndex()
     made.networks = frozenset({"shop_front", "front"})
@@ -126,7 +126,7 @@ def test_the_projects_own_network_counts_though_it_is_empty() -> None:
     assert resolved(made, Peer("network", "front")) == set()
 
 
-def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
+def test_the_host_is_a_peer_of_egress_rules_only(directory: PeerIndex) -> None:
     """Traffic from the host needs no rule; connections to the host can be restricted by egress rules."""
     rule = for_peers(Peer("host"), Peer("prefix", "10.0.0.1"))
     policy = directory.resolved(Policy(accepts=(rule,), egress=(rule,)), WEB)
@@ -136,7 +136,7 @@ def test_the_host_is_a_peer_on_the_way_out_alone(directory: PeerIndex) -> None:
     assert (only.accepts, only.egress) == ((), (for_peers(Peer("host")),))
 
 
-def test_everything_else_of_a_policy_stays(directory: PeerIndex) -> None:
+def test_resolving_changes_peers_only(directory: PeerIndex) -> None:
     """Only peers are resolved: unrestricted egress and all other decisions stay unchanged."""
     policy = Policy(published=(Rule("tcp", 1, 1),), egress=None, log="drop", labels_valid=True, known=True)
     assert directory.resolved(policy, WEB) == policy
@@ -174,7 +174,7 @@ def test_two_endpoints_with_one_name_are_both_found(directory: PeerIndex) -> Non
     assert resolved(directory, Peer("network", "shop_front")) == set()
 
 
-def test_whose_rules_speak_of_whom_is_told(directory: PeerIndex) -> None:
+def test_a_change_returns_the_owners_whose_rules_name_it(directory: PeerIndex) -> None:
     """An addition or removal returns exactly the owners whose rules name the container."""
     directory.asks("w", [for_peers(Peer("service", "api"), Peer("prefix", "10.0.0.1")), Rule("tcp", 1, 1)], WEB)
     directory.asks("x", [for_peers(Peer("container", "shop-api-1"))], None)

@@ -49,7 +49,7 @@ def test_it_is_kept_over_restarts() -> None:
     assert codec.rule(asdict(rule)) == rule
 
 
-def test_it_is_shown_with_who_it_is_now() -> None:
+def test_it_is_shown_with_its_current_addresses() -> None:
     """`fwctl status` shows it as it is written, with its current addresses."""
     told = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
     assert _rule(told, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"

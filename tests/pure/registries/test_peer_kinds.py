@@ -48,7 +48,7 @@ def test_an_undocumented_kind_fails_a_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [each.name for each in dataclasses.fields(PeerKind)])
-def test_an_entry_says_everything(part: str) -> None:
+def test_an_incomplete_entry_is_an_error(part: str) -> None:
     """An entry with a missing part is an error that names the part."""
     whole = {each.name: getattr(NAMED["container"], each.name) for each in dataclasses.fields(PeerKind)}
     with pytest.raises(TypeError, match=part):

@@ -19,14 +19,14 @@ def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
     check(where, "tests/pure/registries/protocol_added.py")
 
 
-def test_the_table_says_what_the_policy_says_of_a_new_protocol_too(tmp_path: Path) -> None:
+def test_the_table_decides_as_the_policy_for_a_new_protocol(tmp_path: Path) -> None:
     """The tests of any rules and packets against the table pass with one more entry."""
     where = copied(tmp_path, ADDED_PROTOCOL)
     names = "sets_say_what or accepted_from_some or may_be_begun or every_port_is_found or stands_for_its_ports"
     check(where, "tests/pure/nftables/test_elements.py", "-k", names)
 
 
-def test_an_entry_says_everything() -> None:
+def test_an_incomplete_entry_is_an_error() -> None:
     """An entry with a missing part fails when it is imported, and the message names the part."""
     with pytest.raises(TypeError, match="'socket' and 'relay'"):
         Protocol(name="udplite", number=136, nft="udplite", ports=True)  # type: ignore[call-arg]
@@ -39,7 +39,7 @@ def test_a_protocol_has_ports_only_where_conntrack_knows_them() -> None:
     assert all(each.number in TRACKED_BY_PORT for each in PROTOCOLS if each.ports)
 
 
-def test_what_has_no_ports_is_not_published() -> None:
+def test_a_protocol_without_ports_is_not_published() -> None:
     """The relay does not serve an unpublished protocol either."""
     with pytest.raises(TypeError, match="has no ports"):
         Protocol(name="new", number=253, nft="253", ports=False, socket="datagram", relay=False)

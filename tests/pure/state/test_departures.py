@@ -115,7 +115,7 @@ LEAVE: dict[str, Callable[[Reconciler, Endpoint], object]] = {
 
 
 @pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
-def test_a_leaver_is_closed_before_anything_is_computed(
+def test_a_departing_container_is_closed_before_anything_is_computed(
     kernel: Recorder, leave: Callable[[Reconciler, Endpoint], object]
 ) -> None:
     """One of a hundred members of a project leaves. The first step is one transaction, after which neither its own
@@ -145,7 +145,7 @@ def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconcil
     return state, guard, members
 
 
-def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
+def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(kernel: Recorder) -> None:
     """The same holds for Docker's event of a container's end, and for a published port that was open to all sources."""
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
@@ -158,7 +158,7 @@ def test_who_dies_on_dockers_network_is_closed_before_anything_is_computed(kerne
     assert kernel.table == desired(state)
 
 
-def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
+def test_an_unknown_bridge_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
     """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
     state, guard, members = guarded(kernel, later)
@@ -170,7 +170,7 @@ def test_what_is_in_doubt_is_closed_before_anything_is_computed(kernel: Recorder
     assert kernel.table == desired(state)
 
 
-def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -> None:
+def test_a_renamed_container_is_no_longer_accepted_by_its_old_name(kernel: Recorder) -> None:
     """Before the rules that match its new name are computed, containers whose rules name its old name stop accepting
     it."""
     later: list[Callable[[], None]] = []
@@ -183,7 +183,7 @@ def test_a_renamed_container_is_closed_to_those_who_named_it(kernel: Recorder) -
     assert Element("from4", (asker.addr4, 6, 22, 32, member(3).addr4)) in (kernel.table or ())  # type: ignore[arg-type]
 
 
-def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(kernel: Recorder) -> None:
+def test_a_removed_address_is_removed_from_the_containers_other_links(kernel: Recorder) -> None:
     """A container may send from all of its addresses through each of its links. After an address is removed this ends
     before anything is computed; the bindings of the address's own port remain as long as the port."""
     later: list[Callable[[], None]] = []
@@ -198,7 +198,7 @@ def test_a_containers_other_link_does_not_send_from_an_address_that_has_gone(ker
     assert {e.key[1] for e in set(kernel.table or ()) & bound} == {two.mac}
 
 
-def test_what_another_rule_lets_pass_passes_again(kernel: Recorder) -> None:
+def test_an_address_accepted_by_another_rule_is_accepted_again(kernel: Recorder) -> None:
     """An address that is also accepted by another name, or by a rule with its address, is accepted again once the rest
     is computed."""
     later: list[Callable[[], None]] = []
@@ -222,7 +222,7 @@ def three(kernel: Recorder) -> tuple[Reconciler, list[Endpoint], list[Callable[[
 
 @pytest.mark.parametrize("leave", LEAVE.values(), ids=LEAVE)
 @pytest.mark.parametrize("trouble", ["full disk", "no policy", "refusing kernel"])
-def test_who_has_gone_stays_closed(
+def test_a_departed_container_stays_closed(
     kernel: Recorder,
     three: tuple[Reconciler, list[Endpoint], list[Callable[[], None]]],
     trouble: str,
@@ -276,7 +276,7 @@ def _fails(error: Exception) -> Callable[..., None]:
     return fails
 
 
-def test_who_has_gone_from_dockers_network_does_not_come_back_by_a_refusal(kernel: Recorder) -> None:
+def test_a_refusal_does_not_reopen_a_departed_container(kernel: Recorder) -> None:
     """The kernel refuses everything except closing: a later change of another container does not reopen the departed
     one."""
     later: list[Callable[[], None]] = []
@@ -317,7 +317,7 @@ def test_one_change_computes_a_part_and_the_rest_follows(kernel: Recorder, monke
     assert kernel.table == desired(state)
 
 
-def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deferred_work_does_not_delay_cutting_flows(kernel: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers that join and leave constantly, and are named by many rules, do not delay cutting other flows: work
     requested meanwhile runs after a short time of computing, not when nothing is left to compute."""
     monkeypatch.setattr(applier, "A_BIT", 1)
@@ -333,7 +333,7 @@ def test_flows_are_cut_before_all_that_is_behind_is_computed(kernel: Recorder, m
     assert kernel.table == desired(state)
 
 
-def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> None:
+def test_a_new_network_recomputes_only_rules_that_may_mean_it(kernel: Recorder) -> None:
     """The network that a rule means depends on which networks exist; rules that name another network are not
     recomputed."""
     later: list[Callable[[], None]] = []
@@ -347,7 +347,7 @@ def test_a_new_network_computes_just_those_who_may_mean_it(kernel: Recorder) -> 
 # --- bounds -------------------------------------------------------------------------------------------------------
 
 
-def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_with_too_many_addresses_open_nothing(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """A rule whose names resolve to so many addresses, at so many ports, that it needs more than 10,000 elements
     accepts no peer through them. The container's other rules still apply, and log and status report it."""
     later: list[Callable[[], None]] = []
@@ -373,7 +373,7 @@ def test_names_of_too_many_open_nothing_and_it_is_told(kernel: Recorder, caplog:
     assert kernel.table == desired(state)
 
 
-def test_published_ports_count_too() -> None:
+def test_published_ports_count_towards_the_bound() -> None:
     """docker-proxy's ports need separate elements for each peer: a thousand ports for a hundred peers are too many,
     where the range alone is not."""
     known = peers.PeerIndex()
@@ -386,7 +386,7 @@ def test_published_ports_count_too() -> None:
     assert known.resolved(wanted, None, ports).accepts == ()
 
 
-def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+def test_addresses_times_published_ports_are_bounded(kernel: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     """One label of 2,690 characters, within every bound of labels, becomes 19,200 pieces of prefixes: at 1,000 ports
     that docker-proxy serves, this would be 19 million elements and gigabytes of memory. Such a rule opens nothing; the
     container's other rules still apply, log and status report it, and a rule that fits is unaffected."""
@@ -409,7 +409,7 @@ def test_addresses_times_published_ports_have_a_bound(kernel: Recorder, caplog: 
     assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
 
 
-def test_a_bound_is_kept_rule_by_rule() -> None:
+def test_the_bound_applies_rule_by_rule() -> None:
     """The parts that fit stay: the addresses of a rule whose names exceed the bound, and smaller rules after it."""
     known = peers.PeerIndex()
     for n in range(MEMBERS):

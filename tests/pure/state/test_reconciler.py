@@ -269,7 +269,7 @@ def test_a_full_disk_keeps_nothing_open(
     assert not [e for e in disk.kept.endpoints.values() if e.joined and e.container and not e.container.problems]
 
 
-def test_what_came_in_through_a_flushed_table_is_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
+def test_flows_opened_through_a_flushed_table_are_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
     """After a flush of the ruleset by another program, flows to closed ports that were opened meanwhile do not survive
     as established. This holds whether the periodic check repairs the table, a hook that comes first, or a start.
     """
@@ -303,7 +303,7 @@ def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None
     assert not state.endpoints[endpoint(2, 1, 3).id].joined
 
 
-def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconciler, Kernel, Disk]) -> None:
+def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """Even if the rollback fails too, the facts and the kernel's table agree."""
     state, kernel, disk = web
     state.put_endpoint(endpoint(2, 1, 3))
@@ -324,7 +324,7 @@ def test_a_refusing_kernel_and_a_full_disk_leave_what_stood(web: tuple[Reconcile
     assert not state.endpoints[endpoint(2, 1, 3).id].joined
 
 
-def test_a_start_makes_up_for_a_death_before_the_network_was_noted_as_confined() -> None:
+def test_a_start_saves_an_egress_restriction_that_was_lost() -> None:
     """If a container's egress is restricted, its network's restriction is saved for the next boot, when no container is
     known yet: also if docker-fw died between saving the two."""
     state, _, disk = reconciler()
@@ -347,7 +347,7 @@ def test_two_endpoints_with_one_address_do_not_close_each_other(web: tuple[Recon
     assert {e.key[2] for e in opened(kernel)} == {22, 80, 443, 161}
 
 
-def test_calls_at_once_lose_nothing() -> None:
+def test_concurrent_calls_lose_nothing() -> None:
     """Compose creates its networks and starts its containers concurrently: each of them is known afterwards."""
     state, kernel, _ = reconciler()
     barrier = threading.Barrier(8)
@@ -368,7 +368,7 @@ def test_calls_at_once_lose_nothing() -> None:
     assert kernel.table == desired(state)
 
 
-def test_what_the_kernel_does_not_take_keeps_nothing_open() -> None:
+def test_elements_that_the_kernel_refuses_do_not_delay_closing() -> None:
     """One container's elements that the kernel refuses (here: a rate that is not accepted) do not delay closing by the
     same change: the ports of a container that leaves."""
     state, kernel, _ = reconciler()

@@ -79,7 +79,7 @@ def path(tmp_path: Path) -> Path:
 
 @given(st.lists(st.tuples(states, st.booleans()), min_size=1, max_size=4))
 @examples(25)
-def test_what_was_saved_comes_back(saved: list[tuple[SavedState, bool]]) -> None:
+def test_a_saved_state_is_loaded(saved: list[tuple[SavedState, bool]]) -> None:
     """The last saved state, flushed or not, is loaded by the next start: every field of every record."""
     with directory() as where:
         store = Store(str(where / "state.json"))
@@ -88,7 +88,7 @@ def test_what_was_saved_comes_back(saved: list[tuple[SavedState, bool]]) -> None
             assert Store(str(where / "state.json")).load() == state
 
 
-def test_nothing_there_is_an_empty_state(path: Path) -> None:
+def test_a_missing_file_is_an_empty_state(path: Path) -> None:
     """The first start finds no file and needs none; the directory is created, for root only."""
     store = Store(str(path))
     assert store.load() == SavedState()
@@ -107,7 +107,7 @@ def test_one_record_a_line(path: Path) -> None:
     assert json.loads(path.read_text())["version"] == VERSION
 
 
-def test_a_file_cut_anywhere_never_stops_the_start() -> None:
+def test_a_file_cut_anywhere_allows_the_start() -> None:
     """If the file is cut at any byte (a power cut, a full disk), it is kept aside and the last flushed one is read."""
     with directory() as where:
         file = where / "state.json"
@@ -172,7 +172,7 @@ def _damaged(document: Any, data: st.DataObject) -> Any:
 
 @given(data=st.data())
 @examples(80)
-def test_a_damaged_file_never_stops_the_start(data: st.DataObject) -> None:
+def test_a_damaged_file_allows_the_start(data: st.DataObject) -> None:
     """With any one value changed or missing: the state has valid records, or is the fallback; never a crash."""
     with directory() as where:
         file = where / "state.json"
@@ -204,7 +204,7 @@ def test_a_damaged_file_never_stops_the_start(data: st.DataObject) -> None:
 
 @given(st.binary(max_size=200) | json_values.map(lambda v: json.dumps(v).encode()))
 @examples(100)
-def test_any_bytes_never_stop_the_start(content: bytes) -> None:
+def test_any_bytes_allow_the_start(content: bytes) -> None:
     """A file with any content is set aside, or is a newer version's and refused with a message."""
     with directory() as where:
         (where / "state.json").write_bytes(content)
@@ -218,7 +218,7 @@ def test_any_bytes_never_stop_the_start(content: bytes) -> None:
             assert aside.read_bytes() == content
 
 
-def test_a_newer_versions_file_is_refused_and_left_alone(path: Path) -> None:
+def test_a_newer_versions_file_is_refused_and_unchanged(path: Path) -> None:
     """After a downgrade the start reports what to do, and the newer file stays unchanged."""
     Store(str(path)).save(BEFORE, flush=True)
     newer = path.read_text().replace('"version": 2', '"version": 3')
@@ -317,7 +317,7 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG.values(), ids=WRONG)
-def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, value: Any) -> None:
+def test_records_outside_the_label_language_are_refused(path: Path, key: str, value: Any) -> None:
     """An edited file opens nothing that the label language could not express: it is set aside as a whole."""
     Store(str(path)).save(AFTER, flush=True)
     document = json.loads(path.read_text())
@@ -341,7 +341,7 @@ def test_what_is_not_of_the_language_is_not_taken_over(path: Path, key: str, val
         ("endpoints", "mac", "02:42"),
     ],
 )
-def test_what_the_kernel_could_not_take_is_not_taken_over(path: Path, kind: str, key: str, value: Any) -> None:
+def test_records_that_no_link_could_have_are_refused(path: Path, kind: str, key: str, value: Any) -> None:
     """A record from which no link could be created is detected when the file is read, not when it is too late to
     start."""
     Store(str(path)).save(AFTER, flush=True)
@@ -366,7 +366,7 @@ def _full(step: str) -> Any:
 
 
 @pytest.mark.parametrize("step", ["open", "fsync"])
-def test_a_full_disk_is_an_error_and_the_old_file_stands(
+def test_a_full_disk_is_an_error_and_the_old_file_remains(
     path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """When the disk refuses the new state, Docker gets an error, and the old state remains."""
@@ -381,7 +381,7 @@ def test_a_full_disk_is_an_error_and_the_old_file_stands(
     assert Store(str(path)).load() == AFTER
 
 
-def test_a_disk_that_takes_half(path: Path) -> None:
+def test_a_partial_write_leaves_the_old_file(path: Path) -> None:
     """A write that fails in the middle (here: on a full /dev/full) leaves the old file intact."""
     store = Store(str(path))
     store.save(BEFORE, flush=True)
@@ -417,7 +417,7 @@ def test_a_rename_that_fails_leaves_something_to_load(path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("flush", [False, True])
-def test_a_file_that_somebody_removed_is_written_again(path: Path, flush: bool) -> None:
+def test_a_removed_file_is_written_again(path: Path, flush: bool) -> None:
     """If the state file (or its directory) is removed under a running plugin, nothing is lost: the next change writes
     it."""
     store = Store(str(path))
@@ -427,7 +427,7 @@ def test_a_file_that_somebody_removed_is_written_again(path: Path, flush: bool) 
     assert Store(str(path)).load() == AFTER
 
 
-def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     """A state path below a file gives an error with the path, at the start or as the answer to a call."""
     (tmp_path / "file").write_text("")
     with pytest.raises(FwError, match="could not write the state file"):
@@ -476,13 +476,13 @@ def test_the_fallback_is_always_the_last_flushed_state(saved: list[tuple[SavedSt
         assert Store(str(where / "state.json")).load() == flushed
 
 
-def test_one_odd_name_takes_nothing_else_with_it(path: Path) -> None:
+def test_one_odd_name_removes_nothing_else(path: Path) -> None:
     """A bridge name that nft would have to quote is not kept; the bans and networks in the file stay."""
     Store(str(path)).save(dataclasses.replace(AFTER, unmanaged=frozenset({"br+lan", "virbr0"})), flush=True)
     assert Store(str(path)).load() == AFTER
 
 
-def test_who_was_confined_stays_so_through_a_power_cut(path: Path) -> None:
+def test_an_egress_restriction_survives_a_power_cut(path: Path) -> None:
     """The restriction is in the last flushed file: after a boot, no address opens a forbidden connection before Docker
     answers."""
     nothing: Any = Kernel()

@@ -76,7 +76,7 @@ def desk() -> Desk:
 # --- allow, deny, revert ----------------------------------------------------------------------------------------------
 
 
-def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None:
+def test_allow_and_deny_override_labels(desk: Desk) -> None:
     """Ports of a running container, in the kernel and on the disk; `revert` undoes both."""
     assert desk.opens() == {22, 80, 443, 8080}
     told = desk.allow("web", "9000, 9001")
@@ -94,7 +94,7 @@ def test_allow_opens_and_deny_closes_whatever_the_labels_say(desk: Desk) -> None
     assert desk.orders.revert("web") == {"reverted": []}
 
 
-def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
+def test_a_rule_for_some_sources_closes_the_port_to_others(desk: Desk) -> None:
     """As in a label: `allow web "22 from 203.0.113.7"` closes 22 to all others; deny closes it to all."""
     desk.allow("web", "22 from 203.0.113.7")
     assert 22 not in desk.opens()
@@ -103,7 +103,7 @@ def test_a_rule_for_some_takes_the_port_from_others(desk: Desk) -> None:
     assert not any(e.set == "from4" and e.key[0] == WEB4 for e in desk.site.kernel.table)
 
 
-def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
+def test_deny_closes_a_port_that_a_label_opens(desk: Desk) -> None:
     """This also holds if the label names a single peer."""
     db = IPv4Address("10.1.0.3")
     assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
@@ -111,7 +111,7 @@ def test_deny_closes_whoever_is_allowed_by_a_label(desk: Desk) -> None:
     assert not any(e.set in ("from4", "peer_ports4") and e.key[0] == db for e in desk.site.kernel.table)
 
 
-def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
+def test_a_container_is_found_by_its_name_or_its_id(desk: Desk) -> None:
     """A name must match exactly; an ID may be shortened, as long as it is unambiguous. For an unknown name, similar
     ones are suggested."""
     desk.allow(WEB.id[:12].upper(), "9000")
@@ -144,7 +144,7 @@ def test_a_container_is_meant_by_its_name_or_its_id(desk: Desk) -> None:
         ("x" * 5000, "characters"),
     ],
 )
-def test_a_wrong_rule_is_refused_with_the_labels_own_words(desk: Desk, text: str, why: str) -> None:
+def test_a_wrong_rule_is_refused_with_a_labels_message(desk: Desk, text: str, why: str) -> None:
     """With one mistake, no part of the request is done."""
     before = desk.opens()
     with pytest.raises(FwError) as error:
@@ -160,7 +160,7 @@ def test_deny_has_no_peers(desk: Desk) -> None:
         desk.deny("web", "22 from 10.0.0.0/8")
 
 
-def test_one_container_has_so_many_words(desk: Desk) -> None:
+def test_overrides_of_one_container_are_bounded(desk: Desk) -> None:
     """A script cannot fill the disk; earlier overrides remain."""
     desk.allow("web", *(str(20_000 + 2 * n) for n in range(MAX_OVERRIDES - 1)))
     with pytest.raises(FwError, match="remove some with fwctl revert"):
@@ -179,7 +179,7 @@ def test_a_full_disk_opens_nothing(desk: Desk) -> None:
     assert 8080 not in desk.opens()
 
 
-def test_a_kernel_that_refuses_is_told(desk: Desk) -> None:
+def test_a_refusal_by_the_kernel_is_reported(desk: Desk) -> None:
     """In that case the override is not stored either."""
     desk.site.kernel.refuses = 2
     with pytest.raises(FwError, match="the kernel refused"):
@@ -187,7 +187,7 @@ def test_a_kernel_that_refuses_is_told(desk: Desk) -> None:
     assert desk.site.state.state.overrides == desk.site.disk.kept.overrides == ()
 
 
-def test_a_published_port_of_docker_proxys_obeys_too() -> None:
+def test_overrides_apply_to_docker_proxys_port() -> None:
     """On Docker networks the host's port is closed and opened together with the container's."""
     app = container("app", {"fw.allow": "8080"})
     desk = Desk(guest(FRONT, 2, app, *published(8080, 18080)))
@@ -206,7 +206,7 @@ def test_a_published_port_of_docker_proxys_obeys_too() -> None:
 # --- duration ---------------------------------------------------------------------------------------------------------
 
 
-def test_overrides_end_by_themselves(desk: Desk) -> None:
+def test_overrides_expire(desk: Desk) -> None:
     """They do not end early; `end` returns the time until its next call, and the labels apply again unchanged."""
     assert desk.orders.end() == 30
     desk.allow("web", "9000", seconds=60)
@@ -223,7 +223,7 @@ def test_overrides_end_by_themselves(desk: Desk) -> None:
     assert desk.site.disk.kept.overrides == ()
 
 
-def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
+def test_a_full_disk_keeps_no_port_open(desk: Desk) -> None:
     """A port that was opened for a time closes even if that cannot be saved; one that was closed stays closed, and the
     save is retried."""
     desk.allow("web", "9000", seconds=10)
@@ -237,7 +237,7 @@ def test_a_full_disk_holds_no_port_open(desk: Desk) -> None:
     assert desk.opens() == {22, 80, 443, 8080}
 
 
-def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> None:
+def test_temporary_ports_are_closed_while_docker_fw_is_stopped(desk: Desk) -> None:
     """At a clean stop, ports that were opened for a time close, and the overrides are kept; after the next start they
     apply until their end."""
     desk.allow("web", "9000", seconds=60)
@@ -257,7 +257,7 @@ def test_while_docker_fw_is_stopped_nothing_is_open_for_a_time(desk: Desk) -> No
     assert late.kernel.opens(WEB4) == {22, 80, 443, 8080, 9001}
 
 
-def test_an_override_goes_with_its_container() -> None:
+def test_an_override_is_removed_with_its_container() -> None:
     """An override is removed by Docker's event of the container's removal, or by a list without the container; it stays
     while the container is only stopped."""
     desk = Desk(guest(FRONT, 2, WEB), guest(BACK, 3, DB), ours(4, API))
@@ -278,7 +278,7 @@ def test_an_override_goes_with_its_container() -> None:
     assert desk.site.state.state.overrides == desk.site.disk.kept.overrides == ()
 
 
-def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
+def test_an_override_of_a_stopped_container_is_reverted_by_id() -> None:
     """Its name is unknown in that case; `--all` removes every override."""
     desk = Desk(guest(FRONT, 2, WEB), ours(4, API))
     desk.allow("web", "9000")
@@ -293,7 +293,7 @@ def test_one_that_does_not_run_is_reverted_by_its_id() -> None:
 # --- bans -------------------------------------------------------------------------------------------------------------
 
 
-def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
+def test_bans_are_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     """A ban has a duration, which the kernel counts, or is permanent; a later ban of an address replaces its
     duration."""
     told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
@@ -314,7 +314,7 @@ def test_bans_stand_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     assert desk.orders.unban(None) == {"unbanned": [], "absent": [], "still": []}
 
 
-def test_an_address_within_a_banned_prefix_is_told_of(desk: Desk) -> None:
+def test_a_wider_ban_of_an_address_is_reported(desk: Desk) -> None:
     """Removing the narrower ban does not unban the address while the wider one remains."""
     desk.orders.ban([("203.0.113.0/24", None), ("203.0.113.7", None)])
     assert desk.orders.unban(["203.0.113.7"])["still"] == [{"address": "203.0.113.7", "by": "203.0.113.0/24"}]
@@ -342,7 +342,7 @@ def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
     assert desk.site.state.state.bans == {}
 
 
-def test_every_mistake_of_a_list_is_told(desk: Desk) -> None:
+def test_every_mistake_of_a_list_is_reported(desk: Desk) -> None:
     """All are reported at once; of very many, only the first ones."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([(f"x{n}", None) for n in range(20)])
@@ -350,7 +350,7 @@ def test_every_mistake_of_a_list_is_told(desk: Desk) -> None:
     assert str(error.value).endswith("and 12 more")
 
 
-def test_bans_that_have_ended_are_shown_no_more_and_forgotten(desk: Desk) -> None:
+def test_expired_bans_are_not_shown_and_are_removed(desk: Desk) -> None:
     """The kernel ends them by itself, to the second; the stored bans follow."""
     desk.orders.ban([("203.0.113.7", 10), ("203.0.113.8", None)])
     desk.clock.now += 11
@@ -412,7 +412,7 @@ def post(client: FlaskClient, path: str, body: Any) -> tuple[int, Any]:
     return reply.status_code, reply.get_json()
 
 
-def test_the_calls_do_what_they_say(client: FlaskClient, desk: Desk, asked: Asked) -> None:
+def test_each_request_makes_its_call(client: FlaskClient, desk: Desk, asked: Asked) -> None:
     """Each call is made with the body that `fwctl` sends, or that a program may send."""
     status, told = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
     assert (status, told["container"], told["said"][0]["until"], told["places"]) == (200, "web", 1_000_060.0, [])
@@ -502,7 +502,7 @@ _fields = st.sampled_from(
     body=_values | st.dictionaries(_fields, _values, max_size=4),
 )
 @examples(400)
-def test_no_body_whatever_is_a_traceback(path: str, body: Any) -> None:
+def test_no_body_causes_a_traceback(path: str, body: Any) -> None:
     """A body that cannot be read gives a 400, and the state remains one that can be saved."""
     desk = Desk(ours(2, WEB))
     app = Flask("test")
@@ -544,12 +544,12 @@ def post_plain(client: FlaskClient, path: str) -> int:
     return client.post(path, data=b"{}").status_code
 
 
-def test_too_much_is_refused_unread(client: FlaskClient) -> None:
+def test_a_large_body_is_refused_unread(client: FlaskClient) -> None:
     """8 MiB is more than a blocklist."""
     assert client.post("/ban", data=b" " * (9 << 20)).status_code == 413
 
 
-def test_what_fails_inside_is_told_without_a_traceback(
+def test_an_internal_error_is_reported_without_a_traceback(
     client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is a 500 with one sentence; the traceback is in docker-fw's log."""
@@ -580,7 +580,7 @@ def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: D
             assert not isinstance(value, str) or re.fullmatch(r"[a-z0-9_.-]+", value)
 
 
-def test_an_override_is_kept_as_what_it_is(desk: Desk) -> None:
+def test_an_override_is_stored_with_its_origin(desk: Desk) -> None:
     """It is kept with its origin, so that `fwctl status` shows what opened the port."""
     desk.allow("web", "9000")
     (kept,) = desk.site.disk.kept.overrides

@@ -54,7 +54,7 @@ def site() -> Site:
 # --- source and target ------------------------------------------------------------------------------------------------
 
 
-def test_each_family_that_both_ends_have_is_told(site: Site) -> None:
+def test_each_common_family_is_explained(site: Site) -> None:
     """A container has two addresses, an address is a single one, and `family` selects one."""
     told = ask(site, "internet", "web", "8080")
     assert [(flow["family"], flow["to"]["address"]) for flow in told["flows"]] == [
@@ -70,14 +70,14 @@ def test_each_family_that_both_ends_have_is_told(site: Site) -> None:
         ask(site, "203.0.113.7", "web", "80", family=6)
 
 
-def test_one_family_that_is_dropped_makes_it_dropped() -> None:
+def test_one_dropped_family_makes_the_answer_dropped() -> None:
     """The exit status covers all families."""
     site = Site(ours(2, container("web", {"fw.allow": "9000 from 203.0.113.0/24 2001:db8:5::/48"})))
     assert ask(site, "203.0.113.7", "web", "9000")["accepted"]
     assert not ask(site, "internet", "web", "9000")["accepted"]
 
 
-def test_the_internet_is_somebody_whom_no_rule_names() -> None:
+def test_the_internet_is_an_address_that_no_rule_names() -> None:
     """`internet` represents all addresses that no label or ban names, whatever documentation addresses they use."""
     rules = "9000 from 203.0.113.0/24 198.51.100.0/24 3fff:fff::/64, 9001 from 0.0.0.0/0 ::/0"
     web = container("web", {"fw.allow": rules})
@@ -89,7 +89,7 @@ def test_the_internet_is_somebody_whom_no_rule_names() -> None:
     assert ask(site, "internet", "web", "9001")["accepted"]
 
 
-def test_wrong_questions_say_what_would_be_right(site: Site) -> None:
+def test_a_wrong_question_is_answered_with_advice(site: Site) -> None:
     """A typo, a range, a container with the host's network, an unknown protocol."""
     for question, why in (
         (("internet", "wbe", "80"), "did you mean web"), (("internet", "tool", "80"), "it has the host's network"),
@@ -140,7 +140,7 @@ def test_steps_name_the_rule_that_decides(
     assert last["outcome"] == ("accept" if accepted else "drop")
 
 
-def test_who_said_it_is_told() -> None:
+def test_the_origin_of_each_rule_is_reported() -> None:
     """The origins are base, setting, label and fwctl."""
     defaults = Defaults(parse({"fw.allow": "9100"}, "setting ").spec)
     site = Site(ours(2, WEB), defaults=defaults)
@@ -176,7 +176,7 @@ def test_a_published_port_leads_to_its_container(site: Site) -> None:
     assert "the host itself, which docker-fw does not filter" in spec(told)
 
 
-def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) -> None:
+def test_docker_proxy_serves_ipv6_for_a_container_with_ipv4_only(site: Site) -> None:
     """Through the host's address of the other family: the container's port still decides, by the client's own
     address."""
     told = ask(site, "internet", "host", "27000", family=6)
@@ -189,7 +189,7 @@ def test_docker_proxy_serves_the_hosts_ipv6_of_who_has_ipv4_alone(site: Site) ->
     assert not ask(only, "internet", "host", "27000", family=6)["accepted"]
 
 
-def test_a_port_of_one_host_address_is_not_one_of_another() -> None:
+def test_a_port_is_published_on_its_host_address_only() -> None:
     """`-p 198.51.100.1:…` is found by that address, or by `host`; `-p 127.0.0.1:…` is for the host only."""
     here = Published("tcp", IPv4Address("198.51.100.1"), 18080, 80)
     loop = Published("tcp", IPv4Address("127.0.0.1"), 18081, 80)
@@ -201,7 +201,7 @@ def test_a_port_of_one_host_address_is_not_one_of_another() -> None:
     assert "is forwarded to" in spec(ask(site, "host", "127.0.0.1", "18081"))
 
 
-def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
+def test_a_published_port_is_open_where_the_setting_allows_it() -> None:
     """FW_PUBLISHED=allow: open through the published port, and not through the container's own address."""
     site = Site(ours(2, container("web"), *published(9000, 19000)), defaults=Defaults(published=True))
     told = ask(site, "internet", "host", "19000")
@@ -210,7 +210,7 @@ def test_published_is_open_by_itself_where_the_setting_says_so() -> None:
     assert not ask(site, "internet", "web", "9000")["accepted"]
 
 
-def test_a_confined_container_is_judged_on_its_way_to_the_host_too(site: Site) -> None:
+def test_egress_rules_apply_to_published_ports_of_the_host(site: Site) -> None:
     """With DNAT its packet is for the container; with docker-proxy, for the host."""
     inside = container("inside", {"fw.egress": "8080"})
     egress_restricted = Site(
@@ -222,7 +222,7 @@ def test_a_confined_container_is_judged_on_its_way_to_the_host_too(site: Site) -
     assert "inside may open 8080/tcp, not this" in spec(told)
 
 
-def test_a_container_on_several_networks_is_met_where_both_are() -> None:
+def test_the_common_network_of_two_containers_is_explained() -> None:
     """Docker's DNS returns the address on the common network; from elsewhere each address is explained."""
     front, back = guest(FRONT, 2, APP), guest(BACK, 2, APP)
     mate = guest(BACK, 3, container("mate"))
@@ -249,7 +249,7 @@ def _mode(mode: str) -> BridgeNetwork:
         (_mode("nat-unprotected"), around("29.7.2", "nftables"), {4: True, 6: True}),
     ],
 )
-def test_docker_drops_what_is_for_an_own_address_on_a_nat_network(
+def test_docker_drops_packets_to_a_containers_own_address_behind_nat(
     network: BridgeNetwork, engine: Around, accepted: dict[int, bool]
 ) -> None:
     """Docker drops the packets even if docker-fw accepts them; older engines do not filter IPv6."""
@@ -262,7 +262,7 @@ def test_docker_drops_what_is_for_an_own_address_on_a_nat_network(
     assert not ask(site, "internet", "app", "9000", engine=engine)["accepted"]
 
 
-def test_docker_keeps_its_networks_apart(site: Site) -> None:
+def test_docker_isolates_its_networks(site: Site) -> None:
     """From another Docker network the container's own address is blocked; docker-proxy forwards connections to its
     published port."""
     told = ask(site, "mate", "deep", "7000")
@@ -276,7 +276,7 @@ def test_docker_keeps_its_networks_apart(site: Site) -> None:
     assert ask(site, "mate", "web", "8080")["accepted"]
 
 
-def test_nftables_behind_a_mark_is_told_as_a_condition() -> None:
+def test_dockers_nftables_mark_is_reported_as_a_condition() -> None:
     """dockerd does not report whether it accepts the mark."""
     site = Site(guest(_mode("routed"), 2, APP))
     site.guard.replace([_mode("routed")], site.guests, asked=1 << 30)

@@ -123,7 +123,7 @@ def test_reset_takes_away_and_override_replaces() -> None:
     assert not notes.mistakes
 
 
-def test_extends_takes_over_what_the_other_service_says() -> None:
+def test_extends_inherits_the_other_services_keys() -> None:
     """From the same file and from another, through several steps; the service's own labels take precedence."""
     found, notes = project(
         {
@@ -146,7 +146,7 @@ def test_extends_takes_over_what_the_other_service_says() -> None:
     assert not notes.mistakes
 
 
-def test_extends_that_leads_nowhere_or_round_is_a_mistake() -> None:
+def test_extends_with_a_missing_service_or_a_circle_is_a_mistake() -> None:
     """Each is reported at its line, and the rest is read."""
     told = checked("services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n")
     assert told.status == 1
@@ -194,7 +194,7 @@ def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
     assert "write $$ for a dollar" in expand(text, {"A": "a"}).mistake
 
 
-def test_a_variable_that_is_missing_is_told() -> None:
+def test_a_missing_variable_is_reported() -> None:
     """Not set: a warning and the empty text. Required: a mistake with the file's own words. Reported only where it
     matters."""
     told = checked(
@@ -211,7 +211,7 @@ def test_a_variable_that_is_missing_is_told() -> None:
     assert told.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
 
 
-def test_dotenv_stands_below_the_environment() -> None:
+def test_the_environment_overrides_dotenv() -> None:
     """`.env` in the first file's directory, with quotes, comments, export and variables; the environment takes
     precedence."""
     text = """\
@@ -249,7 +249,7 @@ def test_dotenv_stands_below_the_environment() -> None:
         ({"x/compose.yml": "name: named\nservices: {}", "x/.env": "COMPOSE_PROJECT_NAME=dot"}, {}, "dot"),
     ],
 )
-def test_the_project_is_called_as_compose_calls_it(
+def test_the_project_has_the_name_that_compose_gives_it(
     files: dict[str, str | bytes], environ: dict[str, str], name: str
 ) -> None:
     """The name comes from the environment, the file's name:, or the directory."""
@@ -271,7 +271,7 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize(("text", "message"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_is_not_yaml_is_told_with_its_line(text: str | bytes, message: str) -> None:
+def test_text_that_is_not_yaml_is_reported_with_its_line(text: str | bytes, message: str) -> None:
     """The exit status is 2, and the line is the one at fault."""
     told = checked({"compose.yml": text})
     assert told.status == 2
@@ -279,7 +279,7 @@ def test_what_is_not_yaml_is_told_with_its_line(text: str | bytes, message: str)
     assert told.data["services"] == []
 
 
-def test_a_file_that_is_not_there_is_told_where_it_is_named() -> None:
+def test_a_missing_file_is_reported_where_it_is_named() -> None:
     """For the command line by the file's name; for `extends` and `include` by the line that names it."""
     assert checked({}, "none.yml").text == "mistakes:\nnone.yml: cannot be read: No such file or directory\n"
     told = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")

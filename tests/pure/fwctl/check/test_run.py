@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[4]
 BASE = ["22/tcp", "80/tcp", "443/tcp"]
 
 
-def test_a_service_is_told_with_what_it_accepts() -> None:
+def test_a_service_is_shown_with_the_ports_it_accepts() -> None:
     """The form for people: networks, ports with the line that opens them, egress, and published ports."""
     told = checked(
         """\
@@ -58,7 +58,7 @@ def test_a_service_is_told_with_what_it_accepts() -> None:
     )
 
 
-def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
+def test_a_mistake_is_printed_as_file_line_and_text() -> None:
     """FILE:LINE: SERVICE: and the same text with which docker-fw would refuse the start; the exit status is 1."""
     told = checked('services:\n  web:\n    ports: ["80:80"]\n    labels:\n      x: y\n      fw.allow: 808O\n')
     assert told.status == 1
@@ -68,7 +68,7 @@ def test_a_mistake_is_told_as_editors_and_ci_understand_it() -> None:
     ]
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     """Mistakes of every service, every network and every attachment are reported, each at the line of its own key."""
     told = checked(
         """\
@@ -104,7 +104,7 @@ def test_every_mistake_is_told_at_once() -> None:
     assert told.mistakes[4].endswith('"font" is not a network of web (front); did you mean front?')
 
 
-def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_dockers() -> None:
+def test_a_mistake_refuses_the_start_or_closes_by_the_networks_driver() -> None:
     """The output shows the actual result: on a Docker network the base remains, or ICMP only, depending on the
     mistake."""
     told = checked(
@@ -139,7 +139,7 @@ def test_a_mistake_refuses_the_start_on_docker_fws_own_networks_and_closes_on_do
         ("weave", "apart"),
     ],
 )
-def test_a_network_is_docker_fws_own_guarded_or_left_alone_by_its_driver(driver: str, kind: str) -> None:
+def test_the_driver_decides_whether_a_network_is_protected(driver: str, kind: str) -> None:
     """For an unprotected network the output says so, and that labels have no effect there."""
     told = checked(
         f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
@@ -161,7 +161,7 @@ def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
     assert told.on("web", "docker_gwbridge")["published"][0]["open_to"] == "everybody"
 
 
-def test_network_mode_says_whose_labels_count() -> None:
+def test_network_mode_decides_whose_labels_apply() -> None:
     """host and none are not protected; with service:X the labels of X apply, and the service's own have no effect."""
     told = checked(
         """\
@@ -227,7 +227,7 @@ def test_network_and_attachment_options_add_up_with_labels() -> None:
     assert told.warnings == []
 
 
-def test_what_stands_where_it_counts_for_nothing_is_told() -> None:
+def test_labels_in_places_without_effect_are_reported() -> None:
     """Swarm's labels are a mistake; those of images and networks, annotations and look-alikes are warnings."""
     told = checked(
         """\
@@ -267,14 +267,14 @@ def test_a_look_alike_of_every_key_is_known(key: str) -> None:
         assert told.warnings == [f"compose.yml:1: web: label {wrong} has no effect; did you mean {key}?"]
 
 
-def test_a_number_that_yaml_reads_as_another_is_told() -> None:
+def test_a_number_that_yaml_reads_differently_is_reported() -> None:
     """Compose reads 022 as 18: the warning shows the label that applies, and that quotes help."""
     told = checked("services: {web: {ports: ['18:18'], labels: {fw.allow: 022}}}")
     assert told.accepts("web") == ["18/tcp", *BASE]
     assert told.warnings == ["compose.yml:1: web: label fw.allow: YAML reads 022 as the number 18; put it in quotes"]
 
 
-def test_a_peer_that_is_nobody_is_told() -> None:
+def test_a_peer_that_matches_no_service_is_reported() -> None:
     """A service that the files lack; a container with another name; one without an address of its own."""
     told = checked(
         """\
@@ -301,7 +301,7 @@ def test_a_peer_that_is_nobody_is_told() -> None:
     ]
 
 
-def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -> None:
+def test_an_unknown_container_is_reported_only_if_all_are_named() -> None:
     """It may belong to another stack: a typo is likely only if every service has a container_name."""
     known = "services: {web: {container_name: w, ports: ['9:9'], labels: {fw.allow: 9 from container:x}}"
     (warning,) = checked(known + "}").warnings
@@ -309,7 +309,7 @@ def test_a_container_that_is_none_of_the_files_is_told_only_if_all_are_known() -
     assert checked(known + ", api: {}}").warnings == []
 
 
-def test_a_rule_without_effect_is_told() -> None:
+def test_a_rule_without_effect_is_reported() -> None:
     """Rules for ports that are open anyway, closed anyway, or unreachable; but only if that holds on each of the
     service's networks."""
     told = checked(
@@ -344,7 +344,7 @@ def test_a_rule_without_effect_is_told() -> None:
     assert told.status == 0
 
 
-def test_nothing_is_without_effect_where_containers_do_not_talk_freely() -> None:
+def test_every_rule_has_an_effect_between_isolated_containers() -> None:
     """With enable_icc=false, and on networks whose containers are reached through their own addresses."""
     told = checked(
         """\
@@ -417,7 +417,7 @@ def test_a_port_that_compose_would_refuse_is_a_mistake(port: str, what: str) -> 
     assert what in told.mistakes[0]
 
 
-def test_settings_of_the_host_count() -> None:
+def test_settings_of_the_host_apply() -> None:
     """FW_ALLOW adds to every container, and with FW_PUBLISHED=allow a published port is open by itself."""
     file = "services: {web: {ports: ['8080:8080', '9-10:9-10']}}"
     assert checked(file).on("web")["published"][0]["open_to"] == "nobody"
@@ -428,14 +428,14 @@ def test_settings_of_the_host_count() -> None:
 
 
 @pytest.mark.parametrize(("driver", "left"), [("bridge", ["22/tcp"]), ("fw", BASE)])
-def test_a_port_for_the_host_alone_is_not_in_the_base_of_dockers_networks(driver: str, left: list[str]) -> None:
+def test_a_port_published_on_loopback_is_not_in_the_base(driver: str, left: list[str]) -> None:
     """A port that is published on loopback only is left out; one that is also published elsewhere stays."""
     ports = "['127.0.0.1:8080:80', '127.0.0.1:8443:443', '127.0.0.1:2222:22', '22:22']"
     told = checked(f"services: {{web: {{networks: [n], ports: {ports}}}}}\nnetworks: {{n: {{driver: {driver}}}}}")
     assert told.accepts("web", "n") == left
 
 
-def test_an_internal_network_is_out_of_reach() -> None:
+def test_an_internal_network_is_unreachable_from_outside() -> None:
     """No traffic from outside enters, whatever a label allows; the warning says what to do."""
     told = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
@@ -478,7 +478,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("text", "expected"), MALFORMED.items(), ids=repr)
-def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, expected: tuple[int, str]) -> None:
+def test_a_value_of_the_wrong_form_is_reported_with_advice(text: str, expected: tuple[int, str]) -> None:
     """One mistake, at its line; the rest of the file is read."""
     told = checked(text)
     assert told.status == 1
@@ -487,14 +487,14 @@ def test_what_has_the_wrong_form_is_told_with_what_would_be_right(text: str, exp
     assert expected[1] in told.mistakes[0]
 
 
-def test_the_same_label_twice_in_a_list_is_told() -> None:
+def test_the_same_label_twice_in_a_list_is_reported() -> None:
     """Compose silently takes the later one."""
     told = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
     assert told.accepts("web") == ["2/tcp", *BASE]
     assert told.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]
 
 
-def test_output_is_one_line_each_whatever_a_label_holds() -> None:
+def test_every_message_is_one_line_for_any_label() -> None:
     """Line breaks and terminal escape sequences are escaped; an ASCII stream gets ASCII."""
     told = checked('services:\n  web: {labels: {fw.allow: "1\\n\\e[31mé\\ud800"}}\n')
     (line,) = [line for line in told.text.splitlines() if line.startswith("compose.yml:2:")]
@@ -514,7 +514,7 @@ def test_no_file_is_wrong_usage() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "compose-examples").glob("*.yml")), ids=lambda p: p.name)
-def test_the_examples_are_right(path: Path) -> None:
+def test_the_examples_have_no_mistakes(path: Path) -> None:
     """Every file of compose-examples checks clean: no mistake, no warning."""
     stream = io.StringIO()
     assert run([str(path)], {}, True, stream) == 0

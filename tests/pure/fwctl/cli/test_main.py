@@ -152,7 +152,7 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
         ("export", "/export", None),
     ],
 )
-def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: str, body: Any) -> None:
+def test_each_command_sends_its_request(fake: Fake, run: Run, words: str, path: str, body: Any) -> None:
     """One call, with a body that the plugin accepts; status 0, and nothing on stderr."""
     assert run(*words.split())[::2] == (0, "")
     assert fake.asked == [(path, body)]
@@ -187,7 +187,7 @@ def test_each_command_asks_what_it_says(fake: Fake, run: Run, words: str, path: 
         "boot up",
     ],
 )
-def test_a_wrong_use_is_status_2_and_asks_nothing(fake: Fake, run: Run, words: str) -> None:
+def test_wrong_usage_is_status_2_and_sends_nothing(fake: Fake, run: Run, words: str) -> None:
     """There is a message on stderr that says what is wrong."""
     status, out, err = run(*words.split())
     assert (status, out) == (2, "")
@@ -208,7 +208,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         assert f"examples:\n  fwctl {name}" in out
 
 
-def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
+def test_examples_of_the_help_work(fake: Fake, run: Run) -> None:
     """Each command line that the help shows works, as far as requests to the plugin go."""
     import shlex
 
@@ -225,7 +225,7 @@ def test_examples_of_the_help_are_taken(fake: Fake, run: Run) -> None:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def test_people_are_told_in_lines_and_programs_in_json(fake: Fake, run: Run) -> None:
+def test_output_is_lines_or_json(fake: Fake, run: Run) -> None:
     """--json prints the plugin's answer, and can be parsed."""
     assert "  web  10.1.0.2  22/tcp, 8080/tcp\n    label fw.allow: 8080/tcp\n" in run("status")[1]
     assert json.loads(run("status", "--json")[1]) == STATUS
@@ -251,7 +251,7 @@ def test_exit_statuses_are_for_scripts(fake: Fake, run: Run) -> None:
     assert run("plan", "FW_ALOW=80") == (2, "", "fwctl: FW_ALOW is not a setting\n")
 
 
-def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> None:
+def test_a_refusal_is_one_line_on_stderr(fake: Fake, run: Run) -> None:
     """Status 1, nothing on stdout; and no escape sequence from a label."""
     fake.answers["/allow"] = (400, {"Err": "no container 'wbe'; did you mean web?\x1b[31m\n"})
     status, out, err = run("allow", "wbe", "80")
@@ -260,7 +260,7 @@ def test_what_the_plugin_refuses_is_one_line_on_stderr(fake: Fake, run: Run) -> 
 
 
 @pytest.mark.parametrize("answer", [(500, b"<html>"), (200, b""), (200, []), (502, {"x": 1}), (200, b"\xff")])
-def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
+def test_an_invalid_answer_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
     """For any answer on the socket there is no traceback."""
     fake.answers["/status"] = answer
     status, out, err = run("status")
@@ -268,7 +268,7 @@ def test_an_answer_that_is_none_is_an_error(fake: Fake, run: Run, answer: Any) -
     assert err.startswith(f"fwctl: {fake.path} answered {answer[0]} to /status")
 
 
-def test_where_nobody_answers_is_told_with_what_to_do(
+def test_an_unreachable_socket_is_reported_with_advice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No socket, a socket without a server, one that hangs up; plan exits with 2, as diff does."""
@@ -353,7 +353,7 @@ def test_a_terminal_is_shown_colours_and_tables(fake: Fake) -> None:
     assert not re.search(rb"\x1b\[[0-9;]*3[0-9]m", plain)
 
 
-def test_watch_looks_again_and_again_until_interrupted(fake: Fake) -> None:
+def test_watch_repeats_until_interrupted(fake: Fake) -> None:
     """On a terminal the output stays in one place; an interrupt ends it without an error. A plugin that restarts
     meanwhile is reported, and queried again."""
     on_terminal(fake, "status", "--watch", "0.1", until=b"closed to the outside")
@@ -384,7 +384,7 @@ def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
         assert process.stderr.read() == ""
 
 
-def test_a_reader_that_has_enough_is_no_error(fake: Fake) -> None:
+def test_a_closed_pipe_is_no_error(fake: Fake) -> None:
     """`fwctl export | head -1`."""
     fake.answers["/export"] = {"text": "x\n" * 1_000_000}
     command = f"{sys.executable} -m plugin.fwctl.cli export --socket {fake.path} | head -1"
@@ -393,7 +393,7 @@ def test_a_reader_that_has_enough_is_no_error(fake: Fake) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
 
 
-def test_any_locale_can_be_told(fake: Fake) -> None:
+def test_output_works_in_any_locale(fake: Fake) -> None:
     """A container often has no locale."""
     fake.answers["/status"] = {**STATUS, "apart": {"tool": "→ läuft …"}}
     done = fwctl(fake, "status", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
@@ -422,7 +422,7 @@ def _out(capsys: pytest.CaptureFixture[str], work: Callable[[], object]) -> str:
 # --- hooks of other programs ------------------------------------------------------------------------------------------
 
 
-def test_the_fail2ban_action_runs_what_fwctl_takes(fake: Fake, tmp_path: Path) -> None:
+def test_the_fail2ban_action_runs_valid_commands(fake: Fake, tmp_path: Path) -> None:
     """The exact command lines of examples/fail2ban, as fail2ban runs them: tags filled in, through sh."""
     import configparser
 
@@ -472,7 +472,7 @@ def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
+def test_the_crowdsec_bouncer_sends_decisions(fake: Fake) -> None:
     """Decisions that arrive together are one request, with the remaining time; others are ignored."""
     done = bounce(
         fake,
@@ -497,7 +497,7 @@ def test_the_crowdsec_bouncer_hands_on_what_is_decided(fake: Fake) -> None:
     ]  # fmt: skip
 
 
-def test_one_refused_decision_holds_up_no_other(fake: Fake) -> None:
+def test_one_refused_decision_blocks_no_other(fake: Fake) -> None:
     """For one of the host's addresses in a blocklist: the others are banned, and the error is printed."""
     fake.answers["/ban"] = (400, {"Err": "cannot ban 10.1.0.1: it is the host's own"})
     done = bounce(fake, decide("add", "203.0.113.7"), decide("add", "10.1.0.1"))
@@ -525,7 +525,7 @@ def test_the_crowdsec_bouncer_waits_for_docker_fw(fake: Fake, tmp_path: Path) ->
     assert len(fake.asked) == 1
 
 
-def test_the_crowdsec_configuration_is_one() -> None:
+def test_the_crowdsec_configuration_is_valid() -> None:
     """YAML with crowdsec-custom-bouncer's own keys, and the path that its comment installs."""
     import yaml
 

@@ -86,7 +86,7 @@ def site() -> Site:
 # --- status -----------------------------------------------------------------------------------------------------------
 
 
-def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> None:
+def test_status_shows_ports_with_their_peers_and_origins(site: Site) -> None:
     """Networks, containers, addresses; ports with their origin; named peers with their current addresses."""
     spec = words(site).splitlines()
     assert spec[0] == "fw-ffffffffffff (shop_front)  10.1.0.0/24 2001:db8:1::/64"
@@ -102,13 +102,13 @@ def test_status_tells_who_accepts_what_from_whom_and_who_said_so(site: Site) -> 
     assert "  endpoint eeeeeeeeeeee  10.1.0.5 2001:db8:1::5  ICMP only (labels not known yet)" in spec
 
 
-def test_a_name_that_matches_nobody_is_told(site: Site) -> None:
+def test_a_name_without_a_match_is_shown(site: Site) -> None:
     """It opens nothing, which a user may wonder about."""
     alone = Site(ours(2, container("web", {"fw.allow": "5432 from service:api"})))
     assert "label fw.allow: 5432/tcp from service:api = no container now" in words(alone)
 
 
-def test_status_tells_egress_rates_and_logging(site: Site) -> None:
+def test_status_shows_egress_rates_and_logging(site: Site) -> None:
     """Each has its origin."""
     spec = words(site)
     assert "    egress: 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in spec
@@ -119,14 +119,14 @@ def test_status_tells_egress_rates_and_logging(site: Site) -> None:
     assert "    egress: nothing" in words(none)
 
 
-def test_everything_is_one_word(site: Site) -> None:
+def test_an_open_policy_is_shown_as_everything(site: Site) -> None:
     """`fw.policy: open` is not shown as a list of seven rules; with a denied port, the remaining ranges are shown."""
     whole = Site(guest(FRONT, 2, container("open", {"fw.policy": "open"})))
     assert "  open  172.18.0.2 2001:db8:a::2  everything\n    fw.policy: open: everything" in words(whole)
     assert "1-21/tcp" in words(site)
 
 
-def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
+def test_status_shows_overrides_with_the_remaining_time(site: Site) -> None:
     """Those of a stopped container are shown too, because they apply again when it starts."""
     spec = words(site)
     assert "    fwctl allow 7000/tcp, 59 min left" in spec
@@ -134,7 +134,7 @@ def test_status_tells_overrides_with_the_time_that_is_left(site: Site) -> None:
     assert "container 999999999999 (on no network now): fwctl deny 80/tcp, 90 s left" in spec
 
 
-def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
+def test_status_shows_mistakes_and_rules_without_effect(site: Site) -> None:
     """Mistakes, labels of an image, rules without effect because of Docker's own firewall, drops."""
     spec = words(site)
     assert '    label fw.dney="80": is not a key of docker-fw' in spec
@@ -147,14 +147,14 @@ def test_status_tells_what_is_wrong_and_what_has_no_effect(site: Site) -> None:
     assert "fw.allow=9999 has no effect on front because it is a nat network" in spec
 
 
-def test_an_override_without_effect_is_told() -> None:
+def test_an_override_without_effect_is_shown() -> None:
     """Docker drops the packets on a nat network, whatever opened the port."""
     rule = Rule("tcp", 9999, 9999, origin="fwctl allow")
     site = Site(guest(FRONT, 2, DB), state=SavedState(overrides=(Overriding(DB.id, rule),)))
     assert "fwctl allow 9999 has no effect on front because it is a nat network" in words(site)
 
 
-def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
+def test_status_shows_closed_published_ports(site: Site) -> None:
     """Ports closed for all sources, or for some; a port on the host's loopback has no line."""
     spec = words(site)
     assert "    0.0.0.0:16000->6000/tcp: closed to the outside" in spec
@@ -163,7 +163,7 @@ def test_status_tells_published_ports_that_are_closed(site: Site) -> None:
     assert "18081" not in spec
 
 
-def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
+def test_status_warns_that_names_leave_by_the_hosts_resolver() -> None:
     """The warning appears if a container has fw.egress and the host's resolver is on loopback, and only then."""
     free, egress_restricted = Site(ours(2, DB)), Site(ours(2, container("db", {"fw.egress": "none"})))
     spec = "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
@@ -187,7 +187,9 @@ def test_status_tells_of_names_that_leave_by_the_hosts_resolver() -> None:
         (None, "", ""),
     ],
 )
-def test_which_resolver_docker_asks_from_the_host(tmp_path: Path, hosts: str | None, systemd: str, found: str) -> None:
+def test_the_resolver_that_docker_asks_from_the_host(
+    tmp_path: Path, hosts: str | None, systemd: str, found: str
+) -> None:
     """The first one on loopback; but if systemd's stub is the only one, Docker uses the servers of systemd."""
     mine, theirs = tmp_path / "resolv.conf", tmp_path / "systemd.conf"
     for path, text in ((mine, hosts), (theirs, systemd)):
@@ -204,7 +206,7 @@ def test_newer_docker_asks_every_server_from_the_host(tmp_path: Path, major: int
     assert asked_from_host(26, str(tmp_path / "resolv.conf"), ()) == ""
 
 
-def test_status_tells_of_the_host(site: Site) -> None:
+def test_status_shows_the_host(site: Site) -> None:
     """Unprotected containers, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that is behind Docker's
     events; none of them when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
@@ -230,7 +232,7 @@ def test_status_tells_of_the_host(site: Site) -> None:
     assert words(Site(ours(2, DB)), banned=1).endswith("1 address or prefix is banned: fwctl bans")
 
 
-def test_nothing_is_told_in_a_sentence() -> None:
+def test_an_empty_status_is_a_sentence() -> None:
     """An empty Docker network is not listed."""
     empty = told(Site())
     assert "fw-ffffffffffff" in render.status(empty)
@@ -240,7 +242,7 @@ def test_nothing_is_told_in_a_sentence() -> None:
     ]
 
 
-def test_ports_tell_from_whom(site: Site) -> None:
+def test_ports_are_shown_with_their_sources(site: Site) -> None:
     """Each published port is shown with its container, and the sources for which it is open."""
     spec = render.ports(told(site)).splitlines()
     assert f"{'web':<30} 0.0.0.0:18080->8080/tcp" in spec
@@ -249,7 +251,7 @@ def test_ports_tell_from_whom(site: Site) -> None:
     assert render.ports(told(Site())) == "no published ports"
 
 
-def test_a_dry_run_tells_what_closes_to_whom() -> None:
+def test_a_dry_run_shows_the_ports_that_close() -> None:
     """Before anything is closed; a port that stays open to some addresses is listed with them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
@@ -263,7 +265,7 @@ def test_a_dry_run_tells_what_closes_to_whom() -> None:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_explanation_is_told_step_by_step() -> None:
+def test_an_explanation_is_shown_step_by_step() -> None:
     """Source, target, port; each step with its origin and outcome; the parts that were not checked."""
     flow = {
         "family": 4, "what": "8080/tcp", "accepted": True,
@@ -284,7 +286,7 @@ def test_an_explanation_is_told_step_by_step() -> None:
     )
 
 
-def test_a_plan_is_told_as_a_diff() -> None:
+def test_a_plan_is_shown_as_a_diff() -> None:
     """Each line starts with its sign, so that grep finds it."""
     line = {"sign": "+", "what": "policy", "text": "accepts 9100/tcp", "who": "web on front", "origin": "setting x"}
     gone = {"sign": "-", "what": "element", "text": "allow4 10.1.0.2 . tcp . 9999", "who": "web"}
@@ -298,7 +300,7 @@ def test_a_plan_is_told_as_a_diff() -> None:
     assert render.plain(render_answers.plan(empty)) == "no change"
 
 
-def test_bans_are_told_those_that_end_first_first() -> None:
+def test_bans_are_sorted_by_their_end() -> None:
     """Each has its remaining time."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
     assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
@@ -307,7 +309,7 @@ def test_bans_are_told_those_that_end_first_first() -> None:
     assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "no address is banned"
 
 
-def test_what_was_done_is_told(site: Site) -> None:
+def test_a_change_is_confirmed_with_its_result(site: Site) -> None:
     """The output contains the ports that the container accepts now, and overrides without effect."""
     places = status.places(site.state.snapshot(), WEB.id, Engine(), 0)
     word = {"kind": "allow", "rule": "7000/tcp", "until": NOW + 3600}
@@ -342,7 +344,7 @@ def bare(text: str) -> str:
 
 
 @pytest.mark.parametrize("width", [200, 80])
-def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
+def test_a_terminal_shows_the_same_text(site: Site, width: int) -> None:
     """Tables if the terminal is wide enough, coloured lines otherwise; no text of the plain form is missing."""
     data = told(site, foreign=["virbr0"], banned=1)
     shown = bare(drawn(terminal.status(data, width), width=width)).split()
@@ -359,7 +361,7 @@ def test_a_terminal_is_shown_the_same_words(site: Site, width: int) -> None:
 EVIL = "\x1b[31m\x1b]0;owned\x07\r\n[red]no[/red][link=http://x]:smile:\u202e"
 
 
-def test_others_words_move_no_cursor() -> None:
+def test_text_from_outside_moves_no_cursor() -> None:
     """A label's value is quoted on a terminal: it is plain text there, no escape sequence and no markup."""
     site = Site(guest(FRONT, 2, Container("c" * 64, f"a{EVIL}", problems=(Problem(f"label {EVIL}", EVIL, EVIL),))))
     data = told(site, apart={EVIL: EVIL}, foreign=[EVIL])
@@ -376,7 +378,7 @@ def test_others_words_move_no_cursor() -> None:
         assert "[red]no[/red]" in "".join(text.split())
 
 
-def test_times_are_read_and_told_as_people_write_them() -> None:
+def test_times_are_read_and_shown_with_their_units() -> None:
     """The duration of `--for`, and the remaining time."""
     assert [parse(text) for text in ("30s", "10m", "1h", "2d", "1h30m", "1H")] == [30, 600, 3600, 172800, 5400, 3600]
     for text in ("", "1", "h", "1w", "-1h", "1 h", "0s", "1.5h", "99999999d", "1h x"):
