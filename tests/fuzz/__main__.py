@@ -36,8 +36,8 @@ def main() -> int:
             for number, seed in enumerate(SEEDS):
                 (Path(corpus) / str(number)).write_bytes(seed)
             bounds = [f"-max_total_time={options.seconds}", "-timeout=5", "-max_len=8192"]
-            told = ["-print_final_stats=1", f"-artifact_prefix={corpus}/"]
-            command = [sys.executable, "-m", "tests.fuzz.one", name, *bounds, *told, corpus]
+            arguments = ["-print_final_stats=1", f"-artifact_prefix={corpus}/"]
+            command = [sys.executable, "-m", "tests.fuzz.one", name, *bounds, *arguments, corpus]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
         print(f"{name}: {runs[0] if runs else '?'} inputs, {'well' if done.returncode == 0 else 'FAILED'}", flush=True)

@@ -123,14 +123,14 @@ class Plugin:
         """Return the answer to a body, which is an object for every request."""
         reply = self.client.post(path, data=body if isinstance(body, bytes) else json.dumps(body).encode())
         assert reply.status_code in (200, 400, 404, 405, 413), reply.data[:300]
-        told: Any = json.loads(reply.data)
-        assert isinstance(told, dict)
-        if error := told.get("Err"):
+        answer: Any = json.loads(reply.data)
+        assert isinstance(answer, dict)
+        if error := answer.get("Err"):
             assert len(error) <= LONGEST, f"{len(error)} characters: {error[:200]}"
             assert "docker-fw failed" not in error, error
             assert "Traceback" not in error
             assert error.isprintable(), repr(error[:300])
-        return told
+        return answer
 
     def drive(self, *calls: str) -> None:
         for call in calls:
@@ -154,7 +154,7 @@ def running() -> Iterator[Plugin]:
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not touch this machine's flows and links."""
     cut_no_flows(monkeypatch)
     monkeypatch.setattr(driver, "exists", lambda _: True)
@@ -198,8 +198,8 @@ def test_a_damaged_request_is_answered_and_opens_nothing(data: st.DataObject) ->
     with running() as plugin:
         plugin.drive(*life[: data.draw(st.integers(0, 4))])
         before = plugin.state.state
-        told = plugin.post(path, data.draw(spoilt(POSTS[path])))
-        if "Err" in told and "Delete" not in path and "Create" not in path:
+        answer = plugin.post(path, data.draw(spoilt(POSTS[path])))
+        if "Err" in answer and "Delete" not in path and "Create" not in path:
             assert dataclasses.replace(plugin.state.state, switched=before.switched) == before
         plugin.books()
         plugin.drive("Leave", "DeleteEndpoint", "DeleteNetwork")
@@ -266,9 +266,9 @@ def test_any_drop_is_a_json_line(packets: list[bytes], since: str, follow: str) 
         for _ in range(FOLLOWERS + 1):
             reply = plugin.client.get("/drops", query_string=query, buffered=True)
             assert reply.status_code == 200
-            told = [json.loads(line) for line in reply.data.splitlines()]
-            assert all(text.isprintable() for each in told for text in each.values() if isinstance(text, str))
-            assert all(("number" in each) != ("newest" in each) for each in told)
+            lines = [json.loads(line) for line in reply.data.splitlines()]
+            assert all(text.isprintable() for each in lines for text in each.values() if isinstance(text, str))
+            assert all(("number" in each) != ("newest" in each) for each in lines)
 
 
 def test_every_route_is_tested_here() -> None:

@@ -150,11 +150,11 @@ def steps(work: Callable[[], object]) -> int:
     count = 0
     work()
 
-    def told(*_: object) -> None:
+    def count_call(*_: object) -> None:
         nonlocal count
         count += 1
 
-    sys.setprofile(told)
+    sys.setprofile(count_call)
     try:
         work()
     finally:

@@ -31,9 +31,9 @@ from tests.pure.tracer import Packet, Table
 from tests.recorded import GENERIC, PORTMAP
 
 Address = IPv4Address | IPv6Address
-NET, INTERNAL, SAYS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)
+NET, INTERNAL, WITH_OPTIONS, NOWHERE = ("1" * 64, "2" * 64, "3" * 64, "9" * 64)
 #: The options of a network, and a setting, for all containers there.
-OPTIONS: dict[str, dict[str, str]] = {NET: {}, INTERNAL: {}, SAYS: {"fw.allow": "9100", "fw.deny": "22"}}
+OPTIONS: dict[str, dict[str, str]] = {NET: {}, INTERNAL: {}, WITH_OPTIONS: {"fw.allow": "9100", "fw.deny": "22"}}
 SETTING = {"fw.allow": "161/udp"}
 ENDPOINTS = tuple(f"e{n}".ljust(64, "0") for n in range(5))
 HOSTS = (2, 3, 4)
@@ -147,8 +147,8 @@ class Calls(RuleBasedStateMachine):
 
     def call(self, name: str, body: dict[str, Any], *, well: bool) -> None:
         """Make the call and check that the answer is an error, or not, as expected."""
-        told = json.loads(self.client.post(f"/NetworkDriver.{name}", data=json.dumps(body)).data)
-        assert ("Err" not in told) == well, (name, told)
+        answer = json.loads(self.client.post(f"/NetworkDriver.{name}", data=json.dumps(body)).data)
+        assert ("Err" not in answer) == well, (name, answer)
 
     def endpoint(self, drawn: int) -> str:
         known = sorted(self.docker.places)
@@ -161,7 +161,7 @@ class Calls(RuleBasedStateMachine):
         for network in OPTIONS:
             self.create_network(network, 1)
 
-    @rule(network=st.sampled_from([NET, INTERNAL, SAYS]), other=st.integers(0, 9))
+    @rule(network=st.sampled_from([NET, INTERNAL, WITH_OPTIONS]), other=st.integers(0, 9))
     def create_network(self, network: str, other: int) -> None:
         """Repeat the same request; sometimes with other options under the same ID."""
         net, changed = subnet(network), not other and network in self.docker.networks
@@ -176,7 +176,7 @@ class Calls(RuleBasedStateMachine):
         self.call("CreateNetwork", body, well=not changed)
         self.docker.networks.add(network)
 
-    @rule(network=st.sampled_from([NET, INTERNAL, SAYS, NOWHERE]), seldom=st.integers(0, 3))
+    @rule(network=st.sampled_from([NET, INTERNAL, WITH_OPTIONS, NOWHERE]), seldom=st.integers(0, 3))
     def delete_network(self, network: str, seldom: int) -> None:
         """Also with containers on the network, and twice."""
         if seldom:
@@ -187,7 +187,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(
         endpoint=st.sampled_from(ENDPOINTS),
-        network=st.sampled_from([NET, NET, INTERNAL, SAYS, NOWHERE]),
+        network=st.sampled_from([NET, NET, INTERNAL, WITH_OPTIONS, NOWHERE]),
         number=st.sampled_from(HOSTS),
     )
     def create_endpoint(self, endpoint: str, network: str, number: int) -> None:
@@ -223,7 +223,7 @@ class Calls(RuleBasedStateMachine):
     @rule(
         drawn=which,
         labels=st.sampled_from([*LABELS[1:-2], NAMES]),
-        network=st.sampled_from([NET, NET, SAYS, INTERNAL]),
+        network=st.sampled_from([NET, NET, WITH_OPTIONS, INTERNAL]),
         number=st.sampled_from(HOSTS),
     )
     def begin(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
@@ -279,7 +279,7 @@ class Calls(RuleBasedStateMachine):
         """This holds at each possible address, from outside and from other containers."""
         assert self.kernel.table is not None
         table = Table(self.kernel.table)
-        addresses = [a for net in (NET, INTERNAL, SAYS) for n in HOSTS for a in Place(net, n).addresses]
+        addresses = [a for net in (NET, INTERNAL, WITH_OPTIONS) for n in HOSTS for a in Place(net, n).addresses]
         names = self.docker.names()
         theirs = {address for place in self.docker.places.values() for address in place.addresses}
         for at in addresses:

@@ -74,12 +74,12 @@ FLOWS = tuple(Flow(proto, port, peer) for (proto, port), peer in itertools.produ
 
 def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, network: str = "front") -> Any:
     """Return the container as the plugin reads it from Docker's list, on a network."""
-    told = {
+    labels = {
         "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
         "com.docker.compose.container-number": "1", **pairs,
     }  # fmt: skip
     listed = {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": told,
+        "Id": "c" * 64, "Names": ["/web"], "Labels": labels,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
     return container_labels.on_network(container_labels.read(listed, image), network)
@@ -129,7 +129,7 @@ def accepted(decided: Policy) -> set[Flow]:
     return {flow for flow in FLOWS if _passes((*decided.accepts, *decided.published), flow, host=False)}
 
 
-def begun(decided: Policy) -> set[Flow]:
+def permitted(decided: Policy) -> set[Flow]:
     return set(FLOWS) if decided.egress is None else {f for f in FLOWS if _passes(decided.egress, f, host=True)}
 
 
@@ -138,7 +138,7 @@ def no_wider(world: World, narrow: Any, wide: Any) -> None:
     not."""
     (one, endpoint), (two, _) = world.decide(narrow), world.decide(wide)
     assert accepted(one) <= accepted(two)
-    assert begun(one) <= begun(two)
+    assert permitted(one) <= permitted(two)
     assert set(closed_ports(one, endpoint)) >= set(closed_ports(two, endpoint))
 
 
@@ -273,7 +273,7 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
     networks = (dataclasses.replace(FRONT, spec=p.spec, problems=p.problems) for p in (wrong, right))
     (one, endpoint), (two, _) = (dataclasses.replace(world, network=network).decide(who) for network in networks)
     assert accepted(one) <= accepted(two)
-    assert begun(one) <= begun(two)
+    assert permitted(one) <= permitted(two)
     assert set(closed_ports(one, endpoint)) >= set(closed_ports(two, endpoint))
     mistaken = dataclasses.replace(who, problems=(*who.problems, *wrong.problems))
     (one, _), (two, _) = (
@@ -281,7 +281,7 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
         for parsed, each in ((wrong, mistaken), (right, who))
     )
     assert accepted(one) <= accepted(two)
-    assert begun(one) <= begun(two)
+    assert permitted(one) <= permitted(two)
 
 
 @given(worlds, _pairs(), _pairs(), st.lists(suspicious, max_size=1).map(dict))
@@ -289,10 +289,10 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
 def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[str, str], odd: dict[str, str]) -> None:
     """For any labels of an image, right or wrong: its container accepts and may open nothing that it would not if the
     image had none."""
-    brought = {**image, **odd}
-    merged = {**brought, **mine}
-    alone = {key: value for key, value in mine.items() if brought.get(key) != value}
-    no_wider(world, container(merged, brought), container(alone))
+    image_labels = {**image, **odd}
+    merged = {**image_labels, **mine}
+    alone = {key: value for key, value in mine.items() if image_labels.get(key) != value}
+    no_wider(world, container(merged, image_labels), container(alone))
 
 
 @given(worlds, _pairs(), suspicious)
@@ -302,14 +302,14 @@ def test_while_an_images_labels_are_unknown_nothing_is_wider(
 ) -> None:
     """The image was removed, so that its own labels are unknown: nothing is accepted or opened that would not be if all
     labels were the user's, nor if all of them were the image's."""
-    told = {**pairs, odd[0]: odd[1]}
+    labels = {**pairs, odd[0]: odd[1]}
     listed = {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": told,
+        "Id": "c" * 64, "Names": ["/web"], "Labels": labels,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }  # fmt: skip
     unsure = container_labels.on_network(container_labels.read(listed, None, unknown="no such image"), "front")
     no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, None), "front"))
-    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, told), "front"))
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, labels), "front"))
 
 
 # --- a right label opens exactly what it says ---------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_valid_labels_accept_and_permit_exactly_what_they_say(
     published = {(port.proto, port.container_port) for port in PORTS} if by_p else set()
     names = {**NAMES, "network:back": NAMES["network:shop_back"]}
     assert accepted(decided) == {f for f in FLOWS if naive.accepts(reading, f, names, published)}
-    assert begun(decided) == {f for f in FLOWS if naive.begins(reading, f, names, HOST)}
+    assert permitted(decided) == {f for f in FLOWS if naive.begins(reading, f, names, HOST)}
 
 
 @given(near_text)
@@ -386,4 +386,4 @@ def test_a_container_without_labels_has_the_base(network: BridgeNetwork | Networ
     decided, _ = World(network).decide(container({}))
     assert {(flow.proto, flow.port) for flow in accepted(decided)} == {("tcp", 22), ("tcp", 80), ("tcp", 443)}
     assert len(accepted(decided)) == 3 * len(PEERS)
-    assert begun(decided) == set(FLOWS)
+    assert permitted(decided) == set(FLOWS)

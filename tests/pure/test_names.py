@@ -173,22 +173,22 @@ def test_the_boot_table_contains_checked_names_only(dockers: list[str], others: 
 
 def _shown(host: Host) -> Iterator[str]:
     """Yield the output of `fwctl`, for pipes and terminals, each with the name of the command."""
-    told = json.loads(json.dumps(host.status()))
-    yield render.status(told)
-    yield render.ports(told)
+    answer = json.loads(json.dumps(host.status()))
+    yield render.status(answer)
+    yield render.ports(answer)
     yield render.dry_run(
         {
             "refuses": "",
-            "guarded": told["guarded"],
-            "apart": told["apart"],
+            "guarded": answer["guarded"],
+            "apart": answer["apart"],
             "cut": [{"from": "203.0.113.1", "container": host.name, "address": "", "port": 22, "proto": "tcp"}],
         }
     )
     for width in (80, 200):
         file = io.StringIO()
         on = Console(file=file, width=width, color_system=None, highlight=False, markup=False)
-        on.print(terminal.status(told, width))
-        on.print(terminal.ports(told))
+        on.print(terminal.status(answer, width))
+        on.print(terminal.ports(answer))
         yield file.getvalue()
     inventory = host.inventory
     around = Around((), host.not_guarded, A, MARK, 1.0)
@@ -199,9 +199,9 @@ def _shown(host: Host) -> Iterator[str]:
             yield printable(str(error))
     closed = parse({"fw.policy": "closed"}, "setting ").spec
 
-    told = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
-    told["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))
-    yield render.plain(render_answers.plan(told))
+    answer = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
+    answer["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))
+    yield render.plain(render_answers.plan(answer))
     endpoint = host.guard.guests[0].as_known
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])

@@ -36,9 +36,9 @@ def test_any_error_is_logged_and_the_start_continues(
         early_table.close_first(settings)
     finally:
         early_table.log.removeHandler(handler)
-    told = capfd.readouterr().err
-    assert "could not close the bridges" in told
-    assert "RuntimeError: nobody foresaw this" in told
+    output = capfd.readouterr().err
+    assert "could not close the bridges" in output
+    assert "RuntimeError: nobody foresaw this" in output
 
 
 def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +52,6 @@ def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, m
 
     monkeypatch.setattr(early_table, "Nft", hangs)
     monkeypatch.setattr(early_table, "LONGEST", 0.1)
-    began = time.monotonic()
+    start = time.monotonic()
     early_table.close_first(settings)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - start < 1

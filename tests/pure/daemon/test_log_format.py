@@ -59,9 +59,9 @@ def test_an_error_is_one_line_with_its_message() -> None:
 
 def test_megabytes_are_cut_before_they_are_escaped() -> None:
     """A name, a label or a Docker answer of 20 MB takes less than a second, and no more space than any other."""
-    began = time.thread_time()
+    start = time.thread_time()
     line = written("Docker's API did not answer: %s", "\x00" * (20 << 20))
-    assert time.thread_time() - began < 1
+    assert time.thread_time() - start < 1
     assert len(line) <= 5 * MAX_ERROR  # each is four characters now
 
 

@@ -31,28 +31,28 @@ def container(**labels: str) -> dict[str, Any]:
 
 @given(st.lists(json_values, max_size=6), st.lists(st.integers(0, 600), max_size=8), st.booleans(), st.booleans())
 @examples(200)
-def test_a_list_is_read_in_pieces_of_any_size(told: list[Any], cuts: list[int], spaced: bool, at_once: bool) -> None:
+def test_a_list_is_read_in_pieces_of_any_size(entries: list[Any], cuts: list[int], spaced: bool, at_once: bool) -> None:
     """Each element is returned once and in order, as if the answer had been read as a whole; with spaces, and text of
     any script."""
-    data = json.dumps(told, indent=1 if spaced else None, ensure_ascii=spaced).encode() + b"\n"
+    data = json.dumps(entries, indent=1 if spaced else None, ensure_ascii=spaced).encode() + b"\n"
     edges = [0, *sorted(min(at, len(data)) for at in cuts), len(data)]
     with pytest.MonkeyPatch.context() as patch:
         if not at_once:
             patch.setattr(bounded_json, "AT_ONCE", 1)
         found = list(elements(data[a:b] for a, b in itertools.pairwise(edges)))
-    assert json.dumps(found) == json.dumps(told)
+    assert json.dumps(found) == json.dumps(entries)
 
 
 @given(st.lists(json_values, max_size=4), st.integers(1, 40))
 @examples(100)
-def test_small_pieces_and_small_bounds(told: list[Any], size: int) -> None:
+def test_small_pieces_and_small_bounds(entries: list[Any], size: int) -> None:
     """With bounds of a few bytes: objects within them are read, larger ones are cut, and no other is affected."""
-    data = json.dumps([{"Id": f"{n}", "Of": each} for n, each in enumerate(told)]).encode()
+    data = json.dumps([{"Id": f"{n}", "Of": each} for n, each in enumerate(entries)]).encode()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LARGEST", 60), ("SMALL", 20), ("_PIECE", size), ("AT_ONCE", 1)):
             patch.setattr(bounded_json, name, value)
         found = list(elements(pieces(data, size)))
-    for number, (got, each) in enumerate(zip(found, told, strict=True)):
+    for number, (got, each) in enumerate(zip(found, entries, strict=True)):
         right = {"Id": f"{number}", "Of": each}
         if len(json.dumps(right)) <= 60:
             assert json.dumps(got) == json.dumps(right)  # as text: a NaN does not equal itself
@@ -78,10 +78,14 @@ def test_only_an_entry_that_is_too_large_is_cut(labels: dict[str, str], size: in
 
 def test_the_beginning_of_a_large_inspection_is_read() -> None:
     """The fields that Docker sends before the labels are read, as far as they are complete."""
-    told = {"Id": ID, "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Config": {"a": 1, "b": "x"}}
-    data = json.dumps(told).encode()
-    assert beginning([data]) == (told, True)
-    start = {key: told[key] for key in ("Id", "HostConfig")}
+    document = {
+        "Id": ID,
+        "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}},
+        "Config": {"a": 1, "b": "x"},
+    }
+    data = json.dumps(document).encode()
+    assert beginning([data]) == (document, True)
+    start = {key: document[key] for key in ("Id", "HostConfig")}
     for length in range(data.index(b"8080") - 4, len(data)):
         got, whole = beginning([data[:length], data[length:]], length - 1)
         assert not whole
@@ -113,9 +117,9 @@ def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
         yield b'"}},' + json.dumps(container()).encode() + b"]"
 
     tracemalloc.start()
-    began = time.monotonic()
+    start_time = time.monotonic()
     assert list(elements(answer())) == [container(), Cut(ID), container()]
-    took, (_, most) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    took, (_, most) = time.monotonic() - start_time, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 64 << 20
     assert took < 30
@@ -166,13 +170,13 @@ def test_an_answer_about_one_object_is_bounded() -> None:
 
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.integers(0, 80))
 @examples(200)
-def test_complete_members_of_a_cut_object_are_read(told: dict[str, Any], end: int) -> None:
+def test_complete_members_of_a_cut_object_are_read(document: dict[str, Any], end: int) -> None:
     """From an object cut at any point, its complete members are read, in order; of a nested object that is cut, its
     complete members."""
-    found = members(json.dumps(told, separators=(",", ":"))[:end])
+    found = members(json.dumps(document, separators=(",", ":"))[:end])
     for key, value in list(found.items())[:-1]:
-        assert value == told[key]
-    assert list(found) == list(told)[: len(found)]
+        assert value == document[key]
+    assert list(found) == list(document)[: len(found)]
 
 
 @pytest.mark.parametrize("number", ["2.5", "2e-7", "-0.25E+3", "120"])

@@ -137,8 +137,8 @@ def test_another_projects_name_of_a_network_does_not_match() -> None:
 
 def test_the_name_of_a_network_in_its_compose_file() -> None:
     """The name comes from the labels that compose puts on its networks; other networks have none."""
-    told = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
-    assert container_labels.compose_key({"Labels": told}) == "shop/front"
+    compose_labels = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
+    assert container_labels.compose_key({"Labels": compose_labels}) == "shop/front"
     for other in ({}, {"Labels": None}, {"Labels": {}}, {"Labels": {"com.docker.compose.network": "front"}},
                   {"Labels": {"com.docker.compose.project": "shop"}}):  # fmt: skip
         assert container_labels.compose_key(other) == ""
@@ -169,7 +169,7 @@ def test_a_label_that_opens_for_an_unknown_network_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "confines"),
+    ("key", "value", "restricts_egress"),
     [
         ("deny", "22", False),
         ("policy", "closed", False),
@@ -178,13 +178,13 @@ def test_a_label_that_opens_for_an_unknown_network_is_reported() -> None:
         ("allow", "22 from 10.0.0.1", False),
     ],
 )
-def test_a_label_that_closes_for_an_unknown_network_is_a_mistake(key: str, value: str, confines: bool) -> None:
+def test_a_label_that_closes_for_an_unknown_network_is_a_mistake(key: str, value: str, restricts_egress: bool) -> None:
     """The label was meant to close something and would not: that is a mistake of the container, on each of its
     networks."""
     raw = listed("front", **{f"fw__network__nowhere__{key}": value})
     (problem,) = container(raw, "front").problems
     assert str(problem) == "label fw.network.nowhere=\"…\": the container is on no network 'nowhere'; it is on front"
-    assert (problem.closes, problem.confines) == (True, confines)
+    assert (problem.closes, problem.confines) == (True, restricts_egress)
 
 
 def test_a_label_that_closes_for_a_renamed_network_is_a_mistake() -> None:
@@ -281,7 +281,7 @@ def test_the_notice_about_ten_thousand_image_labels_is_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "closes", "confines"),
+    ("labels", "closes", "restricts_egress"),
     [
         ({"fw.allow": "8080"}, False, False),
         ({"fw.allow": "22 from 10.0.0.1"}, True, False),
@@ -299,7 +299,7 @@ def test_the_notice_about_ten_thousand_image_labels_is_short() -> None:
     ],
 )
 def test_while_an_images_labels_are_unknown_no_label_opens(
-    labels: dict[str, str], closes: bool, confines: bool
+    labels: dict[str, str], closes: bool, restricts_egress: bool
 ) -> None:
     """In that case no label opens anything, which is reported as a mistake, and everything that the user may have meant
     to close is closed."""
@@ -311,7 +311,7 @@ def test_while_an_images_labels_are_unknown_no_label_opens(
         f'label {first}="{labels[first]}": it is not known whether the image brought this label: '
         "it is gone; pull it again"
     )
-    assert (problem.closes, problem.confines) == (closes, confines)
+    assert (problem.closes, problem.confines) == (closes, restricts_egress)
     assert made.spec == PolicySpec()
     assert {notice.split('"')[0].removesuffix("=") for notice in made.notices} == {f"label {key}" for key in labels}
     assert all("may have come with the image" in notice for notice in made.notices)

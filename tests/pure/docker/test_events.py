@@ -31,25 +31,25 @@ def test_events_are_read_in_pieces_of_any_size(events: list[dict[str, object]], 
 
 def test_an_event_is_returned_when_its_line_is_complete() -> None:
     """An event is returned without waiting for the next one, and an empty line is ignored."""
-    told = objects(['{"a": 1}\n{"b"', b': "\xc3', b'\xa9"}\r\n\n', b'{"c"'])
-    assert list(told) == [{"a": 1}, {"b": "é"}]
+    events = objects(['{"a": 1}\n{"b"', b': "\xc3', b'\xa9"}\r\n\n', b'{"c"'])
+    assert list(events) == [{"a": 1}, {"b": "é"}]
 
 
 @pytest.mark.parametrize("nonsense", [b"\xff", b"timed out", b"[" * 100_000, b"[]", b"5", b'{"a": 1} {"b": 2}'])
 def test_a_line_that_is_no_event_ends_the_stream(nonsense: bytes) -> None:
     """The content of the line is unknown: the reader must not continue as if no event had happened."""
-    told = objects([b'{"a": 1}\n', nonsense + b"\n", b'{"c": 3}\n'])
-    assert next(told) == {"a": 1}
+    events = objects([b'{"a": 1}\n', nonsense + b"\n", b'{"c": 3}\n'])
+    assert next(events) == {"a": 1}
     with pytest.raises(ValueError):  # noqa: PT011 (whatever it says)
-        next(told)
+        next(events)
 
 
 def event(action: str, **more: Any) -> bytes:
     """An event as moby writes it: the deprecated fields first, then the actor's ID, then its labels."""
     labels = {"a": "x" * (LONGEST + 1), "Type": "network", "ID": "f" * 64}
-    told = {"status": action, "id": "c" * 64, "from": "x", "Type": "container", "Action": action,
+    message = {"status": action, "id": "c" * 64, "from": "x", "Type": "container", "Action": action,
             "Actor": {"ID": "c" * 64, "Attributes": labels}, "scope": "local", **more}  # fmt: skip
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 SMALL = {"Type": "container", "Action": "start", "Actor": {"ID": "d" * 64}}
@@ -63,8 +63,8 @@ def test_the_beginning_of_a_long_line_names_its_container(size: int) -> None:
     data = json.dumps(SMALL).encode() + b"\n" + b"".join(lines) + json.dumps(SMALL).encode() + b"\n"
     found = list(objects(data[at : at + size] for at in range(0, len(data), size)))
     actor = {"ID": "c" * 64}
-    told = [{"Type": "container", "Action": each, "Actor": actor} for each in ("create", "die", "destroy")]
-    assert found == [SMALL, *told, SMALL]
+    departures = [{"Type": "container", "Action": each, "Actor": actor} for each in ("create", "die", "destroy")]
+    assert found == [SMALL, *departures, SMALL]
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_a_long_line_without_a_name_is_reported_as_incomplete(beginning: bytes) 
     def chunks() -> Iterator[bytes]:
         yield beginning
         yield b"y" * (LONGEST + 1)
-        told.append("more")
+        reported.append("more")
         yield from [b"y" * (1 << 16)] * 64
         yield b'"}\n' + json.dumps(SMALL).encode() + b"\n"
 
-    told: list[Any] = []
+    reported: list[Any] = []
     for each in objects(chunks()):
-        told.append(each)
-    assert told == [None, "more", SMALL]
+        reported.append(each)
+    assert reported == [None, "more", SMALL]
     unread = parse.event(None)
     assert not unread.complete
 

@@ -58,7 +58,7 @@ class World:
     def __init__(self) -> None:
         self.answer: DockerSnapshot | None = None
         self.place: tuple[BridgeNetwork, Endpoint] | None = (NETWORK, GUEST)
-        self.looked = 0
+        self.listings = 0
         self.endpoints = {JOINED.id: JOINED}
         self.forgotten: list[str] = []
         #: Endpoints that the disk refuses, and how many times it refuses a full save.
@@ -69,16 +69,16 @@ class World:
         self.owed = 0
         self.unsure_ = False
         self.calls: list[tuple[Any, ...]] = []
-        self.at_look: Callable[[], object] = lambda: None
-        self.noted = 0
+        self.on_listing: Callable[[], object] = lambda: None
+        self.bridge_reads = 0
         self.created_: list[str] = []
         self.sure = True
         self._events: queue.Queue[Event | None] = queue.Queue()
 
     # Docker
     def look(self) -> DockerSnapshot:
-        self.looked += 1
-        self.at_look()
+        self.listings += 1
+        self.on_listing()
         if self.answer is None:
             raise DockerUnavailable("nobody is there")
         return self.answer
@@ -101,7 +101,7 @@ class World:
         while (event := self._events.get()) is not None:
             yield event
 
-    def tell(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
+    def emit(self, what: str, id: str = "", container: str = "", kind: str = "bridge") -> None:
         self._events.put(Event(what, id, container, kind))
 
     def hang_up(self) -> None:
@@ -143,7 +143,7 @@ class World:
         self.forgotten.append(gone.id)
 
     def note(self) -> None:
-        self.noted += 1
+        self.bridge_reads += 1
 
     # the tracker
     def now(self) -> int:
@@ -159,7 +159,7 @@ class World:
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
 
-    def told(self, *call: Any) -> bool:
+    def called(self, *call: Any) -> bool:
         return any(each[: len(call)] == call for each in self.calls)
 
 
@@ -192,35 +192,35 @@ def test_a_subscription_is_followed_by_a_full_listing(world: World, follower: Do
     world.answer = DockerSnapshot(
         networks=(NETWORK,), endpoints=(GUEST,), not_guarded={"tool": "has the host's network"}
     )
-    world.tell("subscribed")
-    until(lambda: world.told("cut_closed"))
+    world.emit("subscribed")
+    until(lambda: world.called("cut_closed"))
     names = [call[0] for call in world.calls]
     assert names.index("start_over") < len(names)
-    assert world.told("replace", (NETWORK,), (GUEST,))
+    assert world.called("replace", (NETWORK,), (GUEST,))
     assert follower.not_guarded == {"tool": "has the host's network"}
 
 
 def test_a_departure_closes_while_docker_hangs(world: World, follower: DockerFollower) -> None:
     """While a listing hangs in Docker's API, a departure event still closes at once."""
-    looking, go_on = threading.Event(), threading.Event()
+    looking, resume = threading.Event(), threading.Event()
 
     def hang() -> None:
         looking.set()
-        assert go_on.wait(5)
+        assert resume.wait(5)
 
-    world.answer, world.at_look = DockerSnapshot(), hang
+    world.answer, world.on_listing = DockerSnapshot(), hang
     follower.wake()
     assert looking.wait(5)
     try:
-        world.tell("network disconnect", NETWORK.id, WEB.id)
-        world.tell("container die", WEB.id)
-        world.tell("network destroy", NETWORK.id)
-        until(lambda: world.told("network_gone", NETWORK.id))
-        assert world.told("leaves", NETWORK.id, WEB.id)
-        assert world.told("leaves", "", WEB.id)
+        world.emit("network disconnect", NETWORK.id, WEB.id)
+        world.emit("container die", WEB.id)
+        world.emit("network destroy", NETWORK.id)
+        until(lambda: world.called("network_gone", NETWORK.id))
+        assert world.called("leaves", NETWORK.id, WEB.id)
+        assert world.called("leaves", "", WEB.id)
     finally:
-        world.at_look = lambda: None
-        go_on.set()
+        world.on_listing = lambda: None
+        resume.set()
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def test_a_departure_without_a_name_marks_every_container_unknown(
 ) -> None:
     """An event that does not name its container marks every container unknown until everything has been listed."""
     world.answer = DockerSnapshot()
-    until(lambda: world.looked)
-    looked = world.looked
-    world.tell(what, "n" if what == "network connect" else "", "")
-    until(lambda: world.told("doubt") and world.looked > looked)
-    assert not world.told("leaves")
-    world.tell("container prune")
-    world.tell("container die", WEB.id)
-    until(lambda: world.told("leaves", "", WEB.id))
+    until(lambda: world.listings)
+    listings = world.listings
+    world.emit(what, "n" if what == "network connect" else "", "")
+    until(lambda: world.called("doubt") and world.listings > listings)
+    assert not world.called("leaves")
+    world.emit("container prune")
+    world.emit("container die", WEB.id)
+    until(lambda: world.called("leaves", "", WEB.id))
     assert len([call for call in world.calls if call[0] == "doubt"]) == 1
 
 
@@ -248,10 +248,10 @@ def test_an_incomplete_list_removes_no_container(world: World, follower: DockerF
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}))
     world.facts = Facts(SavedState(proxied={"p": ()}, overrides=(Overriding("d", Rule("tcp", 1, 1), True),)))
     follower.wake()
-    until(lambda: world.told("replace", (), (), frozenset({"a"})))
+    until(lambda: world.called("replace", (), (), frozenset({"a"})))
     world.answer = DockerSnapshot(container_ids=frozenset({"a"}), complete=False)
     follower.wake()
-    until(lambda: world.told("replace", (), (), frozenset("adp")))
+    until(lambda: world.called("replace", (), (), frozenset("adp")))
 
 
 def test_a_connected_container_is_looked_up_alone(world: World, follower: DockerFollower) -> None:
@@ -259,31 +259,31 @@ def test_a_connected_container_is_looked_up_alone(world: World, follower: Docker
     ports."""
     world.answer = DockerSnapshot()
     world.endpoints = {}
-    until(lambda: world.looked == 1)
-    world.tell("network connect", NETWORK.id, WEB.id)
-    until(lambda: world.told("put", NETWORK, [GUEST], False))
-    world.tell("container start", WEB.id)
-    until(lambda: world.told("put", None, [GUEST], True))
-    assert world.looked == 1
-    assert world.told("returns", NETWORK.id, WEB.id)
-    world.tell("container destroy", WEB.id)
-    until(lambda: world.told("forget", WEB.id))
+    until(lambda: world.listings == 1)
+    world.emit("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.called("put", NETWORK, [GUEST], False))
+    world.emit("container start", WEB.id)
+    until(lambda: world.called("put", None, [GUEST], True))
+    assert world.listings == 1
+    assert world.called("returns", NETWORK.id, WEB.id)
+    world.emit("container destroy", WEB.id)
+    until(lambda: world.called("forget", WEB.id))
 
 
 def test_a_failed_look_up_is_followed_by_a_full_listing(world: World, follower: DockerFollower) -> None:
     """If Docker did not answer about one container while its events continued, everything is listed."""
     world.answer, world.place = DockerSnapshot(), None
-    world.tell("subscribed")
-    until(lambda: world.told("cut_closed"))
-    looked = world.looked
-    world.tell("network connect", NETWORK.id, WEB.id)
-    until(lambda: world.looked > looked)
+    world.emit("subscribed")
+    until(lambda: world.called("cut_closed"))
+    listings = world.listings
+    world.emit("network connect", NETWORK.id, WEB.id)
+    until(lambda: world.listings > listings)
 
 
 def test_the_follower_reports_whether_it_follows_docker(world: World, follower: DockerFollower) -> None:
     """The follower reports that it follows Docker from the subscription to the end of the stream, and no longer."""
     assert not follower.listening
-    world.tell("subscribed")
+    world.emit("subscribed")
     until(lambda: follower.listening)
     world.hang_up()
     until(lambda: not follower.listening)
@@ -292,9 +292,9 @@ def test_the_follower_reports_whether_it_follows_docker(world: World, follower: 
 def test_a_new_network_may_own_a_recent_bridge(world: World, bridges: Bridges, follower: DockerFollower) -> None:
     """The bridge is protected before Docker's next list arrives."""
     bridges.see([Link(5, "front1", bridge=True)])
-    noted = world.noted
-    world.tell("network create", NETWORK.id)
-    until(lambda: world.noted > noted)
+    bridge_reads = world.bridge_reads
+    world.emit("network create", NETWORK.id)
+    until(lambda: world.bridge_reads > bridge_reads)
     assert bridges.unmanaged() == set()
 
 
@@ -308,7 +308,7 @@ def test_an_unknown_bridge_is_asked_about_again(
     bridges.see([Link(5, "virbr0", bridge=True)])
     world.answer = DockerSnapshot()
     follower.wake()
-    until(lambda: world.looked)
+    until(lambda: world.listings)
     clock[0] += SETTLE
     until(lambda: world.state.unmanaged == {"virbr0"})
 
@@ -317,7 +317,7 @@ def test_networks_are_known_before_their_containers(world: World, follower: Dock
     """A rule may name a network, even an empty one. Which containers were egress-restricted before is known again after
     a listing."""
     world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
-    world.tell("subscribed")
+    world.emit("subscribed")
     until(lambda: world.everybody)
     first = next(facts for facts in world.steps if facts.names)
     assert (first.names, first.saved.egress_restricted) == ({"front", "bridge"}, {"gone0"})
@@ -329,9 +329,9 @@ def test_an_old_answer_confirms_no_container(
     """A list that is too old on arrival is requested again; until then egress restrictions remain."""
     world.answer = DockerSnapshot()
     monkeypatch.setattr(World, "__getattr__", lambda self, name: lambda *_, **__: self.calls.append((name,)))
-    looked = world.looked
-    world.tell("subscribed")
-    until(lambda: world.looked > looked + 1)
+    listings = world.listings
+    world.emit("subscribed")
+    until(lambda: world.listings > listings + 1)
     assert not world.everybody
 
 
@@ -339,10 +339,10 @@ def test_an_attachments_options_are_requested_when_it_is_created(world: World, f
     """An attachment's options are requested when the endpoint has been created; a container whose options are still
     unknown is not confirmed."""
     world.answer = DockerSnapshot()
-    world.tell("container create", WEB.id)
+    world.emit("container create", WEB.id)
     until(lambda: world.created_ == [WEB.id])
     world.sure = False
-    world.tell("network connect", NETWORK.id, WEB.id)
+    world.emit("network connect", NETWORK.id, WEB.id)
     until(lambda: any(call[0] == "put" and call[1] == NETWORK and call[-1] is False for call in world.calls))
 
 
@@ -352,7 +352,7 @@ def test_an_attachments_options_are_requested_when_it_is_created(world: World, f
 def test_unknown_labels_are_read_when_docker_answers(world: World, follower: DockerFollower) -> None:
     """A container that joined while Docker's API was silent gets its exceptions as soon as the API answers."""
     follower.wake()
-    until(lambda: world.looked)
+    until(lambda: world.listings)
     assert world.endpoints[JOINED.id].container is None
     world.answer = DockerSnapshot({JOINED.id: WEB})
     follower.wake()
@@ -361,9 +361,9 @@ def test_unknown_labels_are_read_when_docker_answers(world: World, follower: Doc
 
 def test_a_start_triggers_a_listing_while_labels_are_unknown(world: World, follower: DockerFollower) -> None:
     """A container's start triggers a full listing as long as an endpoint's labels are unknown."""
-    until(lambda: world.looked)
+    until(lambda: world.listings)
     world.answer = DockerSnapshot({JOINED.id: WEB})
-    world.tell("container start", WEB.id)
+    world.emit("container start", WEB.id)
     until(lambda: world.endpoints[JOINED.id].container == WEB)
 
 
@@ -456,14 +456,14 @@ def test_labels_that_the_disk_refuses_delay_no_others(world: World, caplog: pyte
     and these ones are retried."""
     other = dataclasses.replace(JOINED, id="f" * 64)
     world.endpoints[other.id] = other
-    found, told = DriverSync(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
+    found, labels = DriverSync(world, world.undo), {JOINED.id: WEB, other.id: WEB}  # type: ignore[arg-type]
     world.refused = {JOINED.id}
     for _ in range(3):
-        found.update_labels(told)
-    assert [world.endpoints[each].container for each in told] == [None, WEB]
+        found.update_labels(labels)
+    assert [world.endpoints[each].container for each in labels] == [None, WEB]
     assert caplog.text.count("web (endpoint eeeeeeeeeeee) stays as it was: the disk is full") == 1
     world.refused = set()
-    found.update_labels(told)
+    found.update_labels(labels)
     assert world.endpoints[JOINED.id].container == WEB
 
 
@@ -482,12 +482,12 @@ def test_a_refused_write_is_retried(
 def test_an_event_that_never_completes_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence does not count as stuck. An event in progress counts as healthy for the length of one renewal, and not
     after that until it is done."""
-    docker, done, begun = World(), threading.Event(), threading.Event()
+    docker, done, started = World(), threading.Event(), threading.Event()
     follower = DockerFollower(docker, docker, docker, Bridges(set), ProxyPorts(docker, Listeners(set), ()), docker.note)  # type: ignore[arg-type]
     monkeypatch.setattr(follow, "EVERY", 0.0)
 
     def leaves(*_: object) -> None:
-        begun.set()
+        started.set()
         assert done.wait(5)
 
     monkeypatch.setattr(docker, "leaves", leaves, raising=False)
@@ -495,8 +495,8 @@ def test_an_event_that_never_completes_is_detected(monkeypatch: pytest.MonkeyPat
     thread.start()
     try:
         assert follower.keeps_up()
-        docker.tell("network disconnect", "n", "c")
-        assert begun.wait(5)
+        docker.emit("network disconnect", "n", "c")
+        assert started.wait(5)
         assert not follower.keeps_up()
         monkeypatch.setattr(follow, "EVERY", 60.0)
         assert follower.keeps_up()

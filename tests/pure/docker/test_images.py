@@ -97,10 +97,10 @@ class Store(FakeDocker):
         descriptor = {"mediaType": "application/vnd.oci.image.index.v1+json", "digest": INDEX, "size": 726}
         if chosen and best:
             descriptor = best.descriptor
-        told: dict[str, Any] = {"Id": descriptor["digest"], "Config": {"Labels": None}, "Os": "", "Architecture": ""}
+        answer: dict[str, Any] = {"Id": descriptor["digest"], "Config": {"Labels": None}, "Os": "", "Architecture": ""}
         if best and best.config:
-            told.update({"Config": {"Labels": best.labels or None}, "Os": "linux", "Architecture": best.architecture})
-        self._reply(request, {**told, **({"Descriptor": descriptor} if version >= 48 else {})})
+            answer.update({"Config": {"Labels": best.labels or None}, "Os": "linux", "Architecture": best.architecture})
+        self._reply(request, {**answer, **({"Descriptor": descriptor} if version >= 48 else {})})
 
 
 PLAIN, LOUD = Manifest(1, "amd64"), Manifest(2, "386", OPEN)
@@ -273,10 +273,10 @@ def test_an_answer_in_small_pieces_times_out(docker: Store, monkeypatch: pytest.
     assert look(docker, api)
     monkeypatch.setattr(asking, "LONGEST", 0.2)
     docker.mode = "drip"
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(DockerUnavailable, match="more than 0 s"):
         api.look()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
     docker.mode = "answer"
     assert look(docker, api)["users"].spec.policy == "open"
 
@@ -345,17 +345,17 @@ def test_an_unreported_store_is_unknown(info: dict[str, Any]) -> None:
 def test_another_images_answer_is_an_error() -> None:
     """An answer must name the image that was requested."""
     assert image_labels(Variant("sha256:a"), {"Id": "sha256:a", "Config": None}) == {}
-    for told in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
+    for answer in ({}, {"Id": "sha256:b"}, {"Id": "sha256:a", "Descriptor": {"digest": "sha256:a"}}):
         with pytest.raises(UnknownLabels):
-            image_labels(Variant("sha256:a"), told)
+            image_labels(Variant("sha256:a"), answer)
     with pytest.raises(UnknownLabels):
         image_labels(Variant("sha256:a", "sha256:m", "{}"), {"Id": "sha256:a", "Os": "linux", "Architecture": "386"})
 
 
 def test_only_labels_that_matter_are_kept() -> None:
     """Of an image's megabytes of labels, only those that are compared are kept."""
-    told = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
-    assert image_labels(variant({"ImageID": "x"}), told) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
+    answer = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
+    assert image_labels(variant({"ImageID": "x"}), answer) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
 
 
 def test_the_reason_is_logged_and_shown_for_each_container(docker: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -258,9 +258,9 @@ def test_a_container_without_a_network_of_its_own_has_a_reason(mode: str, why: s
 
 @given(json_values)
 @examples(50)
-def test_any_event_is_read(told: Any) -> None:
+def test_any_event_is_read(value: Any) -> None:
     """Any event can be read: missing fields are empty, and no error is raised."""
-    for raw in ({"Type": told, "Action": told, "Actor": told}, {"Actor": {"ID": told, "Attributes": told}}):
+    for raw in ({"Type": value, "Action": value, "Actor": value}, {"Actor": {"ID": value, "Attributes": value}}):
         found = parse.event(raw)
         assert isinstance(found.id, str)
         assert isinstance(found.container, str)

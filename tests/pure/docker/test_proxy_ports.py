@@ -27,7 +27,7 @@ from tests.kernel.fakedocker import FakeDocker
 from tests.pure.fakes import Disk, Kernel
 
 ANY4, ANY6, ONE = IPv4Address(0), IPv6Address(0), IPv4Address("192.0.2.1")
-BLIND, KNOWN = ProxyFacts(holding=True), ProxyFacts(frozenset({7}))
+UNIDENTIFIED, KNOWN = ProxyFacts(holding=True), ProxyFacts(frozenset({7}))
 
 
 def tcp(port: int, host: Address = ANY4) -> Published:
@@ -213,11 +213,11 @@ def test_a_restarted_program_keeps_its_port(host: Host) -> None:
     listeners = host.listeners()
     listeners.poll()
 
-    def again(*wanted: Asked, doubted: bool = False) -> set[Any]:
+    def again(*wanted: Asked, missed_events: bool = False) -> set[Any]:
         host.time += 1
         listeners.judge(host.time, (), wanted, known=True)
         listeners.poll()
-        if doubted:
+        if missed_events:
             listeners.doubt()
         host.sockets = set()
         for port in (22, 80, 443):
@@ -230,7 +230,7 @@ def test_a_restarted_program_keeps_its_port(host: Host) -> None:
     assert first
     assert again() == {22, 80}
     assert again(Asked("tcp", ANY4, 80, 80)) == {22, 443}
-    assert again(doubted=True) == set()
+    assert again(missed_events=True) == set()
 
 
 def test_thousands_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,11 +317,11 @@ def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
 def test_listeners_are_reported_where_they_matter(desk: Desk) -> None:
     """If docker-proxy is identified by its control group, the table needs no listeners."""
     desk.host.listens(tcp(22))
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.look(KNOWN) == (set(), set())
     desk.host.listens(tcp(80))
     assert not desk.ports.waiting()
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.ports.waiting()
     assert desk.ports.held() == [tcp(80)]
 
@@ -337,7 +337,7 @@ def test_listeners_are_listed_seldom_where_none_is_quarantined(desk: Desk, monke
         desk.host.time += 0.2
     assert 1 < len(looks) < 10
     desk.host.listens(tcp(80))
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.ports.held() == [tcp(80)]
 
 
@@ -354,19 +354,19 @@ def test_a_kernel_without_quarantine_closes_new_listeners(host: Host) -> None:
 
 def test_an_unreadable_container_quarantines_every_listener(desk: Desk) -> None:
     """Docker lists a container that could not be inspected: any port may belong to it."""
-    desk.look(BLIND)
+    desk.look(UNIDENTIFIED)
     desk.host.listens(tcp(8080))
-    desk.look(BLIND)
+    desk.look(UNIDENTIFIED)
     desk.host.time += 1
     desk.ports.judge(DockerSnapshot(container_ids=frozenset("c")), desk.ports.now())
-    assert desk.look(BLIND).listening == set()
+    assert desk.look(UNIDENTIFIED).listening == set()
     assert desk.ports.lacks("cd") == ["c", "d"]
     desk.ports.asks("c", ())
     look = DockerSnapshot(container_ids=frozenset("c"))
     desk.ports.judge(dataclasses.replace(look, published=None), desk.ports.now())
-    assert desk.look(BLIND).listening == set()
+    assert desk.look(UNIDENTIFIED).listening == set()
     desk.ports.judge(look, desk.ports.now())
-    assert desk.look(BLIND).listening == {8080}
+    assert desk.look(UNIDENTIFIED).listening == {8080}
 
 
 def test_a_container_too_large_to_list_delays_no_program(desk: Desk, tmp_path: Path) -> None:
@@ -384,10 +384,10 @@ def test_a_container_too_large_to_list_delays_no_program(desk: Desk, tmp_path: P
         for port in (22, 8080):
             desk.host.listens(tcp(port))
         desk.ports._listeners._first = False
-        desk.look(BLIND)
+        desk.look(UNIDENTIFIED)
         desk.host.time += 1
         desk.ports.judge(api.look(), desk.ports.now())
-        assert desk.look(BLIND).listening == {22}
+        assert desk.look(UNIDENTIFIED).listening == {22}
         assert desk.ports.held() == []
     finally:
         docker.close()
@@ -396,13 +396,13 @@ def test_a_container_too_large_to_list_delays_no_program(desk: Desk, tmp_path: P
 def test_unlisted_sockets_leave_known_programs_reachable(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's programs stay reachable, and no new one becomes reachable."""
     desk.host.listens(tcp(22))
-    desk.look(BLIND)
+    desk.look(UNIDENTIFIED)
 
     def fails() -> set[Listener]:
         raise OSError("no such family")
 
     monkeypatch.setattr(desk.ports._listeners, "_listed", fails)
-    assert desk.look(BLIND).listening == {22}
+    assert desk.look(UNIDENTIFIED).listening == {22}
 
 
 def test_the_start_of_the_range_from_which_docker_chooses(tmp_path: Path) -> None:

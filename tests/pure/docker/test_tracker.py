@@ -148,16 +148,16 @@ def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCapt
     """A mistake is not logged with each list, which may come every second. It is logged again when the container
     restarts or its labels change."""
 
-    def told(name: str, *values: str) -> int:
+    def logged(name: str, *values: str) -> int:
         caplog.clear()
         for value in values:
             who = Container("w" * 64, "web", problems=parse({"fw.allow": value}).problems)
             guard.replace([NETWORK], [endpoint(name, 2, who)], asked=guard.now())
         return sum("web answers on" in record.getMessage() for record in caplog.records)
 
-    assert told("one", "808O", "808O", "808O") == 1
-    assert told("one", "8O8O") == 1
-    assert told("two", "8O8O", "8O8O") == 1
+    assert logged("one", "808O", "808O", "808O") == 1
+    assert logged("one", "8O8O") == 1
+    assert logged("two", "8O8O", "8O8O") == 1
 
 
 def test_a_published_port_is_closed_as_the_containers_is(table: Table, guard: EndpointTracker) -> None:
@@ -579,7 +579,7 @@ class Churn(RuleBasedStateMachine):
         self.guard = EndpointTracker(self.table)
         self.guard.replace([NETWORK], [], asked=NOW)
         self.on: dict[int, Endpoint] = {}  # host number → the container that has the address, according to Docker
-        self.told: set[str] = set()  # endpoints that Docker has reported
+        self.reported: set[str] = set()  # endpoints that Docker has reported
         self.serial = 0
         self.old: list[Endpoint] = []
 

@@ -27,7 +27,7 @@ SSH, WEB, HTTPS, MORE, DNS = (
 TEN = Peer("prefix", "10.0.0.0/8")
 
 
-def told(pairs: dict[str, object], where: str = "label ") -> list[str]:
+def messages(pairs: dict[str, object], where: str = "label ") -> list[str]:
     return [str(problem) for problem in parse(pairs, where).problems]
 
 
@@ -90,17 +90,17 @@ WRONG_WORDS: dict[tuple[str, str], str] = {
 def test_a_wrong_label_is_quoted_with_advice(pair: tuple[str, str], message: str) -> None:
     """Each mistake is reported with the label, its value, the wrong part and what would be right."""
     key, value = pair
-    assert told({key: value}) == [f'label {key}="{value}": {message}']
+    assert messages({key: value}) == [f'label {key}="{value}": {message}']
 
 
 def test_the_message_is_the_documented_one() -> None:
     """The design's own example of a message, word for word (the driver puts the container's name in front)."""
-    assert told({"fw.allow": "808O"}) == [f'label fw.allow="808O": "808O" {PORT}']
+    assert messages({"fw.allow": "808O"}) == [f'label fw.allow="808O": "808O" {PORT}']
 
 
 def test_the_message_names_the_place() -> None:
     """The same mistake in a network's options is reported as one of the network."""
-    assert told({"fw.allow": "0"}, "network option ") == [f'network option fw.allow="0": "0" {PORT}']
+    assert messages({"fw.allow": "0"}, "network option ") == [f'network option fw.allow="0": "0" {PORT}']
 
 
 # --- possible intentions of a mistake -----------------------------------------------------------------------------
@@ -124,14 +124,14 @@ WEIGHS: list[tuple[str, str, bool, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "closes", "confines"), WEIGHS)
-def test_each_mistake_has_its_possible_intentions(key: str, value: str, closes: bool, confines: bool) -> None:
+@pytest.mark.parametrize(("key", "value", "closes", "restricts_egress"), WEIGHS)
+def test_each_mistake_has_its_possible_intentions(key: str, value: str, closes: bool, restricts_egress: bool) -> None:
     """A wrong fw.allow or fw.log was not meant to close, a wrong fw.egress was meant to restrict egress; an unknown key
     may have been meant to do either."""
     (problem,) = parse({key: value}).problems
-    assert (problem.closes, problem.confines) == (closes, confines)
+    assert (problem.closes, problem.confines) == (closes, restricts_egress)
     (problem,) = parse({key: 5}).problems  # not a text
-    assert (problem.closes, problem.confines) == (closes, confines)
+    assert (problem.closes, problem.confines) == (closes, restricts_egress)
 
 
 def test_after_a_mistake_labels_that_close_still_apply() -> None:
@@ -218,7 +218,7 @@ def test_of_the_same_key_twice_the_closing_value_applies(
 )
 def test_a_near_miss_gets_a_suggestion(key: str, meant: str) -> None:
     """A misspelt key is a mistake, and the key that was probably meant is named."""
-    assert told({key: "8080"}) == [f'label {key}="8080": is not a key of docker-fw; did you mean {meant}?']
+    assert messages({key: "8080"}) == [f'label {key}="8080": is not a key of docker-fw; did you mean {meant}?']
 
 
 def test_an_unknown_key_gets_the_list_of_keys() -> None:
@@ -247,7 +247,7 @@ def test_all_mistakes_are_reported_in_the_order_of_keys() -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_a_value_that_is_no_text_is_a_mistake(key: str, value: object) -> None:
     """YAML may read `8080` as a number; if docker-fw receives one, it refuses it and says what would be right."""
-    assert told({key: value}) == [f'label {key}="{value!r}": must be text, like "{KEYS[key].example}"']
+    assert messages({key: value}) == [f'label {key}="{value!r}": must be text, like "{KEYS[key].example}"']
     assert parse({key: value}).spec == PolicySpec()
 
 
@@ -317,13 +317,13 @@ def test_each_key_may_be_set_for_one_network() -> None:
 def test_a_network_label_without_name_or_key_gets_advice(key: str) -> None:
     """`fw.network.allow` does not mean a network called allow."""
     what = "is not a key of docker-fw; for one network write fw.network.NAME.allow"
-    assert told({key: "8080"}) == [f'label {key}="8080": {what}']
+    assert messages({key: "8080"}) == [f'label {key}="8080": {what}']
 
 
 @pytest.mark.parametrize("where", ["network option ", "driver option ", "setting "])
 def test_only_a_containers_label_may_name_a_network(where: str) -> None:
     """A network, an attachment and a setting have one place: there the key is written without the network."""
-    assert told({"fw.network.front.allow": "1"}, where) == [
+    assert messages({"fw.network.front.allow": "1"}, where) == [
         f'{where}fw.network.front.allow="1": is for container labels; here write fw.allow'
     ]
     (problem,) = parse({"fw.network.front.egress": "none"}, where).problems
@@ -438,9 +438,9 @@ def test_a_label_that_is_too_long_is_not_parsed() -> None:
 )
 def test_huge_values_cost_no_time(key: str, text: str) -> None:
     """The largest value that the plugin's socket accepts is refused in a moment, for every key."""
-    began = time.process_time()
+    start = time.process_time()
     parsed = parse({key: text})
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - start < 0.5
     assert parsed.spec in (PolicySpec(), PolicySpec(egress=()))
     assert all(len(str(problem)) < 500 for problem in parsed.problems)
 
@@ -468,9 +468,9 @@ def test_thousands_of_labels_take_bounded_time_and_close(which: str) -> None:
     """10,000 labels, or labels that mean millions of rules: the rest is not read, which is reported, and nothing is
     open. The stored problems are as short as the shown ones."""
     pairs, why = MANY[which]
-    began = time.process_time()
+    start = time.process_time()
     parsed = parse(pairs)
-    assert time.process_time() - began < 1
+    assert time.process_time() - start < 1
     assert parsed.problems[-1].text == f"was not read, nor what follows: {why}"
     assert parsed.problems[-1].closes
     assert parsed.problems[-1].confines
@@ -488,17 +488,17 @@ def test_usual_labels_are_far_below_the_bounds() -> None:
 @pytest.mark.parametrize("key", ["fw." + "a" * (8 << 20), "fw.network." + "a." * (4 << 20), "fw.network." + "." * 9999])
 def test_huge_keys_cost_no_time(key: str) -> None:
     """A key of megabytes is a mistake like any other: reported briefly, in a moment."""
-    began = time.process_time()
+    start = time.process_time()
     (problem,) = parse({key: "8080"}).problems
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - start < 0.5
     assert len(str(problem)) < 1000
 
 
 def test_many_wrong_labels_take_bounded_time() -> None:
     """As many wrong keys as fit into a request are answered in bounded time, with a readable text."""
-    began = time.process_time()
+    start = time.process_time()
     parsed = parse({f"fw.{number}": "8080" for number in range(200_000)})
-    assert time.process_time() - began < 1
+    assert time.process_time() - start < 1
     assert parsed.spec == PolicySpec()
     assert len(parsed.problems) == MAX_PROBLEMS + 1
     assert sum(len(str(problem)) for problem in parsed.problems) < 100_000

@@ -75,7 +75,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 MARK = 0x08000000
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 OUT4, OUT6 = IPv4Address("203.0.113.7"), IPv6Address("2001:db8:9::9")
-GUARDED = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
+DOCKER_NETWORK = BridgeNetwork("g" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
 NUMBERS: dict[str, int] = {**NUMBER, "other": 89}
 
 
@@ -223,7 +223,7 @@ def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint,
 def test_an_element_contains_no_text_of_a_user(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
     """An element's text consists of addresses, numbers, protocol names and interface names, whatever labels and names
     contain; its set is one of docker-fw's."""
-    guests = guest_elements(GUARDED, endpoint, decided(GUARDED, endpoint, everywhere))
+    guests = guest_elements(DOCKER_NETWORK, endpoint, decided(DOCKER_NETWORK, endpoint, everywhere))
     for element in elements_of(network, endpoint, everywhere) | network_elements(network) | guests:
         assert re.fullmatch(ELEMENT_TEXT, element_text(element))
         spec = spec_of(element.set)
@@ -349,8 +349,8 @@ def test_docker_proxy_serves_the_sources_that_the_container_accepts(
 ) -> None:
     """A published port of the host is open to all, or closed except to sources that the container accepts; the
     container never sees the client's address."""
-    endpoint = Endpoint("e", GUARDED.id, V4, V6, joined=True, container=Container("c", "c"), published=there)
-    made = guest_elements(GUARDED, endpoint, Policy(accepts=listed, labels_valid=True, known=True))
+    endpoint = Endpoint("e", DOCKER_NETWORK.id, V4, V6, joined=True, container=Container("c", "c"), published=there)
+    made = guest_elements(DOCKER_NETWORK, endpoint, Policy(accepts=listed, labels_valid=True, known=True))
     table = Table(made)
     for port in there:
         served, shut = proxied_element(port, "host_open"), proxied_element(port)
@@ -359,12 +359,12 @@ def test_docker_proxy_serves_the_sources_that_the_container_accepts(
             assert shut not in made
             continue
         about = [rule for rule in listed if covers(rule, port.proto, port.container_port)]
-        everybody = any(not rule.peers for rule in about)
-        assert (served in made, shut in made) == (everybody, not everybody)
+        open_to_all = any(not rule.peers for rule in about)
+        assert (served in made, shut in made) == (open_to_all, not open_to_all)
         v, host = port.host_ip.version, port.host_ip
         if host.is_unspecified:
             host = IPv4Address("198.51.100.9") if v == 4 else IPv6Address("2001:db8:f::9")
-        for peer in () if everybody else _sources(about, v, peers):
+        for peer in () if open_to_all else _sources(about, v, peers):
             packet = Packet(peer, host, NUMBERS[port.proto], port.host_port)
             found = table.verdict(f"host_from{v}", packet)
             assert found == ("accept_host" if passes(about, port.proto, port.container_port, peer) else "deny_host")
@@ -374,8 +374,8 @@ def test_a_rate_applies_to_docker_proxys_port_too() -> None:
     """`fw.rate` applies to the container's port, whichever way a source takes."""
     port = Published("tcp", IPv4Address("0.0.0.0"), 2222, 22)
     rate = Rate("tcp", 22, 22, 5, "minute", 10)
-    endpoint = Endpoint("e", GUARDED.id, V4, joined=True, container=Container("c", "c"), published=(port,))
-    made = guest_elements(GUARDED, endpoint, Policy(rates=(rate,), labels_valid=True, known=True))
+    endpoint = Endpoint("e", DOCKER_NETWORK.id, V4, joined=True, container=Container("c", "c"), published=(port,))
+    made = guest_elements(DOCKER_NETWORK, endpoint, Policy(rates=(rate,), labels_valid=True, known=True))
     assert {e for e in made if e.set.startswith("rate_limit_host")} == {
         Element("rate_limit_host", (2, 6, 2222), ("limit_host4__172.18.0.2__5_minute_10",))
     }
@@ -413,7 +413,7 @@ def test_the_mark_is_set_for_routed_networks_only(mode: str, routed: bool) -> No
     """The mark is set for networks whose container addresses are meant to be reachable, per family; not for internal
     ones, which no packet enters or leaves."""
     for mode4, mode6 in ((mode, "nat"), ("nat", mode)):
-        network = dataclasses.replace(GUARDED, mode4=mode4, mode6=mode6)
+        network = dataclasses.replace(DOCKER_NETWORK, mode4=mode4, mode6=mode6)
         family = 2 if mode4 == mode else 10
         wanted = {Element("routed", (family, "br-app"))} if routed else set()
         assert guarded_elements(network) == wanted
@@ -525,7 +525,7 @@ def test_packets_to_a_container_bridge_are_inbound() -> None:
     """A packet that opens a connection to a container bridge is judged as inbound, wherever it comes from, whether the
     network is known or not; a mark set by another program is not trusted. Before that come only: banned addresses,
     established flows (except a new SYN), forged sources, quarantined flows and restricted egress."""
-    first, banned, established, forged, expected, held, egress_restricted, *verdicts = CHAINS["forward"]
+    first, banned, established, forged, expected, quarantine, egress_restricted, *verdicts = CHAINS["forward"]
     assert first == "meta mark set meta mark & 0xf7ffffff"
     assert banned == "meta nfproto @ban_families jump banned"
     assert established == "ct state established jump established"
@@ -534,7 +534,7 @@ def test_packets_to_a_container_bridge_are_inbound() -> None:
     assert last == "accept"
     assert forged == "ct state != related jump reverse_path"
     assert expected == "ct state related meta l4proto != { icmp, ipv6-icmp } jump reverse_path"
-    assert held == "ct state new jump quarantine"
+    assert quarantine == "ct state new jump quarantine"
     assert egress_restricted == "iifname @egress_restricted jump egress"
     assert verdicts[0] == "oifgroup 0x66770001 meta mark set meta mark | 0x08000000 goto inbound"
 
@@ -624,7 +624,7 @@ def _id(letter: str) -> str:
     return letter * 64
 
 
-def _said(**pairs: str) -> PolicySpec:
+def _spec(**pairs: str) -> PolicySpec:
     parsed = parse({f"fw.{key}": value for key, value in pairs.items()})
     assert not parsed.problems
     return parsed.spec
@@ -636,7 +636,7 @@ def _dual() -> Network:
         "fw-aaaaaaaaaaaa",
         IPv4Interface("172.18.0.1/16"),
         IPv6Interface("2001:db8:1::1/64"),
-        spec=_said(allow="9100"),
+        spec=_spec(allow="9100"),
     )
 
 
@@ -645,7 +645,7 @@ def _inventory(
     ends: Iterable[Endpoint],
     everywhere: PolicySpec,
     guests: Iterable[Endpoint] = (),
-    network: BridgeNetwork = GUARDED,
+    network: BridgeNetwork = DOCKER_NETWORK,
     overrides: tuple[Overriding, ...] = (),
 ) -> PolicyView:
     bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
@@ -665,7 +665,7 @@ def _golden() -> dict[str, PolicyView]:
         IPv4Address("172.18.0.2"),
         IPv6Address("2001:db8:1::2"),
         joined=True,
-        container=Container(_id("e"), "web", _said(allow="8080, 20000-21023, 53/udp")),
+        container=Container(_id("e"), "web", _spec(allow="8080, 20000-21023, 53/udp")),
         published=(
             Published("tcp", IPv4Address("0.0.0.0"), 8443, 443),
             Published("tcp", IPv6Address("::"), 8443, 443),
@@ -689,13 +689,13 @@ def _golden() -> dict[str, PolicyView]:
         None,
         IPv6Address("2001:db8:2::2"),
         joined=True,
-        container=Container(_id("7"), "all", _said(allow="*/sctp")),
+        container=Container(_id("7"), "all", _spec(allow="*/sctp")),
     )
     return {
         "empty": _inventory([], [], PolicySpec()),
         "one-network": _inventory([dual], [web], PolicySpec()),
-        "closed": _inventory([dual], [unknown, wrong, left], _said(allow="9999")),
-        "several": _inventory([dual, inner, six], [web, db, all_open], _said(allow="161/udp")),
+        "closed": _inventory([dual], [unknown, wrong, left], _spec(allow="9999")),
+        "several": _inventory([dual, inner, six], [web, db, all_open], _spec(allow="161/udp")),
         "words": _words(dual, six),
     }
 
@@ -704,7 +704,7 @@ def _words(dual: Network, six: Network) -> PolicyView:
     """Every keyword of the language, and `fwctl` overrides: on docker-fw networks and on a Docker network."""
 
     def who(letter: str, name: str, **pairs: str) -> Container:
-        return Container(_id(letter), name, _said(**pairs), network="shop_front", project="shop", service=name)
+        return Container(_id(letter), name, _spec(**pairs), network="shop_front", project="shop", service=name)
 
     web = Endpoint(
         _id("d"),
@@ -739,7 +739,7 @@ def _words(dual: Network, six: Network) -> PolicyView:
     )
     guest = Endpoint(
         _id("4"),
-        GUARDED.id,
+        DOCKER_NETWORK.id,
         IPv4Address("172.19.0.2"),
         joined=True,
         container=who("5", "guest", allow="8080 from 203.0.113.0/24 project:shop", rate="80 100/second", egress="none"),
@@ -752,16 +752,16 @@ def _words(dual: Network, six: Network) -> PolicyView:
     )
     wrong = Endpoint(
         _id("6"),
-        GUARDED.id,
+        DOCKER_NETWORK.id,
         IPv4Address("172.19.0.3"),
         joined=True,
         container=dataclasses.replace(who("7", "wrong"), problems=parse({"fw.egress": "x"}).problems),
     )
-    ours, theirs = (dataclasses.replace(each, spec=_said(egress="443")) for each in (six, GUARDED))
+    ours, theirs = (dataclasses.replace(each, spec=_spec(egress="443")) for each in (six, DOCKER_NETWORK))
     subnets = (IPv4Network("172.19.0.0/16"), IPv6Network("2001:db8:3::/64"))
-    guarded = dataclasses.replace(theirs, subnets=subnets, mode6="routed")
+    docker_network = dataclasses.replace(theirs, subnets=subnets, mode6="routed")
     overrides = (Overriding(_id("3"), Rule("tcp", 1000, 1999), True), Overriding(_id("1"), Rule("tcp", 9, 9)))
-    return _inventory([dual, ours], [web, api, wide], _said(egress="all"), [guest, wrong], guarded, overrides)
+    return _inventory([dual, ours], [web, api, wide], _spec(egress="all"), [guest, wrong], docker_network, overrides)
 
 
 @pytest.mark.parametrize("name", _golden())

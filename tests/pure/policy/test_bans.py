@@ -92,7 +92,7 @@ def _near(version: int) -> st.SearchStrategy[Prefix]:
 _bans = st.dictionaries(_near(4) | _near(6), st.sampled_from([0.0, NOW - 5, NOW + 100, NOW + 500]), max_size=5)
 
 
-def stands(bans: dict[Prefix, float]) -> tuple[set[Element], dict[Element, int]]:
+def elements_of(bans: dict[Prefix, float]) -> tuple[set[Element], dict[Element, int]]:
     lasting, timed = ban_elements(bans, NOW)
     return set(lasting), dict(timed)
 
@@ -105,14 +105,14 @@ def test_a_change_leads_from_the_old_bans_to_the_new(
     """For any bans before and after, overlapping ones too: the change alone leads to the new state, and removes only
     existing elements."""
     after = {**before, **more} if adds else more
-    lasting, timed = stands(before)
+    lasting, timed = elements_of(before)
     change, lasts = ban_change(before, after, NOW)
     there = lasting | timed.keys()
     assert set(change.remove) <= there
     there -= set(change.remove)
     assert not lasts.keys() & there, "an element's time is another one only if it is put there anew"
     left = {element: seconds for element, seconds in timed.items() if element in there} | lasts
-    right, right_timed = stands(after)
+    right, right_timed = elements_of(after)
     assert there | set(change.add) | lasts.keys() == right | right_timed.keys()
     assert left == right_timed
 
@@ -142,7 +142,7 @@ def test_one_more_ban_takes_no_longer_with_fifty_thousand() -> None:
     """A blocklist does not make a single ban slow: otherwise containers that start would wait for it."""
     many: dict[Prefix, float] = {IPv4Network(0x0A000000 + n * 77): 0 for n in range(50_000)}
     after = {**many, ip_network("203.0.113.7"): 0.0}
-    began = time.process_time()
+    start = time.process_time()
     change, _ = ban_change(many, after, NOW)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - start < 0.5
     assert {element.set for element in change.add} == {"banned4", "ban_families"}

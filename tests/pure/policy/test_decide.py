@@ -46,18 +46,18 @@ from tests.specs import spec_of as spec
 
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
 NETWORK = Network("n" * 64, "fw-nnnnnnnnnnnn")
-GUARDED = BridgeNetwork("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
+DOCKER_NETWORK = BridgeNetwork("g" * 64, "front", "br-gggggggggggg", (IPv4Network("172.18.0.0/16"),))
 KNOWN = Container("c" * 64, "web")
 ENDPOINT = Endpoint("e" * 64, NETWORK.id, V4, V6, joined=True, container=KNOWN)
 WRONG = Problem("label fw.allow", "808O", "is not a port")
 MORE = (Rule("tcp", 8080, 8080),)
 SSH, HTTP, HTTPS = BASE
-NOTHING_SAID, NOTHING = PolicySpec(), Override()
+NO_LABELS, NOTHING = PolicySpec(), Override()
 TEN, OUTSIDE = Peer("prefix", "10.0.0.0/8"), IPv4Address("203.0.113.7")
 INSIDE = IPv4Address("10.1.2.3")
 
 
-def policy(settings: PolicySpec = NOTHING_SAID, override: Override = NOTHING, **pairs: str) -> Policy:
+def policy(settings: PolicySpec = NO_LABELS, override: Override = NOTHING, **pairs: str) -> Policy:
     """Return the policy of a container with these labels."""
     endpoint = dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, spec=spec(**pairs)))
     return of(NETWORK, endpoint, Defaults(settings), override)
@@ -74,7 +74,7 @@ def test_the_base_is_ssh_http_and_https_over_tcp() -> None:
     """Without any configuration a container answers on TCP 22, 80 and 443, and may open any connection."""
     assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, labels_valid=True, known=True)
     assert [(rule.proto, rule.first, rule.last) for rule in BASE] == [("tcp", n, n) for n in (22, 80, 443)]
-    assert of(GUARDED, ENDPOINT) == of(NETWORK, ENDPOINT)
+    assert of(DOCKER_NETWORK, ENDPOINT) == of(NETWORK, ENDPOINT)
 
 
 def test_without_configuration_nothing_else_is_open() -> None:
@@ -106,7 +106,7 @@ _CLOSED = {
     "labels unknown": (NETWORK, dataclasses.replace(ENDPOINT, container=None)),
     "labels wrong": (NETWORK, dataclasses.replace(ENDPOINT, container=dataclasses.replace(KNOWN, problems=(WRONG,)))),
     "internal network": (dataclasses.replace(NETWORK, internal=True), ENDPOINT),
-    "internal network of Docker's": (dataclasses.replace(GUARDED, internal=True), ENDPOINT),
+    "internal network of Docker's": (dataclasses.replace(DOCKER_NETWORK, internal=True), ENDPOINT),
 }
 OPEN = PolicySpec(allow=(Rule("tcp", 1, 65535),), policy="open", egress=EVERYTHING)
 
@@ -358,7 +358,7 @@ def test_a_wrong_label_closes_published_ports() -> None:
     """FW_PUBLISHED=allow changes nothing where only ICMP is answered."""
     container = dataclasses.replace(KNOWN, problems=(WRONG,))
     endpoint = dataclasses.replace(ENDPOINT, published=PORTS, container=container)
-    for network in (NETWORK, GUARDED):
+    for network in (NETWORK, DOCKER_NETWORK):
         assert of(network, endpoint, Defaults(published=True)).published == ()
 
 
@@ -375,7 +375,7 @@ def test_a_port_published_on_loopback_leaves_the_base(base: str) -> None:
     def accepts(
         network: Network | BridgeNetwork,
         *more: Published,
-        settings: PolicySpec = NOTHING_SAID,
+        settings: PolicySpec = NO_LABELS,
         override: Override = NOTHING,
         **labels: str,
     ) -> set[int]:
@@ -385,14 +385,14 @@ def test_a_port_published_on_loopback_leaves_the_base(base: str) -> None:
         return {port for port in (22, 80, 443, 8080) if passes(rules, "tcp", port, OUTSIDE)}
 
     assert accepts(NETWORK) == {22, 80, 443} | ({8080} if base == "open" else set())
-    assert accepts(GUARDED) == {443}
-    assert accepts(GUARDED, Published("tcp", IPv4Address("198.51.100.1"), 1, 80)) == {80, 443}
-    assert accepts(GUARDED, Published("udp", IPv4Address("0.0.0.0"), 1, 80)) == {443}
+    assert accepts(DOCKER_NETWORK) == {443}
+    assert accepts(DOCKER_NETWORK, Published("tcp", IPv4Address("198.51.100.1"), 1, 80)) == {80, 443}
+    assert accepts(DOCKER_NETWORK, Published("udp", IPv4Address("0.0.0.0"), 1, 80)) == {443}
     rule = Rule("tcp", 80, 80)
-    assert accepts(GUARDED, allow="80") == {80, 443}
-    assert accepts(GUARDED, settings=PolicySpec(allow=(rule,))) == {80, 443}
-    assert accepts(dataclasses.replace(GUARDED, spec=PolicySpec(allow=(rule,)))) == {80, 443}
-    assert accepts(GUARDED, override=Override(allow=(rule,))) == {80, 443}
+    assert accepts(DOCKER_NETWORK, allow="80") == {80, 443}
+    assert accepts(DOCKER_NETWORK, settings=PolicySpec(allow=(rule,))) == {80, 443}
+    assert accepts(dataclasses.replace(DOCKER_NETWORK, spec=PolicySpec(allow=(rule,)))) == {80, 443}
+    assert accepts(DOCKER_NETWORK, override=Override(allow=(rule,))) == {80, 443}
 
 
 def test_there_is_no_base_until_published_ports_are_known() -> None:
@@ -400,8 +400,8 @@ def test_there_is_no_base_until_published_ports_are_known() -> None:
     alone. Ports that its labels open are open."""
     container = dataclasses.replace(KNOWN, spec=spec(allow="8080"))
     endpoint = dataclasses.replace(ENDPOINT, container=container, unlisted=True)
-    assert [rule.first for rule in of(GUARDED, endpoint).accepts] == [8080]
-    assert len(of(GUARDED, dataclasses.replace(endpoint, unlisted=False)).accepts) == 4
+    assert [rule.first for rule in of(DOCKER_NETWORK, endpoint).accepts] == [8080]
+    assert len(of(DOCKER_NETWORK, dataclasses.replace(endpoint, unlisted=False)).accepts) == 4
 
 
 @given(st.lists(strategies.published, max_size=4).map(tuple))
@@ -481,8 +481,8 @@ def test_on_docker_networks_a_mistake_only_closes(
     meant to close leaves ICMP only; one that may concern egress permits no outbound connection. This holds for each
     place of the mistake."""
     parsed = parse(labels, "label " if where == "container" else "option ")
-    told = dataclasses.replace(GUARDED, spec=parsed.spec, problems=parsed.problems)
-    network = told if where == "network" else GUARDED
+    labelled = dataclasses.replace(DOCKER_NETWORK, spec=parsed.spec, problems=parsed.problems)
+    network = labelled if where == "network" else DOCKER_NETWORK
     container = dataclasses.replace(
         KNOWN,
         spec=parsed.spec if where == "container" else PolicySpec(),

@@ -32,7 +32,7 @@ from tests.specs import spec_of as spec
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"), IPv6Network("2001:db8:2::/64")))
-APART = dataclasses.replace(APP, id="p" * 64, name="apart", bridge="br-p", flat=False)
+ISOLATED = dataclasses.replace(APP, id="p" * 64, name="apart", bridge="br-p", flat=False)
 PORT, SCTP = Published("tcp", IPv4Address("0.0.0.0"), 15432, 5432), Published("sctp", IPv4Address("0.0.0.0"), 9, 9)
 
 
@@ -64,7 +64,7 @@ def tracked(endpoint: Endpoint) -> ElementOwner:
 OF_WEB, OF_DB = ElementOwner(Kind.ENDPOINT, WEB.id), tracked(DB)
 FACTS = Facts(
     SavedState({OURS.id: OURS}, {WEB.id: WEB}),
-    networks=FrozenDict({each.id: each for each in (APP, APART)}),
+    networks=FrozenDict({each.id: each for each in (APP, ISOLATED)}),
     guests=FrozenDict({DB.id: guest(DB)}),
     listed=True,
 )
@@ -150,7 +150,7 @@ def test_an_unknown_container_is_no_peer() -> None:
 
 def test_a_changed_network_recomputes_its_endpoints() -> None:
     """For either kind of network, and no other owners. A list with unchanged content changes nothing."""
-    inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=APART.id, container=who("other"))))
+    inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=ISOLATED.id, container=who("other"))))
     opens = dataclasses.replace(APP, spec=spec(allow="9100"))
     assert {*edited(inventory, lambda facts: facts.with_networks({APP.id: opens}))} == {
         ElementOwner(Kind.DOCKER_NETWORK, APP.id), OF_DB
@@ -165,14 +165,14 @@ def test_a_changed_network_recomputes_its_endpoints() -> None:
 def test_a_changed_container_recomputes_all_its_endpoints() -> None:
     """A published port is closed or open for the container as a whole: one endpoint that is unknown closes it at the
     others."""
-    second = dataclasses.replace(DB, id="s" * 64, network_id=APART.id)
+    second = dataclasses.replace(DB, id="s" * 64, network_id=ISOLATED.id)
     inventory = made(guest(dataclasses.replace(DB, container=who("db", allow="5432"))), guest(
         dataclasses.replace(second, container=who("db", allow="5432"))
     ))  # fmt: skip
     served = Element("host_open", (2, 6, 15432))
     assert served in inventory.elements(OF_DB)
-    doubted = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
-    assert {*edited(inventory, guests(doubted))} == {tracked(second), OF_DB}
+    unknown = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
+    assert {*edited(inventory, guests(unknown))} == {tracked(second), OF_DB}
     assert served not in inventory.elements(OF_DB)
     assert Element("host_closed", (2, 6, 15432)) in inventory.elements(OF_DB)
 
@@ -180,14 +180,14 @@ def test_a_changed_container_recomputes_all_its_endpoints() -> None:
 # --- elements -----------------------------------------------------------------------------------------------------
 
 
-NOBODY, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
+MISSING, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
 
 
 def test_a_missing_owner_has_no_elements() -> None:
     """An endpoint whose network is unknown has no elements either."""
     inventory = made()
-    assert inventory.elements(NOBODY) == frozenset()
-    assert inventory.answers(NOBODY) == inventory.answers(OF_APP) == {}
+    assert inventory.elements(MISSING) == frozenset()
+    assert inventory.answers(MISSING) == inventory.answers(OF_APP) == {}
     assert inventory.decided(OF_APP) is None
     edited(inventory, lambda facts: facts.keeping(lambda state: dataclasses.replace(state, networks=FrozenDict())))
     assert inventory.elements(OF_WEB) == frozenset()
@@ -315,17 +315,17 @@ def test_each_address_has_its_policy_and_subnet() -> None:
 def test_flows_to_docker_proxys_port_that_may_continue() -> None:
     """There a flow is the host's: sources that a rule accepts, and neighbours on a network where containers communicate
     freely, keep theirs."""
-    apart = dataclasses.replace(DB, network_id=APART.id, published=(PORT, SCTP))
+    isolated = dataclasses.replace(DB, network_id=ISOLATED.id, published=(PORT, SCTP))
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
     ports, stays = made().through_proxy([OF_DB])
     assert ports == [PORT]
     assert [stays(PORT, each) for each in (allowed, neighbour, WEB.addr4, other)] == [True, True, True, False]  # type: ignore[arg-type]
     _, stays = made(guest(DB, sure=False)).through_proxy([OF_DB])
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [False, True, False]
-    ports, stays = made(guest(apart)).through_proxy([OF_DB])
+    ports, stays = made(guest(isolated)).through_proxy([OF_DB])
     assert set(ports) == {PORT, SCTP}
     assert [stays(PORT, each) for each in (allowed, neighbour, other)] == [True, False, False]
-    for owner in (OF_APP, OF_WEB, NOBODY):
+    for owner in (OF_APP, OF_WEB, MISSING):
         assert made().through_proxy([owner])[0] == []
 
 
@@ -340,7 +340,7 @@ def test_a_containers_endpoints_are_found() -> None:
     assert WEB.container
     assert {*inventory.of_container(WEB.container.id)} == {tracked(second), OF_WEB}
     assert inventory.of_container("") == inventory.of_container("x") == []
-    assert inventory.networks() == [OURS, APP, APART]
+    assert inventory.networks() == [OURS, APP, ISOLATED]
     edited(inventory, guests(less=("x",)))
     assert inventory.of_container(WEB.container.id) == [OF_WEB]
     edited(inventory, endpoints())

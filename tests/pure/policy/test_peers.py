@@ -91,8 +91,8 @@ def test_each_kind_of_name_matches_its_own(directory: PeerIndex, peer: Peer, fou
 
 def test_a_rule_for_an_unknown_name_matches_nothing(directory: PeerIndex) -> None:
     """A name that matches no container matches nothing, never everything; next to other peers it is left out."""
-    nobody = for_peers(Peer("service", "gone"))
-    policy = Policy(accepts=(nobody, Rule("tcp", 80, 80)), egress=(nobody,))
+    unmatched = for_peers(Peer("service", "gone"))
+    policy = Policy(accepts=(unmatched, Rule("tcp", 80, 80)), egress=(unmatched,))
     assert directory.resolved(policy, WEB) == Policy(accepts=(Rule("tcp", 80, 80),), egress=())
     assert resolved(directory, Peer("service", "gone"), Peer("prefix", "10.0.0.1")) == {"10.0.0.1"}
 
@@ -193,8 +193,8 @@ def test_a_change_returns_the_owners_whose_rules_name_it(directory: PeerIndex) -
 
 _names = st.sampled_from(["", "api", "db"])
 #: Addresses, and the names of the container that has them.
-_There = tuple[tuple[Address, ...], Container]
-_theirs: st.SearchStrategy[_There] = st.tuples(
+_Present = tuple[tuple[Address, ...], Container]
+_theirs: st.SearchStrategy[_Present] = st.tuples(
     st.lists(st.sampled_from([A, B, C, A6]), unique=True, max_size=2).map(tuple),
     st.builds(
         Container,
@@ -217,7 +217,7 @@ _rules = st.lists(
     ),
     max_size=3,
 )
-_askers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project=""), BLOG])
+_containers = st.none() | st.sampled_from([WEB, dataclasses.replace(WEB, project=""), BLOG])
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -227,7 +227,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.directory = PeerIndex()
         self.directory.networks = frozenset({"shop_front"})
-        self.there: dict[str, _There] = {}
+        self.there: dict[str, _Present] = {}
         self.asked: dict[str, tuple[list[Rule], Container | None]] = {}
 
     def found(self, key: Key) -> set[Address]:
@@ -249,7 +249,7 @@ class AnyOrder(RuleBasedStateMachine):
         return [(peer.kind, "", peer.value)] if peer.kind in ("container", "project", "network") else []
 
     @rule(owner=st.sampled_from("abcd"), now=st.none() | _theirs)
-    def put(self, owner: str, now: _There | None) -> None:
+    def put(self, owner: str, now: _Present | None) -> None:
         every = [(kind, project, name) for kind in ("container", "network", "project", "service")
                  for project in ("", "shop", "blog") if (kind == "service") == bool(project)
                  for name in ("api", "db", "shop", "blog", "front", "shop_front")]  # fmt: skip
@@ -260,13 +260,13 @@ class AnyOrder(RuleBasedStateMachine):
         changed = self.directory.put(owner, Who(now[0], names(now[1])) if now else None)
         assert {key for key in every if self.found(key) != before[key]} <= changed
         assert changed <= {key for each in (old, now) if each for key in names(each[1])}
-        speaks = {
+        expected = {
             other for other, (rules, asker) in self.asked.items()
             if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
         }  # fmt: skip
-        assert self.directory.dependents(changed) == speaks
+        assert self.directory.dependents(changed) == expected
 
-    @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_askers)
+    @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_containers)
     def asks(self, owner: str, rules: list[Rule], asker: Container | None) -> None:
         self.directory.asks(owner, rules, asker)
         self.asked[owner] = (rules, asker)

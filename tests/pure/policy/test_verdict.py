@@ -32,7 +32,7 @@ FRONT = Network("f" * 64, "fw-front", IPv4Interface("10.1.0.1/24"), IPv6Interfac
 BACK = Network("b" * 64, "fw-back", IPv4Interface("10.2.0.1/24"))
 INNER = Network("i" * 64, "fw-inner", IPv4Interface("10.3.0.1/24"), internal=True)
 APP = BridgeNetwork("a" * 64, "app", "br-app", (IPv4Network("172.18.0.0/16"),))
-APART = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
+ISOLATED = BridgeNetwork("p" * 64, "apart", "br-apart", (IPv4Network("172.19.0.0/16"),), flat=False)
 OUT, NEAR = "203.0.113.7", "10.9.9.9"
 
 
@@ -65,20 +65,20 @@ def world(
     override: dict[str, Override] | None = None,
     unsure: Iterable[str] = (),
 ) -> PolicyView:
-    known = {net.id: net for net in (FRONT, BACK, INNER, APP, APART)} | {net.id: net for net in networks}
+    known = {net.id: net for net in (FRONT, BACK, INNER, APP, ISOLATED)} | {net.id: net for net in networks}
     state = SavedState(
         {k: net for k, net in known.items() if isinstance(net, Network)},
         {e.id: e for e in there if isinstance(known[e.network_id], Network)},
         bans={ip_network(prefix): until for prefix, until in (bans or {}).items()},
     )
     guests = [e for e in there if isinstance(known[e.network_id], BridgeNetwork)]
-    doubted = set(unsure)
+    unknown = set(unsure)
     facts = Facts(
         state,
         networks={k: net for k, net in known.items() if isinstance(net, BridgeNetwork)},
         listed=True,
         guests={
-            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in doubted) for e in guests
+            e.id: TrackedEndpoint(e, True, (e.container.name if e.container else "") not in unknown) for e in guests
         },
     )
     made = evaluated(Defaults(settings or PolicySpec(), published), facts)
@@ -96,9 +96,9 @@ WIDE = on(APP, "172.18.0.3", "wide", spec(policy="open", deny="25"))
 MUTE = on(APP, "172.18.0.4", "mute", spec(egress="none"))
 SOME = on(BACK, "10.2.0.4", "some", spec(egress="443, 53/udp to 10.9.0.0/16 service:web, 8125/udp to host"))
 INSIDE = on(INNER, "10.3.0.2", "inside", spec(allow="8080"))
-NOBODY = on(FRONT, "10.1.0.9", "nobody", None)
+UNKNOWN = on(FRONT, "10.1.0.9", "nobody", None)
 WRONG = on(FRONT, "10.1.0.8", "wrong", spec(), container=Container("w", "wrong", problems=(Problem("", "", ""),)))
-ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, NOBODY, WRONG)
+ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, UNKNOWN, WRONG)
 
 Case = tuple[str | None, str, str, int, bool, str]
 #: Source, target, protocol, port; whether it is accepted, and the beginning of the last step's text.
@@ -296,7 +296,7 @@ def test_a_port_opened_by_publishing_is_open_there_only() -> None:
 def test_through_docker_proxy_a_container_reaches_the_host() -> None:
     """Traffic through docker-proxy came to the host: the client's egress rules for containers do not apply, and
     neighbours that communicate freely also do so through it."""
-    there = world(WIDE, MUTE, on(APART, "172.19.0.2", "one", spec()), on(APART, "172.19.0.3", "two", spec()))
+    there = world(WIDE, MUTE, on(ISOLATED, "172.19.0.2", "one", spec()), on(ISOLATED, "172.19.0.3", "two", spec()))
     assert ask(there, "172.18.0.4", "172.18.0.3", port=25, by="proxy")[0]
     assert not ask(there, "172.19.0.3", "172.19.0.2", port=25, by="proxy")[0]
     assert ask(there, "172.19.0.3", "172.19.0.2", port=443, by="proxy")[0]
@@ -377,8 +377,8 @@ def test_without_the_lease_docker_networks_are_closed(
     there = world(WEB, SHUT, WIDE, MUTE)
     packet = dataclasses.replace(Packet(ip_address(source), ip_address(target), "tcp", 443), **more)
     there.watched = False
-    told = verdict(there, packet)
-    assert told.accepted is accepted
-    assert accepted or told.steps[-1].text == (
+    outcome = verdict(there, packet)
+    assert outcome.accepted is accepted
+    assert accepted or outcome.steps[-1].text == (
         "docker-fw is behind Docker's events: it is unknown which containers are on app now"
     )

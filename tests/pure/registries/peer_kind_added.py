@@ -51,6 +51,6 @@ def test_it_is_kept_over_restarts() -> None:
 
 def test_it_is_shown_with_its_current_addresses() -> None:
     """`fwctl status` shows it as it is written, with its current addresses."""
-    told = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
-    assert _rule(told, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"
-    assert _rule({**told, "addresses": []}, "from") == "22/tcp from id:0123456789ab = no container now"
+    shown = {"what": "22/tcp", "peers": [str(NEW)], "addresses": [str(V4)], "origin": ""}
+    assert _rule(shown, "from") == "22/tcp from id:0123456789ab = 172.18.0.2"
+    assert _rule({**shown, "addresses": []}, "from") == "22/tcp from id:0123456789ab = no container now"

@@ -54,9 +54,9 @@ def leaves(made: Policy, address: Address, port: int) -> bool:
     return table.verdict(f"egress_allow{address.version}", Packet(address, OUT[address], NUMBER, port)) == "mark"
 
 
-def stays(made: Policy, address: Address, port: int, *, begun: bool = False) -> bool:
+def stays(made: Policy, address: Address, port: int, *, outbound: bool = False) -> bool:
     """True if an established flow remains when the policy has changed."""
-    by, to = (address, OUT[address]) if begun else (OUT[address], address)
+    by, to = (address, OUT[address]) if outbound else (OUT[address], address)
     flow = Flow(by.packed, 40000, to.packed, port, to.packed, port, by.packed, NUMBER)
     subnet = next(subnet for subnet in SUBNETS if subnet.version == address.version)
     return not flows.is_closed(flow, {address.packed: AddressPolicy(subnet, made)}, set())
@@ -107,9 +107,9 @@ def test_it_leaves_only_if_a_rule_lets_it(address: Address) -> None:
         (f"4000/{NEW} to {OUT[address]}", True),
     ):
         made = policy(egress=egress)
-        assert leaves(made, address, 4000) is stays(made, address, 4000, begun=True) is free
+        assert leaves(made, address, 4000) is stays(made, address, 4000, outbound=True) is free
         assert not leaves(made, address, 4001)
-        assert not stays(made, address, 4001, begun=True)
+        assert not stays(made, address, 4001, outbound=True)
     assert leaves(policy(egress="all"), address, 4000)
 
 
@@ -127,9 +127,9 @@ def test_messages_name_it() -> None:
     dropped = header(packet + struct.pack("!HHHH", 40000, 4000, 8, 0))
     assert dropped
     assert (dropped.proto, dropped.port) == (NEW, 4000)
-    told = dict.fromkeys(("from_container", "to_container", "icmp_type", "reason"))
-    told |= {"proto": NEW, "port": 4000, "from": "a", "to": "b", "direction": "to"}
-    assert line(told).startswith(f"b 4000/{NEW} from a")
+    drop = dict.fromkeys(("from_container", "to_container", "icmp_type", "reason"))
+    drop |= {"proto": NEW, "port": 4000, "from": "a", "to": "b", "direction": "to"}
+    assert line(drop).startswith(f"b 4000/{NEW} from a")
 
 
 def test_what_cannot_be_published_is_refused() -> None:

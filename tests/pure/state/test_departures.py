@@ -135,7 +135,9 @@ def test_a_departing_container_is_closed_before_anything_is_computed(
     assert kernel.table == desired(state)
 
 
-def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
+def with_docker_network(
+    kernel: Recorder, later: list[Callable[[], None]]
+) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
     members = [member(n, DOCKERS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
     state = made(kernel, (), later)
     guard = EndpointTracker(state)
@@ -148,7 +150,7 @@ def guarded(kernel: Recorder, later: list[Callable[[], None]]) -> tuple[Reconcil
 def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(kernel: Recorder) -> None:
     """The same holds for Docker's event of a container's end, and for a published port that was open to all sources."""
     later: list[Callable[[], None]] = []
-    state, guard, members = guarded(kernel, later)
+    state, guard, members = with_docker_network(kernel, later)
     guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
     assert Element("host_open", (2, 6, 9007)) in kernel.first().remove
     assert Element("host_closed", (2, 6, 9007)) in kernel.first().add
@@ -161,7 +163,7 @@ def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(ke
 def test_an_unknown_bridge_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
     """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
-    state, guard, members = guarded(kernel, later)
+    state, guard, members = with_docker_network(kernel, later)
     guard.doubt(DOCKERS.bridge)
     assert all(open_for(kernel.first().remove, each) for each in members)
     assert {Element("host_closed", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
@@ -280,7 +282,7 @@ def test_a_refusal_does_not_reopen_a_departed_container(kernel: Recorder) -> Non
     """The kernel refuses everything except closing: a later change of another container does not reopen the departed
     one."""
     later: list[Callable[[], None]] = []
-    state, guard, members = guarded(kernel, later)
+    state, guard, members = with_docker_network(kernel, later)
     change, replace = kernel.change, kernel.replace
 
     def refuses(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
@@ -357,14 +359,14 @@ def test_names_with_too_many_addresses_open_nothing(kernel: Recorder, caplog: py
     asker = member(0, OURS, allow=f"{wide}, 22 from container:m1, 8080", egress=f"{wide.replace('from', 'to')}, 53/udp")
     state.put_endpoint(asker)
     assert len(kernel.table or ()) < before + 2 * peers.MAX_NAMED + 2 * MEMBERS
-    stands = {e for e in kernel.table or () if asker.addr4 in e.key}
-    assert Element("allow4", (asker.addr4, 6, 8080)) in stands  # type: ignore[arg-type]
-    assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in stands  # type: ignore[arg-type]
-    told = state.read(lambda known: known).too_many(ElementOwner(Kind.ENDPOINT, asker.id))
-    assert told[0].startswith("fw.allow=")
-    assert any(text.startswith("fw.egress=") and "project:shop" in text for text in told)
+    found = {e for e in kernel.table or () if asker.addr4 in e.key}
+    assert Element("allow4", (asker.addr4, 6, 8080)) in found  # type: ignore[arg-type]
+    assert Element("from4", (asker.addr4, 6, 22, 32, member(1).addr4)) in found  # type: ignore[arg-type]
+    messages = state.read(lambda known: known).too_many(ElementOwner(Kind.ENDPOINT, asker.id))
+    assert messages[0].startswith("fw.allow=")
+    assert any(text.startswith("fw.egress=") and "project:shop" in text for text in messages)
     assert [r.getMessage() for r in caplog.records if "more than 10000" in r.getMessage()] == [
-        f"m0: {text}" for text in told
+        f"m0: {text}" for text in messages
     ]
     caplog.clear()
     state.put_endpoint(member(200))
@@ -398,13 +400,13 @@ def test_addresses_times_published_ports_are_bounded(kernel: Recorder, caplog: p
     few = member(1, DOCKERS, *ports[:1], allow=lists)
     many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
     guard.replace([DOCKERS], [few, many], asked=guard.now())
-    stands = kernel.table or set()
-    assert sum(e.set.startswith("host_from") for e in stands) == 150 * 128
-    assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in stands  # type: ignore[arg-type]
-    assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in stands)
+    found = kernel.table or set()
+    assert sum(e.set.startswith("host_from") for e in found) == 150 * 128
+    assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in found  # type: ignore[arg-type]
+    assert not any(e.set.startswith("from") and many.addr4 in e.key and 32768 in e.key for e in found)
     assert state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, few.id)) == []
-    (told,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
-    assert told in caplog.text
+    (messages,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
+    assert messages in caplog.text
     ours = member(3, OURS, *ports, allow=lists)
     assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
 
@@ -416,8 +418,8 @@ def test_the_bound_applies_rule_by_rule() -> None:
         known.put(str(n), peers.who(member(n)))
     shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")
     rules = (Rule("tcp", 1, 4095, (one, shop)), Rule("tcp", 5000, 5000, (shop,)))
-    told = list(known.too_many(decide.Policy(accepts=rules), None))
-    assert len(told) <= 1
+    messages = list(known.too_many(decide.Policy(accepts=rules), None))
+    assert len(messages) <= 1
     first = Rule("tcp", 1, 65534, (one, shop))
     found = known.resolved(decide.Policy(accepts=(first, rules[1])), None).accepts
     assert found[0].peers == (one,)

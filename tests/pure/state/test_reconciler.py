@@ -47,7 +47,7 @@ MORE, DNS, SSH = Rule("tcp", 8080, 8080), Rule("udp", 53, 53), Rule("tcp", 22, 2
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record each cut of flows to closed ports, by the policies given. The real kernel's flows are not touched here."""
     calls: list[Any] = []
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: calls.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda policies, _: calls.append(policies))
     return calls
 
 
@@ -66,7 +66,7 @@ def endpoint(number: int, on: int, address: int) -> Endpoint:
     return Endpoint(f"e{number}" * 32, f"{on}" * 64, IPv4Address(f"10.{on}.0.{address}"))
 
 
-_SAID = [
+_SPECS = [
     PolicySpec(), PolicySpec(allow=(MORE,)), PolicySpec(allow=(MORE, DNS)),
     PolicySpec(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
     PolicySpec(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
@@ -77,7 +77,7 @@ _containers = st.builds(
     Container,
     st.sampled_from(["c" * 64, "d" * 64]),
     st.sampled_from(["web", "db"]),
-    st.sampled_from(_SAID),
+    st.sampled_from(_SPECS),
     st.sampled_from([(), (), (Problem("label fw.allow", "x", "wrong"),)]),
     network=st.sampled_from(["", "shop_front"]),
     project=st.sampled_from(["", "shop"]),
@@ -101,7 +101,7 @@ class AnyOrder(RuleBasedStateMachine):
         except FwError:
             assert self.state.state == before
 
-    @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SAID[-3:]) | st.just(PolicySpec()))
+    @rule(n=st.integers(1, 3), internal=st.booleans(), spec=st.sampled_from(_SPECS[-3:]) | st.just(PolicySpec()))
     def put_network(self, n: int, internal: bool, spec: PolicySpec) -> None:
         self.attempt(lambda: self.state.put_network(dataclasses.replace(network(n, internal=internal), spec=spec)))
 
@@ -143,7 +143,9 @@ class AnyOrder(RuleBasedStateMachine):
     def put_endpoint(self, n: int, on: int, address: int) -> None:
         self.attempt(lambda: self.state.put_endpoint(endpoint(n, on, address)))
 
-    @rule(n=st.integers(1, 4), container=st.none() | _containers, published=_published, spec=st.sampled_from(_SAID[:2]))
+    @rule(
+        n=st.integers(1, 4), container=st.none() | _containers, published=_published, spec=st.sampled_from(_SPECS[:2])
+    )
     def join(self, n: int, container: Container | None, published: tuple[Published, ...], spec: PolicySpec) -> None:
         joined = dict[str, Any](joined=True, container=container, published=published, spec=spec)
         self.attempt(lambda: self.state.edit_endpoint(endpoint(n, 1, 2).id, lambda e: dataclasses.replace(e, **joined)))
@@ -279,9 +281,9 @@ def test_flows_opened_through_a_flushed_table_are_cut(web: tuple[Reconciler, Ker
     assert cut == []
     kernel.table = None
     assert state.repair()
-    (guarded,) = cut
-    assert guarded.keys() == {IPv4Address("10.1.0.2")}
-    assert SSH in guarded[IPv4Address("10.1.0.2")].policy.accepts
+    (policies,) = cut
+    assert policies.keys() == {IPv4Address("10.1.0.2")}
+    assert SSH in policies[IPv4Address("10.1.0.2")].policy.accepts
     kernel.table = None
     state.put_network(network(2))
     assert len(cut) == 2

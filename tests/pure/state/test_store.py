@@ -448,11 +448,11 @@ def test_networks_survive_a_power_cut(path: Path, monkeypatch: pytest.MonkeyPatc
     synced: list[str] = []
     fsync = os.fsync
 
-    def noted(fd: int) -> None:
+    def record_sync(fd: int) -> None:
         synced.append(os.readlink(f"/proc/self/fd/{fd}"))
         fsync(fd)
 
-    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "fsync", record_sync)
     store = Store(str(path))
     store.save(AFTER, flush=False)
     assert synced == []

@@ -38,7 +38,7 @@ CLOCK = Clock()
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not touch this machine's flows and clock."""
     CLOCK.now = 1_000_000.0
     monkeypatch.setattr(applier, "time", SimpleNamespace(time=CLOCK))
@@ -79,9 +79,9 @@ def desk() -> Desk:
 def test_allow_and_deny_override_labels(desk: Desk) -> None:
     """Ports of a running container, in the kernel and on the disk; `revert` undoes both."""
     assert desk.opens() == {22, 80, 443, 8080}
-    told = desk.allow("web", "9000, 9001")
-    assert told["container"] == "web"
-    assert [(each["kind"], each["rule"], each["until"]) for each in told["said"]] == [
+    answer = desk.allow("web", "9000, 9001")
+    assert answer["container"] == "web"
+    assert [(each["kind"], each["rule"], each["until"]) for each in answer["said"]] == [
         ("allow", "9000/tcp", None), ("allow", "9001/tcp", None)
     ]  # fmt: skip
     assert desk.opens() == {22, 80, 443, 8080, 9000, 9001}
@@ -296,9 +296,9 @@ def test_an_override_of_a_stopped_container_is_reverted_by_id() -> None:
 def test_bans_are_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     """A ban has a duration, which the kernel counts, or is permanent; a later ban of an address replaces its
     duration."""
-    told = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
-    assert (told["cut"], told["notes"]) == (0, [])
-    assert [each["address"] for each in told["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
+    answer = desk.orders.ban([("203.0.113.7", 60), ("2001:db8:77::/48", None), ("2001:db8:78:1:2::/80", None)])
+    assert (answer["cut"], answer["notes"]) == (0, [])
+    assert [each["address"] for each in answer["banned"]] == ["203.0.113.7", "2001:db8:77::/48", "2001:db8:78:1::/64"]
     names = {e.set for e in desk.site.kernel.table if e.set.startswith("ban")}
     assert names == {"ban_families", "ban_prefix_families", "banned6_48", "banned6_64"}
     assert {e.set for e in desk.site.kernel.timed} == {"banned4", "lease"}
@@ -414,8 +414,8 @@ def post(client: FlaskClient, path: str, body: Any) -> tuple[int, Any]:
 
 def test_each_request_makes_its_call(client: FlaskClient, desk: Desk, asked: Asked) -> None:
     """Each call is made with the body that `fwctl` sends, or that a program may send."""
-    status, told = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
-    assert (status, told["container"], told["said"][0]["until"], told["places"]) == (200, "web", 1_000_060.0, [])
+    status, answer = post(client, "/allow", {"container": "web", "rules": ["9000"], "seconds": 60})
+    assert (status, answer["container"], answer["said"][0]["until"], answer["places"]) == (200, "web", 1_000_060.0, [])
     assert post(client, "/deny", {"container": "web", "rules": ["22"]})[0] == 200
     assert desk.opens() == {80, 443, 8080, 9000}
     assert post(client, "/revert", {"container": "web"})[0] == 200
@@ -474,10 +474,10 @@ def test_a_wrong_body_is_a_400_that_names_the_field(
     client: FlaskClient, desk: Desk, path: str, body: Any, why: str
 ) -> None:
     """For any wrong body: one sentence that says what would be right, no traceback, and no change."""
-    status, told = post(client, path, body)
-    assert (status, list(told)) == (400, ["Err"])
-    assert why in told["Err"]
-    assert len(told["Err"]) < 1000
+    status, answer = post(client, path, body)
+    assert (status, list(answer)) == (400, ["Err"])
+    assert why in answer["Err"]
+    assert len(answer["Err"]) < 1000
     assert desk.site.state.state == dataclasses.replace(SavedState(), networks=desk.site.state.networks,
                                                         endpoints=desk.site.state.endpoints)  # fmt: skip
 
@@ -511,11 +511,11 @@ def test_no_body_causes_a_traceback(path: str, body: Any) -> None:
     with one, other:
         client = app.test_client()
         client.environ_base["gunicorn.socket"] = one
-        status, told = post(client, path, body)
-    assert status in (200, 400), told
+        status, answer = post(client, path, body)
+    assert status in (200, 400), answer
     if status == 400:
-        assert list(told) == ["Err"]
-        assert "Traceback" not in told["Err"]
+        assert list(answer) == ["Err"]
+        assert "Traceback" not in answer["Err"]
         assert desk.site.state.state.overrides == ()
 
 

@@ -79,9 +79,9 @@ def logged(packet: made.Packet, **fields: Any) -> Logged:
     return Logged(bytes(packet), **fields)
 
 
-def drops_of(known: Known, *told: Logged, clock: Callable[[], float] = time.monotonic) -> list[Drop]:
+def drops_of(known: Known, *records: Logged, clock: Callable[[], float] = time.monotonic) -> list[Drop]:
     log = DropLog(known, lambda: True, clock=clock)
-    log.take(told)
+    log.take(records)
     return log.ring.after(0)
 
 
@@ -102,8 +102,8 @@ def lines_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_any_bytes_are_read_or_skipped(data: bytes) -> None:
     """For any packet bytes, the result is a record and a line without control characters, or nothing."""
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", egress=()))
-    told = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
-    for drop in drops_of(known, *told):
+    records = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
+    for drop in drops_of(known, *records):
         text = line(json.loads(json.dumps(drop.as_data())))
         assert text.isprintable()
         assert text
@@ -362,9 +362,9 @@ def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None
     written, counted, asked = 0, 0, len(events)
     for who, later in events:
         now += later
-        counted += sum(held for _, held in lines.over(now))
+        counted += sum(count for _, count in lines.over(now))
         written += lines.allow(who, now)
-    counted += sum(held for _, held in lines.over(now + 5))
+    counted += sum(count for _, count in lines.over(now + 5))
     assert written + counted == asked
     assert written <= 3 * 3 * (1 + now / 5)
 
@@ -375,8 +375,8 @@ def test_every_line_is_written_or_counted(events: list[tuple[str, int]]) -> None
 class Kernel:
     """A log group that returns what the test gives it, then nothing."""
 
-    def __init__(self, *told: Sequence[Logged] | OSError) -> None:
-        self.told = list(told)
+    def __init__(self, *batches: Sequence[Logged] | OSError) -> None:
+        self.batches = list(batches)
         self.lost = 0
         self.closed = False
         self.empty = threading.Event()
@@ -385,10 +385,10 @@ class Kernel:
         return self
 
     def read(self) -> Sequence[Logged]:
-        if not self.told:
+        if not self.batches:
             self.empty.set()
             return []
-        if isinstance(first := self.told.pop(0), OSError):
+        if isinstance(first := self.batches.pop(0), OSError):
             raise first
         return first
 
@@ -505,9 +505,9 @@ def lines_of(response: Any) -> list[dict[str, Any]]:
 
 def test_the_kept_drops_are_json_lines(app: Flask) -> None:
     """GET /drops returns every kept drop, one a line, then a progress line; since=N leaves out older drops."""
-    told = lines_of(app.test_client().get("/drops"))
-    assert [each.get("port") for each in told] == [1, 2, 3, None]
-    assert told[-1] == {"newest": 3, "lost": 0}
+    received = lines_of(app.test_client().get("/drops"))
+    assert [each.get("port") for each in received] == [1, 2, 3, None]
+    assert received[-1] == {"newest": 3, "lost": 0}
     assert [each.get("port") for each in lines_of(app.test_client().get("/drops?since=2"))] == [3, None]
     assert [each.get("port") for each in lines_of(app.test_client().get("/drops?since=9"))] == [1, 2, 3, None]
     assert len(lines_of(app.test_client().get("/drops?since=x"))) == 4
@@ -516,11 +516,11 @@ def test_the_kept_drops_are_json_lines(app: Flask) -> None:
 def test_a_follower_gets_kept_drops_then_new_ones(app: Flask, log: DropLog) -> None:
     """follow=1 sends the kept drops, a progress line, then each new drop."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
-    told = map(str, (chunk.decode() for chunk in response.response))
-    assert [json.loads(text)["port"] for text in next(told).splitlines()] == [1, 2, 3]
-    assert json.loads(next(told)) == {"newest": 3, "lost": 0}
+    received = map(str, (chunk.decode() for chunk in response.response))
+    assert [json.loads(text)["port"] for text in next(received).splitlines()] == [1, 2, 3]
+    assert json.loads(next(received)) == {"newest": 3, "lost": 0}
     log.take([logged(made.tcp(OUT4, WEB4, 4, 40000))])
-    assert json.loads(next(told))["port"] == 4
+    assert json.loads(next(received))["port"] == 4
     response.close()
 
 
@@ -573,13 +573,13 @@ def test_a_follower_that_does_not_read_is_disconnected(app: Flask, monkeypatch: 
 def test_followers_end_when_docker_fw_stops(app: Flask, log: DropLog, how: str) -> None:
     """A follower never prevents docker-fw from stopping."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
-    told = iter(response.response)
-    next(told)
+    received = iter(response.response)
+    next(received)
     if how == "stop":
         log.stop()
     else:
         log.serving = lambda: False
-    rest = list(told)
+    rest = list(received)
     assert len(rest) <= 2
     response.close()
 
@@ -587,10 +587,10 @@ def test_followers_end_when_docker_fw_stops(app: Flask, log: DropLog, how: str) 
 def test_an_error_ends_a_follower(app: Flask, log: DropLog) -> None:
     """If no drops are reported, the answer contains the reason; followers get it too."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
-    told = iter(response.response)
-    next(told)
+    received = iter(response.response)
+    next(received)
     log.trouble = TAKEN
-    assert json.loads(list(told)[-1]) == {"Err": TAKEN}
+    assert json.loads(list(received)[-1]) == {"Err": TAKEN}
     response.close()
     refused = app.test_client().get("/drops")
     assert (refused.status_code, refused.get_json()) == (503, {"Err": TAKEN})
@@ -602,12 +602,12 @@ def options(*argv: str) -> argparse.Namespace:
     return parser.parse_args(["log", *argv])
 
 
-def shown(told: list[dict[str, Any]], *argv: str) -> list[str]:
-    return list(droplog_cli.texts(iter(told), options(*argv)))
+def shown(received: list[dict[str, Any]], *argv: str) -> list[str]:
+    return list(droplog_cli.texts(iter(received), options(*argv)))
 
 
 @pytest.fixture
-def told(log: DropLog) -> list[dict[str, Any]]:
+def received(log: DropLog) -> list[dict[str, Any]]:
     """The lines that a follower receives: three kept drops, then a new one."""
     kept = [drop.as_data() for drop in log.ring.after(0)]
     log.take([logged(made.tcp(OUT4, API4, 4, 40000))])
@@ -615,33 +615,33 @@ def told(log: DropLog) -> list[dict[str, Any]]:
     return [*kept, {"newest": 3, "lost": 0}, new.as_data(), {"newest": 4, "lost": 0}]
 
 
-def test_the_command_shows_the_last_drops_then_new_ones(told: list[dict[str, Any]]) -> None:
+def test_the_command_shows_the_last_drops_then_new_ones(received: list[dict[str, Any]]) -> None:
     """-n N shows the last N, then each new one; a line starts with the time and the container's name."""
-    lines = shown(told, "-n", "2")
+    lines = shown(received, "-n", "2")
     assert [text.split()[1:4] for text in lines] == [
         ["api", "10.2.0.2", "2/tcp"], ["web", "10.1.0.2", "3/tcp"], ["api", "10.2.0.2", "4/tcp"]
     ]  # fmt: skip
-    assert lines[0].split()[0] == time.strftime("%H:%M:%S", time.localtime(told[1]["time"]))
-    assert len(shown(told, "-n", "0")) == 1
+    assert lines[0].split()[0] == time.strftime("%H:%M:%S", time.localtime(received[1]["time"]))
+    assert len(shown(received, "-n", "0")) == 1
 
 
 @pytest.mark.parametrize("who", ["web", "10.1.0.2"])
-def test_the_command_shows_one_container(told: list[dict[str, Any]], who: str) -> None:
+def test_the_command_shows_one_container(received: list[dict[str, Any]], who: str) -> None:
     """With a name or an address, only drops with it at either end are shown; -n counts these."""
-    assert [text.split()[3] for text in shown(told, who)] == ["1/tcp", "3/tcp"]
-    assert [text.split()[3] for text in shown(told, who, "-n", "1")] == ["3/tcp"]
+    assert [text.split()[3] for text in shown(received, who)] == ["1/tcp", "3/tcp"]
+    assert [text.split()[3] for text in shown(received, who, "-n", "1")] == ["3/tcp"]
 
 
-def test_the_command_prints_the_same_as_json(told: list[dict[str, Any]]) -> None:
+def test_the_command_prints_the_same_as_json(received: list[dict[str, Any]]) -> None:
     """--json prints each drop as docker-fw sent it, one JSON object a line."""
-    assert [json.loads(text) for text in shown(told, "--json")] == [each for each in told if "port" in each]
+    assert [json.loads(text) for text in shown(received, "--json")] == [each for each in received if "port" in each]
 
 
-def test_the_command_reports_lost_drops(told: list[dict[str, Any]]) -> None:
+def test_the_command_reports_lost_drops(received: list[dict[str, Any]]) -> None:
     """Drops that were lost between kernel and terminal are reported in a line of their own."""
-    told = [*told, {**told[0], "number": 10}, {"newest": 10, "lost": 1}]
-    assert shown(told)[-3] == "… 5 drops are not shown: there were too many"
-    assert shown(told)[-1] == "… some drops were lost: there were too many"
+    received = [*received, {**received[0], "number": 10}, {"newest": 10, "lost": 1}]
+    assert shown(received)[-3] == "… 5 drops are not shown: there were too many"
+    assert shown(received)[-1] == "… some drops were lost: there were too many"
 
 
 def test_the_command_reports_that_nothing_was_dropped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ def site() -> Site:
     return Site(ours(2, WEB), guest(FRONT, 2, APP, *published(8080, 28080), *published(9000, 29000)))
 
 
-def lines(told: list[dict[str, Any]]) -> list[str]:
-    return [f"{line['sign']} {line['text']}  {line['who']}".rstrip() for line in told]
+def lines(changes: list[dict[str, Any]]) -> list[str]:
+    return [f"{line['sign']} {line['text']}  {line['who']}".rstrip() for line in changes]
 
 
 # --- the kernel's table has changed -----------------------------------------------------------------------------------
@@ -95,14 +95,14 @@ def test_packets_and_time_make_no_difference(site: Site) -> None:
     """Quarantined flows of cut UDP, bans with a duration, and bans that are about to end are no difference."""
     bans = {ip_network("203.0.113.7"): 1060.0}
     lasting, timed = ban_elements(bans, 1000)
-    held = Element("quarantine4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
+    quarantined = Element("quarantine4", (IPv4Address("10.1.0.2"), 53, IPv4Address("203.0.113.7"), 53))
     leaving = Element("banned4", (IPv4Address("203.0.113.9"),))
-    there = {*site.state.should()[1], *timed, held, leaving}
+    there = {*site.state.should()[1], *timed, quarantined, leaving}
     wanted = {*site.state.should()[1], *lasting}
-    told = drift.drift(wanted, list(timed), standing(there | lasting, leaving=frozenset({leaving})), TEXT, PUT, {})
-    assert told == []
-    told = drift.drift(wanted, list(timed), standing((there | lasting) - timed.keys()), TEXT, PUT, {})
-    assert lines(told) == ["+ banned4 203.0.113.7", "- banned4 203.0.113.9"]
+    changes = drift.drift(wanted, list(timed), standing(there | lasting, leaving=frozenset({leaving})), TEXT, PUT, {})
+    assert changes == []
+    changes = drift.drift(wanted, list(timed), standing((there | lasting) - timed.keys()), TEXT, PUT, {})
+    assert lines(changes) == ["+ banned4 203.0.113.7", "- banned4 203.0.113.9"]
 
 
 def test_a_missing_rule_is_shown_as_text_and_another_by_its_place(site: Site) -> None:
@@ -168,12 +168,12 @@ def test_the_same_settings_change_nothing(site: Site) -> None:
 def test_a_plan_shows_policy_and_elements(site: Site) -> None:
     """The policy is listed by container, with the origin; the same change is listed as elements of the table."""
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
-    told = plan.policies(before, after)
-    assert lines(told)[:5] == [
+    changes = plan.policies(before, after)
+    assert lines(changes)[:5] == [
         "- accepts 22/tcp  app on front", "- egress: everything  app on front",
         "+ accepts 9100/tcp  app on front", "+ egress: 443/tcp  app on front", "- accepts 22/tcp  web on net",
     ]  # fmt: skip
-    assert {line["origin"] for line in told if "9100" in line["text"]} == {"setting fw.allow"}
+    assert {line["origin"] for line in changes if "9100" in line["text"]} == {"setting fw.allow"}
     change = drift.elements(plan.difference(before, after), drift.names(before))
     assert "+ allow4 10.1.0.2 . tcp . 9100  web" in lines(change)
     assert "- allow6 2001:db8:a::2 . tcp . 22  app" in lines(change)
@@ -216,9 +216,9 @@ def test_ports_of_dockerd_change_elements_only(site: Site) -> None:
 
 def test_another_mark_changes_rules() -> None:
     """Each rule with the mark is listed, before and after."""
-    told = lines(plan.rules_apart(0x08000000, 0x04000000))
-    assert "- meta mark set meta mark | 0x08000000 accept" in told
-    assert "+ meta mark set meta mark | 0x04000000 accept" in told
+    changes = lines(plan.rules_apart(0x08000000, 0x04000000))
+    assert "- meta mark set meta mark | 0x08000000 accept" in changes
+    assert "+ meta mark set meta mark | 0x04000000 accept" in changes
     assert plan.rules_apart(0x08000000, 0x08000000) == []
 
 

@@ -148,11 +148,13 @@ def test_extends_inherits_the_other_services_keys() -> None:
 
 def test_extends_with_a_missing_service_or_a_circle_is_a_mistake() -> None:
     """Each is reported at its line, and the rest is read."""
-    told = checked("services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n")
-    assert told.status == 1
-    assert 'compose.yml:4: c: extends "nobody", which is not a service in compose.yml' in told.mistakes
-    assert any(line.startswith("compose.yml:2: a: extends") for line in told.mistakes)
-    assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in told.mistakes)
+    result = checked(
+        "services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n"
+    )
+    assert result.status == 1
+    assert 'compose.yml:4: c: extends "nobody", which is not a service in compose.yml' in result.mistakes
+    assert any(line.startswith("compose.yml:2: a: extends") for line in result.mistakes)
+    assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in result.mistakes)
 
 
 def test_include_is_followed_with_its_own_dotenv() -> None:
@@ -197,7 +199,7 @@ def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
 def test_a_missing_variable_is_reported() -> None:
     """Not set: a warning and the empty text. Required: a mistake with the file's own words. Reported only where it
     matters."""
-    told = checked(
+    result = checked(
         """\
         services:
           web:
@@ -207,8 +209,8 @@ def test_a_missing_variable_is_reported() -> None:
               fw.deny: "${PORT:?which port}"
         """
     )
-    assert told.mistakes == ["compose.yml:6: needs the variable PORT, which is not set: which port"]
-    assert told.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
+    assert result.mistakes == ["compose.yml:6: needs the variable PORT, which is not set: which port"]
+    assert result.warnings == ["compose.yml:5: variable UNSET is not set; it is empty here"]
 
 
 def test_the_environment_overrides_dotenv() -> None:
@@ -232,11 +234,11 @@ def test_the_environment_overrides_dotenv() -> None:
         "PLAIN": "a value", "HASH": "a#b", "DOUBLE": "x\na value", "SINGLE": "$PLAIN", "EXPORTED": "1", "NEXT": "11",
         "OVER": "file", "COPY": "copied", "PRICE": "a$",
     }  # fmt: skip
-    told, _ = project(
+    stack, _ = project(
         {"x/compose.yml": "services: {web: {labels: {a: '$OVER $P'}}}", "x/.env": "OVER=file\nP=p"},
         environ={"OVER": "env"},
     )
-    assert labels(told.services["web"]) == {"a": "env p"}
+    assert labels(stack.services["web"]) == {"a": "env p"}
 
 
 @pytest.mark.parametrize(
@@ -273,17 +275,17 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
 @pytest.mark.parametrize(("text", "message"), UNREADABLE.values(), ids=UNREADABLE)
 def test_text_that_is_not_yaml_is_reported_with_its_line(text: str | bytes, message: str) -> None:
     """The exit status is 2, and the line is the one at fault."""
-    told = checked({"compose.yml": text})
-    assert told.status == 2
-    assert f"\n{message}" in told.text
-    assert told.data["services"] == []
+    result = checked({"compose.yml": text})
+    assert result.status == 2
+    assert f"\n{message}" in result.text
+    assert result.data["services"] == []
 
 
 def test_a_missing_file_is_reported_where_it_is_named() -> None:
     """For the command line by the file's name; for `extends` and `include` by the line that names it."""
     assert checked({}, "none.yml").text == "mistakes:\nnone.yml: cannot be read: No such file or directory\n"
-    told = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")
-    assert (told.status, "compose.yml:3: gone.yml cannot be read" in told.text) == (2, True)
+    result = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")
+    assert (result.status, "compose.yml:3: gone.yml cannot be read" in result.text) == (2, True)
     assert checked("include:\n  - gone.yml\n").status == 2
 
 
@@ -314,9 +316,9 @@ BOMBS = {
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_aliases_of_aliases_cost_little(text: str) -> None:
     """A few lines that expand to a billion values end with a message, soon."""
-    began = time.process_time()
+    start = time.process_time()
     assert run(["compose.yml"], {}, True, io.StringIO(), fetch=fetching({"compose.yml": text})) != 0
-    assert time.process_time() - began < 20
+    assert time.process_time() - start < 20
 
 
 def test_files_that_include_one_another_without_end_are_stopped() -> None:
@@ -324,9 +326,9 @@ def test_files_that_include_one_another_without_end_are_stopped() -> None:
     chain = {f"{i}.yml": f"include: [{i + 1}.yml]" for i in range(MAX_FILES + 9)}
     twice = {f"{i}.yml": f"include: [{i + 1}.yml, {i + 1}.yml]" for i in range(40)} | {"40.yml": "services: {}"}
     for files in (chain, twice):
-        told = checked(files, "0.yml")
-        assert told.status == 2
-        assert f"there are more than {MAX_FILES}" in told.text
+        result = checked(files, "0.yml")
+        assert result.status == 2
+        assert f"there are more than {MAX_FILES}" in result.text
 
 
 #: Text that resembles a compose file, to be broken in every way.
@@ -434,13 +436,13 @@ _VALUES: st.SearchStrategy[object] = st.recursive(
 
 
 def _no_traceback(text: str) -> None:
-    told = checked({"compose.yml": text.encode("utf-8", "surrogatepass")})
-    assert told.status in (0, 1, 2)
-    assert (told.status == 0) == (not told.mistakes)
+    result = checked({"compose.yml": text.encode("utf-8", "surrogatepass")})
+    assert result.status in (0, 1, 2)
+    assert (result.status == 0) == (not result.mistakes)
     lines = text.count("\n") + text.count("\r") + text.count("\x85") + text.count("\u2028") + text.count("\u2029") + 1
-    for note in (*told.data["mistakes"], *told.data["warnings"]):
+    for note in (*result.data["mistakes"], *result.data["warnings"]):
         assert 0 <= note["line"] <= lines
-    assert all(c.isprintable() or c == "\n" for c in told.text)
+    assert all(c.isprintable() or c == "\n" for c in result.text)
 
 
 @given(st.text() | st.lists(_WORDS, max_size=40).map("".join))

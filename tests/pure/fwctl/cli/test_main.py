@@ -91,8 +91,8 @@ class Fake:
     def _answer(self, request: BaseHTTPRequestHandler, body: bytes | None) -> None:
         self.asked.append((request.path, None if body is None else json.loads(body)))
         answer = self.answers.get(request.path, (404, {"Err": "no such call"}))
-        status, told = answer if isinstance(answer, tuple) else (200, answer)
-        data = told if isinstance(told, bytes) else json.dumps(told).encode()
+        status, content = answer if isinstance(answer, tuple) else (200, answer)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         request.send_response(status)
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
@@ -116,8 +116,8 @@ def run(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Run:
             status = main([*arguments, "--socket", str(fake.path)])
         except SystemExit as error:
             status = int(error.code or 0)
-        told = capsys.readouterr()
-        return status, told.out, told.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return go
 
@@ -456,8 +456,8 @@ BOUNCER = ROOT / "examples/crowdsec/docker-fw-bouncer"
 
 def decide(action: str, value: str, duration: str = "3h59m58.5s", **more: Any) -> str:
     """Return a line as crowdsec-custom-bouncer writes it."""
-    told = {"duration": duration, "id": 1, "origin": "CAPI", "scenario": "x", "scope": "Ip", "type": "ban"}
-    return json.dumps({**told, "value": value, "action": action, **more}) + "\n"
+    decision = {"duration": duration, "id": 1, "origin": "CAPI", "scenario": "x", "scope": "Ip", "type": "ban"}
+    return json.dumps({**decision, "value": value, "action": action, **more}) + "\n"
 
 
 def bounce(fake: Fake, *lines: str) -> subprocess.CompletedProcess[str]:
