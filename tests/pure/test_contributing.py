@@ -249,6 +249,6 @@ def test_contributing_has_twelve_recipes_with_files() -> None:
     ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_missing_names_are_detected(check: object, text: object) -> None:
-    """These checks can fail."""
+    """The checks of this file detect a name, a path or a command that does not exist."""
     assert callable(check)
     assert check(text)

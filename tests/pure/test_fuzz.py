@@ -170,7 +170,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, right: Body) -> Any:
+def damaged(draw: st.DrawFn, right: Body) -> Any:
     """Draw a valid body that is changed at one to three places: a value is replaced, removed or added."""
     root: Any = {"": copy.deepcopy(right)}
     for _ in range(draw(st.integers(1, 3))):
@@ -191,14 +191,14 @@ def spoilt(draw: st.DrawFn, right: Body) -> Any:
 @given(st.data())
 @some(60)
 def test_a_damaged_request_is_answered_and_opens_nothing(data: st.DataObject) -> None:
-    """At any time of a container's life, by any route: the answer is a reply or an error in words, never a traceback;
-    and afterwards the table equals the facts."""
+    """Any damaged request gets a reply or an error in words at any time of a container's life, never a traceback; and
+    afterwards the table equals the facts."""
     path = data.draw(st.sampled_from(sorted(POSTS)))
     life = ["CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"]
     with running() as plugin:
         plugin.drive(*life[: data.draw(st.integers(0, 4))])
         before = plugin.state.state
-        answer = plugin.post(path, data.draw(spoilt(POSTS[path])))
+        answer = plugin.post(path, data.draw(damaged(POSTS[path])))
         if "Err" in answer and "Delete" not in path and "Create" not in path:
             assert dataclasses.replace(plugin.state.state, switched=before.switched) == before
         plugin.books()
@@ -254,8 +254,8 @@ def test_odd_paths_and_methods_are_refused_with_json(text: str, method: str) -> 
 )
 @some(30)
 def test_any_drop_is_a_json_line(packets: list[bytes], since: str, follow: str) -> None:
-    """For any packet bytes, any container name and any query: each line is a drop or a progress line, and no follower's
-    place is lost."""
+    """Each line is a drop or a progress line, and no follower's place is lost, for any packet bytes, container name and
+    query."""
     name = HOSTILE_TEXTS[len(since) % len(HOSTILE_TEXTS)]
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join")
@@ -295,13 +295,13 @@ def test_the_parsers_accept_any_bytes(name: str, data: bytes) -> None:
 @given(st.data())
 @some(30)
 def test_no_text_from_outside_is_in_the_table(data: st.DataObject) -> None:
-    """For any input from Docker or `fwctl`: elements are numbers, addresses and checked names of links."""
+    """Elements are numbers, addresses and checked names of links, for any input from Docker or `fwctl`."""
     with running() as plugin:
         plugin.drive("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity")
         for call in ("CreateNetwork", "CreateEndpoint", "Join", "ProgramExternalConnectivity"):
-            plugin.post(f"/NetworkDriver.{call}", data.draw(spoilt(DRIVER[call])))
+            plugin.post(f"/NetworkDriver.{call}", data.draw(damaged(DRIVER[call])))
         for path in ("/allow", "/ban"):
-            plugin.post(path, data.draw(spoilt(POSTS[path])))
+            plugin.post(path, data.draw(damaged(POSTS[path])))
         table: set[Element] = plugin.kernel.table or set()
         for element in (*table, *plugin.kernel.timed):
             assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element

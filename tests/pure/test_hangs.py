@@ -43,7 +43,8 @@ def pytest_in(directory: Path, *arguments: str, ignore: tuple[signal.Signals, ..
 
 
 def test_a_hanging_test_fails_by_its_name(tmp_path: Path) -> None:
-    """This also holds at the end of a `with`, and in a fixture; the tests after it are run."""
+    """A test that hangs fails with its name, also at the end of a `with` and in a fixture; the tests after it are
+    run."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text().replace("AGAIN = 60", "AGAIN = 2"))
     (tmp_path / "test_hanging.py").write_text(HANGS)
     output = pytest_in(tmp_path, "-o", "timeout=2", "--confcutdir", str(tmp_path), str(tmp_path))

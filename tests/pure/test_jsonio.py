@@ -80,7 +80,8 @@ def test_an_address_is_named_by_its_key() -> None:
 
 
 def test_missing_null_and_empty_values_are_equal() -> None:
-    """`stated` and lists or objects with a default treat them alike; a list elsewhere is required."""
+    """`stated`, and lists or objects with a default, treat missing, null and empty values alike; a list elsewhere is
+    required."""
     for raw in ({}, {"a": None}):
         assert jsonio.stated({**raw, "b": ""}, "a", jsonio.address) is None
         assert jsonio.items(raw, "a", default=[]) == []
@@ -98,7 +99,7 @@ def test_unknown_fields_are_an_error() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"nan"])
 def test_bytes_that_are_no_json_are_one_error(data: bytes) -> None:
-    """There is never another exception, however deep or long the bytes."""
+    """Bytes that are no JSON raise one kind of error, however deep or long they are."""
     with pytest.raises(JsonError, match=r"^the request is not JSON"):
         jsonio.document(data)
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def _name(path: Path) -> str:
-    """`plugin/policy/peers.py` → `policy.peers`, `plugin/policy/__init__.py` → `policy`."""
+    """Return a file's dotted name: `plugin/policy/peers.py` → `policy.peers`, `plugin/policy/__init__.py` →
+    `policy`."""
     parts = path.relative_to(ROOT / "plugin").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -132,7 +133,8 @@ USED_LATER: dict[str, set[str]] = {}
 
 
 def package(module: str) -> str:
-    """`policy.peers` → `policy`, `fwctl.api.status` → `fwctl.api`, `fwctl.drop_record` → `fwctl`."""
+    """Return a module's package: `policy.peers` → `policy`, `fwctl.api.status` → `fwctl.api`, `fwctl.drop_record` →
+    `fwctl`."""
     parts = module.split(".")
     nested = parts[0] == "fwctl" and f"fwctl.{parts[1] if parts[1:] else ''}" in LAYERS
     return ".".join(parts[:2]) if nested else parts[0]
@@ -196,7 +198,8 @@ def test_packages_import_only_what_their_layer_allows() -> None:
 
 
 def test_no_module_is_imported_in_a_circle() -> None:
-    """Also within a package, and for imports inside functions: a module can be read knowing only its imports."""
+    """Modules are not imported in a circle, also within a package and inside functions: a module can be read knowing
+    only its imports."""
     graph = {name: {each.removeprefix("plugin.") for each in imports(name)} & MODULES.keys() for name in MODULES}
     while leaves := {name for name, needed in graph.items() if not needed}:
         graph = {name: needed - leaves for name, needed in graph.items() if name not in leaves}

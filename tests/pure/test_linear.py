@@ -102,7 +102,7 @@ def _backtracks(text: str, *, anywhere: bool) -> str:
     try:
         ways = _ways(_parser.parse(text, re.VERBOSE if "\n" in text else 0))
     except _Nested:
-        return "a repeat stands within another"
+        return "a repeat is within another"
     for way in ways:
         for at, (chars, again) in enumerate(way):
             if not again:
@@ -164,7 +164,7 @@ def steps(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("read", [parse_allow, parse_deny, parse_egress, parse_rate, taken_back])
 def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object]) -> None:
-    """For every reader of a value, with any repeated text."""
+    """Every reader of a value takes at most about twice the work for any repeated text of twice the length."""
     for before in _BEFORE:
         for unit in _UNITS:
             half, whole = (before + (unit * length)[:length] for length in (MAX_LENGTH // 4, MAX_LENGTH // 2))
@@ -173,7 +173,7 @@ def test_a_value_twice_as_long_takes_twice_the_work(read: Callable[[str], object
 
 @pytest.mark.parametrize("key", KEYS)
 def test_four_kilobytes_of_labels_take_bounded_work(key: str) -> None:
-    """At most 16 calls a character for any text, which takes some milliseconds."""
+    """Reading any text takes at most 16 calls a character, which takes some milliseconds."""
     for before in _BEFORE:
         for unit in _UNITS:
             value = (before + unit * MAX_LENGTH)[:MAX_LENGTH]

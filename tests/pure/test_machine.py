@@ -178,7 +178,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(network=st.sampled_from([NET, INTERNAL, WITH_OPTIONS, NOWHERE]), seldom=st.integers(0, 3))
     def delete_network(self, network: str, seldom: int) -> None:
-        """Also with containers on the network, and twice."""
+        """Delete a network, also with containers on it, and twice."""
         if seldom:
             return
         self.call("DeleteNetwork", {"NetworkID": network}, well=True)
@@ -205,7 +205,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which, labels=st.sampled_from(LABELS), astray=st.integers(0, 9))
     def join(self, drawn: int, labels: dict[str, str] | None, astray: int) -> None:
-        """With any labels, known or not; sometimes on a network that the endpoint is not on."""
+        """Join with any labels, known or not; sometimes on a network that the endpoint is not on."""
         self._join(self.endpoint(drawn), labels, astray)
 
     def _join(self, endpoint: str, labels: dict[str, str] | None, astray: int) -> None:
@@ -226,7 +226,7 @@ class Calls(RuleBasedStateMachine):
         network=st.sampled_from([NET, NET, WITH_OPTIONS, INTERNAL]),
         number=st.sampled_from(HOSTS),
     )
-    def begin(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
+    def start_container(self, drawn: int, labels: dict[str, str], network: str, number: int) -> None:
         """Make the calls of a container's usual start."""
         endpoint = ENDPOINTS[drawn % len(ENDPOINTS)]
         self.create_endpoint(endpoint, network, number)
@@ -234,7 +234,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which, network=st.sampled_from([NET, NOWHERE]))
     def leave(self, drawn: int, network: str) -> None:
-        """Also for an endpoint that has never joined, or has left already."""
+        """Leave, also for an endpoint that has never joined, or has left already."""
         endpoint = self.endpoint(drawn)
         self.call("Leave", {"NetworkID": network, "EndpointID": endpoint}, well=True)
         if place := self.docker.places.get(endpoint):
@@ -242,14 +242,14 @@ class Calls(RuleBasedStateMachine):
 
     @rule(drawn=which)
     def delete_endpoint(self, drawn: int) -> None:
-        """Also without a Leave, and twice."""
+        """Delete an endpoint, also without a Leave, and twice."""
         endpoint = self.endpoint(drawn)
         self.call("DeleteEndpoint", {"NetworkID": NET, "EndpointID": endpoint}, well=True)
         self.docker.places.pop(endpoint, None)
 
     @rule(drawn=which)
     def publish(self, drawn: int) -> None:
-        """`-p 18080:8080`, which alone opens nothing."""
+        """Publish with `-p 18080:8080`, which alone opens nothing."""
         endpoint = self.endpoint(drawn)
         place = self.docker.places.get(endpoint)
         network = place.network if place else NET
@@ -275,8 +275,9 @@ class Calls(RuleBasedStateMachine):
     # --- invariants -----------------------------------------------------------------------------------------------
 
     @invariant()
-    def the_sets_open_what_labels_say_and_no_more(self) -> None:
-        """This holds at each possible address, from outside and from other containers."""
+    def the_sets_open_exactly_the_labels_ports(self) -> None:
+        """The sets open exactly the ports of the labels, at each possible address, from outside and from other
+        containers."""
         assert self.kernel.table is not None
         table = Table(self.kernel.table)
         addresses = [a for net in (NET, INTERNAL, WITH_OPTIONS) for n in HOSTS for a in Place(net, n).addresses]
@@ -292,7 +293,7 @@ class Calls(RuleBasedStateMachine):
                     assert found == self.docker.accepts(naive.Flow(proto, port, peer), at), (at, proto, port, peer)
 
     @invariant()
-    def host_ports_lead_to_who_publishes_them(self) -> None:
+    def host_ports_lead_to_their_publishers(self) -> None:
         """No host port leads to a container that has left."""
         assert self.kernel.table is not None
         led = {(int(str(e.key[1])), e.data[0]) for e in self.kernel.table if e.set.endswith("_any") and e.data}
@@ -304,7 +305,7 @@ class Calls(RuleBasedStateMachine):
         }
 
     @invariant()
-    def nothing_is_kept_of_who_is_gone(self) -> None:
+    def nothing_remains_of_departed_endpoints(self) -> None:
         """State and table contain the same endpoints as dockerd."""
         assert set(self.state.endpoints) == set(self.docker.places)
         assert set(self.state.networks) == self.docker.networks

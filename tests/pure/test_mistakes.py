@@ -234,8 +234,8 @@ worlds = st.builds(
 def test_one_more_wrong_label_accepts_and_permits_nothing_more(
     world: World, pairs: dict[str, str], label: tuple[str, str]
 ) -> None:
-    """With any other labels on a container and around it: with one more wrong label it accepts no flow, serves no
-    published port and may open no connection that it would not without that label."""
+    """A container with one more wrong label accepts no flow, serves no published port and may open no connection that
+    it would not without that label, whatever its other labels are and those around it."""
     key, value = label
     if key in pairs:
         return
@@ -264,7 +264,7 @@ def test_a_second_mistake_opens_nothing_either(
 def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
     world: World, options: dict[str, str], label: tuple[str, str], pairs: dict[str, str]
 ) -> None:
-    """The same holds for the options of a Docker network, and for an attachment's."""
+    """A wrong option of a Docker network, or of an attachment, opens nothing either."""
     key, value = label
     right, wrong = (parser.parse(p, "network option ") for p in (options, {**options, key: value}))
     if key in options or not wrong.problems or isinstance(world.network, Network):
@@ -287,8 +287,8 @@ def test_a_wrong_option_of_a_network_or_an_attachment_opens_nothing(
 @given(worlds, _pairs(), _pairs(), st.lists(suspicious, max_size=1).map(dict))
 @examples(250)
 def test_an_image_opens_nothing(world: World, mine: dict[str, str], image: dict[str, str], odd: dict[str, str]) -> None:
-    """For any labels of an image, right or wrong: its container accepts and may open nothing that it would not if the
-    image had none."""
+    """A container accepts and may open nothing that it would not if its image had no labels, for any labels of the
+    image."""
     image_labels = {**image, **odd}
     merged = {**image_labels, **mine}
     alone = {key: value for key, value in mine.items() if image_labels.get(key) != value}
@@ -343,7 +343,7 @@ def test_valid_labels_accept_and_permit_exactly_what_they_say(
     published = {(port.proto, port.container_port) for port in PORTS} if by_p else set()
     names = {**NAMES, "network:back": NAMES["network:shop_back"]}
     assert accepted(decided) == {f for f in FLOWS if naive.accepts(reading, f, names, published)}
-    assert permitted(decided) == {f for f in FLOWS if naive.begins(reading, f, names, HOST)}
+    assert permitted(decided) == {f for f in FLOWS if naive.may_open(reading, f, names, HOST)}
 
 
 @given(near_text)
@@ -381,7 +381,7 @@ def test_the_examples_are_partly_valid_and_partly_wrong() -> None:
 
 @pytest.mark.parametrize("network", [FRONT, OURS])
 def test_a_container_without_labels_has_the_base(network: BridgeNetwork | Network) -> None:
-    """Without any label: the flows of this file to 22, 80 and 443 are accepted from all, and all connections are
+    """Without any label, the flows of this file to 22, 80 and 443 are accepted from all, and all connections are
     permitted."""
     decided, _ = World(network).decide(container({}))
     assert {(flow.proto, flow.port) for flow in accepted(decided)} == {("tcp", 22), ("tcp", 80), ("tcp", 443)}

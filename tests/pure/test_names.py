@@ -134,8 +134,8 @@ def skeletons(text: str) -> tuple[str, list[str]]:
 @given(st.data())
 @some(60)
 def test_names_from_outside_are_in_no_command(data: st.DataObject) -> None:
-    """For any names of networks, bridges, links, containers, projects, services and networks in labels: the table
-    contains only numbers, addresses and checked names of links, and the text around them is always the same."""
+    """The table contains only numbers, addresses and checked names of links, and the text around them is always the
+    same, for any names of networks, bridges, links, containers, projects, services and networks in labels."""
     host = Host(data.draw)
     assert host.kernel.table is not None
     assert any(element.set == "ingress_drops4" for element in host.kernel.table)
@@ -149,8 +149,8 @@ def test_names_from_outside_are_in_no_command(data: st.DataObject) -> None:
 @given(st.lists(names, max_size=6), st.lists(names, max_size=6))
 @some(60)
 def test_the_boot_table_contains_checked_names_only(dockers: list[str], others: list[str]) -> None:
-    """For any names of Docker's bridges and of the host's other ones: a bridge with an odd name is closed, and its name
-    is nowhere in the file."""
+    """A bridge with an odd name is closed, and its name is nowhere in the file, whether it is Docker's or another of
+    the host's."""
 
     class Api:
         def bridges(self) -> tuple[frozenset[str], bool]:

@@ -27,7 +27,7 @@ def test_any_error_is_logged_and_the_start_continues(
     """An unexpected error is in the log with its traceback."""
 
     def fails(*_: object) -> object:
-        raise RuntimeError("nobody foresaw this")
+        raise RuntimeError("an unexpected error")
 
     monkeypatch.setattr(early_table, "Nft", fails)
     handler = logging.StreamHandler(sys.stderr)
@@ -38,11 +38,12 @@ def test_any_error_is_logged_and_the_start_continues(
         early_table.log.removeHandler(handler)
     output = capfd.readouterr().err
     assert "could not close the bridges" in output
-    assert "RuntimeError: nobody foresaw this" in output
+    assert "RuntimeError: an unexpected error" in output
 
 
 def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise Docker would disable the plugin, and all ports would be open at the next boot."""
+    """The start waits for the kernel for a bounded time; otherwise Docker would disable the plugin, and all ports would
+    be open at the next boot."""
 
     def hangs(*_: object) -> object:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # this is a child, and the handler belongs to the test's time-out

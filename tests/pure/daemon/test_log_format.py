@@ -34,7 +34,7 @@ def written(message: str, *arguments: object, error: BaseException | None = None
 @example(ODD)
 @examples(100)
 def test_a_record_is_one_line(text: str) -> None:
-    """For any content: no second line, no escape sequence, no character that a stream cannot write."""
+    """A record with any content has no second line, no escape sequence, and no character that a stream cannot write."""
     line = written("container %s stays closed", text)
     assert line.isprintable()
     line.encode()

@@ -38,7 +38,7 @@ class World:
     incomplete = unfinished = False
 
     def hurry(self) -> None:
-        """No work is waiting."""
+        """Return False: no work is waiting."""
 
     def sync(self, *_: object) -> None:
         self.synced += 1

@@ -46,7 +46,7 @@ def test_a_list_is_read_in_pieces_of_any_size(entries: list[Any], cuts: list[int
 @given(st.lists(json_values, max_size=4), st.integers(1, 40))
 @examples(100)
 def test_small_pieces_and_small_bounds(entries: list[Any], size: int) -> None:
-    """With bounds of a few bytes: objects within them are read, larger ones are cut, and no other is affected."""
+    """Objects within bounds of a few bytes are read, larger ones are cut, and no other is affected."""
     data = json.dumps([{"Id": f"{n}", "Of": each} for n, each in enumerate(entries)]).encode()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LARGEST", 60), ("SMALL", 20), ("_PIECE", size), ("AT_ONCE", 1)):
@@ -71,7 +71,7 @@ LARGE = {
 @pytest.mark.parametrize("labels", LARGE.values(), ids=LARGE)
 @pytest.mark.parametrize("size", [1 << 16, 4099])
 def test_only_an_entry_that_is_too_large_is_cut(labels: dict[str, str], size: int) -> None:
-    """Its ID and its name are known; the entries before and after it are read."""
+    """The ID and the name of a large entry are known; the entries before and after it are read."""
     data = json.dumps([container(), container(**labels), container(a="b")]).encode()
     assert list(elements(pieces(data, size))) == [container(), Cut(ID, "web"), container(a="b")]
 
@@ -150,7 +150,7 @@ def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
 )
 @pytest.mark.parametrize("at_once", [1, bounded_json.AT_ONCE])
 def test_an_answer_must_be_a_list(monkeypatch: pytest.MonkeyPatch, nonsense: bytes, at_once: int) -> None:
-    """Docker counts as silent in that case."""
+    """An answer that is no list is an error: Docker counts as silent."""
     monkeypatch.setattr(bounded_json, "AT_ONCE", at_once)
     with pytest.raises(ValueError):  # noqa: PT011 (whatever it says)
         list(elements(pieces(nonsense)))
@@ -171,8 +171,8 @@ def test_an_answer_about_one_object_is_bounded() -> None:
 @given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.integers(0, 80))
 @examples(200)
 def test_complete_members_of_a_cut_object_are_read(document: dict[str, Any], end: int) -> None:
-    """From an object cut at any point, its complete members are read, in order; of a nested object that is cut, its
-    complete members."""
+    """The complete members of an object cut at any point are read, in order, and so are those of a nested object that
+    is cut."""
     found = members(json.dumps(document, separators=(",", ":"))[:end])
     for key, value in list(found.items())[:-1]:
         assert value == document[key]

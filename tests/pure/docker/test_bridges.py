@@ -98,7 +98,7 @@ def test_a_new_network_protects_bridges_until_the_next_list() -> None:
 
 
 def test_a_bridge_recreated_under_its_name_is_protected() -> None:
-    """A foreign bridge is removed and Docker creates one with the same name: it is protected from its first packet."""
+    """An exempt bridge is removed, and Docker creates one with the same name: it is protected from its first packet."""
     host = Host()
     host.have("net0")
     host.now += SETTLE

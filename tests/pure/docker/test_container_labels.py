@@ -99,7 +99,7 @@ def test_a_network_specific_label_applies_there_only() -> None:
 
 
 def test_a_network_specific_label_overrides_the_general_one() -> None:
-    """Of policy, egress and rate, the value for this network overrides the container's general one."""
+    """The value of policy, egress or rate for this network overrides the container's general one."""
     raw = listed("front", fw__policy="closed", fw__egress="443", fw__rate="22 1/day",
                  fw__network__front__policy="open", fw__network__front__egress="all",
                  fw__network__front__rate="22 2/day", fw__network__front__log="drop")  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_network_is_named_as_compose_or_docker_names_it(name: str) -> None:
 
 
 def test_a_network_with_another_name_in_the_compose_file() -> None:
-    """With `name:` in the compose file, the network's labels contain the name that the file uses."""
+    """A network with `name:` in the compose file has labels that contain the name that the file uses."""
     raw = compose("edge", fw__network__front__allow="8080", fw__network__edge__deny="22")
     assert container(raw, "edge", key="shop/front").spec == PolicySpec(allow=(MORE,), deny=(SSH,))
     assert container(raw, "edge").spec == PolicySpec(deny=(SSH,))
@@ -188,8 +188,8 @@ def test_a_label_that_closes_for_an_unknown_network_is_a_mistake(key: str, value
 
 
 def test_a_label_that_closes_for_a_renamed_network_is_a_mistake() -> None:
-    """The same where the name may mean a network with its own name (`name:`, `external:`): closed until the label is
-    fixed."""
+    """The name may also mean a network with its own name (`name:`, `external:`): the container is closed until the
+    label is fixed."""
     raw = compose("shop_back", "edge", fw__network__front__deny="22")
     (problem,) = container(raw, "shop_back").problems
     assert problem.closes
@@ -257,7 +257,7 @@ def test_a_mistake_of_an_image_that_opens_is_ignored() -> None:
 
 
 def test_a_trusted_image_is_like_a_user() -> None:
-    """With FW_IMAGE_LABELS=trust the image is not inspected, and all labels apply."""
+    """An image is not inspected with FW_IMAGE_LABELS=trust, and all labels apply."""
     made = container(listed(fw__allow="8080"), image=None)
     assert (made.spec, made.notices) == (PolicySpec(allow=(MORE,)), ())
 
@@ -301,8 +301,8 @@ def test_the_notice_about_ten_thousand_image_labels_is_short() -> None:
 def test_while_an_images_labels_are_unknown_no_label_opens(
     labels: dict[str, str], closes: bool, restricts_egress: bool
 ) -> None:
-    """In that case no label opens anything, which is reported as a mistake, and everything that the user may have meant
-    to close is closed."""
+    """No label opens anything, which is reported as a mistake, and everything that the user may have meant to close is
+    closed."""
     raw = listed(**{key.replace(".", "__"): value for key, value in labels.items()})
     made = container(raw, unknown="it is gone; pull it again")
     (problem,) = made.problems

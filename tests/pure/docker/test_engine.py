@@ -22,7 +22,7 @@ def test_engines_that_die_of_network_plugins_are_refused(version: str) -> None:
     "version", ["20.10.0", "20.10.24+dfsg1", "26.1.5", "28.5.2", "29.0.3", "29.1.0", "30.0.0", "", "dev"]
 )
 def test_other_engines_get_no_message(version: str) -> None:
-    """For supported and unknown versions there is no message."""
+    """Supported and unknown versions cause no message."""
     assert refusal(Engine(version)) == unfit(Engine(version)) == ""
 
 

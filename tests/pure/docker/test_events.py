@@ -97,7 +97,7 @@ def test_a_long_line_without_a_name_is_reported_as_incomplete(beginning: bytes) 
 
 
 def test_a_line_without_an_end_takes_no_memory() -> None:
-    """Of a gigabyte without a line end, no more is kept in memory than of a line that is read."""
+    """A gigabyte without a line end takes no more memory than a line that is read."""
     tracemalloc.start()
     assert list(objects(itertools.repeat(b"{" * (1 << 16), 1 << 14))) == [None]
     assert tracemalloc.get_traced_memory()[1] < 8 * LONGEST

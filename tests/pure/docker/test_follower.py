@@ -80,7 +80,7 @@ class World:
         self.listings += 1
         self.on_listing()
         if self.answer is None:
-            raise DockerUnavailable("nobody is there")
+            raise DockerUnavailable("connection refused")
         return self.answer
 
     def bridges(self) -> tuple[frozenset[str], bool]:
@@ -88,7 +88,7 @@ class World:
 
     def guest(self, network_id: str, container_id: str) -> tuple[BridgeNetwork, Endpoint, bool] | None:
         if self.place is None:
-            raise DockerUnavailable("nobody is there")
+            raise DockerUnavailable("connection refused")
         return (*self.place, self.sure)
 
     def created(self, container_id: str) -> None:
@@ -124,7 +124,7 @@ class World:
 
     @property
     def everybody(self) -> bool:
-        """All networks are known, and none restricts egress."""
+        """Return True if all networks are known, and none restricts egress."""
         return not self.state.egress_restricted
 
     @property

@@ -305,7 +305,7 @@ def test_an_image_that_docker_fails_to_show_blocks_no_hook(docker: Store) -> Non
 
 
 def test_with_graph_drivers_an_image_is_inspected_once(tmp_path: Path) -> None:
-    """In that store an image ID is the digest of one config: it is inspected once, without a platform, and /info is
+    """An image ID of graph drivers is the digest of one config: it is inspected once, without a platform, and /info is
     requested only where the API does not distinguish the stores."""
     docker = FakeDocker(tmp_path / "docker.sock")
     docker.images = {"sha256:loud": OPEN, "sha256:plain": {}}
@@ -337,7 +337,7 @@ def test_the_store_is_recognised_by_its_driver(info: dict[str, Any], there: bool
 
 @pytest.mark.parametrize("info", [{}, {"Driver": ""}, {"Driver": 5}, {"Driver": "overlay2", "DriverStatus": "x"}])
 def test_an_unreported_store_is_unknown(info: dict[str, Any]) -> None:
-    """In that case any label may be the image's."""
+    """Any label may be the image's if `docker info` does not name the storage driver."""
     with pytest.raises(UnknownLabels):
         in_containerd(info)
 
@@ -353,7 +353,7 @@ def test_another_images_answer_is_an_error() -> None:
 
 
 def test_only_labels_that_matter_are_kept() -> None:
-    """Of an image's megabytes of labels, only those that are compared are kept."""
+    """Only the labels that are compared are kept, of an image's megabytes of labels."""
     answer = {"Id": "x", "Config": {"Labels": {"FW.Allow": "1", "com.docker.compose.service": "a", "other": "b"}}}
     assert image_labels(variant({"ImageID": "x"}), answer) == {"FW.Allow": "1", "com.docker.compose.service": "a"}
 

@@ -49,7 +49,7 @@ MORE, SSH = Rule("tcp", 8080, 8080), Rule("tcp", 22, 22)
 
 
 def test_a_network_is_read_as_docker_lists_it() -> None:
-    """Its bridge by Docker's rule, subnets, gateway modes, and the ports that its options open."""
+    """A network has its bridge by Docker's rule, its subnets and gateway modes, and the ports that its options open."""
     found = parse.network(NETWORK)
     assert found
     assert (found.bridge, found.mode4, found.mode6, found.internal) == ("br-1a2b3c4d5e6f", "nat", "routed", False)
@@ -221,8 +221,7 @@ def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 @given(json_values)
 @examples(25)
 def test_any_json_is_read_or_refused_and_never_opens(new: Any) -> None:
-    """For any value at any place of Docker's answers: it is read, or is an error; an opening value was at the right
-    place."""
+    """Any value at any place of Docker's answers is read, or is an error; a value that opens was at the right place."""
     for path in _paths(NETWORK)[1:]:
         try:
             found = parse.network(_with(NETWORK, path, new))

@@ -78,7 +78,7 @@ def test_many_requested_ports_count_as_all() -> None:
 
 @pytest.mark.parametrize("text", ["x", "70000", "9-1", "-1", "1-2-3", "８０"])
 def test_a_value_that_is_no_port_is_refused(text: str) -> None:
-    """In that case the container's ports are unknown, and no port is taken for the host's own."""
+    """The container's ports are unknown then, and no port is taken for the host's own."""
     with pytest.raises(ValueError, match="HostPort"):
         asked(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
 
@@ -88,7 +88,8 @@ hosts = st.sampled_from([ANY4, ANY6, ONE, IPv4Address("192.0.2.2"), IPv6Address(
 
 @given(hosts, hosts, st.integers(1, 5), st.integers(1, 5))
 def test_a_listener_that_may_be_a_containers_proxy(asks: Address, listens: Address, wanted: int, port: int) -> None:
-    """True for the same port on the same address, or if one of the two is on all addresses of the family."""
+    """A listener may be the proxy of the same port on the same address, or if one of the two is on all addresses of the
+    family."""
     right = (
         wanted == port
         and asks.version == listens.version
@@ -182,7 +183,8 @@ def test_a_containers_port_is_never_the_hosts(host: Host, who: str) -> None:
 
 
 def test_a_listener_on_a_running_containers_port_is_docker_proxys(host: Host) -> None:
-    """It was listening before docker-fw started, on a port of a running container; Docker is not asked again for it."""
+    """A listener from before docker-fw's start on a port of a running container is docker-proxy's; Docker is not asked
+    again for it."""
     host.listens(tcp(8080))
     host.listens(tcp(22))
     listeners = host.listeners()
@@ -234,7 +236,7 @@ def test_a_restarted_program_keeps_its_port(host: Host) -> None:
 
 
 def test_thousands_of_sockets_do_not_fill_the_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TCP and low ports have priority."""
+    """The number of listeners in the table is bounded; TCP and low ports have priority."""
     monkeypatch.setattr("plugin.kernel.sock_diag.MOST", 3)
     for port in range(50000, 50010):
         host.listens(Published("udp", ANY4, port, port), root=False)
@@ -284,7 +286,9 @@ def test_a_port_of_dockerd_that_a_container_requests_is_closed(desk: Desk) -> No
     assert desk.of("dockerd_ports") == {2375, 2376, 2377, 4789}
     desk.host.listens(tcp(2377))
     desk.ports.created("c")
-    assert desk.of("dockerd_ports") == {2377}, "nobody knows what it asks for: what dockerd serves already goes on"
+    assert desk.of("dockerd_ports") == {2377}, (
+        "its requested ports are unknown: ports that dockerd already serves stay open"
+    )
     desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376), Asked("tcp", ANY4, 80, 80)))
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
     assert desk.disk.kept.asked.keys() == {"c"}
@@ -295,7 +299,8 @@ def test_a_port_of_dockerd_that_a_container_requests_is_closed(desk: Desk) -> No
 
 
 def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
-    """Except if it was created after the request to Docker, or if the list is incomplete."""
+    """A container's ports are removed when Docker no longer lists it, except if it was created after the request to
+    Docker, or if the list is incomplete."""
     desk.ports.asks("old", (Asked("tcp", ANY4, 2375, 2375),))
     desk.host.time += 1
     moment = desk.ports.now()
@@ -315,7 +320,7 @@ def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
 
 
 def test_listeners_are_reported_where_they_matter(desk: Desk) -> None:
-    """If docker-proxy is identified by its control group, the table needs no listeners."""
+    """The table needs no listeners if docker-proxy is identified by its control group."""
     desk.host.listens(tcp(22))
     assert desk.look(UNIDENTIFIED).listening == {22}
     assert desk.look(KNOWN) == (set(), set())
@@ -342,7 +347,8 @@ def test_listeners_are_listed_seldom_where_none_is_quarantined(desk: Desk, monke
 
 
 def test_a_kernel_without_quarantine_closes_new_listeners(host: Host) -> None:
-    """Without a kernel rule for new listeners, one is closed by its port, once it is seen, until its owner is known."""
+    """A new listener is closed by its port, once it is seen, until its owner is known, if the kernel has no rule for
+    new listeners."""
     desk = Desk(host, kinds=lambda: (False, False))
     desk.look(KNOWN)
     host.listens(tcp(8080))

@@ -26,8 +26,8 @@ _guests = st.builds(
 @given(st.lists(_guests | st.sampled_from("abcd"), max_size=12), _guests)
 @examples(300)
 def test_the_index_finds_what_a_search_of_all_finds(steps: list[TrackedEndpoint | str], asked: TrackedEndpoint) -> None:
-    """For any sequence of additions and removals. An address may have changed owners: the previous owner is removed
-    first."""
+    """The index equals a search of all endpoints after any additions and removals. An address may have changed owners:
+    the previous owner is removed first."""
     guests, plain = Guests(), dict[str, TrackedEndpoint]()
     for step in steps:
         if isinstance(step, str):
@@ -41,7 +41,7 @@ def test_the_index_finds_what_a_search_of_all_finds(steps: list[TrackedEndpoint 
         plain[step.endpoint.id] = step
     assert {guest.endpoint.id: guest for guest in guests} == plain
     assert all(guests.get(name) == plain.get(name) for name in "abcd")
-    for who in ("", "web", "db", "nobody"):
+    for who in ("", "web", "db", "missing"):
         assert {g.endpoint.id for g in guests.of(who)} == {k for k, g in plain.items() if g.container_id == who}
     shares = {
         k for k, g in plain.items()

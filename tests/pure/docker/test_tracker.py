@@ -96,7 +96,7 @@ def table(cut: list[Address]) -> Table:
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
-    """Addresses whose flows were cut."""
+    """Return the addresses whose flows were cut."""
     found: list[Address] = []
     monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
@@ -207,7 +207,7 @@ def test_with_the_setting_publishing_opens() -> None:
 
 
 def test_a_published_port_for_some_sources() -> None:
-    """`5432 from 203.0.113.0/24`: only these sources reach the published port, by DNAT and by docker-proxy."""
+    """Only the sources of `5432 from 203.0.113.0/24` reach the published port, by DNAT and by docker-proxy."""
     table, port = Table(), Published("tcp", ANY4, 15432, 5432)
     guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
     EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
@@ -288,8 +288,8 @@ def test_a_container_reported_during_a_listing_stays(table: Table, guard: Endpoi
 
 
 def test_a_removed_container_does_not_return_with_an_old_list(table: Table, guard: EndpointTracker) -> None:
-    """`docker rm` during a listing: the container that reuses the address keeps it, and nothing of the removed one
-    remains."""
+    """A container may reuse an address that `docker rm` freed during a listing: it keeps the address, and nothing of
+    the removed container remains."""
     old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [old], asked=guard.now())
     asked = guard.now()
@@ -319,8 +319,8 @@ def test_an_answer_from_before_missed_events_confirms_nothing(table: Table, guar
 
 
 def test_a_published_port_belongs_to_all_of_a_containers_endpoints(table: Table, guard: EndpointTracker) -> None:
-    """For a container that is also on an internal network, docker-proxy's port is open if one of its endpoints opens
-    it, but not while one of them is unknown."""
+    """docker-proxy's port of a container that is also on an internal network is open if one of its endpoints opens it,
+    but not while one of them is unknown."""
     port = Published("tcp", ANY6, 18080, 80)
     inner = dataclasses.replace(OTHER, internal=True)
     places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
@@ -396,7 +396,7 @@ def test_a_starting_container_that_is_not_listed_stays(table: Table, guard: Endp
 
 
 def test_after_events_were_missed_only_the_list_counts(table: Table, guard: EndpointTracker) -> None:
-    """After Docker's event stream ended and started again, a container that is not in the next list is gone, however
+    """A container that is missing from the list after Docker's event stream ended and started again is gone, however
     new it is."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
@@ -481,8 +481,8 @@ def test_a_network_stays_egress_restricted_until_it_is_removed(table: Table, gua
 
 
 def test_an_egress_restriction_survives_a_restart(cut: list[Address]) -> None:
-    """After a start no container is known yet: a network that had an egress-restricted container restricts all
-    addresses."""
+    """A network that had an egress-restricted container restricts all addresses after a start, when no container is
+    known yet."""
     table = Table(state=SavedState(egress_restricted=frozenset({NETWORK.bridge})))
     guard = EndpointTracker(table)
     assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
@@ -546,7 +546,7 @@ def test_a_container_with_unknown_options_is_closed(table: Table, guard: Endpoin
 
 
 def test_a_removed_network_leaves_nothing(table: Table, guard: EndpointTracker) -> None:
-    """After a network is removed, nothing of it remains in the table."""
+    """Nothing of a removed network remains in the table."""
     network = dataclasses.replace(NETWORK, mode6="routed")
     guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
     assert Element("routed", (10, NETWORK.bridge)) in table.elements()

@@ -240,7 +240,7 @@ def test_a_wrong_endpoint_is_refused_with_the_fields_name(change: Callable[[Body
 
 
 def test_the_recorded_port_map() -> None:
-    """`-p 8081:80` as Docker sends it."""
+    """`-p 8081:80` is read as Docker sends it."""
     assert protocol.port_bindings(CREATE_ENDPOINT) == (PortBinding("tcp", 80, None, 8081, 8081),)
 
 

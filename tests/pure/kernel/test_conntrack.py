@@ -50,7 +50,7 @@ class Kernel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 def test_flows_that_the_kernel_does_not_return_are_reported(

@@ -398,7 +398,7 @@ def test_a_rule_as_shown_is_a_valid_label(listed: list[Rule], separator: str) ->
 @given(st.lists(rules | portless, min_size=1, max_size=5), st.lists(rates, min_size=1, max_size=5), separators)
 @examples(50)
 def test_a_deny_and_a_rate_as_shown_are_valid_labels(ports: list[Rule], limits: list[Rate], separator: str) -> None:
-    """This also holds for the form of denied ports and of rates."""
+    """The form in which `status` shows denied ports and rates is a valid label."""
     assert parse_deny(separator.join(map(str, ports))) == (ports, [])
     assert parse_rate(separator.join(map(str, limits))) == (limits, [])
 

@@ -99,7 +99,7 @@ def test_the_message_is_the_documented_one() -> None:
 
 
 def test_the_message_names_the_place() -> None:
-    """The same mistake in a network's options is reported as one of the network."""
+    """A mistake in a network's options is reported as one of the network."""
     assert messages({"fw.allow": "0"}, "network option ") == [f'network option fw.allow="0": "0" {PORT}']
 
 
@@ -195,7 +195,8 @@ def test_the_same_key_twice_adds_up() -> None:
 def test_of_the_same_key_twice_the_closing_value_applies(
     one: dict[str, str], other: dict[str, str], expected: PolicySpec
 ) -> None:
-    """Of two contradictory values the one that closes more applies, in whatever order they are written."""
+    """If two values of a key contradict each other, the one that closes more applies, in whatever order they are
+    written."""
     assert parse({**one, **other}).spec == parse({**other, **one}).spec == expected
 
 
@@ -356,7 +357,7 @@ def test_merging_places_is_associative(one: PolicySpec, two: PolicySpec, three: 
 
 
 def test_labels_of_an_image_that_only_close_apply() -> None:
-    """Of an image's labels those apply that can only close: denied ports, a closed base, no egress."""
+    """An image's labels apply if they can only close: denied ports, a closed base, no egress."""
     closing = {"fw.deny": "22", "FW.Policy": " Closed", "Fw.Egress": "NONE", "fw.network.front.deny": "80",
                "fw.network.front.policy": "closed"}  # fmt: skip
     opening = {"fw.allow": "8080", "fw.policy": "default", "FW.POLICY": "open", "fw.egress": "443", "FW.EGRESS": "all",
@@ -416,7 +417,7 @@ def test_with_a_mistake_there_is_no_rule_at_all(pairs: dict[str, object]) -> Non
 @given(label_maps, st.sampled_from(["fw.alow", "fw.", "fw.dney", "fw.network.allow"]), any_text)
 @examples(100)
 def test_a_further_mistake_never_opens_anything(pairs: dict[str, object], key: str, value: str) -> None:
-    """With one more wrong key, labels open a subset of before: nothing."""
+    """Labels with one more wrong key open a subset of before: nothing."""
     assert parse({**pairs, key: value}).spec.allow == ()
 
 
@@ -505,7 +506,7 @@ def test_many_wrong_labels_take_bounded_time() -> None:
 
 
 def test_labels_that_were_not_read_close() -> None:
-    """After too many mistakes the rest is not read, which is a mistake of its own that closes and restricts egress."""
+    """The rest is not read after too many mistakes, which is a mistake of its own that closes and restricts egress."""
     wrong = {"fw.allow": ",".join(["x"] * MAX_PROBLEMS), "fw.deny": "22", "fw.policy": "closed"}
     parsed = parse(wrong)
     (last,) = [problem for problem in parsed.problems if problem.closes]
@@ -514,7 +515,8 @@ def test_labels_that_were_not_read_close() -> None:
 
 
 def test_different_rates_of_one_place_are_bounded() -> None:
-    """This also holds if the key is written many times, in upper and lower case: the rates read so far are ignored."""
+    """The number of rates is bounded even if the key is written many times, in upper and lower case: the rates read so
+    far are ignored."""
     keys = ["fw.rate", "FW.rate", "fw.RATE", "Fw.Rate"]
     parsed = parse({key: ", ".join(f"22 {n}{m}/hour" for m in range(5)) for n, key in enumerate(keys, 1)})
     assert [p.text for p in parsed.problems if "different rates" in p.text]

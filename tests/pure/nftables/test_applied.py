@@ -28,8 +28,8 @@ def union(owned: dict[str, frozenset[Element]]) -> set[Element]:
 def test_after_any_sequence_the_table_has_all_owners_elements(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]]
 ) -> None:
-    """For any changes of owners, the table has the union of their elements, each change is exactly the difference of
-    the two unions, and computing a change has no side effect."""
+    """The table has the union of all owners' elements, each change is exactly the difference of the two unions, and
+    computing a change has no side effect, for any changes of owners."""
     books, owned = AppliedElements(), dict(first)
     books.start(first)
     for new in steps:
@@ -106,7 +106,8 @@ _OTHERS = [
 
 @pytest.mark.parametrize("name", _OPENING)
 def test_removing_an_element_that_opens_narrows(name: str) -> None:
-    """If an element that let flows pass is removed, established flows may remain that could not be opened again."""
+    """Removing an element that let flows pass is narrower: established flows may remain that could not be opened
+    again."""
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert books.narrower("a", frozenset())
@@ -116,7 +117,7 @@ def test_removing_an_element_that_opens_narrows(name: str) -> None:
 
 @pytest.mark.parametrize("name", _OTHERS)
 def test_removing_any_other_element_does_not_narrow(name: str) -> None:
-    """The removal of any other element closes nothing."""
+    """Removing any other element closes nothing."""
     books, element = AppliedElements(), Element(name, (V4, 6, 80))
     books.start({"a": frozenset({element})})
     assert not books.narrower("a", frozenset())
@@ -132,7 +133,8 @@ def test_removing_any_other_element_does_not_narrow(name: str) -> None:
     ],
 )
 def test_adding_an_element_that_closes_narrows(name: str, new: bool, known: bool) -> None:
-    """True for a network that becomes egress-restricted, and for a published port that closes for an existing owner."""
+    """A network that becomes egress-restricted is narrower, and so is a published port that closes for an existing
+    owner."""
     books = AppliedElements()
     books.start({"a": frozenset(ELEMENTS[:1])})
     wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
@@ -180,7 +182,7 @@ _passing = st.dictionaries(st.sampled_from("abc"), st.frozensets(st.sampled_from
 def test_elements_that_open_an_address_are_indexed(
     first: dict[str, frozenset[Element]], steps: list[dict[str, frozenset[Element]]], peer: str, owners: set[str]
 ) -> None:
-    """After any sequence: an address's elements of these owners are found, and no prefix; without them the table has
+    """An address's elements of these owners are found, and no prefix, after any sequence; without them the table has
     the elements of the other owners."""
     books, owned = AppliedElements(), dict(first)
     books.start(first)

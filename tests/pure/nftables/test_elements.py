@@ -129,7 +129,7 @@ _peers = st.lists(strategies.near4 | strategies.near6 | strategies.ipv4 | strate
 def test_the_sets_decide_as_the_policy_does(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, drawn: list[int], peers: list[Address]
 ) -> None:
-    """For any network, endpoint and packet: the result of the rules' set look-ups equals the policy."""
+    """The result of the rules' set look-ups equals the policy, for any network, endpoint and packet."""
     policy = decided(network, endpoint, everywhere)
     table = Table(endpoint_elements(network, endpoint, policy) | network_elements(network))
     for address in filter(None, (endpoint.addr4, endpoint.addr6)):
@@ -144,8 +144,8 @@ def test_the_sets_decide_as_the_policy_does(
 def test_a_rule_with_peers_accepts_exactly_those_peers(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
-    """Any rules with addresses and prefixes: a packet is permitted if and only if a rule matches its port and
-    source."""
+    """A packet is permitted if and only if a rule matches its port and source, for any rules with addresses and
+    prefixes."""
     table = Table(address_elements("br0", address, Policy(accepts=listed, labels_valid=True, known=True)))
     for proto, port, peer in _flows(listed, address, drawn, peers):
         found = table.verdict(f"inbound{address.version}", Packet(peer, address, NUMBERS[proto], port or 40001))
@@ -157,7 +157,7 @@ def test_a_rule_with_peers_accepts_exactly_those_peers(
 def test_the_egress_sets_decide_as_the_policy_does(
     listed: tuple[Rule, ...], address: Address, drawn: list[int], peers: list[Address]
 ) -> None:
-    """Any egress: a packet of the container leaves if and only if a rule matches its port and target."""
+    """A packet of the container leaves if and only if a rule matches its port and target, for any egress."""
     table = Table(address_elements("br0", address, Policy(egress=listed, labels_valid=True, known=True)))
     assert not {name for name in table.sets if name.startswith(("egress_all4", "egress_all6", "allow", "from"))}
     for proto, port, peer in _flows(listed, address, drawn, peers):
@@ -382,8 +382,8 @@ def test_a_rate_applies_to_docker_proxys_port_too() -> None:
 
 
 def test_a_port_opened_by_publishing_is_open_there_only() -> None:
-    """With FW_PUBLISHED=allow the container's port is open to packets that were forwarded by the publication, and to no
-    others."""
+    """A container's port that FW_PUBLISHED=allow opens is open to packets that were forwarded by the publication, and
+    to no others."""
     made = set(address_elements("br0", V4, Policy(published=(Rule("tcp", 8080, 8080),), labels_valid=True, known=True)))
     assert Element("allow_published4", (V4, 6, 8080)) in made
     assert Table(made).verdict("inbound4", Packet(OUT4, V4, 6, 8080)) == "deny"

@@ -75,7 +75,7 @@ def test_a_container_waiting_for_quota_delays_no_other(monkeypatch: pytest.Monke
 
 
 def test_a_newcomer_above_the_quota_is_closed_and_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """If a container's rates do not fit the quota, its ports with a rate are closed; log, status and explain report it.
+    """A container whose rates do not fit the quota has its ports with a rate closed; log, status and explain report it.
     Containers within the quota are not affected."""
     kernel = Kernel()
     state = started(kernel, endpoint(2), endpoint(3))
@@ -110,7 +110,7 @@ def test_freed_quota_is_given_to_waiting_containers(caplog: pytest.LogCaptureFix
 
 
 def test_quota_is_kept_over_a_restart() -> None:
-    """After a restart, docker-fw finds in the table which containers had quota, in whatever order they are reported."""
+    """docker-fw finds in the table which containers had quota after a restart, in whatever order they are reported."""
     kernel = Kernel()
     first = started(kernel, endpoint(2), endpoint(3))
     first.put_endpoint(endpoint(4))
@@ -140,7 +140,7 @@ def guest(number: int) -> Endpoint:
 
 
 def test_quota_is_reserved_until_docker_has_listed_all() -> None:
-    """At a start of docker-fw, containers that join before Docker's list get no quota of previous ones; the unused rest
+    """Containers that join before Docker's list at a start of docker-fw get no quota of previous ones; the unused rest
     is given away after it, even if no container is on a Docker network."""
     kernel = Kernel()
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
@@ -168,7 +168,7 @@ def _wanted(address: str, rate: str = "5_minute_10") -> frozenset[Element]:
 
 def test_one_address_has_one_limit() -> None:
     """If two endpoints claim an address, with different rates for a port, the first one's rate applies, and the table
-    has one element for the port; when it is removed, the other's rate applies."""
+    has one element for the port; when the first is removed, the other's rate applies."""
     quota, one, other = Quota(), _wanted("10.1.0.2"), _wanted("10.1.0.2", "1_day_5")
     assert quota.change({"one": one}) == []
     quota.change({"other": other})

@@ -102,8 +102,8 @@ def elements_of(bans: dict[Prefix, float]) -> tuple[set[Element], dict[Element, 
 def test_a_change_leads_from_the_old_bans_to_the_new(
     before: dict[Prefix, float], more: dict[Prefix, float], adds: bool
 ) -> None:
-    """For any bans before and after, overlapping ones too: the change alone leads to the new state, and removes only
-    existing elements."""
+    """The change alone leads to the new state, and removes only existing elements, for any bans before and after,
+    overlapping ones too."""
     after = {**before, **more} if adds else more
     lasting, timed = elements_of(before)
     change, lasts = ban_change(before, after, NOW)
@@ -120,7 +120,7 @@ def test_a_change_leads_from_the_old_bans_to_the_new(
 @given(_bans)
 @examples(200)
 def test_exactly_the_addresses_within_a_ban_are_banned(bans: dict[Prefix, float]) -> None:
-    """Of the addresses near the bans, exactly those within one match a look-up."""
+    """An address near the bans matches a look-up if and only if it is within one."""
     lasting, timed = ban_elements(bans, NOW)
     there = {(element.set, element.key[0]) for element in (*lasting, *timed)}
     tried = {a for prefix in bans for a in (prefix[0], prefix[-1], prefix[0] - 1, prefix[-1] + 1)}

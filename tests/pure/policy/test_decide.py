@@ -71,14 +71,14 @@ def texts(rules: tuple[Rule, ...]) -> list[str]:
 
 
 def test_the_base_is_ssh_http_and_https_over_tcp() -> None:
-    """Without any configuration a container answers on TCP 22, 80 and 443, and may open any connection."""
+    """A container without any configuration answers on TCP 22, 80 and 443, and may open any connection."""
     assert of(NETWORK, ENDPOINT) == Policy(accepts=BASE, labels_valid=True, known=True)
     assert [(rule.proto, rule.first, rule.last) for rule in BASE] == [("tcp", n, n) for n in (22, 80, 443)]
     assert of(DOCKER_NETWORK, ENDPOINT) == of(NETWORK, ENDPOINT)
 
 
 def test_without_configuration_nothing_else_is_open() -> None:
-    """Of all ports of all protocols, only the base's three are open."""
+    """Only the base's three ports are open, of all ports of all protocols."""
     accepts = of(NETWORK, ENDPOINT).accepts
     assert [port for port in range(65536) if passes(accepts, "tcp", port, OUTSIDE)] == [22, 80, 443]
     for proto in ("udp", "sctp"):
@@ -90,13 +90,13 @@ def test_without_configuration_nothing_else_is_open() -> None:
 def test_each_place_can_open_more(where: str) -> None:
     """A rule of the host's setting, the network, the attachment or the container's label adds to the base."""
 
-    def says(place: str) -> PolicySpec:
+    def spec(place: str) -> PolicySpec:
         return PolicySpec(allow=MORE if where == place else ())
 
-    network = dataclasses.replace(NETWORK, spec=says("network"))
-    container = dataclasses.replace(KNOWN, spec=says("container"))
-    endpoint = dataclasses.replace(ENDPOINT, spec=says("endpoint"), container=container)
-    assert set(of(network, endpoint, Defaults(says("everywhere"))).accepts) == {*BASE, *MORE}
+    network = dataclasses.replace(NETWORK, spec=spec("network"))
+    container = dataclasses.replace(KNOWN, spec=spec("container"))
+    endpoint = dataclasses.replace(ENDPOINT, spec=spec("endpoint"), container=container)
+    assert set(of(network, endpoint, Defaults(spec("everywhere"))).accepts) == {*BASE, *MORE}
 
 
 # --- closed until known -------------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def test_an_unknown_container_is_closed() -> None:
 def test_a_policy_is_empty_or_all_places_together(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, override: Override
 ) -> None:
-    """For any network and endpoint: nothing is accepted, or, if all conditions are met, the rules of all places
-    together."""
+    """A policy accepts nothing, or the rules of all places together if all conditions are met, for any network and
+    endpoint."""
     decided = of(network, endpoint, Defaults(everywhere), override)
     container = endpoint.container
     right = container is not None and not container.problems and endpoint.joined and not network.internal
@@ -204,7 +204,7 @@ def test_from_in_any_place_removes_the_port_from_the_base() -> None:
 
 
 def test_a_name_without_a_match_removes_its_port_from_the_base() -> None:
-    """`22 from service:api` without a container of service api: no source reaches 22."""
+    """No source reaches 22 with `22 from service:api` and no container of service api."""
     assert texts(policy(allow="22 from service:api").accepts) == ["22/tcp from service:api", "80/tcp", "443/tcp"]
     assert not passes(policy(allow="22 from service:api").accepts, "tcp", 22, INSIDE)
 
@@ -369,8 +369,9 @@ ALONE = tuple(
 
 @pytest.mark.parametrize("base", ["default", "open"])
 def test_a_port_published_on_loopback_leaves_the_base(base: str) -> None:
-    """This holds on Docker networks; not on docker-fw networks, which are reached by address. A rule for the port
-    itself, in any place, still applies, and so does a publication that others reach."""
+    """A port published for the host alone is not in the base on Docker networks; it is on docker-fw networks, which are
+    reached by address. A rule for the port itself, in any place, still applies, and so does a publication that
+    others reach."""
 
     def accepts(
         network: Network | BridgeNetwork,
@@ -396,8 +397,8 @@ def test_a_port_published_on_loopback_leaves_the_base(base: str) -> None:
 
 
 def test_there_is_no_base_until_published_ports_are_known() -> None:
-    """For a container on a Docker network that is starting it is not yet known which ports are published for the host
-    alone. Ports that its labels open are open."""
+    """A starting container on a Docker network has no base, because it is not yet known which ports are published for
+    the host alone. Ports that its labels open are open."""
     container = dataclasses.replace(KNOWN, spec=spec(allow="8080"))
     endpoint = dataclasses.replace(ENDPOINT, container=container, unlisted=True)
     assert [rule.first for rule in of(DOCKER_NETWORK, endpoint).accepts] == [8080]
@@ -432,7 +433,7 @@ def test_egress_permits_exactly_its_rules() -> None:
 
 
 def test_an_unknown_container_has_its_networks_egress() -> None:
-    """Before its container is known an address may open the connections that its network and the settings permit."""
+    """An address whose container is not yet known may open the connections that its network and the settings permit."""
     egress_restricted = dataclasses.replace(NETWORK, spec=spec(egress="443"))
     for endpoint in (dataclasses.replace(ENDPOINT, container=None), dataclasses.replace(ENDPOINT, joined=False)):
         assert of(egress_restricted, endpoint).egress == (HTTPS,)
@@ -477,9 +478,9 @@ _MISTAKES: dict[str, tuple[dict[str, str], list[int], bool]] = {
 def test_on_docker_networks_a_mistake_only_closes(
     where: str, labels: dict[str, str], open_ports: list[int], free: bool
 ) -> None:
-    """Where nothing can be refused: a wrong fw.allow leaves the base minus denied ports; a mistake that may have been
-    meant to close leaves ICMP only; one that may concern egress permits no outbound connection. This holds for each
-    place of the mistake."""
+    """A mistake refuses nothing on Docker networks. A wrong fw.allow leaves the base minus denied ports; a mistake that
+    may have been meant to close leaves ICMP only; one that may concern egress permits no outbound connection. This
+    applies to each place of the mistake."""
     parsed = parse(labels, "label " if where == "container" else "option ")
     labelled = dataclasses.replace(DOCKER_NETWORK, spec=parsed.spec, problems=parsed.problems)
     network = labelled if where == "network" else DOCKER_NETWORK

@@ -118,7 +118,7 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 
 
 def test_a_changed_container_recomputes_the_rules_that_name_it() -> None:
-    """No other owner is recomputed."""
+    """A container that is added or removed is recomputed with the owners whose rules name it, and no other owner is."""
     inventory = made()
     assert edited(inventory, endpoints(WEB)) == []  # nothing has changed
     assert edited(inventory, endpoints()) == [OF_WEB, OF_DB]
@@ -140,7 +140,7 @@ def test_an_override_with_a_named_peer_follows_it() -> None:
 
 
 def test_an_unknown_container_is_no_peer() -> None:
-    """While the container of an address is unknown, no rule accepts it, on any network."""
+    """No rule accepts an address whose container is unknown, on any network."""
     inventory = made()
     edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))))
     assert {e.key[4] for e in inventory.elements(OF_WEB) if e.set == "from4"} == {DB.addr4}
@@ -149,7 +149,8 @@ def test_an_unknown_container_is_no_peer() -> None:
 
 
 def test_a_changed_network_recomputes_its_endpoints() -> None:
-    """For either kind of network, and no other owners. A list with unchanged content changes nothing."""
+    """A change of a network of either kind recomputes its endpoints and no other owners. A list with unchanged content
+    changes nothing."""
     inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=ISOLATED.id, container=who("other"))))
     opens = dataclasses.replace(APP, spec=spec(allow="9100"))
     assert {*edited(inventory, lambda facts: facts.with_networks({APP.id: opens}))} == {
@@ -180,7 +181,7 @@ def test_a_changed_container_recomputes_all_its_endpoints() -> None:
 # --- elements -----------------------------------------------------------------------------------------------------
 
 
-MISSING, OF_APP = ElementOwner(Kind.ENDPOINT, "nobody"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
+MISSING, OF_APP = ElementOwner(Kind.ENDPOINT, "missing"), ElementOwner(Kind.DOCKER_NETWORK, APP.id)
 
 
 def test_a_missing_owner_has_no_elements() -> None:
@@ -271,7 +272,8 @@ def test_a_network_stays_egress_restricted_once_a_container_was() -> None:
 
 
 def test_closed_ports_are_kept_until_the_container_is_removed() -> None:
-    """This holds for a container that Docker lists: one that has just been connected has no ports to report yet."""
+    """The closed ports of a container that Docker lists are kept: one that has just been connected has no ports to
+    report yet."""
     inventory = made()
     assert DB.container
     assert inventory.state.proxied == {DB.container.id: (PORT,)}
@@ -284,7 +286,8 @@ def test_closed_ports_are_kept_until_the_container_is_removed() -> None:
 
 
 def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
-    """Its addresses have no opening elements, its published ports are closed, and its egress stays empty."""
+    """The addresses of such an endpoint have no opening elements, its published ports are closed, and its egress stays
+    empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
     sets = {element.set for element in inventory.elements(OF_DB)}
     assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours"}
@@ -313,8 +316,8 @@ def test_each_address_has_its_policy_and_subnet() -> None:
 
 
 def test_flows_to_docker_proxys_port_that_may_continue() -> None:
-    """There a flow is the host's: sources that a rule accepts, and neighbours on a network where containers communicate
-    freely, keep theirs."""
+    """A flow to docker-proxy's port continues if a rule accepts its source, or if it comes from a neighbour on a
+    network where containers communicate freely."""
     isolated = dataclasses.replace(DB, network_id=ISOLATED.id, published=(PORT, SCTP))
     allowed, neighbour, other = (IPv4Address(a) for a in ("203.0.113.9", "172.18.0.99", "198.51.100.1"))
     ports, stays = made().through_proxy([OF_DB])

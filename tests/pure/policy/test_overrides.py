@@ -79,7 +79,7 @@ def test_each_container_has_its_own_overrides() -> None:
     assert in_force(state) == {
         "web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))
     }  # fmt: skip
-    assert in_force(without(state, {"web", "nobody"})) == {"db": Override(deny=(SSH, MORE))}
+    assert in_force(without(state, {"web", "missing"})) == {"db": Override(deny=(SSH, MORE))}
     assert in_force(without(state, {"web", "db"})) == {}
 
 
@@ -177,7 +177,7 @@ def by_hand(words: list[Overriding], now: float) -> set[tuple[int, str]]:
 @given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
 @examples(300)
 def test_of_any_overrides_the_latest_decides_about_a_port(words: list[Overriding], now: float) -> None:
-    """For any overrides in any order and with any duration: the latest unexpired override decides about each port."""
+    """The latest unexpired override decides about each port, for any overrides in any order and with any duration."""
     for n, word in enumerate(words):  # a repeated override is a different case: it has another duration
         assume(all((each.rule, each.deny) != (word.rule, word.deny) for each in after(*words[:n]).overrides))
     assert accepted(expired(after(*words), now), PORTS) == by_hand(words, now)
@@ -186,8 +186,7 @@ def test_of_any_overrides_the_latest_decides_about_a_port(words: list[Overriding
 @given(_sequences, st.sampled_from([0, 10, 15, 20, 25, 30]))
 @examples(200)
 def test_suspending_overrides_opens_nothing(words: list[Overriding], now: float) -> None:
-    """For any overrides: after timed overrides are suspended, nothing is open that the clock would close, at any
-    time."""
+    """Nothing is open that the clock would close, at any time, after timed overrides are suspended."""
     state = after(*words)
     assert accepted(unwatched(state), PORTS) <= accepted(expired(state, now), PORTS)
 

@@ -272,7 +272,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.asked[owner] = (rules, asker)
 
     @invariant()
-    def it_is_as_if_made_anew(self) -> None:
+    def the_index_equals_a_new_one(self) -> None:
         """The index equals one that is built from the current containers: no earlier state is left in it."""
         fresh = PeerIndex()
         fresh.networks = self.directory.networks
@@ -284,7 +284,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert (fresh._asks, fresh._asked_by) == (self.directory._asks, self.directory._asked_by)
 
     @invariant()
-    def every_name_finds_who_is_called_so(self) -> None:
+    def every_name_finds_its_containers(self) -> None:
         for rules, asker in self.asked.values():
             for each in rules:
                 (peer,) = each.peers

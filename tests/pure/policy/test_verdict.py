@@ -96,7 +96,7 @@ WIDE = on(APP, "172.18.0.3", "wide", spec(policy="open", deny="25"))
 MUTE = on(APP, "172.18.0.4", "mute", spec(egress="none"))
 SOME = on(BACK, "10.2.0.4", "some", spec(egress="443, 53/udp to 10.9.0.0/16 service:web, 8125/udp to host"))
 INSIDE = on(INNER, "10.3.0.2", "inside", spec(allow="8080"))
-UNKNOWN = on(FRONT, "10.1.0.9", "nobody", None)
+UNKNOWN = on(FRONT, "10.1.0.9", "unknown", None)
 WRONG = on(FRONT, "10.1.0.8", "wrong", spec(), container=Container("w", "wrong", problems=(Problem("", "", ""),)))
 ALL = (WEB, API, DB, SHUT, WIDE, INSIDE, UNKNOWN, WRONG)
 
@@ -130,10 +130,10 @@ CASES: dict[str, Case] = {
     "within an internal network": ("10.3.0.2", "10.3.0.9", "tcp", 80, True, "both are on fw-inner"),
     "who is not known": (OUT, "10.1.0.9", "tcp", 80, False, "it is unknown which container has 10.1.0.9"),
     "ping of who is not known": (OUT, "10.1.0.9", "icmp", 0, True, "useful ICMP"),
-    "ping to nobody": (OUT, "10.1.0.99", "icmp", 0, True, "no container is known to have 10.1.0.99: a few packets of"),
-    "an address that nobody has": (OUT, "10.1.0.99", "tcp", 22, False, "it is unknown which container has 10.1.0.99"),
+    "ping to unused": (OUT, "10.1.0.99", "icmp", 0, True, "no container is known to have 10.1.0.99: a few packets of"),
+    "without a container": (OUT, "10.1.0.99", "tcp", 22, False, "it is unknown which container has 10.1.0.99"),
     "wrong labels": (OUT, "10.1.0.8", "tcp", 443, False, "wrong has a mistake in its labels, and answers on ICMP only"),
-    "to nobody of ours": ("10.1.0.2", "198.51.100.1", "tcp", 25, True, "198.51.100.1 is not on a container network"),
+    "to the outside": ("10.1.0.2", "198.51.100.1", "tcp", 25, True, "198.51.100.1 is not on a container network"),
     "between strangers": (OUT, "198.51.100.1", "tcp", 25, True, "198.51.100.1 is not on a container network"),
 }  # fmt: skip
 
@@ -285,7 +285,7 @@ PUBLISHED = (Published("tcp", IPv4Address("0.0.0.0"), 18080, 8080),)
 
 
 def test_a_port_opened_by_publishing_is_open_there_only() -> None:
-    """With FW_PUBLISHED=allow a published port is open through its publication; the container's own port is not
+    """A published port is open through its publication with FW_PUBLISHED=allow; the container's own port is not
     open."""
     plain = dataclasses.replace(WEB, published=PUBLISHED)
     for way, accepted in (("", False), ("dnat", True), ("proxy", True)):
@@ -371,9 +371,9 @@ def test_a_protocol_is_read_by_name(text: str, proto: str) -> None:
 def test_without_the_lease_docker_networks_are_closed(
     source: str, target: str, more: dict[str, Any], accepted: bool
 ) -> None:
-    """`fwctl explain` reports it: no source from outside has access, not even through a published port, and on an
-    egress-restricted network no container may open connections. Neighbours and ping pass, and docker-fw networks are
-    unaffected."""
+    """`fwctl explain` reports that the lease has expired: no source from outside has access, not even through a
+    published port, and on an egress-restricted network no container may open connections. Neighbours and ping pass,
+    and docker-fw networks are unaffected."""
     there = world(WEB, SHUT, WIDE, MUTE)
     packet = dataclasses.replace(Packet(ip_address(source), ip_address(target), "tcp", 443), **more)
     there.watched = False

@@ -21,7 +21,7 @@ LISTED = {"Id": "c" * 64, "Names": ["/web"], "NetworkSettings": {"Networks": {"f
 
 
 def test_it_is_read_in_every_place() -> None:
-    """Its value becomes its field: for a container, for one of its networks, for the setting that it names."""
+    """The label's value becomes its field: for a container, for one of its networks, for the setting that it names."""
     assert parse({"FW.Note": "one"}).spec.note == "one"  # type: ignore[attr-defined]
     parsed = parse({"fw.note": "all", "fw.network.front.note": "front"})
     assert for_network(parsed, {"front"}).note == "front"  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def test_places_are_merged_by_its_rule() -> None:
 
 
 def test_a_mistake_in_it_does_what_its_entry_says() -> None:
-    """It opens nothing and closes nothing; its value remains if another label is wrong."""
+    """A wrong value opens nothing and closes nothing; a right value remains if another label is wrong."""
     (problem,) = parse({"fw.note": ""}).problems
     assert (problem.closes, problem.confines) == (False, False)
     parsed = parse({"fw.note": "kept", "fw.allow": "wrong"})
@@ -51,7 +51,7 @@ def test_a_mistake_in_it_does_what_its_entry_says() -> None:
 
 
 def test_an_images_value_does_not_apply() -> None:
-    """It applies neither as the user's value nor as a default, and that is reported."""
+    """An image's value applies neither as the user's value nor as a default, and that is reported."""
     labels = {"fw.note": "of the image"}
     assert not only_closing(labels)
     container = on_network(read({**LISTED, "Labels": labels}, labels), "front")
@@ -61,7 +61,8 @@ def test_an_images_value_does_not_apply() -> None:
 
 
 def test_it_closes_nothing_where_it_does_not_apply() -> None:
-    """For unknown images, and networks that the container is not on: no effect, and no mistake that closes."""
+    """The label has no effect, and causes no mistake that closes, for unknown images and for networks that the
+    container is not on."""
     labels = {"fw.note": "whose?"}
     (problem,) = on_network(read({**LISTED, "Labels": labels}, {}, unknown="the image is gone"), "front").problems
     assert (problem.closes, problem.confines) == (False, False)
@@ -71,7 +72,7 @@ def test_it_closes_nothing_where_it_does_not_apply() -> None:
 
 
 def test_it_is_kept_over_restarts(tmp_path: Path) -> None:
-    """It is written to the state file, and read back."""
+    """The label is written to the state file, and read back."""
     file = str(tmp_path / "state.json")
     network = Network("n" * 64, "fw-one", spec=parse({"fw.note": "kept"}).spec)
     Store(file).save(SavedState({network.id: network}), flush=True)
@@ -96,6 +97,6 @@ def test_it_is_documented() -> None:
 
 
 def test_a_mistyped_key_in_a_compose_file_is_reported() -> None:
-    """`fwctl check` suggests it."""
+    """`fwctl check` suggests the label's key."""
     assert lookalike("fw-note") == "fw.note"
     assert "fw.note" in KEYS

@@ -69,7 +69,8 @@ def every(made: Policy, address: Address, port: int) -> set[bool]:
 
 @BOTH
 def test_an_open_policy_that_denies_the_protocol_closes_it(address: Address) -> None:
-    """`fw.policy: open` with `fw.deny: */NEW`: closed on each port, in all places, and everything else stays open."""
+    """`fw.policy: open` with `fw.deny: */NEW` closes the protocol on each port, in all places, and everything else
+    stays open."""
     made = policy(policy="open", deny=f"*/{NEW}")
     for port in (1, 22, 4000, 65535):
         assert every(made, address, port) == {False}
@@ -89,7 +90,7 @@ def test_one_port_of_it_is_denied(address: Address) -> None:
 
 @BOTH
 def test_it_is_closed_unless_a_rule_opens_it(address: Address) -> None:
-    """Closed without a label; `fw.allow` opens its ports, to all or to some."""
+    """The protocol is closed without a label; `fw.allow` opens its ports, to all or to some."""
     assert every(policy(), address, 4000) == every(policy(), address, 443) == {False}
     made = policy(allow=f"4000-4100/{NEW}, 5000/{NEW} from {OUT[address]}, 5001/{NEW} from 192.0.2.1")
     assert every(made, address, 4000) == every(made, address, 4100) == every(made, address, 5000) == {True}
@@ -99,7 +100,7 @@ def test_it_is_closed_unless_a_rule_opens_it(address: Address) -> None:
 
 @BOTH
 def test_it_leaves_only_if_a_rule_lets_it(address: Address) -> None:
-    """`fw.egress` applies to it as to any other protocol."""
+    """`fw.egress` applies to the protocol as to any other."""
     for egress, free in (
         ("none", False),
         ("*/udp", False),
@@ -133,7 +134,7 @@ def test_messages_name_it() -> None:
 
 
 def test_what_cannot_be_published_is_refused() -> None:
-    """Its entry says that `-p` does not know it: Docker and `fwctl check` get an error that says so."""
+    """Docker and `fwctl check` get an error for `-p` with a protocol whose entry says that it cannot be published."""
     with pytest.raises(FwError, match="only tcp, udp and sctp can be published"):
         port_bindings({"Options": {"com.docker.network.portmap": [{"Proto": NUMBER, "Port": 80}]}})
     found = _short(Value(f"80:80/{NEW}", Place("compose.yml", 1)))

@@ -45,7 +45,7 @@ SETTING = Entry("plugin/settings.py", '    _label("FW_LOG",', '    _label("FW_NO
 
 
 def test_a_new_label_is_known_everywhere(tmp_path: Path) -> None:
-    """With its entry, its field and its reader the key is known in every place."""
+    """A key is known in every place with its entry, its field and its reader."""
     check(copied(tmp_path, ENTRY, FIELD, STATE, SETTING), "tests/pure/registries/label_added.py")
 
 

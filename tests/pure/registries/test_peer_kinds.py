@@ -29,7 +29,7 @@ HINT = Entry(
 
 
 def test_a_new_kind_of_peer_is_parsed_resolved_kept_and_shown(tmp_path: Path) -> None:
-    """With its entry and its hint it is known in every place."""
+    """A kind of peer is known in every place with its entry and its hint."""
     check(copied(tmp_path, ENTRY, HINT), "tests/pure/registries/peer_kind_added.py")
 
 

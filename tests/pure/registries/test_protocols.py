@@ -11,7 +11,7 @@ from tests.pure.registries import ADDED_PROTOCOL, check, copied
 
 
 def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
-    """With one more entry the decision, the table, the check of flows, the state file and messages know it.
+    """The decision, the table, the check of flows, the state file and messages know a protocol by one more entry.
 
     Above all, `fw.policy: open` with `fw.deny: */NEW` closes it in all of them.
     """
@@ -33,7 +33,8 @@ def test_an_incomplete_entry_is_an_error() -> None:
 
 
 def test_a_protocol_has_ports_only_where_conntrack_knows_them() -> None:
-    """Otherwise one open port would open all: packets after the first are established."""
+    """A protocol has ports only if conntrack tells flows apart by them: otherwise one open port would open all, because
+    packets after the first are established."""
     with pytest.raises(TypeError, match="conntrack does not tell its flows apart"):
         Protocol(name="new", number=253, nft="253", ports=True, socket=None, relay=False)
     assert all(each.number in TRACKED_BY_PORT for each in PROTOCOLS if each.ports)

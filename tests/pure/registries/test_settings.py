@@ -26,7 +26,7 @@ DOCUMENTED = ("tests/pure/test_docs.py", "-k", "every_setting")
 
 
 def test_a_new_setting_is_read(tmp_path: Path) -> None:
-    """With its entry and its field it has its default and its values, and a wrong value stops the start."""
+    """A setting with its entry and its field has its default and its values, and a wrong value stops the start."""
     where = copied(tmp_path, ENTRY, FIELD, README, CONFIG)
     script = """
 from plugin.settings import read

@@ -148,7 +148,8 @@ def with_docker_network(
 
 
 def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(kernel: Recorder) -> None:
-    """The same holds for Docker's event of a container's end, and for a published port that was open to all sources."""
+    """Docker's event of a container's end closes all its addresses first, and a published port that was open to all
+    sources."""
     later: list[Callable[[], None]] = []
     state, guard, members = with_docker_network(kernel, later)
     guard.leaves("", members[7].container.id)  # type: ignore[union-attr]

@@ -63,7 +63,7 @@ def play(path: Path, done: list[tuple[str, Any]]) -> list[SavedState]:
 @given(steps)
 @examples(60)
 def test_a_saved_state_is_loaded(done: list[tuple[str, Any]]) -> None:
-    """For any additions and removals, with either kind of save and across restarts: the last state is loaded."""
+    """The last state is loaded after any additions and removals, with either kind of save and across restarts."""
     with directory() as where:
         saved = play(where / "state.json", done)
         assert Store(str(where / "state.json")).load() == saved[-1]

@@ -92,7 +92,7 @@ def test_an_expired_lease_is_no_drift(kernel: Kernel, clock: Clock) -> None:
 
 
 def test_the_view_contains_whether_the_lease_is_active(kernel: Kernel, clock: Clock) -> None:
-    """True from the start until the lease expires."""
+    """The view for status and explain contains True from the start until the lease expires."""
     state = Reconciler(kernel, Disk(), Defaults())  # type: ignore[arg-type]
     state.start(Facts())
     assert state.snapshot().watched

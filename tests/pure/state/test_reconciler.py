@@ -189,7 +189,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.kernel.table == desired(self.state)
 
     @invariant()
-    def what_stands_is_what_is_known(self) -> None:
+    def the_table_equals_the_facts(self) -> None:
         if self.kernel.table is not None:
             assert self.kernel.table == desired(self.state)
 
@@ -272,9 +272,8 @@ def test_a_full_disk_keeps_nothing_open(
 
 
 def test_flows_opened_through_a_flushed_table_are_cut(web: tuple[Reconciler, Kernel, Disk], cut: list[Any]) -> None:
-    """After a flush of the ruleset by another program, flows to closed ports that were opened meanwhile do not survive
-    as established. This holds whether the periodic check repairs the table, a hook that comes first, or a start.
-    """
+    """Flows to closed ports that were opened after another program flushed the ruleset do not survive as established,
+    whether the periodic check repairs the table, a hook that comes first, or a start."""
     state, kernel, _ = web
     cut.clear()  # the cut at the start
     assert not state.repair()
@@ -327,8 +326,8 @@ def test_a_refusing_kernel_and_a_full_disk_change_nothing(web: tuple[Reconciler,
 
 
 def test_a_start_saves_an_egress_restriction_that_was_lost() -> None:
-    """If a container's egress is restricted, its network's restriction is saved for the next boot, when no container is
-    known yet: also if docker-fw died between saving the two."""
+    """A network's egress restriction is saved for the next boot, when no container is known yet: also if docker-fw died
+    after it saved the container, and before it saved the network."""
     state, _, disk = reconciler()
     egress_restricted = dataclasses.replace(
         endpoint(1, 1, 2), joined=True, container=Container("c", "web", PolicySpec(egress=()))

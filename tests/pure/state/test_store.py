@@ -108,7 +108,7 @@ def test_one_record_a_line(path: Path) -> None:
 
 
 def test_a_file_cut_anywhere_allows_the_start() -> None:
-    """If the file is cut at any byte (a power cut, a full disk), it is kept aside and the last flushed one is read."""
+    """A file that is cut at any byte (a power cut, a full disk) is kept aside, and the last flushed one is read."""
     with directory() as where:
         file = where / "state.json"
         store = Store(str(file))
@@ -131,7 +131,7 @@ def test_a_file_cut_anywhere_allows_the_start() -> None:
 
 
 def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
-    """Without a readable file everything stays closed, the file is kept for inspection, and the start continues."""
+    """Everything stays closed without a readable file, the file is kept for inspection, and the start continues."""
     with directory() as where:
         Store(str(where / "state.json")).save(SHORT, flush=True)
         whole = (where / "state.json").read_bytes()
@@ -173,7 +173,8 @@ def _damaged(document: Any, data: st.DataObject) -> Any:
 @given(data=st.data())
 @examples(80)
 def test_a_damaged_file_allows_the_start(data: st.DataObject) -> None:
-    """With any one value changed or missing: the state has valid records, or is the fallback; never a crash."""
+    """A state with any one value changed or missing has valid records, or is replaced by the fallback; the start never
+    fails."""
     with directory() as where:
         file = where / "state.json"
         Store(str(file)).save(AFTER, flush=True)
@@ -219,7 +220,7 @@ def test_any_bytes_allow_the_start(content: bytes) -> None:
 
 
 def test_a_newer_versions_file_is_refused_and_unchanged(path: Path) -> None:
-    """After a downgrade the start reports what to do, and the newer file stays unchanged."""
+    """The start after a downgrade reports what to do, and the newer file stays unchanged."""
     Store(str(path)).save(BEFORE, flush=True)
     newer = path.read_text().replace('"version": 2', '"version": 3')
     path.write_text(newer)

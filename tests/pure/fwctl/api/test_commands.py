@@ -104,7 +104,7 @@ def test_a_rule_for_some_sources_closes_the_port_to_others(desk: Desk) -> None:
 
 
 def test_deny_closes_a_port_that_a_label_opens(desk: Desk) -> None:
-    """This also holds if the label names a single peer."""
+    """`fwctl deny` closes a port that a label opens, also if the label names a single peer."""
     db = IPv4Address("10.1.0.3")
     assert any(e.set == "from4" and e.key[0] == db for e in desk.site.kernel.table)
     desk.deny("db", "5432")
@@ -145,7 +145,7 @@ def test_a_container_is_found_by_its_name_or_its_id(desk: Desk) -> None:
     ],
 )
 def test_a_wrong_rule_is_refused_with_a_labels_message(desk: Desk, text: str, why: str) -> None:
-    """With one mistake, no part of the request is done."""
+    """A request with one mistake is refused as a whole."""
     before = desk.opens()
     with pytest.raises(FwError) as error:
         desk.allow("web", "9000", text)
@@ -180,7 +180,7 @@ def test_a_full_disk_opens_nothing(desk: Desk) -> None:
 
 
 def test_a_refusal_by_the_kernel_is_reported(desk: Desk) -> None:
-    """In that case the override is not stored either."""
+    """An override that the kernel refuses is an error, and is not stored either."""
     desk.site.kernel.refuses = 2
     with pytest.raises(FwError, match="the kernel refused"):
         desk.allow("web", "9000")
@@ -207,7 +207,8 @@ def test_overrides_apply_to_docker_proxys_port() -> None:
 
 
 def test_overrides_expire(desk: Desk) -> None:
-    """They do not end early; `end` returns the time until its next call, and the labels apply again unchanged."""
+    """An override ends when its duration is over and not before; `end` returns the time until its next call, and the
+    labels apply again unchanged."""
     assert desk.orders.end() == 30
     desk.allow("web", "9000", seconds=60)
     desk.deny("web", "22", seconds=10)
@@ -279,7 +280,8 @@ def test_an_override_is_removed_with_its_container() -> None:
 
 
 def test_an_override_of_a_stopped_container_is_reverted_by_id() -> None:
-    """Its name is unknown in that case; `--all` removes every override."""
+    """A stopped container has no known name, so its overrides are reverted by its ID; `--all` removes every
+    override."""
     desk = Desk(guest(FRONT, 2, WEB), ours(4, API))
     desk.allow("web", "9000")
     desk.site.guests = []
@@ -335,7 +337,8 @@ def test_a_wider_ban_of_an_address_is_reported(desk: Desk) -> None:
     ],
 )
 def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
-    """Its own addresses, a gateway, loopback, multicast: refused, and no other address of that call is banned."""
+    """The host's own addresses, a gateway, loopback and multicast are refused, and no other address of that call is
+    banned."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([("203.0.113.7", None), (text, 60)])
     assert why in str(error.value)
@@ -343,7 +346,7 @@ def test_the_host_does_not_ban_itself(desk: Desk, text: str, why: str) -> None:
 
 
 def test_every_mistake_of_a_list_is_reported(desk: Desk) -> None:
-    """All are reported at once; of very many, only the first ones."""
+    """All mistakes are reported at once; of very many, only the first ones."""
     with pytest.raises(FwError) as error:
         desk.orders.ban([(f"x{n}", None) for n in range(20)])
     assert str(error.value).count("cannot ban") == 8
@@ -473,7 +476,8 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_a_wrong_body_is_a_400_that_names_the_field(
     client: FlaskClient, desk: Desk, path: str, body: Any, why: str
 ) -> None:
-    """For any wrong body: one sentence that says what would be right, no traceback, and no change."""
+    """Any wrong body is answered with one sentence that says what would be right, without a traceback, and changes
+    nothing."""
     status, answer = post(client, path, body)
     assert (status, list(answer)) == (400, ["Err"])
     assert why in answer["Err"]
@@ -545,7 +549,7 @@ def post_plain(client: FlaskClient, path: str) -> int:
 
 
 def test_a_large_body_is_refused_unread(client: FlaskClient) -> None:
-    """8 MiB is more than a blocklist."""
+    """A body of more than 8 MiB, which is more than a blocklist, is refused."""
     assert client.post("/ban", data=b" " * (9 << 20)).status_code == 413
 
 
@@ -566,7 +570,7 @@ def test_an_internal_error_is_reported_without_a_traceback(
 
 
 def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:
-    """For any request, the table contains addresses, numbers and checked interface names only."""
+    """The table contains addresses, numbers and checked interface names only, for any request."""
     evil = "22; flush ruleset #"
     for path, body in (
         ("/allow", {"container": "web", "rules": [evil]}), ("/allow", {"container": evil, "rules": ["80"]}),
@@ -581,7 +585,7 @@ def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: D
 
 
 def test_an_override_is_stored_with_its_origin(desk: Desk) -> None:
-    """It is kept with its origin, so that `fwctl status` shows what opened the port."""
+    """An override is stored with its origin, so that `fwctl status` shows what opened the port."""
     desk.allow("web", "9000")
     (kept,) = desk.site.disk.kept.overrides
     assert kept == Overriding(WEB.id, Rule("tcp", 9000, 9000))

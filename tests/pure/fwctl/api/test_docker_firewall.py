@@ -46,7 +46,7 @@ def test_on_a_nat_network_a_port_must_be_published() -> None:
 
 
 def test_a_protocol_without_ports_cannot_be_published() -> None:
-    """In that case the advice is another network."""
+    """The advice for a protocol without ports is another network."""
     (note,) = notes(FRONT, endpoint("gre"))
     assert note.startswith(
         "fw.allow=gre has no effect on front because it is a nat network and gre cannot be published; create"
@@ -91,7 +91,7 @@ def test_an_internal_network_is_unreachable_from_outside() -> None:
 
 
 def test_an_override_without_effect_is_reported() -> None:
-    """It is reported as an override, not as a label."""
+    """An override without effect is reported as an override, not as a label."""
     (note,) = without_effect(FRONT, endpoint("8080", PORT), Engine(), MARK, [Rule("tcp", 9000, 9000)])
     assert note.startswith("fwctl allow 9000 has no effect on front because")
     assert without_effect(FRONT, dataclasses.replace(endpoint("1"), container=None), Engine(), MARK) == ()

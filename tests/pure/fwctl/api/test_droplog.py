@@ -100,7 +100,7 @@ def lines_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 @example(b"\x60" + bytes(5) + b"\x2c" + bytes(33) + b"\x06\x00\x00\x01" + bytes(100))
 @examples(1000)
 def test_any_bytes_are_read_or_skipped(data: bytes) -> None:
-    """For any packet bytes, the result is a record and a line without control characters, or nothing."""
+    """The result for any packet bytes is a record and a line without control characters, or nothing."""
     known = Known(endpoint(1, "web", log="drop"), endpoint(2, "api", egress=()))
     records = [Logged(data), Logged(data, LOCAL_IN, 1, 1 << 30, 0xFFFFFFFF)]
     for drop in drops_of(known, *records):
@@ -211,7 +211,7 @@ def test_a_packet_to_the_host_is_outbound() -> None:
 
 
 def test_an_accepted_port_is_not_reported_as_closed() -> None:
-    """For a segment without a connection and a redirect, the reason is factual, and names no rule that does not
+    """The reason for a segment without a connection, or a redirect, is factual, and names no rule that does not
     exist."""
     known = Known(endpoint(1, "web"))
     stray, redirect = made.tcp(OUT6, WEB6, 80, 40000, flags=0x10), made.icmp(OUT6, WEB6, 137)
@@ -272,7 +272,7 @@ def test_many_drops_build_the_list_of_addresses_once() -> None:
 
 
 def test_reasons_take_a_bounded_share_of_time() -> None:
-    """If finding the reason takes long, drops still have their names, and no reason until there is time again."""
+    """Drops have their names even if finding reasons takes long, and no reason until there is time again."""
     clock = Clock()
     known = Known(endpoint(1, "web"))
     decide = known.inventory.decide
@@ -485,7 +485,7 @@ def test_lost_drops_are_counted_over_sockets() -> None:
 
 @pytest.fixture
 def log() -> DropLog:
-    """A drop log with three drops."""
+    """Return a drop log with three drops."""
     made_log = DropLog(Known(endpoint(1, "web"), endpoint(2, "api")), lambda: True)
     for target, port in ((WEB4, 1), (API4, 2), (WEB4, 3)):
         made_log.take([logged(made.tcp(OUT4, target, port, 40000))])
@@ -585,7 +585,7 @@ def test_followers_end_when_docker_fw_stops(app: Flask, log: DropLog, how: str) 
 
 
 def test_an_error_ends_a_follower(app: Flask, log: DropLog) -> None:
-    """If no drops are reported, the answer contains the reason; followers get it too."""
+    """The answer contains the reason if no drops are reported; followers get it too."""
     response = app.test_client().get("/drops?follow=1", buffered=False)
     received = iter(response.response)
     next(received)
@@ -627,7 +627,7 @@ def test_the_command_shows_the_last_drops_then_new_ones(received: list[dict[str,
 
 @pytest.mark.parametrize("who", ["web", "10.1.0.2"])
 def test_the_command_shows_one_container(received: list[dict[str, Any]], who: str) -> None:
-    """With a name or an address, only drops with it at either end are shown; -n counts these."""
+    """Only drops with the given name or address at either end are shown; -n counts these."""
     assert [text.split()[3] for text in shown(received, who)] == ["1/tcp", "3/tcp"]
     assert [text.split()[3] for text in shown(received, who, "-n", "1")] == ["3/tcp"]
 
@@ -645,7 +645,7 @@ def test_the_command_reports_lost_drops(received: list[dict[str, Any]]) -> None:
 
 
 def test_the_command_reports_that_nothing_was_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    """If nothing was dropped, stderr says so, so that a typo does not look like silence."""
+    """stderr says that nothing was dropped, so that a typo does not look like silence."""
     assert shown([{"newest": 0, "lost": 0}], "wbe") == []
     assert capsys.readouterr().err == "fwctl: no packet of wbe was dropped yet; waiting\n"
 

@@ -211,7 +211,8 @@ def test_a_published_port_is_open_where_the_setting_allows_it() -> None:
 
 
 def test_egress_rules_apply_to_published_ports_of_the_host(site: Site) -> None:
-    """With DNAT its packet is for the container; with docker-proxy, for the host."""
+    """An egress-restricted container's packet to the host's port is for the published container with DNAT, and for the
+    host with docker-proxy."""
     inside = container("inside", {"fw.egress": "8080"})
     egress_restricted = Site(
         guest(FRONT, 2, inside), guest(BACK, 2, APP, *published(8080, 28080)), ours(2, WEB, *published(8080, 18080))
@@ -263,7 +264,7 @@ def test_docker_drops_packets_to_a_containers_own_address_behind_nat(
 
 
 def test_docker_isolates_its_networks(site: Site) -> None:
-    """From another Docker network the container's own address is blocked; docker-proxy forwards connections to its
+    """A container's own address is blocked from another Docker network; docker-proxy forwards connections to its
     published port."""
     answer = ask(site, "mate", "deep", "7000")
     assert not answer["accepted"]

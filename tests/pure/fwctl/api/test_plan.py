@@ -75,7 +75,7 @@ def drifted(site: Site, there: TableDump, timed: tuple[Element, ...] = ()) -> li
 
 
 def test_an_unchanged_table_is_no_difference(site: Site) -> None:
-    """There is no line."""
+    """The plan for an unchanged table has no line."""
     assert drifted(site, standing(set(site.state.should()[1]))) == []
 
 
@@ -115,7 +115,7 @@ def test_a_missing_rule_is_shown_as_text_and_another_by_its_place(site: Site) ->
 
 
 def test_a_missing_table_is_one_line(site: Site) -> None:
-    """There are not thousands of lines."""
+    """A missing table is one line, and not thousands of missing elements."""
     nothing = TableDump(1, frozenset(), frozenset(), frozenset(), ())
     assert drifted(site, nothing) == ["+ table inet docker-fw: it is not there"]
 
@@ -265,5 +265,5 @@ def test_temporary_ports_are_not_in_the_file() -> None:
 
 
 def test_an_empty_change_changes_nothing() -> None:
-    """It is no error either."""
+    """A change without elements changes nothing, and is no error."""
     assert drift.elements(Change(), {}) == []

@@ -38,7 +38,7 @@ def test_a_number_becomes_the_text_that_compose_makes_of_it(written: str, text: 
 
 @pytest.mark.parametrize("written", ["", "~", "null", "Null", "NULL"])
 def test_null_is_the_empty_text(written: str) -> None:
-    """As a label's value, null is the empty text, which is a mistake in docker-fw's language."""
+    """A label with the value null is empty, which is a mistake in docker-fw's language."""
     found, _ = project(f"services: {{web: {{labels: {{a: {written}}}}}}}")
     assert labels(found.services["web"]) == {"a": ""}
 
@@ -124,7 +124,8 @@ def test_reset_takes_away_and_override_replaces() -> None:
 
 
 def test_extends_inherits_the_other_services_keys() -> None:
-    """From the same file and from another, through several steps; the service's own labels take precedence."""
+    """Keys are inherited from the same file and from another, through several steps; the service's own labels take
+    precedence."""
     found, notes = project(
         {
             "compose.yml": """\
@@ -186,7 +187,7 @@ VARIABLES = {
 
 @pytest.mark.parametrize(("text", "expected"), VARIABLES.items(), ids=repr)
 def test_variables_are_replaced_as_compose_does(text: str, expected: str) -> None:
-    """All of compose's forms, nested ones too."""
+    """All of compose's forms of variables are replaced, nested ones too."""
     assert expand(text, {"A": "a", "E": ""})[::2] == (expected, "")
 
 
@@ -197,8 +198,8 @@ def test_a_dollar_that_is_no_variable_is_a_mistake(text: str) -> None:
 
 
 def test_a_missing_variable_is_reported() -> None:
-    """Not set: a warning and the empty text. Required: a mistake with the file's own words. Reported only where it
-    matters."""
+    """A variable that is not set is a warning and the empty text; a required one is a mistake with the file's own text.
+    Both are reported only where the variable matters."""
     result = checked(
         """\
         services:
@@ -214,7 +215,7 @@ def test_a_missing_variable_is_reported() -> None:
 
 
 def test_the_environment_overrides_dotenv() -> None:
-    """`.env` in the first file's directory, with quotes, comments, export and variables; the environment takes
+    """`.env` in the first file's directory is read, with quotes, comments, export and variables; the environment takes
     precedence."""
     text = """\
     # comment
@@ -282,7 +283,8 @@ def test_text_that_is_not_yaml_is_reported_with_its_line(text: str | bytes, mess
 
 
 def test_a_missing_file_is_reported_where_it_is_named() -> None:
-    """For the command line by the file's name; for `extends` and `include` by the line that names it."""
+    """A missing file of the command line is reported with its name, one of `extends` and `include` with the line that
+    names it."""
     assert checked({}, "none.yml").text == "mistakes:\nnone.yml: cannot be read: No such file or directory\n"
     result = checked("services:\n  web:\n    extends: {file: gone.yml, service: x}\n")
     assert (result.status, "compose.yml:3: gone.yml cannot be read" in result.text) == (2, True)
@@ -290,7 +292,7 @@ def test_a_missing_file_is_reported_where_it_is_named() -> None:
 
 
 def test_real_files_are_read(tmp_path: Path) -> None:
-    """Without a `fetch` the disk is read; a directory is no file."""
+    """Files are read from the disk if there is no `fetch`; a directory is no file."""
     path = tmp_path / "compose.yml"
     path.write_text("services: {web: {labels: {a: b}}}")
     assert labels(read([str(path)], {}, Notes()).services["web"]) == {"a": "b"}
@@ -448,14 +450,14 @@ def _no_traceback(text: str) -> None:
 @given(st.text() | st.lists(_WORDS, max_size=40).map("".join))
 @examples(300)
 def test_arbitrary_text_gives_no_traceback(text: str) -> None:
-    """For any file content, notes are printable, and refer to existing lines."""
+    """Notes are printable and refer to existing lines, for any file content."""
     _no_traceback(text)
 
 
 @given(st.dictionaries(st.sampled_from(["services", "networks", "include", "name"]), _VALUES, max_size=4))
 @examples(200)
 def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
-    """Any values in the place of services, labels and networks."""
+    """Any values in the place of services, labels and networks cause no traceback."""
     _no_traceback(yaml.safe_dump(document))
 
 
@@ -464,14 +466,14 @@ def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
     _VALUES, max_size=4), min_size=1))  # fmt: skip
 @examples(100)
 def test_arbitrary_services_give_no_traceback(services: dict[str, object]) -> None:
-    """The same, one level deeper."""
+    """Any values inside services cause no traceback."""
     _no_traceback(yaml.safe_dump({"services": services, "networks": {"front": {}}}))
 
 
 @given(st.text(st.sampled_from("$${}:-?+AE_ x"), max_size=30), st.text(st.sampled_from("A='\"\n#$ {}\\"), max_size=30))
 @examples(500)
 def test_arbitrary_variables_give_no_traceback(text: str, env: str) -> None:
-    """Text with any dollars, and any `.env`."""
+    """Text with any dollars, and any `.env`, cause no traceback."""
     found = expand(text, {"A": "a", "E": ""})
     assert found.text == "" or not found.mistake
     assert all(1 <= line <= env.count("\n") + 1 for _, line in dotenv(env, {}).values())

@@ -140,7 +140,7 @@ def test_a_mistake_refuses_the_start_or_closes_by_the_networks_driver() -> None:
     ],
 )
 def test_the_driver_decides_whether_a_network_is_protected(driver: str, kind: str) -> None:
-    """For an unprotected network the output says so, and that labels have no effect there."""
+    """The output says whether a network is protected, and that labels have no effect on an unprotected one."""
     result = checked(
         f"services: {{web: {{networks: [n], ports: ['8080:8080'], labels: {{fw.allow: 8080}}}}}}\n"
         f"networks: {{n: {{driver: '{driver}'}}}}"
@@ -189,7 +189,8 @@ def test_network_mode_decides_whose_labels_apply() -> None:
 
 
 def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
-    """They apply on that network only; networks with different results are shown separately, equal ones together."""
+    """Labels for one network apply there only; networks with different results are shown separately, equal ones
+    together."""
     result = checked(
         """\
         name: shop
@@ -211,7 +212,7 @@ def test_labels_for_one_network_name_it_by_key_or_in_full() -> None:
 
 
 def test_network_and_attachment_options_add_up_with_labels() -> None:
-    """All three apply, on docker-fw networks and on Docker networks."""
+    """Options of networks and attachments apply together with labels, on docker-fw networks and on Docker networks."""
     result = checked(
         """\
         services:
@@ -302,7 +303,8 @@ def test_a_peer_that_matches_no_service_is_reported() -> None:
 
 
 def test_an_unknown_container_is_reported_only_if_all_are_named() -> None:
-    """It may belong to another stack: a typo is likely only if every service has a container_name."""
+    """A container that the files lack may belong to another stack: a typo is likely only if every service has a
+    container_name."""
     known = "services: {web: {container_name: w, ports: ['9:9'], labels: {fw.allow: 9 from container:x}}"
     (warning,) = checked(known + "}").warnings
     assert warning.endswith("container:x is not a container_name in these files, so it matches no container here")
@@ -345,7 +347,8 @@ def test_a_rule_without_effect_is_reported() -> None:
 
 
 def test_every_rule_has_an_effect_between_isolated_containers() -> None:
-    """With enable_icc=false, and on networks whose containers are reached through their own addresses."""
+    """Rules have an effect on networks with enable_icc=false, and on networks whose containers are reached through
+    their own addresses."""
     result = checked(
         """\
         services:
@@ -488,7 +491,7 @@ def test_a_value_of_the_wrong_form_is_reported_with_advice(text: str, expected: 
 
 
 def test_the_same_label_twice_in_a_list_is_reported() -> None:
-    """Compose silently takes the later one."""
+    """A label that is repeated in a list is a warning, because compose silently takes the later one."""
     result = checked("services:\n  web:\n    ports: ['2:2']\n    labels:\n    - fw.allow=1\n    - fw.allow=2\n")
     assert result.accepts("web") == ["2/tcp", *BASE]
     assert result.warnings == ["compose.yml:6: web: fw.allow is already set in line 5; only this one counts"]
@@ -507,7 +510,7 @@ def test_every_message_is_one_line_for_any_label() -> None:
 
 
 def test_no_file_is_wrong_usage() -> None:
-    """Without a file the exit status is 2, and the message shows the usage."""
+    """The exit status is 2 without a file, and the message shows the usage."""
     stream = io.StringIO()
     assert run([], {}, False, stream) == 2
     assert "fwctl check compose.yml" in stream.getvalue()

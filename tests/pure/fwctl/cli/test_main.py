@@ -188,7 +188,7 @@ def test_each_command_sends_its_request(fake: Fake, run: Run, words: str, path: 
     ],
 )
 def test_wrong_usage_is_status_2_and_sends_nothing(fake: Fake, run: Run, words: str) -> None:
-    """There is a message on stderr that says what is wrong."""
+    """stderr has a message that says what is wrong."""
     status, out, err = run(*words.split())
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith("fwctl")
@@ -196,7 +196,7 @@ def test_wrong_usage_is_status_2_and_sends_nothing(fake: Fake, run: Run, words: 
 
 
 def test_every_command_has_help_with_an_example(run: Run) -> None:
-    """`--help` of each command, and the general one."""
+    """`--help` of each command, and the general one, show an example."""
     status, out, _ = run("--help")
     assert status == 0
     names = re.findall(r"^    ([a-z-]+) ", out, re.MULTILINE)
@@ -261,7 +261,7 @@ def test_a_refusal_is_one_line_on_stderr(fake: Fake, run: Run) -> None:
 
 @pytest.mark.parametrize("answer", [(500, b"<html>"), (200, b""), (200, []), (502, {"x": 1}), (200, b"\xff")])
 def test_an_invalid_answer_is_an_error(fake: Fake, run: Run, answer: Any) -> None:
-    """For any answer on the socket there is no traceback."""
+    """Any answer on the socket that is not docker-fw's is an error without a traceback."""
     fake.answers["/status"] = answer
     status, out, err = run("status")
     assert (status, out) == (1, "")
@@ -313,7 +313,7 @@ def fwctl(fake: Fake, *arguments: str, **environ: str) -> subprocess.CompletedPr
 
 
 def test_colours_are_for_terminals(fake: Fake) -> None:
-    """There are none in a pipe, unless requested."""
+    """A pipe gets no colours, unless they are requested."""
     assert "\x1b[" not in fwctl(fake, "status").stdout
     assert "\x1b[" not in fwctl(fake, "status", "--color=never").stdout
     for name in ("status", "ports", "bans", "plan"):
@@ -361,7 +361,7 @@ def test_watch_repeats_until_interrupted(fake: Fake) -> None:
     before = len(fake.asked)
 
     def restarted() -> None:
-        until(lambda: len(fake.asked) >= before + 3, "looked again and again")
+        until(lambda: len(fake.asked) >= before + 3, "three more requests")
         fake.answers["/status"] = {**STATUS, "foreign": ["virbr7"]}
 
     later = threading.Thread(target=restarted)
@@ -372,7 +372,7 @@ def test_watch_repeats_until_interrupted(fake: Fake) -> None:
 
 
 def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
-    """With JSON, each answer is one line, for programs that follow."""
+    """Each answer is one line with JSON, for programs that follow."""
     watch = ["status", "--watch", "0.1", "--json", "--socket", str(fake.path)]
     command = [sys.executable, "-m", "plugin.fwctl.cli", *watch]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -385,7 +385,7 @@ def test_watch_in_a_pipe_is_one_text_after_another(fake: Fake) -> None:
 
 
 def test_a_closed_pipe_is_no_error(fake: Fake) -> None:
-    """`fwctl export | head -1`."""
+    """`fwctl export | head -1` ends without an error."""
     fake.answers["/export"] = {"text": "x\n" * 1_000_000}
     command = f"{sys.executable} -m plugin.fwctl.cli export --socket {fake.path} | head -1"
     shell = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
@@ -394,7 +394,7 @@ def test_a_closed_pipe_is_no_error(fake: Fake) -> None:
 
 
 def test_output_works_in_any_locale(fake: Fake) -> None:
-    """A container often has no locale."""
+    """Output works without a locale, as often in a container."""
     fake.answers["/status"] = {**STATUS, "apart": {"tool": "→ läuft …"}}
     done = fwctl(fake, "status", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
@@ -498,7 +498,7 @@ def test_the_crowdsec_bouncer_sends_decisions(fake: Fake) -> None:
 
 
 def test_one_refused_decision_blocks_no_other(fake: Fake) -> None:
-    """For one of the host's addresses in a blocklist: the others are banned, and the error is printed."""
+    """If one of the host's addresses is in a blocklist, the others are banned, and the error is printed."""
     fake.answers["/ban"] = (400, {"Err": "cannot ban 10.1.0.1: it is the host's own"})
     done = bounce(fake, decide("add", "203.0.113.7"), decide("add", "10.1.0.1"))
     assert [len(body["bans"]) for _, body in fake.asked] == [2, 1, 1]

@@ -103,13 +103,13 @@ def test_status_shows_ports_with_their_peers_and_origins(site: Site) -> None:
 
 
 def test_a_name_without_a_match_is_shown(site: Site) -> None:
-    """It opens nothing, which a user may wonder about."""
+    """A rule for a name that matches no container is shown as such: it opens nothing, which a user may wonder about."""
     alone = Site(ours(2, container("web", {"fw.allow": "5432 from service:api"})))
     assert "label fw.allow: 5432/tcp from service:api = no container now" in words(alone)
 
 
 def test_status_shows_egress_rates_and_logging(site: Site) -> None:
-    """Each has its origin."""
+    """Egress, rates and logging are shown with their origin."""
     text = words(site)
     assert "    egress: 443/tcp, 53/udp to container:db = 10.1.0.4 172.19.0.2 2001:db8:1::4 (label fw.egress)" in text
     assert "    rate limit: 22/tcp 5/minute burst 10 (label fw.rate)" in text
@@ -127,7 +127,7 @@ def test_an_open_policy_is_shown_as_everything(site: Site) -> None:
 
 
 def test_status_shows_overrides_with_the_remaining_time(site: Site) -> None:
-    """Those of a stopped container are shown too, because they apply again when it starts."""
+    """Overrides of a stopped container are shown too, because they apply again when it starts."""
     text = words(site)
     assert "    fwctl allow 7000/tcp, 59 min left" in text
     assert "    fwctl deny 22/tcp, permanent" in text
@@ -202,15 +202,15 @@ def test_the_resolver_that_docker_asks_from_the_host(
 
 @pytest.mark.parametrize("major", [0, 27, 28, 29])
 def test_newer_docker_asks_every_server_from_the_host(tmp_path: Path, major: int) -> None:
-    """The same is assumed for an unknown Docker version."""
+    """Docker 27 and later, and an unknown version, ask every server from the host."""
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
     assert asked_from_host(major, str(tmp_path / "resolv.conf"), ()) == "192.0.2.53"
     assert asked_from_host(26, str(tmp_path / "resolv.conf"), ()) == ""
 
 
 def test_status_shows_the_host(site: Site) -> None:
-    """Unprotected containers, foreign bridges, bans, docker-proxy, a silent API, a docker-fw that is behind Docker's
-    events; none of them when all is well."""
+    """Unprotected containers and bridges, bans, docker-proxy, a silent API, and a docker-fw that is behind Docker's
+    events are shown; none of them when all is well."""
     more = {"apart": {"tool": "has the host's network"}, "foreign": ["lxdbr0", "virbr0"], "banned": 2}
     text = words(site, **more, listening=False, proxy_known=False, held=["80/tcp on ::"], watched=False)
     assert "tool: has the host's network" in text
@@ -254,7 +254,8 @@ def test_ports_are_shown_with_their_sources(site: Site) -> None:
 
 
 def test_a_dry_run_shows_the_ports_that_close() -> None:
-    """Before anything is closed; a port that stays open to some addresses is listed with them."""
+    """A port that would close is shown before anything is closed; one that stays open to some addresses is listed with
+    them."""
     app = container("app", {"fw.allow": "5432 from 203.0.113.0/24"})
     site = Site(guest(FRONT, 2, app, *published(5432, 15432), *published(6000, 16000), *published(80, 10080)))
     text = render.dry_run(report(site, {"tool": "has the host's network"}, "203.0.113.9", "app"))
@@ -303,7 +304,7 @@ def test_a_plan_is_shown_as_a_diff() -> None:
 
 
 def test_bans_are_sorted_by_their_end() -> None:
-    """Each has its remaining time."""
+    """Each ban is shown with its remaining time, the one that ends first at the top."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
     assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
         "2001:db8::/48", "60", "s", "left", "203.0.113.7", "permanent"

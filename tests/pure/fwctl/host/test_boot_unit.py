@@ -54,7 +54,7 @@ def everything(root: Path) -> dict[str, str]:
 
 
 def test_the_table_is_docker_fws_without_exceptions() -> None:
-    """Nothing opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
+    """No element opens a port: the only elements are names of Docker's bridges and of pairs within one bridge."""
     text = boot_table.nft_text(MARK, {OURS}, {"br-lan"})
     added = dict(re.findall(r"^add element inet docker-fw (\w+) \{ (.*) \}$", text, re.MULTILINE))
     assert added == {
@@ -87,7 +87,7 @@ def test_an_exempt_bridge_is_named_in_each_rule_by_index() -> None:
 
 
 def test_a_host_without_other_bridges_gets_no_name() -> None:
-    """Without foreign bridges, none is exempt."""
+    """No bridge is exempt if the host has only Docker's."""
     assert "ifname != {" not in boot_table.nft_text(MARK, (), ())
 
 
@@ -120,8 +120,8 @@ def test_the_table_has_all_elements_that_close() -> None:
 
 
 def test_a_new_version_writes_what_the_kernel_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All elements of the plugin's first table, except volatile ones: listening programs, numbers of links and control
-    groups."""
+    """The file has all elements of the plugin's first table, except volatile ones: listening programs, numbers of links
+    and control groups."""
     state = SavedState(
         egress_restricted=frozenset({OURS}), proxied={"c": (Published("udp", IPv4Address("0.0.0.0"), 53, 53),)}
     )
@@ -158,7 +158,7 @@ class Api:
 
 class Silent:
     def bridges(self) -> Any:
-        raise DockerUnavailable("Docker's API did not answer: nobody there")
+        raise DockerUnavailable("Docker's API did not answer: connection refused")
 
 
 def links(monkeypatch: pytest.MonkeyPatch, names: Iterable[str]) -> None:
@@ -180,7 +180,7 @@ def test_dockers_list_identifies_its_bridges(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_dockers_list_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent API, or a network namespace where the host's bridges are not visible, is an error with advice."""
     links(monkeypatch, ["virbr0"])
-    with pytest.raises(FwError, match=r"nobody there.*FW_DOCKER_SOCKET"):
+    with pytest.raises(FwError, match=r"connection refused.*FW_DOCKER_SOCKET"):
         boot_table.bridges(Silent(), set, lambda _: None)  # type: ignore[arg-type]
     with pytest.raises(FwError, match=r"docker0 is not visible.*--network host"):
         boot_table.bridges(Api("docker0"), set, lambda _: None)  # type: ignore[arg-type]
@@ -190,8 +190,8 @@ def test_without_dockers_list_nothing_is_written(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_unit_starts_before_docker_and_opens_nothing() -> None:
-    """It is ordered before docker.service and after services that flush, Docker's start pulls it in, stopping it opens
-    nothing, and an existing table is left unchanged."""
+    """The unit is ordered before docker.service and after services that flush, Docker's start pulls it in, stopping it
+    opens nothing, and an existing table is left unchanged."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string(boot_unit.unit_text())
