@@ -86,8 +86,11 @@ some_any_rules = st.lists(any_rules, max_size=3).map(tuple)
 denied = st.lists(rules | portless, max_size=2).map(tuple)
 rates = st.builds(
     lambda rule, count, unit, burst: Rate(rule.proto, rule.first, rule.last, count, unit, burst),
-    rules, st.integers(1, 1_000_000), st.sampled_from(["second", "minute", "hour", "day"]), st.integers(1, 65535),
-).filter(lambda rate: remembered(rate.count, rate.unit, rate.burst) <= LONGEST)  # fmt: skip
+    rules,
+    st.integers(1, 1_000_000),
+    st.sampled_from(["second", "minute", "hour", "day"]),
+    st.integers(1, 65535),
+).filter(lambda rate: remembered(rate.count, rate.unit, rate.burst) <= LONGEST)
 policies = st.sampled_from(["", "", "default", "closed", "open"])
 saids = st.builds(
     PolicySpec,

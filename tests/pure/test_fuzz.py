@@ -219,11 +219,15 @@ def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -
 def test_deep_long_and_duplicate_json_is_answered(path: str) -> None:
     """Nested 100,000 times, a number of 5,000 digits, a megabyte of text, a duplicate key, more bytes than are read."""
     bodies = [
-        b"[" * 100_000, b'{"a":' * 100_000, b'{"NetworkID": ' + b"9" * 5000 + b"}", b'{"container": NaN}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"NetworkID": ' + b"9" * 5000 + b"}",
+        b'{"container": NaN}',
         json.dumps({**POSTS[path], "NetworkID": "x" * (1 << 20)}).encode(),
         json.dumps({**POSTS[path], "Options": {"fw.allow": "80," * 300_000}}).encode(),
-        b'{"NetworkID": "a", "NetworkID": {}}', b" " * (10 << 20),
-    ]  # fmt: skip
+        b'{"NetworkID": "a", "NetworkID": {}}',
+        b" " * (10 << 20),
+    ]
     with running() as plugin:
         for body in bodies:
             plugin.post(path, body)

@@ -143,12 +143,7 @@ def package(module: str) -> str:
 def imports(name: str, *, lazy: bool | None = None) -> set[str]:
     """Return every module that a module imports, as `plugin.policy.peers` or `socket`. `lazy`: only those inside
     functions, or only the others."""
-    inside = {
-        inner
-        for node in ast.walk(TREES[name])
-        if isinstance(node, ast.FunctionDef)
-        for inner in ast.walk(node)
-    }  # fmt: skip
+    inside = {inner for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
         if lazy is not None and lazy != (node in inside):

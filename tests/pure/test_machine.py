@@ -171,8 +171,9 @@ class Calls(RuleBasedStateMachine):
                 GENERIC: {**OPTIONS[network], **({"fw.policy": "open"} if changed else {})},
                 "com.docker.network.internal": network == INTERNAL,
             },
-            "IPv4Data": [{"Gateway": f"10.{net}.0.1/24"}], "IPv6Data": [{"Gateway": f"2001:db8:{net}::1/64"}],
-        }  # fmt: skip
+            "IPv4Data": [{"Gateway": f"10.{net}.0.1/24"}],
+            "IPv6Data": [{"Gateway": f"2001:db8:{net}::1/64"}],
+        }
         self.call("CreateNetwork", body, well=not changed)
         self.docker.networks.add(network)
 

@@ -53,8 +53,12 @@ API, DB, OUT4, OUT6 = (
 NOTHING = PolicySpec()
 HOST = frozenset({IPv4Address("172.18.0.1")})
 NAMES: dict[str, set[naive.Address]] = {
-    "service:api": {API}, "container:db": {DB}, "project:shop": {API}, "network:front": {API}, "network:shop_back": {DB}
-}  # fmt: skip
+    "service:api": {API},
+    "container:db": {DB},
+    "project:shop": {API},
+    "network:front": {API},
+    "network:shop_back": {DB},
+}
 PEERS = (API, DB, OUT4, OUT6, IPv4Address("10.1.2.3"), IPv4Address("10.0.0.1"), *HOST)
 _TRIED = (
     *(("tcp", port) for port in (1, 21, 22, 23, 80, 443, 5432, 8080, 8081, 9000, 9050, 65535)),
@@ -75,13 +79,17 @@ FLOWS = tuple(Flow(proto, port, peer) for (proto, port), peer in itertools.produ
 def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, network: str = "front") -> Any:
     """Return the container as the plugin reads it from Docker's list, on a network."""
     labels = {
-        "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
-        "com.docker.compose.container-number": "1", **pairs,
-    }  # fmt: skip
+        "com.docker.compose.project": "shop",
+        "com.docker.compose.service": "web",
+        "com.docker.compose.container-number": "1",
+        **pairs,
+    }
     listed = {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": labels,
+        "Id": "c" * 64,
+        "Names": ["/web"],
+        "Labels": labels,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
-    }  # fmt: skip
+    }
     return container_labels.on_network(container_labels.read(listed, image), network)
 
 
@@ -148,10 +156,26 @@ _ports = st.sampled_from(
     ["22", "80", "443", "8080", "5432", "1-1024", "9000-9100", "*", "53/udp", "*/udp", "80/sctp", "20 - 25", "1-65535"]
 )
 _whom = st.lists(
-    st.sampled_from(["10.0.0.0/8", "203.0.113.7", "2001:db8::/32", "::/0", "0.0.0.0/0", "service:api", "container:db",
-                     "project:shop", "network:front", "network:back", "service:nobody", "host", "any"]),
-    min_size=1, max_size=3,
-).map(" ".join)  # fmt: skip
+    st.sampled_from(
+        [
+            "10.0.0.0/8",
+            "203.0.113.7",
+            "2001:db8::/32",
+            "::/0",
+            "0.0.0.0/0",
+            "service:api",
+            "container:db",
+            "project:shop",
+            "network:front",
+            "network:back",
+            "service:nobody",
+            "host",
+            "any",
+        ]
+    ),
+    min_size=1,
+    max_size=3,
+).map(" ".join)
 _what = _ports | st.sampled_from(["gre", "ESP"])
 
 
@@ -304,9 +328,11 @@ def test_while_an_images_labels_are_unknown_nothing_is_wider(
     labels were the user's, nor if all of them were the image's."""
     labels = {**pairs, odd[0]: odd[1]}
     listed = {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": labels,
+        "Id": "c" * 64,
+        "Names": ["/web"],
+        "Labels": labels,
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
-    }  # fmt: skip
+    }
     unsure = container_labels.on_network(container_labels.read(listed, None, unknown="no such image"), "front")
     no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, None), "front"))
     no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, labels), "front"))

@@ -68,11 +68,13 @@ class Host:
         self.state.start(Facts(SavedState()))
         bridge = text()
         network = {
-            "Id": "a" * 64, "Name": text(), "Driver": "bridge",
+            "Id": "a" * 64,
+            "Name": text(),
+            "Driver": "bridge",
             "Options": {BRIDGE + "name": bridge, BRIDGE + "gateway_mode_ipv4": text()},
             "Labels": {COMPOSE + "project": text(), COMPOSE + "network": text()},
             "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}]},
-        }  # fmt: skip
+        }
         # Also a bridge with a valid name, so that its container is on a known network.
         right = {**network, "Id": "b" * 64, "Name": text(), "Options": {BRIDGE + "name": "br-right"}}
         self.links = [bridge, text(), "br-right", "br-lan"]
@@ -83,16 +85,24 @@ class Host:
         self.state.observe(lambda facts: dataclasses.replace(facts, bridges=self.bridges.facts()))
         self.guard = EndpointTracker(self.state)
         labels = {
-            "fw.allow": f"8080, 5432 from service:{text()}", f"fw.network.{text()}.allow": "9000", f"fw.{text()}": "1",
-            "fw.egress": text(), COMPOSE + "project": text(), COMPOSE + "service": text(), COMPOSE + "config-hash": "x",
-        }  # fmt: skip
+            "fw.allow": f"8080, 5432 from service:{text()}",
+            f"fw.network.{text()}.allow": "9000",
+            f"fw.{text()}": "1",
+            "fw.egress": text(),
+            COMPOSE + "project": text(),
+            COMPOSE + "service": text(),
+            COMPOSE + "config-hash": "x",
+        }
         places = {"EndpointID": "e" * 64, "NetworkID": "b" * 64, "IPAddress": "172.18.0.2"}
         listed = {
-            "Id": "c" * 64, "Names": ["/" + text()], "ImageID": "i", "State": "running",
+            "Id": "c" * 64,
+            "Names": ["/" + text()],
+            "ImageID": "i",
+            "State": "running",
             "Labels": labels if draw(st.booleans()) else {"fw.allow": "8080"},
             "Ports": [{"Type": "tcp", "IP": "0.0.0.0", "PublicPort": 18080, "PrivatePort": 8080}],
             "NetworkSettings": {"Networks": {right["Name"]: places}},
-        }  # fmt: skip
+        }
         who = container_labels.read(listed, {})
         self.name = who.name
         known = [found for raw in (network, right) if (found := self._network(raw))]
@@ -114,11 +124,23 @@ class Host:
     def status(self) -> dict[str, Any]:
         guarded = status.guarded_networks(self.inventory, A, MARK, {})
         return {
-            "version": "1", "now": 1.0, "networks": [], "guarded": guarded, "apart": self.not_guarded,
-            "foreign": sorted(self.bridges.unmanaged()), "overrides": [], "banned": 0, "listening": True,
-            "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
+            "version": "1",
+            "now": 1.0,
+            "networks": [],
+            "guarded": guarded,
+            "apart": self.not_guarded,
+            "foreign": sorted(self.bridges.unmanaged()),
+            "overrides": [],
+            "banned": 0,
+            "listening": True,
+            "proxy_known": True,
+            "owned": True,
+            "binds": True,
+            "unfit": "",
+            "unsaved": "",
+            "watched": True,
             "host_resolver": "",
-        }  # fmt: skip
+        }
 
 
 def some(count: int) -> settings:
@@ -226,12 +248,16 @@ def test_check_reads_any_name_in_a_compose_file(tmp_path_factory: pytest.TempPat
     text = data.draw(names.filter(bool)), data.draw(names), data.draw(names), data.draw(names)
     file = {
         "name": text[1],
-        "services": {text[0]: {
-            "image": "x", "container_name": text[1], "labels": {"fw.allow": f"80 from service:{text[2]}"},
-            "networks": [text[2]],
-        }},
+        "services": {
+            text[0]: {
+                "image": "x",
+                "container_name": text[1],
+                "labels": {"fw.allow": f"80 from service:{text[2]}"},
+                "networks": [text[2]],
+            }
+        },
         "networks": {text[2]: {"name": text[3], "driver_opts": {"com.docker.network.bridge.name": text[1]}}},
-    }  # fmt: skip
+    }
     path = tmp_path_factory.mktemp("names") / "compose.yml"
     path.write_text(json.dumps(file))
     for as_json in (False, True):

@@ -41,12 +41,26 @@ def test_nothing_needs_to_be_set() -> None:
 
 #: By setting, a value other than its default.
 OTHERS = {
-    "FW_SOCKET": "/x", "FW_DOCKER_SOCKET": "/x", "FW_STATE": "/x", "FW_SYSCTL": "/x", "FW_CGROUP": "/x",
-    "FW_BOOT": "/x", "FW_DOCKERD_CGROUP": "docker",
-    "FW_DOCKERD_PORTS": "1", "FW_ALLOW": "1", "FW_DENY": "22", "FW_POLICY": "closed",
-    "FW_EGRESS": "none", "FW_RATE": "22 1/day", "FW_LOG": "drop", "FW_MISTAKES": "close", "FW_IMAGE_LABELS": "trust",
-    "FW_PUBLISHED": "allow", "FW_MARK": "1", "FW_LOG_LEVEL": "debug",
-}  # fmt: skip
+    "FW_SOCKET": "/x",
+    "FW_DOCKER_SOCKET": "/x",
+    "FW_STATE": "/x",
+    "FW_SYSCTL": "/x",
+    "FW_CGROUP": "/x",
+    "FW_BOOT": "/x",
+    "FW_DOCKERD_CGROUP": "docker",
+    "FW_DOCKERD_PORTS": "1",
+    "FW_ALLOW": "1",
+    "FW_DENY": "22",
+    "FW_POLICY": "closed",
+    "FW_EGRESS": "none",
+    "FW_RATE": "22 1/day",
+    "FW_LOG": "drop",
+    "FW_MISTAKES": "close",
+    "FW_IMAGE_LABELS": "trust",
+    "FW_PUBLISHED": "allow",
+    "FW_MARK": "1",
+    "FW_LOG_LEVEL": "debug",
+}
 
 
 def test_every_setting_is_read() -> None:

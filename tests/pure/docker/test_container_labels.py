@@ -13,17 +13,20 @@ from plugin.model import Container, PolicySpec, Rate, Rule
 
 SSH, HTTP, HTTPS, MORE = (Rule("tcp", port, port) for port in (22, 80, 443, 8080))
 COMPOSE = {
-    "com.docker.compose.project": "shop", "com.docker.compose.service": "web",
+    "com.docker.compose.project": "shop",
+    "com.docker.compose.service": "web",
     "com.docker.compose.container-number": "1",
-}  # fmt: skip
+}
 
 
 def listed(*networks: str, **labels: str) -> dict[str, Any]:
     """An entry as `GET /containers/json` returns it; dots in labels are written as double underscores."""
     return {
-        "Id": "c" * 64, "Names": ["/web"], "Labels": {k.replace("__", "."): v for k, v in labels.items()} or None,
+        "Id": "c" * 64,
+        "Names": ["/web"],
+        "Labels": {k.replace("__", "."): v for k, v in labels.items()} or None,
         "NetworkSettings": {"Networks": {name: {} for name in networks or ("bridge",)}},
-    }  # fmt: skip
+    }
 
 
 def compose(*networks: str, **labels: str) -> dict[str, Any]:
@@ -100,9 +103,16 @@ def test_a_network_specific_label_applies_there_only() -> None:
 
 def test_a_network_specific_label_overrides_the_general_one() -> None:
     """The value of policy, egress or rate for this network overrides the container's general one."""
-    raw = listed("front", fw__policy="closed", fw__egress="443", fw__rate="22 1/day",
-                 fw__network__front__policy="open", fw__network__front__egress="all",
-                 fw__network__front__rate="22 2/day", fw__network__front__log="drop")  # fmt: skip
+    raw = listed(
+        "front",
+        fw__policy="closed",
+        fw__egress="443",
+        fw__rate="22 1/day",
+        fw__network__front__policy="open",
+        fw__network__front__egress="all",
+        fw__network__front__rate="22 2/day",
+        fw__network__front__log="drop",
+    )
     assert container(raw, "front").spec == PolicySpec(
         policy="open", egress=EVERYTHING, rate=(Rate("tcp", 22, 22, 2, "day", 5),), log="drop"
     )
@@ -139,8 +149,13 @@ def test_the_name_of_a_network_in_its_compose_file() -> None:
     """The name comes from the labels that compose puts on its networks; other networks have none."""
     compose_labels = {"com.docker.compose.project": "shop", "com.docker.compose.network": "front"}
     assert container_labels.compose_key({"Labels": compose_labels}) == "shop/front"
-    for other in ({}, {"Labels": None}, {"Labels": {}}, {"Labels": {"com.docker.compose.network": "front"}},
-                  {"Labels": {"com.docker.compose.project": "shop"}}):  # fmt: skip
+    for other in (
+        {},
+        {"Labels": None},
+        {"Labels": {}},
+        {"Labels": {"com.docker.compose.network": "front"}},
+        {"Labels": {"com.docker.compose.project": "shop"}},
+    ):
         assert container_labels.compose_key(other) == ""
 
 

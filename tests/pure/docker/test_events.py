@@ -47,8 +47,16 @@ def test_a_line_that_is_no_event_ends_the_stream(nonsense: bytes) -> None:
 def event(action: str, **more: Any) -> bytes:
     """An event as moby writes it: the deprecated fields first, then the actor's ID, then its labels."""
     labels = {"a": "x" * (LONGEST + 1), "Type": "network", "ID": "f" * 64}
-    message = {"status": action, "id": "c" * 64, "from": "x", "Type": "container", "Action": action,
-            "Actor": {"ID": "c" * 64, "Attributes": labels}, "scope": "local", **more}  # fmt: skip
+    message = {
+        "status": action,
+        "id": "c" * 64,
+        "from": "x",
+        "Type": "container",
+        "Action": action,
+        "Actor": {"ID": "c" * 64, "Attributes": labels},
+        "scope": "local",
+        **more,
+    }
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 

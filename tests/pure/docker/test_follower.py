@@ -154,8 +154,16 @@ class World:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name not in (
-            "start_over", "returns", "leaves", "forget", "network_gone", "doubt", "put", "replace", "cut_closed",
-        ):  # fmt: skip
+            "start_over",
+            "returns",
+            "leaves",
+            "forget",
+            "network_gone",
+            "doubt",
+            "put",
+            "replace",
+            "cut_closed",
+        ):
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values())) or True
 

@@ -96,8 +96,17 @@ def test_a_bridge_of_any_name_is_dockers(name: str) -> None:
     assert parse.bridges([NETWORK, odd]) == ({"br-1a2b3c4d5e6f", name}, True)
 
 
-@pytest.mark.parametrize("odd", [None, {}, {"Driver": "bridge"}, {"Driver": "bridge", "Id": 7}, "network",
-                                 {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        {},
+        {"Driver": "bridge"},
+        {"Driver": "bridge", "Id": 7},
+        "network",
+        {**NETWORK, "Options": {"com.docker.network.bridge.name": ["x"]}},
+    ],
+)
 def test_a_list_with_an_unreadable_network_is_incomplete(odd: Any) -> None:
     """A network that cannot be read leaves the others known, and the list incomplete."""
     assert parse.bridges([odd, NETWORK]) == ({"br-1a2b3c4d5e6f"}, False)
@@ -134,8 +143,10 @@ def test_a_running_container_has_its_networks_and_ports() -> None:
 
 def test_each_endpoint_has_its_own_labels_and_options() -> None:
     """Labels for one network, by its Docker or compose name, and an attachment's driver_opts."""
-    raw = {**RUNNING, "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22",
-                                 **COMPOSE}}  # fmt: skip
+    raw = {
+        **RUNNING,
+        "Labels": {"fw.network.front.allow": "8080", "fw.network.six.policy": "closed", "fw.deny": "22", **COMPOSE},
+    }
     who = container_labels.read(raw, None)
     front, six = parse.endpoints(raw, who, {}, {"front": {"fw.allow": "53/udp"}})
     assert front.container
@@ -160,8 +171,9 @@ def test_a_wrong_option_of_an_attachment_is_the_containers_mistake() -> None:
     assert front.container
     assert six.container
     assert [str(problem).partition(":")[0] for problem in front.container.problems] == [
-        'label fw.allow="0"', 'driver option fw.policy="opne"'
-    ]  # fmt: skip
+        'label fw.allow="0"',
+        'driver option fw.policy="opne"',
+    ]
     assert len(six.container.problems) == 1
     assert front.spec == PolicySpec()
 
@@ -170,10 +182,16 @@ def test_a_containers_endpoints_and_their_options() -> None:
     """The container's endpoint IDs, which change at each start; the options of its attachments, if they have any."""
     assert parse.endpoint_ids(RUNNING) == ("", "e" * 64, "f" * 64)
     assert parse.endpoint_ids({}) == ()
-    inspected = {"NetworkSettings": {"Networks": {
-        "front": {"DriverOpts": {"fw.allow": "1"}}, "six": {"DriverOpts": None}, "odd": {"DriverOpts": ["x"]},
-        "none": None,
-    }}}  # fmt: skip
+    inspected = {
+        "NetworkSettings": {
+            "Networks": {
+                "front": {"DriverOpts": {"fw.allow": "1"}},
+                "six": {"DriverOpts": None},
+                "odd": {"DriverOpts": ["x"]},
+                "none": None,
+            }
+        }
+    }
     assert parse.driver_options(inspected) == {"front": {"fw.allow": "1"}, "six": {}}
     assert parse.driver_options({"NetworkSettings": None}) == {}
 

@@ -384,9 +384,12 @@ def test_a_container_too_large_to_list_delays_no_program(desk: Desk, tmp_path: P
         api.inspections.asks, api.inspections.lacks = desk.ports.asks, desk.ports.lacks
         docker.networks["n" * 64] = {"Id": "n" * 64, "Name": "host", "Driver": "host"}
         docker.containers["e"] = {
-            "Id": "c" * 64, "Names": ["/large"], "State": "running",
-            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}}, "Labels": {"fw.x": "x" * (9 << 20)},
-        }  # fmt: skip
+            "Id": "c" * 64,
+            "Names": ["/large"],
+            "State": "running",
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}},
+            "Labels": {"fw.x": "x" * (9 << 20)},
+        }
         for port in (22, 8080):
             desk.host.listens(tcp(port))
         desk.ports._listeners._first = False

@@ -44,8 +44,10 @@ def test_the_index_finds_what_a_search_of_all_finds(steps: list[TrackedEndpoint 
     for who in ("", "web", "db", "missing"):
         assert {g.endpoint.id for g in guests.of(who)} == {k for k, g in plain.items() if g.container_id == who}
     shares = {
-        k for k, g in plain.items()
-        if g.endpoint.network_id == asked.endpoint.network_id and k != asked.endpoint.id
+        k
+        for k, g in plain.items()
+        if g.endpoint.network_id == asked.endpoint.network_id
+        and k != asked.endpoint.id
         and set(g.endpoint.addresses) & set(asked.endpoint.addresses)
-    }  # fmt: skip
+    }
     assert {g.endpoint.id for g in guests.at(asked.endpoint)} == shares

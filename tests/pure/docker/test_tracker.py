@@ -172,10 +172,11 @@ def test_a_published_port_is_closed_as_the_containers_is(table: Table, guard: En
     )
     guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
     assert table.of("host_closed") == {
-        Element("host_closed", (2, 6, 15432)), Element("host_closed", (10, 6, 15432)),
+        Element("host_closed", (2, 6, 15432)),
+        Element("host_closed", (10, 6, 15432)),
         Element("host_closed4", (IPv4Address("198.51.100.1"), 17, 53)),
         Element("host_closed6", (IPv6Address("2001:db8::1"), 6, 99)),
-    }  # fmt: skip
+    }
     assert table.of("host_open") == {Element("host_open", (2, 6, 18080))}
     guard.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
     assert not table.of("host_closed")
@@ -213,9 +214,10 @@ def test_a_published_port_for_some_sources() -> None:
     EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
     net = IPv4Address("203.0.113.0")
     assert table.of("host_closed", "host_from", "from") == {
-        Element("host_closed", (2, 6, 15432)), Element("host_from4", (6, 15432, 24, net)),
+        Element("host_closed", (2, 6, 15432)),
+        Element("host_from4", (6, 15432, 24, net)),
         Element("from4", (guest.addr4, 6, 5432, 24, net)),
-    }  # fmt: skip
+    }
 
 
 # --- which container an exception belongs to ----------------------------------------------------------------------

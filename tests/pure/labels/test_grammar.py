@@ -217,7 +217,7 @@ def test_the_naive_reader_agrees_about_each_example(text: str) -> None:
     assert (naive.rules(text) is None) == bool(mistakes)
     assert [(i.proto, i.first, i.last) for i in naive.rules(text) or found] == [
         (r.proto, r.first, r.last) for r in found
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("text", WRONG, ids=repr)
@@ -450,8 +450,11 @@ def _peer(token: str) -> Peer:
 @examples(500)
 def test_an_accepted_text_is_valid_for_the_naive_reader(text: str) -> None:
     """Any text: a rule, a rate or a denied port is the same when it is read word by word."""
-    for parse, read in ((parse_allow, naive.rules), (parse_egress, lambda t: naive.rules(t, "to")),
-                        (parse_deny, naive.denies)):  # fmt: skip
+    for parse, read in (
+        (parse_allow, naive.rules),
+        (parse_egress, lambda t: naive.rules(t, "to")),
+        (parse_deny, naive.denies),
+    ):
         found, mistakes = parse(text)
         if not mistakes:
             by_hand = read(text)
@@ -522,8 +525,9 @@ def test_any_rule_with_peers_is_taken_back(text: str) -> None:
     """Any text: each rule with peers that could be read is among the ports that are taken back."""
     for rule in parse_allow(text)[0]:
         if rule.peers:
-            assert any(t.proto == rule.proto and t.first <= rule.first and rule.last <= t.last
-                       for t in taken_back(text)) or rule.proto not in ("tcp", "udp", "sctp")  # fmt: skip
+            assert any(
+                t.proto == rule.proto and t.first <= rule.first and rule.last <= t.last for t in taken_back(text)
+            ) or rule.proto not in ("tcp", "udp", "sctp")
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------

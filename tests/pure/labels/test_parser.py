@@ -136,16 +136,29 @@ def test_each_mistake_has_its_possible_intentions(key: str, value: str, closes: 
 
 def test_after_a_mistake_labels_that_close_still_apply() -> None:
     """With a mistake in another label nothing opens: labels that deny, close, restrict egress and limit still apply."""
-    right = {"fw.deny": "80", "fw.policy": "closed", "fw.egress": "443 to 10.0.0.0/8", "fw.rate": "22 5/minute",
-             "fw.log": "drop", "fw.network.front.egress": "none", "fw.network.front.policy": "closed"}  # fmt: skip
+    right = {
+        "fw.deny": "80",
+        "fw.policy": "closed",
+        "fw.egress": "443 to 10.0.0.0/8",
+        "fw.rate": "22 5/minute",
+        "fw.log": "drop",
+        "fw.network.front.egress": "none",
+        "fw.network.front.policy": "closed",
+    }
     parsed = parse({**right, "fw.allow": "808O"})
     assert (parsed.spec, parsed.networks) == (parse(right).spec, parse(right).networks)
 
 
 def test_after_a_mistake_labels_that_open_are_ignored() -> None:
     """With a mistake in another label no port, no base and no egress is opened: these labels are ignored."""
-    opens = {"fw.allow": "8080", "fw.policy": "open", "fw.egress": "all", "fw.network.front.policy": "open",
-             "fw.network.front.allow": "9090", "fw.network.back.egress": "all"}  # fmt: skip
+    opens = {
+        "fw.allow": "8080",
+        "fw.policy": "open",
+        "fw.egress": "all",
+        "fw.network.front.policy": "open",
+        "fw.network.front.allow": "9090",
+        "fw.network.back.egress": "all",
+    }
     parsed = parse({**opens, "fw.log": "x"})
     assert (parsed.spec, parsed.networks) == (PolicySpec(), ())
 
@@ -297,8 +310,15 @@ def test_a_networks_name_is_read_between_the_keywords(key: str, expected: tuple[
 
 def test_each_key_may_be_set_for_one_network() -> None:
     """Each key may be set for one network; network names are case-sensitive, keywords are not."""
-    parsed = parse({"fw.network.front.allow": "8080", "fw.network.front.Deny": "22", "FW.NETWORK.Front.egress": "none",
-                    "fw.network.my.net.policy": "closed", "fw.allow": "53/udp"})  # fmt: skip
+    parsed = parse(
+        {
+            "fw.network.front.allow": "8080",
+            "fw.network.front.Deny": "22",
+            "FW.NETWORK.Front.egress": "none",
+            "fw.network.my.net.policy": "closed",
+            "fw.allow": "53/udp",
+        }
+    )
     assert parsed == ParsedLabels(
         PolicySpec(allow=(DNS,)),
         (),
@@ -358,10 +378,24 @@ def test_merging_places_is_associative(one: PolicySpec, two: PolicySpec, three: 
 
 def test_labels_of_an_image_that_only_close_apply() -> None:
     """An image's labels apply if they can only close: denied ports, a closed base, no egress."""
-    closing = {"fw.deny": "22", "FW.Policy": " Closed", "Fw.Egress": "NONE", "fw.network.front.deny": "80",
-               "fw.network.front.policy": "closed"}  # fmt: skip
-    opening = {"fw.allow": "8080", "fw.policy": "default", "FW.POLICY": "open", "fw.egress": "443", "FW.EGRESS": "all",
-               "fw.rate": "22 5/minute", "fw.log": "none", "fw.zzz": "", "fw.network.front.allow": "1"}  # fmt: skip
+    closing = {
+        "fw.deny": "22",
+        "FW.Policy": " Closed",
+        "Fw.Egress": "NONE",
+        "fw.network.front.deny": "80",
+        "fw.network.front.policy": "closed",
+    }
+    opening = {
+        "fw.allow": "8080",
+        "fw.policy": "default",
+        "FW.POLICY": "open",
+        "fw.egress": "443",
+        "FW.EGRESS": "all",
+        "fw.rate": "22 5/minute",
+        "fw.log": "none",
+        "fw.zzz": "",
+        "fw.network.front.allow": "1",
+    }
     assert only_closing({**closing, **opening}) == closing
 
 

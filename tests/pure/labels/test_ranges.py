@@ -119,8 +119,19 @@ def test_pieces_cover_exactly_the_prefix(prefix: Prefix) -> None:
     assert len(set(cut)) == len(cut) <= (8 if prefix.version == 4 else 128)
 
 
-@pytest.mark.parametrize("prefix", ["10.0.0.0/24", "10.0.0.1/32", "2001:db8::/48", "2001:db8::/32", "2001:db8::1/128",
-                                    "2001:db8::/64", "::/0", "10.0.0.0/8"])  # fmt: skip
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "10.0.0.0/24",
+        "10.0.0.1/32",
+        "2001:db8::/48",
+        "2001:db8::/32",
+        "2001:db8::1/128",
+        "2001:db8::/64",
+        "::/0",
+        "10.0.0.0/8",
+    ],
+)
 def test_a_usual_prefix_is_one_piece(prefix: str) -> None:
     """A usual prefix needs one element."""
     assert len(pieces(ip_network(prefix))) == 1

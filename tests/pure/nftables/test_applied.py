@@ -193,8 +193,9 @@ def test_elements_that_open_an_address_are_indexed(
     going = books.going((), {address: owners})
     wanted = {
         owner: {e for e in elements if e.set != "egress_host4" and e.key[-2:] == (32, address)}
-        for owner, elements in owned.items() if owner in owners
-    }  # fmt: skip
+        for owner, elements in owned.items()
+        if owner in owners
+    }
     assert going == {owner: elements for owner, elements in wanted.items() if elements}
     change, before = books.closing(going), set(books)
     books.write(books.without(going, change))

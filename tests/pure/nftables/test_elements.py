@@ -94,8 +94,19 @@ def elements_of(network: Network, endpoint: Endpoint, everywhere: PolicySpec) ->
 def _probed(listed: Iterable[Rule], drawn: list[int]) -> list[int]:
     """Return the ports at each rule's edges and those of its blocks, and in addition the base's ports and the drawn
     ones."""
-    edges = {port for rule in listed for size in (1, 16, 4096) for port in (rule.first - 1, rule.first, rule.last,
-             rule.last + 1, rule.first // size * size, rule.last // size * size + size)}  # fmt: skip
+    edges = {
+        port
+        for rule in listed
+        for size in (1, 16, 4096)
+        for port in (
+            rule.first - 1,
+            rule.first,
+            rule.last,
+            rule.last + 1,
+            rule.first // size * size,
+            rule.last // size * size + size,
+        )
+    }
     return sorted(port for port in {*edges, *drawn, 22, 23, 80} if 1 <= port <= 65535)
 
 
@@ -256,8 +267,9 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
     spec = parse({"fw.allow": "8080 from 10.0.0.0/8 2001:db8::/32"}).spec
     four, six = (set(rule_elements(address, spec.allow)) for address in (V4, V6))
     assert four == {
-        Element("peer_ports4", (V4, 6, 8080)), Element("from4", (V4, 6, 8080, 8, IPv4Address("10.0.0.0")))
-    } | {e for e in four if e.set == "peer_families"}  # fmt: skip
+        Element("peer_ports4", (V4, 6, 8080)),
+        Element("from4", (V4, 6, 8080, 8, IPv4Address("10.0.0.0"))),
+    } | {e for e in four if e.set == "peer_families"}
     assert {e.set for e in six} <= {"peer_ports6", "from6", "peer_families"}
     only4 = parse({"fw.allow": "8080 from 10.0.0.0/8"}).spec
     assert list(rule_elements(V6, only4.allow)) == []
@@ -334,12 +346,20 @@ def test_no_network_fills_a_set_alone() -> None:
 
 # --- published ports, by docker-proxy -----------------------------------------------------------------------------
 
-_host_ips = st.sampled_from([IPv4Address("0.0.0.0"), IPv6Address("::"), IPv4Address("198.51.100.1"),
-                             IPv6Address("2001:db8:f::1"), IPv4Address("127.0.0.1")])  # fmt: skip
+_host_ips = st.sampled_from(
+    [
+        IPv4Address("0.0.0.0"),
+        IPv6Address("::"),
+        IPv4Address("198.51.100.1"),
+        IPv6Address("2001:db8:f::1"),
+        IPv4Address("127.0.0.1"),
+    ]
+)
 _published = st.lists(
-    st.builds(Published, st.sampled_from(["tcp", "udp"]), _host_ips, st.integers(1, 65535), ports), max_size=3,
+    st.builds(Published, st.sampled_from(["tcp", "udp"]), _host_ips, st.integers(1, 65535), ports),
+    max_size=3,
     unique_by=lambda port: port.host_port,
-).map(tuple)  # fmt: skip
+).map(tuple)
 
 
 @given(_published, st.lists(resolved_rules, max_size=3).map(tuple), _peers)
@@ -407,8 +427,9 @@ def test_a_network_has_its_elements() -> None:
     assert sets(Network("n", "br0", four, internal=True)) == {"internal"}
 
 
-@pytest.mark.parametrize(("mode", "routed"), [("nat", False), ("", False), ("isolated", False), ("routed", True),
-                                              ("nat-unprotected", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "routed"), [("nat", False), ("", False), ("isolated", False), ("routed", True), ("nat-unprotected", True)]
+)
 def test_the_mark_is_set_for_routed_networks_only(mode: str, routed: bool) -> None:
     """The mark is set for networks whose container addresses are meant to be reachable, per family; not for internal
     ones, which no packet enters or leaves."""
@@ -461,8 +482,9 @@ def test_a_host_with_nft_1_0_6_can_list_it() -> None:
     for _, name, body in re.findall(r"\t(set|map) (\w+) \{\n(.*?)\n\t\}", text, re.DOTALL):
         assert re.fullmatch(
             r"\t\ttypeof .*(\n\t\tflags timeout)?(\n\t\tcounter)?"
-            r"|\t\ttypeof .*\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout [0-9]+s", body
-        ), name  # fmt: skip
+            r"|\t\ttypeof .*\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout [0-9]+s",
+            body,
+        ), name
     assert len(re.findall(r"\t(?:set|map) \w+ \{", text)) == len(SETS)
     assert not re.search(r"vmap \{", text)
     assert not re.search(r"type .*verdict", text.replace("typeof", ""))
@@ -507,8 +529,10 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
         "accept",
     ]
     assert [name for name in found if any("goto to_known_address" in r for r in found[name])] == [
-        "inbound", "icmp_in", "icmp6_in"
-    ]  # fmt: skip
+        "inbound",
+        "icmp_in",
+        "icmp6_in",
+    ]
     assert asked == {"peer_ports4", "peer_ports6", "from_container"}
     for rule in chain.from_iterable(
         found[name] for name in found if name.startswith(("inbound", "peer_ports", "from"))
@@ -575,8 +599,10 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
     assert found["forward"][0] == f"meta mark set meta mark & {0xFFFFFFFF - mark:#010x}"
     assert found["accept_marked"] == [f"meta mark set meta mark | {mark:#010x} accept"]
     assert set(re.findall(r"meta mark (?:set meta mark )?([&|] 0x[0-9a-f]+)", text)) == {
-        f"& {0xFFFFFFFF - mark:#010x}", f"| {mark:#010x}", f"& {mark:#010x}"
-    }  # fmt: skip
+        f"& {0xFFFFFFFF - mark:#010x}",
+        f"| {mark:#010x}",
+        f"& {mark:#010x}",
+    }
 
 
 def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
@@ -784,9 +810,14 @@ def test_the_policy_of_each_address_is_known() -> None:
     assert len(found) == 7
     assert found[V4] == AddressPolicy(IPv4Network("172.18.0.0/16"), found[V4].policy)
     assert list(map(str, found[V4].policy.accepts)) == [
-        "gre", "22/tcp from 10.0.0.0/9", "443/tcp",
-        "5432/tcp from 172.18.0.3 2001:db8:1::3 2001:db8:5::/48 203.0.113.7", "9100/tcp",
-    ]  # fmt: skip
+        "gre",
+        "22/tcp from 10.0.0.0/9",
+        "443/tcp",
+        "5432/tcp from 172.18.0.3 2001:db8:1::3 2001:db8:5::/48 203.0.113.7",
+        "9100/tcp",
+    ]
     assert list(map(str, found[IPv6Address("2001:db8:1::3")].policy.egress or ())) == [
-        "esp", "5432/tcp from 172.18.0.2 2001:db8:1::2", "53/udp from host 2001:4860::8888"
-    ]  # fmt: skip
+        "esp",
+        "5432/tcp from 172.18.0.2 2001:db8:1::2",
+        "53/udp from host 2001:4860::8888",
+    ]

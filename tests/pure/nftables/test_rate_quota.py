@@ -93,9 +93,7 @@ def test_a_newcomer_above_the_quota_is_closed_and_reported(caplog: pytest.LogCap
 
 def _endpoints(state: Reconciler) -> list[dict[str, object]]:
     known = state.snapshot()
-    return [
-        status._endpoint(known, ElementOwner(Kind.ENDPOINT, e.id), NET, e, {}) for e in state.endpoints.values()
-    ]  # fmt: skip
+    return [status._endpoint(known, ElementOwner(Kind.ENDPOINT, e.id), NET, e, {}) for e in state.endpoints.values()]
 
 
 def test_freed_quota_is_given_to_waiting_containers(caplog: pytest.LogCaptureFixture) -> None:

@@ -128,9 +128,12 @@ def test_a_known_container_may_have_wrong_labels() -> None:
     """An address with wrong labels is known; one whose container is not reported, or that has left, is not."""
     known = {name: of(network, endpoint).known for name, (network, endpoint) in _CLOSED.items()}
     assert known == {
-        "not joined": False, "labels unknown": False, "labels wrong": True, "internal network": True,
+        "not joined": False,
+        "labels unknown": False,
+        "labels wrong": True,
+        "internal network": True,
         "internal network of Docker's": True,
-    }  # fmt: skip
+    }
 
 
 def test_an_unknown_container_is_closed() -> None:
@@ -182,9 +185,7 @@ def test_a_denied_port_leaves_the_base() -> None:
 def test_from_on_a_base_port_replaces_it() -> None:
     """`22 from 10.0.0.0/8` closes 22 to all other sources; on another port it opens for these sources only."""
     decided = policy(allow="22 from 10.0.0.0/8, 5432 from 10.0.0.0/8")
-    assert texts(decided.accepts) == [
-        "22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp", "5432/tcp from 10.0.0.0/8"
-    ]  # fmt: skip
+    assert texts(decided.accepts) == ["22/tcp from 10.0.0.0/8", "80/tcp", "443/tcp", "5432/tcp from 10.0.0.0/8"]
     for port in (22, 5432):
         assert passes(decided.accepts, "tcp", port, INSIDE)
         assert not passes(decided.accepts, "tcp", port, OUTSIDE)
@@ -213,8 +214,9 @@ def test_a_closed_policy_accepts_allowed_ports_only() -> None:
     """`fw.policy: closed` removes the whole base; `fw.allow` opens as before."""
     assert policy(policy="closed") == Policy(labels_valid=True, known=True)
     assert texts(policy(policy="closed", allow="443, 53/udp from 10.0.0.0/8").accepts) == [
-        "443/tcp", "53/udp from 10.0.0.0/8"
-    ]  # fmt: skip
+        "443/tcp",
+        "53/udp from 10.0.0.0/8",
+    ]
 
 
 def test_an_open_policy_accepts_all_but_denied_ports() -> None:
@@ -222,9 +224,15 @@ def test_an_open_policy_accepts_all_but_denied_ports() -> None:
     assert set(policy(policy="open").accepts) == set(EVERYTHING)
     some = policy(policy="open", deny="25, */udp, gre", allow="22 from 10.0.0.0/8, esp from 10.0.0.0/8").accepts
     assert texts(some) == [
-        "ah", "esp from 10.0.0.0/8", "other", "1-65535/sctp", "1-21/tcp", "22/tcp from 10.0.0.0/8", "23-24/tcp",
+        "ah",
+        "esp from 10.0.0.0/8",
+        "other",
+        "1-65535/sctp",
+        "1-21/tcp",
+        "22/tcp from 10.0.0.0/8",
+        "23-24/tcp",
         "26-65535/tcp",
-    ]  # fmt: skip
+    ]
     assert passes(some, "tcp", 65535, OUTSIDE)
     assert passes(some, "other", 0, OUTSIDE)
     for proto, port in (("tcp", 22), ("tcp", 25), ("udp", 53), ("gre", 0), ("esp", 0)):
@@ -246,9 +254,13 @@ def test_each_rule_has_its_origin() -> None:
         allow="8080",
     )
     assert {str(rule): rule.origin for rule in decided.accepts} == {
-        "22/tcp": "base", "80/tcp": "base", "443/tcp": "base", "8080/tcp": "label fw.allow",
-        "161/udp": "setting fw.allow", "9000/tcp": "fwctl allow",
-    }  # fmt: skip
+        "22/tcp": "base",
+        "80/tcp": "base",
+        "443/tcp": "base",
+        "8080/tcp": "label fw.allow",
+        "161/udp": "setting fw.allow",
+        "9000/tcp": "fwctl allow",
+    }
     assert {rule.origin for rule in policy(policy="open").accepts} == {"fw.policy: open"}
 
 
@@ -509,9 +521,11 @@ def test_on_docker_fw_networks_a_mistake_leaves_icmp_only(labels: dict[str, str]
 # --- sets of ports ------------------------------------------------------------------------------------------------
 
 _few = st.builds(
-    lambda proto, a, b: Rule(proto, min(a, b), max(a, b)), st.sampled_from(["tcp", "udp"]),
-    st.integers(1, 40), st.integers(1, 40),
-) | st.sampled_from([Rule("gre", 0, 0), Rule("other", 0, 0)])  # fmt: skip
+    lambda proto, a, b: Rule(proto, min(a, b), max(a, b)),
+    st.sampled_from(["tcp", "udp"]),
+    st.integers(1, 40),
+    st.integers(1, 40),
+) | st.sampled_from([Rule("gre", 0, 0), Rule("other", 0, 0)])
 
 
 def _set(rules: object) -> set[tuple[str, int]]:
@@ -530,8 +544,14 @@ def test_minus_is_the_difference_of_sets(rules: list[Rule], holes: list[Rule]) -
         assert len(left) <= len(holes) + 1
 
 
-@given(st.builds(lambda rule, who: dataclasses.replace(rule, peers=who, origin="here"), strategies.rules,
-                 st.lists(strategies.peers, max_size=2).map(tuple)), strategies.denied)  # fmt: skip
+@given(
+    st.builds(
+        lambda rule, who: dataclasses.replace(rule, peers=who, origin="here"),
+        strategies.rules,
+        st.lists(strategies.peers, max_size=2).map(tuple),
+    ),
+    strategies.denied,
+)
 @examples(50)
 def test_minus_leaves_everything_else_of_a_rule(rule: Rule, holes: tuple[Rule, ...]) -> None:
     """Each piece of a rule keeps its peers and its origin."""
@@ -549,9 +569,12 @@ def test_a_flow_passes_by_a_rule_of_its_own(
 ) -> None:
     """A flow passes if and only if one rule has its protocol, its port and its peer."""
     by = [
-        rule for rule in rules if rule.proto == proto and rule.first <= port <= rule.last
+        rule
+        for rule in rules
+        if rule.proto == proto
+        and rule.first <= port <= rule.last
         and (not rule.peers or any(peer in prefix_of(each) for each in rule.peers))
-    ]  # fmt: skip
+    ]
     assert passes(rules, proto, port, peer) is bool(by)
     assert all(covers(rule, proto, port) for rule in by)
 

@@ -154,22 +154,25 @@ def test_a_changed_network_recomputes_its_endpoints() -> None:
     inventory = made(guest(dataclasses.replace(DB, id="p" * 64, network_id=ISOLATED.id, container=who("other"))))
     opens = dataclasses.replace(APP, spec=spec(allow="9100"))
     assert {*edited(inventory, lambda facts: facts.with_networks({APP.id: opens}))} == {
-        ElementOwner(Kind.DOCKER_NETWORK, APP.id), OF_DB
-    }  # fmt: skip
+        ElementOwner(Kind.DOCKER_NETWORK, APP.id),
+        OF_DB,
+    }
     assert edited(inventory, lambda facts: facts.with_networks({APP.id: dataclasses.replace(opens)})) == []
     inner = dataclasses.replace(OURS, internal=True)
     assert {*edited(inventory, lambda facts: facts.keeping(lambda state: state.with_network(inner)))} == {
-        ElementOwner(Kind.NETWORK, OURS.id), OF_WEB
-    }  # fmt: skip
+        ElementOwner(Kind.NETWORK, OURS.id),
+        OF_WEB,
+    }
 
 
 def test_a_changed_container_recomputes_all_its_endpoints() -> None:
     """A published port is closed or open for the container as a whole: one endpoint that is unknown closes it at the
     others."""
     second = dataclasses.replace(DB, id="s" * 64, network_id=ISOLATED.id)
-    inventory = made(guest(dataclasses.replace(DB, container=who("db", allow="5432"))), guest(
-        dataclasses.replace(second, container=who("db", allow="5432"))
-    ))  # fmt: skip
+    inventory = made(
+        guest(dataclasses.replace(DB, container=who("db", allow="5432"))),
+        guest(dataclasses.replace(second, container=who("db", allow="5432"))),
+    )
     served = Element("host_open", (2, 6, 15432))
     assert served in inventory.elements(OF_DB)
     unknown = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
@@ -310,8 +313,9 @@ def test_each_address_has_its_policy_and_subnet() -> None:
     stray = dataclasses.replace(DB, addr4=IPv4Address("192.0.2.1"))
     assert made(guest(stray)).answers(OF_DB) == {}
     assert {a: what.subnet for a, what in inventory.answers(OF_WEB).items()} == {
-        WEB.addr4: IPv4Network("10.1.0.0/24"), WEB.addr6: IPv6Network("2001:db8:1::/64")
-    }  # fmt: skip
+        WEB.addr4: IPv4Network("10.1.0.0/24"),
+        WEB.addr6: IPv6Network("2001:db8:1::/64"),
+    }
     assert subnets(OURS) == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
 
 

@@ -46,9 +46,15 @@ def test_it_never_changes() -> None:
     """A frozen dict cannot be changed, so that a reader needs no lock."""
     known = FrozenDict({1: 2})
     for change in (
-        lambda: known.__setitem__(1, 3), lambda: known.pop(1), lambda: known.update({1: 3}), known.clear,
-        lambda: known.__delitem__(1), lambda: known.setdefault(2, 2), known.popitem, lambda: known.__ior__({2: 2}),
-    ):  # fmt: skip
+        lambda: known.__setitem__(1, 3),
+        lambda: known.pop(1),
+        lambda: known.update({1: 3}),
+        known.clear,
+        lambda: known.__delitem__(1),
+        lambda: known.setdefault(2, 2),
+        known.popitem,
+        lambda: known.__ior__({2: 2}),
+    ):
         with pytest.raises(TypeError):
             change()
     assert known == {1: 2}

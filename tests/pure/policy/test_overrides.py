@@ -62,8 +62,11 @@ def test_the_later_override_applies() -> None:
     assert accepted(after(deny(MORE), allow(MORE))) == BASE | {(8080, "in"), (8080, "out")}
     assert accepted(after(deny(Rule("tcp", 1, 100)), allow(Rule("tcp", 80, 80)))) == BASE - {(22, "in"), (22, "out")}
     assert accepted(after(allow(Rule("tcp", 1, 65535)), deny(SSH)), (21, 22, 23)) == {
-        (21, "in"), (21, "out"), (23, "in"), (23, "out")
-    }  # fmt: skip
+        (21, "in"),
+        (21, "out"),
+        (23, "in"),
+        (23, "out"),
+    }
 
 
 def test_allow_for_some_sources_closes_to_others() -> None:
@@ -76,9 +79,7 @@ def test_allow_for_some_sources_closes_to_others() -> None:
 def test_each_container_has_its_own_overrides() -> None:
     """An override of one container does not apply to another."""
     state = after(deny(SSH, container="db"), allow(MORE), deny(MORE, container="db"))
-    assert in_force(state) == {
-        "web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))
-    }  # fmt: skip
+    assert in_force(state) == {"web": Override(allow=(MORE,)), "db": Override(deny=(SSH, MORE))}
     assert in_force(without(state, {"web", "missing"})) == {"db": Override(deny=(SSH, MORE))}
     assert in_force(without(state, {"web", "db"})) == {}
 

@@ -250,9 +250,13 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(owner=st.sampled_from("abcd"), now=st.none() | _theirs)
     def put(self, owner: str, now: _Present | None) -> None:
-        every = [(kind, project, name) for kind in ("container", "network", "project", "service")
-                 for project in ("", "shop", "blog") if (kind == "service") == bool(project)
-                 for name in ("api", "db", "shop", "blog", "front", "shop_front")]  # fmt: skip
+        every = [
+            (kind, project, name)
+            for kind in ("container", "network", "project", "service")
+            for project in ("", "shop", "blog")
+            if (kind == "service") == bool(project)
+            for name in ("api", "db", "shop", "blog", "front", "shop_front")
+        ]
         before = {key: self.found(key) for key in every}
         old = self.there.pop(owner, None)
         if now is not None:
@@ -261,9 +265,10 @@ class AnyOrder(RuleBasedStateMachine):
         assert {key for key in every if self.found(key) != before[key]} <= changed
         assert changed <= {key for each in (old, now) if each for key in names(each[1])}
         expected = {
-            other for other, (rules, asker) in self.asked.items()
+            other
+            for other, (rules, asker) in self.asked.items()
             if any(key in changed for rule in rules for peer in rule.peers for key in self.keys(peer, asker))
-        }  # fmt: skip
+        }
         assert self.directory.dependents(changed) == expected
 
     @rule(owner=st.sampled_from("abcd"), rules=_rules, asker=_containers)

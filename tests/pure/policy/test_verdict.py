@@ -273,8 +273,9 @@ def test_a_rate_is_reported() -> None:
     limited = on(FRONT, "10.1.0.4", "limited", spec(rate="22 5/minute burst 10, 80/udp 1/day"))
     steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 22)).steps
     assert [step.text for step in steps[1:]] == [
-        "each source is limited: 22/tcp 5/minute burst 10", "limited accepts 22/tcp"
-    ]  # fmt: skip
+        "each source is limited: 22/tcp 5/minute burst 10",
+        "limited accepts 22/tcp",
+    ]
     steps = verdict(world(limited), Packet(ip_address(OUT), ip_address("10.1.0.4"), "tcp", 80)).steps
     assert len(steps) == 2
 

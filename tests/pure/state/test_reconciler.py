@@ -67,12 +67,15 @@ def endpoint(number: int, on: int, address: int) -> Endpoint:
 
 
 _SPECS = [
-    PolicySpec(), PolicySpec(allow=(MORE,)), PolicySpec(allow=(MORE, DNS)),
+    PolicySpec(),
+    PolicySpec(allow=(MORE,)),
+    PolicySpec(allow=(MORE, DNS)),
     PolicySpec(allow=(Rule("tcp", 5432, 5432, (Peer("service", "api"), Peer("prefix", "10.9.0.0/16"))),)),
     PolicySpec(allow=(Rule("tcp", 22, 22, (Peer("network", "front"),)),), deny=(Rule("tcp", 80, 80),), policy="closed"),
-    PolicySpec(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)), PolicySpec(egress=()),
+    PolicySpec(egress=(Rule("tcp", 443, 443, (Peer("container", "web"), Peer("host"))),)),
+    PolicySpec(egress=()),
     PolicySpec(rate=(Rate("tcp", 22, 22, 5, "minute", 10),), log="drop", policy="open"),
-]  # fmt: skip
+]
 _containers = st.builds(
     Container,
     st.sampled_from(["c" * 64, "d" * 64]),

@@ -102,8 +102,11 @@ def test_one_record_a_line(path: Path) -> None:
     Store(str(path)).save(AFTER, flush=True)
     lines = path.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines if line.startswith('"')] == [
-        '"networks"', f'"{NETWORK.id}"', '"endpoints"', f'"{ENDPOINT.id}"'
-    ]  # fmt: skip
+        '"networks"',
+        f'"{NETWORK.id}"',
+        '"endpoints"',
+        f'"{ENDPOINT.id}"',
+    ]
     assert json.loads(path.read_text())["version"] == VERSION
 
 
@@ -267,12 +270,20 @@ def test_a_file_of_version_1_is_read(path: Path) -> None:
     web = Container("c" * 64, "web", PolicySpec(allow=(Rule("tcp", 8080, 8080), Rule("udp", 53, 53))))
     wrong = Container("d" * 64, "wröng", problems=(Problem("label fw.allow", "808O", "is not a port", False, False),))
     endpoints = [
-        Endpoint("b" * 64, network.id, IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2"), "02:42:ac:12:00:02",
-                 True, PolicySpec(allow=(Rule("sctp", 1, 65535),)), web,
-                 (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),)),
+        Endpoint(
+            "b" * 64,
+            network.id,
+            IPv4Address("172.18.0.2"),
+            IPv6Address("2001:db8:1::2"),
+            "02:42:ac:12:00:02",
+            True,
+            PolicySpec(allow=(Rule("sctp", 1, 65535),)),
+            web,
+            (Published("tcp", IPv4Address("0.0.0.0"), 8081, 80),),
+        ),
         Endpoint("e" * 64, network.id, IPv4Address("172.18.0.3"), None, "02:42:ac:12:00:03", True, container=wrong),
         Endpoint("f" * 64, network.id, None, IPv6Address("2001:db8:1::4")),
-    ]  # fmt: skip
+    ]
     assert state == SavedState(
         {network.id: network},
         by_id(endpoints),

@@ -82,8 +82,9 @@ def test_allow_and_deny_override_labels(desk: Desk) -> None:
     answer = desk.allow("web", "9000, 9001")
     assert answer["container"] == "web"
     assert [(each["kind"], each["rule"], each["until"]) for each in answer["said"]] == [
-        ("allow", "9000/tcp", None), ("allow", "9001/tcp", None)
-    ]  # fmt: skip
+        ("allow", "9000/tcp", None),
+        ("allow", "9001/tcp", None),
+    ]
     assert desk.opens() == {22, 80, 443, 8080, 9000, 9001}
     desk.deny("web", "22", "8080")
     assert desk.opens() == {80, 443, 9000, 9001}
@@ -117,10 +118,14 @@ def test_a_container_is_found_by_its_name_or_its_id(desk: Desk) -> None:
     desk.allow(WEB.id[:12].upper(), "9000")
     assert 9000 in desk.opens()
     for who, why in (
-        ("wbe", "did you mean web"), ("WEB", "no container 'WEB'"), ("we", "no container 'we'"), ("", "no container"),
-        ("tool", "has no network of its own: it has the host's network"), ("x" * 5000, "no container"),
+        ("wbe", "did you mean web"),
+        ("WEB", "no container 'WEB'"),
+        ("we", "no container 'we'"),
+        ("", "no container"),
+        ("tool", "has no network of its own: it has the host's network"),
+        ("x" * 5000, "no container"),
         ("web; flush ruleset", "no container"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(FwError, match=re.escape(why)) as error:
             desk.allow(who, "9000")
         assert len(str(error.value)) < 400
@@ -309,8 +314,10 @@ def test_bans_are_in_the_kernel_and_on_the_disk(desk: Desk) -> None:
     assert {e.set for e in desk.site.kernel.timed} == {"lease"}
     assert {e.set for e in desk.site.kernel.table if e.set.startswith("banned4")} == {"banned4"}
     assert desk.orders.unban(["203.0.113.7", "203.0.113.8"]) == {
-        "unbanned": ["203.0.113.7"], "absent": ["203.0.113.8"], "still": []
-    }  # fmt: skip
+        "unbanned": ["203.0.113.7"],
+        "absent": ["203.0.113.8"],
+        "still": [],
+    }
     assert len(desk.orders.unban(None)["unbanned"]) == 2
     assert not any(e.set.startswith("ban") for e in desk.site.kernel.table)
     assert desk.orders.unban(None) == {"unbanned": [], "absent": [], "still": []}
@@ -482,8 +489,9 @@ def test_a_wrong_body_is_a_400_that_names_the_field(
     assert (status, list(answer)) == (400, ["Err"])
     assert why in answer["Err"]
     assert len(answer["Err"]) < 1000
-    assert desk.site.state.state == dataclasses.replace(SavedState(), networks=desk.site.state.networks,
-                                                        endpoints=desk.site.state.endpoints)  # fmt: skip
+    assert desk.site.state.state == dataclasses.replace(
+        SavedState(), networks=desk.site.state.networks, endpoints=desk.site.state.endpoints
+    )
 
 
 _values = st.recursive(
@@ -573,10 +581,11 @@ def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: D
     """The table contains addresses, numbers and checked interface names only, for any request."""
     evil = "22; flush ruleset #"
     for path, body in (
-        ("/allow", {"container": "web", "rules": [evil]}), ("/allow", {"container": evil, "rules": ["80"]}),
+        ("/allow", {"container": "web", "rules": [evil]}),
+        ("/allow", {"container": evil, "rules": ["80"]}),
         ("/allow", {"container": "web", "rules": [f"80 from container:{evil}"]}),
         ("/ban", {"bans": [{"address": evil}]}),
-    ):  # fmt: skip
+    ):
         assert post(client, path, body)[0] == 400
     assert post(client, "/allow", {"container": "web", "rules": ["80 from container:x.y"]})[0] == 200
     for element in desk.site.kernel.table:

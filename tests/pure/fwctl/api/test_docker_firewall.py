@@ -125,8 +125,16 @@ def test_between_neighbours_a_rule_changes_nothing() -> None:
         )
 
 
-@pytest.mark.parametrize("text", ["5432", "5432 from 172.18.0.9 203.0.113.7", "5432 from 172.0.0.0/8", "5432 from ::/0",
-                                  "22 from 172.18.0.9 service:api"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5432",
+        "5432 from 172.18.0.9 203.0.113.7",
+        "5432 from 172.0.0.0/8",
+        "5432 from ::/0",
+        "22 from 172.18.0.9 service:api",
+    ],
+)
 def test_a_rule_for_other_peers_too_is_not_reported(text: str) -> None:
     """The rule has an effect for the other peers."""
     assert within(FRONT, endpoint("1"), rules(text)) == ()

@@ -291,8 +291,11 @@ def test_reasons_take_a_bounded_share_of_time() -> None:
     clock.now += 1000
     log.take([packet])
     assert [(d.container, bool(d.reason)) for d in log.ring.after(0)] == [
-        ("web", True), ("web", False), ("web", False), ("web", True)
-    ]  # fmt: skip
+        ("web", True),
+        ("web", False),
+        ("web", False),
+        ("web", True),
+    ]
 
 
 # --- storage and log ------------------------------------------------------------------------------------------------
@@ -619,8 +622,10 @@ def test_the_command_shows_the_last_drops_then_new_ones(received: list[dict[str,
     """-n N shows the last N, then each new one; a line starts with the time and the container's name."""
     lines = shown(received, "-n", "2")
     assert [text.split()[1:4] for text in lines] == [
-        ["api", "10.2.0.2", "2/tcp"], ["web", "10.1.0.2", "3/tcp"], ["api", "10.2.0.2", "4/tcp"]
-    ]  # fmt: skip
+        ["api", "10.2.0.2", "2/tcp"],
+        ["web", "10.1.0.2", "3/tcp"],
+        ["api", "10.2.0.2", "4/tcp"],
+    ]
     assert lines[0].split()[0] == time.strftime("%H:%M:%S", time.localtime(received[1]["time"]))
     assert len(shown(received, "-n", "0")) == 1
 

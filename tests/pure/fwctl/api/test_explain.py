@@ -58,8 +58,9 @@ def test_each_common_family_is_explained(site: Site) -> None:
     """A container has two addresses, an address is a single one, and `family` selects one."""
     answer = ask(site, "internet", "web", "8080")
     assert [(flow["family"], flow["to"]["address"]) for flow in answer["flows"]] == [
-        (4, "10.1.0.2"), (6, "2001:db8:1::2")
-    ]  # fmt: skip
+        (4, "10.1.0.2"),
+        (6, "2001:db8:1::2"),
+    ]
     assert answer["accepted"]
     assert answer["notes"] == [NOTE]
     assert [flow["family"] for flow in ask(site, "203.0.113.7", "web", "8080")["flows"]] == [4]
@@ -92,13 +93,17 @@ def test_the_internet_is_an_address_that_no_rule_names() -> None:
 def test_a_wrong_question_is_answered_with_advice(site: Site) -> None:
     """A typo, a range, a container with the host's network, an unknown protocol."""
     for question, why in (
-        (("internet", "wbe", "80"), "did you mean web"), (("internet", "tool", "80"), "it has the host's network"),
-        (("internet", "web", "1-100"), "more than one port"), (("internet", "web", "*"), "more than one port"),
-        (("internet", "web", "80, 443"), "more than one port"), (("internet", "web", "80/icmp"), "is not a protocol"),
+        (("internet", "wbe", "80"), "did you mean web"),
+        (("internet", "tool", "80"), "it has the host's network"),
+        (("internet", "web", "1-100"), "more than one port"),
+        (("internet", "web", "*"), "more than one port"),
+        (("internet", "web", "80, 443"), "more than one port"),
+        (("internet", "web", "80/icmp"), "is not a protocol"),
         (("internet", "web", "http"), '"http" is not a port'),
         (("internet", "internet", "80"), "are both the Internet"),
-        (("internet", "web", ""), "is empty"), (("10.0.0.0/8", "web", "80"), "no container '10.0.0.0/8'"),
-    ):  # fmt: skip
+        (("internet", "web", ""), "is empty"),
+        (("10.0.0.0/8", "web", "80"), "no container '10.0.0.0/8'"),
+    ):
         with pytest.raises(FwError) as error:
             ask(site, *question)
         assert why in str(error.value), question

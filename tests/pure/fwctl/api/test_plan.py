@@ -86,9 +86,11 @@ def test_changed_elements_are_shown_with_their_owners(site: Site) -> None:
     there |= {Element("allow6", (IPv6Address("2001:db8:9::9"), 17, 53))}
     there -= {Element("allow4", (IPv4Address("172.18.0.2"), 6, 22)), Element("protected_bridges", ("fw-ffffffffffff",))}
     assert drifted(site, standing(there)) == [
-        "- allow4 10.1.0.2 . tcp . 9999  web", "+ allow4 172.18.0.2 . tcp . 22  app",
-        "- allow6 2001:db8:9::9 . udp . 53", '+ protected_bridges "fw-ffffffffffff"  net',
-    ]  # fmt: skip
+        "- allow4 10.1.0.2 . tcp . 9999  web",
+        "+ allow4 172.18.0.2 . tcp . 22  app",
+        "- allow6 2001:db8:9::9 . udp . 53",
+        '+ protected_bridges "fw-ffffffffffff"  net',
+    ]
 
 
 def test_packets_and_time_make_no_difference(site: Site) -> None:
@@ -109,9 +111,10 @@ def test_a_missing_rule_is_shown_as_text_and_another_by_its_place(site: Site) ->
     """The line contains the command that shows the rule."""
     there = standing(set(site.state.should()[1]), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
     assert drifted(site, there) == [
-        "+ chain forward: goto deny", "+ chain deny: counter",
+        "+ chain forward: goto deny",
+        "+ chain deny: counter",
         "- chain forward: a rule that is not docker-fw's, handle 9 (nft -a list chain inet docker-fw forward)",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_missing_table_is_one_line(site: Site) -> None:
@@ -170,9 +173,12 @@ def test_a_plan_shows_policy_and_elements(site: Site) -> None:
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
     changes = plan.policies(before, after)
     assert lines(changes)[:5] == [
-        "- accepts 22/tcp  app on front", "- egress: everything  app on front",
-        "+ accepts 9100/tcp  app on front", "+ egress: 443/tcp  app on front", "- accepts 22/tcp  web on net",
-    ]  # fmt: skip
+        "- accepts 22/tcp  app on front",
+        "- egress: everything  app on front",
+        "+ accepts 9100/tcp  app on front",
+        "+ egress: 443/tcp  app on front",
+        "- accepts 22/tcp  web on net",
+    ]
     assert {line["origin"] for line in changes if "9100" in line["text"]} == {"setting fw.allow"}
     change = drift.elements(plan.difference(before, after), drift.names(before))
     assert "+ allow4 10.1.0.2 . tcp . 9100  web" in lines(change)

@@ -232,9 +232,16 @@ def test_the_environment_overrides_dotenv() -> None:
     """
     found = {k: v for k, (v, _) in dotenv(text, {"OVER": "env", "COPY": "copied"}).items()}
     assert found == {
-        "PLAIN": "a value", "HASH": "a#b", "DOUBLE": "x\na value", "SINGLE": "$PLAIN", "EXPORTED": "1", "NEXT": "11",
-        "OVER": "file", "COPY": "copied", "PRICE": "a$",
-    }  # fmt: skip
+        "PLAIN": "a value",
+        "HASH": "a#b",
+        "DOUBLE": "x\na value",
+        "SINGLE": "$PLAIN",
+        "EXPORTED": "1",
+        "NEXT": "11",
+        "OVER": "file",
+        "COPY": "copied",
+        "PRICE": "a$",
+    }
     stack, _ = project(
         {"x/compose.yml": "services: {web: {labels: {a: '$OVER $P'}}}", "x/.env": "OVER=file\nP=p"},
         environ={"OVER": "env"},
@@ -307,12 +314,16 @@ BOMBS = {
     "lists": f"a0: &a0 [x]\n{_LISTS}\nservices: {{w: {{ports: *a14}}}}",
     "itself": "services: &s {w: {labels: *s}}",
     "merged into itself": "services: {w: &s {<<: *s}}",
-    "extends": "services:\n  w0: {labels: {" + ",".join(f"a{i}: b" for i in range(3000)) + "}}\n"
+    "extends": "services:\n  w0: {labels: {"
+    + ",".join(f"a{i}: b" for i in range(3000))
+    + "}}\n"
     + "".join(f"  w{i}: {{extends: w0}}\n" for i in range(1, 100)),
-    "rules": "x: &l {fw.allow: '" + ",".join(map(str, range(9000, 9256))) + "'}\nservices:\n"
+    "rules": "x: &l {fw.allow: '"
+    + ",".join(map(str, range(9000, 9256)))
+    + "'}\nservices:\n"
     + "".join(f"  w{i}: {{labels: *l}}\n" for i in range(800)),
     "includes": "include: [compose.yml, compose.yml]",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
@@ -461,9 +472,19 @@ def test_arbitrary_yaml_gives_no_traceback(document: dict[str, object]) -> None:
     _no_traceback(yaml.safe_dump(document))
 
 
-@given(st.dictionaries(st.sampled_from(["web", "api"]), st.dictionaries(
-    st.sampled_from(["labels", "networks", "ports", "network_mode", "extends", "deploy", "build", "label_file"]),
-    _VALUES, max_size=4), min_size=1))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.sampled_from(["web", "api"]),
+        st.dictionaries(
+            st.sampled_from(
+                ["labels", "networks", "ports", "network_mode", "extends", "deploy", "build", "label_file"]
+            ),
+            _VALUES,
+            max_size=4,
+        ),
+        min_size=1,
+    )
+)
 @examples(100)
 def test_arbitrary_services_give_no_traceback(services: dict[str, object]) -> None:
     """Any values inside services cause no traceback."""

@@ -26,8 +26,15 @@ from plugin.model import FwError
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[4]
-PORT = {"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 18080, "container_port": 8080, "open": False, "some": False,
-        "peers": []}  # fmt: skip
+PORT = {
+    "proto": "tcp",
+    "host_ip": "0.0.0.0",
+    "host_port": 18080,
+    "container_port": 8080,
+    "open": False,
+    "some": False,
+    "peers": [],
+}
 WEB = {
     "id": "e" * 64, "container": "web", "container_id": "c" * 64, "addresses": ["10.1.0.2"], "known": True,
     "icmp_only": False, "accepts": ["22/tcp", "8080/tcp"], "egress": None, "rates": [], "log": "", "published": [PORT],
@@ -41,8 +48,14 @@ STATUS = {
     "networks": [{"id": "n" * 64, "name": "", "bridge": "fw-n", "subnets": ["10.1.0.0/24"], "internal": False,
                   "problems": [], "endpoints": [WEB]}],
 }  # fmt: skip
-FLOW = {"family": 4, "from": {"name": "a", "address": None}, "to": {"name": "b", "address": None}, "what": "80/tcp",
-        "steps": [{"text": "b accepts 80/tcp", "outcome": "accept", "origin": "base"}], "accepted": True}  # fmt: skip
+FLOW = {
+    "family": 4,
+    "from": {"name": "a", "address": None},
+    "to": {"name": "b", "address": None},
+    "what": "80/tcp",
+    "steps": [{"text": "b accepts 80/tcp", "outcome": "accept", "origin": "base"}],
+    "accepted": True,
+}
 PLAN: dict[str, Any] = {"drift": [], "policy": [], "elements": [], "rules": [], "notes": [], "changes": False}
 DONE: dict[str, Any] = {
     "/allow": {"container": "web", "said": [{"kind": "allow", "rule": "9000/tcp", "until": None}], "places": []},
@@ -50,10 +63,12 @@ DONE: dict[str, Any] = {
     "/revert": {"reverted": [{"container": "web", "id": "c"}]},
     "/ban": {"banned": [{"address": "203.0.113.7", "until": None}], "cut": 2, "notes": []},
     "/unban": {"unbanned": ["203.0.113.7"], "absent": [], "still": []},
-    "/status": STATUS, "/explain": {"flows": [FLOW], "accepted": True, "notes": []}, "/plan": PLAN,
+    "/status": STATUS,
+    "/explain": {"flows": [FLOW], "accepted": True, "notes": []},
+    "/plan": PLAN,
     "/export": {"text": "table inet docker-fw {}\n"},
     "/bans": {"now": 1.0, "bans": [{"address": "203.0.113.7", "until": None}]},
-}  # fmt: skip
+}
 
 
 class Fake:
@@ -200,8 +215,25 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
     names = re.findall(r"^    ([a-z-]+) ", out, re.MULTILINE)
-    assert {"status", "ports", "explain", "plan", "export", "allow", "deny", "revert", "ban", "unban", "bans", "check",
-            "log", "dry-run", "boot", "cleanup", "serve"} == set(names)  # fmt: skip
+    assert {
+        "status",
+        "ports",
+        "explain",
+        "plan",
+        "export",
+        "allow",
+        "deny",
+        "revert",
+        "ban",
+        "unban",
+        "bans",
+        "check",
+        "log",
+        "dry-run",
+        "boot",
+        "cleanup",
+        "serve",
+    } == set(names)
     for name in set(names) - {"serve", "log"}:
         status, out, _ = run(name, "--help")
         assert status == 0
@@ -447,8 +479,9 @@ def test_the_fail2ban_action_runs_valid_commands(fake: Fake, tmp_path: Path) -> 
     acts("actionunban", "203.0.113.7", "600")
     assert fake.asked == [
         ("/ban", {"bans": [{"address": "203.0.113.7", "seconds": 600}]}),
-        ("/ban", {"bans": [{"address": "2001:db8::7", "seconds": None}]}), ("/unban", {"addresses": ["203.0.113.7"]}),
-    ]  # fmt: skip
+        ("/ban", {"bans": [{"address": "2001:db8::7", "seconds": None}]}),
+        ("/unban", {"addresses": ["203.0.113.7"]}),
+    ]
 
 
 BOUNCER = ROOT / "examples/crowdsec/docker-fw-bouncer"
@@ -489,12 +522,19 @@ def test_the_crowdsec_bouncer_sends_decisions(fake: Fake) -> None:
     assert done.returncode == 0
     assert "not a decision" in done.stderr
     assert fake.asked == [
-        ("/ban", {"bans": [
-            {"address": "203.0.113.7", "seconds": 14398.5}, {"address": "203.0.113.8", "seconds": 90.0},
-            {"address": "2001:db8::/48", "seconds": 14398.5}, {"address": "203.0.113.5", "seconds": 1.0},
-        ]}),
+        (
+            "/ban",
+            {
+                "bans": [
+                    {"address": "203.0.113.7", "seconds": 14398.5},
+                    {"address": "203.0.113.8", "seconds": 90.0},
+                    {"address": "2001:db8::/48", "seconds": 14398.5},
+                    {"address": "203.0.113.5", "seconds": 1.0},
+                ]
+            },
+        ),
         ("/unban", {"addresses": ["203.0.113.6"]}),
-    ]  # fmt: skip
+    ]
 
 
 def test_one_refused_decision_blocks_no_other(fake: Fake) -> None:
@@ -511,9 +551,12 @@ def test_the_crowdsec_bouncer_waits_for_docker_fw(fake: Fake, tmp_path: Path) ->
     hidden = tmp_path / "hidden.sock"
     fake.path.rename(hidden)
     with subprocess.Popen(
-        [sys.executable, str(BOUNCER)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(BOUNCER)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "DOCKER_FW_SOCKET": str(fake.path)},
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stdin
         assert process.stderr
         process.stdin.write(decide("add", "203.0.113.7"))

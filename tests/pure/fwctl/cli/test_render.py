@@ -43,11 +43,24 @@ def answer(site: Site, **more: Any) -> dict[str, Any]:
     dropped = {endpoint.addr4: (12, 3) for endpoint in inventory.state.endpoints.values() if endpoint.addr4}
     guarded = status.guarded_networks(inventory, Engine("28.5.2"), 0x08000000, {})
     return {
-        "version": "1.2.3", "now": NOW, "networks": status.driver_networks(inventory, dropped), "guarded": guarded,
-        "apart": {}, "foreign": [], "overrides": status.elsewhere(inventory), "banned": 0, "listening": True,
-        "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
-        "host_resolver": "", **more,
-    }  # fmt: skip
+        "version": "1.2.3",
+        "now": NOW,
+        "networks": status.driver_networks(inventory, dropped),
+        "guarded": guarded,
+        "apart": {},
+        "foreign": [],
+        "overrides": status.elsewhere(inventory),
+        "banned": 0,
+        "listening": True,
+        "proxy_known": True,
+        "owned": True,
+        "binds": True,
+        "unfit": "",
+        "unsaved": "",
+        "watched": True,
+        "host_resolver": "",
+        **more,
+    }
 
 
 def report(site: Site, not_protected: dict[str, str], source: str, container: str) -> dict[str, Any]:
@@ -271,14 +284,24 @@ def test_a_dry_run_shows_the_ports_that_close() -> None:
 def test_an_explanation_is_shown_step_by_step() -> None:
     """Source, target, port; each step with its origin and outcome; the parts that were not checked."""
     flow = {
-        "family": 4, "what": "8080/tcp", "accepted": True,
-        "from": {"name": "the Internet", "address": "203.0.113.1"}, "to": {"name": "web", "address": "10.1.0.2"},
-        "steps": [{"text": "10.1.0.2 is web", "outcome": "", "origin": ""},
-                  {"text": "web accepts 8080/tcp", "outcome": "accept", "origin": "label fw.allow"}],
-    }  # fmt: skip
+        "family": 4,
+        "what": "8080/tcp",
+        "accepted": True,
+        "from": {"name": "the Internet", "address": "203.0.113.1"},
+        "to": {"name": "web", "address": "10.1.0.2"},
+        "steps": [
+            {"text": "10.1.0.2 is web", "outcome": "", "origin": ""},
+            {"text": "web accepts 8080/tcp", "outcome": "accept", "origin": "label fw.allow"},
+        ],
+    }
     out = {"name": "203.0.113.7", "address": "203.0.113.7"}
-    host = {**flow, "from": {"name": "the host", "address": None}, "to": out,
-            "accepted": False, "steps": [{"text": "no", "outcome": "drop", "origin": "Docker"}]}  # fmt: skip
+    host = {
+        **flow,
+        "from": {"name": "the host", "address": None},
+        "to": out,
+        "accepted": False,
+        "steps": [{"text": "no", "outcome": "drop", "origin": "Docker"}],
+    }
     assert render.plain(render_answers.explain({"flows": [flow, host], "notes": ["not asked: ufw"]})) == (
         "the Internet (203.0.113.1) → web (10.1.0.2), 8080/tcp, IPv4: accepted\n"
         "  10.1.0.2 is web\n"
@@ -297,9 +320,12 @@ def test_a_plan_is_shown_as_a_diff() -> None:
     full = {**empty, "drift": [gone], "policy": [line], "changes": True, "notes": ["a note"]}
     text = render.plain(render_answers.plan(full))
     assert text.splitlines() == [
-        "the table in the kernel has changed; docker-fw would repair it:", "- allow4 10.1.0.2 . tcp . 9999  web",
-        "with these settings:", "+ web on front: accepts 9100/tcp  (setting x)", "a note",
-    ]  # fmt: skip
+        "the table in the kernel has changed; docker-fw would repair it:",
+        "- allow4 10.1.0.2 . tcp . 9999  web",
+        "with these settings:",
+        "+ web on front: accepts 9100/tcp  (setting x)",
+        "a note",
+    ]
     assert render.plain(render_answers.plan(empty)) == "no change"
 
 
@@ -307,8 +333,13 @@ def test_bans_are_sorted_by_their_end() -> None:
     """Each ban is shown with its remaining time, the one that ends first at the top."""
     there = [{"address": "203.0.113.7", "until": None}, {"address": "2001:db8::/48", "until": NOW + 60}]
     assert render.plain(render_answers.bans({"now": NOW, "bans": there})).split() == [
-        "2001:db8::/48", "60", "s", "left", "203.0.113.7", "permanent"
-    ]  # fmt: skip
+        "2001:db8::/48",
+        "60",
+        "s",
+        "left",
+        "203.0.113.7",
+        "permanent",
+    ]
     assert render.plain(render_answers.bans({"now": NOW, "bans": []})) == "no address is banned"
 
 
@@ -388,8 +419,19 @@ def test_times_are_read_and_shown_with_their_units() -> None:
         with pytest.raises(ValueError, match="is not"):
             parse(text)
     assert [left(seconds) for seconds in (-1, 0, 59.6, 90, 119, 120, 3540, 3600, 3660, 7325, 86400, 176400)] == [
-        "0 s", "0 s", "60 s", "90 s", "119 s", "2 min", "59 min", "1 h", "1 h 1 min", "2 h 2 min", "1 d", "2 d 1 h"
-    ]  # fmt: skip
+        "0 s",
+        "0 s",
+        "60 s",
+        "90 s",
+        "119 s",
+        "2 min",
+        "59 min",
+        "1 h",
+        "1 h 1 min",
+        "2 h 2 min",
+        "1 d",
+        "2 d 1 h",
+    ]
 
 
 def test_the_driver_never_imports_rich() -> None:

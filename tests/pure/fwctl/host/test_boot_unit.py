@@ -44,10 +44,13 @@ def root(tmp_path: Path) -> Path:
 def everything(root: Path) -> dict[str, str]:
     """Return all entries below a directory: files with their text, links with their targets."""
     return {
-        str(path.relative_to(root)): f"-> {os.readlink(path)}" if path.is_symlink() else
-        "directory" if path.is_dir() else path.read_text()
+        str(path.relative_to(root)): f"-> {os.readlink(path)}"
+        if path.is_symlink()
+        else "directory"
+        if path.is_dir()
+        else path.read_text()
         for path in sorted(root.rglob("*"))
-    }  # fmt: skip
+    }
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -218,9 +221,11 @@ def test_install_writes_three_files_and_reports_them_once(root: Path) -> None:
     assert boot_unit.install(root, NFT, "other\n") == [boot_unit.FILE]
     after = everything(root)
     assert {k: after[k] for k in PATHS} == {
-        boot_unit.FILE: "other\n", boot_unit.SCRIPT: boot_unit.script_text(NFT),
-        boot_unit.UNIT: boot_unit.unit_text(), boot_unit.WANTS: f"-> /{boot_unit.UNIT}",
-    }  # fmt: skip
+        boot_unit.FILE: "other\n",
+        boot_unit.SCRIPT: boot_unit.script_text(NFT),
+        boot_unit.UNIT: boot_unit.unit_text(),
+        boot_unit.WANTS: f"-> /{boot_unit.UNIT}",
+    }
     assert after.keys() - before.keys() == {*PATHS, "etc/docker-fw", os.path.dirname(boot_unit.WANTS)}
     for path in (boot_unit.FILE, boot_unit.SCRIPT, boot_unit.UNIT):
         assert (root / path).stat().st_mode & 0o133 == 0
