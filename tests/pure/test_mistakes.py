@@ -84,13 +84,17 @@ def container(pairs: Mapping[str, Any], image: Mapping[str, str] | None = None, 
         "com.docker.compose.container-number": "1",
         **pairs,
     }
-    listed = {
+    return container_labels.on_network(container_labels.read(listed(labels), image), network)
+
+
+def listed(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return a container on two networks as `GET /containers/json` lists it."""
+    return {
         "Id": "c" * 64,
         "Names": ["/web"],
-        "Labels": labels,
+        "Labels": dict(labels),
         "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
     }
-    return container_labels.on_network(container_labels.read(listed, image), network)
 
 
 def directory() -> PeerIndex:
@@ -327,15 +331,11 @@ def test_while_an_images_labels_are_unknown_nothing_is_wider(
     """The image was removed, so that its own labels are unknown: nothing is accepted or opened that would not be if all
     labels were the user's, nor if all of them were the image's."""
     labels = {**pairs, odd[0]: odd[1]}
-    listed = {
-        "Id": "c" * 64,
-        "Names": ["/web"],
-        "Labels": labels,
-        "NetworkSettings": {"Networks": {"front": {}, "shop_back": {}}},
-    }
-    unsure = container_labels.on_network(container_labels.read(listed, None, unknown="no such image"), "front")
-    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, None), "front"))
-    no_wider(world, unsure, container_labels.on_network(container_labels.read(listed, labels), "front"))
+
+    entry = listed(labels)
+    unsure = container_labels.on_network(container_labels.read(entry, None, unknown="no such image"), "front")
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(entry, None), "front"))
+    no_wider(world, unsure, container_labels.on_network(container_labels.read(entry, labels), "front"))
 
 
 # --- a right label opens exactly what it says ---------------------------------------------------------------------

@@ -36,6 +36,7 @@ from plugin.policy.saved import SavedState
 from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.text import printable
+from tests.pure.answers import QUIET_STATUS
 from tests.pure.fakes import Disk, Kernel
 from tests.pure.strategies import ELEMENT_TEXT, HOSTILE_TEXTS
 
@@ -122,24 +123,11 @@ class Host:
         return self.state.snapshot()
 
     def status(self) -> dict[str, Any]:
-        guarded = status.guarded_networks(self.inventory, A, MARK, {})
         return {
-            "version": "1",
-            "now": 1.0,
-            "networks": [],
-            "guarded": guarded,
+            **QUIET_STATUS,
+            "guarded": status.guarded_networks(self.inventory, A, MARK, {}),
             "apart": self.not_guarded,
             "foreign": sorted(self.bridges.unmanaged()),
-            "overrides": [],
-            "banned": 0,
-            "listening": True,
-            "proxy_known": True,
-            "owned": True,
-            "binds": True,
-            "unfit": "",
-            "unsaved": "",
-            "watched": True,
-            "host_resolver": "",
         }
 
 

@@ -23,6 +23,7 @@ import pytest
 from plugin.fwctl.cli.main import main
 from plugin.fwctl.socket_client import ask
 from plugin.model import FwError
+from tests.pure.answers import QUIET_STATUS
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[4]
@@ -41,13 +42,16 @@ WEB = {
     "rules": [{"what": "8080/tcp", "peers": [], "addresses": None, "origin": "label fw.allow"}], "problems": [],
     "no_effect": [], "overrides": [], "dropped": 0, "refused": 0,
 }  # fmt: skip
-STATUS = {
-    "version": "1", "now": 1.0, "guarded": [], "apart": {}, "foreign": [], "overrides": [], "banned": 0,
-    "listening": True, "proxy_known": True, "owned": True, "binds": True, "unfit": "", "unsaved": "", "watched": True,
-    "host_resolver": "",
-    "networks": [{"id": "n" * 64, "name": "", "bridge": "fw-n", "subnets": ["10.1.0.0/24"], "internal": False,
-                  "problems": [], "endpoints": [WEB]}],
-}  # fmt: skip
+NETWORK = {
+    "id": "n" * 64,
+    "name": "",
+    "bridge": "fw-n",
+    "subnets": ["10.1.0.0/24"],
+    "internal": False,
+    "problems": [],
+    "endpoints": [WEB],
+}
+STATUS = {**QUIET_STATUS, "networks": [NETWORK]}
 FLOW = {
     "family": 4,
     "from": {"name": "a", "address": None},

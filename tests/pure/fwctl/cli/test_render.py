@@ -22,6 +22,7 @@ from plugin.labels.duration import left, parse
 from plugin.labels.parser import parse as labels
 from plugin.model import Container, Defaults, Overriding, Problem, Published, Rule
 from plugin.policy.saved import SavedState
+from tests.pure.answers import QUIET_STATUS
 from tests.pure.site import BACK, FRONT, Site, container, guest, ours, published
 
 pytestmark = pytest.mark.usefixtures("no_flows")
@@ -43,22 +44,12 @@ def answer(site: Site, **more: Any) -> dict[str, Any]:
     dropped = {endpoint.addr4: (12, 3) for endpoint in inventory.state.endpoints.values() if endpoint.addr4}
     guarded = status.guarded_networks(inventory, Engine("28.5.2"), 0x08000000, {})
     return {
+        **QUIET_STATUS,
         "version": "1.2.3",
         "now": NOW,
         "networks": status.driver_networks(inventory, dropped),
         "guarded": guarded,
-        "apart": {},
-        "foreign": [],
         "overrides": status.elsewhere(inventory),
-        "banned": 0,
-        "listening": True,
-        "proxy_known": True,
-        "owned": True,
-        "binds": True,
-        "unfit": "",
-        "unsaved": "",
-        "watched": True,
-        "host_resolver": "",
         **more,
     }
 
