@@ -38,7 +38,7 @@ class World:
     incomplete = unfinished = False
 
     def hurry(self) -> None:
-        """Return False: no work is waiting."""
+        """Do nothing: no work is waiting."""
 
     def sync(self, *_: object) -> None:
         self.synced += 1
@@ -92,6 +92,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(link_monitor, "Changes", Changes)
     monkeypatch.setattr(link_monitor, "links", lambda: dict(made.links))
+    monkeypatch.setattr(loops, "INTERVAL", 600.0)  # the periodic checks do not hide a missing one
     return made
 
 
@@ -106,8 +107,9 @@ def watcher(world: World) -> Iterator[Loops]:
 def test_a_changed_ruleset_is_checked(world: World, watcher: Loops) -> None:
     """When another program changes the ruleset, docker-fw's table is checked, and Docker's chain too."""
     until(lambda: world.ensured)
+    ensured = world.ensured
     world.flushed, world.number = 1, 2
-    until(lambda: world.repaired)
+    until(lambda: world.repaired and world.ensured > ensured, timeout=5)
 
 
 def test_a_flush_during_a_check_is_repaired_at_once(world: World, watcher: Loops) -> None:

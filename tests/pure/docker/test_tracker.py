@@ -203,7 +203,7 @@ def test_with_the_setting_publishing_opens() -> None:
     wrong = Container("c", "c", problems=(Problem("label fw.x", "", ""),))
     for closed in (wrong, container("c", deny="5432"), container("c", allow="5432 from 10.0.0.0/8")):
         guard.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
-        assert not table.of("dnat")
+        assert not table.of("allow_published")
         assert {e.key[2] for e in table.of("host_closed")} == {15432}
 
 

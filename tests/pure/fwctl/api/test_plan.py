@@ -247,7 +247,7 @@ def test_the_exported_file_is_complete(site: Site) -> None:
     assert all(line.startswith("#") for line in head.splitlines()[:-4])
     assert rest.startswith("table inet docker-fw {\n")
     assert 'oifname != { "lxdbr0", "virbr0" }' in rest
-    assert "add element inet docker-fw foreign" not in rest
+    assert "add element inet docker-fw unmanaged" not in rest
     assert "cgroupv2" not in rest
     assert "add element inet docker-fw banned4 { 203.0.113.7 timeout 61s }" in rest
     kept = {
