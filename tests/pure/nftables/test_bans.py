@@ -148,7 +148,7 @@ def _is_banned(address: IPv4Address | IPv6Address, bans: Mapping[Prefix, float],
 def test_the_widest_active_ban_of_an_address_is_found(
     bans: dict[Prefix, float], address: IPv4Address | IPv6Address
 ) -> None:
-    """Return the widest ban that contains the address and has not ended."""
+    """The widest ban that contains the address and has not ended is found."""
     there = [each for each, until in bans.items() if address in each and not 0 < until <= NOW]
     assert holding(ip_network(address), bans, NOW) == min(there, key=lambda each: each.prefixlen, default=None)
     for each in bans:

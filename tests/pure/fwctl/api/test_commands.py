@@ -562,7 +562,7 @@ def test_a_large_body_is_refused_unread(client: FlaskClient) -> None:
 
 
 def test_an_internal_error_is_reported_without_a_traceback(
-    client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    client: FlaskClient, asked: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The answer is a 500 with one sentence; the traceback is in docker-fw's log."""
 
@@ -575,6 +575,7 @@ def test_an_internal_error_is_reported_without_a_traceback(
         500,
         {"Err": "docker-fw failed on /export: ZeroDivisionError: division by zero"},
     )
+    assert "Traceback" in caplog.text
 
 
 def test_text_from_outside_does_not_reach_the_table(client: FlaskClient, desk: Desk) -> None:

@@ -611,7 +611,7 @@ def shown(received: list[dict[str, Any]], *argv: str) -> list[str]:
 
 @pytest.fixture
 def received(log: DropLog) -> list[dict[str, Any]]:
-    """The lines that a follower receives: three kept drops, then a new one."""
+    """Return the lines that a follower receives: three kept drops, then a new one."""
     kept = [drop.as_data() for drop in log.ring.after(0)]
     log.take([logged(made.tcp(OUT4, API4, 4, 40000))])
     (new,) = log.ring.after(3)
