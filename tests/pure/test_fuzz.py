@@ -136,7 +136,7 @@ class Plugin:
         for call in calls:
             assert "Err" not in self.post(f"/NetworkDriver.{call}", DRIVER[call])
 
-    def books(self) -> None:
+    def check_table(self) -> None:
         """Check that the table equals the elements computed from the facts, and that they are about known addresses."""
         assert self.kernel.table == desired(self.state)
         assert self.kernel.table is not None
@@ -201,7 +201,7 @@ def test_a_damaged_request_is_answered_and_opens_nothing(data: st.DataObject) ->
         answer = plugin.post(path, data.draw(damaged(POSTS[path])))
         if "Err" in answer and "Delete" not in path and "Create" not in path:
             assert dataclasses.replace(plugin.state.state, switched=before.switched) == before
-        plugin.books()
+        plugin.check_table()
         plugin.drive("Leave", "DeleteEndpoint", "DeleteNetwork")
 
 
@@ -212,7 +212,7 @@ def test_bytes_that_are_no_json_are_an_error(path: str, data: bytes, cut: int) -
     with running() as plugin:
         for body in (data, json.dumps(POSTS[path]).encode()[:cut], data + json.dumps(POSTS[path]).encode()):
             plugin.post(path, body)
-        plugin.books()
+        plugin.check_table()
 
 
 @pytest.mark.parametrize("path", sorted(POSTS))
@@ -231,7 +231,7 @@ def test_deep_long_and_duplicate_json_is_answered(path: str) -> None:
     with running() as plugin:
         for body in bodies:
             plugin.post(path, body)
-        plugin.books()
+        plugin.check_table()
 
 
 @given(

@@ -172,7 +172,7 @@ _whom = st.lists(
             "project:shop",
             "network:front",
             "network:back",
-            "service:nobody",
+            "service:missing",
             "host",
             "any",
         ]

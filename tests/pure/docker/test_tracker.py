@@ -107,7 +107,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record each search for flows to closed ports: by address, what was accepted."""
     found: list[Any] = []
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: found.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda policies, _: found.append(policies))
     return found
 
 

@@ -15,7 +15,7 @@ from plugin.labels.keys import EVERYTHING, KEYS, PREFIX
 from plugin.labels.parser import MAX_PROBLEMS, ParsedLabels, for_network, only_closing, over, parse, split
 from plugin.model import Peer, PolicySpec, Rate, Rule
 from tests.pure.messages import PORT
-from tests.pure.strategies import any_text, examples, json_values, saids
+from tests.pure.strategies import any_text, examples, json_values, specs
 
 SSH, WEB, HTTPS, MORE, DNS = (
     Rule("tcp", 22, 22),
@@ -366,7 +366,7 @@ def test_lists_add_up_and_other_values_are_overridden() -> None:
     assert over(general, PolicySpec(egress=EVERYTHING)).egress == EVERYTHING
 
 
-@given(saids, saids, saids)
+@given(specs, specs, specs)
 @examples(60)
 def test_merging_places_is_associative(one: PolicySpec, two: PolicySpec, three: PolicySpec) -> None:
     """Merging three places gives the same result in either grouping."""

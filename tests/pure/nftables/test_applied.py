@@ -30,40 +30,40 @@ def test_after_any_sequence_the_table_has_all_owners_elements(
 ) -> None:
     """The table has the union of all owners' elements, each change is exactly the difference of the two unions, and
     computing a change has no side effect, for any changes of owners."""
-    books, owned = AppliedElements(), dict(first)
-    books.start(first)
+    applied, owned = AppliedElements(), dict(first)
+    applied.start(first)
     for new in steps:
         before, wanted = union(owned), union({**owned, **new})
-        assert set(books) == before
-        change = books.change(new)
+        assert set(applied) == before
+        change = applied.change(new)
         assert set(change.remove) == before - wanted
         assert set(change.add) == wanted - before
         assert len(change.remove) == len(set(change.remove))
         assert len(change.add) == len(set(change.add))
         assert bool(change) is (before != wanted)
-        assert set(books.after(new)) == wanted
-        assert len(books.after(new)) == len(wanted)
-        assert set(books) == before  # nothing is written yet
-        books.write(new)
+        assert set(applied.after(new)) == wanted
+        assert len(applied.after(new)) == len(wanted)
+        assert set(applied) == before  # nothing is written yet
+        applied.write(new)
         owned.update(new)
-        assert Counter(books) == Counter(wanted)  # each once
-        assert not books.change(new)
+        assert Counter(applied) == Counter(wanted)  # each once
+        assert not applied.change(new)
         for owner in "abc":
-            assert books.of(owner) == owned.get(owner, frozenset())
-    books.write(dict.fromkeys("abc", frozenset()))
-    assert list(books) == []
+            assert applied.of(owner) == owned.get(owner, frozenset())
+    applied.write(dict.fromkeys("abc", frozenset()))
+    assert list(applied) == []
 
 
 def test_an_element_of_two_owners_is_removed_with_the_last() -> None:
     """Docker may reuse an address before its old endpoint is gone: the elements that the new one needs stay."""
-    books = AppliedElements()
-    books.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
-    assert books.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
-    books.write({"a": frozenset()})
-    change = books.change({"b": frozenset()})
+    applied = AppliedElements()
+    applied.start({"a": frozenset(ELEMENTS[:2]), "b": frozenset(ELEMENTS[1:3])})
+    assert applied.change({"a": frozenset()}) == Change(remove=(ELEMENTS[0],))
+    applied.write({"a": frozenset()})
+    change = applied.change({"b": frozenset()})
     assert (set(change.remove), change.add) == (set(ELEMENTS[1:3]), ())
     # From one to the other in one step: nothing to do.
-    assert not books.change({"b": frozenset(), "c": frozenset(ELEMENTS[1:3])})
+    assert not applied.change({"b": frozenset(), "c": frozenset(ELEMENTS[1:3])})
 
 
 V4 = IPv4Address("172.18.0.2")
@@ -108,19 +108,19 @@ _OTHERS = [
 def test_removing_an_element_that_opens_narrows(name: str) -> None:
     """Removing an element that let flows pass is narrower: established flows may remain that could not be opened
     again."""
-    books, element = AppliedElements(), Element(name, (V4, 6, 80))
-    books.start({"a": frozenset({element})})
-    assert books.narrower("a", frozenset())
-    assert not books.narrower("a", frozenset({element, Element("ingress_drops4", (V4,))}))
-    assert not books.narrower("b", frozenset({element}))
+    applied, element = AppliedElements(), Element(name, (V4, 6, 80))
+    applied.start({"a": frozenset({element})})
+    assert applied.narrower("a", frozenset())
+    assert not applied.narrower("a", frozenset({element, Element("ingress_drops4", (V4,))}))
+    assert not applied.narrower("b", frozenset({element}))
 
 
 @pytest.mark.parametrize("name", _OTHERS)
 def test_removing_any_other_element_does_not_narrow(name: str) -> None:
     """Removing any other element closes nothing."""
-    books, element = AppliedElements(), Element(name, (V4, 6, 80))
-    books.start({"a": frozenset({element})})
-    assert not books.narrower("a", frozenset())
+    applied, element = AppliedElements(), Element(name, (V4, 6, 80))
+    applied.start({"a": frozenset({element})})
+    assert not applied.narrower("a", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_removing_any_other_element_does_not_narrow(name: str) -> None:
 def test_adding_an_element_that_closes_narrows(name: str, new: bool, known: bool) -> None:
     """A network that becomes egress-restricted is narrower, and so is a published port that closes for an existing
     owner."""
-    books = AppliedElements()
-    books.start({"a": frozenset(ELEMENTS[:1])})
+    applied = AppliedElements()
+    applied.start({"a": frozenset(ELEMENTS[:1])})
     wanted = frozenset({Element(name, ("br0",)), ELEMENTS[0]})
-    assert books.narrower("a", wanted) is known
-    assert books.narrower("b", wanted) is new
+    assert applied.narrower("a", wanted) is known
+    assert applied.narrower("b", wanted) is new
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_adding_an_element_that_closes_narrows(name: str, new: bool, known: bool
 def test_a_change_that_only_closes_is_recognised(name: str) -> None:
     """A removal, and an element that restricts, closes or limits, need not be on the disk first; any other addition
     must be."""
-    books = AppliedElements()
-    books.start({"a": frozenset(ELEMENTS[:2])})
-    assert books.only_closes("a", frozenset())
-    assert books.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
-    assert not books.only_closes("a", frozenset(ELEMENTS[:3]))
-    assert not books.only_closes("b", frozenset(ELEMENTS[:1]))
+    applied = AppliedElements()
+    applied.start({"a": frozenset(ELEMENTS[:2])})
+    assert applied.only_closes("a", frozenset())
+    assert applied.only_closes("a", frozenset({ELEMENTS[0], Element(name, ("br0",))}))
+    assert not applied.only_closes("a", frozenset(ELEMENTS[:3]))
+    assert not applied.only_closes("b", frozenset(ELEMENTS[:1]))
     for other in (*_OPENING, "publish4", "unmanaged"):
-        assert not books.only_closes("a", frozenset({Element(other, ("another",))}))
+        assert not applied.only_closes("a", frozenset({Element(other, ("another",))}))
 
 
 PEERS = [
@@ -184,39 +184,43 @@ def test_elements_that_open_an_address_are_indexed(
 ) -> None:
     """An address's elements of these owners are found, and no prefix, after any sequence; without them the table has
     the elements of the other owners."""
-    books, owned = AppliedElements(), dict(first)
-    books.start(first)
+    applied, owned = AppliedElements(), dict(first)
+    applied.start(first)
     for new in steps:
-        books.write(new)
+        applied.write(new)
         owned.update(new)
     address = IPv4Address(peer)
-    going = books.going((), {address: owners})
+    going = applied.going((), {address: owners})
     wanted = {
         owner: {e for e in elements if e.set != "egress_host4" and e.key[-2:] == (32, address)}
         for owner, elements in owned.items()
         if owner in owners
     }
     assert going == {owner: elements for owner, elements in wanted.items() if elements}
-    change, before = books.closing(going), set(books)
-    books.write(books.without(going, change))
-    assert (set(books), change.add) == (before - set(change.remove), ())
-    assert {e for owner in "abc" for e in books.of(owner)} == set(books)
-    assert not books.going((), {address: owners})
+    change, before = applied.closing(going), set(applied)
+    applied.write(applied.without(going, change))
+    assert (set(applied), change.add) == (before - set(change.remove), ())
+    assert {e for owner in "abc" for e in applied.of(owner)} == set(applied)
+    assert not applied.going((), {address: owners})
 
 
 def test_a_departing_owners_ports_close_first() -> None:
     """When an owner is removed, its opening elements are removed and its closing elements stay; an element that kept
     docker-proxy's port open is replaced by one that closes it."""
-    books, open_, shut = AppliedElements(), Element("host_open4", (V4, 6, 8080)), Element("host_closed4", (V4, 6, 8080))
+    applied, open_, shut = (
+        AppliedElements(),
+        Element("host_open4", (V4, 6, 8080)),
+        Element("host_closed4", (V4, 6, 8080)),
+    )
     stays = Element("rate_limit4", (V4, 6, 22))
-    books.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
-    assert books.closing(books.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
-    going = books.going("ab", {})
-    change = books.closing(going)
+    applied.start({"a": frozenset({open_, stays, Element("allow4", (V4, 6, 22))}), "b": frozenset({open_})})
+    assert applied.closing(applied.going("a", {})) == Change((Element("allow4", (V4, 6, 22)),))
+    going = applied.going("ab", {})
+    change = applied.closing(going)
     assert (set(change.remove), change.add) == ({open_, Element("allow4", (V4, 6, 22))}, (shut,))
-    books.write(books.without(going, change))
-    assert set(books) == {stays, shut}
-    assert books.of("a") == {stays, shut}
+    applied.write(applied.without(going, change))
+    assert set(applied) == {stays, shut}
+    assert applied.of("a") == {stays, shut}
 
 
 #: Sets that neither open nor close: they count, report, or redirect.

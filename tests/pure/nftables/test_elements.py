@@ -67,7 +67,7 @@ from tests.pure.strategies import (
     rates,
     resolved_rules,
     rules,
-    saids,
+    specs,
 )
 from tests.pure.tracer import CHAINS, Packet, Table, value
 
@@ -135,7 +135,7 @@ _drawn = st.lists(ports, max_size=3)
 _peers = st.lists(strategies.near4 | strategies.near6 | strategies.ipv4 | strategies.ipv6, max_size=2)
 
 
-@given(networks, endpoints, saids, _drawn, _peers)
+@given(networks, endpoints, specs, _drawn, _peers)
 @examples(50)
 def test_the_sets_decide_as_the_policy_does(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, drawn: list[int], peers: list[Address]
@@ -202,7 +202,7 @@ def test_a_known_unrestricted_container_is_free() -> None:
         assert "egress_restricted" not in table.sets
 
 
-@given(networks, endpoints, saids)
+@given(networks, endpoints, specs)
 @examples(40)
 def test_elements_open_only_the_endpoints_own_addresses(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec
@@ -220,7 +220,7 @@ def test_elements_open_only_the_endpoints_own_addresses(
             assert str(element.data[0]).split("__")[1] in {str(each).replace(":", "-") for each in own}
 
 
-@given(networks, endpoints, saids)
+@given(networks, endpoints, specs)
 @examples(30)
 def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
     """An endpoint that is not joined has no element, port or publication in the table, except the binding of its
@@ -229,7 +229,7 @@ def test_a_left_endpoint_leaves_no_element(network: Network, endpoint: Endpoint,
     assert elements_of(network, left, everywhere) == {*port_elements(left)}
 
 
-@given(networks, endpoints, saids)
+@given(networks, endpoints, specs)
 @examples(60)
 def test_an_element_contains_no_text_of_a_user(network: Network, endpoint: Endpoint, everywhere: PolicySpec) -> None:
     """An element's text consists of addresses, numbers, protocol names and interface names, whatever labels and names
@@ -730,11 +730,11 @@ def _golden() -> dict[str, PolicyView]:
         "one-network": _inventory([dual], [web], PolicySpec()),
         "closed": _inventory([dual], [unknown, wrong, left], _spec(allow="9999")),
         "several": _inventory([dual, inner, six], [web, db, all_open], _spec(allow="161/udp")),
-        "words": _words(dual, six),
+        "words": _every_keyword(dual, six),
     }
 
 
-def _words(dual: Network, six: Network) -> PolicyView:
+def _every_keyword(dual: Network, six: Network) -> PolicyView:
     """Every keyword of the language, and `fwctl` overrides: on docker-fw networks and on a Docker network."""
 
     def who(letter: str, name: str, **pairs: str) -> Container:

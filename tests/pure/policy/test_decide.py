@@ -42,7 +42,7 @@ from plugin.policy.decide import (
 )
 from plugin.protocols import PORTLESS
 from tests.pure import strategies
-from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, saids
+from tests.pure.strategies import endpoints, examples, ipv4, ipv6, networks, overrides, ports, protos, specs
 from tests.specs import spec_of as spec
 
 V4, V6 = IPv4Address("172.18.0.2"), IPv6Address("2001:db8:1::2")
@@ -145,7 +145,7 @@ def test_an_unknown_container_is_closed() -> None:
     assert in_doubt(policy(egress="none")) == Policy(egress=())
 
 
-@given(networks, endpoints, saids, overrides)
+@given(networks, endpoints, specs, overrides)
 @examples(80)
 def test_a_policy_is_empty_or_all_places_together(
     network: Network, endpoint: Endpoint, everywhere: PolicySpec, override: Override
@@ -581,7 +581,7 @@ def test_an_unresolved_name_matches_no_address() -> None:
         assert not passes((Rule("tcp", 22, 22, (Peer(kind, "x"),)),), "tcp", 22, INSIDE)
 
 
-@given(saids, saids)
+@given(specs, specs)
 @examples(50)
 def test_any_two_places_merge_alike(one: PolicySpec, two: PolicySpec) -> None:
     """Merging two places gives the same result, whichever two they are; only their order matters."""

@@ -150,13 +150,13 @@ _rules = st.builds(
     st.integers(20, 25),
     st.sampled_from([(), (), (TEN,)]),
 )
-_words = st.builds(
+_overrides = st.builds(
     lambda rule, no, until: Overriding("web", dataclasses.replace(rule, peers=() if no else rule.peers), no, until),
     _rules,
     st.booleans(),
     st.sampled_from([0, 0, 10, 20, 30]),
 )
-_sequences = st.lists(_words, max_size=6)
+_sequences = st.lists(_overrides, max_size=6)
 PORTS = range(19, 27)
 
 

@@ -51,12 +51,12 @@ class Desk:
     def __init__(self, *endpoints: Any) -> None:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
         self.clock = CLOCK
-        self.spoken = 0
+        self.woken = 0
         not_guarded = {"tool": "has the host's network: it answers like any program of the host"}
-        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._speak, self.clock, lambda: set(HOST))
+        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._wake, self.clock, lambda: set(HOST))
 
-    def _speak(self) -> None:
-        self.spoken += 1
+    def _wake(self) -> None:
+        self.woken += 1
 
     def allow(self, who: str, *texts: str, seconds: float | None = None) -> dict[str, Any]:
         return self.orders.override(who, texts, seconds, deny=False)
@@ -217,7 +217,7 @@ def test_overrides_expire(desk: Desk) -> None:
     assert desk.orders.end() == 30
     desk.allow("web", "9000", seconds=60)
     desk.deny("web", "22", seconds=10)
-    assert desk.spoken == 2
+    assert desk.woken == 2
     assert desk.orders.end() == 10
     assert desk.opens() == {80, 443, 8080, 9000}
     desk.clock.now += 10

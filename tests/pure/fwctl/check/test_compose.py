@@ -150,10 +150,10 @@ def test_extends_inherits_the_other_services_keys() -> None:
 def test_extends_with_a_missing_service_or_a_circle_is_a_mistake() -> None:
     """Each is reported at its line, and the rest is read."""
     result = checked(
-        "services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: nobody}\n  d: {extends: {x: y}}\n"
+        "services:\n  a: {extends: b}\n  b: {extends: a}\n  c: {extends: missing}\n  d: {extends: {x: y}}\n"
     )
     assert result.status == 1
-    assert 'compose.yml:4: c: extends "nobody", which is not a service in compose.yml' in result.mistakes
+    assert 'compose.yml:4: c: extends "missing", which is not a service in compose.yml' in result.mistakes
     assert any(line.startswith("compose.yml:2: a: extends") for line in result.mistakes)
     assert any(line.startswith("compose.yml:5: d: extends must name a service") for line in result.mistakes)
 
@@ -271,7 +271,7 @@ UNREADABLE: dict[str, tuple[str | bytes, str]] = {
     "tab": ("services:\n\tweb: {}", "compose.yml:2: is not YAML: "),
     "open": ("services:\n  web: [\n", "compose.yml:3: is not YAML: "),
     "colon": ("services:\n  web: {}\n  a b\n  c: d", "compose.yml:4: is not YAML: "),
-    "alias": ("services:\n  web: *nobody", "compose.yml:2: is not YAML: "),
+    "alias": ("services:\n  web: *missing", "compose.yml:2: is not YAML: "),
     "nul": (b"services:\n\0", "compose.yml:2: is not YAML: "),
     "latin-1": ("services:\n  é: {}".encode("latin-1"), "compose.yml:2: is not UTF-8 text"),
     "escape": ('services: {w: "\\UFFFFFFFF"}', "compose.yml: is not YAML: "),

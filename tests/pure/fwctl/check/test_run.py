@@ -352,12 +352,12 @@ def test_every_rule_has_an_effect_between_isolated_containers() -> None:
     result = checked(
         """\
         services:
-          web: {networks: [apart], ports: ["1:1"], labels: {fw.allow: 1 from service:api}}
-          api: {networks: [apart, routed], labels: {fw.network.routed.allow: 2}}
+          web: {networks: [isolated], ports: ["1:1"], labels: {fw.allow: 1 from service:api}}
+          api: {networks: [isolated, routed], labels: {fw.network.routed.allow: 2}}
           own: {networks: [own], labels: {fw.allow: 3}}
           out: {networks: [out], labels: {fw.allow: 3}}
         networks:
-          apart: {driver_opts: {com.docker.network.bridge.enable_icc: "false"}}
+          isolated: {driver_opts: {com.docker.network.bridge.enable_icc: "false"}}
           routed: {driver_opts: {com.docker.network.bridge.gateway_mode_ipv6: routed}}
           own: {driver: fw}
           out: {external: true}
