@@ -117,9 +117,9 @@ def test_a_container_of_256_mebibytes_takes_the_memory_of_a_small_one() -> None:
         yield b'"}},' + json.dumps(container()).encode() + b"]"
 
     tracemalloc.start()
-    start_time = time.monotonic()
+    start_time = time.process_time()
     assert list(elements(answer())) == [container(), Cut(ID), container()]
-    took, (_, most) = time.monotonic() - start_time, tracemalloc.get_traced_memory()
+    took, (_, most) = time.process_time() - start_time, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 64 << 20
     assert took < 30

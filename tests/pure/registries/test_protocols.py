@@ -22,8 +22,14 @@ def test_a_new_protocol_is_one_entry(tmp_path: Path) -> None:
 def test_the_table_decides_as_the_policy_for_a_new_protocol(tmp_path: Path) -> None:
     """The tests of any rules and packets against the table pass with one more entry."""
     where = copied(tmp_path, ADDED_PROTOCOL)
-    names = "sets_say_what or accepted_from_some or may_be_begun or every_port_is_found or stands_for_its_ports"
-    check(where, "tests/pure/nftables/test_elements.py", "-k", names)
+    tests = (
+        "test_the_sets_decide_as_the_policy_does",
+        "test_a_rule_with_peers_accepts_exactly_those_peers",
+        "test_the_egress_sets_decide_as_the_policy_does",
+        "test_rules_without_peers_need_no_source",
+        "test_a_rate_counts_exactly_its_ports",
+    )
+    check(where, *(f"tests/pure/nftables/test_elements.py::{name}" for name in tests))
 
 
 def test_an_incomplete_entry_is_an_error() -> None:
