@@ -120,6 +120,7 @@ class Bug(Exception):
 
 #: Calls within a change that may fail unexpectedly, before or after they have done their work.
 STEPS = (
+    (PolicyView, "changed"),
     (PolicyView, "settled"),
     (PolicyView, "who"),
     (PolicyView, "decide"),
@@ -199,7 +200,7 @@ class AnyHistory(RuleBasedStateMachine):
     def desired(self) -> set[Element]:
         """Return the elements computed from the facts alone."""
         fresh = evaluated(SETTING, self.state.facts)
-        assert fresh.facts == self.state.facts
+        assert fresh.facts == self.state.facts or self.state._unsettled
         elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
         return elements | ban_elements(self.state.state.bans, 0)[0]
 
@@ -393,6 +394,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.step(self.state.repair)
             else:
                 break
+        assert not self.state._unsettled
         assert self.kernel.table == self.desired()
         assert {flow for flow in self.flows.there if not self.permitted(*flow)} == set()
 
