@@ -41,7 +41,7 @@ from plugin.kernel.ndp_proxy import Neighbours
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Published
 from plugin.nftables import dump, identity
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ProxyFacts
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import expired
@@ -80,7 +80,7 @@ class Plugin:
     def __init__(self, settings: Settings) -> None:
         self._claim = claim(settings.docker_socket)
         # libnftables' socket first: libnftables aborts if its number is 1024 or more.
-        self._nft = nft = Nft(settings.mark)
+        self._nft = nft = KernelTable(settings.mark)
         identity.refuse_foreign()
         raise_fd_limit()
         self._settings = settings
@@ -115,10 +115,10 @@ class Plugin:
             refusal=lambda: refusal(api.engine),
         )
         docker_user, neighbours = DockerUser(settings.mark), Neighbours(sysctl)
-        self._drops = drops = DropLog(self._state, lambda: nft.logs)
+        self._drops = drops = DropLog(self._state, lambda: nft.features.logs)
         self._guard = EndpointTracker(self._state)
         self._proxies = ProxyPorts(
-            self._state, listeners, settings.dockerd_ports, lambda: (nft.tells_cgroups, nft.holds)
+            self._state, listeners, settings.dockerd_ports, lambda: (nft.features.cgroups, nft.features.listeners)
         )
         api.inspections.asks, api.inspections.lacks = self._proxies.asks, self._proxies.lacks
         self._follower = DockerFollower(
@@ -176,7 +176,7 @@ class Plugin:
         """True if docker-proxy is not identified by its control group: new listening host ports are then blocked."""
         settings = self._settings
         known = dockerd(settings.cgroup, settings.dockerd_cgroup) and shared(settings.cgroup)
-        return not (self._nft.tells_cgroups and known)
+        return not (self._nft.features.cgroups and known)
 
     def start(self, serving: Callable[[], bool] = lambda: True) -> None:
         """Restore links and ports, then start the loops. `serving`: whether requests are still accepted."""
@@ -187,7 +187,8 @@ class Plugin:
         self._watcher.wake()
         self._watcher.changed()
         if self._blind():
-            how = "is held until Docker has told whose it is" if self._nft.holds else "is closed once it is seen"
+            held = self._nft.features.listeners
+            how = "is held until Docker has told whose it is" if held else "is closed once it is seen"
             log.warning(
                 "docker-proxy is not known by its control group (FW_CGROUP, FW_DOCKERD_CGROUP): what begins to "
                 "listen on the host %s",

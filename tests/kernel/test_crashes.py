@@ -32,7 +32,7 @@ EVERY = bool(os.environ.get("FW_TEST_CRASHES"))
 LABELS = {"fw.allow": "8080", **({"fw.egress": "53/udp"} if EVERY else {})}
 #: Steps that must have occurred, or the test would prove little.
 STEPS = {
-    "write the state", "fsync", "keep the state", "replace the state", "nft _run", "nft _batch", "link add", "link del",
+    "write the state", "fsync", "keep the state", "replace the state", "nft run", "nft send", "link add", "link del",
     "cut_addresses", "cut_closed",
 }  # fmt: skip
 #: In the middle of a step.

@@ -29,7 +29,7 @@ def test_whatever_goes_wrong_is_told_and_the_start_goes_on(
     def fails(*_: object) -> object:
         raise RuntimeError("nobody foresaw this")
 
-    monkeypatch.setattr(early_table, "Nft", fails)
+    monkeypatch.setattr(early_table, "KernelTable", fails)
     handler = logging.StreamHandler(sys.stderr)
     early_table.log.addHandler(handler)
     try:
@@ -52,7 +52,7 @@ def test_a_kernel_that_does_not_answer_does_not_hold_up_the_start(
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(early_table, "Nft", hangs)
+    monkeypatch.setattr(early_table, "KernelTable", hangs)
     monkeypatch.setattr(early_table, "LONGEST", 0.1)
     began = time.monotonic()
     early_table.close_first(settings)

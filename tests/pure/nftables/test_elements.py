@@ -49,6 +49,7 @@ from plugin.nftables.elements import (
     proxied_element,
     rule_elements,
 )
+from plugin.nftables.features import Features
 from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
 from plugin.policy.facts import ElementOwner, Facts, Kind
@@ -581,7 +582,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
 
 def test_a_kernel_that_cannot_log_or_tell_control_groups_gets_a_table_all_the_same() -> None:
     """A feature that an old kernel lacks is left out, and nothing else."""
-    whole, less = skeleton(MARK), skeleton(MARK, cgroups=False, logs=False)
+    whole, less = skeleton(MARK), skeleton(MARK, Features(cgroups=False, logs=False))
     assert "cgroup" in whole
     assert "cgroup" not in less
     assert "log group" in whole
@@ -596,7 +597,7 @@ def test_it_is_replaced_in_one_transaction() -> None:
     both = "".join(f"table {family} docker-fw {{}}\ndelete table {family} docker-fw\n" for family in ("inet", "bridge"))
     assert text.startswith(f"{both}table inet docker-fw {{\n")
     assert text.count("delete ") == text.count("\ntable bridge docker-fw {\n") + 1 == 2
-    without = replace(MARK, (Element("ports", ("fwv1",)),), binds=False)
+    without = replace(MARK, (Element("ports", ("fwv1",)),), Features(bridge=False))
     assert "bridge docker-fw" not in without
 
 
