@@ -38,6 +38,7 @@ from plugin.kernel.instance_lock import claim
 from plugin.kernel.links import Links, exists, lives
 from plugin.kernel.names import host_side
 from plugin.kernel.ndp_proxy import Neighbours
+from plugin.kernel.sock_diag import Listeners
 from plugin.kernel.sysctl import Sysctl
 from plugin.model import Endpoint, FwError, Published
 from plugin.nftables import dump, identity
@@ -86,20 +87,8 @@ class Plugin:
         self._settings = settings
         sysctl = Sysctl(settings.sysctl)
         self._links = Links(sysctl)
-        store = Store(settings.state)
         later = Worker()
-        self._state = Reconciler(nft, store, settings.defaults, later)
-        kept = expired(store.load(), time.time())
-        state = _survivors(kept)
-        self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
-        self._bridges.see(link_monitor.links().values())
-        # Read before the table is replaced: ports that listen only since the old one was written do not count as the
-        # host's own until Docker has been asked.
-        listeners = before(state, settings.sysctl, dump.listening())
-        facts = saved_facts(state, settings, listeners)
-        # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
-        # inherit.
-        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
+        listeners = self._close(Store(settings.state), later)
         self._relay = Relay()
         self._ports = HostPorts(self._relay)
         self._api = api = DockerApi(settings.docker_socket, trust_images=settings.trust_images)
@@ -164,6 +153,23 @@ class Plugin:
             self._orders.end,
             boot,
         )
+
+    def _close(self, store: Store, later: Worker) -> Listeners:
+        """Write the table with what was saved and is still true. Return the listening ports of the host."""
+        settings = self._settings
+        self._state = Reconciler(self._nft, store, settings.defaults, later)
+        kept = expired(store.load(), time.time())
+        state = _survivors(kept)
+        self._bridges = Bridges(self._links.default_route_links, state.unmanaged)
+        self._bridges.see(link_monitor.links().values())
+        # Read before the table is replaced: ports that listen only since the old one was written do not count as the
+        # host's own until Docker has been asked.
+        listeners = before(state, settings.sysctl, dump.listening())
+        facts = saved_facts(state, settings, listeners)
+        # Containers that ended while docker-fw was stopped left flows, which later ones with their addresses must not
+        # inherit.
+        self._state.start(dataclasses.replace(facts, bridges=self._bridges.facts()), kept)
+        return listeners
 
     def app(self) -> Flask:
         """Build the Flask application: the driver's protocol, fwctl's routes and the log of drops."""
