@@ -11,7 +11,7 @@ from plugin.nftables.sets import Element, SetSpec, spec_of
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What kernel and nft support; the text leaves out what they do not.
+    """The parts that this kernel and nft support; the text leaves out the others.
 
     `owned`: only the socket that creates a table may change it, and the table outlives the socket (kernel ≥ 6.9, nft ≥
     1.1.0).

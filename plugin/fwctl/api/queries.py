@@ -140,7 +140,7 @@ class AdminQueries:
         return {"text": text}
 
     def _changed(self, settings: Settings, facts: Facts) -> Facts:
-        """What would be known under these settings."""
+        """Return the facts as they would be under these settings."""
         if settings.dockerd_ports != self._settings.dockerd_ports:
             asked = [each for ports in facts.saved.asked.values() for each in ports]
             facts = dataclasses.replace(facts, dockerd=own_ports(settings.dockerd_ports, asked))
