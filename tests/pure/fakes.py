@@ -12,8 +12,8 @@ import pytest
 from plugin.kernel import conntrack
 from plugin.labels.parser import parse
 from plugin.model import Container, FwError, Published
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Change, Element, limiting
-from plugin.nftables.table import NftError
 from plugin.policy.saved import SavedState
 from plugin.state import closed_flows
 
@@ -50,7 +50,7 @@ class Kernel:
         """Return the table, with an empty quarantine."""
         return []
 
-    def limits(self) -> frozenset[str]:
+    def rate_chains(self) -> frozenset[str]:
         return frozenset(chain for element in self.table or () for chain in limiting(element)[1:])
 
     def intact(self) -> bool:

@@ -68,6 +68,7 @@ PURE = (
     *(
         f"nftables.{name}"
         for name in (
+            "features",
             "fields",
             "sets",
             "lookups",
@@ -122,7 +123,7 @@ OWNERS = {
     "requests": ("docker",),
     "urllib3": ("docker",),
     "pyroute2": ("kernel",),
-    "nftables": ("nftables",),
+    "nftables": ("nftables.client",),
     "flask": ("driver.http", "fwctl.api", "daemon"),
     "gunicorn": ("gunicorn_conf",),
     "yaml": ("fwctl.check",),

@@ -30,6 +30,7 @@ from plugin.kernel.link_monitor import Link
 from plugin.labels.parser import parse
 from plugin.model import Defaults, FwError
 from plugin.nftables.document import document, element_text
+from plugin.nftables.features import Features
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
@@ -153,7 +154,7 @@ def test_names_from_outside_are_in_no_command(data: st.DataObject) -> None:
         assert re.fullmatch(ELEMENT_TEXT, element_text(element)), element
     # As `fwctl export` writes it.
     kept = [element for element in host.kernel.table if element.set != "unmanaged"]
-    assert skeletons(document(MARK, kept, cgroups=False))[0] == document(MARK, (), cgroups=False)
+    assert skeletons(document(MARK, kept, Features(cgroups=False)))[0] == document(MARK, (), Features(cgroups=False))
 
 
 @given(st.lists(names, max_size=6), st.lists(names, max_size=6))

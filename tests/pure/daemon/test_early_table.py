@@ -29,7 +29,7 @@ def test_any_error_is_logged_and_the_start_continues(
     def fails(*_: object) -> object:
         raise RuntimeError("an unexpected error")
 
-    monkeypatch.setattr(early_table, "Nft", fails)
+    monkeypatch.setattr(early_table, "KernelTable", fails)
     handler = logging.StreamHandler(sys.stderr)
     early_table.log.addHandler(handler)
     try:
@@ -51,7 +51,7 @@ def test_a_kernel_that_does_not_answer_does_not_delay_the_start(settings: Any, m
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(early_table, "Nft", hangs)
+    monkeypatch.setattr(early_table, "KernelTable", hangs)
     monkeypatch.setattr(early_table, "LONGEST", 0.1)
     start = time.monotonic()
     early_table.close_first(settings)

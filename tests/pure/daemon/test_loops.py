@@ -14,7 +14,7 @@ from plugin.daemon.loops import Loops, Worker
 from plugin.docker.bridges import Bridges
 from plugin.kernel import link_monitor
 from plugin.kernel.link_monitor import Link, Told
-from plugin.nftables.table import NftError
+from plugin.nftables.client import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from tests.waiting import until
 

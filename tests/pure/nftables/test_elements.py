@@ -49,6 +49,7 @@ from plugin.nftables.elements import (
     proxied_element,
     rule_elements,
 )
+from plugin.nftables.features import Features
 from plugin.nftables.sets import RATED, SETS, Element, spec_of
 from plugin.policy.decide import covers, of, passes, prefix_of
 from plugin.policy.facts import ElementOwner, Facts, Kind
@@ -610,7 +611,7 @@ def test_the_mark_is_exactly_one_bit(mark: int) -> None:
 def test_an_old_kernel_gets_a_table_without_missing_features() -> None:
     """A feature that an old kernel lacks is left out, and nothing else: no rule logs or looks up control groups, every
     new listener is quarantined, and all other rules are the same."""
-    whole, less = skeleton(MARK), skeleton(MARK, cgroups=False, logs=False)
+    whole, less = skeleton(MARK), skeleton(MARK, Features(cgroups=False, logs=False))
     assert "cgroup" in whole
     assert "log group" in whole
 
@@ -630,7 +631,7 @@ def test_the_table_is_replaced_in_one_transaction() -> None:
     both = "".join(f"table {family} docker-fw {{}}\ndelete table {family} docker-fw\n" for family in ("inet", "bridge"))
     assert text.startswith(f"{both}table inet docker-fw {{\n")
     assert text.count("delete ") == text.count("\ntable bridge docker-fw {\n") + 1 == 2
-    without = replace(MARK, (Element("ports", ("fwv1",)),), binds=False)
+    without = replace(MARK, (Element("ports", ("fwv1",)),), Features(bridge=False))
     assert "bridge docker-fw" not in without
 
 

@@ -22,8 +22,8 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState

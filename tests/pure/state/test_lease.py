@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from plugin.model import Defaults
+from plugin.nftables.client import NftError
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import SETS, WATCHED, Element
-from plugin.nftables.table import NftError
 from plugin.policy.facts import Facts
 from plugin.policy.view import PolicyView
 from plugin.state import lease

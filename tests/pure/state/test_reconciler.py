@@ -29,8 +29,8 @@ from plugin.model import (
     Rate,
     Rule,
 )
+from plugin.nftables.client import NftError
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from plugin.policy.facts import BridgeFacts, Facts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import SavedState

@@ -16,6 +16,7 @@ from plugin.nftables import drift
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
+from plugin.nftables.features import Features
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.overrides import with_one
 from plugin.policy.view import PolicyView, evaluated
@@ -236,7 +237,7 @@ def test_the_exported_file_is_complete(site: Site) -> None:
     banned, timed = ban_elements({ip_network("203.0.113.7"): 1060.0}, 1000)
     elements = {*site.state.should()[1], *banned, Element("unmanaged", (7,)), Element("docker_proxy", (12,))}
     unmanaged, when = {"virbr0", "lxdbr0"}, "2030-01-01 00:00:00 UTC"
-    text = export.file(MARK, elements, timed, unmanaged, logs=True, binds=True, version="1.2.3", when=when)
+    text = export.file(MARK, elements, timed, unmanaged, Features(), version="1.2.3", when=when)
     head, _, rest = text.partition("\n\n")
     assert head.startswith("#!/usr/sbin/nft -f\n# docker-fw 1.2.3: ")
     assert when in head
@@ -254,7 +255,7 @@ def test_the_exported_file_is_complete(site: Site) -> None:
         *WATCHED,
         *(e for e in elements if e.set not in ("unmanaged", "docker_proxy")),
     }  # no process renews a lease in it
-    right = document(MARK, kept, cgroups=False, holds=False, unmanaged=unmanaged, timed=timed)
+    right = document(MARK, kept, Features(cgroups=False, listeners=False), unmanaged=unmanaged, timed=timed)
     assert rest == right
 
 

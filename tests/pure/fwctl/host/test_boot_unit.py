@@ -21,6 +21,7 @@ from plugin.kernel.link_monitor import Link
 from plugin.model import BridgeNetwork, DockerUnavailable, FwError, Published
 from plugin.nftables.document import document, element_text
 from plugin.nftables.elements import proxied_element
+from plugin.nftables.features import Features
 from plugin.nftables.sets import TABLE, Element, spec_of
 from plugin.policy.saved import SavedState
 from plugin.settings import read
@@ -67,7 +68,7 @@ def test_the_table_is_docker_fws_without_exceptions() -> None:
     }
     without = re.sub(r'( fib saddr)? [io]ifname != \{ "br-lan" \}', "", text)
     head, _, rest = without.partition("table inet docker-fw {")
-    right = document(MARK, (), cgroups=False, binds=False, holds=False)
+    right = document(MARK, (), Features(bridge=False, listeners=False, cgroups=False))
     assert f"table inet docker-fw {{{rest}".split("add element")[0] == right
     assert "create table inet docker-fw\n" in head
     assert [line for line in without.splitlines() if line.startswith("insert")] == [
@@ -115,7 +116,7 @@ def test_the_table_has_all_elements_that_close() -> None:
         proxied_element(port),
         Element("internal", ("br-internal",)),
     ):
-        assert document(MARK, [element], cgroups=False, binds=False).splitlines()[-1] in text
+        assert document(MARK, [element], Features(bridge=False, cgroups=False)).splitlines()[-1] in text
     assert f"add element inet {TABLE} banned4 {{ 203.0.113.9 }}\n" in text
     assert f"add element inet {TABLE} ban_prefix_families {{ ipv4 }}\n" in text
     assert text.endswith("#until 1700000001 banned4_24 203.0.113.0\n#until 1700000001 banned6 2001:db8::1\n")
