@@ -44,8 +44,9 @@ from plugin.policy.saved import SavedState
 
 @dataclass(slots=True)
 class PolicyView:
-    """The facts with all that follows from them. Not thread-safe. `watched`: docker-fw keeps up with Docker's events
-    (`plugin.state.lease`).
+    """The facts with all that follows from them. Not thread-safe.
+
+    `watched`: docker-fw keeps up with Docker's events (`plugin.state.lease`).
     """
 
     defaults: Defaults
