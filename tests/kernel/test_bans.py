@@ -236,7 +236,7 @@ def test_active_bans_can_be_changed(site: Site, boxes: Boxes) -> None:
 
 @pytest.fixture
 def reconciler(site: Site, boxes: Boxes, tmp_path: Path) -> Reconciler:
-    """The one writer, with the web container known."""
+    """Return the reconciler, which knows the web container."""
     with site.inside():
         made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
         endpoint = Site.known(boxes.web, spec=OPEN)
