@@ -139,7 +139,7 @@ def test_status_shows_overrides_with_the_remaining_time(site: Site) -> None:
 
 
 def test_status_shows_mistakes_and_rules_without_effect(site: Site) -> None:
-    """Mistakes, labels of an image, rules without effect because of Docker's own firewall, drops."""
+    """Mistakes, labels of an image, rules without effect because of Docker's firewall, drops."""
     text = words(site)
     assert '    label fw.dney="80": is not a key of docker-fw' in text
     assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in text
