@@ -418,10 +418,12 @@ def test_the_bound_applies_rule_by_rule() -> None:
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))
     shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")
-    rules = (Rule("tcp", 1, 4095, (one, shop)), Rule("tcp", 5000, 5000, (shop,)))
-    messages = list(known.too_many(decide.Policy(accepts=rules), None))
-    assert len(messages) <= 1
-    first = Rule("tcp", 1, 65534, (one, shop))
-    found = known.resolved(decide.Policy(accepts=(first, rules[1])), None).accepts
+    first, second = Rule("tcp", 1, 65534, (one, shop)), Rule("tcp", 5000, 5000, (shop,))
+    policy = decide.Policy(accepts=(first, second))
+    (message,) = known.too_many(policy, None)
+    assert message.startswith("fw.allow=1-65534/tcp")
+    found = known.resolved(policy, None).accepts
     assert found[0].peers == (one,)
     assert len(found[1].peers) == 2 * MEMBERS
+    small = decide.Policy(accepts=(Rule("tcp", 1, 4095, (one, shop)), second))
+    assert list(known.too_many(small, None)) == []

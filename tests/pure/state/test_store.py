@@ -215,7 +215,8 @@ def test_any_bytes_allow_the_start(content: bytes) -> None:
         try:
             assert Store(str(where / "state.json")).load() == SavedState()
         except FwError as refused:
-            assert "newer" in str(refused)
+            message = str(refused)
+            assert "newer" in message
         else:
             (aside,) = where.glob("state.json.corrupt-*")
             assert aside.read_bytes() == content

@@ -174,8 +174,8 @@ def test_status_warns_that_names_leave_by_the_hosts_resolver() -> None:
         "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
     )
     assert warning in words(egress_restricted, host_resolver="127.0.0.1")
-    assert "names" not in words(egress_restricted)
-    assert "names" not in words(free, host_resolver="127.0.0.1")
+    assert "DNS" not in words(egress_restricted)
+    assert "DNS" not in words(free, host_resolver="127.0.0.1")
 
 
 @pytest.mark.parametrize(
