@@ -232,7 +232,7 @@ def test_a_library_is_used_in_one_place(library: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_has_a_docstring(name: str) -> None:
-    """Each module begins with a docstring."""
+    """Each module has a docstring."""
     assert ast.get_docstring(TREES[name])
 
 

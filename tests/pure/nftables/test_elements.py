@@ -288,7 +288,7 @@ def test_a_prefix_costs_one_element_for_each_port() -> None:
 @given(st.lists(rates, min_size=1, max_size=3), st.sampled_from([V4, V6]), ports, protos)
 @examples(60)
 def test_a_rate_counts_exactly_its_ports(listed: list[Rate], address: Address, port: int, proto: str) -> None:
-    """A packet to a limited port goes to chains that count exactly the rates for this port; no other packet does."""
+    """A packet to a limited port is counted by exactly the rates for this port, and no other packet is."""
     v = address.version
     elements = set(address_elements("br0", address, Policy(rates=tuple(listed), labels_valid=True, known=True)))
     chains = {(element.set, element.key): str(element.data[0]) for element in elements if element.set in RATED}
@@ -549,7 +549,7 @@ def test_every_way_to_a_container_ends_in_a_drop() -> None:
 
 
 def test_packets_to_a_container_bridge_are_inbound() -> None:
-    """A packet that opens a connection to a container bridge is judged as inbound, wherever it comes from, whether the
+    """A packet that opens a connection to a container bridge is judged as inbound, whatever its source, whether the
     network is known or not; a mark set by another program is not trusted. Before that come only: banned addresses,
     established flows (except a new SYN), forged sources, quarantined flows and restricted egress."""
     first, banned, established, forged, expected, quarantine, egress_restricted, *verdicts = CHAINS["forward"]

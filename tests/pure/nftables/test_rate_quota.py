@@ -143,19 +143,19 @@ def test_quota_is_reserved_until_docker_has_listed_all() -> None:
     kernel = Kernel()
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = EndpointTracker(state)
-    guard.put(DOCKERS, [guest(4)], listed=True, asked=guard.now())
+    tracker = EndpointTracker(state)
+    tracker.put(DOCKERS, [guest(4)], listed=True, asked=tracker.now())
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {4, 5}
-    guard.replace([DOCKERS], [guest(2), guest(3), guest(4)], asked=guard.now())
+    tracker.replace([DOCKERS], [guest(2), guest(3), guest(4)], asked=tracker.now())
     assert closed(kernel) == {4, 5}
 
     kernel.table = set(_wanted("10.1.0.2") | _wanted("10.1.0.3"))
     state = started(kernel)
-    guard = EndpointTracker(state)
+    tracker = EndpointTracker(state)
     state.put_endpoint(endpoint(5))
     assert closed(kernel) == {5}
-    guard.replace([], [], asked=guard.now())
+    tracker.replace([], [], asked=tracker.now())
     assert closed(kernel) == set()
 
 

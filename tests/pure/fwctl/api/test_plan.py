@@ -57,7 +57,7 @@ add rule inet docker-fw deny counter
 PUT = (Line(b"a", "forward", 1), Line(b"b", "forward", 2), Line(b"c", "deny", 3), Line(b"d", "deny", 4))
 
 
-def standing(elements: set[Element], **fields: Any) -> TableDump:
+def dump(elements: set[Element], **fields: Any) -> TableDump:
     return TableDump(
         **{
             "generation": 1,
@@ -77,7 +77,7 @@ def drifted(site: Site, there: TableDump, timed: tuple[Element, ...] = ()) -> li
 
 def test_an_unchanged_table_is_no_difference(site: Site) -> None:
     """The plan for an unchanged table has no line."""
-    assert drifted(site, standing(set(site.state.should()[1]))) == []
+    assert drifted(site, dump(set(site.state.should()[1]))) == []
 
 
 def test_changed_elements_are_shown_with_their_owners(site: Site) -> None:
@@ -86,7 +86,7 @@ def test_changed_elements_are_shown_with_their_owners(site: Site) -> None:
     there |= {Element("allow4", (IPv4Address("10.1.0.2"), 6, 9999))}
     there |= {Element("allow6", (IPv6Address("2001:db8:9::9"), 17, 53))}
     there -= {Element("allow4", (IPv4Address("172.18.0.2"), 6, 22)), Element("protected_bridges", ("fw-ffffffffffff",))}
-    assert drifted(site, standing(there)) == [
+    assert drifted(site, dump(there)) == [
         "- allow4 10.1.0.2 . tcp . 9999  web",
         "+ allow4 172.18.0.2 . tcp . 22  app",
         "- allow6 2001:db8:9::9 . udp . 53",
@@ -102,15 +102,15 @@ def test_packets_and_time_make_no_difference(site: Site) -> None:
     leaving = Element("banned4", (IPv4Address("203.0.113.9"),))
     there = {*site.state.should()[1], *timed, quarantined, leaving}
     wanted = {*site.state.should()[1], *lasting}
-    changes = drift.drift(wanted, list(timed), standing(there | lasting, leaving=frozenset({leaving})), TEXT, PUT, {})
+    changes = drift.drift(wanted, list(timed), dump(there | lasting, leaving=frozenset({leaving})), TEXT, PUT, {})
     assert changes == []
-    changes = drift.drift(wanted, list(timed), standing((there | lasting) - timed.keys()), TEXT, PUT, {})
+    changes = drift.drift(wanted, list(timed), dump((there | lasting) - timed.keys()), TEXT, PUT, {})
     assert lines(changes) == ["+ banned4 203.0.113.7", "- banned4 203.0.113.9"]
 
 
 def test_a_missing_rule_is_shown_as_text_and_another_by_its_place(site: Site) -> None:
     """The line contains the command that shows the rule."""
-    there = standing(set(site.state.should()[1]), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
+    there = dump(set(site.state.should()[1]), lines=(PUT[0], Line(b"x", "forward", 9), *PUT[2:3]))
     assert drifted(site, there) == [
         "+ chain forward: goto deny",
         "+ chain deny: counter",
@@ -129,9 +129,9 @@ def test_missing_and_unknown_sets_are_shown(site: Site) -> None:
     wanted = set(site.state.should()[1])
     rates = {"sources4__10.0.0.2__5_minute_5", "networks_host6__10.0.0.2__5_minute_5", "proven6__2001-db8--2__1_day_5"}
     sets = (frozenset(SETS) - {"quarantine4"}) | rates | {"theirs"}
-    assert drifted(site, standing(wanted, sets=sets)) == ["+ set quarantine4", "- set theirs"]
+    assert drifted(site, dump(wanted, sets=sets)) == ["+ set quarantine4", "- set theirs"]
     old = frozenset(SETS) - {"docker_proxy"}  # a kernel without control groups
-    assert drifted(site, standing(wanted, sets=old)) == []
+    assert drifted(site, dump(wanted, sets=old)) == []
 
 
 def test_every_rule_of_the_real_table_has_its_text() -> None:
