@@ -205,7 +205,7 @@ class KernelTable:
             self.features,
             owned=self._can(TRY_OWNED, "the tables cannot be owned here, they are watched"),
             bridge=self._can(TRY_BRIDGE, "containers of one network may take each other's addresses"),
-            listeners=self._can(TRY_LISTENERS, "what begins to listen cannot be held until it is known whose it is"),
+            listeners=self._can(TRY_LISTENERS, "new listening ports cannot be closed until it is known whose they are"),
         )
 
     def _can(self, text: str, otherwise: str) -> bool:
@@ -299,7 +299,7 @@ class KernelTable:
         # Another program changed the ruleset meanwhile. That only matters if it changed docker-fw's table.
         now = self._fingerprint()
         if not _only_added(self._written, now, chains, rate_chains.rule_count(rates)):
-            raise NftError("somebody touched the rules")
+            raise NftError("another program changed the rules")
         self._written = now
 
     def _drop_rates(self, gone: Iterable[Element]) -> None:
@@ -330,7 +330,7 @@ class KernelTable:
         foreign = self._client.foreign_changes()
         if foreign != self._seen:
             if self._fingerprint() != self._written:
-                raise NftError("somebody touched the rules")
+                raise NftError("another program changed the rules")
             self._seen = foreign
         return foreign
 
