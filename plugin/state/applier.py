@@ -209,7 +209,7 @@ class TableApplier:
         try:
             self._replace(self.books)
         except NftError:
-            log.exception("could not put the table there; what stands in the kernel stays")
+            log.exception("could not put the table there; the kernel's table remains as it is")
 
     def repair(self) -> bool:
         """Write the table again if another program changed its rules or the kernel lacks a part of it.

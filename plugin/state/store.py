@@ -45,7 +45,7 @@ from plugin.state import codec
 from plugin.state.journal import Journal
 
 VERSION = 2
-#: What reading a record raises that a person or a disk error changed.
+#: Errors while reading a record that a person or a disk error changed.
 NOT_AS_IT_SHOULD_BE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 #: Fields that the file has under the names of former versions, which read it after a downgrade.
 _KEYS = {"spec": "said", "image_spec": "brought"}

@@ -1,4 +1,4 @@
-"""What Docker's own firewall drops although docker-fw accepts it: of a whole rule, and of one packet. Pure.
+"""Traffic that Docker's own firewall drops although docker-fw accepts it: of a whole rule, and of one packet. Pure.
 
 docker-fw cannot overrule Docker everywhere: on a network in `nat` mode Docker (≥ 28) drops packets to a container's own
 address in raw prerouting, before any mark counts. `fwctl status` and `fwctl explain` then say so, and what to do.
@@ -96,7 +96,7 @@ def docker_step(
 ) -> Step | None:
     """Return what Docker does with a packet that docker-fw accepts; None if Docker accepts it too.
 
-    `source`: the network that the packet comes from; None if it comes from none.
+    `source`: the packet's source network; None if it has none.
     """
     network = target.network
     if not isinstance(network, BridgeNetwork) or packet.source is None or (source and source.id == network.id):

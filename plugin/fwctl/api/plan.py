@@ -1,4 +1,4 @@
-"""What other settings would change, as data: + would be added, - would be removed. Pure."""
+"""The changes that other settings would make, as data: + would be added, - would be removed. Pure."""
 
 from __future__ import annotations
 

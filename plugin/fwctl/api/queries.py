@@ -1,4 +1,4 @@
-"""What `fwctl` asks: the status, why a connection is accepted or dropped, what would change, the table as a file.
+"""Answers to `fwctl`: the status, why a connection is accepted or dropped, what would change, the table as a file.
 
 Nothing is changed. Each answer is made from a copy of the state, so that no hook waits for it.
 """
@@ -165,7 +165,7 @@ class AdminQueries:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
         (facts, elements, lease), (text, loaded) = should
         lasting, timed = ban_elements(facts.saved.bans, time.time())
-        # What expires in a moment may have expired.
+        # An element that expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, dump.lines(loaded), owners)

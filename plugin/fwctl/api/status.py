@@ -41,7 +41,7 @@ def driver_networks(inventory: PolicyView, dropped: Dropped) -> list[dict[str, A
 
 
 def guarded_networks(inventory: PolicyView, engine: Engine, mark: int, dropped: Dropped) -> list[dict[str, Any]]:
-    """Return Docker's own bridge networks with their endpoints; an unconfirmed endpoint has no container."""
+    """Return Docker networks with their endpoints; an unconfirmed endpoint has no container."""
     there = _by_network(guest.as_known for guest in inventory.facts.guests.values())
     return [
         {

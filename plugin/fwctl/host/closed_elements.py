@@ -1,4 +1,4 @@
-"""What stays closed by the saved state alone, while neither Docker nor the plugin can be asked.
+"""Elements that close by the saved state alone, while neither Docker nor the plugin can be asked.
 
 The plugin's early table and the sidecar's boot table both consist of these elements.
 """
