@@ -12,7 +12,7 @@ from typing import Literal
 
 from plugin.model import Address, BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.bans import holding, written
-from plugin.policy.decide import covers, for_host_alone, in_doubt, passes
+from plugin.policy.decide import covers, for_host_alone, passes
 from plugin.policy.facts import ElementOwner, Kind
 from plugin.policy.rate_quota import FULL
 from plugin.policy.view import PolicyView, subnets
@@ -183,7 +183,7 @@ def _enters(inventory: PolicyView, packet: Packet, target: Found) -> Iterator[St
         return
     for rate in policy.rates:
         if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
-            if inventory.quota.refused(target.owner):
+            if inventory.rates_refused(target.owner):
                 yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
             yield Step(f"each source is limited: {rate}", "", rate.origin, limited=True)
     yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
@@ -197,8 +197,7 @@ def policy_of(inventory: PolicyView, found: Found) -> Policy | None:
     """Return the policy of an address, with addresses instead of names; None if its endpoint is unknown."""
     if found.endpoint is None:
         return None
-    policy = inventory.resolved(found.network, found.endpoint)
-    return in_doubt(policy) if inventory.doubted(found.owner) else policy
+    return inventory.effective(found.owner, found.network, found.endpoint)
 
 
 def egress_restricted(inventory: PolicyView, network: Network | BridgeNetwork) -> bool:

@@ -14,11 +14,11 @@ import pytest
 
 from plugin.docker.tracker import EndpointTracker
 from plugin.model import Container, Defaults, Endpoint, PolicySpec, Published
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Element
 from plugin.policy import peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView
 from plugin.protocols import Proto
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -164,14 +164,14 @@ def test_who_goes_is_closed_before_anything_is_computed(
         guard.put(network, [guest(1, known(boxes.job, "job", labels))], listed=True, asked=guard.now())
     assert reach(site, boxes.web, box) == reach(site, box, None, port=8080) == [True]
     seen: list[bool] = []
-    elements = PolicyView.elements
+    elements = ElementCompiler.elements
 
-    def computes(self: PolicyView, *args: Any) -> frozenset[Element]:
+    def computes(self: ElementCompiler, *args: Any) -> frozenset[Element]:
         if not seen:
             seen.extend((*reach(site, boxes.web, box), *reach(site, box, None, port=8080)))
         return elements(self, *args)
 
-    monkeypatch.setattr(PolicyView, "elements", computes)
+    monkeypatch.setattr(ElementCompiler, "elements", computes)
     if where == "ours":
         writer.edit_endpoint(box.endpoint.id, lambda e: dataclasses.replace(e, joined=False, container=None))
     elif where == "docker's":

@@ -14,10 +14,10 @@ import pytest
 from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.sets import Change, Element
 from plugin.nftables.table import NftError
 from plugin.policy.facts import ProxyFacts
-from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
@@ -39,21 +39,20 @@ def web(site: Site) -> Box:
     return site.box(site.network(1), 2)
 
 
-def known(site: Site, web: Box) -> PolicyView:
+def known(site: Site, web: Box) -> ElementCompiler:
     """Return facts that close something of every kind.
 
     The container may initiate nothing, docker-proxy has a closed port, an address is banned, dockerd has a control
     group.
     """
-    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
+    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).view.facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
     proxies = ProxyFacts(frozenset({1 << 50}))
-    return evaluated(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
+    return compiled(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
 
 
-def elements(inventory: PolicyView) -> set[Element]:
-    found = {element for owner in inventory.owners() for element in inventory.elements(owner)}
-    return found | ban_elements(inventory.state.bans, 0)[0]
+def elements(inventory: ElementCompiler) -> set[Element]:
+    return inventory.every_element() | ban_elements(inventory.view.state.bans, 0)[0]
 
 
 def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns | None, last: Packet) -> bool:
@@ -193,7 +192,7 @@ def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
     made = Writes(site, tmp_path)
     inventory = known(site, web)
     with site.inside():
-        made.start(inventory.facts)
+        made.start(inventory.view.facts)
     return made
 
 

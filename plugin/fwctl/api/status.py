@@ -103,7 +103,7 @@ def _endpoint(
         "published": [_port(port, policy) for port in endpoint.published],
         "problems": [
             *(str(p) for p in (container.problems if container else ())),
-            *([FULL] if inventory.quota.refused(owner) else []),
+            *([FULL] if policy.rates and inventory.rates_refused(owner) else []),
         ],
         "no_effect": [
             *(container.notices if container else ()),

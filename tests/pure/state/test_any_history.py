@@ -30,12 +30,12 @@ from plugin.model import (
     Rule,
 )
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import compiled
 from plugin.nftables.sets import Change, Element, spec_of
 from plugin.policy.decide import passes
 from plugin.policy.facts import BridgeFacts, Facts, ProxyFacts
 from plugin.policy.overrides import with_one, without
 from plugin.policy.saved import SavedState
-from plugin.policy.view import evaluated
 from plugin.state import closed_flows
 from plugin.state.reconciler import Reconciler
 from tests.pure.fakes import Disk, Kernel
@@ -151,10 +151,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     def desired(self) -> set[Element]:
         """Return the elements computed from the facts alone."""
-        fresh = evaluated(SETTING, self.state.facts)
-        assert fresh.facts == self.state.facts
-        elements = {element for owner in fresh.owners() for element in fresh.elements(owner)}
-        return elements | ban_elements(self.state.state.bans, 0)[0]
+        fresh = compiled(SETTING, self.state.facts)
+        assert fresh.view.facts == self.state.facts
+        return fresh.every_element() | ban_elements(self.state.state.bans, 0)[0]
 
     @initialize(says=st.lists(labels, min_size=4, max_size=4))
     def some_are_there(self, says: list[dict[str, str]]) -> None:

@@ -14,11 +14,11 @@ from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.overrides import with_one
-from plugin.policy.view import PolicyView, evaluated
 from plugin.settings import Settings, read
 from tests.pure.site import FRONT, PLAIN, Site, container, guest, ours, published
 
@@ -149,8 +149,8 @@ def test_every_rule_of_the_real_table_has_its_words() -> None:
 # --- other settings ---------------------------------------------------------------------------------------------------
 
 
-def under(site: Site, defaults: Defaults) -> tuple[PolicyView, PolicyView]:
-    return evaluated(PLAIN, site.state.facts), evaluated(defaults, site.state.facts)
+def under(site: Site, defaults: Defaults) -> tuple[ElementCompiler, ElementCompiler]:
+    return compiled(PLAIN, site.state.facts), compiled(defaults, site.state.facts)
 
 
 def of(**labels: str) -> Defaults:
@@ -161,20 +161,20 @@ def test_the_same_settings_change_nothing(site: Site) -> None:
     """A setting that every container's labels already contain changes nothing either."""
     for defaults in (Defaults(), of(allow="8080")):
         before, after = under(site, defaults)
-        assert plan.policies(before, after) == []
+        assert plan.policies(before.view, after.view) == []
         assert not plan.difference(before, after)
 
 
 def test_a_plan_tells_policy_and_elements(site: Site) -> None:
     """The policy is listed by container, with the origin; the same change is listed as elements of the table."""
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
-    told = plan.policies(before, after)
+    told = plan.policies(before.view, after.view)
     assert lines(told)[:5] == [
         "- accepts 22/tcp  app on front", "- egress: everything  app on front",
         "+ accepts 9100/tcp  app on front", "+ egress: 443/tcp  app on front", "- accepts 22/tcp  web on net",
     ]  # fmt: skip
     assert {line["origin"] for line in told if "9100" in line["text"]} == {"setting fw.allow"}
-    change = drift.elements(plan.difference(before, after), drift.names(before))
+    change = drift.elements(plan.difference(before, after), drift.names(before.view))
     assert "+ allow4 10.1.0.2 . tcp . 9100  web" in lines(change)
     assert "- allow6 2001:db8:a::2 . tcp . 22  app" in lines(change)
     assert '+ egress_restricted "br-front"  front' in lines(change)
@@ -189,7 +189,8 @@ def test_published_ports_are_judged_anew(site: Site) -> None:
     change = plan.difference(before, after)
     assert {e.set for e in change.remove if 29000 in e.key} == {"host_closed"}
     assert {e.set for e in change.add if 29000 in e.key} == {"host_open"}
-    assert "+ accepts 9000/tcp through its published port  app on front" in lines(plan.policies(before, after))
+    told = lines(plan.policies(before.view, after.view))
+    assert "+ accepts 9000/tcp through its published port  app on front" in told
 
 
 def test_a_plan_follows_names(site: Site) -> None:
@@ -202,15 +203,15 @@ def test_labels_that_would_be_read_otherwise(site: Site) -> None:
     """FW_IMAGE_LABELS=trust: the containers as they would be read."""
     trusted = dataclasses.replace(WEB, spec=parse({"fw.allow": "8080, 9000"}).spec)
     change = plan.with_containers({ours(2, WEB).id: trusted})
-    before, after = (evaluated(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
-    assert lines(plan.policies(before, after)) == ["+ accepts 9000/tcp  web on net"]
+    before, after = (compiled(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
+    assert lines(plan.policies(before.view, after.view)) == ["+ accepts 9000/tcp  web on net"]
 
 
 def test_ports_of_dockerds_own(site: Site) -> None:
     """FW_DOCKERD_PORTS changes elements only."""
-    before = site.state.snapshot()
+    before = compiled(PLAIN, site.state.facts)
     settings: Settings = read({"FW_DOCKERD_PORTS": "2375"})
-    after = evaluated(PLAIN, dataclasses.replace(before.facts, dockerd=own_ports(settings.dockerd_ports, ())))
+    after = compiled(PLAIN, dataclasses.replace(site.state.facts, dockerd=own_ports(settings.dockerd_ports, ())))
     assert lines(drift.elements(plan.difference(before, after), {})) == ["+ dockerd_ports tcp . 2375"]
 
 
@@ -258,8 +259,7 @@ def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
     assert {e.set for e in site.kernel.table if 29000 in e.key} == {"host_open", "host_neighbours"}
-    inventory = evaluated(PLAIN, dataclasses.replace(site.state.facts, suspended=True))
-    elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
+    elements = compiled(PLAIN, dataclasses.replace(site.state.facts, suspended=True)).every_element()
     assert not any(9000 in element.key for element in elements)
     assert {e.set for e in elements if 29000 in e.key} == {"host_closed", "host_neighbours"}
 
