@@ -208,6 +208,24 @@ class Published:
     container_port: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class RequestedPorts:
+    """Host ports that a container requests, from `first` to `last`; 0: Docker chooses one each time it starts."""
+
+    proto: Proto
+    host_ip: Address
+    first: int
+    last: int
+
+    def may_be(self, port: Published) -> bool:
+        """True if a program that listens there may be this container's docker-proxy."""
+        if self.proto != port.proto or not self.first <= port.host_port <= self.last:
+            return False
+        if self.host_ip.version != port.host_ip.version:
+            return False
+        return self.host_ip == port.host_ip or self.host_ip.is_unspecified or port.host_ip.is_unspecified
+
+
 class Flow(NamedTuple):
     """A connection as conntrack tracks it, of IPv4 or IPv6: its source, the address it was opened to, the responder.
 
