@@ -60,7 +60,9 @@ class Reconciler:
         self._lock = threading.RLock()
         self._view = PolicyView(defaults)
         self._writer = TableApplier(nft, self._view, later)
-        self._behind = Behind(self._writer, self._lock, self._apply, later)
+        #: True after an unexpected error: the facts may lack what `_settle` derives.
+        self._unsettled = False
+        self._behind = Behind(self._writer, self._lock, self._catch_up, later)
 
     # --- facts ----------------------------------------------------------------------------------------------------
 
@@ -153,17 +155,26 @@ class Reconciler:
         if after is before:
             return
         with self._view.deciding():
-            owners = self._view.changed(before, after)
+            owners = self._concerned(before, after)
             self._view.take(after, owners)
             owed = self._writer.owe(owners)
-            gone = self._view.departing(owners)
+            gone = owners  # if it cannot be told who leaves: Docker takes no departure back
             try:
+                gone = self._view.departing(owners)
                 self._perform(before, owners, owed, ends, gone=gone, observed=observed)
             except FwError:  # refused, and taken back
                 raise
             except Exception:
                 self._broken(before, owners, take_back=not (gone or observed))
                 raise
+
+    def _concerned(self, before: Facts, after: Facts) -> Owners:
+        """Return the owners whose elements may change; all of them if that cannot be told."""
+        try:
+            return self._view.changed(before, after)
+        except Exception:
+            log.exception("which elements a change concerns could not be determined, so all are computed again")
+            return dict.fromkeys((*before.owners(), *after.owners()))
 
     def _perform(
         self,
@@ -236,11 +247,14 @@ class Reconciler:
         """
         log.exception("a change failed unexpectedly; the table is written again and all elements are computed again")
         if take_back:
-            wanted = self._view.facts
             self._view.take(before, owners)
-            self._save_or_log(wanted.saved, before.saved)
         self._writer.distrust(self._view.owners())
+        self._unsettled = True
         self._behind.retry()
+        try:
+            self._store.save(self.state, flush=True)
+        except FwError as error:
+            log.error("%s; the state file has the current state after the next save", error)
         try:
             self._writer.repair()
         except Exception:
@@ -250,6 +264,16 @@ class Reconciler:
         self._view.take(before, owners)
         self._writer.settle(owed)
         self._behind.later()
+
+    def _catch_up(self, owners: Iterable[ElementOwner]) -> None:
+        """Apply deferred owners, and derive again what an unexpected error left out."""
+        if self._unsettled:
+            before = self._view.facts
+            with self._view.deciding():
+                after = self._settle(before, dict.fromkeys(self._view.owners()))
+            self._unsettled = False
+            self._save_or_log(before.saved, after.saved)
+        self._apply(owners)
 
     def _apply(self, owners: Iterable[ElementOwner], before: Facts | None = None) -> None:
         bans = self._view.state.bans

@@ -122,6 +122,7 @@ class Bug(Exception):
 
 #: Calls within a change that may fail unexpectedly, before or after they have done their work.
 STEPS = (
+    (PolicyView, "changed"),
     (PolicyView, "settled"),
     (PolicyView, "who"),
     (PolicyView, "decide"),
@@ -203,7 +204,7 @@ class AnyHistory(RuleBasedStateMachine):
     def desired(self) -> set[Element]:
         """Return the elements computed from the facts alone."""
         fresh = compiled(SETTING, self.state.facts)
-        assert fresh.view.facts == self.state.facts
+        assert fresh.view.facts == self.state.facts or self.state._unsettled
         return fresh.every_element() | ban_elements(self.state.state.bans, 0)[0]
 
     @initialize(says=st.lists(labels, min_size=4, max_size=4))
@@ -396,6 +397,7 @@ class AnyHistory(RuleBasedStateMachine):
                 self.step(self.state.repair)
             else:
                 break
+        assert not self.state._unsettled
         assert self.kernel.table == self.desired()
         assert {flow for flow in self.flows.there if not self.permitted(*flow)} == set()
 
