@@ -63,7 +63,7 @@ class ElementCompiler:
         """Return an owner's elements; the ports with a rate that has no room are closed."""
         return self._quota.within(owner, self._all(owner))
 
-    def every_element(self) -> set[Element]:
+    def all_elements(self) -> set[Element]:
         """Return the elements of all owners."""
         return {element for owner in self.view.owners() for element in self.elements(owner)}
 

@@ -76,9 +76,12 @@ def claimed(*bridges: str) -> set[Element]:
     return set(WATCHED) | {
         element
         for bridge in bridges
-        for element in (Element("dockers", (bridge,)), Element("protected_bridges", (bridge,)),
-                        Element("same_bridge", (bridge, bridge)))
-    }  # fmt: skip
+        for element in (
+            Element("dockers", (bridge,)),
+            Element("protected_bridges", (bridge,)),
+            Element("same_bridge", (bridge, bridge)),
+        )
+    }
 
 
 def docker_network(name: str, bridge: str, number: int) -> BridgeNetwork:
@@ -92,7 +95,7 @@ def seen(*bridges: str) -> BridgeFacts:
     return BridgeFacts(dockers=frozenset(bridges), guarded=frozenset(bridges), there=frozenset(bridges))
 
 
-def confining(bridge: str) -> set[Element]:
+def egress_restricting(bridge: str) -> set[Element]:
     """Return the element that stops unknown addresses on a bridge from initiating."""
     return {Element("egress_restricted", (bridge,))}
 
@@ -213,7 +216,7 @@ class Site:
         return box
 
     @staticmethod
-    def guarded(
+    def docker_elements(
         box: Box,
         bridge: str,
         *allow: Rule,
@@ -234,7 +237,7 @@ class Site:
         )
         decided = decide.of(network, endpoint, defaults)
         found = {*guarded_elements(network), *guest_elements(network, endpoint, decided), *claimed(bridge)}
-        return found if decided.egress is None else found | confining(bridge)
+        return found if decided.egress is None else found | egress_restricting(bridge)
 
     def index(self, link: str) -> int:
         """Return the kernel's index of a link of the host."""
@@ -322,7 +325,7 @@ class Site:
 
     def load(self, *endpoints: Endpoint, more: Iterable[Element] = (), defaults: Defaults = PLAIN) -> None:
         """Load the table, with these endpoints and no others known."""
-        self.nft.replace({*self.inventory(*endpoints, defaults=defaults).every_element(), *more})
+        self.nft.replace({*self.inventory(*endpoints, defaults=defaults).all_elements(), *more})
 
     # --- packets --------------------------------------------------------------------------------------------------
 

@@ -12,4 +12,4 @@ def desired(state: Reconciler) -> set[Element]:
     """Return every owner's elements and the permanent bans. Fail if a derived fact is missing."""
     fresh = compiled(state.read(lambda view: view.defaults), state.facts)
     assert fresh.view.facts == state.facts
-    return fresh.every_element() | ban_elements(state.state.bans, 0)[0]
+    return fresh.all_elements() | ban_elements(state.state.bans, 0)[0]

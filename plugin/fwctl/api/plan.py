@@ -76,7 +76,7 @@ def _called(network: Network | BridgeNetwork, endpoint: Endpoint) -> str:
 
 def difference(before: ElementCompiler, after: ElementCompiler) -> Change:
     """Return the elements that would be removed and added."""
-    old, new = before.every_element(), after.every_element()
+    old, new = before.all_elements(), after.all_elements()
     return Change(tuple(old - new), tuple(new - old))
 
 

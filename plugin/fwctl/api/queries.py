@@ -124,7 +124,7 @@ class AdminQueries:
     def export(self) -> dict[str, Any]:
         """Return the table as a file for `nft -f`."""
         facts = dataclasses.replace(self._reconciler.facts, suspended=True)
-        elements = compiled(self._settings.defaults, facts).every_element()
+        elements = compiled(self._settings.defaults, facts).all_elements()
         banned, timed = ban_elements(facts.saved.bans, time.time())
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

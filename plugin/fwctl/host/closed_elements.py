@@ -28,7 +28,7 @@ def closed_elements(state: SavedState, settings: Settings, listeners: Listeners 
     """
     # The containers of the saved state may be gone, and their addresses given to others.
     facts = saved_facts(dataclasses.replace(state, endpoints=FrozenDict()), settings, listeners)
-    return compiled(settings.defaults, facts).every_element()
+    return compiled(settings.defaults, facts).all_elements()
 
 
 def saved_facts(state: SavedState, settings: Settings, listeners: Listeners | None) -> Facts:

@@ -41,7 +41,7 @@ def test_the_host_is_told_of() -> None:
         listening=frozenset({port}),
         suspects=frozenset({closed}),
     )
-    assert compiled(Defaults(), facts).every_element() == {
+    assert compiled(Defaults(), facts).all_elements() == {
         Element("unmanaged", (7,)),
         Element("dockers", ("docker0",)),
         Element("protected_bridges", ("docker0",)),

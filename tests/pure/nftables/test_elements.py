@@ -768,7 +768,7 @@ def _words(dual: Network, six: Network) -> ElementCompiler:
 @pytest.mark.parametrize("name", _golden())
 def test_the_whole_table_is_as_it_was(name: str) -> None:
     """A host gets the table that was last reviewed: a change is visible as a diff."""
-    text = document(MARK, _golden()[name].every_element())
+    text = document(MARK, _golden()[name].all_elements())
     path = GOLDEN / f"{name}.nft"
     if os.environ.get("FW_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)

@@ -205,7 +205,7 @@ class AnyHistory(RuleBasedStateMachine):
         """Return the elements computed from the facts alone."""
         fresh = compiled(SETTING, self.state.facts)
         assert fresh.view.facts == self.state.facts or self.state._unsettled
-        return fresh.every_element() | ban_elements(self.state.state.bans, 0)[0]
+        return fresh.all_elements() | ban_elements(self.state.state.bans, 0)[0]
 
     @initialize(says=st.lists(labels, min_size=4, max_size=4))
     def some_are_there(self, says: list[dict[str, str]]) -> None:

@@ -145,7 +145,7 @@ def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
 
 
 def elements_of(state: SavedState) -> set[Element]:
-    return compiled(Defaults(), Facts(state)).every_element()
+    return compiled(Defaults(), Facts(state)).all_elements()
 
 
 def _damaged(document: Any, data: st.DataObject) -> Any:

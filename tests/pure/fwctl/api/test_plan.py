@@ -259,7 +259,7 @@ def test_what_is_open_for_a_time_is_not_in_the_file() -> None:
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
     assert {e.set for e in site.kernel.table if 29000 in e.key} == {"host_open", "host_neighbours"}
-    elements = compiled(PLAIN, dataclasses.replace(site.state.facts, suspended=True)).every_element()
+    elements = compiled(PLAIN, dataclasses.replace(site.state.facts, suspended=True)).all_elements()
     assert not any(9000 in element.key for element in elements)
     assert {e.set for e in elements if 29000 in e.key} == {"host_closed", "host_neighbours"}
 
