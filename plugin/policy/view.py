@@ -259,7 +259,7 @@ class PolicyView:
         return {
             address: AddressPolicy(subnet, effective, network.internal)
             for address in endpoint.addresses
-            for subnet in subnets(network)
+            for subnet in network.subnets
             if address in subnet
         }
 
@@ -282,7 +282,7 @@ class PolicyView:
             elif owner.kind is Kind.TRACKED and (found := self.endpoint(owner)):
                 network, endpoint = found
                 accepts = () if self.doubted(owner) else self.resolved(network, endpoint).accepts
-                neighbours = network.subnets if isinstance(network, BridgeNetwork) and network.flat else ()
+                neighbours = network.subnets if network.flat else ()
                 for port in self.closed_at(endpoint):
                     rules.setdefault(port, []).append((accepts, neighbours))
 
@@ -344,7 +344,7 @@ class PolicyView:
 
     def confines(self, network: Network | BridgeNetwork) -> bool:
         """True if the network or the settings restrict egress; a container's own labels may still allow all."""
-        if isinstance(network, BridgeNetwork) and any(problem.confines for problem in network.problems):
+        if any(problem.confines for problem in network.problems):
             return True
         return over(self.defaults.spec, network.spec).egress not in (None, EVERYTHING)
 
@@ -388,10 +388,3 @@ def _proxied(network: Network | BridgeNetwork, endpoint: Endpoint) -> tuple[Publ
     if isinstance(network, Network):
         return ()
     return tuple(port for port in endpoint.published if not port.host_ip.is_loopback)
-
-
-def subnets(network: Network | BridgeNetwork) -> tuple[Prefix, ...]:
-    """Return the subnets of a network."""
-    if isinstance(network, BridgeNetwork):
-        return network.subnets
-    return tuple(gateway.network for gateway in (network.gateway4, network.gateway6) if gateway)

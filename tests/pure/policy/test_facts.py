@@ -28,7 +28,7 @@ from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated, subnets
+from plugin.policy.view import PolicyView, evaluated
 from tests.specs import spec_of as spec
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
@@ -281,7 +281,7 @@ def test_what_an_address_answers_is_known_with_its_subnet() -> None:
     assert {a: what.subnet for a, what in inventory.answers(OF_WEB).items()} == {
         WEB.addr4: IPv4Network("10.1.0.0/24"), WEB.addr6: IPv6Network("2001:db8:1::/64")
     }  # fmt: skip
-    assert subnets(OURS) == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
+    assert OURS.subnets == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
 
 
 def test_who_may_go_on_using_a_port_of_docker_proxys() -> None:
