@@ -169,24 +169,35 @@ def _enters(inventory: PolicyView, packet: Packet, target: Found) -> Iterator[St
     yield Step(f"{packet.target} is {target.name} on {network.name}")
     if not policy.labels_valid:
         yield Step(f"{target.name} has a mistake in its labels, and answers on ICMP only", "drop")
-    what = Rule(packet.proto, packet.port, packet.port).what
     rules = (*policy.accepts, *(policy.published if packet.by else ()))
     rule = _rule(rules, packet.proto, packet.port, packet.source) if packet.source else None
     if rule is None:
-        near = [r for r in policy.accepts if covers(r, packet.proto, packet.port)]
-        others = "; ".join(f"{r} ({r.origin})" for r in near)
-        accepts = f"accepts {what} from others: {others}" if others else f"does not accept {what}"
-        alone = for_host_alone(target.endpoint) if target.endpoint and isinstance(network, BridgeNetwork) else ()
-        if not others and any(covers(each, packet.proto, packet.port) for each in alone):
-            accepts += ", which is published on the host's loopback only"
-        yield Step(f"{target.name} {accepts}", "drop")
+        yield Step(f"{target.name} {_not_accepted(packet, target, policy)}", "drop")
         return
+    yield from _rates(inventory, packet, target, policy)
+    yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
+
+
+def _not_accepted(packet: Packet, target: Found, policy: Policy) -> str:
+    """Return that a container does not accept a packet, and from whom it accepts such packets."""
+    what = Rule(packet.proto, packet.port, packet.port).what
+    near = [rule for rule in policy.accepts if covers(rule, packet.proto, packet.port)]
+    if near:
+        return f"accepts {what} from others: " + "; ".join(f"{rule} ({rule.origin})" for rule in near)
+    on_bridge = target.endpoint if isinstance(target.network, BridgeNetwork) else None
+    alone = for_host_alone(on_bridge) if on_bridge else ()
+    if any(covers(each, packet.proto, packet.port) for each in alone):
+        return f"does not accept {what}, which is published on the host's loopback only"
+    return f"does not accept {what}"
+
+
+def _rates(inventory: PolicyView, packet: Packet, target: Found, policy: Policy) -> Iterator[Step]:
+    """Yield the rate limits of the packet's port, which every accepted packet passes."""
     for rate in policy.rates:
         if rate.proto == packet.proto and rate.first <= packet.port <= rate.last:
             if inventory.rates_refused(target.owner):
                 yield Step(f"{target.name}: {FULL}", "drop", rate.origin)
             yield Step(f"each source is limited: {rate}", "", rate.origin, limited=True)
-    yield Step(f"{target.name} accepts {rule}", "accept", rule.origin)
 
 
 def _rule(rules: tuple[Rule, ...], proto: str, port: int, peer: Address) -> Rule | None:

@@ -33,8 +33,10 @@ from plugin.policy.saved import SavedState
 
 
 class Reindexed(NamedTuple):
-    """The owners that were indexed, those whose rules name a peer that was added or removed by it, and those of the
-    `owners` whose policy has rates.
+    """The owners that `PolicyView.reindex` has indexed.
+
+    `dependents`: owners whose rules name a peer that was added or removed by it. `rated`: those of `owners` whose
+    policy has rates.
     """
 
     owners: list[ElementOwner]
@@ -233,8 +235,9 @@ class PolicyView:
         return [port for port in endpoint.published if not port.host_ip.is_loopback]
 
     def closed_on_host(self, owner: ElementOwner) -> Iterable[Published]:
-        """Return host ports that are closed, whichever program listens on them. `owner`: the suspected ports, or those
-        of the last run.
+        """Return host ports that are closed, whichever program listens on them.
+
+        `owner`: the suspected ports, or those of the last run.
         """
         if owner.kind is Kind.SUSPECTS:
             return self.facts.suspects

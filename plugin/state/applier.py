@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from plugin.model import Prefix
 from plugin.nftables.applied import AppliedElements
 from plugin.nftables.ban_elements import ban_change, ban_elements
+from plugin.nftables.client import NftError
 from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.drift import TableDump
 from plugin.nftables.sets import RATED, SETS, Change, Element, spec_of
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts
 from plugin.policy.peers import Who
 from plugin.policy.rate_quota import FULL
@@ -34,7 +35,7 @@ Bans = Mapping[Prefix, float]
 class TableApplier:
     """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
-    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self.books = AppliedElements()
         self.cuts = FlowCutter(nft, known, later)
         self.lease = Lease(nft)
@@ -53,7 +54,7 @@ class TableApplier:
 
     def start(self) -> None:
         """Write the whole table from the facts. Raises NftError."""
-        self._compiler.start(self._nft.limits())
+        self._compiler.start(self._nft.rate_chains())
         self.books.start({owner: self._compiler.elements(owner) for owner in self._known.owners()})
         self.behind.clear()
         self._caught_up(self._known.owners())

@@ -21,9 +21,10 @@ from plugin.kernel import conntrack
 from plugin.kernel.conntrack import Cut
 from plugin.model import Address, AddressPolicy, Published
 from plugin.nftables import dump, sets
+from plugin.nftables.client import NftError
 from plugin.nftables.identity import FORMER_SETS
 from plugin.nftables.sets import QUARANTINE_SETS, Change, Element
-from plugin.nftables.table import Nft, NftError
+from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
@@ -38,7 +39,7 @@ _MOST = 60_000
 class FlowCutter:
     """Call under the reconciler's lock. `later` queues long work and must return at once."""
 
-    def __init__(self, nft: Nft, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, nft: KernelTable, known: PolicyView, later: Callable[[Callable[[], object]], object]) -> None:
         self._nft = nft
         self._known = known
         self._later = later

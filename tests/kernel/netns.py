@@ -1,7 +1,7 @@
 """Enter network namespaces with the test's own thread.
 
-A socket belongs to the namespace it was created in, so `with inside(path): nft = Nft(mark)` is a firewall of that
-namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
+A socket belongs to the namespace it was created in, so `with inside(path): nft = KernelTable(mark)` is a firewall of
+that namespace, to be used from anywhere; code that opens sockets or /proc/sys/net later must be called inside.
 """
 
 from __future__ import annotations

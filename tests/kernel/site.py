@@ -29,7 +29,7 @@ from plugin.model import BridgeNetwork, Container, Defaults, Endpoint, Network, 
 from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.elements import guarded_elements, guest_elements
 from plugin.nftables.sets import WATCHED, Element
-from plugin.nftables.table import Nft
+from plugin.nftables.table import KernelTable
 from plugin.policy import decide
 from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
@@ -123,7 +123,7 @@ class Site:
         self.networks: dict[str, Network] = {}
         self.boxes: list[Box] = []
         with self.inside():
-            self.nft = Nft(MARK)
+            self.nft = KernelTable(MARK)
             self.sysctl = Sysctl("/proc/sys/net")
             self.links = Links(self.sysctl)
         self._senders: dict[str, Sender] = {}

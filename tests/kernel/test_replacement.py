@@ -14,9 +14,10 @@ import pytest
 from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.client import NftError
 from plugin.nftables.compile import ElementCompiler, compiled
+from plugin.nftables.features import Features
 from plugin.nftables.sets import Change, Element
-from plugin.nftables.table import NftError
 from plugin.policy.facts import ProxyFacts
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
@@ -27,6 +28,8 @@ from tests.lab import NamedNetns
 from tests.lab.netns import FORWARDING
 
 PORT = 9090
+#: Tables that other programs may change, as where kernel or nft has no owners.
+NOT_OWNED = Features(owned=False)
 BANNED = IPv4Address("192.0.2.66")
 CLOSED = [Published(*each, PORT, PORT) for each in itertools.product(("tcp", "udp"), (IPv4Address(0), IPv6Address(0)))]
 _ports = itertools.cycle(range(20000, 60000))
@@ -89,8 +92,9 @@ class Moments:
 
     def __init__(self, site: Site, web: Box, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passed: list[set[str]] = []
-        for name in ("_run", "_batch"):
-            monkeypatch.setattr(site.nft, name, self._looked_at(getattr(site.nft, name), site, web))
+        for name in ("run", "send"):
+            client = site.nft._client
+            monkeypatch.setattr(client, name, self._looked_at(getattr(client, name), site, web))
 
     def _looked_at(self, transaction: Callable[..., Any], site: Site, web: Box) -> Callable[..., Any]:
         def one(*args: Any, **more: Any) -> Any:
@@ -117,7 +121,7 @@ def test_a_replaced_table_is_closed_from_its_first_transaction(
     """Whatever changed the table: what its elements close is closed before the elements are added."""
     wanted = elements(known(site, web))
     site.nft.replace(wanted)
-    site.nft.owned = False
+    site.nft.features = NOT_OWNED
     site.nft.replace(wanted)
     site.run("nft", touch)
     moments = Moments(site, web, monkeypatch)
@@ -149,7 +153,7 @@ def test_the_first_table_of_a_host_is_closed_from_its_first_transaction(
 def test_elements_that_the_kernel_does_not_take_open_nothing(site: Site, web: Box) -> None:
     """The table is active, closed, and loaded whole when the kernel accepts it again; established flows continue."""
     wanted = elements(known(site, web))
-    site.nft.owned = False
+    site.nft.features = NOT_OWNED
     site.nft.replace(wanted)
     one, two = (Element("publish4_any", (6, 81), (IPv4Address(f"10.1.0.{n}"), 80)) for n in (2, 3))
     site.run("nft", "flush ruleset")
@@ -167,14 +171,14 @@ def test_a_transaction_that_is_refused_once_leaves_nothing_shut(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the kernel accepts the elements at the second try, new connections pass at once, not after a minute."""
-    batch, refusals = site.nft._batch, [NftError("Cannot allocate memory")]
+    batch, refusals = site.nft._client.send, [NftError("Cannot allocate memory")]
 
     def refuses_once(*args: Any, **more: Any) -> None:
         if refusals:
             raise refusals.pop()
         batch(*args, **more)
 
-    monkeypatch.setattr(site.nft, "_batch", refuses_once)
+    monkeypatch.setattr(site.nft._client, "send", refuses_once)
     site.nft.replace(elements(known(site, web)))
     assert not refusals
     assert not [element for element in standing_elements(site) if element.set.startswith("loading")]
@@ -188,7 +192,7 @@ class Writes(Reconciler):
 
 @pytest.fixture
 def writer(site: Site, web: Box, tmp_path: Path) -> Writes:
-    site.nft.owned = False
+    site.nft.features = NOT_OWNED
     made = Writes(site, tmp_path)
     inventory = known(site, web)
     with site.inside():
@@ -267,8 +271,8 @@ def refuses_all(nft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: Any) -> None:
         raise NftError("Cannot allocate memory")
 
-    monkeypatch.setattr(nft, "_run", no)
-    monkeypatch.setattr(nft, "_batch", no)
+    monkeypatch.setattr(nft._client, "run", no)
+    monkeypatch.setattr(nft._client, "send", no)
 
 
 def test_a_container_removed_while_the_kernel_refuses_is_closed_once_it_accepts(
@@ -295,14 +299,14 @@ def test_a_kernel_that_cannot_match_a_listening_socket_takes_the_table(
     site: Site, web: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no rule can match a packet's socket (no nft_socket), the table is loaded without that one, and closes."""
-    run = site.nft._run
+    run = site.nft._client.run
 
     def old(text: str) -> None:
         if "socket transparent" in text:
             raise NftError("Could not process rule: No such file or directory")
         run(text)
 
-    monkeypatch.setattr(site.nft, "_run", old)
+    monkeypatch.setattr(site.nft._client, "run", old)
     site.nft.replace(elements(known(site, web)))
-    assert not site.nft.holds
+    assert not site.nft.features.listeners
     assert not passing(site, web)

@@ -45,7 +45,7 @@ def guest(network: BridgeNetwork, number: int, who: Container | None, *ports: Pu
 
 
 def published(port: int, host_port: int) -> tuple[Published, Published]:
-    """`-p HOST_PORT:PORT`."""
+    """Return the publication of `-p HOST_PORT:PORT`."""
     return Published("tcp", ANY4, host_port, port), Published("tcp", ANY6, host_port, port)
 
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def _name(path: Path) -> str:
-    """`plugin/policy/peers.py` → `policy.peers`, `plugin/policy/__init__.py` → `policy`."""
+    """Return a file's dotted name: `plugin/policy/peers.py` → `policy.peers`, `plugin/policy/__init__.py` →
+    `policy`."""
     parts = path.relative_to(ROOT / "plugin").with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -60,6 +61,7 @@ PURE = (
     *(
         f"nftables.{name}"
         for name in (
+            "features",
             "fields",
             "sets",
             "lookups",
@@ -116,7 +118,7 @@ OWNERS = {
     "requests": ("docker",),
     "urllib3": ("docker",),
     "pyroute2": ("kernel",),
-    "nftables": ("nftables",),
+    "nftables": ("nftables.client",),
     "flask": ("driver.http", "fwctl.api", "daemon"),
     "gunicorn": ("gunicorn_conf",),
     "yaml": ("fwctl.check",),
@@ -125,7 +127,8 @@ OWNERS = {
 
 
 def package(module: str) -> str:
-    """`policy.peers` → `policy`, `fwctl.api.status` → `fwctl.api`, `fwctl.drop_record` → `fwctl`."""
+    """Return a module's package: `policy.peers` → `policy`, `fwctl.api.status` → `fwctl.api`, `fwctl.drop_record` →
+    `fwctl`."""
     parts = module.split(".")
     nested = parts[0] == "fwctl" and f"fwctl.{parts[1] if parts[1:] else ''}" in LAYERS
     return ".".join(parts[:2]) if nested else parts[0]
@@ -134,12 +137,7 @@ def package(module: str) -> str:
 def imports(name: str, *, lazy: bool | None = None) -> set[str]:
     """Return every module that a module imports, as `plugin.policy.peers` or `socket`. `lazy`: only those inside
     functions, or only the others."""
-    inside = {
-        inner
-        for node in ast.walk(TREES[name])
-        if isinstance(node, ast.FunctionDef)
-        for inner in ast.walk(node)
-    }  # fmt: skip
+    inside = {inner for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
         if lazy is not None and lazy != (node in inside):
@@ -186,7 +184,8 @@ def test_packages_import_only_what_their_layer_allows() -> None:
 
 
 def test_no_module_is_imported_in_a_circle() -> None:
-    """Also within a package, and for imports inside functions: a module can be read knowing only its imports."""
+    """Modules are not imported in a circle, also within a package and inside functions: a module can be read knowing
+    only its imports."""
     graph = {name: {each.removeprefix("plugin.") for each in imports(name)} & MODULES.keys() for name in MODULES}
     while leaves := {name for name, needed in graph.items() if not needed}:
         graph = {name: needed - leaves for name, needed in graph.items() if name not in leaves}
@@ -214,7 +213,7 @@ def test_every_pure_place_exists() -> None:
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_library_has_one_place(library: str) -> None:
+def test_a_library_is_used_in_one_place(library: str) -> None:
     """To change to another library, one package has to be read."""
     users = {name for name in MODULES for module in imports(name) if module.split(".")[0] == library}
     assert users
@@ -222,7 +221,7 @@ def test_a_library_has_one_place(library: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_says_what_it_is_for(name: str) -> None:
+def test_a_module_has_a_docstring(name: str) -> None:
     """Each module begins with a docstring."""
     assert ast.get_docstring(TREES[name])
 

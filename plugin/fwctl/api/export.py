@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
 from plugin.nftables.document import away, document
+from plugin.nftables.features import Features
 from plugin.nftables.sets import TABLE, WATCHED, Element
 
 _HEAD = """\
@@ -24,14 +26,17 @@ def file(
     elements: Iterable[Element],
     timed: Mapping[Element, int],
     unmanaged: Collection[str],
+    features: Features,
     *,
-    logs: bool,
-    binds: bool,
     version: str,
     when: str,
 ) -> str:
-    """Return the file. `unmanaged`: names of exempt bridges, because their indices change at a boot."""
+    """Return the file. `unmanaged`: names of exempt bridges, because their indices change at a boot.
+
+    `features`: those of this kernel.
+    """
     kept = [*WATCHED, *(element for element in elements if element.set != "unmanaged")]
-    text = document(mark, kept, cgroups=False, holds=False, logs=logs, binds=binds, unmanaged=unmanaged, timed=timed)
-    gone = away("inet") + (away("bridge") if binds else "")
+    features = dataclasses.replace(features, owned=False, cgroups=False, listeners=False)
+    text = document(mark, kept, features, unmanaged=unmanaged, timed=timed)
+    gone = away("inet") + (away("bridge") if features.bridge else "")
     return f"{_HEAD.format(version=version, table=TABLE, when=when)}{gone}\n{text}"

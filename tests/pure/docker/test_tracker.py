@@ -96,7 +96,7 @@ def table(cut: list[Address]) -> Table:
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
-    """Addresses whose flows were cut."""
+    """Return the addresses whose flows were cut."""
     found: list[Address] = []
     monkeypatch.setattr(conntrack, "cut_addresses", found.extend)
     monkeypatch.setattr(conntrack, "cut_published", lambda *_: None)
@@ -107,7 +107,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, judged: list[Any]) -> list[Address]:
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record each search for flows to closed ports: by address, what was accepted."""
     found: list[Any] = []
-    monkeypatch.setattr(closed_flows, "cut_closed", lambda guarded, _: found.append(guarded))
+    monkeypatch.setattr(closed_flows, "cut_closed", lambda policies, _: found.append(policies))
     return found
 
 
@@ -119,7 +119,7 @@ def guard(table: Table) -> EndpointTracker:
 # --- what an address accepts --------------------------------------------------------------------------------------
 
 
-def test_a_container_on_dockers_own_network_accepts_what_one_on_ours_does() -> None:
+def test_a_container_on_a_docker_network_accepts_its_ports() -> None:
     """A container accepts the base, and the ports that its labels, its network's options and the setting open."""
     network = dataclasses.replace(NETWORK, spec=spec(allow="9100"))
     rules = of(network, endpoint("e", 2, WEB), Defaults(spec(allow="161/udp"))).accepts
@@ -148,19 +148,19 @@ def test_a_mistake_is_logged_once(guard: EndpointTracker, caplog: pytest.LogCapt
     """A mistake is not logged with each list, which may come every second. It is logged again when the container
     restarts or its labels change."""
 
-    def told(name: str, *values: str) -> int:
+    def logged(name: str, *values: str) -> int:
         caplog.clear()
         for value in values:
             who = Container("w" * 64, "web", problems=parse({"fw.allow": value}).problems)
             guard.replace([NETWORK], [endpoint(name, 2, who)], asked=guard.now())
         return sum("web answers on" in record.getMessage() for record in caplog.records)
 
-    assert told("one", "808O", "808O", "808O") == 1
-    assert told("one", "8O8O") == 1
-    assert told("two", "8O8O", "8O8O") == 1
+    assert logged("one", "808O", "808O", "808O") == 1
+    assert logged("one", "8O8O") == 1
+    assert logged("two", "8O8O", "8O8O") == 1
 
 
-def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: EndpointTracker) -> None:
+def test_a_published_port_is_closed_as_the_containers_is(table: Table, guard: EndpointTracker) -> None:
     """docker-proxy's port is closed to the outside unless the container's port is open; loopback is not the outside."""
     ports = (
         Published("tcp", ANY4, 15432, 5432),
@@ -172,10 +172,11 @@ def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: En
     )
     guard.replace([NETWORK], [endpoint("e", 2, container("c"), NETWORK, *ports)], asked=NOW)
     assert table.of("host_closed") == {
-        Element("host_closed", (2, 6, 15432)), Element("host_closed", (10, 6, 15432)),
+        Element("host_closed", (2, 6, 15432)),
+        Element("host_closed", (10, 6, 15432)),
         Element("host_closed4", (IPv4Address("198.51.100.1"), 17, 53)),
         Element("host_closed6", (IPv6Address("2001:db8::1"), 6, 99)),
-    }  # fmt: skip
+    }
     assert table.of("host_open") == {Element("host_open", (2, 6, 18080))}
     guard.replace([NETWORK], [endpoint("e", 2, DB, NETWORK, *ports[:2])], asked=NOW)
     assert not table.of("host_closed")
@@ -183,7 +184,7 @@ def test_a_published_port_is_as_closed_as_the_containers(table: Table, guard: En
     assert {e.key[2] for e in table.of("host_closed")} == {15432, 18080}
 
 
-def test_with_the_setting_p_itself_opens() -> None:
+def test_with_the_setting_publishing_opens() -> None:
     """FW_PUBLISHED=allow: the container is reachable through the published port only. A denied port, a port restricted
     by `from` and a wrong label still close."""
     ports = (
@@ -202,28 +203,27 @@ def test_with_the_setting_p_itself_opens() -> None:
     wrong = Container("c", "c", problems=(Problem("label fw.x", "", ""),))
     for closed in (wrong, container("c", deny="5432"), container("c", allow="5432 from 10.0.0.0/8")):
         guard.replace([NETWORK], [dataclasses.replace(guest, container=closed)], asked=NOW)
-        assert not table.of("dnat")
+        assert not table.of("allow_published")
         assert {e.key[2] for e in table.of("host_closed")} == {15432}
 
 
-def test_a_published_port_for_some() -> None:
-    """`5432 from 203.0.113.0/24`: only these sources reach the published port, by DNAT and by docker-proxy."""
+def test_a_published_port_for_some_sources() -> None:
+    """Only the sources of `5432 from 203.0.113.0/24` reach the published port, by DNAT and by docker-proxy."""
     table, port = Table(), Published("tcp", ANY4, 15432, 5432)
     guest = endpoint("e", 2, container("c", allow="5432 from 203.0.113.0/24"), NETWORK, port)
     EndpointTracker(table).replace([NETWORK], [guest], asked=NOW)
     net = IPv4Address("203.0.113.0")
     assert table.of("host_closed", "host_from", "from") == {
-        Element("host_closed", (2, 6, 15432)), Element("host_from4", (6, 15432, 24, net)),
+        Element("host_closed", (2, 6, 15432)),
+        Element("host_from4", (6, 15432, 24, net)),
         Element("from4", (guest.addr4, 6, 5432, 24, net)),
-    }  # fmt: skip
+    }
 
 
 # --- which container an exception belongs to ----------------------------------------------------------------------
 
 
-def test_an_exception_stands_from_the_connection_and_goes_with_it(
-    table: Table, guard: EndpointTracker, cut: list[Address]
-) -> None:
+def test_an_exception_lasts_as_long_as_the_connection(table: Table, guard: EndpointTracker, cut: list[Address]) -> None:
     """When Docker connects a container, its ports are open before its process runs. When it leaves, they are closed and
     its flows are cut."""
     guest = endpoint("e", 2, WEB)
@@ -245,7 +245,7 @@ def test_a_container_that_dies_leaves_every_network(table: Table, guard: Endpoin
     assert table.opens(his.addr4) == {5432}
 
 
-def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table, guard: EndpointTracker) -> None:
+def test_a_list_older_than_a_departure_opens_nothing(table: Table, guard: EndpointTracker) -> None:
     """A list that still contains a container after its departure event opens nothing until Docker connects it again."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
@@ -258,7 +258,7 @@ def test_a_list_that_is_older_than_a_goodbye_does_not_bring_it_back(table: Table
     assert table.opens(guest.addr4) == {8080}
 
 
-def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table, guard: EndpointTracker) -> None:
+def test_an_answer_older_than_a_departure_is_ignored(table: Table, guard: EndpointTracker) -> None:
     """An answer requested before the container left and rejoined elsewhere is ignored."""
     old, new, heir = endpoint("a", 2, WEB), endpoint("b", 3, WEB), endpoint("c", 2, DB)
     guard.replace([NETWORK], [old], asked=NOW)
@@ -274,7 +274,7 @@ def test_an_answer_that_is_older_than_a_goodbye_counts_for_nothing(table: Table,
     assert table.opens(old.addr4) == {5432}
 
 
-def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard: EndpointTracker) -> None:
+def test_a_container_reported_during_a_listing_stays(table: Table, guard: EndpointTracker) -> None:
     """A container that joins while a full listing is in progress is not in the list, and stays, with its network."""
     asked = guard.now()
     guest = endpoint("e", 2, WEB)
@@ -289,9 +289,9 @@ def test_who_was_told_of_after_the_list_was_asked_for_stays(table: Table, guard:
     assert not table.knows(guest.addr4)
 
 
-def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, guard: EndpointTracker) -> None:
-    """`docker rm` during a listing: the container that reuses the address keeps it, and nothing of the removed one
-    remains."""
+def test_a_removed_container_does_not_return_with_an_old_list(table: Table, guard: EndpointTracker) -> None:
+    """A container may reuse an address that `docker rm` freed during a listing: it keeps the address, and nothing of
+    the removed container remains."""
     old, heir = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [old], asked=guard.now())
     asked = guard.now()
@@ -303,7 +303,7 @@ def test_a_removed_container_does_not_come_back_by_an_old_list(table: Table, gua
     assert table.opens(old.addr4) == {5432}
 
 
-def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: EndpointTracker) -> None:
+def test_an_answer_from_before_missed_events_confirms_nothing(table: Table, guard: EndpointTracker) -> None:
     """Answers requested before events were missed, or before a link left a bridge, are not trusted; Docker is asked
     again."""
     guest = endpoint("e", 2, WEB)
@@ -320,9 +320,9 @@ def test_an_answer_from_before_a_doubt_dispels_none(table: Table, guard: Endpoin
     assert not guard.replace([NETWORK], [], asked=asked)
 
 
-def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: EndpointTracker) -> None:
-    """For a container that is also on an internal network, docker-proxy's port is open if one of its endpoints opens
-    it, but not while one of them is unknown."""
+def test_a_published_port_belongs_to_all_of_a_containers_endpoints(table: Table, guard: EndpointTracker) -> None:
+    """docker-proxy's port of a container that is also on an internal network is open if one of its endpoints opens it,
+    but not while one of them is unknown."""
     port = Published("tcp", ANY6, 18080, 80)
     inner = dataclasses.replace(OTHER, internal=True)
     places = [endpoint("a", 2, WEB, NETWORK, port), endpoint("b", 2, WEB, inner, port)]
@@ -335,7 +335,7 @@ def test_a_published_port_is_the_containers_not_a_networks(table: Table, guard: 
     assert Element("host_open", key) not in table.elements()
 
 
-def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, guard: EndpointTracker) -> None:
+def test_a_published_port_is_open_to_sources_of_either_endpoint(table: Table, guard: EndpointTracker) -> None:
     """A container on two networks, with the port restricted by `from` on one: these sources reach it, whatever the
     other network's labels say."""
     port = Published("tcp", ANY4, 18080, 8080)
@@ -352,7 +352,7 @@ def test_a_published_port_is_for_whom_one_of_the_places_has_it(table: Table, gua
     assert table.of("host_from4") == {Element("host_from4", (6, 18080, 32, IPv4Address("203.0.113.7")))}
 
 
-def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
+def test_after_docker_fw_stops_no_answer_opens(table: Table, guard: EndpointTracker) -> None:
     """A Docker answer that arrives after docker-fw has stopped opens nothing."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
@@ -362,7 +362,7 @@ def test_after_the_end_nothing_is_believed(table: Table, guard: EndpointTracker)
     assert not table.knows(guest.addr4)
 
 
-def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: EndpointTracker) -> None:
+def test_a_stopped_containers_closed_ports_are_kept(table: Table, guard: EndpointTracker) -> None:
     """The ports stay known until the container is removed: at boot, Docker may start it before it reports it."""
     ports = (Published("tcp", ANY4, 15432, 5432), Published("tcp", ANY4, 18080, 80))
     guest = endpoint("e", 2, container("c"), NETWORK, *ports)
@@ -376,7 +376,7 @@ def test_a_stopped_containers_closed_ports_are_remembered(table: Table, guard: E
     assert table.disk.kept.proxied == {}
 
 
-def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: EndpointTracker) -> None:
+def test_an_address_with_a_new_owner_keeps_nothing(table: Table, guard: EndpointTracker) -> None:
     """Docker gives an address to another container in the same second, before it reports the departure of the first."""
     first, second = endpoint("a", 2, WEB), endpoint("b", 2, DB)
     guard.replace([NETWORK], [first], asked=NOW)
@@ -386,7 +386,7 @@ def test_an_address_that_changes_hands_takes_nothing_along(table: Table, guard: 
     assert table.opens(first.addr4) == {5432}
 
 
-def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: EndpointTracker) -> None:
+def test_a_starting_container_that_is_not_listed_stays(table: Table, guard: EndpointTracker) -> None:
     """A full listing does not close a container that Docker has connected but does not list yet."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
@@ -398,7 +398,7 @@ def test_who_is_just_starting_is_in_no_list_and_stays(table: Table, guard: Endpo
 
 
 def test_after_events_were_missed_only_the_list_counts(table: Table, guard: EndpointTracker) -> None:
-    """After Docker's event stream ended and started again, a container that is not in the next list is gone, however
+    """A container that is missing from the list after Docker's event stream ended and started again is gone, however
     new it is."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW)
@@ -409,7 +409,7 @@ def test_after_events_were_missed_only_the_list_counts(table: Table, guard: Endp
     assert table.opens(IPv4Address("172.19.0.2")) == {8080}
 
 
-def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTracker) -> None:
+def test_a_bridge_of_unknown_containers_is_closed(table: Table, guard: EndpointTracker) -> None:
     """While the containers on a bridge are unknown, every address there is closed, including its published ports."""
     port = Published("tcp", ANY4, 18080, 80)
     guest, other = endpoint("e", 2, WEB, NETWORK, port), endpoint("b", 2, DB, OTHER)
@@ -425,7 +425,7 @@ def test_when_nobody_tells_nothing_is_believed(table: Table, guard: EndpointTrac
     assert not table.knows(other.addr4)
 
 
-def test_what_accepts_less_than_before_cuts_its_flows(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
+def test_an_endpoint_that_accepts_less_cuts_its_flows(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
     """When an exception is removed while its container stays, only that endpoint's flows are checked."""
     guest, other = endpoint("e", 2, WEB), endpoint("f", 3, DB)
     guard.replace([NETWORK], [guest, other], asked=NOW)
@@ -463,7 +463,7 @@ def test_peers_follow_containers(table: Table, guard: EndpointTracker, judged: l
     assert not table.of("from")
 
 
-def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: EndpointTracker) -> None:
+def test_a_network_stays_egress_restricted_until_it_is_removed(table: Table, guard: EndpointTracker) -> None:
     """One container with fw.egress: unknown addresses on its network may not open connections, even after it has left
     (it may return while Docker is silent), until the network is removed."""
     guest, other = endpoint("e", 2, container("c", egress="none")), endpoint("f", 3, DB)
@@ -482,9 +482,9 @@ def test_a_network_confines_while_somebody_on_it_is(table: Table, guard: Endpoin
     assert table.disk.kept.egress_restricted == set()
 
 
-def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
-    """After a start no container is known yet: a network that had an egress-restricted container restricts all
-    addresses."""
+def test_an_egress_restriction_survives_a_restart(cut: list[Address]) -> None:
+    """A network that had an egress-restricted container restricts all addresses after a start, when no container is
+    known yet."""
     table = Table(state=SavedState(egress_restricted=frozenset({NETWORK.bridge})))
     guard = EndpointTracker(table)
     assert table.of("egress_restricted") == {Element("egress_restricted", (NETWORK.bridge,))}
@@ -494,7 +494,7 @@ def test_what_was_confined_stays_so_over_a_start(cut: list[Address]) -> None:
     assert not table.of("egress_restricted")
 
 
-def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard: EndpointTracker) -> None:
+def test_an_override_is_removed_with_its_container(table: Table, guard: EndpointTracker) -> None:
     """An override is valid while the container exists, running or stopped; another container with its name does not
     inherit it."""
     guest = endpoint("e", 2, WEB, NETWORK, Published("tcp", ANY4, 18080, 8080))
@@ -513,7 +513,7 @@ def test_what_fwctl_says_of_a_container_is_forgotten_with_it(table: Table, guard
     assert table.state.overrides == ()
 
 
-def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, guard: EndpointTracker) -> None:
+def test_an_override_of_a_removed_container_waits_for_the_disk(table: Table, guard: EndpointTracker) -> None:
     """While the disk is full, an override of a removed container is kept; the container is gone anyway, and the listing
     continues."""
     table.edit_state(lambda s: with_one(s, Overriding(WEB.id, Rule("tcp", 1, 1), deny=True)))
@@ -527,9 +527,7 @@ def test_that_a_removed_container_is_forgotten_waits_for_the_disk(table: Table, 
     assert table.state.overrides == ()
 
 
-def test_after_docker_was_silent_flows_are_looked_through(
-    table: Table, guard: EndpointTracker, judged: list[Any]
-) -> None:
+def test_after_docker_was_silent_flows_are_checked(table: Table, guard: EndpointTracker, judged: list[Any]) -> None:
     """A flow that was opened while fewer ports were closed does not survive as established."""
     guest = endpoint("e", 2, WEB)
     guard.replace([NETWORK], [guest], asked=NOW)
@@ -538,7 +536,7 @@ def test_after_docker_was_silent_flows_are_looked_through(
     assert [set(each) for each in judged] == [{guest.addr4, guest.addr6}]
 
 
-def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker) -> None:
+def test_a_container_with_unknown_options_is_closed(table: Table, guard: EndpointTracker) -> None:
     """An attachment's options become known later than the labels: until then the address answers ICMP only."""
     guest = endpoint("e", 2, WEB)
     guard.put(NETWORK, [guest], listed=False, asked=NOW, sure=False)
@@ -549,8 +547,8 @@ def test_who_is_not_all_known_yet_is_closed(table: Table, guard: EndpointTracker
     assert not table.knows(guest.addr4)
 
 
-def test_a_network_that_goes_takes_everything_along(table: Table, guard: EndpointTracker) -> None:
-    """After a network is removed, nothing of it remains in the table."""
+def test_a_removed_network_leaves_nothing(table: Table, guard: EndpointTracker) -> None:
+    """Nothing of a removed network remains in the table."""
     network = dataclasses.replace(NETWORK, mode6="routed")
     guard.replace([network], [endpoint("e", 2, WEB)], asked=NOW)
     assert Element("routed", (10, NETWORK.bridge)) in table.elements()
@@ -561,7 +559,7 @@ def test_a_network_that_goes_takes_everything_along(table: Table, guard: Endpoin
 @pytest.mark.parametrize(
     ("mode", "marked"), [("nat", False), ("isolated", False), ("routed", True), ("nat-unprotected", True), ("", False)]
 )
-def test_only_where_a_network_is_routed_dockers_drop_is_overruled(
+def test_the_mark_is_set_for_routed_networks_only(
     table: Table, guard: EndpointTracker, mode: str, marked: bool
 ) -> None:
     """The mark is set for networks whose container addresses are meant to be reachable, per address family."""
@@ -583,7 +581,7 @@ class Churn(RuleBasedStateMachine):
         self.guard = EndpointTracker(self.table)
         self.guard.replace([NETWORK], [], asked=NOW)
         self.on: dict[int, Endpoint] = {}  # host number → the container that has the address, according to Docker
-        self.told: set[str] = set()  # endpoints that Docker has reported
+        self.reported: set[str] = set()  # endpoints that Docker has reported
         self.serial = 0
         self.old: list[Endpoint] = []
 

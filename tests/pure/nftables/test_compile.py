@@ -24,13 +24,13 @@ def test_every_kind_of_owner_is_compiled(kind: Kind) -> None:
     assert compiled(Defaults(), Facts()).elements(ElementOwner(kind, "nobody")) == frozenset()
 
 
-def test_the_host_remembers_what_was_switched_on() -> None:
+def test_forwarding_that_was_switched_on_is_kept() -> None:
     """Families whose forwarding docker-fw switched on do not forward traffic between other networks."""
     found = compiled(Defaults(), Facts(SavedState(switched=frozenset({2, 10})))).elements(ElementOwner(Kind.FORWARDING))
     assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
 
 
-def test_the_host_is_told_of() -> None:
+def test_the_host_has_its_elements() -> None:
     """The elements: bridges, docker-proxy's control group, dockerd's own ports, listening programs, and ports on which
     a docker-proxy may listen."""
     port, closed = Published("tcp", IPv4Address(0), 8080, 8080), Published("tcp", IPv4Address(0), 9090, 9090)

@@ -101,15 +101,15 @@ class Flows:
     def __init__(self) -> None:
         self.there: set[tuple[IPv4Address, IPv4Address, int]] = set()
 
-    def cut_closed(self, guarded: Mapping[Any, AddressPolicy], *_: object) -> None:
-        def goes_on(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
+    def cut_closed(self, policies: Mapping[Any, AddressPolicy], *_: object) -> None:
+        def may_continue(flow: tuple[IPv4Address, IPv4Address, int]) -> bool:
             source, address, port = flow
-            if address not in guarded:
+            if address not in policies:
                 return True
-            policy = guarded[address].policy
+            policy = policies[address].policy
             return passes((*policy.accepts, *policy.published), "tcp", port, source)
 
-        self.there = set(filter(goes_on, self.there))
+        self.there = set(filter(may_continue, self.there))
 
     def cut_addresses(self, addresses: Iterable[Any]) -> None:
         gone = set(addresses)
@@ -350,7 +350,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.bug = at
 
     @rule()
-    def go_on(self) -> None:
+    def do_deferred_work(self) -> None:
         """Do one piece of the deferred work."""
         if self.later:
             self.step(self.later.pop(0))

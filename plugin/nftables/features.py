@@ -1,0 +1,39 @@
+"""The features of kernel and nft that the tables use where they exist. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from plugin.nftables.fields import CGROUP
+from plugin.nftables.sets import Element, SetSpec, spec_of
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The parts that this kernel and nft support; the text leaves out the others.
+
+    `owned`: only the socket that creates a table may change it, and the table outlives the socket (kernel ≥ 6.9, nft ≥
+    1.1.0).
+    `bridge`: frames within docker-fw's bridges pass through a table too, which binds a port to its container's
+    addresses (CONFIG_NF_TABLES_BRIDGE).
+    `listeners`: the kernel can match whether a socket listens at a packet's destination (≥ 4.18), so that a new
+    listener is blocked until its owner is known. Without `cgroups`, that is always done.
+    `cgroups`: the kernel can match a socket's control group (≥ 5.13).
+    `logs`: the kernel has nfnetlink_log.
+    """
+
+    owned: bool = False
+    bridge: bool = True
+    listeners: bool = True
+    cgroups: bool = True
+    logs: bool = True
+
+    def loadable(self, elements: Iterable[Element]) -> tuple[Element, ...]:
+        """Return the elements whose sets are in the tables."""
+        if self.bridge and self.cgroups:
+            return tuple(elements)
+        return tuple(element for element in elements if self._has(spec_of(element.set)))
+
+    def _has(self, spec: SetSpec) -> bool:
+        return (self.bridge or not spec.bridge) and (self.cgroups or CGROUP not in spec.key)
