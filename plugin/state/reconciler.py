@@ -201,7 +201,7 @@ class Reconciler:
             log.error("%s; what must be closed is closed all the same", error)
         try:
             self._apply(owners, before)
-            if room := self._view.room_left():
+            if room := self._writer.room_left():
                 self._writer.owe(room)
                 self._apply(room)
         except (NftError, OSError) as error:

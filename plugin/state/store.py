@@ -39,7 +39,6 @@ from plugin.jsonio import (
     within,
 )
 from plugin.model import Container, Endpoint, FwError, Network, NewerStateError, PolicySpec, Prefix, Published
-from plugin.policy import requested_ports
 from plugin.policy.saved import SavedState
 from plugin.state import codec
 from plugin.state.journal import Journal
@@ -222,7 +221,7 @@ def _decode(document: Any) -> SavedState:
         frozenset(filter(_plain_name, document.get("confined", []))),
         tuple(map(codec.overriding, document.get("overrides", []))),
         {ip_network(prefix): codec.moment(until) for prefix, until in document.get("bans", {}).items()},
-        {container: tuple(map(requested_ports.read, ports)) for container, ports in document.get("asked", {}).items()},
+        {container: tuple(map(codec.requested_ports, ports)) for container, ports in document.get("asked", {}).items()},
     )
     if [*networks, *endpoints] != [item.id for item in _records(state)]:
         raise ValueError("a record stands under another ID than its own")

@@ -12,7 +12,6 @@ from plugin.docker.engine import Engine
 from plugin.model import BridgeNetwork, Endpoint, Network, Policy, Rule
 from plugin.policy.decide import prefix_of
 from plugin.policy.verdict import Found, Packet, Step
-from plugin.policy.view import subnets
 from plugin.protocols import PUBLISHABLE
 
 #: The origin of a step that is Docker's.
@@ -38,8 +37,8 @@ def without_effect(
 
 def within(network: Network | BridgeNetwork, endpoint: Endpoint, policy: Policy) -> tuple[str, ...]:
     """Return a sentence for each rule whose peers are all on the endpoint's network, where all traffic is allowed."""
-    own = subnets(network)
-    if isinstance(network, BridgeNetwork) and not network.flat:
+    own = network.subnets
+    if not network.flat:
         return ()
     notes = []
     for key, rules in (("fw.allow", policy.accepts), ("fw.egress", policy.egress or ())):
