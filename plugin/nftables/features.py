@@ -73,6 +73,6 @@ PROBES = (
     Probe(
         "listeners",
         f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
-        "what begins to listen cannot be held until it is known whose it is",
+        "new listening ports cannot be closed until it is known whose they are",
     ),
 )
