@@ -110,7 +110,7 @@ def never_at_a_start(fw: Fw) -> None:
             app = fw.run("bridge", *ports, command=("sh", "-c", "nc -ulp 9090 -e cat & exec httpd -f -p 9090"))
             until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server", 60)
             fw.engine.docker("restart", "-t", "0", app)
-            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "they are back", 60)
+            until(lambda: fw.host.probe.tcp(fw.host.v6, 19090) == "open", "docker-proxy and the server are back", 60)
             fw.remove(app)
     assert len(hammer.result.shots) > 50 * starts
     assert not hammer.result.opened
@@ -156,7 +156,7 @@ def test_never_while_docker_fw_is_killed_and_restarted(deep: Fw) -> None:
         for which in (-1, 0):
             victim = deep.pids()[which]
             deep.host.run(["kill", "-9", victim])
-            until(lambda victim=victim: victim not in deep.pids(), "it is gone")
+            until(lambda victim=victim: victim not in deep.pids(), "the process has ended")
             until(deep.answers, "the plugin answers again")
             for target in opened(deep):
                 until(partial(lambda t: deep.wan.probe.one(t).verdict == "open", target), f"{target} answers", 2)
@@ -196,19 +196,19 @@ def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
         each.engine.docker("network", "connect", other.name, app)
 
         def accepts(network: Net) -> list[str]:
-            guarded = {n["name"]: n for n in each.status()["guarded"]}
-            places = guarded.get(network.name, {"endpoints": []})["endpoints"]
+            networks = {n["name"]: n for n in each.status()["guarded"]}
+            places = networks.get(network.name, {"endpoints": []})["endpoints"]
             return [rule for place in places for rule in place["accepts"]]
 
         right = ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
-        until(lambda: accepts(net) == accepts(other) == right, "both are known", 5)
+        until(lambda: accepts(net) == accepts(other) == right, "both attachments are known", 5)
         each.engine.docker("network", "disconnect", net.name, app)
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "one is gone", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the attachment is removed", 5)
         each.engine.docker("restart", "-t", "0", app)
         each.engine.docker("rename", app, f"{app}x")
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "as before", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the container is known as before", 5)
         each.remove(f"{app}x")
-        until(lambda: accepts(other) == [], "nothing is left", 5)
+        until(lambda: accepts(other) == [], "no attachment is left", 5)
 
 
 def test_an_exception_ends_with_its_container_though_docker_reports_nothing(engines: object) -> None:
