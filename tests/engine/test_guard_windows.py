@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -195,10 +196,13 @@ def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
         app = each.run(net, "--label", "fw.allow=8080")
         each.engine.docker("network", "connect", other.name, app)
 
-        def accepts(network: Net) -> list[str]:
+        def places(network: Net) -> list[dict[str, Any]]:
             networks = {n["name"]: n for n in each.status()["guarded"]}
-            places = networks.get(network.name, {"endpoints": []})["endpoints"]
-            return [rule for place in places for rule in place["accepts"]]
+            found: list[dict[str, Any]] = networks.get(network.name, {"endpoints": []})["endpoints"]
+            return found
+
+        def accepts(network: Net) -> list[str]:
+            return [rule for place in places(network) for rule in place["accepts"]]
 
         right = ["22/tcp", "80/tcp", "443/tcp", "8080/tcp"]
         until(lambda: accepts(net) == accepts(other) == right, "both attachments are known", 5)
@@ -206,7 +210,8 @@ def test_network_connect_and_disconnect_are_followed(each: Fw) -> None:
         until(lambda: (accepts(net), accepts(other)) == ([], right), "the attachment is removed", 5)
         each.engine.docker("restart", "-t", "0", app)
         each.engine.docker("rename", app, f"{app}x")
-        until(lambda: (accepts(net), accepts(other)) == ([], right), "the container is known as before", 5)
+        until(lambda: [place["container"] for place in places(other)] == [f"{app}x"], "the new name is known", 5)
+        until(lambda: (accepts(net), accepts(other)) == ([], right), "the container accepts the same as before", 5)
         each.remove(f"{app}x")
         until(lambda: accepts(other) == [], "no attachment is left", 5)
 
