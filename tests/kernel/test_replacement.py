@@ -15,10 +15,10 @@ from plugin.model import Defaults, FwError, PolicySpec, Published, Rule
 from plugin.nftables import dump
 from plugin.nftables.ban_elements import ban_elements
 from plugin.nftables.client import NftError
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.features import Features
 from plugin.nftables.sets import Change, Element
 from plugin.policy.facts import ProxyFacts
-from plugin.policy.view import PolicyView, evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import Store
 from tests.kernel.packets import Listener, Packet, Sniffer, arrived, tcp, udp
@@ -42,21 +42,20 @@ def web(site: Site) -> Box:
     return site.box(site.network(1), 2)
 
 
-def known(site: Site, web: Box) -> PolicyView:
+def known(site: Site, web: Box) -> ElementCompiler:
     """Return facts that close something of every kind.
 
     The container may initiate nothing, docker-proxy has a closed port, an address is banned, dockerd has a control
     group.
     """
-    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).facts
+    facts = site.inventory(Site.known(web, spec=PolicySpec(egress=()))).view.facts
     facts = facts.keeping(lambda state: dataclasses.replace(state, bans={ip_network(BANNED): 0.0}))
     proxies = ProxyFacts(frozenset({1 << 50}))
-    return evaluated(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
+    return compiled(Defaults(), dataclasses.replace(facts, suspects=frozenset(CLOSED), proxies=proxies))
 
 
-def elements(inventory: PolicyView) -> set[Element]:
-    found = {element for owner in inventory.owners() for element in inventory.elements(owner)}
-    return found | ban_elements(inventory.state.bans, 0)[0]
+def elements(inventory: ElementCompiler) -> set[Element]:
+    return inventory.all_elements() | ban_elements(inventory.view.state.bans, 0)[0]
 
 
 def hears(site: Site, ear: Sniffer | Listener, shot: Packet, source: NamedNetns | None, last: Packet) -> bool:
@@ -194,7 +193,7 @@ def reconciler(site: Site, web: Box, tmp_path: Path) -> Reconciler:
     made = Reconciler(site.nft, Store(str(tmp_path / "state.json")), Defaults())
     inventory = known(site, web)
     with site.inside():
-        made.start(inventory.facts)
+        made.start(inventory.view.facts)
     return made
 
 

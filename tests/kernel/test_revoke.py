@@ -165,6 +165,33 @@ def test_when_egress_becomes_narrower_outbound_flows_are_cut(
         assert talks.going("inbound") == stays, "and none continues"
 
 
+@pytest.mark.parametrize("on", ["docker-fw's network", "Docker's network"])
+def test_when_labels_become_known_late_flows_opened_before_are_cut(
+    site: Site, boxes: Boxes, reconciler: Reconciler, tracker: EndpointTracker, on: str
+) -> None:
+    """Flows that a container opened while its labels were unknown are cut if these turn out to restrict its egress."""
+    box = boxes.web if on == "docker-fw's network" else boxes.shop
+
+    def says(egress: str, *, sure: bool) -> None:
+        if box is boxes.web:
+            now = known(box, "late", spec_of(egress=egress))
+            reconciler.put_endpoint(now if sure else dataclasses.replace(now, container=None))
+        else:
+            now = guest(0, known(box, "late", spec_of(egress=egress)))
+            if not sure:
+                now = dataclasses.replace(now, container=None)
+            tracker.replace(DOCKER_NETWORKS, [now], asked=tracker.now())
+
+    says("443", sure=False)
+    with Talks() as talks:
+        for v, out in ((4, Site.OUT4), (6, Site.OUT6)):
+            talks.open(f"permitted {v}", "tcp", box, site.wan, out, 443)
+            talks.open(f"out {v}", "tcp", box, site.wan, out, 25)
+            talks.open(f"out udp {v}", "udp", box, site.wan, out, 53)
+        says("443", sure=True)
+        assert talks.going("permitted 4") == {"permitted 4", "permitted 6"}
+
+
 PORTS = tuple(Published(p, a, 15432, 5432) for p in BOTH for a in (IPv4Address("0.0.0.0"), IPv6Address("::")))
 
 

@@ -63,10 +63,10 @@ class Site:
         self.state = Reconciler(self.kernel, self.disk, defaults)  # type: ignore[arg-type]
         there = {endpoint.id: endpoint for endpoint in endpoints if endpoint.network_id == OURS.id}
         self.state.start(Facts(dataclasses.replace(state or SavedState(), networks={OURS.id: OURS}, endpoints=there)))
-        self.guard = EndpointTracker(self.state)
+        self.tracker = EndpointTracker(self.state)
         self.guests = [endpoint for endpoint in endpoints if endpoint.network_id != OURS.id]
         self.see(*existing)
 
     def see(self, *existing: str) -> None:
         """Docker lists all its networks, and their endpoints."""
-        self.guard.replace([FRONT, BACK], self.guests, existing, asked=1 << 30)
+        self.tracker.replace([FRONT, BACK], self.guests, existing, asked=1 << 30)

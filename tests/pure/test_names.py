@@ -85,7 +85,7 @@ class Host:
         self.bridges.see(Link(n, name, bridge=True) for n, name in enumerate(self.links, 2))
         self.bridges.told(self.dockers, self.bridges.now() + 60)
         self.state.observe(lambda facts: dataclasses.replace(facts, bridges=self.bridges.facts()))
-        self.guard = EndpointTracker(self.state)
+        self.tracker = EndpointTracker(self.state)
         labels = {
             "fw.allow": f"8080, 5432 from service:{text()}",
             f"fw.network.{text()}.allow": "9000",
@@ -109,7 +109,7 @@ class Host:
         self.name = who.name
         known = [found for raw in (network, right) if (found := self._network(raw))]
         keys = {"b" * 64: container_labels.compose_key(right)}
-        self.guard.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
+        self.tracker.replace(known, listing.endpoints(listed, who, keys), asked=1 << 30)
         self.not_guarded = {text(): listing.not_guarded({"HostConfig": {"NetworkMode": "container:" + text()}})}
 
     @staticmethod
@@ -213,7 +213,7 @@ def _shown(host: Host) -> Iterator[str]:
     answer = {"drift": [], "elements": [], "rules": [], "notes": [], "changes": True}
     answer["policy"] = plan.policies(inventory, evaluated(Defaults(closed), inventory.facts))
     yield render.plain(render_answers.plan(answer))
-    endpoint = host.guard.guests[0].as_known
+    endpoint = host.tracker.guests[0].as_known
     assert endpoint.addr4
     drop = Drop(1, 1.0, "to", Header(endpoint.addr4, endpoint.addr4, "tcp", 1), target=host.name, came_by=host.links[0])
     yield line(drop.as_data())

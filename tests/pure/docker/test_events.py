@@ -22,7 +22,7 @@ EVENTS = st.lists(st.dictionaries(st.text(max_size=8), json_values, max_size=3),
 @given(EVENTS, st.lists(st.integers(0, 400), max_size=8))
 @examples(60)
 def test_events_are_read_in_pieces_of_any_size(events: list[dict[str, object]], cuts: list[int]) -> None:
-    """Every event is returned once and in order, wherever the pieces begin and end; an event ends with its line."""
+    """Every event is returned once and in order, wherever the pieces are cut; an event ends with its line."""
     whole = b"".join(json.dumps(each).encode() + b"\n" for each in events)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     pieces = [whole[a:b] for a, b in itertools.pairwise(edges)]

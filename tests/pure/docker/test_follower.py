@@ -123,7 +123,7 @@ class World:
         self.steps.append(self.facts)
 
     @property
-    def everybody(self) -> bool:
+    def all_known(self) -> bool:
         """Return True if all networks are known, and none restricts egress."""
         return not self.state.egress_restricted
 
@@ -330,7 +330,7 @@ def test_networks_are_known_before_their_containers(world: World, follower: Dock
     a listing."""
     world.answer = DockerSnapshot(network_names=frozenset({"front", "bridge"}))
     world.emit("subscribed")
-    until(lambda: world.everybody)
+    until(lambda: world.all_known)
     first = next(facts for facts in world.steps if facts.names)
     assert (first.names, first.saved.egress_restricted) == ({"front", "bridge"}, {"gone0"})
 
@@ -344,7 +344,7 @@ def test_an_old_answer_confirms_no_container(
     listings = world.listings
     world.emit("subscribed")
     until(lambda: world.listings > listings + 1)
-    assert not world.everybody
+    assert not world.all_known
 
 
 def test_an_attachments_options_are_requested_when_it_is_created(world: World, follower: DockerFollower) -> None:

@@ -159,11 +159,11 @@ def test_an_ipv6_address_is_found_if_and_only_if_it_is_in_one(listed: list[IPv6N
 
 
 def _found(listed: list[IPv4Network] | list[IPv6Network], address: IPv4Address | IPv6Address) -> bool:
-    standing = {piece for prefix in listed for piece in pieces(prefix)}
+    table = {piece for prefix in listed for piece in pieces(prefix)}
     packet = Packet(address, address, 6, 22)
     for length in LENGTHS[address.version]:
         expressions = length_and_prefix(address.version, length).split(" . ")
-        if tuple(value(expression, packet) for expression in expressions) in standing:
+        if tuple(value(expression, packet) for expression in expressions) in table:
             return True
     return False
 

@@ -156,9 +156,9 @@ def test_the_widest_active_ban_of_an_address_is_found(
         assert by is None or each.subnet_of(by)  # type: ignore[arg-type]
 
 
-def dropped(one: IPv4Address | IPv6Address, standing: set[Element]) -> bool:
+def dropped(one: IPv4Address | IPv6Address, elements: set[Element]) -> bool:
     """True if packets from and to the address are dropped; both must have the same result."""
-    table, other = Table(standing), IPv4Address("192.0.2.1") if one.version == 4 else IPv6Address("2001:db9:9::1")
+    table, other = Table(elements), IPv4Address("192.0.2.1") if one.version == 4 else IPv6Address("2001:db9:9::1")
     found = set()
     for packet in (Packet(one, other, 6, 80), Packet(other, one, 6, 80)):
         asked = table.finds("meta nfproto", "ban_families", packet)

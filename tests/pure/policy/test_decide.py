@@ -1,4 +1,4 @@
-"""What an address accepts and may initiate: the base, what opens more, what closes, and which place has precedence."""
+"""The policy of an address: the base, the labels that open more or close, and the precedence of their places."""
 
 from __future__ import annotations
 

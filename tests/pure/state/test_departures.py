@@ -23,11 +23,11 @@ from plugin.model import (
     Rule,
 )
 from plugin.nftables.client import NftError
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Change, Element
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
@@ -63,7 +63,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (PolicyView, "elements")):
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (ElementCompiler, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -140,19 +140,19 @@ def with_docker_network(
 ) -> tuple[Reconciler, EndpointTracker, list[Endpoint]]:
     members = [member(n, DOCKERS, Published("tcp", ANY, 9000 + n, 8080)) for n in range(MEMBERS)]
     state = made(kernel, (), later)
-    guard = EndpointTracker(state)
-    guard.replace([DOCKERS], members, asked=guard.now())
+    tracker = EndpointTracker(state)
+    tracker.replace([DOCKERS], members, asked=tracker.now())
     done(later)
     kernel.steps.clear()
-    return state, guard, members
+    return state, tracker, members
 
 
 def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(kernel: Recorder) -> None:
     """Docker's event of a container's end closes all its addresses first, and a published port that was open to all
     sources."""
     later: list[Callable[[], None]] = []
-    state, guard, members = with_docker_network(kernel, later)
-    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    state, tracker, members = with_docker_network(kernel, later)
+    tracker.leaves("", members[7].container.id)  # type: ignore[union-attr]
     assert Element("host_open", (2, 6, 9007)) in kernel.first().remove
     assert Element("host_closed", (2, 6, 9007)) in kernel.first().add
     assert open_for(kernel.first().remove, members[7]) >= {Element("allow4", (members[7].addr4, 6, 8080))}  # type: ignore[arg-type]
@@ -164,8 +164,8 @@ def test_a_departure_from_a_docker_network_closes_before_anything_is_computed(ke
 def test_an_unknown_bridge_is_closed_before_anything_is_computed(kernel: Recorder) -> None:
     """The containers on the bridge are unknown now: all of it is closed at once, docker-proxy's ports by an element."""
     later: list[Callable[[], None]] = []
-    state, guard, members = with_docker_network(kernel, later)
-    guard.doubt(DOCKERS.bridge)
+    state, tracker, members = with_docker_network(kernel, later)
+    tracker.doubt(DOCKERS.bridge)
     assert all(open_for(kernel.first().remove, each) for each in members)
     assert {Element("host_closed", (2, 6, 9000 + n)) for n in range(MEMBERS)} <= set(kernel.first().add)
     assert not any(open_for(kernel.table or (), each) for each in members)
@@ -238,14 +238,14 @@ def test_a_departed_container_stays_closed(
     if trouble == "full disk":
         monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
     elif trouble == "no policy":
-        real = PolicyView.elements
+        real = ElementCompiler.elements
 
-        def fails(self: PolicyView, owner: ElementOwner) -> frozenset[Element]:
+        def fails(self: ElementCompiler, owner: ElementOwner) -> frozenset[Element]:
             if owner.id != members[0].id:
                 return real(self, owner)
             raise ArithmeticError("a mistake of ours")
 
-        monkeypatch.setattr(PolicyView, "elements", fails)
+        monkeypatch.setattr(ElementCompiler, "elements", fails)
     else:
         change = kernel.change
 
@@ -283,7 +283,7 @@ def test_a_refusal_does_not_reopen_a_departed_container(kernel: Recorder) -> Non
     """The kernel refuses everything except closing: a later change of another container does not reopen the departed
     one."""
     later: list[Callable[[], None]] = []
-    state, guard, members = with_docker_network(kernel, later)
+    state, tracker, members = with_docker_network(kernel, later)
     change, replace = kernel.change, kernel.replace
 
     def refuses(what: Change, timed: Mapping[Element, int] = MappingProxyType({})) -> None:
@@ -292,11 +292,11 @@ def test_a_refusal_does_not_reopen_a_departed_container(kernel: Recorder) -> Non
         change(what, timed)
 
     kernel.change, kernel.replace = refuses, _fails(NftError("refused"))  # type: ignore[method-assign]
-    guard.leaves("", members[7].container.id)  # type: ignore[union-attr]
+    tracker.leaves("", members[7].container.id)  # type: ignore[union-attr]
     assert state.unfinished or later
     kernel.change, kernel.replace = change, replace  # type: ignore[method-assign]
     assert open_for(kernel.table or (), members[7]) == set()
-    guard.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=guard.now())
+    tracker.put(DOCKERS, [member(108, DOCKERS)], listed=True, asked=tracker.now())
     assert open_for(kernel.table or (), members[7]) == set()
     done(later)
     assert kernel.table == desired(state)
@@ -397,10 +397,10 @@ def test_addresses_times_published_ports_are_bounded(kernel: Recorder, caplog: p
     ports = [Published("tcp", IPv6Address(0), n, n) for n in range(8000, 9000)]
     later: list[Callable[[], None]] = []
     state = made(kernel, [], later)
-    guard = EndpointTracker(state)
+    tracker = EndpointTracker(state)
     few = member(1, DOCKERS, *ports[:1], allow=lists)
     many = member(2, DOCKERS, *ports, allow=f"{lists}, 22 from 192.0.2.1")
-    guard.replace([DOCKERS], [few, many], asked=guard.now())
+    tracker.replace([DOCKERS], [few, many], asked=tracker.now())
     found = kernel.table or set()
     assert sum(e.set.startswith("host_from") for e in found) == 150 * 128
     assert Element("from4", (many.addr4, 6, 22, 32, IPv4Address("192.0.2.1"))) in found  # type: ignore[arg-type]
@@ -409,7 +409,7 @@ def test_addresses_times_published_ports_are_bounded(kernel: Recorder, caplog: p
     (messages,) = state.read(lambda known: known).too_many(ElementOwner(Kind.TRACKED, many.id))
     assert messages in caplog.text
     ours = member(3, OURS, *ports, allow=lists)
-    assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw's own networks have no docker-proxy"
+    assert state.read(lambda known: known).resolved(OURS, ours).accepts, "docker-fw networks have no docker-proxy"
 
 
 def test_the_bound_applies_rule_by_rule() -> None:
@@ -418,10 +418,12 @@ def test_the_bound_applies_rule_by_rule() -> None:
     for n in range(MEMBERS):
         known.put(str(n), peers.who(member(n)))
     shop, one = Peer("project", "shop"), Peer("prefix", "192.0.2.1")
-    rules = (Rule("tcp", 1, 4095, (one, shop)), Rule("tcp", 5000, 5000, (shop,)))
-    messages = list(known.too_many(decide.Policy(accepts=rules), None))
-    assert len(messages) <= 1
-    first = Rule("tcp", 1, 65534, (one, shop))
-    found = known.resolved(decide.Policy(accepts=(first, rules[1])), None).accepts
+    first, second = Rule("tcp", 1, 65534, (one, shop)), Rule("tcp", 5000, 5000, (shop,))
+    policy = decide.Policy(accepts=(first, second))
+    (message,) = known.too_many(policy, None)
+    assert message.startswith("fw.allow=1-65534/tcp")
+    found = known.resolved(policy, None).accepts
     assert found[0].peers == (one,)
     assert len(found[1].peers) == 2 * MEMBERS
+    small = decide.Policy(accepts=(Rule("tcp", 1, 4095, (one, shop)), second))
+    assert list(known.too_many(small, None)) == []

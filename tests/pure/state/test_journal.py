@@ -227,7 +227,7 @@ def test_a_failed_full_save_is_repeated_by_the_next(tmp_path: Path) -> None:
 
 
 def test_the_log_does_not_grow_without_bound(tmp_path: Path) -> None:
-    """One container that joins and leaves for years costs a few kilobytes."""
+    """One container that joins and leaves for years costs at most 150 kB."""
     path = tmp_path / "state.json"
     store = Store(str(path))
     store.save(BASE, flush=True)

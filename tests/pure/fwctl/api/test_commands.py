@@ -52,8 +52,8 @@ class Desk:
         self.site = Site(*(endpoints or (ours(2, WEB), ours(3, DB), ours(4, API))))
         self.clock = CLOCK
         self.woken = 0
-        not_guarded = {"tool": "has the host's network: it answers like any program of the host"}
-        self.orders = AdminCommands(self.site.state, lambda: not_guarded, self._wake, self.clock, lambda: set(HOST))
+        not_protected = {"tool": "has the host's network: it answers like any program of the host"}
+        self.orders = AdminCommands(self.site.state, lambda: not_protected, self._wake, self.clock, lambda: set(HOST))
 
     def _wake(self) -> None:
         self.woken += 1
@@ -269,11 +269,11 @@ def test_an_override_is_removed_with_its_container() -> None:
     desk = Desk(guest(FRONT, 2, WEB), guest(BACK, 3, DB), ours(4, API))
     for who in ("web", "db", "api"):
         desk.allow(who, "9000")
-    desk.site.guard.leaves("", WEB.id)
+    desk.site.tracker.leaves("", WEB.id)
     desk.site.guests = [endpoint for endpoint in desk.site.guests if endpoint.container != WEB]
     desk.site.see(WEB.id, DB.id)  # stopped, but still listed
     assert {each.container for each in desk.site.state.state.overrides} == {WEB.id, DB.id, API.id}
-    desk.site.guard.forget(WEB.id)
+    desk.site.tracker.forget(WEB.id)
     assert {each.container for each in desk.site.state.state.overrides} == {DB.id, API.id}
     # A container on a docker-fw network exists as long as it has its endpoint.
     desk.site.guests = []

@@ -265,7 +265,7 @@ def test_docker_drops_packets_to_a_containers_own_address_behind_nat(
 ) -> None:
     """Docker drops the packets even if docker-fw accepts them; older engines do not filter IPv6."""
     site = Site(guest(network, 2, APP))
-    site.guard.replace([network], site.guests, asked=1 << 30)
+    site.tracker.replace([network], site.guests, asked=1 << 30)
     answer = ask(site, "internet", "app", "8080", engine=engine)
     assert {flow["family"]: flow["accepted"] for flow in answer["flows"]} == accepted
     for flow in answer["flows"]:
@@ -290,7 +290,7 @@ def test_docker_isolates_its_networks(site: Site) -> None:
 def test_dockers_nftables_mark_is_reported_as_a_condition() -> None:
     """dockerd does not report whether it accepts the mark."""
     site = Site(guest(_mode("routed"), 2, APP))
-    site.guard.replace([_mode("routed")], site.guests, asked=1 << 30)
+    site.tracker.replace([_mode("routed")], site.guests, asked=1 << 30)
     answer = ask(site, "internet", "app", "8080", engine=around("29.7.2", "nftables"))
     assert answer["accepted"]
     assert "unless dockerd runs with --bridge-accept-fwmark=0x8000000/0x8000000" in steps(answer)

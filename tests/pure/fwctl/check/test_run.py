@@ -153,7 +153,7 @@ def test_the_driver_decides_whether_a_network_is_protected(driver: str, kind: st
 
 
 def test_an_overlay_publishes_over_dockers_own_bridge() -> None:
-    """A port that a container on an overlay publishes goes through docker_gwbridge, and is filtered there."""
+    """A port that a container on an overlay publishes is forwarded by docker_gwbridge, and is filtered there."""
     result = checked(
         "services: {web: {networks: [n], ports: ['8080:8080'], labels: {fw.allow: 8080}}}\n"
         "networks: {n: {driver: overlay}}"

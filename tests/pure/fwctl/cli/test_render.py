@@ -139,7 +139,7 @@ def test_status_shows_overrides_with_the_remaining_time(site: Site) -> None:
 
 
 def test_status_shows_mistakes_and_rules_without_effect(site: Site) -> None:
-    """Mistakes, labels of an image, rules without effect because of Docker's own firewall, drops."""
+    """Mistakes, labels of an image, rules without effect because of Docker's firewall, drops."""
     text = words(site)
     assert '    label fw.dney="80": is not a key of docker-fw' in text
     assert "  wrong  172.18.0.3 2001:db8:a::3  ICMP only" in text
@@ -174,8 +174,8 @@ def test_status_warns_that_names_leave_by_the_hosts_resolver() -> None:
         "DNS queries bypass fw.egress: Docker's DNS forwards them to the host's resolver (127.0.0.1) from the host"
     )
     assert warning in words(egress_restricted, host_resolver="127.0.0.1")
-    assert "names" not in words(egress_restricted)
-    assert "names" not in words(free, host_resolver="127.0.0.1")
+    assert "DNS" not in words(egress_restricted)
+    assert "DNS" not in words(free, host_resolver="127.0.0.1")
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_remove_deletes_exactly_those_files(root: Path) -> None:
     ],
 )
 def test_a_missing_part_of_the_host_is_named(root: Path, missing: str, advice: str) -> None:
-    """Each error says what to do, and nothing is written."""
+    """Each error says which part is missing, and what to do."""
     assert boot_unit.find_nft(root) == NFT
     (root / missing).rename(root / "gone")
     with pytest.raises(FwError, match=advice):
