@@ -75,7 +75,7 @@ class Bed:
         self.within = within
         self.places = (
             Place("tortured", fw.driver, "10.89.1", "2001:db8:89:1", 0),
-            Place("guarded", "bridge", "10.89.2", "2001:db8:89:2", 10000),
+            Place("protected", "bridge", "10.89.2", "2001:db8:89:2", 10000),
         )
         self._excuse = (0.0, 0.0)
 
