@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from plugin.nftables import fields, rate_chains
-from plugin.nftables.features import Features
+from plugin.nftables.features import OWNED_FLAGS, Features
 from plugin.nftables.fields import CGROUP, VERDICT
 from plugin.nftables.lookups import set_text
 from plugin.nftables.rules_bridge import bridge
@@ -22,18 +22,6 @@ from plugin.nftables.sets import CGROUP_LEVELS, SETS, TABLE, Element, limiting, 
 USUAL = Features()
 #: The number under which drops are reported to listeners (nfnetlink_log); docker-fw is one.
 LOG_GROUP = 0x6677
-_OWNED = "flags owner, persist"
-#: Succeeds if kernel and nft support such a table, and leaves nothing behind.
-TRY_OWNED = f"create table inet {TABLE}_try {{ {_OWNED}; }}\ndelete table inet {TABLE}_try\n"
-#: The same for a table for frames within a bridge (CONFIG_NF_TABLES_BRIDGE).
-TRY_BRIDGE = f"""create table bridge {TABLE}_try
-add chain bridge {TABLE}_try try {{ type filter hook prerouting priority filter; }}
-delete table bridge {TABLE}_try
-"""
-#: The same for the check that a socket listens at a packet's destination (Linux 4.18).
-TRY_LISTENERS = f"""create table inet {TABLE}_try {{ chain try {{ socket transparent 0; }}; }}
-delete table inet {TABLE}_try
-"""
 
 
 def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] = (), rates: Iterable[str] = ()) -> str:
@@ -49,7 +37,7 @@ def skeleton(mark: int, features: Features = USUAL, *, unmanaged: Iterable[str] 
     )
     log = f"limit rate 200/second burst 400 packets log group {LOG_GROUP} snaplen 128" if features.logs else "continue"
     rates = list(rates)
-    flags = f"\t{_OWNED};\n" if features.owned else ""
+    flags = f"\t{OWNED_FLAGS};\n" if features.owned else ""
     within = ""
     if features.bridge:
         ports = _sets(name for name, spec in SETS.items() if spec.bridge)

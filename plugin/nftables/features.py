@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from plugin.nftables.fields import CGROUP
-from plugin.nftables.sets import Element, SetSpec, spec_of
+from plugin.nftables.sets import TABLE, Element, SetSpec, spec_of
+
+#: The flags of an owned table, in nft's syntax.
+OWNED_FLAGS = "flags owner, persist"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,38 @@ class Features:
 
     def _has(self, spec: SetSpec) -> bool:
         return (self.bridge or not spec.bridge) and (self.cgroups or CGROUP not in spec.key)
+
+
+class Probe(NamedTuple):
+    """Commands that succeed, and leave nothing behind, if kernel and nft have a feature. `otherwise`: for the log.
+
+    They try it with an empty table: a complete one takes seconds to be refused, and until a table is active all ports
+    are open.
+    """
+
+    feature: str
+    text: str
+    otherwise: str
+
+
+_TRY = f"{TABLE}_try"
+#: `cgroups` and `logs` have none: almost every kernel has them, and the first table is written again without them.
+PROBES = (
+    Probe(
+        "owned",
+        f"create table inet {_TRY} {{ {OWNED_FLAGS}; }}\ndelete table inet {_TRY}\n",
+        "the tables cannot be owned here, they are watched",
+    ),
+    Probe(
+        "bridge",
+        f"create table bridge {_TRY}\n"
+        f"add chain bridge {_TRY} try {{ type filter hook prerouting priority filter; }}\n"
+        f"delete table bridge {_TRY}\n",
+        "containers of one network may take each other's addresses",
+    ),
+    Probe(
+        "listeners",
+        f"create table inet {_TRY} {{ chain try {{ socket transparent 0; }}; }}\ndelete table inet {_TRY}\n",
+        "what begins to listen cannot be held until it is known whose it is",
+    ),
+)

@@ -16,8 +16,8 @@ from plugin.model import Address
 from plugin.nftables import identity, rate_chains, ruleset
 from plugin.nftables.client import NftClient, NftError
 from plugin.nftables.codec import NFPROTO_BRIDGE, NFPROTO_INET, counted
-from plugin.nftables.document import TRY_BRIDGE, TRY_LISTENERS, TRY_OWNED, named, replace, skeleton
-from plugin.nftables.features import Features
+from plugin.nftables.document import named, replace, skeleton
+from plugin.nftables.features import PROBES, Features, Probe
 from plugin.nftables.ruleset import Header, Table
 from plugin.nftables.sets import BANNING, SHUT, SHUT_SECONDS, TABLE, Change, Element, limiting, spec_of
 
@@ -201,22 +201,14 @@ class KernelTable:
         return self._fingerprint() == self._written if self._written else self._closes()
 
     def _find_features(self) -> None:
-        self.features = dataclasses.replace(
-            self.features,
-            owned=self._can(TRY_OWNED, "the tables cannot be owned here, they are watched"),
-            bridge=self._can(TRY_BRIDGE, "containers of one network may take each other's addresses"),
-            listeners=self._can(TRY_LISTENERS, "what begins to listen cannot be held until it is known whose it is"),
-        )
+        found = {probe.feature: self._succeeds(probe) for probe in PROBES}
+        self.features = dataclasses.replace(self.features, **found)
 
-    def _can(self, text: str, otherwise: str) -> bool:
-        """True if the kernel accepts `text`, tested with an empty table.
-
-        A complete table takes seconds to be refused, and until it is active all ports are open.
-        """
+    def _succeeds(self, probe: Probe) -> bool:
         try:
-            self._client.run(text)
+            self._client.run(probe.text)
         except NftError as error:
-            log.info("%s: %s", otherwise, error)
+            log.info("%s: %s", probe.otherwise, error)
             return False
         return True
 
@@ -299,7 +291,7 @@ class KernelTable:
         # Another program changed the ruleset meanwhile. That only matters if it changed docker-fw's table.
         now = self._fingerprint()
         if not _only_added(self._written, now, chains, rate_chains.rule_count(rates)):
-            raise NftError("somebody touched the rules")
+            raise NftError("another program changed the rules")
         self._written = now
 
     def _drop_rates(self, gone: Iterable[Element]) -> None:
@@ -330,7 +322,7 @@ class KernelTable:
         foreign = self._client.foreign_changes()
         if foreign != self._seen:
             if self._fingerprint() != self._written:
-                raise NftError("somebody touched the rules")
+                raise NftError("another program changed the rules")
             self._seen = foreign
         return foreign
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from plugin.docker.client import DockerApi
 from plugin.docker.proxy_ports import ProxyPorts, before, own_ports, passing
+from plugin.docker.requested_ports import MOST, requested
 from plugin.docker.snapshot import DockerSnapshot
 from plugin.kernel.sock_diag import PATIENCE, Listener, Listeners
-from plugin.model import Address, Defaults, Published, Rule
-from plugin.policy import requested_ports as asking
+from plugin.model import Address, Defaults, Published, RequestedPorts, Rule
 from plugin.policy.facts import Facts, ProxyFacts
-from plugin.policy.requested_ports import MOST, Asked, asked
 from plugin.policy.saved import SavedState
+from plugin.state import codec
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import _plain
 from tests.kernel.fakedocker import FakeDocker
@@ -47,31 +47,36 @@ def inspected(bindings: Any = None, **config: Any) -> dict[str, Any]:
         (inspected(), []),
         (
             inspected({"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}),
-            [Asked("tcp", ANY4, 8080, 8080), Asked("tcp", ANY6, 8080, 8080)],
+            [RequestedPorts("tcp", ANY4, 8080, 8080), RequestedPorts("tcp", ANY6, 8080, 8080)],
         ),
         (
             inspected({"80/udp": [{"HostIp": "192.0.2.1", "HostPort": "53"}, {"HostIp": "", "HostPort": ""}]}),
-            [Asked("udp", ANY4, 0, 0), Asked("udp", ONE, 53, 53)],
+            [RequestedPorts("udp", ANY4, 0, 0), RequestedPorts("udp", ONE, 53, 53)],
         ),
-        (inspected({"80/tcp": [{"HostIp": "192.0.2.1", "HostPort": "8000-8009"}]}), [Asked("tcp", ONE, 8000, 8009)]),
-        (inspected({"80/tcp": None}), [Asked("tcp", ANY4, 0, 0)]),
+        (
+            inspected({"80/tcp": [{"HostIp": "192.0.2.1", "HostPort": "8000-8009"}]}),
+            [RequestedPorts("tcp", ONE, 8000, 8009)],
+        ),
+        (inspected({"80/tcp": None}), [RequestedPorts("tcp", ANY4, 0, 0)]),
         (
             inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1000, 3000)}),
-            [Asked("tcp", ONE, 1000, 2999)],
+            [RequestedPorts("tcp", ONE, 1000, 2999)],
         ),
-        (inspected({}, PublishAllPorts=True), [Asked(proto, ANY4, 0, 0) for proto in ("sctp", "tcp", "udp")]),
+        (inspected({}, PublishAllPorts=True), [RequestedPorts(proto, ANY4, 0, 0) for proto in ("sctp", "tcp", "udp")]),
         (inspected({"80/tcp": [{"HostPort": "80"}]}, NetworkMode="host"), []),
     ],
 )
-def test_the_ports_that_a_container_requests(raw: Any, right: list[Asked]) -> None:
+def test_the_ports_that_a_container_requests(raw: Any, right: list[RequestedPorts]) -> None:
     """Fixed ports, on all addresses or one; ranges, and many consecutive ports as one; 0 where Docker chooses."""
-    assert sorted(asked(raw), key=str) == sorted(right, key=str)
-    assert tuple(asking.read(_plain(each)) for each in asked(raw)) == asked(raw)
+    assert sorted(requested(raw), key=str) == sorted(right, key=str)
+    assert tuple(codec.requested_ports(_plain(each)) for each in requested(raw)) == requested(raw)
 
 
 def test_many_requested_ports_count_as_all() -> None:
     """The amount that is stored for one container is bounded."""
-    wanted = asked(inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1, 3000, 2)}))
+    wanted = requested(
+        inspected({f"{n}/tcp": [{"HostIp": "192.0.2.1", "HostPort": str(n)}] for n in range(1, 3000, 2)})
+    )
     assert len(wanted) <= MOST
     assert all(any(each.may_be(tcp(n, host)) for each in wanted) for n in (2, 65535) for host in (ANY4, ANY6, ONE))
 
@@ -80,7 +85,7 @@ def test_many_requested_ports_count_as_all() -> None:
 def test_a_value_that_is_no_port_is_refused(text: str) -> None:
     """The container's ports are unknown then, and no port is taken for the host's own."""
     with pytest.raises(ValueError, match="HostPort"):
-        asked(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
+        requested(inspected({"80/tcp": [{"HostIp": "", "HostPort": text}]}))
 
 
 hosts = st.sampled_from([ANY4, ANY6, ONE, IPv4Address("192.0.2.2"), IPv6Address("2001:db8::1")])
@@ -95,8 +100,8 @@ def test_a_listener_that_may_be_a_containers_proxy(asks: Address, listens: Addre
         and asks.version == listens.version
         and (asks == listens or asks.is_unspecified or listens.is_unspecified)
     )
-    assert Asked("tcp", asks, wanted, wanted).may_be(tcp(port, listens)) is right
-    assert not Asked("udp", asks, wanted, wanted).may_be(tcp(port, listens))
+    assert RequestedPorts("tcp", asks, wanted, wanted).may_be(tcp(port, listens)) is right
+    assert not RequestedPorts("udp", asks, wanted, wanted).may_be(tcp(port, listens))
 
 
 # --- the owner of a listener ------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def test_a_listener_from_before_is_the_hosts(host: Host) -> None:
     for port in (22, 8080, 40000):
         host.listens(tcp(port))
     host.listens(tcp(40001), root=False)
-    assert ports(host.listeners(asked=[Asked("tcp", ANY4, 8080, 8080)]).poll()) == {22, 40001}
+    assert ports(host.listeners(asked=[RequestedPorts("tcp", ANY4, 8080, 8080)]).poll()) == {22, 40001}
     assert ports(host.listeners(known=[tcp(8080)]).poll()) == {8080, 40001}
 
 
@@ -176,7 +181,7 @@ def test_a_containers_port_is_never_the_hosts(host: Host, who: str) -> None:
     listeners.poll()
     host.time += 1
     running = [tcp(40000)] if who == "runs" else []
-    wanted = [Asked("tcp", ANY4, *{"asks": (40000, 40000), "chooses": (0, 0), "runs": (1, 1)}[who])]
+    wanted = [RequestedPorts("tcp", ANY4, *{"asks": (40000, 40000), "chooses": (0, 0), "runs": (1, 1)}[who])]
     listeners.judge(host.time, running, wanted, known=True)
     assert not listeners.poll()
     assert listeners.held() == ([tcp(40000)] if who == "chooses" else [])
@@ -216,7 +221,7 @@ def test_a_restarted_program_keeps_its_port(host: Host) -> None:
     listeners = host.listeners()
     listeners.poll()
 
-    def again(*wanted: Asked, missed_events: bool = False) -> set[Any]:
+    def again(*wanted: RequestedPorts, missed_events: bool = False) -> set[Any]:
         host.time += 1
         listeners.judge(host.time, (), wanted, known=True)
         listeners.poll()
@@ -231,7 +236,7 @@ def test_a_restarted_program_keeps_its_port(host: Host) -> None:
         return ports(listeners.poll())
 
     assert again() == {22, 80}
-    assert again(Asked("tcp", ANY4, 80, 80)) == {22, 443}
+    assert again(RequestedPorts("tcp", ANY4, 80, 80)) == {22, 443}
     assert again(missed_events=True) == set()
 
 
@@ -289,7 +294,7 @@ def test_a_port_of_dockerd_that_a_container_requests_is_closed(desk: Desk) -> No
     assert desk.of("dockerd_ports") == {2377}, (
         "its requested ports are unknown: ports that dockerd already serves stay open"
     )
-    desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376), Asked("tcp", ANY4, 80, 80)))
+    desk.ports.asks("c", (RequestedPorts("tcp", ANY4, 2376, 2376), RequestedPorts("tcp", ANY4, 80, 80)))
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
     assert desk.disk.kept.asked.keys() == {"c"}
     assert Desk(Host(), desk.disk.kept).of("dockerd_ports") == {2375, 2377, 4789}
@@ -301,11 +306,11 @@ def test_a_port_of_dockerd_that_a_container_requests_is_closed(desk: Desk) -> No
 def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
     """A container's ports are removed when Docker no longer lists it, except if it was created after the request to
     Docker, or if the list is incomplete."""
-    desk.ports.asks("old", (Asked("tcp", ANY4, 2375, 2375),))
+    desk.ports.asks("old", (RequestedPorts("tcp", ANY4, 2375, 2375),))
     desk.host.time += 1
     moment = desk.ports.now()
     desk.ports.created("new")
-    desk.ports.asks("new", (Asked("tcp", ANY4, 2376, 2376),))
+    desk.ports.asks("new", (RequestedPorts("tcp", ANY4, 2376, 2376),))
     desk.ports.judge(DockerSnapshot(complete=False), moment)
     assert desk.of("dockerd_ports") == {2377, 4789}
     desk.ports.judge(DockerSnapshot(), moment)
@@ -315,7 +320,7 @@ def test_a_container_that_docker_does_not_list_is_forgotten(desk: Desk) -> None:
 def test_a_full_disk_keeps_nothing_open(desk: Desk) -> None:
     """The port that a container requests is closed, whether it can be saved or not."""
     desk.disk.full = True
-    desk.ports.asks("c", (Asked("tcp", ANY4, 2376, 2376),))
+    desk.ports.asks("c", (RequestedPorts("tcp", ANY4, 2376, 2376),))
     assert desk.of("dockerd_ports") == {2375, 2377, 4789}
 
 
@@ -426,7 +431,7 @@ def test_the_start_of_the_range_from_which_docker_chooses(tmp_path: Path) -> Non
 
 def test_a_port_closed_before_is_not_the_hosts_after_a_restart(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A docker-proxy that runs before docker-fw starts, as with some engines at boot."""
-    state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (Asked("tcp", ANY6, 9090, 9090),)})
+    state = SavedState(proxied={"a": (tcp(8080),)}, asked={"b": (RequestedPorts("tcp", ANY6, 9090, 9090),)})
     for port in (tcp(8080), tcp(9090, ANY6), tcp(22)):
         host.listens(port)
     found = before(state, "/nowhere", None)

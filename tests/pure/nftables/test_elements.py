@@ -38,6 +38,7 @@ from plugin.model import (
     TrackedEndpoint,
 )
 from plugin.nftables import rate_chains
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.document import document, element_text, replace, skeleton
 from plugin.nftables.elements import (
     address_elements,
@@ -55,7 +56,6 @@ from plugin.policy.decide import covers, of, passes, prefix_of
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.peers import PeerIndex
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated
 from plugin.protocols import NUMBER, WITH_PORTS
 from tests.pure import strategies
 from tests.pure.strategies import (
@@ -449,8 +449,9 @@ def test_each_port_of_dockerd_is_one_element() -> None:
     """Each port of FW_DOCKERD_PORTS is one element."""
     ports = own_ports([Rule("tcp", 2375, 2377), Rule("udp", 4789, 4789)], ())
     assert ports == {(6, 2375), (6, 2376), (6, 2377), (17, 4789)}
-    view = evaluated(Defaults(), Facts(dockerd=ports))
-    assert view.elements(ElementOwner(Kind.DOCKERD)) == {Element("dockerd_ports", port) for port in ports}
+    assert compiled(Defaults(), Facts(dockerd=ports)).elements(ElementOwner(Kind.DOCKERD)) == {
+        Element("dockerd_ports", port) for port in ports
+    }
 
 
 # --- the text -----------------------------------------------------------------------------------------------------
@@ -682,15 +683,15 @@ def _inventory(
     guests: Iterable[Endpoint] = (),
     network: BridgeNetwork = DOCKER_NETWORK,
     overrides: tuple[Overriding, ...] = (),
-) -> PolicyView:
+) -> ElementCompiler:
     bound = [dataclasses.replace(end, mac=f"02:42:ac:00:00:0{end.id[0]}") for end in ends]
     state = SavedState({net.id: net for net in nets}, {end.id: end for end in bound}, overrides=overrides)
     tracked = {guest.id: TrackedEndpoint(guest, True) for guest in guests}
     known = {network.id: network} if tracked else {}
-    return evaluated(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
+    return compiled(Defaults(everywhere), Facts(state, networks=known, guests=tracked, listed=True))
 
 
-def _golden() -> dict[str, PolicyView]:
+def _golden() -> dict[str, ElementCompiler]:
     dual = _dual()
     inner = Network(_id("b"), "backend0", IPv4Interface("10.9.0.1/24"), internal=True)
     six = Network(_id("c"), "fw-cccccccccccc", None, IPv6Interface("2001:db8:2::1/64"))
@@ -735,7 +736,7 @@ def _golden() -> dict[str, PolicyView]:
     }
 
 
-def _every_keyword(dual: Network, six: Network) -> PolicyView:
+def _every_keyword(dual: Network, six: Network) -> ElementCompiler:
     """Every keyword of the language, and `fwctl` overrides: on docker-fw networks and on a Docker network."""
 
     def who(letter: str, name: str, **pairs: str) -> Container:
@@ -802,8 +803,7 @@ def _every_keyword(dual: Network, six: Network) -> PolicyView:
 @pytest.mark.parametrize("name", _golden())
 def test_the_whole_table_equals_the_golden_file(name: str) -> None:
     """A host gets the table that was last reviewed: a change is visible as a diff."""
-    inventory = _golden()[name]
-    text = document(MARK, {element for owner in inventory.owners() for element in inventory.elements(owner)})
+    text = document(MARK, _golden()[name].all_elements())
     path = GOLDEN / f"{name}.nft"
     if os.environ.get("FW_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
@@ -814,8 +814,8 @@ def test_the_whole_table_equals_the_golden_file(name: str) -> None:
 def test_the_policy_of_each_address_is_known() -> None:
     """The ports that each address of the example above accepts and may open are known with its subnet, with names
     resolved."""
-    inventory = _golden()["words"]
-    found = {address: what for owner in inventory.owners() for address, what in inventory.answers(owner).items()}
+    inventory = _golden()["words"].view
+    found = inventory.answers_of(inventory.owners())
     assert len(found) == 7
     assert found[V4] == AddressPolicy(IPv4Network("172.18.0.0/16"), found[V4].policy)
     assert list(map(str, found[V4].policy.accepts)) == [

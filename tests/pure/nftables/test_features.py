@@ -8,7 +8,7 @@ import re
 import pytest
 
 from plugin.nftables.document import skeleton
-from plugin.nftables.features import Features
+from plugin.nftables.features import PROBES, Features
 from plugin.nftables.sets import SETS, Element
 
 MARK = 0x08000000
@@ -32,3 +32,13 @@ def test_every_kernel_gets_every_hook_of_the_main_table(features: Features) -> N
 def hooks(features: Features) -> list[str]:
     main = skeleton(MARK, features).partition("\ntable bridge ")[0]
     return re.findall(r"type \w+ hook [^;]+; policy \w+", main)
+
+
+def test_a_probe_leaves_nothing_behind() -> None:
+    """A feature that is tried is one of the fields, and its table is removed in the same transaction."""
+    for probe in PROBES:
+        assert hasattr(Features(), probe.feature)
+        first, *_, last = probe.text.splitlines()
+        made = re.match(r"create (table \w+ [\w-]+)", first)
+        assert made
+        assert last == f"delete {made[1]}"

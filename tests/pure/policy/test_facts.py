@@ -21,13 +21,14 @@ from plugin.model import (
     Rule,
     TrackedEndpoint,
 )
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Element
 from plugin.policy.decide import closed_together
-from plugin.policy.facts import EGRESS, BridgeFacts, ElementOwner, Facts, Kind, ProxyFacts
+from plugin.policy.facts import EGRESS, ElementOwner, Facts, Kind
 from plugin.policy.frozen import FrozenDict
 from plugin.policy.overrides import with_one
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView, evaluated, subnets
+from plugin.policy.view import PolicyView, evaluated
 from tests.specs import spec_of as spec
 
 OURS = Network("o" * 64, "fw-o", IPv4Interface("10.1.0.1/24"), IPv6Interface("2001:db8:1::1/64"))
@@ -79,7 +80,11 @@ def edited(known: PolicyView, edit: Callable[[Facts], Facts]) -> list[ElementOwn
     after = edit(known.facts)
     owners = known.changed(known.facts, after)
     known.take(after, owners)
-    return known.reindex(owners)
+    return ElementCompiler(known).reindex(owners)
+
+
+def elements(known: PolicyView, owner: ElementOwner) -> frozenset[Element]:
+    return ElementCompiler(known).elements(owner)
 
 
 def endpoints(*there: Endpoint) -> Callable[[Facts], Facts]:
@@ -102,7 +107,7 @@ def test_a_container_sends_from_all_its_addresses_by_each_port() -> None:
 
     def sources(endpoint: Endpoint) -> set[str]:
         owner = ElementOwner(Kind.ENDPOINT, endpoint.id)
-        found = {str(e.key[2]) for e in inventory.elements(owner) if e.set.startswith("bound")}
+        found = {str(e.key[2]) for e in elements(inventory, owner) if e.set.startswith("bound")}
         return found - {"fe80::42:aff:fe01:2"}
 
     assert sources(bound) == {"10.1.0.2", "2001:db8:1::2"}
@@ -134,18 +139,18 @@ def test_an_override_with_a_named_peer_follows_it() -> None:
     (rule,) = spec(allow="22 from service:db").allow
     word = Overriding(WEB.container.id, rule)
     edited(inventory, lambda facts: facts.keeping(lambda state: with_one(state, word)))
-    assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in inventory.elements(OF_WEB)
+    assert Element("from4", (WEB.addr4, 6, 22, 32, DB.addr4)) in elements(inventory, OF_WEB)
     assert edited(inventory, guests(less=(DB.id,))) == [OF_DB, OF_WEB]
-    assert not {e for e in inventory.elements(OF_WEB) if e.set.startswith("from")}
+    assert not {e for e in elements(inventory, OF_WEB) if e.set.startswith("from")}
 
 
 def test_an_unknown_container_is_no_peer() -> None:
     """No rule accepts an address whose container is unknown, on any network."""
     inventory = made()
     edited(inventory, endpoints(dataclasses.replace(WEB, spec=spec(allow="22 from service:db"))))
-    assert {e.key[4] for e in inventory.elements(OF_WEB) if e.set == "from4"} == {DB.addr4}
+    assert {e.key[4] for e in elements(inventory, OF_WEB) if e.set == "from4"} == {DB.addr4}
     assert OF_WEB in edited(inventory, guests(guest(DB, sure=False)))
-    assert not {e for e in inventory.elements(OF_WEB) if e.set == "from4"}
+    assert not {e for e in elements(inventory, OF_WEB) if e.set == "from4"}
 
 
 def test_a_changed_network_recomputes_its_endpoints() -> None:
@@ -174,11 +179,11 @@ def test_a_changed_container_recomputes_all_its_endpoints() -> None:
         guest(dataclasses.replace(second, container=who("db", allow="5432"))),
     )
     served = Element("host_open", (2, 6, 15432))
-    assert served in inventory.elements(OF_DB)
+    assert served in elements(inventory, OF_DB)
     unknown = guest(dataclasses.replace(second, container=who("db", allow="5432")), sure=False)
     assert {*edited(inventory, guests(unknown))} == {tracked(second), OF_DB}
-    assert served not in inventory.elements(OF_DB)
-    assert Element("host_closed", (2, 6, 15432)) in inventory.elements(OF_DB)
+    assert served not in elements(inventory, OF_DB)
+    assert Element("host_closed", (2, 6, 15432)) in elements(inventory, OF_DB)
 
 
 # --- elements -----------------------------------------------------------------------------------------------------
@@ -190,45 +195,12 @@ MISSING, OF_APP = ElementOwner(Kind.ENDPOINT, "missing"), ElementOwner(Kind.DOCK
 def test_a_missing_owner_has_no_elements() -> None:
     """An endpoint whose network is unknown has no elements either."""
     inventory = made()
-    assert inventory.elements(MISSING) == frozenset()
+    assert elements(inventory, MISSING) == frozenset()
     assert inventory.answers(MISSING) == inventory.answers(OF_APP) == {}
     assert inventory.decided(OF_APP) is None
     edited(inventory, lambda facts: facts.keeping(lambda state: dataclasses.replace(state, networks=FrozenDict())))
-    assert inventory.elements(OF_WEB) == frozenset()
+    assert elements(inventory, OF_WEB) == frozenset()
     assert inventory.answers(OF_WEB) == {}
-
-
-def test_forwarding_that_was_switched_on_is_kept() -> None:
-    """Families whose forwarding docker-fw switched on do not forward traffic between other networks."""
-    inventory = evaluated(Defaults(), Facts(SavedState(switched=frozenset({2, 10}))))
-    found = inventory.elements(ElementOwner(Kind.FORWARDING))
-    assert found == {Element("no_transit", (2,)), Element("no_transit", (10,))}
-
-
-def test_the_host_has_its_elements() -> None:
-    """The elements: bridges, docker-proxy's control group, dockerd's own ports, listening programs, and ports on which
-    a docker-proxy may listen."""
-    port, closed = Published("tcp", IPv4Address(0), 8080, 8080), Published("tcp", IPv4Address(0), 9090, 9090)
-    facts = Facts(
-        bridges=BridgeFacts(frozenset({7}), frozenset({"docker0"}), frozenset({"docker0"}), frozenset({"docker0"})),
-        proxies=ProxyFacts(frozenset({12}), holding=True),
-        dockerd=frozenset({(6, 2375)}),
-        listening=frozenset({port}),
-        suspects=frozenset({closed}),
-    )
-    inventory = evaluated(Defaults(), facts)
-    assert {element for owner in inventory.owners() for element in inventory.elements(owner)} == {
-        Element("unmanaged", (7,)),
-        Element("dockers", ("docker0",)),
-        Element("protected_bridges", ("docker0",)),
-        Element("same_bridge", ("docker0", "docker0")),
-        Element("docker_proxy", (12,)),
-        Element("proxy_unidentified", (2,)),
-        Element("proxy_unidentified", (10,)),
-        Element("dockerd_ports", (6, 2375)),
-        Element("host_own", (2, 6, 8080)),
-        Element("host_closed", (2, 6, 9090)),
-    }
 
 
 # --- sticky facts -------------------------------------------------------------------------------------------------
@@ -243,7 +215,7 @@ def test_a_network_restricts_egress_from_the_start() -> None:
         (APP, spec(egress="none")),
     ):
         inventory = evaluated(Defaults(settings), Facts(networks=FrozenDict({APP.id: network})))
-        assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
+        assert elements(inventory, EGRESS) == {Element("egress_restricted", ("br-app",))}
         assert inventory.state.egress_restricted == {"br-app"}
         assert inventory.confines(network)
     assert not made().confines(APP)
@@ -292,9 +264,9 @@ def test_an_endpoint_of_an_unknown_container_is_closed() -> None:
     """The addresses of such an endpoint have no opening elements, its published ports are closed, and its egress stays
     empty."""
     inventory = made(guest(dataclasses.replace(DB, container=who("db", egress="443")), sure=False))
-    sets = {element.set for element in inventory.elements(OF_DB)}
+    sets = {element.set for element in elements(inventory, OF_DB)}
     assert sets == {"ingress_drops4", "egress_drops4", "host_closed", "host_neighbours"}
-    assert inventory.elements(EGRESS) == {Element("egress_restricted", ("br-app",))}
+    assert elements(inventory, EGRESS) == {Element("egress_restricted", ("br-app",))}
     (answer,) = inventory.answers(OF_DB).values()
     assert (answer.policy.accepts, answer.policy.egress, answer.policy.known) == ((), (), False)
 
@@ -316,7 +288,7 @@ def test_each_address_has_its_policy_and_subnet() -> None:
         WEB.addr4: IPv4Network("10.1.0.0/24"),
         WEB.addr6: IPv6Network("2001:db8:1::/64"),
     }
-    assert subnets(OURS) == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
+    assert OURS.subnets == (IPv4Network("10.1.0.0/24"), IPv6Network("2001:db8:1::/64"))
 
 
 def test_flows_to_docker_proxys_port_that_may_continue() -> None:
@@ -368,10 +340,10 @@ def test_a_copy_does_not_change() -> None:
     """A copy does not change while the original does."""
     inventory = made()
     copy = inventory.copy()
-    before = {owner: copy.elements(owner) for owner in copy.owners()}
+    before = {owner: elements(copy, owner) for owner in copy.owners()}
     edited(inventory, endpoints())
     edited(inventory, guests(less=(DB.id,)))
-    assert {owner: copy.elements(owner) for owner in copy.owners()} == before
+    assert {owner: elements(copy, owner) for owner in copy.owners()} == before
 
 
 def test_a_published_port_is_closed_if_every_endpoint_closes_it() -> None:

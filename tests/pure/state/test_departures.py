@@ -23,11 +23,11 @@ from plugin.model import (
     Rule,
 )
 from plugin.nftables.client import NftError
+from plugin.nftables.compile import ElementCompiler
 from plugin.nftables.sets import Change, Element
 from plugin.policy import decide, peers
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.saved import SavedState
-from plugin.policy.view import PolicyView
 from plugin.state import applier, deferred
 from plugin.state.reconciler import Reconciler
 from tests.pure.expected import desired
@@ -63,7 +63,7 @@ class Recorder(Kernel):
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (PolicyView, "elements")):
+    for where, name in ((decide, "of"), (peers.PeerIndex, "resolved"), (ElementCompiler, "elements")):
         monkeypatch.setattr(where, name, _recorded(made, name, getattr(where, name)))
     return made
 
@@ -238,14 +238,14 @@ def test_a_departed_container_stays_closed(
     if trouble == "full disk":
         monkeypatch.setattr(Disk, "save", _fails(FwError("no space")))
     elif trouble == "no policy":
-        real = PolicyView.elements
+        real = ElementCompiler.elements
 
-        def fails(self: PolicyView, owner: ElementOwner) -> frozenset[Element]:
+        def fails(self: ElementCompiler, owner: ElementOwner) -> frozenset[Element]:
             if owner.id != members[0].id:
                 return real(self, owner)
             raise ArithmeticError("a mistake of ours")
 
-        monkeypatch.setattr(PolicyView, "elements", fails)
+        monkeypatch.setattr(ElementCompiler, "elements", fails)
     else:
         change = kernel.change
 

@@ -293,6 +293,24 @@ def test_flows_opened_through_a_flushed_table_are_cut(web: tuple[Reconciler, Ker
     assert len(cut) == 3
 
 
+@pytest.mark.parametrize("restricted", [False, True], ids=["first on its bridge", "beside a restricted one"])
+def test_what_a_container_opened_before_its_labels_were_known_is_cut(
+    web: tuple[Reconciler, Kernel, Disk], cut: list[Any], restricted: bool
+) -> None:
+    """A container may initiate flows while its labels are unknown, if no other one restricts egress on its bridge. Its
+    flows are cut when its labels become known and restrict its egress, also if another container's did so meanwhile.
+    """
+    state, _, _ = web
+    spec, late = PolicySpec(egress=()), endpoint(2, 1, 3)
+    state.put_endpoint(dataclasses.replace(late, joined=True))
+    if restricted:
+        other = dataclasses.replace(endpoint(3, 1, 4), joined=True, container=Container("o", "other", spec))
+        state.put_endpoint(other)
+    cut.clear()
+    state.edit_endpoint(late.id, lambda e: dataclasses.replace(e, container=Container("d", "db", spec)))
+    assert [guarded.keys() for guarded in cut] == [{late.addr4}]
+
+
 def test_a_full_disk_opens_nothing(web: tuple[Reconciler, Kernel, Disk]) -> None:
     """A change that opens must be on the disk first: a Join on a full disk is refused, and none of it is applied."""
     state, kernel, disk = web

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ from plugin.model import (
     Published,
     Rule,
 )
+from plugin.nftables.compile import compiled
 from plugin.nftables.document import element_text
 from plugin.nftables.sets import Element
 from plugin.policy.facts import Facts
 from plugin.policy.saved import SavedState
-from plugin.policy.view import evaluated
 from plugin.state.reconciler import Reconciler
 from plugin.state.store import VERSION, Store
 from tests.pure.fakes import Kernel
@@ -148,10 +147,8 @@ def test_a_cut_file_without_a_fallback_is_an_empty_state() -> None:
             assert store.load() == BEFORE
 
 
-def elements_of(state: SavedState) -> Iterator[Element]:
-    inventory = evaluated(Defaults(), Facts(state))
-    for owner in inventory.owners():
-        yield from inventory.elements(owner)
+def elements_of(state: SavedState) -> set[Element]:
+    return compiled(Defaults(), Facts(state)).all_elements()
 
 
 def _damaged(document: Any, data: st.DataObject) -> Any:

@@ -14,12 +14,12 @@ from plugin.labels.parser import parse
 from plugin.model import Defaults, Overriding
 from plugin.nftables import drift
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import ElementCompiler, compiled
 from plugin.nftables.document import document, skeleton
 from plugin.nftables.drift import Line, TableDump
 from plugin.nftables.features import Features
 from plugin.nftables.sets import SETS, WATCHED, Change, Element
 from plugin.policy.overrides import with_one
-from plugin.policy.view import PolicyView, evaluated
 from plugin.settings import Settings, read
 from tests.pure.site import FRONT, PLAIN, Site, container, guest, ours, published
 
@@ -153,8 +153,8 @@ def test_every_rule_of_the_real_table_has_its_text() -> None:
 # --- other settings ---------------------------------------------------------------------------------------------------
 
 
-def under(site: Site, defaults: Defaults) -> tuple[PolicyView, PolicyView]:
-    return evaluated(PLAIN, site.state.facts), evaluated(defaults, site.state.facts)
+def under(site: Site, defaults: Defaults) -> tuple[ElementCompiler, ElementCompiler]:
+    return compiled(PLAIN, site.state.facts), compiled(defaults, site.state.facts)
 
 
 def of(**labels: str) -> Defaults:
@@ -165,14 +165,14 @@ def test_the_same_settings_change_nothing(site: Site) -> None:
     """A setting that every container's labels already contain changes nothing either."""
     for defaults in (Defaults(), of(allow="8080")):
         before, after = under(site, defaults)
-        assert plan.policies(before, after) == []
+        assert plan.policies(before.view, after.view) == []
         assert not plan.difference(before, after)
 
 
 def test_a_plan_shows_policy_and_elements(site: Site) -> None:
     """The policy is listed by container, with the origin; the same change is listed as elements of the table."""
     before, after = under(site, of(allow="9100", deny="22", egress="443"))
-    changes = plan.policies(before, after)
+    changes = plan.policies(before.view, after.view)
     assert lines(changes)[:5] == [
         "- accepts 22/tcp  app on front",
         "- egress: everything  app on front",
@@ -181,7 +181,7 @@ def test_a_plan_shows_policy_and_elements(site: Site) -> None:
         "- accepts 22/tcp  web on net",
     ]
     assert {line["origin"] for line in changes if "9100" in line["text"]} == {"setting fw.allow"}
-    change = drift.elements(plan.difference(before, after), drift.names(before))
+    change = drift.elements(plan.difference(before, after), drift.names(before.view))
     assert "+ allow4 10.1.0.2 . tcp . 9100  web" in lines(change)
     assert "- allow6 2001:db8:a::2 . tcp . 22  app" in lines(change)
     assert '+ egress_restricted "br-front"  front' in lines(change)
@@ -196,7 +196,8 @@ def test_published_ports_are_decided_again(site: Site) -> None:
     change = plan.difference(before, after)
     assert {e.set for e in change.remove if 29000 in e.key} == {"host_closed"}
     assert {e.set for e in change.add if 29000 in e.key} == {"host_open"}
-    assert "+ accepts 9000/tcp through its published port  app on front" in lines(plan.policies(before, after))
+    told = lines(plan.policies(before.view, after.view))
+    assert "+ accepts 9000/tcp through its published port  app on front" in told
 
 
 def test_a_plan_resolves_names(site: Site) -> None:
@@ -209,15 +210,15 @@ def test_containers_are_shown_as_they_would_be_read(site: Site) -> None:
     """FW_IMAGE_LABELS=trust: the containers as they would be read."""
     trusted = dataclasses.replace(WEB, spec=parse({"fw.allow": "8080, 9000"}).spec)
     change = plan.with_containers({ours(2, WEB).id: trusted})
-    before, after = (evaluated(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
-    assert lines(plan.policies(before, after)) == ["+ accepts 9000/tcp  web on net"]
+    before, after = (compiled(PLAIN, facts) for facts in (site.state.facts, change(site.state.facts)))
+    assert lines(plan.policies(before.view, after.view)) == ["+ accepts 9000/tcp  web on net"]
 
 
 def test_ports_of_dockerd_change_elements_only(site: Site) -> None:
     """FW_DOCKERD_PORTS changes elements only."""
-    before = site.state.snapshot()
+    before = compiled(PLAIN, site.state.facts)
     settings: Settings = read({"FW_DOCKERD_PORTS": "2375"})
-    after = evaluated(PLAIN, dataclasses.replace(before.facts, dockerd=own_ports(settings.dockerd_ports, ())))
+    after = compiled(PLAIN, dataclasses.replace(site.state.facts, dockerd=own_ports(settings.dockerd_ports, ())))
     assert lines(drift.elements(plan.difference(before, after), {})) == ["+ dockerd_ports tcp . 2375"]
 
 
@@ -265,8 +266,7 @@ def test_temporary_ports_are_not_in_the_file() -> None:
     rule = parse({"fw.allow": "9000"}).spec.allow[0]
     site.state.edit_state(lambda state: with_one(state, Overriding(APP.id, rule, until=1e12)))
     assert {e.set for e in site.kernel.table if 29000 in e.key} == {"host_open", "host_neighbours"}
-    inventory = evaluated(PLAIN, dataclasses.replace(site.state.facts, suspended=True))
-    elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
+    elements = compiled(PLAIN, dataclasses.replace(site.state.facts, suspended=True)).all_elements()
     assert not any(9000 in element.key for element in elements)
     assert {e.set for e in elements if 29000 in e.key} == {"host_closed", "host_neighbours"}
 
