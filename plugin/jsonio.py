@@ -1,4 +1,4 @@
-"""The one strict reader of JSON that comes from outside: Docker, its hooks, `fwctl`, the state file. Pure.
+"""The one strict reader of JSON from outside: Docker, its hooks, `fwctl`, the state file. Pure.
 
 Each function reads one key of an object and checks its type and range. A mistake is a JsonError, which names the key,
 what would be right and what was there. Documents are bounded in size and depth.

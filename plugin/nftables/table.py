@@ -291,7 +291,7 @@ class KernelTable:
         # Another program changed the ruleset meanwhile. That only matters if it changed docker-fw's table.
         now = self._fingerprint()
         if not _only_added(self._written, now, chains, rate_chains.rule_count(rates)):
-            raise NftError("somebody touched the rules")
+            raise NftError("another program changed the rules")
         self._written = now
 
     def _drop_rates(self, gone: Iterable[Element]) -> None:
@@ -322,7 +322,7 @@ class KernelTable:
         foreign = self._client.foreign_changes()
         if foreign != self._seen:
             if self._fingerprint() != self._written:
-                raise NftError("somebody touched the rules")
+                raise NftError("another program changed the rules")
             self._seen = foreign
         return foreign
 

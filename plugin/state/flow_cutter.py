@@ -28,7 +28,7 @@ from plugin.nftables.table import KernelTable
 from plugin.policy.facts import ElementOwner, Facts, Kind
 from plugin.policy.flows import Way, let_through
 from plugin.policy.frozen import frozen
-from plugin.policy.view import PolicyView, subnets
+from plugin.policy.view import PolicyView
 from plugin.state import closed_flows
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class FlowCutter:
     def _strangers(self, bridges: Collection[str]) -> None:
         """Cut flows that unknown addresses on these bridges opened."""
         networks = [network for network in self._known.networks() if network.bridge in bridges]
-        prefixes = [subnet for network in networks for subnet in subnets(network)]
+        prefixes = [subnet for network in networks for subnet in network.subnets]
         if prefixes:
             known = frozenset(self.answers(self._known.owners()))
             self._later(partial(closed_flows.cut_strangers, prefixes, known, self.hold))

@@ -159,7 +159,7 @@ class Reconciler:
             owners = self._concerned(before, after)
             self._view.take(after, owners)
             owed = self._writer.owe(owners)
-            gone = owners  # if it cannot be told who leaves: Docker takes no departure back
+            gone = owners  # if it is unknown who leaves: Docker takes no departure back
             try:
                 gone = self._view.departing(owners)
                 self._perform(before, owners, owed, ends, gone=gone, observed=observed)
@@ -170,7 +170,7 @@ class Reconciler:
                 raise
 
     def _concerned(self, before: Facts, after: Facts) -> Owners:
-        """Return the owners whose elements may change; all of them if that cannot be told."""
+        """Return the owners whose elements may change; all of them if that is unknown."""
         try:
             return self._view.changed(before, after)
         except Exception:
@@ -201,7 +201,7 @@ class Reconciler:
             log.error("%s; what must be closed is closed all the same", error)
         try:
             self._apply(owners, before)
-            if room := self._view.room_left():
+            if room := self._writer.room_left():
                 self._writer.owe(room)
                 self._apply(room)
         except (NftError, OSError) as error:

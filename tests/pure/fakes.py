@@ -47,7 +47,7 @@ class Kernel:
         self.timed = {element: n for element, n in self.timed.items() if element not in change.remove} | dict(timed)
 
     def dump(self, name: str) -> list[bytes]:
-        """The quarantine is empty."""
+        """Return the table, with an empty quarantine."""
         return []
 
     def rate_chains(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""`fwctl export`: the table as a file for `nft -f` that stands alone. Pure."""
+"""`fwctl export`: the table as a file for `nft -f` that needs no other file. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEAD = """\
 # nft -f FILE loads them in one transaction and replaces those in the kernel. They describe the moment of the export:
 # containers that start, stop or move later are not in them. docker-fw replaces them when it starts.
 # Other programs' bridges are exempt by name. docker-proxy's ports are closed one by one, not by its control group.
-# What `fwctl allow --for` opened is left out; a ban that expires starts again when this file is loaded.
+# Openings by `fwctl allow --for` are left out; a ban that expires starts again when this file is loaded.
 # What Docker networks accept stays open here; while docker-fw runs, it closes within half a minute of its death.
 # Loading it where docker-fw has no table needs nftables 1.0.6 or newer and Linux 5.10 or newer.
 """

@@ -1,4 +1,4 @@
-"""What `fwctl` asks: the status, why a connection is accepted or dropped, what would change, the table as a file.
+"""Answers to `fwctl`: the status, why a connection is accepted or dropped, what would change, the table as a file.
 
 Nothing is changed. Each answer is made from a copy of the state, so that no hook waits for it.
 """
@@ -27,10 +27,10 @@ from plugin.kernel.resolver import asked_from_host
 from plugin.model import Address, DockerUnavailable, FwError, Published
 from plugin.nftables import drift, dump
 from plugin.nftables.ban_elements import ban_elements
+from plugin.nftables.compile import compiled
 from plugin.nftables.sets import Element
 from plugin.nftables.table import ExpectedRules, KernelTable
 from plugin.policy.facts import Facts
-from plugin.policy.view import evaluated
 from plugin.settings import SETTINGS, Settings
 from plugin.state.reconciler import Reconciler
 
@@ -112,9 +112,9 @@ class AdminQueries:
         if given:
             settings = self._read(given)
             found["notes"] = _notes(given)
-            before = evaluated(self._settings.defaults, inventory.facts)
-            after = evaluated(settings.defaults, self._changed(settings, inventory.facts))
-            found["policy"] = plan.policies(before, after)
+            before = compiled(self._settings.defaults, inventory.facts)
+            after = compiled(settings.defaults, self._changed(settings, inventory.facts))
+            found["policy"] = plan.policies(before.view, after.view)
             found["elements"] = drift.elements(plan.difference(before, after), owners)
             if settings.mark != self._settings.mark:
                 found["rules"] = plan.rules_apart(self._settings.mark, settings.mark)
@@ -123,9 +123,9 @@ class AdminQueries:
 
     def export(self) -> dict[str, Any]:
         """Return the table as a file for `nft -f`."""
-        inventory = evaluated(self._settings.defaults, dataclasses.replace(self._reconciler.facts, suspended=True))
-        elements = {element for owner in inventory.owners() for element in inventory.elements(owner)}
-        banned, timed = ban_elements(inventory.state.bans, time.time())
+        facts = dataclasses.replace(self._reconciler.facts, suspended=True)
+        elements = compiled(self._settings.defaults, facts).all_elements()
+        banned, timed = ban_elements(facts.saved.bans, time.time())
         unmanaged = frozenset(filter(INTERFACE_NAME.fullmatch, self._bridges.unmanaged()))
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         text = export.file(
@@ -165,7 +165,7 @@ class AdminQueries:
             raise FwError(f"could not read the table from the kernel: {error.strerror or error}") from error
         (facts, elements, lease), (text, loaded) = should
         lasting, timed = ban_elements(facts.saved.bans, time.time())
-        # What expires in a moment may have expired.
+        # An element that expires in a moment may have expired.
         timed_yet = [element for element, seconds in (timed | lease).items() if seconds > 2]
         wanted = lasting.union(elements)
         return drift.drift(wanted, timed_yet, found, text, dump.lines(loaded), owners)
